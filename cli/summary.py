@@ -1,0 +1,107 @@
+"""The last run's results in a short table, read from the files that the steps wrote."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from yolact.errors import DataError
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run of the pipeline came to; AP values lie in 0 to 1, None where there was nothing to find."""
+
+    box_ap: float | None
+    box_ap50: float | None
+    mask_ap: float | None
+    mask_ap50: float | None
+    seconds_per_step: float
+    model_name: str
+    version: str
+    alias: str | None
+
+
+def read_results(root: Path = Path()) -> Results:
+    """Collect the results below ``root``.
+
+    Raises:
+        DataError: a step's file is missing, is not JSON or lacks a value; names the file and the step to run.
+    """
+    train = _StepFile(root / "metrics" / "train.json", "train")
+    evaluate = _StepFile(root / "metrics" / "eval.json", "evaluate")
+    register = _StepFile(root / "reports" / "registration.json", "register")
+    return Results(
+        box_ap=evaluate.value("box", "AP"),
+        box_ap50=evaluate.value("box", "AP50"),
+        mask_ap=evaluate.value("mask", "AP"),
+        mask_ap50=evaluate.value("mask", "AP50"),
+        seconds_per_step=train.value("seconds_per_step"),
+        model_name=register.value("name"),
+        version=str(register.value("version")),
+        alias=register.value("alias"),
+    )
+
+
+def print_summary(root: Path = Path(), console: Console | None = None) -> None:
+    """Print the results table and the next three commands to try.
+
+    Raises:
+        DataError: see `read_results`.
+    """
+    results = read_results(root)
+    console = console or Console(highlight=False)
+    table = Table("", "AP", "AP50")
+    table.add_row("box", _number(results.box_ap), _number(results.box_ap50))
+    table.add_row("mask", _number(results.mask_ap), _number(results.mask_ap50))
+    console.print(table)
+    alias = f", alias {results.alias}" if results.alias else ", without an alias"
+    console.print(f"Training took {results.seconds_per_step:.3f} s a step.")
+    console.print(f"Registered as {results.model_name} version {results.version}{alias}.\n")
+    console.print("Next:")
+    for command, what in _next_commands():
+        console.print(f"  [bold]{command}[/bold]\n      {what}")
+
+
+class _StepFile:
+    """A JSON file that a step wrote, with errors that name the step."""
+
+    def __init__(self, path: Path, step: str) -> None:
+        self.path = path
+        self.way_out = f"run the step that writes it: dvc repro {step}"
+        try:
+            self.tree = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; {self.way_out}") from None
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error}); {self.way_out}") from error
+
+    def value(self, *keys: str) -> Any:
+        tree = self.tree
+        for key in keys:
+            if not isinstance(tree, dict) or key not in tree:
+                raise DataError(f"{self.path}: has no {'.'.join(keys)}; {self.way_out}")
+            tree = tree[key]
+        return tree
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _next_commands() -> list[tuple[str, str]]:
+    show = "open" if sys.platform == "darwin" else "xdg-open"
+    return [
+        ("make mlflow", "the run in MLflow: curves, pictures, the registered model"),
+        (f"{show} reports/eval/index.html", "what it finds in the validation photos, and what it misses"),
+        (
+            "source .venv/bin/activate && dvc exp run -S train.lr=2e-2 && dvc exp show",
+            "another setting, compared with this one; only the steps it concerns run again",
+        ),
+    ]

@@ -1,0 +1,203 @@
+"""`yolact preset`: composing, refusing, writing params.yaml."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from cli import presets
+from cli.main import app
+from yolact.config import load_params, parse_params
+from yolact.errors import SettingsError
+
+PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the project's presets and no params.yaml, made the current one."""
+    shutil.copytree(repository / "conf", tmp_path / "conf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["preset", *arguments])
+
+
+def merged(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
+    """The oracle for composing: a deep merge on plain mappings."""
+    result = dict(base)
+    for key, value in difference.items():
+        result[key] = merged(base[key], value) if isinstance(value, dict) else value
+    return result
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tree
+
+
+def test_the_presets_that_the_documents_name_are_there(repository: Path) -> None:
+    assert set(PRESETS) <= set(presets.preset_names(repository / "conf"))
+
+
+def test_every_preset_is_valid_and_described(repository: Path) -> None:
+    conf = repository / "conf"
+    for name in presets.preset_names(conf):
+        parse_params(yaml.safe_load(presets.compose(name, conf=conf)), origin=name)
+        assert presets.describe(name, conf)
+
+
+def test_committed_params_yaml_is_the_sample_preset(repository: Path) -> None:
+    composed = presets.compose("sample-cpu", conf=repository / "conf")
+    assert (repository / "params.yaml").read_text(encoding="utf-8") == composed, "run: yolact preset use sample-cpu"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_composing_is_a_deep_merge_over_the_base(repository: Path, name: str) -> None:
+    conf = repository / "conf"
+    expected = merged(read_plain(conf / "base.yaml"), read_plain(conf / f"{name}.yaml"))
+    assert yaml.safe_load(presets.compose(name, conf=conf)) == expected
+
+
+def test_lists_replace_and_the_bases_comments_and_order_stay(workspace: Path) -> None:
+    text = presets.compose("base", ["model.anchor_scales=[[1],[2],[3],[4],[5]]"])
+    assert yaml.safe_load(text)["model"]["anchor_scales"] == [[1], [2], [3], [4], [5]]
+    comment = "# pixels, levels P3 to P7"
+    line = next(line for line in text.splitlines() if "anchor_scales" in line and not line.startswith("#"))
+    assert line.endswith(comment)
+    base = (workspace / "conf" / "base.yaml").read_text(encoding="utf-8")
+    body = base.split("\n\n", 1)[1]
+    assert text.split("\n\n", 1)[1].count("#") == body.count("#")
+    assert list(yaml.safe_load(text)) == list(yaml.safe_load(base))
+
+
+def test_the_first_line_names_the_preset_and_how_to_make_it_again(workspace: Path) -> None:
+    first = presets.compose("sample-cpu", ["train.lr=2e-3"]).splitlines()[0]
+    assert first.startswith("# Preset sample-cpu, written by `yolact preset use sample-cpu -S train.lr=2e-3`.")
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("train.lr=2e-3", "train", "lr", 2e-3),
+        ("train.lr=0.002", "train", "lr", 2e-3),
+        ("train.epochs=3", "train", "epochs", 3),
+        ("model.square_anchors=true", "model", "square_anchors", True),
+        ("model.backbone_weights=none", "model", "backbone_weights", "none"),
+        ("data.source=../a=b/VOC", "data", "source", "../a=b/VOC"),
+        ("train.lr_milestones=[0.6,0.9]", "train", "lr_milestones", [0.6, 0.9]),
+    ],
+)
+def test_an_override_sets_its_key(workspace: Path, override: str, section: str, key: str, value: Any) -> None:
+    presets.use("sample-cpu", [override])
+    params = load_params("params.yaml")
+    assert getattr(getattr(params, section), key) == value
+
+
+def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
+    text = presets.compose("base", ["data.sample.min_size=300", "data.sample.max_size=400"])
+    assert yaml.safe_load(text)["data"]["sample"]["min_size"] == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sampel-cpu"], "no preset 'sampel-cpu' in conf/; did you mean 'sample-cpu'?"),
+        (["../secret"], "no preset '../secret' in conf/"),
+        (["sample-cpu", "-S", "train.lrr=1"], "-S train.lrr=1: train.lrr: unknown key; did you mean 'lr'?"),
+        (["sample-cpu", "-S", "trian.lr=1"], "trian: unknown key; did you mean 'train'?"),
+        (["sample-cpu", "-S", "train.lr=fast"], "train.lr: input should be a valid number (found 'fast')"),
+        (["sample-cpu", "-S", "train.lr="], "train.lr: input should be a valid number"),
+        (["sample-cpu", "-S", "train=1"], "-S train=1: train: is a section, it cannot be set to 1"),
+        (["sample-cpu", "-S", "train.loss=1"], "-S train.loss=1: train.loss: is a section"),
+        (["sample-cpu", "-S", "train.lr"], "-S train.lr: must be KEY=VALUE"),
+        (["sample-cpu", "-S", "train..lr=1"], "-S train..lr=1: must be KEY=VALUE"),
+        (["sample-cpu", "-S", "train.lr=[1"], "-S train.lr=[1: the value is not valid YAML"),
+    ],
+)
+def test_a_faulty_command_is_refused_without_a_traceback_and_writes_nothing(
+    workspace: Path, arguments: list[str], message: str
+) -> None:
+    result = run("use", *arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (workspace / "params.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  epoch: 3\n", "conf/mine.yaml: train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train: 3\n", "conf/mine.yaml: train: is a section"),
+        ("train: [1\n", "conf/mine.yaml: not valid YAML"),
+        ("- train\n", "conf/mine.yaml: must be a mapping"),
+    ],
+)
+def test_a_faulty_preset_file_is_named_with_its_key(workspace: Path, text: str, message: str) -> None:
+    (workspace / "conf" / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        presets.compose("mine")
+    assert message in str(caught.value)
+
+
+def test_use_shows_what_changed_and_only_that(workspace: Path) -> None:
+    assert run("use", "sample-cpu").exit_code == 0
+    result = run("use", "sample-cpu", "-S", "train.epochs=77")
+    assert result.exit_code == 0
+    rows = [line for line in result.stdout.splitlines() if "77" in line]
+    assert len(rows) == 1
+    assert "train.epochs" in rows[0]
+    assert "train.lr" not in result.stdout
+
+
+def test_use_says_so_when_nothing_changed(workspace: Path) -> None:
+    run("use", "sample-cpu")
+    before = (workspace / "params.yaml").read_bytes()
+    result = run("use", "sample-cpu")
+    assert "no setting changed" in result.stdout
+    assert (workspace / "params.yaml").read_bytes() == before
+
+
+def test_use_replaces_a_broken_params_file(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text("train: [", encoding="utf-8")
+    assert run("use", "voc2012-r50").exit_code == 0
+    assert load_params("params.yaml").data.source == "data/external"
+
+
+def test_changes_name_added_removed_and_changed_keys() -> None:
+    old = {"a": 1, "b": {"c": True, "d": [1]}, "gone": "x"}
+    new = {"a": 1, "b": {"c": False, "d": [1]}, "extra": 2}
+    assert presets.changes(old, new) == [
+        presets.Change("b.c", "true", "false"),
+        presets.Change("extra", None, "2"),
+        presets.Change("gone", "x", None),
+    ]
+
+
+def test_list_names_each_preset(workspace: Path) -> None:
+    result = run("list")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in PRESETS)
+
+
+def test_show_prints_the_difference_or_the_whole_file(workspace: Path) -> None:
+    difference = run("show", "voc2012-r101")
+    assert "resnet101" in difference.stdout
+    assert "momentum" not in difference.stdout
+    assert run("show", "voc2012-r101", "--yaml").stdout == presets.compose("voc2012-r101")
+
+
+def test_outside_the_repository_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("list")
+    assert result.exit_code == 1
+    assert "from the repository's root" in result.stderr

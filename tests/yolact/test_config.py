@@ -1,0 +1,175 @@
+"""Settings: what is accepted, and that each refusal names the file, the key and the way out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from yolact.config import load_params, parse_params
+from yolact.errors import SettingsError, YolactError
+
+
+@pytest.fixture(scope="module")
+def base_text(repository: Path) -> str:
+    return (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def tree(repository: Path) -> dict[str, Any]:
+    """The base settings as a nested mapping that a test may spoil."""
+    loaded = load_params(repository / "conf" / "base.yaml").model_dump(mode="python", by_alias=True)
+    return copy.deepcopy(loaded)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *above, last = key.split(".")
+    for part in above:
+        tree = tree[part]
+    tree[last] = value
+
+
+def refusal(tree: Any, origin: str = "params.yaml") -> str:
+    with pytest.raises(SettingsError) as caught:
+        parse_params(tree, origin=origin)
+    return str(caught.value)
+
+
+def test_base_is_valid_and_holds_the_published_values(repository: Path) -> None:
+    params = load_params(repository / "conf" / "base.yaml")
+    assert (params.model.backbone, params.model.image_size) == ("resnet50", 550)
+    assert (params.train.batch_size, params.train.lr, params.train.momentum, params.train.weight_decay) == (
+        8,
+        1e-3,
+        0.9,
+        5e-4,
+    )
+    loss = params.train.loss
+    assert (loss.class_weight, loss.box_weight, loss.mask_weight, loss.semantic_weight) == (1.0, 1.5, 6.125, 1.0)
+    assert params.model.anchor_scales == [[32], [64], [128], [256], [512]]
+    assert params.model.anchors_per_cell == 3
+    assert params.model.pretrained
+
+
+def test_params_yaml_at_the_root_is_valid(repository: Path) -> None:
+    load_params(repository / "params.yaml")
+
+
+def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback() -> None:
+    assert issubclass(SettingsError, YolactError)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("train.learning_rates", 1, "train.learning_rates: unknown key; allowed here: seed, device, epochs"),
+        ("train.epoch", 1, "train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.loss.mask_wieght", 1, "train.loss.mask_wieght: unknown key; did you mean 'mask_weight'?"),
+        ("evalute", {}, "evalute: unknown key; did you mean 'evaluate'?"),
+        ("registr", {}, "registr: unknown key; did you mean 'register'?"),
+        ("train.lr", "fast", "train.lr: input should be a valid number (found 'fast')"),
+        ("train.lr", "0.001", "train.lr: input should be a valid number (found '0.001')"),
+        ("train.lr", 0, "train.lr: input should be greater than 0 (found 0)"),
+        ("train.lr", float("nan"), "train.lr: input should be a finite number (found nan)"),
+        ("train.lr", float("inf"), "train.lr: input should be a finite number (found inf)"),
+        ("train.epochs", 2.5, "train.epochs: input should be a valid integer (found 2.5)"),
+        ("train.epochs", True, "train.epochs: input should be a valid integer (found True)"),
+        ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1 (found 0)"),
+        ("train.momentum", 1.5, "train.momentum: input should be less than or equal to 1 (found 1.5)"),
+        ("train.schedule", "linear", "train.schedule: input should be 'step' or 'cosine' (found 'linear')"),
+        ("train.device", "gpu", "train.device: string should match pattern"),
+        ("train.lr_milestones", [0.8, 0.5], "train.lr_milestones: fractions must be ascending and distinct"),
+        ("train.lr_milestones", [0.5, 0.5], "train.lr_milestones: fractions must be ascending and distinct"),
+        ("train.lr_milestones", [0.5, 60000], "train.lr_milestones.1: input should be less than or equal to 1"),
+        ("train.augment.mirror", "yes", "train.augment.mirror: input should be a valid boolean (found 'yes')"),
+        ("train.augment", None, "train.augment: input should be a valid dictionary"),
+        ("train.loss.negative_iou", 0.6, "negative_iou (0.6) must not be larger than positive_iou (0.5)"),
+        ("data.sample.min_size", 300, "min_size (300) must not be larger than max_size (256)"),
+        ("data.source", "", "data.source: string should have at least 1 character"),
+        ("model.backbone", "resnet5", "model.backbone: input should be 'resnet18', 'resnet34', 'resnet50' or"),
+        ("model.anchor_scales", [[32], [64]], "model.anchor_scales: list should have at least 5 items"),
+        ("model.anchor_scales", [[8]] * 6, "model.anchor_scales: list should have at most 5 items"),
+        ("model.anchor_scales", [[1], [2], [3], [4], [5, 6]], "every level needs the same number of scales"),
+        ("model.anchor_scales", [[], [], [], [], []], "every level needs the same number of scales, at least one"),
+        ("model.anchor_scales", [[1], [2], [3], [4], [-5]], "model.anchor_scales.4.0: input should be greater than 0"),
+        ("model.anchor_ratios", [], "model.anchor_ratios: list should have at least 1 item"),
+        ("evaluate.detect.nms", "soft", "evaluate.detect.nms: input should be 'fast' or 'cross_class' (found 'soft')"),
+        (
+            "evaluate.detect.score_threshold",
+            -0.1,
+            "evaluate.detect.score_threshold: input should be greater than or equal to 0",
+        ),
+        ("register.model_name", "a/b", "register.model_name: string should match pattern"),
+    ],
+)
+def test_a_faulty_setting_is_refused_with_its_key_and_what_is_allowed(
+    tree: dict[str, Any], key: str, value: Any, expected: str
+) -> None:
+    put(tree, key, value)
+    message = refusal(tree)
+    assert message.startswith("params.yaml: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize("key", ["train.lr", "register", "train.loss.mask_weight", "data.sample.seed"])
+def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
+    *above, last = key.split(".")
+    section = tree
+    for part in above:
+        section = section[part]
+    del section[last]
+    assert refusal(tree) == f"params.yaml: {key}: missing; conf/base.yaml has it with its published value"
+
+
+def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> None:
+    put(tree, "train.lr", "fast")
+    put(tree, "model.bakbone", "resnet18")
+    lines = refusal(tree, origin="x.yaml").splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("x.yaml: ") for line in lines)
+
+
+@pytest.mark.parametrize("nothing", [None, [], "train", 3])
+def test_settings_that_are_no_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
+    assert refusal(nothing) == (
+        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register"
+    )
+
+
+def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no\.yaml: no such file.*yolact preset use"):
+        load_params(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize("data", [b"train: [1, 2", b"a: b: c", b"\tx: 1", b"\xff\xfe\x00train"])
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(data)
+    with pytest.raises(SettingsError, match=r"params\.yaml: not valid YAML"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("1e-3", 1e-3), ("2E-3", 2e-3), ("1.e-3", 1e-3), ("1", 1.0), (".5", 0.5)]
+)
+def test_numbers_are_read_as_yaml_1_2_reads_them(tmp_path: Path, base_text: str, written: str, value: float) -> None:
+    text = base_text.replace("  lr: 1.0e-3 ", f"  lr: {written} ")
+    assert text != base_text
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_params(path).train.lr == value
+
+
+def test_settings_cannot_be_changed_after_they_are_read(tree: dict[str, Any]) -> None:
+    params = parse_params(tree)
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.lr = 1.0  # type: ignore[misc]
+
+
+def test_the_settings_survive_a_round_trip_through_yaml(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert load_params(path) == parse_params(tree)

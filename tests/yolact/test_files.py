@@ -1,0 +1,153 @@
+"""Atomic writing: a reader finds the old content or the new, never a part, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from yolact.files import replaced_directory, replaced_file, write_bytes_atomic, write_json_atomic, write_text_atomic
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.fixture
+def umask_027() -> Iterator[None]:
+    old = os.umask(0o027)
+    yield
+    os.umask(old)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_content_is_written_and_folders_above_are_made(tmp_path: Path) -> None:
+    write_bytes_atomic(tmp_path / "a" / "b" / "x.bin", b"\x00\xff")
+    write_text_atomic(tmp_path / "x.txt", "Ä × 2\n")
+    write_json_atomic(tmp_path / "x.json", {"b": [1, 2.5], "a": None})
+    assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "x.txt").read_bytes() == "Ä × 2\n".encode()
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"b": [1, 2.5], "a": None}
+
+
+def test_a_file_keeps_its_old_content_until_the_block_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with replaced_file(path) as temporary:
+        assert temporary.parent == path.parent
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_leaves_a_file_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(InterruptionError), replaced_file(path) as temporary:
+        temporary.write_text("half")
+        raise InterruptionError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_json_that_others_could_not_read_is_refused_and_the_old_file_stays(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "x.json"
+    write_json_atomic(path, 1)
+    with pytest.raises((ValueError, TypeError)):
+        write_json_atomic(path, {"value": value})
+    assert json.loads(path.read_text()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("umask_027")
+def test_permissions_are_those_of_any_newly_made_file_or_folder(tmp_path: Path) -> None:
+    plain_file, plain_folder = tmp_path / "plain", tmp_path / "plain_folder"
+    plain_file.touch()
+    plain_folder.mkdir()
+    write_text_atomic(tmp_path / "file", "x")
+    with replaced_directory(tmp_path / "folder"):
+        pass
+    assert mode(tmp_path / "file") == mode(plain_file) == 0o640
+    assert mode(tmp_path / "folder") == mode(plain_folder) == 0o750
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "out"
+    for name in ("first", "second"):
+        with replaced_directory(folder) as temporary:
+            assert list(temporary.iterdir()) == []
+            assert temporary.parent == folder.parent
+            (temporary / name).write_text(name)
+            assert not (folder / name).exists()
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_exception_leaves_a_folder_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    with pytest.raises(InterruptionError), replaced_directory(folder) as temporary:
+        (temporary / "half").write_text("half")
+        raise InterruptionError
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_exception_before_the_first_folder_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InterruptionError), replaced_directory(tmp_path / "out"):
+        raise InterruptionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_and_other_folders_are_not(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from yolact.files import replaced_directory\n"
+        "with replaced_directory(sys.argv[1]) as temporary:\n"
+        "    (temporary / 'half').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    (tmp_path / ".outer.1.part").mkdir()
+    killed = subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
+    assert killed.returncode == -9
+    assert len(list(tmp_path.glob(".out.*.part"))) == 1, "the killed run left its half-made folder"
+    assert (folder / "old").read_text() == "old"
+
+    with replaced_directory(folder) as temporary:
+        (temporary / "new").write_text("new")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".outer.1.part"}
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_a_write_where_no_file_can_be_made_raises_an_error_with_the_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        write_text_atomic(tmp_path / "file" / "below", "x")
+
+
+def test_a_kill_while_a_directory_is_swapped_loses_nothing(tmp_path):
+    path, aside = tmp_path / "out", tmp_path / ".out.old.part"
+    aside.mkdir()
+    (aside / "old.txt").write_text("old")  # killed after the old folder was moved aside
+
+    with pytest.raises(RuntimeError), replaced_directory(path):
+        raise RuntimeError
+
+    assert (path / "old.txt").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

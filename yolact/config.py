@@ -1,0 +1,293 @@
+"""Every setting of the project, typed and checked.
+
+``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no
+defaults, so a value can never be in two places. Unknown keys, wrong types and impossible combinations are
+refused with the key's path and the way out (`SettingsError`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from yolact.errors import SettingsError
+
+PYRAMID_LEVELS = 5
+"""Levels of the feature pyramid, P3 to P7 (paper section 4, "Feature Backbone")."""
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SampleConfig(_Section):
+    """The generated VOC-layout sample (`yolact.data.sample`)."""
+
+    seed: NonNegativeInt
+    train_images: PositiveInt
+    val_images: PositiveInt
+    min_size: Annotated[int, Field(ge=64)]
+    """Shortest photo side, pixels."""
+    max_size: Annotated[int, Field(le=2000)]
+    """Longest photo side, pixels."""
+    max_objects: PositiveInt
+    """Most objects drawn in one photo."""
+
+    @model_validator(mode="after")
+    def _sizes_ordered(self) -> SampleConfig:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size ({self.min_size}) must not be larger than max_size ({self.max_size})")
+        return self
+
+
+class DataConfig(_Section):
+    source: Annotated[str, Field(min_length=1)]
+    """``sample``, or a directory in VOC layout."""
+    max_problems: NonNegativeInt
+    """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
+    sample: SampleConfig
+
+
+class ModelConfig(_Section):
+    """The network. Published values: dbolya/yolact ``yolact_base`` and ``yolact_resnet50_pascal``."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+    backbone_weights: Annotated[str, Field(min_length=1)]
+    """``none`` (from scratch, batch norm is trained), ``imagenet`` (torchvision's weights; batch norm is
+    frozen), or a file with a torchvision ResNet ``state_dict`` (likewise)."""
+    image_size: Annotated[int, Field(ge=64)]
+    """Side of the square network input, pixels; the aspect ratio is not kept (paper section 4)."""
+    fpn_channels: PositiveInt
+    num_prototypes: PositiveInt
+    """k of the paper, section 3.1; also the number of mask coefficients per anchor."""
+    anchor_scales: Annotated[list[list[PositiveFloat]], Field(min_length=PYRAMID_LEVELS, max_length=PYRAMID_LEVELS)]
+    """Sides in network pixels, one list per level P3 to P7."""
+    anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)]
+    """width / height."""
+    square_anchors: bool
+    """Make height equal to width, as the published YOLACT (not ++, not Pascal) weights expect."""
+
+    @field_validator("anchor_scales")
+    @classmethod
+    def _every_level_has_a_scale(cls, scales: list[list[float]]) -> list[list[float]]:
+        widths = {len(level) for level in scales}
+        if widths == {0} or len(widths) != 1:
+            raise ValueError("every level needs the same number of scales, at least one (the head is shared)")
+        return scales
+
+    @property
+    def pretrained(self) -> bool:
+        return self.backbone_weights != "none"
+
+    @property
+    def anchors_per_cell(self) -> int:
+        return len(self.anchor_ratios) * len(self.anchor_scales[0])
+
+
+class AugmentConfig(_Section):
+    """SSD-style augmentation (paper section 4, after SSD section 2.2); every switch is a probability-0.5 step."""
+
+    photometric: bool
+    expand: bool
+    random_crop: bool
+    mirror: bool
+
+
+class LossConfig(_Section):
+    """Weights and thresholds of the training loss (paper section 3.3 and the published code)."""
+
+    class_weight: NonNegativeFloat
+    box_weight: NonNegativeFloat
+    mask_weight: NonNegativeFloat
+    semantic_weight: NonNegativeFloat
+    positive_iou: Fraction
+    """An anchor with IoU >= this is positive."""
+    negative_iou: Fraction
+    """An anchor with IoU < this is background; in between it is neutral."""
+    crowd_iou: Fraction
+    """An unmatched anchor whose share inside a crowd box is > this is neutral."""
+    negatives_per_positive: PositiveInt
+    """Online hard example mining, SSD section 2.2."""
+    max_masks_per_image: PositiveInt
+    """Most positives per image that enter the mask loss, chosen at random."""
+
+    @model_validator(mode="after")
+    def _thresholds_ordered(self) -> LossConfig:
+        if self.negative_iou > self.positive_iou:
+            raise ValueError(
+                f"negative_iou ({self.negative_iou}) must not be larger than positive_iou ({self.positive_iou})"
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    seed: NonNegativeInt
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+    """``auto`` takes a GPU where there is one."""
+    epochs: PositiveInt
+    batch_size: PositiveInt
+    optimizer: Literal["sgd", "adamw"]
+    """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
+    lr: PositiveFloat
+    """Peak learning rate."""
+    momentum: Fraction
+    """Of ``sgd``; beta 1 of ``adamw``."""
+    weight_decay: NonNegativeFloat
+    schedule: Literal["step", "cosine"]
+    """``step``: x ``lr_gamma`` at each of ``lr_milestones``; ``cosine``: from the peak to zero after warm-up."""
+    lr_milestones: list[Fraction]
+    """Fractions of the run, ascending; read by ``step`` only."""
+    lr_gamma: PositiveFloat
+    warmup_steps: NonNegativeInt
+    warmup_start_lr: NonNegativeFloat
+    """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``."""
+    max_grad_norm: NonNegativeFloat
+    """Clip the gradient's global norm; 0 leaves it alone, as published."""
+    workers: NonNegativeInt
+    """Loader processes; 0 loads in the training process."""
+    validate_every: PositiveInt
+    """Epochs between validations; the last epoch is always validated."""
+    checkpoint_every: PositiveInt
+    """Epochs between checkpoints; the last epoch always writes one."""
+    keep_checkpoints: PositiveInt
+    log_every: PositiveInt
+    """Steps between logged loss values."""
+    augment: AugmentConfig
+    loss: LossConfig
+
+    @field_validator("lr_milestones")
+    @classmethod
+    def _ascending(cls, milestones: list[float]) -> list[float]:
+        if milestones != sorted(set(milestones)):
+            raise ValueError("fractions must be ascending and distinct")
+        return milestones
+
+
+class DetectConfig(_Section):
+    """From raw outputs to detections (`yolact.postprocess`)."""
+
+    score_threshold: Fraction
+    nms: Literal["fast", "cross_class"]
+    """``fast``: per class (paper section 3.5); ``cross_class``: one pass over all classes."""
+    nms_iou: Fraction
+    top_k: PositiveInt
+    """Candidates per class that enter NMS."""
+    max_detections: PositiveInt
+
+
+PUBLISHED_DETECTION = DetectConfig(score_threshold=0.05, nms="fast", nms_iou=0.5, top_k=200, max_detections=100)
+"""What the published code evaluates with."""
+
+
+class EvaluateConfig(_Section):
+    batch_size: PositiveInt
+    gallery_images: NonNegativeInt
+    gallery_score: Fraction
+    """Detections below this score are not drawn."""
+    detect: DetectConfig
+
+
+class RegisterConfig(_Section):
+    experiment: Annotated[str, Field(min_length=1)]
+    """MLflow experiment of the runs."""
+    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")]
+    """Registered model name; MLflow allows neither ``/`` nor ``:``."""
+    min_mask_ap50: Fraction
+    """A version below this is registered without the alias ``candidate``."""
+
+
+class Params(_Section):
+    """The whole of ``params.yaml``."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    register_: Annotated[RegisterConfig, Field(alias="register")]
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check a settings file.
+
+    Raises:
+        SettingsError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+    return parse_params(tree, origin=str(path))
+
+
+def parse_params(tree: Any, origin: str = "params") -> Params:
+    """Check a nested mapping of settings; ``origin`` is named in errors.
+
+    Raises:
+        SettingsError: see `load_params`.
+    """
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(Params))}")
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors()]
+        raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads ``1e-3`` as a number, as YAML 1.2 does (PyYAML follows 1.1, where it is a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _key_names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _section_at(path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model class that holds the key ``path``, or None where the path does not lead through sections."""
+    model: type[BaseModel] = Params
+    for part in path[:-1]:
+        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return None
+        model = field.annotation
+    return model
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as a line: key path, what was found, what is allowed."""
+    path = detail["loc"]
+    key = ".".join(str(part) for part in path) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        section = _section_at(path)
+        allowed = _key_names(section) if section else []
+        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(allowed)}"
+        return f"{key}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{key}: missing; conf/base.yaml has it with its published value"
+    found = detail["input"]
+    shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {found!r})"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,0 +1,19 @@
+"""Errors that people can act on. A command prints their message without a traceback and exits with 1."""
+
+from __future__ import annotations
+
+
+class YolactError(Exception):
+    """Base of all errors whose message says what was found, where, and what to do."""
+
+
+class SettingsError(YolactError, ValueError):
+    """A setting is unknown, missing, of a wrong type or impossible; names the file and the key."""
+
+
+class DataError(YolactError, ValueError):
+    """Input data is missing or faulty; names the file."""
+
+
+class WeightsError(YolactError, ValueError):
+    """A weights file is missing, damaged or does not fit the network; names the file and the keys."""
