@@ -1,0 +1,122 @@
+"""Reading COCO instances JSON with its photos: the format between preprocess, train and evaluate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco_mask
+
+from yolact.errors import DataError
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One photo of the data set."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class CocoObject:
+    """One annotated object."""
+
+    label: int
+    """0 to C - 1."""
+    box: tuple[float, float, float, float]
+    """xyxy, pixels."""
+    crowd: bool
+    segmentation: Any
+    """Compressed or uncompressed RLE, or polygons, as in the file."""
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """A data set: photos, their objects and the classes. Label k stands for ``category_ids[k]``."""
+
+    images: list[CocoImage]
+    objects: dict[int, list[CocoObject]]
+    """By image id; every image has an entry."""
+    category_ids: list[int]
+    class_names: list[str]
+    images_dir: Path
+
+    @classmethod
+    def load(cls, json_path: Path, images_dir: Path) -> CocoInstances:
+        """Read an instances file.
+
+        Raises:
+            DataError: the file is missing, is not COCO instances JSON, or names an unknown image or category.
+        """
+        try:
+            tree = json.loads(json_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{json_path}: no such file. Run the preprocess step first: dvc repro preprocess") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{json_path}: not JSON: {error}") from error
+        try:
+            return cls._from_tree(tree, images_dir)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{json_path}: not COCO instances JSON: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def _from_tree(cls, tree: dict[str, Any], images_dir: Path) -> CocoInstances:
+        categories = sorted(tree["categories"], key=lambda category: category["id"])
+        label_of = {category["id"]: label for label, category in enumerate(categories)}
+        images = [CocoImage(row["id"], row["file_name"], row["width"], row["height"]) for row in tree["images"]]
+        objects: dict[int, list[CocoObject]] = {image.id: [] for image in images}
+        for row in tree["annotations"]:
+            x, y, width, height = row["bbox"]
+            objects[row["image_id"]].append(
+                CocoObject(
+                    label=label_of[row["category_id"]],
+                    box=(x, y, x + width, y + height),
+                    crowd=bool(row.get("iscrowd", 0)),
+                    segmentation=row["segmentation"],
+                )
+            )
+        return cls(images, objects, [c["id"] for c in categories], [c["name"] for c in categories], images_dir)
+
+    def read_image(self, image: CocoImage) -> np.ndarray:
+        """Decode a photo to (H, W, 3) uint8 RGB.
+
+        Raises:
+            DataError: the photo is missing, cannot be decoded, or has another size than the file says.
+        """
+        path = self.images_dir / image.file_name
+        try:
+            with Image.open(path) as photo:
+                pixels = np.asarray(photo.convert("RGB"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such photo. Run the preprocess step again: dvc repro -f preprocess") from None
+        except (UnidentifiedImageError, OSError) as error:
+            raise DataError(f"{path}: cannot be decoded: {error}") from error
+        if pixels.shape[:2] != (image.height, image.width):
+            raise DataError(
+                f"{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+                f"the annotations say {image.width}x{image.height}"
+            )
+        return pixels
+
+
+def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarray:
+    """Masks (N, height, width) uint8, 0 or 1, of RLE or polygon segmentations."""
+    if not objects:
+        return np.zeros((0, height, width), dtype=np.uint8)
+    runs = []
+    for item in objects:
+        segmentation = item.segmentation
+        if isinstance(segmentation, list):  # polygons
+            runs.append(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+        elif isinstance(segmentation["counts"], list):  # uncompressed RLE
+            runs.append(coco_mask.frPyObjects(segmentation, height, width))
+        else:
+            runs.append(segmentation)
+    return np.ascontiguousarray(coco_mask.decode(runs).transpose(2, 0, 1))

@@ -1,0 +1,114 @@
+"""Batches for training: which photos in which order, and how they become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from yolact.config import AugmentConfig
+from yolact.data.augment import Sample, augment
+from yolact.data.coco import CocoInstances, decode_masks
+from yolact.structures import Targets
+
+
+class SampleKey(NamedTuple):
+    """Which variant of which photo: its randomness depends on these two and the seed, never on the worker."""
+
+    epoch: int
+    photo: int
+    """Its number in the data set."""
+
+
+@dataclass
+class Batch:
+    """What the trainer receives."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8 RGB."""
+    targets: list[Targets]
+    image_ids: list[int]
+
+
+class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
+    """Augmented photos of a data set, addressed by `SampleKey`."""
+
+    def __init__(self, data: CocoInstances, config: AugmentConfig, size: int, seed: int) -> None:
+        self.data = data
+        self.config = config
+        self.size = size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data.images)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Targets, int]:
+        rng = np.random.default_rng([self.seed, key.epoch, key.photo])
+        pixels, targets = augment(read_sample(self.data, key.photo), self.config, self.size, rng)
+        return pixels, targets, self.data.images[key.photo].id
+
+
+def read_sample(data: CocoInstances, index: int) -> Sample:
+    """Decode photo number ``index`` and its masks.
+
+    Raises:
+        DataError: see `CocoInstances.read_image`.
+    """
+    image = data.images[index]
+    objects = data.objects[image.id]
+    return Sample(
+        image=data.read_image(image),
+        boxes=np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([item.label for item in objects], dtype=np.int64),
+        masks=decode_masks(objects, image.height, image.width),
+        crowd=np.array([item.crowd for item in objects], dtype=bool),
+    )
+
+
+class EpochSampler(Sampler[list[SampleKey]]):
+    """Batches of one epoch in an order that depends only on the seed and the epoch.
+
+    The last batch is left out when it is not full, as published, unless it is the only one.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        self.length = length
+        self.batch_size = min(batch_size, length)
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        for batch in range(len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [SampleKey(self.epoch, int(photo)) for photo in chosen]
+
+
+def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
+    """Join single samples; targets stay a list, since photos hold different numbers of objects."""
+    images, targets, image_ids = zip(*rows, strict=True)
+    return Batch(torch.stack(images), list(targets), list(image_ids))
+
+
+def training_loader(
+    dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool
+) -> tuple[DataLoader, EpochSampler]:
+    """A loader over one epoch; set ``epoch`` of the sampler before each pass."""
+    sampler = EpochSampler(len(dataset), batch_size, dataset.seed)
+    loader: DataLoader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+    )
+    return loader, sampler

@@ -1,0 +1,379 @@
+"""The PASCAL VOC 2012 devkit layout: names, palette, and reading each kind of its files."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from xml.etree import ElementTree
+
+import defusedxml.ElementTree
+import numpy as np
+from defusedxml import DefusedXmlException
+from PIL import Image, UnidentifiedImageError
+
+from yolact.errors import DataError
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""The 20 classes; class k (from 0) has index k + 1 in SegmentationClass (VOC2012 development kit, section 3)."""
+
+VOID = 255
+"""Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""
+
+SEGMENTATION_SETS = "ImageSets/Segmentation"
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Photo files that are read, in any upper or lower case; the devkit itself has ``.jpg`` only."""
+
+MAX_COORDINATE = 1_000_000
+"""Pixels; a box of an XML that reaches farther is a slip of the pen (and its area might not be a number)."""
+
+EXIF_ORIENTATION = 0x0112
+"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
+
+
+def voc_palette() -> np.ndarray:
+    """The devkit's colour map (VOCcode ``VOClabelcolormap``).
+
+    Returns:
+        (256, 3) uint8 RGB. Bit i of red, green and blue, from the top, are bits 3i, 3i + 1 and 3i + 2 of the index.
+    """
+    index = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    return palette
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of one photo's files."""
+
+    file: str
+    """Relative to the VOC2012 folder, with ``/``."""
+    reason: str
+    """What was found and the way out."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
+
+
+class ProblemError(DataError):
+    """The files of one photo cannot be used; holds every `Problem` found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+@dataclass(frozen=True)
+class VocObject:
+    """One ``<object>`` of an annotation XML."""
+
+    class_index: int
+    """1 to 20."""
+    box: tuple[float, float, float, float]
+    """xyxy, pixels from 0, right and lower edge exclusive."""
+    difficult: bool
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class VocAnnotation:
+    """What is used of an annotation XML."""
+
+    size: tuple[int, int] | None
+    """Width and height as the XML states them, if it does."""
+    objects: tuple[VocObject, ...]
+
+
+def voc_root(folder: Path) -> Path:
+    """The folder ``VOCdevkit/VOC2012`` inside ``folder``.
+
+    Raises:
+        DataError: it is not there, or a part of it that is always needed is not.
+    """
+    root = folder / "VOCdevkit" / "VOC2012"
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder. Run the step `ingest` first: it brings the raw data there.")
+    for part in (SEGMENTATION_SETS, "JPEGImages", "SegmentationClass", "SegmentationObject"):
+        if not (root / part).is_dir():
+            raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check `data.source`.")
+    return root
+
+
+def read_split(root: Path, split: str) -> list[str]:
+    """Image ids of an official split (``ImageSets/Segmentation/<split>.txt``), in the file's order.
+
+    Raises:
+        DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
+    """
+    path = root / SEGMENTATION_SETS / f"{split}.txt"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. It lists the photos of split {split!r}, one id a line.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    if not lines:
+        raise DataError(f"{path}: empty. It must list the photos of split {split!r}, one id a line.")
+    if all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines.values()):
+        example = next(iter(lines.values()))
+        raise DataError(
+            f"{path}: every line ends in a column of -1, 0 or 1, such as {example!r}: this is a class list of "
+            "ImageSets/Main. Keep the first column only: one id a line."
+        )
+    first_seen: dict[str, int] = {}
+    for number, line in lines.items():
+        fault = _id_fault(line)
+        if fault:
+            raise DataError(f"{path}, line {number}: {line[:80]!r} {fault}. Write one id a line, such as 2007_000032.")
+        if line in first_seen:
+            raise DataError(f"{path}, line {number}: {line!r} stands on line {first_seen[line]} already. Remove one.")
+        first_seen[line] = number
+    return list(first_seen)
+
+
+def _id_fault(line: str) -> str | None:
+    """Why a line of a split file is no image id, or None."""
+    if "/" in line or "\\" in line or line in (".", ".."):
+        return "is a path, not an id"
+    if line.lower().endswith(PHOTO_SUFFIXES):
+        return "has a file ending, which an id has not"
+    if not line.isprintable():
+        return "holds a tab or another control character"
+    return None
+
+
+Result = TypeVar("Result")
+
+
+def keep_problems(problems: list[Problem], read: Callable[[], Result]) -> Result | None:
+    """What ``read`` returns; when it raises `ProblemError`, its problems are kept and None is returned."""
+    try:
+        return read()
+    except ProblemError as error:
+        problems += error.problems
+        return None
+
+
+def _read_bytes(root: Path, file: str, missing: str) -> bytes:
+    try:
+        data = (root / file).read_bytes()
+    except FileNotFoundError:
+        raise ProblemError([Problem(file, f"no such file; {missing}")]) from None
+    except OSError as error:
+        raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
+    if not data:
+        raise ProblemError([Problem(file, "is empty; bring the file again")])
+    return data
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is used of a photo's file."""
+
+    file: str
+    """Relative to the VOC2012 folder."""
+    width: int
+    """Pixels as stored, before any turn by EXIF orientation."""
+    height: int
+    orientation: int
+    """EXIF orientation, 1 where the file states none."""
+
+
+def find_photo(root: Path, image_id: str) -> str:
+    """The photo of an id, relative to ``root``: the first of `PHOTO_SUFFIXES` that is there, in any case.
+
+    Raises:
+        ProblemError: there is none.
+    """
+    for suffix in PHOTO_SUFFIXES:
+        for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
+            file = f"JPEGImages/{image_id}.{''.join(letters)}"
+            if os.path.isfile(root / file):
+                return file
+    reason = "no such photo (nor .jpeg or .png); bring it, or take the id out of the split file"
+    raise ProblemError([Problem(f"JPEGImages/{image_id}.jpg", reason)])
+
+
+def read_photo(root: Path, image_id: str) -> Photo:
+    """Find a photo and decode it in full, which a damaged one does not survive.
+
+    Raises:
+        ProblemError: there is none, or it is damaged, not JPEG or PNG, or has more than 8 bits a channel.
+    """
+    file = find_photo(root, image_id)
+    data = _read_bytes(root, file, "bring the photo")
+    image = _open_image(data, file, ("JPEG", "PNG"))
+    width, height = image.size
+    orientation = 1
+    with suppress(Exception):  # broken EXIF data does not make a photo unusable
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    if image.mode.startswith(("I", "F")):
+        raise ProblemError([Problem(file, "has 16 or more bits a channel; save it with 8 bits a channel")])
+    if image.format == "JPEG":
+        # An eighth of the size and grey: libjpeg still reads the file to its end, in less time.
+        image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
+    _load(image, file)
+    return Photo(file, width, height, orientation)
+
+
+def _open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
+    except Exception as error:  # decoders raise many types on damaged input
+        reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
+    raise ProblemError([Problem(file, reason)])
+
+
+def _load(image: Image.Image, file: str) -> None:
+    """Decode all pixels."""
+    try:
+        image.load()
+    except Exception as error:  # decoders raise many types on damaged input
+        reason = f"cannot be decoded to its end ({error}): it is damaged or cut short; bring the file again"
+        raise ProblemError([Problem(file, reason)]) from None
+
+
+def read_mask(root: Path, file: str) -> np.ndarray:
+    """Read a mask PNG of 8-bit indices, by palette or grey.
+
+    Returns:
+        (H, W) uint8 indices.
+
+    Raises:
+        ProblemError: the file is missing, damaged, or holds colours or renumbered indices.
+    """
+    data = _read_bytes(root, file, "each photo needs its mask; draw it, or take the id out of the split file")
+    image = _open_image(data, file, ("PNG",))
+    # Bit depth and colour type as the PNG's header chunk IHDR states them (PNG specification, section 11.2.2):
+    # Pillow stretches grey of fewer bits to 0 to 255 and shows it as 8-bit.
+    depth, colour_type = data[24], data[25]
+    if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
+        kind = f"{depth}-bit grey" if colour_type == 0 else f"an image in colours or with transparency ({image.mode})"
+        reason = (
+            f"is {kind}, but a mask holds one 8-bit index a pixel; convert each colour to its index and save "
+            "the PNG as 8-bit palette (Pillow mode P) or 8-bit grey (mode L)"
+        )
+        raise ProblemError([Problem(file, reason)])
+    _load(image, file)
+    mask = np.asarray(image)
+    if image.mode == "P" and _is_renumbered(image, mask):
+        reason = (
+            "shows VOC's colours under other index numbers, as an editor leaves them that rebuilds the palette; "
+            "save it with VOC's own palette of 256 colours, so that the indices are right again"
+        )
+        raise ProblemError([Problem(file, reason)])
+    return mask
+
+
+def _is_renumbered(image: Image.Image, mask: np.ndarray) -> bool:
+    """Whether all used colours of a palette image are VOC's, but not all at VOC's indices."""
+    palette = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)  # (up to 256, 3)
+    official = voc_palette()
+    if np.array_equal(palette, official[: len(palette)]):
+        return False
+    used = np.flatnonzero(np.bincount(mask.ravel()))
+    if used[-1] >= len(palette) or np.array_equal(palette[used], official[used]):
+        return False
+    known = {tuple(colour) for colour in official.tolist()}
+    return all(tuple(colour) in known for colour in palette[used].tolist())
+
+
+def read_annotation(root: Path, file: str) -> VocAnnotation | None:
+    """Read an annotation XML; None where there is none.
+
+    Raises:
+        ProblemError: it is not XML, holds a document type definition, or an object has no known class or no box.
+    """
+    if not os.path.lexists(root / file):
+        return None
+    data = _read_bytes(root, file, "bring it")
+    try:
+        tree = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
+    except DefusedXmlException:
+        reason = "holds a document type definition (<!DOCTYPE>), which can hide attacks; remove it"
+        raise ProblemError([Problem(file, reason)]) from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ProblemError([Problem(file, f"is not well-formed XML ({error}); correct or remove it")]) from None
+    if tree.tag != "annotation":
+        raise ProblemError([Problem(file, f"begins with <{tree.tag}>, not <annotation>; bring the VOC annotation")])
+    problems: list[Problem] = []
+    objects = []
+    # Children only: parts of a person (head, hand, foot) have names and boxes too.
+    for number, element in enumerate(tree.findall("object"), 1):
+        found = keep_problems(problems, partial(_read_object, element, number, file))
+        if found is not None:
+            objects.append(found)
+    if problems:
+        raise ProblemError(problems)
+    return VocAnnotation(_stated_size(tree), tuple(objects))
+
+
+def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObject:
+    name = _text(element, "name")
+    if name not in VOC_CLASSES:
+        close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}"
+        raise ProblemError([Problem(file, f"object {number}: unknown class name {name!r}; {hint}")])
+    try:
+        x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+        usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE
+    except ValueError:
+        usable = False
+    if not usable:
+        reason = (
+            f"object {number} ({name}): <bndbox> needs the numbers xmin <= xmax and ymin <= ymax, in pixels from 1; "
+            "correct the box"
+        )
+        raise ProblemError([Problem(file, reason)])
+    return VocObject(
+        class_index=VOC_CLASSES.index(name) + 1,
+        box=(x0 - 1, y0 - 1, x1, y1),  # the devkit counts from 1 and includes both ends
+        difficult=_text(element, "difficult") == "1",
+        truncated=_text(element, "truncated") == "1",
+    )
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()
+
+
+def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        return int(_text(tree, "size/width")), int(_text(tree, "size/height"))
+    except ValueError:
+        return None
