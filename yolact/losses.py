@@ -1,0 +1,185 @@
+"""The four losses of YOLACT (paper section 3.3 and 3.4; normalisers as in the published code)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolact.boxes import crop_mask, encode
+from yolact.config import LossConfig
+from yolact.matcher import BACKGROUND, Matches, match
+from yolact.structures import RawOutputs, Targets
+
+
+@dataclass
+class Losses:
+    """The terms of the training loss, weighted and normalised; each a scalar."""
+
+    classification: Tensor
+    box: Tensor
+    mask: Tensor
+    semantic: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.classification + self.box + self.mask + self.semantic
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """The terms by name, without the total."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class YolactLoss(nn.Module):
+    """Matching and the loss terms of a batch.
+
+    N, the normaliser of the first three terms, is the number of positive anchors in the whole batch (1 where
+    there is none: then only the semantic term is not zero).
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, outputs: RawOutputs, targets: list[Targets]) -> Losses:
+        """Compute the terms.
+
+        Args:
+            outputs: of a network in training mode, any floating dtype; the losses are computed in float32.
+            targets: one entry per image, on the outputs' device.
+        """
+        assert outputs.semantic_logits is not None, "the loss needs a network in training mode"
+        config = self.config
+        matches = [
+            match(target, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_iou)
+            for target in targets
+        ]
+        classes = torch.stack([m.classes for m in matches])  # (B, A)
+        num_positives = (classes > 0).sum().clamp(min=1)
+        with torch.autocast(outputs.boxes.device.type, enabled=False):
+            return Losses(
+                classification=config.class_weight
+                * classification_loss(outputs.class_logits.float(), classes, config.negatives_per_positive)
+                / num_positives,
+                box=config.box_weight
+                * box_loss(outputs.boxes.float(), outputs.anchors, matches, targets)
+                / num_positives,
+                mask=config.mask_weight
+                * mask_loss(
+                    outputs.prototypes.float(),
+                    outputs.mask_coefficients.float(),
+                    matches,
+                    targets,
+                    config.max_masks_per_image,
+                )
+                / num_positives,
+                semantic=config.semantic_weight * semantic_loss(outputs.semantic_logits.float(), targets),
+            )
+
+
+def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:
+    """Softmax cross-entropy over positives and the hardest background anchors (OHEM, SSD section 2.2), summed.
+
+    An anchor's hardness is ``-log p(background)``. Per image, the hardest ``negatives_per_positive`` times as many
+    anchors as there are positives are ranked (positives and neutrals with hardness 0), and the background ones
+    among them are taken.
+
+    Args:
+        logits: (B, A, C + 1), background first.
+        classes: (B, A) of `Matches.classes`.
+    """
+    hardness = torch.logsumexp(logits.detach(), dim=-1) - logits.detach()[..., BACKGROUND]  # (B, A)
+    hardness = torch.where(classes == BACKGROUND, hardness, torch.zeros_like(hardness))
+    order = hardness.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    positive = classes > 0
+    quota = (negatives_per_positive * positive.sum(dim=1, keepdim=True)).clamp(max=classes.shape[1] - 1)
+    selected = positive | ((rank < quota) & (classes == BACKGROUND))
+    return F.cross_entropy(logits[selected], classes[selected], reduction="sum")
+
+
+def box_loss(encoded: Tensor, anchors: Tensor, matches: list[Matches], targets: list[Targets]) -> Tensor:
+    """Smooth-L1 (beta 1) between predicted and true offsets of the positives, summed over the 4 coordinates.
+
+    Args:
+        encoded: (B, A, 4) predicted offsets.
+        anchors: (A, 4) cxcywh, relative.
+    """
+    total = encoded.new_zeros(())
+    for prediction, matched, target in zip(encoded, matches, targets, strict=True):
+        positive = matched.classes > 0
+        boxes = _objects_of(target).boxes[matched.objects[positive]]
+        truth = encode(boxes, anchors[positive])
+        total = total + F.smooth_l1_loss(prediction[positive], truth, reduction="sum")
+    return total
+
+
+def mask_loss(
+    prototypes: Tensor, coefficients: Tensor, matches: list[Matches], targets: list[Targets], max_masks: int
+) -> Tensor:
+    """Pixel cross-entropy of assembled masks inside the true box, divided by that box's area, summed.
+
+    Masks are assembled and cropped at the prototypes' resolution (paper equation 1); the true masks are reduced
+    bilinearly to it and binarised. A true pixel outside the crop costs 100, the clamp of PyTorch's cross-entropy.
+
+    Args:
+        prototypes: (B, Hp, Wp, K).
+        coefficients: (B, A, K).
+        max_masks: positives per image that take part; more are sampled and their sum scaled up.
+    """
+    height, width = prototypes.shape[1:3]
+    total = prototypes.new_zeros(())
+    for prototype, coefficient, matched, target in zip(prototypes, coefficients, matches, targets, strict=True):
+        positive = (matched.classes > 0).nonzero().squeeze(1)
+        if not len(positive):
+            continue
+        scale = 1.0
+        if len(positive) > max_masks:
+            scale = len(positive) / max_masks
+            positive = positive[torch.randperm(len(positive), device="cpu").to(positive.device)[:max_masks]]
+        objects = _objects_of(target)
+        index = matched.objects[positive]
+        truth = downsample_masks(objects.masks, height, width)[index]  # (P, Hp, Wp)
+        boxes = objects.boxes[index]
+        predicted = torch.sigmoid(coefficient[positive] @ prototype.reshape(height * width, -1).T)
+        predicted = predicted.reshape(-1, height, width) * crop_mask(boxes, height, width)
+        loss = F.binary_cross_entropy(predicted, truth, reduction="none").sum(dim=(1, 2))  # (P,)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        total = total + scale * (loss / (sides[:, 0] * width) / (sides[:, 1] * height)).sum()
+    return total
+
+
+def semantic_loss(logits: Tensor, targets: list[Targets]) -> Tensor:
+    """Per-pixel, per-class binary cross-entropy against the union of each class's masks (paper section 3.4).
+
+    Args:
+        logits: (B, C, h, w) at P3's resolution.
+
+    Returns:
+        Sum over images, classes and pixels, divided by h * w and by B.
+    """
+    batch, _, height, width = logits.shape
+    truth = torch.zeros_like(logits)
+    for image, target in enumerate(targets):
+        objects = _objects_of(target)
+        for label, mask in zip(objects.labels, downsample_masks(objects.masks, height, width), strict=True):
+            truth[image, label] = torch.maximum(truth[image, label], mask)
+    return F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / (height * width) / batch
+
+
+def downsample_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Reduce (N, S, S) 0/1 masks bilinearly (no antialiasing, as published); (N, height, width) float 0 or 1."""
+    if not len(masks):
+        return masks.new_zeros((0, height, width), dtype=torch.float32)
+    reduced = F.interpolate(masks[None].float(), size=(height, width), mode="bilinear", align_corners=False)[0]
+    return (reduced > 0.5).float()
+
+
+def _objects_of(target: Targets) -> Targets:
+    """The rows that are not crowd regions; `Matches.objects` counts these."""
+    keep = ~target.crowd
+    return Targets(target.boxes[keep], target.labels[keep], target.masks[keep], target.crowd[keep])

@@ -1,0 +1,59 @@
+"""Anchors: the boxes from which the head measures (paper section 4, "YOLACT Detector")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def level_anchors(
+    height: int, width: int, scales: Sequence[float], ratios: Sequence[float], image_size: int, square: bool
+) -> Tensor:
+    """Anchors of one pyramid level.
+
+    Args:
+        height, width: cells of the level.
+        scales: sides of the square anchor, network pixels.
+        ratios: width / height.
+        image_size: side of the network input, pixels.
+        square: make the height equal to the width (a slip of the published code that the v1.0 weights rely on;
+            the three ratios then give three squares).
+
+    Returns:
+        (height * width * len(scales) * len(ratios), 4) float32 cxcywh, relative, not clipped; ordered by row,
+        column, scale, ratio. Computed in double precision, as published.
+    """
+    center_y, center_x = torch.meshgrid(
+        (torch.arange(height, dtype=torch.float64) + 0.5) / height,
+        (torch.arange(width, dtype=torch.float64) + 0.5) / width,
+        indexing="ij",
+    )
+    sizes = []
+    for scale in scales:
+        for ratio in ratios:
+            box_width = scale * math.sqrt(ratio) / image_size
+            box_height = box_width if square else scale / math.sqrt(ratio) / image_size
+            sizes.append((box_width, box_height))
+    per_cell = torch.tensor(sizes, dtype=torch.float64)  # (k, 2)
+    centers = torch.stack([center_x, center_y], dim=-1).reshape(-1, 1, 2).expand(-1, len(sizes), 2)
+    grid = torch.cat([centers, per_cell.expand(height * width, -1, 2)], dim=-1)  # (cells, k, 4)
+    return grid.reshape(-1, 4).float()
+
+
+def pyramid_anchors(
+    level_sizes: Sequence[tuple[int, int]],
+    scales: Sequence[Sequence[float]],
+    ratios: Sequence[float],
+    image_size: int,
+    square: bool,
+) -> Tensor:
+    """Anchors (A, 4) of all levels, P3 first; ``level_sizes`` are (height, width) in cells. See `level_anchors`."""
+    return torch.cat(
+        [
+            level_anchors(height, width, level_scales, ratios, image_size, square)
+            for (height, width), level_scales in zip(level_sizes, scales, strict=True)
+        ]
+    )
