@@ -1,0 +1,224 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tqdm import tqdm
+
+from yolact.config import Params, TrainConfig
+from yolact.data.coco import CocoInstances
+from yolact.data.loader import Batch, TrainingSet, training_loader
+from yolact.data.transforms import normalize
+from yolact.engine.checkpoint import CheckpointStore, TrainingState
+from yolact.engine.schedule import learning_rate
+from yolact.errors import YolactError
+from yolact.losses import Losses, YolactLoss
+from yolact.models.weights import load_model, save_model
+from yolact.models.yolact import Yolact
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class DivergedError(YolactError):
+    """A loss term became infinite or not a number; names the terms, the step and the photos."""
+
+
+class Listener(Protocol):
+    """Told about the run while it goes on: a tracker, a file, a test."""
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        """Called every ``log_every`` steps with loss terms, total and learning rate."""
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        """Called after each validation with the validation metrics and the epoch."""
+
+
+@dataclass
+class TrainingResult:
+    """What a finished run leaves."""
+
+    history: dict[str, list[Metrics]]
+    steps: int
+    best_score: float
+    seconds_per_step: float
+    """Of this process: data, forward, backward and optimizer, without validation; mean."""
+
+
+class Trainer:
+    """Trains a network on a data set and keeps the best weights of its validations.
+
+    Args:
+        model: on ``device``, with its initial weights.
+        data: training photos; must hold at least one.
+        params: settings; ``model`` and ``train`` are read.
+        model_dir: where ``checkpoints/`` and, at the end, the model files are written.
+        fingerprint: digest of everything that the result depends on; checkpoints with another one are not used.
+        validate: measures the network; its result must have ``mask_AP``.
+        listener: told about progress.
+        extra: kept in checkpoints, see `TrainingState.extra`.
+    """
+
+    def __init__(
+        self,
+        model: Yolact,
+        data: CocoInstances,
+        params: Params,
+        model_dir: Path,
+        fingerprint: str,
+        validate: Callable[[Yolact], Metrics],
+        listener: Listener,
+        extra: dict[str, str],
+    ) -> None:
+        self.config = params.train
+        self.model = model.to(memory_format=torch.channels_last)
+        self.classes = data.class_names
+        self.model_dir = model_dir
+        self.fingerprint = fingerprint
+        self.validate = validate
+        self.listener = listener
+        self.extra = extra
+        self.device = next(model.parameters()).device
+        self.criterion = YolactLoss(self.config.loss)
+        dataset = TrainingSet(data, self.config.augment, params.model.image_size, self.config.seed)
+        self.loader, self.sampler = training_loader(
+            dataset, self.config.batch_size, self.config.workers, pin=self.device.type == "cuda"
+        )
+        self.optimizer = build_optimizer(model.train(), self.config)
+        self.checkpoints = checkpoint_store(model_dir, self.config.keep_checkpoints)
+        self.total_steps = self.config.epochs * len(self.sampler)
+        self.epochs_done = 0
+        self.step = 0
+        self.best_score = -1.0
+        self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        torch.set_rng_state(state.torch_rng)
+        self.epochs_done = state.epochs_done
+        self.step = state.step
+        self.best_score = state.best_score
+        self.history = state.history
+        log.info("going on after epoch %d of %d", self.epochs_done, self.config.epochs)
+
+    def fit(self) -> TrainingResult:
+        """Train to the last epoch, then write the model with the best validation mask AP to ``model_dir``.
+
+        Raises:
+            DivergedError: a loss is not finite; the last checkpoint is from before.
+        """
+        seconds = 0.0
+        first_step = self.step
+        if self.step == 0:
+            self.checkpoints.save(self._state(finished=False))
+        while self.epochs_done < self.config.epochs:
+            start = time.perf_counter()
+            self._train_epoch()
+            seconds += time.perf_counter() - start
+            self.epochs_done += 1
+            last = self.epochs_done == self.config.epochs
+            if last or self.epochs_done % self.config.validate_every == 0:
+                self._validate()
+            if not last and self.epochs_done % self.config.checkpoint_every == 0:
+                self.checkpoints.save(self._state(finished=False))
+        best, classes = load_model(self._best_dir)
+        save_model(best, classes, self.model_dir)
+        self.checkpoints.save(self._state(finished=True))
+        steps = self.step - first_step
+        return TrainingResult(self.history, self.step, self.best_score, seconds / max(steps, 1))
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        self.sampler.epoch = self.epochs_done
+        title = f"epoch {self.epochs_done + 1}/{self.config.epochs}"
+        with tqdm(self.loader, desc=title, unit="batch", leave=False, disable=not sys.stderr.isatty()) as progress:
+            for batch in progress:
+                losses = self._train_step(batch)
+                terms = {name: value.item() for name, value in losses.as_dict().items()}
+                progress.set_postfix({name: f"{value:.2f}" for name, value in terms.items()})
+                if self.step % self.config.log_every == 0:
+                    row = {**terms, "total": losses.total.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+                    self.history["steps"].append({"epoch": self.epochs_done + 1, "step": self.step, **row})
+                    self.listener.on_step(self.step, row)
+                self.step += 1
+
+    def _train_step(self, batch: Batch) -> Losses:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.total_steps, self.config)
+        images = normalize(batch.images.to(self.device, non_blocking=True))
+        outputs = self.model(images.contiguous(memory_format=torch.channels_last))
+        losses: Losses = self.criterion(outputs, [target.to(self.device) for target in batch.targets])
+        if not torch.isfinite(losses.total):
+            self._raise_diverged(losses, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        return losses
+
+    def _raise_diverged(self, losses: Losses, batch: Batch) -> None:
+        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.as_dict().items())
+        raise DivergedError(
+            f"the loss is not finite at step {self.step} (epoch {self.epochs_done + 1}): {terms}. "
+            f"Photos of the batch, by id: {', '.join(map(str, batch.image_ids))}. Try a smaller train.lr, "
+            "a longer train.warmup_steps, or train.max_grad_norm: 10."
+        )
+
+    def _validate(self) -> None:
+        metrics = self.validate(self.model)
+        row = {"epoch": self.epochs_done, "step": self.step, **metrics}
+        self.history["epochs"].append(row)
+        log.info(
+            "epoch %d of %d: %s",
+            self.epochs_done,
+            self.config.epochs,
+            ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
+        )
+        if metrics["mask_AP"] > self.best_score:
+            self.best_score = metrics["mask_AP"]
+            save_model(self.model, self.classes, self._best_dir)
+        self.listener.on_epoch(self.step, row)
+
+    @property
+    def _best_dir(self) -> Path:
+        return self.checkpoints.directory / "best"
+
+    def _state(self, *, finished: bool) -> TrainingState:
+        return TrainingState(
+            fingerprint=self.fingerprint,
+            epochs_done=self.epochs_done,
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            torch_rng=torch.get_rng_state(),
+            best_score=self.best_score,
+            history=self.history,
+            finished=finished,
+            extra=self.extra,
+        )
+
+
+def build_optimizer(model: Yolact, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer over all trainable parameters; weight decay is on everything, biases too, as published."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.optimizer == "adamw":
+        betas = (config.momentum, 0.999)
+        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def checkpoint_store(model_dir: Path, keep: int) -> CheckpointStore:
+    """Where a run in ``model_dir`` keeps its checkpoints."""
+    return CheckpointStore(model_dir / "checkpoints", keep)

@@ -1,0 +1,280 @@
+"""Pictures of detections and of ground truth, for people."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+from yolact.structures import Detections
+
+MIN_SIDE = 640
+"""Photos whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
+
+FILL_OPACITY = 0.45
+
+Color = tuple[int, int, int]
+_Rectangle = tuple[float, float, float, float]
+
+_PALETTE: tuple[Color, ...] = (
+    (255, 140, 26),  # orange
+    (38, 132, 255),  # blue
+    (64, 192, 87),  # green
+    (240, 62, 110),  # rose
+    (255, 214, 10),  # yellow
+    (151, 92, 246),  # violet
+    (18, 201, 207),  # cyan
+    (215, 44, 44),  # red
+    (170, 220, 60),  # lime
+    (240, 120, 220),  # pink
+    (24, 128, 112),  # teal
+    (160, 104, 60),  # brown
+)
+_GOLDEN_RATIO = 0.618033988749895
+
+
+def instance_color(index: int) -> Color:
+    """RGB colour, 0 to 255, of the instance with this index: a fixed palette, then hues by the golden ratio."""
+    if index < len(_PALETTE):
+        return _PALETTE[index]
+    hue = (index * _GOLDEN_RATIO) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.55)[index % 2], (0.95, 0.8)[index // 2 % 2])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: np.ndarray, detections: Detections, class_names: Sequence[str], *, score_threshold: float = 0.0
+) -> np.ndarray:
+    """Draw masks, boxes and labels with scores over a photo.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        detections: in the frame of ``image``.
+        class_names: name of label 0, 1, ...
+        score_threshold: only detections whose score is greater are drawn.
+
+    Returns:
+        (H', W', 3) uint8 RGB; larger than the photo where that is small, see `MIN_SIDE`.
+    """
+    shown = detections.above(score_threshold)
+    captions = [
+        f"{class_names[label]} {score:.2f}"
+        for label, score in zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
+    ]
+    return _draw(image, _as_array(shown.boxes), _as_array(shown.masks), captions)
+
+
+def draw_ground_truth(
+    image: np.ndarray,
+    boxes: np.ndarray | Tensor,
+    labels: Sequence[int],
+    masks: np.ndarray | Tensor,
+    class_names: Sequence[str],
+    *,
+    crowd: Sequence[bool] | None = None,
+) -> np.ndarray:
+    """Draw true objects in the same way as `draw_detections`, without scores.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        boxes: (N, 4) xyxy, pixels.
+        labels: N of 0 to C - 1.
+        masks: (N, H, W), true or non-zero inside the object.
+        class_names: name of label 0, 1, ...
+        crowd: N; crowd regions are named as such.
+
+    Returns:
+        (H', W', 3) uint8 RGB; larger than the photo where that is small, see `MIN_SIDE`.
+    """
+    crowd = [False] * len(labels) if crowd is None else crowd
+    captions = [
+        f"{class_names[int(label)]}{' (crowd)' if is_crowd else ''}"
+        for label, is_crowd in zip(labels, crowd, strict=True)
+    ]
+    return _draw(image, _as_array(boxes), _as_array(masks).astype(bool), captions)
+
+
+def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Set pictures in a row on white, each under its title.
+
+    Args:
+        pictures: (H_i, W_i, 3) uint8 RGB, at least one.
+        titles: one per picture.
+    """
+    font = _font(22)
+    gap, strip = 12, 40
+    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
+    height = strip + max(picture.shape[0] for picture in pictures)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    left = 0
+    for picture, title in zip(pictures, titles, strict=True):
+        pen.text((left + 4, strip / 2), title, fill=(40, 40, 40), font=font, anchor="lm")
+        sheet.paste(Image.fromarray(picture), (left, strip))
+        left += picture.shape[1] + gap
+    return np.asarray(sheet)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 3, cell_width: int = 640) -> np.ndarray:
+    """Set pictures in a grid on white, scaled to one width; a row is as high as its highest picture.
+
+    Args:
+        pictures: (H_i, W_i, 3) uint8 RGB, at least one.
+        columns: pictures in a row.
+        cell_width: width of every picture, pixels.
+    """
+    gap = 12
+    cells = [_scaled_to_width(picture, cell_width) for picture in pictures]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    widest = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (widest * (cell_width + gap) + gap, sum(heights) + gap * (len(rows) + 1)), "white")
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (gap + column * (cell_width + gap), top))
+        top += height + gap
+    return np.asarray(sheet)
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Sizes in pixels of the finished picture."""
+
+    line: float
+    text: int
+    padding: int
+
+    @classmethod
+    def of(cls, width: int, height: int) -> _Style:
+        side = max(width, height)
+        text = max(15, round(side / 42))
+        return cls(line=max(1.8, side / 400), text=text, padding=max(3, text // 4))
+
+
+def _draw(image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Draw N instances, the first on top; ``boxes`` (N, 4) xyxy and ``masks`` (N, H, W) in the photo's frame."""
+    height, width = image.shape[:2]
+    if image.dtype != np.uint8 or image.shape != (height, width, 3):
+        raise ValueError(f"image must be (H, W, 3) uint8 RGB, is {image.shape} {image.dtype}")
+    scale = max(1.0, MIN_SIDE / max(width, height))
+    photo = Image.fromarray(image)
+    if scale > 1:
+        photo = photo.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    style = _Style.of(photo.width, photo.height)
+    canvas = np.array(photo)
+    for index in reversed(range(len(captions))):
+        _paint_mask(canvas, masks[index], instance_color(index), scale, style)
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    scaled_boxes = boxes.astype(np.float64) * np.tile((picture.width / width, picture.height / height), 2)
+    for index in reversed(range(len(captions))):
+        _outline_box(pen, scaled_boxes[index], instance_color(index), style, picture.size)
+    _write_labels(pen, scaled_boxes, captions, style, picture.size)
+    return np.asarray(picture)
+
+
+def _paint_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, scale: float, style: _Style) -> None:
+    """Lay one mask (H, W) bool over ``canvas`` (H', W', 3) uint8, in place: translucent inside, a contour around."""
+    if not mask.any():
+        return
+    height, width = canvas.shape[:2]
+    shape = Image.fromarray(mask.astype(np.uint8) * 255)
+    if scale > 1:
+        shape = shape.resize((width, height), Image.Resampling.BILINEAR)
+    sigma = max(0.8 * style.line, 0.6 * scale, 1.2)
+    left, top, right, bottom = shape.getbbox() or (0, 0, width, height)
+    margin = int(3 * sigma + style.line) + 1
+    left, top = max(0, left - margin), max(0, top - margin)
+    right, bottom = min(width, right + margin), min(height, bottom + margin)
+    part = shape.crop((left, top, right, bottom))
+    # Near a straight edge a blurred mask is 0.5 + distance / (sigma sqrt(2 pi)): that gives an even, smooth line.
+    blurred = np.asarray(part.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
+    distance = np.abs(blurred - 0.5) * sigma * np.sqrt(2 * np.pi)
+    contour = np.clip(style.line / 2 + 0.5 - distance, 0, 1)
+    fill = np.asarray(part, dtype=np.float32) / 255 * FILL_OPACITY
+    alpha = np.maximum(contour, fill)[..., None]
+    region = canvas[top:bottom, left:right]
+    blend = region + alpha * (np.array(color, dtype=np.float32) - region)
+    canvas[top:bottom, left:right] = np.round(blend).astype(np.uint8)
+
+
+def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style: _Style, size: tuple[int, int]) -> None:
+    left, top, right, bottom = _inside(box, size)
+    pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=max(1, int(style.line)))
+
+
+def _write_labels(
+    pen: ImageDraw.ImageDraw, boxes: np.ndarray, captions: Sequence[str], style: _Style, size: tuple[int, int]
+) -> None:
+    """Write each caption on a plate at its box, where it hides no other plate if there is such a place."""
+    font = _font(style.text)
+    plates: list[_Rectangle] = []
+    for index, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
+        plate_width = pen.textlength(caption, font=font) + 2 * style.padding
+        plate_height = style.text * 1.2 + style.padding
+        candidates = _plate_places(_inside(box, size), plate_width, plate_height, size)
+        plate = min(candidates, key=lambda place: sum(_overlap(place, other) for other in plates))  # the first best
+        plates.append(plate)
+        color = instance_color(index)
+        pen.rounded_rectangle(plate, radius=style.padding, fill=color)
+        middle = (plate[1] + plate[3]) / 2
+        pen.text((plate[0] + style.padding, middle), caption, fill=_readable_on(color), font=font, anchor="lm")
+
+
+def _plate_places(box: _Rectangle, width: float, height: float, size: tuple[int, int]) -> list[_Rectangle]:
+    """Places for a plate, the preferred first: on the box's top edge, in its corners, under it; all in the picture."""
+    left, top, right, bottom = box
+    tops_lefts = [
+        (top - height, left),
+        (top, left),
+        (top - height, right - width),
+        (top, right - width),
+        (bottom, left),
+        (bottom - height, left),
+        (bottom - height, right - width),
+        ((top + bottom - height) / 2, (left + right - width) / 2),
+    ]
+    outside_last = sorted(tops_lefts, key=lambda place: place[0] < 0 or place[0] + height > size[1])
+    places = []
+    for plate_top, plate_left in outside_last:
+        x = min(max(plate_left, 0.0), max(0.0, size[0] - 1 - width))
+        y = min(max(plate_top, 0.0), max(0.0, size[1] - 1 - height))
+        places.append((x, y, x + width, y + height))
+    return places
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> float:
+    """Area that two xyxy rectangles share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> _Rectangle:
+    left, top, right, bottom = (float(value) for value in box)
+    left, top = min(max(left, 0.0), size[0] - 1.0), min(max(top, 0.0), size[1] - 1.0)
+    return left, top, min(max(right, left), float(size[0])), min(max(bottom, top), float(size[1]))
+
+
+def _readable_on(color: Color) -> Color:
+    """Black or white, whichever stands out from ``color`` (luma weights of ITU-R BT.601)."""
+    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+    return (20, 20, 20) if luma > 140 else (255, 255, 255)
+
+
+def _scaled_to_width(picture: np.ndarray, width: int) -> Image.Image:
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _as_array(values: np.ndarray | Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
