@@ -1,0 +1,35 @@
+"""How every step becomes a command: settings in, clear errors out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact.config import Params, load_params
+from yolact.errors import YolactError
+
+log = logging.getLogger(__name__)
+
+
+def run_command(step: str, work: Callable[[Params], None]) -> None:
+    """Read ``--params FILE`` from the command line and call ``work`` with the checked settings.
+
+    Errors that a user can mend (`YolactError`, a file that cannot be read or written) end the process with
+    exit code 1 and their message on standard error; anything else is a fault of ours and keeps its traceback.
+    """
+
+    def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
+        logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr)
+        try:
+            work(load_params(params))
+        except (YolactError, OSError) as error:
+            message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+            print(f"\n{step} failed: {message}", file=sys.stderr)
+            raise SystemExit(1) from error
+
+    typer.run(command)

@@ -1,0 +1,257 @@
+"""The evaluation report: detections, tables, curves, pictures, and one HTML page that shows them offline."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from yolact.config import Params
+from yolact.data.coco import CocoImage, CocoInstances, decode_masks
+from yolact.engine.evaluator import ApSummary, detections_from_coco
+from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
+
+CONTACT_SHEET_IMAGES = 12
+LEGEND_CLASSES = 20
+"""Most classes that the curves' legend names."""
+EMBEDDED_WIDTH = 1000
+"""Pixels; pictures inside the page are no wider."""
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated split: the data, what was found in it, and how good that is."""
+
+    data: CocoInstances
+    results: list[dict[str, Any]]
+    """Rows of `yolact.engine.evaluator.detections_to_coco` for all images."""
+    box: ApSummary
+    mask: ApSummary
+    seconds: float
+    """What prediction took in all, without reading photos."""
+
+
+@dataclass(frozen=True)
+class GalleryPicture:
+    """One photo of the gallery: ground truth left, prediction right."""
+
+    file: str
+    """Path inside the report folder."""
+    caption: str
+    picture: np.ndarray
+    """(H, W, 3) uint8 RGB, at most `EMBEDDED_WIDTH` wide."""
+
+
+def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
+    """Fill an empty folder with the report; ``index.html`` needs none of the other files.
+
+    Args:
+        folder: exists.
+        evaluation: what to show.
+        params: ``evaluate`` and ``train.device`` are read.
+    """
+    write_text_atomic(folder / "detections.json", json.dumps(evaluation.results, allow_nan=False))
+    write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
+    _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
+    curves = _curves_png(evaluation)
+    write_bytes_atomic(folder / "pr_curves.png", curves)
+    gallery = _write_gallery(folder, evaluation, params)
+    write_text_atomic(folder / "index.html", _page(evaluation, params, curves, gallery))
+
+
+def write_plots(folder: Path, evaluation: Evaluation) -> None:
+    """Write the tables that ``dvc plots`` draws: ``pr_curve.csv`` (means over classes) and ``per_class.csv``."""
+    curves = {"mask": evaluation.mask.curve, "box": evaluation.box.curve}
+    shown = {kind: curve.mean.tolist() for kind, curve in curves.items() if curve.mean is not None}
+    points = zip(evaluation.mask.curve.recall.tolist(), *shown.values(), strict=True)
+    _write_csv(folder / "pr_curve.csv", ("recall", *shown), points)
+    rows = [
+        (name, ap.AP50, evaluation.mask.per_class[name].AP50)
+        for name, ap in evaluation.box.per_class.items()
+        if ap.AP50 is not None
+    ]
+    _write_csv(folder / "per_class.csv", ("class", "box_AP50", "mask_AP50"), rows)
+
+
+PER_CLASS_COLUMNS = (
+    "class",
+    "instances",
+    "detections",
+    "mask_AP",
+    "mask_AP50",
+    "mask_AP70",
+    "box_AP",
+    "box_AP50",
+    "box_AP70",
+)
+
+
+def per_class_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:
+    """One row of `PER_CLASS_COLUMNS` per class; None where a class has no ground truth."""
+    name_of = dict(zip(evaluation.data.category_ids, evaluation.data.class_names, strict=True))
+    found = Counter(name_of[row["category_id"]] for row in evaluation.results)
+    rows = []
+    for name, box in evaluation.box.per_class.items():
+        mask = evaluation.mask.per_class[name]
+        rows.append((name, box.num_instances, found[name], mask.AP, mask.AP50, mask.AP70, box.AP, box.AP50, box.AP70))
+    return rows
+
+
+def evenly_spaced(total: int, wanted: int) -> list[int]:
+    """``wanted`` different indices (or all, if fewer) of 0 to ``total`` - 1, each in the middle of its even share."""
+    count = min(total, wanted)
+    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
+
+
+def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
+    """``report.json``: what may differ between equal runs, and with what settings they ran."""
+    images = len(evaluation.data.images)
+    return {
+        "images": images,
+        "detections": len(evaluation.results),
+        "device": params.train.device,
+        "seconds": evaluation.seconds,
+        "seconds_per_image": evaluation.seconds / images,
+        "settings": params.evaluate.model_dump(mode="json"),
+    }
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)  # None becomes an empty cell
+    write_text_atomic(path, text.getvalue())
+
+
+# Precision-recall curves
+
+
+def _curves_png(evaluation: Evaluation) -> bytes:
+    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, summary in zip(axes, (evaluation.mask, evaluation.box), strict=True):
+        _draw_curves(axis, summary)
+    axes[0].set_ylabel("precision")
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})  # equal runs give equal bytes
+    return png.getvalue()
+
+
+def _draw_curves(axis: Axes, summary: ApSummary) -> None:
+    curve = summary.curve
+    present = {name: precision for name, precision in curve.per_class.items() if precision is not None}
+    colors = [f"C{index}" for index in range(10)]
+    for index, (name, precision) in enumerate(present.items()):
+        label = name if len(present) <= LEGEND_CLASSES else None
+        style = "-" if index < len(colors) else "--"
+        axis.plot(curve.recall, precision, style, color=colors[index % 10], lw=1.1, alpha=0.75, label=label)
+    if curve.mean is not None:
+        axis.plot(curve.recall, curve.mean, color="black", lw=2.6, label="mean")
+    ap50 = "no ground truth" if summary.AP50 is None else f"AP50 {100 * summary.AP50:.1f}"
+    axis.set_title(f"{summary.iou_type}: {ap50}", fontsize=12)
+    axis.set_xlabel("recall")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+# Gallery
+
+
+def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list[GalleryPicture]:
+    """Write ``gallery/NN_<name>.jpg`` and ``gallery.jpg``; nothing where no pictures are wanted."""
+    images = evaluation.data.images
+    chosen = [images[index] for index in evenly_spaced(len(images), params.evaluate.gallery_images)]
+    rows_of: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in evaluation.results:
+        rows_of[row["image_id"]].append(row)
+    gallery = []
+    for number, image in enumerate(chosen, start=1):
+        picture, caption = _compare(evaluation, image, rows_of[image.id], params.evaluate.gallery_score)
+        file = f"gallery/{number:02d}_{Path(image.file_name).stem}.jpg"
+        write_bytes_atomic(folder / file, _jpeg(picture, quality=90))
+        gallery.append(GalleryPicture(file=file, caption=caption, picture=_narrowed(picture, EMBEDDED_WIDTH)))
+    if gallery:
+        few = [gallery[index].picture for index in evenly_spaced(len(gallery), CONTACT_SHEET_IMAGES)]
+        write_bytes_atomic(folder / "gallery.jpg", _jpeg(contact_sheet(few, columns=2, cell_width=900), quality=88))
+    return gallery
+
+
+def _compare(
+    evaluation: Evaluation, image: CocoImage, rows: Sequence[dict[str, Any]], score: float
+) -> tuple[np.ndarray, str]:
+    """Ground truth and prediction of one photo side by side, and a line about them."""
+    data = evaluation.data
+    photo = data.read_image(image)
+    objects = data.objects[image.id]
+    true = draw_ground_truth(
+        photo,
+        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+        [item.label for item in objects],
+        decode_masks(objects, image.height, image.width),
+        data.class_names,
+        crowd=[item.crowd for item in objects],
+    )
+    detections = detections_from_coco(rows, data.category_ids, image.height, image.width).above(score)
+    found = draw_detections(photo, detections, data.class_names)
+    caption = f"{image.file_name}: {len(objects)} true, {len(detections)} found with a score above {score:g}"
+    return side_by_side([true, found], ["ground truth", "prediction"]), caption
+
+
+def _narrowed(picture: np.ndarray, width: int) -> np.ndarray:
+    if picture.shape[1] <= width:
+        return picture
+    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _jpeg(picture: np.ndarray, quality: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="JPEG", quality=quality)
+    return data.getvalue()
+
+
+# Page
+
+
+def _page(evaluation: Evaluation, params: Params, curves: bytes, gallery: Sequence[GalleryPicture]) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["percent"] = _percent
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        evaluation=evaluation,
+        facts=_run_facts(evaluation, params),
+        columns=PER_CLASS_COLUMNS[3:],
+        rows=per_class_rows(evaluation),
+        curves=_data_uri(curves, "png"),
+        gallery=[(item.caption, _data_uri(_jpeg(item.picture, quality=80), "jpeg")) for item in gallery],
+    )
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _percent(value: float | None) -> str:
+    """As in the papers: 0 to 100 with one decimal."""
+    return "\N{EN DASH}" if value is None else f"{100 * value:.1f}"

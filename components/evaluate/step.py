@@ -1,0 +1,130 @@
+"""The evaluate step: predict the val split, measure it, show it.
+
+Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``reports/eval/`` and ``plots/eval/``, and
+adds the numbers and the report to the MLflow run of the training.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from components.common.command import run_command
+from components.common.tracking import resume_run
+from components.evaluate.report import Evaluation, write_plots, write_report
+from yolact.config import Params
+from yolact.data.coco import CocoInstances
+from yolact.engine.evaluator import ApSummary, evaluate_coco, load_ground_truth, predict_dataset
+from yolact.errors import DataError
+from yolact.files import replaced_directory, write_json_atomic
+from yolact.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: Path, report_dir: Path, plots_dir: Path
+) -> None:
+    """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
+
+    Args:
+        params: ``evaluate`` and ``train.device`` are read.
+        processed_dir: what preprocess wrote: ``images/`` and ``val.json``.
+        model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
+        metrics_path: gets the AP numbers as JSON; equal detections give an identical file.
+        report_dir: gets detections, tables, pictures and ``index.html``; what was there is replaced.
+        plots_dir: gets the tables for ``dvc plots``; what was there is replaced.
+
+    Raises:
+        DataError: the data or ``run.json`` is missing or faulty, the split is empty, or the model was trained on
+            other classes than the data has.
+        WeightsError: the model is missing or damaged.
+        TrackingError: the MLflow store fails.
+    """
+    annotations = processed_dir / "val.json"
+    data = CocoInstances.load(annotations, processed_dir / "images")
+    if not data.images:
+        raise DataError(f"{annotations}: has no images; add photos to the val split and run preprocess again")
+    predictor = Predictor.load(model_dir, params.evaluate.detect, device=params.train.device)
+    _check_classes(predictor.classes, data.class_names, model_dir, annotations)
+
+    with resume_run(params, model_dir / "run.json") as tracker:
+        evaluation = _evaluate(predictor, data, annotations, params.evaluate.batch_size)
+        with replaced_directory(report_dir) as folder:
+            write_report(folder, evaluation, params)
+        with replaced_directory(plots_dir) as folder:
+            write_plots(folder, evaluation)
+        write_json_atomic(metrics_path, _metrics(evaluation))
+        tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
+        tracker.log_artifacts(report_dir, artifact_path="eval")
+
+    for summary in (evaluation.box, evaluation.mask):
+        figures = "  ".join(f"{name} {_percent(value)}" for name, value in summary.metrics().items())
+        log.info("%-4s  %s", summary.iou_type, figures)
+    log.info("%d images; report: %s", len(data.images), report_dir / "index.html")
+
+
+def _check_classes(model: list[str], data: list[str], model_dir: Path, annotations: Path) -> None:
+    if list(model) != list(data):
+        raise DataError(
+            f"the model knows other classes than the data has.\n"
+            f"  {model_dir / 'model.json'}: {', '.join(model)}\n"
+            f"  {annotations}: {', '.join(data)}\n"
+            "Train again on this data (`dvc repro train`), or evaluate on the data that the model was trained on."
+        )
+
+
+def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path, batch_size: int) -> Evaluation:
+    ground_truth = load_ground_truth(annotations)
+    found = predict_dataset(predictor, data, batch_size)
+    return Evaluation(
+        data=data,
+        results=found.rows,
+        box=evaluate_coco(ground_truth, found.rows, "box"),
+        mask=evaluate_coco(ground_truth, found.rows, "mask"),
+        seconds=found.seconds,
+    )
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, Any]:
+    """``metrics/eval.json``; holds nothing that differs between equal runs, such as times."""
+    return {
+        "images": len(evaluation.data.images),
+        "box": evaluation.box.to_json(),
+        "mask": evaluation.mask.to_json(),
+    }
+
+
+def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
+    """Names and values for MLflow: ``eval/mask_AP50``, and per class ``eval/per_class/mask_AP50/<class>``.
+
+    A class or size without ground truth has no value and is left out.
+    """
+    values: dict[str, float | None] = {}
+    for kind, summary in (("box", box), ("mask", mask)):
+        values |= {f"eval/{kind}_{name}": value for name, value in summary.metrics().items()}
+        for class_name, ap in summary.per_class.items():
+            values |= {
+                f"eval/per_class/{kind}_{name}/{class_name.replace('/', '_')}": value
+                for name, value in (("AP", ap.AP), ("AP50", ap.AP50), ("AP70", ap.AP70))
+            }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+if __name__ == "__main__":
+    run_command(
+        "evaluate",
+        lambda params: run(
+            params,
+            processed_dir=Path("data/processed"),
+            model_dir=Path("models"),
+            metrics_path=Path("metrics/eval.json"),
+            report_dir=Path("reports/eval"),
+            plots_dir=Path("plots/eval"),
+        ),
+    )

@@ -1,0 +1,124 @@
+"""The network as an MLflow model: encoded photos in, detections as plain JSON values out.
+
+MLflow copies this file and the package ``yolact`` into the model ("models from code", no pickle), so the
+model loads without this repository. It must therefore import nothing of ``components``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array, Object, Property
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from yolact.config import DetectConfig
+from yolact.errors import DataError
+
+if TYPE_CHECKING:
+    from yolact.predictor import Predictor
+    from yolact.structures import Detections
+
+COLUMN = "image"
+
+MODEL_CONFIG = {"device": "auto", "batch_size": 8}
+"""What ``mlflow.pyfunc.load_model(..., model_config={"device": "cpu"})`` may set: where the network runs (``auto``,
+``cpu``, ``cuda``, ...) and how many photos pass it at once."""
+
+
+def signature() -> ModelSignature:
+    """What goes in and comes out, see `YolactModel.predict`."""
+    mask = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(Array(DataType.double)), "boxes"),
+        ColSpec(Array(DataType.double), "scores"),
+        ColSpec(Array(DataType.string), "labels"),
+        ColSpec(Array(mask), "masks"),
+    ]
+    return ModelSignature(inputs=Schema([ColSpec(DataType.string, COLUMN)]), outputs=Schema(outputs))
+
+
+class YolactModel(PythonModel):
+    """Instance segmentation of encoded photos.
+
+    Artifacts: ``model``, the folder that `yolact.models.weights.save_model` wrote, and ``detect``, the
+    JSON file with the settings of detection. Configuration: see `MODEL_CONFIG`.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        from yolact.predictor import Predictor
+
+        settings = Path(context.artifacts["detect"]).read_text(encoding="utf-8")
+        config = DetectConfig.model_validate_json(settings)
+        options = MODEL_CONFIG | (context.model_config or {})
+        self.batch_size = int(options["batch_size"])
+        self.predictor: Predictor = Predictor.load(Path(context.artifacts["model"]), config, str(options["device"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Find the objects of each photo.
+
+        Args:
+            context: not read.
+            model_input: column ``image``: JPEG or PNG, as base64 text or as bytes.
+            params: not read.
+
+        Returns:
+            One dict per row, best score first: ``boxes`` (xyxy, pixels), ``scores`` (0 to 1), ``labels``
+            (class names) and ``masks`` (COCO compressed RLE: ``size`` is [height, width], ``counts`` text).
+
+        Raises:
+            DataError: the column is missing, or a row is no base64 or no photo; names the row.
+        """
+        if COLUMN not in model_input:
+            raise DataError(f"input needs the column {COLUMN!r}; found: {', '.join(map(str, model_input.columns))}")
+        rows = list(model_input[COLUMN])
+        results: list[dict[str, Any]] = []
+        for start in range(0, len(rows), self.batch_size):
+            images = [decode_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
+            results += [to_json(found, self.predictor.classes) for found in self.predictor.predict(images)]
+        return results
+
+
+def decode_image(value: Any, row: int) -> np.ndarray:
+    """Decode base64 text or bytes of a JPEG or PNG to (H, W, 3) uint8 RGB, as evaluation reads photos.
+
+    Raises:
+        DataError: ``value`` is neither; names the row.
+    """
+    if not isinstance(value, (str, bytes, bytearray)):
+        raise DataError(f"row {row}: {COLUMN!r} must be base64 text or bytes; found {type(value).__name__}")
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as photo:
+            return np.array(photo.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"row {row}: {COLUMN!r} is not a readable JPEG or PNG: {error}") from error
+
+
+def to_json(found: Detections, classes: list[str]) -> dict[str, Any]:
+    """Detections of one photo as plain values, see `YolactModel.predict`."""
+    masks = [coco_mask.encode(np.asfortranarray(mask)) for mask in found.masks.numpy().astype(np.uint8)]
+    return {
+        "boxes": found.boxes.tolist(),
+        "scores": found.scores.tolist(),
+        "labels": [classes[label] for label in found.labels.tolist()],
+        "masks": [{"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")} for rle in masks],
+    }
+
+
+mlflow.models.set_model(YolactModel())

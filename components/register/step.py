@@ -1,0 +1,386 @@
+"""The register step: the model becomes a version in the MLflow registry, with its figures and its lineage.
+
+Reads ``models/``, ``data/processed/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
+whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yolact
+from components.common.command import run_command
+from components.common.lineage import gather_lineage, hash_files
+from components.common.tracking import (
+    TRAIN_RUN_TAG,
+    RunRecord,
+    Tracker,
+    quiet_mlflow,
+    reported,
+    resume_run,
+    shown_uri,
+)
+from yolact.config import Params
+from yolact.data.coco import CocoInstances
+from yolact.errors import DataError
+from yolact.files import write_json_atomic
+from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+log = logging.getLogger(__name__)
+
+CANDIDATE = "candidate"
+"""Alias of the version that was registered last of those that reached the floor."""
+
+REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pycocotools",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+"""Distributions that predicting needs; the model pins the versions it was registered with."""
+
+IDENTITY = ("model_digest", "data_digest", "params_hash")
+"""Tags that together tell whether two versions are the same."""
+
+MODEL_TYPE = "instance-segmentation"
+
+CLASSES_SHOWN = 100
+"""Most class names in a description, of which MLflow keeps 5000 characters."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of evaluation that a version carries, 0 to 1; None where there was nothing to measure on."""
+
+    box_ap: float | None
+    box_ap50: float | None
+    mask_ap: float | None
+    mask_ap50: float | None
+
+    @classmethod
+    def read(cls, path: Path) -> Figures:
+        """Read ``metrics/eval.json``.
+
+        Raises:
+            DataError: the file is missing, is not JSON, or a figure is missing or no number from 0 to 1.
+        """
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file. Run the evaluate step first: dvc repro evaluate") from None
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON ({error}). Run the evaluate step again.") from error
+        keys = [(kind, name) for kind in ("box", "mask") for name in ("AP", "AP50")]
+        return cls(**{f"{kind}_{name}".lower(): _read_figure(path, tree, kind, name) for kind, name in keys})
+
+    def measured(self) -> dict[str, float]:
+        """Value by name (``mask_AP50``), without those that are None."""
+        return {name.replace("_ap", "_AP"): value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """All that goes into a version, read and checked before the registry is touched."""
+
+    params: Params
+    model_dir: Path
+    classes: list[str]
+    example: Path
+    """A photo of the val split."""
+    val_images: int
+    figures: Figures
+    tags: dict[str, str]
+    """Lineage and `IDENTITY`."""
+
+    @property
+    def name(self) -> str:
+        return self.params.register_.model_name
+
+    @property
+    def reaches_floor(self) -> bool:
+        value = self.figures.mask_ap50
+        return value is not None and value >= self.params.register_.min_mask_ap50
+
+
+def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: Path, report_path: Path) -> None:
+    """Register the model in ``model_dir``.
+
+    The same model, data and settings are one version, however often they are registered: that version gets
+    its figures, description and alias again, and no second one is made.
+
+    Args:
+        params: all settings; ``register`` names the model and the floor.
+        model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
+        processed_dir: what preprocess wrote: ``stats.json``, ``val.json`` and ``images/``.
+        metrics_path: what evaluate wrote.
+        report_path: gets name, version, alias (or null), figures and identity as JSON.
+
+    Raises:
+        DataError: an input is missing or faulty.
+        WeightsError: the model is missing or damaged.
+        TrackingError: the MLflow store fails.
+    """
+    candidate = _gather(params, model_dir, processed_dir, metrics_path)
+    run_file = model_dir / "run.json"
+    with resume_run(params, run_file) as tracker:
+        version, reused = _find_or_create_version(tracker, candidate, RunRecord.read(run_file).run_id)
+        _set_alias(tracker.client, candidate, version)
+        tracker.set_tags({"registered_model": f"{candidate.name}/{version}"})
+        write_json_atomic(report_path, _report(candidate, version, tracker.run_id))
+    log.info(
+        "%s version %s %s", candidate.name, version, "was registered before and is reused" if reused else "registered"
+    )
+    _log_gate(candidate, version)
+
+
+def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: Path) -> Candidate:
+    _, classes = load_model(model_dir)
+    figures = Figures.read(metrics_path)
+    val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
+    if not val.images:
+        raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
+    tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
+    tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
+    return Candidate(
+        params=params,
+        model_dir=model_dir,
+        classes=classes,
+        example=val.images_dir / val.images[0].file_name,
+        val_images=len(val.images),
+        figures=figures,
+        tags=tags,
+    )
+
+
+def _read_figure(path: Path, tree: Any, kind: str, name: str) -> float | None:
+    try:
+        value = tree[kind][name]
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: key {kind}.{name} is missing. Run the evaluate step again.") from None
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise DataError(f"{path}: {kind}.{name} must be null or a number from 0 to 1; found {value!r}")
+    return float(value)
+
+
+def _find_or_create_version(tracker: Tracker, candidate: Candidate, train_run_id: str) -> tuple[int, bool]:
+    """Number of the candidate's version, and whether it was there before."""
+    client = tracker.client
+    figures = {name: repr(value) for name, value in candidate.figures.measured().items()}
+    with reported(f"look for versions of {candidate.name}"):
+        found = _find_version(client, candidate)
+        if found is not None:
+            for name, value in figures.items():
+                client.set_model_version_tag(candidate.name, str(found), name, value)
+            client.update_model_version(candidate.name, str(found), description=describe(candidate))
+            return found, True
+    tags = candidate.tags | figures | {"run_id": tracker.run_id}
+    if train_run_id != tracker.run_id:
+        tags[TRAIN_RUN_TAG] = train_run_id
+    model_id = _log_model(tracker, candidate)
+    with reported(f"register {candidate.name}"):
+        _create_registered_model(client, candidate.name)
+        version = client.create_model_version(
+            candidate.name,
+            source=f"models:/{model_id}",
+            run_id=tracker.run_id,
+            model_id=model_id,
+            tags=tags,
+            description=describe(candidate),
+        )
+    return int(version.version), False
+
+
+def _find_version(client: MlflowClient, candidate: Candidate) -> int | None:
+    """Newest version with the candidate's `IDENTITY` whose files are complete."""
+    filters = [f"name = '{candidate.name}'"]
+    filters += [f"tags.{tag} = '{candidate.tags[tag]}'" for tag in IDENTITY]
+    versions = client.search_model_versions(" and ".join(filters))
+    return max((int(version.version) for version in versions if version.status == "READY"), default=None)
+
+
+def _create_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description="Instance segmentation with YOLACT.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _log_model(tracker: Tracker, candidate: Candidate) -> str:
+    """Store the model with the run, with its figures, and return its id."""
+    from mlflow.entities import LoggedModelOutput
+
+    client = tracker.client
+    identity = {tag: candidate.tags[tag] for tag in IDENTITY}
+    with reported("open an entry for the model"):
+        entry = client.create_logged_model(
+            tracker.experiment_id, candidate.name, source_run_id=tracker.run_id, tags=identity, model_type=MODEL_TYPE
+        )
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "mlflow"
+            package_model(candidate, Path(temporary) / "parts", folder, entry)
+            with reported("store the model"):
+                client.log_model_artifacts(entry.model_id, str(folder))
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            client.finalize_logged_model(entry.model_id, "FAILED")
+        raise
+    with reported("link the model with its run"):
+        client.finalize_logged_model(entry.model_id, "READY")
+        client.log_outputs(tracker.run_id, [LoggedModelOutput(entry.model_id, step=0)])
+    figures = {f"eval/{name}": value for name, value in candidate.figures.measured().items()}
+    tracker.log_metrics(figures, model_id=entry.model_id)
+    return str(entry.model_id)
+
+
+def package_model(candidate: Candidate, parts: Path, folder: Path, entry: LoggedModel) -> None:
+    """Write the MLflow model into ``folder``: weights, code, settings of detection, signature, example, versions.
+
+    Args:
+        candidate: what to pack.
+        parts: a folder to gather the artifacts in; not there yet.
+        folder: not there yet.
+        entry: the model's entry in the store, named in its ``MLmodel`` file.
+    """
+    quiet_mlflow()
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import Model
+
+    from components.register import pyfunc_model
+
+    model_dir = parts / "model"
+    model_dir.mkdir(parents=True)
+    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+        shutil.copy2(candidate.model_dir / name, model_dir)
+    write_json_atomic(parts / "detect.json", candidate.params.evaluate.detect.model_dump(mode="json"))
+    photo = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=pyfunc_model.__file__,
+        artifacts={"model": str(model_dir), "detect": str(parts / "detect.json")},
+        code_paths=[str(Path(yolact.__file__).parent)],
+        signature=pyfunc_model.signature(),
+        input_example=pd.DataFrame({pyfunc_model.COLUMN: [photo]}),
+        pip_requirements=pinned_requirements(),
+        model_config=pyfunc_model.MODEL_CONFIG,
+        mlflow_model=Model(
+            artifact_path=entry.artifact_location,
+            run_id=entry.source_run_id,
+            model_uuid=entry.model_id,
+            model_id=entry.model_id,
+        ),
+    )
+
+
+def pinned_requirements() -> list[str]:
+    """`REQUIREMENTS` with the installed versions; local parts as ``+cpu`` are no version that pip can fetch."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+
+
+def describe(candidate: Candidate) -> str:
+    """A short model card in Markdown."""
+    model, figures = candidate.params.model, candidate.figures
+    names = ", ".join(candidate.classes[:CLASSES_SHOWN])
+    if len(candidate.classes) > CLASSES_SHOWN:
+        names += f" and {len(candidate.classes) - CLASSES_SHOWN} more"
+    return (
+        f"YOLACT, {model.backbone}, {model.image_size} px: finds objects in photos, with a box, a class, a score "
+        "and a mask each.\n\n"
+        "| | AP | AP50 |\n| --- | --- | --- |\n"
+        f"| mask | {_percent(figures.mask_ap)} | {_percent(figures.mask_ap50)} |\n"
+        f"| box | {_percent(figures.box_ap)} | {_percent(figures.box_ap50)} |\n\n"
+        f"COCO metrics in percent on the {candidate.val_images} photos of the val split "
+        f"(data digest {candidate.tags['data_digest'][:12]}).\n\n"
+        f"**Classes** ({len(candidate.classes)}): {names}.\n\n"
+        "**Use**: photos like those it was trained on; other classes and other kinds of pictures were not "
+        "measured. Not for decisions about people, and not where a missed object does harm.\n\n"
+        "**Input**: column `image`, a JPEG or PNG as base64 text. **Output**: `boxes` (xyxy, pixels), `scores`, "
+        "`labels`, `masks` (COCO RLE) for each row."
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f}"
+
+
+def _set_alias(client: MlflowClient, candidate: Candidate, version: int) -> None:
+    """Give the version the alias, or take it away where the figures no longer reach the floor."""
+    with reported(f"set the alias {CANDIDATE}"):
+        if candidate.reaches_floor:
+            client.set_registered_model_alias(candidate.name, CANDIDATE, str(version))
+            return
+        aliases = client.get_registered_model(candidate.name).aliases
+        if str(aliases.get(CANDIDATE)) == str(version):
+            client.delete_registered_model_alias(candidate.name, CANDIDATE)
+
+
+def _log_gate(candidate: Candidate, version: int) -> None:
+    floor, value = candidate.params.register_.min_mask_ap50, candidate.figures.mask_ap50
+    if value is None:
+        log.warning("version %s gets no alias: its mask AP50 could not be measured (no objects in val)", version)
+    elif candidate.reaches_floor:
+        log.info("version %s is the %s: mask AP50 %.4f, floor %.4f", version, CANDIDATE, value, floor)
+    else:
+        log.warning(
+            "version %s gets no alias: mask AP50 %.4f is %.4f below register.min_mask_ap50 %.4f",
+            version,
+            value,
+            floor - value,
+            floor,
+        )
+
+
+def _report(candidate: Candidate, version: int, run_id: str) -> dict[str, Any]:
+    figures = candidate.figures
+    return {
+        "name": candidate.name,
+        "version": version,
+        "alias": CANDIDATE if candidate.reaches_floor else None,
+        "model_uri": f"models:/{candidate.name}/{version}",
+        "run_id": run_id,
+        "tracking_uri": shown_uri(),
+        "min_mask_ap50": candidate.params.register_.min_mask_ap50,
+        "metrics": {
+            "box": {"AP": figures.box_ap, "AP50": figures.box_ap50},
+            "mask": {"AP": figures.mask_ap, "AP50": figures.mask_ap50},
+        },
+        **{tag: candidate.tags[tag] for tag in IDENTITY},
+    }
+
+
+if __name__ == "__main__":
+    run_command(
+        "register",
+        lambda params: run(
+            params,
+            model_dir=Path("models"),
+            processed_dir=Path("data/processed"),
+            metrics_path=Path("metrics/eval.json"),
+            report_path=Path("reports/registration.json"),
+        ),
+    )

@@ -1,0 +1,221 @@
+"""The ingest step: finds the VOC layout, copies what later steps read, and never leaves half of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.ingest import step
+from components.ingest.step import run
+from yolact.config import Params, load_params
+from yolact.errors import DataError
+
+SOURCE_FILES = {
+    "JPEGImages/2012_000001.jpg": b"photo one",
+    "JPEGImages/2012_000002.jpg": b"photo two",
+    "Annotations/2012_000001.xml": b"<annotation/>",
+    "SegmentationClass/2012_000001.png": b"classes",
+    "SegmentationObject/2012_000001.png": b"objects",
+    "ImageSets/Segmentation/train.txt": b"2012_000001\n",
+    "ImageSets/Segmentation/val.txt": b"",
+    "ImageSets/Main/train.txt": b"2012_000001\n",
+}
+
+
+@pytest.fixture
+def params(repository: Path) -> Params:
+    return load_params(repository / "conf" / "base.yaml")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder that holds VOCdevkit/VOC2012; its files are no real pictures, which is not ingest's business."""
+    for name, data in SOURCE_FILES.items():
+        path = tmp_path / "source" / "VOCdevkit" / "VOC2012" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "source"
+
+
+def with_source(params: Params, source: Path | str) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update={"source": str(source)})})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
+def test_a_folder_is_copied_however_its_root_is_named(
+    params: Params, source: Path, tmp_path: Path, inside: str
+) -> None:
+    run(with_source(params, source / inside), raw_dir=tmp_path / "raw")
+    assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["VOCdevkit"]
+
+
+def test_only_what_later_steps_read_is_copied(params: Params, source: Path, tmp_path: Path) -> None:
+    (source / "VOCdevkit" / "VOC2012" / "Results").mkdir()
+    (source / "VOCdevkit" / "VOC2012" / "Results" / "large.bin").write_bytes(b"x")
+    (source / "VOCdevkit" / "notes.txt").write_bytes(b"x")
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    assert contents(tmp_path / "raw" / "VOCdevkit") == {f"VOC2012/{name}": data for name, data in SOURCE_FILES.items()}
+
+
+def test_annotations_and_split_files_may_be_missing(params: Params, source: Path, tmp_path: Path) -> None:
+    voc = source / "VOCdevkit" / "VOC2012"
+    shutil.rmtree(voc / "Annotations")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    missing = {"Annotations/2012_000001.xml", "ImageSets/Segmentation/train.txt"}
+    assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012").keys() == SOURCE_FILES.keys() - missing
+
+
+def test_links_become_files(params: Params, source: Path, tmp_path: Path) -> None:
+    photo = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
+    photo.rename(tmp_path / "elsewhere.jpg")
+    photo.symlink_to(tmp_path / "elsewhere.jpg")
+    classes = source / "VOCdevkit" / "VOC2012" / "SegmentationClass"
+    classes.rename(tmp_path / "classes")
+    classes.symlink_to(tmp_path / "classes", target_is_directory=True)
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+    assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
+
+
+def test_a_second_run_gives_the_same_files_and_drops_stale_ones(params: Params, source: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    run(with_source(params, source), raw_dir=raw)
+    (raw / "VOCdevkit" / "VOC2012" / "JPEGImages" / "stale.jpg").write_bytes(b"x")
+    run(with_source(params, source), raw_dir=raw)
+    assert contents(raw / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+
+
+def test_the_sample_is_generated_into_the_same_place_with_the_same_bytes(params: Params, tmp_path: Path) -> None:
+    few = params.data.sample.model_copy(update={"train_images": 2, "val_images": 1})
+    params = params.model_copy(update={"data": params.data.model_copy(update={"source": "sample", "sample": few})})
+    run(params, raw_dir=tmp_path / "raw")
+    first = contents(tmp_path / "raw")
+    run(params, raw_dir=tmp_path / "raw")
+    assert contents(tmp_path / "raw") == first
+    assert len([name for name in first if name.startswith("VOCdevkit/VOC2012/JPEGImages/")]) == 3
+
+
+def test_the_summary_counts_photos_and_bytes(
+    params: Params, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger=step.__name__):
+        run(with_source(params, source), raw_dir=tmp_path / "raw")
+    (line,) = [record.getMessage() for record in caplog.records if record.name == step.__name__]
+    assert f"{source}: 2 photos, {sum(map(len, SOURCE_FILES.values()))} bytes" in line
+
+
+def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.source: '.*nowhere' does not exist .*`sample` and a folder"):
+        run(with_source(params, tmp_path / "nowhere"), raw_dir=tmp_path / "raw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_archives_and_addresses_are_refused_with_a_way_out(params: Params, tmp_path: Path) -> None:
+    (tmp_path / "voc.tar").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"voc\.tar' is not a folder.*Unpack"):
+        run(with_source(params, tmp_path / "voc.tar"), raw_dir=tmp_path / "raw")
+    with pytest.raises(DataError, match=r"'s3://bucket/voc' is an address.*Download"):
+        run(with_source(params, "s3://bucket/voc"), raw_dir=tmp_path / "raw")
+
+
+def test_a_folder_without_the_layout_is_refused_with_what_each_place_lacks(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(source / "VOCdevkit" / "VOC2012" / "SegmentationObject")
+    with pytest.raises(DataError) as caught:
+        run(with_source(params, source), raw_dir=tmp_path / "raw")
+    message = str(caught.value)
+    assert f"{source / 'VOCdevkit' / 'VOC2012'} has no folder SegmentationObject\n" in message
+    assert f"{source / 'VOC2012'} is no folder\n" in message
+    assert (
+        f"{source} has no folder JPEGImages, SegmentationClass, SegmentationObject, ImageSets/Segmentation" in message
+    )
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_old_output_stays(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    raw = tmp_path / "out" / "raw"
+    run(with_source(params, source), raw_dir=raw)
+    photo = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
+    photo.unlink()
+    photo.symlink_to(source / "gone.jpg")  # also root cannot read it
+    with pytest.raises(DataError, match=r"(?s)1 files below .*JPEGImages.*2012_000002\.jpg: .*No such file"):
+        run(with_source(params, source), raw_dir=raw)
+    assert contents(raw / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+    assert [path.name for path in raw.parent.iterdir()] == ["raw"]
+
+
+def test_nothing_is_left_when_the_copy_is_broken_off(
+    params: Params, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+
+    def broken_off(origin: str, target: str) -> None:
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        copied.append(target)
+        Path(target).write_bytes(Path(origin).read_bytes())
+
+    monkeypatch.setattr(shutil, "copyfile", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(with_source(params, source), raw_dir=tmp_path / "out" / "raw")
+    assert len(copied) == 3
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("raw", ["source", "source/VOCdevkit", "source/VOCdevkit/VOC2012", "."])
+def test_a_source_inside_the_output_is_refused_and_kept(params: Params, source: Path, tmp_path: Path, raw: str) -> None:
+    with pytest.raises(DataError, match="one folder, or one holds the other"):
+        run(with_source(params, source), raw_dir=tmp_path / raw)
+    assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+
+
+def test_an_output_inside_the_source_or_behind_a_link_to_it_is_refused(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="one folder, or one holds the other"):
+        run(with_source(params, source), raw_dir=source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "raw")
+    (tmp_path / "link").symlink_to(source, target_is_directory=True)
+    with pytest.raises(DataError, match="one folder, or one holds the other"):
+        run(with_source(params, tmp_path / "link"), raw_dir=source)
+    assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+
+
+def test_the_command_prints_the_error_and_exits_with_1(repository: Path, tmp_path: Path) -> None:
+    settings = (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
+    assert settings.count("source: sample ") == 1
+    (tmp_path / "params.yaml").write_text(settings.replace("source: sample ", "source: nowhere "), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    done = subprocess.run(
+        [sys.executable, "-m", "components.ingest.step"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "ingest failed: data.source: 'nowhere' does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_real_photos_are_copied_byte_for_byte(params: Params, voc_mini: Path, tmp_path: Path) -> None:
+    run(with_source(params, voc_mini), raw_dir=tmp_path / "raw")
+    for folder in ("JPEGImages", "SegmentationObject"):
+        origin, copy = (root / "VOCdevkit" / "VOC2012" / folder for root in (voc_mini, tmp_path / "raw"))
+        assert digests(origin) == digests(copy)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

@@ -1,0 +1,343 @@
+"""The step `preprocess`: what it writes, what it refuses, and that nothing is ever half-written."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from components.preprocess.step import run
+from yolact.config import Params, load_params
+from yolact.data.voc import voc_palette
+from yolact.errors import DataError
+
+PERSON, DOG = 15, 12
+XML = (
+    "<annotation><object><name>{name}</name><truncated>1</truncated><difficult>0</difficult><bndbox><xmin>3</xmin>"
+    "<ymin>3</ymin><xmax>{xmax}</xmax><ymax>7</ymax></bndbox></object></annotation>"
+)
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette().tobytes())
+    image.save(path)
+
+
+def add_photo(root: Path, image_id: str, class_index: int | None, width: int = 4) -> None:
+    """A 12 x 10 photo; with a class, an object of ``width`` x 5 pixels whose corner is (2, 2)."""
+    rng = np.random.default_rng(len(image_id))
+    Image.fromarray(rng.integers(0, 255, (10, 12, 3), dtype=np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg")
+    objects = np.zeros((10, 12), dtype=np.uint8)
+    if class_index is not None:
+        objects[2:7, 2 : 2 + width] = 1
+        name = {PERSON: "person", DOG: "dog"}[class_index]
+        (root / "Annotations" / f"{image_id}.xml").write_text(XML.format(name=name, xmax=2 + width))
+    save_mask(root / "SegmentationObject" / f"{image_id}.png", objects)
+    save_mask(root / "SegmentationClass" / f"{image_id}.png", (objects * (class_index or 0)).astype(np.uint8))
+
+
+def set_split(root: Path, split: str, *image_ids: str) -> None:
+    (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in image_ids))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Three train photos (person 4 wide, dog 6 wide, a negative) and one val photo (person 4 wide)."""
+    folder = tmp_path / "raw"
+    root = folder / "VOCdevkit/VOC2012"
+    for part in ("ImageSets/Segmentation", "JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations"):
+        (root / part).mkdir(parents=True)
+    add_photo(root, "2007_000001", PERSON)
+    add_photo(root, "2007_000002", DOG, width=6)
+    add_photo(root, "2007_000003", None)
+    add_photo(root, "2008_000001", PERSON)
+    set_split(root, "train", "2007_000003", "2007_000001", "2007_000002")
+    set_split(root, "val", "2008_000001")
+    return folder
+
+
+@pytest.fixture
+def voc(raw: Path) -> Path:
+    return raw / "VOCdevkit/VOC2012"
+
+
+@pytest.fixture
+def params(repository: Path) -> Callable[[int], Params]:
+    base = load_params(repository / "conf" / "base.yaml")
+
+    def with_max_problems(count: int) -> Params:
+        return base.model_copy(update={"data": base.data.model_copy(update={"max_problems": count})})
+
+    return with_max_problems
+
+
+@pytest.fixture
+def processed(tmp_path: Path) -> Path:
+    return tmp_path / "processed"
+
+
+@pytest.fixture
+def preprocess(raw: Path, processed: Path, params: Callable[[int], Params]) -> Callable[..., dict[str, Any]]:
+    def call(max_problems: int = 0) -> dict[str, Any]:
+        run(params(max_problems), raw_dir=raw, processed_dir=processed)
+        return dict(json.loads((processed / "stats.json").read_text()))
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_photos_json_and_statistics_are_written(
+    preprocess: Callable[..., dict[str, Any]], processed: Path, voc: Path
+) -> None:
+    stats = preprocess()
+    names = {f"images/{path.name}" for path in (voc / "JPEGImages").iterdir()}
+    assert set(contents(processed)) == names | {"train.json", "val.json", "stats.json"}
+    for path in (voc / "JPEGImages").iterdir():
+        assert (processed / "images" / path.name).read_bytes() == path.read_bytes()
+
+    train = json.loads((processed / "train.json").read_text())
+    assert [image["id"] for image in train["images"]] == [2007000001, 2007000002, 2007000003]
+    assert [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in train["annotations"]] == [
+        (1, 2007000001, PERSON, [2, 2, 4, 5], 20),
+        (2, 2007000002, DOG, [2, 2, 6, 5], 30),
+    ]
+    assert all((a["truncated"], a["difficult"]) == (1, 0) for a in train["annotations"])
+    assert train["licenses"] == []
+    assert len(train["categories"]) == 20
+
+    assert stats["splits"]["train"] == {
+        "listed": 3,
+        "left_out": 0,
+        "images": 3,
+        "images_without_instance": 1,
+        "images_without_xml": 1,
+        "instances": 2,
+        "instances_without_xml_object": 0,
+        "difficult": 0,
+        "truncated": 2,
+        "instances_per_image": {"0": 1, "1": 2},
+        "box_width": {"min": 4.0, "p25": 4.5, "median": 5.0, "p75": 5.5, "max": 6.0, "mean": 5.0},
+        "box_height": {"min": 5.0, "p25": 5.0, "median": 5.0, "p75": 5.0, "max": 5.0, "mean": 5.0},
+        "mask_area": {"min": 20.0, "p25": 22.5, "median": 25.0, "p75": 27.5, "max": 30.0, "mean": 25.0},
+    }
+    assert stats["classes"]["person"] == {
+        "train": {"images": 1, "instances": 1},
+        "val": {"images": 1, "instances": 1},
+    }
+    assert stats["classes"]["cat"]["train"] == {"images": 0, "instances": 0}
+    assert (stats["problems"], stats["warnings"]) == ([], [])
+
+
+def test_same_input_in_another_place_gives_the_same_bytes(
+    raw: Path, tmp_path: Path, params: Callable[[int], Params]
+) -> None:
+    run(params(0), raw_dir=raw, processed_dir=tmp_path / "first")
+    raw.rename(tmp_path / "moved")
+    run(params(0), raw_dir=tmp_path / "moved", processed_dir=tmp_path / "second")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    digests = [preprocess()["digest"]]
+    add_photo(voc, "2007_000001", PERSON, width=5)
+    digests.append(preprocess()["digest"])
+    photo = voc / "JPEGImages/2007_000001.jpg"
+    photo.write_bytes(photo.read_bytes() + b"\0")
+    digests.append(preprocess()["digest"])
+    assert len(set(digests)) == 3
+    assert len(digests[0]) == 64
+
+
+def damage_photo(root: Path, image_id: str) -> None:
+    path = root / "JPEGImages" / f"{image_id}.jpg"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_problems_are_collected_and_stop_the_step(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    preprocess()
+    before = contents(processed)
+    damage_photo(voc, "2007_000001")
+    (voc / "SegmentationClass/2007_000002.png").unlink()
+    (voc / "SegmentationObject/2007_000002.png").unlink()
+    with pytest.raises(DataError) as caught:
+        preprocess()
+    message = str(caught.value)
+    assert "photos with problems: 2, data.max_problems allows 0." in message
+    assert "JPEGImages/2007_000001.jpg: cannot be decoded to its end" in message
+    assert "SegmentationObject/2007_000002.png: no such file" in message
+    assert "SegmentationClass/2007_000002.png: no such file" in message
+    assert "data.max_problems=2" in message
+    assert contents(processed) == before
+    assert not list(processed.parent.glob("*.part"))
+    assert not list(processed.parent.glob(".*.part"))
+
+
+def test_as_many_problems_as_allowed_are_left_out_and_listed(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage_photo(voc, "2007_000001")
+    with caplog.at_level(logging.WARNING):
+        stats = preprocess(max_problems=1)
+    assert "JPEGImages/2007_000001.jpg: cannot be decoded" in caplog.text
+    (problem,) = stats["problems"]
+    assert (problem["image"], problem["file"]) == ("2007_000001", "JPEGImages/2007_000001.jpg")
+    assert problem["reason"].startswith("cannot be decoded to its end")
+    train = stats["splits"]["train"]
+    assert (train["listed"], train["left_out"], train["images"], train["instances"]) == (3, 1, 2, 1)
+    assert not (processed / "images/2007_000001.jpg").exists()
+    assert "2007_000001" not in (processed / "train.json").read_text()
+
+
+def test_long_lists_of_problems_are_cut_and_counted(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    set_split(voc, "train", *(f"2009_{number:06}" for number in range(25)))
+    for number in range(25):
+        (voc / f"SegmentationObject/2009_{number:06}.png").write_bytes(
+            (voc / "SegmentationObject/2007_000001.png").read_bytes()
+        )
+        (voc / f"SegmentationClass/2009_{number:06}.png").write_bytes(
+            (voc / "SegmentationClass/2007_000001.png").read_bytes()
+        )
+    with pytest.raises(DataError) as caught:
+        preprocess(max_problems=24)
+    message = str(caught.value)
+    assert message.count("no such photo") == 20
+    assert "and 5 more photos" in message
+
+
+def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    (voc / "Annotations/2007_000001.xml").write_text("<annotation></annotation>")
+    (warning,) = preprocess()["warnings"]
+    assert (warning["image"], warning["file"]) == ("2007_000001", "Annotations/2007_000001.xml")
+    assert "no box fits the mask of object index 1 (person)" in warning["reason"]
+
+
+def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    set_split(voc, "val", "2008_000001", "2007_000001")
+    with pytest.raises(DataError, match=r"both train\.txt and val\.txt: 1, such as '2007_000001'"):
+        preprocess()
+
+
+def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    set_split(voc, "train", "2007_000001", "2007_000002")
+    set_split(voc, "val", "2007_000003")
+    with pytest.raises(DataError, match="split 'val' has 1 usable photos and no instance"):
+        preprocess()
+
+
+def test_raw_data_that_is_not_there_names_the_step_to_run(
+    tmp_path: Path, processed: Path, params: Callable[[int], Params]
+) -> None:
+    with pytest.raises(DataError, match="Run the step `ingest` first"):
+        run(params(0), raw_dir=tmp_path / "nothing", processed_dir=processed)
+    assert not processed.exists()
+
+
+HANGS_BEFORE_THE_LAST_FILE = """
+import sys, time
+from pathlib import Path
+from components.preprocess import step
+from yolact.config import load_params
+
+def hang(path, tree, write=step.write_json_atomic):
+    if path.name == "stats.json":
+        print("hanging", flush=True)
+        time.sleep(600)
+    write(path, tree)
+
+step.write_json_atomic = hang
+step.run(load_params(sys.argv[1]), raw_dir=Path(sys.argv[2]), processed_dir=Path(sys.argv[3]))
+"""
+
+
+def test_killed_run_leaves_nothing_that_looks_finished_and_the_next_one_works(
+    preprocess: Callable[..., dict[str, Any]], repository: Path, raw: Path, processed: Path
+) -> None:
+    arguments = [str(repository / "conf/base.yaml"), str(raw), str(processed)]
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS_BEFORE_THE_LAST_FILE, *arguments],
+        cwd=repository,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.send_signal(signal.SIGKILL)
+    assert not processed.exists()
+    (leftover,) = processed.parent.glob(".processed.*.part")
+    assert (leftover / "train.json").exists()
+
+    preprocess()
+    assert set(json.loads((processed / "stats.json").read_text())["splits"]) == {"train", "val"}
+    assert not list(processed.parent.glob(".processed.*"))
+
+
+def test_command_reports_a_fault_in_one_message_and_exits_with_1(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text((repository / "conf/base.yaml").read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "components.preprocess.step"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(repository), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "preprocess failed: data/raw/VOCdevkit/VOC2012: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_real_photos_convert_and_their_masks_equal_the_png(
+    voc_mini: Path, processed: Path, params: Callable[[int], Params]
+) -> None:
+    run(params(0), raw_dir=voc_mini, processed_dir=processed)
+    root = voc_mini / "VOCdevkit/VOC2012"
+    assert json.loads((processed / "stats.json").read_text())["problems"] == []
+    for split in ("train", "val"):
+        coco = COCO(processed / f"{split}.json")
+        listed = (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+        assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == [f"{n}.jpg" for n in sorted(listed)]
+        for image in coco.loadImgs(coco.getImgIds())[:40]:
+            stem = Path(image["file_name"]).stem
+            objects = np.asarray(Image.open(root / f"SegmentationObject/{stem}.png"))
+            classes = np.asarray(Image.open(root / f"SegmentationClass/{stem}.png"))
+            indices = sorted(set(np.unique(objects).tolist()) - {0, 255})
+            annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]]))
+            assert len(annotations) == len(indices)
+            for index, annotation in zip(indices, annotations, strict=True):
+                mask = objects == index
+                rows, columns = np.nonzero(mask)
+                assert np.array_equal(coco.annToMask(annotation), mask)
+                assert annotation["area"] == mask.sum()
+                assert annotation["bbox"] == [
+                    columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1,
+                ]  # fmt: skip
+                assert set(classes[mask].tolist()) <= {annotation["category_id"], 255}
+
+
+def test_photo_bytes_survive_unusual_jpeg(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("CMYK", (12, 10), (10, 200, 30, 40)).save(buffer, "JPEG")
+    (voc / "JPEGImages/2007_000001.jpg").unlink()
+    (voc / "JPEGImages/2007_000001.JPEG").write_bytes(buffer.getvalue())
+    preprocess()
+    assert (processed / "images/2007_000001.JPEG").read_bytes() == buffer.getvalue()
+    assert json.loads((processed / "train.json").read_text())["images"][0]["file_name"] == "2007_000001.JPEG"

@@ -1,0 +1,574 @@
+"""Registering a small untrained network in real MLflow stores, and predicting with what was registered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from components.common.tracking import RunRecord, start_run
+from components.register import step
+from components.register.pyfunc_model import YolactModel, decode_image
+from yolact.config import Params, parse_params
+from yolact.errors import DataError, SettingsError, WeightsError
+from yolact.models.weights import save_model
+from yolact.models.yolact import Yolact
+from yolact.predictor import Predictor
+
+CLASSES = ["aeroplane", "bicycle"]
+PHOTO = Path("data/processed/images/drawn.png")
+REPORT = Path("reports/registration.json")
+
+
+@pytest.fixture(scope="module")
+def params(repository: Path) -> Params:
+    """The published settings with the smallest network."""
+    tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
+    tree["model"] |= {"backbone": "resnet18", "backbone_weights": "none", "image_size": 64}
+    tree["model"] |= {"fpn_channels": 16, "num_prototypes": 4}
+    tree["evaluate"]["detect"] |= {"max_detections": 5}
+    return parse_params(tree)
+
+
+@pytest.fixture(scope="module")
+def network(params: Params) -> Yolact:
+    torch.manual_seed(0)
+    return Yolact(params.model, len(CLASSES)).eval()
+
+
+@pytest.fixture(scope="module")
+def starting_point(tmp_path_factory: pytest.TempPathFactory, network: Yolact) -> Path:
+    """A folder with the network in ``models/`` and an empty store, which takes MLflow seconds to make."""
+    folder = tmp_path_factory.mktemp("start")
+    save_model(network, CLASSES, folder / "models")
+    (folder / "models" / "checkpoints").mkdir()
+    (folder / "models" / "checkpoints" / "last.pt").write_bytes(b"not for the registry")
+    MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starting_point: Path) -> Path:
+    """A working folder as it is after ingest, preprocess, train and evaluate."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    write_data("digest-of-the-data")
+    write_figures(mask_ap50=0.625)
+    shutil.copytree(starting_point / "models", "models", copy_function=os.link)
+    shutil.copy(starting_point / "mlflow.db", "mlflow.db")
+    return tmp_path
+
+
+def write_data(digest: str) -> None:
+    PHOTO.parent.mkdir(parents=True, exist_ok=True)
+    photo = Image.new("RGB", (90, 60), "navy")
+    ImageDraw.Draw(photo).ellipse((20, 10, 60, 50), fill="orange")
+    photo.save(PHOTO)
+    image = {"id": 1, "file_name": PHOTO.name, "width": 90, "height": 60}
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
+    folder = PHOTO.parent.parent
+    (folder / "val.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+    (folder / "stats.json").write_text(json.dumps({"digest": digest}))
+
+
+def write_figures(mask_ap50: float | None) -> None:
+    Path("metrics").mkdir(exist_ok=True)
+    tree = {"images": 1, "box": {"AP": 0.375, "AP50": 0.75}, "mask": {"AP": 0.25, "AP50": mask_ap50}}
+    Path("metrics/eval.json").write_text(json.dumps(tree))
+
+
+def train(params: Params) -> str:
+    with start_run(params, Path("models/run.json")) as tracker:
+        return tracker.run_id
+
+
+def register(params: Params) -> dict[str, Any]:
+    step.run(
+        params,
+        model_dir=Path("models"),
+        processed_dir=Path("data/processed"),
+        metrics_path=Path("metrics/eval.json"),
+        report_path=REPORT,
+    )
+    return dict(json.loads(REPORT.read_text()))
+
+
+def local_store() -> str:
+    return f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", local_store()))
+
+
+def versions() -> dict[int, ModelVersion]:
+    return {int(version.version): version for version in client().search_model_versions("name = 'yolact'")}
+
+
+def candidate() -> int | None:
+    version = client().get_registered_model("yolact").aliases.get("candidate")
+    return None if version is None else int(version)
+
+
+def test_a_good_model_becomes_version_1_and_candidate(params: Params) -> None:
+    run_id = train(params)
+    report = register(params)
+    version = client().get_model_version_by_alias("yolact", "candidate")
+    assert int(version.version) == 1
+    assert version.run_id == run_id
+    assert version.status == "READY"
+    assert report["name"] == "yolact"
+    assert report["version"] == 1
+    assert report["alias"] == "candidate"
+    assert report["run_id"] == run_id
+    assert report["model_uri"] == "models:/yolact/1"
+    assert report["metrics"] == {"box": {"AP": 0.375, "AP50": 0.75}, "mask": {"AP": 0.25, "AP50": 0.625}}
+    run = client().get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["registered_model"] == "yolact/1"
+    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+
+
+def test_the_version_carries_its_lineage_and_figures(params: Params, project: Path) -> None:
+    for arguments in (
+        ["init", "--quiet"],
+        ["add", "data/processed/stats.json"],
+        ["-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "data"],
+        ["remote", "add", "origin", "https://me:s3cret@git.example.org/p.git"],
+    ):
+        subprocess.run(["git", *arguments], check=True, cwd=project)
+    commit = subprocess.run(
+        ["git", "log", "-1", "--format=%H"], check=True, cwd=project, capture_output=True, text=True
+    )
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {train: {cmd: x}}\n")
+    run_id = train(params)
+    register(params)
+    tags = versions()[1].tags
+    assert {
+        "git_commit",
+        "git_dirty",
+        "git_branch",
+        "git_remote",
+        "dvc_lock_hash",
+        "params_hash",
+        "data_digest",
+        "model_digest",
+        "run_id",
+        "host",
+        "python_version",
+        "torch_version",
+        "torchvision_version",
+        "mlflow_version",
+        "box_AP",
+        "box_AP50",
+        "mask_AP",
+        "mask_AP50",
+    } == set(tags)
+    assert tags["git_commit"] == commit.stdout.strip()
+    assert tags["run_id"] == run_id
+    assert tags["data_digest"] == "digest-of-the-data"
+    assert (float(tags["mask_AP"]), float(tags["mask_AP50"])) == (0.25, 0.625)
+    assert (float(tags["box_AP"]), float(tags["box_AP50"])) == (0.375, 0.75)
+    assert "s3cret" not in json.dumps(tags)
+
+
+def test_the_description_tells_figures_data_classes_and_use(params: Params) -> None:
+    train(params)
+    register(params)
+    text = versions()[1].description
+    for part in ("62.5", "75.0", "1 photos of the val split", "digest-of-th", "aeroplane, bicycle", "resnet18", "Use"):
+        assert part in text
+
+
+def test_a_description_fits_however_many_classes_there_are(params: Params) -> None:
+    many = step.Candidate(
+        params=params,
+        model_dir=Path(),
+        classes=[f"a class with a longish name {k}" for k in range(1000)],
+        example=PHOTO,
+        val_images=1,
+        figures=step.Figures(None, None, None, None),
+        tags={"data_digest": "d"},
+    )
+    assert len(step.describe(many)) <= 5000
+
+
+def test_the_model_page_shows_the_figures(params: Params) -> None:
+    train(params)
+    register(params)
+    model = client().get_logged_model(versions()[1].model_id)
+    assert {metric.key: metric.value for metric in model.metrics} == {
+        "eval/box_AP": 0.375,
+        "eval/box_AP50": 0.75,
+        "eval/mask_AP": 0.25,
+        "eval/mask_AP50": 0.625,
+    }
+
+
+def test_below_the_floor_there_is_a_version_without_alias_and_the_shortfall_is_told(
+    params: Params, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(params)
+    write_figures(mask_ap50=0.31)
+    report = register(params)
+    assert report["alias"] is None
+    assert set(versions()) == {1}
+    assert candidate() is None
+    assert "0.3100 is 0.1900 below register.min_mask_ap50 0.5000" in caplog.text
+
+
+def test_exactly_at_the_floor_is_enough(params: Params) -> None:
+    train(params)
+    write_figures(mask_ap50=params.register_.min_mask_ap50)
+    assert register(params)["alias"] == "candidate"
+
+
+def test_a_model_that_could_not_be_measured_gets_no_alias(params: Params, caplog: pytest.LogCaptureFixture) -> None:
+    train(params)
+    write_figures(mask_ap50=None)
+    assert register(params)["alias"] is None
+    assert "could not be measured" in caplog.text
+    assert "mask_AP50" not in versions()[1].tags
+
+
+def test_the_same_model_again_is_the_same_version(params: Params, caplog: pytest.LogCaptureFixture) -> None:
+    train(params)
+    first = register(params)
+    caplog.set_level("INFO")
+    assert register(params) == first
+    assert set(versions()) == {1}
+    assert len(client().search_logged_models([RunRecord.read(Path("models/run.json")).experiment_id])) == 1
+    assert "was registered before and is reused" in caplog.text
+
+
+def test_a_reused_version_shows_the_latest_figures_and_loses_the_alias_with_them(params: Params) -> None:
+    train(params)
+    register(params)
+    write_figures(mask_ap50=0.125)
+    register(params)
+    assert candidate() is None
+    assert float(versions()[1].tags["mask_AP50"]) == 0.125
+    assert "12.5" in versions()[1].description
+
+
+@pytest.mark.parametrize("changed", ["model", "data", "params"])
+def test_another_model_data_or_setting_is_another_version(params: Params, network: Yolact, changed: str) -> None:
+    train(params)
+    register(params)
+    if changed == "model":
+        torch.manual_seed(1)
+        save_model(Yolact(params.model, len(CLASSES)), CLASSES, Path("models"))
+    elif changed == "data":
+        write_data("digest-of-other-data")
+    else:
+        params = params.model_copy(update={"train": params.train.model_copy(update={"seed": 5})})
+    assert register(params)["version"] == 2
+    assert candidate() == 2
+
+
+def test_a_worse_version_leaves_the_candidate_as_it_is(params: Params) -> None:
+    train(params)
+    register(params)
+    write_data("digest-of-other-data")
+    write_figures(mask_ap50=0.25)
+    assert register(params)["version"] == 2
+    assert candidate() == 1
+
+
+def test_a_model_from_elsewhere_names_the_run_that_trained_it(params: Params) -> None:
+    record = {"run_id": "e" * 32, "experiment_id": "1", "experiment": "yolact", "tracking_uri": "http://elsewhere"}
+    Path("models/run.json").write_text(json.dumps(record))
+    report = register(params)
+    tags = versions()[1].tags
+    assert tags["train_run_id"] == "e" * 32
+    assert tags["run_id"] == report["run_id"] == versions()[1].run_id != "e" * 32
+
+
+@pytest.mark.parametrize(
+    ("missing", "error", "message"),
+    [
+        ("models/model.safetensors", WeightsError, "train step"),
+        ("models/model.json", WeightsError, "train step"),
+        ("models/run.json", DataError, "train step"),
+        ("metrics/eval.json", DataError, "evaluate step"),
+        ("data/processed/stats.json", DataError, "preprocess step"),
+        ("data/processed/val.json", DataError, "preprocess step"),
+    ],
+)
+def test_a_missing_input_names_the_file_and_the_step(
+    params: Params, missing: str, error: type[Exception], message: str
+) -> None:
+    train(params)
+    Path(missing).unlink()
+    with pytest.raises(error, match=message) as raised:
+        register(params)
+    assert missing in str(raised.value)
+    assert not REPORT.exists()
+    assert client().search_registered_models() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ('{"box": {"AP": 0.1, "AP50": 0.1}, "mask": {"AP": 0.1}}', r"mask\.AP50 is missing"),
+        ('{"box": {"AP": 37.5, "AP50": 0.1}, "mask": {"AP": 0.1, "AP50": 0.1}}', r"box\.AP must be .* found 37\.5"),
+    ],
+)
+def test_faulty_figures_are_named(params: Params, content: str, message: str) -> None:
+    Path("metrics/eval.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        register(params)
+
+
+def test_when_packing_fails_nothing_is_registered_and_the_next_attempt_works(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run_id = train(params)
+    experiment = client().get_run(run_id).info.experiment_id
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space left"):
+        broken.setattr(step, "package_model", full)
+        register(params)
+    assert client().get_run(run_id).info.status == "FAILED"
+    assert client().search_registered_models() == []
+    assert [model.status for model in client().search_logged_models([experiment])] == ["FAILED"]
+    assert register(params)["version"] == 1
+    assert client().get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
+    train(params)
+    register(params)
+    folder = Path(client().get_logged_model(versions()[1].model_id).artifact_location)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in files if name.startswith("artifacts/")} == {
+        "artifacts/model/model.safetensors",
+        "artifacts/model/model.json",
+        "artifacts/detect.json",
+    }
+    assert {"MLmodel", "pyfunc_model.py", "code/yolact/predictor.py", "input_example.json"} <= files
+    assert not [name for name in files if name.endswith((".pkl", ".pyc", ".pt"))]
+    requirements = (folder / "requirements.txt").read_text().split()
+    assert sorted(requirements) == sorted(step.pinned_requirements())
+    assert all("==" in line and "+" not in line for line in requirements)
+
+
+def test_the_device_can_be_chosen_when_the_model_is_loaded(params: Params) -> None:
+    train(params)
+    register(params)
+    folder = client().get_logged_model(versions()[1].model_id).artifact_location
+    with pytest.raises(SettingsError, match="'cuda:99'"):
+        mlflow.pyfunc.load_model(folder, model_config={"device": "cuda:99"})
+
+
+PREDICT = """
+import importlib.metadata as metadata, json, sys
+from packaging.requirements import Requirement
+
+def needed_by(names, found):
+    for name in names:
+        name = name.lower().replace("_", "-")
+        if name not in found:
+            found.add(name)
+            wanted = [Requirement(text) for text in metadata.requires(name) or []]
+            wanted = [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+            needed_by([n for n in wanted if n.lower().replace("_", "-") in installed], found)
+    return found
+
+installed = {d.name.lower().replace("_", "-") for d in metadata.distributions()}
+allowed = needed_by(json.loads(sys.argv[1]), set())
+owners = {m: {d.lower().replace("_", "-") for d in ds} for m, ds in metadata.packages_distributions().items()}
+
+class OnlyRequirements:
+    def find_spec(self, name, path=None, target=None):
+        owner = owners.get(name.partition(".")[0])
+        if owner and not owner & allowed:
+            raise ModuleNotFoundError(f"{name} is not in the requirements", name=name)
+
+sys.meta_path.insert(0, OnlyRequirements())
+
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[2], model_config={"device": "cpu"})
+found = model.predict(pandas.DataFrame({"image": [sys.argv[3]]}))
+import yolact
+print(json.dumps({"found": found, "code": yolact.__file__, "components": "components" in sys.modules}))
+"""
+
+
+def predict_alone(uri: str, photo: Path, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """Load and predict in a fresh process, in an empty folder, that can import only what the model requires."""
+    folder.mkdir()
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PREDICT,
+            json.dumps(list(step.REQUIREMENTS)),
+            uri,
+            base64.b64encode(photo.read_bytes()).decode(),
+        ],
+        cwd=folder,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def assert_same_detections(row: dict[str, Any], predictor: Predictor, photo: Path) -> None:
+    pixels = np.array(Image.open(photo).convert("RGB"))
+    (expected,) = predictor.predict([pixels])
+    assert len(expected) > 0
+    np.testing.assert_allclose(row["boxes"], expected.boxes.numpy(), atol=1e-2)
+    np.testing.assert_allclose(row["scores"], expected.scores.numpy(), atol=1e-5)
+    assert row["labels"] == [CLASSES[label] for label in expected.labels]
+    assert all(rle["size"] == list(pixels.shape[:2]) for rle in row["masks"])
+    masks = np.stack([coco_mask.decode(rle) for rle in row["masks"]])
+    assert np.mean(masks != expected.masks.numpy()) < 1e-3
+
+
+def test_the_registered_model_predicts_without_this_repository(
+    params: Params, project: Path, network: Yolact, repository: Path
+) -> None:
+    train(params)
+    register(params)
+    environment = {"MLFLOW_TRACKING_URI": local_store()}
+    result = predict_alone("models:/yolact/1", PHOTO, project / "empty", environment)
+    assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), PHOTO)
+    assert not Path(result["code"]).is_relative_to(repository)
+    assert result["components"] is False
+
+
+def test_base64_text_and_bytes_are_the_same_photo() -> None:
+    data = PHOTO.read_bytes()
+    expected = np.array(Image.open(PHOTO).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data, 0), expected)
+    np.testing.assert_array_equal(decode_image(base64.b64encode(data).decode(), 0), expected)
+
+
+def encoded(format: str, mode: str) -> str:
+    stream = io.BytesIO()
+    Image.new(mode, (4, 3)).save(stream, format)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+@pytest.mark.parametrize(("format", "mode"), [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P")])
+def test_every_kind_of_jpeg_and_png_is_turned_into_rgb(format: str, mode: str) -> None:
+    assert decode_image(encoded(format, mode), 0).shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no base64!", "row 3: 'image' is not base64"),
+        (base64.b64encode(b"hello").decode(), "row 3: 'image' is not a readable JPEG or PNG"),
+        (encoded("GIF", "P"), "row 3: 'image' is not a readable JPEG or PNG"),
+        (["a list"], "row 3: 'image' must be base64 text or bytes; found list"),
+        (None, "row 3: 'image' must be base64 text or bytes; found NoneType"),
+    ],
+)
+def test_what_is_no_photo_is_refused_with_its_row(value: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        decode_image(value, 3)
+
+
+def test_a_photo_that_is_cut_short_is_refused() -> None:
+    with pytest.raises(DataError, match="row 0: 'image' is not a readable"):
+        decode_image(PHOTO.read_bytes()[:-40], 0)
+
+
+def test_rows_keep_their_order_over_several_batches(params: Params, network: Yolact) -> None:
+    model = YolactModel()
+    model.predictor = Predictor(network, CLASSES, params.evaluate.detect)
+    model.batch_size = 2
+    sizes = [(30, 20), (20, 30), (40, 10), (10, 40), (25, 25)]
+    rows = []
+    for size in sizes:
+        stream = io.BytesIO()
+        Image.new("RGB", size, "green").save(stream, "PNG")
+        rows.append(stream.getvalue())
+    found = model.predict(None, pd.DataFrame({"image": rows}))
+    assert [row["masks"][0]["size"] for row in found] == [[height, width] for width, height in sizes]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a running ``mlflow server`` that keeps the artifacts itself."""
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--backend-store-uri", "sqlite:///mlflow.db"],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                time.sleep(0.2)
+        else:
+            pytest.fail(f"mlflow server did not start:\n{(folder / 'log.txt').read_text()}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_a_model_on_a_server_predicts_a_real_photo(
+    params: Params,
+    network: Yolact,
+    server: str,
+    project: Path,
+    voc_mini: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    train(params)
+    register(params)
+    assert candidate() == 1
+    assert not Path("mlruns").exists()
+    photo = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
+    result = predict_alone("models:/yolact@candidate", photo, project / "empty", {"MLFLOW_TRACKING_URI": server})
+    assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), photo)
