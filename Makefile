@@ -1,0 +1,76 @@
+# Two commands are enough on a fresh machine with git, make and Python 3.11 or newer: `make demo`, `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# `python` in dvc.yaml is the environment's, whether or not it is activated.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# What runs here stays here: no usage statistics leave the machine.
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format mlflow clean lock
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make the environment .venv from the lock file
+	@echo "$(VENV) is ready; to work in it: source $(BIN)/activate"
+
+demo: $(STAMP) ## Run the five steps on the generated sample and show what came out
+	@dvc repro
+	@yolact summary
+
+test: $(STAMP) ## Run the tests
+	@pytest
+
+lint: $(STAMP) ## Check style and types
+	@ruff check
+	@ruff format --check
+	@mypy
+
+format: $(STAMP) ## Put code into the project's style
+	@ruff check --fix
+	@ruff format
+
+mlflow: $(STAMP) ## Open MLflow's pages on the runs
+	@if [ -n "$$MLFLOW_TRACKING_URI" ]; then \
+	  echo "Runs go to the server that MLFLOW_TRACKING_URI names: open that address in a browser."; \
+	else \
+	  echo "MLflow on http://127.0.0.1:5000 (end it with Ctrl-C)"; \
+	  mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000; \
+	fi
+
+clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
+	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info dvc_plots
+
+lock: $(BIN)/uv ## Pin anew what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
+	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo "Installing requirements.lock into $(VENV) (the first time some gigabytes: PyTorch and its GPU libraries)"
+	@uv pip sync --quiet --require-hashes requirements.lock
+	@uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# uv itself comes from the lock file too: version and hashes.
+$(BIN)/uv: | $(BIN)/pip
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>/dev/null) || found="not there"; \
+	  echo "Python 3.11 or newer is needed; $(PYTHON) is $$found." \
+	    "Name another one, for example: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make an environment: its venv module is missing." \
+	    "On Debian and Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
