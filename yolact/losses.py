@@ -147,7 +147,9 @@ def mask_loss(
         boxes = objects.boxes[index]
         predicted = torch.sigmoid(coefficient[positive] @ prototype.reshape(height * width, -1).T)
         predicted = predicted.reshape(-1, height, width) * crop_mask(boxes, height, width)
-        loss = F.binary_cross_entropy(predicted, truth, reduction="none").sum(dim=(1, 2))  # (P,)
+        cost = F.binary_cross_entropy(predicted.nan_to_num(), truth, reduction="none")
+        # binary_cross_entropy refuses NaN (on a GPU by a device assertion); the trainer has to see it, to report it.
+        loss = torch.where(predicted.isnan(), predicted, cost).sum(dim=(1, 2))  # (P,)
         sides = boxes[:, 2:] - boxes[:, :2]
         total = total + scale * (loss / (sides[:, 0] * width) / (sides[:, 1] * height)).sum()
     return total

@@ -40,7 +40,7 @@ class Predictor:
         model, classes = load_model(directory, choose_device(device))
         return cls(model, classes, config)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: callers may change what they get, and training may go on with the network
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Find the objects of each photo; all photos pass the network as one batch.
 

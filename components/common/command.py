@@ -28,8 +28,13 @@ def run_command(step: str, work: Callable[[Params], None]) -> None:
         try:
             work(load_params(params))
         except (YolactError, OSError) as error:
-            message = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
-            print(f"\n{step} failed: {message}", file=sys.stderr)
+            print(f"\n{step} failed: {_explain(error)}", file=sys.stderr)
             raise SystemExit(1) from error
 
     typer.run(command)
+
+
+def _explain(error: YolactError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or type(error).__name__

@@ -67,6 +67,9 @@ _ENVIRONMENT = {
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """A server that is away is reported after seconds; later calls have MLflow's own patience (minutes)."""
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow's pages show what belongs to training a model, not to language models."""
+
 _NOT_IN_METRIC_NAMES = re.compile(r"[^\w.\- :/]")
 
 
@@ -119,7 +122,8 @@ class Tracker:
 
         now = int(time.time() * 1000)
         entries = [
-            Metric(_NOT_IN_METRIC_NAMES.sub("_", name), float(value), now, step or 0) for name, value in metrics.items()
+            Metric(_NOT_IN_METRIC_NAMES.sub("_", name), float(value), now, step or 0, model_id=model_id)
+            for name, value in metrics.items()
         ]
         with reported("log metrics"):
             self.client.log_batch(self.run_id, metrics=entries)
@@ -262,7 +266,7 @@ def connect() -> MlflowClient:
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=tracking_uri())
-        with _environment(_FIRST_CONTACT):
+        with default_environment(_FIRST_CONTACT):
             client.search_experiments(max_results=1)
     return client
 
@@ -291,6 +295,18 @@ def reported(doing: str) -> Iterator[None]:
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or unset "
             "MLFLOW_TRACKING_URI to track in the file mlflow.db here."
         ) from error
+
+
+@contextmanager
+def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set, and take them away again at the end."""
+    missing = [name for name in defaults if name not in os.environ]
+    os.environ.update({name: defaults[name] for name in missing})
+    try:
+        yield
+    finally:
+        for name in missing:
+            os.environ.pop(name, None)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -371,7 +387,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(client.create_experiment(name))
+                return str(client.create_experiment(name, tags=_EXPERIMENT_TAGS))
             except MlflowException as error:  # another process was faster
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -426,18 +442,6 @@ def _store_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, SQLAlchemyError, RequestException, Boto3Error, BotoCoreError, ClientError, ImportError)
-
-
-@contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, and take them away again at the end."""
-    missing = [name for name in defaults if name not in os.environ]
-    os.environ.update({name: defaults[name] for name in missing})
-    try:
-        yield
-    finally:
-        for name in missing:
-            os.environ.pop(name, None)
 
 
 def _user() -> str:

@@ -60,7 +60,7 @@ def run(
         tracker.log_artifacts(report_dir, artifact_path="eval")
 
     for summary in (evaluation.box, evaluation.mask):
-        figures = "  ".join(f"{name} {_percent(value)}" for name, value in summary.metrics().items())
+        figures = "  ".join(f"{name} {_number(value)}" for name, value in summary.metrics().items())
         log.info("%-4s  %s", summary.iou_type, figures)
     log.info("%d images; report: %s", len(data.images), report_dir / "index.html")
 
@@ -112,8 +112,8 @@ def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -24,10 +24,12 @@ from components.common.tracking import (
     TRAIN_RUN_TAG,
     RunRecord,
     Tracker,
+    default_environment,
     quiet_mlflow,
     reported,
     resume_run,
     shown_uri,
+    tracking_uri,
 )
 from yolact.config import Params
 from yolact.data.coco import CocoInstances
@@ -62,6 +64,9 @@ IDENTITY = ("model_digest", "data_digest", "params_hash")
 """Tags that together tell whether two versions are the same."""
 
 MODEL_TYPE = "instance-segmentation"
+
+VERSIONS_TAG = "mlflow.modelVersions"
+"""MLflow's tag on a stored model for the link to its versions (mlflow.utils.mlflow_tags)."""
 
 CLASSES_SHOWN = 100
 """Most class names in a description, of which MLflow keeps 5000 characters."""
@@ -198,7 +203,8 @@ def _find_or_create_version(tracker: Tracker, candidate: Candidate, train_run_id
     if train_run_id != tracker.run_id:
         tags[TRAIN_RUN_TAG] = train_run_id
     model_id = _log_model(tracker, candidate)
-    with reported(f"register {candidate.name}"):
+    # Given a SQLite file, MLflow 3.17 looks the model up in the store that the environment names (or its default).
+    with reported(f"register {candidate.name}"), default_environment({"MLFLOW_TRACKING_URI": tracking_uri()}):
         _create_registered_model(client, candidate.name)
         version = client.create_model_version(
             candidate.name,
@@ -208,6 +214,8 @@ def _find_or_create_version(tracker: Tracker, candidate: Candidate, train_run_id
             tags=tags,
             description=describe(candidate),
         )
+        link = [{"name": candidate.name, "version": version.version}]
+        client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(link)})
     return int(version.version), False
 
 

@@ -103,6 +103,7 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
             _write_plots(folder, result)
         write_json_atomic(metrics_path, summary)
         tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
+    trainer.finish()
     log.info("best validation mask AP %.3f; model: %s", result.best_score, model_dir)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import io
 import json
 import os
@@ -25,6 +26,8 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
@@ -129,6 +132,14 @@ def versions() -> dict[int, ModelVersion]:
     return {int(version.version): version for version in client().search_model_versions("name = 'yolact'")}
 
 
+def model_id() -> str:
+    return str(versions()[1].source).removeprefix("models:/")
+
+
+def model_folder() -> Path:
+    return Path(client().get_logged_model(model_id()).artifact_location)
+
+
 def candidate() -> int | None:
     version = client().get_registered_model("yolact").aliases.get("candidate")
     return None if version is None else int(version)
@@ -150,7 +161,10 @@ def test_a_good_model_becomes_version_1_and_candidate(params: Params) -> None:
     run = client().get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["registered_model"] == "yolact/1"
-    assert [output.model_id for output in run.outputs.model_outputs] == [version.model_id]
+    assert [output.model_id for output in run.outputs.model_outputs] == [model_id()]
+    assert json.loads(client().get_logged_model(model_id()).tags["mlflow.modelVersions"]) == [
+        {"name": "yolact", "version": version.version}
+    ]
 
 
 def test_the_version_carries_its_lineage_and_figures(params: Params, project: Path) -> None:
@@ -220,7 +234,7 @@ def test_a_description_fits_however_many_classes_there_are(params: Params) -> No
 def test_the_model_page_shows_the_figures(params: Params) -> None:
     train(params)
     register(params)
-    model = client().get_logged_model(versions()[1].model_id)
+    model = client().get_logged_model(model_id())
     assert {metric.key: metric.value for metric in model.metrics} == {
         "eval/box_AP": 0.375,
         "eval/box_AP50": 0.75,
@@ -366,7 +380,7 @@ def test_when_packing_fails_nothing_is_registered_and_the_next_attempt_works(
 def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
     train(params)
     register(params)
-    folder = Path(client().get_logged_model(versions()[1].model_id).artifact_location)
+    folder = model_folder()
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {name for name in files if name.startswith("artifacts/")} == {
         "artifacts/model/model.safetensors",
@@ -383,60 +397,73 @@ def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
 def test_the_device_can_be_chosen_when_the_model_is_loaded(params: Params) -> None:
     train(params)
     register(params)
-    folder = client().get_logged_model(versions()[1].model_id).artifact_location
     with pytest.raises(SettingsError, match="'cuda:99'"):
-        mlflow.pyfunc.load_model(folder, model_config={"device": "cuda:99"})
+        mlflow.pyfunc.load_model(str(model_folder()), model_config={"device": "cuda:99"})
+
+
+def test_the_command_prints_our_lines_only(params: Params, project: Path, repository: Path) -> None:
+    train(params)
+    (project / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
+    inherited = {name: value for name, value in os.environ.items() if "MLFLOW" not in name and name != "DO_NOT_TRACK"}
+    done = subprocess.run(
+        [sys.executable, "-m", "components.register.step"],
+        cwd=project,
+        env=inherited | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr.splitlines() == [
+        "[register] yolact version 1 registered",
+        "[register] version 1 is the candidate: mask AP50 0.6250, floor 0.5000",
+    ]
 
 
 PREDICT = """
-import importlib.metadata as metadata, json, sys
-from packaging.requirements import Requirement
-
-def needed_by(names, found):
-    for name in names:
-        name = name.lower().replace("_", "-")
-        if name not in found:
-            found.add(name)
-            wanted = [Requirement(text) for text in metadata.requires(name) or []]
-            wanted = [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
-            needed_by([n for n in wanted if n.lower().replace("_", "-") in installed], found)
-    return found
-
-installed = {d.name.lower().replace("_", "-") for d in metadata.distributions()}
-allowed = needed_by(json.loads(sys.argv[1]), set())
-owners = {m: {d.lower().replace("_", "-") for d in ds} for m, ds in metadata.packages_distributions().items()}
-
-class OnlyRequirements:
-    def find_spec(self, name, path=None, target=None):
-        owner = owners.get(name.partition(".")[0])
-        if owner and not owner & allowed:
-            raise ModuleNotFoundError(f"{name} is not in the requirements", name=name)
-
-sys.meta_path.insert(0, OnlyRequirements())
-
+import json, sys
 import mlflow, pandas
-model = mlflow.pyfunc.load_model(sys.argv[2], model_config={"device": "cpu"})
-found = model.predict(pandas.DataFrame({"image": [sys.argv[3]]}))
+model = mlflow.pyfunc.load_model(sys.argv[1], model_config={"device": "cpu"})
+found = model.predict(pandas.DataFrame({"image": [sys.argv[2]]}))
 import yolact
-print(json.dumps({"found": found, "code": yolact.__file__, "components": "components" in sys.modules}))
+print(json.dumps({"found": found, "code": yolact.__file__}))
 """
 
 
-def predict_alone(uri: str, photo: Path, folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Load and predict in a fresh process, in an empty folder, that can import only what the model requires."""
+@pytest.fixture(scope="module")
+def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with what the model requires, what that requires in turn, and nothing else."""
+    wanted, needed = list(step.REQUIREMENTS), {}
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name in needed:
+            continue
+        try:
+            needed[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:  # for another platform or Python
+            continue
+        requirements = map(Requirement, needed[name].requires or [])
+        wanted += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
+    folder = tmp_path_factory.mktemp("packages")
+    for distribution in needed.values():
+        for part in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            if not (folder / part).exists():
+                (folder / part).symlink_to(Path(str(distribution.locate_file(part))))
+    assert (folder / "torch").is_dir()
+    assert not (folder / "dvc").exists()
+    assert not (folder / "matplotlib").exists() or "matplotlib" in needed
+    return folder
+
+
+def predict_alone(uri: str, photo: Path, folder: Path, packages: Path, store: str) -> dict[str, Any]:
+    """Load and predict in a fresh process, in an empty folder, with ``packages`` as the only installed ones."""
     folder.mkdir()
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    encoded_photo = base64.b64encode(photo.read_bytes()).decode()
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PREDICT,
-            json.dumps(list(step.REQUIREMENTS)),
-            uri,
-            base64.b64encode(photo.read_bytes()).decode(),
-        ],
+        [sys.executable, "-S", "-c", PREDICT, uri, encoded_photo],
         cwd=folder,
-        env=inherited | environment,
+        env=os.environ | {"PYTHONPATH": str(packages), "MLFLOW_TRACKING_URI": store},
         capture_output=True,
         text=True,
         timeout=300,
@@ -459,15 +486,14 @@ def assert_same_detections(row: dict[str, Any], predictor: Predictor, photo: Pat
 
 
 def test_the_registered_model_predicts_without_this_repository(
-    params: Params, project: Path, network: Yolact, repository: Path
+    params: Params, project: Path, network: Yolact, repository: Path, bare_packages: Path
 ) -> None:
     train(params)
     register(params)
-    environment = {"MLFLOW_TRACKING_URI": local_store()}
-    result = predict_alone("models:/yolact/1", PHOTO, project / "empty", environment)
+    result = predict_alone("models:/yolact/1", PHOTO, project / "empty", bare_packages, local_store())
     assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), PHOTO)
+    assert Path(result["code"]).is_relative_to(model_folder())
     assert not Path(result["code"]).is_relative_to(repository)
-    assert result["components"] is False
 
 
 def test_base64_text_and_bytes_are_the_same_photo() -> None:
@@ -530,7 +556,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--backend-store-uri", "sqlite:///mlflow.db"],
@@ -557,18 +583,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_a_model_on_a_server_predicts_a_real_photo(
-    params: Params,
-    network: Yolact,
-    server: str,
-    project: Path,
-    voc_mini: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    params: Params, network: Yolact, server: str, voc_mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # loading the model adds its code
     train(params)
     register(params)
     assert candidate() == 1
     assert not Path("mlruns").exists()
     photo = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
-    result = predict_alone("models:/yolact@candidate", photo, project / "empty", {"MLFLOW_TRACKING_URI": server})
-    assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), photo)
+    model = mlflow.pyfunc.load_model("models:/yolact@candidate", model_config={"device": "cpu"})
+    (row,) = model.predict([{"image": base64.b64encode(photo.read_bytes()).decode()}])
+    assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), photo)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from yolact.errors import DataError
@@ -53,7 +53,8 @@ class CocoInstances:
         """Read an instances file.
 
         Raises:
-            DataError: the file is missing, is not COCO instances JSON, or names an unknown image or category.
+            DataError: the file is missing, is not COCO instances JSON, names an unknown image or category, or has a
+                segmentation that does not fit its photo.
         """
         try:
             tree = json.loads(json_path.read_text(encoding="utf-8"))
@@ -72,7 +73,9 @@ class CocoInstances:
         label_of = {category["id"]: label for label, category in enumerate(categories)}
         images = [CocoImage(row["id"], row["file_name"], row["width"], row["height"]) for row in tree["images"]]
         objects: dict[int, list[CocoObject]] = {image.id: [] for image in images}
+        image_of = {image.id: image for image in images}
         for row in tree["annotations"]:
+            _check_annotation(row, image_of, label_of)
             x, y, width, height = row["bbox"]
             objects[row["image_id"]].append(
                 CocoObject(
@@ -96,7 +99,7 @@ class CocoInstances:
                 pixels = np.asarray(photo.convert("RGB"))
         except FileNotFoundError:
             raise DataError(f"{path}: no such photo. Run the preprocess step again: dvc repro -f preprocess") from None
-        except (UnidentifiedImageError, OSError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
             raise DataError(f"{path}: cannot be decoded: {error}") from error
         if pixels.shape[:2] != (image.height, image.width):
             raise DataError(
@@ -106,8 +109,32 @@ class CocoInstances:
         return pixels
 
 
+def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label_of: dict[int, int]) -> None:
+    """Refuse, by `ValueError`, what pycocotools would take for other pixels: it reads runs without a check."""
+    name = f"annotation {row.get('id')}"
+    if row["image_id"] not in image_of:
+        raise ValueError(f"{name} has image_id {row['image_id']}, which is not in images")
+    if row["category_id"] not in label_of:
+        raise ValueError(f"{name} has category_id {row['category_id']}, which is not in categories")
+    image, segmentation = image_of[row["image_id"]], row["segmentation"]
+    if isinstance(segmentation, list):
+        if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+            raise ValueError(f"{name} has a segmentation without polygons, or a polygon of fewer than 3 points")
+        return
+    height, width = segmentation["size"]
+    if (height, width) != (image.height, image.width):
+        raise ValueError(f"{name} has a mask of {width}x{height} pixels, its photo has {image.width}x{image.height}")
+    counts = segmentation["counts"]
+    if isinstance(counts, list) and sum(counts) != height * width:
+        raise ValueError(f"{name} has runs of {sum(counts)} pixels, its photo has {height * width}")
+
+
 def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarray:
-    """Masks (N, height, width) uint8, 0 or 1, of RLE or polygon segmentations."""
+    """Masks (N, height, width) uint8, 0 or 1, of RLE or polygon segmentations.
+
+    Raises:
+        DataError: the text of a compressed RLE is damaged.
+    """
     if not objects:
         return np.zeros((0, height, width), dtype=np.uint8)
     runs = []
@@ -119,4 +146,8 @@ def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarr
             runs.append(coco_mask.frPyObjects(segmentation, height, width))
         else:
             runs.append(segmentation)
-    return np.ascontiguousarray(coco_mask.decode(runs).transpose(2, 0, 1))
+    try:
+        masks = coco_mask.decode(runs)  # (H, W, N)
+    except ValueError as error:
+        raise DataError(f"the segmentation of an object cannot be decoded: {error}") from error
+    return np.ascontiguousarray(masks.transpose(2, 0, 1))

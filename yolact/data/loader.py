@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from yolact.config import AugmentConfig
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, decode_masks
+from yolact.errors import DataError
 from yolact.structures import Targets
 
 
@@ -33,6 +34,14 @@ class Batch:
     """(B, 3, S, S) uint8 RGB."""
     targets: list[Targets]
     image_ids: list[int]
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls this on types of our own."""
+        targets = [
+            Targets(t.boxes.pin_memory(), t.labels.pin_memory(), t.masks.pin_memory(), t.crowd.pin_memory())
+            for t in self.targets
+        ]
+        return Batch(self.images.pin_memory(), targets, self.image_ids)
 
 
 class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
@@ -57,15 +66,19 @@ def read_sample(data: CocoInstances, index: int) -> Sample:
     """Decode photo number ``index`` and its masks.
 
     Raises:
-        DataError: see `CocoInstances.read_image`.
+        DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
     """
     image = data.images[index]
     objects = data.objects[image.id]
+    try:
+        masks = decode_masks(objects, image.height, image.width)
+    except DataError as error:
+        raise DataError(f"{data.images_dir / image.file_name}: {error}") from error
     return Sample(
         image=data.read_image(image),
         boxes=np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
         labels=np.array([item.label for item in objects], dtype=np.int64),
-        masks=decode_masks(objects, image.height, image.width),
+        masks=masks,
         crowd=np.array([item.crowd for item in objects], dtype=bool),
     )
 
@@ -101,7 +114,10 @@ def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
 def training_loader(
     dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool
 ) -> tuple[DataLoader, EpochSampler]:
-    """A loader over one epoch; set ``epoch`` of the sampler before each pass."""
+    """A loader over one epoch; set ``epoch`` of the sampler before each pass.
+
+    It leaves torch's global random state alone, so that a resumed run draws what an uninterrupted one does.
+    """
     sampler = EpochSampler(len(dataset), batch_size, dataset.seed)
     loader: DataLoader = DataLoader(
         dataset,
@@ -110,5 +126,6 @@ def training_loader(
         collate_fn=collate,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        generator=torch.Generator(),
     )
     return loader, sampler

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from yolact.errors import YolactError
 from yolact.files import replaced_file
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class TrainingState:
     """Best validation mask AP so far; -1 before the first validation."""
     history: dict[str, list[dict[str, float]]]
     """Logged rows of the run so far: ``steps`` and ``epochs``."""
+    seconds: float
+    """Spent in the steps of the run so far."""
     finished: bool
     extra: dict[str, str] = field(default_factory=dict)
     """What the caller wants to find again, such as a run id."""
@@ -44,10 +47,17 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint whole or not at all, then remove the oldest ones beyond ``keep``."""
+        """Write a checkpoint whole or not at all, then remove the oldest ones beyond ``keep``.
+
+        Raises:
+            YolactError: it cannot be written to the end.
+        """
         path = self.directory / f"epoch_{state.epochs_done:04d}.pt"
         with replaced_file(path) as temporary:
-            torch.save({"format": FORMAT, **vars(state)}, temporary)
+            try:
+                torch.save({"format": FORMAT, **vars(state)}, temporary)
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise YolactError(f"{path}: could not be written to the end; is the disk full? ({error})") from error
         for old in self._paths()[: -self.keep]:
             old.unlink()
         return path
@@ -78,4 +88,5 @@ class CheckpointStore:
             path.unlink()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.directory.glob("epoch_*.pt"))
+        """Oldest first; a number of more than four digits is longer."""
+        return sorted(self.directory.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name))

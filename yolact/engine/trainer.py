@@ -51,7 +51,7 @@ class TrainingResult:
     steps: int
     best_score: float
     seconds_per_step: float
-    """Of this process: data, forward, backward and optimizer, without validation; mean."""
+    """Data, forward, backward and optimizer, without validation; mean over the run."""
 
 
 class Trainer:
@@ -98,6 +98,7 @@ class Trainer:
         self.total_steps = self.config.epochs * len(self.sampler)
         self.epochs_done = 0
         self.step = 0
+        self.seconds = 0.0
         self.best_score = -1.0
         self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
 
@@ -108,6 +109,7 @@ class Trainer:
         torch.set_rng_state(state.torch_rng)
         self.epochs_done = state.epochs_done
         self.step = state.step
+        self.seconds = state.seconds
         self.best_score = state.best_score
         self.history = state.history
         log.info("going on after epoch %d of %d", self.epochs_done, self.config.epochs)
@@ -115,28 +117,30 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Train to the last epoch, then write the model with the best validation mask AP to ``model_dir``.
 
+        Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
+
         Raises:
             DivergedError: a loss is not finite; the last checkpoint is from before.
         """
-        seconds = 0.0
-        first_step = self.step
         if self.step == 0:
             self.checkpoints.save(self._state(finished=False))
         while self.epochs_done < self.config.epochs:
             start = time.perf_counter()
             self._train_epoch()
-            seconds += time.perf_counter() - start
+            self.seconds += time.perf_counter() - start
             self.epochs_done += 1
             last = self.epochs_done == self.config.epochs
             if last or self.epochs_done % self.config.validate_every == 0:
                 self._validate()
-            if not last and self.epochs_done % self.config.checkpoint_every == 0:
+            if last or self.epochs_done % self.config.checkpoint_every == 0:
                 self.checkpoints.save(self._state(finished=False))
         best, classes = load_model(self._best_dir)
         save_model(best, classes, self.model_dir)
+        return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
+
+    def finish(self) -> None:
+        """Mark the run as finished, once its results are safe: the next one with these settings begins anew."""
         self.checkpoints.save(self._state(finished=True))
-        steps = self.step - first_step
-        return TrainingResult(self.history, self.step, self.best_score, seconds / max(steps, 1))
 
     def _train_epoch(self) -> None:
         self.model.train()
@@ -205,6 +209,7 @@ class Trainer:
             torch_rng=torch.get_rng_state(),
             best_score=self.best_score,
             history=self.history,
+            seconds=self.seconds,
             finished=finished,
             extra=self.extra,
         )

@@ -86,6 +86,9 @@ def load_backbone_weights(model: Yolact) -> None:
     state = _imagenet_weights(model.config.backbone) if source == "imagenet" else _read_state_dict(Path(source))
     renamed = {_published_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
     expected = model.backbone.state_dict()
+    for name in expected.keys() - renamed.keys():
+        if name.endswith(".num_batches_tracked"):  # files from before PyTorch 0.4.1 lack it, and nothing here reads it
+            renamed[name] = expected[name]
     missing = sorted(expected.keys() - renamed.keys())
     unknown = sorted(renamed.keys() - expected.keys())
     misfits = [

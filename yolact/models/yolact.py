@@ -36,6 +36,7 @@ class Yolact(nn.Module):
         self.semantic_seg_conv = nn.Conv2d(channels, num_classes, 1)
         self._anchors: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._initialise()
+        self.train()
 
     def _initialise(self) -> None:
         """Xavier-uniform weights and zero biases outside the backbone, as published; the backbone keeps its own."""

@@ -1,0 +1,463 @@
+"""The step `train`: what it writes and logs, that a killed run goes on, and that errors are messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from components.common.tracking import Tracker, TrackingError
+from components.train import step
+from yolact.config import Params, load_params, parse_params
+from yolact.engine.schedule import learning_rate
+from yolact.engine.trainer import Trainer
+from yolact.models.weights import load_model
+
+SIZE = 64
+DIGEST = "0123456789abcdef" * 4
+OBJECTS = [(3, (6, 8, 40, 50)), (7, (28, 20, 60, 60))]
+"""Category and xyxy of the objects of every photo; the second photo of a split has the first one alone."""
+
+MODEL = {
+    "backbone": "resnet18",
+    "backbone_weights": "none",
+    "image_size": SIZE,
+    "fpn_channels": 16,
+    "num_prototypes": 8,
+    "anchor_scales": [[16], [24], [32], [40], [56]],
+}
+TRAIN = {
+    "device": "cpu",
+    "epochs": 10,
+    "batch_size": 1,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "workers": 0,
+    "validate_every": 4,
+    "checkpoint_every": 2,
+    "log_every": 3,
+}
+OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+
+
+def make_split(folder: Path, split: str, numbers: list[int]) -> None:
+    tree: dict[str, Any] = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
+    for number in numbers:
+        image = Image.new("RGB", (SIZE, SIZE), (90, 90 + number, 90))
+        for category, (left, top, right, bottom) in OBJECTS[: 1 + number % 2]:
+            colour = {3: (220, 40, 40), 7: (40, 60, 220)}[category]
+            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=colour)
+            tree["annotations"].append(
+                {
+                    "id": len(tree["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+                }
+            )
+        image.save(folder / "images" / f"{number}.png")
+        tree["images"].append({"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE})
+    (folder / f"{split}.json").write_text(json.dumps(tree))
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store without runs, which takes MLflow seconds to make."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(repository: Path) -> dict[str, Any]:
+    tree = load_params(repository / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
+    tree["model"] |= MODEL
+    tree["train"] |= TRAIN
+    return tree
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Sums in the same order here and in the commands that are started."""
+    for name in OURS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_workplace(folder: Path, settings: dict[str, Any], empty_store: Path) -> Path:
+    """A folder with settings, processed data of two training and one validation photo, and an empty store."""
+    processed = folder / "data" / "processed"
+    (processed / "images").mkdir(parents=True)
+    make_split(processed, "train", [1, 2])
+    make_split(processed, "val", [3])
+    (processed / "stats.json").write_text(json.dumps({"digest": DIGEST}))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, settings: dict[str, Any], empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    monkeypatch.chdir(make_workplace(tmp_path, settings, empty_store))
+    yield tmp_path
+    shutil.rmtree(tmp_path / "models", ignore_errors=True)  # checkpoints are large, and pytest keeps three sessions'
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any], empty_store: Path) -> Iterator[Path]:
+    """The folder of a run that was not interrupted."""
+    folder = make_workplace(tmp_path_factory.mktemp("straight"), settings, empty_store)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OURS:
+            patch.delenv(name, raising=False)
+        patch.chdir(folder)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        train(parse_params(settings))
+        torch.set_num_threads(threads)
+    yield folder
+    shutil.rmtree(folder / "models")
+
+
+def train(params: Params) -> None:
+    step.run(
+        params,
+        processed_dir=Path("data/processed"),
+        model_dir=Path("models"),
+        metrics_path=Path("metrics/train.json"),
+        plots_dir=Path("plots/train"),
+    )
+
+
+def changed(settings: dict[str, Any], **values: Any) -> Params:
+    return parse_params(settings | {"train": settings["train"] | values})
+
+
+def store(folder: Path) -> MlflowClient:
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def runs(folder: Path) -> list[Run]:
+    experiment = store(folder).get_experiment_by_name("yolact")
+    assert experiment is not None
+    return list(store(folder).search_runs([experiment.experiment_id]))
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+# --- What a run leaves
+
+
+def test_everything_that_dvc_expects_is_there(straight: Path, repository: Path) -> None:
+    pipeline = yaml.safe_load((repository / "dvc.yaml").read_text())
+    stage = pipeline["stages"]["train"]
+    written = [item if isinstance(item, str) else next(iter(item)) for item in stage["outs"] + stage["metrics"]]
+    assert len(written) > 5
+    for path in written:
+        assert (straight / path).is_file(), path
+    for plot in pipeline["plots"]:
+        for settings in plot.values():
+            for path, columns in settings["y"].items():
+                if path.startswith("plots/train/"):
+                    header = (straight / path).read_text().splitlines()[0].split(",")
+                    assert {settings["x"]} | set([columns] if isinstance(columns, str) else columns) <= set(header)
+    assert not list(straight.rglob("*.part"))
+
+
+def test_the_curves_are_those_of_the_run(straight: Path, settings: dict[str, Any]) -> None:
+    losses = rows(straight / "plots/train/losses.csv")
+    steps = [0, 3, 6, 9, 12, 15, 18]  # every third of 20: 10 epochs of 2 steps
+    assert [row["step"] for row in losses] == steps
+    assert [row["epoch"] for row in losses] == [1 + step // 2 for step in steps]
+    for row in losses:
+        assert row["total"] == pytest.approx(row["class"] + row["box"] + row["mask"] + row["semantic"], rel=1e-5)
+    assert losses[-1]["total"] < losses[0]["total"]
+
+    config = parse_params(settings).train
+    rates = {row["step"]: row["lr"] for row in rows(straight / "plots/train/lr.csv")}
+    assert rates == {step: pytest.approx(learning_rate(step, 20, config)) for step in steps}
+
+    validations = rows(straight / "plots/train/ap.csv")
+    assert [row["epoch"] for row in validations] == [4, 8, 10]
+    assert all(0 <= row["mask_AP"] <= row["mask_AP50"] <= 1 for row in validations)
+
+
+def test_the_summary_is_the_end_of_the_curves(straight: Path) -> None:
+    summary = json.loads((straight / "metrics/train.json").read_text())
+    last = rows(straight / "plots/train/losses.csv")[-1]
+    for column in ("total", "class", "box", "mask", "semantic"):
+        assert summary[f"loss_{column}"] == last[column]
+    assert summary["steps"] == 20
+    assert summary["best_val_mask_AP"] == max(row["mask_AP"] for row in rows(straight / "plots/train/ap.csv"))
+    assert summary["seconds_per_step"] > 0
+
+
+def test_the_model_knows_its_classes_and_settings(straight: Path, settings: dict[str, Any]) -> None:
+    model, classes = load_model(straight / "models")
+    assert classes == ["red", "blue"]
+    assert model.config == parse_params(settings).model
+
+
+def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, settings: dict[str, Any]) -> None:
+    (run,) = runs(straight)
+    assert json.loads((straight / "models/run.json").read_text())["run_id"] == run.info.run_id
+    assert run.info.status == "FINISHED"
+
+    def history(name: str) -> list[tuple[int, float]]:
+        return sorted((m.step, m.value) for m in store(straight).get_metric_history(run.info.run_id, name))
+
+    losses = rows(straight / "plots/train/losses.csv")
+    for name, column in (("total", "total"), ("classification", "class"), ("mask", "mask")):
+        assert history(f"train/{name}") == [(row["step"], row[column]) for row in losses]
+    assert history("train/lr") == [(row["step"], row["lr"]) for row in rows(straight / "plots/train/lr.csv")]
+    validations = rows(straight / "plots/train/ap.csv")
+    for name in ("mask_AP", "mask_AP50", "box_AP", "box_AP50", "epoch"):
+        assert history(f"val/{name}") == [(2 * row["epoch"], row[name]) for row in validations]
+    for name, value in json.loads((straight / "metrics/train.json").read_text()).items():
+        assert run.data.metrics[f"train/{name}"] == pytest.approx(value)
+
+    assert run.data.params["train.lr"] == str(settings["train"]["lr"])
+    assert run.data.params["model.backbone"] == "resnet18"
+    assert run.data.params["register.experiment"] == "yolact"
+    inputs = {item.dataset.name: item for item in run.inputs.dataset_inputs}
+    assert {name: item.tags[0].value for name, item in inputs.items()} == {
+        "voc-train": "training",
+        "voc-val": "validation",
+    }
+    for name, photos in (("voc-train", 2), ("voc-val", 1)):
+        assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": DIGEST}
+
+
+# --- Going on
+
+
+def start(repository: Path) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "components.train.step"],
+        env=environment | {"PYTHONPATH": str(repository)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
+
+
+def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: Path, repository: Path) -> None:
+    with start(repository) as process:
+        try:
+            wait_for(Path("models/checkpoints/epoch_0002.pt"), process)
+        finally:
+            process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not Path("models/model.safetensors").exists()
+    (killed,) = runs(workplace)
+    assert killed.info.status == "RUNNING"
+
+    with start(repository) as process:
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log
+    assert any(f"[train] going on after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
+    assert "Traceback" not in log
+
+    (run,) = runs(workplace)
+    assert run.info.run_id == killed.info.run_id
+    assert run.info.status == "FINISHED"
+    assert len(run.inputs.dataset_inputs) == 2
+    found, expected = (load_file(folder / "models/model.safetensors") for folder in (workplace, straight))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name in ("losses.csv", "lr.csv", "ap.csv"):
+        assert (workplace / "plots/train" / name).read_text() == (straight / "plots/train" / name).read_text()
+
+
+class StoppedError(RuntimeError):
+    pass
+
+
+def interrupt_after_the_first_epoch(patch: pytest.MonkeyPatch, params: Params) -> None:
+    def stop(trainer: Trainer) -> None:
+        raise StoppedError
+
+    with patch.context() as inner:
+        inner.setattr(Trainer, "_validate", stop)
+        with pytest.raises(StoppedError):
+            train(params)
+
+
+def test_only_settings_that_change_nothing_may_change_in_between(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    quick = {"epochs": 2, "validate_every": 2, "checkpoint_every": 1}
+    interrupt_after_the_first_epoch(monkeypatch, changed(settings, **quick))
+    (first,) = runs(workplace)
+    assert first.info.status == "FAILED"
+
+    interrupt_after_the_first_epoch(monkeypatch, changed(settings, **quick, log_every=1, keep_checkpoints=1))
+    assert "going on after epoch 1 of 2" in caplog.text
+    assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
+
+    caplog.clear()
+    train(changed(settings, **quick, lr=2e-3))
+    assert "going on" not in caplog.text
+    second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
+    assert second.info.status == "FINISHED"
+    assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
+
+
+def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    params = changed(settings, epochs=1)
+    log_metrics = Tracker.log_metrics
+
+    def fail_in_the_end(self: Tracker, metrics: dict[str, float], *arguments: Any, **options: Any) -> None:
+        if "train/best_val_mask_AP" in metrics:
+            raise TrackingError("the server is away")
+        log_metrics(self, metrics, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "log_metrics", fail_in_the_end)
+        with pytest.raises(TrackingError):
+            train(params)
+    (first,) = runs(workplace)
+    assert first.info.status == "FAILED"
+
+    def train_again(*_: Any) -> None:
+        raise AssertionError("a step is trained twice")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(Trainer, "_train_step", train_again)
+        train(params)
+    assert "going on after epoch 1 of 1" in caplog.text
+    (run,) = runs(workplace)
+    assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
+    assert run.data.metrics["train/steps"] == 2
+
+    interrupt_after_the_first_epoch(monkeypatch, params)  # finished: the next run begins anew
+    assert len(runs(workplace)) == 2
+
+
+# --- Errors
+
+
+@pytest.fixture
+def fails(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Run ``python -m components.train.step`` in this process; its message on standard error."""
+
+    def call() -> str:
+        monkeypatch.setattr(sys, "argv", ["step.py"])
+        monkeypatch.delitem(sys.modules, "components.train.step")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("components.train.step", run_name="__main__")
+        assert ended.value.code == 1
+        _, _, message = capsys.readouterr().err.rpartition("\ntrain failed: ")
+        assert "Traceback" not in message
+        return message.rstrip("\n")
+
+    return call
+
+
+def test_missing_data_says_what_to_run(fails: Any) -> None:
+    shutil.rmtree("data")
+    assert fails() == "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
+    path = Path("data/processed") / f"{split}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    photos = {"train": 2, "val": 1}[split]
+    assert fails().startswith(f"data/processed/{split}.json: {photos} photos and no object in them")
+    assert not Path("models").exists()
+
+
+def test_data_without_a_digest_is_refused(fails: Any) -> None:
+    Path("data/processed/stats.json").unlink()
+    assert "data/processed/stats.json: no such file" in fails()
+
+
+def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:
+    Path("data/processed/images/2.png").unlink()
+    assert "data/processed/images/2.png: no such photo" in fails()
+    (run,) = runs(workplace)
+    assert run.info.status == "FAILED"
+
+
+def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]) -> None:
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"train": settings["train"] | {"device": "cuda:99"}}))
+    assert "cuda:99" in fails()
+
+
+def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dict[str, Any]) -> None:
+    model = settings["model"] | {"backbone_weights": "nowhere.pth"}
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
+    assert fails() == "model.backbone_weights: nowhere.pth: no such file"
+
+
+def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:
+    Path("models").write_text("mine")
+    assert fails() == "File exists: models"
+    assert Path("models").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_named(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: to the user root, on whose behalf tests run in containers, every folder is writable."""
+
+    def refuse(*_: Any, dir: Path, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(dir / ".x.part"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert fails() == "Permission denied: models/.x.part"
+
+
+def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(fails: Any) -> None:
+    """A limit on the size of files: weights fit (45 MB), weights with their momentum (90 MB) do not."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000_000, hard))
+    try:
+        message = fails()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith("models/checkpoints/epoch_0002.pt: could not be written to the end; is the disk full?")
+    assert [path.name for path in Path("models/checkpoints").glob("*")] == ["epoch_0000.pt"]

@@ -1,0 +1,195 @@
+"""The pipeline as a user runs it: `dvc repro` in a copy of the checkout, with the preset `smoke`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS = ["ingest", "preprocess", "train", "evaluate", "register"]
+
+
+class Project:
+    """A copy of the checkout with its own git history, DVC cache and MLflow store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        own_tools = Path(sys.executable).parent
+        outside = ("MLFLOW_", "DVC_", "GIT_")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(outside)} | {
+            "PATH": f"{own_tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(root),
+            "DVC_NO_ANALYTICS": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == expect, f"{' '.join(command)}:\n{output}"
+        return output
+
+    def json(self, file: str) -> dict:
+        return json.loads((self.root / file).read_text())
+
+    def use(self, *overrides: str) -> None:
+        arguments = [part for override in overrides for part in ("-S", override)]
+        self.run("python", "-m", "cli.main", "preset", "use", "smoke", *arguments)
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", message)
+
+
+def copy_of_checkout(repository: Path, root: Path) -> Project:
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=repository, capture_output=True, check=True
+    ).stdout.decode()
+    for name in filter(None, names.split("\0")):
+        if (repository / name).is_file():  # not one that was deleted and is still in the index
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(repository / name, root / name)
+    for leftover in ("dvc.lock", "metrics", "reports"):  # of the developer's own runs
+        path = root / leftover
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    project = Project(root)
+    project.run("git", "init", "-q")
+    project.use()
+    project.commit("start")
+    return project
+
+
+@pytest.fixture(scope="module")
+def finished(repository, tmp_path_factory) -> Project:
+    """A project in which the whole pipeline ran once and the result was committed."""
+    project = copy_of_checkout(repository, tmp_path_factory.mktemp("project"))
+    output = project.run("dvc", "repro")
+    for step in STEPS:
+        assert f"Running stage '{step}'" in output
+    project.commit("results")
+    return project
+
+
+def test_every_step_leaves_what_the_readme_says(finished):
+    scores = finished.json("metrics/eval.json")
+    for kind in ("box", "mask"):
+        assert {"AP", "AP50", "AP75", "AP70", "per_class"} <= scores[kind].keys()
+        assert len(scores[kind]["per_class"]) == 20
+    assert finished.json("metrics/train.json")["steps"] == 6  # 2 epochs of 12 photos, 4 a step
+    assert finished.json("reports/registration.json")["version"] == 1
+    with (finished.root / "plots/train/losses.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == list("012345")
+    page = (finished.root / "reports/eval/index.html").read_text()
+    assert "aeroplane" in page
+
+
+def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished.root}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) == 1
+    assert runs[0].info.run_id == finished.json("models/run.json")["run_id"]
+    assert runs[0].info.status == "FINISHED"
+    assert runs[0].data.params["train.batch_size"] == "4"
+    assert {"train/total", "val/mask_AP50", "eval/mask_AP50"} <= runs[0].data.metrics.keys()
+    assert len(client.get_metric_history(runs[0].info.run_id, "train/total")) == 6
+    assert {entry.dataset.name for entry in runs[0].inputs.dataset_inputs} >= {"voc-train", "voc-val"}
+    version = client.get_model_version("yolact", "1")
+    assert version.run_id == runs[0].info.run_id
+    assert version.tags["data_digest"] == finished.json("data/processed/stats.json")["digest"]
+
+
+def test_a_second_repro_does_nothing(finished):
+    output = finished.run("dvc", "repro")
+    assert "Running stage" not in output
+    assert "up to date" in output
+
+
+def test_metrics_and_plots_can_be_shown(finished):
+    assert "mask.AP50" in finished.run("dvc", "metrics", "show")
+    page = finished.run("dvc", "plots", "show", "--out", "dvc_plots").split()[-1]
+    text = Path(page.removeprefix("file://")).read_text()
+    for title in ("Training losses", "Learning rate", "AP on the validation split over epochs", "Precision over recall"):
+        assert title in text
+
+
+def test_an_experiment_with_another_learning_rate_trains_but_does_not_preprocess(finished):
+    output = finished.run("dvc", "exp", "run", "-S", "train.lr=2e-3")
+    for step in ("ingest", "preprocess"):
+        assert f"'{step}' didn't change" in output
+    for step in ("train", "evaluate", "register"):
+        assert f"Running stage '{step}'" in output
+    assert "best_val_mask_AP" in finished.run("dvc", "metrics", "diff", "--all")
+    assert "train.lr" in finished.run("dvc", "params", "diff")
+
+
+@pytest.fixture
+def fresh(finished, tmp_path) -> Project:
+    """A second project that has the first one's data, so that train is the first step to run."""
+    root = tmp_path / "again"
+    shutil.copytree(finished.root, root, symlinks=True)
+    project = Project(root)
+    project.run("git", "reset", "-q", "--hard", "HEAD")
+    project.run("dvc", "checkout", "--force")
+    return project
+
+
+def test_equal_settings_give_equal_metrics_also_after_a_kill_in_train(fresh):
+    fresh.use("train.seed=1")
+    process = fresh.start("dvc", "repro")
+    checkpoint = fresh.root / "models/checkpoints/epoch_0001.pt"
+    checkpoint.unlink()  # of the run before
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert checkpoint.exists()
+    assert not (fresh.root / "models/model.safetensors").exists()
+
+    output = fresh.run("dvc", "repro")
+    assert "going on after epoch 1 of 2" in output
+    resumed = fresh.json("metrics/eval.json"), (fresh.root / "models/model.safetensors").read_bytes()
+
+    output = fresh.run("dvc", "repro", "--force", "--single-item", "train")
+    assert "going on" not in output
+    fresh.run("dvc", "repro", "--force", "--single-item", "evaluate")
+    assert (fresh.json("metrics/eval.json"), (fresh.root / "models/model.safetensors").read_bytes()) == resumed
+
+
+def test_a_failing_step_says_what_to_do_and_the_next_repro_goes_on(fresh):
+    source = fresh.root / "source"
+    shutil.copytree(fresh.root / "data/raw", source)
+    mask = next((source / "VOCdevkit/VOC2012/SegmentationObject").glob("*.png"))
+    kept = mask.read_bytes()
+    mask.unlink()
+    fresh.use("data.source=source")
+    output = fresh.run("dvc", "repro", "preprocess", expect=255)
+    assert f"SegmentationObject/{mask.name}: no such file" in output
+    assert "Traceback" not in output
+    assert not (fresh.root / "data/processed").exists()
+
+    mask.write_bytes(kept)
+    fresh.run("dvc", "repro", "--force", "--single-item", "ingest")
+    fresh.run("dvc", "repro", "preprocess")
+    assert (fresh.root / "data/processed/stats.json").is_file()

@@ -1,0 +1,435 @@
+"""Augmentation: pixels, boxes and masks stay together wherever the window lies; colours against colorsys."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from yolact.config import AugmentConfig
+from yolact.data.augment import Sample, Window, augment, cut, distort_colors, draw_window
+from yolact.data.transforms import to_square
+
+OFF = {"photometric": False, "expand": False, "random_crop": False, "mirror": False}
+MEAN = (124, 117, 104)
+"""The mean colour (123.68, 116.78, 103.94), rounded."""
+
+
+def switches(**on: bool) -> AugmentConfig:
+    return AugmentConfig(**(OFF | on))
+
+
+def sample_of(height: int, width: int, *boxes: tuple[int, int, int, int], crowd: tuple[int, ...] = ()) -> Sample:
+    """A photo with filled rectangles as objects; object k has the label k."""
+    masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = 1
+    return Sample(
+        image=np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8),
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        labels=np.arange(len(boxes)),
+        masks=masks,
+        crowd=np.isin(np.arange(len(boxes)), crowd),
+    )
+
+
+def tight_box(mask: torch.Tensor) -> list[int]:
+    """The smallest xyxy rectangle around the pixels of a mask."""
+    rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+@st.composite
+def rectangles(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int, int]:
+    left, top = draw(st.integers(0, width - 2)), draw(st.integers(0, height - 2))
+    return left, top, draw(st.integers(left + 2, width)), draw(st.integers(top + 2, height))
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[Sample, Window]:
+    """A photo with up to six objects, and a window inside it, across its border, around it or beside it."""
+    height, width = draw(st.integers(2, 60)), draw(st.integers(2, 60))
+    boxes = draw(st.lists(rectangles(height, width), max_size=6))
+    window = Window(
+        left=draw(st.integers(-width, width)),
+        top=draw(st.integers(-height, height)),
+        width=draw(st.integers(1, 2 * width)),
+        height=draw(st.integers(1, 2 * height)),
+        mirrored=draw(st.booleans()),
+    )
+    return sample_of(height, width, *boxes), window
+
+
+@settings(max_examples=300, deadline=None)
+@given(scenes(), st.integers(16, 96))
+def test_boxes_fit_the_masks_in_every_window(scene: tuple[Sample, Window], size: int) -> None:
+    sample, window = scene
+    pixels, targets = cut(sample.image, sample, window, size)
+    assert pixels.shape == (3, size, size)
+    assert pixels.dtype == torch.uint8
+    assert targets.boxes.dtype == torch.float32
+    assert targets.masks.shape == (len(targets.labels), size, size)
+    assert targets.masks.dtype == torch.uint8
+    assert targets.masks.max() <= 1 if len(targets.masks) else True
+    assert ((targets.boxes >= 0) & (targets.boxes <= 1)).all()
+    sides = (targets.boxes[:, 2:] - targets.boxes[:, :2]) * size
+    assert (sides > 1 - 1e-4).all()
+    for box, mask, side in zip(targets.boxes * size, targets.masks, sides, strict=True):
+        if side.min() >= 2:  # a smaller one can fall between the pixels that are sampled
+            assert tight_box(mask) == pytest.approx(box.tolist(), abs=1.01)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scenes(), st.integers(16, 64))
+def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Window], size: int) -> None:
+    sample, window = scene
+    kept = []
+    for label, (left, top, right, bottom) in enumerate(sample.boxes.astype(int).tolist()):
+        inside = 2 * window.left < left + right < 2 * (
+            window.left + window.width
+        ) and 2 * window.top < top + bottom < 2 * (window.top + window.height)
+        width = min(right, window.left + window.width) - max(left, window.left)
+        height = min(bottom, window.top + window.height) - max(top, window.top)
+        assume(width * size != window.width and height * size != window.height)  # exactly 1 pixel: rounding decides
+        if inside and width * size > window.width and height * size > window.height:
+            kept.append(label)
+    _, targets = cut(sample.image, sample, window, size)
+    assert targets.labels.tolist() == kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), st.integers(16, 64))
+def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], size: int) -> None:
+    sample, window = scene
+    plain, mirrored = (
+        cut(sample.image, sample, Window(window.left, window.top, window.width, window.height, flag), size)
+        for flag in (False, True)
+    )
+    assert np.array_equal(mirrored[0].numpy(), plain[0].numpy()[:, :, ::-1])
+    assert np.array_equal(mirrored[1].masks.numpy(), plain[1].masks.numpy()[:, :, ::-1])
+    left, top, right, bottom = plain[1].boxes.T
+    assert torch.allclose(mirrored[1].boxes, torch.stack([1 - right, top, 1 - left, bottom], dim=1), atol=1e-6)
+    assert torch.equal(mirrored[1].labels, plain[1].labels)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
+    """A window of 3 x 5 pixels, one row of it above the photo, on 45 x 45: blocks of 15 x 9 pixels."""
+    sample = sample_of(8, 7, (2, 1, 4, 3))
+    pixels, targets = cut(sample.image, sample, Window(2, -1, 3, 5, mirrored), 45)
+    blocks = pixels[:, 4::9, 7::15].permute(1, 2, 0).numpy()  # the blocks' centres: (5, 3, 3)
+    expected = np.concatenate([np.full((1, 3, 3), MEAN), sample.image[0:4, 2:5]])
+    assert blocks.tolist() == (expected[:, ::-1] if mirrored else expected).tolist()
+    box = [15, 18, 45, 36] if mirrored else [0, 18, 30, 36]
+    assert (targets.boxes * 45).round().tolist() == [box]
+    assert tight_box(targets.masks[0]) == box
+
+
+def test_what_lies_outside_the_photo_has_the_mean_colour() -> None:
+    sample = sample_of(4, 4, (0, 0, 4, 4))
+    pixels, targets = cut(sample.image, sample, Window(-4, -8, 16, 16), 32)
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[16:24, 8:16] = False
+    assert set(map(tuple, pixels[:, outside].T.tolist())) == {MEAN}
+    assert targets.masks[0].sum() == 64
+    assert not targets.masks[0][outside].any()
+
+
+def test_a_window_beside_the_photo_shows_the_mean_colour_alone() -> None:
+    sample = sample_of(4, 4, (0, 0, 4, 4))
+    pixels, targets = cut(sample.image, sample, Window(4, 0, 4, 4), 16)
+    assert set(map(tuple, pixels.flatten(1).T.tolist())) == {MEAN}
+    assert len(targets.labels) == 0
+
+
+def test_a_centre_on_the_border_of_the_window_is_outside() -> None:
+    sample = sample_of(20, 20, (0, 0, 10, 10), (1, 0, 11, 10), (4, 4, 8, 8), crowd=(1,))
+    _, targets = cut(sample.image, sample, Window(5, 0, 10, 20), 40)
+    assert targets.labels.tolist() == [1, 2]
+    assert targets.crowd.tolist() == [True, False]
+    assert (targets.boxes * 40).tolist() == [[0, 0, 24, 20], [0, 8, 12, 16]]
+
+
+def test_objects_narrower_or_lower_than_a_pixel_are_dropped() -> None:
+    boxes = [(0, 0, 9, 50), (0, 0, 50, 9), (0, 0, 10, 10), (0, 0, 11, 11)]
+    sample = sample_of(100, 100, *boxes)
+    _, targets = cut(sample.image, sample, Window(0, 0, 100, 100), 10)
+    assert targets.labels.tolist() == [2, 3]
+    assert len(targets.masks) == len(targets.crowd) == len(targets.boxes) == 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_photo_without_objects_is_augmented_too(seed: int) -> None:
+    sample = sample_of(30, 40)
+    everything = switches(photometric=True, expand=True, random_crop=True, mirror=True)
+    pixels, targets = augment(sample, everything, 32, np.random.default_rng(seed))
+    assert pixels.shape == (3, 32, 32)
+    assert targets.boxes.shape == (0, 4)
+    assert targets.labels.shape == (0,)
+    assert targets.masks.shape == (0, 32, 32)
+    assert targets.crowd.shape == (0,)
+    assert targets.labels.dtype == torch.int64
+    assert targets.crowd.dtype == torch.bool
+
+
+@settings(max_examples=60, deadline=None)
+@given(scenes(), st.integers(16, 64), st.integers(0, 999))
+def test_with_every_switch_off_the_photo_is_resized_and_nothing_else(
+    scene: tuple[Sample, Window], size: int, seed: int
+) -> None:
+    sample, _ = scene
+    pixels, targets = augment(sample, switches(), size, np.random.default_rng(seed))
+    expected = to_square(sample.image, size)
+    assert (pixels.float() - expected).abs().max() < 1.01  # rounded after each axis
+    height, width = sample.image.shape[:2]
+    large = [box for box in sample.boxes if (box[2] - box[0]) * size > width and (box[3] - box[1]) * size > height]
+    assume(len(large) == len(sample.boxes))
+    relative = sample.boxes / [width, height, width, height]
+    np.testing.assert_allclose(targets.boxes.numpy(), relative, atol=1e-6)
+
+
+def test_augmenting_does_not_change_the_stored_photo() -> None:
+    sample = sample_of(40, 40, (5, 5, 30, 30))
+    before = [sample.image.copy(), sample.boxes.copy(), sample.masks.copy()]
+    for array in (sample.image, sample.boxes, sample.masks):
+        array.setflags(write=False)
+    everything = switches(photometric=True, expand=True, random_crop=True, mirror=True)
+    for seed in range(20):
+        augment(sample, everything, 32, np.random.default_rng(seed))
+    for array, copy in zip((sample.image, sample.boxes, sample.masks), before, strict=True):
+        assert np.array_equal(array, copy)
+
+
+# --- Which windows are drawn
+
+
+def windows(sample: Sample, config: AugmentConfig, count: int) -> list[Window]:
+    rng = np.random.default_rng(20)
+    return [draw_window(sample, config, rng) for _ in range(count)]
+
+
+def near(probability: float, count: int) -> object:
+    """Within four standard deviations of the expected share of ``count`` draws."""
+    return pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / count))
+
+
+def test_one_crop_mode_in_six_keeps_the_whole_photo() -> None:
+    sample = sample_of(90, 120, (50, 40, 70, 50))
+    drawn = windows(sample, switches(random_crop=True), 6000)
+    whole = [window == Window(0, 0, 120, 90) for window in drawn]
+    assert np.mean(whole) == near(1 / 6, 6000)
+    for window in drawn:
+        assert window.left >= 0
+        assert window.top >= 0
+        assert window.left + window.width <= 120
+        assert window.top + window.height <= 90
+        assert window.left < 60 < window.left + window.width
+        assert window.top < 45 < window.top + window.height
+        assert not window.mirrored
+    crops = [window for window, is_whole in zip(drawn, whole, strict=True) if not is_whole]
+    for side, full in (("width", 120), ("height", 90)):
+        shares = np.array([getattr(window, side) for window in crops]) / full
+        assert shares.min() > 0.3 - 1 / full
+        assert shares.min() < 0.45
+        assert shares.max() > 0.95
+    ratios = [window.height / window.width for window in crops]
+    assert min(ratios) > 0.5 * 0.95  # whole pixels
+    assert max(ratios) < 2 * 1.05
+    assert min(ratios) < 0.55
+    assert max(ratios) > 1.6
+
+
+def test_crops_reach_every_corner_of_the_photo() -> None:
+    sample = sample_of(100, 100, (0, 0, 20, 20), (80, 0, 100, 20), (0, 80, 20, 100), (80, 80, 100, 100))
+    small = [window for window in windows(sample, switches(random_crop=True), 2000) if window.width < 60]
+    for x in (4, 95):
+        for y in (4, 95):
+            assert any(w.left <= x < w.left + w.width and w.top <= y < w.top + w.height for w in small)
+
+
+def test_a_crop_holds_the_centre_of_an_object_that_is_no_crowd() -> None:
+    sample = sample_of(100, 100, (0, 0, 100, 30), (60, 60, 90, 90), crowd=(0,))
+    for window in windows(sample, switches(random_crop=True), 300):
+        assert window.left < 75 < window.left + window.width
+        assert window.top < 75 < window.top + window.height
+
+
+@pytest.mark.parametrize("crowd", [(), (0,)])
+def test_without_an_object_to_keep_the_photo_is_not_cropped(crowd: tuple[int, ...]) -> None:
+    sample = sample_of(50, 60, (10, 10, 20, 20), crowd=crowd) if crowd else sample_of(50, 60)
+    assert set(windows(sample, switches(random_crop=True), 30)) == {Window(0, 0, 60, 50)}
+
+
+def test_half_of_the_photos_are_put_on_a_canvas_up_to_four_times_as_wide() -> None:
+    sample = sample_of(90, 120, (0, 0, 10, 10))
+    drawn = windows(sample, switches(expand=True), 2000)
+    expanded = [window for window in drawn if window.width > 120 or window.height > 90]
+    assert len(expanded) / 2000 == near(0.5, 2000)
+    for window in expanded:
+        assert -window.left >= 0
+        assert -window.top >= 0
+        assert window.left + window.width >= 120  # the photo is on the canvas, whole
+        assert window.top + window.height >= 90
+        assert window.height / 90 == pytest.approx(window.width / 120, abs=1 / 90)
+    ratios = np.array([window.width / 120 for window in expanded])
+    assert ratios.max() <= 4
+    assert ratios.mean() == pytest.approx(2.5, abs=5 * math.sqrt(9 / 12 / 1000))
+    places = np.array([-window.left / (window.width - 120) for window in expanded if window.width > 200])
+    assert places.mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_half_of_the_photos_are_mirrored() -> None:
+    drawn = windows(sample_of(20, 20, (0, 0, 9, 9)), switches(mirror=True), 2000)
+    assert np.mean([window.mirrored for window in drawn]) == near(0.5, 2000)
+    assert {(window.left, window.top, window.width, window.height) for window in drawn} == {(0, 0, 20, 20)}
+
+
+def test_crops_are_cut_from_the_expanded_canvas() -> None:
+    sample = sample_of(90, 120, (50, 40, 70, 50))
+    drawn = windows(sample, switches(expand=True, random_crop=True), 600)
+    assert any(window.left < 0 and window.left + window.width < 120 for window in drawn)
+    assert any(window.left > 0 for window in drawn)
+    assert all(window.left < 60 < window.left + window.width for window in drawn)
+
+
+# --- Colours
+
+
+class Recorder:
+    """A random generator that notes what it gave out."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.drawn: list[tuple[str, float]] = []
+
+    def random(self) -> float:
+        self.drawn.append(("coin", self.rng.random()))
+        return self.drawn[-1][1]
+
+    def uniform(self, low: float, high: float) -> float:
+        self.drawn.append((f"{low} to {high}", self.rng.uniform(low, high)))
+        return self.drawn[-1][1]
+
+
+def distorted_with_colorsys(image: np.ndarray, drawn: list[tuple[str, float]]) -> np.ndarray:
+    """What SSD section 2.2 and the published code do, pixel by pixel in floats, with the amounts that were drawn."""
+    queue = list(drawn)
+
+    def next_amount(which: str) -> float | None:
+        kind, coin = queue.pop(0)
+        assert kind == "coin"
+        if coin >= 0.5:
+            return None
+        kind, amount = queue.pop(0)
+        assert kind == which
+        return amount
+
+    brightness = next_amount("-32 to 32")
+    contrast_first = queue.pop(0)[1] < 0.5
+    contrast, saturation, hue = next_amount("0.5 to 1.5"), next_amount("0.5 to 1.5"), next_amount("-18 to 18")
+    assert not queue
+
+    pixels = image.astype(float) + (brightness or 0)
+    if contrast and contrast_first:
+        pixels = pixels.clip(0, 255) * contrast
+    pixels = pixels.clip(0, 255)
+    if saturation or hue:
+        for pixel in pixels.reshape(-1, 3):
+            h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
+            pixel[:] = colorsys.hsv_to_rgb((h + (hue or 0) / 360) % 1, min(s * (saturation or 1), 1), v)
+            pixel *= 255
+    if contrast and not contrast_first:
+        pixels = pixels * contrast
+    return pixels.clip(0, 255)
+
+
+COLOURS = np.random.default_rng(3).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+
+
+def test_colours_are_those_of_an_independent_version_in_floats() -> None:
+    both_orders = set()
+    for seed in range(60):
+        recorder = Recorder(seed)
+        found = distort_colors(COLOURS, recorder)  # type: ignore[arg-type]
+        assert found.shape == COLOURS.shape
+        assert found.dtype == np.uint8
+        difference = np.abs(found - distorted_with_colorsys(COLOURS, recorder.drawn))
+        # Eight bits for hue and saturation, between which 1.4 degrees of hue are up to 6 levels of a colour
+        amplified = max([1.0, *(amount for kind, amount in recorder.drawn if kind == "0.5 to 1.5")])
+        assert difference.max() <= 12 * amplified
+        assert difference.mean() <= 2.5 * amplified
+        both_orders.add(len(recorder.drawn))
+    assert len(both_orders) > 3  # different numbers of changes were drawn
+
+
+class Script(Recorder):
+    """Gives the coins in order (True: do it), and the same fraction of every range."""
+
+    def __init__(self, coins: list[bool], fraction: float) -> None:
+        super().__init__(0)
+        self.coins = coins
+        self.fraction = fraction
+
+    def random(self) -> float:
+        return 0.0 if self.coins.pop(0) else 0.99
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + self.fraction * (high - low)
+
+
+BRIGHTNESS, CONTRAST_FIRST, CONTRAST, SATURATION, HUE = range(5)
+
+
+def only(*wanted: int, fraction: float) -> Callable[[list[int]], list[int]]:
+    def distort(pixel: list[int]) -> list[int]:
+        script = Script([change in wanted for change in range(5)], fraction)
+        changed = distort_colors(np.array([[pixel]], dtype=np.uint8), script)  # type: ignore[arg-type]
+        return [int(level) for level in changed[0, 0]]
+
+    return distort
+
+
+def test_colour_changes_by_hand() -> None:
+    assert only(fraction=1)([10, 20, 30]) == [10, 20, 30]
+    assert only(BRIGHTNESS, fraction=1)([10, 20, 240]) == [42, 52, 255]
+    assert only(BRIGHTNESS, fraction=0)([10, 32, 240]) == [0, 0, 208]
+    assert only(CONTRAST, fraction=1)([10, 20, 240]) == [15, 30, 255]
+    assert only(CONTRAST, CONTRAST_FIRST, fraction=0)([10, 20, 240]) == [5, 10, 120]
+    assert only(BRIGHTNESS, CONTRAST, fraction=1)([10, 20, 240]) == [63, 78, 255]
+    gray = only(SATURATION, HUE, fraction=1)([90, 90, 90])
+    assert gray == [90, 90, 90]
+    assert only(SATURATION, fraction=0)([200, 100, 100]) == pytest.approx([200, 150, 150], abs=2)
+    assert only(SATURATION, fraction=1)([200, 100, 100]) == pytest.approx([200, 50, 50], abs=2)
+    assert only(SATURATION, fraction=1)([200, 20, 20]) == pytest.approx([200, 0, 0], abs=2)
+    assert only(HUE, fraction=1)([200, 100, 100]) == pytest.approx([200, 130, 100], abs=3)  # 18 of 60 degrees
+    assert only(HUE, fraction=0)([200, 100, 100]) == pytest.approx([200, 100, 130], abs=3)
+
+
+def test_each_colour_change_happens_half_the_time() -> None:
+    counts = {"-32 to 32": 0, "0.5 to 1.5": 0, "-18 to 18": 0}
+    pixel = np.full((1, 1, 3), 100, dtype=np.uint8)
+    recorder = Recorder(5)
+    for _ in range(1500):
+        distort_colors(pixel, recorder)  # type: ignore[arg-type]
+    for kind, _ in recorder.drawn:
+        if kind != "coin":
+            counts[kind] += 1
+    assert counts["-32 to 32"] / 1500 == near(0.5, 1500)
+    assert counts["0.5 to 1.5"] / 3000 == near(0.5, 3000)  # contrast and saturation
+    assert counts["-18 to 18"] / 1500 == near(0.5, 1500)
+
+
+@pytest.mark.parametrize("photometric", [False, True])
+def test_colours_change_only_where_the_switch_is_on(photometric: bool) -> None:
+    sample = sample_of(32, 32, (4, 4, 28, 28))
+    plain = torch.tensor(sample.image).permute(2, 0, 1)
+    variants = [
+        augment(sample, switches(photometric=photometric), 32, np.random.default_rng(seed))[0] for seed in range(12)
+    ]
+    assert any(not torch.equal(variant, plain) for variant in variants) == photometric

@@ -1,0 +1,74 @@
+"""Learning rates of small runs, written out by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolact.config import TrainConfig, load_params
+from yolact.engine.schedule import learning_rate
+
+BASE = load_params(Path(__file__).resolve().parents[3] / "conf" / "base.yaml").train
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig.model_validate(
+        BASE.model_dump() | {"warmup_steps": 4, "warmup_start_lr": 0.1, "lr": 0.5} | changes
+    )
+
+
+def rates(steps: int, settings: TrainConfig) -> list[float]:
+    return [learning_rate(step, steps, settings) for step in range(steps)]
+
+
+def test_steps_after_a_warm_up_by_hand() -> None:
+    settings = config(schedule="step", lr_milestones=[0.5, 0.8], lr_gamma=0.1)
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.05, 0.05, 0.05, 0.005, 0.005]
+    assert rates(10, settings) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_cosine_after_a_warm_up_by_hand() -> None:
+    half = 0.25 * math.sqrt(0.5)
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.25 + half, 0.25, 0.25 - half]
+    assert rates(8, config(schedule="cosine")) == pytest.approx(expected, rel=1e-12)
+    assert learning_rate(8, 8, config(schedule="cosine")) == pytest.approx(0, abs=1e-15)
+
+
+def test_without_a_warm_up_the_first_step_has_the_peak() -> None:
+    assert rates(4, config(schedule="step", lr_milestones=[], warmup_steps=0)) == [0.5] * 4
+    assert rates(2, config(schedule="cosine", warmup_steps=0)) == pytest.approx([0.5, 0.25])
+
+
+def test_the_published_schedule() -> None:
+    """120k iterations of yolact_resnet50_pascal: 1e-4 to 1e-3 in 500, then a tenth at 60k and at 100k."""
+    settings = BASE.model_copy(update={"lr_milestones": [0.5, 100 / 120]})
+    by_hand = {0: 1e-4, 250: 5.5e-4, 500: 1e-3, 59_999: 1e-3, 60_000: 1e-4, 99_999: 1e-4, 100_000: 1e-5, 119_999: 1e-5}
+    for step, rate in by_hand.items():
+        assert learning_rate(step, 120_000, settings) == pytest.approx(rate, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_a_run_shorter_than_its_warm_up_only_rises(schedule: str) -> None:
+    assert rates(3, config(schedule=schedule)) == pytest.approx([0.1, 0.2, 0.3])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 30), st.integers(2, 60), st.floats(0.01, 10), st.floats(0, 10))
+def test_the_cosine_has_no_jumps(warmup: int, length: int, peak: float, start: float) -> None:
+    settings = config(schedule="cosine", warmup_steps=warmup, lr=peak, warmup_start_lr=start)
+    found = rates(warmup + length, settings)
+    assert all(rate >= 0 for rate in found)
+    assert found[warmup] == pytest.approx(peak)
+    falling = found[warmup:]
+    assert falling == sorted(falling, reverse=True)
+    steepest = peak * math.pi / 2 / length
+    assert all(a - b <= steepest * (1 + 1e-9) for a, b in pairwise(falling))
+    if warmup:
+        rise = abs(peak - start) / warmup
+        assert all(abs(b - a) == pytest.approx(rise) for a, b in pairwise(found[: warmup + 1]))

@@ -1,0 +1,465 @@
+"""The training loop on two photos: it learns, goes on exactly where it was stopped, and keeps the best weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.models.resnet import BasicBlock
+
+from yolact.config import Params, load_params, parse_params
+from yolact.data.coco import CocoInstances
+from yolact.engine.checkpoint import TrainingState
+from yolact.engine.evaluator import Validation
+from yolact.engine.schedule import learning_rate
+from yolact.engine.trainer import DivergedError, Metrics, Trainer, TrainingResult, build_optimizer
+from yolact.models.backbone import RESNETS, ResNetDesign
+from yolact.models.weights import load_model
+from yolact.models.yolact import Yolact
+
+SIZE = 64
+RED, BLUE = 1, 2
+COLOURS = {RED: (220, 40, 40), BLUE: (40, 60, 220)}
+PHOTOS = {
+    10: [(RED, (8, 8, 40, 48)), (BLUE, (44, 30, 62, 60))],
+    11: [(BLUE, (4, 20, 34, 60)), (RED, (30, 4, 60, 24))],
+}
+"""Objects by photo: category, xyxy."""
+
+SMALL_MODEL = {
+    "backbone": "resnet18",
+    "backbone_weights": "none",
+    "image_size": SIZE,
+    "fpn_channels": 16,
+    "num_prototypes": 8,
+    "anchor_scales": [[16], [24], [32], [40], [56]],
+}
+SHORT_RUN = {
+    "device": "cpu",
+    "epochs": 1,
+    "batch_size": 1,
+    "warmup_steps": 0,
+    "workers": 0,
+    "validate_every": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+}
+PLAIN = {"photometric": False, "expand": False, "random_crop": False, "mirror": False}
+ALL_ON = dict.fromkeys(PLAIN, True)
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """One thread, so that sums are always in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def short_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block a stage, which halves time and checkpoints."""
+    monkeypatch.setitem(RESNETS, "resnet18", ResNetDesign(BasicBlock, (1, 1, 1, 1)))
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    tree: dict[str, Any] = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": RED, "name": "red"}, {"id": BLUE, "name": "blue"}]
+    for photo, objects in PHOTOS.items():
+        image = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
+        for category, (left, top, right, bottom) in objects:
+            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
+            tree["annotations"].append(
+                {
+                    "id": len(tree["annotations"]) + 1,
+                    "image_id": photo,
+                    "category_id": category,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+                }
+            )
+        image.save(folder / f"{photo}.png")
+        tree["images"].append({"id": photo, "file_name": f"{photo}.png", "width": SIZE, "height": SIZE})
+    path = folder / "train.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(annotations: Path) -> CocoInstances:
+    return CocoInstances.load(annotations, annotations.parent)
+
+
+@pytest.fixture(scope="module")
+def params(repository: Path) -> Callable[..., Params]:
+    base = load_params(repository / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
+
+    def with_changes(
+        *, model: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **train: Any
+    ) -> Params:
+        tree = copy.deepcopy(base)
+        tree["model"] |= SMALL_MODEL | (model or {})
+        tree["train"] |= SHORT_RUN | {"augment": PLAIN} | train
+        tree["train"]["loss"] |= loss or {}
+        return parse_params(tree)
+
+    return with_changes
+
+
+class Notes:
+    """A listener that writes everything down."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, Metrics]] = []
+        self.epochs: list[tuple[int, Metrics]] = []
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        self.steps.append((step, dict(row)))
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        self.epochs.append((step, dict(row)))
+
+
+class Scores:
+    """Gives the scores in turn and keeps a copy of the weights that it was shown."""
+
+    def __init__(self, *scores: float) -> None:
+        self.scores = list(scores)
+        self.weights: list[dict[str, Tensor]] = []
+
+    def __call__(self, model: Yolact) -> Metrics:
+        self.weights.append(weights(model))
+        return {"mask_AP": self.scores.pop(0) if self.scores else 0.0}
+
+
+@pytest.fixture
+def trainer(data: CocoInstances, params: Callable[..., Params], tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+    def make(
+        *,
+        validate: Callable[[Yolact], Metrics] | None = None,
+        listener: Any = None,
+        name: str = "models",
+        seed: int = 0,
+        **changes: Any,
+    ) -> Trainer:
+        settings = params(**changes)
+        torch.manual_seed(seed)
+        model = Yolact(settings.model, 2)
+        return Trainer(
+            model, data, settings, tmp_path / name, "print", validate or Scores(), listener or Notes(), {"run_id": "r1"}
+        )
+
+    yield make
+    shutil.rmtree(tmp_path)  # checkpoints are large, and pytest keeps the folders of three sessions
+
+
+def weights(model: Yolact) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def momenta(trainer: Trainer) -> list[Tensor]:
+    state = trainer.optimizer.state_dict()["state"]
+    return [tensor for parameter in state.values() for tensor in parameter.values()]
+
+
+def latest(trainer: Trainer) -> TrainingState:
+    found = trainer.checkpoints.latest("print")
+    assert found is not None
+    return found
+
+
+# --- Learning
+
+
+def test_two_photos_are_learned_by_heart(
+    trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path
+) -> None:
+    learner = trainer(
+        validate=Validation(data, annotations, 2),
+        epochs=40,
+        batch_size=2,
+        optimizer="adamw",
+        lr=5e-3,
+        schedule="cosine",
+        warmup_steps=5,
+        validate_every=100,
+        checkpoint_every=100,
+    )
+    result = learner.fit()
+    first, last = result.history["steps"][0], result.history["steps"][-1]
+    assert last["total"] < 0.15 * first["total"]
+    for term in ("classification", "box", "mask", "semantic"):
+        assert last[term] < 0.4 * first[term]
+    assert first["total"] == pytest.approx(sum(first[k] for k in ("classification", "box", "mask", "semantic")))
+    (measured,) = result.history["epochs"]
+    assert measured["mask_AP50"] > 0.75
+    assert measured["box_AP50"] > 0.75
+    assert result.best_score == measured["mask_AP"]
+    assert result.steps == 40
+    assert result.seconds_per_step > 0
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for(trainer: Callable[..., Trainer]) -> None:
+    """One plain SGD step moves all weights together by lr times the gradient's norm."""
+    moved = {}
+    for limit in (0, 0.5):
+        learner = trainer(
+            name=f"limit {limit}", batch_size=2, lr=0.01, momentum=0.0, weight_decay=0.0, max_grad_norm=limit
+        )
+        before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+        learner.fit()
+        after = learner.model.parameters()
+        moved[limit] = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)]).detach()
+    assert moved[0.5].norm() == pytest.approx(0.01 * 0.5, rel=1e-2)
+    assert moved[0].norm() > 0.01 * 1
+    direction = torch.nn.functional.cosine_similarity(moved[0].double(), moved[0.5].double(), dim=0)
+    assert direction == pytest.approx(1, abs=1e-3)
+
+
+def test_weight_decay_is_on_every_parameter(params: Callable[..., Params]) -> None:
+    settings = params(weight_decay=0.02, momentum=0.8)
+    model = Yolact(settings.model, 2).train()
+    for name in ("sgd", "adamw"):
+        (group,) = build_optimizer(model, settings.train.model_copy(update={"optimizer": name})).param_groups
+        assert group["weight_decay"] == 0.02
+        assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+        assert group["betas"] == (0.8, 0.999) if name == "adamw" else group["momentum"] == 0.8
+
+
+def test_batch_norm_of_a_pretrained_backbone_is_frozen(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(model={"backbone_weights": "imagenet"})  # nothing is downloaded: the caller loads weights
+    before = weights(learner.model)
+    learner.fit()
+    norms = {
+        f"{name}.{key}"
+        for name, module in learner.model.named_modules()
+        if isinstance(module, torch.nn.BatchNorm2d)
+        for key in module.state_dict()
+    }
+    after = weights(learner.model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert norms
+    assert not changed & norms
+    assert "backbone.conv1.weight" in changed
+    (group,) = learner.optimizer.param_groups
+    frozen = {id(p) for name, p in learner.model.named_parameters() if name in norms}
+    assert not frozen & {id(p) for p in group["params"]}
+
+
+def test_batch_norm_from_scratch_is_trained(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer()
+    before = weights(learner.model)
+    learner.fit()
+    after = weights(learner.model)
+    for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        assert not torch.equal(before[f"backbone.bn1.{key}"], after[f"backbone.bn1.{key}"])
+
+
+# --- What is measured, kept and told
+
+
+@pytest.fixture
+def finished(trainer: Callable[..., Trainer]) -> tuple[Trainer, Scores, Notes, TrainingResult]:
+    """Seven epochs of two steps, validated after 2, 4, 6 and 7."""
+    scores, notes = Scores(0.1, 0.3, 0.3, 0.2), Notes()
+    learner = trainer(
+        validate=scores,
+        listener=notes,
+        epochs=7,
+        validate_every=2,
+        checkpoint_every=3,
+        keep_checkpoints=9,
+        log_every=4,
+        warmup_steps=4,
+        momentum=0.0,
+    )
+    return learner, scores, notes, learner.fit()
+
+
+def test_a_run_keeps_to_its_settings(
+    finished: tuple[Trainer, Scores, Notes, TrainingResult], params: Callable[..., Params]
+) -> None:
+    learner, scores, notes, result = finished
+
+    # Validations: every second epoch, and the last
+    assert [(row["epoch"], row["step"]) for _, row in notes.epochs] == [(2, 4), (4, 8), (6, 12), (7, 14)]
+    assert [step for step, _ in notes.epochs] == [4, 8, 12, 14]
+    assert [row["mask_AP"] for row in result.history["epochs"]] == [0.1, 0.3, 0.3, 0.2]
+
+    # The best weights are the first of the two validations with 0.3
+    assert result.best_score == 0.3
+    exported, classes = load_model(learner.model_dir)
+    assert equal(weights(exported), scores.weights[1])
+    assert not equal(weights(exported), scores.weights[2])
+    assert not equal(weights(exported), weights(learner.model))
+    assert classes == ["red", "blue"]
+    assert not exported.training
+
+    # Logged steps
+    assert [step for step, _ in notes.steps] == [0, 4, 8, 12]
+    assert result.history["steps"] == [{"epoch": step // 2 + 1, "step": step, **row} for (step, row) in notes.steps]
+    settings = params(epochs=7, warmup_steps=4).train
+    assert [row["lr"] for _, row in notes.steps] == [learning_rate(step, 14, settings) for step in (0, 4, 8, 12)]
+    assert len({row["lr"] for _, row in notes.steps}) > 2
+
+    # Checkpoints: the start, every third epoch, the end
+    names = sorted(path.name for path in learner.checkpoints.directory.glob("*.pt"))
+    assert names == ["epoch_0000.pt", "epoch_0003.pt", "epoch_0006.pt", "epoch_0007.pt"]
+    state = latest(learner)
+    assert (state.epochs_done, state.step, state.best_score, state.extra) == (7, 14, 0.3, {"run_id": "r1"})
+    assert result.steps == 14
+    assert result.seconds_per_step == state.seconds / 14 > 0
+
+
+def test_a_run_stays_open_until_its_results_are_safe(
+    trainer: Callable[..., Trainer], finished: tuple[Trainer, Scores, Notes, TrainingResult]
+) -> None:
+    """Else a tracking server that is away in the last second would cost the whole training."""
+    learner, _, _, result = finished
+    (learner.model_dir / "model.safetensors").unlink()
+    again = trainer(epochs=7, log_every=4, keep_checkpoints=9)
+    again.restore(latest(again))
+    assert again.fit() == result
+    assert (learner.model_dir / "model.safetensors").exists()
+    again.finish()
+    assert again.checkpoints.latest("print") is None
+
+
+def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) -> None:
+    scores = Scores(0.0)
+    learner = trainer(validate=scores)
+    assert learner.fit().best_score == 0
+    exported, _ = load_model(learner.model_dir)
+    assert equal(weights(exported), scores.weights[0])
+
+
+# --- Going on
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of ours runs after it."""
+
+
+class KillIn:
+    """Passes validations on, and ends the run in the one with this number."""
+
+    def __init__(self, validation: int, validate: Callable[[Yolact], Metrics]) -> None:
+        self.left = validation
+        self.validate = validate
+
+    def __call__(self, model: Yolact) -> Metrics:
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return self.validate(model)
+
+
+@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 1), ("adamw", 0)])
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(
+    trainer: Callable[..., Trainer], optimizer: str, workers: int
+) -> None:
+    """All that is random is on, and so few masks are taken that the loss draws them."""
+    settings = {
+        "epochs": 4,
+        "optimizer": optimizer,
+        "schedule": "cosine",
+        "augment": ALL_ON,
+        "loss": {"max_masks_per_image": 1},
+        "lr": 1e-3,
+    }
+    scores = (0.1, 0.5, 0.2, 0.3)
+    straight = trainer(name="straight", validate=Scores(*scores), **settings)
+    expected = straight.fit()
+
+    killed = trainer(name="killed", validate=KillIn(4, Scores(*scores)), workers=workers, **settings)
+    with pytest.raises(Killed):
+        killed.fit()
+    assert not (killed.model_dir / "model.safetensors").exists()
+
+    resumed = trainer(name="killed", validate=Scores(*scores[3:]), seed=99, **settings)
+    state = latest(resumed)
+    assert state.epochs_done == 3
+    resumed.restore(state)
+    found = resumed.fit()
+
+    assert equal(weights(resumed.model), weights(straight.model))
+    assert momenta(resumed)
+    assert all(map(torch.equal, momenta(resumed), momenta(straight)))
+    assert found.history == expected.history
+    assert found.best_score == expected.best_score == 0.5
+    assert found.steps == expected.steps == 8
+    assert equal(weights(load_model(resumed.model_dir)[0]), weights(load_model(straight.model_dir)[0]))
+
+
+def test_another_seed_gives_other_weights(trainer: Callable[..., Trainer]) -> None:
+    """Else the equality above would say nothing of the order of photos and their changes."""
+    ends = []
+    for number, seed in enumerate((0, 0, 1)):
+        learner = trainer(name=f"run {number}", augment=ALL_ON)  # the first weights are the same in all three
+        learner.loader.dataset.seed = learner.sampler.seed = seed
+        learner.fit()
+        ends.append(weights(learner.model))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
+
+
+# --- Divergence
+
+
+class Poison(Notes):
+    """Makes a term of the loss infinite after a step."""
+
+    def __init__(self, after_step: int) -> None:
+        super().__init__()
+        self.after_step = after_step
+        self.trainer: Trainer | None = None
+        self.weights: dict[str, Tensor] = {}
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        super().on_step(step, row)
+        if step == self.after_step and self.trainer is not None:
+            bias = self.trainer.model.semantic_seg_conv.bias
+            assert bias is not None
+            bias.data.fill_(float("inf"))
+            self.weights = {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
+    trainer: Callable[..., Trainer], data: CocoInstances
+) -> None:
+    poison = Poison(after_step=2)
+    learner = trainer(listener=poison, epochs=3)
+    poison.trainer = learner
+    with pytest.raises(DivergedError) as caught:
+        learner.fit()
+    message = str(caught.value)
+    assert "not finite at step 3 (epoch 2)" in message
+    assert "semantic inf" in message or "semantic nan" in message
+    learner.sampler.epoch = 1
+    _, (key,) = learner.sampler  # its second batch, of one photo
+    assert f"Photos of the batch, by id: {data.images[key.photo].id}." in message
+    assert "train.lr" in message
+
+    after = dict(learner.model.named_parameters())
+    assert all(torch.equal(after[name], tensor) for name, tensor in poison.weights.items())
+    state = latest(learner)
+    assert (state.epochs_done, state.step) == (1, 2)
+    assert all(tensor.isfinite().all() for tensor in state.model.values())
+    assert not (learner.model_dir / "model.safetensors").exists()

@@ -1,0 +1,366 @@
+"""The network's shapes, parameters, modes and wiring."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from yolact.config import LossConfig, ModelConfig
+from yolact.losses import YolactLoss
+from yolact.models.backbone import RESNETS, ResNetBackbone
+from yolact.models.fpn import FPN
+from yolact.models.head import PredictionHead
+from yolact.models.protonet import Protonet
+from yolact.models.yolact import Yolact
+from yolact.structures import Targets
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    settings = {
+        "backbone": "resnet18",
+        "backbone_weights": "none",
+        "image_size": 64,
+        "fpn_channels": 8,
+        "num_prototypes": 4,
+        "anchor_scales": [[8], [16], [24], [40], [60]],
+        "anchor_ratios": [1, 0.5, 2],
+        "square_anchors": False,
+    }
+    return ModelConfig.model_validate(settings | changes)
+
+
+def published_config(backbone: str, size: int, scales: list[int], *, square: bool) -> ModelConfig:
+    """Section 1 of the published settings; ImageNet weights are named but not loaded by the constructor."""
+    return tiny_config(
+        backbone=backbone,
+        backbone_weights="imagenet",
+        image_size=size,
+        fpn_channels=256,
+        num_prototypes=32,
+        anchor_scales=[[scale] for scale in scales],
+        square_anchors=square,
+    )
+
+
+SCALES_550 = [24, 48, 96, 192, 384]
+PUBLISHED = {
+    "yolact_base": (published_config("resnet101", 550, SCALES_550, square=True), 80),
+    "yolact_im400": (published_config("resnet101", 400, [17, 34, 69, 139, 279], square=True), 80),
+    "yolact_im700": (published_config("resnet101", 700, [30, 61, 122, 244, 488], square=True), 80),
+    "yolact_resnet50": (published_config("resnet50", 550, SCALES_550, square=True), 80),
+    "yolact_resnet50_pascal": (published_config("resnet50", 550, [32, 64, 128, 256, 512], square=False), 20),
+}
+
+
+def without_memory(config: ModelConfig, num_classes: int) -> Yolact:
+    """A network of shapes only."""
+    with torch.device("meta"):
+        return Yolact(config, num_classes)
+
+
+def tiny(seed: int = 0, **changes: object) -> Yolact:
+    torch.manual_seed(seed)
+    return Yolact(tiny_config(**changes), 3)
+
+
+def photo_batch(batch: int = 2, size: int = 64) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# --- the published networks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("yolact_base", 50_157_071), ("yolact_resnet50", 31_164_943), ("yolact_resnet50_pascal", 30_734_623)],
+)
+def test_published_networks_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert sum(p.numel() for p in without_memory(*PUBLISHED[name]).parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_and_shapes_are_those_of_published_weights(name: str, reference_fixtures: Path) -> None:
+    expected = json.loads((reference_fixtures / "state_dict_shapes.json").read_text())[name]
+    found = {key: list(value.shape) for key, value in without_memory(*PUBLISHED[name]).state_dict().items()}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "anchors", "prototypes", "p3"),
+    [
+        ("yolact_base", 19248, 138, 69),
+        ("yolact_im400", 10077, 100, 50),
+        ("yolact_im700", 30963, 176, 88),
+        ("yolact_resnet50_pascal", 19248, 138, 69),
+    ],
+)
+def test_published_sizes(name: str, anchors: int, prototypes: int, p3: int) -> None:
+    config, num_classes = PUBLISHED[name]
+    network = without_memory(config, num_classes)
+    outputs = network(torch.empty(1, 3, config.image_size, config.image_size, device="meta"))
+    assert outputs.boxes.shape == (1, anchors, 4)
+    assert outputs.class_logits.shape == (1, anchors, num_classes + 1)
+    assert outputs.mask_coefficients.shape == (1, anchors, 32)
+    assert outputs.anchors.shape == (anchors, 4)
+    assert outputs.prototypes.shape == (1, prototypes, prototypes, 32)
+    assert outputs.semantic_logits is not None
+    assert outputs.semantic_logits.shape == (1, num_classes, p3, p3)
+
+
+# --- the whole, small ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "cells"), [(64, [8, 4, 2, 1, 1]), (70, [9, 5, 3, 2, 1]), (100, [13, 7, 4, 2, 1])])
+def test_every_input_size_gives_one_prediction_per_anchor(size: int, cells: list[int]) -> None:
+    network = tiny(image_size=size).eval()
+    with torch.no_grad():
+        outputs = network(photo_batch(2, size))
+    count = 3 * sum(side * side for side in cells)
+    assert outputs.boxes.shape == (2, count, 4)
+    assert outputs.class_logits.shape == (2, count, 4)
+    assert outputs.mask_coefficients.shape == (2, count, 4)
+    assert outputs.anchors.shape == (count, 4)
+    assert outputs.prototypes.shape == (2, 2 * cells[0], 2 * cells[0], 4)
+
+
+@pytest.mark.parametrize("scales", [[[8, 12], [16, 20], [24, 30], [40, 50], [60, 64]]])
+def test_several_scales_per_level_widen_the_head(scales: list[list[float]]) -> None:
+    outputs = tiny(anchor_scales=scales).eval()(photo_batch(1))
+    assert outputs.boxes.shape[1] == outputs.anchors.shape[0] == 6 * (64 + 16 + 4 + 1 + 1)
+
+
+def test_ranges_of_the_outputs() -> None:
+    outputs = tiny()(photo_batch())
+    assert outputs.mask_coefficients.abs().max() <= 1
+    assert outputs.mask_coefficients.min() < 0
+    assert outputs.prototypes.min() >= 0
+    assert outputs.class_logits.min() < 0
+
+
+def test_semantic_logits_exist_in_training_only() -> None:
+    network = tiny()
+    assert network.train()(photo_batch()).semantic_logits.shape == (2, 3, 8, 8)
+    assert network.eval()(photo_batch()).semantic_logits is None
+
+
+def test_images_of_a_batch_do_not_meet_in_evaluation() -> None:
+    network = tiny().eval()
+    images = photo_batch(3)
+    with torch.no_grad():
+        together, alone = network(images), network(images[1:2])
+    torch.testing.assert_close(together.boxes[1:2], alone.boxes, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.prototypes[1:2], alone.prototypes, atol=1e-5, rtol=1e-4)
+
+
+def test_anchors_are_kept_per_shape_and_are_no_weights() -> None:
+    network = tiny().eval()
+    with torch.no_grad():
+        first = network(photo_batch(1)).anchors
+        other = network(photo_batch(1, 96)).anchors
+        again = network(photo_batch(1)).anchors
+    assert again is first
+    assert len(other) > len(first)
+    assert not any("anchor" in key for key in network.state_dict())
+
+
+def test_channels_last_computes_the_same() -> None:
+    network = tiny().eval()
+    with torch.no_grad():
+        plain = network(photo_batch())
+        network.to(memory_format=torch.channels_last)
+        turned = network(photo_batch().contiguous(memory_format=torch.channels_last))
+    for name in ("boxes", "class_logits", "mask_coefficients", "prototypes"):
+        torch.testing.assert_close(getattr(turned, name), getattr(plain, name), atol=1e-5, rtol=1e-4)
+
+
+# --- start values ---------------------------------------------------------------------------------------------------
+
+
+def test_new_layers_start_with_xavier_weights_and_zero_biases() -> None:
+    """Glorot and Bengio 2010, equation 16: uniform within the root of 6 / (fan in + fan out)."""
+    network = tiny(fpn_channels=32)
+    count = 0
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
+            area = module.kernel_size[0] * module.kernel_size[1]
+            bound = math.sqrt(6 / (area * (module.in_channels + module.out_channels)))
+            assert module.weight.abs().max() <= bound, name
+            assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+            assert not module.bias.any(), name
+            count += 1
+    assert count == 3 + 3 + 2 + 5 + 4 + 1  # laterals, smoothing, downsampling, protonet, head, semantic
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second, other = tiny(4).state_dict(), tiny(4).state_dict(), tiny(5).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["fpn.lat_layers.0.weight"], other["fpn.lat_layers.0.weight"])
+
+
+# --- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def statistics(network: Yolact) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in network.state_dict().items() if "running" in key or "tracked" in key}
+
+
+def training_step(network: Yolact) -> None:
+    outputs = network(photo_batch())
+    (outputs.class_logits.square().sum() + outputs.semantic_logits.sum() + outputs.prototypes.sum()).backward()
+
+
+def norms(network: Yolact) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("switched", [True, False], ids=["after train()", "as constructed"])
+def test_batch_norm_of_a_pretrained_backbone_is_frozen(switched: bool) -> None:
+    network = tiny(backbone_weights="imagenet")
+    if switched:
+        network.eval().train()
+    assert network.training
+    before = statistics(network)
+    training_step(network)
+    after = statistics(network)
+    assert len(before) == 3 * len(norms(network)) == 60
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    for norm in norms(network):
+        assert norm.weight.grad is None
+        assert norm.bias.grad is None
+    assert network.backbone.conv1.weight.grad.abs().sum() > 0  # the convolutions do learn
+
+
+def test_batch_norm_of_a_backbone_from_scratch_is_trained() -> None:
+    network = tiny(backbone_weights="none").train()
+    before = statistics(network)
+    training_step(network)
+    after = statistics(network)
+    assert not any(torch.equal(before[key], after[key]) for key in before)
+    assert all(norm.weight.grad is not None for norm in norms(network))
+
+
+def test_evaluation_leaves_batch_norm_statistics_alone() -> None:
+    network = tiny(backbone_weights="none").eval()
+    before = statistics(network)
+    with torch.no_grad():
+        network(photo_batch())
+    assert all(torch.equal(before[key], value) for key, value in statistics(network).items())
+
+
+def test_only_the_backbone_has_batch_norm() -> None:
+    names = [name for name, module in tiny().named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(name.startswith("backbone.") for name in names)
+
+
+# --- the parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", (128, 256, 512)), ("resnet34", (128, 256, 512)), ("resnet50", (512, 1024, 2048))],
+)
+def test_backbones_return_three_stages(name: str, channels: tuple[int, ...]) -> None:
+    with torch.device("meta"):
+        backbone = ResNetBackbone(RESNETS[name])
+        features = backbone(torch.empty(1, 3, 64, 96))
+    assert backbone.channels == channels
+    assert [tuple(f.shape) for f in features] == [
+        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
+    ]
+
+
+def test_only_p3_to_p5_end_in_relu() -> None:
+    torch.manual_seed(0)
+    fpn = FPN((4, 6, 8), 5)
+    with torch.no_grad():
+        pyramid = fpn([torch.randn(1, 4, 16, 16), torch.randn(1, 6, 8, 8), torch.randn(1, 8, 4, 4)])
+    assert [tuple(level.shape[-2:]) for level in pyramid] == [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+    assert all(level.min() >= 0 for level in pyramid[:3])
+    assert all(level.min() < 0 for level in pyramid[3:])
+    torch.testing.assert_close(pyramid[3], fpn.downsample_layers[0](pyramid[2]))
+    torch.testing.assert_close(pyramid[4], fpn.downsample_layers[1](pyramid[3]))
+
+
+def pass_through(conv: nn.Conv2d) -> None:
+    """Make a one-channel convolution copy its input (its centre pixel)."""
+    middle = conv.kernel_size[0] // 2
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.weight[:, :, middle, middle] = 1
+        conv.bias.zero_()
+
+
+def test_the_pyramid_adds_from_deep_to_shallow_before_relu() -> None:
+    """C5 = -1, C4 = 3, C3 = -5: sums -1, 2, -3. With ReLU'd sums P3 would be the same, so P4 tells: 2, not 3."""
+    fpn = FPN((1, 1, 1), 1)
+    for conv in (*fpn.lat_layers, *fpn.pred_layers, *fpn.downsample_layers):
+        pass_through(conv)
+    with torch.no_grad():
+        pyramid = fpn([torch.full((1, 1, 8, 8), -5.0), torch.full((1, 1, 4, 4), 3.0), torch.full((1, 1, 2, 2), -1.0)])
+    assert [level.unique().tolist() for level in pyramid] == [[0], [2], [0], [0], [0]]
+
+
+def test_the_deepest_level_comes_first_in_the_pyramids_keys() -> None:
+    weights = FPN((4, 6, 8), 5).state_dict()
+    assert [weights[f"lat_layers.{i}.weight"].shape[1] for i in range(3)] == [8, 6, 4]
+
+
+def test_head_lists_cells_by_row_then_anchors_then_numbers() -> None:
+    head = PredictionHead(1, anchors_per_cell=2, num_classes=2, num_prototypes=3)
+    pass_through(head.upfeature[0])
+    for conv in (head.bbox_layer, head.conf_layer, head.mask_layer):
+        pass_through(conv)  # every output channel is the cell's value ...
+        with torch.no_grad():
+            conv.bias.copy_(torch.arange(conv.out_channels) / 100)  # ... plus its own number
+    cells = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]])
+    with torch.no_grad():
+        predictions = head(cells)
+    for output, size in ((predictions.boxes, 4), (predictions.class_logits, 3)):
+        expected = [
+            [cell + (anchor * size + k) / 100 for k in range(size)] for cell in range(1, 7) for anchor in range(2)
+        ]
+        torch.testing.assert_close(output[0], torch.tensor(expected))
+    expected = [
+        [math.tanh(cell + (anchor * 3 + k) / 100) for k in range(3)] for cell in range(1, 7) for anchor in range(2)
+    ]
+    torch.testing.assert_close(predictions.mask_coefficients[0], torch.tensor(expected))
+
+
+def test_protonet_doubles_the_size_and_ends_in_relu() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        prototypes = Protonet(6, 4)(torch.randn(2, 6, 5, 7))
+    assert prototypes.shape == (2, 10, 14, 4)
+    assert prototypes.min() == 0
+
+
+# --- training and inference in one process ----------------------------------------------------------------------------
+
+
+def test_training_goes_on_after_inference_mode() -> None:
+    """The anchors that inference leaves behind must not poison the next training step."""
+    network = tiny()
+    with torch.inference_mode():
+        network.eval()(photo_batch(1))
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[0, 10:40, 10:40] = 1
+    target = Targets(torch.tensor([[10, 10, 40, 40]]) / 64, torch.tensor([1]), masks, torch.tensor([False]))
+    config = LossConfig(
+        class_weight=1,
+        box_weight=1,
+        mask_weight=1,
+        semantic_weight=1,
+        positive_iou=0.5,
+        negative_iou=0.4,
+        crowd_iou=0.7,
+        negatives_per_positive=3,
+        max_masks_per_image=100,
+    )
+    YolactLoss(config)(network.train()(photo_batch(1)), [target]).total.backward()
+    for name, parameter in network.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name

@@ -1,0 +1,476 @@
+"""Every loss term against plain Python floats."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolact.config import LossConfig
+from yolact.losses import (
+    Losses,
+    YolactLoss,
+    box_loss,
+    classification_loss,
+    downsample_masks,
+    mask_loss,
+    semantic_loss,
+)
+from yolact.matcher import Matches
+from yolact.structures import RawOutputs, Targets
+
+PUBLISHED = LossConfig(
+    class_weight=1.0,
+    box_weight=1.5,
+    mask_weight=6.125,
+    semantic_weight=1.0,
+    positive_iou=0.5,
+    negative_iou=0.4,
+    crowd_iou=0.7,
+    negatives_per_positive=3,
+    max_masks_per_image=100,
+)
+UNWEIGHTED = PUBLISHED.model_copy(update={"box_weight": 1.0, "mask_weight": 1.0})
+
+
+def matches_of(classes: list[int], objects: list[int]) -> Matches:
+    return Matches(torch.tensor(classes), torch.tensor(objects))
+
+
+def targets_of(boxes: list[list[float]], labels: list[int], masks: Tensor, crowd: list[bool] | None = None) -> Targets:
+    return Targets(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        masks=masks.to(torch.uint8),
+        crowd=torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
+    )
+
+
+def no_objects(side: int = 8) -> Targets:
+    return targets_of([], [], torch.zeros(0, side, side))
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+# --- classification ---------------------------------------------------------------------------------------------
+
+
+def test_classification_of_one_positive_and_its_hardest_negative() -> None:
+    """Probabilities are quarters: the positive costs ln 4/3, the hard background ln 4, the easy one is left out."""
+    logits = torch.tensor([[[0, math.log(3)], [0, math.log(3)], [math.log(3), 0]]])
+    loss = classification_loss(logits, torch.tensor([[1, 0, 0]]), negatives_per_positive=1)
+    assert loss.item() == pytest.approx(math.log(4 / 3) + math.log(4), rel=1e-6)
+
+
+def plain_classification(logits: list[list[list[float]]], classes: list[list[int]], ratio: int) -> float:
+    total = 0.0
+    for rows, roles in zip(logits, classes, strict=True):
+        costs = [
+            math.log(sum(math.exp(v) for v in row)) - row[max(role, 0)] for row, role in zip(rows, roles, strict=True)
+        ]
+        positives = sum(role > 0 for role in roles)
+        hardness = [cost if role == 0 else 0.0 for cost, role in zip(costs, roles, strict=True)]
+        ranked = sorted(range(len(roles)), key=lambda a: -hardness[a])
+        quota = min(ratio * positives, len(roles) - 1)
+        total += sum(costs[a] for a in ranked[:quota] if roles[a] == 0)
+        total += sum(cost for cost, role in zip(costs, roles, strict=True) if role > 0)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_classification_takes_the_hardest_background_anchors(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, 14, 4, generator=generator, dtype=torch.float64) * 3
+    classes = torch.randint(-1, 4, (3, 14), generator=generator)
+    classes[classes > 1] *= torch.rand(classes[classes > 1].shape, generator=generator) < 0.3
+    classes[2] = classes[2].clamp(max=0)  # an image without positives
+    expected = plain_classification(logits.tolist(), classes.tolist(), ratio=1 + seed % 3)
+    assert classification_loss(logits, classes, 1 + seed % 3).item() == pytest.approx(expected, rel=1e-9)
+
+
+def trained_anchors(classes: list[int], ratio: int) -> list[bool]:
+    """Which anchors of one image get a gradient; the first background anchor is the hardest, the last the easiest."""
+    logits = torch.stack([torch.zeros(len(classes)), -torch.arange(float(len(classes)))], dim=1)[None].requires_grad_()
+    classification_loss(logits, torch.tensor([classes]), ratio).backward()
+    return (logits.grad[0].abs().sum(dim=1) > 0).tolist()
+
+
+def test_background_anchors_are_taken_hardest_first() -> None:
+    assert trained_anchors([0, 0, 1, 0, 0], ratio=1) == [True, False, True, False, False]
+    assert trained_anchors([0, 0, 1, 0, 0], ratio=3) == [True, True, True, True, False]
+
+
+def test_all_background_anchors_are_taken_where_fewer_are_there_than_wanted() -> None:
+    assert trained_anchors([0, 0, 1], ratio=3) == [True, True, True]
+
+
+def test_an_image_without_positives_takes_no_negatives() -> None:
+    assert trained_anchors([0, 0, -1], ratio=3) == [False, False, False]
+
+
+def test_every_positive_is_taken() -> None:
+    assert trained_anchors([1, 1, 1, 0], ratio=1) == [True, True, True, True]
+
+
+def test_neutral_anchors_have_no_part_in_the_classification() -> None:
+    logits = torch.tensor([[[0.0, 9.0], [0.0, 1.0], [0.0, 0.5]]], requires_grad=True)
+    classification_loss(logits, torch.tensor([[-1, 1, 0]]), 3).backward()
+    assert logits.grad[0, 0].abs().sum() == 0
+    assert (logits.grad[0, 1:].abs().sum(dim=1) > 0).all()
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------
+
+
+def test_box_loss_is_smooth_l1_of_the_offsets() -> None:
+    """True offsets (5, 0, ln 2 / 0.2, 0), see test_boxes; predictions 0, 0.5, 0 and 0."""
+    anchors = torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.4]])
+    target = targets_of([[0, 0, 1, 1], [0.4, 0.3, 0.8, 0.7]], [0, 0], torch.zeros(2, 8, 8))
+    predicted = torch.tensor([[[7.0, 7, 7, 7], [0, 0.5, 0, 0]]])
+    loss = box_loss(predicted, anchors, [matches_of([0, 1], [0, 1])], [target])
+    expected = (5 - 0.5) + 0.5 * 0.5**2 + (math.log(2) / 0.2 - 0.5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_box_loss_counts_objects_without_the_crowd_regions() -> None:
+    anchors = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
+    target = targets_of([[0, 0, 1, 1], [0.4, 0.3, 0.6, 0.7]], [-1, 2], torch.zeros(2, 8, 8), crowd=[True, False])
+    loss = box_loss(torch.zeros(1, 1, 4), anchors, [matches_of([3], [0])], [target])
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------
+
+
+def plain_mask_cost(
+    prototypes: list[list[list[float]]], coefficients: list[float], truth: list[list[int]], box: list[float]
+) -> float:
+    """Cross-entropy of one instance, divided by its box's area in prototype pixels."""
+    height, width = len(prototypes), len(prototypes[0])
+    left, right = max(box[0] * width - 1, 0), min(box[2] * width + 1, width)
+    top, bottom = max(box[1] * height - 1, 0), min(box[3] * height + 1, height)
+    cost = 0.0
+    for row, column in itertools.product(range(height), range(width)):
+        inside = left <= column < right and top <= row < bottom
+        logit = sum(p * c for p, c in zip(prototypes[row][column], coefficients, strict=True))
+        if inside:
+            cost -= math.log(sigmoid(logit if truth[row][column] else -logit))
+        elif truth[row][column]:
+            cost += 100
+    return cost / ((box[2] - box[0]) * width * (box[3] - box[1]) * height)
+
+
+def test_mask_loss_is_cross_entropy_in_the_crop_over_the_box_area() -> None:
+    """Prototypes of zeros give probability one half: 36 pixels in the padded window of a 4 x 4 box, ln 2 each."""
+    truth = torch.zeros(1, 8, 8)
+    truth[0, 2:6, 2:6] = 1
+    target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
+    loss = mask_loss(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    assert loss.item() == pytest.approx(36 * math.log(2) / 16, rel=1e-6)
+
+
+def test_a_true_pixel_outside_the_crop_costs_100() -> None:
+    truth = torch.zeros(1, 8, 8)
+    truth[0, 2:6, 2:6] = 1
+    truth[0, 0, 0] = 1
+    target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
+    loss = mask_loss(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    assert loss.item() == pytest.approx((36 * math.log(2) + 100) / 16, rel=1e-6)
+
+
+@pytest.fixture
+def mask_scene() -> tuple[Tensor, Tensor, list[Matches], list[Targets]]:
+    """Two images with prototypes 6 high and 8 wide; masks are given at that size, so they are not reduced."""
+    generator = torch.Generator().manual_seed(5)
+    prototypes = torch.rand(2, 6, 8, 3, generator=generator) * 2
+    coefficients = torch.rand(2, 7, 3, generator=generator) * 2 - 1
+    masks = (torch.rand(3, 6, 8, generator=generator) < 0.4).to(torch.uint8)
+    first = targets_of([[0.1, 0.2, 0.6, 0.7], [0.5, 0.0, 1.0, 0.4]], [0, 1], masks[:2])
+    second = targets_of([[0.0, 0.1, 0.9, 0.9]], [1], masks[2:])
+    matches = [matches_of([1, 0, 2, 1, -1, 2, 1], [0, 0, 1, 0, 1, 1, 0]), matches_of([0, 2, 0, 0, 0, 0, 0], [0] * 7)]
+    return prototypes, coefficients, matches, [first, second]
+
+
+def plain_mask_costs(scene: tuple[Tensor, Tensor, list[Matches], list[Targets]]) -> list[list[float]]:
+    """One cost per positive, per image."""
+    prototypes, coefficients, matches, targets = scene
+    costs = []
+    for image, (matched, target) in enumerate(zip(matches, targets, strict=True)):
+        positives = [a for a, role in enumerate(matched.classes.tolist()) if role > 0]
+        objects = matched.objects.tolist()
+        costs.append(
+            [
+                plain_mask_cost(
+                    prototypes[image].tolist(),
+                    coefficients[image, a].tolist(),
+                    target.masks[objects[a]].tolist(),
+                    target.boxes[objects[a]].tolist(),
+                )
+                for a in positives
+            ]
+        )
+    return costs
+
+
+def test_mask_loss_sums_over_positives_and_images(
+    mask_scene: tuple[Tensor, Tensor, list[Matches], list[Targets]],
+) -> None:
+    expected = sum(sum(costs) for costs in plain_mask_costs(mask_scene))
+    assert mask_loss(*mask_scene, max_masks=100).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_sampled_masks_are_scaled_up_to_all_of_the_image(
+    mask_scene: tuple[Tensor, Tensor, list[Matches], list[Targets]],
+) -> None:
+    """Any two of the first image's five positives, times 5 / 2; the second image has only one and keeps it."""
+    first, second = plain_mask_costs(mask_scene)
+    possible = [(a + b) * 5 / 2 + sum(second) for a, b in itertools.combinations(first, 2)]
+    torch.manual_seed(0)
+    seen = {min(possible, key=lambda p: abs(p - loss)) for loss in _sampled_losses(mask_scene, possible)}
+    assert len(seen) > 1  # the choice is random
+
+
+def _sampled_losses(scene: tuple[Tensor, Tensor, list[Matches], list[Targets]], possible: list[float]) -> list[float]:
+    losses = [mask_loss(*scene, max_masks=2).item() for _ in range(12)]
+    for loss in losses:
+        assert any(loss == pytest.approx(value, rel=1e-5) for value in possible)
+    return losses
+
+
+def test_masks_are_reduced_by_averaging_and_need_more_than_half() -> None:
+    """At half the size, bilinear interpolation with half-pixel centres is the mean of 2 x 2 pixels."""
+    mask = torch.tensor(
+        [[1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [1, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0]], dtype=torch.uint8
+    )
+    assert downsample_masks(mask[None], 2, 3).tolist() == [[[1, 0, 0], [1, 0, 0]]]
+
+
+def test_no_masks_are_reduced_to_no_masks() -> None:
+    assert downsample_masks(torch.zeros(0, 8, 8, dtype=torch.uint8), 4, 4).shape == (0, 4, 4)
+
+
+def test_mask_loss_lets_prototypes_learn_inside_the_crop_only() -> None:
+    truth = torch.ones(1, 8, 8)
+    target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
+    prototypes = torch.zeros(1, 8, 8, 1, requires_grad=True)
+    mask_loss(prototypes, torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100).backward()
+    learns = torch.zeros(8, 8, dtype=torch.bool)
+    learns[1:7, 1:7] = True
+    assert torch.equal(prototypes.grad[0, :, :, 0] != 0, learns)
+
+
+# --- semantics --------------------------------------------------------------------------------------------------
+
+
+def test_semantic_loss_compares_with_the_union_of_each_class() -> None:
+    """Two objects of class 1 in different corners, a crowd region that does not count, and an empty image."""
+    masks = torch.zeros(3, 4, 4)
+    masks[0, :2, :2] = 1
+    masks[1, 2:, 2:] = 1
+    masks[2] = 1
+    first = targets_of([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], [0, 0, 1, 1]], [1, 1, -1], masks, [False, False, True])
+    logits = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(2))
+    truth = {(0, 1, 0, 0), (0, 1, 1, 1)}  # image, class, row, column
+    expected = 0.0
+    for place in itertools.product(range(2), range(3), range(2), range(2)):
+        logit = logits[place].item()
+        expected -= math.log(sigmoid(logit if place in truth else -logit))
+    loss = semantic_loss(logits, [first, no_objects(4)])
+    assert loss.item() == pytest.approx(expected / 4 / 2, rel=1e-6)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+def scene(objects: list[Targets], dtype: torch.dtype = torch.float32) -> RawOutputs:
+    """Random outputs over 20 anchors, 3 classes, prototypes 8 x 8 and a semantic grid of 4 x 4."""
+    generator = torch.Generator().manual_seed(11)
+    count = len(objects)
+    centers = torch.rand(20, 2, generator=generator)
+    sizes = torch.rand(20, 2, generator=generator) * 0.5 + 0.2
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype).requires_grad_()
+
+    return RawOutputs(
+        boxes=leaf(count, 20, 4),
+        class_logits=leaf(count, 20, 4),
+        mask_coefficients=leaf(count, 20, 5),
+        prototypes=leaf(count, 8, 8, 5),
+        anchors=torch.cat([centers, sizes], dim=1),
+        semantic_logits=leaf(count, 3, 4, 4),
+    )
+
+
+def leaves(outputs: RawOutputs) -> dict[str, Tensor]:
+    assert outputs.semantic_logits is not None
+    return {
+        "boxes": outputs.boxes,
+        "class_logits": outputs.class_logits,
+        "mask_coefficients": outputs.mask_coefficients,
+        "prototypes": outputs.prototypes,
+        "semantic_logits": outputs.semantic_logits,
+    }
+
+
+def two_objects(side: int = 16) -> Targets:
+    masks = torch.zeros(2, side, side)
+    masks[0, 2:9, 3:12] = 1
+    masks[1, 8:15, 6:13] = 1
+    boxes = [[3 / side, 2 / side, 12 / side, 9 / side], [6 / side, 8 / side, 13 / side, 15 / side]]
+    return targets_of(boxes, [0, 2], masks)
+
+
+def values(losses: Losses) -> dict[str, float]:
+    return {name: term.item() for name, term in losses.as_dict().items()}
+
+
+def test_the_total_is_the_sum_of_the_four_terms() -> None:
+    losses = YolactLoss(PUBLISHED)(scene([two_objects()]), [two_objects()])
+    assert set(losses.as_dict()) == {"classification", "box", "mask", "semantic"}
+    assert losses.total.item() == pytest.approx(sum(values(losses).values()), rel=1e-6)
+    assert all(value > 0 for value in values(losses).values())
+
+
+def test_weights_scale_their_terms() -> None:
+    targets = [two_objects()]
+    plain = values(YolactLoss(UNWEIGHTED)(scene(targets), targets))
+    weights = {"class_weight": 2.0, "box_weight": 3.0, "mask_weight": 0.5, "semantic_weight": 0.0}
+    weighted = values(YolactLoss(PUBLISHED.model_copy(update=weights))(scene(targets), targets))
+    factors = {"classification": 2, "box": 3, "mask": 0.5, "semantic": 0}
+    assert weighted == {name: pytest.approx(plain[name] * factor, rel=1e-6) for name, factor in factors.items()}
+
+
+def quarter(corner: int) -> Targets:
+    """One object of class 0 that fills the upper left (0) or the lower right (4) quarter of 8 x 8 pixels."""
+    mask = torch.zeros(1, 8, 8)
+    mask[0, corner : corner + 4, corner : corner + 4] = 1
+    side = corner / 8
+    return targets_of([[side, side, side + 0.5, side + 0.5]], [0], mask)
+
+
+@pytest.mark.parametrize(
+    ("targets", "chosen", "positives"), [([quarter(0)], 3, 1), ([quarter(4)], 3, 2), ([quarter(0), quarter(4)], 6, 3)]
+)
+def test_terms_are_divided_by_the_positives_of_the_whole_batch(
+    targets: list[Targets], chosen: int, positives: int
+) -> None:
+    """Two anchors fit the lower right quarter, one the upper left; those not positive are hard negatives.
+
+    Each positive has four offsets wrong by 0.5, which cost 0.5 * 0.5 ** 2 each, and a padded window of 5 x 5 pixels,
+    which cost ln 2 each, over a box area of 16. Each chosen anchor costs ln 3: three classes with equal logits.
+    """
+    batch = len(targets)
+    outputs = RawOutputs(
+        boxes=torch.full((batch, 3, 4), 0.5),
+        class_logits=torch.zeros(batch, 3, 3),
+        mask_coefficients=torch.ones(batch, 3, 1),
+        prototypes=torch.zeros(batch, 8, 8, 1),
+        anchors=torch.tensor([[0.75, 0.75, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]),
+        semantic_logits=torch.zeros(batch, 2, 4, 4),
+    )
+    assert values(YolactLoss(UNWEIGHTED)(outputs, targets)) == {
+        "classification": pytest.approx(chosen * math.log(3) / positives, rel=1e-5),
+        "box": pytest.approx(4 * 0.125, rel=1e-5),
+        "mask": pytest.approx(25 * math.log(2) / 16, rel=1e-5),
+        "semantic": pytest.approx(2 * math.log(2), rel=1e-5),
+    }
+
+
+def test_an_image_twice_in_the_batch_leaves_the_loss_as_it_is() -> None:
+    """N counts the positives of the whole batch, and the semantic term is a mean over images."""
+    once, targets = scene([two_objects()]), two_objects()
+    twice = RawOutputs(
+        **{name: leaf.detach().repeat(2, *[1] * (leaf.dim() - 1)) for name, leaf in leaves(once).items()},
+        anchors=once.anchors,
+    )
+    single = values(YolactLoss(PUBLISHED)(once, [targets]))
+    double = values(YolactLoss(PUBLISHED)(twice, [targets, targets]))
+    assert double == {name: pytest.approx(value, rel=1e-5) for name, value in single.items()}
+
+
+def test_an_image_without_objects_adds_to_the_semantic_term_only() -> None:
+    targets = [two_objects(), no_objects(16)]
+    both = scene(targets)
+    alone = RawOutputs(**{name: leaf.detach()[:1] for name, leaf in leaves(both).items()}, anchors=both.anchors)
+    first = values(YolactLoss(PUBLISHED)(alone, targets[:1]))
+    losses = YolactLoss(PUBLISHED)(both, targets)
+    assert {k: v for k, v in values(losses).items() if k != "semantic"} == {
+        k: pytest.approx(v, rel=1e-5) for k, v in first.items() if k != "semantic"
+    }
+    losses.total.backward()
+    for name, leaf in leaves(both).items():
+        assert torch.isfinite(leaf.grad).all(), name
+        assert (leaf.grad[1] != 0).any() == (name == "semantic_logits"), name
+
+
+def test_a_batch_without_any_object_has_a_finite_loss() -> None:
+    targets = [no_objects(16), no_objects(16)]
+    outputs = scene(targets)
+    losses = YolactLoss(PUBLISHED)(outputs, targets)
+    terms = values(losses)
+    assert terms.pop("semantic") > 0
+    assert terms == {"classification": 0, "box": 0, "mask": 0}
+    losses.total.backward()
+    assert torch.isfinite(outputs.semantic_logits.grad).all()
+
+
+def test_all_gradients_are_finite() -> None:
+    targets = [two_objects(), two_objects()]
+    outputs = scene(targets)
+    YolactLoss(PUBLISHED)(outputs, targets).total.backward()
+    for name, leaf in leaves(outputs).items():
+        assert torch.isfinite(leaf.grad).all(), name
+        assert leaf.grad.abs().sum() > 0, name
+
+
+def test_saturated_masks_cost_at_most_100_a_pixel_and_keep_gradients_finite() -> None:
+    targets = [two_objects()]
+    outputs = scene(targets)
+    with torch.no_grad():
+        outputs.prototypes.mul_(1e4)
+    losses = YolactLoss(PUBLISHED)(outputs, targets)
+    losses.total.backward()
+    assert math.isfinite(losses.total.item())
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves(outputs).values())
+
+
+def test_bfloat16_outputs_are_computed_in_float32() -> None:
+    targets = [two_objects()]
+    half = scene(targets, torch.bfloat16)
+    full = RawOutputs(**{name: leaf.detach().float() for name, leaf in leaves(half).items()}, anchors=half.anchors)
+    expected = values(YolactLoss(PUBLISHED)(full, targets))
+    losses = YolactLoss(PUBLISHED)(half, targets)
+    assert all(term.dtype == torch.float32 for term in losses.as_dict().values())
+    assert values(losses) == expected
+
+
+def test_autocast_does_not_reach_into_the_loss() -> None:
+    targets = [two_objects()]
+    outside = values(YolactLoss(PUBLISHED)(scene(targets), targets))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = YolactLoss(PUBLISHED)(scene(targets), targets)
+    assert all(term.dtype == torch.float32 for term in inside.as_dict().values())
+    assert values(inside) == outside
+
+
+@pytest.mark.parametrize("name", ["boxes", "class_logits", "mask_coefficients", "prototypes", "semantic_logits"])
+def test_outputs_that_are_not_numbers_show_in_the_loss(name: str) -> None:
+    """The trainer stops with a message about it; the loss itself must neither hide it nor fail."""
+    targets = [two_objects()]
+    outputs = scene(targets)
+    with torch.no_grad():
+        leaves(outputs)[name].fill_(math.nan)
+    assert math.isnan(YolactLoss(PUBLISHED)(outputs, targets).total.item())
+
+
+def test_a_network_in_evaluation_mode_is_refused() -> None:
+    outputs = scene([two_objects()])
+    outputs.semantic_logits = None
+    with pytest.raises(AssertionError, match="training mode"):
+        YolactLoss(PUBLISHED)(outputs, [two_objects()])
