@@ -56,8 +56,10 @@ class Predictor:
         size = self.model.config.image_size
         batch = normalize(torch.stack([to_square(image, size) for image in images]).to(device))
         was_training = self.model.training
-        outputs = self.model.eval()(batch)
-        self.model.train(was_training)
+        try:
+            outputs = self.model.eval()(batch)
+        finally:
+            self.model.train(was_training)
         found = []
         for image, candidates, prototypes in zip(images, detect(outputs, self.config), outputs.prototypes, strict=True):
             height, width = image.shape[:2]

@@ -247,7 +247,7 @@ def _place(
     """Render each kind and find it a place of moderate overlap; returned back to front."""
     placed: list[_Layer] = []
     for kind in kinds:
-        share = rng.uniform(0.32, 0.76) if rng.random() < 0.87 else rng.uniform(0.18, 0.32)
+        share = rng.uniform(0.45, 0.85) if rng.random() < 0.88 else rng.uniform(0.22, 0.45)
         long_side = min(shape) * share * max(1 - 0.06 * (len(kinds) - 1), 0.4)
         layer = _render_kind(rng, kind, long_side)
         layer = replace(layer, shadow=kind.grounded and scene.shadows)

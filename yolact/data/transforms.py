@@ -24,5 +24,5 @@ def to_square(image: np.ndarray, size: int) -> Tensor:
 
     Bilinear with half-pixel centres, no antialiasing and no rounding, as published.
     """
-    pixels = torch.tensor(image).permute(2, 0, 1).float()
+    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1).float()
     return F.interpolate(pixels[None], size=(size, size), mode="bilinear", align_corners=False)[0]

@@ -24,11 +24,19 @@ FORMAT = 1
 
 
 def save_model(model: Yolact, classes: list[str], directory: Path) -> None:
-    """Write ``model.safetensors`` and ``model.json`` (configuration and class names), each whole or not at all."""
+    """Write ``model.safetensors`` and ``model.json`` (configuration and class names), each whole or not at all.
+
+    Raises:
+        WeightsError: the disk is full.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     directory.mkdir(parents=True, exist_ok=True)
-    with replaced_file(directory / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary)
+    path = directory / WEIGHTS_FILE
+    try:
+        with replaced_file(path) as temporary:
+            save_file(tensors, temporary)
+    except SafetensorError as error:  # a full disk, for example
+        raise WeightsError(f"{path}: could not be written: {error}") from error
     description = {"format": FORMAT, "classes": classes, "model": model.config.model_dump()}
     write_json_atomic(directory / DESCRIPTION_FILE, description)
 
@@ -71,6 +79,9 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: needs the keys format, classes and model")
     if description["format"] != FORMAT:
         raise WeightsError(f"{path}: format {description['format']!r} is not known here; this version reads {FORMAT}")
+    classes = description["classes"]
+    if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"{path}: classes must be a list of names, at least one (found {classes!r})")
     return description
 
 

@@ -17,6 +17,8 @@ from torchvision.models.resnet import BasicBlock
 
 from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
+from yolact.data.loader import TrainingSet, training_loader
+from yolact.data.transforms import normalize
 from yolact.engine.checkpoint import TrainingState
 from yolact.engine.evaluator import Validation
 from yolact.engine.schedule import learning_rate
@@ -375,13 +377,13 @@ class KillIn:
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     trainer: Callable[..., Trainer], optimizer: str, workers: int
 ) -> None:
-    """All that is random is on, and so few masks are taken that the loss draws them."""
+    """All that is random is on, and of many positives so few enter the mask loss that it draws them."""
     settings = {
         "epochs": 4,
         "optimizer": optimizer,
         "schedule": "cosine",
         "augment": ALL_ON,
-        "loss": {"max_masks_per_image": 1},
+        "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
         "lr": 1e-3,
     }
     scores = (0.1, 0.5, 0.2, 0.3)
@@ -406,6 +408,24 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert found.best_score == expected.best_score == 0.5
     assert found.steps == expected.steps == 8
     assert equal(weights(load_model(resumed.model_dir)[0]), weights(load_model(straight.model_dir)[0]))
+
+
+def test_every_epoch_shows_the_photos_in_its_own_way(
+    trainer: Callable[..., Trainer], data: CocoInstances, params: Callable[..., Params]
+) -> None:
+    learner = trainer(epochs=2, augment=ALL_ON)
+    seen: list[Tensor] = []
+    learner.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].clone()))
+    learner.fit()
+
+    config = params(augment=ALL_ON).train
+    loader, sampler = training_loader(TrainingSet(data, config.augment, SIZE, config.seed), 1, 0, pin=False)
+    expected = []
+    for sampler.epoch in (0, 1):
+        expected += [normalize(batch.images) for batch in loader]
+    assert len(seen) == len(expected) == 4
+    assert all(map(torch.equal, seen, expected))
+    assert not any(torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))
 
 
 def test_another_seed_gives_other_weights(trainer: Callable[..., Trainer]) -> None:

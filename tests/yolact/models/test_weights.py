@@ -112,6 +112,13 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(description))
 
 
+@pytest.mark.parametrize("classes", ["cat", [], None, ["cat", 3]])
+def test_classes_that_are_no_list_of_names_are_refused(damaged: Path, classes: Any) -> None:
+    edit(damaged / DESCRIPTION_FILE, lambda description: description.update(classes=classes))
+    with pytest.raises(WeightsError, match="classes must be a list of names"):
+        load_model(damaged)
+
+
 def test_weights_cut_short_are_refused(saved: Path, damaged: Path) -> None:
     whole = (saved / WEIGHTS_FILE).read_bytes()
     (damaged / WEIGHTS_FILE).unlink()
