@@ -129,7 +129,12 @@ def test_metrics_and_plots_can_be_shown(finished):
     assert "mask.AP50" in finished.run("dvc", "metrics", "show")
     page = finished.run("dvc", "plots", "show", "--out", "dvc_plots").split()[-1]
     text = Path(page.removeprefix("file://")).read_text()
-    for title in ("Training losses", "Learning rate", "AP on the validation split over epochs", "Precision over recall"):
+    for title in (
+        "Training losses",
+        "Learning rate",
+        "AP on the validation split over epochs",
+        "Precision over recall",
+    ):
         assert title in text
 
 

@@ -104,7 +104,7 @@ def pixel_window(first: Tensor, second: Tensor, size: int, padding: float) -> tu
 
 
 def crop_mask(boxes: Tensor, height: int, width: int, padding: float = 1) -> Tensor:
-    """Which pixels of an (height, width) grid belong to each box (paper section 3.1, "crop").
+    """Which pixels of an (height, width) grid belong to each box (paper section 3.3, "Cropping Masks").
 
     Args:
         boxes: (N, 4) xyxy, relative, in either corner order.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from yolact.errors import SettingsError
 
 PYRAMID_LEVELS = 5
-"""Levels of the feature pyramid, P3 to P7 (paper section 4, "Feature Backbone")."""
+"""Levels of the feature pyramid, P3 to P7 (paper section 4)."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -97,7 +97,7 @@ class ModelConfig(_Section):
 
 
 class AugmentConfig(_Section):
-    """SSD-style augmentation (paper section 4, after SSD section 2.2); every switch is a probability-0.5 step."""
+    """SSD-style augmentation (SSD section 2.2, as in the published code); see `yolact.data.augment` for the chances."""
 
     photometric: bool
     expand: bool
@@ -116,8 +116,8 @@ class LossConfig(_Section):
     """An anchor with IoU >= this is positive."""
     negative_iou: Fraction
     """An anchor with IoU < this is background; in between it is neutral."""
-    crowd_iou: Fraction
-    """An unmatched anchor whose share inside a crowd box is > this is neutral."""
+    crowd_overlap: Fraction
+    """An anchor that is not positive and lies in a crowd box by more than this share of its area is neutral."""
     negatives_per_positive: PositiveInt
     """Online hard example mining, SSD section 2.2."""
     max_masks_per_image: PositiveInt
@@ -133,9 +133,7 @@ class LossConfig(_Section):
 
 
 class TrainConfig(_Section):
-    seed: NonNegativeInt
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-    """``auto`` takes a GPU where there is one."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
     optimizer: Literal["sgd", "adamw"]
@@ -152,20 +150,21 @@ class TrainConfig(_Section):
     lr_gamma: PositiveFloat
     warmup_steps: NonNegativeInt
     warmup_start_lr: NonNegativeFloat
-    """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``."""
+    """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``; not above ``lr``."""
     max_grad_norm: NonNegativeFloat
     """Clip the gradient's global norm; 0 leaves it alone, as published."""
-    workers: NonNegativeInt
-    """Loader processes; 0 loads in the training process."""
     validate_every: PositiveInt
     """Epochs between validations; the last epoch is always validated."""
-    checkpoint_every: PositiveInt
-    """Epochs between checkpoints; the last epoch always writes one."""
-    keep_checkpoints: PositiveInt
     log_every: PositiveInt
     """Steps between logged loss values."""
     augment: AugmentConfig
     loss: LossConfig
+
+    @model_validator(mode="after")
+    def _warmup_rises(self) -> TrainConfig:
+        if self.warmup_start_lr > self.lr:
+            raise ValueError(f"warmup_start_lr ({self.warmup_start_lr}) must not be larger than lr ({self.lr})")
+        return self
 
     @field_validator("lr_milestones")
     @classmethod
@@ -180,10 +179,10 @@ class DetectConfig(_Section):
 
     score_threshold: Fraction
     nms: Literal["fast", "cross_class"]
-    """``fast``: per class (paper section 3.5); ``cross_class``: one pass over all classes."""
+    """``fast``: per class (paper section 5, "Fast NMS"); ``cross_class``: one pass over all classes."""
     nms_iou: Fraction
     top_k: PositiveInt
-    """Candidates per class that enter NMS."""
+    """Candidates that enter NMS: per class with ``fast``, in all with ``cross_class``."""
     max_detections: PositiveInt
 
 
@@ -195,8 +194,20 @@ class EvaluateConfig(_Section):
     batch_size: PositiveInt
     gallery_images: NonNegativeInt
     gallery_score: Fraction
-    """Detections below this score are not drawn."""
+    """Only detections with a greater score are drawn."""
     detect: DetectConfig
+
+
+class RuntimeConfig(_Section):
+    """How and where to run: nothing of it is meant to change a result, so no step is run again for it."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
+    """``auto`` takes a GPU where there is one."""
+    workers: NonNegativeInt
+    """Loader processes; 0 loads in the training process."""
+    checkpoint_every: PositiveInt
+    """Epochs between checkpoints; the last epoch always writes one."""
+    keep_checkpoints: PositiveInt
 
 
 class RegisterConfig(_Section):
@@ -216,6 +227,7 @@ class Params(_Section):
     train: TrainConfig
     evaluate: EvaluateConfig
     register_: Annotated[RegisterConfig, Field(alias="register")]
+    runtime: RuntimeConfig
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

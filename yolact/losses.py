@@ -1,4 +1,4 @@
-"""The four losses of YOLACT (paper section 3.3 and 3.4; normalisers as in the published code)."""
+"""The four losses of YOLACT (paper sections 3.3 and 5; normalisers as in the published code)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class YolactLoss(nn.Module):
         assert outputs.semantic_logits is not None, "the loss needs a network in training mode"
         config = self.config
         matches = [
-            match(target, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_iou)
+            match(target, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
             for target in targets
         ]
         classes = torch.stack([m.classes for m in matches])  # (B, A)
@@ -156,7 +156,7 @@ def mask_loss(
 
 
 def semantic_loss(logits: Tensor, targets: list[Targets]) -> Tensor:
-    """Per-pixel, per-class binary cross-entropy against the union of each class's masks (paper section 3.4).
+    """Per-pixel, per-class binary cross-entropy against the union of each class's masks (paper section 5).
 
     Args:
         logits: (B, C, h, w) at P3's resolution.

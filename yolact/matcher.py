@@ -24,12 +24,12 @@ class Matches:
     """(A,) int64: index of the matched object; meaningful where ``classes`` is greater than 0."""
 
 
-def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: float, crowd_iou: float) -> Matches:
+def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: float, crowd_overlap: float) -> Matches:
     """Match one image's objects to anchors.
 
     Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, neutral
     in between. Besides, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor
-    that is not positive and lies by more than ``crowd_iou`` of its area in a crowd region is neutral.
+    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is neutral.
 
     Args:
         targets: of one image; crowd rows take part only in the crowd rule.
@@ -52,7 +52,7 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
     crowd_boxes = targets.boxes[targets.crowd]
     if len(crowd_boxes):
         inside = intersection_over_first(corners, crowd_boxes).amax(dim=1)  # (A,)
-        classes[(classes <= BACKGROUND) & (inside > crowd_iou)] = NEUTRAL
+        classes[(classes <= BACKGROUND) & (inside > crowd_overlap)] = NEUTRAL
     return Matches(classes, objects)
 
 

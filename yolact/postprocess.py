@@ -1,4 +1,4 @@
-"""From raw outputs to detections: score test, NMS, mask assembly (paper sections 3.1 and 3.5)."""
+"""From raw outputs to detections: score test, NMS, mask assembly (paper sections 3.3 and 5)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch import Tensor
 from yolact.boxes import box_iou, crop_mask, decode
 from yolact.config import DetectConfig
 from yolact.structures import Detections, RawOutputs
+
+ENLARGED_PIXELS = 2**25
+"""Mask pixels that are enlarged at once, as float32: bounds the memory that large photos take."""
 
 
 @dataclass
@@ -45,7 +48,8 @@ def detect(outputs: RawOutputs, config: DetectConfig) -> list[Candidates]:
     for image_scores, image_boxes, coefficients in zip(
         probabilities, boxes, outputs.mask_coefficients.float(), strict=True
     ):
-        kept = image_scores.amax(dim=1) > config.score_threshold
+        # A box that is not finite would suppress all worse ones: its IoU is NaN.
+        kept = (image_scores.amax(dim=1) > config.score_threshold) & image_boxes.isfinite().all(dim=1)
         suppress = fast_nms if config.nms == "fast" else cross_class_fast_nms
         anchors, labels, scores = suppress(image_boxes[kept], image_scores[kept], config.nms_iou, config.top_k)
         passed = scores > config.score_threshold
@@ -57,7 +61,7 @@ def detect(outputs: RawOutputs, config: DetectConfig) -> list[Candidates]:
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fast NMS per class (paper section 3.5): a box goes when any better one of its class overlaps it too much.
+    """Fast NMS per class (paper section 5): a box goes when any better one of its class overlaps it too much.
 
     Boxes that are themselves suppressed still suppress others, which is what lets the test run in parallel.
 
@@ -90,7 +94,7 @@ def cross_class_fast_nms(
 
 
 def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Combine prototypes into masks of the photo's size (paper section 3.1, equation 1).
+    """Combine prototypes into masks of the photo's size (paper section 3.3, equation 1).
 
     Sigmoid and crop happen at the prototypes' resolution, then bilinear enlargement, then the test for > 0.5,
     as published.
@@ -109,10 +113,15 @@ def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, heig
     rows, columns = prototypes.shape[:2]
     soft = torch.sigmoid(coefficients @ prototypes.float().reshape(rows * columns, -1).T).reshape(-1, rows, columns)
     soft = soft * crop_mask(boxes, rows, columns)
-    return F.interpolate(soft[None], size=(height, width), mode="bilinear", align_corners=False)[0] > 0.5
+    at_once = max(1, ENLARGED_PIXELS // (height * width))
+    parts = [
+        F.interpolate(part[None], size=(height, width), mode="bilinear", align_corners=False)[0] > 0.5
+        for part in soft.split(at_once)
+    ]
+    return torch.cat(parts)
 
 
-def finish(candidates: Candidates, prototypes: Tensor, height: int, width: int) -> Detections:
+def to_photo_frame(candidates: Candidates, prototypes: Tensor, height: int, width: int) -> Detections:
     """Bring one image's candidates into the photo's frame; boxes outside the photo are dropped.
 
     Args:

@@ -13,7 +13,7 @@ from yolact.data.transforms import normalize, to_square
 from yolact.devices import choose_device
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
-from yolact.postprocess import detect, finish
+from yolact.postprocess import detect, to_photo_frame
 from yolact.structures import Detections
 
 
@@ -47,11 +47,17 @@ class Predictor:
         Args:
             images: (H, W, 3) uint8 RGB, sizes may differ.
 
+        Raises:
+            ValueError: an image has another shape or dtype.
+
         Returns:
             One entry per photo, in that photo's pixels, on the CPU.
         """
         if not images:
             return []
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {image.shape} {image.dtype}")
         device = next(self.model.parameters()).device
         size = self.model.config.image_size
         batch = normalize(torch.stack([to_square(image, size) for image in images]).to(device))
@@ -63,6 +69,6 @@ class Predictor:
         found = []
         for image, candidates, prototypes in zip(images, detect(outputs, self.config), outputs.prototypes, strict=True):
             height, width = image.shape[:2]
-            result = finish(candidates, prototypes, height, width)
+            result = to_photo_frame(candidates, prototypes, height, width)
             found.append(Detections(result.boxes.cpu(), result.scores.cpu(), result.labels.cpu(), result.masks.cpu()))
         return found

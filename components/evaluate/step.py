@@ -29,7 +29,7 @@ def run(
     """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
 
     Args:
-        params: ``evaluate`` and ``train.device`` are read.
+        params: ``evaluate`` and ``runtime.device`` are read.
         processed_dir: what preprocess wrote: ``images/`` and ``val.json``.
         model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: gets the AP numbers as JSON; equal detections give an identical file.
@@ -46,7 +46,7 @@ def run(
     data = CocoInstances.load(annotations, processed_dir / "images")
     if not data.images:
         raise DataError(f"{annotations}: has no images; add photos to the val split and run preprocess again")
-    predictor = Predictor.load(model_dir, params.evaluate.detect, device=params.train.device)
+    predictor = Predictor.load(model_dir, params.evaluate.detect, device=params.runtime.device)
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
     with resume_run(params, model_dir / "run.json") as tracker:

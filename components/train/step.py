@@ -15,11 +15,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from components.common.command import run_command
-from components.common.lineage import read_data_digest
+from components.common.lineage import hash_files, read_data_digest
 from components.common.tracking import Tracker, start_run
 from yolact.config import Params
 from yolact.data.coco import CocoInstances
@@ -35,9 +36,6 @@ log = logging.getLogger(__name__)
 
 LOSS_COLUMNS = {"total": "total", "classification": "class", "box": "box", "mask": "mask", "semantic": "semantic"}
 """Column of ``plots/train/losses.csv`` by name of the loss term."""
-
-WITHOUT_EFFECT = {"device", "workers", "log_every", "checkpoint_every", "keep_checkpoints"}
-"""Settings of ``train`` that may change between an interrupted run and the one that goes on."""
 
 
 @dataclass
@@ -57,7 +55,7 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
     """Train a network on the train split in ``processed_dir`` and validate it on the val split.
 
     Args:
-        params: ``model``, ``train`` and ``register.experiment`` are read; all of it is logged.
+        params: ``model``, ``train``, ``runtime`` and ``register.experiment`` are read; all of it is logged.
         processed_dir: what preprocess wrote: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
         model_dir: gets the model, the MLflow run's id and the checkpoints.
         metrics_path: gets a summary of the run as JSON.
@@ -71,12 +69,9 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
         TrackingError: the MLflow store fails.
     """
     train, val = _load_split(processed_dir, "train"), _load_split(processed_dir, "val")
-    device = choose_device(params.train.device)
+    device = choose_device(params.runtime.device)
     fingerprint = _fingerprint(params, read_data_digest(processed_dir), train.class_names)
-    checkpoints = checkpoint_store(model_dir, params.train.keep_checkpoints)
-    state = checkpoints.latest(fingerprint)
-    if state is None:
-        checkpoints.clear()
+    state = checkpoint_store(model_dir, params.runtime.keep_checkpoints).begin(fingerprint)
 
     torch.manual_seed(params.train.seed)
     model = Yolact(params.model, len(train.class_names))
@@ -121,11 +116,18 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
     """SHA-256 (hex) of what the trained weights depend on; checkpoints of another one are not used."""
     facts = {
         "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+        "train": params.train.model_dump(mode="json", exclude={"log_every"}),
+        "backbone": _backbone_digest(params.model.backbone_weights),
         "data": data_digest,
         "classes": list(classes),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _backbone_digest(source: str) -> str | None:
+    """SHA-256 (hex) of a local file of backbone weights; None where there is none."""
+    path = Path(source)
+    return hash_files(path) if path.is_file() else None
 
 
 def _log_data(tracker: Tracker, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
@@ -135,8 +137,10 @@ def _log_data(tracker: Tracker, processed_dir: Path, train: CocoInstances, val: 
 
 
 def _summary(result: TrainingResult) -> dict[str, float]:
-    """``metrics/train.json``: the last logged losses, the best validation and the speed."""
-    losses = {f"loss_{column}": result.history["steps"][-1][term] for term, column in LOSS_COLUMNS.items()}
+    """``metrics/train.json``: mean of the losses logged in the last epoch, the best validation and the speed."""
+    last = result.history["steps"][-1]["epoch"]
+    rows = [row for row in result.history["steps"] if row["epoch"] == last]
+    losses = {f"loss_{column}": fmean(row[term] for row in rows) for term, column in LOSS_COLUMNS.items()}
     return {
         "steps": result.steps,
         "best_val_mask_AP": result.best_score,

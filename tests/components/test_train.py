@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import logging
@@ -44,15 +45,13 @@ MODEL = {
     "num_prototypes": 8,
     "anchor_scales": [[16], [24], [32], [40], [56]],
 }
+RUNTIME = {"device": "cpu", "workers": 0, "checkpoint_every": 2}
 TRAIN = {
-    "device": "cpu",
     "epochs": 10,
     "batch_size": 1,
     "schedule": "cosine",
     "warmup_steps": 3,
-    "workers": 0,
     "validate_every": 4,
-    "checkpoint_every": 2,
     "log_every": 3,
 }
 OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
@@ -95,6 +94,7 @@ def settings(repository: Path) -> dict[str, Any]:
     tree = load_params(repository / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
     tree["model"] |= MODEL
     tree["train"] |= TRAIN
+    tree["runtime"] |= RUNTIME
     return tree
 
 
@@ -158,7 +158,10 @@ def train(params: Params) -> None:
 
 
 def changed(settings: dict[str, Any], **values: Any) -> Params:
-    return parse_params(settings | {"train": settings["train"] | values})
+    tree = copy.deepcopy(settings)
+    for name, value in values.items():
+        tree["runtime" if name in tree["runtime"] else "train"][name] = value
+    return parse_params(tree)
 
 
 def store(folder: Path) -> MlflowClient:
@@ -424,7 +427,7 @@ def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workp
 
 
 def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]) -> None:
-    Path("params.yaml").write_text(yaml.safe_dump(settings | {"train": settings["train"] | {"device": "cuda:99"}}))
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"runtime": settings["runtime"] | {"device": "cuda:99"}}))
     assert "cuda:99" in fails()
 
 

@@ -65,7 +65,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("train.learning_rates", 1, "train.learning_rates: unknown key; allowed here: seed, device, epochs"),
+        ("train.learning_rates", 1, "train.learning_rates: unknown key; allowed here: seed, epochs, batch_size"),
         ("train.epoch", 1, "train.epoch: unknown key; did you mean 'epochs'?"),
         ("train.loss.mask_wieght", 1, "train.loss.mask_wieght: unknown key; did you mean 'mask_weight'?"),
         ("evalute", {}, "evalute: unknown key; did you mean 'evaluate'?"),
@@ -80,7 +80,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1 (found 0)"),
         ("train.momentum", 1.5, "train.momentum: input should be less than or equal to 1 (found 1.5)"),
         ("train.schedule", "linear", "train.schedule: input should be 'step' or 'cosine' (found 'linear')"),
-        ("train.device", "gpu", "train.device: string should match pattern"),
+        ("runtime.device", "gpu", "runtime.device: string should match pattern"),
         ("train.lr_milestones", [0.8, 0.5], "train.lr_milestones: fractions must be ascending and distinct"),
         ("train.lr_milestones", [0.5, 0.5], "train.lr_milestones: fractions must be ascending and distinct"),
         ("train.lr_milestones", [0.5, 60000], "train.lr_milestones.1: input should be less than or equal to 1"),
@@ -135,7 +135,7 @@ def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> 
 @pytest.mark.parametrize("nothing", [None, [], "train", 3])
 def test_settings_that_are_no_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
     assert refusal(nothing) == (
-        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register"
+        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register, runtime"
     )
 
 

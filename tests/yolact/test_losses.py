@@ -29,7 +29,7 @@ PUBLISHED = LossConfig(
     semantic_weight=1.0,
     positive_iou=0.5,
     negative_iou=0.4,
-    crowd_iou=0.7,
+    crowd_overlap=0.7,
     negatives_per_positive=3,
     max_masks_per_image=100,
 )

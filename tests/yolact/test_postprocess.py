@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from yolact.config import PUBLISHED_DETECTION, DetectConfig
-from yolact.postprocess import Candidates, assemble_masks, cross_class_fast_nms, detect, fast_nms, finish
+from yolact.postprocess import Candidates, assemble_masks, cross_class_fast_nms, detect, fast_nms, to_photo_frame
 from yolact.structures import RawOutputs
 
 # --- NMS --------------------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def candidates_of(boxes: list[list[float]]) -> Candidates:
 
 
 def test_boxes_are_scaled_to_the_photo_and_clipped_to_it() -> None:
-    found = finish(candidates_of([[0.25, 0.5, 0.5, 0.75], [-0.1, 0.2, 1.3, 1.01]]), torch.ones(4, 4, 1), 40, 80)
+    found = to_photo_frame(candidates_of([[0.25, 0.5, 0.5, 0.75], [-0.1, 0.2, 1.3, 1.01]]), torch.ones(4, 4, 1), 40, 80)
     torch.testing.assert_close(found.boxes, torch.tensor([[20.0, 20, 40, 30], [0, 8, 80, 40]]))
     assert found.masks.shape == (2, 40, 80)
     assert found.masks[1].sum() > found.masks[0].sum() > 0
@@ -284,7 +284,7 @@ def test_boxes_are_scaled_to_the_photo_and_clipped_to_it() -> None:
 
 def test_boxes_outside_the_photo_are_dropped_with_all_that_belongs_to_them() -> None:
     outside = [[1.1, 0.2, 1.4, 0.5], [0.2, -0.5, 0.4, -0.1], [-0.3, 0.1, 0.0, 0.5], [math.nan, 0.1, 0.5, 0.5]]
-    found = finish(candidates_of([outside[0], [0.2, 0.2, 0.4, 0.4], *outside[1:]]), torch.ones(4, 4, 1), 10, 10)
+    found = to_photo_frame(candidates_of([outside[0], [0.2, 0.2, 0.4, 0.4], *outside[1:]]), torch.ones(4, 4, 1), 10, 10)
     torch.testing.assert_close(found.boxes, torch.tensor([[2.0, 2, 4, 4]]))
     assert found.labels.tolist() == [1]
     torch.testing.assert_close(found.scores, torch.tensor([0.8]))
@@ -292,7 +292,7 @@ def test_boxes_outside_the_photo_are_dropped_with_all_that_belongs_to_them() -> 
 
 
 def test_no_candidates_give_empty_detections_of_the_photos_size() -> None:
-    found = finish(candidates_of([]), torch.ones(4, 4, 1), 5, 6)
+    found = to_photo_frame(candidates_of([]), torch.ones(4, 4, 1), 5, 6)
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
     assert found.masks.shape == (0, 5, 6)
@@ -301,12 +301,12 @@ def test_no_candidates_give_empty_detections_of_the_photos_size() -> None:
 def test_candidates_are_left_as_they_are() -> None:
     candidates = candidates_of([[-0.1, 0.2, 1.3, 1.01]])
     before = candidates.boxes.clone()
-    finish(candidates, torch.ones(4, 4, 1), 40, 80)
+    to_photo_frame(candidates, torch.ones(4, 4, 1), 40, 80)
     assert torch.equal(candidates.boxes, before)
 
 
 def test_above_keeps_the_better_detections() -> None:
-    found = finish(candidates_of([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]]), torch.ones(4, 4, 1), 8, 8)
+    found = to_photo_frame(candidates_of([[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]]), torch.ones(4, 4, 1), 8, 8)
     better = found.above(0.5)  # of 0.9, 0.7 and exactly 0.5
     assert better.labels.tolist() == [0, 1]
     assert better.masks.shape == (2, 8, 8)

@@ -34,7 +34,7 @@ from yolact.matcher import Matches, match
 from yolact.models.anchors import pyramid_anchors
 from yolact.models.backbone import RESNETS, ResNetDesign
 from yolact.models.yolact import Yolact
-from yolact.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, finish
+from yolact.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, to_photo_frame
 from yolact.structures import RawOutputs, Targets
 
 LOSS = LossConfig(
@@ -44,7 +44,7 @@ LOSS = LossConfig(
     semantic_weight=1.0,
     positive_iou=0.5,
     negative_iou=0.4,
-    crowd_iou=0.7,
+    crowd_overlap=0.7,
     negatives_per_positive=3,
     max_masks_per_image=100,
 )
@@ -300,7 +300,7 @@ def test_loss_terms_and_their_gradients(loss_case: LossCase) -> None:
 
 
 def test_loss_without_the_crowd_rule(loss_case: LossCase) -> None:
-    losses = YolactLoss(LOSS.model_copy(update={"crowd_iou": 1.0}))(loss_case.outputs, loss_case.targets)
+    losses = YolactLoss(LOSS.model_copy(update={"crowd_overlap": 1.0}))(loss_case.outputs, loss_case.targets)
     assert {k: v.item() for k, v in losses.as_dict().items()} == published_terms(loss_case, "no_crowd_rule")
 
 
@@ -432,7 +432,7 @@ def test_detections_in_the_photos_frame(base: Numbers, mode: str, image: int) ->
     candidates = Candidates(
         base[f"{folder}/boxes"], base[f"{folder}/scores"], base[f"{folder}/classes"], base[f"{folder}/coeffs"]
     )
-    found = finish(candidates, base["train/proto"][image], height=150, width=200)
+    found = to_photo_frame(candidates, base["train/proto"][image], height=150, width=200)
     folder = f"post/{mode}/{image}/"
     assert torch.equal(found.scores, base[f"{folder}scores"])
     assert torch.equal(found.labels, base[f"{folder}classes"])
@@ -443,7 +443,7 @@ def test_detections_in_the_photos_frame(base: Numbers, mode: str, image: int) ->
 
 def test_detections_above_a_score(base: Numbers) -> None:
     [candidates, _] = detect(stored_outputs(base), PUBLISHED_DETECTION)
-    found = finish(candidates, base["train/proto"][0], height=150, width=200).above(0.3)
+    found = to_photo_frame(candidates, base["train/proto"][0], height=150, width=200).above(0.3)
     assert torch.equal(found.labels, base["post/fast_st0.30/0/classes"])
     expected = base.masks("post/fast_st0.30/0/masks_{}").bool()
     assert (found.masks != expected).float().mean() < 1e-5

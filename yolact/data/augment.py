@@ -60,7 +60,7 @@ def augment(sample: Sample, config: AugmentConfig, size: int, rng: np.random.Gen
     """
     image = distort_colors(sample.image, rng) if config.photometric else sample.image
     window = draw_window(sample, config, rng)
-    return cut(image, sample, window, size)
+    return crop_and_resize(image, sample, window, size)
 
 
 def distort_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -131,7 +131,7 @@ def _inside(centers: np.ndarray, window: Window) -> np.ndarray:
     return np.asarray(((centers > low) & (centers < high)).all(axis=1))
 
 
-def cut(image: np.ndarray, sample: Sample, window: Window, size: int) -> tuple[Tensor, Targets]:
+def crop_and_resize(image: np.ndarray, sample: Sample, window: Window, size: int) -> tuple[Tensor, Targets]:
     """Resize the window's content to the network's input; what lies outside the photo is filled with the mean colour.
 
     Args:
@@ -201,5 +201,9 @@ def _visible_part(window: Window, height: int, width: int, size: int) -> _Visibl
 
 
 def _resize(planes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Resize (P, H, W) uint8 planes bilinearly to (P, *shape); rounded, without antialiasing, as published."""
-    return F.interpolate(planes[None], size=shape, mode="bilinear", align_corners=False)[0]
+    """Resize (P, H, W) uint8 planes bilinearly to (P, *shape), without antialiasing, rounded once at the end.
+
+    torch's own uint8 resizing rounds after each axis, which thickens masks of one or two pixels.
+    """
+    resized = F.interpolate(planes[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+    return (resized + 0.5).to(torch.uint8)

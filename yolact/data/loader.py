@@ -17,6 +17,9 @@ from yolact.data.coco import CocoInstances, decode_masks
 from yolact.errors import DataError
 from yolact.structures import Targets
 
+ORDER, AUGMENTATION = 1, 2
+"""Keep the random streams of the two apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
+
 
 class SampleKey(NamedTuple):
     """Which variant of which photo: its randomness depends on these two and the seed, never on the worker."""
@@ -57,7 +60,7 @@ class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
         return len(self.data.images)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Targets, int]:
-        rng = np.random.default_rng([self.seed, key.epoch, key.photo])
+        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo])
         pixels, targets = augment(read_sample(self.data, key.photo), self.config, self.size, rng)
         return pixels, targets, self.data.images[key.photo].id
 
@@ -99,7 +102,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return self.length // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = np.random.default_rng([self.seed, ORDER, self.epoch]).permutation(self.length)
         for batch in range(len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [SampleKey(self.epoch, int(photo)) for photo in chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class TrainingState:
     torch_rng: torch.Tensor
     best_score: float
     """Best validation mask AP so far; -1 before the first validation."""
+    best_epoch: int
+    """Epochs done at that validation, whose weights are in ``best_NNNN/``; 0 before the first."""
     history: dict[str, list[dict[str, float]]]
     """Logged rows of the run so far: ``steps`` and ``epochs``."""
     seconds: float
@@ -40,7 +43,7 @@ class TrainingState:
 
 
 class CheckpointStore:
-    """A folder of ``epoch_NNNN.pt`` files, of which the last few are kept."""
+    """A folder of ``epoch_NNNN.pt`` files, of which the last few are kept, and of the best weights so far."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -60,14 +63,45 @@ class CheckpointStore:
                 raise YolactError(f"{path}: could not be written to the end; is the disk full? ({error})") from error
         for old in self._paths()[: -self.keep]:
             old.unlink()
+        for best in self.directory.glob("best_*"):
+            if best != self.best_dir(state.best_epoch):
+                shutil.rmtree(best)
         return path
 
-    def latest(self, fingerprint: str) -> TrainingState | None:
-        """The newest checkpoint that belongs to this run, or None.
+    def best_dir(self, epochs_done: int) -> Path:
+        """Where the weights of a validation are kept while they are the best.
 
-        An unreadable checkpoint is passed over with a warning. Checkpoints of finished runs, and of runs with other
-        settings or data, are left alone and not used.
+        A new best has a folder of its own until a checkpoint names it: a kill in between leaves the checkpoint
+        before with the weights that belong to it.
         """
+        return self.directory / f"best_{epochs_done:04d}"
+
+    def begin(self, fingerprint: str) -> TrainingState | None:
+        """The checkpoint from which the run goes on, or None when it begins anew.
+
+        Checkpoints of a finished run are removed. Those of an unfinished run with other settings or data are moved
+        aside, with a warning that says where to and how to take that run up again.
+        """
+        state = self.latest()
+        if state is None or state.finished:
+            self._clear()
+            return None
+        if state.fingerprint == fingerprint:
+            return state
+        aside = self.directory.with_name(f"{self.directory.name}-{state.fingerprint[:8]}")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.directory.replace(aside)
+        log.warning(
+            "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To go on with it, "
+            "restore its settings and move the folder back. This run begins anew.",
+            self.directory,
+            state.epochs_done,
+            aside,
+        )
+        return None
+
+    def latest(self) -> TrainingState | None:
+        """The newest readable checkpoint, or None; an unreadable one is passed over with a warning."""
         for path in reversed(self._paths()):
             try:
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -77,15 +111,15 @@ class CheckpointStore:
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 log.warning("%s: not readable, the one before is used (%s)", path, error)
                 continue
-            if state.finished or state.fingerprint != fingerprint:
-                return None
             return state
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints, and what a killed run left half-written."""
+    def _clear(self) -> None:
+        """Remove all checkpoints and best weights, and what a killed run left half-written."""
         for path in [*self._paths(), *self.directory.glob(".*.part")]:
             path.unlink()
+        for best in self.directory.glob("best_*"):
+            shutil.rmtree(best)
 
     def _paths(self) -> list[Path]:
         """Oldest first; a number of more than four digits is longer."""

@@ -1,7 +1,8 @@
 """Average precision of boxes and masks, as pycocotools computes it.
 
 All numbers come from pycocotools' ``COCOeval`` with its default parameters (IoU 0.50 to 0.95 in steps of 0.05,
-101 recall points, at most 100 detections per image), so they are the numbers of the COCO server and of the paper.
+101 recall points, at most 100 detections per image), so they are the numbers of the COCO server and of
+the paper's COCO tables (its PASCAL table comes from YOLACT's own AP, which differs in details).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class ApSummary:
     AP50: float | None
     AP75: float | None
     AP70: float | None
-    """At IoU 0.70, which the paper's PASCAL table reports beside AP50 (table 4)."""
+    """At IoU 0.70, which the paper's PASCAL table reports beside AP50 (table 3)."""
     AP_small: float | None
     """Objects under 32 x 32 pixels of area."""
     AP_medium: float | None

@@ -60,7 +60,7 @@ class Trainer:
     Args:
         model: on ``device``, with its initial weights.
         data: training photos; must hold at least one.
-        params: settings; ``model`` and ``train`` are read.
+        params: settings; ``model``, ``train`` and ``runtime`` are read.
         model_dir: where ``checkpoints/`` and, at the end, the model files are written.
         fingerprint: digest of everything that the result depends on; checkpoints with another one are not used.
         validate: measures the network; its result must have ``mask_AP``.
@@ -80,26 +80,36 @@ class Trainer:
         extra: dict[str, str],
     ) -> None:
         self.config = params.train
-        self.model = model.to(memory_format=torch.channels_last)
+        self.runtime = params.runtime
+        self.device = next(model.parameters()).device
+        # On Apple GPUs, batch norm's backward pass in channels_last was wrong in some releases of PyTorch.
+        self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        self.model = model.to(memory_format=self.memory_format)
         self.classes = data.class_names
         self.model_dir = model_dir
         self.fingerprint = fingerprint
         self.validate = validate
         self.listener = listener
         self.extra = extra
-        self.device = next(model.parameters()).device
         self.criterion = YolactLoss(self.config.loss)
         dataset = TrainingSet(data, self.config.augment, params.model.image_size, self.config.seed)
         self.loader, self.sampler = training_loader(
-            dataset, self.config.batch_size, self.config.workers, pin=self.device.type == "cuda"
+            dataset, self.config.batch_size, self.runtime.workers, pin=self.device.type == "cuda"
         )
         self.optimizer = build_optimizer(model.train(), self.config)
-        self.checkpoints = checkpoint_store(model_dir, self.config.keep_checkpoints)
+        self.checkpoints = checkpoint_store(model_dir, self.runtime.keep_checkpoints)
         self.total_steps = self.config.epochs * len(self.sampler)
+        if self.config.warmup_steps >= self.total_steps:
+            log.warning(
+                "train.warmup_steps (%d) is no less than the run's %d steps: the learning rate never reaches train.lr",
+                self.config.warmup_steps,
+                self.total_steps,
+            )
         self.epochs_done = 0
         self.step = 0
         self.seconds = 0.0
         self.best_score = -1.0
+        self.best_epoch = 0
         self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
 
     def restore(self, state: TrainingState) -> None:
@@ -111,6 +121,7 @@ class Trainer:
         self.step = state.step
         self.seconds = state.seconds
         self.best_score = state.best_score
+        self.best_epoch = state.best_epoch
         self.history = state.history
         log.info("going on after epoch %d of %d", self.epochs_done, self.config.epochs)
 
@@ -132,9 +143,9 @@ class Trainer:
             last = self.epochs_done == self.config.epochs
             if last or self.epochs_done % self.config.validate_every == 0:
                 self._validate()
-            if last or self.epochs_done % self.config.checkpoint_every == 0:
+            if last or self.epochs_done % self.runtime.checkpoint_every == 0:
                 self.checkpoints.save(self._state(finished=False))
-        best, classes = load_model(self._best_dir)
+        best, classes = load_model(self.checkpoints.best_dir(self.best_epoch))
         save_model(best, classes, self.model_dir)
         return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
 
@@ -161,7 +172,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         images = normalize(batch.images.to(self.device, non_blocking=True))
-        outputs = self.model(images.contiguous(memory_format=torch.channels_last))
+        outputs = self.model(images.contiguous(memory_format=self.memory_format))
         losses: Losses = self.criterion(outputs, [target.to(self.device) for target in batch.targets])
         if not torch.isfinite(losses.total):
             self._raise_diverged(losses, batch)
@@ -192,12 +203,9 @@ class Trainer:
         )
         if metrics["mask_AP"] > self.best_score:
             self.best_score = metrics["mask_AP"]
-            save_model(self.model, self.classes, self._best_dir)
+            self.best_epoch = self.epochs_done
+            save_model(self.model, self.classes, self.checkpoints.best_dir(self.best_epoch))
         self.listener.on_epoch(self.step, row)
-
-    @property
-    def _best_dir(self) -> Path:
-        return self.checkpoints.directory / "best"
 
     def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
@@ -208,6 +216,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             torch_rng=torch.get_rng_state(),
             best_score=self.best_score,
+            best_epoch=self.best_epoch,
             history=self.history,
             seconds=self.seconds,
             finished=finished,

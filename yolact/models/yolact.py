@@ -70,7 +70,7 @@ class Yolact(nn.Module):
     def forward(self, images: Tensor) -> RawOutputs:
         """Run the network on (B, 3, S, S) normalised images, see `yolact.data.transforms.normalize`.
 
-        The semantic branch, which only helps training (paper section 3.4), runs in training mode alone.
+        The semantic branch, which only helps training (paper section 5), runs in training mode alone.
         """
         pyramid = self.fpn(self.backbone(images))
         head = self.prediction_layers[0]

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from yolact.config import AugmentConfig
-from yolact.data.augment import Sample, Window, augment, cut, distort_colors, draw_window
+from yolact.data.augment import Sample, Window, augment, crop_and_resize, distort_colors, draw_window
 from yolact.data.transforms import to_square
 
 OFF = {"photometric": False, "expand": False, "random_crop": False, "mirror": False}
@@ -70,7 +70,7 @@ def scenes(draw: st.DrawFn) -> tuple[Sample, Window]:
 @given(scenes(), st.integers(16, 96))
 def test_boxes_fit_the_masks_in_every_window(scene: tuple[Sample, Window], size: int) -> None:
     sample, window = scene
-    pixels, targets = cut(sample.image, sample, window, size)
+    pixels, targets = crop_and_resize(sample.image, sample, window, size)
     assert pixels.shape == (3, size, size)
     assert pixels.dtype == torch.uint8
     assert targets.boxes.dtype == torch.float32
@@ -99,7 +99,7 @@ def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Wi
         assume(width * size != window.width and height * size != window.height)  # exactly 1 pixel: rounding decides
         if inside and width * size > window.width and height * size > window.height:
             kept.append(label)
-    _, targets = cut(sample.image, sample, window, size)
+    _, targets = crop_and_resize(sample.image, sample, window, size)
     assert targets.labels.tolist() == kept
 
 
@@ -108,7 +108,7 @@ def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Wi
 def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], size: int) -> None:
     sample, window = scene
     plain, mirrored = (
-        cut(sample.image, sample, Window(window.left, window.top, window.width, window.height, flag), size)
+        crop_and_resize(sample.image, sample, Window(window.left, window.top, window.width, window.height, flag), size)
         for flag in (False, True)
     )
     assert np.array_equal(mirrored[0].numpy(), plain[0].numpy()[:, :, ::-1])
@@ -122,7 +122,7 @@ def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], 
 def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
     """A window of 3 x 5 pixels, one row of it above the photo, on 45 x 45: blocks of 15 x 9 pixels."""
     sample = sample_of(8, 7, (2, 1, 4, 3))
-    pixels, targets = cut(sample.image, sample, Window(2, -1, 3, 5, mirrored), 45)
+    pixels, targets = crop_and_resize(sample.image, sample, Window(2, -1, 3, 5, mirrored), 45)
     blocks = pixels[:, 4::9, 7::15].permute(1, 2, 0).numpy()  # the blocks' centres: (5, 3, 3)
     expected = np.concatenate([np.full((1, 3, 3), MEAN), sample.image[0:4, 2:5]])
     assert blocks.tolist() == (expected[:, ::-1] if mirrored else expected).tolist()
@@ -133,7 +133,7 @@ def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
 
 def test_what_lies_outside_the_photo_has_the_mean_colour() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
-    pixels, targets = cut(sample.image, sample, Window(-4, -8, 16, 16), 32)
+    pixels, targets = crop_and_resize(sample.image, sample, Window(-4, -8, 16, 16), 32)
     outside = torch.ones(32, 32, dtype=torch.bool)
     outside[16:24, 8:16] = False
     assert set(map(tuple, pixels[:, outside].T.tolist())) == {MEAN}
@@ -143,14 +143,14 @@ def test_what_lies_outside_the_photo_has_the_mean_colour() -> None:
 
 def test_a_window_beside_the_photo_shows_the_mean_colour_alone() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
-    pixels, targets = cut(sample.image, sample, Window(4, 0, 4, 4), 16)
+    pixels, targets = crop_and_resize(sample.image, sample, Window(4, 0, 4, 4), 16)
     assert set(map(tuple, pixels.flatten(1).T.tolist())) == {MEAN}
     assert len(targets.labels) == 0
 
 
 def test_a_centre_on_the_border_of_the_window_is_outside() -> None:
     sample = sample_of(20, 20, (0, 0, 10, 10), (1, 0, 11, 10), (4, 4, 8, 8), crowd=(1,))
-    _, targets = cut(sample.image, sample, Window(5, 0, 10, 20), 40)
+    _, targets = crop_and_resize(sample.image, sample, Window(5, 0, 10, 20), 40)
     assert targets.labels.tolist() == [1, 2]
     assert targets.crowd.tolist() == [True, False]
     assert (targets.boxes * 40).tolist() == [[0, 0, 24, 20], [0, 8, 12, 16]]
@@ -159,7 +159,7 @@ def test_a_centre_on_the_border_of_the_window_is_outside() -> None:
 def test_objects_narrower_or_lower_than_a_pixel_are_dropped() -> None:
     boxes = [(0, 0, 9, 50), (0, 0, 50, 9), (0, 0, 10, 10), (0, 0, 11, 11)]
     sample = sample_of(100, 100, *boxes)
-    _, targets = cut(sample.image, sample, Window(0, 0, 100, 100), 10)
+    _, targets = crop_and_resize(sample.image, sample, Window(0, 0, 100, 100), 10)
     assert targets.labels.tolist() == [2, 3]
     assert len(targets.masks) == len(targets.crowd) == len(targets.boxes) == 2
 

@@ -32,6 +32,7 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
         "optimizer": optimizer.state_dict(),
         "torch_rng": torch.get_rng_state(),
         "best_score": 0.25,
+        "best_epoch": 1,
         "history": {"steps": [{"epoch": 1, "step": 0, "total": 3.5}], "epochs": [{"epoch": 1, "mask_AP": 0.25}]},
         "seconds": 1.5,
         "finished": False,
@@ -66,7 +67,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def latest(store: CheckpointStore) -> TrainingState:
-    found = store.latest(RUN)
+    found = store.latest()
     assert found is not None
     return found
 
@@ -85,9 +86,8 @@ def test_a_checkpoint_holds_nothing_that_could_run_code(store: CheckpointStore) 
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(store: CheckpointStore) -> None:
-    assert store.latest(RUN) is None
-    store.clear()
-    assert store.latest(RUN) is None
+    assert store.latest() is None
+    assert store.begin(RUN) is None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 def test_with_nothing_but_damaged_checkpoints_a_run_begins_anew(store: CheckpointStore) -> None:
     store.save(state(1)).write_bytes(b"")
     store.save(state(2)).write_bytes(b"")
-    assert store.latest(RUN) is None
+    assert store.latest() is None
 
 
 class Payload:
@@ -156,23 +156,53 @@ class Payload:
 def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path) -> None:
     path = store.save(state(1))
     torch.save({"format": 1, "fingerprint": Payload(tmp_path / "ran")}, path)
-    assert store.latest(RUN) is None
+    assert store.latest() is None
     assert not (tmp_path / "ran").exists()
 
 
-def test_checkpoints_of_other_settings_are_left_alone(store: CheckpointStore) -> None:
+def test_an_unfinished_run_is_gone_on_with(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2))
-    assert store.latest("another run") is None
+    found = store.begin(RUN)
+    assert found is not None
+    assert found.epochs_done == 2
     assert len(names(store)) == 2
-    assert latest(store).epochs_done == 2
+
+
+def test_an_unfinished_run_of_other_settings_is_moved_aside_and_named(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save(state(1))
+    with caplog.at_level(logging.WARNING):
+        assert store.begin("another run") is None
+    aside = store.directory.with_name(f"{store.directory.name}-{RUN[:8]}")
+    assert [path.name for path in aside.iterdir()] == ["epoch_0001.pt"]
+    assert not store.directory.exists()
+    assert str(aside) in caplog.text
+    assert "1 epochs done" in caplog.text
+
+    aside.replace(store.directory)  # the way back that the message tells
+    assert store.begin(RUN) is not None
 
 
 def test_a_finished_run_is_not_gone_on_with(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2, finished=True))
-    assert store.latest(RUN) is None
-    assert len(names(store)) == 2
+    store.best_dir(2).mkdir()
+    (store.directory / ".epoch_0002.pt.x1.part").write_bytes(b"half")
+    (store.directory / "notes.txt").write_text("mine")
+    assert store.begin(RUN) is None
+    assert names(store) == ["notes.txt"]
+
+
+def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: CheckpointStore) -> None:
+    store.best_dir(1).mkdir(parents=True)
+    store.save(state(1, best_epoch=1))
+    store.best_dir(2).mkdir()  # killed here: the checkpoint still names the first
+    assert store.best_dir(latest(store).best_epoch).is_dir()
+    store.save(state(2, best_epoch=2))
+    assert not store.best_dir(1).exists()
+    assert store.best_dir(2).is_dir()
 
 
 def test_a_failed_save_leaves_the_others_and_no_leavings(store: CheckpointStore) -> None:
@@ -190,12 +220,3 @@ def test_a_failed_save_leaves_the_others_and_no_leavings(store: CheckpointStore)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(store) == ["epoch_0001.pt", "epoch_0002.pt"]
     assert latest(store).epochs_done == 2
-
-
-def test_clearing_removes_checkpoints_and_half_written_ones_only(store: CheckpointStore) -> None:
-    store.save(state(1))
-    (store.directory / ".epoch_0002.pt.x1.part").write_bytes(b"half")
-    (store.directory / "best").mkdir()
-    (store.directory / "notes.txt").write_text("mine")
-    store.clear()
-    assert names(store) == ["best", "notes.txt"]

@@ -45,11 +45,9 @@ SMALL_MODEL = {
     "anchor_scales": [[16], [24], [32], [40], [56]],
 }
 SHORT_RUN = {
-    "device": "cpu",
     "epochs": 1,
     "batch_size": 1,
     "warmup_steps": 0,
-    "workers": 0,
     "validate_every": 1,
     "checkpoint_every": 1,
     "log_every": 1,
@@ -114,7 +112,10 @@ def params(repository: Path) -> Callable[..., Params]:
     ) -> Params:
         tree = copy.deepcopy(base)
         tree["model"] |= SMALL_MODEL | (model or {})
-        tree["train"] |= SHORT_RUN | {"augment": PLAIN} | train
+        tree["runtime"] |= {"device": "cpu", "workers": 0}
+        changes = SHORT_RUN | {"augment": PLAIN} | train
+        for name, value in changes.items():
+            tree["runtime" if name in tree["runtime"] else "train"][name] = value
         tree["train"]["loss"] |= loss or {}
         return parse_params(tree)
 
@@ -182,7 +183,7 @@ def momenta(trainer: Trainer) -> list[Tensor]:
 
 
 def latest(trainer: Trainer) -> TrainingState:
-    found = trainer.checkpoints.latest("print")
+    found = trainer.checkpoints.begin("print")
     assert found is not None
     return found
 
@@ -341,7 +342,7 @@ def test_a_run_stays_open_until_its_results_are_safe(
     assert again.fit() == result
     assert (learner.model_dir / "model.safetensors").exists()
     again.finish()
-    assert again.checkpoints.latest("print") is None
+    assert again.checkpoints.begin("print") is None
 
 
 def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) -> None:
