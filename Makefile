@@ -1,6 +1,7 @@
 # Two commands are enough on a fresh machine with git, make and Python 3.11 or newer: `make demo`, `make test`.
 
 PYTHON ?= python3
+PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -38,13 +39,8 @@ format: $(STAMP) ## Put code into the project's style
 	@ruff check --fix
 	@ruff format
 
-mlflow: $(STAMP) ## Open MLflow's pages on the runs
-	@if [ -n "$$MLFLOW_TRACKING_URI" ]; then \
-	  echo "Runs go to the server that MLFLOW_TRACKING_URI names: open that address in a browser."; \
-	else \
-	  echo "MLflow on http://127.0.0.1:5000 (end it with Ctrl-C)"; \
-	  mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5000; \
-	fi
+mlflow: $(STAMP) ## Show the last run in MLflow (PORT=5000)
+	@yolact mlflow --port $(PORT)
 
 clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -74,6 +74,14 @@ def preset_use(
 
 
 @app.command()
+def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the local pages.")] = 5000) -> None:
+    """Show the last run in MLflow."""
+    from cli import mlflow_ui
+
+    raise typer.Exit(mlflow_ui.serve(port))
+
+
+@app.command()
 def summary() -> None:
     """Show the last run's results in a short table, and what to try next."""
     from cli import summary as results

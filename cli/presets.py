@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
@@ -250,7 +250,7 @@ def _shown(flat: Mapping[str, Any], key: str) -> str | None:
 
 
 def _table(differences: Sequence[Change], old: str, new: str) -> Table:
-    table = Table("setting", old, new)
+    table = Table(Column("setting", no_wrap=True), Column(old, overflow="fold"), Column(new, overflow="fold"))
     for change in differences:
         table.add_row(change.key, change.old or "-", change.new or "-")
     return table

@@ -57,14 +57,14 @@ def print_summary(root: Path = Path(), console: Console | None = None) -> None:
     """
     results = read_results(root)
     console = console or Console(highlight=False)
-    table = Table("", "AP", "AP50")
-    table.add_row("box", _number(results.box_ap), _number(results.box_ap50))
-    table.add_row("mask", _number(results.mask_ap), _number(results.mask_ap50))
+    alias = f"alias {results.alias}" if results.alias else "without an alias"
+    table = Table(show_header=False)
+    table.add_row("box AP, AP50", f"{_number(results.box_ap)}, {_number(results.box_ap50)}")
+    table.add_row("mask AP, AP50", f"{_number(results.mask_ap)}, {_number(results.mask_ap50)}")
+    table.add_row("training step", f"{results.seconds_per_step:.3f} s")
+    table.add_row("registered", f"{results.model_name} version {results.version}, {alias}")
     console.print(table)
-    alias = f", alias {results.alias}" if results.alias else ", without an alias"
-    console.print(f"Training took {results.seconds_per_step:.3f} s a step.")
-    console.print(f"Registered as {results.model_name} version {results.version}{alias}.\n")
-    console.print("Next:")
+    console.print("\nNext:")
     for command, what in _next_commands():
         console.print(f"  [bold]{command}[/bold]\n      {what}")
 

@@ -113,8 +113,8 @@ def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
     assert runs[0].data.params["train.batch_size"] == "4"
     assert {"train/total", "val/mask_AP50", "eval/mask_AP50"} <= runs[0].data.metrics.keys()
     assert len(client.get_metric_history(runs[0].info.run_id, "train/total")) == 6
-    assert {entry.dataset.name for entry in runs[0].inputs.dataset_inputs} >= {"voc-train", "voc-val"}
-    version = client.get_model_version("yolact", "1")
+    assert {entry.dataset.name for entry in runs[0].inputs.dataset_inputs} >= {"train", "val"}
+    version = client.get_model_version("yolact-smoke", "1")
     assert version.run_id == runs[0].info.run_id
     assert version.tags["data_digest"] == finished.json("data/processed/stats.json")["digest"]
 

@@ -140,14 +140,14 @@ class TrainConfig(_Section):
     """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
     lr: PositiveFloat
     """Peak learning rate."""
-    momentum: Fraction
+    momentum: Annotated[float, Field(ge=0, lt=1)]
     """Of ``sgd``; beta 1 of ``adamw``."""
     weight_decay: NonNegativeFloat
     schedule: Literal["step", "cosine"]
     """``step``: x ``lr_gamma`` at each of ``lr_milestones``; ``cosine``: from the peak to zero after warm-up."""
     lr_milestones: list[Fraction]
     """Fractions of the run, ascending; read by ``step`` only."""
-    lr_gamma: PositiveFloat
+    lr_gamma: Annotated[float, Field(gt=0, le=1)]
     warmup_steps: NonNegativeInt
     warmup_start_lr: NonNegativeFloat
     """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``; not above ``lr``."""

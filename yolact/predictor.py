@@ -40,6 +40,11 @@ class Predictor:
         model, classes = load_model(directory, choose_device(device))
         return cls(model, classes, config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
     @torch.no_grad()  # not inference_mode: callers may change what they get, and training may go on with the network
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Find the objects of each photo; all photos pass the network as one batch.
@@ -58,9 +63,8 @@ class Predictor:
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                 raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {image.shape} {image.dtype}")
-        device = next(self.model.parameters()).device
         size = self.model.config.image_size
-        batch = normalize(torch.stack([to_square(image, size) for image in images]).to(device))
+        batch = normalize(torch.stack([to_square(image, size) for image in images]).to(self.device))
         was_training = self.model.training
         try:
             outputs = self.model.eval()(batch)

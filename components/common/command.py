@@ -31,10 +31,18 @@ def run_command(step: str, work: Callable[[Params], None]) -> None:
             print(f"\n{step} failed: {_explain(error)}", file=sys.stderr)
             raise SystemExit(1) from error
 
-    typer.run(command)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    app()
 
 
 def _explain(error: YolactError | OSError) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.strerror}: {error.filename}"
-    return str(error) or type(error).__name__
+    if not (isinstance(error, OSError) and error.strerror and error.filename):
+        return str(error) or type(error).__name__
+    path = Path(str(error.filename))
+    if isinstance(error, PermissionError):
+        if path.suffix == ".part":  # a temporary name; what the user knows is the folder
+            path = path.parent
+        way_out = "Give yourself the right to read and write it, or work in another folder."
+        return f"{path}: {error.strerror.lower()}. {way_out}"
+    return f"{path}: {error.strerror}"

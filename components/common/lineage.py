@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 
 from yolact.config import Params
 from yolact.errors import DataError
@@ -95,8 +96,8 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
     )
 
 
-def hash_params(params: Params) -> str:
-    """SHA-256 (hex) of all settings as JSON with sorted keys: equal settings, equal hash, however written."""
+def hash_params(params: BaseModel) -> str:
+    """SHA-256 (hex) of settings, or of a section, as JSON with sorted keys: equal settings, equal hash."""
     tree = params.model_dump(mode="json", by_alias=True)
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

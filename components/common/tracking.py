@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +184,8 @@ class Tracker:
         changed = [name for name, value in settings.items() if known.get(name, value) != value]
         if changed:
             log.warning("run %s keeps the first values of: %s", self.run_id, ", ".join(changed))
-        lineage = gather_lineage(params)
+        # dvc.lock is written after each step: what it says while train works is about the run before.
+        lineage = replace(gather_lineage(params), dvc_lock_hash=None)
         tags = lineage.as_tags() | {"mlflow.source.name": _program(), "mlflow.source.type": "LOCAL"}
         if lineage.git_commit:
             tags["mlflow.source.git.commit"] = lineage.git_commit
@@ -262,6 +263,7 @@ def connect() -> MlflowClient:
         TrackingError: the store does not answer within seconds, or refuses.
     """
     quiet_mlflow()
+    _check_default_store()
     with reported("reach the tracking store"):
         from mlflow import MlflowClient
 
@@ -269,6 +271,19 @@ def connect() -> MlflowClient:
         with default_environment(_FIRST_CONTACT):
             client.search_experiments(max_results=1)
     return client
+
+
+def _check_default_store() -> None:
+    """Refuse a store file that cannot be written before SQLAlchemy retries for a minute and blames the query."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    store = Path("mlflow.db").resolve()
+    blocked = next((p for p in (store.parent, store) if p.exists() and not os.access(p, os.W_OK)), None)
+    if blocked is not None:
+        raise TrackingError(
+            f"{blocked}: cannot be written, so runs cannot be tracked in mlflow.db here. Give yourself write "
+            "permission, or set MLFLOW_TRACKING_URI to an MLflow server."
+        )
 
 
 def quiet_mlflow() -> None:

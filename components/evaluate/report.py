@@ -44,6 +44,8 @@ class Evaluation:
     mask: ApSummary
     seconds: float
     """What prediction took in all, without reading photos."""
+    device: str
+    """Where it ran."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
     Args:
         folder: exists.
         evaluation: what to show.
-        params: ``evaluate`` and ``runtime.device`` are read.
+        params: ``evaluate`` is read.
     """
     write_text_atomic(folder / "detections.json", json.dumps(evaluation.results, allow_nan=False))
     write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
@@ -124,7 +126,7 @@ def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
     return {
         "images": images,
         "detections": len(evaluation.results),
-        "device": params.runtime.device,
+        "device": evaluation.device,
         "seconds": evaluation.seconds,
         "seconds_per_image": evaluation.seconds / images,
         "settings": params.evaluate.model_dump(mode="json"),

@@ -84,6 +84,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path, batc
         box=evaluate_coco(ground_truth, found.rows, "box"),
         mask=evaluate_coco(ground_truth, found.rows, "mask"),
         seconds=found.seconds,
+        device=str(predictor.device),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from components.common.command import run_command
-from yolact.config import Params
+from yolact.config import DataConfig, Params
 from yolact.data.convert import VocImage, coco_instances, image_numbers, read_voc_image
 from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, Problem, ProblemError, read_split, voc_root
 from yolact.errors import DataError
@@ -42,7 +42,7 @@ def run(params: Params, *, raw_dir: Path, processed_dir: Path) -> None:
     _check_disjoint(root, ids)
     everything = sorted(ids["train"] + ids["val"])
     accepted, rejected = _read_all(root, everything)
-    _check_problems(root, rejected, params.data.max_problems)
+    _check_problems(root, rejected, params.data)
     images = {split: [accepted[name] for name in sorted(ids[split]) if name in accepted] for split in SPLITS}
     for split in SPLITS:
         _check_usable(root, split, images[split])
@@ -80,10 +80,11 @@ def _read_all(root: Path, image_ids: Sequence[str]) -> tuple[dict[str, VocImage]
     return accepted, rejected
 
 
-def _check_problems(root: Path, rejected: Mapping[str, Sequence[Problem]], allowed: int) -> None:
+def _check_problems(root: Path, rejected: Mapping[str, Sequence[Problem]], data: DataConfig) -> None:
     """Refuse more photos with problems than ``data.max_problems`` allows; warn about the allowed ones."""
     if not rejected:
         return
+    allowed = data.max_problems
     lines = [f"  {problem}" for problems in list(rejected.values())[:LISTED_PROBLEMS] for problem in problems]
     if len(rejected) > LISTED_PROBLEMS:
         lines.append(f"  and {len(rejected) - LISTED_PROBLEMS} more photos")
@@ -91,8 +92,9 @@ def _check_problems(root: Path, rejected: Mapping[str, Sequence[Problem]], allow
     if len(rejected) > allowed:
         raise DataError(
             f"{root}: photos with problems: {len(rejected)}, data.max_problems allows {allowed}.\n{listing}\n"
-            f"Mend the files, or leave these photos out with data.max_problems={len(rejected)} in params.yaml "
-            "(stats.json then lists them all)."
+            f"Mend the files at their source (data.source: {data.source}), bring them in with "
+            "`dvc repro --force --single-item ingest`, and run `dvc repro`. Or leave these photos out with "
+            f"data.max_problems={len(rejected)} in params.yaml (stats.json then lists them all)."
         )
     log.warning("photos left out: %d (data.max_problems allows %d)\n%s", len(rejected), allowed, listing)
 

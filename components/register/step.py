@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yolact
 from components.common.command import run_command
-from components.common.lineage import gather_lineage, hash_files
+from components.common.lineage import gather_lineage, hash_files, hash_params
 from components.common.tracking import (
     TRAIN_RUN_TAG,
     RunRecord,
@@ -60,7 +60,7 @@ REQUIREMENTS = (
 )
 """Distributions that predicting needs; the model pins the versions it was registered with."""
 
-IDENTITY = ("model_digest", "data_digest", "params_hash")
+IDENTITY = ("model_digest", "data_digest", "detect_hash")
 """Tags that together tell whether two versions are the same."""
 
 MODEL_TYPE = "instance-segmentation"
@@ -129,7 +129,7 @@ class Candidate:
 def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: Path, report_path: Path) -> None:
     """Register the model in ``model_dir``.
 
-    The same model, data and settings are one version, however often they are registered: that version gets
+    The same model, data and detection settings are one version, however often they are registered: that version gets
     its figures, description and alias again, and no second one is made.
 
     Args:
@@ -164,6 +164,7 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
     tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
+    tags["detect_hash"] = hash_params(params.evaluate.detect)
     tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
     return Candidate(
         params=params,

@@ -133,7 +133,7 @@ def _backbone_digest(source: str) -> str | None:
 def _log_data(tracker: Tracker, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
     digest = read_data_digest(processed_dir)
     for split, data, context in (("train", train, "training"), ("val", val, "validation")):
-        tracker.log_dataset(processed_dir / f"{split}.json", f"voc-{split}", digest, context, len(data.images))
+        tracker.log_dataset(processed_dir / f"{split}.json", split, digest, context, len(data.images))
 
 
 def _summary(result: TrainingResult) -> dict[str, float]:

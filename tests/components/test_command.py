@@ -72,7 +72,11 @@ def test_what_a_user_can_mend_is_a_message_and_exit_code_1(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (PermissionError(13, "Permission denied", "models/model.json"), "Permission denied: models/model.json"),
+        (
+            PermissionError(13, "Permission denied", "models/model.json"),
+            "models/model.json: permission denied. "
+            "Give yourself the right to read and write it, or work in another folder.",
+        ),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
         (OSError("cannot identify image file"), "cannot identify image file"),
         (TimeoutError(), "TimeoutError"),
@@ -87,7 +91,7 @@ def test_a_file_that_cannot_be_read_or_written_is_a_message_too(
 
 def test_a_real_file_error_names_the_file(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(lambda params: (Path("params.yaml") / "x").write_text("")) == 1
-    assert capsys.readouterr().err == "\ntrain failed: Not a directory: params.yaml/x\n"
+    assert capsys.readouterr().err == "\ntrain failed: params.yaml/x: Not a directory\n"
 
 
 def test_missing_settings_say_where_to_get_them(

@@ -189,6 +189,7 @@ def test_the_version_carries_its_lineage_and_figures(params: Params, project: Pa
         "git_remote",
         "dvc_lock_hash",
         "params_hash",
+        "detect_hash",
         "data_digest",
         "model_digest",
         "run_id",

@@ -255,10 +255,10 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
     assert run.data.params["register.experiment"] == "yolact"
     inputs = {item.dataset.name: item for item in run.inputs.dataset_inputs}
     assert {name: item.tags[0].value for name, item in inputs.items()} == {
-        "voc-train": "training",
-        "voc-val": "validation",
+        "train": "training",
+        "val": "validation",
     }
-    for name, photos in (("voc-train", 2), ("voc-val", 1)):
+    for name, photos in (("train", 2), ("val", 1)):
         assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": DIGEST}
 
 
@@ -450,7 +450,9 @@ def test_a_folder_that_cannot_be_written_is_named(fails: Any, monkeypatch: pytes
         raise PermissionError(13, "Permission denied", str(dir / ".x.part"))
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    assert fails() == "Permission denied: models/.x.part"
+    assert fails() == (
+        "models: permission denied. Give yourself the right to read and write it, or work in another folder."
+    )
 
 
 def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(fails: Any) -> None:

@@ -78,7 +78,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("train.epochs", 2.5, "train.epochs: input should be a valid integer (found 2.5)"),
         ("train.epochs", True, "train.epochs: input should be a valid integer (found True)"),
         ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1 (found 0)"),
-        ("train.momentum", 1.5, "train.momentum: input should be less than or equal to 1 (found 1.5)"),
+        ("train.momentum", 1.5, "train.momentum: input should be less than 1 (found 1.5)"),
         ("train.schedule", "linear", "train.schedule: input should be 'step' or 'cosine' (found 'linear')"),
         ("runtime.device", "gpu", "runtime.device: string should match pattern"),
         ("train.lr_milestones", [0.8, 0.5], "train.lr_milestones: fractions must be ascending and distinct"),
