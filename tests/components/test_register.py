@@ -290,8 +290,8 @@ def test_a_reused_version_shows_the_latest_figures_and_loses_the_alias_with_them
     assert "12.5" in versions()[1].description
 
 
-@pytest.mark.parametrize("changed", ["model", "data", "params"])
-def test_another_model_data_or_setting_is_another_version(params: Params, network: Yolact, changed: str) -> None:
+@pytest.mark.parametrize("changed", ["model", "data", "detection"])
+def test_another_model_data_or_detection_is_another_version(params: Params, network: Yolact, changed: str) -> None:
     train(params)
     register(params)
     if changed == "model":
@@ -300,9 +300,19 @@ def test_another_model_data_or_setting_is_another_version(params: Params, networ
     elif changed == "data":
         write_data("digest-of-other-data")
     else:
-        params = params.model_copy(update={"train": params.train.model_copy(update={"seed": 5})})
+        detect = params.evaluate.detect.model_copy(update={"nms": "cross_class"})
+        params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"detect": detect})})
     assert register(params)["version"] == 2
     assert candidate() == 2
+
+
+def test_a_raised_floor_takes_the_alias_from_the_same_version(params: Params) -> None:
+    train(params)
+    register(params)
+    assert candidate() == 1
+    floor = params.register_.model_copy(update={"min_mask_ap50": 1.0})
+    report = register(params.model_copy(update={"register_": floor}))
+    assert (report["version"], report["alias"], candidate()) == (1, None, None)
 
 
 def test_a_worse_version_leaves_the_candidate_as_it_is(params: Params) -> None:

@@ -439,7 +439,7 @@ def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dic
 
 def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:
     Path("models").write_text("mine")
-    assert fails() == "File exists: models"
+    assert fails() == "models: File exists"
     assert Path("models").read_text() == "mine"
 
 
