@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -16,10 +17,13 @@ from typing import Any
 def replaced_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; when the block succeeds, it is flushed to disk and becomes ``path``.
 
-    When the block raises, the temporary file is removed and ``path`` is as it was.
+    When the block raises, the temporary file is removed and ``path`` is as it was. What killed runs left of the same
+    file (``.<name>.*.part``) is removed at the start, so two processes must not write one file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        leftover.unlink()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -62,7 +66,7 @@ def replaced_directory(path: Path | str) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.old.part")
     if aside.exists() and not path.exists():
         os.replace(aside, path)
-    for leftover in path.parent.glob(f".{path.name}.*.part"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:

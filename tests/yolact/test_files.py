@@ -151,3 +151,10 @@ def test_a_kill_while_a_directory_is_swapped_loses_nothing(tmp_path):
 
     assert (path / "old.txt").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_kill_left_of_a_file_goes_with_the_next_write(tmp_path):
+    (tmp_path / ".model[1].json.abc.part").write_text("half")
+    (tmp_path / ".other.json.abc.part").write_text("another file's")
+    write_text_atomic(tmp_path / "model[1].json", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.json.abc.part", "model[1].json"]
