@@ -69,6 +69,8 @@ class KnownPredictor:
 
     classes = CLASSES
 
+    device = "cpu"
+
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
         assert 1 <= len(images) <= 3
         found = Detections(

@@ -310,3 +310,31 @@ def test_above_keeps_the_better_detections() -> None:
     better = found.above(0.5)  # of 0.9, 0.7 and exactly 0.5
     assert better.labels.tolist() == [0, 1]
     assert better.masks.shape == (2, 8, 8)
+
+
+def test_masks_enlarged_in_parts_are_those_enlarged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    prototypes = torch.rand(6, 5, 4, generator=generator)
+    coefficients = torch.randn(7, 4, generator=generator)
+    boxes = torch.tensor([[0.1, 0.1, 0.9, 0.8]]).expand(7, 4)
+    at_once = assemble_masks(prototypes, coefficients, boxes, 30, 20)
+    for pixels in (1, 30 * 20 * 3):  # one at a time; three, three and one
+        monkeypatch.setattr("yolact.postprocess.ENLARGED_PIXELS", pixels)
+        assert torch.equal(assemble_masks(prototypes, coefficients, boxes, 30, 20), at_once)
+    assert 0 < at_once.sum() < at_once.numel()
+
+
+def test_a_box_that_is_not_finite_does_not_suppress_others() -> None:
+    """Its IoU is NaN, and no comparison with NaN holds."""
+    anchors = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.1, 0.1]])
+    outputs = RawOutputs(
+        boxes=torch.tensor([[[0.0, 0.0, float("inf"), 0.0], [0.0, 0.0, 0.0, 0.0]]]),
+        class_logits=torch.tensor([[[0.0, 9.0], [0.0, 5.0]]]),
+        mask_coefficients=torch.ones(1, 2, 1),
+        prototypes=torch.ones(1, 4, 4, 1),
+        anchors=anchors,
+        semantic_logits=None,
+    )
+    (found,) = detect(outputs, PUBLISHED_DETECTION)
+    assert found.boxes.shape == (1, 4)
+    assert found.boxes[0].tolist() == pytest.approx([0.65, 0.65, 0.75, 0.75])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolact.config import PUBLISHED_DETECTION, ModelConfig
+from yolact.config import PUBLISHED_DETECTION, ModelConfig, load_params
 from yolact.devices import choose_device
 from yolact.errors import SettingsError, WeightsError
 from yolact.models.weights import save_model
@@ -194,3 +195,20 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(SettingsError, match="no Apple GPU"):
         choose_device("mps")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_what_is_no_photo_is_refused_with_its_shape_and_dtype(image: np.ndarray) -> None:
+    config = load_params(Path(__file__).parents[2] / "conf" / "base.yaml").model
+    small = config.model_copy(update={"backbone": "resnet18", "backbone_weights": "none", "image_size": 64})
+    predictor = Predictor(Yolact(small, 2), ["a", "b"], PUBLISHED_DETECTION)
+    with pytest.raises(ValueError, match=re.escape(f"found {image.shape} {image.dtype}")):
+        predictor.predict([image])

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from yolact.config import AugmentConfig
-from yolact.data.augment import Sample, Window, augment, crop_and_resize, distort_colors, draw_window
+from yolact.data.augment import Sample, Window, _resize, augment, crop_and_resize, distort_colors, draw_window
 from yolact.data.transforms import to_square
 
 OFF = {"photometric": False, "expand": False, "random_crop": False, "mirror": False}
@@ -433,3 +433,17 @@ def test_colours_change_only_where_the_switch_is_on(photometric: bool) -> None:
         augment(sample, switches(photometric=photometric), 32, np.random.default_rng(seed))[0] for seed in range(12)
     ]
     assert any(not torch.equal(variant, plain) for variant in variants) == photometric
+
+
+@pytest.mark.parametrize("size", [(300, 200), (137, 137), (550, 550)])
+def test_a_thin_mask_is_resized_with_one_rounding(size: tuple[int, int]) -> None:
+    """torch's own uint8 resizing rounds after each axis, which makes thin diagonals up to a quarter thicker."""
+    thin = np.zeros((1, 375, 500), np.uint8)
+    for column in range(3, 370):
+        thin[0, column - 1 : column + 2, column] = 1
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(thin)[None].double(), size=size, mode="bilinear", align_corners=False
+    )[0]
+    found = _resize(torch.from_numpy(thin), size)
+    decided = (expected - 0.5).abs() > 1e-4
+    assert torch.equal((found > 0)[decided], (expected > 0.5)[decided])
