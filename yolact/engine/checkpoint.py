@@ -63,34 +63,36 @@ class CheckpointStore:
                 raise YolactError(f"{path}: could not be written to the end; is the disk full? ({error})") from error
         for old in self._paths()[: -self.keep]:
             old.unlink()
-        for best in self.directory.glob("best_*"):
-            if best != self.best_dir(state.best_epoch):
-                shutil.rmtree(best)
+        named = {self.best_dir(kept.best_epoch) for kept in map(self._read, self._paths()) if kept is not None}
+        for best in set(self.directory.glob("best_*")) - named:
+            shutil.rmtree(best)
         return path
 
     def best_dir(self, epochs_done: int) -> Path:
         """Where the weights of a validation are kept while they are the best.
 
-        A new best has a folder of its own until a checkpoint names it: a kill in between leaves the checkpoint
-        before with the weights that belong to it.
+        Each has a folder of its own, which stays as long as a checkpoint names it: after a kill, or when the newest
+        checkpoint is damaged, the one before still has the weights that belong to it.
         """
         return self.directory / f"best_{epochs_done:04d}"
 
     def begin(self, fingerprint: str) -> TrainingState | None:
         """The checkpoint from which the run goes on, or None when it begins anew.
 
-        Checkpoints of a finished run are removed. Those of an unfinished run with other settings or data are moved
-        aside, with a warning that says where to and how to take that run up again.
+        Checkpoints of a finished run, and of one without a finished epoch, are removed. Those of an unfinished run
+        with other settings or data are moved aside, with a warning that says where to and how to take that run up
+        again; so are checkpoints of which none can be read.
         """
         state = self.latest()
-        if state is None or state.finished:
+        if state is None and self._paths():
+            log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
+            return None
+        if state is not None and not state.finished and state.fingerprint == fingerprint:
+            return state
+        if state is None or state.finished or state.epochs_done == 0:
             self._clear()
             return None
-        if state.fingerprint == fingerprint:
-            return state
-        aside = self.directory.with_name(f"{self.directory.name}-{state.fingerprint[:8]}")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.directory.replace(aside)
+        aside = self._move_aside(state.fingerprint[:8])
         log.warning(
             "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To go on with it, "
             "restore its settings and move the folder back. This run begins anew.",
@@ -102,17 +104,25 @@ class CheckpointStore:
 
     def latest(self) -> TrainingState | None:
         """The newest readable checkpoint, or None; an unreadable one is passed over with a warning."""
-        for path in reversed(self._paths()):
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content.pop("format") != FORMAT:
-                    raise ValueError("format of another version")
-                state = TrainingState(**content)
-            except Exception as error:  # torch.load raises many kinds for a damaged file
-                log.warning("%s: not readable, the one before is used (%s)", path, error)
-                continue
-            return state
-        return None
+        return next((state for state in map(self._read, reversed(self._paths())) if state is not None), None)
+
+    def _read(self, path: Path) -> TrainingState | None:
+        """One checkpoint, or None with a warning; tensors are mapped from the file until they are used."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if content.pop("format") != FORMAT:
+                raise ValueError("format of another version")
+            return TrainingState(**content)
+        except Exception as error:  # torch.load raises many kinds for a damaged file
+            log.warning("%s: not readable, passed over (%s)", path, error)
+            return None
+
+    def _move_aside(self, name: str) -> Path:
+        """Rename the folder to ``<folder>-<name>``, in the place of one moved there before."""
+        aside = self.directory.with_name(f"{self.directory.name}-{name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.directory.replace(aside)
+        return aside
 
     def _clear(self) -> None:
         """Remove all checkpoints and best weights, and what a killed run left half-written."""

@@ -201,8 +201,32 @@ def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: Checkpoin
     store.best_dir(2).mkdir()  # killed here: the checkpoint still names the first
     assert store.best_dir(latest(store).best_epoch).is_dir()
     store.save(state(2, best_epoch=2))
-    assert not store.best_dir(1).exists()
+    assert store.best_dir(1).is_dir()  # the checkpoint before may still be needed: the newest may be damaged
+    store.save(state(3, best_epoch=2))
+    assert not store.best_dir(1).exists()  # no kept checkpoint names it any more
     assert store.best_dir(2).is_dir()
+
+
+def test_best_weights_of_the_checkpoint_before_a_damaged_one_are_there(store: CheckpointStore) -> None:
+    for epoch in (1, 2):
+        store.best_dir(epoch).mkdir(parents=True)
+        newest = store.save(state(epoch, best_epoch=epoch))
+    newest.write_bytes(b"")
+    assert latest(store).best_epoch == 1
+    assert store.best_dir(1).is_dir()
+
+
+def test_checkpoints_of_which_none_can_be_read_are_kept_aside(store: CheckpointStore) -> None:
+    store.save(state(1)).write_bytes(b"damaged")
+    assert store.begin(RUN) is None
+    aside = store.directory.with_name(f"{store.directory.name}-unreadable")
+    assert [path.read_bytes() for path in aside.iterdir()] == [b"damaged"]
+
+
+def test_a_run_of_other_settings_without_a_finished_epoch_is_not_kept(store: CheckpointStore) -> None:
+    store.save(state(0))
+    assert store.begin("another run") is None
+    assert names(store) == []
 
 
 def test_a_failed_save_leaves_the_others_and_no_leavings(store: CheckpointStore) -> None:
