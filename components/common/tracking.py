@@ -67,9 +67,6 @@ _ENVIRONMENT = {
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 """A server that is away is reported after seconds; later calls have MLflow's own patience (minutes)."""
 
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow's pages show what belongs to training a model, not to language models."""
-
 _NOT_IN_METRIC_NAMES = re.compile(r"[^\w.\- :/]")
 
 
@@ -402,7 +399,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(client.create_experiment(name, tags=_EXPERIMENT_TAGS))
+                return str(client.create_experiment(name))
             except MlflowException as error:  # another process was faster
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
