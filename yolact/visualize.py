@@ -47,26 +47,22 @@ def instance_color(index: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(
-    image: np.ndarray, detections: Detections, class_names: Sequence[str], *, score_threshold: float = 0.0
-) -> np.ndarray:
+def draw_detections(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
     """Draw masks, boxes and labels with scores over a photo.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        detections: in the frame of ``image``.
+        detections: in the frame of ``image``; `Detections.above` leaves out low scores.
         class_names: name of label 0, 1, ...
-        score_threshold: only detections whose score is greater are drawn.
 
     Returns:
         (H', W', 3) uint8 RGB; larger than the photo where that is small, see `MIN_SIDE`.
     """
-    shown = detections.above(score_threshold)
     captions = [
         f"{class_names[label]} {score:.2f}"
-        for label, score in zip(shown.labels.tolist(), shown.scores.tolist(), strict=True)
+        for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
-    return _draw(image, _as_array(shown.boxes), _as_array(shown.masks), captions)
+    return _draw(image, _as_array(detections.boxes), _as_array(detections.masks), captions)
 
 
 def draw_ground_truth(

@@ -83,10 +83,10 @@ def test_detections_not_above_the_threshold_are_not_drawn():
     image = noise(600, 800)
     found = detections([[300, 250, 420, 400], [10, 10, 80, 80]], 600, 800, scores=[0.9, 0.3])
     with_both = draw_detections(image, found, ["cat"])
-    with_one = draw_detections(image, found, ["cat"], score_threshold=0.5)
+    with_one = draw_detections(image, found.above(0.5), ["cat"])
     assert not np.array_equal(with_both[:100, :100], image[:100, :100])
     assert np.array_equal(with_one[:100, :100], image[:100, :100])
-    assert np.array_equal(draw_detections(image, found, ["cat"], score_threshold=0.9), image)
+    assert np.array_equal(draw_detections(image, found.above(0.9), ["cat"]), image)
 
 
 def test_drawing_is_repeatable_and_leaves_its_input_alone():
