@@ -1,8 +1,8 @@
 """Every setting of the project, typed and checked.
 
-``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no
-defaults, so a value can never be in two places. Unknown keys, wrong types and impossible combinations are
-refused with the key's path and the way out (`SettingsError`).
+``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no defaults, so a
+value is never in two places (`PUBLISHED_DETECTION` is no setting but a fact). Unknown keys, wrong types and impossible
+combinations are refused with the key's path and the way out (`SettingsError`).
 """
 
 from __future__ import annotations
