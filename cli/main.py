@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,7 +35,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-preset_app = typer.Typer(help="Choose the settings: presets are small named differences from conf/base.yaml.")
+preset_app = typer.Typer(
+    help="Choose the settings: presets are small named differences from conf/base.yaml, the published configurations "
+    "among them."
+)
 app.add_typer(preset_app, name="preset", no_args_is_help=True)
 
 PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A preset; `yolact preset list` names them.")]
@@ -66,11 +70,77 @@ def preset_use(
         list[str] | None,
         typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Change a key, as in `dvc exp run -S`."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Take the network of a published configuration; `yolact models` names them."),
+    ] = None,
 ) -> None:
     """Write a preset to params.yaml and show what changed there."""
     from cli import presets
 
-    presets.use(name, overrides or [])
+    presets.use(name, overrides or [], model)
+
+
+@app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one in full.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/models.md.")] = False,
+) -> None:
+    """List the published configurations: size, cost, published accuracy and speed."""
+    if markdown and (name or as_json):
+        raise typer.BadParameter("--markdown prints the table of all; it goes with neither NAME nor --json")
+    from cli import models as zoo
+
+    if as_json:
+        zoo.print_json(name)
+    elif markdown:
+        zoo.print_markdown()
+    elif name:
+        zoo.print_model(name)
+    else:
+        zoo.print_list()
+
+
+@app.command("import-weights")
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the published code, .pth.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="Folder to write to; models/imported/<name> if none."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="It is of this published configuration; `yolact models` names them."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=64, metavar="N", help="Side of the network's input, pixels.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Class names, one in each line; by default those of COCO or PASCAL VOC."),
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into model.safetensors and model.json; finds out which network it is of."""
+    from cli import import_weights as command
+
+    command.run(file, output, model=model, image_size=image_size, classes=classes)
+
+
+@app.command()
+def parity(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Fixtures: what the published YOLACT computed, as .npz and JSON files."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove that this network computes what the published one does; exits with 1 where it does not."""
+    from cli import parity as checks
+
+    raise typer.Exit(checks.show(directory, as_json=as_json))
 
 
 @app.command()
@@ -87,6 +157,67 @@ def summary() -> None:
     from cli import summary as results
 
     results.print_summary()
+
+
+@app.command()
+def bench(
+    model_dir: Annotated[
+        Path | None, typer.Argument(metavar="MODEL_DIR", help="Folder with model.safetensors and model.json.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Without MODEL_DIR: a published configuration with random weights (yolact_resnet50)."),
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A photo, a drawn one if none; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16; several with commas.")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="Measure each precision compiled as well.")] = False,
+    detection: Annotated[
+        str | None,
+        typer.Option(
+            help="default, published, or published-no-tail (published, but for its detections below the score "
+            "threshold), which is the one that --against takes."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Photos that pass at once.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 20,
+    objects: Annotated[int, typer.Option(min=1, help="Detections that random weights shall lead to.")] = 20,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; PyTorch's choice if none.")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Another implementation, see docs/benchmarks.md; may be repeated. The first is the reference.",
+        ),
+    ] = None,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    evaluation_work: Annotated[
+        bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure speed and memory, stage by stage."""
+    from cli import bench as command
+
+    command.run(
+        command.Options(
+            model_dir=model_dir,
+            model=model,
+            images=image or [],
+            device=device,
+            precision=precision,
+            compile=compile,
+            detection=detection,
+            batch=batch,
+            rounds=rounds,
+            objects=objects,
+            threads=threads,
+            against=against or [],
+            memory=memory,
+            evaluation_work=evaluation_work,
+            as_json=as_json,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Presets: ``conf/base.yaml`` holds every setting; the other files there are small differences from it.
+"""Presets: ``conf/base.yaml`` holds every setting; a preset is a small difference from it.
 
-Composing one is a deep merge: sections are merged key by key, any other value (lists too) replaces the base's.
-The result is ``params.yaml``, the only file that the steps read.
+The project's presets are the other files of ``conf``; the published configurations are presets too, made from
+`yolact.models.published`. Composing one is a deep merge: sections are merged key by key, any other value (lists too)
+replaces the base's. The result is ``params.yaml``, the only file that the steps read.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from yolact.config import parse_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
+from yolact.models.published import PUBLISHED_MODELS, find_published
 
 BASE = "base"
+WIDTH = 120
+"""Longest line of a written file."""
+
+LONG_LIST = 60
+"""Longest list of lists that is shown on one line."""
+
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
 
@@ -41,63 +51,98 @@ class Change:
 
 
 def preset_names(conf: Path = CONF) -> list[str]:
-    """Names of the presets in ``conf``, sorted.
+    """Names of the presets in ``conf``, sorted; the published configurations are not among them.
 
     Raises:
-        SettingsError: the folder has no ``base.yaml``.
+        SettingsError: the folder has no ``base.yaml``, or a file has the name of a published configuration.
     """
-    if not (conf / f"{BASE}.yaml").is_file():
-        raise SettingsError(f"{conf}/{BASE}.yaml: no such file. Run `yolact preset` from the repository's root.")
-    return sorted(path.stem for path in conf.glob("*.yaml") if path.stem != BASE)
+    base = _base_path(conf)
+    names = sorted(path.stem for path in conf.glob("*.yaml") if path != base)
+    for name in names:
+        if name in PUBLISHED_MODELS:
+            raise SettingsError(f"{conf}/{name}.yaml: {name} is a published configuration; give the file another name")
+    return names
 
 
 def describe(name: str, conf: Path = CONF) -> str:
-    """The first paragraph of the comment at the head of a preset's file, as one line; empty when there is none."""
+    """What a preset is for, as one line.
+
+    For a file that is the first paragraph of the comment at its head; empty when there is none.
+
+    Raises:
+        SettingsError: the preset is not there.
+    """
+    if name in PUBLISHED_MODELS:
+        return PUBLISHED_MODELS[name].description
     lines = (line.lstrip("#").strip() for line in _head(_preset_path(name, conf).read_text(encoding="utf-8")))
     return " ".join(itertools.takewhile(bool, lines))
 
 
-def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> str:
+def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF, model: str | None = None) -> str:
     """Text of the ``params.yaml`` that preset ``name`` makes, with the base's comments.
 
     Args:
-        name: a preset, or ``base``.
+        name: a preset, a published configuration, or ``base``.
         overrides: ``KEY=VALUE`` each, with dots in the key and YAML in the value: ``train.lr=2e-3``.
         conf: folder of the presets.
+        model: a published configuration whose section ``model`` takes the place of the preset's.
 
     Raises:
-        SettingsError: the preset is not there, or a file or an override has an unknown key or a wrong value.
+        SettingsError: the preset or the model is not there, or a file or an override has an unknown key or a wrong
+            value.
     """
-    path = _preset_path(name, conf)
-    base = conf / f"{BASE}.yaml"
+    base = _base_path(conf)
+    description = describe(name, conf)
     tree = _read(base)
     parse_params(_plain(tree), origin=str(base))
-    if path != base:
-        _merge(tree, _read(path), origin=str(path))
-        parse_params(_plain(tree), origin=str(path))
+    for origin, difference in _differences(name, conf, model):
+        _merge(tree, difference, origin)
+        parse_params(_plain(tree), origin)
     for override in overrides:
         _merge(tree, _parse_override(override), origin=f"-S {override}")
     parse_params(_plain(tree), origin=" ".join(f"-S {override}" for override in overrides))
-    return _render(tree, _header(name, describe(name, conf), overrides))
+    return _render(tree, _header(name, description, overrides, model))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """Settings that differ between two nested mappings, with dotted keys, in the order of ``new``, then ``old``."""
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     keys = [*after, *(key for key in before if key not in after)]
     return [
-        Change(key, _shown(before, key), _shown(after, key))
+        Change(key, *(shown(side[key]) if key in side else None for side in (before, after)))
         for key in keys
         if (key in before) != (key in after) or before.get(key) != after.get(key)
     ]
 
 
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{above}{key}."))
+        else:
+            flat[f"{above}{key}"] = value
+    return flat
+
+
+def shown(value: Any) -> str:
+    """A setting's value as YAML spells it; a long list of lists has a line for each row."""
+    if value is None:
+        return "null"
+    if isinstance(value, list) and len(str(value)) > LONG_LIST and isinstance(value[0], list):
+        return "\n".join(map(str, value))
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
 def print_list(console: Console | None = None) -> None:
-    """Print each preset's name and description."""
-    table = Table("preset", "what it is for")
-    for name in preset_names():
-        table.add_row(name, describe(name))
-    (console or Console()).print(table)
+    """Print each preset's name and description: the project's, then the published configurations."""
+    console = console or Console(highlight=False)
+    for title, names in (("project", preset_names()), ("published", list(PUBLISHED_MODELS))):
+        table = Table(Column(f"{title} preset", no_wrap=True, min_width=22), Column("what it is for", ratio=1))
+        for name in names:
+            table.add_row(name, describe(name))
+        console.print(table)
 
 
 def print_preset(name: str, *, whole: bool, console: Console | None = None) -> None:
@@ -108,43 +153,77 @@ def print_preset(name: str, *, whole: bool, console: Console | None = None) -> N
         print(text, end="")
         return
     console.print(f"[bold]{name}[/bold]: {describe(name)}", highlight=False)
-    differences = changes(_plain(_read(CONF / f"{BASE}.yaml")), _load_text(text))
+    differences = changes(_plain(_read(_base_path(CONF))), _load_text(text))
     console.print(_table(differences, old="base", new=name))
 
 
-def use(name: str, overrides: Sequence[str] = (), console: Console | None = None) -> None:
-    """Write preset ``name`` with ``overrides`` to ``params.yaml`` and print what changed there.
+def use(name: str, overrides: Sequence[str] = (), model: str | None = None, console: Console | None = None) -> None:
+    """Write preset ``name``, with another ``model`` and ``overrides``, to ``params.yaml`` and print what changed there.
 
     Raises:
         SettingsError: see `compose`; ``params.yaml`` is then as it was.
     """
     console = console or Console()
-    text = compose(name, overrides)
+    text = compose(name, overrides, model=model)
+    what = f"{name} with the network {model}" if model else name
     old = _old_params()
     write_text_atomic(PARAMS, text)
     if old is None:
-        console.print(f"{PARAMS} written from preset {name}; no readable one was there before.", highlight=False)
+        console.print(f"{PARAMS} written from preset {what}; no readable one was there before.", highlight=False)
         return
     differences = changes(old, _load_text(text))
     if not differences:
-        console.print(f"{PARAMS} is preset {name}; no setting changed.", highlight=False)
+        console.print(f"{PARAMS} is preset {what}; no setting changed.", highlight=False)
         return
-    console.print(f"{PARAMS} is preset {name} now. Changed:", highlight=False)
+    console.print(f"{PARAMS} is preset {what} now. Changed:", highlight=False)
     console.print(_table(differences, old="was", new="is"))
+
+
+def _base_path(conf: Path) -> Path:
+    base = conf / f"{BASE}.yaml"
+    if not base.is_file():
+        raise SettingsError(f"{base}: no such file. Run `yolact preset` from the repository's root.")
+    return base
+
+
+def _differences(name: str, conf: Path, model: str | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """What the preset and then the model set over the base, each with its origin for messages."""
+    layers: list[tuple[str, Mapping[str, Any]]] = []
+    if name in PUBLISHED_MODELS:
+        layers.append((name, _spelt(PUBLISHED_MODELS[name].settings())))
+    elif name != BASE:
+        path = _preset_path(name, conf)
+        layers.append((str(path), _read(path)))
+    if model is not None:
+        layers.append((f"--model {model}", _spelt({"model": find_published(model).settings()["model"]})))
+    return layers
 
 
 def _preset_path(name: str, conf: Path) -> Path:
     names = preset_names(conf)
     if name not in (BASE, *names):
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-        raise SettingsError(f"no preset {name!r} in {conf}/; {hint}")
+        known = [*names, *PUBLISHED_MODELS]
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        raise SettingsError(f"no preset {name!r}; {hint}")
     return conf / f"{name}.yaml"
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes ``null``, where ruamel leaves nothing."""
+
+    def represent_none(self, data: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_Representer.add_representer(type(None), _Representer.represent_none)
 
 
 def _yaml() -> YAML:
     yaml = YAML()  # round trip: keeps comments, order and the spelling of numbers
-    yaml.width = 120
+    yaml.Representer = _Representer
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.width = WIDTH
     return yaml
 
 
@@ -194,8 +273,27 @@ def _merge(base: CommentedMap, difference: Mapping[str, Any], origin: str, above
             if not isinstance(value, Mapping):
                 raise SettingsError(f"{origin}: {above}{key}: is a section, it cannot be set to {value!r}")
             _merge(base[key], value, origin, f"{above}{key}.")
-        else:
+        elif not _same(base, key, value):  # the same value keeps the base's spelling
             base[key] = value
+
+
+def _same(base: CommentedMap, key: str, value: Any) -> bool:
+    return key in base and bool(base[key] == value) and isinstance(base[key], bool) == isinstance(value, bool)
+
+
+def _spelt(value: Any) -> Any:
+    """The same settings as ``base.yaml`` spells them: lists in brackets, whole numbers without a point."""
+    if isinstance(value, Mapping):
+        return {key: _spelt(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return _in_brackets([_spelt(item) for item in value])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _in_brackets(items: Sequence[Any]) -> CommentedSeq:
+    sequence = CommentedSeq(items)
+    sequence.fa.set_flow_style()
+    return sequence
 
 
 def _plain(tree: Any) -> Any:
@@ -210,9 +308,11 @@ def _plain(tree: Any) -> Any:
     return tree
 
 
-def _header(name: str, description: str, overrides: Sequence[str]) -> str:
-    command = shlex.join(["yolact", "preset", "use", name, *(part for item in overrides for part in ("-S", item))])
-    text = f"Preset {name}, written by `{command}`. {description}".rstrip()
+def _header(name: str, description: str, overrides: Sequence[str], model: str | None) -> str:
+    words = ["yolact", "preset", "use", name, *(["--model", model] if model else [])]
+    command = shlex.join([*words, *(part for item in overrides for part in ("-S", item))])
+    network = f"Its network is that of {model}." if model else ""
+    text = f"Preset {name}, written by `{command}`. {description} {network}".rstrip()
     lines = textwrap.wrap(text, width=116, break_long_words=False, break_on_hyphens=False)
     lines.append("What each key means and allows: yolact/config.py. This file is the only one that the steps read.")
     return "\n".join(f"# {line}" for line in lines)
@@ -225,6 +325,7 @@ def _head(text: str) -> list[str]:
 
 def _render(tree: CommentedMap, header: str) -> str:
     """YAML text with ``header`` in place of the comment at the head of the base."""
+    _break_long_lists(tree)
     stream = io.StringIO()
     _yaml().dump(tree, stream)
     text = stream.getvalue()
@@ -232,21 +333,18 @@ def _render(tree: CommentedMap, header: str) -> str:
     return f"{header}\n\n{body}\n"
 
 
-def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{above}{key}."))
-        else:
-            flat[f"{above}{key}"] = value
-    return flat
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str | None:
-    if key not in flat:
-        return None
-    value = flat[key]
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+def _break_long_lists(section: CommentedMap, indent: int = 0) -> None:
+    """Put each row of a list of lists on a line of its own where the whole, with its comment, is too long for one."""
+    for key, value in section.items():
+        if isinstance(value, CommentedMap):
+            _break_long_lists(value, indent + 2)
+        elif isinstance(value, CommentedSeq) and any(isinstance(row, list) for row in value):
+            comment = section.ca.items.get(key)
+            remark = comment[2].value.splitlines()[0] if comment and comment[2] else ""
+            if indent + len(f"{key}: {_plain(value)} {remark}") > WIDTH:
+                rows = CommentedSeq(_in_brackets(row) if isinstance(row, list) else row for row in value)
+                rows.fa.set_block_style()
+                section[key] = rows
 
 
 def _table(differences: Sequence[Change], old: str, new: str) -> Table:

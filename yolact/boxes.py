@@ -103,6 +103,18 @@ def pixel_window(first: Tensor, second: Tensor, size: int, padding: float) -> tu
     return low, high
 
 
+def integer_pixel_window(first: Tensor, second: Tensor, size: int, padding: int) -> tuple[Tensor, Tensor]:
+    """`pixel_window` in whole pixels, as the published code has it: coordinates are truncated before they are padded.
+
+    Returns:
+        Lower and upper bounds, both (N,) int64.
+    """
+    first, second = (first * size).long(), (second * size).long()
+    low = (torch.minimum(first, second) - padding).clamp(min=0)
+    high = (torch.maximum(first, second) + padding).clamp(max=size)
+    return low, high
+
+
 def crop_mask(boxes: Tensor, height: int, width: int, padding: float = 1) -> Tensor:
     """Which pixels of an (height, width) grid belong to each box (paper section 3.3, "Cropping Masks").
 
@@ -120,3 +132,23 @@ def crop_mask(boxes: Tensor, height: int, width: int, padding: float = 1) -> Ten
     inside_x = (columns >= left[:, None]) & (columns < right[:, None])  # (N, W)
     inside_y = (rows >= top[:, None]) & (rows < bottom[:, None])  # (N, H)
     return inside_y[:, :, None] & inside_x[:, None, :]
+
+
+def mask_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """Pixels (N, M) shared by each pair of (N, H, W) and (M, H, W) masks, 0 or 1 of any dtype; float32."""
+    return masks_a.flatten(1).float() @ masks_b.flatten(1).float().T
+
+
+def mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """Intersection over union (N, M) of (N, H, W) and (M, H, W) masks; two empty masks give NaN, as 0 / 0 does."""
+    shared = mask_intersection(masks_a, masks_b)
+    return shared / (_mask_area(masks_a)[:, None] + _mask_area(masks_b) - shared)
+
+
+def mask_intersection_over_first(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """Share (N, M) of each first mask's pixels that belong to each second one. Used for crowd regions."""
+    return mask_intersection(masks_a, masks_b) / _mask_area(masks_a)[:, None]
+
+
+def _mask_area(masks: Tensor) -> Tensor:
+    return masks.flatten(1).float().sum(dim=1)

@@ -1,8 +1,8 @@
 """Every setting of the project, typed and checked.
 
 ``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no defaults, so a
-value is never in two places (`PUBLISHED_DETECTION` is no setting but a fact). Unknown keys, wrong types and impossible
-combinations are refused with the key's path and the way out (`SettingsError`).
+value is never in two places (`DEFAULT_DETECTION` and `PUBLISHED_DETECTION` are no settings but facts). Unknown keys,
+wrong types and impossible combinations are refused with the key's path and the way out (`SettingsError`).
 """
 
 from __future__ import annotations
@@ -60,13 +60,36 @@ class DataConfig(_Section):
     sample: SampleConfig
 
 
-class ModelConfig(_Section):
-    """The network. Published values: dbolya/yolact ``yolact_base`` and ``yolact_resnet50_pascal``."""
+BACKBONE_BLOCKS: dict[str, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "darknet53": (1, 2, 8, 8, 4),
+}
+"""Residual blocks per stage (He et al. 2016, table 1; Redmon and Farhadi 2018, table 1)."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+MIN_RESCORING_SIZE = 249
+"""Smallest input for which five unpadded stride-2 convolutions leave at least one cell of the prototype grid."""
+
+BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "darknet53"]
+
+
+class ModelConfig(_Section):
+    """The network. `yolact.models.published` has the published ones."""
+
+    backbone: BackboneName
+    backbone_blocks: Annotated[list[PositiveInt], Field(min_length=1)] | None
+    """Residual blocks per stage; None takes those of the named backbone."""
+    deformable_blocks: list[list[NonNegativeInt]]
+    """YOLACT++: per stage of a bottleneck ResNet, the blocks (from 0) whose 3x3 convolution is deformable; empty for
+    none (YOLACT++ paper, "Deformable Convolution with Intervals")."""
     backbone_weights: Annotated[str, Field(min_length=1)]
     """``none`` (from scratch, batch norm is trained), ``imagenet`` (torchvision's weights; batch norm is
-    frozen), or a file with a torchvision ResNet ``state_dict`` (likewise)."""
+    frozen), or a file with a backbone's ``state_dict`` (likewise)."""
+    initial_weights: Annotated[str, Field(min_length=1)]
+    """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is taken from it,
+    batch norm is frozen, and ``backbone_weights`` is not read (`yolact.models.starting_weights`)."""
     image_size: Annotated[int, Field(ge=64)]
     """Side of the square network input, pixels; the aspect ratio is not kept (paper section 4)."""
     fpn_channels: PositiveInt
@@ -78,6 +101,9 @@ class ModelConfig(_Section):
     """width / height."""
     square_anchors: bool
     """Make height equal to width, as the published YOLACT (not ++, not Pascal) weights expect."""
+    mask_rescoring: bool
+    """YOLACT++: predict each mask's IoU and multiply the class score by it (YOLACT++ paper, "Fast Mask Re-Scoring
+    Network"). Needs prototypes of at least 63 x 63, so an image_size of at least 249."""
 
     @field_validator("anchor_scales")
     @classmethod
@@ -87,9 +113,47 @@ class ModelConfig(_Section):
             raise ValueError("every level needs the same number of scales, at least one (the head is shared)")
         return scales
 
+    @model_validator(mode="after")
+    def _stages_fit(self) -> ModelConfig:
+        own = BACKBONE_BLOCKS[self.backbone]
+        if len(self.blocks) != len(own):
+            raise ValueError(f"backbone_blocks must have {len(own)} numbers for {self.backbone}")
+        return self
+
+    @model_validator(mode="after")
+    def _deformable_blocks_exist(self) -> ModelConfig:
+        if not any(self.deformable_blocks):
+            return self
+        if self.backbone not in ("resnet50", "resnet101"):
+            raise ValueError(
+                f"deformable_blocks need a ResNet of bottlenecks (resnet50, resnet101), not {self.backbone}"
+            )
+        blocks = self.blocks
+        if len(self.deformable_blocks) != len(blocks):
+            raise ValueError(f"deformable_blocks must be empty or have a list for each of the {len(blocks)} stages")
+        for stage, (chosen, count) in enumerate(zip(self.deformable_blocks, blocks, strict=True)):
+            if len(set(chosen)) != len(chosen) or any(block >= count for block in chosen):
+                raise ValueError(
+                    f"deformable_blocks: stage {stage} has {count} blocks, 0 to {count - 1}, each to be named once; "
+                    f"found {chosen}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _prototypes_large_enough(self) -> ModelConfig:
+        if self.mask_rescoring and self.image_size < MIN_RESCORING_SIZE:
+            raise ValueError(f"mask_rescoring needs an image_size of at least {MIN_RESCORING_SIZE}")
+        return self
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Residual blocks per stage."""
+        return tuple(self.backbone_blocks or BACKBONE_BLOCKS[self.backbone])
+
     @property
     def pretrained(self) -> bool:
-        return self.backbone_weights != "none"
+        """Whether training starts from weights that were trained before; batch norm is frozen then."""
+        return self.backbone_weights != "none" or self.initial_weights != "none"
 
     @property
     def anchors_per_cell(self) -> int:
@@ -112,6 +176,10 @@ class LossConfig(_Section):
     box_weight: NonNegativeFloat
     mask_weight: NonNegativeFloat
     semantic_weight: NonNegativeFloat
+    mask_iou_weight: NonNegativeFloat
+    """Read only with ``model.mask_rescoring``."""
+    mask_iou_min_area: NonNegativeInt
+    """Objects of no more prototype pixels do not train the mask re-scoring (published: 25)."""
     positive_iou: Fraction
     """An anchor with IoU >= this is positive."""
     negative_iou: Fraction
@@ -175,19 +243,58 @@ class TrainConfig(_Section):
 
 
 class DetectConfig(_Section):
-    """From raw outputs to detections (`yolact.postprocess`)."""
+    """From raw outputs to detections (`yolact.postprocess`).
+
+    The last three are faults of the published code, off unless its results are wanted; docs/accuracy.md has what each
+    costs.
+    """
 
     score_threshold: Fraction
-    nms: Literal["fast", "cross_class"]
-    """``fast``: per class (paper section 5, "Fast NMS"); ``cross_class``: one pass over all classes."""
+    nms: Literal["fast", "cross_class", "traditional"]
+    """``fast``: per class (paper section 5, "Fast NMS"); ``cross_class``: the same in one pass over all classes;
+    ``traditional``: per class, one box after the other."""
     nms_iou: Fraction
     top_k: PositiveInt
-    """Candidates that enter NMS: per class with ``fast``, in all with ``cross_class``."""
+    """Candidates that enter Fast NMS: per class with ``fast``, in all with ``cross_class``; not read by
+    ``traditional``."""
     max_detections: PositiveInt
+    low_score_tail: bool
+    """With ``fast``, let boxes pass whose score in their own class is below ``score_threshold``."""
+    integer_boxes: bool
+    """Truncate boxes to whole pixels; keep those without area; traditional NMS adds a pixel to their sides."""
+    crop_before_enlarging: bool
+    """Apply sigmoid and crop at the prototypes' resolution and enlarge the result, which blurs and shifts edges."""
+
+    def replace(self, **changes: Any) -> DetectConfig:
+        """A copy with other values of some fields.
+
+        Raises:
+            SettingsError: a field is unknown or has a wrong value.
+        """
+        try:
+            return DetectConfig.model_validate(self.model_dump() | changes)
+        except ValidationError as error:
+            raise SettingsError(
+                "\n".join(f"detection: {_explain(detail, DetectConfig)}" for detail in error.errors())
+            ) from error
 
 
-PUBLISHED_DETECTION = DetectConfig(score_threshold=0.05, nms="fast", nms_iou=0.5, top_k=200, max_detections=100)
-"""What the published code evaluates with."""
+DEFAULT_DETECTION = DetectConfig(
+    score_threshold=0.05,
+    nms="fast",
+    nms_iou=0.5,
+    top_k=200,
+    max_detections=100,
+    low_score_tail=False,
+    integer_boxes=False,
+    crop_before_enlarging=False,
+)
+"""The published settings (dbolya/yolact ``coco_base_config``) without the published faults."""
+
+PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
+    update={"low_score_tail": True, "integer_boxes": True, "crop_before_enlarging": True}
+)
+"""What the published code does, faults included."""
 
 
 class EvaluateConfig(_Section):
@@ -276,9 +383,8 @@ def _key_names(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _section_at(path: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model class that holds the key ``path``, or None where the path does not lead through sections."""
-    model: type[BaseModel] = Params
+def _section_at(path: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel] | None:
+    """The class that holds the key ``path`` of ``model``, or None where the path does not lead through sections."""
     for part in path[:-1]:
         field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
@@ -287,12 +393,12 @@ def _section_at(path: Sequence[str | int]) -> type[BaseModel] | None:
     return model
 
 
-def _explain(detail: Any) -> str:
-    """One pydantic error as a line: key path, what was found, what is allowed."""
+def _explain(detail: Any, model: type[BaseModel] = Params) -> str:
+    """One pydantic error on ``model`` as a line: key path, what was found, what is allowed."""
     path = detail["loc"]
     key = ".".join(str(part) for part in path) or "(top level)"
     if detail["type"] == "extra_forbidden":
-        section = _section_at(path)
+        section = _section_at(path, model)
         allowed = _key_names(section) if section else []
         close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(allowed)}"

@@ -1,4 +1,4 @@
-"""The four losses of YOLACT (paper sections 3.3 and 5; normalisers as in the published code)."""
+"""The losses of YOLACT and YOLACT++ (paper sections 3.3 and 5; normalisers as in the published code)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from yolact.boxes import crop_mask, encode
 from yolact.config import LossConfig
 from yolact.matcher import BACKGROUND, Matches, match
+from yolact.models.maskiou import MaskIouNet
 from yolact.structures import RawOutputs, Targets
 
 
@@ -22,20 +23,52 @@ class Losses:
     box: Tensor
     mask: Tensor
     semantic: Tensor
+    mask_iou: Tensor | None
+    """Of mask re-scoring; None where the network has none."""
 
     @property
     def total(self) -> Tensor:
-        return self.classification + self.box + self.mask + self.semantic
+        first, *others = self.as_dict().values()
+        return sum(others, start=first)
 
     def as_dict(self) -> dict[str, Tensor]:
-        """The terms by name, without the total."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The terms that there are, by name, without the total."""
+        terms = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: term for name, term in terms.items() if term is not None}
+
+
+@dataclass
+class MaskSamples:
+    """The positives of one image that enter the mask loss, at the prototypes' resolution."""
+
+    predicted: Tensor
+    """(P, Hp, Wp) 0 to 1; zero outside the true box, see `yolact.boxes.crop_mask`."""
+    truth: Tensor
+    """(P, Hp, Wp) float, 0 or 1."""
+    boxes: Tensor
+    """(P, 4) true boxes, xyxy, relative."""
+    labels: Tensor
+    """(P,) int64 true classes, 0 to C - 1."""
+    weight: float
+    """Positives of the image over P: 1 where all of them take part."""
+
+
+@dataclass
+class MaskIouSamples:
+    """What one batch teaches the mask re-scoring."""
+
+    masks: Tensor
+    """(M, Hp, Wp) assembled masks, soft and cropped; gradients flow back through them."""
+    labels: Tensor
+    """(M,) int64 true classes, 0 to C - 1."""
+    ious: Tensor
+    """(M,) 0 to 1: how well each mask, binarised, fits the true one."""
 
 
 class YolactLoss(nn.Module):
     """Matching and the loss terms of a batch.
 
-    N, the normaliser of the first three terms, is the number of positive anchors in the whole batch (1 where
+    N, the normaliser of all terms but the semantic one, is the number of positive anchors in the whole batch (1 where
     there is none: then only the semantic term is not zero).
     """
 
@@ -43,12 +76,13 @@ class YolactLoss(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, outputs: RawOutputs, targets: list[Targets]) -> Losses:
+    def forward(self, outputs: RawOutputs, targets: list[Targets], maskiou_net: MaskIouNet | None = None) -> Losses:
         """Compute the terms.
 
         Args:
             outputs: of a network in training mode, any floating dtype; the losses are computed in float32.
             targets: one entry per image, on the outputs' device.
+            maskiou_net: that network's mask re-scoring, if it has one; it takes part in training only through here.
         """
         assert outputs.semantic_logits is not None, "the loss needs a network in training mode"
         config = self.config
@@ -59,6 +93,13 @@ class YolactLoss(nn.Module):
         classes = torch.stack([m.classes for m in matches])  # (B, A)
         num_positives = (classes > 0).sum().clamp(min=1)
         with torch.autocast(outputs.boxes.device.type, enabled=False):
+            masks = mask_samples(
+                outputs.prototypes.float(),
+                outputs.mask_coefficients.float(),
+                matches,
+                targets,
+                config.max_masks_per_image,
+            )
             return Losses(
                 classification=config.class_weight
                 * classification_loss(outputs.class_logits.float(), classes, config.negatives_per_positive)
@@ -66,16 +107,13 @@ class YolactLoss(nn.Module):
                 box=config.box_weight
                 * box_loss(outputs.boxes.float(), outputs.anchors, matches, targets)
                 / num_positives,
-                mask=config.mask_weight
-                * mask_loss(
-                    outputs.prototypes.float(),
-                    outputs.mask_coefficients.float(),
-                    matches,
-                    targets,
-                    config.max_masks_per_image,
-                )
-                / num_positives,
+                mask=config.mask_weight * mask_loss(masks) / num_positives,
                 semantic=config.semantic_weight * semantic_loss(outputs.semantic_logits.float(), targets),
+                mask_iou=None
+                if maskiou_net is None
+                else config.mask_iou_weight
+                * mask_iou_loss(maskiou_net, mask_iou_samples(masks, config.mask_iou_min_area))
+                / num_positives,
             )
 
 
@@ -118,41 +156,88 @@ def box_loss(encoded: Tensor, anchors: Tensor, matches: list[Matches], targets: 
     return total
 
 
-def mask_loss(
+def mask_samples(
     prototypes: Tensor, coefficients: Tensor, matches: list[Matches], targets: list[Targets], max_masks: int
-) -> Tensor:
-    """Pixel cross-entropy of assembled masks inside the true box, divided by that box's area, summed.
+) -> list[MaskSamples]:
+    """Assemble and crop the masks of each image's positives beside the true masks.
 
-    Masks are assembled and cropped at the prototypes' resolution (paper equation 1); the true masks are reduced
-    bilinearly to it and binarised. A true pixel outside the crop costs 100, the clamp of PyTorch's cross-entropy.
+    Masks are assembled and cropped at the prototypes' resolution (paper equation 1), inside the true box; the true
+    masks are reduced bilinearly to it and binarised.
 
     Args:
         prototypes: (B, Hp, Wp, K).
         coefficients: (B, A, K).
-        max_masks: positives per image that take part; more are sampled and their sum scaled up.
+        max_masks: positives per image that take part; of more, as many are drawn at random.
+
+    Returns:
+        One entry per image; anchors ascend, or have the order in which they were drawn.
     """
     height, width = prototypes.shape[1:3]
-    total = prototypes.new_zeros(())
+    samples = []
     for prototype, coefficient, matched, target in zip(prototypes, coefficients, matches, targets, strict=True):
         positive = (matched.classes > 0).nonzero().squeeze(1)
-        if not len(positive):
-            continue
-        scale = 1.0
-        if len(positive) > max_masks:
-            scale = len(positive) / max_masks
-            positive = positive[torch.randperm(len(positive), device="cpu").to(positive.device)[:max_masks]]
+        count = len(positive)
+        if count > max_masks:
+            positive = positive[torch.randperm(count, device="cpu").to(positive.device)[:max_masks]]
         objects = _objects_of(target)
         index = matched.objects[positive]
-        truth = downsample_masks(objects.masks, height, width)[index]  # (P, Hp, Wp)
         boxes = objects.boxes[index]
         predicted = torch.sigmoid(coefficient[positive] @ prototype.reshape(height * width, -1).T)
-        predicted = predicted.reshape(-1, height, width) * crop_mask(boxes, height, width)
-        cost = F.binary_cross_entropy(predicted.nan_to_num(), truth, reduction="none")
+        samples.append(
+            MaskSamples(
+                predicted=predicted.reshape(-1, height, width) * crop_mask(boxes, height, width),
+                truth=downsample_masks(objects.masks, height, width)[index],
+                boxes=boxes,
+                labels=objects.labels[index],
+                weight=max(1.0, count / max_masks),
+            )
+        )
+    return samples
+
+
+def mask_loss(samples: list[MaskSamples]) -> Tensor:
+    """Pixel cross-entropy of assembled masks inside the true box, divided by that box's area, summed.
+
+    The area is in prototype pixels. A true pixel outside the crop costs 100, the clamp of PyTorch's cross-entropy.
+    Where only some of an image's positives take part, their sum is scaled up to all of them.
+    """
+    total = samples[0].predicted.new_zeros(())
+    for image in samples:
+        height, width = image.predicted.shape[1:]
+        cost = F.binary_cross_entropy(image.predicted.nan_to_num(), image.truth, reduction="none")
         # binary_cross_entropy refuses NaN (on a GPU by a device assertion); the trainer has to see it, to report it.
-        loss = torch.where(predicted.isnan(), predicted, cost).sum(dim=(1, 2))  # (P,)
-        sides = boxes[:, 2:] - boxes[:, :2]
-        total = total + scale * (loss / (sides[:, 0] * width) / (sides[:, 1] * height)).sum()
+        loss = torch.where(image.predicted.isnan(), image.predicted, cost).sum(dim=(1, 2))  # (P,)
+        sides = image.boxes[:, 2:] - image.boxes[:, :2]
+        total = total + image.weight * (loss / (sides[:, 0] * width) / (sides[:, 1] * height)).sum()
     return total
+
+
+def mask_iou_samples(samples: list[MaskSamples], min_area: int) -> MaskIouSamples:
+    """The masks of a batch that train its mask re-scoring (YOLACT++ paper, "Fast Mask Re-Scoring Network").
+
+    Args:
+        samples: those of the mask loss, image by image.
+        min_area: objects of no more prototype pixels are left out, as published.
+    """
+    masks = torch.cat([image.predicted for image in samples])
+    truth = torch.cat([image.truth for image in samples])
+    labels = torch.cat([image.labels for image in samples])
+    large = truth.sum(dim=(1, 2)) > min_area
+    masks, truth, labels = masks[large], truth[large], labels[large]
+    binary = (masks > 0.5).float()
+    shared = (binary * truth).sum(dim=(1, 2))
+    union = binary.sum(dim=(1, 2)) + truth.sum(dim=(1, 2)) - shared
+    return MaskIouSamples(masks, labels, shared / union)
+
+
+def mask_iou_loss(maskiou_net: MaskIouNet, samples: MaskIouSamples) -> Tensor:
+    """Smooth-L1 (beta 1) between predicted and measured IoU of each mask with the true one, summed.
+
+    Without samples it is zero, and so are the gradients of ``maskiou_net``: the published code leaves the term out
+    then, which processes that train together could not.
+    """
+    predicted = maskiou_net(samples.masks).gather(1, samples.labels[:, None]).squeeze(1)
+    return F.smooth_l1_loss(predicted, samples.ious, reduction="sum")
 
 
 def semantic_loss(logits: Tensor, targets: list[Targets]) -> Tensor:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import nms
 
-from yolact.boxes import box_iou, crop_mask, decode
+from yolact.boxes import box_iou, crop_mask, decode, pixel_window
 from yolact.config import DetectConfig
-from yolact.structures import Detections, RawOutputs
+from yolact.detections import Detections
+from yolact.masks import InstanceMasks
+from yolact.models.maskiou import MaskIouNet
+from yolact.structures import RawOutputs
+
+CROP_PADDING = 1
+"""Prototype pixels by which a box grows on every side before its mask is cropped there, as published."""
 
 ENLARGED_PIXELS = 2**25
-"""Mask pixels that are enlarged at once, as float32: bounds the memory that large photos take."""
+"""Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large photos take."""
 
 
 @dataclass
@@ -30,34 +38,49 @@ class Candidates:
     """(N, K)."""
 
 
-def detect(outputs: RawOutputs, config: DetectConfig) -> list[Candidates]:
+def detect(outputs: RawOutputs, config: DetectConfig, image_size: int) -> list[Candidates]:
     """Find each image's best boxes.
-
-    Unlike the published code, a box's score in its own class must pass ``score_threshold`` too, so no tail of
-    tiny scores fills the list up to ``max_detections``.
 
     Args:
         outputs: raw network outputs of B images.
+        image_size: side of the network input, pixels: the unit of ``config.integer_boxes`` in traditional NMS.
 
     Returns:
-        B entries, each with at most ``max_detections`` boxes.
+        B entries, each with at most ``config.max_detections`` boxes.
     """
-    probabilities = outputs.class_logits.float().softmax(dim=-1)[..., 1:]  # (B, A, C)
-    boxes = decode(outputs.boxes.float(), outputs.anchors)  # (B, A, 4)
-    found = []
-    for image_scores, image_boxes, coefficients in zip(
-        probabilities, boxes, outputs.mask_coefficients.float(), strict=True
-    ):
-        # A box that is not finite would suppress all worse ones: its IoU is NaN.
-        kept = (image_scores.amax(dim=1) > config.score_threshold) & image_boxes.isfinite().all(dim=1)
+    return [
+        _detect_one(logits, encoded, coefficients, outputs.anchors, config, image_size)
+        for logits, encoded, coefficients in zip(
+            outputs.class_logits, outputs.boxes, outputs.mask_coefficients, strict=True
+        )
+    ]
+
+
+def _detect_one(
+    logits: Tensor, encoded: Tensor, coefficients: Tensor, anchors: Tensor, config: DetectConfig, image_size: int
+) -> Candidates:
+    # Most anchors are background. No class's probability is greater than exp(its logit - the greatest logit), so this
+    # test spares most of the softmax and decides nothing.
+    threshold = config.score_threshold
+    below_best = logits[:, 1:].amax(dim=1).float() - logits.amax(dim=1).float()
+    hopeful = (below_best.exp() > threshold).nonzero().squeeze(1)
+    scores = logits[hopeful].float().softmax(dim=1)[:, 1:]  # (N, C)
+    boxes = decode(encoded[hopeful].float(), anchors[hopeful])  # (N, 4)
+    # A box that is not finite would suppress all worse ones: its IoU is NaN.
+    kept = (scores.amax(dim=1) > threshold) & boxes.isfinite().all(dim=1)
+    hopeful, scores, boxes = hopeful[kept], scores[kept], boxes[kept]
+    if config.nms == "traditional":
+        pixels = float(image_size) if config.integer_boxes else None
+        rows, labels, best = traditional_nms(boxes, scores, config.nms_iou, threshold, pixels)
+    else:
         suppress = fast_nms if config.nms == "fast" else cross_class_fast_nms
-        anchors, labels, scores = suppress(image_boxes[kept], image_scores[kept], config.nms_iou, config.top_k)
-        passed = scores > config.score_threshold
-        anchors, labels, scores = anchors[passed], labels[passed], scores[passed]
-        order = scores.argsort(descending=True, stable=True)[: config.max_detections]
-        anchors = anchors[order]
-        found.append(Candidates(image_boxes[kept][anchors], scores[order], labels[order], coefficients[kept][anchors]))
-    return found
+        rows, labels, best = suppress(boxes, scores, config.nms_iou, config.top_k)
+    if not config.low_score_tail:
+        passed = best > threshold
+        rows, labels, best = rows[passed], labels[passed], best[passed]
+    order = best.argsort(descending=True, stable=True)[: config.max_detections]
+    rows = rows[order]
+    return Candidates(boxes[rows], best[order], labels[order], coefficients[hopeful[rows]].float())
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,43 +116,174 @@ def cross_class_fast_nms(
     return survivors, labels[survivors], best[survivors]
 
 
-def assemble_masks(prototypes: Tensor, coefficients: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Combine prototypes into masks of the photo's size (paper section 3.3, equation 1).
-
-    Sigmoid and crop happen at the prototypes' resolution, then bilinear enlargement, then the test for > 0.5,
-    as published.
+def traditional_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, pixels: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequential NMS per class: from the best box down, each that is kept suppresses those that overlap it too much.
 
     Args:
-        prototypes: (Hp, Wp, K).
-        coefficients: (N, K).
         boxes: (N, 4) xyxy, relative.
-        height, width: of the photo, pixels.
+        scores: (N, C); only those greater than ``score_threshold`` take part.
+        iou_threshold: boxes with a greater IoU are suppressed.
+        pixels: None, or the side of the image for the published convention: boxes are made of whole pixels, so
+            that their sides are one longer, and an IoU equal to the threshold suppresses too.
 
     Returns:
-        (N, height, width) bool.
+        As `fast_nms`.
     """
-    if not len(coefficients):
-        return torch.zeros((0, height, width), dtype=torch.bool, device=prototypes.device)
-    rows, columns = prototypes.shape[:2]
-    soft = torch.sigmoid(coefficients @ prototypes.float().reshape(rows * columns, -1).T).reshape(-1, rows, columns)
-    soft = soft * crop_mask(boxes, rows, columns)
-    at_once = max(1, ENLARGED_PIXELS // (height * width))
-    parts = [
-        F.interpolate(part[None], size=(height, width), mode="bilinear", align_corners=False)[0] > 0.5
-        for part in soft.split(at_once)
-    ]
-    return torch.cat(parts)
+    if pixels is not None:
+        boxes = boxes * pixels + boxes.new_tensor([0, 0, 1, 1])
+        # What is greater than the next smaller float32 is the threshold itself or more.
+        iou_threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(0)))
+    rows, labels = [], []
+    for label in range(scores.shape[1]):
+        candidates = (scores[:, label] > score_threshold).nonzero().squeeze(1)
+        kept = candidates[nms(boxes[candidates], scores[candidates, label], iou_threshold)]
+        rows.append(kept)
+        labels.append(torch.full_like(kept, label))
+    survivors, classes = torch.cat(rows), torch.cat(labels)
+    return survivors, classes, scores[survivors, classes]
 
 
-def to_photo_frame(candidates: Candidates, prototypes: Tensor, height: int, width: int) -> Detections:
-    """Bring one image's candidates into the photo's frame; boxes outside the photo are dropped.
+def to_photo_frame(
+    candidates: Candidates,
+    prototypes: Tensor,
+    height: int,
+    width: int,
+    config: DetectConfig,
+    maskiou_net: MaskIouNet | None = None,
+    mask_size: tuple[int, int] | None = None,
+) -> Detections:
+    """Bring one image's candidates into the photo's frame.
+
+    Boxes outside the photo are dropped, unless ``config.integer_boxes`` asks for the published ones.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
         height, width: of the photo, pixels.
+        maskiou_net: of a network with mask re-scoring.
+        mask_size: height and width of the masks, pixels; None for those of the photo.
+
+    Returns:
+        Detections on the CPU.
     """
-    scale = candidates.boxes.new_tensor([width, height, width, height])
-    boxes = torch.minimum((candidates.boxes * scale).clamp(min=0), scale)
-    visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    masks = assemble_masks(prototypes, candidates.mask_coefficients[visible], candidates.boxes[visible], height, width)
-    return Detections(boxes[visible], candidates.scores[visible], candidates.labels[visible], masks)
+    boxes = _photo_boxes(candidates.boxes, height, width, integer=config.integer_boxes)
+    scores, labels = candidates.scores, candidates.labels
+    coefficients, relative = candidates.mask_coefficients, candidates.boxes
+    if not config.integer_boxes:
+        visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        if not bool(visible.all()):
+            boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
+            coefficients, relative = coefficients[visible], relative[visible]
+    logits = assemble(prototypes, coefficients)
+    mask_scores = scores
+    if maskiou_net is not None and len(scores):
+        soft = logits.sigmoid() * crop_mask(relative, logits.shape[1], logits.shape[2], CROP_PADDING)
+        mask_scores = scores * maskiou_net(soft).gather(1, labels[:, None]).squeeze(1)
+    masks = enlarge_masks(logits, relative, *(mask_size or (height, width)), crop_first=config.crop_before_enlarging)
+    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu())
+
+
+def _photo_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:
+    """(N, 4) float32 pixels, inside the photo; ``integer`` truncates them, and turns swapped corners round."""
+    if integer:
+        left, right = pixel_window(boxes[:, 0], boxes[:, 2], width, 0)
+        top, bottom = pixel_window(boxes[:, 1], boxes[:, 3], height, 0)
+        return torch.stack([left, top, right, bottom], dim=1).trunc()
+    scale = boxes.new_tensor([width, height, width, height])
+    return torch.minimum((boxes * scale).clamp(min=0), scale)
+
+
+def assemble(prototypes: Tensor, coefficients: Tensor) -> Tensor:
+    """Combine (Hp, Wp, K) prototypes with (N, K) coefficients into (N, Hp, Wp) mask logits (paper equation 1)."""
+    rows, columns, channels = prototypes.shape
+    flat = prototypes.float().reshape(rows * columns, channels)
+    return (coefficients @ flat.T).reshape(-1, rows, columns)
+
+
+def enlarge_masks(logits: Tensor, boxes: Tensor, height: int, width: int, *, crop_first: bool) -> InstanceMasks:
+    """Turn mask logits at the prototypes' resolution into masks of the photo.
+
+    The logits are enlarged bilinearly (half-pixel centres), and a pixel with a positive one belongs to the mask if its
+    centre lies in the box. With ``crop_first``, sigmoid and the crop to the box, grown by `CROP_PADDING` prototype
+    pixels, come before the enlargement and the test is for more than 0.5, as published. Only pixels in and around the
+    boxes are computed.
+
+    Args:
+        logits: (N, Hp, Wp).
+        boxes: (N, 4) xyxy, relative.
+        height, width: of the photo, pixels.
+    """
+    rows, columns = logits.shape[1:]
+    threshold, padding = 0.0, 0.0
+    if crop_first:
+        logits = logits.sigmoid() * crop_mask(boxes, rows, columns, CROP_PADDING)
+        threshold = 0.5
+        padding = CROP_PADDING + 2  # bilinear enlargement carries a pixel beyond the crop
+    windows = np.concatenate(
+        [
+            _photo_window(boxes[:, 1::2].cpu().numpy(), padding / rows, height),
+            _photo_window(boxes[:, 0::2].cpu().numpy(), padding / columns, width),
+        ],
+        axis=1,
+    )  # (N, 4) top, bottom, left, right
+    cut = _cut_whole if logits.is_cuda else _cut_windows
+    crops = cut(logits, windows, height, width, threshold)
+    return InstanceMasks(height, width, [(int(top), int(left)) for top, _, left, _ in windows], crops)
+
+
+def _photo_window(edges: np.ndarray, padding: float, size: int) -> np.ndarray:
+    """First pixel and one past the last (N, 2) with centres between relative ``edges`` (N, 2), grown by ``padding``."""
+    low = np.ceil((edges.min(axis=1) - padding) * size - 0.5).clip(0, size)
+    high = np.ceil((edges.max(axis=1) + padding) * size - 0.5).clip(0, size)
+    return np.stack([low, np.maximum(low, high)], axis=1).astype(np.int64)
+
+
+def _cut_windows(maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float) -> list[np.ndarray]:
+    """Enlarge each of (N, Hp, Wp) maps inside its window alone and test it for more than ``threshold``."""
+    rows, columns = _interpolation(maps.shape[1], height), _interpolation(maps.shape[2], width)
+    crops = []
+    for small, (top, bottom, left, right) in zip(maps.cpu().numpy(), windows, strict=True):
+        if top == bottom or left == right:
+            crops.append(np.zeros((bottom - top, right - left), dtype=bool))
+            continue
+        first, last = columns.low[left], columns.high[right - 1] + 1
+        low, high = small[rows.low[top:bottom], first:last], small[rows.high[top:bottom], first:last]
+        tall = low + rows.weight[top:bottom, None] * (high - low)  # (h, Wp')
+        # Column by column, as COCO's run lengths want it: (w, h).
+        turned = np.ascontiguousarray(tall.T)
+        low, high = turned[columns.low[left:right] - first], turned[columns.high[left:right] - first]
+        high -= low
+        high *= columns.weight[left:right, None]
+        high += low
+        crops.append((high > threshold).T)
+    return crops
+
+
+def _cut_whole(maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float) -> list[np.ndarray]:
+    """The same as `_cut_windows` where many small operations would be slow: whole maps at once, on their device."""
+    crops: list[np.ndarray] = []
+    if not len(maps):  # F.interpolate refuses it
+        return crops
+    for part in maps.split(max(1, ENLARGED_PIXELS // (height * width))):
+        whole = F.interpolate(part[None], size=(height, width), mode="bilinear", align_corners=False)[0] > threshold
+        for mask in whole.cpu().numpy():
+            top, bottom, left, right = windows[len(crops)]
+            crops.append(mask[top:bottom, left:right].copy())  # the whole mask need not stay
+    return crops
+
+
+@dataclass(frozen=True)
+class _Interpolation:
+    """Which two samples each of ``size`` pixels lies between, and how near the second one."""
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+
+
+def _interpolation(samples: int, size: int) -> _Interpolation:
+    """Bilinear interpolation with half-pixel centres, edges repeated (as `torch.nn.functional.interpolate`)."""
+    position = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(samples / size) - 0.5).clip(min=0)
+    low = position.astype(np.int64)
+    return _Interpolation(low, np.minimum(low + 1, samples - 1), (position - low).astype(np.float32))

@@ -51,25 +51,3 @@ class RawOutputs:
     """(A, 4) cxcywh, relative to the image."""
     semantic_logits: Tensor | None
     """(B, C, H3, W3) at P3's resolution; None outside training."""
-
-
-@dataclass
-class Detections:
-    """What was found in one image, in the frame of that image, best score first."""
-
-    boxes: Tensor
-    """(N, 4) float32, xyxy, pixels, inside the image."""
-    scores: Tensor
-    """(N,) float32, 0 to 1."""
-    labels: Tensor
-    """(N,) int64, 0 to C - 1."""
-    masks: Tensor
-    """(N, H, W) bool."""
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def above(self, score: float) -> Detections:
-        """Only the detections whose score is greater than ``score``."""
-        keep = self.scores > score
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from yolact.structures import Detections
+from yolact.detections import Detections
 
 MIN_SIDE = 640
 """Photos whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
@@ -181,7 +181,7 @@ def _paint_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, scale: float
         return
     height, width = canvas.shape[:2]
     shape = Image.fromarray(mask.astype(np.uint8) * 255)
-    if scale > 1:
+    if shape.size != (width, height):
         shape = shape.resize((width, height), Image.Resampling.BILINEAR)
     sigma = max(0.8 * style.line, 0.6 * scale, 1.2)
     left, top, right, bottom = shape.getbbox() or (0, 0, width, height)

@@ -20,7 +20,8 @@ from PIL import Image
 
 from yolact.config import Params
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
-from yolact.engine.evaluator import ApSummary, detections_from_coco
+from yolact.detections import Detections
+from yolact.engine.evaluator import ApSummary
 from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 
@@ -39,7 +40,7 @@ class Evaluation:
 
     data: CocoInstances
     results: list[dict[str, Any]]
-    """Rows of `yolact.engine.evaluator.detections_to_coco` for all images."""
+    """Rows of `Detections.to_coco` for all images."""
     box: ApSummary
     mask: ApSummary
     seconds: float
@@ -214,7 +215,7 @@ def _compare(
         data.class_names,
         crowd=[item.crowd for item in objects],
     )
-    detections = detections_from_coco(rows, data.category_ids, image.height, image.width).above(score)
+    detections = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(score)
     found = draw_detections(photo, detections, data.class_names)
     caption = f"{image.file_name}: {len(objects)} true, {len(detections)} found with a score above {score:g}"
     return side_by_side([true, found], ["ground truth", "prediction"]), caption

@@ -46,11 +46,13 @@ def run(
     data = CocoInstances.load(annotations, processed_dir / "images")
     if not data.images:
         raise DataError(f"{annotations}: has no images; add photos to the val split and run preprocess again")
-    predictor = Predictor.load(model_dir, params.evaluate.detect, device=params.runtime.device)
+    predictor = Predictor.load(
+        model_dir, params.evaluate.detect, device=params.runtime.device, batch_size=params.evaluate.batch_size
+    )
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
     with resume_run(params, model_dir / "run.json") as tracker:
-        evaluation = _evaluate(predictor, data, annotations, params.evaluate.batch_size)
+        evaluation = _evaluate(predictor, data, annotations)
         with replaced_directory(report_dir) as folder:
             write_report(folder, evaluation, params)
         with replaced_directory(plots_dir) as folder:
@@ -75,9 +77,9 @@ def _check_classes(model: list[str], data: list[str], model_dir: Path, annotatio
         )
 
 
-def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path, batch_size: int) -> Evaluation:
+def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> Evaluation:
     ground_truth = load_ground_truth(annotations)
-    found = predict_dataset(predictor, data, batch_size)
+    found = predict_dataset(predictor, data)
     return Evaluation(
         data=data,
         results=found.rows,

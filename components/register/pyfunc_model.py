@@ -20,14 +20,13 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from yolact.config import DetectConfig
 from yolact.errors import DataError
 
 if TYPE_CHECKING:
+    from yolact.detections import Detections
     from yolact.predictor import Predictor
-    from yolact.structures import Detections
 
 COLUMN = "image"
 
@@ -62,7 +61,9 @@ class YolactModel(PythonModel):
         config = DetectConfig.model_validate_json(settings)
         options = MODEL_CONFIG | (context.model_config or {})
         self.batch_size = int(options["batch_size"])
-        self.predictor: Predictor = Predictor.load(Path(context.artifacts["model"]), config, str(options["device"]))
+        self.predictor: Predictor = Predictor.load(
+            context.artifacts["model"], config, device=str(options["device"]), batch_size=self.batch_size
+        )
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -112,12 +113,11 @@ def decode_image(value: Any, row: int) -> np.ndarray:
 
 def to_json(found: Detections, classes: list[str]) -> dict[str, Any]:
     """Detections of one photo as plain values, see `YolactModel.predict`."""
-    masks = [coco_mask.encode(np.asfortranarray(mask)) for mask in found.masks.numpy().astype(np.uint8)]
     return {
         "boxes": found.boxes.tolist(),
         "scores": found.scores.tolist(),
         "labels": [classes[label] for label in found.labels.tolist()],
-        "masks": [{"size": list(map(int, rle["size"])), "counts": rle["counts"].decode("ascii")} for rle in masks],
+        "masks": [dict(rle) for rle in found.rles()],
     }
 
 

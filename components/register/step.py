@@ -47,6 +47,7 @@ CANDIDATE = "candidate"
 """Alias of the version that was registered last of those that reached the floor."""
 
 REQUIREMENTS = (
+    "defusedxml",
     "mlflow",
     "numpy",
     "pandas",

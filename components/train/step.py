@@ -22,20 +22,28 @@ import torch
 from components.common.command import run_command
 from components.common.lineage import hash_files, read_data_digest
 from components.common.tracking import Tracker, start_run
-from yolact.config import Params
+from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device
 from yolact.engine.evaluator import Validation
 from yolact.engine.trainer import Metrics, Trainer, TrainingResult, checkpoint_store
-from yolact.errors import DataError
+from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.models.weights import load_backbone_weights
+from yolact.models.starting_weights import load_starting_weights
+from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-LOSS_COLUMNS = {"total": "total", "classification": "class", "box": "box", "mask": "mask", "semantic": "semantic"}
-"""Column of ``plots/train/losses.csv`` by name of the loss term."""
+LOSS_COLUMNS = {
+    "total": "total",
+    "classification": "class",
+    "box": "box",
+    "mask": "mask",
+    "semantic": "semantic",
+    "mask_iou": "mask_iou",
+}
+"""Column of ``plots/train/losses.csv`` by name of the loss term; a term that the network has not has no column."""
 
 
 @dataclass
@@ -63,11 +71,12 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
 
     Raises:
         DataError: the data is missing or faulty, or a split has no photo or no object.
-        SettingsError: the device is not on this machine.
-        WeightsError: the backbone's weights cannot be had.
+        SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
+        WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
         TrackingError: the MLflow store fails.
     """
+    _check_start(params.model, model_dir)
     train, val = _load_split(processed_dir, "train"), _load_split(processed_dir, "val")
     device = choose_device(params.runtime.device)
     fingerprint = _fingerprint(params, read_data_digest(processed_dir), train.class_names)
@@ -76,7 +85,7 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
     torch.manual_seed(params.train.seed)
     model = Yolact(params.model, len(train.class_names))
     if state is None:
-        load_backbone_weights(model)
+        load_starting_weights(model, train.class_names)
     resume_run_id = state.extra["run_id"] if state else None
     with start_run(params, model_dir / "run.json", resume_run_id=resume_run_id) as tracker:
         _log_data(tracker, processed_dir, train, val)
@@ -102,6 +111,14 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
     log.info("best validation mask AP %.3f; model: %s", result.best_score, model_dir)
 
 
+def _check_start(config: ModelConfig, model_dir: Path) -> None:
+    if config.initial_weights != "none" and Path(config.initial_weights).resolve() == model_dir.resolve():
+        raise SettingsError(
+            f"model.initial_weights: {config.initial_weights}: is where this run writes its model; copy the one there "
+            "to another folder and name that"
+        )
+
+
 def _load_split(processed_dir: Path, split: str) -> CocoInstances:
     path = processed_dir / f"{split}.json"
     data = CocoInstances.load(path, processed_dir / "images")
@@ -117,17 +134,20 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
     facts = {
         "model": params.model.model_dump(mode="json"),
         "train": params.train.model_dump(mode="json", exclude={"log_every"}),
-        "backbone": _backbone_digest(params.model.backbone_weights),
+        "start": _start_digest(params.model),
         "data": data_digest,
         "classes": list(classes),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _backbone_digest(source: str) -> str | None:
-    """SHA-256 (hex) of a local file of backbone weights; None where there is none."""
-    path = Path(source)
-    return hash_files(path) if path.is_file() else None
+def _start_digest(config: ModelConfig) -> str | None:
+    """SHA-256 (hex) of the local files that training starts from; None where there are none."""
+    if config.initial_weights == "none":
+        paths = [Path(config.backbone_weights)]
+    else:
+        paths = [Path(config.initial_weights) / name for name in (DESCRIPTION_FILE, WEIGHTS_FILE)]
+    return hash_files(*paths) if all(path.is_file() for path in paths) else None
 
 
 def _log_data(tracker: Tracker, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
@@ -140,21 +160,23 @@ def _summary(result: TrainingResult) -> dict[str, float]:
     """``metrics/train.json``: mean of the losses logged in the last epoch, the best validation and the speed."""
     last = result.history["steps"][-1]["epoch"]
     rows = [row for row in result.history["steps"] if row["epoch"] == last]
-    losses = {f"loss_{column}": fmean(row[term] for row in rows) for term, column in LOSS_COLUMNS.items()}
+    losses = [_loss_columns(row) for row in rows]
     return {
         "steps": result.steps,
         "best_val_mask_AP": result.best_score,
         "seconds_per_step": result.seconds_per_step,
-        **losses,
+        **{f"loss_{column}": fmean(row[column] for row in losses) for column in losses[0]},
     }
+
+
+def _loss_columns(row: Metrics) -> Metrics:
+    """The loss terms of a logged step under their columns' names, in order."""
+    return {column: row[term] for term, column in LOSS_COLUMNS.items() if term in row}
 
 
 def _write_plots(folder: Path, result: TrainingResult) -> None:
     steps, epochs = result.history["steps"], result.history["epochs"]
-    losses = [
-        {"epoch": row["epoch"], "step": row["step"]} | {column: row[term] for term, column in LOSS_COLUMNS.items()}
-        for row in steps
-    ]
+    losses = [{"epoch": row["epoch"], "step": row["step"]} | _loss_columns(row) for row in steps]
     _write_csv(folder / "losses.csv", losses)
     _write_csv(folder / "lr.csv", [{"step": row["step"], "lr": row["lr"]} for row in steps])
     _write_csv(folder / "ap.csv", [{name: value for name, value in row.items() if name != "step"} for row in epochs])

@@ -12,10 +12,12 @@ from typer.testing import CliRunner, Result
 
 from cli import presets
 from cli.main import app
-from yolact.config import load_params, parse_params
+from yolact.config import PUBLISHED_DETECTION, Params, load_params, parse_params
 from yolact.errors import SettingsError
+from yolact.models.published import PUBLISHED_MODELS
 
 PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50"]
+PUBLISHED = list(PUBLISHED_MODELS)
 
 
 @pytest.fixture
@@ -42,6 +44,10 @@ def merged(base: dict[str, Any], difference: dict[str, Any]) -> dict[str, Any]:
 def read_plain(path: Path) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tree
+
+
+def composed(name: str, *overrides: str, conf: Path = presets.CONF, model: str | None = None) -> Params:
+    return parse_params(yaml.safe_load(presets.compose(name, overrides, conf, model)))
 
 
 def test_the_presets_that_the_documents_name_are_there(repository: Path) -> None:
@@ -110,8 +116,11 @@ def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sampel-cpu"], "no preset 'sampel-cpu' in conf/; did you mean 'sample-cpu'?"),
-        (["../secret"], "no preset '../secret' in conf/"),
+        (["sampel-cpu"], "no preset 'sampel-cpu'; did you mean 'sample-cpu'?"),
+        (["yolact_plus"], "no preset 'yolact_plus'; did you mean 'yolact_plus_base'?"),
+        (["../secret"], "no preset '../secret'; there are: sample-cpu, smoke, voc2012-r101, voc2012-r50, yolact_base,"),
+        (["base", "--model", "yolact_bsae"], "no published configuration 'yolact_bsae'; did you mean 'yolact_base'?"),
+        (["base", "--model", "sample-cpu"], "no published configuration 'sample-cpu'; there are: yolact_base,"),
         (["sample-cpu", "-S", "train.lrr=1"], "-S train.lrr=1: train.lrr: unknown key; did you mean 'lr'?"),
         (["sample-cpu", "-S", "trian.lr=1"], "trian: unknown key; did you mean 'train'?"),
         (["sample-cpu", "-S", "train.lr=fast"], "train.lr: input should be a valid number (found 'fast')"),
@@ -183,10 +192,126 @@ def test_changes_name_added_removed_and_changed_keys() -> None:
     ]
 
 
-def test_list_names_each_preset(workspace: Path) -> None:
+def test_list_names_each_preset_the_projects_first_then_the_published(workspace: Path) -> None:
     result = run("list")
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in PRESETS)
+    project, published = result.stdout.split("published preset")
+    assert all(f" {name} " in project for name in PRESETS)
+    assert all(f" {name} " in published for name in PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_preset_sets_its_network_training_length_and_detection_and_nothing_else(
+    workspace: Path, name: str
+) -> None:
+    published, base = PUBLISHED_MODELS[name], composed("base")
+    params = composed(name)
+    assert params.model == published.model
+    assert params.evaluate.detect == PUBLISHED_DETECTION
+    assert params.train.epochs == published.epochs
+    assert params.train.lr_milestones == pytest.approx(
+        [step / published.iterations for step in published.lr_steps], abs=1e-4
+    )
+    assert params.train.loss.max_masks_per_image == published.max_masks_per_image
+    changed = {
+        "epochs": base.train.epochs,
+        "lr_milestones": base.train.lr_milestones,
+        "loss": base.train.loss,
+    }
+    assert params.train.model_copy(update=changed) == base.train
+    loss = params.train.loss.model_copy(update={"max_masks_per_image": base.train.loss.max_masks_per_image})
+    assert loss == base.train.loss
+    assert params.evaluate.model_copy(update={"detect": base.evaluate.detect}) == base.evaluate
+    assert (params.data, params.register_, params.runtime) == (base.data, base.register_, base.runtime)
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("yolact_im700", 55), ("yolact_resnet50_pascal", 113)])
+def test_published_steps_are_epochs_of_the_published_data_set(workspace: Path, name: str, epochs: int) -> None:
+    assert composed(name).train.epochs == epochs  # 800,000 x 8 / 117,266 and 120,000 x 8 / 8,498
+
+
+def test_a_published_preset_is_written_like_any_other(workspace: Path) -> None:
+    result = run("use", "yolact_plus_base", "-S", "data.source=photos")
+    assert result.exit_code == 0
+    params = load_params("params.yaml")
+    assert params.data.source == "photos"
+    assert params.model == PUBLISHED_MODELS["yolact_plus_base"].model
+    head = " ".join(line.lstrip("# ") for line in (workspace / "params.yaml").read_text().split("\n\n")[0].splitlines())
+    assert head.startswith("Preset yolact_plus_base, written by `yolact preset use yolact_plus_base -S data.source=")
+    assert "The published YOLACT++, ResNet-101 at 550 px, for COCO 2017" in head
+    assert "faults included" in head
+
+
+@pytest.mark.parametrize("name", ["base", *PRESETS, *PUBLISHED])
+def test_a_written_file_keeps_every_comment_of_the_base_and_its_line_length(workspace: Path, name: str) -> None:
+    text = presets.compose(name)
+    body = (workspace / "conf" / "base.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    comments = [line.partition("# ")[2] for line in body.splitlines() if "# " in line]
+    assert comments
+    for comment in comments:
+        assert f"# {comment}" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_an_unchanged_setting_keeps_the_bases_spelling(workspace: Path) -> None:
+    base = (workspace / "conf" / "base.yaml").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    changed = {"train.epochs", "evaluate.detect.low_score_tail", "evaluate.detect.integer_boxes"}
+    changed |= {"evaluate.detect.crop_before_enlarging"}
+    differences = set(presets.compose("yolact_resnet50_pascal").splitlines()) - set(base.splitlines())
+    keys = {line.split(":")[0].strip() for line in differences if line and not line.startswith("#")}
+    assert keys == {key.rpartition(".")[2] for key in changed}
+
+
+def test_lists_of_lists_are_in_brackets_one_row_a_line_where_they_are_long(workspace: Path) -> None:
+    lines = presets.compose("yolact_plus_base").splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("  anchor_scales:"))
+    assert lines[start].endswith("# pixels, levels P3 to P7")
+    assert lines[start + 1] == f"    - [24, {24 * 2 ** (1 / 3)!r}, {24 * 2 ** (2 / 3)!r}]"
+    short = [line.partition("#")[0].rstrip() for line in presets.compose("yolact_im400").splitlines()]
+    assert "  anchor_scales: [[17], [34], [69], [139], [279]]" in short
+    assert "  anchor_ratios: [1, 0.5, 2]" in short
+
+
+def test_null_is_written_out(workspace: Path) -> None:
+    assert "  backbone_blocks: null         # " in presets.compose("yolact_base")
+
+
+def test_showing_a_published_preset_gives_the_difference_from_the_base(workspace: Path) -> None:
+    text = run("show", "yolact_im700").stdout
+    assert text.startswith("yolact_im700: The published YOLACT, ResNet-101 at 700 px, for COCO 2017")
+    rows = {line.split("│")[1].strip(): line.split("│")[3].strip() for line in text.splitlines() if "│" in line}
+    assert rows["model.backbone"] == "resnet101"
+    assert rows["train.loss.max_masks_per_image"] == "300"
+    assert rows["evaluate.detect.integer_boxes"] == "true"
+    assert "model.num_prototypes" not in rows
+
+
+def test_the_network_of_a_published_preset_goes_over_another_preset(workspace: Path) -> None:
+    result = run("use", "voc2012-r50", "--model", "yolact_plus_resnet50", "-S", "model.backbone_weights=none")
+    assert result.exit_code == 0
+    params, alone = load_params("params.yaml"), composed("voc2012-r50")
+    network = PUBLISHED_MODELS["yolact_plus_resnet50"].model
+    assert params.model == network.model_copy(update={"backbone_weights": "none"})
+    assert params.model_copy(update={"model": alone.model}) == alone
+    first = (workspace / "params.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert "`yolact preset use voc2012-r50 --model yolact_plus_resnet50 -S" in first
+    assert "params.yaml written from preset voc2012-r50 with the network yolact_plus_resnet50" in result.stdout
+
+
+def test_the_network_replaces_all_that_the_preset_says_of_it(workspace: Path) -> None:
+    assert composed("sample-cpu", model="yolact_darknet53").model == PUBLISHED_MODELS["yolact_darknet53"].model
+
+
+def test_the_voc_preset_has_the_published_pascal_network_without_repeating_it(workspace: Path) -> None:
+    assert composed("voc2012-r50").model == PUBLISHED_MODELS["yolact_resnet50_pascal"].model
+    assert "model" not in read_plain(workspace / "conf" / "voc2012-r50.yaml")
+
+
+def test_a_file_with_the_name_of_a_published_configuration_is_refused(workspace: Path) -> None:
+    shutil.copy(workspace / "conf" / "smoke.yaml", workspace / "conf" / "yolact_base.yaml")
+    result = run("list")
+    assert result.exit_code == 1
+    assert "conf/yolact_base.yaml: yolact_base is a published configuration; give the file another" in result.stderr
 
 
 def test_show_prints_the_difference_or_the_whole_file(workspace: Path) -> None:
@@ -198,6 +323,7 @@ def test_show_prints_the_difference_or_the_whole_file(workspace: Path) -> None:
 
 def test_outside_the_repository_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = run("list")
-    assert result.exit_code == 1
-    assert "from the repository's root" in result.stderr
+    for arguments in (["list"], ["use", "yolact_base"], ["show", "yolact_base"]):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "from the repository's root" in result.stderr

@@ -21,8 +21,8 @@ from pycocotools import mask as mask_utils
 from components.evaluate import step
 from components.evaluate.report import evenly_spaced
 from yolact.config import Params, load_params
+from yolact.detections import Detections
 from yolact.errors import DataError, WeightsError
-from yolact.structures import Detections
 
 CLASSES = ["circle", "<b>cat & dog</b>", "never/seen"]
 CATEGORY_IDS = [3, 5, 9]
@@ -69,11 +69,13 @@ class KnownPredictor:
 
     classes = CLASSES
 
-    device = "cpu"
+    def __init__(self, device: str, batch_size: int) -> None:
+        self.device = device
+        self.batch_size = batch_size
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        assert 1 <= len(images) <= 3
-        found = Detections(
+        assert 1 <= len(images) <= self.batch_size == 3
+        found = Detections.from_masks(
             boxes=torch.tensor([[10.0, 10.0, 60.0, 50.0]]),
             scores=torch.tensor([0.9]),
             labels=torch.tensor([0]),
@@ -112,7 +114,7 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> KeptTracker:
         yield kept
 
     monkeypatch.setattr(step, "resume_run", resume_run)
-    monkeypatch.setattr(step.Predictor, "load", lambda *args, **kwargs: KnownPredictor())
+    monkeypatch.setattr(step.Predictor, "load", lambda directory, config, **options: KnownPredictor(**options))
     return kept
 
 
@@ -167,7 +169,7 @@ def test_report_files(evaluated):
     report = evaluated / "reports" / "eval"
     detections = json.loads((report / "detections.json").read_text())
     assert [row["image_id"] for row in detections] == [2, 3, 4, 5, 6, 7]
-    assert set(detections[0]) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert set(detections[0]) == {"image_id", "category_id", "bbox", "score", "mask_score", "segmentation"}
     table = rows(report / "per_class.csv")
     assert [row["class"] for row in table] == CLASSES
     assert float(table[0]["mask_AP50"]) == pytest.approx(CIRCLE_AP)

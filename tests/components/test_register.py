@@ -26,6 +26,7 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.pyfunc import PythonModelContext
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
@@ -557,6 +558,18 @@ def test_rows_keep_their_order_over_several_batches(params: Params, network: Yol
         rows.append(stream.getvalue())
     found = model.predict(None, pd.DataFrame({"image": rows}))
     assert [row["masks"][0]["size"] for row in found] == [[height, width] for width, height in sizes]
+
+
+def test_the_loader_says_where_and_in_what_batches_the_model_runs(
+    params: Params, starting_point: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "detect.json").write_text(params.evaluate.detect.model_dump_json())
+    artifacts = {"model": str(starting_point / "models"), "detect": str(tmp_path / "detect.json")}
+    model = YolactModel()
+    model.load_context(PythonModelContext(artifacts, {"device": "cpu", "batch_size": 3}))
+    assert model.predictor.device == torch.device("cpu")
+    assert model.predictor.batch_size == model.batch_size == 3
+    assert model.predictor.config == params.evaluate.detect
 
 
 @pytest.fixture(scope="module")

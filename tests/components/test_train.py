@@ -23,14 +23,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from components.common.tracking import Tracker, TrackingError
 from components.train import step
 from yolact.config import Params, load_params, parse_params
 from yolact.engine.schedule import learning_rate
-from yolact.engine.trainer import Trainer
-from yolact.models.weights import load_model
+from yolact.engine.trainer import Trainer, TrainingResult
+from yolact.models.checkpoints import import_checkpoint
+from yolact.models.weights import load_model, save_model
+from yolact.models.yolact import Yolact
 
 SIZE = 64
 DIGEST = "0123456789abcdef" * 4
@@ -226,6 +228,25 @@ def test_the_summary_is_the_end_of_the_curves(straight: Path) -> None:
     assert summary["seconds_per_step"] > 0
 
 
+def test_the_term_of_mask_rescoring_has_a_column_where_it_is_trained(straight: Path, tmp_path: Path) -> None:
+    """The run above is without it; here is what is left of one with it."""
+    assert "mask_iou" not in (straight / "plots/train/losses.csv").read_text()
+    assert "loss_mask_iou" not in (straight / "metrics/train.json").read_text()
+
+    logged = [
+        {"epoch": 1 + number // 2, "step": number, "lr": 1e-3, "total": 10.0, "classification": 4.0, "box": 3.0}
+        | {"mask": 1.0, "semantic": 0.5, "mask_iou": 1.5 - number / 4}
+        for number in range(4)
+    ]
+    validated = [{"epoch": 2, "step": 4, "mask_AP": 0.1}]
+    result = TrainingResult({"steps": logged, "epochs": validated}, steps=4, best_score=0.1, seconds_per_step=1.0)
+    step._write_plots(tmp_path, result)
+    losses = rows(tmp_path / "losses.csv")
+    assert list(losses[0]) == ["epoch", "step", "total", "class", "box", "mask", "semantic", "mask_iou"]
+    assert [row["mask_iou"] for row in losses] == [1.5, 1.25, 1.0, 0.75]
+    assert step._summary(result)["loss_mask_iou"] == pytest.approx((1.0 + 0.75) / 2)
+
+
 def test_the_model_knows_its_classes_and_settings(straight: Path, settings: dict[str, Any]) -> None:
     model, classes = load_model(straight / "models")
     assert classes == ["red", "blue"]
@@ -260,6 +281,72 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
     }
     for name, photos in (("train", 2), ("val", 1)):
         assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": DIGEST}
+
+
+# --- What a run starts from
+
+
+@pytest.fixture
+def imported(workplace: Path, settings: dict[str, Any]) -> Path:
+    """A checkpoint under the published names, of the run's network for three classes, imported."""
+    torch.manual_seed(1)
+    config = parse_params(settings).model
+    torch.save(Yolact(config, 3).state_dict(), "published.pth")
+    size, scales, ratios = config.image_size, config.anchor_scales, config.anchor_ratios
+    model = import_checkpoint(
+        Path("published.pth"), image_size=size, anchor_scales=scales, anchor_ratios=ratios, square_anchors=False
+    )
+    save_model(model.network, model.classes, Path("start"))
+    return Path("start")
+
+
+def starting_from(settings: dict[str, Any], folder: Path, **values: Any) -> Params:
+    return changed(settings | {"model": settings["model"] | {"initial_weights": str(folder)}}, **values)
+
+
+def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
+    imported: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    begun: list[dict[str, torch.Tensor]] = []
+    fit = Trainer.fit
+
+    def keep_start(trainer: Trainer) -> TrainingResult:
+        begun.append({name: tensor.clone() for name, tensor in trainer.model.state_dict().items()})
+        return fit(trainer)
+
+    monkeypatch.setattr(Trainer, "fit", keep_start)
+    train(starting_from(settings, imported, epochs=1))
+    file, (start,) = load_file(imported / "model.safetensors"), begun
+    anew = {name for name, tensor in start.items() if not torch.equal(tensor, file[name])}
+    assert {name.rpartition(".")[0] for name in anew} == {"prediction_layers.0.conf_layer", "semantic_seg_conv"}
+    assert (
+        "initialised anew: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
+        in caplog.text
+    )
+    trained = load_file("models/model.safetensors")
+    changed_layers = {name for name in start if not torch.equal(trained[name], start[name])}
+    assert "proto_net.0.weight" in changed_layers
+    assert not any("running" in name or ".bn" in name for name in changed_layers)  # batch norm is frozen
+
+
+def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
+    imported: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    params = starting_from(settings, imported, epochs=2, validate_every=2, checkpoint_every=1)
+    interrupt_after_the_first_epoch(monkeypatch, params)
+    caplog.clear()
+    interrupt_after_the_first_epoch(monkeypatch, params)
+    assert "going on after epoch 1 of 2" in caplog.text
+    assert "initialised anew" not in caplog.text
+
+    caplog.clear()
+    tensors = load_file(imported / "model.safetensors")
+    save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
+    interrupt_after_the_first_epoch(monkeypatch, params)
+    assert "going on" not in caplog.text
+    assert "initialised anew" in caplog.text
 
 
 # --- Going on
@@ -435,6 +522,22 @@ def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dic
     model = settings["model"] | {"backbone_weights": "nowhere.pth"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
     assert fails() == "model.backbone_weights: nowhere.pth: no such file"
+
+
+def test_a_model_to_start_from_that_is_not_there_is_named(fails: Any, settings: dict[str, Any]) -> None:
+    model = settings["model"] | {"initial_weights": "nowhere"}
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
+    assert fails().startswith("model.initial_weights: nowhere/model.json: no such file. Train one")
+
+
+def test_a_run_does_not_start_from_the_model_that_it_replaces(fails: Any, settings: dict[str, Any]) -> None:
+    model = settings["model"] | {"initial_weights": "./models/"}
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
+    assert fails() == (
+        "model.initial_weights: ./models/: is where this run writes its model; "
+        "copy the one there to another folder and name that"
+    )
+    assert not Path("models").exists()
 
 
 def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:

@@ -18,8 +18,12 @@ from yolact.boxes import (
     cxcywh_to_xyxy,
     decode,
     encode,
+    integer_pixel_window,
     intersection,
     intersection_over_first,
+    mask_intersection,
+    mask_intersection_over_first,
+    mask_iou,
     pixel_window,
     xyxy_to_cxcywh,
 )
@@ -134,6 +138,16 @@ def test_window_of_a_box_beyond_the_image_is_empty() -> None:
     assert high.tolist() == [10, -14]
 
 
+def test_window_in_whole_pixels_is_truncated_before_it_is_padded() -> None:
+    """Of 10 pixels: 1.9 and 5.9 become 1 and 5, -0.5 becomes 0; padding comes after."""
+    first, second = tensor([0.19, 0.59, -0.05, 1.5]), tensor([0.59, 0.19, 0.95, 2.0])
+    low, high = integer_pixel_window(first, second, 10, 1)
+    assert low.dtype == high.dtype == torch.int64
+    assert low.tolist() == [0, 0, 0, 14]
+    assert high.tolist() == [6, 6, 10, 10]
+    assert integer_pixel_window(first, second, 10, 0)[0].tolist() == [1, 1, 0, 15]
+
+
 def test_crop_keeps_the_box_and_one_pixel_around_it() -> None:
     kept = crop_mask(tensor([[0.25, 0.5, 0.5, 0.75]]), height=8, width=8)[0]
     expected = torch.zeros(8, 8, dtype=torch.bool)
@@ -160,3 +174,22 @@ def test_crop_tests_every_pixel(boxes: list[tuple[float, ...]], height: int, wid
 
 def test_crop_of_no_boxes() -> None:
     assert crop_mask(torch.zeros(0, 4), 3, 5).shape == (0, 3, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
+def test_masks_are_compared_as_sets_of_pixels(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.random((4, 5, 6)) < 0.4, rng.random((3, 5, 6)) < 0.6
+    sets_a, sets_b = ([set(np.flatnonzero(mask).tolist()) for mask in masks] for masks in (a, b))
+    masks_a, masks_b = torch.from_numpy(a).to(dtype), torch.from_numpy(b).to(dtype)
+    assert mask_intersection(masks_a, masks_b).tolist() == [[len(x & y) for y in sets_b] for x in sets_a]
+    iou = [[len(x & y) / len(x | y) for y in sets_b] for x in sets_a]
+    np.testing.assert_allclose(mask_iou(masks_a, masks_b).numpy(), iou, rtol=1e-6)
+    share = [[len(x & y) / len(x) for y in sets_b] for x in sets_a]
+    np.testing.assert_allclose(mask_intersection_over_first(masks_a, masks_b).numpy(), share, rtol=1e-6)
+
+
+def test_two_empty_masks_have_no_iou() -> None:
+    empty, full = torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2, dtype=torch.bool)
+    assert mask_iou(empty, empty).isnan().all()
+    assert mask_iou(empty, full).item() == 0

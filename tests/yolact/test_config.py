@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from yolact.config import load_params, parse_params
+from yolact.config import DEFAULT_DETECTION, load_params, parse_params
 from yolact.errors import SettingsError, YolactError
 
 
@@ -49,9 +50,11 @@ def test_base_is_valid_and_holds_the_published_values(repository: Path) -> None:
     )
     loss = params.train.loss
     assert (loss.class_weight, loss.box_weight, loss.mask_weight, loss.semantic_weight) == (1.0, 1.5, 6.125, 1.0)
+    assert (loss.mask_iou_weight, loss.mask_iou_min_area) == (25.0, 25)
     assert params.model.anchor_scales == [[32], [64], [128], [256], [512]]
     assert params.model.anchors_per_cell == 3
     assert params.model.pretrained
+    assert params.evaluate.detect == DEFAULT_DETECTION
 
 
 def test_params_yaml_at_the_root_is_valid(repository: Path) -> None:
@@ -89,14 +92,33 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("train.loss.negative_iou", 0.6, "negative_iou (0.6) must not be larger than positive_iou (0.5)"),
         ("data.sample.min_size", 300, "min_size (300) must not be larger than max_size (256)"),
         ("data.source", "", "data.source: string should have at least 1 character"),
-        ("model.backbone", "resnet5", "model.backbone: input should be 'resnet18', 'resnet34', 'resnet50' or"),
+        (
+            "model.backbone",
+            "resnet5",
+            "model.backbone: input should be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'darknet53'",
+        ),
+        ("model.backbone_blocks", [3, 4, 6], "model: backbone_blocks must have 4 numbers for resnet50"),
+        ("model.backbone_blocks", [], "model.backbone_blocks: list should have at least 1 item"),
+        ("model.backbone_blocks", [0, 1, 1, 1], "model.backbone_blocks.0: input should be greater than or equal to 1"),
+        (
+            "model.deformable_blocks",
+            [[], [0]],
+            "deformable_blocks must be empty or have a list for each of the 4 stages",
+        ),
+        (
+            "model.deformable_blocks",
+            [[], [0], [6], [0]],
+            "deformable_blocks: stage 2 has 6 blocks, 0 to 5, each to be named once; found [6]",
+        ),
+        ("model.deformable_blocks", [[0, 0], [], [], []], "stage 0 has 3 blocks, 0 to 2, each to be named once"),
+        ("model.deformable_blocks", [[-1], [], [], []], "model.deformable_blocks.0.0: input should be greater than"),
         ("model.anchor_scales", [[32], [64]], "model.anchor_scales: list should have at least 5 items"),
         ("model.anchor_scales", [[8]] * 6, "model.anchor_scales: list should have at most 5 items"),
         ("model.anchor_scales", [[1], [2], [3], [4], [5, 6]], "every level needs the same number of scales"),
         ("model.anchor_scales", [[], [], [], [], []], "every level needs the same number of scales, at least one"),
         ("model.anchor_scales", [[1], [2], [3], [4], [-5]], "model.anchor_scales.4.0: input should be greater than 0"),
         ("model.anchor_ratios", [], "model.anchor_ratios: list should have at least 1 item"),
-        ("evaluate.detect.nms", "soft", "evaluate.detect.nms: input should be 'fast' or 'cross_class' (found 'soft')"),
+        ("evaluate.detect.nms", "soft", "evaluate.detect.nms: input should be 'fast', 'cross_class' or 'traditional'"),
         (
             "evaluate.detect.score_threshold",
             -0.1,
@@ -112,6 +134,78 @@ def test_a_faulty_setting_is_refused_with_its_key_and_what_is_allowed(
     message = refusal(tree)
     assert message.startswith("params.yaml: ")
     assert expected in message
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "darknet53"])
+def test_deformable_convolutions_need_bottlenecks(tree: dict[str, Any], backbone: str) -> None:
+    tree["model"] |= {"backbone": backbone, "deformable_blocks": [[], [0], [0], [0]]}
+    assert refusal(tree) == (
+        f"params.yaml: model: deformable_blocks need a ResNet of bottlenecks (resnet50, resnet101), not {backbone}"
+    )
+    tree["model"]["deformable_blocks"] = [[], [], [], []]  # none at all
+    assert parse_params(tree).model.backbone == backbone
+
+
+def test_a_backbone_of_other_depth_limits_the_deformable_blocks(tree: dict[str, Any]) -> None:
+    tree["model"] |= {"backbone_blocks": [1, 1, 1, 1], "deformable_blocks": [[], [0], [0], [0]]}
+    assert parse_params(tree).model.blocks == (1, 1, 1, 1)
+    tree["model"]["deformable_blocks"] = [[], [0], [1], [0]]
+    assert "stage 2 has 1 blocks, 0 to 0" in refusal(tree)
+
+
+def test_mask_rescoring_needs_large_enough_prototypes(tree: dict[str, Any]) -> None:
+    tree["model"] |= {"mask_rescoring": True, "image_size": 248}
+    assert refusal(tree) == "params.yaml: model: mask_rescoring needs an image_size of at least 249"
+    tree["model"]["image_size"] = 249
+    assert parse_params(tree).model.mask_rescoring
+
+
+@pytest.mark.parametrize(
+    ("backbone", "blocks"),
+    [
+        ("resnet18", (2, 2, 2, 2)),
+        ("resnet34", (3, 4, 6, 3)),
+        ("resnet50", (3, 4, 6, 3)),
+        ("resnet101", (3, 4, 23, 3)),
+        ("darknet53", (1, 2, 8, 8, 4)),
+    ],
+)
+def test_backbones_have_the_depth_of_their_papers(tree: dict[str, Any], backbone: str, blocks: tuple[int, ...]) -> None:
+    tree["model"]["backbone"] = backbone
+    assert parse_params(tree).model.blocks == blocks
+
+
+@pytest.mark.parametrize(
+    ("backbone_weights", "initial_weights", "pretrained"),
+    [("none", "none", False), ("imagenet", "none", True), ("none", "models", True), ("x.pth", "none", True)],
+)
+def test_weights_from_elsewhere_make_a_network_pretrained(
+    tree: dict[str, Any], backbone_weights: str, initial_weights: str, pretrained: bool
+) -> None:
+    tree["model"] |= {"backbone_weights": backbone_weights, "initial_weights": initial_weights}
+    assert parse_params(tree).model.pretrained == pretrained
+
+
+def test_single_settings_of_detection_can_be_replaced() -> None:
+    changed = DEFAULT_DETECTION.replace(nms="traditional", score_threshold=0.3)
+    assert (changed.nms, changed.score_threshold, changed.top_k) == ("traditional", 0.3, DEFAULT_DETECTION.top_k)
+    assert DEFAULT_DETECTION.nms == "fast"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nms": "soft"}, "detection: nms: input should be 'fast', 'cross_class' or 'traditional' (found 'soft')"),
+        ({"score_treshold": 0.3}, "detection: score_treshold: unknown key; did you mean 'score_threshold'?"),
+        (
+            {"top_k": 0, "nms_iou": 2},
+            "detection: nms_iou: input should be less than or equal to 1 (found 2)\ndetection: ",
+        ),
+    ],
+)
+def test_a_faulty_replacement_is_refused_with_its_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        DEFAULT_DETECTION.replace(**changes)
 
 
 @pytest.mark.parametrize("key", ["train.lr", "register", "train.loss.mask_weight", "data.sample.seed"])

@@ -7,32 +7,28 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from yolact.config import LossConfig
+from tests.helpers import published_loss
 from yolact.losses import (
     Losses,
+    MaskIouSamples,
+    MaskSamples,
     YolactLoss,
     box_loss,
     classification_loss,
     downsample_masks,
+    mask_iou_loss,
+    mask_iou_samples,
     mask_loss,
+    mask_samples,
     semantic_loss,
 )
 from yolact.matcher import Matches
+from yolact.models.maskiou import MaskIouNet
 from yolact.structures import RawOutputs, Targets
 
-PUBLISHED = LossConfig(
-    class_weight=1.0,
-    box_weight=1.5,
-    mask_weight=6.125,
-    semantic_weight=1.0,
-    positive_iou=0.5,
-    negative_iou=0.4,
-    crowd_overlap=0.7,
-    negatives_per_positive=3,
-    max_masks_per_image=100,
-)
+PUBLISHED = published_loss()
 UNWEIGHTED = PUBLISHED.model_copy(update={"box_weight": 1.0, "mask_weight": 1.0})
 
 
@@ -170,7 +166,8 @@ def test_mask_loss_is_cross_entropy_in_the_crop_over_the_box_area() -> None:
     truth = torch.zeros(1, 8, 8)
     truth[0, 2:6, 2:6] = 1
     target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
-    loss = mask_loss(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    samples = mask_samples(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    loss = mask_loss(samples)
     assert loss.item() == pytest.approx(36 * math.log(2) / 16, rel=1e-6)
 
 
@@ -179,7 +176,8 @@ def test_a_true_pixel_outside_the_crop_costs_100() -> None:
     truth[0, 2:6, 2:6] = 1
     truth[0, 0, 0] = 1
     target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
-    loss = mask_loss(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    samples = mask_samples(torch.zeros(1, 8, 8, 1), torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)
+    loss = mask_loss(samples)
     assert loss.item() == pytest.approx((36 * math.log(2) + 100) / 16, rel=1e-6)
 
 
@@ -221,7 +219,7 @@ def test_mask_loss_sums_over_positives_and_images(
     mask_scene: tuple[Tensor, Tensor, list[Matches], list[Targets]],
 ) -> None:
     expected = sum(sum(costs) for costs in plain_mask_costs(mask_scene))
-    assert mask_loss(*mask_scene, max_masks=100).item() == pytest.approx(expected, rel=1e-5)
+    assert mask_loss(mask_samples(*mask_scene, max_masks=100)).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_sampled_masks_are_scaled_up_to_all_of_the_image(
@@ -236,7 +234,7 @@ def test_sampled_masks_are_scaled_up_to_all_of_the_image(
 
 
 def _sampled_losses(scene: tuple[Tensor, Tensor, list[Matches], list[Targets]], possible: list[float]) -> list[float]:
-    losses = [mask_loss(*scene, max_masks=2).item() for _ in range(12)]
+    losses = [mask_loss(mask_samples(*scene, max_masks=2)).item() for _ in range(12)]
     for loss in losses:
         assert any(loss == pytest.approx(value, rel=1e-5) for value in possible)
     return losses
@@ -258,10 +256,87 @@ def test_mask_loss_lets_prototypes_learn_inside_the_crop_only() -> None:
     truth = torch.ones(1, 8, 8)
     target = targets_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
     prototypes = torch.zeros(1, 8, 8, 1, requires_grad=True)
-    mask_loss(prototypes, torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100).backward()
+    mask_loss(mask_samples(prototypes, torch.ones(1, 1, 1), [matches_of([1], [0])], [target], 100)).backward()
     learns = torch.zeros(8, 8, dtype=torch.bool)
     learns[1:7, 1:7] = True
     assert torch.equal(prototypes.grad[0, :, :, 0] != 0, learns)
+
+
+def test_samples_of_an_image_are_its_positives_in_order(
+    mask_scene: tuple[Tensor, Tensor, list[Matches], list[Targets]],
+) -> None:
+    first, second = mask_samples(*mask_scene, max_masks=100)
+    _, _, _, targets = mask_scene
+    assert first.labels.tolist() == [0, 1, 0, 1, 0]  # anchors 0, 2, 3, 5 and 6 take objects 0, 1, 0, 1 and 0
+    assert torch.equal(first.boxes, targets[0].boxes[[0, 1, 0, 1, 0]])
+    assert torch.equal(first.truth, targets[0].masks[[0, 1, 0, 1, 0]].float())
+    assert second.labels.tolist() == [1]
+    assert (first.weight, second.weight) == (1, 1)
+    assert mask_samples(*mask_scene, max_masks=2)[0].weight == 5 / 2
+
+
+def test_an_image_without_positives_has_no_samples() -> None:
+    [samples] = mask_samples(
+        torch.ones(1, 6, 8, 3), torch.ones(1, 2, 3), [matches_of([0, -1], [0, 0])], [no_objects()], 9
+    )
+    assert samples.predicted.shape == samples.truth.shape == (0, 6, 8)
+    assert mask_loss([samples]).item() == 0
+
+
+# --- mask re-scoring --------------------------------------------------------------------------------------------
+
+
+def rectangle(rows: int, columns: int, inside: float = 1.0) -> Tensor:
+    """The upper left corner of 8 x 8 pixels."""
+    mask = torch.zeros(8, 8)
+    mask[:rows, :columns] = inside
+    return mask
+
+
+def samples_of(pairs: list[tuple[Tensor, Tensor]], labels: list[int]) -> MaskSamples:
+    """Predicted and true masks; boxes play no part in the re-scoring."""
+    predicted, truth = (torch.stack(masks) for masks in zip(*pairs, strict=True))
+    return MaskSamples(predicted, truth, torch.zeros(len(labels), 4), torch.tensor(labels), 1.0)
+
+
+def test_the_measured_iou_is_that_of_the_binarised_mask() -> None:
+    """20 of 32 pixels; half of the pixels, the others being at 0.5 exactly; and none."""
+    half = torch.cat([rectangle(4, 8)[:4] * 0.51, rectangle(4, 8)[:4] * 0.5])
+    samples = mask_iou_samples(
+        [
+            samples_of([(rectangle(4, 5, 0.6), rectangle(4, 8)), (half, rectangle(8, 8))], [2, 0]),
+            samples_of([(rectangle(4, 8, 0.4), rectangle(4, 8))], [1]),
+        ],
+        min_area=25,
+    )
+    assert samples.ious.tolist() == pytest.approx([20 / 32, 32 / 64, 0])
+    assert samples.labels.tolist() == [2, 0, 1]
+    assert torch.equal(samples.masks[1], half)  # soft, not the binarised one
+
+
+def test_objects_of_no_more_than_the_least_area_do_not_train_the_rescoring() -> None:
+    sides = [(5, 5), (4, 7), (5, 8), (3, 8)]  # 25, 28, 40 and 24 pixels
+    image = samples_of([(rectangle(8, 8), rectangle(*side)) for side in sides], [0, 1, 2, 3])
+    assert mask_iou_samples([image], min_area=25).labels.tolist() == [1, 2]
+    assert mask_iou_samples([image], min_area=0).labels.tolist() == [0, 1, 2, 3]
+
+
+class StoredIous(nn.Module):
+    """In the place of the network: says what it was given."""
+
+    def __init__(self, ious: Tensor) -> None:
+        super().__init__()
+        self.ious = nn.Parameter(ious)
+
+    def forward(self, masks: Tensor) -> Tensor:
+        return self.ious.expand(len(masks), -1)
+
+
+def test_mask_iou_loss_is_smooth_l1_at_the_true_class() -> None:
+    """Errors of 0.3 (half of its square) and of 2 (less a half)."""
+    samples = MaskIouSamples(torch.zeros(2, 8, 8), torch.tensor([1, 2]), torch.tensor([0.7, 0.5]))
+    loss = mask_iou_loss(StoredIous(torch.tensor([9.0, 0.4, 2.5])), samples)
+    assert loss.item() == pytest.approx(0.5 * 0.3**2 + (2 - 0.5))
 
 
 # --- semantics --------------------------------------------------------------------------------------------------
@@ -287,8 +362,8 @@ def test_semantic_loss_compares_with_the_union_of_each_class() -> None:
 # --- the whole --------------------------------------------------------------------------------------------------
 
 
-def scene(objects: list[Targets], dtype: torch.dtype = torch.float32) -> RawOutputs:
-    """Random outputs over 20 anchors, 3 classes, prototypes 8 x 8 and a semantic grid of 4 x 4."""
+def scene(objects: list[Targets], dtype: torch.dtype = torch.float32, side: int = 8) -> RawOutputs:
+    """Random outputs over 20 anchors, 3 classes, ``side`` x ``side`` prototypes and a semantic grid of 4 x 4."""
     generator = torch.Generator().manual_seed(11)
     count = len(objects)
     centers = torch.rand(20, 2, generator=generator)
@@ -301,7 +376,7 @@ def scene(objects: list[Targets], dtype: torch.dtype = torch.float32) -> RawOutp
         boxes=leaf(count, 20, 4),
         class_logits=leaf(count, 20, 4),
         mask_coefficients=leaf(count, 20, 5),
-        prototypes=leaf(count, 8, 8, 5),
+        prototypes=leaf(count, side, side, 5),
         anchors=torch.cat([centers, sizes], dim=1),
         semantic_logits=leaf(count, 3, 4, 4),
     )
@@ -335,6 +410,76 @@ def test_the_total_is_the_sum_of_the_four_terms() -> None:
     assert set(losses.as_dict()) == {"classification", "box", "mask", "semantic"}
     assert losses.total.item() == pytest.approx(sum(values(losses).values()), rel=1e-6)
     assert all(value > 0 for value in values(losses).values())
+
+
+def rescoring(seed: int = 3) -> MaskIouNet:
+    """For prototypes of 64 x 64 and 3 classes; biases keep its last ReLU from hiding all classes."""
+    torch.manual_seed(seed)
+    network = MaskIouNet(3)
+    nn.init.constant_(network.maskiou_net[-2].bias, 0.5)
+    return network
+
+
+def test_a_network_with_rescoring_has_a_fifth_term() -> None:
+    targets = [two_objects(), two_objects()]
+    without = values(YolactLoss(PUBLISHED)(scene(targets, side=64), targets))
+    losses = YolactLoss(PUBLISHED)(scene(targets, side=64), targets, rescoring())
+    terms = values(losses)
+    assert terms.pop("mask_iou") > 0
+    assert terms == without
+    assert losses.total.item() == pytest.approx(sum(values(losses).values()), rel=1e-6)
+
+
+def test_the_rescoring_term_is_divided_by_all_positives_of_the_batch() -> None:
+    """Three anchors are positive, in two images; the one of the image with a small object trains no re-scoring.
+
+    The two others have masks of 25 pixels, the padded window, on a true one of 16: an IoU of 16 / 25.
+    """
+    small = targets_of([[0, 0, 0.5, 0.5]], [0], torch.nn.functional.pad(torch.ones(1, 1, 1), (0, 7, 0, 7)))
+    outputs = RawOutputs(
+        boxes=torch.zeros(2, 3, 4),
+        class_logits=torch.zeros(2, 3, 3),
+        mask_coefficients=torch.ones(2, 3, 1),
+        prototypes=torch.ones(2, 8, 8, 1),
+        anchors=torch.tensor([[0.75, 0.75, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]),
+        semantic_logits=torch.zeros(2, 2, 4, 4),
+    )
+    config = published_loss(mask_iou_min_area=15)
+    losses = YolactLoss(config)(outputs, [quarter(4), small], StoredIous(torch.tensor([0.24, 9.0])))
+    assert losses.mask_iou.item() == pytest.approx(25 * 2 * 0.5 * (0.64 - 0.24) ** 2 / 3, rel=1e-5)
+
+
+def test_rescoring_teaches_the_masks_as_well() -> None:
+    """The published code does not cut the gradient between the two."""
+    targets = [two_objects()]
+    outputs, network = scene(targets, side=64), rescoring()
+    YolactLoss(PUBLISHED)(outputs, targets, network).mask_iou.backward()
+    assert outputs.prototypes.grad.abs().sum() > 0
+    assert outputs.mask_coefficients.grad.abs().sum() > 0
+    assert outputs.boxes.grad is None
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("objects", [no_objects(16), two_objects(128)], ids=["no objects", "only small ones"])
+def test_without_samples_the_rescoring_term_and_its_gradients_are_zero(objects: Targets) -> None:
+    """Zero, not absent: processes that train together exchange the same gradients in every step."""
+    outputs, network = scene([objects], side=64), rescoring()
+    losses = YolactLoss(PUBLISHED)(outputs, [objects], network)
+    assert losses.mask_iou.item() == 0
+    losses.total.backward()
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in network.parameters())
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves(outputs).values())
+
+
+def test_rescoring_is_trained_in_float32_too() -> None:
+    targets, network = [two_objects()], rescoring()
+    half = scene(targets, torch.bfloat16, side=64)
+    full = RawOutputs(**{name: leaf.detach().float() for name, leaf in leaves(half).items()}, anchors=half.anchors)
+    expected = YolactLoss(PUBLISHED)(full, targets, network).mask_iou
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = YolactLoss(PUBLISHED)(half, targets, network).mask_iou
+    assert found.dtype == torch.float32
+    assert found.item() == expected.item()
 
 
 def test_weights_scale_their_terms() -> None:

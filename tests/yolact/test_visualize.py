@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from yolact.structures import Detections
+from yolact.detections import Detections
 from yolact.visualize import (
     MIN_SIDE,
     contact_sheet,
@@ -29,7 +29,7 @@ def detections(boxes: list[list[int]], height: int, width: int, scores: list[flo
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
         mask[y0:y1, x0:x1] = True
-    return Detections(
+    return Detections.from_masks(
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         scores=torch.tensor(scores or [0.9] * len(boxes)),
         labels=torch.zeros(len(boxes), dtype=torch.int64),

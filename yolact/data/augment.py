@@ -8,6 +8,7 @@ out, which leaves one mode in six that keeps the whole photo.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from yolact.config import AugmentConfig
-from yolact.data.transforms import MEAN_RGB
+from yolact.data.transforms import MEAN_RGB, resize_planes
 from yolact.structures import Targets
 
 CROP_TRIES = 50
@@ -131,34 +132,35 @@ def _inside(centers: np.ndarray, window: Window) -> np.ndarray:
     return np.asarray(((centers > low) & (centers < high)).all(axis=1))
 
 
-def crop_and_resize(image: np.ndarray, sample: Sample, window: Window, size: int) -> tuple[Tensor, Targets]:
+def crop_and_resize(
+    image: np.ndarray,
+    sample: Sample,
+    window: Window,
+    size: int,
+    resize_masks: Callable[[Tensor, tuple[int, int]], Tensor] = resize_planes,
+) -> tuple[Tensor, Targets]:
     """Resize the window's content to the network's input; what lies outside the photo is filled with the mean colour.
 
     Args:
         image: (H, W, 3) uint8 RGB, the sample's photo with its final colours.
+        resize_masks: `resize_planes`, or `resize_planes_like_opencv` for masks that equal the published ones.
 
     Returns:
         (3, size, size) uint8 and the targets of the objects whose centre is inside the window.
     """
+    pixels = (resize_window(image, window, size) + 0.5).to(torch.uint8)
     kept = _inside((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2, window)
-    height, width = image.shape[:2]
-    part = _visible_part(window, height, width, size)
-    pixels = torch.tensor([round(value) for value in MEAN_RGB], dtype=torch.uint8).view(3, 1, 1).repeat(1, size, size)
     masks = torch.zeros((int(kept.sum()), size, size), dtype=torch.uint8)
-    if part is not None:
+    part = _visible_part(window, image.shape[0], image.shape[1], size)
+    if part is not None and len(masks):
         rows, columns = part.source_slices
-        target = (slice(None), *part.target_slices)
-        shape = (part.target_bottom - part.target_top, part.target_right - part.target_left)
-        source = torch.tensor(image[rows, columns]).permute(2, 0, 1)
-        pixels[target] = _resize(source, shape)
-        if len(masks):
-            masks[target] = _resize(torch.tensor(sample.masks[kept][:, rows, columns]), shape)
+        masks[:, *part.target_slices] = resize_masks(torch.tensor(sample.masks[kept][:, rows, columns]), part.shape)
 
     scale = np.array([size / window.width, size / window.height] * 2)
     boxes = (sample.boxes[kept] - np.array([window.left, window.top] * 2)) * scale
     boxes = boxes.clip(0, size)
     if window.mirrored:
-        pixels, masks = pixels.flip(-1), masks.flip(-1)
+        masks = masks.flip(-1)
         boxes[:, [0, 2]] = size - boxes[:, [2, 0]]
     large = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
     return pixels, Targets(
@@ -167,6 +169,25 @@ def crop_and_resize(image: np.ndarray, sample: Sample, window: Window, size: int
         masks=masks[torch.from_numpy(large)],
         crowd=torch.from_numpy(sample.crowd[kept][large]),
     )
+
+
+def resize_window(image: np.ndarray, window: Window, size: int) -> Tensor:
+    """The window's content as the network's input, before it is rounded.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+
+    Returns:
+        (3, size, size) float32, 0 to 255; the mean colour where there is no photo.
+    """
+    pixels = torch.tensor(MEAN_RGB).view(3, 1, 1).repeat(1, size, size)
+    part = _visible_part(window, image.shape[0], image.shape[1], size)
+    if part is not None:
+        source = torch.tensor(image[part.source_slices]).permute(2, 0, 1).float()
+        pixels[:, *part.target_slices] = F.interpolate(
+            source[None], size=part.shape, mode="bilinear", align_corners=False
+        )[0]
+    return pixels.flip(-1) if window.mirrored else pixels
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,11 @@ class _VisiblePart:
     target_top: int
     target_right: int
     target_bottom: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in the network's input."""
+        return self.target_bottom - self.target_top, self.target_right - self.target_left
 
     @property
     def target_slices(self) -> tuple[slice, slice]:
@@ -198,12 +224,3 @@ def _visible_part(window: Window, height: int, width: int, size: int) -> _Visibl
     )
     empty = part.target_left >= part.target_right or part.target_top >= part.target_bottom
     return None if empty else part
-
-
-def _resize(planes: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Resize (P, H, W) uint8 planes bilinearly to (P, *shape), without antialiasing, rounded once at the end.
-
-    torch's own uint8 resizing rounds after each axis, which thickens masks of one or two pixels.
-    """
-    resized = F.interpolate(planes[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
-    return (resized + 0.5).to(torch.uint8)

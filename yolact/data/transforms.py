@@ -2,27 +2,90 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yolact.config import BackboneName
+
 MEAN_RGB = (123.68, 116.78, 103.94)
 STD_RGB = (58.40, 57.12, 57.38)
-"""ImageNet statistics on the 0 to 255 scale, as the published code has them."""
+"""ImageNet statistics on the 0 to 255 scale, as the published code has them; for ResNets."""
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Turn (B, 3, H, W) RGB values on the 0 to 255 scale, any dtype, into the network's float32 input."""
+def normalize(images: Tensor, backbone: BackboneName) -> Tensor:
+    """Turn (B, 3, H, W) RGB values on the 0 to 255 scale, any dtype, into the network's float32 input.
+
+    ResNets take ImageNet's mean and standard deviation out; Darknet takes values from 0 to 1.
+    """
+    if backbone == "darknet53":
+        return images.float() / 255
     mean = torch.tensor(MEAN_RGB, device=images.device).view(3, 1, 1)
     std = torch.tensor(STD_RGB, device=images.device).view(3, 1, 1)
     return (images.float() - mean) / std
 
 
-def to_square(image: np.ndarray, size: int) -> Tensor:
-    """Resize an (H, W, 3) uint8 RGB photo to (3, size, size) float32, 0 to 255, without keeping its aspect ratio.
+def to_square(image: Tensor, size: int) -> Tensor:
+    """Resize a (3, H, W) uint8 RGB photo to (3, size, size) float32, 0 to 255, without keeping its aspect ratio.
 
     Bilinear with half-pixel centres, no antialiasing and no rounding, as published.
     """
-    pixels = torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1).float()
-    return F.interpolate(pixels[None], size=(size, size), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(image[None].float(), size=(size, size), mode="bilinear", align_corners=False)[0]
+
+
+def aspect_ratio_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of about ``size`` x ``size`` pixels in all, with a photo's aspect ratio; truncated.
+
+    The published code's formula for its switch ``preserve_aspect_ratio``, which no published configuration turns on.
+    """
+    ratio = math.sqrt(width / height)
+    return int(size * ratio), int(size / ratio)
+
+
+def resize_planes(planes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Resize (P, H, W) uint8 planes bilinearly to (P, *shape), without antialiasing, rounded once at the end.
+
+    torch's own uint8 resizing rounds after each axis, which thickens masks of one or two pixels.
+    """
+    resized = F.interpolate(planes[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+    return (resized + 0.5).to(torch.uint8)
+
+
+def resize_planes_like_opencv(planes: Tensor, shape: tuple[int, int]) -> Tensor:
+    """`resize_planes` with the rounding of OpenCV's ``cv2.resize`` for uint8, which published training uses on masks.
+
+    OpenCV (``modules/imgproc/src/resize.cpp``) works in whole numbers: weights are multiples of 1/2048, a row's sums
+    lose 4 bits and each row's share of a pixel is truncated to quarters before the two are added. So a pixel of a 0/1
+    mask may need up to 0.75 instead of 0.5 to stay, and corners and diagonals lose some pixels.
+    """
+    rows = _fixed_point_weights(planes.shape[1], shape[0])
+    columns = _fixed_point_weights(planes.shape[2], shape[1])
+    source = planes.cpu().numpy().astype(np.int64)
+    sums = source[:, :, columns.low] * columns.low_weight + source[:, :, columns.high] * columns.high_weight
+    sums >>= 4  # (P, H, shape[1])
+    low = (sums[:, rows.low] * rows.low_weight[:, None]) >> 16
+    high = (sums[:, rows.high] * rows.high_weight[:, None]) >> 16
+    return torch.from_numpy(((low + high + 2) >> 2).clip(0, 255).astype(np.uint8)).to(planes.device)
+
+
+@dataclass(frozen=True)
+class _FixedPointWeights:
+    """Which two samples each of ``size`` pixels is made of, and their weights in 1/2048; each (size,) int64."""
+
+    low: np.ndarray
+    high: np.ndarray
+    low_weight: np.ndarray
+    high_weight: np.ndarray
+
+
+def _fixed_point_weights(samples: int, size: int) -> _FixedPointWeights:
+    position = ((np.arange(size) + 0.5) * (samples / size) - 0.5).astype(np.float32)
+    low = np.floor(position)
+    fraction = position - low
+    low_weight, high_weight = (np.rint(part * 2048).astype(np.int64) for part in (1 - fraction, fraction))
+    low = low.astype(np.int64)
+    return _FixedPointWeights(low.clip(0, samples - 1), (low + 1).clip(0, samples - 1), low_weight, high_weight)

@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from yolact.config import PUBLISHED_DETECTION
+from yolact.config import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.models.yolact import Yolact
 from yolact.predictor import Predictor
-from yolact.structures import Detections
 
 log = logging.getLogger(__name__)
 
@@ -118,76 +115,17 @@ def load_ground_truth(annotations: Path | str) -> COCO:
     return ground_truth
 
 
-def detections_to_coco(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of the COCO results format (https://cocodataset.org/#format-results), best score first.
-
-    Args:
-        image_id: id of the image in the ground truth.
-        detections: N detections on the CPU, in the frame of that image.
-        category_ids: category id of label 0, 1, ...
-
-    Returns:
-        N rows with ``image_id``, ``category_id``, ``bbox`` (xywh, pixels, not rounded), ``score`` and
-        ``segmentation`` (compressed RLE with ``counts`` as str).
-    """
-    if len(detections) == 0:
-        return []
-    columns_first = np.ascontiguousarray(detections.masks.numpy().transpose(0, 2, 1))  # (N, W, H)
-    segmentations = mask_utils.encode(columns_first.view(np.uint8).transpose(2, 1, 0))  # takes Fortran (H, W, N)
-    boxes = detections.boxes.numpy().astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]  # (N, 4) xywh
-    rows = zip(boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), segmentations, strict=True)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": int(category_ids[label]),
-            "bbox": box,
-            "score": score,
-            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
-        }
-        for box, score, label, rle in rows
-    ]
-
-
-def detections_from_coco(
-    rows: Sequence[dict[str, Any]], category_ids: Sequence[int], height: int, width: int
-) -> Detections:
-    """The inverse of `detections_to_coco`: the rows of one image of ``height`` x ``width`` pixels, best score first.
-
-    Raises:
-        KeyError: a row has a category that is not in ``category_ids``.
-    """
-    if not rows:
-        return Detections(
-            boxes=torch.zeros(0, 4),
-            scores=torch.zeros(0),
-            labels=torch.zeros(0, dtype=torch.int64),
-            masks=torch.zeros(0, height, width, dtype=torch.bool),
-        )
-    rows = sorted(rows, key=lambda row: -row["score"])
-    label_of = {category_id: label for label, category_id in enumerate(category_ids)}
-    boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64)
-    boxes[:, 2:] += boxes[:, :2]  # (N, 4) xyxy
-    masks = mask_utils.decode([row["segmentation"] for row in rows])  # (H, W, N)
-    return Detections(
-        boxes=boxes.float(),
-        scores=torch.tensor([row["score"] for row in rows], dtype=torch.float32),
-        labels=torch.tensor([label_of[row["category_id"]] for row in rows], dtype=torch.int64),
-        masks=torch.from_numpy(np.ascontiguousarray(masks.transpose(2, 0, 1))).bool(),
-    )
-
-
 @dataclass(frozen=True)
 class Predictions:
     """What a network found in a data set."""
 
     rows: list[dict[str, Any]]
-    """COCO results, see `detections_to_coco`."""
+    """COCO results, see `Detections.to_coco`."""
     seconds: float
-    """Spent in the predictor, without reading photos and encoding masks."""
+    """Spent in the predictor, without reading photos and writing masks as run lengths."""
 
 
-def predict_dataset(predictor: Predictor, data: CocoInstances, batch_size: int) -> Predictions:
+def predict_dataset(predictor: Predictor, data: CocoInstances) -> Predictions:
     """Run the predictor over all photos of a data set, in order; a progress bar shows on a terminal.
 
     Raises:
@@ -198,20 +136,20 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, batch_size: int) 
     with tqdm(
         total=len(data.images), desc="evaluate", unit="img", leave=False, disable=not sys.stderr.isatty()
     ) as progress:
-        for start in range(0, len(data.images), batch_size):
-            batch = data.images[start : start + batch_size]
+        for start in range(0, len(data.images), predictor.batch_size):
+            batch = data.images[start : start + predictor.batch_size]
             photos = [data.read_image(image) for image in batch]
             began = time.perf_counter()
             found = predictor.predict(photos)
             seconds += time.perf_counter() - began
             for image, detections in zip(batch, found, strict=True):
-                rows += detections_to_coco(image.id, detections, data.category_ids)
+                rows += detections.to_coco(image.id, data.category_ids)
             progress.update(len(batch))
     return Predictions(rows, seconds)
 
 
 class Validation:
-    """Measures a network during training, with the published detection settings whatever ``evaluate`` says.
+    """Measures a network during training, with `DEFAULT_DETECTION` whatever ``evaluate`` says.
 
     Args:
         data: the validation photos.
@@ -226,8 +164,8 @@ class Validation:
 
     def __call__(self, model: Yolact) -> dict[str, float]:
         """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``."""
-        predictor = Predictor(model, self.data.class_names, PUBLISHED_DETECTION)
-        rows = predict_dataset(predictor, self.data, self.batch_size).rows
+        predictor = Predictor(model, self.data.class_names, DEFAULT_DETECTION, batch_size=self.batch_size)
+        rows = predict_dataset(predictor, self.data).rows
         metrics: dict[str, float] = {}
         for iou_type in IOU_TYPES:
             summary = evaluate_coco(self.ground_truth, rows, iou_type)
@@ -240,8 +178,9 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
 
     Args:
         ground_truth: an instances file, see `load_ground_truth`; crowd regions are neither found nor missed.
-        results: rows of `detections_to_coco` for any number of its images, also none; they are not changed.
-        iou_type: ``box`` compares ``bbox``, ``mask`` compares ``segmentation``.
+        results: rows of `Detections.to_coco` for any number of its images, also none; they are not changed.
+        iou_type: ``box`` compares ``bbox`` and ranks by ``score``; ``mask`` compares ``segmentation`` and ranks by
+            ``mask_score`` where a row has it.
 
     Raises:
         DataError: a row belongs to an image or a category that is not in the ground truth.
@@ -302,8 +241,11 @@ def _as_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: Io
         empty.dataset = {key: ground_truth.dataset[key] for key in ("images", "categories")} | {"annotations": []}
         empty.createIndex()
         return empty
-    kept = ("image_id", "category_id", "score", _RESULT_KEY[iou_type])
-    return ground_truth.loadRes([{key: row[key] for key in kept} for row in results])
+    kept = ("image_id", "category_id", _RESULT_KEY[iou_type])
+    ranked_by = "mask_score" if iou_type == "mask" else "score"
+    return ground_truth.loadRes(
+        [{key: row[key] for key in kept} | {"score": row.get(ranked_by, row["score"])} for row in results]
+    )
 
 
 def _threshold_index(evaluation: COCOeval, iou: float) -> int:

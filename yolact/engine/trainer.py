@@ -171,9 +171,10 @@ class Trainer:
     def _train_step(self, batch: Batch) -> Losses:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
-        images = normalize(batch.images.to(self.device, non_blocking=True))
+        images = normalize(batch.images.to(self.device, non_blocking=True), self.model.config.backbone)
         outputs = self.model(images.contiguous(memory_format=self.memory_format))
-        losses: Losses = self.criterion(outputs, [target.to(self.device) for target in batch.targets])
+        targets = [target.to(self.device) for target in batch.targets]
+        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
         if not torch.isfinite(losses.total):
             self._raise_diverged(losses, batch)
         self.optimizer.zero_grad(set_to_none=True)

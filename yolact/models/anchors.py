@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from yolact.config import ModelConfig
+
 
 def level_anchors(
     height: int, width: int, scales: Sequence[float], ratios: Sequence[float], image_size: int, square: bool
@@ -56,4 +58,11 @@ def pyramid_anchors(
             level_anchors(height, width, level_scales, ratios, image_size, square)
             for (height, width), level_scales in zip(level_sizes, scales, strict=True)
         ]
+    )
+
+
+def config_anchors(config: ModelConfig, level_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Anchors (A, 4) of a network for levels of that many cells; see `pyramid_anchors`."""
+    return pyramid_anchors(
+        level_sizes, config.anchor_scales, config.anchor_ratios, config.image_size, config.square_anchors
     )

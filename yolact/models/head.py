@@ -34,12 +34,12 @@ class PredictionHead(nn.Module):
         """Predict for one level (B, channels, h, w); cells are row-major, anchors innermost."""
         shared = self.upfeature(level)
         return LevelPredictions(
-            boxes=_per_anchor(self.bbox_layer(shared), 4),
-            class_logits=_per_anchor(self.conf_layer(shared), self.num_classes + 1),
-            mask_coefficients=_per_anchor(self.mask_layer(shared), self.num_prototypes).tanh(),
+            boxes=per_anchor(self.bbox_layer(shared), 4),
+            class_logits=per_anchor(self.conf_layer(shared), self.num_classes + 1),
+            mask_coefficients=per_anchor(self.mask_layer(shared), self.num_prototypes).tanh(),
         )
 
 
-def _per_anchor(output: Tensor, size: int) -> Tensor:
+def per_anchor(output: Tensor, size: int) -> Tensor:
     """(B, anchors per cell * size, h, w) -> (B, h * w * anchors per cell, size)."""
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, size)

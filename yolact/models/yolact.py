@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolact.config import ModelConfig
-from yolact.models.anchors import pyramid_anchors
-from yolact.models.backbone import RESNETS, ResNetBackbone
+from yolact.config import PYRAMID_LEVELS, ModelConfig
+from yolact.models.anchors import config_anchors
+from yolact.models.backbone import build_backbone
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
+from yolact.models.maskiou import MaskIouNet
 from yolact.models.protonet import Protonet
 from yolact.structures import RawOutputs
 
@@ -18,7 +19,7 @@ class Yolact(nn.Module):
     """YOLACT. Parameter names are those of the published weights.
 
     Args:
-        config: see `ModelConfig`. Backbone weights are not loaded here, see `yolact.models.weights`.
+        config: see `ModelConfig`. Weights are not loaded here, see `yolact.models.starting_weights`.
         num_classes: classes without background.
     """
 
@@ -27,13 +28,14 @@ class Yolact(nn.Module):
         self.config = config
         self.num_classes = num_classes
         channels = config.fpn_channels
-        self.backbone = ResNetBackbone(RESNETS[config.backbone])
+        self.backbone = build_backbone(config)
         self.fpn = FPN(self.backbone.channels, channels)
         self.proto_net = Protonet(channels, config.num_prototypes)
         self.prediction_layers = nn.ModuleList(
             [PredictionHead(channels, config.anchors_per_cell, num_classes, config.num_prototypes)]
         )
         self.semantic_seg_conv = nn.Conv2d(channels, num_classes, 1)
+        self.maskiou_net = MaskIouNet(num_classes) if config.mask_rescoring else None
         self._anchors: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._initialise()
         self.train()
@@ -60,27 +62,42 @@ class Yolact(nn.Module):
         """Anchors (A, 4) cxcywh, relative, float32, for levels of (height, width) cells; made once per shape."""
         known = self._anchors.get(level_sizes)
         if known is None or known.device != device:
-            config = self.config
-            known = pyramid_anchors(
-                level_sizes, config.anchor_scales, config.anchor_ratios, config.image_size, config.square_anchors
-            ).to(device)
+            known = config_anchors(self.config, level_sizes).to(device)
             self._anchors[level_sizes] = known
         return known
+
+    @staticmethod
+    def level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Cells (height, width) of P3 to P7 for an input of that size: every stride-2 layer halves, rounding up."""
+        sizes = []
+        for level in range(3, 3 + PYRAMID_LEVELS):
+            sizes.append((-(-height // 2**level), -(-width // 2**level)))
+        return tuple(sizes)
+
+    def tensors(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Encoded boxes, class logits, mask coefficients, prototypes (see `RawOutputs`) and P3 (B, channels, h, w)."""
+        pyramid = self.fpn(self.backbone(images))
+        head = self.prediction_layers[0]
+        levels = [head(level) for level in pyramid]
+        return (
+            torch.cat([level.boxes for level in levels], dim=1),
+            torch.cat([level.class_logits for level in levels], dim=1),
+            torch.cat([level.mask_coefficients for level in levels], dim=1),
+            self.proto_net(pyramid[0]),
+            pyramid[0],
+        )
 
     def forward(self, images: Tensor) -> RawOutputs:
         """Run the network on (B, 3, S, S) normalised images, see `yolact.data.transforms.normalize`.
 
         The semantic branch, which only helps training (paper section 5), runs in training mode alone.
         """
-        pyramid = self.fpn(self.backbone(images))
-        head = self.prediction_layers[0]
-        levels = [head(level) for level in pyramid]
-        sizes = tuple((level.shape[-2], level.shape[-1]) for level in pyramid)
+        boxes, class_logits, mask_coefficients, prototypes, p3 = self.tensors(images)
         return RawOutputs(
-            boxes=torch.cat([level.boxes for level in levels], dim=1),
-            class_logits=torch.cat([level.class_logits for level in levels], dim=1),
-            mask_coefficients=torch.cat([level.mask_coefficients for level in levels], dim=1),
-            prototypes=self.proto_net(pyramid[0]),
-            anchors=self.anchors(sizes, images.device),
-            semantic_logits=self.semantic_seg_conv(pyramid[0]) if self.training else None,
+            boxes=boxes,
+            class_logits=class_logits,
+            mask_coefficients=mask_coefficients,
+            prototypes=prototypes,
+            anchors=self.anchors(self.level_sizes(*images.shape[-2:]), images.device),
+            semantic_logits=self.semantic_seg_conv(p3) if self.training else None,
         )

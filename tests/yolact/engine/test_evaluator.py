@@ -14,14 +14,9 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolact.engine.evaluator import (
-    detections_from_coco,
-    detections_to_coco,
-    evaluate_coco,
-    load_ground_truth,
-)
+from yolact.detections import Detections
+from yolact.engine.evaluator import evaluate_coco, load_ground_truth
 from yolact.errors import DataError
-from yolact.structures import Detections
 
 SIDE = 200
 
@@ -267,56 +262,55 @@ def test_annotation_id_0_is_refused(tmp_path):
         load_ground_truth(tmp_path / "zero.json")
 
 
-def random_detections(seed: int, count: int, height: int, width: int) -> Detections:
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * torch.tensor([width, height])
-    return Detections(
-        boxes=corners.reshape(count, 4),
-        scores=torch.rand(count, generator=generator).sort(descending=True).values,
-        labels=torch.randint(0, 3, (count,), generator=generator),
-        masks=torch.rand(count, height, width, generator=generator) > 0.6,
+@pytest.mark.parametrize(("iou_type", "expected"), [("box", 1.0), ("mask", 0.5)])
+def test_masks_are_ranked_by_their_own_score(tmp_path, iou_type, expected):
+    """With mask re-scoring a mask's rank is not its box's: here the false positive comes first among the masks."""
+    truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE)])
+    found = [
+        detection(1, 10, SQUARE, 0.9) | {"mask_score": 0.2},
+        detection(1, 10, rectangle(150, 150, 40, 40), 0.8) | {"mask_score": 0.3},
+    ]
+    assert evaluate_coco(truth, found, iou_type).AP50 == pytest.approx(expected)
+
+
+def test_masks_without_a_score_of_their_own_are_ranked_by_their_boxes(tmp_path):
+    truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE)])
+    found = [detection(1, 10, SQUARE, 0.25), detection(1, 10, rectangle(150, 150, 40, 40), 0.8) | {"mask_score": 0.2}]
+    assert evaluate_coco(truth, found, "mask").AP50 == pytest.approx(1)
+    assert evaluate_coco(truth, found, "box").AP50 == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mask_ap_of_rescored_detections_is_pycocotools_of_their_mask_scores(tmp_path, seed):
+    objects, found = random_scene(seed)
+    rng = np.random.default_rng(100 + seed)
+    rescored = [row | {"mask_score": float(rng.random())} for row in found]
+    truth = ground_truth(tmp_path, objects, images=12, classes=3)
+    fresh = COCO(str(tmp_path / "val.json"))
+    kept = ("image_id", "category_id", "segmentation")
+    oracle = COCOeval(
+        fresh,
+        fresh.loadRes([{key: row[key] for key in kept} | {"score": row["mask_score"]} for row in rescored]),
+        "segm",
     )
-
-
-@pytest.mark.parametrize(("count", "height", "width"), [(1, 5, 9), (7, 33, 20), (3, 1, 1)])
-def test_rows_hold_the_same_masks_boxes_and_scores(count, height, width):
-    found = random_detections(count, count, height, width)
-    rows = json.loads(json.dumps(detections_to_coco(42, found, [3, 5, 90])))
-    assert len(rows) == count
-    for index, row in enumerate(rows):
-        decoded = mask_utils.decode(row["segmentation"])
-        assert np.array_equal(decoded.astype(bool), found.masks[index].numpy())
-        x0, y0, x1, y1 = found.boxes[index].tolist()
-        assert row["bbox"] == [x0, y0, x1 - x0, y1 - y0]
-        assert row["score"] == found.scores[index].item()
-        assert row["category_id"] == [3, 5, 90][found.labels[index]]
-        assert row["image_id"] == 42
-
-
-def test_rows_can_be_read_back():
-    found = random_detections(1, 6, 24, 31)
-    back = detections_from_coco(detections_to_coco(1, found, [3, 5, 90]), [3, 5, 90], 24, 31)
-    torch.testing.assert_close(back.boxes, found.boxes)
-    assert torch.equal(back.scores, found.scores)
-    assert torch.equal(back.labels, found.labels)
-    assert torch.equal(back.masks, found.masks)
-
-
-def test_no_detections_are_no_rows_and_back():
-    rows = detections_to_coco(1, random_detections(0, 0, 4, 6), [1])
-    assert rows == []
-    assert detections_from_coco(rows, [1], 4, 6).masks.shape == (0, 4, 6)
+    oracle.evaluate()
+    oracle.accumulate()
+    oracle.summarize()
+    summary = evaluate_coco(truth, rescored, "mask")
+    assert [summary.AP, summary.AP50, summary.AP75] == oracle.stats[:3].tolist()
+    assert summary.AP != evaluate_coco(truth, found, "mask").AP
+    assert evaluate_coco(truth, rescored, "box").metrics() == evaluate_coco(truth, found, "box").metrics()
 
 
 def test_detections_made_by_the_network_are_scored_as_they_are(tmp_path):
     """The whole way: Detections (as the predictor gives them) to AP, with an exact match."""
     truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE)])
-    found = Detections(
+    found = Detections.from_masks(
         boxes=torch.tensor([[0.0, 0.0, 100.0, 100.0]]),
         scores=torch.tensor([0.7]),
         labels=torch.tensor([0]),
         masks=torch.from_numpy(SQUARE)[None],
     )
-    rows = detections_to_coco(1, found, [10])
+    rows = found.to_coco(1, [10])
     assert evaluate_coco(truth, rows, "box").AP == pytest.approx(1)
     assert evaluate_coco(truth, rows, "mask").AP == pytest.approx(1)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.models.resnet import BasicBlock
 
 from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
@@ -23,9 +22,10 @@ from yolact.engine.checkpoint import TrainingState
 from yolact.engine.evaluator import Validation
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import DivergedError, Metrics, Trainer, TrainingResult, build_optimizer
-from yolact.models.backbone import RESNETS, ResNetDesign
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
 RED, BLUE = 1, 2
@@ -38,6 +38,7 @@ PHOTOS = {
 
 SMALL_MODEL = {
     "backbone": "resnet18",
+    "backbone_blocks": [1, 1, 1, 1],
     "backbone_weights": "none",
     "image_size": SIZE,
     "fpn_channels": 16,
@@ -54,21 +55,6 @@ SHORT_RUN = {
 }
 PLAIN = {"photometric": False, "expand": False, "random_crop": False, "mirror": False}
 ALL_ON = dict.fromkeys(PLAIN, True)
-
-
-@pytest.fixture(autouse=True)
-def repeatable() -> Iterator[None]:
-    """One thread, so that sums are always in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def short_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One block a stage, which halves time and checkpoints."""
-    monkeypatch.setitem(RESNETS, "resnet18", ResNetDesign(BasicBlock, (1, 1, 1, 1)))
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +203,68 @@ def test_two_photos_are_learned_by_heart(
     assert result.best_score == measured["mask_AP"]
     assert result.steps == 40
     assert result.seconds_per_step > 0
+
+
+FEW_STEPS = {
+    "epochs": 5,
+    "batch_size": 2,
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "schedule": "cosine",
+    "validate_every": 100,
+    "checkpoint_every": 100,
+}
+
+
+def test_yolact_plus_plus_learns_offsets_and_rescoring(trainer: Callable[..., Trainer]) -> None:
+    """249 pixels are the fewest for mask re-scoring. Offsets start from zero, so only gradients move them."""
+    learner = trainer(
+        model={
+            "backbone": "resnet50",
+            "deformable_blocks": [[], [0], [], [0]],
+            "image_size": 249,
+            "fpn_channels": 8,
+            "anchor_scales": [[64], [96], [128], [160], [220]],
+            "mask_rescoring": True,
+        },
+        **FEW_STEPS,
+    )
+    before = weights(learner.model)
+    result = learner.fit()
+    first, last = result.history["steps"][0], result.history["steps"][-1]
+    assert last["total"] < 0.9 * first["total"]
+    terms = ("classification", "box", "mask", "semantic", "mask_iou")
+    for row in (first, last):
+        assert row["total"] == pytest.approx(sum(row[term] for term in terms), rel=1e-5)
+    assert all(row["mask_iou"] > 0 for row in result.history["steps"])
+    after = weights(learner.model)
+    for stage in (1, 3):
+        moved = after[f"backbone.layers.{stage}.0.conv2.conv_offset_mask.weight"]
+        assert all(kernel.any() for kernel in moved)  # offsets and modulation of each of the nine points
+    rescoring = {key for key in after if key.startswith("maskiou_net.") and key.endswith(".weight")}
+    assert len(rescoring) == 6
+    assert not any(torch.equal(before[key], after[key]) for key in rescoring)
+    exported, _ = load_model(learner.model_dir)
+    assert equal(weights(exported), after)
+
+
+def test_a_network_without_rescoring_logs_no_term_for_it(trainer: Callable[..., Trainer]) -> None:
+    result = trainer().fit()
+    assert set(result.history["steps"][0]) == {
+        "epoch", "step", "lr", "total", "classification", "box", "mask", "semantic",
+    }  # fmt: skip
+
+
+def test_darknet_learns_from_images_between_0_and_1(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(model={"backbone": "darknet53", "backbone_blocks": [1] * 5, "fpn_channels": 8}, **FEW_STEPS)
+    seen: list[Tensor] = []
+    learner.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    result = learner.fit()
+    first, last = result.history["steps"][0], result.history["steps"][-1]
+    assert last["total"] < 0.9 * first["total"]
+    assert len(seen) == 5
+    assert all(0 <= images.min() < 0.2 and 0.8 < images.max() <= 1 for images in seen)
 
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for(trainer: Callable[..., Trainer]) -> None:
@@ -423,7 +471,7 @@ def test_every_epoch_shows_the_photos_in_its_own_way(
     loader, sampler = training_loader(TrainingSet(data, config.augment, SIZE, config.seed), 1, 0, pin=False)
     expected = []
     for sampler.epoch in (0, 1):
-        expected += [normalize(batch.images) for batch in loader]
+        expected += [normalize(batch.images, "resnet18") for batch in loader]
     assert len(seen) == len(expected) == 4
     assert all(map(torch.equal, seen, expected))
     assert not any(torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))

@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from yolact.config import LossConfig, ModelConfig
+from tests.helpers import published_loss, tiny_config
 from yolact.losses import YolactLoss
-from yolact.models.backbone import RESNETS, ResNetBackbone
+from yolact.models.backbone import DeformableConv2d
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.protonet import Protonet
 from yolact.models.yolact import Yolact
 from yolact.structures import Targets
 
-
-def tiny_config(**changes: object) -> ModelConfig:
-    settings = {
-        "backbone": "resnet18",
-        "backbone_weights": "none",
-        "image_size": 64,
-        "fpn_channels": 8,
-        "num_prototypes": 4,
-        "anchor_scales": [[8], [16], [24], [40], [60]],
-        "anchor_ratios": [1, 0.5, 2],
-        "square_anchors": False,
-    }
-    return ModelConfig.model_validate(settings | changes)
-
-
-def published_config(backbone: str, size: int, scales: list[int], *, square: bool) -> ModelConfig:
-    """Section 1 of the published settings; ImageNet weights are named but not loaded by the constructor."""
-    return tiny_config(
-        backbone=backbone,
-        backbone_weights="imagenet",
-        image_size=size,
-        fpn_channels=256,
-        num_prototypes=32,
-        anchor_scales=[[scale] for scale in scales],
-        square_anchors=square,
-    )
-
-
-SCALES_550 = [24, 48, 96, 192, 384]
-PUBLISHED = {
-    "yolact_base": (published_config("resnet101", 550, SCALES_550, square=True), 80),
-    "yolact_im400": (published_config("resnet101", 400, [17, 34, 69, 139, 279], square=True), 80),
-    "yolact_im700": (published_config("resnet101", 700, [30, 61, 122, 244, 488], square=True), 80),
-    "yolact_resnet50": (published_config("resnet50", 550, SCALES_550, square=True), 80),
-    "yolact_resnet50_pascal": (published_config("resnet50", 550, [32, 64, 128, 256, 512], square=False), 20),
-}
-
-
-def without_memory(config: ModelConfig, num_classes: int) -> Yolact:
-    """A network of shapes only."""
-    with torch.device("meta"):
-        return Yolact(config, num_classes)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(seed: int = 0, **changes: object) -> Yolact:
@@ -70,46 +27,6 @@ def tiny(seed: int = 0, **changes: object) -> Yolact:
 
 def photo_batch(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-# --- the published networks ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("yolact_base", 50_157_071), ("yolact_resnet50", 31_164_943), ("yolact_resnet50_pascal", 30_734_623)],
-)
-def test_published_networks_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
-    assert sum(p.numel() for p in without_memory(*PUBLISHED[name]).parameters()) == parameters
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_keys_and_shapes_are_those_of_published_weights(name: str, reference_fixtures: Path) -> None:
-    expected = json.loads((reference_fixtures / "state_dict_shapes.json").read_text())[name]
-    found = {key: list(value.shape) for key, value in without_memory(*PUBLISHED[name]).state_dict().items()}
-    assert found == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "anchors", "prototypes", "p3"),
-    [
-        ("yolact_base", 19248, 138, 69),
-        ("yolact_im400", 10077, 100, 50),
-        ("yolact_im700", 30963, 176, 88),
-        ("yolact_resnet50_pascal", 19248, 138, 69),
-    ],
-)
-def test_published_sizes(name: str, anchors: int, prototypes: int, p3: int) -> None:
-    config, num_classes = PUBLISHED[name]
-    network = without_memory(config, num_classes)
-    outputs = network(torch.empty(1, 3, config.image_size, config.image_size, device="meta"))
-    assert outputs.boxes.shape == (1, anchors, 4)
-    assert outputs.class_logits.shape == (1, anchors, num_classes + 1)
-    assert outputs.mask_coefficients.shape == (1, anchors, 32)
-    assert outputs.anchors.shape == (anchors, 4)
-    assert outputs.prototypes.shape == (1, prototypes, prototypes, 32)
-    assert outputs.semantic_logits is not None
-    assert outputs.semantic_logits.shape == (1, num_classes, p3, p3)
 
 
 # --- the whole, small ---------------------------------------------------------------------------------------------
@@ -183,7 +100,7 @@ def test_channels_last_computes_the_same() -> None:
 
 def test_new_layers_start_with_xavier_weights_and_zero_biases() -> None:
     """Glorot and Bengio 2010, equation 16: uniform within the root of 6 / (fan in + fan out)."""
-    network = tiny(fpn_channels=32)
+    network = tiny(fpn_channels=32, mask_rescoring=True, image_size=249)
     count = 0
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
@@ -193,7 +110,26 @@ def test_new_layers_start_with_xavier_weights_and_zero_biases() -> None:
             assert module.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
             assert not module.bias.any(), name
             count += 1
-    assert count == 3 + 3 + 2 + 5 + 4 + 1  # laterals, smoothing, downsampling, protonet, head, semantic
+    assert count == 3 + 3 + 2 + 5 + 4 + 1 + 6  # laterals, smoothing, downsampling, protonet, head, semantic, re-scoring
+
+
+def test_deformable_convolutions_start_without_offsets_and_with_even_modulation() -> None:
+    network = tiny(backbone="resnet50", deformable_blocks=[[], [0], [], [0]])
+    layers = [module for module in network.modules() if isinstance(module, DeformableConv2d)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert not any(parameter.any() for parameter in layer.conv_offset_mask.parameters())
+        assert not layer.bias.any()
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * layer.weight.shape[0])), rel=0.05)
+
+
+def test_mask_rescoring_is_there_when_asked_for() -> None:
+    assert tiny().maskiou_net is None
+    network = tiny(mask_rescoring=True, image_size=249)
+    assert network.maskiou_net is not None
+    assert {key for key in network.state_dict() if "maskiou" in key} == {
+        f"maskiou_net.maskiou_net.{layer}.{kind}" for layer in range(0, 12, 2) for kind in ("weight", "bias")
+    }
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -219,20 +155,32 @@ def norms(network: Yolact) -> list[nn.BatchNorm2d]:
 
 
 @pytest.mark.parametrize("switched", [True, False], ids=["after train()", "as constructed"])
-def test_batch_norm_of_a_pretrained_backbone_is_frozen(switched: bool) -> None:
-    network = tiny(backbone_weights="imagenet")
+@pytest.mark.parametrize(
+    ("backbone", "pretrained", "count"),
+    [
+        ("resnet18", {"backbone_weights": "imagenet"}, 1 + 4 * 2 + 3),
+        ("resnet18", {"initial_weights": "models"}, 1 + 4 * 2 + 3),
+        ("darknet53", {"backbone_weights": "darknet53.pth", "backbone_blocks": [1] * 5}, 1 + 5 * 3),
+    ],
+)
+def test_batch_norm_of_a_pretrained_backbone_is_frozen(
+    backbone: str, pretrained: dict[str, object], count: int, switched: bool
+) -> None:
+    network = tiny(backbone=backbone, **pretrained)
     if switched:
         network.eval().train()
     assert network.training
     before = statistics(network)
     training_step(network)
     after = statistics(network)
-    assert len(before) == 3 * len(norms(network)) == 60
+    assert len(norms(network)) == count
+    assert len(before) == 3 * count
     assert all(torch.equal(before[key], after[key]) for key in before)
     for norm in norms(network):
         assert norm.weight.grad is None
         assert norm.bias.grad is None
-    assert network.backbone.conv1.weight.grad.abs().sum() > 0  # the convolutions do learn
+    convolutions = [module for module in network.backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert all(convolution.weight.grad.abs().sum() > 0 for convolution in convolutions)  # they do learn
 
 
 def test_batch_norm_of_a_backbone_from_scratch_is_trained() -> None:
@@ -258,20 +206,6 @@ def test_only_the_backbone_has_batch_norm() -> None:
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [("resnet18", (128, 256, 512)), ("resnet34", (128, 256, 512)), ("resnet50", (512, 1024, 2048))],
-)
-def test_backbones_return_three_stages(name: str, channels: tuple[int, ...]) -> None:
-    with torch.device("meta"):
-        backbone = ResNetBackbone(RESNETS[name])
-        features = backbone(torch.empty(1, 3, 64, 96))
-    assert backbone.channels == channels
-    assert [tuple(f.shape) for f in features] == [
-        (1, c, 64 // s, 96 // s) for c, s in zip(channels, (8, 16, 32), strict=True)
-    ]
 
 
 def test_only_p3_to_p5_end_in_relu() -> None:
@@ -350,17 +284,6 @@ def test_training_goes_on_after_inference_mode() -> None:
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[0, 10:40, 10:40] = 1
     target = Targets(torch.tensor([[10, 10, 40, 40]]) / 64, torch.tensor([1]), masks, torch.tensor([False]))
-    config = LossConfig(
-        class_weight=1,
-        box_weight=1,
-        mask_weight=1,
-        semantic_weight=1,
-        positive_iou=0.5,
-        negative_iou=0.4,
-        crowd_overlap=0.7,
-        negatives_per_positive=3,
-        max_masks_per_image=100,
-    )
-    YolactLoss(config)(network.train()(photo_batch(1)), [target]).total.backward()
+    YolactLoss(published_loss())(network.train()(photo_batch(1)), [target]).total.backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name

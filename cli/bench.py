@@ -1,0 +1,226 @@
+"""`yolact bench`: what was measured as tables for people or JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from yolact.benchmark import evaluation, inference
+from yolact.benchmark.agreement import Agreement
+from yolact.benchmark.calibration import calibrated_network
+from yolact.benchmark.contestants import STAGES, Entry
+from yolact.benchmark.evaluation import EvaluationWork
+from yolact.benchmark.inference import ContestantResult, InferenceBenchmark
+from yolact.benchmark.machine import Machine
+from yolact.benchmark.memory import PeakMemory
+from yolact.benchmark.photos import read_photos
+from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
+from yolact.devices import choose_device
+from yolact.errors import SettingsError
+from yolact.inference import Precision
+from yolact.models.published import PUBLISHED_MODELS
+from yolact.models.weights import load_model
+from yolact.models.yolact import Yolact
+
+DETECTIONS: dict[str, DetectConfig] = {
+    "default": DEFAULT_DETECTION,
+    "published": PUBLISHED_DETECTION,
+    # The published code does this too, when its masks are asked for with a score threshold.
+    "published-no-tail": PUBLISHED_DETECTION.replace(low_score_tail=False),
+}
+"""Settings of detection that can be chosen."""
+
+DEFAULT_MODEL = "yolact_resnet50"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `yolact bench`."""
+
+    model_dir: Path | None
+    model: str | None
+    images: list[Path]
+    device: str
+    precision: str
+    compile: bool
+    detection: str | None
+    batch: int
+    rounds: int
+    objects: int
+    threads: int | None
+    against: list[Path]
+    memory: bool
+    evaluation_work: bool
+    as_json: bool
+
+
+def run(options: Options, console: Console | None = None) -> None:
+    """Measure and print.
+
+    Raises:
+        SettingsError: an option is impossible, or a contestant cannot take part.
+        DataError: a picture cannot be read.
+        WeightsError: the model cannot be read.
+    """
+    device = choose_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    measure, show = (
+        (_measure_evaluation, _show_evaluation) if options.evaluation_work else (_measure_inference, _show_inference)
+    )
+    with Console(stderr=True).status("starting") as status:  # silent where nobody watches
+        result: Any = measure(options, device, status.update)
+    if options.as_json:
+        name = "evaluation_work" if options.evaluation_work else "inference"
+        print(json.dumps({name: dataclasses.asdict(result)}, indent=2, default=_plain, allow_nan=False))
+    else:
+        cast(Callable[[Any, Console], None], show)(result, console or Console(highlight=False))
+
+
+def _plain(value: Any) -> Any:
+    assert isinstance(value, BaseModel)
+    return value.model_dump(mode="json")
+
+
+# --- Inference ------------------------------------------------------------------------------------------------------
+
+
+def _measure_inference(options: Options, device: torch.device, progress: Callable[[str], None]) -> InferenceBenchmark:
+    entries = _entries(options)
+    detection = _detection(options.detection or ("published-no-tail" if options.against else "default"))
+    photos = read_photos(options.images)
+    progress("making the network")
+    model, classes, weights = _network(options, photos)
+    return inference.measure(
+        model,
+        classes,
+        photos,
+        entries,
+        detection,
+        weights=weights,
+        device=device,
+        batch=options.batch,
+        rounds=options.rounds,
+        memory=options.memory,
+        progress=progress,
+    )
+
+
+def _entries(options: Options) -> list[Entry]:
+    """Other implementations first: the first of them is the reference."""
+    precisions = options.precision.split(",")
+    for precision in precisions:
+        if precision not in get_args(Precision):
+            raise SettingsError(f"--precision {precision}: unknown; there are {', '.join(get_args(Precision))}")
+    entries = [Entry.other(file) for file in options.against]
+    for compiled in (False, True) if options.compile else (False,):
+        entries += [Entry.own(cast(Precision, precision), compile=compiled) for precision in precisions]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"each contestant can take part once, found {', '.join(names)}")
+    return entries
+
+
+def _detection(name: str) -> DetectConfig:
+    if name not in DETECTIONS:
+        raise SettingsError(f"--detection {name}: unknown; there are {', '.join(DETECTIONS)}")
+    return DETECTIONS[name]
+
+
+def _network(options: Options, photos: Sequence[np.ndarray]) -> tuple[Yolact, Sequence[str], str]:
+    """The network, its classes' names and where its weights come from."""
+    if options.model_dir is not None:
+        if options.model is not None:
+            raise SettingsError("MODEL_DIR and --model: a trained model or a published configuration, not both")
+        return *load_model(options.model_dir), str(options.model_dir)
+    name = options.model or DEFAULT_MODEL
+    if name not in PUBLISHED_MODELS:
+        raise SettingsError(f"--model {name}: unknown; there are {', '.join(PUBLISHED_MODELS)}")
+    published = PUBLISHED_MODELS[name]
+    model = calibrated_network(published.model, len(published.classes), photos[0], options.objects)
+    return model, published.classes, f"{name}, random weights that find about {options.objects} objects"
+
+
+def _show_inference(result: InferenceBenchmark, console: Console) -> None:
+    contestants = result.contestants
+    table = Table(title=f"{result.settings.weights}, batch {result.settings.batch}")
+    table.add_column("milliseconds for a batch")
+    for contestant in contestants:
+        table.add_column(contestant.name, justify="right")
+    for name in (*STAGES, "total"):
+        times = (getattr(contestant.milliseconds, name) for contestant in contestants)
+        table.add_row(name, *(f"{time:.1f}" for time in times), end_section=name in ("masks", "total"))
+    table.add_row("images per second", *(f"{contestant.images_per_second:.1f}" for contestant in contestants))
+    table.add_row("speed", *(f"{contestant.speed:.2f}x" for contestant in contestants))
+    table.add_row("peak memory, MiB", *(_memory(contestant.memory) for contestant in contestants))
+    console.print(table)
+    sizes = ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in result.settings.photos))
+    console.print(
+        f"Photos: {sizes}; {contestants[0].detections:g} detections each by {result.reference}. "
+        f"Medians of {result.settings.rounds} rounds; speed is that of {result.reference} times so much."
+    )
+    if any(contestant.memory for contestant in contestants):
+        console.print("Memory: each in a process of its own, during inference (while loading).")
+    for contestant in contestants:
+        if contestant.agreement is not None:
+            console.print(_agreement_line(contestant, contestant.agreement, result.reference))
+    console.print(_machine_line(result.machine))
+
+
+def _memory(memory: PeakMemory | None) -> str:
+    return "-" if memory is None else f"{memory.inference:.0f} ({memory.loading:.0f})"
+
+
+def _agreement_line(contestant: ContestantResult, agreement: Agreement, reference: str) -> str:
+    verdict = (
+        f"equal within {agreement.tolerance:g}" if agreement.equal else f"NOT equal within {agreement.tolerance:g}"
+    )
+    raw = "not compared"
+    if agreement.raw_errors is not None:
+        errors = agreement.raw_errors.values()
+        raw = "shapes differ or no numbers" if None in errors else f"{max(filter(None, errors), default=0.0):.1e}"
+    return (
+        f"{contestant.name} and {reference}: {verdict}. Raw outputs {raw}; {agreement.matched} of "
+        f"{agreement.reference_detections} detections found again, {agreement.unmatched} without partner; scores "
+        f"{agreement.score_difference:.1e}, boxes {agreement.box_difference:.2g} px, mask pixels "
+        f"{agreement.mask_difference:.1e}."
+    )
+
+
+# --- Evaluation work ------------------------------------------------------------------------------------------------
+
+
+def _measure_evaluation(options: Options, device: torch.device, progress: Callable[[str], None]) -> EvaluationWork:
+    if options.model_dir or options.model or options.images or options.against:
+        raise SettingsError("--evaluation-work runs no network: leave out MODEL_DIR, --model, --image and --against")
+    progress("evaluation work")
+    return evaluation.measure(
+        device=device, rounds=options.rounds, detection=_detection(options.detection or "default")
+    )
+
+
+def _show_evaluation(result: EvaluationWork, console: Console) -> None:
+    table = Table("milliseconds for a photo", "masks", "RLE", "total")
+    name = f"{result.detections} detections at {result.width} x {result.height}"
+    table.add_row(name, f"{result.masks:.2f}", f"{result.rle:.2f}", f"{result.total:.2f}")
+    console.print(table)
+    console.print(f"Medians of {result.rounds} rounds; boxes of COCO's distribution of sizes, smooth random masks.")
+    console.print(_machine_line(result.machine))
+
+
+def _machine_line(machine: Machine) -> str:
+    device = f"{machine.gpu}, CUDA {machine.cuda}, " if machine.gpu else ""
+    return (
+        f"{machine.date}: {device}{machine.processor}, {machine.instructions}, {machine.cores} cores, "
+        f"{machine.threads} threads, load {machine.load_average}; PyTorch {machine.torch}, Python {machine.python}"
+    )

@@ -1,0 +1,99 @@
+"""The most memory that one contestant takes, measured in a process of its own so that no other counts."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from yolact.benchmark.contestants import Entry, Task
+from yolact.errors import SettingsError
+
+PASSES = 3
+"""Runs over the photos: with the second one allocators reach their steady state."""
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory in use at one time, MiB."""
+
+    kind: Literal["resident", "gpu"]
+    """``resident``: of the whole process, with Python and its libraries; ``gpu``: PyTorch's tensors on the GPU."""
+    loading: float
+    """While libraries were imported and the network was built."""
+    inference: float
+    """While photos were processed; where the system cannot start the count anew (it can on Linux and on GPUs), with
+    loading."""
+
+
+def measure_memory(entry: Entry, task: Task, photos: list[np.ndarray]) -> PeakMemory:
+    """Run ``entry`` over one batch of photos, (H, W, 3) uint8 RGB, in a new process.
+
+    Raises:
+        SettingsError: see `Entry.load`; or the process was ended from outside.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        try:
+            return executor.submit(_measure_here, entry, task, photos).result()
+        except BrokenProcessPool:
+            raise SettingsError(
+                f"{entry.name}: the process that measures its memory was ended from outside, for want of memory "
+                "perhaps; --no-memory leaves this out"
+            ) from None
+
+
+def _measure_here(entry: Entry, task: Task, photos: list[np.ndarray]) -> PeakMemory:
+    torch.set_num_threads(task.threads)
+    device = torch.device(task.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    peak, restart = _gpu_counter(device) if device.type == "cuda" else (peak_resident, restart_peak_resident)
+    restart()
+    runner = entry.load(task)
+    gc.collect()
+    loading = peak()
+    restart()
+    images = [runner.read(photo) for photo in photos]
+    with torch.no_grad():
+        for _ in range(PASSES):
+            value = None
+            for stage in runner.stages(images, [photo.shape[:2] for photo in photos]):
+                value = stage(value)
+    return PeakMemory("gpu" if device.type == "cuda" else "resident", loading / 2**20, peak() / 2**20)
+
+
+def _gpu_counter(device: torch.device) -> tuple[Callable[[], int], Callable[[], None]]:
+    def restart() -> None:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+    return lambda: torch.cuda.max_memory_allocated(device), restart
+
+
+def peak_resident() -> int:
+    """The most memory, bytes, that this process had in use since its start or the last `restart_peak_resident`."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:  # not Linux. There the next one counts the parent's memory at the start too
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def restart_peak_resident() -> None:
+    """Let `peak_resident` count from now on, where the system can (proc(5), ``clear_refs``)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return

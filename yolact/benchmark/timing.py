@@ -1,0 +1,39 @@
+"""Clocks that are right on CPUs and GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for all work that was handed to a GPU; without it a clock shows only how long handing over took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Laps:
+    """Milliseconds from one call of `lap` to the next."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        synchronise(device)
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Milliseconds since the last call, or since the start; all work on the device has ended."""
+        synchronise(self._device)
+        now = time.perf_counter()
+        elapsed = (now - self._last) * 1000
+        self._last = now
+        return elapsed
+
+
+def median(values: Sequence[float]) -> float:
+    """The median; half of the rounds were faster."""
+    return float(np.median(values))

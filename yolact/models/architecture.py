@@ -1,0 +1,187 @@
+"""What the names and shapes of a network's tensors tell of it."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from yolact.config import BACKBONE_BLOCKS, PYRAMID_LEVELS, BackboneName, ModelConfig
+from yolact.errors import WeightsError
+from yolact.models.state_dicts import shortened
+from yolact.models.yolact import Yolact
+
+PARTS = ("fpn.", "proto_net.", "prediction_layers.", "semantic_seg_conv.")
+"""What the names of tensors outside the backbone start with."""
+
+FAMILIES: tuple[tuple[BackboneName, ...], ...] = (("resnet18", "resnet34"), ("resnet50", "resnet101"), ("darknet53",))
+"""Backbones that are made of the same blocks, and differ in their number alone."""
+
+COUNTER = ".num_batches_tracked"
+"""End of the names of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and nothing here reads them."""
+
+_BLOCK = re.compile(r"backbone\.layers\.(\d{1,4})\.(\d{1,4})\.")
+_DEFORMABLE = re.compile(r"backbone\.layers\.(\d{1,4})\.(\d{1,4})\.conv2\.conv_offset_mask\.")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The part of a `ModelConfig` that decides the names and shapes of tensors, and the number of classes."""
+
+    backbone: BackboneName
+    blocks: tuple[int, ...]
+    deformable_blocks: tuple[tuple[int, ...], ...]
+    """Empty for none."""
+    fpn_channels: int
+    num_prototypes: int
+    anchors_per_cell: int
+    mask_rescoring: bool
+    num_classes: int
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Architecture:
+        """That of a network with these tensors, of which only names and shapes are read.
+
+        A backbone of a depth that has no name is a ``resnet18`` or ``resnet50`` with other blocks.
+
+        Raises:
+            WeightsError: names or shapes are not those of a YOLACT, whole and without contradiction.
+        """
+        if not any(name.startswith(PARTS) for name in state):
+            raise WeightsError(
+                f"is no YOLACT: no key starts with {', '.join(PARTS)}; its keys are {shortened(list(state))}. "
+                "For the weights of a backbone there is the setting model.backbone_weights"
+            )
+        backbone, blocks = _backbone(state)
+        anchors_per_cell = _channels(state, "prediction_layers.0.bbox_layer") // 4
+        architecture = cls(
+            backbone=backbone,
+            blocks=blocks,
+            deformable_blocks=_deformable_blocks(state, blocks) if backbone in ("resnet50", "resnet101") else (),
+            fpn_channels=_channels(state, "fpn.lat_layers.0"),
+            num_prototypes=_channels(state, "proto_net.10"),
+            anchors_per_cell=max(1, anchors_per_cell),
+            mask_rescoring=any(name.startswith("maskiou_net.") for name in state),
+            num_classes=_channels(state, "semantic_seg_conv"),
+        )
+        _check(state, architecture)
+        return architecture
+
+    @classmethod
+    def of_config(cls, config: ModelConfig, num_classes: int) -> Architecture:
+        """That of a network with this configuration."""
+        chosen = tuple(tuple(sorted(stage)) for stage in config.deformable_blocks)
+        return cls(
+            backbone=config.backbone,
+            blocks=config.blocks,
+            deformable_blocks=chosen if any(chosen) else (),
+            fpn_channels=config.fpn_channels,
+            num_prototypes=config.num_prototypes,
+            anchors_per_cell=config.anchors_per_cell,
+            mask_rescoring=config.mask_rescoring,
+            num_classes=num_classes,
+        )
+
+    def model_config(
+        self,
+        image_size: int,
+        anchor_scales: Sequence[Sequence[float]],
+        anchor_ratios: Sequence[float],
+        square_anchors: bool,
+    ) -> ModelConfig:
+        """The configuration with these anchors, of a network trained from ImageNet weights.
+
+        Raises:
+            pydantic.ValidationError: the values are impossible or do not go together.
+        """
+        named = self.blocks == BACKBONE_BLOCKS[self.backbone]
+        return ModelConfig(
+            backbone=self.backbone,
+            backbone_blocks=None if named else list(self.blocks),
+            deformable_blocks=[list(stage) for stage in self.deformable_blocks],
+            backbone_weights="imagenet",
+            initial_weights="none",
+            image_size=image_size,
+            fpn_channels=self.fpn_channels,
+            num_prototypes=self.num_prototypes,
+            anchor_scales=[[float(scale) for scale in level] for level in anchor_scales],
+            anchor_ratios=[float(ratio) for ratio in anchor_ratios],
+            square_anchors=square_anchors,
+            mask_rescoring=self.mask_rescoring,
+        )
+
+    def differences(self, other: Architecture) -> list[str]:
+        """Fields in which this differs from another, the number of classes aside: ``blocks: ..., not ...``."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        del pairs["num_classes"]
+        return [
+            f"{name} {_listed(ours)}, not {_listed(theirs)}" for name, (ours, theirs) in pairs.items() if ours != theirs
+        ]
+
+
+def _listed(value: object) -> object:
+    """Tuples as the lists that they are in settings."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _backbone(state: Mapping[str, Tensor]) -> tuple[BackboneName, tuple[int, ...]]:
+    """Name and residual blocks per stage.
+
+    Blocks are counted, so that a name with a huge number costs nothing; holes are found by comparing names later.
+    """
+    found: dict[int, set[int]] = defaultdict(set)
+    for match in filter(None, map(_BLOCK.match, state)):
+        found[int(match[1])].add(int(match[2]))
+    darknet = any(name.startswith("backbone._preconv.") for name in state)
+    if darknet:  # number 0 of each stage is the convolution that halves the size
+        found = defaultdict(set, {stage: blocks - {0} for stage, blocks in found.items()})
+    bottleneck = any(name.startswith("backbone.layers.") and ".conv3." in name for name in state)
+    family = FAMILIES[2 if darknet else 1 if bottleneck else 0]
+    stages = range(len(BACKBONE_BLOCKS[family[0]]))
+    blocks = tuple(max(1, len(found[stage])) for stage in stages)
+    return next((name for name in family if BACKBONE_BLOCKS[name] == blocks), family[0]), blocks
+
+
+def _deformable_blocks(state: Mapping[str, Tensor], blocks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Per stage, the blocks with a layer of offsets."""
+    found = {(int(match[1]), int(match[2])) for match in filter(None, map(_DEFORMABLE.match, state))}
+    chosen = tuple(tuple(b for b in range(count) if (stage, b) in found) for stage, count in enumerate(blocks))
+    return chosen if any(chosen) else ()
+
+
+def _channels(state: Mapping[str, Tensor], layer: str) -> int:
+    """Outputs of a layer; 1 where it is not there or empty, which `_check` then reports."""
+    shapes = (state[name].shape for name in (f"{layer}.weight", f"{layer}.bias") if name in state)
+    return next((shape[0] for shape in shapes if len(shape) and shape[0]), 1)
+
+
+def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
+    """Refuse a state that is not whole, or whose shapes do not go together."""
+    anchors = [[1.0] * architecture.anchors_per_cell] * PYRAMID_LEVELS  # decide neither names nor shapes
+    config = architecture.model_config(550, anchors, [1.0], square_anchors=True)
+    with torch.device("meta"):
+        expected = Yolact(config, architecture.num_classes).state_dict()
+    missing, unknown = missing_names(state, expected), [name for name in state if name not in expected]
+    problems = [
+        f"{verb} {len(names)} {what}{'' if len(names) == 1 else 's'}: {shortened(names)}"
+        for verb, names, what in (("lacks", missing, "key"), ("has", unknown, "unknown key"))
+        if names
+    ]
+    if problems:
+        raise WeightsError("; ".join(problems))
+    misfits = [
+        f"{name} is {tuple(state[name].shape)} where the others need {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if misfits:
+        raise WeightsError(f"has shapes that contradict each other: {shortened(misfits)}")
+
+
+def missing_names(state: Collection[str], expected: Collection[str]) -> list[str]:
+    """Names that a state needs and has not; counters of batch norm are not needed."""
+    return [name for name in expected if name not in state and not name.endswith(COUNTER)]

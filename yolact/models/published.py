@@ -1,0 +1,256 @@
+"""The eight published configurations, in one place (dbolya/yolact, ``data/config.py``, and the papers).
+
+Each is a `ModelConfig` with the settings of detection, the training facts that differ between them and the published
+figures. `yolact models` lists them, `yolact preset use NAME` trains them, and `yolact import-weights` recognises their
+weights. The settings that all eight share in training and that this file leaves out are in ``conf/base.yaml``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolact.config import BACKBONE_BLOCKS, PUBLISHED_DETECTION, BackboneName, DetectConfig, ModelConfig
+from yolact.data.voc import VOC_CLASSES
+from yolact.errors import SettingsError
+
+REFERENCE_SIZE = 550
+"""Input side, pixels, for which the anchor scales are given; other sizes truncate ``scale / 550 * size``."""
+
+BATCH_SIZE = 8
+"""Images of a training step, in all eight."""
+
+COCO_SCALES = (24, 48, 96, 192, 384)
+"""Anchor sides of P3 to P7, pixels of the reference size."""
+
+PASCAL_SCALES = (32, 64, 128, 256, 512)
+
+RATIOS = (1.0, 0.5, 2.0)
+"""width / height of the anchors."""
+
+BACKBONE_TITLES: dict[BackboneName, str] = {
+    "resnet18": "ResNet-18",
+    "resnet34": "ResNet-34",
+    "resnet50": "ResNet-50",
+    "resnet101": "ResNet-101",
+    "darknet53": "Darknet-53",
+}
+"""The backbones as people write them."""
+
+COCO_CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
+    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
+    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
+    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
+    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
+    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+"""The 80 categories of COCO 2017, by ascending category id."""
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """What the authors report; nothing here was measured by this project."""
+
+    mask_ap: float
+    """Percent; ``metric`` says of which measure."""
+    metric: str
+    """The measure and the images that it was taken on."""
+    fps: float
+    """Images a second on a Titan Xp, batch 1."""
+    source: str
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """One published configuration."""
+
+    name: str
+    model: ModelConfig
+    dataset: str
+    classes: tuple[str, ...]
+    iterations: int
+    """Training steps of `BATCH_SIZE` images."""
+    train_images: int
+    """Images of the training split, which turn iterations into epochs."""
+    lr_steps: tuple[int, ...]
+    """Iterations at which the learning rate is multiplied by 0.1."""
+    max_masks_per_image: int
+    figures: PublishedFigures
+    detect: DetectConfig = PUBLISHED_DETECTION
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images, rounded."""
+        return round(self.iterations * BATCH_SIZE / self.train_images)
+
+    @property
+    def description(self) -> str:
+        """What the configuration is, in two sentences."""
+        plus = "++" if self.model.mask_rescoring else ""
+        return (
+            f"The published YOLACT{plus}, {BACKBONE_TITLES[self.model.backbone]} at {self.model.image_size} px, for "
+            f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, faults "
+            "included."
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The keys of ``params.yaml`` that this configuration sets; the epochs are those of its own data set."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "train": {
+                "epochs": self.epochs,
+                "lr_milestones": [round(step / self.iterations, 4) for step in self.lr_steps],
+                "loss": {"max_masks_per_image": self.max_masks_per_image},
+            },
+            "evaluate": {"detect": self.detect.model_dump(mode="json")},
+        }
+
+
+def scaled(scales: Sequence[int], size: int) -> list[list[float]]:
+    """One anchor scale per level for another input size, truncated to whole pixels as published."""
+    return [[float(int(scale / REFERENCE_SIZE * size))] for scale in scales]
+
+
+def thirds(scales: Sequence[float]) -> list[list[float]]:
+    """Three anchor scales per level, a third of an octave apart (YOLACT++ paper, "Optimized Prediction Head")."""
+    return [[scale * 2 ** (j / 3) for j in range(3)] for scale in scales]
+
+
+def every(interval: int, blocks: Sequence[int], first_stage: int = 1) -> list[list[int]]:
+    """Deformable blocks: every ``interval``-th of each stage, counted from its first (YOLACT++ paper, "Deformable
+    Convolution with Intervals").
+
+    Args:
+        interval: 1 takes every block.
+        blocks: residual blocks per stage.
+        first_stage: the stages before it, which make C2, have none.
+    """
+    return [
+        [] if stage < first_stage else [block for block in range(count) if block % interval == 0]
+        for stage, count in enumerate(blocks)
+    ]
+
+
+def _model(
+    backbone: BackboneName,
+    anchor_scales: list[list[float]],
+    *,
+    image_size: int = REFERENCE_SIZE,
+    square_anchors: bool = True,
+    deformable_blocks: list[list[int]] | None = None,
+    mask_rescoring: bool = False,
+) -> ModelConfig:
+    return ModelConfig(
+        backbone=backbone,
+        backbone_blocks=None,
+        deformable_blocks=deformable_blocks or [],
+        backbone_weights="imagenet",
+        initial_weights="none",
+        image_size=image_size,
+        fpn_channels=256,
+        num_prototypes=32,
+        anchor_scales=anchor_scales,
+        anchor_ratios=list(RATIOS),
+        square_anchors=square_anchors,
+        mask_rescoring=mask_rescoring,
+    )
+
+
+_BASE_STEPS = (280_000, 600_000, 700_000, 750_000)
+_PAPER = "YOLACT paper (arXiv 1904.02689), table 1"
+_PLUS_PAPER = "YOLACT++ paper (arXiv 1912.06218); README of dbolya/yolact"
+
+
+def _coco(
+    name: str, model: ModelConfig, ap: float, fps: float, source: str, max_masks_per_image: int = 100
+) -> PublishedModel:
+    return PublishedModel(
+        name=name,
+        model=model,
+        dataset="COCO 2017",
+        classes=COCO_CLASSES,
+        iterations=800_000,
+        train_images=117_266,
+        lr_steps=_BASE_STEPS,
+        max_masks_per_image=max_masks_per_image,
+        figures=PublishedFigures(mask_ap=ap, metric="mask AP on COCO test-dev", fps=fps, source=source),
+    )
+
+
+_MODELS = [
+    _coco("yolact_base", _model("resnet101", scaled(COCO_SCALES, 550)), 29.8, 33.5, _PAPER),
+    _coco("yolact_im400", _model("resnet101", scaled(COCO_SCALES, 400), image_size=400), 24.9, 45.3, _PAPER),
+    _coco(
+        "yolact_im700",
+        _model("resnet101", scaled(COCO_SCALES, 700), image_size=700),
+        31.2,
+        23.4,
+        _PAPER,
+        max_masks_per_image=300,
+    ),
+    _coco("yolact_resnet50", _model("resnet50", scaled(COCO_SCALES, 550)), 28.2, 45.0, _PAPER),
+    _coco("yolact_darknet53", _model("darknet53", scaled(COCO_SCALES, 550)), 28.7, 40.7, _PAPER),
+    PublishedModel(
+        name="yolact_resnet50_pascal",
+        model=_model("resnet50", scaled(PASCAL_SCALES, 550), square_anchors=False),
+        dataset="PASCAL SBD",
+        classes=VOC_CLASSES,
+        iterations=120_000,
+        train_images=8_498,
+        lr_steps=(60_000, 100_000),
+        max_masks_per_image=100,
+        figures=PublishedFigures(
+            mask_ap=72.3,
+            metric="mask AP50 on the val split of PASCAL SBD",
+            fps=47.6,
+            source="YOLACT paper (arXiv 1904.02689), table 3",
+        ),
+    ),
+    _coco(
+        "yolact_plus_base",
+        _model(
+            "resnet101",
+            thirds(COCO_SCALES),
+            square_anchors=False,
+            deformable_blocks=every(3, BACKBONE_BLOCKS["resnet101"]),
+            mask_rescoring=True,
+        ),
+        34.6,
+        27.3,
+        _PLUS_PAPER,
+    ),
+    _coco(
+        "yolact_plus_resnet50",
+        _model(
+            "resnet50",
+            thirds(COCO_SCALES),
+            square_anchors=False,
+            deformable_blocks=every(1, BACKBONE_BLOCKS["resnet50"]),
+            mask_rescoring=True,
+        ),
+        34.1,
+        33.5,
+        _PLUS_PAPER,
+    ),
+]
+
+PUBLISHED_MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
+"""The eight, by name."""
+
+
+def find_published(name: str) -> PublishedModel:
+    """The published configuration of that name.
+
+    Raises:
+        SettingsError: there is none; names the nearest one or all.
+    """
+    if name not in PUBLISHED_MODELS:
+        close = difflib.get_close_matches(name, PUBLISHED_MODELS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(PUBLISHED_MODELS)}"
+        raise SettingsError(f"no published configuration {name!r}; {hint}")
+    return PUBLISHED_MODELS[name]

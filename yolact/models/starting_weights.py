@@ -1,0 +1,250 @@
+"""What a network starts training from: a backbone's weights, or all that fits of another network."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.models import get_model_weights
+
+from yolact.config import BACKBONE_BLOCKS, BackboneName, ModelConfig
+from yolact.errors import WeightsError
+from yolact.models.architecture import FAMILIES, missing_names
+from yolact.models.state_dicts import read_state_dict, shortened
+from yolact.models.weights import DESCRIPTION_FILE, SavedModel, read_saved
+from yolact.models.yolact import Yolact
+
+log = logging.getLogger(__name__)
+
+ANCHOR_SETTINGS = ("image_size", "anchor_scales", "anchor_ratios", "square_anchors")
+"""Settings that no tensor depends on, but what the tensors learned does."""
+
+
+def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
+    """Give a network the weights that its configuration names: ``initial_weights``, or else ``backbone_weights``.
+
+    Args:
+        classes: names of its classes.
+
+    Raises:
+        WeightsError: see `load_initial_weights` and `load_backbone_weights`.
+    """
+    if model.config.initial_weights != "none":
+        load_initial_weights(model, classes)
+    else:
+        load_backbone_weights(model)
+
+
+# --- a whole network -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What became of the layers when a network started from another one."""
+
+    taken: list[str]
+    """Layers whose weights were taken."""
+    reinitialised: list[str]
+    """Layers, or modules of them, that keep their new random weights, each with the reason."""
+    unused: list[str]
+    """Layers, or modules of them, that only the file has."""
+
+
+def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeights:
+    """Take every layer that fits, by name and shape, from the folder ``model.config.initial_weights``.
+
+    The other layers stay as they are. A layer of which a tensor has another shape is left alone as a whole; one of
+    which the file lacks a tensor takes the rest, so a deformable convolution can start from a plain one. What was not
+    taken is logged.
+
+    Args:
+        classes: names of the network's classes; a warning is logged where the file has as many with other names.
+
+    Raises:
+        WeightsError: the folder has no readable model, or its backbone does not fit.
+    """
+    directory = Path(model.config.initial_weights)
+    try:
+        saved = read_saved(directory)
+    except WeightsError as error:
+        raise WeightsError(f"model.initial_weights: {error}") from error
+    own = model.state_dict()
+    fitting, result = _match_layers(own, saved.tensors)
+    fits = any(layer.startswith("backbone.") for layer in result.taken)
+    if not fits or _family(saved.config.backbone) != _family(model.config.backbone):
+        raise WeightsError(
+            f"model.initial_weights: {directory}: its backbone ({saved.config.backbone}) does not fit this network "
+            f"({model.config.backbone}); take the settings of section model from its {DESCRIPTION_FILE}"
+        )
+    model.load_state_dict(own | fitting)
+    _report(directory, result, len(_by_layer(own)))
+    _warn_of_other_meaning(directory, saved, model.config, classes)
+    return result
+
+
+def _match_layers(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], InitialWeights]:
+    """Tensors of the saved network that can be taken, and what becomes of each layer."""
+    own_layers, saved_layers = _by_layer(own), _by_layer(saved)
+    fitting: dict[str, Tensor] = {}
+    result = InitialWeights([], [], _topmost(saved_layers.keys() - own_layers.keys(), own_layers))
+    for layer, names in own_layers.items():
+        present = [name for name in names if name in saved]
+        misfits = [name for name in present if saved[name].shape != own[name].shape]
+        if misfits:
+            result.reinitialised.append(f"{layer} ({_change(saved[misfits[0]], own[misfits[0]])})")
+        elif present:
+            fitting |= {name: saved[name] for name in present}
+            result.taken.append(layer)
+            result.reinitialised.extend(f"{name} (not in the file)" for name in missing_names(present, names))
+    absent = _topmost(own_layers.keys() - saved_layers.keys(), saved_layers)
+    result.reinitialised.extend(f"{module} (not in the file)" for module in absent)
+    return fitting, result
+
+
+def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of tensors by the layer that they are of."""
+    layers: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        layers[name.rpartition(".")[0]].append(name)
+    return dict(layers)
+
+
+def _topmost(layers: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The largest modules that hold these layers and none of the others, sorted."""
+    shared = {module for layer in others for module in _modules(layer)}
+    return sorted({next((m for m in _modules(layer) if m not in shared), layer) for layer in layers})
+
+
+def _modules(layer: str) -> Iterator[str]:
+    """``a.b.c``: a, a.b, a.b.c."""
+    return itertools.accumulate(layer.split("."), "{}.{}".format)
+
+
+def _change(saved: Tensor, own: Tensor) -> str:
+    """How the shapes of a weight differ, in words."""
+    before, after = tuple(saved.shape), tuple(own.shape)
+    if before[1:] == after[1:]:
+        return f"{before[0]} -> {after[0]} channels"
+    if before[:1] + before[2:] == after[:1] + after[2:]:
+        return f"{before[1]} -> {after[1]} input channels"
+    return f"{before} -> {after}"
+
+
+def _family(backbone: BackboneName) -> int:
+    return next(index for index, family in enumerate(FAMILIES) if backbone in family)
+
+
+def _report(directory: Path, result: InitialWeights, layers: int) -> None:
+    log.info("model.initial_weights: %d of %d layers are taken from %s", len(result.taken), layers, directory)
+    if result.reinitialised:
+        log.info("initialised anew: %s", ", ".join(result.reinitialised))
+    if result.unused:
+        log.info("not in this network and left out: %s", ", ".join(result.unused))
+
+
+def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConfig, classes: Sequence[str]) -> None:
+    """Shapes that agree do not say that the numbers mean the same."""
+    others = [(theirs, ours) for theirs, ours in zip(saved.classes, classes, strict=False) if theirs != ours]
+    if len(saved.classes) == len(classes) and others:
+        log.warning(
+            "model.initial_weights: %s has %d classes too, but %d under other names: what it learned for %r is now the "
+            "start for %r",
+            directory,
+            len(classes),
+            len(others),
+            *others[0],
+        )
+    settings = [name for name in ANCHOR_SETTINGS if getattr(saved.config, name) != getattr(config, name)]
+    if settings:
+        log.warning("model.initial_weights: %s was trained with other %s", directory, ", ".join(settings))
+
+
+# --- a backbone ------------------------------------------------------------------------------------------------------
+
+
+def load_backbone_weights(model: Yolact) -> None:
+    """Give the backbone the weights that ``model.config.backbone_weights`` names; ``none`` leaves it as it is.
+
+    A file may have torchvision's names or the backbone's own. Where it has no deformable convolutions and the
+    backbone does, their 3x3 weights are those of the plain ones and the rest stays zero, as published.
+
+    Raises:
+        WeightsError: the weights cannot be downloaded or read, or do not fit the backbone.
+    """
+    source = model.config.backbone_weights
+    if source == "none":
+        return
+    state = _imagenet_weights(model.config) if source == "imagenet" else _read_backbone(Path(source))
+    renamed = {_published_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    own = model.backbone.state_dict()
+    problems = _misfits(renamed, own)
+    if problems:
+        raise WeightsError(f"model.backbone_weights: {source}: does not fit {model.config.backbone}: {problems}")
+    model.backbone.load_state_dict(own | renamed)
+
+
+def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Why a state is not one of the backbone; empty when it is."""
+    missing = missing_names(state, own)
+    if not any(".conv_offset_mask." in name for name in state):
+        missing = [name for name in missing if not _of_deformable_alone(name)]
+    shapes = [
+        f"{name} {tuple(state[name].shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    return "; ".join(
+        f"{what}: {shortened(names)}"
+        for what, names in (
+            ("lacks", missing),
+            ("has unknown keys", [name for name in state if name not in own]),
+            ("has other shapes", shapes),
+        )
+        if names
+    )
+
+
+def _of_deformable_alone(name: str) -> bool:
+    """Whether a deformable convolution has this tensor, and a plain one has not."""
+    return ".conv_offset_mask." in name or name.endswith(".conv2.bias")
+
+
+def _imagenet_weights(config: ModelConfig) -> dict[str, Tensor]:
+    backbone = config.backbone
+    if backbone == "darknet53":
+        raise WeightsError(
+            "model.backbone_weights: imagenet: torchvision has no darknet53; name a file, such as the darknet53.pth of "
+            "the published YOLACT, or set it to none"
+        )
+    if config.blocks != BACKBONE_BLOCKS[backbone]:
+        raise WeightsError(
+            f"model.backbone_weights: imagenet: is for the {backbone} of blocks {list(BACKBONE_BLOCKS[backbone])}, not "
+            f"{list(config.blocks)}; name a file or set it to none"
+        )
+    weights = get_model_weights(backbone)["IMAGENET1K_V1"]
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"model.backbone_weights: the ImageNet weights of {backbone} could not be downloaded ({error}). "
+            "Download them elsewhere and name the file in model.backbone_weights, or set it to none."
+        ) from error
+
+
+def _read_backbone(path: Path) -> dict[str, Tensor]:
+    try:
+        return read_state_dict(path)
+    except WeightsError as error:
+        raise WeightsError(f"model.backbone_weights: {error}") from error
+
+
+def _published_name(name: str) -> str:
+    """``layer3.0.conv1.weight`` (torchvision) -> ``layers.2.0.conv1.weight`` (published)."""
+    for stage in range(4):
+        name = name.replace(f"layer{stage + 1}.", f"layers.{stage}.", 1)
+    return name
