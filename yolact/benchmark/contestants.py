@@ -122,14 +122,16 @@ class Entry:
         """
         if self.file is not None:
             return Runner(self.name, _load_file(self.file, task), self.file)
-        model = Yolact(task.model, len(task.classes))
-        model.load_state_dict(torch.load(task.weights, "cpu", weights_only=True))
+        with torch.device("meta"):
+            model = Yolact(task.model, len(task.classes))
+        model.load_state_dict(torch.load(task.weights, "cpu", weights_only=True), assign=True)
         predictor = Predictor(
             model.to(task.device).eval(),
             task.classes,
             task.detection,
             precision=self.precision,
             compile=self.compile,
+            take_over=True,
         )
         return Runner(self.name, OwnContestant(predictor))
 

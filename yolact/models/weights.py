@@ -80,9 +80,10 @@ def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Yol
         WeightsError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     saved = read_saved(directory)
-    model = Yolact(saved.config, len(saved.classes))
+    with torch.device("meta"):  # random weights would only cost time and memory
+        model = Yolact(saved.config, len(saved.classes))
     try:
-        model.load_state_dict(saved.tensors)
+        model.load_state_dict(saved.tensors, assign=True)
     except RuntimeError as error:
         raise WeightsError(f"{directory / WEIGHTS_FILE}: does not fit {DESCRIPTION_FILE}: {error}") from error
     return model.to(device).eval(), saved.classes
