@@ -337,8 +337,8 @@ def test_a_model_from_elsewhere_names_the_run_that_trained_it(params: Params) ->
 @pytest.mark.parametrize(
     ("missing", "error", "message"),
     [
-        ("models/model.safetensors", WeightsError, "train step"),
-        ("models/model.json", WeightsError, "train step"),
+        ("models/model.safetensors", WeightsError, "dvc repro train"),
+        ("models/model.json", WeightsError, "dvc repro train"),
         ("models/run.json", DataError, "train step"),
         ("metrics/eval.json", DataError, "evaluate step"),
         ("data/processed/stats.json", DataError, "preprocess step"),
