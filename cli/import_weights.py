@@ -18,6 +18,9 @@ from yolact.models.weights import save_model
 IMPORTED = Path("models/imported")
 """Folder of imported models that were given no other."""
 
+TRAINING_RUN = "run.json"
+"""What the train step leaves beside a model."""
+
 
 def run(
     file: Path,
@@ -38,13 +41,18 @@ def run(
         classes: file of class names, one in each line.
 
     Raises:
-        WeightsError: see `import_checkpoint`; or the folder would take the place of a file.
+        WeightsError: see `import_checkpoint`; or a file or a trained model is in the way.
         SettingsError: there is no published configuration ``model``.
         DataError: the class names cannot be read.
     """
     output = output or IMPORTED / file.stem
     if output.exists() and not output.is_dir():
         raise WeightsError(f"{output}: is a file; name a folder with -o")
+    if (output / TRAINING_RUN).exists():
+        raise WeightsError(
+            f"{output}: holds a model that was trained here ({TRAINING_RUN}), and would be overwritten; "
+            "name another folder with -o"
+        )
     names = None if classes is None else read_class_names(classes)
     imported = import_checkpoint(file, model=model, image_size=image_size, classes=names)
     save_model(imported.network, imported.classes, output)

@@ -63,8 +63,14 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, rows: Tensor) -> Detections:
-        """Those of a (N,) bool or (M,) int64 index."""
+    def __getitem__(self, rows: Tensor | slice | int) -> Detections:
+        """Those of a (N,) bool or (M,) int64 index, of a slice, or the one at a place.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+        if isinstance(rows, int):
+            rows = torch.arange(len(self))[rows].reshape(1)
         return Detections(
             self.boxes[rows],
             self.scores[rows],

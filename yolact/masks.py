@@ -38,9 +38,9 @@ class InstanceMasks:
     def __len__(self) -> int:
         return len(self.crops)
 
-    def __getitem__(self, rows: Tensor) -> InstanceMasks:
-        """Those of a (N,) bool or (M,) int64 index."""
-        chosen = torch.arange(len(self))[rows.cpu()].tolist()
+    def __getitem__(self, rows: Tensor | slice) -> InstanceMasks:
+        """Those of a (N,) bool or (M,) int64 index, or of a slice."""
+        chosen = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()].tolist()
         return InstanceMasks(
             self.height, self.width, [self.corners[row] for row in chosen], [self.crops[row] for row in chosen]
         )

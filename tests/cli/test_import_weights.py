@@ -156,3 +156,12 @@ def test_errors_are_one_line_and_leave_nothing(checkpoint: Path, arguments: list
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_trained_model_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    result = CliRunner().invoke(app, ["import-weights", str(tmp_path / "some.pth"), "-o", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "trained here" in result.output
+    assert "name another folder with -o" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -349,3 +349,15 @@ def test_masks_of_another_resolution_are_drawn_at_their_place() -> None:
     assert changed[130:350, 330:470].all()
     assert not changed[:, :300].any()
     assert not changed[380:].any()
+
+
+def test_detections_can_be_sliced_picked_and_iterated() -> None:
+    masks = torch.zeros(3, 4, 5, dtype=torch.bool)
+    masks[1, 1:3, 2] = True
+    found = Detections.from_masks(torch.rand(3, 4), torch.tensor([0.9, 0.8, 0.7]), torch.tensor([2, 0, 1]), masks)
+    assert found[:2].labels.tolist() == [2, 0]
+    assert found[-1].labels.tolist() == [1]
+    assert [one.labels.tolist() for one in found] == [[2], [0], [1]]
+    assert torch.equal(found[1].masks[0], masks[1])
+    with pytest.raises(IndexError):
+        found[3]

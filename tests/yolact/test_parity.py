@@ -559,3 +559,10 @@ def test_one_changed_value_of_the_published_implementation_is_found(reference_fi
     np.savez(tmp_path / "units.npz", **arrays)
     shutil.copy(reference_fixtures / "anchors.json", tmp_path)
     assert failed(run_parity(tmp_path)).keys() == {"nms/cross_k200_t50/scores"}
+
+
+def test_a_bare_array_is_reported_as_no_fixture(tmp_path: Path) -> None:
+    with (tmp_path / "bare.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+    [report] = run_parity(tmp_path).files
+    assert "bare array" in str(report)

@@ -131,10 +131,12 @@ def read_npz(path: Path) -> Fixture:
     """Open an ``.npz`` file; arrays are read when asked for.
 
     Raises:
-        DataError: it is damaged or cut short, or its ``meta_json`` is not JSON.
+        DataError: it is damaged or cut short, holds a bare array, or its ``meta_json`` is not JSON.
     """
     try:
         arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise DataError("holds one bare array; a fixture is an archive of named arrays (numpy.savez)")
         meta = json.loads(str(arrays[META])) if META in arrays else {}
     except UNREADABLE as error:
         raise DataError(f"damaged or cut short: {error}") from error
