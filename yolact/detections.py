@@ -35,6 +35,8 @@ class Detections:
     ``scores``. Evaluation ranks masks by it, boxes by ``scores``."""
     class_names: tuple[str, ...] = ()
     """Name of label 0, 1, ...; empty where they are not known."""
+    photo_size: tuple[int, int] | None = None
+    """Height and width of the photo, pixels; None where the masks are as large as it."""
 
     @classmethod
     def from_masks(
@@ -78,6 +80,7 @@ class Detections:
             self.instance_masks[rows],
             self.mask_scores[rows],
             self.class_names,
+            self.photo_size,
         )
 
     def above(self, score: float) -> Detections:
@@ -87,16 +90,19 @@ class Detections:
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """Rows of the COCO results format (https://cocodataset.org/#format-results), best score first.
 
-        The format wants masks as large as the photo.
-
         Args:
             image_id: id of the photo in the ground truth.
-            category_ids: category id of label 0, 1, ...; 1, 2, ... when None.
+            category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
+                `yolact.models.published.COCO_CATEGORY_IDS`.
+
+        Raises:
+            ValueError: the masks are not as large as the photo.
 
         Returns:
             N rows with ``image_id``, ``category_id``, ``bbox`` (xywh, pixels, not rounded), ``score``, ``mask_score``
             (no part of the format; other readers pass it over) and ``segmentation`` (compressed RLE).
         """
+        self._check_masks_fit("to_coco")
         boxes = self.boxes.numpy().astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # (N, 4) xywh
         columns = (boxes.tolist(), self.scores.tolist(), self.mask_scores.tolist(), self.labels.tolist(), self.rles())
@@ -139,15 +145,25 @@ class Detections:
             class_names=tuple(class_names),
         )
 
+    def _check_masks_fit(self, form: str) -> None:
+        height, width = self.instance_masks.height, self.instance_masks.width
+        if self.photo_size not in (None, (height, width)):
+            raise ValueError(
+                f"{form} needs masks as large as the photo, {self.photo_size}; these are {(height, width)}: predict with "
+                "mask_resolution='photo'"
+            )
+
     def to_voc(self, file_name: str) -> VocDetections:
         """The detections as PASCAL VOC annotations of the photo ``file_name``.
 
         A pixel that several masks claim goes to the best score. Segmentation indices stand for at most 254 objects, so
-        only the best 254 are in them. The masks must be as large as the photo.
+        only the best 254 are in them.
 
         Raises:
-            ValueError: the masks' classes have no names here, or more classes are found than indices stand for.
+            ValueError: the masks are not as large as the photo, their classes have no names here, or more classes are
+                found than indices stand for.
         """
+        self._check_masks_fit("to_voc")
         if not self.class_names and len(self):
             raise ValueError("to_voc needs class names: set class_names, as a Predictor does")
         highest = max(self.labels.tolist(), default=-1)

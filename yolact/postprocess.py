@@ -181,7 +181,7 @@ def to_photo_frame(
         soft = logits.sigmoid() * crop_mask(relative, logits.shape[1], logits.shape[2], CROP_PADDING)
         mask_scores = scores * maskiou_net(soft).gather(1, labels[:, None]).squeeze(1)
     masks = enlarge_masks(logits, relative, *(mask_size or (height, width)), crop_first=config.crop_before_enlarging)
-    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu())
+    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), photo_size=(height, width))
 
 
 def _photo_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:

@@ -230,6 +230,8 @@ class Runner:
         for shape, tensor in expected.items():
             if tuple(tensor.shape) != shape and tensor.numel() + count > 0:  # none found: any empty tensors will do
                 raise self._malformed(f"a tensor {shape}, found {tuple(tensor.shape)}, for a photo with {count} scores")
+        if not bool(scores.isfinite().all() & boxes.isfinite().all()):  # a comparison with NaN would hide it
+            raise self._malformed("scores and boxes that are numbers, found NaN or infinity")
         return Found(
             boxes.float().reshape(-1, 4), scores.float(), labels.long(), (masks != 0).reshape(-1, height, width)
         )
