@@ -149,8 +149,8 @@ class Detections:
         height, width = self.instance_masks.height, self.instance_masks.width
         if self.photo_size not in (None, (height, width)):
             raise ValueError(
-                f"{form} needs masks as large as the photo, {self.photo_size}; these are {(height, width)}: predict with "
-                "mask_resolution='photo'"
+                f"{form} needs masks as large as the photo, {self.photo_size}; these are {(height, width)}: "
+                "predict with mask_resolution='photo'"
             )
 
     def to_voc(self, file_name: str) -> VocDetections:

@@ -6,8 +6,11 @@ best, and numbers have the wanted precision. On CPUs the network is rebuilt from
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -64,6 +67,7 @@ class InferenceNetwork:
             self._tensors = torch.compile(network.tensors, mode=mode, dynamic=False)
         elif self.device.type == "cpu" and onednn.is_available(self.dtype):
             self._tensors = onednn.OneDnnNetwork(network)
+            _return_freed_memory()
 
     def __call__(self, images: Tensor) -> RawOutputs:
         """Run (B, 3, S, S) normalised float32 images; the outputs have the network's precision."""
@@ -88,6 +92,13 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
             "precision 'fp16' needs a GPU; on a CPU use bf16 (fast on those that compute with it) or fp32"
         )
     return DTYPES[precision]
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what loading freed; glibc keeps it otherwise, in pieces that fit no feature map."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def fold_batch_norm(network: nn.Module) -> None:

@@ -9,6 +9,7 @@ convolutions use Winograd's minimal filtering instead, which needs 2.25 multipli
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Literal, cast
 
 import torch
@@ -20,8 +21,9 @@ from yolact.models.backbone import DarknetBackbone, DarknetBlock, DeformableConv
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead, per_anchor
 from yolact.models.yolact import Yolact
+from yolact.winograd import EnlargingWinogradConv2d, WinogradConv2d
 
-Activation = Literal["none", "relu", "leaky_relu", "tanh"]
+Activation = Literal["none", "relu", "leaky_relu"]
 
 _InputSizes = dict[nn.Module, list[int]]
 """Shape of the input that a convolution will see, if it is always the same: the best order of its weights depends on
@@ -76,84 +78,16 @@ class _FusedConv(nn.Module):
         return out
 
 
-OUTPUT_TILE, INPUT_TILE = 4, 6
-
-POINTS = (0, 5 / 8, -5 / 8, 5 / 4, -5 / 4)
-"""Where the polynomials are evaluated, besides infinity. Of the sets tried these round least: half of what the usual
-0, 1, -1, 2, -2 (Lavin and Gray 2016) do."""
-
-TILES_AT_ONCE = 330
-"""Tiles that are transformed together: few enough that they stay in the processor's cache."""
-
 WINOGRAD_CHANNELS = 192
 WINOGRAD_PIXELS = 1200
-"""Least input and output channels, and least area of the feature map, from which it is used. On a CPU with AVX-512 it was
-faster than the direct convolution with 243 and 256 channels and not with 96 and 128; with 256 channels it was on 35 x 35
-cells and more, and made no difference on 32 x 32."""
+"""Least input and output channels, and least area of the feature map, from which it is used. On a CPU with AVX-512 it
+was faster than the direct convolution with 243 and 256 channels and not with 96 and 128; with 256 channels it was on
+35 x 35 cells and more, and made no difference on 32 x 32."""
 
-
-def _evaluation(coefficients: int) -> Tensor:
-    """Matrix (6, coefficients), float64, that evaluates a polynomial at `POINTS` and at infinity (its last one)."""
-    rows = [[point**power for power in range(coefficients)] for point in POINTS]
-    return torch.tensor([*rows, [0.0] * (coefficients - 1) + [1.0]], dtype=torch.float64)
-
-
-class WinogradConv2d(nn.Module):
-    """A 3x3 convolution of stride 1 and padding 1, with ReLU or without, by minimal filtering F(4x4, 3x3).
-
-    Along one axis, four outputs are ``A' [(G g) * (B' d)]`` for a kernel g and six inputs d, with the matrices of
-    Toom-Cook multiplication, transposed (Winograd 1980; Lavin and Gray 2016, arXiv 1509.09308). The result differs from
-    the direct convolution's by rounding: by some 1e-6 of the greatest value in float32, five times the direct
-    convolution's own error in bfloat16.
-    """
-
-    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"]) -> None:
-        super().__init__()
-        assert conv.bias is not None
-        self.activation = activation
-        dtype = conv.weight.dtype
-        kernel = _evaluation(3)
-        weight = torch.einsum("ik,ockl,jl->ijco", kernel, conv.weight.detach().double(), kernel)
-        self.weight = weight.reshape(INPUT_TILE**2, conv.in_channels, conv.out_channels).to(dtype)
-        self.bias = conv.bias.detach()
-        # Both axes at once: vec(B' d B) = (B' kron B') vec(d).
-        inward, outward = _evaluation(INPUT_TILE).inverse().T, _evaluation(OUTPUT_TILE).T
-        self.to_input, self.to_output = torch.kron(inward, inward).to(dtype), torch.kron(outward, outward).to(dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in, H, W) to (B, out, H, W), in channels_last."""
-        batch, _, height, width = x.shape
-        rows, columns = -(-height // OUTPUT_TILE), -(-width // OUTPUT_TILE)
-        padding = (1, columns * OUTPUT_TILE + 1 - width, 1, rows * OUTPUT_TILE + 1 - height)
-        padded = F.pad(x, padding).permute(0, 2, 3, 1).contiguous()
-        out = x.new_empty((batch, rows * OUTPUT_TILE, columns * OUTPUT_TILE, len(self.bias)))
-        bands = -(-rows * columns // TILES_AT_ONCE)
-        at_once = -(-rows // bands)  # bands of nearly equal height: a narrow one reads all kernels for little
-        for image, result in zip(padded, out, strict=True):
-            for first in range(0, rows, at_once):
-                count = min(at_once, rows - first)
-                band = image[first * OUTPUT_TILE : (first + count) * OUTPUT_TILE + INPUT_TILE - OUTPUT_TILE]
-                target = result[first * OUTPUT_TILE : (first + count) * OUTPUT_TILE]
-                self._convolve_band(band, target.view(count, OUTPUT_TILE, columns, OUTPUT_TILE, -1))
-        return out.permute(0, 3, 1, 2)[:, :, :height, :width]
-
-    def _convolve_band(self, band: Tensor, out: Tensor) -> None:
-        """Fill ``out`` (rows, 4, columns, 4, out channels) from overlapping 6x6 tiles of ``band`` (h, w, channels)."""
-        rows, _, columns, _, out_channels = out.shape
-        tiles, channels = rows * columns, band.shape[2]
-        along_h, along_w, along_c = band.stride()
-        patches = band.as_strided(
-            (INPUT_TILE, INPUT_TILE, rows, columns, channels),
-            (along_h, along_w, along_h * OUTPUT_TILE, along_w * OUTPUT_TILE, along_c),
-        )
-        transformed = self.to_input @ patches.reshape(INPUT_TILE**2, tiles * channels)
-        products = transformed.view(INPUT_TILE**2, tiles, channels) @ self.weight  # (36, tiles, out)
-        del transformed  # 36 numbers for each tile and channel: 12 MiB with 330 tiles of 256 channels
-        results = self.to_output @ products.view(INPUT_TILE**2, tiles * out_channels)
-        results = results.view(OUTPUT_TILE, OUTPUT_TILE, rows, columns, out_channels)
-        torch.add(results.permute(2, 0, 3, 1, 4), self.bias, out=out)
-        if self.activation == "relu":
-            out.relu_()
+WORTH_ITS_MEMORY = {torch.float32: 4000, torch.bfloat16: WINOGRAD_PIXELS}
+"""Least area from which a layer of one size gets kernels for it, which are four times as large as its own. In float32
+that is 7 MiB more for 256 channels; on 35 x 35 cells, where ResNet-50 would have seven such layers, it saved a third of
+the layer's 6 ms."""
 
 
 class _WideConv(nn.Module):
@@ -169,15 +103,23 @@ class _WideConv(nn.Module):
         return out
 
 
-def _conv(conv: nn.Module, activation: Literal["none", "relu"], area: int, sizes: _InputSizes) -> nn.Module:
-    """The faster convolution for feature maps of up to ``area`` pixels.
+def _suits_winograd(conv: nn.Module, area: int) -> bool:
+    """Whether Winograd's convolution is the faster one for a feature map of ``area`` pixels."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
+        and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
+        and area >= WORTH_ITS_MEMORY[conv.weight.dtype]
+    )
 
-    Only layers on P3 and finer are asked about: elsewhere Winograd's larger kernels would not pay.
-    """
+
+def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
+    """The faster convolution for a layer whose input has one size."""
     assert isinstance(conv, nn.Conv2d)
-    wide = conv.kernel_size == (3, 3) and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-    if wide and area >= WINOGRAD_PIXELS:
-        return _WideConv(conv, activation)
+    if _suits_winograd(conv, _area(sizes[conv])):
+        winograd = WinogradConv2d(conv, activation)
+        conv.weight = None  # type: ignore[assignment]  # as in _FusedConv
+        return winograd
     return _FusedConv(conv, activation, sizes)
 
 
@@ -190,7 +132,7 @@ class _Block(nn.Module):
         self.before = nn.ModuleList(
             nn.Sequential(conv, nn.ReLU(inplace=True))
             if isinstance(conv, DeformableConv2d)
-            else _FusedConv(conv, "relu", sizes)
+            else _conv(conv, "relu", sizes)
             for conv in before
         )
         self.last = _FusedConv(last, "relu", sizes)
@@ -220,6 +162,15 @@ def _darknet_stage(stage: nn.Module, sizes: _InputSizes) -> nn.Sequential:
     return nn.Sequential(first, *(_DarknetBlock(cast(DarknetBlock, block), sizes) for block in blocks))
 
 
+def _last_three(x: Tensor, stages: nn.ModuleList) -> list[Tensor]:
+    """C3, C4 and C5; the larger maps before them are freed on the way."""
+    features: list[Tensor] = []
+    for stage in stages:
+        x = stage(x)
+        features = [*features[-2:], x]
+    return features
+
+
 class _ResNet(nn.Module):
     def __init__(self, backbone: ResNetBackbone, sizes: _InputSizes) -> None:
         super().__init__()
@@ -233,10 +184,7 @@ class _ResNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features = [self.maxpool(self.stem(images))]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features[-3:]
+        return _last_three(self.maxpool(self.stem(images)), self.stages)
 
 
 class _Darknet(nn.Module):
@@ -246,20 +194,14 @@ class _Darknet(nn.Module):
         self.stages = nn.ModuleList(_darknet_stage(stage, sizes) for stage in backbone.layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        features = [self.stem(images)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features[-3:]
+        return _last_three(self.stem(images), self.stages)
 
 
 class _Pyramid(nn.Module):
     def __init__(self, fpn: FPN, sizes: _InputSizes) -> None:
         super().__init__()
         self.laterals = nn.ModuleList(_FusedConv(conv, "none", sizes) for conv in fpn.lat_layers)
-        *coarse, finest = fpn.pred_layers
-        self.smooths = nn.ModuleList(
-            [*(_FusedConv(conv, "relu", sizes) for conv in coarse), _conv(finest, "relu", _area(sizes[finest]), sizes)]
-        )
+        self.smooths = nn.ModuleList(_conv(conv, "relu", sizes) for conv in fpn.pred_layers)
         self.downsamples = nn.ModuleList(_FusedConv(conv, "none", sizes) for conv in fpn.downsample_layers)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -279,46 +221,72 @@ class _Pyramid(nn.Module):
 
 
 class _Head(nn.Module):
+    """The shared head; its three last convolutions read the same map, so they are one."""
+
     def __init__(self, head: nn.Module, largest: int) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
         # Levels of several sizes pass, so no order of the weights is the best. In bfloat16, Winograd's rounding in the
         # head cost a tenth of a point of mask AP; in the protonet it cost nothing (docs/accuracy.md).
         largest = largest if head.conf_layer.weight.dtype == torch.float32 else 0
-        self.upfeature = _conv(head.upfeature[0], "relu", largest, {})
-        self.bbox_layer = _FusedConv(head.bbox_layer, "none", {})
-        self.conf_layer = _conv(head.conf_layer, "none", largest, {})
-        self.mask_layer = _FusedConv(head.mask_layer, "tanh", {})
+        self.upfeature = self._conv(head.upfeature[0], "relu", largest)
+        layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
+        self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
+        self.outputs = self._conv(_joined(layers), "none", largest)
+
+    @staticmethod
+    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: int) -> nn.Module:
+        assert isinstance(conv, nn.Conv2d)
+        return _WideConv(conv, activation) if _suits_winograd(conv, largest) else _FusedConv(conv, activation, {})
 
     def forward(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shared = self.upfeature(level)
-        boxes, classes, coefficients = self.sizes
-        return (
-            per_anchor(self.bbox_layer(shared), boxes),
-            per_anchor(self.conf_layer(shared), classes),
-            per_anchor(self.mask_layer(shared), coefficients),
-        )
+        outputs = self.outputs(self.upfeature(level)).split(self.channels, dim=1)
+        boxes, classes, coefficients = (per_anchor(*pair) for pair in zip(outputs, self.sizes, strict=True))
+        return boxes, classes, coefficients.tanh_()
+
+
+def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One convolution with the outputs of several that read the same map."""
+    first = convs[0]
+    channels = sum(conv.out_channels for conv in convs)
+    joined = nn.utils.skip_init(
+        nn.Conv2d, first.in_channels, channels, first.kernel_size, padding=first.padding, dtype=first.weight.dtype
+    ).requires_grad_(False)
+    joined.weight.copy_(torch.cat([conv.weight for conv in convs]))
+    assert joined.bias is not None
+    joined.bias.copy_(torch.cat([cast(Tensor, conv.bias) for conv in convs]))
+    return joined.to(memory_format=torch.channels_last)
+
+
+def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
+    *before, last, to_prototypes = convs
+    layers = [_conv(conv, "relu", sizes) for conv in before]
+    if _suits_winograd(last, _area(sizes[last])):
+        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {})))
+        last.weight = None  # type: ignore[assignment]  # as in _FusedConv
+    else:
+        enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        layers += [enlarge, _FusedConv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
+    return nn.Sequential(*layers)
 
 
 def _input_sizes(network: Yolact) -> _InputSizes:
     """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one photo."""
+    with torch.device("meta"):  # shapes without memory
+        shadow = Yolact(network.config, network.num_classes).eval()
     sizes: _InputSizes = {}
-    convs = [
-        module
-        for part in (network.backbone, network.fpn, network.proto_net)
-        for module in part.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    hooks = [
-        conv.register_forward_pre_hook(lambda module, args: sizes.__setitem__(module, list(args[0].shape)))
-        for conv in convs
-    ]
-    size, dtype = network.config.image_size, next(network.parameters()).dtype
+    convs = dict(network.named_modules())
+    for part in ("backbone", "fpn", "proto_net"):
+        for name, module in shadow.get_submodule(part).named_modules(prefix=part):
+            if isinstance(module, nn.Conv2d):
+                real = convs[name]
+                module.register_forward_pre_hook(
+                    lambda _, args, real=real: sizes.__setitem__(real, list(args[0].shape))
+                )
+    size = network.config.image_size
     with torch.no_grad():
-        network.tensors(torch.zeros((1, 3, size, size), dtype=dtype).contiguous(memory_format=torch.channels_last))
-    for hook in hooks:
-        hook.remove()
+        shadow.tensors(torch.zeros((1, 3, size, size), device="meta"))
     return sizes
 
 
@@ -340,15 +308,14 @@ class OneDnnNetwork(nn.Module):
         self.fpn = _Pyramid(network.fpn, sizes)
         convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
         self.head = _Head(network.prediction_layers[0], largest=_area(sizes[convs[0]]))
-        *before, last, to_prototypes = (_conv(conv, "relu", _area(sizes[conv]), sizes) for conv in convs)
-        self.proto_before = nn.Sequential(*before)
-        self.proto_after = nn.Sequential(last, to_prototypes)
+        self.protonet = _protonet(convs, sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encoded boxes, class logits, mask coefficients and prototypes, as `Yolact.tensors`."""
         pyramid = self.fpn(self.backbone(images))
+        boxes, class_logits, mask_coefficients = self._predict(pyramid)
+        return boxes, class_logits, mask_coefficients, self.protonet(pyramid[0]).permute(0, 2, 3, 1)
+
+    def _predict(self, pyramid: list[Tensor]) -> tuple[Tensor, ...]:
         levels = [self.head(level) for level in pyramid]
-        boxes, class_logits, mask_coefficients = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
-        small = self.proto_before(pyramid[0])
-        large = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-        return boxes, class_logits, mask_coefficients, self.proto_after(large).permute(0, 2, 3, 1)
+        return tuple(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.yolact.networks import VARIANTS, assert_outputs_close, images, trained_like
 from yolact import onednn
 from yolact.inference import fold_batch_norm
 from yolact.models.yolact import Yolact
-from yolact.onednn import OneDnnNetwork, WinogradConv2d, is_available
+from yolact.onednn import OneDnnNetwork, is_available
+from yolact.winograd import EnlargingWinogradConv2d, WinogradConv2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,66 +61,6 @@ def test_a_precision_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch)
     assert tried in ([(torch.bfloat16, torch.bfloat16)], [])  # not reached where the weights are refused already
 
 
-# --- Winograd -----------------------------------------------------------------------------------------------------
-
-
-def wide_conv(in_channels: int, out_channels: int, seed: int = 0) -> nn.Conv2d:
-    generator = torch.Generator().manual_seed(seed)
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    with torch.no_grad():
-        conv.weight.normal_(0, (9 * in_channels) ** -0.5, generator=generator)
-        assert conv.bias is not None
-        conv.bias.normal_(generator=generator)
-    return conv
-
-
-def exact(conv: nn.Conv2d, x: Tensor, activation: str) -> Tensor:
-    assert conv.bias is not None
-    with torch.no_grad():
-        out = F.conv2d(x.double(), conv.weight.double(), conv.bias.double(), padding=1)
-    return out.relu() if activation == "relu" else out
-
-
-@pytest.mark.parametrize("activation", ["none", "relu"])
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(
-    ("height", "width"), [(1, 1), (2, 3), (3, 9), (4, 4), (5, 4), (8, 12), (9, 7), (17, 6), (1, 40), (40, 1), (23, 23)]
-)
-def test_winograd_equals_the_direct_convolution(height: int, width: int, channels_last: bool, activation: Any) -> None:
-    conv = wide_conv(7, 5)
-    x = torch.randn(3, 7, height, width, generator=torch.Generator().manual_seed(1))
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    before = x.clone()
-    with torch.no_grad():
-        found = WinogradConv2d(conv, activation)(x)
-    assert found.shape == (3, 5, height, width)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact(conv, x, activation), atol=2e-5, rtol=0)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("tiles_at_once", [1, 3, 8, 10**6])
-def test_winograd_in_bands_equals_winograd_at_once(tiles_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six rows of three tiles each: a row at a time where the limit is lower than that, two rows, or all of them."""
-    conv = wide_conv(6, 4)
-    x = torch.randn(2, 6, 22, 11, generator=torch.Generator().manual_seed(2))
-    monkeypatch.setattr(onednn, "TILES_AT_ONCE", tiles_at_once)
-    with torch.no_grad():
-        found = WinogradConv2d(conv, "none")(x)
-    torch.testing.assert_close(found.double(), exact(conv, x, "none"), atol=2e-5, rtol=0)
-
-
-def test_winograd_rounds_little_at_the_width_of_the_network() -> None:
-    """As its docstring says: by some 1e-6 of the greatest value."""
-    conv = wide_conv(256, 256)
-    x = torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(3)).relu()
-    with torch.no_grad():
-        found = WinogradConv2d(conv, "none")(x)
-    expected = exact(conv, x, "none")
-    assert (found.double() - expected).abs().max() < 5e-6 * expected.abs().max()
-
-
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +68,7 @@ def test_winograd_rounds_little_at_the_width_of_the_network() -> None:
 def winograd_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the small feature maps of small networks too."""
     monkeypatch.setattr(onednn, "WINOGRAD_PIXELS", 20)
+    monkeypatch.setattr(onednn, "WORTH_ITS_MEMORY", {torch.float32: 20, torch.bfloat16: 20})
 
 
 def ready(variant: str, **changes: Any) -> Yolact:
@@ -143,7 +84,7 @@ def exact_outputs(network: Yolact, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def winograd_convs(network: OneDnnNetwork) -> int:
-    return sum(isinstance(module, WinogradConv2d) for module in network.modules())
+    return sum(isinstance(module, (WinogradConv2d, EnlargingWinogradConv2d)) for module in network.modules())
 
 
 @needs_onednn
@@ -186,7 +127,10 @@ def test_nothing_is_written_where_another_run_would_read_it(variant: str) -> Non
 def test_winograd_is_used_for_wide_layers_on_large_feature_maps_alone() -> None:
     assert winograd_convs(OneDnnNetwork(ready("wide"))) == 0
     assert winograd_convs(OneDnnNetwork(ready("basic blocks", image_size=384))) == 0
-    network = ready("wide", image_size=384)  # P3 has 48 x 48 pixels
+    assert winograd_convs(OneDnnNetwork(ready("wide", image_size=384).bfloat16())) > winograd_convs(
+        OneDnnNetwork(ready("wide", image_size=384))
+    )  # P3 has 48 x 48 pixels: in float32 not worth the memory
+    network = ready("wide", image_size=384)
     x = images(1, 384, 384).contiguous(memory_format=torch.channels_last)
     expected = exact_outputs(network, x)
     fused = OneDnnNetwork(network)
@@ -198,7 +142,7 @@ def test_winograd_is_used_for_wide_layers_on_large_feature_maps_alone() -> None:
         calls += 1
 
     for module in fused.modules():
-        if isinstance(module, WinogradConv2d):
+        if isinstance(module, (WinogradConv2d, EnlargingWinogradConv2d)):
             module.register_forward_hook(count)
     with torch.no_grad():
         assert_outputs_close(fused(x), expected, 1e-5)
@@ -208,7 +152,7 @@ def test_winograd_is_used_for_wide_layers_on_large_feature_maps_alone() -> None:
 @needs_onednn
 @pytest.mark.usefixtures("winograd_everywhere")
 def test_a_wide_class_layer_gives_the_networks_outputs() -> None:
-    """3 anchors of 64 classes make the class layer wide too."""
+    """3 anchors of 64 classes make the head's last layer wide too."""
     network = ready("wide", num_classes=63)
     x = images(2).contiguous(memory_format=torch.channels_last)
     expected = exact_outputs(network, x)
