@@ -84,11 +84,6 @@ WINOGRAD_PIXELS = 1200
 was faster than the direct convolution with 243 and 256 channels and not with 96 and 128; with 256 channels it was on
 35 x 35 cells and more, and made no difference on 32 x 32."""
 
-WORTH_ITS_MEMORY = {torch.float32: 4000, torch.bfloat16: WINOGRAD_PIXELS}
-"""Least area from which a layer of one size gets kernels for it, which are four times as large as its own. In float32
-that is 7 MiB more for 256 channels; on 35 x 35 cells, where ResNet-50 would have seven such layers, it saved a third of
-the layer's 6 ms."""
-
 
 class _WideConv(nn.Module):
     """Winograd's convolution for large feature maps, the direct one for small ones."""
@@ -109,7 +104,7 @@ def _suits_winograd(conv: nn.Module, area: int) -> bool:
         isinstance(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
         and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-        and area >= WORTH_ITS_MEMORY[conv.weight.dtype]
+        and area >= WINOGRAD_PIXELS
     )
 
 
