@@ -15,12 +15,13 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from yolact.benchmark import evaluation, inference
+from yolact.benchmark import evaluation, inference, loading
 from yolact.benchmark.agreement import Agreement
 from yolact.benchmark.calibration import calibrated_network
 from yolact.benchmark.contestants import STAGES, Entry
 from yolact.benchmark.evaluation import EvaluationWork
 from yolact.benchmark.inference import ContestantResult, InferenceBenchmark
+from yolact.benchmark.loading import LoadingBenchmark
 from yolact.benchmark.machine import Machine
 from yolact.benchmark.memory import PeakMemory
 from yolact.benchmark.photos import read_photos
@@ -28,7 +29,7 @@ from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
 from yolact.inference import Precision
-from yolact.models.published import PUBLISHED_MODELS
+from yolact.models.published import PUBLISHED_MODELS, PublishedModel
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 
@@ -61,6 +62,7 @@ class Options:
     against: list[Path]
     memory: bool
     evaluation_work: bool
+    loader: bool
     as_json: bool
 
 
@@ -75,16 +77,24 @@ def run(options: Options, console: Console | None = None) -> None:
     device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    measure, show = (
-        (_measure_evaluation, _show_evaluation) if options.evaluation_work else (_measure_inference, _show_inference)
-    )
+    if options.evaluation_work and options.loader:
+        raise SettingsError("--evaluation-work and --loader: one of them at a time")
+    name, measure, show = _part(options)
     with Console(stderr=True).status("starting") as status:  # silent where nobody watches
         result: Any = measure(options, device, status.update)
     if options.as_json:
-        name = "evaluation_work" if options.evaluation_work else "inference"
         print(json.dumps({name: dataclasses.asdict(result)}, indent=2, default=_plain, allow_nan=False))
     else:
-        cast(Callable[[Any, Console], None], show)(result, console or Console(highlight=False))
+        show(result, console or Console(highlight=False))
+
+
+def _part(options: Options) -> tuple[str, Callable[..., Any], Callable[..., None]]:
+    """What is to be measured: its name in JSON, how to measure it and how to show it."""
+    if options.evaluation_work:
+        return "evaluation_work", _measure_evaluation, _show_evaluation
+    if options.loader:
+        return "loader", _measure_loading, _show_loading
+    return "inference", _measure_inference, _show_inference
 
 
 def _plain(value: Any) -> Any:
@@ -144,11 +154,15 @@ def _network(options: Options, photos: Sequence[np.ndarray]) -> tuple[Yolact, Se
             raise SettingsError("MODEL_DIR and --model: a trained model or a published configuration, not both")
         return *load_model(options.model_dir), str(options.model_dir)
     name = options.model or DEFAULT_MODEL
-    if name not in PUBLISHED_MODELS:
-        raise SettingsError(f"--model {name}: unknown; there are {', '.join(PUBLISHED_MODELS)}")
-    published = PUBLISHED_MODELS[name]
+    published = _published(name)
     model = calibrated_network(published.model, len(published.classes), photos[0], options.objects)
     return model, published.classes, f"{name}, random weights that find about {options.objects} objects"
+
+
+def _published(name: str) -> PublishedModel:
+    if name not in PUBLISHED_MODELS:
+        raise SettingsError(f"--model {name}: unknown; there are {', '.join(PUBLISHED_MODELS)}")
+    return PUBLISHED_MODELS[name]
 
 
 def _show_inference(result: InferenceBenchmark, console: Console) -> None:
@@ -215,6 +229,42 @@ def _show_evaluation(result: EvaluationWork, console: Console) -> None:
     table.add_row(name, f"{result.masks:.2f}", f"{result.rle:.2f}", f"{result.total:.2f}")
     console.print(table)
     console.print(f"Medians of {result.rounds} rounds; boxes of COCO's distribution of sizes, smooth random masks.")
+    console.print(_machine_line(result.machine))
+
+
+# --- Loading --------------------------------------------------------------------------------------------------------
+
+
+def _measure_loading(options: Options, device: torch.device, progress: Callable[[str], None]) -> LoadingBenchmark:
+    if options.images:
+        raise SettingsError("--loader reads photos with their masks: name a folder that preprocess wrote, not --image")
+    size = _published(options.model or DEFAULT_MODEL).model.image_size
+    return loading.measure(
+        options.model_dir, image_size=size, rounds=options.rounds, against=options.against, progress=progress
+    )
+
+
+def _show_loading(result: LoadingBenchmark, console: Console) -> None:
+    table = Table(title=f"Training data on one core, {result.data}, input {result.image_size}")
+    table.add_column("milliseconds for a photo")
+    for name in ("decode", "colours", "geometry", "masks", "total", "images/s", "without decode", "speed"):
+        table.add_column(name, justify="right")
+    times = result.milliseconds
+    stages = (f"{time:.2f}" for time in (times.decode, times.colors, times.geometry, times.masks, times.total))
+    table.add_row("yolact", *stages, f"{result.images_per_second:.0f}", f"{result.augmentation_per_second:.0f}/s", "")
+    for other in result.against:
+        speed = f"{1 / other.speed:.2f}x"
+        table.add_row(other.name, "", "", "", "", f"{other.milliseconds:.2f}", "", f"{other.images_per_second:.0f}/s", speed)
+    console.print(table)
+    console.print(
+        f"{result.photos} photos of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects in the "
+        f"mean. Means over {result.variants} photos with random changes of their own, medians of {result.rounds} rounds."
+    )
+    for other in result.against:
+        console.print(
+            f"yolact makes {other.speed:.2f} times as many photos as {other.name} from decoded ones (speed is that of "
+            "yolact times so much)."
+        )
     console.print(_machine_line(result.machine))
 
 

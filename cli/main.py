@@ -162,7 +162,9 @@ def summary() -> None:
 @app.command()
 def bench(
     model_dir: Annotated[
-        Path | None, typer.Argument(metavar="MODEL_DIR", help="Folder with model.safetensors and model.json.")
+        Path | None, typer.Argument(
+            metavar="MODEL_DIR", help="Folder with model.safetensors and model.json; with --loader, of the data."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -194,6 +196,9 @@ def bench(
     evaluation_work: Annotated[
         bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
     ] = False,
+    loader: Annotated[
+        bool, typer.Option("--loader", help="Instead: the training data loader, by stage, on one core.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure speed and memory, stage by stage."""
@@ -215,6 +220,7 @@ def bench(
             against=against or [],
             memory=memory,
             evaluation_work=evaluation_work,
+            loader=loader,
             as_json=as_json,
         )
     )
