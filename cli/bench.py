@@ -245,26 +245,28 @@ def _measure_loading(options: Options, device: torch.device, progress: Callable[
 
 
 def _show_loading(result: LoadingBenchmark, console: Console) -> None:
+    times = result.milliseconds
     table = Table(title=f"Training data on one core, {result.data}, input {result.image_size}")
     table.add_column("milliseconds for a photo")
-    for name in ("decode", "colours", "geometry", "masks", "total", "images/s", "without decode", "speed"):
+    for name in ("yolact", *(other.name for other in result.against)):
         table.add_column(name, justify="right")
-    times = result.milliseconds
-    stages = (f"{time:.2f}" for time in (times.decode, times.colors, times.geometry, times.masks, times.total))
-    table.add_row("yolact", *stages, f"{result.images_per_second:.0f}", f"{result.augmentation_per_second:.0f}/s", "")
-    for other in result.against:
-        speed = f"{1 / other.speed:.2f}x"
-        table.add_row(other.name, "", "", "", "", f"{other.milliseconds:.2f}", "", f"{other.images_per_second:.0f}/s", speed)
+    blank = [""] * len(result.against)
+    table.add_row("decode", f"{times.decode:.2f}", *blank)
+    table.add_row("colours", f"{times.colors:.2f}", *blank)
+    table.add_row("geometry", f"{times.geometry:.2f}", *blank)
+    table.add_row("masks", f"{times.masks:.2f}", *blank, end_section=True)
+    table.add_row("all but decode", f"{times.augmentation:.2f}", *(f"{o.milliseconds:.2f}" for o in result.against))
+    table.add_row("total", f"{times.total:.2f}", *blank, end_section=True)
+    table.add_row("images per second", f"{result.images_per_second:.0f}", *blank)
+    rates = (f"{other.images_per_second:.0f}" for other in result.against)
+    table.add_row("of decoded images", f"{result.augmentation_per_second:.0f}", *rates)
+    if result.against:
+        table.add_row("speed of yolact", "", *(f"{other.speed:.2f}x" for other in result.against))
     console.print(table)
     console.print(
         f"{result.photos} photos of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects in the "
-        f"mean. Means over {result.variants} photos with random changes of their own, medians of {result.rounds} rounds."
+        f"mean. Means over {result.variants} photos, each changed at random, medians of {result.rounds} rounds."
     )
-    for other in result.against:
-        console.print(
-            f"yolact makes {other.speed:.2f} times as many photos as {other.name} from decoded ones (speed is that of "
-            "yolact times so much)."
-        )
     console.print(_machine_line(result.machine))
 
 

@@ -162,7 +162,8 @@ def summary() -> None:
 @app.command()
 def bench(
     model_dir: Annotated[
-        Path | None, typer.Argument(
+        Path | None,
+        typer.Argument(
             metavar="MODEL_DIR", help="Folder with model.safetensors and model.json; with --loader, of the data."
         ),
     ] = None,

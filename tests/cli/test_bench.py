@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cli import bench
 from cli.main import app
+from yolact.benchmark import loading
 from yolact.config import ModelConfig
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import save_model
@@ -150,9 +151,26 @@ def test_evaluation_work_is_measured_without_a_network() -> None:
     assert tree["machine"]["threads"] == 1
 
 
+def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "CANDIDATES", 8)
+    monkeypatch.setattr(loading, "VARIANTS", 2)
+    result = run("--loader", *FAST)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    for text in ("decode", "colours", "geometry", "masks", "total", "images per second", "500 x 375 with 3.0 objects"):
+        assert text in words
+    tree = json.loads(run("--loader", "--json", "--model", "yolact_im400", *FAST).stdout)["loader"]
+    assert tree["image_size"] == 400
+    assert tree["images_per_second"] == pytest.approx(1000 / tree["milliseconds"]["total"])
+    assert tree["machine"]["threads"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--loader", "--evaluation-work"], "--evaluation-work and --loader: one of them at a time"),
+        (["--loader", "--image", "a.jpg"], "--loader reads photos with their masks"),
+        (["nowhere", "--loader"], "nowhere/train.json: no such file"),
         (["--precision", "fp32,int8"], "--precision int8: unknown; there are fp32, bf16, fp16"),
         (["--precision", "fp32,fp32"], "each contestant can take part once, found yolact fp32, yolact fp32"),
         (["--detection", "best"], "--detection best: unknown; there are default, published, published-no-tail"),

@@ -115,7 +115,8 @@ def render(
     pixels = torch.empty((3, size, size), dtype=torch.uint8)
     for plane, level in zip(pixels, MEAN_RGB, strict=True):
         plane.fill_(round(level))
-    part = visible_part(window, *image.shape[:2], size)
+    height, width = image.shape[:2]
+    part = visible_part(window, height, width, size)
     if part is not None:
         planes = np.ascontiguousarray(image[part.source_rows, part.source_columns].transpose(2, 0, 1))
         if planes.size <= 3 * part.shape[0] * part.shape[1]:
@@ -137,11 +138,12 @@ def window_targets(sample: Sample, window: Window, grids: Grids, num_classes: in
     boxes = _boxes_in(window, sample.boxes, grids.image)
     kept &= ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
     labels, crowd = sample.labels[kept], sample.crowd[kept]
+    height, width = sample.image.shape[:2]
     masks, semantic = reduce_masks(
-        [sample.masks[index] for index in np.flatnonzero(kept)],
+        [mask for mask, keep in zip(sample.masks, kept, strict=True) if keep],
         labels,
         crowd,
-        visible_part(window, *sample.image.shape[:2], grids.image),
+        visible_part(window, height, width, grids.image),
         grids,
         num_classes,
         mirrored=window.mirrored,

@@ -72,9 +72,7 @@ class TrainingSet(Dataset[Batch]):
         rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo, key.copy])
         sample, image = read_sample(self.data, key.photo), self.data.images[key.photo]
         try:
-            pixels, targets = augment(
-                sample, self.config, Grids.of_input(key.size), len(self.data.category_ids), rng
-            )
+            pixels, targets = augment(sample, self.config, Grids.of_input(key.size), len(self.data.category_ids), rng)
         except ValueError as error:
             path = self.data.images_dir / image.file_name
             raise DataError(f"{path}: the segmentation of an object cannot be decoded: {error}") from error

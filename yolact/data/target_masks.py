@@ -67,15 +67,25 @@ def _reduction(size: int, cells: int) -> _Reduction:
 
 
 @dataclass(frozen=True)
+class _Crop:
+    """The part of one axis where an object is."""
+
+    source: slice
+    """The photo's pixels that are read."""
+    cells: slice
+    """The cells that may show the object."""
+    taps: Taps
+    """Of the cells' pixels, counted in ``source``; one sample more, behind the last, stands for all beside it."""
+    weights: np.ndarray
+    """(2 cells,) float32, of `_Reduction`."""
+
+
+@dataclass(frozen=True)
 class _Axis:
     """Where one axis of the input-sized mask is read, and where that lies in the photo."""
 
-    low: np.ndarray
-    high: np.ndarray
-    low_weight: np.ndarray
-    high_weight: np.ndarray
-    """As in `Taps`, (2 n,) each, for the pixels of `_Reduction`; samples are counted from the photo's edge."""
-    total: int
+    taps: Taps
+    """Of the pixels of `_Reduction`, (2 n,) each, counted from the photo's edge; without weight outside the photo."""
     visible: np.ndarray
     """(2 n,) bool: whether the pixel shows the photo."""
     source: slice
@@ -90,43 +100,27 @@ class _Axis:
         visible = (pixels >= target.start) & (pixels < target.stop)
         shown = length(target)
         taps = bilinear_taps(length(source), shown, (pixels - target.start).clip(0, shown - 1))
-        low, high = taps.low + np.int32(source.start), taps.high + np.int32(source.start)
-        return cls(low, high, taps.low_weight, taps.high_weight, taps.total, visible, source, reduction.weights)
+        start = np.int32(source.start)
+        taps = Taps(
+            taps.low + start, taps.high + start, taps.low_weight * visible, taps.high_weight * visible, taps.total
+        )
+        return cls(taps, visible, source, reduction.weights)
 
     def crop(self, start: int, stop: int) -> _Crop | None:
         """What is read of an object between two pixels of the photo; None where it is not to be seen."""
-        start, stop = max(start, self.source.start), min(stop, self.source.stop)
-        touched = self.visible & (self.low < stop) & (self.high >= start)
-        cells = touched.reshape(-1, 2).any(axis=1).nonzero()[0]
-        if start >= stop or not len(cells):
+        taps, start, stop = self.taps, max(start, self.source.start), min(stop, self.source.stop)
+        touched = (self.visible & (taps.low < stop) & (taps.high >= start)).nonzero()[0]
+        if start >= stop or not len(touched):
             return None
-        chosen = slice(int(cells[0]), int(cells[-1]) + 1)
-        pixels = slice(2 * chosen.start, 2 * chosen.stop)
-        (low, low_weight), (high, high_weight) = (
-            self._tap(samples[pixels] - start, np.where(self.visible[pixels], weights[pixels], 0), stop - start)
-            for samples, weights in ((self.low, self.low_weight), (self.high, self.high_weight))
+        cells = slice(int(touched[0]) // 2, int(touched[-1]) // 2 + 1)
+        pixels = slice(2 * cells.start, 2 * cells.stop)
+        beside = np.uint32(stop - start)
+        low, high = (
+            np.minimum((samples[pixels] - np.int32(start)).view(np.uint32), beside)  # what is negative becomes large
+            for samples in (taps.low, taps.high)
         )
-        taps = Taps(low, high, low_weight, high_weight, self.total)
-        return _Crop(slice(start, stop), chosen, taps, self.weights[pixels])
-
-    @staticmethod
-    def _tap(samples: np.ndarray, weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Taps beside the object read nothing."""
-        return samples.clip(0, count - 1), np.where((samples >= 0) & (samples < count), weights, 0)
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """The part of one axis where an object is."""
-
-    source: slice
-    """The photo's pixels that are read."""
-    cells: slice
-    """The cells that may show the object."""
-    taps: Taps
-    """Of the cells' pixels, in ``source``."""
-    weights: np.ndarray
-    """(2 cells,) float32, of `_Reduction`."""
+        taps = Taps(low, high, taps.low_weight[pixels], taps.high_weight[pixels], taps.total)
+        return _Crop(slice(start, stop), cells, taps, self.weights[pixels])
 
 
 class MaskReducer:
@@ -148,7 +142,9 @@ class MaskReducer:
         rows, columns = self._rows.crop(top, bottom), self._columns.crop(left, right)
         if rows is None or columns is None:
             return
-        pixels = sample_mask(mask[rows.source, columns.source], rows.taps, columns.taps)  # (2 rows, 2 columns)
+        seen = np.zeros((length(columns.source) + 1, length(rows.source) + 1), dtype=np.uint8).T
+        seen[:-1, :-1] = mask[rows.source, columns.source]
+        pixels = sample_mask(seen, rows.taps, columns.taps)  # (2 rows, 2 columns)
         low, high = columns.weights[0::2], columns.weights[1::2]
         across = pixels[:, 0::2] * low + pixels[:, 1::2] * high  # (2 rows, columns) float32
         low, high = rows.weights[0::2, None], rows.weights[1::2, None]
@@ -188,7 +184,7 @@ def reduce_masks(
         return reduced, semantic
     to_masks = MaskReducer(part, grids.image, grids.masks, mirrored=mirrored)
     to_semantic = MaskReducer(part, grids.image, grids.semantic, mirrored=mirrored)
-    for index in np.flatnonzero(~crowd):
+    for index in np.flatnonzero(~crowd).tolist():
         rle = masks[index]
         mask = coco_mask.decode(rle)  # (H, W) uint8, columns together in memory; first, since it checks the runs
         left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()

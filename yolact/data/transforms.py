@@ -48,15 +48,14 @@ def aspect_ratio_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Taps:
-    """The two samples that each pixel of a bilinearly resized axis is made of, and their whole-number weights.
-
-    All are (size,) int32; the two weights of a pixel add up to ``total``.
-    """
+    """The two samples that each pixel of a bilinearly resized axis is made of, and their weights."""
 
     low: np.ndarray
     high: np.ndarray
+    """(n,) whole numbers."""
     low_weight: np.ndarray
     high_weight: np.ndarray
+    """(n,) int32; the two of a pixel add up to ``total``."""
     total: int
 
 
