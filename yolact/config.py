@@ -98,7 +98,7 @@ class ModelConfig(_Section):
     num_prototypes: PositiveInt
     """k of the paper, section 3.1; also the number of mask coefficients per anchor."""
     anchor_scales: Annotated[list[list[PositiveFloat]], Field(min_length=PYRAMID_LEVELS, max_length=PYRAMID_LEVELS)]
-    """Sides in network pixels, one list per level P3 to P7."""
+    """Sides in pixels of an input of ``image_size``, one list per level P3 to P7; they grow with a larger input."""
     anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)]
     """width / height."""
     square_anchors: bool

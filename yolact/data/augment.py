@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.config import AugmentConfig
-from yolact.data.colors import change_colors, draw_colors
+from yolact.data.colors import ColorChange, change_colors, draw_colors
 from yolact.data.target_masks import Grids, reduce_masks
 from yolact.data.transforms import MEAN_RGB
 from yolact.data.window import Window, inside, visible_part
@@ -59,9 +59,7 @@ def augment(
     Raises:
         ValueError: run lengths are damaged.
     """
-    recolor: Callable[[np.ndarray], np.ndarray] = lambda planes: planes  # noqa: E731
-    if config.photometric:
-        recolor = partial(change_colors, change=draw_colors(rng))
+    recolor = partial(change_colors, change=draw_colors(rng) if config.photometric else ColorChange())
     window = draw_window(sample, config, rng)
     return render(sample.image, window, grids.image, recolor), window_targets(sample, window, grids, num_classes)
 
