@@ -173,8 +173,7 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         images = normalize(batch.images.to(self.device, non_blocking=True), self.model.config.backbone)
         outputs = self.model(images.contiguous(memory_format=self.memory_format))
-        targets = [target.to(self.device) for target in batch.targets]
-        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
+        losses: Losses = self.criterion(outputs, batch.targets.to(self.device), self.model.maskiou_net)
         if not torch.isfinite(losses.total):
             self._raise_diverged(losses, batch)
         self.optimizer.zero_grad(set_to_none=True)
