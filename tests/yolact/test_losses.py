@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -706,3 +707,41 @@ def test_a_network_in_evaluation_mode_is_refused() -> None:
     outputs.semantic_logits = None
     with pytest.raises(AssertionError, match="training mode"):
         YolactLoss(PUBLISHED)(outputs, batch_of([two_objects()], 3, (8, 8)))
+
+
+@pytest.mark.parametrize("images", [[two_objects(), no_objects(16)], [no_objects(16)]], ids=["objects", "none"])
+def test_no_shape_depends_on_values_so_that_a_gpu_is_never_waited_for(
+    images: list[ImageObjects], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device tensors have no values: each attempt to look at one raises. It has no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    outputs = scene(images, side=64)
+    targets = batch_for(outputs, images).to("meta")
+    on_meta = RawOutputs(
+        **{name: leaf.detach().to("meta").requires_grad_() for name, leaf in leaves(outputs).items()},
+        anchors=outputs.anchors.to("meta"),
+    )
+    priorities = torch.empty(len(images), 20, device="meta")
+    losses = YolactLoss(PUBLISHED)(on_meta, targets, rescoring().to("meta"), priorities)
+    losses.total.backward()
+    assert all(leaf.grad.shape == leaf.shape for leaf in leaves(on_meta).values())
+
+
+def test_one_class_and_a_crowd_region_alone_train_like_any_other_image() -> None:
+    """The crowd region leaves no positives: only the semantic term teaches, as with no objects at all."""
+    region = objects_of([[0.1, 0.1, 0.9, 0.9]], [0], torch.ones(1, 16, 16), crowd=[True])
+    generator = torch.Generator().manual_seed(0)
+    outputs = RawOutputs(
+        boxes=torch.randn(1, 5, 4, generator=generator).requires_grad_(),
+        class_logits=torch.randn(1, 5, 2, generator=generator).requires_grad_(),
+        mask_coefficients=torch.randn(1, 5, 3, generator=generator).requires_grad_(),
+        prototypes=torch.rand(1, 8, 8, 3, generator=generator).requires_grad_(),
+        anchors=torch.rand(5, 4, generator=generator) * 0.5 + 0.2,
+        semantic_logits=torch.randn(1, 1, 4, 4, generator=generator).requires_grad_(),
+    )
+    losses = compute(PUBLISHED, outputs, [region])
+    terms = values(losses)
+    assert terms.pop("semantic") > 0
+    assert terms == {"classification": 0, "box": 0, "mask": 0}
+    losses.total.backward()
+    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves(outputs).values())
