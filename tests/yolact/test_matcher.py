@@ -177,7 +177,7 @@ def test_a_chain_in_which_each_object_drives_out_the_next_is_followed_to_its_end
     likewise, comes there: only one pair is settled at a time.
     """
     count = 14
-    starts = list(itertools.accumulate(range(2 * count)))
+    starts = list(itertools.accumulate(range(700, 700 + 2 * count)))  # overlaps below the threshold
     row = [(start, 0, start + 1000, 1) for start in starts]
     objects, anchors = row[::2], row[1::2]
     check_against_the_rules([Image(objects, [0] * count, [False] * count)], anchors)

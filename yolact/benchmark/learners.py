@@ -117,7 +117,7 @@ def make_batch(
         size: S.
     """
     generator = torch.Generator().manual_seed(seed)
-    squares = [to_square(torch.from_numpy(photo).permute(2, 0, 1), size) for photo in photos]
+    squares = [(to_square(torch.from_numpy(photo).permute(2, 0, 1), size) + 0.5).byte() for photo in photos]
     targets = []
     for _ in range(batch):
         boxes = draw_boxes(objects, generator)
