@@ -258,7 +258,7 @@ def _load_file(file: Path, task: Task) -> Any:
             device=task.device,
         )
     except Exception as error:  # somebody else's code may raise anything
-        raise SettingsError(f"--against {file}: load failed: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: load failed: {explain(error)}") from error
     missing = ", ".join(stage for stage in STAGES if not callable(getattr(contestant, stage, None)))
     if missing:
         raise SettingsError(f"--against {file}: what load returned has no method {missing}; {PROTOCOL}")
@@ -271,7 +271,7 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
     Raises:
         SettingsError: the file is missing, cannot be imported or has no such function.
     """
-    function = getattr(_import_file(file), name, None)
+    function = getattr(import_file(file), name, None)
     if not callable(function):
         raise SettingsError(f"--against {file}: has no function {name}; {PROTOCOL}")
     return cast(Callable[..., Any], function)
@@ -282,10 +282,15 @@ def guard(file: Path, function: Callable[..., Any], *arguments: Any, **settings:
     try:
         return function(*arguments, **settings)
     except Exception as error:  # somebody else's code may raise anything
-        raise SettingsError(f"--against {file}: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: {explain(error)}") from error
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
+    """Run a contestant's file.
+
+    Raises:
+        SettingsError: it is missing, no Python file, or fails.
+    """
     if not file.is_file():
         raise SettingsError(f"--against {file}: no such file")
     name = f"_contestant_{file.stem}"
@@ -298,11 +303,11 @@ def _import_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody else's code may raise anything
         del sys.modules[name]
-        raise SettingsError(f"--against {file}: cannot be imported: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: cannot be imported: {explain(error)}") from error
     return module
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The error on one line, with the innermost place in the code."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
