@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
+from tests.helpers import tiny_config
 from yolact.config import AugmentConfig, TrainConfig, load_params
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.data.loader import (
@@ -29,7 +30,10 @@ from yolact.data.loader import (
     repeat_factors,
     training_loader,
 )
+from yolact.data.transforms import normalize
 from yolact.errors import DataError, SettingsError
+from yolact.losses import YolactLoss
+from yolact.models.yolact import Yolact
 from yolact.structures import targets_from_masks
 
 PHOTOS = 5
@@ -463,6 +467,24 @@ def test_loading_leaves_the_global_random_state_alone(batches_of: Callable[..., 
 def test_a_data_set_smaller_than_a_batch_is_one_batch(batches_of: Callable[..., list[Batch]]) -> None:
     batches = batches_of(batch_size=8, epochs=(0,))
     assert [sorted(batch.image_ids) for batch in batches] == [[100, 101, 102, 103, 104]]
+
+
+@pytest.mark.parametrize("size", [64, 100, 137])
+def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, repository: Path, size: int) -> None:
+    """Anchors are relative to the image, so that the same boxes fit them at every size."""
+    config = train_config(repository, batch_size=PHOTOS, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
+    loader, _ = training_loader(data, config, 64, workers=0, pin=False)
+    [batch] = loader
+    model = Yolact(tiny_config(image_size=64), len(data.class_names))
+    outputs = model(normalize(batch.images, "resnet18"))
+    assert batch.images.shape[-2:] == (size, size)
+    assert outputs.prototypes.shape[1:3] == batch.targets.masks.shape[1:]
+    assert outputs.semantic_logits is not None
+    assert outputs.semantic_logits.shape == batch.targets.semantic.shape
+    losses = YolactLoss(config.loss)(outputs, batch.targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert losses.mask > 0
 
 
 # --- Page-locked memory
