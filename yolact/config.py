@@ -26,6 +26,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ImageSize = Annotated[int, Field(ge=64)]
+"""Side of the square network input, pixels."""
 
 
 class _Section(BaseModel):
@@ -90,13 +92,13 @@ class ModelConfig(_Section):
     initial_weights: Annotated[str, Field(min_length=1)]
     """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is taken from it,
     batch norm is frozen, and ``backbone_weights`` is not read (`yolact.models.starting_weights`)."""
-    image_size: Annotated[int, Field(ge=64)]
+    image_size: ImageSize
     """Side of the square network input, pixels; the aspect ratio is not kept (paper section 4)."""
     fpn_channels: PositiveInt
     num_prototypes: PositiveInt
     """k of the paper, section 3.1; also the number of mask coefficients per anchor."""
     anchor_scales: Annotated[list[list[PositiveFloat]], Field(min_length=PYRAMID_LEVELS, max_length=PYRAMID_LEVELS)]
-    """Sides in network pixels, one list per level P3 to P7."""
+    """Sides in pixels of an input of ``image_size``, one list per level P3 to P7; they grow with a larger input."""
     anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)]
     """width / height."""
     square_anchors: bool
@@ -167,6 +169,9 @@ class AugmentConfig(_Section):
     expand: bool
     random_crop: bool
     mirror: bool
+    image_sizes: list[ImageSize]
+    """Multi-scale training: the input's side is drawn from these for each batch; empty always takes
+    ``model.image_size``."""
 
 
 class LossConfig(_Section):
@@ -204,6 +209,12 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
+    """Photos of one step, over all processes."""
+    sampling: Literal["uniform", "class_balanced"]
+    """``uniform`` shows each photo once an epoch; ``class_balanced`` shows photos of rare classes more often
+    (`yolact.data.loader.repeat_factors`)."""
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)]
+    """With ``class_balanced``: classes in a smaller share of the photos are shown more often (LVIS: 0.001)."""
     optimizer: Literal["sgd", "adamw"]
     """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
     lr: PositiveFloat
@@ -335,6 +346,16 @@ class Params(_Section):
     evaluate: EvaluateConfig
     register_: Annotated[RegisterConfig, Field(alias="register")]
     runtime: RuntimeConfig
+
+    @model_validator(mode="after")
+    def _training_sizes_large_enough(self) -> Params:
+        sizes = self.train.augment.image_sizes
+        if self.model.mask_rescoring and sizes and min(sizes) < MIN_RESCORING_SIZE:
+            raise ValueError(
+                f"train.augment.image_sizes: with model.mask_rescoring each must be at least {MIN_RESCORING_SIZE}, "
+                f"found {min(sizes)}"
+            )
+        return self
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from cli import bench
 from cli.main import app
+from yolact.benchmark import loading
 from yolact.config import ModelConfig
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import save_model
@@ -150,9 +151,26 @@ def test_evaluation_work_is_measured_without_a_network() -> None:
     assert tree["machine"]["threads"] == 1
 
 
+def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "CANDIDATES", 8)
+    monkeypatch.setattr(loading, "VARIANTS", 2)
+    result = run("--loader", *FAST)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    for text in ("decode", "colours", "geometry", "masks", "total", "images per second", "500 x 375 with 3.0 objects"):
+        assert text in words
+    tree = json.loads(run("--loader", "--json", "--model", "yolact_im400", *FAST).stdout)["loader"]
+    assert tree["image_size"] == 400
+    assert tree["images_per_second"] == pytest.approx(1000 / tree["milliseconds"]["total"])
+    assert tree["machine"]["threads"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--loader", "--evaluation-work"], "--evaluation-work and --loader: one measurement at a time"),
+        (["--loader", "--image", "a.jpg"], "--loader reads photos with their masks"),
+        (["nowhere", "--loader"], "nowhere/train.json: no such file"),
         (["--precision", "fp32,int8"], "--precision int8: unknown; there are fp32, bf16, fp16"),
         (["--precision", "fp32,fp32"], "each contestant can take part once, found yolact fp32, yolact fp32"),
         (["--detection", "best"], "--detection best: unknown; there are default, published, published-no-tail"),
@@ -185,3 +203,51 @@ def test_a_file_that_is_no_contestant_is_refused(model_dir: Path, photo: Path, t
     result = run(model_dir, "--image", photo, "--against", empty, *FAST)
     assert result.exit_code == 1
     assert result.stderr.strip() == f"--against {empty}: has no function load; docs/benchmarks.md has the protocol"
+
+
+TRAINER = """
+from yolact.benchmark.learners import OwnLearner, SgdSettings, TrainingTask
+from yolact.config import LossConfig, ModelConfig
+
+def load_training(weights, model, num_classes, loss, optimizer, device):
+    task = TrainingTask(
+        weights, ModelConfig(**model), num_classes, LossConfig(**loss), SgdSettings(**optimizer), device, 1
+    )
+    return OwnLearner(task, "fp32")
+"""
+
+
+def test_training_is_measured_stage_by_stage_against_another_implementation(model_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(TRAINER, encoding="utf-8")
+    options = ("--train", "--precision", "fp32,bf16", "--against", other, "--objects", "2", *FAST)
+    result = run(model_dir, *options)
+    assert result.exit_code == 0, result.output
+    for text in ("forward", "loss", "backward", "optimizer", "total", "images per second", "1.00x", "batch 2"):
+        assert text in result.stdout
+    words = " ".join(result.stdout.split())
+    assert "First step of yolact fp32 and other, relative differences: classification 0.0e+00, box" in words
+    assert "First step of yolact bf16 and other" in words
+
+
+def test_training_figures_are_printed_as_json(model_dir: Path) -> None:
+    result = run(model_dir, "--train", "--batch", "1", "--json", *FAST)
+    assert result.exit_code == 0, result.output
+    tree = json.loads(result.stdout)["training"]
+    [learner] = tree["learners"]
+    assert set(learner["milliseconds"]) == {"forward", "loss", "backward", "optimizer", "total"}
+    assert (tree["settings"]["batch"], tree["settings"]["rounds"], tree["settings"]["objects"]) == (1, 2, 8)
+    assert set(learner["terms"]) == {"classification", "box", "mask", "semantic"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train", "--compile"], "--train knows neither --compile nor --detection"),
+        (["--train", "--evaluation-work"], "one measurement at a time"),
+    ],
+)
+def test_options_that_make_no_sense_for_training_are_refused(options: list[str], message: str) -> None:
+    result = run(*options, *FAST)
+    assert result.exit_code != 0
+    assert message in " ".join(result.output.split())

@@ -158,6 +158,25 @@ def test_mask_rescoring_needs_large_enough_prototypes(tree: dict[str, Any]) -> N
     assert refusal(tree) == "params.yaml: model: mask_rescoring needs an image_size of at least 249"
     tree["model"]["image_size"] = 249
     assert parse_params(tree).model.mask_rescoring
+    put(tree, "train.augment.image_sizes", [400, 248])
+    assert refusal(tree).endswith(
+        "train.augment.image_sizes: with model.mask_rescoring each must be at least 249, found 248"
+    )
+    put(tree, "train.augment.image_sizes", [400, 249])
+    assert parse_params(tree).train.augment.image_sizes == [400, 249]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train.augment.image_sizes", [550, 63], "train.augment.image_sizes.1: .*greater than or equal to 64"),
+        ("train.sampling", "balanced", "train.sampling: .*'uniform' or 'class_balanced'"),
+        ("train.repeat_threshold", 0.0, "train.repeat_threshold: .*greater than 0"),
+    ],
+)
+def test_faulty_sampling_is_refused(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+    put(tree, key, value)
+    assert re.search(said, refusal(tree))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -243,20 +243,12 @@ class Runner:
         return method if self._file is None else lambda previous: self._guarded(method, previous)
 
     def _guarded(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        if self._file is None:
-            return method(*arguments)
-        try:
-            return method(*arguments)
-        except Exception as error:  # somebody else's code may raise anything
-            raise SettingsError(f"--against {self._file}: {_explain(error)}") from error
+        return method(*arguments) if self._file is None else guard(self._file, method, *arguments)
 
 
 def _load_file(file: Path, task: Task) -> Any:
     """What the file's ``load`` returns, with the four stages in it."""
-    module = _import_file(file)
-    load = getattr(module, "load", None)
-    if not callable(load):
-        raise SettingsError(f"--against {file}: has no function load; {PROTOCOL}")
+    load = load_function(file, "load")
     try:
         contestant = load(
             weights=task.weights,
@@ -266,14 +258,39 @@ def _load_file(file: Path, task: Task) -> Any:
             device=task.device,
         )
     except Exception as error:  # somebody else's code may raise anything
-        raise SettingsError(f"--against {file}: load failed: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: load failed: {explain(error)}") from error
     missing = ", ".join(stage for stage in STAGES if not callable(getattr(contestant, stage, None)))
     if missing:
         raise SettingsError(f"--against {file}: what load returned has no method {missing}; {PROTOCOL}")
     return contestant
 
 
-def _import_file(file: Path) -> ModuleType:
+def load_function(file: Path, name: str) -> Callable[..., Any]:
+    """A function of somebody else's file.
+
+    Raises:
+        SettingsError: the file is missing, cannot be imported or has no such function.
+    """
+    function = getattr(import_file(file), name, None)
+    if not callable(function):
+        raise SettingsError(f"--against {file}: has no function {name}; {PROTOCOL}")
+    return cast(Callable[..., Any], function)
+
+
+def guard(file: Path, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Call a function of somebody else's file; whatever it raises becomes a `SettingsError` that names the place."""
+    try:
+        return function(*arguments, **settings)
+    except Exception as error:  # somebody else's code may raise anything
+        raise SettingsError(f"--against {file}: {explain(error)}") from error
+
+
+def import_file(file: Path) -> ModuleType:
+    """Run a contestant's file.
+
+    Raises:
+        SettingsError: it is missing, no Python file, or fails.
+    """
     if not file.is_file():
         raise SettingsError(f"--against {file}: no such file")
     name = f"_contestant_{file.stem}"
@@ -286,11 +303,11 @@ def _import_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody else's code may raise anything
         del sys.modules[name]
-        raise SettingsError(f"--against {file}: cannot be imported: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: cannot be imported: {explain(error)}") from error
     return module
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The error on one line, with the innermost place in the code."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"

@@ -1,24 +1,29 @@
 """Random changes of training photos: the SSD chain that YOLACT trains with (SSD section 2.2, published code).
 
-The order and the probabilities are the published ones. Two things differ on purpose: pixels stay uint8, so
-values are clipped to 0..255, and expand, crop, mirror and resize are worked out as one window first, so that
-each pixel is resampled once. The published test for a crop's smallest overlap never rejects anything; it is left
-out, which leaves one mode in six that keeps the whole photo.
+The order and the probabilities are the published ones. Three things differ on purpose. Pixels are uint8 before and
+after each of the two steps that change them, colours and resizing, so values are clipped to 0..255. Expand, crop,
+mirror and resize are worked out as one window first, so that each pixel is resampled once. Colours are changed after
+resizing where that leaves fewer pixels to change. The published test for a crop's smallest overlap never rejects
+anything; it is left out, which leaves one mode in six that keeps the whole photo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from yolact.config import AugmentConfig
-from yolact.data.transforms import MEAN_RGB, resize_planes
+from yolact.data.colors import ColorChange, change_colors, draw_colors
+from yolact.data.target_masks import Grids, reduce_masks
+from yolact.data.transforms import MEAN_RGB
+from yolact.data.window import Window, inside, visible_part
+from yolact.masks import Rle
 from yolact.structures import Targets
 
 CROP_TRIES = 50
@@ -36,62 +41,27 @@ class Sample:
     """(N, 4) float64, xyxy, pixels."""
     labels: np.ndarray
     """(N,) int64."""
-    masks: np.ndarray
-    """(N, H, W) uint8, 0 or 1."""
+    masks: list[Rle]
+    """N run lengths of H x W pixels, decoded only where they are needed."""
     crowd: np.ndarray
     """(N,) bool."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """The part of the plane that becomes the network's input, in photo pixels; it may reach beyond the photo."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-    mirrored: bool = False
-
-
-def augment(sample: Sample, config: AugmentConfig, size: int, rng: np.random.Generator) -> tuple[Tensor, Targets]:
+def augment(
+    sample: Sample, config: AugmentConfig, grids: Grids, num_classes: int, rng: np.random.Generator
+) -> tuple[Tensor, Targets]:
     """Draw a random variant of a photo.
 
     Returns:
-        (3, size, size) uint8 RGB and its targets. Objects whose centre is outside the window are gone.
+        (3, S, S) uint8 RGB and its targets, as a batch of one image. Objects whose centre is outside the window are
+        gone.
+
+    Raises:
+        ValueError: run lengths are damaged.
     """
-    image = distort_colors(sample.image, rng) if config.photometric else sample.image
+    recolor = partial(change_colors, change=draw_colors(rng) if config.photometric else ColorChange())
     window = draw_window(sample, config, rng)
-    return crop_and_resize(image, sample, window, size)
-
-
-def distort_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue of an (H, W, 3) uint8 RGB photo, each with probability 0.5."""
-    levels = np.arange(256, dtype=np.float32)
-    if rng.random() < 0.5:
-        image = _lookup(image, levels + rng.uniform(-32, 32))
-    contrast_first = rng.random() < 0.5
-    contrast = levels * rng.uniform(0.5, 1.5) if rng.random() < 0.5 else None
-    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else None
-    hue = rng.uniform(-18, 18) if rng.random() < 0.5 else None
-    if contrast is not None and contrast_first:
-        image = _lookup(image, contrast)
-    if saturation is not None or hue is not None:
-        image = _shift_hue_and_saturation(image, hue or 0.0, saturation or 1.0)
-    if contrast is not None and not contrast_first:
-        image = _lookup(image, contrast)
-    return image
-
-
-def _lookup(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    return table.round().clip(0, 255).astype(np.uint8)[image]
-
-
-def _shift_hue_and_saturation(image: np.ndarray, degrees: float, factor: float) -> np.ndarray:
-    levels = np.arange(256)
-    hue = (levels + round(degrees * 256 / 360)) % 256
-    saturation = (levels * factor).round().clip(0, 255)
-    tables = np.concatenate([hue, saturation, levels]).astype(np.uint8)
-    return np.asarray(Image.fromarray(image).convert("HSV").point(list(tables)).convert("RGB"))
+    return render(sample.image, window, grids.image, recolor), window_targets(sample, window, grids, num_classes)
 
 
 def draw_window(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Window:
@@ -120,107 +90,77 @@ def _draw_crop(sample: Sample, canvas: Window, rng: np.random.Generator) -> Wind
         left = canvas.left + int(rng.uniform(0, canvas.width - width))
         top = canvas.top + int(rng.uniform(0, canvas.height - height))
         crop = Window(left, top, max(int(width), 1), max(int(height), 1))
-        if _inside(centers, crop).any():
+        if inside(centers, crop).any():
             return crop
     return canvas
 
 
-def _inside(centers: np.ndarray, window: Window) -> np.ndarray:
-    """Which of (N, 2) points lie strictly inside the window; (N,) bool."""
-    low = np.array([window.left, window.top])
-    high = low + [window.width, window.height]
-    return np.asarray(((centers > low) & (centers < high)).all(axis=1))
+def render(
+    image: np.ndarray, window: Window, size: int, recolor: Callable[[np.ndarray], np.ndarray] = lambda planes: planes
+) -> Tensor:
+    """The window's content as the network's input; what lies outside the photo has the mean colour.
 
-
-def crop_and_resize(
-    image: np.ndarray,
-    sample: Sample,
-    window: Window,
-    size: int,
-    resize_masks: Callable[[Tensor, tuple[int, int]], Tensor] = resize_planes,
-) -> tuple[Tensor, Targets]:
-    """Resize the window's content to the network's input; what lies outside the photo is filled with the mean colour.
-
-    Args:
-        image: (H, W, 3) uint8 RGB, the sample's photo with its final colours.
-        resize_masks: `resize_planes`, or `resize_planes_like_opencv` for masks that equal the published ones.
-
-    Returns:
-        (3, size, size) uint8 and the targets of the objects whose centre is inside the window.
-    """
-    pixels = (resize_window(image, window, size) + 0.5).to(torch.uint8)
-    kept = _inside((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2, window)
-    masks = torch.zeros((int(kept.sum()), size, size), dtype=torch.uint8)
-    part = _visible_part(window, image.shape[0], image.shape[1], size)
-    if part is not None and len(masks):
-        rows, columns = part.source_slices
-        masks[:, *part.target_slices] = resize_masks(torch.tensor(sample.masks[kept][:, rows, columns]), part.shape)
-
-    scale = np.array([size / window.width, size / window.height] * 2)
-    boxes = (sample.boxes[kept] - np.array([window.left, window.top] * 2)) * scale
-    boxes = boxes.clip(0, size)
-    if window.mirrored:
-        masks = masks.flip(-1)
-        boxes[:, [0, 2]] = size - boxes[:, [2, 0]]
-    large = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
-    return pixels, Targets(
-        boxes=torch.from_numpy(boxes[large] / size).float(),
-        labels=torch.from_numpy(sample.labels[kept][large]),
-        masks=masks[torch.from_numpy(large)],
-        crowd=torch.from_numpy(sample.crowd[kept][large]),
-    )
-
-
-def resize_window(image: np.ndarray, window: Window, size: int) -> Tensor:
-    """The window's content as the network's input, before it is rounded.
+    Resizing is bilinear with half-pixel centres, without antialiasing, by torch's operation for uint8: it rounds after
+    each of the two axes, which makes levels differ by 1 at most from those rounded once.
 
     Args:
         image: (H, W, 3) uint8 RGB.
+        recolor: changes the colours of (3, h, w) uint8 planes.
 
     Returns:
-        (3, size, size) float32, 0 to 255; the mean colour where there is no photo.
+        (3, size, size) uint8 RGB.
     """
-    pixels = torch.tensor(MEAN_RGB).view(3, 1, 1).repeat(1, size, size)
-    part = _visible_part(window, image.shape[0], image.shape[1], size)
+    pixels = torch.empty((3, size, size), dtype=torch.uint8)
+    for plane, level in zip(pixels, MEAN_RGB, strict=True):
+        plane.fill_(round(level))
+    height, width = image.shape[:2]
+    part = visible_part(window, height, width, size)
     if part is not None:
-        source = torch.tensor(image[part.source_slices]).permute(2, 0, 1).float()
-        pixels[:, *part.target_slices] = F.interpolate(
-            source[None], size=part.shape, mode="bilinear", align_corners=False
-        )[0]
+        planes = np.ascontiguousarray(image[part.source_rows, part.source_columns].transpose(2, 0, 1))
+        if planes.size <= 3 * part.shape[0] * part.shape[1]:
+            resized = _resize(recolor(planes), part.shape)
+        else:
+            resized = torch.from_numpy(recolor(_resize(planes, part.shape).numpy()))
+        pixels[:, part.target_rows, part.target_columns] = resized
     return pixels.flip(-1) if window.mirrored else pixels
 
 
-@dataclass(frozen=True)
-class _VisiblePart:
-    """The photo's pixels inside a window, and where they go in the network's input."""
-
-    source_slices: tuple[slice, slice]
-    target_left: int
-    target_top: int
-    target_right: int
-    target_bottom: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width in the network's input."""
-        return self.target_bottom - self.target_top, self.target_right - self.target_left
-
-    @property
-    def target_slices(self) -> tuple[slice, slice]:
-        return slice(self.target_top, self.target_bottom), slice(self.target_left, self.target_right)
+def _resize(planes: np.ndarray, shape: tuple[int, int]) -> Tensor:
+    source = torch.from_numpy(planes)[None]
+    return F.interpolate(source, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
 
 
-def _visible_part(window: Window, height: int, width: int, size: int) -> _VisiblePart | None:
-    left, right = max(window.left, 0), min(window.left + window.width, width)
-    top, bottom = max(window.top, 0), min(window.top + window.height, height)
-    if left >= right or top >= bottom:
-        return None
-    part = _VisiblePart(
-        source_slices=(slice(top, bottom), slice(left, right)),
-        target_left=round((left - window.left) * size / window.width),
-        target_top=round((top - window.top) * size / window.height),
-        target_right=round((right - window.left) * size / window.width),
-        target_bottom=round((bottom - window.top) * size / window.height),
+def window_targets(sample: Sample, window: Window, grids: Grids, num_classes: int) -> Targets:
+    """The targets of the objects whose centre is inside the window, as a batch of one image."""
+    kept = inside((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2, window)
+    boxes = _boxes_in(window, sample.boxes, grids.image)
+    kept &= ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
+    labels, crowd = sample.labels[kept], sample.crowd[kept]
+    height, width = sample.image.shape[:2]
+    masks, semantic = reduce_masks(
+        [mask for mask, keep in zip(sample.masks, kept, strict=True) if keep],
+        labels,
+        crowd,
+        visible_part(window, height, width, grids.image),
+        grids,
+        num_classes,
+        mirrored=window.mirrored,
     )
-    empty = part.target_left >= part.target_right or part.target_top >= part.target_bottom
-    return None if empty else part
+    return Targets(
+        boxes=torch.from_numpy(boxes[kept] / grids.image).float(),
+        labels=torch.from_numpy(labels),
+        crowd=torch.from_numpy(crowd),
+        images=torch.zeros(len(labels), dtype=torch.int64),
+        masks=torch.from_numpy(masks),
+        semantic=torch.from_numpy(semantic)[None],
+        counts=[len(labels)],
+    )
+
+
+def _boxes_in(window: Window, boxes: np.ndarray, size: int) -> np.ndarray:
+    """(N, 4) xyxy boxes of the photo, cut at the window, in pixels of a network's input of that size."""
+    scale = np.array([size / window.width, size / window.height] * 2)
+    placed = ((boxes - np.array([window.left, window.top] * 2)) * scale).clip(0, size)
+    if window.mirrored:
+        placed[:, [0, 2]] = size - placed[:, [2, 0]]
+    return placed

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from yolact.errors import DataError
+from yolact.masks import Rle
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class CocoInstances:
         path = self.images_dir / image.file_name
         try:
             with Image.open(path) as photo:
-                pixels = np.asarray(photo.convert("RGB"))
+                pixels = np.asarray(photo if photo.mode == "RGB" else photo.convert("RGB"))
         except FileNotFoundError:
             raise DataError(f"{path}: no such photo. Run the preprocess step again: dvc repro -f preprocess") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
@@ -129,6 +130,16 @@ def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label
         raise ValueError(f"{name} has runs of {sum(counts)} pixels, its photo has {height * width}")
 
 
+def run_lengths(item: CocoObject, height: int, width: int) -> Rle:
+    """An object's mask as compressed run lengths, whatever form its segmentation has."""
+    segmentation = item.segmentation
+    if isinstance(segmentation, list):  # polygons
+        return cast(Rle, coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+    if isinstance(segmentation["counts"], list):  # uncompressed RLE
+        return cast(Rle, coco_mask.frPyObjects(segmentation, height, width))
+    return cast(Rle, segmentation)
+
+
 def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarray:
     """Masks (N, height, width) uint8, 0 or 1, of RLE or polygon segmentations.
 
@@ -137,17 +148,8 @@ def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarr
     """
     if not objects:
         return np.zeros((0, height, width), dtype=np.uint8)
-    runs = []
-    for item in objects:
-        segmentation = item.segmentation
-        if isinstance(segmentation, list):  # polygons
-            runs.append(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
-        elif isinstance(segmentation["counts"], list):  # uncompressed RLE
-            runs.append(coco_mask.frPyObjects(segmentation, height, width))
-        else:
-            runs.append(segmentation)
     try:
-        masks = coco_mask.decode(runs)  # (H, W, N)
+        masks = coco_mask.decode([run_lengths(item, height, width) for item in objects])  # (H, W, N)
     except ValueError as error:
         raise DataError(f"the segmentation of an object cannot be decoded: {error}") from error
     return np.ascontiguousarray(masks.transpose(2, 0, 1))

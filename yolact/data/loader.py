@@ -1,8 +1,8 @@
-"""Batches for training: which photos in which order, and how they become tensors."""
+"""Batches for training: which photos in which order and of which size, and how they become tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,22 +11,31 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolact.config import AugmentConfig
+from yolact.config import AugmentConfig, TrainConfig
 from yolact.data.augment import Sample, augment
-from yolact.data.coco import CocoInstances, decode_masks
-from yolact.errors import DataError
+from yolact.data.coco import CocoInstances, run_lengths
+from yolact.data.target_masks import Grids
+from yolact.errors import DataError, SettingsError
 from yolact.structures import Targets
 
-ORDER, AUGMENTATION = 1, 2
-"""Keep the random streams of the two apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
+ORDER, AUGMENTATION, SIZE, REPEATS = 1, 2, 3, 4
+"""Keep the random streams apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
+
+
+WHOLE = 2**20
+"""Repeat factors are rounded to multiples of 1 / WHOLE: their sum is the same in any order then."""
 
 
 class SampleKey(NamedTuple):
-    """Which variant of which photo: its randomness depends on these two and the seed, never on the worker."""
+    """Which variant of which photo: its randomness depends on these and the seed, never on the worker."""
 
     epoch: int
     photo: int
     """Its number in the data set."""
+    copy: int
+    """Which time it is shown in the epoch, from 0."""
+    size: int
+    """Side of the network's input, pixels; changes nothing of what is drawn."""
 
 
 @dataclass
@@ -35,95 +44,207 @@ class Batch:
 
     images: Tensor
     """(B, 3, S, S) uint8 RGB."""
-    targets: list[Targets]
+    targets: Targets
     image_ids: list[int]
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls this on types of our own."""
-        targets = [
-            Targets(t.boxes.pin_memory(), t.labels.pin_memory(), t.masks.pin_memory(), t.crowd.pin_memory())
-            for t in self.targets
-        ]
-        return Batch(self.images.pin_memory(), targets, self.image_ids)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.image_ids)
 
 
-class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
-    """Augmented photos of a data set, addressed by `SampleKey`."""
+class TrainingSet(Dataset[Batch]):
+    """Augmented photos of a data set, addressed by `SampleKey`; each is a batch of one image."""
 
-    def __init__(self, data: CocoInstances, config: AugmentConfig, size: int, seed: int) -> None:
+    def __init__(self, data: CocoInstances, config: AugmentConfig, seed: int) -> None:
         self.data = data
         self.config = config
-        self.size = size
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.data.images)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Targets, int]:
-        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo])
-        pixels, targets = augment(read_sample(self.data, key.photo), self.config, self.size, rng)
-        return pixels, targets, self.data.images[key.photo].id
+    def __getitem__(self, key: SampleKey) -> Batch:
+        """Decode a photo and draw a variant of it.
+
+        Raises:
+            DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
+        """
+        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo, key.copy])
+        sample, image = read_sample(self.data, key.photo), self.data.images[key.photo]
+        try:
+            pixels, targets = augment(sample, self.config, Grids.of_input(key.size), len(self.data.category_ids), rng)
+        except ValueError as error:
+            path = self.data.images_dir / image.file_name
+            raise DataError(f"{path}: the segmentation of an object cannot be decoded: {error}") from error
+        return Batch(pixels[None], targets, [image.id])
 
 
 def read_sample(data: CocoInstances, index: int) -> Sample:
-    """Decode photo number ``index`` and its masks.
+    """Decode photo number ``index``; its masks stay run lengths.
 
     Raises:
-        DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
+        DataError: see `CocoInstances.read_image`.
     """
     image = data.images[index]
     objects = data.objects[image.id]
-    try:
-        masks = decode_masks(objects, image.height, image.width)
-    except DataError as error:
-        raise DataError(f"{data.images_dir / image.file_name}: {error}") from error
     return Sample(
         image=data.read_image(image),
         boxes=np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
         labels=np.array([item.label for item in objects], dtype=np.int64),
-        masks=masks,
+        masks=[run_lengths(item, image.height, image.width) for item in objects],
         crowd=np.array([item.crowd for item in objects], dtype=bool),
     )
 
 
-class EpochSampler(Sampler[list[SampleKey]]):
-    """Batches of one epoch in an order that depends only on the seed and the epoch.
+def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
+    """How often each photo is to be shown in the mean (Gupta et al. 2019, "LVIS", repeat factor sampling).
 
-    The last batch is left out when it is not full, as published, unless it is the only one.
+    A class in the share f of the photos has the factor max(1, sqrt(threshold / f)), a photo the largest of its classes;
+    one without objects has 1. Crowd regions do not count, since no network learns their class.
+
+    Returns:
+        (photos,) float64, 1 or more.
+    """
+    classes = [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
+    photos = np.zeros(len(data.category_ids))
+    for labels in classes:
+        photos[list(labels)] += 1
+    factors = np.sqrt(threshold * len(classes) / photos.clip(min=1)).clip(min=1)
+    return np.array([factors[list(labels)].max(initial=1) for labels in classes])
+
+
+class EpochSampler(Sampler[list[SampleKey]]):
+    """Batches of one epoch, or this process's part of each; they depend only on the seed and the epoch.
+
+    An epoch shows each photo as often as its repeat factor says: the whole part of it, and once more with the rest as
+    probability, so that an epoch has always as many photos as the factors' sum, rounded down. Without factors it shows
+    each photo once. The last batch is left out when it is not full, as published, unless it is the only one.
+
+    Set ``epoch`` before each pass, and ``start`` to the first batch that is wanted, to go on in the middle of an epoch.
+
+    Args:
+        repeats: (photos,) how often each photo is shown in the mean, 1 or more.
+        batch_size: photos of one step, over all processes.
+        sizes: of the network's input, pixels; one of them is drawn for each batch.
+        seed: of all that is drawn.
+        rank: this process, 0 to ``world_size`` - 1. The parts of all of them, one after the other, are the batch that
+            one process would have; they differ in length by 1 where the batch cannot be shared evenly.
+        world_size: how many processes train together.
+
+    Raises:
+        SettingsError: there would be processes without a photo.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        self.length = length
-        self.batch_size = min(batch_size, length)
+    def __init__(
+        self, repeats: np.ndarray, batch_size: int, sizes: Sequence[int], seed: int, *, rank: int, world_size: int
+    ) -> None:
+        self.shares = np.rint(repeats * WHOLE).astype(np.int64)
+        self.photos = int(self.shares.sum() // WHOLE)
+        self.batch_size = min(batch_size, self.photos)
+        if self.batch_size < world_size:
+            raise SettingsError(
+                f"{world_size} processes cannot share a batch of {self.batch_size} (train.batch_size {batch_size}, "
+                f"{self.photos} photos in an epoch): start {self.batch_size} processes or fewer"
+            )
+        self.sizes = list(sizes)
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        """Batches of a whole epoch, wherever the next pass starts."""
+        return self.photos // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = np.random.default_rng([self.seed, ORDER, self.epoch]).permutation(self.length)
-        for batch in range(len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [SampleKey(self.epoch, int(photo)) for photo in chosen]
+        photos, copies = self._order()
+        for batch in range(self.start, len(self)):
+            first = batch * self.batch_size
+            low, high = (first + self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1))
+            size = self._size_of(batch)
+            yield [
+                SampleKey(self.epoch, photo, copy, size)
+                for photo, copy in zip(photos[low:high].tolist(), copies[low:high].tolist(), strict=True)
+            ]
+
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """The photos of the epoch in order, and which time each is shown; both (photos of an epoch,) int64."""
+        order = np.random.default_rng([self.seed, ORDER, self.epoch])
+        first = order.permutation(len(self.shares))
+        if (self.shares == WHOLE).all():
+            return first, np.zeros_like(first)
+        # Systematic sampling: cumulative sums in random order, from a random offset, and how many whole numbers each
+        # photo takes them over.
+        rng = np.random.default_rng([self.seed, REPEATS, self.epoch])
+        offset = rng.integers(WHOLE)
+        counts = np.diff((self.shares[first].cumsum() + offset) // WHOLE, prepend=0)
+        photos = first.repeat(counts)
+        copies = np.arange(len(photos)) - (counts.cumsum() - counts).repeat(counts)
+        chosen = rng.permutation(len(photos))[: self.photos]
+        return photos[chosen], copies[chosen]
+
+    def _size_of(self, batch: int) -> int:
+        if len(self.sizes) == 1:
+            return self.sizes[0]
+        return self.sizes[int(np.random.default_rng([self.seed, SIZE, self.epoch, batch]).integers(len(self.sizes)))]
 
 
-def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
-    """Join single samples; targets stay a list, since photos hold different numbers of objects."""
-    images, targets, image_ids = zip(*rows, strict=True)
-    return Batch(torch.stack(images), list(targets), list(image_ids))
+def collate(rows: list[Batch]) -> Batch:
+    """Join batches of images of the same size."""
+    targets = [row.targets for row in rows]
+    counts = [count for target in targets for count in target.counts]
+    return Batch(
+        images=torch.cat([row.images for row in rows]),
+        targets=Targets(
+            boxes=torch.cat([target.boxes for target in targets]),
+            labels=torch.cat([target.labels for target in targets]),
+            crowd=torch.cat([target.crowd for target in targets]),
+            images=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+            masks=torch.cat([target.masks for target in targets]),
+            semantic=torch.cat([target.semantic for target in targets]),
+            counts=counts,
+        ),
+        image_ids=[image_id for row in rows for image_id in row.image_ids],
+    )
 
 
 def training_loader(
-    dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool
-) -> tuple[DataLoader, EpochSampler]:
-    """A loader over one epoch; set ``epoch`` of the sampler before each pass.
+    data: CocoInstances,
+    config: TrainConfig,
+    image_size: int,
+    *,
+    workers: int,
+    pin: bool,
+    rank: int = 0,
+    world_size: int = 1,
+) -> tuple[DataLoader[Batch], EpochSampler]:
+    """A loader over one epoch's batches; set ``epoch`` and ``start`` of the sampler before each pass.
 
-    It leaves torch's global random state alone, so that a resumed run draws what an uninterrupted one does.
+    Each worker process uses one thread (a `DataLoader` sees to that), so W of them use W cores. It leaves torch's
+    global random state alone, so that a resumed run draws what an uninterrupted one does.
+
+    Args:
+        image_size: the network's; read where ``config.augment.image_sizes`` is empty.
+        workers: loader processes; 0 loads in this process.
+        pin: bring batches into page-locked memory.
+        rank: of this process, see `EpochSampler`.
+        world_size: processes that train together.
+
+    Raises:
+        SettingsError: see `EpochSampler`.
     """
-    sampler = EpochSampler(len(dataset), batch_size, dataset.seed)
-    loader: DataLoader = DataLoader(
-        dataset,
+    balanced = config.sampling == "class_balanced"
+    sampler = EpochSampler(
+        repeat_factors(data, config.repeat_threshold) if balanced else np.ones(len(data.images)),
+        config.batch_size,
+        config.augment.image_sizes or [image_size],
+        config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    loader: DataLoader[Batch] = DataLoader(
+        TrainingSet(data, config.augment, config.seed),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
-from yolact.data.loader import Batch, TrainingSet, training_loader
+from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.schedule import learning_rate
@@ -92,9 +92,12 @@ class Trainer:
         self.listener = listener
         self.extra = extra
         self.criterion = YolactLoss(self.config.loss)
-        dataset = TrainingSet(data, self.config.augment, params.model.image_size, self.config.seed)
         self.loader, self.sampler = training_loader(
-            dataset, self.config.batch_size, self.runtime.workers, pin=self.device.type == "cuda"
+            data,
+            self.config,
+            params.model.image_size,
+            workers=self.runtime.workers,
+            pin=self.device.type == "cuda",
         )
         self.optimizer = build_optimizer(model.train(), self.config)
         self.checkpoints = checkpoint_store(model_dir, self.runtime.keep_checkpoints)
@@ -173,8 +176,7 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         images = normalize(batch.images.to(self.device, non_blocking=True), self.model.config.backbone)
         outputs = self.model(images.contiguous(memory_format=self.memory_format))
-        targets = [target.to(self.device) for target in batch.targets]
-        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
+        losses: Losses = self.criterion(outputs, batch.targets.to(self.device), self.model.maskiou_net)
         if not torch.isfinite(losses.total):
             self._raise_diverged(losses, batch)
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from yolact.boxes import (
@@ -23,22 +24,23 @@ from yolact.boxes import (
     xyxy_to_cxcywh,
 )
 from yolact.config import DEFAULT_DETECTION, AugmentConfig, BackboneName
-from yolact.data.augment import Sample, crop_and_resize, draw_window, resize_window
-from yolact.data.transforms import aspect_ratio_size, normalize, resize_planes_like_opencv, to_square
+from yolact.data.augment import Sample, draw_window, render, window_targets
+from yolact.data.target_masks import Grids
+from yolact.data.transforms import aspect_ratio_size, normalize, resize_masks, resize_planes_like_opencv, to_square
 from yolact.engine.published_ap import average_precision
 from yolact.matcher import match
 from yolact.parity.detection import check_candidates
 from yolact.parity.fixture import Fixture
 from yolact.parity.losses import PUBLISHED_LOSS, check_matches
 from yolact.parity.report import Checks
-from yolact.parity.stored import targets_of
+from yolact.parity.stored import crowd_last
 from yolact.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
-from yolact.structures import RawOutputs
+from yolact.structures import RawOutputs, targets_from_masks
 
 BACKBONES: dict[str, BackboneName] = {"resnet": "resnet50", "darknet": "darknet53"}
 """Published name of each transform, and a backbone of ours that has it."""
 
-NO_AUGMENTATION = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False)
+NO_AUGMENTATION = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
 
 _WINDOW = re.compile(r"size(?P<size>\d+)_pad(?P<padding>\d+)_(?P<kind>float|int)")
 _FAST = re.compile(r"(?P<kind>fast|cross)_k(?P<top_k>\d+)_t(?P<percent>\d+)")
@@ -88,15 +90,19 @@ def _check_matching(checks: Checks) -> None:
             continue
         with checks.part(f"match/{folder}"):
             crowd = fixture.tensor("match/crowd_boxes") if "crowd" in folder else boxes[:0]
-            targets = targets_of(
-                torch.cat([boxes, crowd]),
-                torch.cat([labels, torch.full((len(crowd),), -1)]),
-                torch.zeros(len(boxes) + len(crowd), 1, 1),
-                len(crowd),
+            boxes_of_all = torch.cat([boxes, crowd])
+            targets = targets_from_masks(
+                boxes=[boxes_of_all],
+                labels=[torch.cat([labels, torch.full((len(crowd),), -1)])],
+                masks=[torch.zeros(len(boxes_of_all), 1, 1)],  # matching takes no notice of them
+                crowd=[crowd_last(len(boxes_of_all), len(crowd))],
+                num_classes=int(labels.max()) + 1,
+                mask_size=(1, 1),
+                semantic_size=(1, 1),
             )
             config = PUBLISHED_LOSS
-            matched = match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
-            check_matches(checks, f"match/{folder}", [matched], [targets], anchors)
+            matches = match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
+            check_matches(checks, f"match/{folder}", matches, targets, anchors)
 
 
 def _check_windows(checks: Checks) -> None:
@@ -246,29 +252,35 @@ def _check_training_chain(checks: Checks) -> None:
     """The training chain with all its random steps off.
 
     Two things are taken as the published chain has them, where ours differs on purpose: the photo before it is rounded
-    to uint8, and masks in the arithmetic of OpenCV. How many pixels of the masks differ by ours is noted.
+    to uint8, and masks in the arithmetic of OpenCV. How far training's own photo is from that, and how many pixels of
+    the masks differ by ours, is noted.
     """
     fixture = checks.fixture
     image = _rgb_photo(fixture)
     height, width = image.shape[:2]
+    masks = fixture.tensor("prep/gt_masks").to(torch.uint8)
     sample = Sample(
         image=image,
         boxes=fixture.tensor("prep/gt_boxes").double().numpy() * [width, height, width, height],
         labels=fixture.tensor("prep/gt_labels").long().numpy(),
-        masks=fixture.tensor("prep/gt_masks").numpy(),
+        masks=coco_mask.encode(np.asfortranarray(masks.numpy().transpose(1, 2, 0))),
         crowd=fixture.tensor("prep/gt_labels").numpy() < 0,
     )
     expected = fixture.tensor("prep/train_noaug/image")
     size = expected.shape[-1]
     window = draw_window(sample, NO_AUGMENTATION, np.random.default_rng(0))
-    pixels = normalize(resize_window(image, window, size)[None], "resnet50")[0]
-    checks.value("prep/train_noaug/image (before rounding to uint8)", pixels, expected)
-    _, targets = crop_and_resize(image, sample, window, size, resize_planes_like_opencv)
+    exact = to_square(torch.from_numpy(image).permute(2, 0, 1), size)
+    levels = float((render(image, window, size) - exact).abs().max())
+    name = "prep/train_noaug/image (before rounding to uint8)"
+    note = f"in training, rounding changes levels by up to {levels:.2f} of 255"
+    checks.value(name, normalize(exact[None], "resnet50")[0], expected, note=note)
+    targets = window_targets(sample, window, Grids.of_input(size), int(sample.labels.max(initial=0)) + 1)
     checks.array("prep/train_noaug/boxes", targets.boxes)
-    masks = fixture.tensor("prep/train_noaug/masks")
-    _, ours = crop_and_resize(image, sample, window, size)
-    note = f"rounded once, as training here does, {_differing(ours.masks, masks)} of {masks.numel()} pixels differ"
-    checks.value("prep/train_noaug/masks (OpenCV's arithmetic)", targets.masks, masks, pixels=True, note=note)
+    published = fixture.tensor("prep/train_noaug/masks")
+    found = resize_planes_like_opencv(masks, (size, size))
+    ours = torch.from_numpy(resize_masks(masks.numpy(), (size, size)))
+    note = f"rounded once, as training here does, {_differing(ours, published)} of {published.numel()} pixels differ"
+    checks.value("prep/train_noaug/masks (OpenCV's arithmetic)", found, published, pixels=True, note=note)
 
 
 def _differing(found: Tensor, expected: Tensor) -> int:

@@ -5,23 +5,51 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
-from yolact.config import AugmentConfig
-from yolact.data.coco import CocoInstances
-from yolact.data.loader import Batch, EpochSampler, SampleKey, TrainingSet, collate, read_sample, training_loader
-from yolact.errors import DataError
+from tests.helpers import tiny_config
+from yolact.config import AugmentConfig, TrainConfig, load_params
+from yolact.data.coco import CocoImage, CocoInstances, CocoObject
+from yolact.data.loader import (
+    Batch,
+    EpochSampler,
+    SampleKey,
+    TrainingSet,
+    collate,
+    read_sample,
+    repeat_factors,
+    training_loader,
+)
+from yolact.data.transforms import normalize
+from yolact.errors import DataError, SettingsError
+from yolact.losses import YolactLoss
+from yolact.models.yolact import Yolact
+from yolact.structures import targets_from_masks
 
 PHOTOS = 5
-EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True)
-NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False)
+EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
+NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
+SIZE = 64
+
+
+def train_config(repository: Path, **changes: Any) -> TrainConfig:
+    """The base's, with all random changes and the changes given."""
+    config = load_params(repository / "conf" / "base.yaml").train
+    return config.model_copy(update={"augment": EVERYTHING, "seed": 1, "batch_size": 2} | changes)
+
+
+def uniform(length: int, batch_size: int, seed: int = 0, *, rank: int = 0, world_size: int = 1) -> EpochSampler:
+    return EpochSampler(np.ones(length), batch_size, [SIZE], seed, rank=rank, world_size=world_size)
 
 
 @pytest.fixture
@@ -51,13 +79,24 @@ def data(tmp_path: Path) -> CocoInstances:
 
 
 @pytest.fixture
-def batches_of(data: CocoInstances) -> Callable[..., list[Batch]]:
-    def load(*, workers: int = 0, seed: int = 1, epochs: tuple[int, ...] = (0,), batch_size: int = 2) -> list[Batch]:
-        dataset = TrainingSet(data, EVERYTHING, 32, seed)
-        loader, sampler = training_loader(dataset, batch_size, workers, pin=False)
+def batches_of(data: CocoInstances, repository: Path) -> Callable[..., list[Batch]]:
+    def load(
+        *,
+        workers: int = 0,
+        seed: int = 1,
+        epochs: tuple[int, ...] = (0,),
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **changes: Any,
+    ) -> list[Batch]:
+        config = train_config(repository, seed=seed, **changes)
+        loader, sampler = training_loader(
+            data, config, SIZE, workers=workers, pin=False, rank=rank, world_size=world_size
+        )
         batches = []
         for epoch in epochs:
-            sampler.epoch = epoch
+            sampler.epoch, sampler.start = epoch, start
             batches += list(loader)
         return batches
 
@@ -65,12 +104,13 @@ def batches_of(data: CocoInstances) -> Callable[..., list[Batch]]:
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.images, *(tensor for target in batch.targets for tensor in vars(target).values())]
+    return [batch.images, *(value for value in vars(batch.targets).values() if isinstance(value, torch.Tensor))]
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
         a.image_ids == b.image_ids
+        and a.targets.counts == b.targets.counts
         and len(tensors(a)) == len(tensors(b))
         and all(map(torch.equal, tensors(a), tensors(b)))
         for a, b in zip(first, second, strict=True)
@@ -82,7 +122,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 5))
 def test_an_epoch_is_full_batches_of_different_photos(length: int, batch_size: int, seed: int, epoch: int) -> None:
-    sampler = EpochSampler(length, batch_size, seed)
+    sampler = uniform(length, batch_size, seed)
     sampler.epoch = epoch
     batches = list(sampler)
     keys = [key for batch in batches for key in batch]
@@ -97,7 +137,7 @@ def test_an_epoch_is_full_batches_of_different_photos(length: int, batch_size: i
 
 
 def test_every_photo_is_left_out_of_some_epoch_only() -> None:
-    sampler = EpochSampler(5, 2, seed=0)
+    sampler = uniform(5, 2)
     seen = set()
     for epoch in range(10):
         sampler.epoch = epoch
@@ -107,7 +147,7 @@ def test_every_photo_is_left_out_of_some_epoch_only() -> None:
 
 def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = EpochSampler(100, 10, seed)
+        sampler = uniform(100, 10, seed)
         sampler.epoch = epoch
         return [key.photo for batch in sampler for key in batch]
 
@@ -118,6 +158,123 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     assert order(0, 0) == first
     orders = [first, order(0, 1), order(0, 2), order(1, 0), order(1, 1), list(range(100))]
     assert len(set(map(tuple, orders))) == len(orders)
+
+
+@given(st.integers(1, 40), st.integers(1, 20), st.integers(1, 8), st.integers(0, 3))
+def test_the_parts_of_all_processes_are_the_batch_of_one(
+    length: int, batch_size: int, world_size: int, epoch: int
+) -> None:
+    assume(world_size <= min(batch_size, length))
+    samplers = [uniform(length, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    alone = uniform(length, batch_size)
+    for sampler in (*samplers, alone):
+        sampler.epoch = epoch
+    for whole, *parts in zip(alone, *samplers, strict=True):
+        assert [key for part in parts for key in part] == whole
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert min(map(len, parts)) >= 1
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(3, 8), (20, 3), (0, 8)])
+def test_processes_without_a_photo_are_refused(length: int, batch_size: int) -> None:
+    with pytest.raises(SettingsError, match=rf"4 processes cannot share a batch of {min(length, batch_size)} "):
+        uniform(length, batch_size, rank=0, world_size=4)
+
+
+@given(st.integers(1, 30), st.integers(1, 10), st.integers(0, 12))
+def test_a_pass_can_begin_with_any_batch_of_the_epoch(length: int, batch_size: int, start: int) -> None:
+    sampler = uniform(length, batch_size)
+    whole = list(sampler)
+    sampler.start = start
+    assert list(sampler) == whole[start:]
+    assert len(sampler) == len(whole)
+
+
+def test_each_batch_has_one_size_that_depends_on_seed_epoch_and_batch() -> None:
+    def sizes(seed: int, epoch: int, **part: int) -> list[int]:
+        sampler = EpochSampler(np.ones(400), 4, [64, 96, 128], seed, **({"rank": 0, "world_size": 1} | part))
+        sampler.epoch = epoch
+        batches = list(sampler)
+        assert all(len({key.size for key in batch}) == 1 for batch in batches)
+        return [batch[0].size for batch in batches]
+
+    first = sizes(0, 0)
+    assert sizes(0, 0, rank=1, world_size=2) == first
+    assert len({tuple(first), tuple(sizes(0, 1)), tuple(sizes(1, 0))}) == 3
+    assert all(first.count(size) == pytest.approx(100 / 3, abs=4 * 4.7) for size in (64, 96, 128))
+
+
+# --- Photos of rare classes
+
+
+def labelled(*photos: list[int], classes: int, crowd: tuple[int, ...] = ()) -> CocoInstances:
+    """Photos with objects of these labels; those of labels in ``crowd`` are crowd regions."""
+    objects = {
+        photo: [CocoObject(label, (0, 0, 1, 1), label in crowd, []) for label in labels]
+        for photo, labels in enumerate(photos)
+    }
+    images = [CocoImage(photo, "", 1, 1) for photo in range(len(photos))]
+    return CocoInstances(images, objects, list(range(classes)), [str(label) for label in range(classes)], Path())
+
+
+def test_repeat_factors_by_hand() -> None:
+    """Of 8 photos 6 have class 0, 1 has class 1, 2 have class 2; the crowd's class 3 does not count."""
+    photos = [[0], [0], [0], [0], [0, 2], [0, 1, 1], [2, 3], []]
+    data = labelled(*photos, classes=5, crowd=(3,))
+    rare, seldom = (0.5 / (1 / 8)) ** 0.5, (0.5 / (2 / 8)) ** 0.5
+    assert repeat_factors(data, 0.5).tolist() == pytest.approx([1, 1, 1, 1, seldom, rare, seldom, 1])
+    assert repeat_factors(data, 1e-3).tolist() == [1] * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(64, 384), min_size=1, max_size=30), st.integers(1, 10), st.integers(0, 5), st.integers(0, 5)
+)
+def test_an_epoch_shows_each_photo_as_often_as_its_factor_says(
+    parts: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    factors = np.array(parts) / 64
+    sampler = EpochSampler(factors, batch_size, [SIZE], seed, rank=0, world_size=1)
+    sampler.epoch = epoch
+    keys = [key for batch in sampler for key in batch]
+    photos = sum(parts) // 64
+    batch = min(batch_size, photos)
+    assert len(keys) == photos // batch * batch
+    assert len({(key.photo, key.copy) for key in keys}) == len(keys)
+    counts = np.bincount([key.photo for key in keys], minlength=len(factors))
+    assert (counts <= np.ceil(factors)).all()
+    # What is missing was in the last batch, or was the one photo more that an epoch may have.
+    assert (np.floor(factors) - counts).clip(min=0).sum() <= photos % batch + 1
+
+
+def test_over_many_epochs_photos_are_shown_in_proportion_to_their_factors() -> None:
+    factors = np.array([1, 1.25, 2.5, 1, 3.75, 1, 1.5, 1])
+    sampler = EpochSampler(factors, 13, [SIZE], 0, rank=0, world_size=1)  # their sum is 13
+    counts = np.zeros(8)
+    for epoch in range(1000):
+        sampler.epoch = epoch
+        [batch] = sampler
+        counts += np.bincount([key.photo for key in batch], minlength=8)
+    assert counts / 1000 == pytest.approx(factors, abs=4 * 0.5 / 1000**0.5)
+
+
+def test_copies_of_a_photo_are_changed_in_different_ways(data: CocoInstances) -> None:
+    dataset = TrainingSet(data, EVERYTHING, seed=0)
+    first, again, second = (dataset[SampleKey(0, 4, copy, SIZE)] for copy in (0, 0, 1))
+    assert torch.equal(first.images, again.images)
+    assert not torch.equal(first.images, second.images)
+
+
+def test_rare_classes_are_shown_more_often_where_the_settings_say_so(
+    batches_of: Callable[..., list[Batch]],
+) -> None:
+    """Class dog is in photos 2, 3 and 4 of 5, cat in 1 to 4."""
+    balanced = batches_of(sampling="class_balanced", repeat_threshold=1.0, batch_size=1, epochs=tuple(range(12)))
+    shown = [batch.image_ids[0] for batch in balanced]
+    factor = (5 / 3) ** 0.5
+    assert len(shown) == 12 * int(1 + (5 / 4) ** 0.5 + 3 * factor)
+    assert shown.count(103) > shown.count(100)
+    assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == PHOTOS
 
 
 # --- Content
@@ -132,26 +289,100 @@ def test_a_sample_is_the_stored_photo_with_its_objects(data: CocoInstances, tmp_
     expected = np.zeros((4, 20, 24), dtype=np.uint8)
     for number, mask in enumerate(expected):
         mask[2:16, 2 + number : 14 + number] = 1
-    assert np.array_equal(sample.masks, expected)
+    assert np.array_equal(coco_mask.decode(sample.masks).transpose(2, 0, 1), expected)
 
 
 def test_a_sample_of_a_photo_without_objects_is_empty(data: CocoInstances) -> None:
     sample = read_sample(data, 0)
     assert sample.boxes.shape == (0, 4)
     assert sample.labels.shape == sample.crowd.shape == (0,)
-    assert sample.masks.shape == (0, 20, 24)
+    assert sample.masks == []
 
 
 def test_a_batch_holds_images_targets_and_ids_of_the_same_photos(data: CocoInstances) -> None:
-    dataset = TrainingSet(data, NOTHING, 32, seed=0)
-    batch = collate([dataset[SampleKey(0, photo)] for photo in (3, 0, 2)])
-    assert batch.images.shape == (3, 3, 32, 32)
+    dataset = TrainingSet(data, NOTHING, seed=0)
+    batch = collate([dataset[SampleKey(0, photo, 0, 72)] for photo in (3, 0, 2)])
+    assert batch.images.shape == (3, 3, 72, 72)
     assert batch.images.dtype == torch.uint8
     assert batch.image_ids == [103, 100, 102]
-    assert [len(target.labels) for target in batch.targets] == [3, 0, 2]
-    assert [target.masks.shape for target in batch.targets] == [(3, 32, 32), (0, 32, 32), (2, 32, 32)]
-    box = torch.tensor([2 / 24, 2 / 20, 14 / 24, 16 / 20])
-    assert torch.allclose(batch.targets[2].boxes[0], box)
+    targets = batch.targets
+    assert targets.counts == [3, 0, 2]
+    assert targets.images.tolist() == [0, 0, 0, 2, 2]
+    assert targets.labels.tolist() == [0, 1, 0, 0, 1]
+    assert targets.masks.shape == (5, 18, 18)
+    assert targets.semantic.shape == (3, 2, 9, 9)
+    assert targets.boxes.shape == (5, 4)
+    assert torch.allclose(targets.boxes[3], torch.tensor([2 / 24, 2 / 20, 14 / 24, 16 / 20]))
+
+
+def test_a_batch_is_what_input_sized_masks_of_its_images_give(data: CocoInstances) -> None:
+    """72 pixels are 3 and 3.6 times the photo's sides, so that the whole mask can be made by hand."""
+    dataset = TrainingSet(data, NOTHING, seed=0)
+    batch = collate([dataset[SampleKey(0, photo, 0, 72)] for photo in (4, 0, 1)])
+    boxes, labels, masks, crowd = [], [], [], []
+    for photo in (4, 0, 1):
+        sample = read_sample(data, photo)
+        boxes.append(torch.from_numpy(sample.boxes / [24, 20, 24, 20]))
+        labels.append(torch.from_numpy(sample.labels))
+        crowd.append(torch.from_numpy(sample.crowd))
+        masks.append(torch.zeros(photo, 72, 72, dtype=torch.uint8))
+        for number, mask in enumerate(masks[-1]):
+            mask[7:58, 3 * (2 + number) : 3 * (14 + number)] = 1  # rows 7.2 to 57.6
+    expected = targets_from_masks(boxes, labels, masks, crowd, 2, (18, 18), (9, 9))
+    for name, value in vars(expected).items():
+        found = getattr(batch.targets, name)
+        if name == "masks":
+            value, found = value[~expected.crowd], found[~expected.crowd]
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+
+
+def write_data(folder: Path, *photos: list[list[int]], height: int = 100, width: int = 120) -> CocoInstances:
+    """Photos with rectangles [x, y, width, height] of one class."""
+    images, annotations = [], []
+    for number, boxes in enumerate(photos):
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        for x, y, w, h in boxes:
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": [x, y, w, h]}
+            annotations.append(row | {"segmentation": [polygon], "iscrowd": 0})
+    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    (folder / "train.json").write_text(json.dumps(tree))
+    return CocoInstances.load(folder / "train.json", folder)
+
+
+def test_a_photo_with_six_hundred_objects_of_a_single_class_is_loaded(tmp_path: Path) -> None:
+    boxes = [[4 * column, 5 * row, 3, 4] for row in range(20) for column in range(30)]
+    dataset = TrainingSet(write_data(tmp_path, boxes), NOTHING, seed=0)
+    targets = dataset[SampleKey(0, 0, 0, 480)].targets
+    assert targets.counts == [600]
+    assert targets.masks.shape == (600, 120, 120)
+    assert targets.masks.flatten(1).any(dim=1).all()
+    union = targets.masks.amax(dim=0)
+    assert union.float().mean() == pytest.approx(0.6, abs=0.05)
+    assert targets.semantic.shape == (1, 1, 60, 60)
+
+
+@pytest.mark.parametrize("box", [[10, 20, 1, 60], [10, 20, 60, 1], [50, 50, 1, 1], [0, 0, 120, 100]])
+def test_slivers_and_tiny_boxes_are_loaded_with_every_change(tmp_path: Path, box: list[int]) -> None:
+    dataset = TrainingSet(write_data(tmp_path, [box, [5, 5, 90, 80]]), EVERYTHING, seed=0)
+    for epoch in range(25):
+        targets = dataset[SampleKey(epoch, 0, 0, 64)].targets
+        sides = targets.boxes[:, 2:] - targets.boxes[:, :2]
+        assert (sides * 64 > 1 - 1e-4).all()
+        assert len(targets.masks) == len(targets.labels) == targets.counts[0]
+
+
+def test_photos_without_objects_are_batches_too(tmp_path: Path) -> None:
+    dataset = TrainingSet(write_data(tmp_path, [], []), EVERYTHING, seed=0)
+    targets = collate([dataset[SampleKey(0, photo, 0, 64)] for photo in (0, 1)]).targets
+    assert targets.counts == [0, 0]
+    assert targets.boxes.shape == (0, 4)
+    assert targets.masks.shape == (0, 16, 16)
+    assert targets.images.dtype == targets.labels.dtype == torch.int64
+    assert targets.semantic.shape == (2, 1, 8, 8)
+    assert not targets.semantic.any()
 
 
 def test_a_damaged_mask_is_reported_with_its_photo(data: CocoInstances, tmp_path: Path) -> None:
@@ -160,14 +391,51 @@ def test_a_damaged_mask_is_reported_with_its_photo(data: CocoInstances, tmp_path
     (tmp_path / "train.json").write_text(json.dumps(tree))
     damaged = CocoInstances.load(tmp_path / "train.json", tmp_path)
     with pytest.raises(DataError, match=r"1\.png: .*cannot be decoded"):
-        read_sample(damaged, 1)
+        TrainingSet(damaged, NOTHING, seed=0)[SampleKey(0, 1, 0, SIZE)]
 
 
 # --- Repeatability
 
 
 def test_loader_processes_do_not_change_the_batches(batches_of: Callable[..., list[Batch]]) -> None:
-    assert same(batches_of(workers=0, epochs=(0, 1)), batches_of(workers=2, epochs=(0, 1)))
+    sizes = {"augment": EVERYTHING.model_copy(update={"image_sizes": [64, 80]})}
+    alone = batches_of(workers=0, epochs=(0, 1), **sizes)
+    assert {batch.images.shape[-1] for batch in alone} == {64, 80}
+    for workers in (1, 2):
+        assert same(alone, batches_of(workers=workers, epochs=(0, 1), **sizes))
+
+
+def test_two_processes_see_what_one_does(batches_of: Callable[..., list[Batch]]) -> None:
+    alone = batches_of(batch_size=4, epochs=(0, 3))
+    parts = [batches_of(batch_size=4, epochs=(0, 3), rank=rank, world_size=2) for rank in (0, 1)]
+    assert [len(part.image_ids) for part in parts[0] + parts[1]] == [2] * 2 * len(alone)
+    assert same(alone, [collate(list(both)) for both in zip(*parts, strict=True)])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_taken_up_in_the_middle(batches_of: Callable[..., list[Batch]], workers: int) -> None:
+    whole = batches_of(batch_size=1, epochs=(2,))
+    assert len(whole) == PHOTOS
+    assert same(whole[3:], batches_of(batch_size=1, epochs=(2,), start=3, workers=workers))
+
+
+class ThreadCount(Dataset[int]):
+    def __getitem__(self, index: int) -> int:
+        return torch.get_num_threads()
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_a_loader_process_uses_one_thread(data: CocoInstances, repository: Path) -> None:
+    loader, _ = training_loader(data, train_config(repository, batch_size=1), SIZE, workers=1, pin=False)
+    counting = DataLoader(ThreadCount(), num_workers=1, collate_fn=list, worker_init_fn=loader.worker_init_fn)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert list(counting) == [[1]]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batches_depend_on_seed_and_epoch(batches_of: Callable[..., list[Batch]]) -> None:
@@ -201,6 +469,24 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch(batches_of: Callable[..., 
     assert [sorted(batch.image_ids) for batch in batches] == [[100, 101, 102, 103, 104]]
 
 
+@pytest.mark.parametrize("size", [64, 100, 137])
+def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, repository: Path, size: int) -> None:
+    """Anchors are relative to the image, so that the same boxes fit them at every size."""
+    config = train_config(repository, batch_size=PHOTOS, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
+    loader, _ = training_loader(data, config, 64, workers=0, pin=False)
+    [batch] = loader
+    model = Yolact(tiny_config(image_size=64), len(data.class_names))
+    outputs = model(normalize(batch.images, "resnet18"))
+    assert batch.images.shape[-2:] == (size, size)
+    assert outputs.prototypes.shape[1:3] == batch.targets.masks.shape[1:]
+    assert outputs.semantic_logits is not None
+    assert outputs.semantic_logits.shape == batch.targets.semantic.shape
+    losses = YolactLoss(config.loss)(outputs, batch.targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    assert losses.mask > 0
+
+
 # --- Page-locked memory
 
 
@@ -222,7 +508,7 @@ def test_the_loader_can_pin_whole_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU, and none is here")
-def test_batches_arrive_pinned_where_there_is_a_gpu(data: CocoInstances) -> None:
-    loader, _ = training_loader(TrainingSet(data, NOTHING, 32, seed=0), 3, 0, pin=True)
+def test_batches_arrive_pinned_where_there_is_a_gpu(data: CocoInstances, repository: Path) -> None:
+    loader, _ = training_loader(data, train_config(repository, batch_size=3), SIZE, workers=0, pin=True)
     batch = next(iter(loader))
     assert all(tensor.is_pinned() for tensor in tensors(batch) if tensor.numel())

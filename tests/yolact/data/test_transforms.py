@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from yolact.data.transforms import (
     aspect_ratio_size,
     normalize,
-    resize_planes,
+    resize_masks,
     resize_planes_like_opencv,
     to_square,
 )
@@ -96,9 +98,37 @@ def test_a_thin_mask_is_resized_with_one_rounding(size: tuple[int, int]) -> None
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(thin)[None].double(), size=size, mode="bilinear", align_corners=False
     )[0]
-    found = resize_planes(torch.from_numpy(thin), size)
+    found = torch.from_numpy(resize_masks(thin, size))
     decided = (expected - 0.5).abs() > 1e-4
     assert torch.equal((found > 0)[decided], (expected > 0.5)[decided])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 50), st.integers(1, 50), st.integers(0, 99))
+def test_a_resized_mask_has_the_pixels_of_one_half_and_more(
+    height: int, width: int, rows: int, columns: int, seed: int
+) -> None:
+    """In fractions, so that no rounding can decide; half-pixel centres, the edge's samples beyond the edge."""
+    mask = (np.random.default_rng(seed).random((1, height, width)) < 0.5).astype(np.uint8)
+    found = resize_masks(mask, (rows, columns))
+    assert found.shape == (1, rows, columns)
+    assert found.dtype == np.uint8
+    for row in {0, rows // 3, rows // 2, rows - 1}:
+        for column in {0, columns // 3, columns // 2, columns - 1}:
+            y = min(max(Fraction(2 * row + 1, 2 * rows) * height - Fraction(1, 2), Fraction(0)), Fraction(height - 1))
+            x = min(
+                max(Fraction(2 * column + 1, 2 * columns) * width - Fraction(1, 2), Fraction(0)), Fraction(width - 1)
+            )
+            value = sum(
+                (1 - abs(y - i)) * (1 - abs(x - j)) * int(mask[0, i, j])
+                for i in {int(y), min(int(y) + 1, height - 1)}
+                for j in {int(x), min(int(x) + 1, width - 1)}
+            )
+            assert found[0, row, column] == (value >= Fraction(1, 2))
+
+
+def test_no_masks_are_resized_to_no_masks() -> None:
+    assert resize_masks(np.zeros((0, 5, 6), dtype=np.uint8), (3, 4)).shape == (0, 3, 4)
 
 
 def opencv_pixel(samples: list[list[int]], across: float, down: float) -> int:
@@ -124,6 +154,7 @@ def test_opencv_truncates_each_rows_share_of_a_pixel(samples: list[list[int]]) -
 def test_opencv_loses_pixels_of_a_mask_that_one_rounding_keeps() -> None:
     """3/8 across and down the rows share 0.23 and 0.38 of a pixel; truncated to quarters these are 0 and 1."""
     mask = torch.tensor([[[0, 1], [1, 1]]], dtype=torch.uint8)
-    exact, opencv = resize_planes(mask, (8, 8))[0], resize_planes_like_opencv(mask, (8, 8))[0]
+    exact = torch.from_numpy(resize_masks(mask.numpy(), (8, 8)))[0]
+    opencv = resize_planes_like_opencv(mask, (8, 8))[0]
     assert (exact[3, 3], opencv[3, 3]) == (1, 0)
     assert (opencv <= exact).all()

@@ -1,0 +1,194 @@
+"""True masks at the resolutions where the losses need them, straight from run lengths.
+
+A mask passes two steps on its way: it is resized with the photo to the network's input and rounded there, and then
+reduced to the prototypes' and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear
+without antialiasing, so it reads two rows and two columns of the input-sized mask for each pixel; only there is that
+mask worked out, and only around the object. The result is that of the two whole steps, to the last pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
+
+from yolact.data.transforms import Taps, bilinear_taps, sample_mask
+from yolact.data.window import VisiblePart, length
+from yolact.masks import Rle
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Sides, in pixels or cells, of what belongs to one batch; all are square."""
+
+    image: int
+    """S, the network's input."""
+    masks: int
+    """The prototypes."""
+    semantic: int
+    """P3."""
+
+    @classmethod
+    def of_input(cls, size: int) -> Grids:
+        """Those of a network with an input of ``size`` pixels.
+
+        P3 has an eighth of it, rounded up (`yolact.models.yolact.Yolact.level_sizes`), and the prototypes twice P3's
+        (paper, figure 3).
+        """
+        cells = -(-size // 8)
+        return cls(size, 2 * cells, cells)
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """Which two pixels each of n cells is made of, and their weights."""
+
+    pixels: np.ndarray
+    """(2 n,) int64, ascending: the lower and the higher one of each cell in turn."""
+    weights: np.ndarray
+    """(2 n,) float32."""
+
+
+@lru_cache(maxsize=64)
+def _reduction(size: int, cells: int) -> _Reduction:
+    """How `F.interpolate` reduces ``size`` pixels to ``cells``, read off from what it does to single pixels."""
+    unit = torch.eye(size)[None, None]
+    shares = F.interpolate(unit, size=(cells, size), mode="bilinear", align_corners=False)[0, 0].numpy()
+    low = (shares != 0).argmax(axis=1)  # (cells,)
+    high = size - 1 - (shares != 0)[:, ::-1].argmax(axis=1)
+    row = np.arange(cells)
+    weights = np.stack([shares[row, low], np.where(high > low, shares[row, high], np.float32(0))], axis=1)
+    return _Reduction(np.stack([low, high], axis=1).reshape(-1), weights.reshape(-1))
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """The part of one axis where an object is."""
+
+    source: slice
+    """The photo's pixels that are read."""
+    cells: slice
+    """The cells that may show the object."""
+    taps: Taps
+    """Of the cells' pixels, counted in ``source``; one sample more, behind the last, stands for all beside it."""
+    weights: np.ndarray
+    """(2 cells,) float32, of `_Reduction`."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where one axis of the input-sized mask is read, and where that lies in the photo."""
+
+    taps: Taps
+    """Of the pixels of `_Reduction`, (2 n,) each, counted from the photo's edge; without weight outside the photo."""
+    visible: np.ndarray
+    """(2 n,) bool: whether the pixel shows the photo."""
+    source: slice
+    """The photo's pixels that are visible."""
+    weights: np.ndarray
+    """(2 n,) float32, of `_Reduction`."""
+
+    @classmethod
+    def make(cls, source: slice, target: slice, size: int, cells: int, *, mirrored: bool) -> _Axis:
+        reduction = _reduction(size, cells)
+        pixels = size - 1 - reduction.pixels if mirrored else reduction.pixels
+        visible = (pixels >= target.start) & (pixels < target.stop)
+        shown = length(target)
+        taps = bilinear_taps(length(source), shown, (pixels - target.start).clip(0, shown - 1))
+        start = np.int32(source.start)
+        taps = Taps(
+            taps.low + start, taps.high + start, taps.low_weight * visible, taps.high_weight * visible, taps.total
+        )
+        return cls(taps, visible, source, reduction.weights)
+
+    def crop(self, start: int, stop: int) -> _Crop | None:
+        """What is read of an object between two pixels of the photo; None where it is not to be seen."""
+        taps, start, stop = self.taps, max(start, self.source.start), min(stop, self.source.stop)
+        touched = (self.visible & (taps.low < stop) & (taps.high >= start)).nonzero()[0]
+        if start >= stop or not len(touched):
+            return None
+        cells = slice(int(touched[0]) // 2, int(touched[-1]) // 2 + 1)
+        pixels = slice(2 * cells.start, 2 * cells.stop)
+        beside = np.uint32(stop - start)
+        low, high = (
+            np.minimum((samples[pixels] - np.int32(start)).view(np.uint32), beside)  # what is negative becomes large
+            for samples in (taps.low, taps.high)
+        )
+        taps = Taps(low, high, taps.low_weight[pixels], taps.high_weight[pixels], taps.total)
+        return _Crop(slice(start, stop), cells, taps, self.weights[pixels])
+
+
+class MaskReducer:
+    """Reduces masks of one photo, seen through a window, to ``cells`` x ``cells``."""
+
+    def __init__(self, part: VisiblePart, size: int, cells: int, *, mirrored: bool) -> None:
+        self._rows = _Axis.make(part.source_rows, part.target_rows, size, cells, mirrored=False)
+        self._columns = _Axis.make(part.source_columns, part.target_columns, size, cells, mirrored=mirrored)
+
+    def reduce(self, mask: np.ndarray, box: tuple[int, int, int, int], out: np.ndarray) -> None:
+        """Set the pixels of an object in ``out``.
+
+        Args:
+            mask: (H, W) uint8, 0 or 1, in the photo's size.
+            box: xyxy, whole pixels: the mask is empty outside.
+            out: (cells, cells) uint8; ones are added, zeros are left as they are.
+        """
+        left, top, right, bottom = box
+        rows, columns = self._rows.crop(top, bottom), self._columns.crop(left, right)
+        if rows is None or columns is None:
+            return
+        seen = np.zeros((length(columns.source) + 1, length(rows.source) + 1), dtype=np.uint8).T
+        seen[:-1, :-1] = mask[rows.source, columns.source]
+        pixels = sample_mask(seen, rows.taps, columns.taps)  # (2 rows, 2 columns)
+        low, high = columns.weights[0::2], columns.weights[1::2]
+        across = pixels[:, 0::2] * low + pixels[:, 1::2] * high  # (2 rows, columns) float32
+        low, high = rows.weights[0::2, None], rows.weights[1::2, None]
+        values = across[0::2] * low + across[1::2] * high  # (rows, columns)
+        out[rows.cells, columns.cells] |= values > np.float32(0.5)
+
+
+def reduce_masks(
+    masks: Sequence[Rle],
+    labels: np.ndarray,
+    crowd: np.ndarray,
+    part: VisiblePart | None,
+    grids: Grids,
+    num_classes: int,
+    *,
+    mirrored: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of one photo's objects, seen through a window, as the losses need them.
+
+    Args:
+        masks: N run lengths in the photo's size; those of crowd regions are not decoded.
+        labels: (N,) int64, 0 to C - 1.
+        crowd: (N,) bool.
+        part: what is visible of the photo; None shows nothing.
+        mirrored: whether the network's input is.
+
+    Returns:
+        (N, Hp, Wp) uint8, 0 or 1, empty for crowd regions; and (C, H3, W3) uint8, the union of each class's objects
+        without the crowd regions.
+
+    Raises:
+        ValueError: run lengths are damaged.
+    """
+    reduced = np.zeros((len(masks), grids.masks, grids.masks), dtype=np.uint8)
+    semantic = np.zeros((num_classes, grids.semantic, grids.semantic), dtype=np.uint8)
+    if part is None:
+        return reduced, semantic
+    to_masks = MaskReducer(part, grids.image, grids.masks, mirrored=mirrored)
+    to_semantic = MaskReducer(part, grids.image, grids.semantic, mirrored=mirrored)
+    for index in np.flatnonzero(~crowd).tolist():
+        rle = masks[index]
+        mask = coco_mask.decode(rle)  # (H, W) uint8, columns together in memory; first, since it checks the runs
+        left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+        box = (left, top, left + width, top + height)
+        to_masks.reduce(mask, box, reduced[index])
+        to_semantic.reduce(mask, box, semantic[labels[index]])
+    return reduced, semantic
