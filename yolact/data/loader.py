@@ -89,23 +89,28 @@ def read_sample(data: CocoInstances, index: int) -> Sample:
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of one epoch in an order that depends only on the seed and the epoch.
 
-    The last batch is left out when it is not full, as published, unless it is the only one.
+    The last batch is left out when it is not full, as published, unless it is the only one. Of each batch, every one
+    of ``world_size`` processes gets the slice of its ``rank``; ``start`` is the first batch that is not left out.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.length = length
         self.batch_size = min(batch_size, length)
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return self.length // self.batch_size - self.start
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, ORDER, self.epoch]).permutation(self.length)
-        for batch in range(len(self)):
+        for batch in range(self.start, self.length // self.batch_size):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [SampleKey(self.epoch, int(photo)) for photo in chosen]
+            own = np.array_split(chosen, self.world_size)[self.rank]
+            yield [SampleKey(self.epoch, int(photo)) for photo in own]
 
 
 def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
@@ -115,13 +120,13 @@ def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
 
 
 def training_loader(
-    dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool
+    dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool, rank: int = 0, world_size: int = 1
 ) -> tuple[DataLoader, EpochSampler]:
     """A loader over one epoch; set ``epoch`` of the sampler before each pass.
 
     It leaves torch's global random state alone, so that a resumed run draws what an uninterrupted one does.
     """
-    sampler = EpochSampler(len(dataset), batch_size, dataset.seed)
+    sampler = EpochSampler(len(dataset), batch_size, dataset.seed, rank, world_size)
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=sampler,
