@@ -15,15 +15,17 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from yolact.benchmark import evaluation, inference
+from yolact.benchmark import evaluation, inference, training
 from yolact.benchmark.agreement import Agreement
 from yolact.benchmark.calibration import calibrated_network
 from yolact.benchmark.contestants import STAGES, Entry
 from yolact.benchmark.evaluation import EvaluationWork
 from yolact.benchmark.inference import ContestantResult, InferenceBenchmark
+from yolact.benchmark.learners import TRAINING_STAGES
 from yolact.benchmark.machine import Machine
 from yolact.benchmark.memory import PeakMemory
 from yolact.benchmark.photos import read_photos
+from yolact.benchmark.training import LearnerResult, TrainingBenchmark
 from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
@@ -31,6 +33,7 @@ from yolact.inference import Precision
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.parity.losses import PUBLISHED_LOSS
 
 DETECTIONS: dict[str, DetectConfig] = {
     "default": DEFAULT_DETECTION,
@@ -41,6 +44,11 @@ DETECTIONS: dict[str, DetectConfig] = {
 """Settings of detection that can be chosen."""
 
 DEFAULT_MODEL = "yolact_resnet50"
+
+ROUNDS = 20
+
+OBJECTS = 20
+"""That random weights find."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +62,14 @@ class Options:
     precision: str
     compile: bool
     detection: str | None
-    batch: int
-    rounds: int
-    objects: int
+    batch: int | None
+    rounds: int | None
+    objects: int | None
     threads: int | None
     against: list[Path]
     memory: bool
     evaluation_work: bool
+    train: bool
     as_json: bool
 
 
@@ -75,16 +84,24 @@ def run(options: Options, console: Console | None = None) -> None:
     device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    measure, show = (
-        (_measure_evaluation, _show_evaluation) if options.evaluation_work else (_measure_inference, _show_inference)
-    )
+    name, measure, show = _chosen(options)
     with Console(stderr=True).status("starting") as status:  # silent where nobody watches
         result: Any = measure(options, device, status.update)
     if options.as_json:
-        name = "evaluation_work" if options.evaluation_work else "inference"
         print(json.dumps({name: dataclasses.asdict(result)}, indent=2, default=_plain, allow_nan=False))
     else:
-        cast(Callable[[Any, Console], None], show)(result, console or Console(highlight=False))
+        show(result, console or Console(highlight=False))
+
+
+def _chosen(options: Options) -> tuple[str, Callable[..., Any], Callable[..., None]]:
+    """What is measured: its name, and the functions that measure and show it."""
+    if options.train and options.evaluation_work:
+        raise SettingsError("--train and --evaluation-work: one measurement at a time")
+    if options.train:
+        return "training", _measure_training, _show_training
+    if options.evaluation_work:
+        return "evaluation_work", _measure_evaluation, _show_evaluation
+    return "inference", _measure_inference, _show_inference
 
 
 def _plain(value: Any) -> Any:
@@ -109,8 +126,8 @@ def _measure_inference(options: Options, device: torch.device, progress: Callabl
         detection,
         weights=weights,
         device=device,
-        batch=options.batch,
-        rounds=options.rounds,
+        batch=options.batch or 1,
+        rounds=options.rounds or ROUNDS,
         memory=options.memory,
         progress=progress,
     )
@@ -147,8 +164,9 @@ def _network(options: Options, photos: Sequence[np.ndarray]) -> tuple[Yolact, Se
     if name not in PUBLISHED_MODELS:
         raise SettingsError(f"--model {name}: unknown; there are {', '.join(PUBLISHED_MODELS)}")
     published = PUBLISHED_MODELS[name]
-    model = calibrated_network(published.model, len(published.classes), photos[0], options.objects)
-    return model, published.classes, f"{name}, random weights that find about {options.objects} objects"
+    objects = options.objects if options.objects and not options.train else OBJECTS
+    model = calibrated_network(published.model, len(published.classes), photos[0], objects)
+    return model, published.classes, f"{name}, random weights that find about {objects} objects"
 
 
 def _show_inference(result: InferenceBenchmark, console: Console) -> None:
@@ -178,7 +196,7 @@ def _show_inference(result: InferenceBenchmark, console: Console) -> None:
 
 
 def _memory(memory: PeakMemory | None) -> str:
-    return "-" if memory is None else f"{memory.inference:.0f} ({memory.loading:.0f})"
+    return "-" if memory is None else f"{memory.work:.0f} ({memory.loading:.0f})"
 
 
 def _agreement_line(contestant: ContestantResult, agreement: Agreement, reference: str) -> str:
@@ -197,6 +215,65 @@ def _agreement_line(contestant: ContestantResult, agreement: Agreement, referenc
     )
 
 
+# --- Training -------------------------------------------------------------------------------------------------------
+
+
+def _measure_training(options: Options, device: torch.device, progress: Callable[[str], None]) -> TrainingBenchmark:
+    if options.compile or options.detection:
+        raise SettingsError("--train knows neither --compile nor --detection")
+    entries = _entries(options)
+    photos = read_photos(options.images)
+    progress("making the network")
+    model, _, weights = _network(options, photos)
+    return training.measure(
+        model,
+        photos,
+        entries,
+        PUBLISHED_LOSS,
+        weights=weights,
+        device=device,
+        batch=options.batch or 2,
+        objects=options.objects or training.OBJECTS,
+        rounds=options.rounds or 5,
+        memory=options.memory,
+        progress=progress,
+    )
+
+
+def _show_training(result: TrainingBenchmark, console: Console) -> None:
+    learners, settings = result.learners, result.settings
+    table = Table(title=f"training, {settings.weights}, {settings.model.image_size} px, batch {settings.batch}")
+    table.add_column("milliseconds for a step")
+    for learner in learners:
+        table.add_column(learner.name, justify="right")
+    for name in (*TRAINING_STAGES, "total"):
+        times = (getattr(learner.milliseconds, name) for learner in learners)
+        table.add_row(name, *(f"{time:.1f}" for time in times), end_section=name in ("optimizer", "total"))
+    table.add_row("images per second", *(f"{learner.images_per_second:.2f}" for learner in learners))
+    table.add_row("speed", *(f"{learner.speed:.2f}x" for learner in learners))
+    table.add_row("peak memory, MiB", *(_memory(learner.memory) for learner in learners))
+    console.print(table)
+    console.print(
+        f"{settings.objects} made-up objects in each photo. Medians of {settings.rounds} rounds; speed is that of "
+        f"{result.reference} times so much."
+    )
+    if any(learner.memory for learner in learners):
+        console.print("Memory: each in a process of its own, during training (while loading).")
+    for learner in learners[1:]:
+        console.print(_first_step_line(learner, result.reference))
+    console.print(_machine_line(result.machine))
+
+
+def _first_step_line(learner: LearnerResult, reference: str) -> str:
+    terms = "not compared"
+    if learner.term_errors is not None:
+        terms = ", ".join(
+            f"{name} {'missing' if error is None else f'{error:.1e}'}" for name, error in learner.term_errors.items()
+        )
+    gradients = "not compared" if learner.gradient_error is None else f"{learner.gradient_error:.1e}"
+    return f"First step of {learner.name} and {reference}, relative differences: {terms}; gradients {gradients}."
+
+
 # --- Evaluation work ------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +282,7 @@ def _measure_evaluation(options: Options, device: torch.device, progress: Callab
         raise SettingsError("--evaluation-work runs no network: leave out MODEL_DIR, --model, --image and --against")
     progress("evaluation work")
     return evaluation.measure(
-        device=device, rounds=options.rounds, detection=_detection(options.detection or "default")
+        device=device, rounds=options.rounds or ROUNDS, detection=_detection(options.detection or "default")
     )
 
 

@@ -179,9 +179,21 @@ def bench(
             "threshold), which is the one that --against takes."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Photos that pass at once.")] = 1,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each contestant that count.")] = 20,
-    objects: Annotated[int, typer.Option(min=1, help="Detections that random weights shall lead to.")] = 20,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Photos that pass at once; 1, with --train 2.", show_default=False)
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of each contestant that count; 20, with --train 5.", show_default=False),
+    ] = None,
+    objects: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Detections that random weights shall lead to, 20; with --train objects in each photo, 8.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; PyTorch's choice if none.")] = None,
     against: Annotated[
         list[Path] | None,
@@ -193,6 +205,9 @@ def bench(
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
     evaluation_work: Annotated[
         bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
+    ] = False,
+    train: Annotated[
+        bool, typer.Option("--train", help="Instead: training steps; each --precision, and each --against.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -215,6 +230,7 @@ def bench(
             against=against or [],
             memory=memory,
             evaluation_work=evaluation_work,
+            train=train,
             as_json=as_json,
         )
     )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from yolact.config import LossConfig, ModelConfig
+from yolact.structures import RawOutputs, Targets, targets_from_masks
 
 
 def tiny_config(**changes: object) -> ModelConfig:
@@ -40,3 +46,52 @@ def published_loss(**changes: object) -> LossConfig:
         "max_masks_per_image": 100,
     }
     return LossConfig.model_validate(settings | changes)
+
+
+@dataclass
+class ImageObjects:
+    """The objects of one image."""
+
+    boxes: Tensor
+    """(n, 4) xyxy, relative."""
+    labels: Tensor
+    """(n,)"""
+    masks: Tensor
+    """(n, S, S) uint8, 0 or 1."""
+    crowd: Tensor
+    """(n,) bool."""
+
+
+def objects_of(
+    boxes: list[list[float]], labels: list[int], masks: Tensor, crowd: list[bool] | None = None
+) -> ImageObjects:
+    """One image's objects from plain lists; none is a crowd region if ``crowd`` is None."""
+    return ImageObjects(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        masks=masks.to(torch.uint8),
+        crowd=torch.tensor(crowd or [False] * len(labels), dtype=torch.bool),
+    )
+
+
+def batch_of(
+    images: list[ImageObjects], num_classes: int, mask_size: tuple[int, int], semantic_size: tuple[int, int] = (1, 1)
+) -> Targets:
+    """The images' targets as one batch."""
+    return targets_from_masks(
+        [image.boxes for image in images],
+        [image.labels for image in images],
+        [image.masks for image in images],
+        [image.crowd for image in images],
+        num_classes,
+        mask_size,
+        semantic_size,
+    )
+
+
+def batch_for(outputs: RawOutputs, images: list[ImageObjects]) -> Targets:
+    """The images' targets at the resolutions of a network's outputs."""
+    assert outputs.semantic_logits is not None
+    _, num_classes, *semantic_size = outputs.semantic_logits.shape
+    _, height, width, _ = outputs.prototypes.shape
+    return batch_of(images, num_classes, (height, width), (semantic_size[0], semantic_size[1]))

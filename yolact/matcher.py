@@ -1,4 +1,8 @@
-"""Which anchor learns which object (the published code's matching; SSD section 2.2)."""
+"""Which anchor learns which object (the published code's matching; SSD section 2.2), for a whole batch at once.
+
+Nothing here waits for a GPU: the work depends on the number of objects, which `Targets.counts` has on the host, and
+never on what is computed.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +11,127 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolact.boxes import box_iou, cxcywh_to_xyxy, intersection_over_first
+from yolact.boxes import box_area, cxcywh_to_xyxy, intersection
 from yolact.structures import Targets
 
 BACKGROUND = 0
 NEUTRAL = -1
 
+ROWS_AT_ONCE = 128
+"""Objects whose overlaps with all anchors are held at one time, so that crowded photos do not fill the memory."""
+
+_INDEX_BITS = 32
+_INDEX_MASK = (1 << _INDEX_BITS) - 1
+_NONE = -1
+"""The key of no pair; less than that of any pair."""
+
 
 @dataclass
 class Matches:
-    """The role of every anchor of one image."""
+    """The role of every anchor in every image."""
 
     classes: Tensor
-    """(A,) int64: class + 1 for positives, 0 for background, -1 for neutral anchors, which are not trained."""
+    """(B, A) int64: class + 1 for positives, 0 for background, -1 for neutral anchors, which are not trained."""
     objects: Tensor
-    """(A,) int64: index of the matched object; meaningful where ``classes`` is greater than 0."""
+    """(B, A) int64: row of the matched object in `Targets`; meaningful where ``classes`` is greater than 0."""
 
 
 def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: float, crowd_overlap: float) -> Matches:
-    """Match one image's objects to anchors.
+    """Match the objects of each image to anchors.
 
     Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, neutral
     in between. Besides, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor
-    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is neutral.
+    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is neutral. Among equals
+    the first object counts, then the first anchor.
 
     Args:
-        targets: of one image; crowd rows take part only in the crowd rule.
+        targets: of the batch, on the anchors' device; crowd rows take part only in the crowd rule.
         anchors: (A, 4) cxcywh, relative.
     """
-    corners = cxcywh_to_xyxy(anchors)
-    boxes = targets.boxes[~targets.crowd]
-    labels = targets.labels[~targets.crowd]
-    if len(boxes):
-        iou = box_iou(boxes, corners)  # (N, A)
-        best_iou, objects = iou.max(dim=0)  # (A,)
-        _force_matches(iou, best_iou, objects)
-        classes = labels[objects] + 1
-        classes[best_iou < positive_iou] = NEUTRAL
-        classes[best_iou < negative_iou] = BACKGROUND
-    else:
-        objects = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
-        classes = torch.full_like(objects, BACKGROUND)
-
-    crowd_boxes = targets.boxes[targets.crowd]
-    if len(crowd_boxes):
-        inside = intersection_over_first(corners, crowd_boxes).amax(dim=1)  # (A,)
-        classes[(classes <= BACKGROUND) & (inside > crowd_overlap)] = NEUTRAL
-    return Matches(classes, objects)
+    batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
+    if not num_objects:
+        classes = torch.full((batch, num_anchors), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return Matches(classes, torch.zeros_like(classes))
+    overlaps = _overlaps(targets, anchors)
+    own = _forced(targets, overlaps, num_anchors)  # (B, A)
+    best = torch.where(own > _NONE, own, overlaps.best)
+    objects = _reversed_index(best, num_objects)  # (B, A)
+    iou = torch.where(own > _NONE, 2.0, _value(overlaps.best))
+    classes = targets.labels[objects] + 1
+    classes = torch.where(iou < positive_iou, NEUTRAL, classes)
+    classes = torch.where(iou < negative_iou, BACKGROUND, classes)
+    in_crowd = (classes <= BACKGROUND) & (overlaps.in_crowd > crowd_overlap)
+    return Matches(torch.where(in_crowd, NEUTRAL, classes), objects)
 
 
-def _force_matches(iou: Tensor, best_iou: Tensor, objects: Tensor) -> None:
-    """Give each object a distinct anchor, best remaining pair first; writes into ``best_iou`` and ``objects``."""
-    remaining = iou.clone()  # (N, A)
-    for _ in range(len(iou)):
-        per_object, anchor_of = remaining.max(dim=1)  # (N,)
-        chosen = per_object.argmax()
-        anchor = anchor_of[chosen]
-        best_iou[anchor] = 2
-        objects[anchor] = chosen
-        remaining[:, anchor] = -1
-        remaining[chosen, :] = -1
+@dataclass
+class _Overlaps:
+    """What is kept of the overlaps of N objects with A anchors.
+
+    A key is a pair's IoU and an index in one number, so that the greatest key is the best pair and, among equals, the
+    first one: the bits of a float32 that is not negative rise with it, and the index counts down.
+    """
+
+    best: Tensor
+    """(B, A) int64: each anchor's best object, as a key with the object's row; of IoU 0 at least, see `_value`."""
+    in_crowd: Tensor
+    """(B, A) float32: the greatest share of the anchor's area that lies in one crowd region."""
+    candidates: Tensor
+    """(N, L) int64: each object's best anchors in descending order, as keys with the anchor; `_NONE` for crowd rows.
+
+    L is the greatest number of objects in an image. That many are enough to find each object an anchor of its own.
+    """
+
+
+def _overlaps(targets: Targets, anchors: Tensor) -> _Overlaps:
+    batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
+    length = min(max(targets.counts), num_anchors)
+    corners, areas = cxcywh_to_xyxy(anchors), box_area(cxcywh_to_xyxy(anchors))
+    objects = torch.arange(num_objects, device=anchors.device)
+    countdown = torch.arange(num_anchors - 1, -1, -1, device=anchors.device)  # (A,)
+    # Row b is for image b's objects, row B + b for its crowd regions.
+    best = torch.full((2 * batch, num_anchors), _NONE, device=anchors.device)
+    candidates = []
+    for rows in objects.split(ROWS_AT_ONCE):
+        crowd = targets.crowd[rows, None]
+        boxes = targets.boxes[rows]
+        shared = intersection(boxes, corners)  # (n, A)
+        whole = torch.where(crowd, areas, box_area(boxes)[:, None] + areas - shared)
+        keys = (shared / whole).abs().view(torch.int32).long() << _INDEX_BITS  # abs: no negative zero
+        target_rows = (targets.images[rows] + batch * targets.crowd[rows])[:, None]
+        best.scatter_reduce_(0, target_rows.expand_as(keys), keys | (num_objects - 1 - rows)[:, None], "amax")
+        candidates.append(torch.where(crowd, _NONE, keys | countdown).topk(length, dim=1).values)
+    return _Overlaps(best[:batch], _value(best[batch:]), torch.cat(candidates))
+
+
+def _forced(targets: Targets, overlaps: _Overlaps, num_anchors: int) -> Tensor:
+    """Give each object a distinct anchor, best remaining pair of an image first; (B, A) keys with the object's row.
+
+    The pairs are those of a stable matching in which both sides prefer greater keys, so objects can propose all at
+    once (Gale and Shapley 1962): each to its best anchor that no better pair holds. An object that is driven out goes
+    on in the next round. The n-th best pair stands after n rounds at the latest, so there are as many rounds as an
+    image has objects; on a CPU, where looking costs nothing, they end when nothing changes any more.
+    """
+    num_objects, length = overlaps.candidates.shape
+    countdown = torch.arange(num_objects - 1, -1, -1, device=overlaps.candidates.device)[:, None]
+    places = targets.images[:, None] * num_anchors + _reversed_index(overlaps.candidates, num_anchors)  # (N, L)
+    keys = overlaps.candidates & ~_INDEX_MASK | countdown
+    keys = torch.where(overlaps.candidates == _NONE, _NONE, keys)
+    held = torch.full((len(targets.counts) * num_anchors,), _NONE, device=keys.device)
+    for _ in range(length):
+        before = held.clone() if held.device.type == "cpu" else None
+        proposed, position = torch.where(keys >= held[places], keys, _NONE).max(dim=1)  # the first of equals
+        held.scatter_reduce_(0, places.gather(1, position[:, None]).squeeze(1), proposed, "amax")
+        if before is not None and torch.equal(held, before):
+            break
+    return held.view(-1, num_anchors)
+
+
+def _value(keys: Tensor) -> Tensor:
+    """The overlaps in keys, float32; 0 for `_NONE`."""
+    return (keys.clamp(min=0) >> _INDEX_BITS).int().view(torch.float32)
+
+
+def _reversed_index(keys: Tensor, size: int) -> Tensor:
+    """The indices in keys, which count down from ``size`` - 1; 0 for `_NONE`."""
+    return torch.where(keys == _NONE, 0, size - 1 - (keys & _INDEX_MASK))

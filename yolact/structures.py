@@ -1,38 +1,103 @@
 """The bundles of tensors that pass between the parts of the project.
 
 Letters used in shapes everywhere: B images in a batch, A anchors, C classes (without background),
-K prototypes, N objects or detections of one image, S side of the square network input, H and W height and
-width of an image, Hp and Wp those of the prototypes.
+K prototypes, N objects of a batch, or objects or detections of one image, S side of the square network input, H and W
+height and width of an image, Hp and Wp those of the prototypes, H3 and W3 those of P3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 @dataclass
 class Targets:
-    """What is true of one training image, in the frame of the network input."""
+    """What is true of a batch's images. N objects in all, image after image; crowd regions among them."""
 
     boxes: Tensor
     """(N, 4) float32, xyxy, relative to the image (0 to 1)."""
     labels: Tensor
     """(N,) int64, 0 to C - 1."""
-    masks: Tensor
-    """(N, S, S) uint8, 0 or 1."""
     crowd: Tensor
     """(N,) bool; crowd regions only make anchors neutral."""
+    images: Tensor
+    """(N,) int64, ascending: which image of the batch each object belongs to."""
+    masks: Tensor
+    """(N, Hp, Wp) uint8, 0 or 1, at the prototypes' resolution; crowd rows are there but never read."""
+    semantic: Tensor
+    """(B, C, H3, W3) uint8, 0 or 1: the union of each class's masks, crowd regions left out, at P3's resolution."""
+    counts: list[int]
+    """Objects (crowd regions included) of each image; on the host, so that shapes are known without asking a GPU."""
 
     def to(self, device: torch.device | str) -> Targets:
+        """A copy on a device; from page-locked memory without waiting for it."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Targets:
+        """A copy in page-locked memory."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Targets:
         return Targets(
-            boxes=self.boxes.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            masks=self.masks.to(device, non_blocking=True),
-            crowd=self.crowd.to(device, non_blocking=True),
+            boxes=change(self.boxes),
+            labels=change(self.labels),
+            crowd=change(self.crowd),
+            images=change(self.images),
+            masks=change(self.masks),
+            semantic=change(self.semantic),
+            counts=self.counts,
         )
+
+
+def targets_from_masks(
+    boxes: list[Tensor],
+    labels: list[Tensor],
+    masks: list[Tensor],
+    crowd: list[Tensor],
+    num_classes: int,
+    mask_size: tuple[int, int],
+    semantic_size: tuple[int, int],
+) -> Targets:
+    """The targets of a batch from masks at the input's size; each list has a tensor for each image.
+
+    Args:
+        boxes: (n, 4) xyxy, relative.
+        labels: (n,), 0 to C - 1; of crowd regions anything.
+        masks: (n, S, S) uint8, 0 or 1.
+        crowd: (n,) bool.
+        num_classes: C.
+        mask_size: Hp and Wp.
+        semantic_size: H3 and W3.
+    """
+    counts = [len(rows) for rows in boxes]
+    semantic = torch.zeros(len(counts), num_classes, *semantic_size, dtype=torch.uint8)
+    for image, rows in enumerate(masks):
+        kept = ~crowd[image]
+        for label, mask in zip(labels[image][kept].tolist(), downsample_masks(rows[kept], *semantic_size), strict=True):
+            semantic[image, label] |= mask
+    return Targets(
+        boxes=torch.cat(boxes).reshape(-1, 4).float(),
+        labels=torch.cat(labels).long(),
+        crowd=torch.cat(crowd),
+        images=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64)),
+        masks=torch.cat([downsample_masks(rows, *mask_size) for rows in masks]),
+        semantic=semantic,
+        counts=counts,
+    )
+
+
+def downsample_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Reduce (n, S, S) 0/1 masks bilinearly (no antialiasing, as published); (n, height, width) uint8, 0 or 1."""
+    reduced = masks.new_zeros((len(masks), height, width), dtype=torch.uint8)
+    for row, mask in enumerate(masks):  # one by one: as float32, the masks of a crowd would fill the memory
+        values = F.interpolate(mask[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)
+        reduced[row] = values[0, 0] > 0.5
+    return reduced
 
 
 @dataclass

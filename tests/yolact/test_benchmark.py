@@ -460,7 +460,7 @@ def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, 
     [result] = measure(model, Entry.other(write(text)), rounds=1, with_memory=True).contestants
     assert result.memory is not None
     assert result.memory.kind == "resident"
-    assert 250 < result.memory.inference - result.memory.loading < 350
+    assert 250 < result.memory.work - result.memory.loading < 350
 
 
 def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,18 @@ Boxes lie on a grid of sixteenths, where float32 areas are exact, so that thresh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from yolact.matcher import Matches, match
+from yolact import matcher
+from yolact.boxes import cxcywh_to_xyxy
+from yolact.matcher import match
 from yolact.structures import Targets
 
 GRID = 16
@@ -19,13 +24,27 @@ GridBox = tuple[int, int, int, int]
 POSITIVE, NEGATIVE, CROWD = 0.5, 0.4, 0.7
 
 
-def targets_of(boxes: list[GridBox], labels: list[int], crowd: list[bool]) -> Targets:
-    count = len(boxes)
+@dataclass
+class Image:
+    """One image's objects and crowd regions, on the grid."""
+
+    boxes: list[GridBox]
+    labels: list[int]
+    crowd: list[bool]
+
+
+def targets_of(images: list[Image]) -> Targets:
+    """Masks and semantic maps play no part."""
+    counts = [len(image.boxes) for image in images]
+    boxes = [box for image in images for box in image.boxes]
     return Targets(
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / GRID,
-        labels=torch.tensor(labels, dtype=torch.int64),
-        masks=torch.zeros(count, 8, 8, dtype=torch.uint8),
-        crowd=torch.tensor(crowd, dtype=torch.bool),
+        labels=torch.tensor([label for image in images for label in image.labels], dtype=torch.int64),
+        crowd=torch.tensor([crowd for image in images for crowd in image.crowd], dtype=torch.bool),
+        images=torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], dtype=torch.int64),
+        masks=torch.zeros(len(boxes), 1, 1, dtype=torch.uint8),
+        semantic=torch.zeros(len(images), 1, 1, 1, dtype=torch.uint8),
+        counts=counts,
     )
 
 
@@ -34,13 +53,22 @@ def anchors_of(boxes: list[GridBox]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float32) / GRID
 
 
-def matched(boxes: list[GridBox], anchors: list[GridBox], crowd_boxes: list[GridBox] | None = None) -> Matches:
+@dataclass
+class Matched:
+    """The role of every anchor of one image."""
+
+    classes: Tensor
+    objects: Tensor
+
+
+def matched(boxes: list[GridBox], anchors: list[GridBox], crowd_boxes: list[GridBox] | None = None) -> Matched:
     """Objects are labelled 0, 1, 2, ... in their order."""
     regions = crowd_boxes or []
-    targets = targets_of(
+    image = Image(
         boxes + regions, [*range(len(boxes)), *[-1] * len(regions)], [False] * len(boxes) + [True] * len(regions)
     )
-    return match(targets, anchors_of(anchors), POSITIVE, NEGATIVE, CROWD)
+    result = match(targets_of([image]), anchors_of(anchors), POSITIVE, NEGATIVE, CROWD)
+    return Matched(result.classes[0], result.objects[0])
 
 
 def area(box: GridBox) -> int:
@@ -95,26 +123,90 @@ def boxes_with_area(draw: st.DrawFn) -> GridBox:
     return left, top, right, bottom
 
 
+@st.composite
+def images_with(draw: st.DrawFn, max_objects: int, boxes: st.SearchStrategy[GridBox]) -> Image:
+    """Crowd regions may stand anywhere among the objects."""
+    objects = draw(st.lists(boxes, max_size=max_objects))
+    regions = draw(st.lists(boxes_with_area(), max_size=2))
+    rows = [(box, draw(st.integers(0, 4)), False) for box in objects] + [(box, -1, True) for box in regions]
+    rows = draw(st.permutations(rows))
+    return Image([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+
+
+def check_against_the_rules(images: list[Image], anchors: list[GridBox]) -> None:
+    result = match(targets_of(images), anchors_of(anchors), POSITIVE, NEGATIVE, CROWD)
+    first = 0
+    for number, image in enumerate(images):
+        rows = [row for row, crowd in enumerate(image.crowd) if not crowd]
+        classes, own = plain_match(
+            [image.boxes[row] for row in rows],
+            [image.labels[row] for row in rows],
+            [box for box, crowd in zip(image.boxes, image.crowd, strict=True) if crowd],
+            anchors,
+        )
+        assert result.classes[number].tolist() == classes
+        positive = [a for a, role in enumerate(classes) if role > 0]
+        assert [result.objects[number, a].item() for a in positive] == [first + rows[own[a]] for a in positive]
+        assert {own[a] for a in positive} == set(range(len(rows)))  # every object has an anchor
+        first += len(image.boxes)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_matching_follows_the_rules(data: st.DataObject) -> None:
-    objects = data.draw(st.lists(boxes_with_area(), max_size=4), label="objects")
-    crowd_boxes = data.draw(st.lists(boxes_with_area(), max_size=2), label="crowd regions")
-    anchors = data.draw(st.lists(boxes_with_area(), min_size=max(len(objects), 1), max_size=10), label="anchors")
-    labels = data.draw(st.lists(st.integers(0, 4), min_size=len(objects), max_size=len(objects)), label="labels")
+def test_matching_follows_the_rules_in_every_image_of_a_batch(data: st.DataObject) -> None:
+    images = data.draw(st.lists(images_with(4, boxes_with_area()), min_size=1, max_size=3), label="images")
+    anchors = data.draw(st.lists(boxes_with_area(), min_size=4, max_size=10), label="anchors")
+    check_against_the_rules(images, anchors)
 
-    crowd = [False] * len(objects) + [True] * len(crowd_boxes)
-    rows = list(zip(objects + crowd_boxes, labels + [-1] * len(crowd_boxes), crowd, strict=True))
-    # Crowd rows may stand anywhere; the objects keep their order.
-    rows.sort(key=lambda row: row[2], reverse=data.draw(st.booleans(), label="crowd first"))
-    targets = targets_of([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    result = match(targets, anchors_of(anchors), POSITIVE, NEGATIVE, CROWD)
 
-    classes, own = plain_match(objects, labels, crowd_boxes, anchors)
-    assert result.classes.tolist() == classes
-    positive = [a for a, role in enumerate(classes) if role > 0]
-    assert [result.objects[a].item() for a in positive] == [own[a] for a in positive]
-    assert {own[a] for a in positive} == set(range(len(objects)))  # every object has an anchor
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_objects_that_want_the_same_anchors_get_them_best_pairs_first(data: st.DataObject) -> None:
+    """Few distinct boxes, so that most overlaps are equal to others, and as many objects as anchors."""
+    boxes = st.sampled_from([(0, 0, 4, 4), (2, 0, 6, 4), (4, 0, 8, 4), (0, 2, 4, 6), (1, 1, 5, 5), (12, 12, 16, 16)])
+    images = data.draw(st.lists(images_with(9, boxes), min_size=1, max_size=2), label="images")
+    anchors = data.draw(st.lists(boxes, min_size=9, max_size=12), label="anchors")
+    check_against_the_rules(images, anchors)
+
+
+def test_a_chain_in_which_each_pair_drives_out_the_next_is_followed_to_its_end() -> None:
+    """Each object fits the anchor before its own better than its own; the first object drives out all others in turn.
+
+    In a row of boxes one high, object n reaches from n to n + 2, and so does anchor n, but the first object fits
+    anchor 0 exactly. All others can only have what is left over.
+    """
+    count = 14
+    objects = [(n, 0, n + 2, 1) for n in range(count)]
+    anchors = [(0, 0, 2, 1), *[(n, 0, n + 3, 1) for n in range(count - 1)]]
+    check_against_the_rules([Image(objects, [0] * count, [False] * count)], anchors)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_how_many_objects_are_worked_on_at_a_time_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(12, 4, generator=generator)
+    low, high = corners[:, :2] * 0.6, 0.1 + corners[:, 2:] * 0.3
+    targets = targets_of([Image([(0, 0, 1, 1)] * n, [0] * n, [False] * n) for n in (5, 0, 7)])
+    targets.boxes = torch.cat([low, low + high], dim=1)
+    targets.crowd[[2, 9]] = True
+    anchors = torch.cat([torch.rand(60, 2, generator=generator), torch.rand(60, 2, generator=generator) * 0.4], dim=1)
+    whole = match(targets, anchors, POSITIVE, NEGATIVE, CROWD)
+    monkeypatch.setattr(matcher, "ROWS_AT_ONCE", rows)
+    parts = match(targets, anchors, POSITIVE, NEGATIVE, CROWD)
+    assert torch.equal(whole.classes, parts.classes)
+    assert torch.equal(whole.objects, parts.objects)
+
+
+def test_a_photo_with_more_than_512_objects_gives_each_an_anchor() -> None:
+    """A grid of 25 x 25 equal squares, with an anchor on each."""
+    side = 25
+    places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)
+    anchors = torch.cat([(places + 0.5) / side, torch.full((side**2, 2), 0.8 / side)], dim=1)
+    targets = targets_of([Image([(0, 0, 1, 1)] * side**2, [3] * side**2, [False] * side**2)])
+    targets.boxes = cxcywh_to_xyxy(anchors)
+    result = match(targets, anchors, POSITIVE, NEGATIVE, CROWD)
+    assert (result.classes == 4).all()
+    assert result.objects[0].tolist() == list(range(side**2))
 
 
 def test_thresholds_are_exact() -> None:
@@ -172,7 +264,7 @@ def test_an_image_with_only_a_crowd_region_has_no_positives() -> None:
 
 
 def test_targets_are_left_as_they_are() -> None:
-    targets = targets_of([(0, 0, 4, 4), (0, 0, 9, 9)], [3, -1], [False, True])
+    targets = targets_of([Image([(0, 0, 4, 4), (0, 0, 9, 9)], [3, -1], [False, True])])
     before = [targets.boxes.clone(), targets.labels.clone(), targets.crowd.clone()]
     match(targets, anchors_of([(0, 0, 4, 4), (5, 5, 6, 6)]), POSITIVE, NEGATIVE, CROWD)
     assert all(torch.equal(a, b) for a, b in zip(before, [targets.boxes, targets.labels, targets.crowd], strict=True))

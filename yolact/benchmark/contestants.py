@@ -248,12 +248,12 @@ class Runner:
         try:
             return method(*arguments)
         except Exception as error:  # somebody else's code may raise anything
-            raise SettingsError(f"--against {self._file}: {_explain(error)}") from error
+            raise SettingsError(f"--against {self._file}: {explain(error)}") from error
 
 
 def _load_file(file: Path, task: Task) -> Any:
     """What the file's ``load`` returns, with the four stages in it."""
-    module = _import_file(file)
+    module = import_file(file)
     load = getattr(module, "load", None)
     if not callable(load):
         raise SettingsError(f"--against {file}: has no function load; {PROTOCOL}")
@@ -266,14 +266,19 @@ def _load_file(file: Path, task: Task) -> Any:
             device=task.device,
         )
     except Exception as error:  # somebody else's code may raise anything
-        raise SettingsError(f"--against {file}: load failed: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: load failed: {explain(error)}") from error
     missing = ", ".join(stage for stage in STAGES if not callable(getattr(contestant, stage, None)))
     if missing:
         raise SettingsError(f"--against {file}: what load returned has no method {missing}; {PROTOCOL}")
     return contestant
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
+    """Run a contestant's file.
+
+    Raises:
+        SettingsError: it is missing, no Python file, or fails.
+    """
     if not file.is_file():
         raise SettingsError(f"--against {file}: no such file")
     name = f"_contestant_{file.stem}"
@@ -286,11 +291,11 @@ def _import_file(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # somebody else's code may raise anything
         del sys.modules[name]
-        raise SettingsError(f"--against {file}: cannot be imported: {_explain(error)}") from error
+        raise SettingsError(f"--against {file}: cannot be imported: {explain(error)}") from error
     return module
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The error on one line, with the innermost place in the code."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"

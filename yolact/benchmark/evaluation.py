@@ -65,24 +65,33 @@ def measure(*, device: torch.device, rounds: int = 20, detection: DetectConfig =
 def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
     """Made-up detections of one photo, with its prototypes (Hp, Wp, K).
 
-    Sizes are drawn log-uniformly within COCO's three groups (`SIZE_SHARES`), aspect ratios log-uniformly from 1/2 to
-    2, places uniformly inside the photo. Prototypes are smooth random maps, so that masks have smooth edges and some
+    Boxes are those of `draw_boxes`. Prototypes are smooth random maps, so that masks have smooth edges and some
     have holes or several parts.
     """
     generator = torch.Generator().manual_seed(seed)
-    shares, low, high = torch.tensor(SIZE_SHARES).T
-    group = torch.multinomial(shares, DETECTIONS, replacement=True, generator=generator)
-    side = low[group] * (high[group] / low[group]) ** torch.rand(DETECTIONS, generator=generator)
-    ratio = 4 ** (torch.rand(DETECTIONS, generator=generator) - 0.5)
-    photo = torch.tensor([WIDTH, HEIGHT])
-    sizes = torch.stack([side * ratio.sqrt(), side / ratio.sqrt()], dim=1).minimum(photo)  # (N, 2) width, height
-    corners = torch.rand(DETECTIONS, 2, generator=generator) * (photo - sizes)
+    boxes = draw_boxes(DETECTIONS, generator)
     coarse = torch.randn(1, PROTOTYPES, 18, 18, generator=generator)
     prototypes = F.interpolate(coarse, size=(PROTOTYPE_SIZE, PROTOTYPE_SIZE), mode="bicubic")[0].clamp(min=0)
     candidates = Candidates(
-        boxes=(torch.cat([corners, corners + sizes], dim=1) / photo.repeat(2)).to(device),
+        boxes=boxes.to(device),
         scores=torch.rand(DETECTIONS, generator=generator).sort(descending=True).values.to(device),
         labels=torch.randint(0, 80, (DETECTIONS,), generator=generator).to(device),
         mask_coefficients=torch.randn(DETECTIONS, PROTOTYPES, generator=generator).tanh().to(device),
     )
     return candidates, prototypes.permute(1, 2, 0).contiguous().to(device)
+
+
+def draw_boxes(count: int, generator: torch.Generator) -> Tensor:
+    """Made-up boxes (count, 4) xyxy, relative to a photo of 500 x 375.
+
+    Sizes are drawn log-uniformly within COCO's three groups (`SIZE_SHARES`), aspect ratios log-uniformly from 1/2 to
+    2, places uniformly inside the photo.
+    """
+    shares, low, high = torch.tensor(SIZE_SHARES).T
+    group = torch.multinomial(shares, count, replacement=True, generator=generator)
+    side = low[group] * (high[group] / low[group]) ** torch.rand(count, generator=generator)
+    ratio = 4 ** (torch.rand(count, generator=generator) - 0.5)
+    photo = torch.tensor([WIDTH, HEIGHT])
+    sizes = torch.stack([side * ratio.sqrt(), side / ratio.sqrt()], dim=1).minimum(photo)  # (N, 2) width, height
+    corners = torch.rand(count, 2, generator=generator) * (photo - sizes)
+    return torch.cat([corners, corners + sizes], dim=1) / photo.repeat(2)

@@ -160,8 +160,30 @@ def _memories(
     peaks: list[PeakMemory | None] = []
     for entry in entries:
         progress(f"{entry.name}: measuring memory")
-        peaks.append(measure_memory(entry, task, first))
+        peaks.append(measure_memory(entry.name, _Work(entry, task, first), torch.device(task.device), task.threads))
     return peaks
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One batch through all stages, to measure memory."""
+
+    entry: Entry
+    task: Task
+    photos: list[np.ndarray]
+
+    def load(self) -> Callable[[], object]:
+        """See `yolact.benchmark.memory.Work`."""
+        runner = self.entry.load(self.task)
+        sizes = [photo.shape[:2] for photo in self.photos]
+
+        def run() -> None:
+            value = None
+            with torch.no_grad():
+                for stage in runner.stages([runner.read(photo) for photo in self.photos], sizes):
+                    value = stage(value)
+
+        return run
 
 
 def _chosen(number: int, batch: int, photos: int) -> list[int]:

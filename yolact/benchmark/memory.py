@@ -10,16 +10,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-import numpy as np
 import torch
 
-from yolact.benchmark.contestants import Entry, Task
 from yolact.errors import SettingsError
 
 PASSES = 3
-"""Runs over the photos: with the second one allocators reach their steady state."""
+"""Runs over the batch: with the second one allocators reach their steady state."""
 
 
 @dataclass(frozen=True)
@@ -30,44 +28,50 @@ class PeakMemory:
     """``resident``: of the whole process, with Python and its libraries; ``gpu``: PyTorch's tensors on the GPU."""
     loading: float
     """While libraries were imported and the network was built."""
-    inference: float
-    """While photos were processed; where the system cannot start the count anew (it can on Linux and on GPUs), with
-    loading."""
+    work: float
+    """While photos were processed or trained on; where the system cannot start the count anew (it can on Linux and on
+    GPUs), with loading."""
 
 
-def measure_memory(entry: Entry, task: Task, photos: list[np.ndarray]) -> PeakMemory:
-    """Run ``entry`` over one batch of photos, (H, W, 3) uint8 RGB, in a new process.
+class Work(Protocol):
+    """What is measured in a new process; must be picklable."""
+
+    def load(self) -> Callable[[], object]:
+        """Build a contestant; returns what it does with one batch."""
+
+
+def measure_memory(name: str, work: Work, device: torch.device, threads: int) -> PeakMemory:
+    """Do ``work`` a few times in a new process.
+
+    Args:
+        name: of the contestant, for errors.
+        threads: of PyTorch on the CPU.
 
     Raises:
-        SettingsError: see `Entry.load`; or the process was ended from outside.
+        SettingsError: the contestant cannot be loaded; or the process was ended from outside.
     """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
         try:
-            return executor.submit(_measure_here, entry, task, photos).result()
+            return executor.submit(_measure_here, work, device, threads).result()
         except BrokenProcessPool:
             raise SettingsError(
-                f"{entry.name}: the process that measures its memory was ended from outside, for want of memory "
+                f"{name}: the process that measures its memory was ended from outside, for want of memory "
                 "perhaps; --no-memory leaves this out"
             ) from None
 
 
-def _measure_here(entry: Entry, task: Task, photos: list[np.ndarray]) -> PeakMemory:
-    torch.set_num_threads(task.threads)
-    device = torch.device(task.device)
+def _measure_here(work: Work, device: torch.device, threads: int) -> PeakMemory:
+    torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = device.type == "cuda"
     peak, restart = _gpu_counter(device) if device.type == "cuda" else (peak_resident, restart_peak_resident)
     restart()
-    runner = entry.load(task)
+    run = work.load()
     gc.collect()
     loading = peak()
     restart()
-    images = [runner.read(photo) for photo in photos]
-    with torch.no_grad():
-        for _ in range(PASSES):
-            value = None
-            for stage in runner.stages(images, [photo.shape[:2] for photo in photos]):
-                value = stage(value)
+    for _ in range(PASSES):
+        run()
     return PeakMemory("gpu" if device.type == "cuda" else "resident", loading / 2**20, peak() / 2**20)
 
 

@@ -19,11 +19,24 @@ from torch import Tensor
 
 from yolact.config import AugmentConfig
 from yolact.data.transforms import MEAN_RGB, resize_planes
-from yolact.structures import Targets
 
 CROP_TRIES = 50
 MIN_SIDE = 1.0
 """Objects narrower or lower than this many network pixels are dropped: their mask loss would be divided by nothing."""
+
+
+@dataclass
+class ImageTargets:
+    """What is true of one training image, in the frame of the network input."""
+
+    boxes: Tensor
+    """(N, 4) float32, xyxy, relative to the image (0 to 1)."""
+    labels: Tensor
+    """(N,) int64, 0 to C - 1."""
+    masks: Tensor
+    """(N, S, S) uint8, 0 or 1."""
+    crowd: Tensor
+    """(N,) bool; crowd regions only make anchors neutral."""
 
 
 @dataclass
@@ -53,7 +66,7 @@ class Window:
     mirrored: bool = False
 
 
-def augment(sample: Sample, config: AugmentConfig, size: int, rng: np.random.Generator) -> tuple[Tensor, Targets]:
+def augment(sample: Sample, config: AugmentConfig, size: int, rng: np.random.Generator) -> tuple[Tensor, ImageTargets]:
     """Draw a random variant of a photo.
 
     Returns:
@@ -138,7 +151,7 @@ def crop_and_resize(
     window: Window,
     size: int,
     resize_masks: Callable[[Tensor, tuple[int, int]], Tensor] = resize_planes,
-) -> tuple[Tensor, Targets]:
+) -> tuple[Tensor, ImageTargets]:
     """Resize the window's content to the network's input; what lies outside the photo is filled with the mean colour.
 
     Args:
@@ -163,7 +176,7 @@ def crop_and_resize(
         masks = masks.flip(-1)
         boxes[:, [0, 2]] = size - boxes[:, [2, 0]]
     large = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
-    return pixels, Targets(
+    return pixels, ImageTargets(
         boxes=torch.from_numpy(boxes[large] / size).float(),
         labels=torch.from_numpy(sample.labels[kept][large]),
         masks=masks[torch.from_numpy(large)],

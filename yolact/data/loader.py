@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact.config import AugmentConfig
-from yolact.data.augment import Sample, augment
+from yolact.data.augment import ImageTargets, Sample, augment
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.errors import DataError
-from yolact.structures import Targets
+from yolact.models.yolact import Yolact
+from yolact.structures import Targets, targets_from_masks
 
 ORDER, AUGMENTATION = 1, 2
 """Keep the random streams of the two apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
@@ -35,19 +37,15 @@ class Batch:
 
     images: Tensor
     """(B, 3, S, S) uint8 RGB."""
-    targets: list[Targets]
+    targets: Targets
     image_ids: list[int]
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls this on types of our own."""
-        targets = [
-            Targets(t.boxes.pin_memory(), t.labels.pin_memory(), t.masks.pin_memory(), t.crowd.pin_memory())
-            for t in self.targets
-        ]
-        return Batch(self.images.pin_memory(), targets, self.image_ids)
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.image_ids)
 
 
-class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
+class TrainingSet(Dataset[tuple[Tensor, ImageTargets, int]]):
     """Augmented photos of a data set, addressed by `SampleKey`."""
 
     def __init__(self, data: CocoInstances, config: AugmentConfig, size: int, seed: int) -> None:
@@ -59,7 +57,7 @@ class TrainingSet(Dataset[tuple[Tensor, Targets, int]]):
     def __len__(self) -> int:
         return len(self.data.images)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Targets, int]:
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, ImageTargets, int]:
         rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo])
         pixels, targets = augment(read_sample(self.data, key.photo), self.config, self.size, rng)
         return pixels, targets, self.data.images[key.photo].id
@@ -113,10 +111,23 @@ class EpochSampler(Sampler[list[SampleKey]]):
             yield [SampleKey(self.epoch, int(photo)) for photo in own]
 
 
-def collate(rows: list[tuple[Tensor, Targets, int]]) -> Batch:
-    """Join single samples; targets stay a list, since photos hold different numbers of objects."""
+def collate(rows: list[tuple[Tensor, ImageTargets, int]], num_classes: int) -> Batch:
+    """Join single samples; masks are brought to the resolutions of the losses."""
     images, targets, image_ids = zip(*rows, strict=True)
-    return Batch(torch.stack(images), list(targets), list(image_ids))
+    height, width = Yolact.level_sizes(*images[0].shape[1:])[0]  # of P3
+    return Batch(
+        torch.stack(images),
+        targets_from_masks(
+            boxes=[target.boxes for target in targets],
+            labels=[target.labels for target in targets],
+            masks=[target.masks for target in targets],
+            crowd=[target.crowd for target in targets],
+            num_classes=num_classes,
+            mask_size=(2 * height, 2 * width),
+            semantic_size=(height, width),
+        ),
+        list(image_ids),
+    )
 
 
 def training_loader(
@@ -131,7 +142,7 @@ def training_loader(
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, num_classes=len(dataset.data.class_names)),
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

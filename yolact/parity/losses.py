@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import fields
 
@@ -58,7 +56,7 @@ def check_losses(checks: Checks) -> None:
     for variant in _variants(checks.fixture):
         with checks.part(variant):
             outputs = stored_outputs(checks.fixture, PREDICTIONS, "priors")
-            _check_variant(checks, variant, outputs, stored_targets(checks.fixture, ""), None)
+            _check_variant(checks, variant, outputs, stored_targets(checks.fixture, "", outputs), None)
 
 
 def check_network_losses(checks: Checks, network: Yolact | None) -> None:
@@ -69,7 +67,7 @@ def check_network_losses(checks: Checks, network: Yolact | None) -> None:
             priors = f"{variant}/priors" if f"{variant}/priors" in fixture else "train/priors"
             outputs = stored_outputs(fixture, "train", priors)
             maskiou_net = network.maskiou_net if network is not None else None
-            _check_variant(checks, variant, outputs, stored_targets(fixture, f"{variant}/"), maskiou_net)
+            _check_variant(checks, variant, outputs, stored_targets(fixture, f"{variant}/", outputs), maskiou_net)
 
 
 def _variants(fixture: Fixture) -> list[str]:
@@ -94,55 +92,56 @@ def variant_config(fixture: Fixture, variant: str) -> LossConfig:
 
 
 def _check_variant(
-    checks: Checks, variant: str, outputs: RawOutputs, targets: list[Targets], maskiou_net: MaskIouNet | None
+    checks: Checks, variant: str, outputs: RawOutputs, targets: Targets, maskiou_net: MaskIouNet | None
 ) -> None:
     fixture = checks.fixture
     config = variant_config(fixture, variant)
-    matches = [
-        match(target, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
-        for target in targets
-    ]
+    matches = match(targets, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
     with checks.part(f"{variant}/conf_t"):
         check_matches(checks, variant, matches, targets, outputs.anchors)
     if f"{variant}/ohem_target" in fixture or f"{variant}/ohem_ce" in fixture:
         with checks.part(f"{variant}/ohem_target"):
-            classes = torch.stack([matched.classes for matched in matches])
-            _check_hard_negatives(checks, variant, outputs.class_logits, classes, config.negatives_per_positive)
+            _check_hard_negatives(checks, variant, outputs.class_logits, matches.classes, config.negatives_per_positive)
     permutations = [fixture.tensor(f"{variant}/perm/{k}") for k in _numbered(fixture, f"{variant}/perm")]
     with checks.part(f"{variant}/loss"):
-        _check_terms(checks, variant, config, outputs, targets, maskiou_net, permutations)
+        priorities = stored_priorities(matches, config.max_masks_per_image, permutations)
+        _check_terms(checks, variant, config, outputs, targets, maskiou_net, priorities)
     if any(name.startswith("maskiou_") for name in fixture.children(variant)):
         with checks.part(f"{variant}/maskiou"):
-            _check_mask_iou(checks, variant, config, outputs, targets, matches, maskiou_net, permutations)
+            priorities = stored_priorities(matches, config.max_masks_per_image, permutations)
+            _check_mask_iou(checks, variant, config, outputs, targets, matches, maskiou_net, priorities)
 
 
 def _numbered(fixture: Fixture, folder: str) -> list[str]:
     return sorted(fixture.children(folder), key=int)
 
 
-def check_matches(checks: Checks, folder: str, matches: list[Matches], targets: list[Targets], anchors: Tensor) -> None:
+def check_matches(checks: Checks, folder: str, matches: Matches, targets: Targets, anchors: Tensor) -> None:
     """Compare with ``conf_t``; and with ``idx_t`` and ``loc_t`` where an anchor is positive.
 
     The arrays have a row per image, or belong to the only one.
     """
     fixture = checks.fixture
-    classes = torch.stack([matched.classes for matched in matches])  # (B, A)
+    classes = matches.classes
     stored = fixture.tensor(f"{folder}/conf_t") if f"{folder}/conf_t" in fixture else None
     if stored is None:
         return
     checks.array(f"{folder}/conf_t", classes.reshape(stored.shape) if classes.numel() == stored.numel() else classes)
-    positive = stored.reshape(len(matches), -1) > 0
+    positive = stored.reshape(len(classes), -1) > 0
     if f"{folder}/idx_t" in fixture:
-        expected = fixture.tensor(f"{folder}/idx_t").reshape(len(matches), -1)
-        found = torch.stack([matched.objects for matched in matches])
+        expected = fixture.tensor(f"{folder}/idx_t").reshape(len(classes), -1)
+        found = matches.objects - _first_rows(targets)  # the published code counts within an image
         checks.value(f"{folder}/idx_t", found[positive], expected[positive], note="of positives")
     if f"{folder}/loc_t" in fixture:
-        expected = fixture.tensor(f"{folder}/loc_t").reshape(len(matches), -1, 4)
-        offsets = [
-            encode(target.boxes[~target.crowd][matched.objects[rows]], anchors[rows])
-            for target, matched, rows in zip(targets, matches, positive, strict=True)
-        ]
-        checks.value(f"{folder}/loc_t", torch.cat(offsets), expected[positive], note="of positives")
+        expected = fixture.tensor(f"{folder}/loc_t").reshape(len(classes), -1, 4)
+        offsets = encode(targets.boxes[matches.objects], anchors)
+        checks.value(f"{folder}/loc_t", offsets[positive], expected[positive], note="of positives")
+
+
+def _first_rows(targets: Targets) -> Tensor:
+    """(B, 1): the row of each image's first object."""
+    counts = torch.tensor(targets.counts)
+    return (counts.cumsum(0) - counts)[:, None]
 
 
 def _check_hard_negatives(checks: Checks, variant: str, logits: Tensor, classes: Tensor, ratio: int) -> None:
@@ -163,15 +162,14 @@ def _check_terms(
     variant: str,
     config: LossConfig,
     outputs: RawOutputs,
-    targets: list[Targets],
+    targets: Targets,
     maskiou_net: MaskIouNet | None,
-    permutations: list[Tensor],
+    priorities: Tensor,
 ) -> None:
     """Every stored term, and every stored gradient: of B + C + M + S under ``grad``, of I under ``dI_d<output>``."""
     fixture = checks.fixture
     leaves = _leaves(outputs)
-    with _drawn(permutations):
-        losses = YolactLoss(config)(leaves, targets, maskiou_net)
+    losses = YolactLoss(config)(leaves, targets, maskiou_net, priorities)
     for letter in sorted(TERMS.keys() & fixture.children(f"{variant}/loss")):
         with checks.part(f"{variant}/loss/{letter}"):
             term: Tensor | None = getattr(losses, TERMS[letter])
@@ -212,54 +210,58 @@ def _check_mask_iou(
     variant: str,
     config: LossConfig,
     outputs: RawOutputs,
-    targets: list[Targets],
-    matches: list[Matches],
+    targets: Targets,
+    matches: Matches,
     maskiou_net: MaskIouNet | None,
-    permutations: list[Tensor],
+    priorities: Tensor,
 ) -> None:
     """What mask re-scoring learns from: each sample's class, true IoU, pixel sum and predicted IoU."""
     if maskiou_net is None:
         raise DataError("a network with mask re-scoring is needed, whose weights are not in the file")
     fixture = checks.fixture
     with torch.no_grad():
-        with _drawn(permutations):
-            masks = mask_samples(
-                outputs.prototypes, outputs.mask_coefficients, matches, targets, config.max_masks_per_image
-            )
+        masks = mask_samples(
+            outputs.prototypes, outputs.mask_coefficients, matches, targets, priorities, config.max_masks_per_image
+        )
         samples = mask_iou_samples(masks, config.mask_iou_min_area)
-        predicted = maskiou_net(samples.masks).gather(1, samples.labels[:, None]).squeeze(1)
+        chosen = samples.chosen
+        labels = samples.labels[chosen]
+        predicted = maskiou_net(samples.masks[chosen]).gather(1, labels[:, None]).squeeze(1)
     for name, found in (
-        ("target", samples.ious),
-        ("label", samples.labels),
+        ("target", samples.ious[chosen]),
+        ("label", labels),
         ("pred", predicted),
-        ("input_sum", samples.masks.sum(dim=(1, 2))),
+        ("input_sum", samples.masks[chosen].sum(dim=(1, 2))),
     ):
         if f"{variant}/maskiou_{name}" in fixture:
             checks.array(f"{variant}/maskiou_{name}", found)
 
 
-@contextmanager
-def _drawn(permutations: list[Tensor]) -> Iterator[None]:
-    """Let the loss draw the stored permutations, in turn, in place of random ones.
+def stored_priorities(matches: Matches, max_masks: int, permutations: list[Tensor]) -> Tensor:
+    """Priorities (B, A) with which the mask loss chooses as the published code did: see `YolactLoss.forward`.
+
+    That code draws a permutation of an image's positives, in the anchors' order, where they are more than may take
+    part, and takes the first ones.
+
+    Args:
+        permutations: those that were drawn, in turn.
 
     Raises:
-        DataError: it draws another number of them, or one of another length.
+        DataError: another number of them is needed, or one of another length.
     """
+    priorities = -torch.arange(matches.classes.shape[1], dtype=torch.float32).repeat(len(matches.classes), 1)
     waiting = list(permutations)
-
-    def stored(count: int, **_: object) -> Tensor:
+    for row, classes in zip(priorities, matches.classes, strict=True):
+        positive = (classes > 0).nonzero().squeeze(1)
+        count = len(positive)
+        if count <= max_masks:
+            continue
         if not waiting:
             raise DataError(f"the loss draws more permutations than the {len(permutations)} that are stored")
         drawn = waiting.pop(0)
         if len(drawn) != count:
             raise DataError(f"the loss draws a permutation of {count}, the stored one has {len(drawn)}")
-        return drawn
-
-    random = torch.randperm
-    torch.randperm = stored  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.randperm = random
+        row[positive[drawn.long()]] = -torch.arange(count, dtype=torch.float32)
     if waiting:
         raise DataError(f"the loss draws {len(permutations) - len(waiting)} of {len(permutations)} permutations")
+    return priorities

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yolact.errors import DataError
 from yolact.parity.fixture import Fixture
-from yolact.structures import RawOutputs, Targets
+from yolact.structures import RawOutputs, Targets, targets_from_masks
 
 FIELDS = {
     "loc": "boxes",
@@ -38,18 +39,34 @@ def input_size(fixture: Fixture) -> int:
     return int(size) if size is not None else int(fixture.tensor("input").shape[-1])
 
 
-def stored_targets(fixture: Fixture, prefix: str) -> list[Targets]:
-    """What is true of each image; ``prefix`` is a folder with its slash, or empty. Crowd rows come last."""
+def stored_targets(fixture: Fixture, prefix: str, outputs: RawOutputs) -> Targets:
+    """What is true of the images; ``prefix`` is a folder with its slash, or empty. Crowd rows of an image come last.
+
+    Args:
+        outputs: for these images; masks are brought to their resolutions.
+
+    Raises:
+        DataError: there are no semantic logits, without which there is no loss.
+    """
+    if outputs.semantic_logits is None:
+        raise DataError("the losses need the semantic logits, array segm")
     crowds = [int(count) for count in fixture.tensor(f"{prefix}num_crowds").tolist()]
-    targets = []
-    for image, num_crowds in enumerate(crowds):
-        rows = fixture.tensor(f"{prefix}targets/{image}")
-        masks = fixture.masks(f"{prefix}masks_packed/{image}", f"{prefix}masks_shape/{image}")
-        targets.append(targets_of(rows[:, :4], rows[:, 4], masks, num_crowds))
-    return targets
+    rows = [fixture.tensor(f"{prefix}targets/{image}") for image in range(len(crowds))]
+    height, width = outputs.prototypes.shape[1:3]
+    return targets_from_masks(
+        boxes=[row[:, :4] for row in rows],
+        labels=[row[:, 4].long() for row in rows],
+        masks=[
+            fixture.masks(f"{prefix}masks_packed/{image}", f"{prefix}masks_shape/{image}")
+            for image in range(len(crowds))
+        ],
+        crowd=[crowd_last(len(row), num_crowds) for row, num_crowds in zip(rows, crowds, strict=True)],
+        num_classes=outputs.class_logits.shape[-1] - 1,
+        mask_size=(height, width),
+        semantic_size=(outputs.semantic_logits.shape[2], outputs.semantic_logits.shape[3]),
+    )
 
 
-def targets_of(boxes: Tensor, labels: Tensor, masks: Tensor, num_crowds: int) -> Targets:
-    """What is true of one image, of which the last ``num_crowds`` rows are crowd regions."""
-    crowd = torch.arange(len(boxes)) >= len(boxes) - num_crowds
-    return Targets(boxes.float(), labels.long(), masks, crowd)
+def crowd_last(count: int, num_crowds: int) -> Tensor:
+    """(count,) bool: the last ``num_crowds`` rows are crowd regions."""
+    return torch.arange(count) >= count - num_crowds

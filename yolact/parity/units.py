@@ -31,9 +31,9 @@ from yolact.parity.detection import check_candidates
 from yolact.parity.fixture import Fixture
 from yolact.parity.losses import PUBLISHED_LOSS, check_matches
 from yolact.parity.report import Checks
-from yolact.parity.stored import targets_of
+from yolact.parity.stored import crowd_last
 from yolact.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
-from yolact.structures import RawOutputs
+from yolact.structures import RawOutputs, targets_from_masks
 
 BACKBONES: dict[str, BackboneName] = {"resnet": "resnet50", "darknet": "darknet53"}
 """Published name of each transform, and a backbone of ours that has it."""
@@ -88,15 +88,19 @@ def _check_matching(checks: Checks) -> None:
             continue
         with checks.part(f"match/{folder}"):
             crowd = fixture.tensor("match/crowd_boxes") if "crowd" in folder else boxes[:0]
-            targets = targets_of(
-                torch.cat([boxes, crowd]),
-                torch.cat([labels, torch.full((len(crowd),), -1)]),
-                torch.zeros(len(boxes) + len(crowd), 1, 1),
-                len(crowd),
+            boxes_of_all = torch.cat([boxes, crowd])
+            targets = targets_from_masks(
+                boxes=[boxes_of_all],
+                labels=[torch.cat([labels, torch.full((len(crowd),), -1)])],
+                masks=[torch.zeros(len(boxes_of_all), 1, 1)],  # matching takes no notice of them
+                crowd=[crowd_last(len(boxes_of_all), len(crowd))],
+                num_classes=int(labels.max()) + 1,
+                mask_size=(1, 1),
+                semantic_size=(1, 1),
             )
             config = PUBLISHED_LOSS
-            matched = match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
-            check_matches(checks, f"match/{folder}", [matched], [targets], anchors)
+            matches = match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
+            check_matches(checks, f"match/{folder}", matches, targets, anchors)
 
 
 def _check_windows(checks: Checks) -> None:

@@ -65,12 +65,13 @@ def batches_of(data: CocoInstances) -> Callable[..., list[Batch]]:
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.images, *(tensor for target in batch.targets for tensor in vars(target).values())]
+    return [batch.images, *(value for value in vars(batch.targets).values() if isinstance(value, torch.Tensor))]
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
         a.image_ids == b.image_ids
+        and a.targets.counts == b.targets.counts
         and len(tensors(a)) == len(tensors(b))
         and all(map(torch.equal, tensors(a), tensors(b)))
         for a, b in zip(first, second, strict=True)
@@ -144,14 +145,16 @@ def test_a_sample_of_a_photo_without_objects_is_empty(data: CocoInstances) -> No
 
 def test_a_batch_holds_images_targets_and_ids_of_the_same_photos(data: CocoInstances) -> None:
     dataset = TrainingSet(data, NOTHING, 32, seed=0)
-    batch = collate([dataset[SampleKey(0, photo)] for photo in (3, 0, 2)])
+    batch = collate([dataset[SampleKey(0, photo)] for photo in (3, 0, 2)], num_classes=3)
     assert batch.images.shape == (3, 3, 32, 32)
     assert batch.images.dtype == torch.uint8
     assert batch.image_ids == [103, 100, 102]
-    assert [len(target.labels) for target in batch.targets] == [3, 0, 2]
-    assert [target.masks.shape for target in batch.targets] == [(3, 32, 32), (0, 32, 32), (2, 32, 32)]
+    assert batch.targets.counts == [3, 0, 2]
+    assert batch.targets.images.tolist() == [0, 0, 0, 2, 2]
+    assert batch.targets.masks.shape == (5, 8, 8)
+    assert batch.targets.semantic.shape == (3, 3, 4, 4)
     box = torch.tensor([2 / 24, 2 / 20, 14 / 24, 16 / 20])
-    assert torch.allclose(batch.targets[2].boxes[0], box)
+    assert torch.allclose(batch.targets.boxes[3], box)
 
 
 def test_a_damaged_mask_is_reported_with_its_photo(data: CocoInstances, tmp_path: Path) -> None:

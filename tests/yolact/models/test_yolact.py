@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import published_loss, tiny_config
+from tests.helpers import batch_for, objects_of, published_loss, tiny_config
 from yolact.losses import YolactLoss
 from yolact.models.backbone import DeformableConv2d
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.protonet import Protonet
 from yolact.models.yolact import Yolact
-from yolact.structures import Targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -283,7 +282,8 @@ def test_training_goes_on_after_inference_mode() -> None:
         network.eval()(photo_batch(1))
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[0, 10:40, 10:40] = 1
-    target = Targets(torch.tensor([[10, 10, 40, 40]]) / 64, torch.tensor([1]), masks, torch.tensor([False]))
-    YolactLoss(published_loss())(network.train()(photo_batch(1)), [target]).total.backward()
+    objects = objects_of([[10 / 64, 10 / 64, 40 / 64, 40 / 64]], [1], masks)
+    outputs = network.train()(photo_batch(1))
+    YolactLoss(published_loss())(outputs, batch_for(outputs, [objects])).total.backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
