@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolact.config import AugmentConfig
+from yolact.config import AugmentConfig, TrainConfig
 from yolact.data.augment import ImageTargets, Sample, augment
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.errors import DataError
@@ -101,7 +101,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.start = 0
 
     def __len__(self) -> int:
-        return self.length // self.batch_size - self.start
+        return self.length // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.random.default_rng([self.seed, ORDER, self.epoch]).permutation(self.length)
@@ -131,13 +131,21 @@ def collate(rows: list[tuple[Tensor, ImageTargets, int]], num_classes: int) -> B
 
 
 def training_loader(
-    dataset: TrainingSet, batch_size: int, workers: int, *, pin: bool, rank: int = 0, world_size: int = 1
+    data: CocoInstances,
+    config: TrainConfig,
+    image_size: int,
+    *,
+    workers: int,
+    pin: bool,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> tuple[DataLoader, EpochSampler]:
-    """A loader over one epoch; set ``epoch`` of the sampler before each pass.
+    """A loader over one epoch; set ``epoch`` and ``start`` of the sampler before each pass.
 
     It leaves torch's global random state alone, so that a resumed run draws what an uninterrupted one does.
     """
-    sampler = EpochSampler(len(dataset), batch_size, dataset.seed, rank, world_size)
+    dataset = TrainingSet(data, config.augment, image_size, config.seed)
+    sampler = EpochSampler(len(dataset), config.batch_size, config.seed, rank, world_size)
     loader: DataLoader = DataLoader(
         dataset,
         batch_sampler=sampler,

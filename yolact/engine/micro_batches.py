@@ -19,6 +19,7 @@ from yolact.data.loader import Batch
 from yolact.engine.distributed import World
 from yolact.losses import Losses
 from yolact.matcher import match
+from yolact.structures import Targets
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,26 @@ def split_batch(batch: Batch, passes: int, anchors: Tensor, config: LossConfig, 
     positives, images = sums.unbind(dim=1)  # (passes,) each
     positives = positives.clamp(min=1) / positives.sum().clamp(min=1)  # a loss never divides by less than 1
     images = images / images.sum()
-    return [Part(_rows(batch, a, b), positives[i], images[i]) for i, (a, b) in enumerate(bounds)]
+    return [Part(rows(batch, a, b), positives[i], images[i]) for i, (a, b) in enumerate(bounds)]
 
 
 def positives_of(batch: Batch, anchors: Tensor, config: LossConfig) -> Tensor:
     """Positive anchors of each image; (B,) int64."""
-    matches = [
-        match(target, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
-        for target in batch.targets
-    ]
-    return torch.stack([(one.classes > 0).sum() for one in matches])
+    matches = match(batch.targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
+    return (matches.classes > 0).sum(dim=1)
 
 
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(batch.images[start:stop], batch.targets[start:stop], batch.image_ids[start:stop])
+def rows(batch: Batch, start: int, stop: int) -> Batch:
+    """The images ``start`` to ``stop`` of a batch, without copying them."""
+    targets = batch.targets
+    objects = slice(sum(targets.counts[:start]), sum(targets.counts[:stop]))
+    part = Targets(
+        boxes=targets.boxes[objects],
+        labels=targets.labels[objects],
+        crowd=targets.crowd[objects],
+        images=targets.images[objects] - start,
+        masks=targets.masks[objects],
+        semantic=targets.semantic[start:stop],
+        counts=targets.counts[start:stop],
+    )
+    return Batch(batch.images[start:stop], part, batch.image_ids[start:stop])

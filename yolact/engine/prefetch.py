@@ -41,8 +41,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    images = batch.images.to(device, non_blocking=True)
-    return Batch(images, [target.to(device) for target in batch.targets], batch.image_ids)
+    return Batch(batch.images.to(device, non_blocking=True), batch.targets.to(device), batch.image_ids)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -52,6 +51,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif is_dataclass(value):
         for item in fields(value):
             yield from _tensors(getattr(value, item.name))
-    elif isinstance(value, list):
-        for part in value:
-            yield from _tensors(part)

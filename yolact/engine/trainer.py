@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
-from yolact.data.loader import Batch, TrainingSet, training_loader
+from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
 from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
 from yolact.engine.batch_norm import synchronise_batch_norm
@@ -37,6 +37,7 @@ from yolact.inference import DTYPES
 from yolact.losses import Losses, YolactLoss
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs, Targets
 
 log = logging.getLogger(__name__)
 
@@ -116,11 +117,11 @@ class Trainer:
         self.network = self._network()
         self.optimizer = build_optimizer(self.model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
-        dataset = TrainingSet(data, self.config.augment, params.model.image_size, self.config.seed)
         self.loader, self.sampler = training_loader(
-            dataset,
-            self.config.batch_size,
-            self.runtime.workers,
+            data,
+            self.config,
+            params.model.image_size,
+            workers=self.runtime.workers,
             pin=self.device.type == "cuda",
             rank=self.world.rank,
             world_size=self.world.size,
@@ -196,7 +197,7 @@ class Trainer:
     def _network(self) -> nn.Module:
         """The network with its loss, compiled and distributed as the settings and the world want it."""
         dtype = DTYPES[self.config.precision]
-        forward: Callable[[Tensor], object] = self.model
+        forward: Callable[[Tensor], RawOutputs] = self.model
         if self.runtime.compile:
             forward = torch.compile(self.model)
         network: nn.Module = _NetworkWithLoss(self.model, forward, YolactLoss(self.config.loss), dtype)
@@ -377,7 +378,7 @@ class _NetworkWithLoss(nn.Module):
     """The network and its loss in one module, so that all that has weights is within one forward pass."""
 
     def __init__(
-        self, model: Yolact, forward: Callable[[Tensor], object], criterion: YolactLoss, dtype: torch.dtype
+        self, model: Yolact, forward: Callable[[Tensor], RawOutputs], criterion: YolactLoss, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.model = model
@@ -385,7 +386,7 @@ class _NetworkWithLoss(nn.Module):
         self.dtype = dtype
         self.run = forward
 
-    def forward(self, images: Tensor, targets: object) -> Losses:
+    def forward(self, images: Tensor, targets: Targets) -> Losses:
         """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.run(images)
@@ -401,8 +402,8 @@ def _check_precision(params: Params, device: torch.device) -> None:
     """
     if device.type == "cpu" and params.train.precision == "bf16" and params.model.image_size <= 64:
         raise SettingsError(
-            f"train.precision: bf16 on a CPU needs a model.image_size above 64 (found {params.model.image_size}): on the "
-            "single cell of P6 PyTorch's gradients are wrong. Set train.precision: fp32"
+            f"train.precision: bf16 on a CPU needs a model.image_size above 64 (found {params.model.image_size}): on "
+            "the single cell of P6 PyTorch's gradients are wrong. Set train.precision: fp32"
         )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
-from yolact.data.loader import TrainingSet, training_loader
+from yolact.data.loader import training_loader
 from yolact.data.transforms import normalize
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.evaluator import Validation
@@ -524,7 +524,7 @@ def test_every_epoch_shows_the_photos_in_its_own_way(
     learner.fit()
 
     config = params(augment=ALL_ON).train
-    loader, sampler = training_loader(TrainingSet(data, config.augment, SIZE, config.seed), 1, 0, pin=False)
+    loader, sampler = training_loader(data, config, SIZE, workers=0, pin=False)
     expected = []
     for sampler.epoch in (0, 1):
         expected += [normalize(batch.images, "resnet18") for batch in loader]
