@@ -55,7 +55,7 @@ class S3Mirror:
         self.bucket, _, prefix = address.removeprefix("s3://").partition("/")
         self.prefix = "/".join(part for part in (prefix.strip("/"), fingerprint[:16]) if part) + "/"
         self.address = f"s3://{self.bucket}/{self.prefix}"
-        self._client = boto3.client("s3", config=_CALM)
+        self._client = boto3.Session().client("s3", config=_CALM)
         self._wanted: queue.Queue[_Wanted | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="checkpoint mirror", daemon=True)
         self._thread.start()
