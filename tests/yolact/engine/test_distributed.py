@@ -27,10 +27,9 @@ BASE: dict[str, Any] = {
 
 def run(folder: Path, processes: int, settings: dict[str, Any], expect: int = 0) -> dict[str, Any]:
     folder.mkdir()
-    known = json.loads(json.dumps(settings))
-    (folder / "settings.json").write_text(json.dumps(known))
-    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    launcher += [] if processes == 1 else ["--master-addr", "127.0.0.1", "--master-port", "0"]
+    (folder / "settings.json").write_text(json.dumps(settings))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = [] if processes == 1 else torchrun
     done = subprocess.run(
         [sys.executable, *launcher, "-m", "tests.yolact.engine.runs", "settings.json"],
         cwd=folder,
