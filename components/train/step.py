@@ -188,7 +188,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
                 _write_results(result, paths, tracker)
         trainer.finish()
     if world.is_main:
-        _tell(result, paths, params)
+        _tell(result, paths)
 
 
 @contextmanager
@@ -212,8 +212,9 @@ def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> N
     tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
 
 
-def _tell(result: TrainingResult, paths: _Paths, params: Params) -> None:
+def _tell(result: TrainingResult, paths: _Paths) -> None:
     """Say what came out and where everything lies."""
+    record = RunRecord.read(paths.model / "run.json")
     log.info(
         "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
         "  model        %s, %s\n"
@@ -228,8 +229,8 @@ def _tell(result: TrainingResult, paths: _Paths, params: Params) -> None:
         paths.model / DESCRIPTION_FILE,
         paths.metrics,
         paths.plots,
-        RunRecord.read(paths.model / "run.json").run_id,
-        params.register_.experiment,
+        record.run_id,
+        record.experiment,
         paths.model / "checkpoints",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -202,8 +203,11 @@ class Trainer:
             forward = torch.compile(self.model)
         network: nn.Module = _NetworkWithLoss(self.model, forward, YolactLoss(self.config.loss), dtype)
         if self.world.size > 1:
-            # Buffers are equal everywhere: batch norm is frozen, or synchronised.
-            network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+            # Buffers are equal everywhere: batch norm is frozen, or synchronised. PyTorch 2.15 renamed the switch.
+            names = inspect.signature(DistributedDataParallel).parameters
+            switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
+            network = DistributedDataParallel(network, **options)
         return network
 
     def _warn(self) -> None:
