@@ -2,10 +2,10 @@
 
     python benchmarks/learning.py --against FILE.py [--seeds 0,1,2] [--epochs 5] [--work FOLDER]
 
-Both train the same small network (a ResNet of four bottlenecks, 128 px) on the generated sample of the preset sample-cpu,
-from the same initial weights, for as many steps of as many photos, with the same optimizer, learning rates and kinds of
-augmentation. Their last weights are evaluated by the same code. One line is printed for each seed, and a JSON file with
-all figures is left in the folder.
+Both train the same small network (a ResNet of four bottlenecks, 128 px) on the generated sample of the preset
+sample-cpu, from the same initial weights, for as many steps of as many photos, with the same optimizer, learning rates
+and kinds of augmentation. Their last weights are evaluated by the same code. One line is printed for each seed, and a
+JSON file with all figures is left in the folder.
 
 ``FILE.py`` has a function::
 
@@ -14,10 +14,10 @@ all figures is left in the folder.
         learning_rate: Callable[[int, int], float], seed: int,
     ) -> dict[str, Tensor]: ...
 
-``weights`` is a ``.pth`` file with the initial state_dict under the published names; ``model`` and ``train`` are the fields
-of `ModelConfig` and `TrainConfig`; ``annotations`` is a COCO instances file of photos in ``photos``; ``learning_rate``
-takes the step and the number of steps. It returns the trained state_dict. docs/benchmarks.md has the file for the
-published code.
+``weights`` is a ``.pth`` file with the initial state_dict under the published names; ``model`` and ``train`` are the
+fields of `ModelConfig` and `TrainConfig`; ``annotations`` is a COCO instances file of photos in ``photos``;
+``learning_rate`` takes the step and the number of steps. It returns the trained state_dict. docs/benchmarks.md has the
+file for the published code.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ class _Silent:
     """A listener that keeps nothing."""
 
     def on_step(self, step: int, row: Metrics) -> None:
+        """Nothing."""
+
+    def on_speed(self, step: int, row: Metrics) -> None:
         """Nothing."""
 
     def on_epoch(self, step: int, row: Metrics) -> None:

@@ -144,6 +144,22 @@ def parity(
 
 
 @app.command()
+def anchors(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A folder that preprocess wrote, or a COCO instances file.")
+    ],
+    params: Annotated[Path, typer.Option(help="Settings file; its section model has the anchors.")] = Path(
+        "params.yaml"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how well the anchors cover a data set's boxes, and suggest better ones."""
+    from cli import anchors as command
+
+    command.run(data, params, as_json=as_json)
+
+
+@app.command()
 def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the local pages.")] = 5000) -> None:
     """Show the last run in MLflow."""
     from cli import mlflow_ui

@@ -209,12 +209,23 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Photos of one step, over all processes."""
+    """Photos of one optimizer step, of all processes and passes together."""
     sampling: Literal["uniform", "class_balanced"]
     """``uniform`` shows each photo once an epoch; ``class_balanced`` shows photos of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
     repeat_threshold: Annotated[float, Field(gt=0, le=1)]
     """With ``class_balanced``: classes in a smaller share of the photos are shown more often (LVIS: 0.001)."""
+    accumulate: PositiveInt
+    """Passes of the network in which a batch is worked off, one after the other; its gradients are those of the whole
+    batch. Divides ``batch_size``."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Of the network's passes (automatic mixed precision); weights, losses and the optimizer stay in float32. ``fp16``
+    scales the gradients (Micikevicius et al. 2018, section 3.2)."""
+    freeze: Annotated[str, Field(pattern=r"^(none|stem|stage[1-9]|backbone)$")]
+    """Layers of the backbone that stay as they are: ``none``; ``stem``, all before the first stage of residual blocks;
+    ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs weights to start from."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Of the moving average of the weights, which is then what is validated and kept; 0 for none."""
     optimizer: Literal["sgd", "adamw"]
     """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
     lr: PositiveFloat
@@ -234,10 +245,20 @@ class TrainConfig(_Section):
     """Clip the gradient's global norm; 0 leaves it alone, as published."""
     validate_every: PositiveInt
     """Epochs between validations; the last epoch is always validated."""
+    patience: NonNegativeInt
+    """Stop after this many validations in a row without a better mask AP; 0 for never."""
+    validation_pictures: NonNegativeInt
+    """Photos of the validation split that each validation draws its detections on, for MLflow."""
     log_every: PositiveInt
-    """Steps between logged loss values."""
+    """Steps between logged loss values, which are means over the steps since the last ones."""
     augment: AugmentConfig
     loss: LossConfig
+
+    @model_validator(mode="after")
+    def _passes_are_equal(self) -> TrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
+        return self
 
     @model_validator(mode="after")
     def _warmup_rises(self) -> TrainConfig:
@@ -320,12 +341,20 @@ class RuntimeConfig(_Section):
     """How and where to run: nothing of it is meant to change a result, so no step is run again for it."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-    """``auto`` takes a GPU where there is one."""
+    """``auto`` takes a GPU where there is one. With several processes, each takes the GPU of its number."""
     workers: NonNegativeInt
-    """Loader processes; 0 loads in the training process."""
+    """Loader processes of each training process; 0 loads in the training process."""
+    compile: bool
+    """Let ``torch.compile`` make kernels for the network. The first step of each input size then takes minutes."""
+    deterministic: bool
+    """On a GPU, choose algorithms that add in a fixed order where PyTorch has such ones; slower. CPUs always do."""
     checkpoint_every: PositiveInt
-    """Epochs between checkpoints; the last epoch always writes one."""
+    """Epochs between checkpoints; validations, and the last epoch, always write one."""
+    checkpoint_every_steps: NonNegativeInt
+    """Steps between checkpoints within an epoch; 0 for none."""
     keep_checkpoints: PositiveInt
+    checkpoint_mirror: Annotated[str, Field(pattern=r"^(none|s3://[^/]+(/.+)?)$")]
+    """``none``, or ``s3://bucket/prefix``: a second place for checkpoints, from which a machine without any goes on."""
 
 
 class RegisterConfig(_Section):
@@ -354,6 +383,21 @@ class Params(_Section):
             raise ValueError(
                 f"train.augment.image_sizes: with model.mask_rescoring each must be at least {MIN_RESCORING_SIZE}, "
                 f"found {min(sizes)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_layers_have_weights(self) -> Params:
+        freeze = self.train.freeze
+        if freeze == "none":
+            return self
+        stages = len(self.model.blocks)
+        if freeze.startswith("stage") and int(freeze.removeprefix("stage")) > stages:
+            raise ValueError(f"train.freeze is {freeze}, but {self.model.backbone} has {stages} stages")
+        if not self.model.pretrained:
+            raise ValueError(
+                f"train.freeze is {freeze}, but there are no weights to keep: set model.backbone_weights or "
+                "model.initial_weights, or train.freeze: none"
             )
         return self
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from yolact.errors import SettingsError
@@ -28,3 +30,21 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("device 'mps': this machine has no Apple GPU; use cpu, or auto")
     return device
+
+
+def prepare_device(device: torch.device, *, deterministic: bool) -> None:
+    """Set PyTorch's switches for training on a GPU; nothing is to be set for other devices.
+
+    float32 convolutions and products use TF32 tensor cores (10 bits of mantissa), which training does not notice.
+    cuDNN tries out its algorithms for each input size and takes the fastest, unless ``deterministic``: then sums are
+    taken in a fixed order where PyTorch has an operation that does so, and a warning names the operations that have
+    none.
+    """
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documented way to fixed sums
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,10 +1,13 @@
-"""Errors that people can act on. A command prints their message without a traceback and exits with 1."""
+"""Errors that people can act on. A command prints their message without a traceback and exits with their code."""
 
 from __future__ import annotations
 
 
 class YolactError(Exception):
     """Base of all errors whose message says what was found, where, and what to do."""
+
+    exit_code = 1
+    """Of a command that ends with this error."""
 
 
 class SettingsError(YolactError, ValueError):

@@ -29,12 +29,29 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a written file its final name in the same folder; both have reached the disk when this returns."""
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
+    temporary.chmod(0o666 & ~_umask())
+    os.replace(temporary, path)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk, so that a rename survives a power cut; does nothing on Windows."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_bytes_atomic(path: Path | str, data: bytes) -> None:

@@ -20,7 +20,8 @@ def run_command(step: str, work: Callable[[Params], None]) -> None:
     """Read ``--params FILE`` from the command line and call ``work`` with the checked settings.
 
     Errors that a user can mend (`YolactError`, a file that cannot be read or written) end the process with
-    exit code 1 and their message on standard error; anything else is a fault of ours and keeps its traceback.
+    their exit code (1 unless they say otherwise) and their message on standard error; anything else is a fault of ours
+    and keeps its traceback.
     """
 
     def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
@@ -29,7 +30,7 @@ def run_command(step: str, work: Callable[[Params], None]) -> None:
             work(load_params(params))
         except (YolactError, OSError) as error:
             print(f"\n{step} failed: {_explain(error)}", file=sys.stderr)
-            raise SystemExit(1) from error
+            raise SystemExit(getattr(error, "exit_code", 1)) from error
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)

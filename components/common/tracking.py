@@ -12,7 +12,7 @@ created nor ended here. Else train starts a run and writes its id to ``models/ru
 resume it from there. That file is an output of train in DVC and may come from another machine's cache: a run
 that the store does not have is replaced by a new one with the tag ``restored_from_run``, which later steps
 find by that tag; the file itself stays as it is. A run is RUNNING while a step works on it, FINISHED between
-the steps, FAILED after an error and KILLED after Ctrl-C; the next step or attempt sets it to RUNNING again.
+the steps, FAILED after an error and KILLED after Ctrl-C or SIGTERM; the next step or attempt sets it to RUNNING again.
 
 MLflow is imported when it is first needed, with its usage telemetry, links and progress bars switched off
 unless the environment says otherwise.
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.common.lineage import gather_lineage, redact, without_credentials
 from yolact.config import Params
+from yolact.engine.interrupts import InterruptedRunError
 from yolact.errors import DataError, YolactError
 from yolact.files import write_json_atomic
 
@@ -157,6 +158,22 @@ class Tracker:
         entry = DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", context)])
         with reported("log a data set"):
             self.client.log_inputs(self.run_id, datasets=[entry])
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Log the machine's processor, memory, disk, network and GPU use every 10 s, as ``system/...``.
+
+        MLflow's own monitor does it, in a thread; ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` sets other seconds. Its
+        step counts on where an interrupted run had stopped. GPUs are seen where ``nvidia-ml-py`` is installed.
+        """
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=tracking_uri())
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; a tag that is there gets the new value."""
@@ -429,7 +446,7 @@ def _working(tracker: Tracker, *, owned: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | InterruptedRunError) else "FAILED"
         try:
             tracker.client.set_terminated(tracker.run_id, status)
         except Exception as second:  # the first error is the one to tell

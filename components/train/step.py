@@ -2,7 +2,8 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data goes on from there, in the same MLflow run.
+the same settings and data goes on from there, in the same MLflow run. Several processes train together under
+``torchrun --nproc-per-node N -m components.train.step``.
 """
 
 from __future__ import annotations
@@ -12,26 +13,34 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 
 from components.common.command import run_command
 from components.common.lineage import hash_files, read_data_digest
-from components.common.tracking import Tracker, start_run
+from components.common.tracking import RunRecord, Tracker, start_run
+from components.train.mirror import S3Mirror
 from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
-from yolact.devices import choose_device
+from yolact.detections import Detections
+from yolact.devices import choose_device, prepare_device
+from yolact.engine.checkpoint import CheckpointStore, TrainingState
+from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
-from yolact.engine.trainer import Metrics, Trainer, TrainingResult, checkpoint_store
+from yolact.engine.trainer import Listener, Metrics, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
+from yolact.visualize import draw_detections
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +55,72 @@ LOSS_COLUMNS = {
 """Column of ``plots/train/losses.csv`` by name of the loss term; a term that the network has not has no column."""
 
 
+PICTURE_SCORE = 0.3
+"""Detections below it are not drawn in validation pictures."""
+UPLOAD_PATIENCE = 20.0
+"""Seconds that the end of a run waits for its mirror; a pod that is moved is killed after 30 by default."""
+
+
 @dataclass
 class TrackingListener:
-    """Sends the run's progress to MLflow."""
+    """Sends the run's progress to MLflow, with pictures of what the validations found."""
 
     tracker: Tracker
+    validation: Validation
+    pictures: int
+    """Photos, the first of the validation split, that each validation draws."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
 
+    def on_speed(self, step: int, row: Metrics) -> None:
+        self.tracker.log_metrics({f"speed/{name}": value for name, value in row.items()}, step)
+
     def on_epoch(self, step: int, row: Metrics) -> None:
         self.tracker.log_metrics({f"val/{name}": value for name, value in row.items() if name != "step"}, step)
+        if self.pictures:
+            with TemporaryDirectory() as folder:
+                draw_validation(Path(folder), self.validation, self.pictures)
+                self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
+
+
+class SilentListener:
+    """Of the processes that do not track the run."""
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+
+def draw_validation(folder: Path, validation: Validation, count: int) -> None:
+    """Write ``ID.jpg`` for the first ``count`` validation photos, with what the last network found in them."""
+    data = validation.data
+    for image in data.images[:count]:
+        rows = [row for row in validation.rows if row["image_id"] == image.id]
+        found = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(PICTURE_SCORE)
+        picture = draw_detections(data.read_image(image), found, data.class_names)
+        Image.fromarray(picture).save(folder / f"{image.id}.jpg", quality=90)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Where the step reads and writes, see `run`."""
+
+    processed: Path
+    model: Path
+    metrics: Path
+    plots: Path
 
 
 def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: Path, plots_dir: Path) -> None:
     """Train a network on the train split in ``processed_dir`` and validate it on the val split.
+
+    Under ``torchrun`` the processes train together, and the one of rank 0 alone writes files and tracks the run.
 
     Args:
         params: ``model``, ``train``, ``runtime`` and ``register.experiment`` are read; all of it is logged.
@@ -74,41 +134,105 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
+        InterruptedRunError: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
+        OutOfMemoryError: a training step does not fit into memory.
+        PeerError: another process of the run has failed.
+        MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
         TrackingError: the MLflow store fails.
     """
-    _check_start(params.model, model_dir)
-    train, val = _load_split(processed_dir, "train"), _load_split(processed_dir, "val")
-    device = choose_device(params.runtime.device)
-    fingerprint = _fingerprint(params, read_data_digest(processed_dir), train.class_names)
-    state = checkpoint_store(model_dir, params.runtime.keep_checkpoints).begin(fingerprint)
+    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir)
+    with joined_world(params.runtime.device) as world:
+        if not world.is_main:
+            logging.getLogger().setLevel(logging.WARNING)
+        _run(params, paths, world)
 
-    torch.manual_seed(params.train.seed)
-    model = Yolact(params.model, len(train.class_names))
-    if state is None:
-        load_starting_weights(model, train.class_names)
-    resume_run_id = state.extra["run_id"] if state else None
-    with start_run(params, model_dir / "run.json", resume_run_id=resume_run_id) as tracker:
-        _log_data(tracker, processed_dir, train, val)
-        trainer = Trainer(
-            model.to(device),
-            train,
-            params,
-            model_dir,
-            fingerprint,
-            Validation(val, processed_dir / "val.json", params.train.batch_size),
-            TrackingListener(tracker),
-            extra={"run_id": tracker.run_id},
-        )
-        if state is not None:
-            trainer.restore(state)
-        result = trainer.fit()
-        summary = _summary(result)
-        with replaced_directory(plots_dir) as folder:
-            _write_plots(folder, result)
-        write_json_atomic(metrics_path, summary)
-        tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
-    trainer.finish()
-    log.info("best validation mask AP %.3f; model: %s", result.best_score, model_dir)
+
+def _run(params: Params, paths: _Paths, world: World) -> None:
+    _check_start(params.model, paths.model)
+    train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    device = choose_device(own_device_name(params.runtime.device, world))
+    prepare_device(device, deterministic=params.runtime.deterministic)
+    fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
+    with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
+        directory = paths.model / "checkpoints"
+        checkpoints = CheckpointStore(directory, params.runtime.keep_checkpoints, fingerprint, mirror)
+        state: TrainingState | None = world.broadcast(checkpoints.begin() if world.is_main else None)
+
+        torch.manual_seed(params.train.seed)
+        model = Yolact(params.model, len(train.class_names))
+        if state is None:
+            load_starting_weights(model, train.class_names)
+        torch.manual_seed(params.train.seed + world.rank)  # processes choose masks independently
+        batch_size = params.train.batch_size // params.train.accumulate
+        validation = Validation(val, paths.processed / "val.json", batch_size, world)
+
+        def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
+            trainer = Trainer(
+                model.to(device), train, params, paths.model, checkpoints, validation, listener, extra, world
+            )
+            if state is not None:
+                trainer.restore(state)
+            return trainer
+
+        if not world.is_main:
+            trainer = make_trainer(SilentListener(), {})
+            trainer.fit()
+        else:
+            resume_run_id = state.extra["run_id"] if state else None
+            with start_run(params, paths.model / "run.json", resume_run_id=resume_run_id) as tracker:
+                _log_data(tracker, paths.processed, train, val)
+                listener = TrackingListener(tracker, validation, params.train.validation_pictures)
+                trainer = make_trainer(listener, {"run_id": tracker.run_id})
+                with tracker.system_metrics():
+                    result = trainer.fit()
+                _write_results(result, paths, tracker)
+        trainer.finish()
+    if world.is_main:
+        _tell(result, paths)
+
+
+@contextmanager
+def _mirror(address: str, fingerprint: str, world: World) -> Iterator[S3Mirror | None]:
+    """The mirror of the process that writes checkpoints; the end waits a little for its uploads."""
+    if address == "none" or not world.is_main:
+        yield None
+        return
+    mirror = S3Mirror(address, fingerprint)
+    try:
+        yield mirror
+    finally:
+        mirror.close(UPLOAD_PATIENCE)
+
+
+def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> None:
+    summary = _summary(result)
+    with replaced_directory(paths.plots) as folder:
+        _write_plots(folder, result)
+    write_json_atomic(paths.metrics, summary)
+    tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
+
+
+def _tell(result: TrainingResult, paths: _Paths) -> None:
+    """Say what came out and where everything lies."""
+    record = RunRecord.read(paths.model / "run.json")
+    log.info(
+        "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
+        "  model        %s, %s\n"
+        "  figures      %s\n"
+        "  curves       %s (dvc plots show)\n"
+        "  MLflow run   %s in experiment %r (yolact mlflow)\n"
+        "  checkpoints  %s",
+        result.steps,
+        result.best_score,
+        result.seconds_per_step,
+        paths.model / WEIGHTS_FILE,
+        paths.model / DESCRIPTION_FILE,
+        paths.metrics,
+        paths.plots,
+        record.run_id,
+        record.experiment,
+        paths.model / "checkpoints",
+    )
 
 
 def _check_start(config: ModelConfig, model_dir: Path) -> None:
@@ -133,7 +257,7 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
     """SHA-256 (hex) of what the trained weights depend on; checkpoints of another one are not used."""
     facts = {
         "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude={"log_every"}),
+        "train": params.train.model_dump(mode="json", exclude={"log_every", "validation_pictures"}),
         "start": _start_digest(params.model),
         "data": data_digest,
         "classes": list(classes),

@@ -140,6 +140,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any],
     with pytest.MonkeyPatch.context() as patch:
         for name in OURS:
             patch.delenv(name, raising=False)
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
         patch.chdir(folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -283,6 +284,15 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": DIGEST}
 
 
+def test_mlflow_has_speed_and_machine_and_what_validations_saw(straight: Path) -> None:
+    (run,) = runs(straight)
+    assert {"speed/images_per_second", "speed/data_wait", "speed/seconds_left"} <= run.data.metrics.keys()
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    for epoch in (4, 8, 10):
+        (picture,) = store(straight).list_artifacts(run.info.run_id, f"validation/epoch_{epoch:04d}")
+        assert picture.path.endswith("/3.jpg")  # the one validation photo
+
+
 # --- What a run starts from
 
 
@@ -335,16 +345,16 @@ def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
 ) -> None:
     caplog.set_level(logging.INFO)
     params = starting_from(settings, imported, epochs=2, validate_every=2, checkpoint_every=1)
-    interrupt_after_the_first_epoch(monkeypatch, params)
+    interrupt_before_the_validation(monkeypatch, params)
     caplog.clear()
-    interrupt_after_the_first_epoch(monkeypatch, params)
-    assert "going on after epoch 1 of 2" in caplog.text
+    interrupt_before_the_validation(monkeypatch, params)
+    assert "going on after epoch 2 of 2" in caplog.text
     assert "initialised anew" not in caplog.text
 
     caplog.clear()
     tensors = load_file(imported / "model.safetensors")
     save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
-    interrupt_after_the_first_epoch(monkeypatch, params)
+    interrupt_before_the_validation(monkeypatch, params)
     assert "going on" not in caplog.text
     assert "initialised anew" in caplog.text
 
@@ -363,18 +373,18 @@ def start(repository: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for_checkpoint(number: int, process: subprocess.Popen[str], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
-    while not path.exists():
+    while not any(int(path.name[:6]) >= number for path in Path("models/checkpoints").glob("*-step_*.pt")):
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, f"{path} did not come"
+        assert time.monotonic() < end, f"checkpoint {number} did not come"
         time.sleep(0.005)
 
 
 def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: Path, repository: Path) -> None:
     with start(repository) as process:
         try:
-            wait_for(Path("models/checkpoints/epoch_0002.pt"), process)
+            wait_for_checkpoint(2, process)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
@@ -399,11 +409,23 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: P
         assert (workplace / "plots/train" / name).read_text() == (straight / "plots/train" / name).read_text()
 
 
+def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(workplace: Path, repository: Path) -> None:
+    with start(repository) as process:
+        wait_for_checkpoint(2, process)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == 75, log
+    assert "train failed: stopped by SIGTERM; a checkpoint is written" in log
+    assert "Traceback" not in log
+    (run,) = runs(workplace)
+    assert run.info.status == "KILLED"
+
+
 class StoppedError(RuntimeError):
     pass
 
 
-def interrupt_after_the_first_epoch(patch: pytest.MonkeyPatch, params: Params) -> None:
+def interrupt_before_the_validation(patch: pytest.MonkeyPatch, params: Params) -> None:
     def stop(trainer: Trainer) -> None:
         raise StoppedError
 
@@ -418,12 +440,12 @@ def test_only_settings_that_change_nothing_may_change_in_between(
 ) -> None:
     caplog.set_level(logging.INFO)
     quick = {"epochs": 2, "validate_every": 2, "checkpoint_every": 1}
-    interrupt_after_the_first_epoch(monkeypatch, changed(settings, **quick))
+    interrupt_before_the_validation(monkeypatch, changed(settings, **quick))
     (first,) = runs(workplace)
     assert first.info.status == "FAILED"
 
-    interrupt_after_the_first_epoch(monkeypatch, changed(settings, **quick, log_every=1, keep_checkpoints=1))
-    assert "going on after epoch 1 of 2" in caplog.text
+    interrupt_before_the_validation(monkeypatch, changed(settings, **quick, log_every=1, keep_checkpoints=1))
+    assert "going on after epoch 2 of 2" in caplog.text
     assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
 
     caplog.clear()
@@ -463,7 +485,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
 
-    interrupt_after_the_first_epoch(monkeypatch, params)  # finished: the next run begins anew
+    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins anew
     assert len(runs(workplace)) == 2
 
 
@@ -567,5 +589,5 @@ def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(fails: Any) -> No
         message = fails()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert message.startswith("models/checkpoints/epoch_0002.pt: could not be written to the end; is the disk full?")
-    assert [path.name for path in Path("models/checkpoints").glob("*")] == ["epoch_0000.pt"]
+    assert message.startswith("models/checkpoints: checkpoint 2 could not be written to the end; is the disk full?")
+    assert [path.name[:20] for path in Path("models/checkpoints").glob("*")] == ["000001-step_00000000"]

@@ -1,38 +1,69 @@
-"""Checkpoints: the whole state of a training run, so that a killed run goes on as if nothing had happened."""
+"""Checkpoints: the whole state of a training run, so that a killed run goes on as if nothing had happened.
+
+A checkpoint is one file, ``NNNNNN-step_SSSSSSSS-DDDDDDDDDDDDDDDD.pt``: its number in the run, the steps done, and the
+first 16 digits of its content's SHA-256. The digest is in the name, so that file and digest appear together, whole or
+not at all; a checkpoint of which a bit has changed since is noticed and passed over. Best weights lie beside, in
+folders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import re
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from yolact.errors import YolactError
-from yolact.files import replaced_file
+from yolact.errors import WeightsError, YolactError
+from yolact.files import flush_folder, publish
+from yolact.models.weights import WEIGHTS_FILE, load_model, save_model
+from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+DIGEST_DIGITS = 16
+"""Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
+_NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
 @dataclass
 class TrainingState:
-    """Everything that a run needs to go on after an epoch. The order of the data follows from seed and epoch."""
+    """Everything that a run needs to go on from where it was, in the middle of an epoch too.
 
-    fingerprint: str
-    """Digest of the settings and data that the run's result depends on; another one means another run."""
+    The order of the data and its random changes follow from seed, epoch and photo, so the position in them is
+    ``epochs_done`` and ``batches_done``; the learning rate follows from ``step``.
+    """
+
+    settings: dict[str, Any]
+    """Of the run, as in ``params.yaml``; for people, what must agree is in the fingerprint."""
     epochs_done: int
+    batches_done: int
+    """Of the epoch after those."""
     step: int
+    """Optimizer steps done."""
+    validation_due: bool
+    """The validation that follows ``epochs_done`` is not done yet."""
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    torch_rng: torch.Tensor
+    scaler: dict[str, Any]
+    """Of the gradients' scaling with ``fp16``; empty with other precisions."""
+    ema: dict[str, Any]
+    """Averaged weights; empty without averaging."""
+    random: list[dict[str, Any]]
+    """State of PyTorch's generators by process, see `yolact.engine.distributed.random_state`; others are not used."""
+    terms: dict[str, Any]
+    """Sum of the loss terms since the last logged step, and of how many steps."""
     best_score: float
     """Best validation mask AP so far; -1 before the first validation."""
-    best_epoch: int
-    """Epochs done at that validation, whose weights are in ``best_NNNN/``; 0 before the first."""
+    best: str
+    """Folder of the weights of that validation; empty before the first."""
     history: dict[str, list[dict[str, float]]]
     """Logged rows of the run so far: ``steps`` and ``epochs``."""
     seconds: float
@@ -42,57 +73,126 @@ class TrainingState:
     """What the caller wants to find again, such as a run id."""
 
 
-class CheckpointStore:
-    """A folder of ``epoch_NNNN.pt`` files, of which the last few are kept, and of the best weights so far."""
+class Mirror(Protocol):
+    """A second place for a run's checkpoints, such as an object store. It must never stop or delay the training."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def fetch(self, directory: Path) -> None:
+        """Bring what the mirror has of this run into an empty ``directory``; nothing where it has nothing."""
+
+    def sync(self, directory: Path, names: list[str]) -> None:
+        """Begin to make the mirror hold exactly the files ``names`` of ``directory``; returns at once.
+
+        Names are relative and a name's content never changes. Only the newest call counts.
+        """
+
+
+class CheckpointStore:
+    """A folder of checkpoints, of which the last few are kept, and of the best weights so far.
+
+    Args:
+        directory: made when something is saved.
+        keep: number of checkpoints, at least 1.
+        fingerprint: digest of the settings and data that the run's result depends on; checkpoints of another one are
+            of another run.
+        mirror: told about everything that is saved, and asked when the folder is empty.
+    """
+
+    def __init__(self, directory: Path, keep: int, fingerprint: str, mirror: Mirror | None = None) -> None:
         self.directory = directory
         self.keep = keep
+        self.fingerprint = fingerprint
+        self.mirror = mirror
+        self._best_of: dict[str, str] = {}
+        """Best weights by name of the checkpoint that names them, for those that were read or written here."""
 
     def save(self, state: TrainingState) -> Path:
         """Write a checkpoint whole or not at all, then remove the oldest ones beyond ``keep``.
 
+        It has reached the disk when this returns. Best weights that no kept checkpoint names are removed too.
+
         Raises:
             YolactError: it cannot be written to the end.
         """
-        path = self.directory / f"epoch_{state.epochs_done:04d}.pt"
-        with replaced_file(path) as temporary:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        paths = self._paths()
+        number = 1 + (_number(paths[-1]) if paths else 0)
+        handle, name = tempfile.mkstemp(prefix=".checkpoint.", suffix=".part", dir=self.directory)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             try:
-                torch.save({"format": FORMAT, **vars(state)}, temporary)
+                torch.save({"format": FORMAT, "fingerprint": self.fingerprint, **vars(state)}, temporary)
             except RuntimeError as error:  # what torch makes of a full disk
-                raise YolactError(f"{path}: could not be written to the end; is the disk full? ({error})") from error
-        for old in self._paths()[: -self.keep]:
-            old.unlink()
-        named = {self.best_dir(kept.best_epoch) for kept in map(self._read, self._paths()) if kept is not None}
-        for best in set(self.directory.glob("best_*")) - named:
-            shutil.rmtree(best)
+                raise YolactError(
+                    f"{self.directory}: checkpoint {number} could not be written to the end; is the disk full? "
+                    f"({error})"
+                ) from error
+            path = self.directory / f"{number:06d}-step_{state.step:08d}-{digest_of(temporary)}.pt"
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._best_of[path.name] = state.best
+        self._prune()
+        if self.mirror is not None:
+            self.mirror.sync(self.directory, self._names())
         return path
 
-    def best_dir(self, epochs_done: int) -> Path:
-        """Where the weights of a validation are kept while they are the best.
+    def save_best(self, model: Yolact, classes: list[str], epochs_done: int) -> str:
+        """Write weights that are the best so far; the name of their folder, for `TrainingState.best`.
 
-        Each has a folder of its own, which stays as long as a checkpoint names it: after a kill, or when the newest
-        checkpoint is damaged, the one before still has the weights that belong to it.
+        The folder stays as long as a kept checkpoint names it: after a kill, or when the newest checkpoint is damaged,
+        the one before still has the weights that belong to it.
         """
-        return self.directory / f"best_{epochs_done:04d}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".best.", suffix=".part", dir=self.directory))
+        try:
+            save_model(model, classes, temporary)
+            path = self.directory / f"best_{epochs_done:04d}-{digest_of(temporary / WEIGHTS_FILE)}"
+            if not path.exists():  # written before a kill, with the same content
+                temporary.chmod(0o777 & self.directory.stat().st_mode)
+                temporary.replace(path)
+                flush_folder(self.directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return path.name
 
-    def begin(self, fingerprint: str) -> TrainingState | None:
+    def load_best(self, name: str) -> tuple[Yolact, list[str]]:
+        """The weights that `save_best` wrote, in evaluation mode, and their class names.
+
+        Raises:
+            WeightsError: they are missing or damaged.
+        """
+        path = self.directory / name / WEIGHTS_FILE
+        if path.is_file() and not name.endswith(f"-{digest_of(path)}"):
+            raise WeightsError(
+                f"{path}: has changed since it was written, so the best weights of the run are lost. The last ones are "
+                "in its checkpoints; train again with `dvc repro --force train`"
+            )
+        return load_model(self.directory / name)
+
+    def begin(self) -> TrainingState | None:
         """The checkpoint from which the run goes on, or None when it begins anew.
 
-        Checkpoints of a finished run, and of one without a finished epoch, are removed. Those of an unfinished run
-        with other settings or data are moved aside, with a warning that says where to and how to take that run up
-        again; so are checkpoints of which none can be read.
+        An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
+        step, are removed. Those of an unfinished run with other settings or data are moved aside, with a warning that
+        says where to and how to take that run up again; so are checkpoints of which none can be read.
         """
-        state = self.latest()
-        if state is None and self._paths():
-            log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
+        if self.mirror is not None and not self._paths():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.mirror.fetch(self.directory)
+        found = self._latest()
+        if found is None:
+            if self._paths():
+                log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
             return None
-        if state is not None and not state.finished and state.fingerprint == fingerprint:
+        fingerprint, state = found
+        if not state.finished and fingerprint == self.fingerprint:
             return state
-        if state is None or state.finished or state.epochs_done == 0:
+        if state.finished or state.step == 0:
             self._clear()
             return None
-        aside = self._move_aside(state.fingerprint[:8])
+        aside = self._move_aside(fingerprint[:8])
         log.warning(
             "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To go on with it, "
             "restore its settings and move the folder back. This run begins anew.",
@@ -104,18 +204,44 @@ class CheckpointStore:
 
     def latest(self) -> TrainingState | None:
         """The newest readable checkpoint, or None; an unreadable one is passed over with a warning."""
-        return next((state for state in map(self._read, reversed(self._paths())) if state is not None), None)
+        found = self._latest()
+        return found[1] if found else None
 
-    def _read(self, path: Path) -> TrainingState | None:
-        """One checkpoint, or None with a warning; tensors are mapped from the file until they are used."""
+    def _latest(self) -> tuple[str, TrainingState] | None:
+        return next((found for found in map(self._read, reversed(self._paths())) if found is not None), None)
+
+    def _read(self, path: Path) -> tuple[str, TrainingState] | None:
+        """Fingerprint and state, or None with a warning; tensors are mapped from the file until they are used."""
         try:
+            if not path.name.endswith(f"-{digest_of(path)}.pt"):
+                raise ValueError("its content is not what was written")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             if content.pop("format") != FORMAT:
                 raise ValueError("format of another version")
-            return TrainingState(**content)
+            fingerprint = content.pop("fingerprint")
+            state = TrainingState(**content)
         except Exception as error:  # torch.load raises many kinds for a damaged file
             log.warning("%s: not readable, passed over (%s)", path, error)
             return None
+        self._best_of[path.name] = state.best
+        return fingerprint, state
+
+    def _prune(self) -> None:
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+        kept = self._paths()
+        for path in kept:
+            if path.name not in self._best_of:
+                self._read(path)
+        named = {self._best_of.get(path.name) for path in kept}
+        for best in self.directory.glob("best_*"):
+            if best.name not in named:
+                shutil.rmtree(best)
+
+    def _names(self) -> list[str]:
+        """All files of the run, relative: best weights first, then checkpoints, oldest first."""
+        best = sorted(path for path in self.directory.glob("best_*/*") if path.is_file())
+        return [path.relative_to(self.directory).as_posix() for path in [*best, *self._paths()]]
 
     def _move_aside(self, name: str) -> Path:
         """Rename the folder to ``<folder>-<name>``, in the place of one moved there before."""
@@ -126,11 +252,27 @@ class CheckpointStore:
 
     def _clear(self) -> None:
         """Remove all checkpoints and best weights, and what a killed run left half-written."""
-        for path in [*self._paths(), *self.directory.glob(".*.part")]:
+        self._sweep()
+        for path in self._paths():
             path.unlink()
         for best in self.directory.glob("best_*"):
             shutil.rmtree(best)
 
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written."""
+        for path in self.directory.glob(".*.part"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
     def _paths(self) -> list[Path]:
-        """Oldest first; a number of more than four digits is longer."""
-        return sorted(self.directory.glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name))
+        """Oldest first."""
+        return sorted((path for path in self.directory.glob("*.pt") if _NAME.fullmatch(path.name)), key=_number)
+
+
+def digest_of(path: Path) -> str:
+    """The first `DIGEST_DIGITS` hexadecimal digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from yolact.config import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
+from yolact.engine.distributed import World
 from yolact.errors import DataError
 from yolact.models.yolact import Yolact
 from yolact.predictor import Predictor
@@ -125,18 +126,36 @@ class Predictions:
     """Spent in the predictor, without reading photos and writing masks as run lengths."""
 
 
-def predict_dataset(predictor: Predictor, data: CocoInstances) -> Predictions:
+def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | None = None) -> Predictions:
     """Run the predictor over all photos of a data set, in order; a progress bar shows on a terminal.
+
+    Several processes share the work by dealing out whole batches, so that each photo is computed beside the same others
+    as in one process, and the rows are the same to the last bit.
+
+    Args:
+        world: the processes that share the work; every one gets all rows.
 
     Raises:
         DataError: a photo cannot be read.
     """
-    rows: list[dict[str, Any]] = []
+    world = world or World()
+    starts = range(0, len(data.images), predictor.batch_size)
+    parts = world.gather(_predict_batches(predictor, data, starts[world.rank :: world.size], show=world.is_main))
+    by_start = {start: rows for rows_of, _ in parts for start, rows in rows_of.items()}
+    return Predictions([row for start in starts for row in by_start[start]], max(seconds for _, seconds in parts))
+
+
+def _predict_batches(
+    predictor: Predictor, data: CocoInstances, starts: Sequence[int], *, show: bool
+) -> tuple[dict[int, list[dict[str, Any]]], float]:
+    """COCO results of the batches that begin at these photos, by the first photo's number, and the seconds spent."""
+    found_by_start: dict[int, list[dict[str, Any]]] = {}
     seconds = 0.0
-    with tqdm(
-        total=len(data.images), desc="evaluate", unit="img", leave=False, disable=not sys.stderr.isatty()
-    ) as progress:
-        for start in range(0, len(data.images), predictor.batch_size):
+    total = sum(min(predictor.batch_size, len(data.images) - start) for start in starts)
+    hidden = not (show and sys.stderr.isatty())
+    with tqdm(total=total, desc="evaluate", unit="img", leave=False, disable=hidden) as progress:
+        for start in starts:
+            rows = found_by_start[start] = []
             batch = data.images[start : start + predictor.batch_size]
             photos = [data.read_image(image) for image in batch]
             began = time.perf_counter()
@@ -145,7 +164,7 @@ def predict_dataset(predictor: Predictor, data: CocoInstances) -> Predictions:
             for image, detections in zip(batch, found, strict=True):
                 rows += detections.to_coco(image.id, data.category_ids)
             progress.update(len(batch))
-    return Predictions(rows, seconds)
+    return found_by_start, seconds
 
 
 class Validation:
@@ -155,22 +174,28 @@ class Validation:
         data: the validation photos.
         annotations: the file that ``data`` was read from.
         batch_size: photos in one pass of the network.
+        world: the processes that share the work; each must call.
     """
 
-    def __init__(self, data: CocoInstances, annotations: Path, batch_size: int) -> None:
+    def __init__(self, data: CocoInstances, annotations: Path, batch_size: int, world: World | None = None) -> None:
         self.data = data
-        self.ground_truth = load_ground_truth(annotations)
+        self.world = world or World()
+        self.ground_truth = load_ground_truth(annotations) if self.world.is_main else None
         self.batch_size = batch_size
+        self.rows: list[dict[str, Any]] = []
+        """What the last network found, see `Predictions.rows`."""
 
     def __call__(self, model: Yolact) -> dict[str, float]:
         """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``."""
         predictor = Predictor(model, self.data.class_names, DEFAULT_DETECTION, batch_size=self.batch_size)
-        rows = predict_dataset(predictor, self.data).rows
+        self.rows = predict_dataset(predictor, self.data, self.world).rows
         metrics: dict[str, float] = {}
-        for iou_type in IOU_TYPES:
-            summary = evaluate_coco(self.ground_truth, rows, iou_type)
-            metrics |= {f"{iou_type}_AP": summary.AP or 0.0, f"{iou_type}_AP50": summary.AP50 or 0.0}
-        return metrics
+        if self.ground_truth is not None:
+            for iou_type in IOU_TYPES:
+                summary = evaluate_coco(self.ground_truth, self.rows, iou_type)
+                metrics |= {f"{iou_type}_AP": summary.AP or 0.0, f"{iou_type}_AP50": summary.AP50 or 0.0}
+        shared: dict[str, float] = self.world.broadcast(metrics)
+        return shared
 
 
 def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> ApSummary:

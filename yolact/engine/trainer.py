@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
+from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
+from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
+from yolact.engine.distributed import World, random_state, restore_random_state
+from yolact.engine.ema import Ema
+from yolact.engine.freezing import freeze
+from yolact.engine.interrupts import InterruptedRunError, Interrupts, stop_message
+from yolact.engine.loss_watch import LossWatch
+from yolact.engine.micro_batches import split_batch
+from yolact.engine.prefetch import prefetch
 from yolact.engine.schedule import learning_rate
-from yolact.errors import YolactError
+from yolact.engine.speed import SpeedMeter
+from yolact.errors import SettingsError
+from yolact.inference import DTYPES
 from yolact.losses import Losses, YolactLoss
-from yolact.models.weights import load_model, save_model
+from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs, Targets
 
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
 
-class DivergedError(YolactError):
-    """A loss term became infinite or not a number; names the terms, the step and the photos."""
-
-
 class Listener(Protocol):
-    """Told about the run while it goes on: a tracker, a file, a test."""
+    """Told about the run while it goes on: a tracker, a file, a test. Only the main process has one."""
 
     def on_step(self, step: int, row: Metrics) -> None:
-        """Called every ``log_every`` steps with loss terms, total and learning rate."""
+        """Called every ``log_every`` steps with means of loss terms and total, and the learning rate."""
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        """Called right after `on_step` with what differs from run to run, see `SpeedMeter`."""
 
     def on_epoch(self, step: int, row: Metrics) -> None:
         """Called after each validation with the validation metrics and the epoch."""
@@ -58,14 +73,15 @@ class Trainer:
     """Trains a network on a data set and keeps the best weights of its validations.
 
     Args:
-        model: on ``device``, with its initial weights.
+        model: on its device, with its initial weights.
         data: training photos; must hold at least one.
         params: settings; ``model``, ``train`` and ``runtime`` are read.
-        model_dir: where ``checkpoints/`` and, at the end, the model files are written.
-        fingerprint: digest of everything that the result depends on; checkpoints with another one are not used.
-        validate: measures the network; its result must have ``mask_AP``.
+        model_dir: gets the model files at the end, and the batch whose loss is not finite.
+        checkpoints: where checkpoints go; the main process alone writes.
+        validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -74,152 +90,287 @@ class Trainer:
         data: CocoInstances,
         params: Params,
         model_dir: Path,
-        fingerprint: str,
+        checkpoints: CheckpointStore,
         validate: Callable[[Yolact], Metrics],
         listener: Listener,
         extra: dict[str, str],
+        world: World | None = None,
     ) -> None:
+        self.params = params
         self.config = params.train
         self.runtime = params.runtime
+        self.world = world or World()
         self.device = next(model.parameters()).device
         # On Apple GPUs, batch norm's backward pass in channels_last was wrong in some releases of PyTorch.
         self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
-        self.model = model.to(memory_format=self.memory_format)
+        _check_precision(params, self.device)
+        self.model = model.to(memory_format=self.memory_format).train()
         self.classes = data.class_names
         self.model_dir = model_dir
-        self.fingerprint = fingerprint
+        self.checkpoints = checkpoints
         self.validate = validate
         self.listener = listener
         self.extra = extra
-        self.criterion = YolactLoss(self.config.loss)
+        freeze(self.model, self.config.freeze)
+        if self.world.size > 1 and not model.config.pretrained:
+            synchronise_batch_norm(self.model)
+        self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.network = self._network()
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.loader, self.sampler = training_loader(
             data,
             self.config,
             params.model.image_size,
             workers=self.runtime.workers,
             pin=self.device.type == "cuda",
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
-        self.optimizer = build_optimizer(model.train(), self.config)
-        self.checkpoints = checkpoint_store(model_dir, self.runtime.keep_checkpoints)
-        self.total_steps = self.config.epochs * len(self.sampler)
+        self.passes = min(self.config.accumulate, max(self.sampler.batch_size // self.world.size, 1))
+        self.steps_per_epoch = len(self.sampler)
+        self.total_steps = self.config.epochs * self.steps_per_epoch
+        self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
+        self.interrupts = Interrupts()
+        self.epochs_done = 0
+        self.batches_done = 0
+        self.step = 0
+        self.validation_due = False
+        self.seconds = 0.0
+        self.best_score = -1.0
+        self.best = ""
+        self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
+        if self.world.is_main:
+            self._warn()
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
+        if self.ema:
+            self.ema.restore(state.ema)
+        if self.world.rank < len(state.random):
+            restore_random_state(state.random[self.world.rank], self.device)
+        self.watch.restore(state.terms, self.device)
+        self.epochs_done = state.epochs_done
+        self.batches_done = state.batches_done
+        self.step = state.step
+        self.validation_due = state.validation_due
+        self.seconds = state.seconds
+        self.best_score = state.best_score
+        self.best = state.best
+        self.history = state.history
+        if self.world.is_main:
+            within = f" and {self.batches_done} steps" if self.batches_done else ""
+            log.info("going on after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
+
+    def fit(self) -> TrainingResult:
+        """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
+
+        Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
+
+        Raises:
+            DivergedError: a loss is not finite; the last checkpoint is from before.
+            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step.
+            OutOfMemoryError: a step does not fit into memory.
+        """
+        with self.interrupts.watched():
+            if self.step == 0:
+                self._save()
+            while True:
+                if self.validation_due:
+                    self._validate()
+                    self._save()
+                if self._is_over():
+                    break
+                self._train_epoch()
+        if self.world.is_main:
+            best, classes = self.checkpoints.load_best(self.best)
+            save_model(best, classes, self.model_dir)
+        return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
+
+    def finish(self) -> None:
+        """Mark the run as finished, once its results are safe: the next one with these settings begins anew."""
+        self._save(finished=True)
+
+    def _network(self) -> nn.Module:
+        """The network with its loss, compiled and distributed as the settings and the world want it."""
+        dtype = DTYPES[self.config.precision]
+        forward: Callable[[Tensor], RawOutputs] = self.model
+        if self.runtime.compile:
+            forward = torch.compile(self.model)
+        network: nn.Module = _NetworkWithLoss(self.model, forward, YolactLoss(self.config.loss), dtype)
+        if self.world.size > 1:
+            # Buffers are equal everywhere: batch norm is frozen, or synchronised. PyTorch 2.15 renamed the switch.
+            names = inspect.signature(DistributedDataParallel).parameters
+            switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+            options: dict[str, Any] = {switch: False, "gradient_as_bucket_view": True}
+            network = DistributedDataParallel(network, **options)
+        return network
+
+    def _warn(self) -> None:
         if self.config.warmup_steps >= self.total_steps:
             log.warning(
                 "train.warmup_steps (%d) is no less than the run's %d steps: the learning rate never reaches train.lr",
                 self.config.warmup_steps,
                 self.total_steps,
             )
-        self.epochs_done = 0
-        self.step = 0
-        self.seconds = 0.0
-        self.best_score = -1.0
-        self.best_epoch = 0
-        self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
+        if advice := learning_rate_advice(self.config):
+            log.warning("%s", advice)
 
-    def restore(self, state: TrainingState) -> None:
-        """Go on from a checkpoint."""
-        self.model.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        torch.set_rng_state(state.torch_rng)
-        self.epochs_done = state.epochs_done
-        self.step = state.step
-        self.seconds = state.seconds
-        self.best_score = state.best_score
-        self.best_epoch = state.best_epoch
-        self.history = state.history
-        log.info("going on after epoch %d of %d", self.epochs_done, self.config.epochs)
-
-    def fit(self) -> TrainingResult:
-        """Train to the last epoch, then write the model with the best validation mask AP to ``model_dir``.
-
-        Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
-
-        Raises:
-            DivergedError: a loss is not finite; the last checkpoint is from before.
-        """
-        if self.step == 0:
-            self.checkpoints.save(self._state(finished=False))
-        while self.epochs_done < self.config.epochs:
-            start = time.perf_counter()
-            self._train_epoch()
-            self.seconds += time.perf_counter() - start
-            self.epochs_done += 1
-            last = self.epochs_done == self.config.epochs
-            if last or self.epochs_done % self.config.validate_every == 0:
-                self._validate()
-            if last or self.epochs_done % self.runtime.checkpoint_every == 0:
-                self.checkpoints.save(self._state(finished=False))
-        best, classes = load_model(self.checkpoints.best_dir(self.best_epoch))
-        save_model(best, classes, self.model_dir)
-        return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
-
-    def finish(self) -> None:
-        """Mark the run as finished, once its results are safe: the next one with these settings begins anew."""
-        self.checkpoints.save(self._state(finished=True))
+    def _is_over(self) -> bool:
+        if self.epochs_done == self.config.epochs:
+            return True
+        if not self.config.patience or not self.history["epochs"]:
+            return False
+        scores = [row["mask_AP"] for row in self.history["epochs"]]
+        waited = len(scores) - 1 - scores.index(max(scores))
+        if waited >= self.config.patience and self.world.is_main:
+            log.info("stopped early: mask AP has not risen for %d validations (train.patience)", waited)
+        return waited >= self.config.patience
 
     def _train_epoch(self) -> None:
+        """Train to the end of the present epoch."""
         self.model.train()
-        self.sampler.epoch = self.epochs_done
-        title = f"epoch {self.epochs_done + 1}/{self.config.epochs}"
-        with tqdm(self.loader, desc=title, unit="batch", leave=False, disable=not sys.stderr.isatty()) as progress:
-            for batch in progress:
-                losses = self._train_step(batch)
-                terms = {name: value.item() for name, value in losses.as_dict().items()}
-                progress.set_postfix({name: f"{value:.2f}" for name, value in terms.items()})
-                if self.step % self.config.log_every == 0:
-                    row = {**terms, "total": losses.total.item(), "lr": self.optimizer.param_groups[0]["lr"]}
-                    self.history["steps"].append({"epoch": self.epochs_done + 1, "step": self.step, **row})
-                    self.listener.on_step(self.step, row)
+        self.sampler.epoch, self.sampler.start = self.epochs_done, self.batches_done
+        speed = SpeedMeter(self.device, self.total_steps)
+        batches = speed.timed(prefetch(self.loader, self.device))
+        with self._progress() as progress:
+            for batch in batches:
+                start = time.perf_counter()
+                self._try_train_step(batch)
                 self.step += 1
+                self.batches_done += 1
+                speed.count(len(batch.image_ids) * self.world.size)
+                if (self.step - 1) % self.config.log_every == 0:
+                    self._log_step(self.step - 1, speed, progress)
+                progress.update()
+                self.seconds += time.perf_counter() - start + speed.last_wait
+                self._after_step()
+        self.epochs_done += 1
+        self.batches_done = 0
+        last = self.epochs_done == self.config.epochs
+        self.validation_due = last or self.epochs_done % self.config.validate_every == 0
+        if self.validation_due or self.epochs_done % self.runtime.checkpoint_every == 0:
+            self._save()
 
-    def _train_step(self, batch: Batch) -> Losses:
+    def _after_step(self) -> None:
+        """Write a checkpoint within the epoch where one is due; stop where that is wanted."""
+        if self.watch.stop_agreed:
+            self._save()
+            raise InterruptedRunError(stop_message(self.interrupts.requested))
+        every = self.runtime.checkpoint_every_steps
+        if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
+            self._save()
+
+    def _try_train_step(self, batch: Batch) -> None:
+        try:
+            self._train_step(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(self.config, batch.images.shape[-1], self.world.size, error) from error
+
+    def _train_step(self, batch: Batch) -> None:
+        """One optimizer step; nothing in it waits for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
-        images = normalize(batch.images.to(self.device, non_blocking=True), self.model.config.backbone)
-        outputs = self.model(images.contiguous(memory_format=self.memory_format))
-        losses: Losses = self.criterion(outputs, batch.targets.to(self.device), self.model.maskiou_net)
-        if not torch.isfinite(losses.total):
-            self._raise_diverged(losses, batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
+        parts = split_batch(batch, self.passes, anchors, self.config.loss, self.world)
+        shares = []
+        for number, part in enumerate(parts, start=1):
+            with self._without_averaging(number < len(parts)):
+                images = normalize(part.batch.images, self.model.config.backbone)
+                losses = self.network(images.contiguous(memory_format=self.memory_format), part.batch.targets)
+                share = part.weighted(losses)
+                self.scaler.scale(share.total).backward()
+            shares.append(share)
+        self.watch.add(
+            shares, batch, step=self.step, epoch=self.epochs_done + 1, stop=self.interrupts.requested is not None
+        )
         if self.config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
-        return losses
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update(self.model)
 
-    def _raise_diverged(self, losses: Losses, batch: Batch) -> None:
-        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.as_dict().items())
-        raise DivergedError(
-            f"the loss is not finite at step {self.step} (epoch {self.epochs_done + 1}): {terms}. "
-            f"Photos of the batch, by id: {', '.join(map(str, batch.image_ids))}. Try a smaller train.lr, "
-            "a longer train.warmup_steps, or train.max_grad_norm: 10."
+    def _without_averaging(self, wanted: bool) -> AbstractContextManager[None]:
+        """Gradients of all passes but the last stay in their process."""
+        if wanted and isinstance(self.network, DistributedDataParallel):
+            return self.network.no_sync()
+        return nullcontext()
+
+    def _log_step(self, step: int, speed: SpeedMeter, progress: tqdm) -> None:
+        terms = self.watch.take_means()
+        row = {**terms, "lr": self.optimizer.param_groups[0]["lr"]}
+        self.history["steps"].append({"epoch": self.epochs_done + 1, "step": step, **row})
+        if not self.world.is_main:
+            return
+        rates = speed.take(self.step)
+        progress.set_postfix_str(speed.describe(rates) + "".join(f", {k} {v:.2f}" for k, v in terms.items()))
+        self.listener.on_step(step, row)
+        self.listener.on_speed(step, rates)
+
+    def _progress(self) -> tqdm:
+        return tqdm(
+            desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
+            total=self.steps_per_epoch,
+            initial=self.batches_done,
+            unit="step",
+            leave=False,
+            disable=not (self.world.is_main and sys.stderr.isatty()),
         )
 
     def _validate(self) -> None:
-        metrics = self.validate(self.model)
+        """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
+        model = self.ema.model if self.ema else self.model
+        with self.interrupts.at_once():
+            metrics = self.validate(model)
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
+        self.validation_due = False
+        better = metrics["mask_AP"] > self.best_score
+        if better:
+            self.best_score = metrics["mask_AP"]
+        if not self.world.is_main:
+            return
+        if better:
+            self.best = self.checkpoints.save_best(model, self.classes, self.epochs_done)
         log.info(
             "epoch %d of %d: %s",
             self.epochs_done,
             self.config.epochs,
             ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
         )
-        if metrics["mask_AP"] > self.best_score:
-            self.best_score = metrics["mask_AP"]
-            self.best_epoch = self.epochs_done
-            save_model(self.model, self.classes, self.checkpoints.best_dir(self.best_epoch))
         self.listener.on_epoch(self.step, row)
 
-    def _state(self, *, finished: bool) -> TrainingState:
+    def _save(self, *, finished: bool = False) -> None:
+        """Write a checkpoint, once the losses of all steps are known to be finite."""
+        self.watch.settle()
+        random = self.world.gather(random_state(self.device))
+        if self.world.is_main:
+            self.checkpoints.save(self._state(random, finished=finished))
+
+    def _state(self, random: list[dict[str, object]], *, finished: bool) -> TrainingState:
         return TrainingState(
-            fingerprint=self.fingerprint,
+            settings=self.params.model_dump(mode="json", by_alias=True),
             epochs_done=self.epochs_done,
+            batches_done=self.batches_done,
             step=self.step,
+            validation_due=self.validation_due,
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            torch_rng=torch.get_rng_state(),
+            scaler=self.scaler.state_dict(),
+            ema=self.ema.state() if self.ema else {},
+            random=random,
+            terms=self.watch.state(),
             best_score=self.best_score,
-            best_epoch=self.best_epoch,
+            best=self.best,
             history=self.history,
             seconds=self.seconds,
             finished=finished,
@@ -227,15 +378,52 @@ class Trainer:
         )
 
 
+class _NetworkWithLoss(nn.Module):
+    """The network and its loss in one module, so that all that has weights is within one forward pass."""
+
+    def __init__(
+        self, model: Yolact, forward: Callable[[Tensor], RawOutputs], criterion: YolactLoss, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.dtype = dtype
+        self.run = forward
+
+    def forward(self, images: Tensor, targets: Targets) -> Losses:
+        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound."""
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = self.run(images)
+        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
+        return losses
+
+
+def _check_precision(params: Params, device: torch.device) -> None:
+    """Refuse what oneDNN computes wrongly (seen with PyTorch 2.15).
+
+    The bfloat16 weight gradient of a strided convolution on a single cell, which P6 is up to 64 pixels, reads memory
+    that nobody has written.
+    """
+    smallest = min(params.train.augment.image_sizes or [params.model.image_size])
+    if device.type == "cpu" and params.train.precision == "bf16" and smallest <= 64:
+        raise SettingsError(
+            f"train.precision: bf16 on a CPU needs inputs of more than 64 pixels (found {smallest} in model.image_size or "
+            "train.augment.image_sizes): on the single cell of P6 PyTorch's gradients are wrong. Set train.precision: fp32"
+        )
+
+
 def build_optimizer(model: Yolact, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters; weight decay is on everything, biases too, as published."""
+    """The optimizer over all trainable parameters; weight decay is on everything, biases too, as published.
+
+    Where PyTorch has it for the device, one fused kernel changes all parameters. Not so SGD with scaled gradients: when
+    its first step is skipped, as scaling does to find its scale, PyTorch's fused SGD goes on from a momentum that was
+    never set (seen with 2.15).
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = parameters[0].device.type in ("cpu", "cuda") and (config.optimizer, config.precision) != ("sgd", "fp16")
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay)
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def checkpoint_store(model_dir: Path, keep: int) -> CheckpointStore:
-    """Where a run in ``model_dir`` keeps its checkpoints."""
-    return CheckpointStore(model_dir / "checkpoints", keep)
+        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from yolact.engine.checkpoint import CheckpointStore, TrainingState
-from yolact.errors import YolactError
+from tests.helpers import tiny_config
+from yolact.engine.checkpoint import CheckpointStore, TrainingState, digest_of
+from yolact.errors import WeightsError, YolactError
+from yolact.models.yolact import Yolact
 
 RUN = "this run"
 
@@ -25,14 +29,19 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
     network(torch.rand(2, 3, 5, 5)).sum().backward()
     optimizer.step()
     facts: dict[str, Any] = {
-        "fingerprint": RUN,
+        "settings": {"train": {"lr": 1e-3}},
         "epochs_done": epochs_done,
+        "batches_done": 3,
         "step": 10 * epochs_done,
+        "validation_due": False,
         "model": network.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "torch_rng": torch.get_rng_state(),
+        "scaler": {"scale": 65536.0},
+        "ema": {"updates": 2, "model": network.state_dict()},
+        "random": [{"cpu": torch.get_rng_state()}],
+        "terms": {"names": ["box"], "sums": torch.tensor([1.5]), "count": 2},
         "best_score": 0.25,
-        "best_epoch": 1,
+        "best": "",
         "history": {"steps": [{"epoch": 1, "step": 0, "total": 3.5}], "epochs": [{"epoch": 1, "mask_AP": 0.25}]},
         "seconds": 1.5,
         "finished": False,
@@ -43,11 +52,20 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
 
 @pytest.fixture
 def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "models" / "checkpoints", keep=2)
+    return new_store(tmp_path)
+
+
+def new_store(folder: Path, run: str = RUN, keep: int = 2, mirror: Any = None) -> CheckpointStore:
+    return CheckpointStore(folder / "models" / "checkpoints", keep, run, mirror)
 
 
 def names(store: CheckpointStore) -> list[str]:
     return sorted(path.name for path in store.directory.iterdir())
+
+
+def steps(store: CheckpointStore) -> list[int]:
+    """Of the checkpoints in the folder, oldest first."""
+    return [int(name.split("-")[1].removeprefix("step_")) for name in names(store) if name.endswith(".pt")]
 
 
 def assert_equal(found: Any, expected: Any) -> None:
@@ -82,38 +100,48 @@ def test_everything_comes_back(store: CheckpointStore) -> None:
 def test_a_checkpoint_holds_nothing_that_could_run_code(store: CheckpointStore) -> None:
     content = torch.load(store.save(state()), weights_only=True)
     assert content["fingerprint"] == RUN
-    assert content["format"] == 1
+    assert content["format"] == 2
+
+
+def test_a_name_tells_number_step_and_digest(store: CheckpointStore) -> None:
+    store.save(state(1))
+    path = store.save(state(2))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    assert path.name == f"000002-step_00000020-{digest}.pt"
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(store: CheckpointStore) -> None:
     assert store.latest() is None
-    assert store.begin(RUN) is None
+    assert store.begin() is None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_ones_are_kept(tmp_path: Path, keep: int) -> None:
-    store = CheckpointStore(tmp_path, keep)
+    store = new_store(tmp_path, keep=keep)
     for epoch in range(5):
         store.save(state(epoch))
-    assert names(store) == [f"epoch_{epoch:04d}.pt" for epoch in range(5 - keep, 5)]
+    assert steps(store) == [10 * epoch for epoch in range(5 - keep, 5)]
     assert latest(store).epochs_done == 4
 
 
-def test_epochs_are_counted_beyond_four_digits(store: CheckpointStore) -> None:
-    for epoch in (9_999, 10_000, 10_001):
-        store.save(state(epoch))
-    assert names(store) == ["epoch_10000.pt", "epoch_10001.pt"]
-    assert latest(store).epochs_done == 10_001
+def test_checkpoints_are_counted_beyond_six_digits(store: CheckpointStore) -> None:
+    path = store.save(state(1))
+    path.rename(path.with_name(path.name.replace("000001", "999999")))
+    store.save(state(2))
+    store.save(state(3))
+    assert [name.split("-")[0] for name in names(store)] == ["1000000", "1000001"]
+    assert latest(store).epochs_done == 3
 
 
-def test_saving_an_epoch_again_replaces_it(store: CheckpointStore) -> None:
+def test_of_two_checkpoints_of_one_step_the_later_counts(store: CheckpointStore) -> None:
+    """Before and after a validation."""
     store.save(state(3, best_score=0.1))
     store.save(state(3, best_score=0.2))
-    assert names(store) == ["epoch_0003.pt"]
+    assert steps(store) == [30, 30]
     assert latest(store).best_score == 0.2
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "text", "other format", "field missing"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "text", "a bit", "other format", "field missing"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     store: CheckpointStore, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -126,18 +154,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
             newest.write_bytes(b"")
         case "text":
             newest.write_text("no checkpoint")
+        case "a bit":
+            content = bytearray(newest.read_bytes())
+            weights = torch.load(newest, weights_only=True)["model"]["0.weight"].numpy().tobytes()
+            content[bytes(content).index(weights) + 5] ^= 1  # in the middle of a number: the file can still be read
+            newest.write_bytes(content)
+            assert torch.load(newest, weights_only=True)["step"] == 20
         case "other format":
-            torch.save(torch.load(newest, weights_only=True) | {"format": 99}, newest)
+            newest = renamed(newest, torch.load(newest, weights_only=True) | {"format": 99})
         case "field missing":
             content = torch.load(newest, weights_only=True)
             del content["step"]
-            torch.save(content, newest)
+            newest = renamed(newest, content)
     with caplog.at_level(logging.WARNING):
         assert latest(store).epochs_done == 1
     assert [str(newest) in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_with_nothing_but_damaged_checkpoints_a_run_begins_anew(store: CheckpointStore) -> None:
+def renamed(path: Path, content: dict[str, Any]) -> Path:
+    """Write other content to a checkpoint, under the name that fits it."""
+    torch.save(content, path)
+    return path.rename(path.with_name(f"{path.name[:20]}-{digest_of(path)}.pt"))
+
+
+def test_with_nothing_but_damaged_checkpoints_there_is_none(store: CheckpointStore) -> None:
     store.save(state(1)).write_bytes(b"")
     store.save(state(2)).write_bytes(b"")
     assert store.latest() is None
@@ -155,7 +195,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path) -> None:
     path = store.save(state(1))
-    torch.save({"format": 1, "fingerprint": Payload(tmp_path / "ran")}, path)
+    renamed(path, {"format": 2, "fingerprint": Payload(tmp_path / "ran")})
     assert store.latest() is None
     assert not (tmp_path / "ran").exists()
 
@@ -163,69 +203,95 @@ def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path)
 def test_an_unfinished_run_is_gone_on_with(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2))
-    found = store.begin(RUN)
+    found = store.begin()
     assert found is not None
     assert found.epochs_done == 2
     assert len(names(store)) == 2
 
 
 def test_an_unfinished_run_of_other_settings_is_moved_aside_and_named(
-    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store.save(state(1))
+    name = store.save(state(1)).name
     with caplog.at_level(logging.WARNING):
-        assert store.begin("another run") is None
+        assert new_store(tmp_path, "another run").begin() is None
     aside = store.directory.with_name(f"{store.directory.name}-{RUN[:8]}")
-    assert [path.name for path in aside.iterdir()] == ["epoch_0001.pt"]
+    assert [path.name for path in aside.iterdir()] == [name]
     assert not store.directory.exists()
     assert str(aside) in caplog.text
     assert "1 epochs done" in caplog.text
 
     aside.replace(store.directory)  # the way back that the message tells
-    assert store.begin(RUN) is not None
+    assert store.begin() is not None
 
 
 def test_a_finished_run_is_not_gone_on_with(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2, finished=True))
-    store.best_dir(2).mkdir()
-    (store.directory / ".epoch_0002.pt.x1.part").write_bytes(b"half")
+    (store.directory / "best_0002-0123456789abcdef").mkdir()
+    (store.directory / ".checkpoint.x1.part").write_bytes(b"half")
     (store.directory / "notes.txt").write_text("mine")
-    assert store.begin(RUN) is None
+    assert store.begin() is None
     assert names(store) == ["notes.txt"]
 
 
+def network(seed: int) -> Yolact:
+    torch.manual_seed(seed)
+    return Yolact(tiny_config(), 1)
+
+
+def test_best_weights_come_back(store: CheckpointStore) -> None:
+    model = network(0)
+    name = store.save_best(model, ["thing"], epochs_done=7)
+    assert name.startswith("best_0007-")
+    found, classes = store.load_best(name)
+    assert classes == ["thing"]
+    assert_equal(dict(found.state_dict()), dict(model.state_dict()))
+    assert store.save_best(model, ["thing"], epochs_done=7) == name  # again after a kill
+    assert names(store) == [name]
+
+
+def test_best_weights_that_have_changed_are_refused(store: CheckpointStore) -> None:
+    name = store.save_best(network(0), ["thing"], epochs_done=7)
+    path = store.directory / name / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"model\.safetensors: has changed since it was written"):
+        store.load_best(name)
+
+
 def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: CheckpointStore) -> None:
-    store.best_dir(1).mkdir(parents=True)
-    store.save(state(1, best_epoch=1))
-    store.best_dir(2).mkdir()  # killed here: the checkpoint still names the first
-    assert store.best_dir(latest(store).best_epoch).is_dir()
-    store.save(state(2, best_epoch=2))
-    assert store.best_dir(1).is_dir()  # the checkpoint before may still be needed: the newest may be damaged
-    store.save(state(3, best_epoch=2))
-    assert not store.best_dir(1).exists()  # no kept checkpoint names it any more
-    assert store.best_dir(2).is_dir()
+    first = store.save_best(network(1), ["thing"], 1)
+    store.save(state(1, best=first))
+    second = store.save_best(network(2), ["thing"], 2)  # killed here: the checkpoint still names the first
+    assert (store.directory / latest(store).best).is_dir()
+    store.save(state(2, best=second))
+    assert (store.directory / first).is_dir()  # the checkpoint before may still be needed: the newest may be damaged
+    store.save(state(3, best=second))
+    assert not (store.directory / first).exists()  # no kept checkpoint names it any more
+    assert (store.directory / second).is_dir()
 
 
-def test_best_weights_of_the_checkpoint_before_a_damaged_one_are_there(store: CheckpointStore) -> None:
-    for epoch in (1, 2):
-        store.best_dir(epoch).mkdir(parents=True)
-        newest = store.save(state(epoch, best_epoch=epoch))
-    newest.write_bytes(b"")
-    assert latest(store).best_epoch == 1
-    assert store.best_dir(1).is_dir()
+def test_best_weights_named_by_checkpoints_of_an_earlier_process_stay(tmp_path: Path) -> None:
+    before = new_store(tmp_path)
+    first = before.save_best(network(1), ["thing"], 1)
+    before.save(state(1, best=first))
+    store = new_store(tmp_path)
+    store.save(state(2, best=""))
+    assert (store.directory / first).is_dir()
 
 
 def test_checkpoints_of_which_none_can_be_read_are_kept_aside(store: CheckpointStore) -> None:
     store.save(state(1)).write_bytes(b"damaged")
-    assert store.begin(RUN) is None
+    assert store.begin() is None
     aside = store.directory.with_name(f"{store.directory.name}-unreadable")
     assert [path.read_bytes() for path in aside.iterdir()] == [b"damaged"]
 
 
-def test_a_run_of_other_settings_without_a_finished_epoch_is_not_kept(store: CheckpointStore) -> None:
+def test_a_run_of_other_settings_without_a_finished_step_is_not_kept(store: CheckpointStore, tmp_path: Path) -> None:
     store.save(state(0))
-    assert store.begin("another run") is None
+    assert new_store(tmp_path, "another run").begin() is None
     assert names(store) == []
 
 
@@ -234,13 +300,56 @@ def test_a_failed_save_leaves_the_others_and_no_leavings(store: CheckpointStore)
     resource = pytest.importorskip("resource")
     store.save(state(1))
     store.save(state(2))
+    before = names(store)
     large = state(3, model={"weight": torch.zeros(1_000_000)})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(YolactError, match=r"epoch_0003\.pt: could not be written.*disk full"):
+        with pytest.raises(YolactError, match=r"checkpoint 3 could not be written.*disk full"):
             store.save(large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert names(store) == ["epoch_0001.pt", "epoch_0002.pt"]
+    assert names(store) == before
     assert latest(store).epochs_done == 2
+
+
+class FolderMirror:
+    """A mirror in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fetch(self, directory: Path) -> None:
+        if self.folder.is_dir():
+            shutil.copytree(self.folder, directory, dirs_exist_ok=True)
+
+    def sync(self, directory: Path, names: list[str]) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in names:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(directory / name, self.folder / name)
+
+
+def test_a_run_goes_on_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> None:
+    mirror = FolderMirror(tmp_path / "mirror")
+    store = new_store(tmp_path / "one", mirror=mirror)
+    best = store.save_best(network(1), ["thing"], 1)
+    for epoch in (1, 2, 3):
+        store.save(state(epoch, best=best))
+
+    other = new_store(tmp_path / "other", mirror=mirror)
+    found = other.begin()
+    assert found is not None
+    assert found.epochs_done == 3
+    assert names(other) == names(store)
+    assert other.load_best(best)[1] == ["thing"]
+
+
+def test_what_is_here_counts_more_than_the_mirror(tmp_path: Path) -> None:
+    mirror = FolderMirror(tmp_path / "mirror")
+    new_store(tmp_path / "one", mirror=mirror).save(state(1))
+    store = new_store(tmp_path / "other")
+    store.save(state(2))
+    found = new_store(tmp_path / "other", mirror=mirror).begin()
+    assert found is not None
+    assert found.epochs_done == 2

@@ -18,10 +18,12 @@ from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
 from yolact.data.transforms import normalize
-from yolact.engine.checkpoint import TrainingState
+from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.evaluator import Validation
+from yolact.engine.loss_watch import DivergedError
 from yolact.engine.schedule import learning_rate
-from yolact.engine.trainer import DivergedError, Metrics, Trainer, TrainingResult, build_optimizer
+from yolact.engine.trainer import Metrics, Trainer, TrainingResult, build_optimizer
+from yolact.errors import SettingsError
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 
@@ -114,10 +116,14 @@ class Notes:
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, Metrics]] = []
+        self.speeds: list[tuple[int, Metrics]] = []
         self.epochs: list[tuple[int, Metrics]] = []
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.steps.append((step, dict(row)))
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        self.speeds.append((step, dict(row)))
 
     def on_epoch(self, step: int, row: Metrics) -> None:
         self.epochs.append((step, dict(row)))
@@ -148,8 +154,9 @@ def trainer(data: CocoInstances, params: Callable[..., Params], tmp_path: Path) 
         settings = params(**changes)
         torch.manual_seed(seed)
         model = Yolact(settings.model, 2)
+        store = CheckpointStore(tmp_path / name / "checkpoints", settings.runtime.keep_checkpoints, "print")
         return Trainer(
-            model, data, settings, tmp_path / name, "print", validate or Scores(), listener or Notes(), {"run_id": "r1"}
+            model, data, settings, tmp_path / name, store, validate or Scores(), listener or Notes(), {"run_id": "r1"}
         )
 
     yield make
@@ -170,7 +177,7 @@ def momenta(trainer: Trainer) -> list[Tensor]:
 
 
 def latest(trainer: Trainer) -> TrainingState:
-    found = trainer.checkpoints.begin("print")
+    found = trainer.checkpoints.begin()
     assert found is not None
     return found
 
@@ -285,6 +292,21 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(trainer: Callable[..., Tr
     assert direction == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_scaled_gradients_survive_skipped_first_steps(trainer: Callable[..., Trainer], optimizer: str) -> None:
+    """The first scales are too large: the steps are left out, and nothing of them is left in the momenta."""
+    learner = trainer(epochs=4, precision="fp16", optimizer=optimizer)
+    scale = learner.scaler.get_scale()
+    learner.fit()
+    assert learner.scaler.get_scale() < scale
+    assert all(tensor.isfinite().all() for tensor in weights(learner.model).values())
+
+
+def test_a_precision_that_the_device_computes_wrongly_is_refused(trainer: Callable[..., Trainer]) -> None:
+    with pytest.raises(SettingsError, match=r"train\.precision: bf16 on a CPU needs a model\.image_size above 64"):
+        trainer(precision="bf16")
+
+
 def test_weight_decay_is_on_every_parameter(params: Callable[..., Params]) -> None:
     settings = params(weight_decay=0.02, momentum=0.8)
     model = Yolact(settings.model, 2).train()
@@ -337,7 +359,7 @@ def finished(trainer: Callable[..., Trainer]) -> tuple[Trainer, Scores, Notes, T
         epochs=7,
         validate_every=2,
         checkpoint_every=3,
-        keep_checkpoints=9,
+        keep_checkpoints=99,
         log_every=4,
         warmup_steps=4,
         momentum=0.0,
@@ -371,9 +393,9 @@ def test_a_run_keeps_to_its_settings(
     assert [row["lr"] for _, row in notes.steps] == [learning_rate(step, 14, settings) for step in (0, 4, 8, 12)]
     assert len({row["lr"] for _, row in notes.steps}) > 2
 
-    # Checkpoints: the start, every third epoch, the end
+    # Checkpoints: the start, every third epoch, before and after each validation
     names = sorted(path.name for path in learner.checkpoints.directory.glob("*.pt"))
-    assert names == ["epoch_0000.pt", "epoch_0003.pt", "epoch_0006.pt", "epoch_0007.pt"]
+    assert [int(name[12:20]) for name in names] == [0, 4, 4, 6, 8, 8, 12, 12, 14, 14]
     state = latest(learner)
     assert (state.epochs_done, state.step, state.best_score, state.extra) == (7, 14, 0.3, {"run_id": "r1"})
     assert result.steps == 14
@@ -386,12 +408,12 @@ def test_a_run_stays_open_until_its_results_are_safe(
     """Else a tracking server that is away in the last second would cost the whole training."""
     learner, _, _, result = finished
     (learner.model_dir / "model.safetensors").unlink()
-    again = trainer(epochs=7, log_every=4, keep_checkpoints=9)
+    again = trainer(epochs=7, log_every=4, keep_checkpoints=99)
     again.restore(latest(again))
     assert again.fit() == result
     assert (learner.model_dir / "model.safetensors").exists()
     again.finish()
-    assert again.checkpoints.begin("print") is None
+    assert again.checkpoints.begin() is None
 
 
 def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) -> None:
@@ -423,41 +445,75 @@ class KillIn:
         return self.validate(model)
 
 
-@pytest.mark.parametrize(("optimizer", "workers"), [("sgd", 1), ("adamw", 0)])
+class KillAfter(Notes):
+    """Ends the run when the losses of this step are told, before a checkpoint of it can be written."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.last = step
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        super().on_step(step, row)
+        if step >= self.last:
+            raise Killed
+
+
+RANDOM_RUN: dict[str, Any] = {
+    "epochs": 4,
+    "schedule": "cosine",
+    "augment": ALL_ON,
+    "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
+    "lr": 1e-3,
+}
+"""All that is random is on, and of many positives so few enter the mask loss that it draws them."""
+
+
+def assert_same_end(found: Trainer, expected: Trainer) -> None:
+    """Weights, momenta, averages and the exported model are equal bit for bit."""
+    assert equal(weights(found.model), weights(expected.model))
+    assert momenta(found)
+    assert all(map(torch.equal, momenta(found), momenta(expected)))
+    assert equal(weights(load_model(found.model_dir)[0]), weights(load_model(expected.model_dir)[0]))
+    if expected.ema is not None:
+        assert found.ema is not None
+        assert equal(weights(found.ema.model), weights(expected.ema.model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kill", "position"),
+    [
+        ({"optimizer": "sgd", "workers": 1}, "validation", (4, 0, 8)),
+        ({"optimizer": "adamw", "ema_decay": 0.9}, "step 5", (2, 1, 5)),
+        ({"optimizer": "sgd", "log_every": 4, "precision": "bf16", "model": {"image_size": 96}}, "step 4", (2, 0, 4)),
+        ({"optimizer": "sgd", "precision": "fp16", "log_every": 1}, "step 3", (1, 1, 3)),
+    ],
+)
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(
-    trainer: Callable[..., Trainer], optimizer: str, workers: int
+    trainer: Callable[..., Trainer], settings: dict[str, Any], kill: str, position: tuple[int, int, int]
 ) -> None:
-    """All that is random is on, and of many positives so few enter the mask loss that it draws them."""
-    settings = {
-        "epochs": 4,
-        "optimizer": optimizer,
-        "schedule": "cosine",
-        "augment": ALL_ON,
-        "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
-        "lr": 1e-3,
-    }
+    settings = RANDOM_RUN | {"checkpoint_every_steps": 1} | settings
     scores = (0.1, 0.5, 0.2, 0.3)
-    straight = trainer(name="straight", validate=Scores(*scores), **settings)
+    straight = trainer(name="straight", validate=Scores(*scores), **settings | {"workers": 0})
     expected = straight.fit()
 
-    killed = trainer(name="killed", validate=KillIn(4, Scores(*scores)), workers=workers, **settings)
+    if kill == "validation":
+        killed = trainer(name="killed", validate=KillIn(4, Scores(*scores)), **settings)
+    else:
+        listener = KillAfter(int(kill.removeprefix("step ")))
+        killed = trainer(name="killed", validate=Scores(*scores), listener=listener, **settings)
     with pytest.raises(Killed):
         killed.fit()
     assert not (killed.model_dir / "model.safetensors").exists()
 
-    resumed = trainer(name="killed", validate=Scores(*scores[3:]), seed=99, **settings)
-    state = latest(resumed)
-    assert state.epochs_done == 3
+    state = latest(killed)
+    assert (state.epochs_done, state.batches_done, state.step) == position
+    resumed = trainer(name="killed", validate=Scores(*scores[len(state.history["epochs"]) :]), seed=99, **settings)
     resumed.restore(state)
     found = resumed.fit()
-
-    assert equal(weights(resumed.model), weights(straight.model))
-    assert momenta(resumed)
-    assert all(map(torch.equal, momenta(resumed), momenta(straight)))
     assert found.history == expected.history
     assert found.best_score == expected.best_score == 0.5
     assert found.steps == expected.steps == 8
-    assert equal(weights(load_model(resumed.model_dir)[0]), weights(load_model(straight.model_dir)[0]))
+    assert_same_end(resumed, straight)
 
 
 def test_every_epoch_shows_the_photos_in_its_own_way(

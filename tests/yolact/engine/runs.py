@@ -1,0 +1,125 @@
+"""A small training run as a program, for tests that kill it or start several processes of it.
+
+``python -m tests.yolact.engine.runs SETTINGS.json`` trains in the current folder; ``models/`` and ``done.pt`` hold what
+came out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from yolact.config import Params, load_params, parse_params
+from yolact.data.coco import CocoInstances
+from yolact.engine.checkpoint import CheckpointStore
+from yolact.engine.distributed import World, joined_world
+from yolact.engine.evaluator import Validation
+from yolact.engine.interrupts import InterruptedRunError
+from yolact.engine.trainer import Metrics, Trainer
+from yolact.errors import YolactError
+from yolact.models.yolact import Yolact
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SIZE = 64
+COLOURS = {1: (220, 40, 40), 2: (40, 60, 220)}
+
+
+def make_photos(folder: Path, count: int) -> Path:
+    """Photos with one or two coloured boxes each; the path of their annotations."""
+    tree: dict[str, Any] = {"images": [], "annotations": []}
+    tree["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, count + 1):
+        image = Image.new("RGB", (SIZE, SIZE), (90, 80 + 9 * number, 90))
+        boxes = [(1, (4 + number, 6, 36 + number, 46)), (2, (30, 20, 60 - number, 60))][: 1 + number % 2]
+        for category, (left, top, right, bottom) in boxes:
+            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
+            tree["annotations"].append(
+                {
+                    "id": len(tree["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": category,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": (right - left) * (bottom - top),
+                    "iscrowd": 0,
+                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
+                }
+            )
+        image.save(folder / f"{number}.png")
+        tree["images"].append({"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE})
+    path = folder / "train.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **changes: Any) -> Params:
+    """Settings of a run of seconds; ``changes`` are keys of ``train`` or ``runtime``."""
+    tree = load_params(REPOSITORY / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
+    tree["model"] |= {
+        "backbone": "resnet18",
+        "backbone_blocks": [1, 1, 1, 1],
+        "backbone_weights": "none",
+        "image_size": SIZE,
+        "fpn_channels": 8,
+        "num_prototypes": 4,
+        "anchor_scales": [[16], [24], [32], [40], [56]],
+    } | (model or {})
+    tree["train"] |= {"batch_size": 2, "warmup_steps": 0, "log_every": 1}
+    tree["runtime"] |= {"device": "cpu", "workers": 0}
+    for name, value in changes.items():
+        tree["runtime" if name in tree["runtime"] else "train"][name] = value
+    tree["train"]["loss"] |= loss or {}
+    return parse_params(tree)
+
+
+class Quiet:
+    """A listener that does nothing."""
+
+    def on_step(self, step: int, row: Metrics) -> None: ...
+
+    def on_speed(self, step: int, row: Metrics) -> None: ...
+
+    def on_epoch(self, step: int, row: Metrics) -> None: ...
+
+
+def train(settings: dict[str, Any], world: World) -> Trainer:
+    """Train in the current folder, from a checkpoint where there is one."""
+    annotations = make_photos(Path(f"photos{world.rank}"), settings.pop("photos"))
+    params = small_params(**settings)
+    data = CocoInstances.load(annotations, annotations.parent)
+    store = CheckpointStore(Path("models/checkpoints"), params.runtime.keep_checkpoints, "test run")
+    state = world.broadcast(store.begin() if world.is_main else None)
+    torch.manual_seed(0)
+    model = Yolact(params.model, 2)
+    validate = Validation(data, annotations, batch_size=2, world=world)
+    trainer = Trainer(model, data, params, Path("models"), store, validate, Quiet(), {}, world)
+    if state is not None:
+        trainer.restore(state)
+    trainer.fit()
+    return trainer
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        with joined_world("cpu") as world:
+            trainer = train(settings, world)
+            if world.is_main:
+                outcome = {"weights": trainer.model.state_dict(), "rows": trainer.validate.rows}  # type: ignore[attr-defined]
+                torch.save(outcome | {"history": trainer.history}, "done.pt")
+    except InterruptedRunError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except YolactError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Averaged weights, frozen layers, early stopping, micro-batches, and what a run says about its settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import tiny_config
+from tests.yolact.engine.runs import Quiet, make_photos, small_params
+from yolact.config import Params, parse_params
+from yolact.data.coco import CocoInstances
+from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
+from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
+from yolact.engine.checkpoint import CheckpointStore
+from yolact.engine.distributed import World
+from yolact.engine.ema import Ema
+from yolact.engine.freezing import frozen_parts
+from yolact.engine.interrupts import InterruptedRunError, Interrupts
+from yolact.engine.loss_watch import DivergedError
+from yolact.engine.micro_batches import positives_of, rows, split_batch
+from yolact.engine.trainer import Trainer
+from yolact.errors import SettingsError
+from yolact.inference import fold_batch_norm
+from yolact.models.yolact import Yolact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FROZEN_NORM = {"backbone_weights": "imagenet"}
+"""The caller loads weights, so nothing is downloaded; batch norm is frozen."""
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    annotations = make_photos(tmp_path / "photos", 4)
+    data = CocoInstances.load(annotations, annotations.parent)
+
+    def make(name: str = "models", scores: list[float] | None = None, **settings: Any) -> Trainer:
+        params = small_params(**settings)
+        torch.manual_seed(0)
+        model = Yolact(params.model, 2)
+        left = list(scores or [])
+        store = CheckpointStore(tmp_path / name / "checkpoints", 2, "run")
+
+        def validate(_: Yolact) -> dict[str, float]:
+            return {"mask_AP": left.pop(0) if left else 0.0}
+
+        return Trainer(model, data, params, tmp_path / name, store, validate, Quiet(), {})
+
+    return make
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+# --- A batch in several passes
+
+
+@pytest.mark.parametrize("passes", [2, 4])
+def test_passes_have_the_gradients_of_the_whole_batch(trainer: Callable[..., Trainer], passes: int) -> None:
+    """Photos have one or two objects, so passes differ in their positives."""
+    settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM}
+    whole, parts = trainer("whole", **settings), trainer("parts", accumulate=passes, **settings)
+    first, second = whole.fit(), parts.fit()
+    for row, expected in zip(second.history["steps"], first.history["steps"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+    found = weights(parts.model)
+    for name, expected in weights(whole.model).items():
+        assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
+
+
+def test_parts_of_a_batch_are_its_images_with_their_objects(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(batch_size=4)
+    batch = next(iter(learner.loader))
+    anchors = learner.model.anchors(learner.model.level_sizes(64, 64), torch.device("cpu"))
+    parts = split_batch(batch, 2, anchors, learner.config.loss, World())
+    assert [part.batch.image_ids for part in parts] == [batch.image_ids[:2], batch.image_ids[2:]]
+    positives = positives_of(batch, anchors, learner.config.loss)
+    assert [float(part.positives) for part in parts] == pytest.approx(
+        [float(positives[:2].sum() / positives.sum()), float(positives[2:].sum() / positives.sum())]
+    )
+    assert [float(part.images) for part in parts] == [0.5, 0.5]
+    single = [rows(batch, k, k + 1) for k in range(4)]
+    for name in ("boxes", "labels", "crowd", "masks", "semantic"):
+        joined = torch.cat([getattr(part.targets, name) for part in single])
+        assert torch.equal(joined, getattr(batch.targets, name))
+    assert all(part.targets.counts == [len(part.targets.boxes)] for part in single)
+    assert all(not part.targets.images.any() for part in single)
+
+
+# --- Averages, frozen layers, early stopping
+
+
+def test_averaged_weights_by_hand() -> None:
+    torch.manual_seed(0)
+    model = Yolact(tiny_config(), 1)
+    ema = Ema(model, decay=0.15)
+    expected = model.proto_net[0].weight.detach().double().clone()
+    for update in (1, 2, 3):
+        with torch.no_grad():
+            model.proto_net[0].weight.add_(1)
+            model.backbone.bn1.num_batches_tracked.add_(1)
+        ema.update(model)
+        decay = min(0.15, (1 + update) / (10 + update))  # 2/11 is above, so 0.15 at once
+        expected = decay * expected + (1 - decay) * model.proto_net[0].weight.detach().double()
+    assert torch.allclose(ema.model.proto_net[0].weight.double(), expected, atol=1e-6)
+    assert ema.model.backbone.bn1.num_batches_tracked == 3
+    slow = Ema(model, decay=0.999)
+    before = model.proto_net[0].weight.detach().clone()
+    with torch.no_grad():
+        model.proto_net[0].weight.add_(1)
+    slow.update(model)
+    assert torch.allclose(slow.model.proto_net[0].weight, before + 9 / 11, atol=1e-5)  # the decay rises from 2/11
+
+
+def test_averaged_weights_are_validated_and_kept(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(epochs=1, ema_decay=0.9)
+    shown: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: Yolact) -> dict[str, float]:
+        shown.append(weights(model))
+        return {"mask_AP": 0.5}
+
+    learner.validate = validate
+    learner.fit()
+    assert learner.ema is not None
+    kept, _ = learner.checkpoints.load_best(learner.best)
+    for name, tensor in weights(kept).items():
+        assert torch.equal(tensor, shown[0][name])
+        assert torch.equal(tensor, learner.ema.model.state_dict()[name])
+    assert not torch.equal(kept.proto_net[0].weight, learner.model.proto_net[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("up_to", "frozen"),
+    [
+        ("stem", ["backbone.conv1"]),
+        ("stage2", ["backbone.conv1", "backbone.layers.0", "backbone.layers.1"]),
+        ("backbone", ["backbone."]),
+    ],
+)
+def test_frozen_layers_stay_and_the_others_learn(
+    trainer: Callable[..., Trainer], up_to: str, frozen: list[str]
+) -> None:
+    learner = trainer(epochs=1, freeze=up_to, model=FROZEN_NORM)
+    before = weights(learner.model)
+    learner.fit()
+    moved = {name for name, tensor in weights(learner.model).items() if not torch.equal(tensor, before[name])}
+    convolutions = {
+        f"{name}.weight" for name, part in learner.model.named_modules() if isinstance(part, nn.Conv2d)
+    }  # batch norm is frozen everywhere
+    kept = {name for name in convolutions if any(name.startswith(start) for start in frozen)}
+    assert kept
+    assert convolutions - moved == kept
+
+
+def test_the_stem_of_darknet_is_what_comes_before_its_stages() -> None:
+    model = Yolact(tiny_config(backbone="darknet53", backbone_blocks=[1] * 5), 1)
+    assert frozen_parts(model.backbone, "stem") == [model.backbone._preconv]
+    assert frozen_parts(model.backbone, "stage1") == [model.backbone._preconv, model.backbone.layers[0]]
+    assert len(frozen_parts(model.backbone, "backbone")) == 6
+    assert frozen_parts(model.backbone, "none") == []
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "epochs"),
+    [
+        ([0.1, 0.3, 0.2, 0.3, 0.5], 2, 4),  # equal is not better
+        ([0.1, 0.3, 0.2, 0.4, 0.3, 0.2], 2, 6),
+        ([0.3, 0.2, 0.1, 0.1, 0.1, 0.1], 0, 6),
+    ],
+)
+def test_a_run_stops_when_it_does_not_get_better(
+    trainer: Callable[..., Trainer], scores: list[float], patience: int, epochs: int
+) -> None:
+    result = trainer(scores=scores, epochs=6, validate_every=1, patience=patience, batch_size=4).fit()
+    assert len(result.history["epochs"]) == epochs
+    assert result.best_score == max(scores[:epochs])
+
+
+# --- Settings
+
+
+def changed(params: Params, section: str, **values: Any) -> Params:
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree[section] |= values
+    return parse_params(tree)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("train", {"accumulate": 3}, r"accumulate \(3\) must divide batch_size \(2\)"),
+        ("train", {"freeze": "stage1"}, "there are no weights to keep"),
+        ("train", {"freeze": "layer1"}, "train.freeze"),
+        ("runtime", {"checkpoint_mirror": "gs://bucket"}, "runtime.checkpoint_mirror"),
+    ],
+)
+def test_impossible_settings_are_refused(section: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        changed(small_params(), section, **values)
+
+
+def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
+    with pytest.raises(SettingsError, match=r"train\.freeze is stage5, but resnet18 has 4 stages"):
+        small_params(model=FROZEN_NORM, freeze="stage5")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "lr", "warned"),
+    [
+        ("sgd", 8, 1e-3, False),
+        ("sgd", 8, 1e-2, True),
+        ("sgd", 64, 8e-3, False),
+        ("sgd", 64, 1e-3, True),
+        ("adamw", 8, 1e-2, False),
+    ],
+)
+def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
+    optimizer: str, batch_size: int, lr: float, warned: bool
+) -> None:
+    advice = learning_rate_advice(small_params(optimizer=optimizer, batch_size=batch_size, lr=lr).train)
+    assert (advice is not None) == warned
+    if advice:
+        assert f"train.lr is {lr:g}" in advice
+        assert f"({1e-3 * batch_size / 8:.3g}, from the published 0.001 for 8)" in advice
+
+
+def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = trainer(batch_size=4, epochs=1)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(learner.network, "forward", fail)
+    with pytest.raises(Exception, match="out of memory with 4 photos of 64 px at once in fp32") as caught:
+        learner.fit()
+    for way in ("train.accumulate: 2", "train.batch_size: 2", "train.precision: bf16", "model.image_size: 48"):
+        assert way in str(caught.value)
+    config = small_params(batch_size=8, accumulate=4, precision="bf16").train
+    message = str(out_of_memory(config, 550, 2, RuntimeError("CUDA out of memory")))
+    assert "with 1 photos" in message
+    assert "accumulate" not in message
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+# --- Divergence and being asked to stop
+
+
+def test_the_batch_whose_loss_is_not_finite_can_be_read(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(batch_size=4)
+    with torch.no_grad():
+        learner.model.semantic_seg_conv.bias.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="The batch is in") as caught:
+        learner.fit()
+    (path,) = (learner.model_dir / "diverged").iterdir()
+    assert str(path) in str(caught.value)
+    content = torch.load(path, weights_only=True)
+    batch = next(iter(learner.loader))
+    assert content["image_ids"] == batch.image_ids
+    assert torch.equal(content["images"], batch.images)
+    assert torch.equal(content["targets"]["masks"], batch.targets.masks)
+    assert content["step"] == 0
+    assert content["terms"]["semantic"] != content["terms"]["semantic"]
+
+
+def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(epochs=1)
+
+    def validate(_: Yolact) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the validation goes on")
+
+    learner.validate = validate
+    with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
+        learner.fit()
+    state = learner.checkpoints.latest()
+    assert state is not None
+    assert (state.epochs_done, state.validation_due) == (1, True)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    interrupts = Interrupts()
+    with interrupts.watched():
+        assert signal.getsignal(signal.SIGTERM) == interrupts._note
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# --- Parts
+
+
+def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_folded() -> None:
+    torch.manual_seed(0)
+    model = Yolact(tiny_config(), 1).eval()
+    images = torch.rand(1, 3, 64, 64)
+    before = weights(model)
+    with torch.no_grad():
+        expected = model(images).boxes
+        synchronise_batch_norm(model)
+        assert all(type(part) is SyncBatchNorm2d for part in model.modules() if isinstance(part, nn.BatchNorm2d))
+        assert list(weights(model)) == list(before)
+        assert torch.equal(model(images).boxes, expected)
+        fold_batch_norm(model)
+        assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+        assert torch.allclose(model(images).boxes, expected, atol=1e-4)
+
+
+def test_no_warning_without_reason(trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        trainer(batch_size=4, lr=5e-4)
+    assert not caplog.records

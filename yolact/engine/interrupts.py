@@ -1,0 +1,74 @@
+"""Being asked to stop: SIGTERM, as when a pod is moved, and SIGINT, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from yolact.errors import YolactError
+
+EX_TEMPFAIL = 75
+"""Exit code (sysexits.h) that says: nothing is wrong, start me again and I go on."""
+
+
+class InterruptedRunError(YolactError):
+    """The run was asked to stop and has written a checkpoint; the same command goes on from it."""
+
+    exit_code = EX_TEMPFAIL
+
+
+class Interrupts:
+    """While it is watched, the first SIGTERM or SIGINT is a request; a second one does what it does to any program.
+
+    In a thread other than the main one, and within a watch, no handler is set.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        """Name of the signal that came."""
+        self._at_once = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Set the handlers, and put back those that were there."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this, a request raises `InterruptedRunError` where it comes: for work that is repeated anyway."""
+        self._at_once = True
+        try:
+            if self.requested:
+                self._stop()
+            yield
+        finally:
+            self._at_once = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number).name
+        for handled in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL)
+        if self._at_once:
+            self._stop()
+
+    def _stop(self) -> None:
+        raise InterruptedRunError(stop_message(self.requested))
+
+
+def stop_message(signal_name: str | None) -> str:
+    """What the end of an interrupted run says."""
+    return (
+        f"stopped by {signal_name or 'a signal to another process'}; a checkpoint is written. The same command goes on "
+        f"from there (exit code {EX_TEMPFAIL})"
+    )

@@ -1,0 +1,148 @@
+"""Loss terms of the steps: summed on the device, read late, and never infinite unnoticed.
+
+Reading a number from a GPU makes the host wait until everything before it is computed, and the GPU then waits for the
+host. So each step's terms begin their way to the host when they are known, and are looked at one step later, when they
+have long arrived. A step whose loss is not finite is thus noticed when the one after it has been handed to the GPU; no
+checkpoint is written in between, since every checkpoint first looks at all that is on its way. On a CPU, where reading
+costs nothing, terms are looked at before the step changes a weight.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yolact.data.loader import Batch
+from yolact.engine.distributed import World
+from yolact.errors import YolactError
+from yolact.files import replaced_file
+from yolact.losses import Losses
+
+
+class DivergedError(YolactError):
+    """A loss term became infinite or not a number; names the terms, the step and the photos."""
+
+
+@dataclass
+class _Step:
+    """What is known of a step whose terms are on their way to the host."""
+
+    number: int
+    epoch: int
+    batch: Batch
+    names: list[str]
+    values: Tensor
+    """(2 T + 1,) on the host: this process's terms, the global ones, and how many processes want to stop."""
+    arrived: torch.cuda.Event | None
+
+
+class LossWatch:
+    """The loss terms of a run.
+
+    Args:
+        device: where the losses are computed.
+        world: the processes; terms are means over them, which with global normalisers are those of the whole batch.
+        dump_dir: gets the batch whose loss is not finite.
+    """
+
+    def __init__(self, device: torch.device, world: World, dump_dir: Path) -> None:
+        self.world = world
+        self.dump_dir = dump_dir
+        self._delay = 0 if device.type == "cpu" else 1
+        self._on_the_way: deque[_Step] = deque()
+        self._names: list[str] = []
+        self._sums: Tensor | None = None
+        self._count = 0
+        self.stop_agreed = False
+        """Some process wants to stop, and every process knows since the same step."""
+
+    def add(self, parts: list[Losses], batch: Batch, *, step: int, epoch: int, stop: bool) -> None:
+        """Take in the terms of a step.
+
+        Args:
+            parts: of its micro-batches; they add up.
+            batch: on the device; it is kept until its terms are looked at.
+            epoch: from 1, for messages.
+            stop: whether this process wants to stop.
+
+        Raises:
+            DivergedError: the loss of this step, or of the one before, is not finite. Every process raises it.
+        """
+        terms = [part.as_dict() | {"total": part.total} for part in parts]
+        self._names = list(terms[0])
+        local = torch.stack([torch.stack(list(part.values())) for part in terms]).detach().float().sum(dim=0)  # (T,)
+        shared = torch.cat([local, local.new_full((1,), float(stop))])
+        if self.world.size > 1:
+            dist.all_reduce(shared)
+            shared[:-1] /= self.world.size
+        self._sums = shared[:-1].clone() if self._sums is None else self._sums + shared[:-1]
+        self._count += 1
+        values = torch.cat([local, shared]).to("cpu", non_blocking=True)
+        arrived = None
+        if local.is_cuda:
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._on_the_way.append(_Step(step, epoch, batch, self._names, values, arrived))
+        self._look(self._delay)
+
+    def settle(self) -> None:
+        """Look at all terms that are on their way; waits for them.
+
+        Raises:
+            DivergedError: see `add`.
+        """
+        self._look(0)
+
+    def take_means(self) -> dict[str, float]:
+        """Mean of each term over the steps since the last call, by name; waits for the device."""
+        assert self._sums is not None
+        means = (self._sums / self._count).tolist()
+        self._sums, self._count = None, 0
+        return dict(zip(self._names, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        sums = None if self._sums is None else self._sums.cpu()
+        return {"names": self._names, "sums": sums, "count": self._count}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from `state`."""
+        self._names, self._count = state["names"], state["count"]
+        self._sums = None if state["sums"] is None else state["sums"].to(device, copy=True)
+
+    def _look(self, leave: int) -> None:
+        while len(self._on_the_way) > leave:
+            step = self._on_the_way.popleft()
+            if step.arrived is not None:
+                step.arrived.synchronize()
+            if not step.values.isfinite().all():
+                self._raise(step)
+            self.stop_agreed |= bool(step.values[-1] > 0)
+
+    def _raise(self, step: _Step) -> None:
+        count = len(step.names)
+        local, shared = step.values[:count], step.values[count:-1]
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(step.names[:-1], shared.tolist(), strict=False))
+        where = f"the loss is not finite at step {step.number} (epoch {step.epoch}): {terms}. "
+        if local.isfinite().all():
+            raise DivergedError(f"{where}The photos are those of another process, whose message names them.")
+        raise DivergedError(
+            f"{where}Photos of the batch, by id: {', '.join(map(str, step.batch.image_ids))}. "
+            f"The batch is in {self._dump(step)}. Try a smaller train.lr, a longer train.warmup_steps, "
+            "or train.max_grad_norm: 10."
+        )
+
+    def _dump(self, step: _Step) -> Path:
+        """Write the batch; ``torch.load(path, weights_only=True)`` reads it."""
+        suffix = f"-rank{self.world.rank}" if self.world.size > 1 else ""
+        path = self.dump_dir / f"step_{step.number:08d}{suffix}.pt"
+        terms = dict(zip(step.names, step.values.tolist(), strict=False))
+        with replaced_file(path) as temporary:
+            torch.save({"step": step.number, "epoch": step.epoch, "terms": terms, **asdict(step.batch)}, temporary)
+        return path

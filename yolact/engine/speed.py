@@ -1,0 +1,77 @@
+"""How fast a run is, and how much memory it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from yolact.data.loader import Batch
+
+
+class SpeedMeter:
+    """Counts photos and waiting since the last look.
+
+    Args:
+        device: whose memory is told, if it is a GPU.
+        total_steps: of the run.
+    """
+
+    def __init__(self, device: torch.device, total_steps: int) -> None:
+        self.device = device
+        self.total_steps = total_steps
+        self.last_wait = 0.0
+        """Seconds that the last batch was waited for."""
+        self._reset()
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, and note how long each was waited for."""
+        source = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            self.last_wait = time.perf_counter() - start
+            self._waited += self.last_wait
+            if batch is None:
+                return
+            yield batch
+
+    def count(self, photos: int) -> None:
+        """Note a step with that many photos."""
+        self._photos += photos
+        self._steps += 1
+
+    def take(self, steps_done: int) -> dict[str, float]:
+        """Figures since the last call; call it when the device has done its work.
+
+        Returns:
+            ``images_per_second``; ``data_wait``, the share of the time in which the next batch was waited for, 0 to 1;
+            ``seconds_left`` to the end of the run without its validations; on a GPU ``gpu_memory_gib``, the most that
+            tensors took.
+        """
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        figures = {
+            "images_per_second": self._photos / seconds,
+            "data_wait": min(self._waited / seconds, 1.0),
+            "seconds_left": seconds / self._steps * (self.total_steps - steps_done),
+        }
+        if self.device.type == "cuda":
+            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self._reset()
+        return figures
+
+    @staticmethod
+    def describe(figures: dict[str, float]) -> str:
+        """The figures for a progress bar."""
+        minutes, seconds = divmod(round(figures["seconds_left"]), 60)
+        hours, minutes = divmod(minutes, 60)
+        text = f"{figures['images_per_second']:.1f} img/s, {hours}:{minutes:02}:{seconds:02} left"
+        memory = figures.get("gpu_memory_gib")
+        return text if memory is None else f"{text}, {memory:.1f} GiB"
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._photos = 0
+        self._steps = 0
+        self._waited = 0.0
