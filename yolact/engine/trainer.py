@@ -407,8 +407,9 @@ def _check_precision(params: Params, device: torch.device) -> None:
     smallest = min(params.train.augment.image_sizes or [params.model.image_size])
     if device.type == "cpu" and params.train.precision == "bf16" and smallest <= 64:
         raise SettingsError(
-            f"train.precision: bf16 on a CPU needs inputs of more than 64 pixels (found {smallest} in model.image_size or "
-            "train.augment.image_sizes): on the single cell of P6 PyTorch's gradients are wrong. Set train.precision: fp32"
+            f"train.precision: bf16 on a CPU needs inputs of more than 64 pixels (model.image_size, "
+            f"train.augment.image_sizes), found {smallest}: on the single cell of P6 PyTorch's gradients are wrong. "
+            "Set train.precision: fp32"
         )
 
 

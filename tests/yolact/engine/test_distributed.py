@@ -99,7 +99,7 @@ assert shared.num_batches_tracked == 2
 
 
 def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    """Against PyTorch's in double precision: its own float32 gradients in channels_last are up to 1 % off on CPUs."""
+    """Against PyTorch's in double precision: its own float32 in channels_last sums less exactly on CPUs."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

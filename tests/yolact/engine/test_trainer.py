@@ -303,7 +303,7 @@ def test_scaled_gradients_survive_skipped_first_steps(trainer: Callable[..., Tra
 
 
 def test_a_precision_that_the_device_computes_wrongly_is_refused(trainer: Callable[..., Trainer]) -> None:
-    with pytest.raises(SettingsError, match=r"train\.precision: bf16 on a CPU needs a model\.image_size above 64"):
+    with pytest.raises(SettingsError, match=r"train\.precision: bf16 on a CPU needs inputs of more than 64 pixels"):
         trainer(precision="bf16")
 
 
