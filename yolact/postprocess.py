@@ -161,7 +161,8 @@ def to_photo_frame(
 ) -> Detections:
     """Bring one image's candidates into the photo's frame.
 
-    Boxes outside the photo are dropped, unless ``config.integer_boxes`` asks for the published ones.
+    Boxes outside the photo are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
+    ones.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
@@ -178,7 +179,7 @@ def to_photo_frame(
     boxes = _photo_boxes(in_photo, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes
-    if not config.integer_boxes:
+    if keep_aspect_ratio or not config.integer_boxes:
         visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         if not bool(visible.all()):
             boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
