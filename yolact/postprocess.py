@@ -174,8 +174,10 @@ def to_photo_frame(
     Returns:
         Detections on the CPU.
     """
-    share = filled_share(height, width) if keep_aspect_ratio else WHOLE
-    in_photo = candidates.boxes / candidates.boxes.new_tensor([share[1], share[0]] * 2)  # relative to the photo
+    share, in_photo = WHOLE, candidates.boxes
+    if keep_aspect_ratio:
+        share = filled_share(height, width)
+        in_photo = in_photo / in_photo.new_tensor([share[1], share[0]] * 2)
     boxes = _photo_boxes(in_photo, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes

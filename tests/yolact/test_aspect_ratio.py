@@ -59,7 +59,7 @@ def photo_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sampl
 
 
 def channels_first(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 # --- on the way in ------------------------------------------------------------------------------------------------
@@ -274,6 +274,25 @@ def test_photos_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
         [alone] = found_again(model, [photo])
         assert torch.equal(found.boxes, alone.boxes)
         assert torch.equal(found.masks, alone.masks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(40, 120), st.integers(40, 120), st.data())
+def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, width: int, draw: st.DataObject) -> None:
+    """What training asks for at an input of 128 pixels, taken for the network's output, is the object in the photo."""
+    left, top = draw.draw(st.integers(0, width - 20)), draw.draw(st.integers(0, height - 20))
+    right, bottom = draw.draw(st.integers(left + 20, width)), draw.draw(st.integers(top + 20, height))
+    sample = photo_with(height, width, (left, top, right, bottom))
+    targets = window_targets(sample, Window(0, 0, width, height).squared(), Grids.of_input(128), 3)
+    prototypes = targets.masks[0].float()[:, :, None] - 0.5  # (32, 32, 1)
+    candidates = Candidates(targets.boxes, torch.tensor([0.9]), targets.labels, torch.ones(1, 1))
+    found = to_photo_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, keep_aspect_ratio=True)
+    torch.testing.assert_close(found.boxes, torch.tensor(sample.boxes).float(), atol=1e-3, rtol=0)
+    expected = torch.from_numpy(coco_mask.decode(sample.masks)[:, :, 0] != 0)
+    assert not (found.masks[0] & ~expected).any()
+    cell = max(height, width) / 32  # a prototype pixel in photo pixels
+    lost_edge = 2 * cell * (right - left + bottom - top)  # each edge may lie a cell off
+    assert (expected & ~found.masks[0]).sum() <= lost_edge
 
 
 def candidates_of(boxes: list[list[float]]) -> Candidates:
