@@ -37,7 +37,9 @@ def run(data: Path, params: Path, *, as_json: bool, console: Console | None = No
 def print_report(report: AnchorReport, console: Console) -> None:
     """A table of both choices, by size and by level, and the suggestion as lines of params.yaml."""
     present, suggested = report.present, report.suggested
-    console.print(f"{report.measured} of {report.boxes} boxes, resized to {report.image_size} x {report.image_size} px")
+    size = report.image_size
+    resized = f"so that the longer side is {size} px" if report.keep_aspect_ratio else f"to {size} x {size} px"
+    console.print(f"{report.measured} of {report.boxes} boxes, photos resized {resized}")
     table = Table()
     table.add_column("boxes")
     for name in ("number", f"recall at {RECALL_IOU:g}", "mean IoU", "with suggested anchors", "mean IoU"):

@@ -20,6 +20,7 @@ def tiny_config(**changes: object) -> ModelConfig:
         "backbone_weights": "none",
         "initial_weights": "none",
         "image_size": 64,
+        "keep_aspect_ratio": False,
         "fpn_channels": 8,
         "num_prototypes": 4,
         "anchor_scales": [[8], [16], [24], [40], [60]],

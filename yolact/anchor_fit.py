@@ -18,6 +18,7 @@ from torch import Tensor
 from yolact.boxes import box_iou, cxcywh_to_xyxy
 from yolact.config import PYRAMID_LEVELS, ModelConfig
 from yolact.data.coco import CocoInstances
+from yolact.data.window import Window
 from yolact.errors import DataError
 from yolact.models.anchors import config_anchors
 from yolact.models.yolact import Yolact
@@ -64,6 +65,7 @@ class AnchorReport:
     """The anchors of a network and the suggested ones, over the same boxes."""
 
     image_size: int
+    keep_aspect_ratio: bool
     boxes: int
     """In the data set, crowd regions left out."""
     measured: int
@@ -83,7 +85,7 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     Raises:
         DataError: the data set has no box.
     """
-    boxes = dataset_boxes(data)
+    boxes = dataset_boxes(data, keep_aspect_ratio=config.keep_aspect_ratio)
     if not len(boxes):
         raise DataError(f"{data.images_dir.parent}: no object, so there is nothing that anchors could cover")
     step = max(len(boxes) / MAX_BOXES, 1.0)
@@ -92,6 +94,7 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     better = config.model_copy(update={"anchor_scales": scales, "anchor_ratios": ratios, "square_anchors": False})
     return AnchorReport(
         image_size=config.image_size,
+        keep_aspect_ratio=config.keep_aspect_ratio,
         boxes=len(boxes),
         measured=len(measured),
         present=measure_anchors(measured, config),
@@ -99,14 +102,21 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     )
 
 
-def dataset_boxes(data: CocoInstances) -> Tensor:
-    """All boxes but those of crowd regions and those without area; (N, 4) float32 xyxy, relative."""
-    rows = [
-        [item.box[0] / image.width, item.box[1] / image.height, item.box[2] / image.width, item.box[3] / image.height]
-        for image in data.images
-        for item in data.objects[image.id]
-        if not item.crowd and item.box[2] > item.box[0] and item.box[3] > item.box[1]
-    ]
+def dataset_boxes(data: CocoInstances, *, keep_aspect_ratio: bool) -> Tensor:
+    """All boxes but those of crowd regions and those without area; (N, 4) float32 xyxy, relative to the input.
+
+    Args:
+        keep_aspect_ratio: the network's, see `ModelConfig`.
+    """
+    rows = []
+    for image in data.images:
+        window = Window(0, 0, image.width, image.height)
+        window = window.squared() if keep_aspect_ratio else window
+        rows += [
+            [left / window.width, top / window.height, right / window.width, bottom / window.height]
+            for left, top, right, bottom in (item.box for item in data.objects[image.id] if not item.crowd)
+            if right > left and bottom > top
+        ]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
 
 

@@ -93,7 +93,10 @@ class ModelConfig(_Section):
     """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is taken from it,
     batch norm is frozen, and ``backbone_weights`` is not read (`yolact.models.starting_weights`)."""
     image_size: ImageSize
-    """Side of the square network input, pixels; the aspect ratio is not kept (paper section 4)."""
+    """Side of the square network input, pixels."""
+    keep_aspect_ratio: bool
+    """Resize photos so that their longer side is ``image_size``, and fill the rest of the square, right and below, with
+    the mean colour. False stretches them to the square, as published (paper section 4)."""
     fpn_channels: PositiveInt
     num_prototypes: PositiveInt
     """k of the paper, section 3.1; also the number of mask coefficients per anchor."""

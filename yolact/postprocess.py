@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
 from yolact.boxes import box_iou, crop_mask, decode, pixel_window
 from yolact.config import DetectConfig
+from yolact.data.window import filled_share
 from yolact.detections import Detections
 from yolact.masks import InstanceMasks
 from yolact.models.maskiou import MaskIouNet
@@ -19,6 +19,9 @@ from yolact.structures import RawOutputs
 
 CROP_PADDING = 1
 """Prototype pixels by which a box grows on every side before its mask is cropped there, as published."""
+
+WHOLE = (1.0, 1.0)
+"""Share of the rows and of the columns of the network's input that a photo fills which was stretched to it."""
 
 ENLARGED_PIXELS = 2**25
 """Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large photos take."""
@@ -153,24 +156,32 @@ def to_photo_frame(
     config: DetectConfig,
     maskiou_net: MaskIouNet | None = None,
     mask_size: tuple[int, int] | None = None,
+    *,
+    keep_aspect_ratio: bool = False,
 ) -> Detections:
     """Bring one image's candidates into the photo's frame.
 
-    Boxes outside the photo are dropped, unless ``config.integer_boxes`` asks for the published ones.
+    Boxes outside the photo are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
+    ones.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
         height, width: of the photo, pixels.
         maskiou_net: of a network with mask re-scoring.
         mask_size: height and width of the masks, pixels; None for those of the photo.
+        keep_aspect_ratio: the network's, see `ModelConfig`: whether the photo fills but a part of its input.
 
     Returns:
         Detections on the CPU.
     """
-    boxes = _photo_boxes(candidates.boxes, height, width, integer=config.integer_boxes)
+    share, in_photo = WHOLE, candidates.boxes
+    if keep_aspect_ratio:
+        share = filled_share(height, width)
+        in_photo = in_photo / in_photo.new_tensor([share[1], share[0]] * 2)
+    boxes = _photo_boxes(in_photo, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes
-    if not config.integer_boxes:
+    if keep_aspect_ratio or not config.integer_boxes:
         visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         if not bool(visible.all()):
             boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
@@ -180,7 +191,10 @@ def to_photo_frame(
     if maskiou_net is not None and len(scores):
         soft = logits.sigmoid() * crop_mask(relative, logits.shape[1], logits.shape[2], CROP_PADDING)
         mask_scores = scores * maskiou_net(soft).gather(1, labels[:, None]).squeeze(1)
-    masks = enlarge_masks(logits, relative, *(mask_size or (height, width)), crop_first=config.crop_before_enlarging)
+    mask_height, mask_width = mask_size or (height, width)
+    masks = enlarge_masks(
+        logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share
+    )
     return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), photo_size=(height, width))
 
 
@@ -201,7 +215,15 @@ def assemble(prototypes: Tensor, coefficients: Tensor) -> Tensor:
     return (coefficients @ flat.T).reshape(-1, rows, columns)
 
 
-def enlarge_masks(logits: Tensor, boxes: Tensor, height: int, width: int, *, crop_first: bool) -> InstanceMasks:
+def enlarge_masks(
+    logits: Tensor,
+    boxes: Tensor,
+    height: int,
+    width: int,
+    *,
+    crop_first: bool,
+    share: tuple[float, float] = WHOLE,
+) -> InstanceMasks:
     """Turn mask logits at the prototypes' resolution into masks of the photo.
 
     The logits are enlarged bilinearly (half-pixel centres), and a pixel with a positive one belongs to the mask if its
@@ -211,8 +233,9 @@ def enlarge_masks(logits: Tensor, boxes: Tensor, height: int, width: int, *, cro
 
     Args:
         logits: (N, Hp, Wp).
-        boxes: (N, 4) xyxy, relative.
-        height, width: of the photo, pixels.
+        boxes: (N, 4) xyxy, relative to the network's input.
+        height, width: of the masks, which show the whole photo, pixels.
+        share: of the input's rows and of its columns that the photo fills, see `filled_share`.
     """
     rows, columns = logits.shape[1:]
     threshold, padding = 0.0, 0.0
@@ -222,26 +245,33 @@ def enlarge_masks(logits: Tensor, boxes: Tensor, height: int, width: int, *, cro
         padding = CROP_PADDING + 2  # bilinear enlargement carries a pixel beyond the crop
     windows = np.concatenate(
         [
-            _photo_window(boxes[:, 1::2].cpu().numpy(), padding / rows, height),
-            _photo_window(boxes[:, 0::2].cpu().numpy(), padding / columns, width),
+            _photo_window(boxes[:, 1::2].cpu().numpy(), padding / rows, height, share[0]),
+            _photo_window(boxes[:, 0::2].cpu().numpy(), padding / columns, width, share[1]),
         ],
         axis=1,
     )  # (N, 4) top, bottom, left, right
     cut = _cut_whole if logits.is_cuda else _cut_windows
-    crops = cut(logits, windows, height, width, threshold)
+    crops = cut(logits, windows, height, width, threshold, share)
     return InstanceMasks(height, width, [(int(top), int(left)) for top, _, left, _ in windows], crops)
 
 
-def _photo_window(edges: np.ndarray, padding: float, size: int) -> np.ndarray:
-    """First pixel and one past the last (N, 2) with centres between relative ``edges`` (N, 2), grown by ``padding``."""
-    low = np.ceil((edges.min(axis=1) - padding) * size - 0.5).clip(0, size)
-    high = np.ceil((edges.max(axis=1) + padding) * size - 0.5).clip(0, size)
+def _photo_window(edges: np.ndarray, padding: float, size: int, share: float) -> np.ndarray:
+    """First pixel and one past the last (N, 2) with centres between relative ``edges`` (N, 2), grown by ``padding``.
+
+    The photo's ``size`` pixels fill a ``share`` of the axis that edges and padding are relative to.
+    """
+    extent = size / share
+    low = np.ceil((edges.min(axis=1) - padding) * extent - 0.5).clip(0, size)
+    high = np.ceil((edges.max(axis=1) + padding) * extent - 0.5).clip(0, size)
     return np.stack([low, np.maximum(low, high)], axis=1).astype(np.int64)
 
 
-def _cut_windows(maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float) -> list[np.ndarray]:
+def _cut_windows(
+    maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float, share: tuple[float, float]
+) -> list[np.ndarray]:
     """Enlarge each of (N, Hp, Wp) maps inside its window alone and test it for more than ``threshold``."""
-    rows, columns = _interpolation(maps.shape[1], height), _interpolation(maps.shape[2], width)
+    rows = _interpolation(maps.shape[1], height, share[0])
+    columns = _interpolation(maps.shape[2], width, share[1])
     crops = []
     for small, (top, bottom, left, right) in zip(maps.cpu().numpy(), windows, strict=True):
         if top == bottom or left == right:
@@ -260,13 +290,21 @@ def _cut_windows(maps: Tensor, windows: np.ndarray, height: int, width: int, thr
     return crops
 
 
-def _cut_whole(maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float) -> list[np.ndarray]:
+def _cut_whole(
+    maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float, share: tuple[float, float]
+) -> list[np.ndarray]:
     """The same as `_cut_windows` where many small operations would be slow: whole maps at once, on their device."""
     crops: list[np.ndarray] = []
     if not len(maps):  # F.interpolate refuses it
         return crops
+    # What F.interpolate calls; it alone takes sizes and factors that do not go together: only a share is enlarged.
+    enlarge = torch.ops.aten.upsample_bilinear2d
+    factors = [
+        None if part == 1 else pixels / (part * samples)
+        for pixels, part, samples in zip((height, width), share, maps.shape[1:], strict=True)
+    ]
     for part in maps.split(max(1, ENLARGED_PIXELS // (height * width))):
-        whole = F.interpolate(part[None], size=(height, width), mode="bilinear", align_corners=False)[0] > threshold
+        whole = enlarge(part[None], [height, width], False, *factors)[0] > threshold
         for mask in whole.cpu().numpy():
             top, bottom, left, right = windows[len(crops)]
             crops.append(mask[top:bottom, left:right].copy())  # the whole mask need not stay
@@ -282,8 +320,11 @@ class _Interpolation:
     weight: np.ndarray
 
 
-def _interpolation(samples: int, size: int) -> _Interpolation:
-    """Bilinear interpolation with half-pixel centres, edges repeated (as `torch.nn.functional.interpolate`)."""
-    position = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(samples / size) - 0.5).clip(min=0)
+def _interpolation(samples: int, size: int, share: float) -> _Interpolation:
+    """Bilinear interpolation with half-pixel centres, edges repeated (as `torch.nn.functional.interpolate`).
+
+    The pixels lie over the first ``share`` of the samples.
+    """
+    position = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(samples * share / size) - 0.5).clip(min=0)
     low = position.astype(np.int64)
     return _Interpolation(low, np.minimum(low + 1, samples - 1), (position - low).astype(np.float32))

@@ -12,22 +12,23 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from yolact.config import DEFAULT_DETECTION, DetectConfig
-from yolact.data.transforms import normalize, to_square
+from yolact.data.transforms import normalize, to_padded_square, to_square
+from yolact.data.window import filled_share
 from yolact.detections import Detections
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError
 from yolact.inference import InferenceNetwork, Precision
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
-from yolact.postprocess import detect, to_photo_frame
+from yolact.postprocess import WHOLE, detect, to_photo_frame
 from yolact.structures import RawOutputs
 
 Photo = np.ndarray | Tensor | str | Path
 """An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of a picture."""
 
 MaskResolution = Literal["photo", "prototypes"] | int
-"""How large masks are: as the photo; as the network's prototypes (coarse, and fastest); or as the photo reduced to
-this longest side, in pixels."""
+"""How large masks are: as the photo; as the network's prototypes (coarse, and fastest), or as the part of them that the
+photo fills where its aspect ratio is kept; or as the photo reduced to this longest side, in pixels."""
 
 
 class DetectChanges(TypedDict, total=False):
@@ -157,9 +158,10 @@ class Predictor:
     @torch.no_grad()
     def preprocess(self, images: Sequence[Tensor]) -> Tensor:
         """Turn (3, H, W) uint8 RGB images, sizes may differ, into the network's (B, 3, S, S) float32 input."""
-        size = self.model_config.image_size
-        batch = torch.stack([to_square(image.to(self.device), size) for image in images])
-        return normalize(batch, self.model_config.backbone)
+        config = self.model_config
+        resize = to_padded_square if config.keep_aspect_ratio else to_square
+        batch = torch.stack([resize(image.to(self.device), config.image_size) for image in images])
+        return normalize(batch, config.backbone)
 
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -175,6 +177,7 @@ class Predictor:
                 self.config,
                 self.network.maskiou_net,
                 self._mask_size(prototypes, height, width),
+                keep_aspect_ratio=self.model_config.keep_aspect_ratio,
             )
             detections.class_names = tuple(self.classes)
             found.append(detections)
@@ -184,7 +187,8 @@ class Predictor:
         if self.mask_resolution == "photo":
             return height, width
         if self.mask_resolution == "prototypes":
-            return prototypes.shape[0], prototypes.shape[1]
+            share = filled_share(height, width) if self.model_config.keep_aspect_ratio else WHOLE
+            return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
         factor = min(1.0, self.mask_resolution / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
 

@@ -120,8 +120,24 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_boxes_are_those_of_the_resized_photo_without_crowd_regions(data: Path) -> None:
-    boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"))
+    boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"), keep_aspect_ratio=False)
     assert boxes.tolist() == [pytest.approx([0.1, 0.1, 0.6, 0.5]), pytest.approx([0.025, 0.05, 0.075, 0.15])]
+
+
+def test_boxes_of_a_photo_that_keeps_its_aspect_ratio_are_relative_to_its_longer_side(data: Path) -> None:
+    """200 x 100 pixels in a square of 200."""
+    boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"), keep_aspect_ratio=True)
+    assert boxes.tolist() == [pytest.approx([0.1, 0.05, 0.6, 0.25]), pytest.approx([0.025, 0.025, 0.075, 0.075])]
+
+
+def test_anchors_are_measured_on_boxes_as_the_network_sees_them(data: Path) -> None:
+    """The boxes are 100 x 40 and 10 x 10 of 200 x 100 pixels: 32 x 12.8 and 3.2 x 3.2 at 64 px, or twice as high."""
+    loaded = CocoInstances.load(data / "train.json", data / "images")
+    kept, stretched = (fit_anchors(loaded, tiny_config(keep_aspect_ratio=keep)) for keep in (True, False))
+    assert (kept.keep_aspect_ratio, stretched.keep_aspect_ratio) == (True, False)
+    assert kept.suggested.scales[0] == pytest.approx([3.2], abs=0.06)
+    assert kept.suggested.scales[-1] == pytest.approx([(32 * 12.8) ** 0.5], abs=0.06)
+    assert stretched.suggested.scales[-1] == pytest.approx([(32 * 25.6) ** 0.5], abs=0.06)
 
 
 def test_data_without_objects_is_refused(data: Path) -> None:
@@ -140,7 +156,7 @@ def test_the_command_prints_a_table_or_json(
     (data / "params.yaml").write_text(yaml.safe_dump(params))
     command.run(data, data / "params.yaml", as_json=False)
     shown = capsys.readouterr().out
-    assert "2 of 2 boxes, resized to 128 x 128 px" in shown
+    assert "2 of 2 boxes, photos resized to 128 x 128 px" in shown
     assert "anchor_scales: [[" in shown
     command.run(data / "train.json", data / "params.yaml", as_json=True)
     report = json.loads(capsys.readouterr().out)

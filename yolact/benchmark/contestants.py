@@ -159,8 +159,9 @@ class OwnContestant:
     ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """See `Contestant`."""
         config, maskiou_net = self.predictor.config, self.predictor.network.maskiou_net
+        keep = self.predictor.model_config.keep_aspect_ratio
         photos = [
-            to_photo_frame(candidates, prototypes, height, width, config, maskiou_net)
+            to_photo_frame(candidates, prototypes, height, width, config, maskiou_net, keep_aspect_ratio=keep)
             for candidates, prototypes, (height, width) in zip(*detections, sizes, strict=True)
         ]
         return [(photo.boxes, photo.scores, photo.labels, photo.masks) for photo in photos]

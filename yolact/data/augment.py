@@ -48,9 +48,19 @@ class Sample:
 
 
 def augment(
-    sample: Sample, config: AugmentConfig, grids: Grids, num_classes: int, rng: np.random.Generator
+    sample: Sample,
+    config: AugmentConfig,
+    grids: Grids,
+    num_classes: int,
+    rng: np.random.Generator,
+    *,
+    keep_aspect_ratio: bool = False,
 ) -> tuple[Tensor, Targets]:
     """Draw a random variant of a photo.
+
+    Args:
+        keep_aspect_ratio: see `ModelConfig`. The window that is drawn then grows to a square, to the right or below: as
+            far as there is photo it shows more of that, and beyond it the mean colour.
 
     Returns:
         (3, S, S) uint8 RGB and its targets, as a batch of one image. Objects whose centre is outside the window are
@@ -61,6 +71,8 @@ def augment(
     """
     recolor = partial(change_colors, change=draw_colors(rng) if config.photometric else ColorChange())
     window = draw_window(sample, config, rng)
+    if keep_aspect_ratio:
+        window = window.squared()
     return render(sample.image, window, grids.image, recolor), window_targets(sample, window, grids, num_classes)
 
 

@@ -55,10 +55,13 @@ class Batch:
 class TrainingSet(Dataset[Batch]):
     """Augmented photos of a data set, addressed by `SampleKey`; each is a batch of one image."""
 
-    def __init__(self, data: CocoInstances, config: AugmentConfig, seed: int) -> None:
+    def __init__(
+        self, data: CocoInstances, config: AugmentConfig, seed: int, *, keep_aspect_ratio: bool = False
+    ) -> None:
         self.data = data
         self.config = config
         self.seed = seed
+        self.keep_aspect_ratio = keep_aspect_ratio
 
     def __len__(self) -> int:
         return len(self.data.images)
@@ -72,7 +75,14 @@ class TrainingSet(Dataset[Batch]):
         rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo, key.copy])
         sample, image = read_sample(self.data, key.photo), self.data.images[key.photo]
         try:
-            pixels, targets = augment(sample, self.config, Grids.of_input(key.size), len(self.data.category_ids), rng)
+            pixels, targets = augment(
+                sample,
+                self.config,
+                Grids.of_input(key.size),
+                len(self.data.category_ids),
+                rng,
+                keep_aspect_ratio=self.keep_aspect_ratio,
+            )
         except ValueError as error:
             path = self.data.images_dir / image.file_name
             raise DataError(f"{path}: the segmentation of an object cannot be decoded: {error}") from error
@@ -216,6 +226,7 @@ def training_loader(
     *,
     workers: int,
     pin: bool,
+    keep_aspect_ratio: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[DataLoader[Batch], EpochSampler]:
@@ -228,6 +239,7 @@ def training_loader(
         image_size: the network's; read where ``config.augment.image_sizes`` is empty.
         workers: loader processes; 0 loads in this process.
         pin: bring batches into page-locked memory.
+        keep_aspect_ratio: the network's, see `ModelConfig`.
         rank: of this process, see `EpochSampler`.
         world_size: processes that train together.
 
@@ -244,7 +256,7 @@ def training_loader(
         world_size=world_size,
     )
     loader: DataLoader[Batch] = DataLoader(
-        TrainingSet(data, config.augment, config.seed),
+        TrainingSet(data, config.augment, config.seed, keep_aspect_ratio=keep_aspect_ratio),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,

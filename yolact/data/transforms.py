@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.config import BackboneName
+from yolact.data.window import Window, visible_part
 
 MEAN_RGB = (123.68, 116.78, 103.94)
 STD_RGB = (58.40, 57.12, 57.38)
@@ -35,6 +36,22 @@ def to_square(image: Tensor, size: int) -> Tensor:
     Bilinear with half-pixel centres, no antialiasing and no rounding, as published.
     """
     return F.interpolate(image[None].float(), size=(size, size), mode="bilinear", align_corners=False)[0]
+
+
+def to_padded_square(image: Tensor, size: int) -> Tensor:
+    """Resize a (3, H, W) uint8 RGB photo so that its longer side is ``size``; (3, size, size) float32, 0 to 255.
+
+    Resizing is that of `to_square`. The rest of the square, to the right or below, has the colour `MEAN_RGB`. A photo
+    so narrow that it would fill less than half a pixel is not to be seen.
+    """
+    height, width = image.shape[1:]
+    mean = torch.tensor(MEAN_RGB, device=image.device).view(3, 1, 1)
+    square = mean.repeat(1, size, size)
+    part = visible_part(Window(0, 0, width, height).squared(), height, width, size)
+    if part is not None:
+        resized = F.interpolate(image[None].float(), size=part.shape, mode="bilinear", align_corners=False)[0]
+        square[:, part.target_rows, part.target_columns] = resized
+    return square
 
 
 def aspect_ratio_size(width: int, height: int, size: int) -> tuple[int, int]:

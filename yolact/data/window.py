@@ -17,6 +17,15 @@ class Window:
     height: int
     mirrored: bool = False
 
+    def squared(self) -> Window:
+        """The smallest square window with the same content at its left and top, as the network sees it.
+
+        It grows to the right, or to the left where it is mirrored.
+        """
+        side = max(self.width, self.height)
+        left = self.left + self.width - side if self.mirrored else self.left
+        return Window(left, self.top, side, side, self.mirrored)
+
 
 @dataclass(frozen=True)
 class VisiblePart:
@@ -45,6 +54,12 @@ def inside(points: np.ndarray, window: Window) -> np.ndarray:
     low = np.array([window.left, window.top])
     high = low + [window.width, window.height]
     return np.asarray(((points > low) & (points < high)).all(axis=1))
+
+
+def filled_share(height: int, width: int) -> tuple[float, float]:
+    """Shares of the rows and of the columns of a square input that a photo fills whose aspect ratio is kept, 0 to 1."""
+    side = max(height, width)
+    return height / side, width / side
 
 
 def visible_part(window: Window, height: int, width: int, size: int) -> VisiblePart | None:

@@ -124,6 +124,7 @@ class Trainer:
             params.model.image_size,
             workers=self.runtime.workers,
             pin=self.device.type == "cuda",
+            keep_aspect_ratio=params.model.keep_aspect_ratio,
             rank=self.world.rank,
             world_size=self.world.size,
         )

@@ -93,7 +93,7 @@ class Architecture:
         anchor_ratios: Sequence[float],
         square_anchors: bool,
     ) -> ModelConfig:
-        """The configuration with these anchors, of a network trained from ImageNet weights.
+        """The configuration with these anchors, of a network trained from ImageNet weights on stretched photos.
 
         Raises:
             pydantic.ValidationError: the values are impossible or do not go together.
@@ -106,6 +106,7 @@ class Architecture:
             backbone_weights="imagenet",
             initial_weights="none",
             image_size=image_size,
+            keep_aspect_ratio=False,
             fpn_channels=self.fpn_channels,
             num_prototypes=self.num_prototypes,
             anchor_scales=[[float(scale) for scale in level] for level in anchor_scales],

@@ -155,6 +155,7 @@ def _model(
         backbone_weights="imagenet",
         initial_weights="none",
         image_size=image_size,
+        keep_aspect_ratio=False,
         fpn_channels=256,
         num_prototypes=32,
         anchor_scales=anchor_scales,

@@ -21,7 +21,7 @@ from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-ANCHOR_SETTINGS = ("image_size", "anchor_scales", "anchor_ratios", "square_anchors")
+INPUT_SETTINGS = ("image_size", "keep_aspect_ratio", "anchor_scales", "anchor_ratios", "square_anchors")
 """Settings that no tensor depends on, but what the tensors learned does."""
 
 
@@ -159,7 +159,7 @@ def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConf
             len(others),
             *others[0],
         )
-    settings = [name for name in ANCHOR_SETTINGS if getattr(saved.config, name) != getattr(config, name)]
+    settings = [name for name in INPUT_SETTINGS if getattr(saved.config, name) != getattr(config, name)]
     if settings:
         log.warning("model.initial_weights: %s was trained with other %s", directory, ", ".join(settings))
 

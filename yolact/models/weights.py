@@ -22,6 +22,9 @@ WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
 FORMAT = 2
 
+ADDED_SETTINGS = {"keep_aspect_ratio": False}
+"""Settings that models of format 2 may lack, with the only value that there was before."""
+
 MAKE_ONE = "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`)"
 
 
@@ -60,7 +63,7 @@ def read_saved(directory: Path) -> SavedModel:
     """
     description = _read_description(directory / DESCRIPTION_FILE)
     try:
-        config = ModelConfig.model_validate(description["model"])
+        config = ModelConfig.model_validate(ADDED_SETTINGS | description["model"])
     except ValidationError as error:
         raise WeightsError(f"{directory / DESCRIPTION_FILE}: not a model of this version: {error}") from error
     path = directory / WEIGHTS_FILE
@@ -102,6 +105,8 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: has format {description['format']!r}, and this version reads {FORMAT}. {MAKE_ONE} with it"
         )
+    if not isinstance(description["model"], dict):
+        raise WeightsError(f"{path}: model must be an object with settings (found {description['model']!r})")
     classes = description["classes"]
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise WeightsError(f"{path}: classes must be a list of names, at least one (found {classes!r})")

@@ -534,6 +534,12 @@ def test_every_epoch_shows_the_photos_in_its_own_way(
     assert not any(torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_photos_keep_their_aspect_ratio_where_the_network_says_so(trainer: Callable[..., Trainer], keep: bool) -> None:
+    learner = trainer(model={"keep_aspect_ratio": keep})
+    assert learner.loader.dataset.keep_aspect_ratio is keep
+
+
 def test_another_seed_gives_other_weights(trainer: Callable[..., Trainer]) -> None:
     """Else the equality above would say nothing of the order of photos and their changes."""
     ends = []

@@ -115,8 +115,9 @@ def test_as_many_classes_of_other_names_are_taken_with_a_warning(saved: Path, ca
 
 
 def test_other_anchors_are_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
-    start(saved, CLASSES, square_anchors=True, image_size=96)
-    assert caplog.messages == [f"model.initial_weights: {saved} was trained with other image_size, square_anchors"]
+    start(saved, CLASSES, square_anchors=True, image_size=96, keep_aspect_ratio=True)
+    expected = "was trained with other image_size, keep_aspect_ratio, square_anchors"
+    assert caplog.messages == [f"model.initial_weights: {saved} {expected}"]
 
 
 def test_modules_that_one_side_lacks_are_named_as_a_whole(saved: Path) -> None:

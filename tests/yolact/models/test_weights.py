@@ -77,6 +77,20 @@ def test_the_description_is_plain_json(saved: Path) -> None:
     assert description["model"]["backbone"] == "resnet18"
 
 
+def test_a_model_from_before_a_setting_was_added_is_what_it_was(damaged: Path) -> None:
+    edit(damaged / DESCRIPTION_FILE, lambda d: d["model"].pop("keep_aspect_ratio"))
+    loaded, classes = load_model(damaged)
+    assert classes == CLASSES
+    assert loaded.config.keep_aspect_ratio is False
+
+
+@pytest.mark.parametrize("settings", [[], None, "resnet18"])
+def test_settings_that_are_no_object_are_refused(damaged: Path, settings: Any) -> None:
+    edit(damaged / DESCRIPTION_FILE, lambda d: d.update(model=settings))
+    with pytest.raises(WeightsError, match="model must be an object with settings"):
+        load_model(damaged)
+
+
 def test_a_model_in_channels_last_order_is_saved_alike(tmp_path: Path) -> None:
     model = tiny().to(memory_format=torch.channels_last)
     save_model(model, CLASSES, tmp_path)
