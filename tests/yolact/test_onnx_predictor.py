@@ -29,16 +29,9 @@ PHOTOS = [
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def spread(model: Yolact) -> Yolact:
-    """The network with its scores spread out, so that detections have a clear order."""
-    with torch.no_grad():
-        model.prediction_layers[0].conf_layer.weight.mul_(4)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model() -> Yolact:
-    return spread(trained_like("basic blocks"))
+    return trained_like("basic blocks")
 
 
 @pytest.fixture(scope="module")
@@ -49,20 +42,25 @@ def path(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rescored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Yolact, Path]:
     """A network of YOLACT++, for two photos at once."""
-    model = spread(trained_like("deformable", mask_rescoring=True, image_size=249))
+    model = trained_like("deformable", mask_rescoring=True, image_size=249)
     return model, export_onnx(model, CLASSES, tmp_path_factory.mktemp("two") / "model.onnx", batch=2).path
 
 
 def assert_same(found: list[Detections], expected: list[Detections]) -> None:
+    """The same objects, best first; two whose scores are equal to rounding may have changed places."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        assert len(other) > 5
-        assert one.labels.tolist() == other.labels.tolist()
-        torch.testing.assert_close(one.boxes, other.boxes, atol=1e-2, rtol=0)
+        assert len(one) == len(other) > 5
         torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
-        torch.testing.assert_close(one.mask_scores, other.mask_scores, atol=1e-4, rtol=0)
+        distance = (one.boxes[None] - other.boxes[:, None]).abs().amax(dim=2)  # (expected, found), pixels
+        distance += 1000 * (one.labels[None] != other.labels[:, None])
+        nearest, rows = distance.min(dim=1)
+        assert sorted(rows.tolist()) == list(range(len(one)))
+        assert nearest.max() <= (1 if other.boxes.frac().abs().max() == 0 else 0.01)  # a whole pixel may round off
+        torch.testing.assert_close(one.scores[rows], other.scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(one.mask_scores[rows], other.mask_scores, atol=1e-4, rtol=0)
         assert one.masks.shape == other.masks.shape
-        assert (one.masks != other.masks).float().mean() < 1e-3
+        assert (one.masks[rows] != other.masks).float().mean() < 1e-3
         assert one.photo_size == other.photo_size
         assert one.class_names == other.class_names == tuple(CLASSES)
 
@@ -153,5 +151,5 @@ def test_a_rescoring_network_that_is_gone_is_named(rescored: tuple[Yolact, Path]
 
 
 def test_a_provider_that_is_not_there_is_refused(path: Path) -> None:
-    with pytest.raises(SettingsError, match="onnxruntime has no Abacus here; it has .*CPUExecutionProvider"):
+    with pytest.raises(SettingsError, match=r"onnxruntime has no Abacus here; it has .*CPUExecutionProvider"):
         OnnxPredictor(path, providers=["Abacus"])
