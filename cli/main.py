@@ -130,6 +130,29 @@ def import_weights(
 
 
 @app.command()
+def export(
+    model_dir: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="Folder with model.safetensors and model.json.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.onnx", help="File to write; model.onnx in MODEL_DIR if none."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Photos in each batch; any number if none.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32; or fp16, half the size, for GPUs.")] = "fp32",
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="ONNX operator set; the lowest that will do if none.")
+    ] = None,
+) -> None:
+    """Write a model as an ONNX file, for onnxruntime, OpenVINO or TensorRT, and check it."""
+    from cli import export as command
+
+    command.run(model_dir, output, batch=batch, precision=precision, opset=opset)
+
+
+@app.command()
 def parity(
     directory: Annotated[
         Path,

@@ -20,3 +20,7 @@ class DataError(YolactError, ValueError):
 
 class WeightsError(YolactError, ValueError):
     """A weights file is missing, damaged or does not fit the network; names the file and the keys."""
+
+
+class ExportError(YolactError, RuntimeError):
+    """A network cannot be exported, or an exported one cannot be run; names the file or the missing library."""

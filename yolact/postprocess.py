@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ from yolact.config import DetectConfig
 from yolact.data.window import filled_share
 from yolact.detections import Detections
 from yolact.masks import InstanceMasks
-from yolact.models.maskiou import MaskIouNet
 from yolact.structures import RawOutputs
 
 CROP_PADDING = 1
@@ -69,9 +69,32 @@ def _detect_one(
     hopeful = (below_best.exp() > threshold).nonzero().squeeze(1)
     scores = logits[hopeful].float().softmax(dim=1)[:, 1:]  # (N, C)
     boxes = decode(encoded[hopeful].float(), anchors[hopeful])  # (N, 4)
+    return _select(boxes, scores, coefficients[hopeful], config, image_size)
+
+
+def detect_decoded(
+    boxes: Tensor, scores: Tensor, mask_coefficients: Tensor, config: DetectConfig, image_size: int
+) -> list[Candidates]:
+    """`detect` for boxes and scores that are decoded already, as an exported network gives them.
+
+    Args:
+        boxes: (B, A, 4) xyxy, relative.
+        scores: (B, A, C) after the softmax, without background.
+        mask_coefficients: (B, A, K).
+        image_size: as in `detect`.
+    """
+    return [
+        _select(of_image.float(), probabilities.float(), coefficients.float(), config, image_size)
+        for of_image, probabilities, coefficients in zip(boxes, scores, mask_coefficients, strict=True)
+    ]
+
+
+def _select(boxes: Tensor, scores: Tensor, coefficients: Tensor, config: DetectConfig, image_size: int) -> Candidates:
+    """The best of (N, 4) boxes with (N, C) scores and (N, K) coefficients, each class's doubles suppressed."""
+    threshold = config.score_threshold
     # A box that is not finite would suppress all worse ones: its IoU is NaN.
     kept = (scores.amax(dim=1) > threshold) & boxes.isfinite().all(dim=1)
-    hopeful, scores, boxes = hopeful[kept], scores[kept], boxes[kept]
+    boxes, scores, coefficients = boxes[kept], scores[kept], coefficients[kept]
     if config.nms == "traditional":
         pixels = float(image_size) if config.integer_boxes else None
         rows, labels, best = traditional_nms(boxes, scores, config.nms_iou, threshold, pixels)
@@ -83,7 +106,7 @@ def _detect_one(
         rows, labels, best = rows[passed], labels[passed], best[passed]
     order = best.argsort(descending=True, stable=True)[: config.max_detections]
     rows = rows[order]
-    return Candidates(boxes[rows], best[order], labels[order], coefficients[hopeful[rows]].float())
+    return Candidates(boxes[rows], best[order], labels[order], coefficients[rows].float())
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +177,7 @@ def to_photo_frame(
     height: int,
     width: int,
     config: DetectConfig,
-    maskiou_net: MaskIouNet | None = None,
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
     mask_size: tuple[int, int] | None = None,
     *,
     keep_aspect_ratio: bool = False,
@@ -167,7 +190,7 @@ def to_photo_frame(
     Args:
         prototypes: (Hp, Wp, K) of the image.
         height, width: of the photo, pixels.
-        maskiou_net: of a network with mask re-scoring.
+        maskiou_net: of a network with mask re-scoring: as `yolact.models.maskiou.MaskIouNet`.
         mask_size: height and width of the masks, pixels; None for those of the photo.
         keep_aspect_ratio: the network's, see `ModelConfig`: whether the photo fills but a part of its input.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -20,7 +21,7 @@ from yolact.errors import DataError, SettingsError
 from yolact.inference import InferenceNetwork, Precision
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
-from yolact.postprocess import WHOLE, detect, to_photo_frame
+from yolact.postprocess import WHOLE, Candidates, detect, to_photo_frame
 from yolact.structures import RawOutputs
 
 Photo = np.ndarray | Tensor | str | Path
@@ -44,7 +45,67 @@ class DetectChanges(TypedDict, total=False):
     crop_before_enlarging: bool
 
 
-class Predictor:
+class PhotoPredictor(ABC):
+    """What predictors share: they take photos in any form, in batches, and give what is found in each photo's frame.
+
+    Args:
+        classes: names by label.
+        config: settings of detection.
+        mask_resolution: see `MaskResolution`.
+        batch_size: photos that pass the network at once.
+
+    Raises:
+        SettingsError: the mask resolution is none of those that `MaskResolution` names, or the batch size is below 1.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], config: DetectConfig, mask_resolution: MaskResolution, batch_size: int
+    ) -> None:
+        pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
+        if not pixels and mask_resolution not in ("photo", "prototypes"):
+            raise SettingsError(
+                f"mask_resolution {mask_resolution!r}: must be 'photo', 'prototypes' or a number of pixels"
+            )
+        if batch_size < 1:
+            raise SettingsError(f"batch_size {batch_size}: must be at least 1")
+        self.classes = list(classes)
+        self.config = config
+        self.mask_resolution = mask_resolution
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        """Detections of at most ``batch_size`` (3, H, W) uint8 RGB images, sizes may differ."""
+
+    @overload
+    def predict(self, photos: Photo) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+
+    @overload
+    def predict(self, photos: Sequence[Photo]) -> list[Detections]: ...
+
+    def predict(self, photos: Photo | Sequence[Photo]) -> Detections | list[Detections]:
+        """Find the objects of one photo, or of several, whose sizes may differ.
+
+        Args:
+            photos: a `Photo`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
+
+        Raises:
+            ValueError: an image has another shape or dtype.
+            DataError: a file is missing or no picture.
+
+        Returns:
+            Detections in the photo's pixels, on the CPU; a list of them for a sequence.
+        """
+        if isinstance(photos, (str, Path)) or (isinstance(photos, (np.ndarray, Tensor)) and photos.ndim != 4):
+            return self.predict([photos])[0]
+        found: list[Detections] = []
+        for start in range(0, len(photos), self.batch_size):
+            images = [read_photo(photo) for photo in photos[start : start + self.batch_size]]
+            found += self._predict_batch(images)
+        return found
+
+
+class Predictor(PhotoPredictor):
     """A trained network, ready to find objects in photos.
 
     Args:
@@ -74,19 +135,9 @@ class Predictor:
         batch_size: int = 8,
         take_over: bool = False,
     ) -> None:
-        pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
-        if not pixels and mask_resolution not in ("photo", "prototypes"):
-            raise SettingsError(
-                f"mask_resolution {mask_resolution!r}: must be 'photo', 'prototypes' or a number of pixels"
-            )
-        if batch_size < 1:
-            raise SettingsError(f"batch_size {batch_size}: must be at least 1")
+        super().__init__(classes, config, mask_resolution, batch_size)
         self.network = InferenceNetwork(model, precision, compile=compile, take_over=take_over)
         self.model_config = model.config
-        self.classes = list(classes)
-        self.config = config
-        self.mask_resolution = mask_resolution
-        self.batch_size = batch_size
 
     @classmethod
     def load(
@@ -127,33 +178,9 @@ class Predictor:
         """Where the network is."""
         return self.network.device
 
-    @overload
-    def predict(self, photos: Photo) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
-
-    @overload
-    def predict(self, photos: Sequence[Photo]) -> list[Detections]: ...
-
-    def predict(self, photos: Photo | Sequence[Photo]) -> Detections | list[Detections]:
-        """Find the objects of one photo, or of several, whose sizes may differ.
-
-        Args:
-            photos: a `Photo`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
-
-        Raises:
-            ValueError: an image has another shape or dtype.
-            DataError: a file is missing or no picture.
-
-        Returns:
-            Detections in the photo's pixels, on the CPU; a list of them for a sequence.
-        """
-        if isinstance(photos, (str, Path)) or (isinstance(photos, (np.ndarray, Tensor)) and photos.ndim != 4):
-            return self.predict([photos])[0]
-        found: list[Detections] = []
-        for start in range(0, len(photos), self.batch_size):
-            images = [read_photo(photo) for photo in photos[start : start + self.batch_size]]
-            outputs = self.network(self.preprocess(images))
-            found += self.postprocess(outputs, [(image.shape[-2], image.shape[-1]) for image in images])
-        return found
+    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        outputs = self.network(self.preprocess(images))
+        return self.postprocess(outputs, [(image.shape[-2], image.shape[-1]) for image in images])
 
     @torch.no_grad()
     def preprocess(self, images: Sequence[Tensor]) -> Tensor:
@@ -166,31 +193,65 @@ class Predictor:
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detections from the network's outputs for B photos of (height, width) pixels."""
-        found = []
         candidates = detect(outputs, self.config, self.model_config.image_size)
-        for one, prototypes, (height, width) in zip(candidates, outputs.prototypes, sizes, strict=True):
-            detections = to_photo_frame(
-                one,
-                prototypes,
-                height,
-                width,
-                self.config,
-                self.network.maskiou_net,
-                self._mask_size(prototypes, height, width),
-                keep_aspect_ratio=self.model_config.keep_aspect_ratio,
-            )
-            detections.class_names = tuple(self.classes)
-            found.append(detections)
-        return found
+        return to_photos(
+            candidates,
+            outputs.prototypes,
+            sizes,
+            self.classes,
+            self.config,
+            self.mask_resolution,
+            self.network.maskiou_net,
+            keep_aspect_ratio=self.model_config.keep_aspect_ratio,
+        )
 
-    def _mask_size(self, prototypes: Tensor, height: int, width: int) -> tuple[int, int]:
-        if self.mask_resolution == "photo":
-            return height, width
-        if self.mask_resolution == "prototypes":
-            share = filled_share(height, width) if self.model_config.keep_aspect_ratio else WHOLE
-            return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
-        factor = min(1.0, self.mask_resolution / max(height, width))
-        return max(1, round(height * factor)), max(1, round(width * factor))
+
+def to_photos(
+    candidates: Sequence[Candidates],
+    prototypes: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    classes: Sequence[str],
+    config: DetectConfig,
+    mask_resolution: MaskResolution = "photo",
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
+    *,
+    keep_aspect_ratio: bool,
+) -> list[Detections]:
+    """Candidates of B photos of (height, width) pixels, in their photos' frames.
+
+    Args:
+        candidates: of each photo.
+        prototypes: (B, Hp, Wp, K).
+        classes: names by label.
+        maskiou_net, keep_aspect_ratio: see `to_photo_frame`.
+    """
+    found = []
+    for one, of_image, (height, width) in zip(candidates, prototypes, sizes, strict=True):
+        share = filled_share(height, width) if keep_aspect_ratio else WHOLE
+        detections = to_photo_frame(
+            one,
+            of_image,
+            height,
+            width,
+            config,
+            maskiou_net,
+            _mask_size(mask_resolution, of_image, height, width, share),
+            keep_aspect_ratio=keep_aspect_ratio,
+        )
+        detections.class_names = tuple(classes)
+        found.append(detections)
+    return found
+
+
+def _mask_size(
+    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
+) -> tuple[int, int]:
+    if resolution == "photo":
+        return height, width
+    if resolution == "prototypes":
+        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
+    factor = min(1.0, resolution / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def read_photo(photo: Photo) -> Tensor:
