@@ -34,6 +34,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+ClassName = Annotated[str, Field(min_length=1)]
+
+
 class SampleConfig(_Section):
     """The generated VOC-layout sample (`yolact.data.sample`)."""
 
@@ -57,9 +60,29 @@ class SampleConfig(_Section):
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
     """``sample``, or a directory in VOC layout."""
+    classes: (
+        Annotated[list[ClassName], Field(min_length=1)]
+        | Annotated[dict[ClassName, ClassName], Field(min_length=1)]
+        | None
+    )
+    """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
+    names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
+    max_side: Literal[0] | Annotated[int, Field(ge=64)]
+    """Photos whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the photos to validate on where the source does not say which: about so many of each class."""
+    split_seed: NonNegativeInt
+    """Another one chooses other photos to validate on."""
     max_problems: NonNegativeInt
     """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
     sample: SampleConfig
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_named_once(cls, classes: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+        if isinstance(classes, list) and len(set(classes)) < len(classes):
+            raise ValueError("each class is to be named once")
+        return classes
 
 
 BACKBONE_BLOCKS: dict[str, tuple[int, ...]] = {
