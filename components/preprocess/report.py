@@ -114,7 +114,11 @@ def _instances_per_photo(stats: Mapping[str, Any]) -> Chart:
     labels = [str(low) if low == high else f"{low} – {high}" if high else f"≥ {low}" for low, high in limits]
     counts = {
         split: [
-            sum(photos for found, photos in _int_keys(part["instances_per_image"]) if low <= found <= (high or found))
+            sum(
+                photos
+                for found, photos in _int_keys(part["instances_per_image"])
+                if low <= found and (high is None or found <= high)
+            )
             for low, high in limits
         ]
         for split, part in stats["splits"].items()

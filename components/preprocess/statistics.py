@@ -19,7 +19,7 @@ LISTED_PAIRS = 1000
 SIDE_EDGES: list[float] = [0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 """Pixels; 32 and 96 part COCO's small, medium and large objects (cocodataset.org, "Detection evaluation")."""
 
-ASPECT_EDGES = [0.125, 0.2, 0.25, 0.333, 0.5, 0.667, 0.8, 1.25, 1.5, 2, 3, 4, 5, 8]
+ASPECT_EDGES = [1 / 8, 1 / 5, 1 / 4, 1 / 3, 1 / 2, 1 / 1.5, 1 / 1.25, 1.25, 1.5, 2, 3, 4, 5, 8]
 """Width over height; symmetric about 1."""
 
 SHARE_EDGES = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8]

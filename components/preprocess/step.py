@@ -162,8 +162,9 @@ def _check_usable(layout: Layout, photos: Mapping[str, Sequence[PhotoSummary]]) 
     for split in SPLITS:
         if not any(len(photo.instances) for photo in photos[split]):
             raise DataError(
-                f"{layout.root}: split {split!r} has {len(photos[split])} usable photos and no instance in them. Annotate "
-                "objects in its photos, choose other photos for the split, or look at data.classes and data.val_fraction."
+                f"{layout.root}: split {split!r} has {len(photos[split])} usable photos and no instance in them. "
+                "Annotate objects in its photos, choose other photos for the split, or look at data.classes and "
+                "data.val_fraction."
             )
 
 

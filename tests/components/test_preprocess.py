@@ -74,13 +74,13 @@ def voc(raw: Path) -> Path:
 
 
 @pytest.fixture
-def params(repository: Path) -> Callable[[int], Params]:
+def params(repository: Path) -> Callable[..., Params]:
     base = load_params(repository / "conf" / "base.yaml")
 
-    def with_max_problems(count: int) -> Params:
-        return base.model_copy(update={"data": base.data.model_copy(update={"max_problems": count})})
+    def with_settings(**settings: Any) -> Params:
+        return base.model_copy(update={"data": base.data.model_copy(update=settings)})
 
-    return with_max_problems
+    return with_settings
 
 
 @pytest.fixture
@@ -89,9 +89,9 @@ def processed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def preprocess(raw: Path, processed: Path, params: Callable[[int], Params]) -> Callable[..., dict[str, Any]]:
-    def call(max_problems: int = 0) -> dict[str, Any]:
-        run(params(max_problems), raw_dir=raw, processed_dir=processed)
+def preprocess(raw: Path, processed: Path, params: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
+    def call(**settings: Any) -> dict[str, Any]:
+        run(params(**settings), raw_dir=raw, processed_dir=processed, report_dir=processed.with_name("report"))
         return dict(json.loads((processed / "stats.json").read_text()))
 
     return call
@@ -126,11 +126,16 @@ def test_photos_json_and_statistics_are_written(
         "images": 3,
         "images_without_instance": 1,
         "images_without_xml": 1,
+        "images_turned": 0,
+        "images_reduced": 0,
         "instances": 2,
-        "instances_without_xml_object": 0,
+        "instances_without_flags": 0,
+        "crowds": 0,
         "difficult": 0,
         "truncated": 2,
         "instances_per_image": {"0": 1, "1": 2},
+        "image_width": {"min": 12.0, "p25": 12.0, "median": 12.0, "p75": 12.0, "max": 12.0, "mean": 12.0},
+        "image_height": {"min": 10.0, "p25": 10.0, "median": 10.0, "p75": 10.0, "max": 10.0, "mean": 10.0},
         "box_width": {"min": 4.0, "p25": 4.5, "median": 5.0, "p75": 5.5, "max": 6.0, "mean": 5.0},
         "box_height": {"min": 5.0, "p25": 5.0, "median": 5.0, "p75": 5.0, "max": 5.0, "mean": 5.0},
         "mask_area": {"min": 20.0, "p25": 22.5, "median": 25.0, "p75": 27.5, "max": 30.0, "mean": 25.0},
@@ -144,12 +149,14 @@ def test_photos_json_and_statistics_are_written(
 
 
 def test_same_input_in_another_place_gives_the_same_bytes(
-    raw: Path, tmp_path: Path, params: Callable[[int], Params]
+    raw: Path, tmp_path: Path, params: Callable[..., Params]
 ) -> None:
-    run(params(0), raw_dir=raw, processed_dir=tmp_path / "first")
-    raw.rename(tmp_path / "moved")
-    run(params(0), raw_dir=tmp_path / "moved", processed_dir=tmp_path / "second")
+    run(params(), raw_dir=raw, processed_dir=tmp_path / "first", report_dir=tmp_path / "first-report")
+    (tmp_path / "deeper").mkdir()
+    (raw / "VOCdevkit/VOC2012").rename(tmp_path / "deeper/mine")
+    run(params(), raw_dir=tmp_path / "deeper", processed_dir=tmp_path / "second", report_dir=tmp_path / "second-report")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert contents(tmp_path / "first-report") == contents(tmp_path / "second-report")
 
 
 def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
@@ -205,7 +212,9 @@ def test_as_many_problems_as_allowed_are_left_out_and_listed(
     assert "2007_000001" not in (processed / "train.json").read_text()
 
 
-def test_long_lists_of_problems_are_cut_and_counted(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_long_lists_of_problems_are_cut_in_the_message_and_whole_on_the_page(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
     set_split(voc, "train", *(f"2009_{number:06}" for number in range(25)))
     for number in range(25):
         (voc / f"SegmentationObject/2009_{number:06}.png").write_bytes(
@@ -218,7 +227,11 @@ def test_long_lists_of_problems_are_cut_and_counted(preprocess: Callable[..., di
         preprocess(max_problems=24)
     message = str(caught.value)
     assert message.count("no such photo") == 20
-    assert "and 5 more photos" in message
+    assert "and 5 more photos, see " in message
+    page = (processed.with_name("report") / "index.html").read_text()
+    assert page.count("no such photo") == 25
+    assert "the data was not written" in page
+    assert not processed.exists()
 
 
 def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
@@ -230,7 +243,7 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
 
 def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
-    with pytest.raises(DataError, match=r"both train\.txt and val\.txt: 1, such as '2007_000001'"):
+    with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):
         preprocess()
 
 
@@ -242,10 +255,10 @@ def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[st
 
 
 def test_raw_data_that_is_not_there_names_the_step_to_run(
-    tmp_path: Path, processed: Path, params: Callable[[int], Params]
+    tmp_path: Path, processed: Path, params: Callable[..., Params]
 ) -> None:
     with pytest.raises(DataError, match="Run the step `ingest` first"):
-        run(params(0), raw_dir=tmp_path / "nothing", processed_dir=processed)
+        run(params(), raw_dir=tmp_path / "nothing", processed_dir=processed, report_dir=tmp_path / "report")
     assert not processed.exists()
 
 
@@ -262,7 +275,8 @@ def hang(path, tree, write=step.write_json_atomic):
     write(path, tree)
 
 step.write_json_atomic = hang
-step.run(load_params(sys.argv[1]), raw_dir=Path(sys.argv[2]), processed_dir=Path(sys.argv[3]))
+raw, processed = Path(sys.argv[2]), Path(sys.argv[3])
+step.run(load_params(sys.argv[1]), raw_dir=raw, processed_dir=processed, report_dir=processed.with_name("report"))
 """
 
 
@@ -299,14 +313,14 @@ def test_command_reports_a_fault_in_one_message_and_exits_with_1(repository: Pat
         check=False,
     )
     assert done.returncode == 1
-    assert "preprocess failed: data/raw/VOCdevkit/VOC2012: no such folder" in done.stderr
+    assert "preprocess failed: data/raw: no such folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_real_photos_convert_and_their_masks_equal_the_png(
-    voc_mini: Path, processed: Path, params: Callable[[int], Params]
+    voc_mini: Path, processed: Path, params: Callable[..., Params]
 ) -> None:
-    run(params(0), raw_dir=voc_mini, processed_dir=processed)
+    run(params(), raw_dir=voc_mini, processed_dir=processed, report_dir=processed.with_name("report"))
     root = voc_mini / "VOCdevkit/VOC2012"
     assert json.loads((processed / "stats.json").read_text())["problems"] == []
     for split in ("train", "val"):
