@@ -93,7 +93,7 @@ def _charts(stats: Mapping[str, Any]) -> list[Chart]:
         "box_aspect": ("Box aspect", "width over height", lambda edge: f"{edge:g}" if edge >= 1 else f"1:{1 / edge:g}"),
         "mask_share": ("Mask area", "share of the photo, percent", lambda edge: f"{100 * edge:g}"),
     }
-    charts = [_instances_per_photo(stats)]
+    charts = [instances_per_photo(stats)]
     for name, (title, note, label) in described.items():
         edges = histograms["train"][name]["edges"]
         labels = [_span(edges, place, label) for place in range(len(edges) + 1)]
@@ -112,7 +112,8 @@ def _span(edges: Sequence[float], place: int, label: Any) -> str:
     return f"{label(edges[place - 1])} – {label(edges[place])}"
 
 
-def _instances_per_photo(stats: Mapping[str, Any]) -> Chart:
+def instances_per_photo(stats: Mapping[str, Any]) -> Chart:
+    """Photos by their number of objects."""
     limits = [(count, count) for count in range(6)] + [(6, 10), (11, 20), (21, 50), (51, None)]
     labels = [str(low) if low == high else f"{low} – {high}" if high else f"≥ {low}" for low, high in limits]
     counts = {
