@@ -34,7 +34,8 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-ClassName = Annotated[str, Field(min_length=1)]
+MIN_PHOTO_SIDE = 64
+"""Pixels; the least bound that photos are reduced to."""
 
 
 class SampleConfig(_Section):
@@ -60,14 +61,10 @@ class SampleConfig(_Section):
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
     """``sample``, or a directory in VOC layout."""
-    classes: (
-        Annotated[list[ClassName], Field(min_length=1)]
-        | Annotated[dict[ClassName, ClassName], Field(min_length=1)]
-        | None
-    )
+    classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
     names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
-    max_side: Literal[0] | Annotated[int, Field(ge=64)]
+    max_side: NonNegativeInt
     """Photos whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     """Share of the photos to validate on where the source does not say which: about so many of each class."""
@@ -77,11 +74,20 @@ class DataConfig(_Section):
     """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
     sample: SampleConfig
 
-    @field_validator("classes")
+    @field_validator("max_side")
     @classmethod
-    def _classes_named_once(cls, classes: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
-        if isinstance(classes, list) and len(set(classes)) < len(classes):
-            raise ValueError("each class is to be named once")
+    def _side_is_large_enough(cls, max_side: int) -> int:
+        if 0 < max_side < MIN_PHOTO_SIDE:
+            raise ValueError(f"must be 0 (never reduce) or at least {MIN_PHOTO_SIDE} pixels")
+        return max_side
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_are_names(cls, classes: object) -> object:
+        names = [*classes, *classes.values()] if isinstance(classes, dict) else classes
+        usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+        if classes is not None and (not usable or (classes is names and len(set(classes)) < len(classes))):
+            raise ValueError("must be null (all), a list of different names, or a mapping from names to new names")
         return classes
 
 
