@@ -86,7 +86,8 @@ class DataConfig(_Section):
     def _classes_are_names(cls, classes: object) -> object:
         names = [*classes, *classes.values()] if isinstance(classes, dict) else classes
         usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
-        if classes is not None and (not usable or (classes is names and len(set(classes)) < len(classes))):
+        repeated = usable and isinstance(classes, list) and len(set(classes)) < len(classes)
+        if classes is not None and (not usable or repeated):
             raise ValueError("must be null (all), a list of different names, or a mapping from names to new names")
         return classes
 
