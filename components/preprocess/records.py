@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from yolact.data.prepare import PhotoSummary
 
@@ -32,6 +32,10 @@ class Records:
         """Keep the rows of one photo; a row has no line break."""
         self._places[photo_id] = (self._file.seek(0, 2), len(rows))
         self._file.writelines(f"{row}\n".encode() for row in rows)
+
+    def objects(self, photo_id: str) -> list[dict[str, Any]]:
+        """The rows of a photo, read; without ids."""
+        return [json.loads(f"{{{row}") for row in self.rows(photo_id)]
 
     def rows(self, photo_id: str) -> list[str]:
         """What was added for a photo."""

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_utils
 
-from components.common.pages import data_uri, evenly_spaced, jpeg_bytes, narrowed, render_page
+from components.common.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact.config import DataConfig
-from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.data.instances import reduced_mask
 from yolact.data.photos import bounded_size
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.visualize import MIN_SIDE, draw_ground_truth
 
-GALLERY_PHOTOS = {"train": 12, "val": 12}
+GALLERY_PHOTOS = 12
+"""Of each split."""
 GALLERY_WIDTH = 520
 """Pixels of a photo on the page."""
 
@@ -52,26 +53,44 @@ class Chart:
         return max((share for bar in self.bars for share in bar.shares.values()), default=0.0) or 1.0
 
 
-def write_report(report_dir: Path, processed_dir: Path, stats: Mapping[str, Any], data: DataConfig) -> None:
+@dataclass(frozen=True)
+class GalleryPhoto:
+    """A photo to show with its objects."""
+
+    path: Path
+    width: int
+    """Pixels."""
+    height: int
+    objects: Sequence[Mapping[str, Any]]
+    """Rows of COCO's ``annotations`` with run lengths."""
+
+
+def write_report(
+    report_dir: Path,
+    stats: Mapping[str, Any],
+    categories: Mapping[int, str],
+    gallery: Mapping[str, Sequence[GalleryPhoto]],
+    data: DataConfig,
+) -> None:
     """Write ``index.html``, which needs no other file, and a copy of the numbers, ``stats.json``.
 
     Args:
         report_dir: replaced as a whole.
-        processed_dir: has ``images``, ``train.json`` and ``val.json``.
         stats: the content of ``stats.json``.
+        categories: class name by category id.
+        gallery: photos to show, by split.
         data: the settings to show.
     """
+    shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
     page = render_page(
         _TEMPLATE,
         stats=stats,
         stops=len({entry["image"] for entry in stats["problems"]}) > data.max_problems,
         classes=_class_rows(stats),
         charts=_charts(stats),
-        gallery={split: _gallery(processed_dir, split) for split in GALLERY_PHOTOS},
+        gallery={split: [_gallery_entry(photo, categories) for photo in photos] for split, photos in gallery.items()},
         listed=LISTED_ROWS,
-        settings=data.model_dump(
-            mode="json", include={"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
-        ),
+        settings=data.model_dump(mode="json", include=shown),
     )
     with replaced_directory(report_dir) as folder:
         write_text_atomic(folder / "index.html", page)
@@ -151,31 +170,29 @@ def _without_empty_ends(bars: Sequence[Bar]) -> Sequence[Bar]:
     return bars[used[0] : used[-1] + 1] if used else []
 
 
-def _gallery(processed_dir: Path, split: str) -> list[tuple[str, str]]:
-    """Caption and picture of photos that are evenly spaced over a split, with their objects drawn."""
-    data = CocoInstances.load(processed_dir / f"{split}.json", processed_dir / "images")
-    chosen = [data.images[place] for place in evenly_spaced(len(data.images), GALLERY_PHOTOS[split])]
-    return [(_caption(data, image), data_uri(jpeg_bytes(_drawn(data, image), quality=80), "jpeg")) for image in chosen]
+def _gallery_entry(photo: GalleryPhoto, categories: Mapping[int, str]) -> tuple[str, str]:
+    """Caption and picture."""
+    count = len(photo.objects)
+    caption = f"{photo.path.name}: {photo.width} x {photo.height}, {count} object{'' if count == 1 else 's'}"
+    return caption, data_uri(jpeg_bytes(_drawn(photo, categories), quality=80), "jpeg")
 
 
-def _caption(data: CocoInstances, image: CocoImage) -> str:
-    count = len(data.objects[image.id])
-    return f"{image.file_name}: {image.width} x {image.height}, {count} object{'' if count == 1 else 's'}"
-
-
-def _drawn(data: CocoInstances, image: CocoImage) -> np.ndarray:
+def _drawn(photo: GalleryPhoto, categories: Mapping[int, str]) -> np.ndarray:
     """A photo with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
-    objects = data.objects[image.id]
-    size = bounded_size((image.width, image.height), MIN_SIDE)
-    photo = Image.fromarray(data.read_image(image)).resize(size, Image.Resampling.LANCZOS)
-    masks = [reduced_mask(decode_masks([item], image.height, image.width)[0], size) for item in objects]
-    scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
+    size = bounded_size((photo.width, photo.height), MIN_SIDE)
+    with Image.open(photo.path) as image:
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    masks = [reduced_mask(mask_utils.decode(row["segmentation"]), size) for row in photo.objects]
+    scale = np.array([size[0] / photo.width, size[1] / photo.height] * 2)
+    boxes = np.array([row["bbox"] for row in photo.objects], dtype=np.float64).reshape(-1, 4) * scale
+    boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
+    ids = list(categories)
     picture = draw_ground_truth(
-        np.asarray(photo),
-        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4) * scale,
-        [item.label for item in objects],
+        pixels,
+        boxes,
+        [ids.index(row["category_id"]) for row in photo.objects],
         np.array(masks, dtype=np.uint8).reshape(-1, size[1], size[0]),
-        data.class_names,
-        crowd=[item.crowd for item in objects],
+        list(categories.values()),
+        crowd=[bool(row["iscrowd"]) for row in photo.objects],
     )
     return narrowed(picture, GALLERY_WIDTH)

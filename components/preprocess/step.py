@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from components.common.command import run_command
+from components.common.pages import evenly_spaced
 from components.preprocess.records import Records, write_coco
-from components.preprocess.report import write_report
+from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, Params
@@ -69,9 +70,10 @@ def run(params: Params, *, raw_dir: Path, processed_dir: Path, report_dir: Path,
             for split in SPLITS:
                 what = f"{layout.name} layout, split {split}"
                 write_coco(folder / f"{split}.json", outcome.photos[split], records, layout.image_ids, categories, what)
-        stats = statistics(outcome, _joint_digest(folder, outcome.photos))
+            stats = statistics(outcome, _joint_digest(folder, outcome.photos))
+            gallery = {split: _gallery(folder, outcome.photos[split], records) for split in SPLITS}
+            write_report(report_dir, stats, categories, gallery, params.data)
         write_json_atomic(folder / "stats.json", stats)
-        write_report(report_dir, folder, stats, params.data)
         _check_problems(layout, outcome, params.data, report_dir)
         _check_usable(layout, outcome.photos)
     _log_summary(outcome, len(stats["warnings"]), stats["duplicates"]["across_splits"]["count"], report_dir)
@@ -137,6 +139,15 @@ def _validation(photos: Sequence[PhotoSummary], data: DataConfig) -> set[str]:
     classes = {photo.photo_id: set(photo.instances[:, CATEGORY].astype(int).tolist()) for photo in photos}
     log.info("no validation photos are named: %g of the photos are chosen (data.val_fraction)", data.val_fraction)
     return choose_validation(classes, groups, data.val_fraction, data.split_seed)
+
+
+def _gallery(folder: Path, photos: Sequence[PhotoSummary], records: Records) -> list[GalleryPhoto]:
+    """Photos that are evenly spaced over a split, with their objects."""
+    chosen = [photos[place] for place in evenly_spaced(len(photos), GALLERY_PHOTOS)]
+    return [
+        GalleryPhoto(folder / "images" / photo.file_name, photo.width, photo.height, records.objects(photo.photo_id))
+        for photo in chosen
+    ]
 
 
 def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
