@@ -77,7 +77,7 @@ def prepare_data(folder: Path) -> None:
     if not (folder / "processed").is_dir():
         params = settings(1, 0)
         ingest.run(params, raw_dir=folder / "raw")
-        preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed")
+        preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
 
 
 def main(

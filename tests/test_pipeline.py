@@ -98,8 +98,8 @@ def test_every_step_leaves_what_the_readme_says(finished):
     assert finished.json("reports/registration.json")["version"] == 1
     with (finished.root / "plots/train/losses.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == list("012345")
-    page = (finished.root / "reports/eval/index.html").read_text()
-    assert "aeroplane" in page
+    for report in ("data", "eval"):
+        assert "aeroplane" in (finished.root / f"reports/{report}/index.html").read_text()
 
 
 def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
@@ -113,10 +113,12 @@ def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
     assert runs[0].data.params["train.batch_size"] == "4"
     assert {"train/total", "val/mask_AP50", "eval/mask_AP50"} <= runs[0].data.metrics.keys()
     assert len(client.get_metric_history(runs[0].info.run_id, "train/total")) == 6
-    assert {entry.dataset.name for entry in runs[0].inputs.dataset_inputs} >= {"train", "val"}
+    digest = finished.json("data/processed/stats.json")["digest"]
+    data_sets = {entry.dataset.name: json.loads(entry.dataset.profile) for entry in runs[0].inputs.dataset_inputs}
+    assert data_sets["train"]["digest"] == data_sets["val"]["digest"] == digest
     version = client.get_model_version("yolact-smoke", "1")
     assert version.run_id == runs[0].info.run_id
-    assert version.tags["data_digest"] == finished.json("data/processed/stats.json")["digest"]
+    assert version.tags["data_digest"] == digest
 
 
 def test_a_second_repro_does_nothing(finished):

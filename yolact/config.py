@@ -34,6 +34,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+MIN_PHOTO_SIDE = 64
+"""Pixels; the least bound that photos are reduced to."""
+
+
 class SampleConfig(_Section):
     """The generated VOC-layout sample (`yolact.data.sample`)."""
 
@@ -57,9 +61,35 @@ class SampleConfig(_Section):
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
     """``sample``, or a directory in VOC layout."""
+    classes: list[str] | dict[str, str] | None
+    """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
+    names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
+    max_side: NonNegativeInt
+    """Photos whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the photos to validate on where the source does not say which: about so many of each class."""
+    split_seed: NonNegativeInt
+    """Another one chooses other photos to validate on."""
     max_problems: NonNegativeInt
     """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
     sample: SampleConfig
+
+    @field_validator("max_side")
+    @classmethod
+    def _side_is_large_enough(cls, max_side: int) -> int:
+        if 0 < max_side < MIN_PHOTO_SIDE:
+            raise ValueError(f"must be 0 (never reduce) or at least {MIN_PHOTO_SIDE} pixels")
+        return max_side
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _classes_are_names(cls, classes: object) -> object:
+        names = [*classes, *classes.values()] if isinstance(classes, dict) else classes
+        usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+        repeated = usable and isinstance(classes, list) and len(set(classes)) < len(classes)
+        if classes is not None and (not usable or repeated):
+            raise ValueError("must be null (all), a list of different names, or a mapping from names to new names")
+        return classes
 
 
 BACKBONE_BLOCKS: dict[str, tuple[int, ...]] = {

@@ -6,12 +6,11 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
-
-from yolact.detections import Detections
 
 MIN_SIDE = 640
 """Photos whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
@@ -38,6 +37,26 @@ _PALETTE: tuple[Color, ...] = (
 _GOLDEN_RATIO = 0.618033988749895
 
 
+class ScoredObjects(Protocol):
+    """What is drawn of detections; drawing needs nothing else of the network's room."""
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) xyxy, pixels."""
+
+    @property
+    def scores(self) -> Tensor:
+        """(N,), 0 to 1."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,), 0 to C - 1."""
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, H, W) bool."""
+
+
 def instance_color(index: int) -> Color:
     """RGB colour, 0 to 255, of the instance with this index: a fixed palette, then hues by the golden ratio."""
     if index < len(_PALETTE):
@@ -47,12 +66,12 @@ def instance_color(index: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
+def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: Sequence[str]) -> np.ndarray:
     """Draw masks, boxes and labels with scores over a photo.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        detections: in the frame of ``image``; `Detections.above` leaves out low scores.
+        detections: as `yolact.detections.Detections`, in the frame of ``image``; its ``above`` leaves out low scores.
         class_names: name of label 0, 1, ...
 
     Returns:

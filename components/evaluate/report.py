@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
+from components.common.pages import EMBEDDED_WIDTH, data_uri, evenly_spaced, jpeg_bytes, narrowed, render_page
 from yolact.config import Params
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.detections import Detections
@@ -28,8 +26,6 @@ from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, 
 CONTACT_SHEET_IMAGES = 12
 LEGEND_CLASSES = 20
 """Most classes that the curves' legend names."""
-EMBEDDED_WIDTH = 1000
-"""Pixels; pictures inside the page are no wider."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -115,12 +111,6 @@ def per_class_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:
     return rows
 
 
-def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """``wanted`` different indices (or all, if fewer) of 0 to ``total`` - 1, each in the middle of its even share."""
-    count = min(total, wanted)
-    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
-
-
 def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
     """``report.json``: what may differ between equal runs, and with what settings they ran."""
     images = len(evaluation.data.images)
@@ -192,11 +182,13 @@ def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list
     for number, image in enumerate(chosen, start=1):
         picture, caption = _compare(evaluation, image, rows_of[image.id], params.evaluate.gallery_score)
         file = f"gallery/{number:02d}_{Path(image.file_name).stem}.jpg"
-        write_bytes_atomic(folder / file, _jpeg(picture, quality=90))
-        gallery.append(GalleryPicture(file=file, caption=caption, picture=_narrowed(picture, EMBEDDED_WIDTH)))
+        write_bytes_atomic(folder / file, jpeg_bytes(picture, quality=90))
+        gallery.append(GalleryPicture(file=file, caption=caption, picture=narrowed(picture, EMBEDDED_WIDTH)))
     if gallery:
         few = [gallery[index].picture for index in evenly_spaced(len(gallery), CONTACT_SHEET_IMAGES)]
-        write_bytes_atomic(folder / "gallery.jpg", _jpeg(contact_sheet(few, columns=2, cell_width=900), quality=88))
+        write_bytes_atomic(
+            folder / "gallery.jpg", jpeg_bytes(contact_sheet(few, columns=2, cell_width=900), quality=88)
+        )
     return gallery
 
 
@@ -221,40 +213,16 @@ def _compare(
     return side_by_side([true, found], ["ground truth", "prediction"]), caption
 
 
-def _narrowed(picture: np.ndarray, width: int) -> np.ndarray:
-    if picture.shape[1] <= width:
-        return picture
-    height = max(1, round(picture.shape[0] * width / picture.shape[1]))
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))
-
-
-def _jpeg(picture: np.ndarray, quality: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(picture).save(data, format="JPEG", quality=quality)
-    return data.getvalue()
-
-
 # Page
 
 
 def _page(evaluation: Evaluation, params: Params, curves: bytes, gallery: Sequence[GalleryPicture]) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["percent"] = _percent
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        _TEMPLATE,
         evaluation=evaluation,
         facts=_run_facts(evaluation, params),
         columns=PER_CLASS_COLUMNS[3:],
         rows=per_class_rows(evaluation),
-        curves=_data_uri(curves, "png"),
-        gallery=[(item.caption, _data_uri(_jpeg(item.picture, quality=80), "jpeg")) for item in gallery],
+        curves=data_uri(curves, "png"),
+        gallery=[(item.caption, data_uri(jpeg_bytes(item.picture, quality=80), "jpeg")) for item in gallery],
     )
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _percent(value: float | None) -> str:
-    """As in the papers: 0 to 100 with one decimal."""
-    return "\N{EN DASH}" if value is None else f"{100 * value:.1f}"

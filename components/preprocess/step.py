@@ -1,21 +1,28 @@
-"""The step `preprocess`: VOC layout in, photos with COCO instances JSON and statistics out."""
+"""The step `preprocess`: annotated photos of any layout in, photos with COCO instances JSON and a report out."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from components.common.command import run_command
+from components.common.pages import evenly_spaced
+from components.preprocess.records import Records, write_coco
+from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, write_report
+from components.preprocess.statistics import Outcome, hashes, statistics
+from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, Params
-from yolact.data.convert import VocImage, coco_instances, image_numbers, read_voc_image
-from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, Problem, ProblemError, read_split, voc_root
+from yolact.data.classes import select_classes
+from yolact.data.duplicates import MAX_DISTANCE, similar_pairs
+from yolact.data.instances import Layout
+from yolact.data.layouts import find_layout
+from yolact.data.prepare import CATEGORY, PhotoSummary, Preparation, RejectedPhoto, names_are_unique
+from yolact.data.problems import Problem
+from yolact.data.split import choose_validation, groups_of
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 
@@ -27,71 +34,134 @@ LISTED_PROBLEMS = 20
 """Photos that an error message lists; the rest is counted."""
 
 
-def run(params: Params, *, raw_dir: Path, processed_dir: Path) -> None:
-    """Turn ``raw_dir/VOCdevkit/VOC2012`` into ``processed_dir``, which is replaced as a whole or left as it was.
+def run(params: Params, *, raw_dir: Path, processed_dir: Path, report_dir: Path, workers: int | None = None) -> None:
+    """Turn the data set below ``raw_dir`` into ``processed_dir``, which is replaced as a whole or left as it was.
 
-    Written: ``images/`` (the photos, byte for byte), ``train.json`` and ``val.json`` (COCO instances), and
-    ``stats.json``. The same input gives the same bytes.
+    Written: ``images/`` (photos, byte for byte where nothing is to change), ``train.json`` and ``val.json`` (COCO
+    instances), and ``stats.json``; and into ``report_dir``, also when problems then stop the step, a page that shows
+    them. The same input gives the same bytes, whatever the number of workers.
+
+    Args:
+        params: ``data`` is read.
+        raw_dir: holds the data set, in any layout that `find_layout` knows.
+        processed_dir: see above.
+        report_dir: likewise.
+        workers: processes that read photos; None: one for each CPU core.
 
     Raises:
-        DataError: the layout or a split file is faulty, more photos than ``data.max_problems`` are, or a split
+        DataError: the layout or a list of photos is faulty, more photos than ``data.max_problems`` are, or a split
             has no photo or no instance.
+        SettingsError: ``data.classes`` names a class that is not there.
     """
-    root = voc_root(raw_dir)
-    ids = {split: read_split(root, split) for split in SPLITS}
-    _check_disjoint(root, ids)
-    everything = sorted(ids["train"] + ids["val"])
-    accepted, rejected = _read_all(root, everything)
-    _check_problems(root, rejected, params.data)
-    images = {split: [accepted[name] for name in sorted(ids[split]) if name in accepted] for split in SPLITS}
-    for split in SPLITS:
-        _check_usable(root, split, images[split])
-
+    layout = find_layout(raw_dir)
+    _check_disjoint(layout)
+    categories, category_of = select_classes(layout.classes, params.data.classes)
     with replaced_directory(processed_dir) as folder:
-        digests = _copy_photos(root, images, folder / "images")
-        numbers = image_numbers(everything)
-        for split in SPLITS:
-            tree = coco_instances(images[split], numbers, f"PASCAL VOC layout, split {split}")
-            write_json_atomic(folder / f"{split}.json", tree)
-            digests[f"{split}.json"] = hashlib.sha256((folder / f"{split}.json").read_bytes()).hexdigest()
-        write_json_atomic(folder / "stats.json", _statistics(ids, images, rejected, _joint_digest(digests)))
-    _log_summary(images, rejected, processed_dir)
+        (folder / "images").mkdir()
+        preparation = Preparation(
+            folder=folder / "images",
+            max_side=params.data.max_side or None,
+            category_of=category_of,
+            short_names=names_are_unique([source.photo_id for found in layout.splits.values() for source in found]),
+        )
+        with Records(folder / ".records") as records:
+            photos, rejected = _prepare_all(layout, preparation, records, workers or usable_cpus())
+            outcome = _outcome(layout, categories, photos, rejected, params.data)
+            for split in SPLITS:
+                what = f"{layout.name} layout, split {split}"
+                write_coco(folder / f"{split}.json", outcome.photos[split], records, layout.image_ids, categories, what)
+            stats = statistics(outcome, _joint_digest(folder, outcome.photos))
+            gallery = {split: _gallery(folder, outcome.photos[split], records) for split in SPLITS}
+            write_report(report_dir, stats, categories, gallery, params.data)
+        write_json_atomic(folder / "stats.json", stats)
+        _check_problems(layout, outcome, params.data, report_dir)
+        _check_usable(layout, outcome.photos)
+    _log_summary(outcome, len(stats["warnings"]), stats["duplicates"]["across_splits"]["count"], report_dir)
 
 
-def _check_disjoint(root: Path, ids: Mapping[str, Sequence[str]]) -> None:
-    common = sorted(set(ids["train"]) & set(ids["val"]))
+def _check_disjoint(layout: Layout) -> None:
+    train, val = ({source.photo_id for source in layout.splits.get(split, ())} for split in SPLITS)
+    common = sorted(train & val)
     if common:
         raise DataError(
-            f"{root / SEGMENTATION_SETS}: photos in both train.txt and val.txt: {len(common)}, such as {common[0]!r}. "
-            "A model is not to be judged on photos it has learned: take them out of one file."
+            f"{layout.root}: photos in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
+            "judged on photos it has learned: take them out of one of the two lists."
         )
 
 
-def _read_all(root: Path, image_ids: Sequence[str]) -> tuple[dict[str, VocImage], dict[str, tuple[Problem, ...]]]:
-    """The photos that can be used, and the problems of the others; both by image id, in the order given."""
-    accepted: dict[str, VocImage] = {}
-    rejected: dict[str, tuple[Problem, ...]] = {}
-    log.info("reading %d photos and their masks from %s", len(image_ids), root)
-    for image_id in tqdm(image_ids, unit="photo", disable=None):  # None: only on a terminal
-        try:
-            accepted[image_id] = read_voc_image(root, image_id)
-        except ProblemError as error:
-            rejected[image_id] = error.problems
+def _prepare_all(
+    layout: Layout, preparation: Preparation, records: Records, workers: int
+) -> tuple[dict[str, PhotoSummary], dict[str, Sequence[Problem]]]:
+    """The photos that can be used, written, and the problems of the others; both by photo id, in its order."""
+    sources = sorted((source for found in layout.splits.values() for source in found), key=lambda s: s.photo_id)
+    accepted: dict[str, PhotoSummary] = {}
+    rejected: dict[str, Sequence[Problem]] = dict(layout.problems)
+    log.info("%s: reading %d photos from %s", layout.name, len(sources), layout.root)
+    results = map_in_order(preparation, sources, workers)
+    for result in tqdm(results, total=len(sources), unit="photo", disable=None):  # None: only on a terminal
+        if isinstance(result, RejectedPhoto):
+            rejected[result.photo_id] = result.problems
+        else:
+            accepted[result.summary.photo_id] = result.summary
+            records.add(result.summary.photo_id, result.rows)
     return accepted, rejected
 
 
-def _check_problems(root: Path, rejected: Mapping[str, Sequence[Problem]], data: DataConfig) -> None:
+def _outcome(
+    layout: Layout,
+    categories: Mapping[int, str],
+    photos: Mapping[str, PhotoSummary],
+    rejected: Mapping[str, Sequence[Problem]],
+    data: DataConfig,
+) -> Outcome:
+    """Photos by split: the source's, or chosen by `data.val_fraction`."""
+    split_of = {source.photo_id: split for split, found in layout.splits.items() for source in found}
+    by_source = "val" in layout.splits
+    if not by_source:
+        chosen = _validation(list(photos.values()), data)
+        split_of |= dict.fromkeys(chosen, "val")
+    return Outcome(
+        layout=layout.name,
+        split_by_source=by_source,
+        classes=layout.classes,
+        categories=categories,
+        photos={split: [photo for name, photo in photos.items() if split_of[name] == split] for split in SPLITS},
+        rejected=rejected,
+        rejected_split={name: split_of[name] for name in rejected if name in split_of},
+    )
+
+
+def _validation(photos: Sequence[PhotoSummary], data: DataConfig) -> set[str]:
+    """Photos to validate on, photos of one picture all in one split."""
+    own = hashes(photos)
+    pairs = ((photos[a].photo_id, photos[b].photo_id) for a, b in similar_pairs(own, own, MAX_DISTANCE) if a < b)
+    groups = groups_of([photo.photo_id for photo in photos], pairs)
+    classes = {photo.photo_id: set(photo.instances[:, CATEGORY].astype(int).tolist()) for photo in photos}
+    log.info("no validation photos are named: %g of the photos are chosen (data.val_fraction)", data.val_fraction)
+    return choose_validation(classes, groups, data.val_fraction, data.split_seed)
+
+
+def _gallery(folder: Path, photos: Sequence[PhotoSummary], records: Records) -> list[GalleryPhoto]:
+    """Photos that are evenly spaced over a split, with their objects."""
+    chosen = [photos[place] for place in evenly_spaced(len(photos), GALLERY_PHOTOS)]
+    return [
+        GalleryPhoto(folder / "images" / photo.file_name, photo.width, photo.height, records.objects(photo.photo_id))
+        for photo in chosen
+    ]
+
+
+def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
     """Refuse more photos with problems than ``data.max_problems`` allows; warn about the allowed ones."""
+    rejected, allowed = outcome.rejected, data.max_problems
     if not rejected:
         return
-    allowed = data.max_problems
     lines = [f"  {problem}" for problems in list(rejected.values())[:LISTED_PROBLEMS] for problem in problems]
     if len(rejected) > LISTED_PROBLEMS:
-        lines.append(f"  and {len(rejected) - LISTED_PROBLEMS} more photos")
+        lines.append(f"  and {len(rejected) - LISTED_PROBLEMS} more photos, see {report_dir / 'index.html'}")
     listing = "\n".join(lines)
     if len(rejected) > allowed:
         raise DataError(
-            f"{root}: photos with problems: {len(rejected)}, data.max_problems allows {allowed}.\n{listing}\n"
+            f"{layout.root}: photos with problems: {len(rejected)}, data.max_problems allows {allowed}.\n{listing}\n"
             f"Mend the files at their source (data.source: {data.source}), bring them in with "
             "`dvc repro --force --single-item ingest`, and run `dvc repro`. Or leave these photos out with "
             f"data.max_problems={len(rejected)} in params.yaml (stats.json then lists them all)."
@@ -99,114 +169,43 @@ def _check_problems(root: Path, rejected: Mapping[str, Sequence[Problem]], data:
     log.warning("photos left out: %d (data.max_problems allows %d)\n%s", len(rejected), allowed, listing)
 
 
-def _check_usable(root: Path, split: str, images: Sequence[VocImage]) -> None:
-    if not any(image.instances for image in images):
-        raise DataError(
-            f"{root}: split {split!r} has {len(images)} usable photos and no instance in them. "
-            "Draw objects in SegmentationObject and SegmentationClass, or choose other photos for the split."
-        )
-
-
-def _copy_photos(root: Path, images: Mapping[str, Sequence[VocImage]], folder: Path) -> dict[str, str]:
-    """Copy the photos; SHA-256 of each by its name below the processed folder."""
-    folder.mkdir()
-    digests = {}
+def _check_usable(layout: Layout, photos: Mapping[str, Sequence[PhotoSummary]]) -> None:
     for split in SPLITS:
-        for image in images[split]:
-            data = (root / image.file).read_bytes()
-            name = Path(image.file).name
-            (folder / name).write_bytes(data)
-            digests[f"images/{name}"] = hashlib.sha256(data).hexdigest()
-    return digests
+        if not any(len(photo.instances) for photo in photos[split]):
+            raise DataError(
+                f"{layout.root}: split {split!r} has {len(photos[split])} usable photos and no instance in them. "
+                "Annotate objects in its photos, choose other photos for the split, or look at data.classes and "
+                "data.val_fraction."
+            )
 
 
-def _joint_digest(digests: Mapping[str, str]) -> str:
-    """SHA-256 over names and contents, in the order of the names."""
+def _joint_digest(folder: Path, photos: Mapping[str, Sequence[PhotoSummary]]) -> str:
+    """SHA-256 over names and contents of the photos and the JSON files, in the order of the names."""
+    digests = {f"images/{photo.file_name}": photo.sha256.hex() for found in photos.values() for photo in found}
+    for split in SPLITS:
+        with (folder / f"{split}.json").open("rb") as file:
+            digests[f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def _statistics(
-    ids: Mapping[str, Sequence[str]],
-    images: Mapping[str, Sequence[VocImage]],
-    rejected: Mapping[str, Sequence[Problem]],
-    digest: str,
-) -> dict[str, Any]:
-    """The content of ``stats.json``; README.md says what its keys mean."""
-    return {
-        "digest": digest,
-        "splits": {
-            split: {
-                "listed": len(ids[split]),
-                "left_out": sum(image_id in rejected for image_id in ids[split]),
-                **_split_statistics(images[split]),
-            }
-            for split in SPLITS
-        },
-        "classes": {
-            name: {split: _class_statistics(images[split], index) for split in SPLITS}
-            for index, name in enumerate(VOC_CLASSES, 1)
-        },
-        "problems": [_entry(image_id, problem) for image_id, problems in rejected.items() for problem in problems],
-        "warnings": [
-            _entry(image.image_id, warning) for split in SPLITS for image in images[split] for warning in image.warnings
-        ],
-    }
-
-
-def _split_statistics(images: Sequence[VocImage]) -> dict[str, Any]:
-    instances = [instance for image in images for instance in image.instances]
-    per_photo = Counter(len(image.instances) for image in images)
-    return {
-        "images": len(images),
-        "images_without_instance": per_photo[0],
-        "images_without_xml": sum(not image.has_xml for image in images),
-        "instances": len(instances),
-        "instances_without_xml_object": sum(instance.difficult is None for instance in instances),
-        "difficult": sum(instance.difficult is True for instance in instances),
-        "truncated": sum(instance.truncated is True for instance in instances),
-        "instances_per_image": {str(count): per_photo[count] for count in sorted(per_photo)},
-        "box_width": _distribution([instance.box[2] for instance in instances]),
-        "box_height": _distribution([instance.box[3] for instance in instances]),
-        "mask_area": _distribution([instance.area for instance in instances]),
-    }
-
-
-def _class_statistics(images: Sequence[VocImage], class_index: int) -> dict[str, int]:
-    counts = [sum(instance.class_index == class_index for instance in image.instances) for image in images]
-    return {"images": sum(count > 0 for count in counts), "instances": sum(counts)}
-
-
-def _distribution(values: Sequence[int]) -> dict[str, float]:
-    low, quarter, middle, three_quarters, high = np.percentile(values, [0, 25, 50, 75, 100])
-    summary = {"min": low, "p25": quarter, "median": middle, "p75": three_quarters, "max": high}
-    summary["mean"] = np.mean(values)
-    return {name: round(float(value), 2) for name, value in summary.items()}
-
-
-def _entry(image_id: str, problem: Problem) -> dict[str, str]:
-    return {"image": image_id, "file": problem.file, "reason": problem.reason}
-
-
-def _log_summary(
-    images: Mapping[str, Sequence[VocImage]], rejected: Mapping[str, Sequence[Problem]], processed_dir: Path
-) -> None:
+def _log_summary(outcome: Outcome, warnings: int, duplicates: int, report_dir: Path) -> None:
     parts = [
-        f"{split}: {len(images[split])} photos, {sum(len(image.instances) for image in images[split])} instances"
-        for split in SPLITS
+        f"{split}: {len(photos)} photos, {sum(len(photo.instances) for photo in photos)} instances"
+        for split, photos in outcome.photos.items()
     ]
-    warnings = sum(len(image.warnings) for split in SPLITS for image in images[split])
-    log.info(
-        "%s; %d photos left out, %d warnings (see %s)",
-        "; ".join(parts),
-        len(rejected),
-        warnings,
-        processed_dir / "stats.json",
-    )
+    page = report_dir / "index.html"
+    log.info("%s; %d photos left out, %d warnings (see %s)", "; ".join(parts), len(outcome.rejected), warnings, page)
+    if duplicates:
+        log.warning(
+            "pictures that are in both train and val: %d (see %s); AP on val is too good there", duplicates, page
+        )
 
 
 if __name__ == "__main__":
     run_command(
         "preprocess",
-        lambda params: run(params, raw_dir=Path("data/raw"), processed_dir=Path("data/processed")),
+        lambda params: run(
+            params, raw_dir=Path("data/raw"), processed_dir=Path("data/processed"), report_dir=Path("reports/data")
+        ),
     )

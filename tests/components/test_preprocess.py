@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from scipy.io import savemat
 
+from components.preprocess.report import instances_per_photo
 from components.preprocess.step import run
 from yolact.config import Params, load_params
 from yolact.data.voc import voc_palette
-from yolact.errors import DataError
+from yolact.errors import DataError, SettingsError
 
 PERSON, DOG = 15, 12
 XML = (
@@ -74,13 +78,13 @@ def voc(raw: Path) -> Path:
 
 
 @pytest.fixture
-def params(repository: Path) -> Callable[[int], Params]:
+def params(repository: Path) -> Callable[..., Params]:
     base = load_params(repository / "conf" / "base.yaml")
 
-    def with_max_problems(count: int) -> Params:
-        return base.model_copy(update={"data": base.data.model_copy(update={"max_problems": count})})
+    def with_settings(**settings: Any) -> Params:
+        return base.model_copy(update={"data": base.data.model_copy(update=settings)})
 
-    return with_max_problems
+    return with_settings
 
 
 @pytest.fixture
@@ -89,9 +93,9 @@ def processed(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def preprocess(raw: Path, processed: Path, params: Callable[[int], Params]) -> Callable[..., dict[str, Any]]:
-    def call(max_problems: int = 0) -> dict[str, Any]:
-        run(params(max_problems), raw_dir=raw, processed_dir=processed)
+def preprocess(raw: Path, processed: Path, params: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
+    def call(**settings: Any) -> dict[str, Any]:
+        run(params(**settings), raw_dir=raw, processed_dir=processed, report_dir=processed.with_name("report"))
         return dict(json.loads((processed / "stats.json").read_text()))
 
     return call
@@ -126,11 +130,16 @@ def test_photos_json_and_statistics_are_written(
         "images": 3,
         "images_without_instance": 1,
         "images_without_xml": 1,
+        "images_turned": 0,
+        "images_reduced": 0,
         "instances": 2,
-        "instances_without_xml_object": 0,
+        "instances_without_flags": 0,
+        "crowds": 0,
         "difficult": 0,
         "truncated": 2,
         "instances_per_image": {"0": 1, "1": 2},
+        "image_width": {"min": 12.0, "p25": 12.0, "median": 12.0, "p75": 12.0, "max": 12.0, "mean": 12.0},
+        "image_height": {"min": 10.0, "p25": 10.0, "median": 10.0, "p75": 10.0, "max": 10.0, "mean": 10.0},
         "box_width": {"min": 4.0, "p25": 4.5, "median": 5.0, "p75": 5.5, "max": 6.0, "mean": 5.0},
         "box_height": {"min": 5.0, "p25": 5.0, "median": 5.0, "p75": 5.0, "max": 5.0, "mean": 5.0},
         "mask_area": {"min": 20.0, "p25": 22.5, "median": 25.0, "p75": 27.5, "max": 30.0, "mean": 25.0},
@@ -144,12 +153,14 @@ def test_photos_json_and_statistics_are_written(
 
 
 def test_same_input_in_another_place_gives_the_same_bytes(
-    raw: Path, tmp_path: Path, params: Callable[[int], Params]
+    raw: Path, tmp_path: Path, params: Callable[..., Params]
 ) -> None:
-    run(params(0), raw_dir=raw, processed_dir=tmp_path / "first")
-    raw.rename(tmp_path / "moved")
-    run(params(0), raw_dir=tmp_path / "moved", processed_dir=tmp_path / "second")
+    run(params(), raw_dir=raw, processed_dir=tmp_path / "first", report_dir=tmp_path / "first-report")
+    (tmp_path / "deeper").mkdir()
+    (raw / "VOCdevkit/VOC2012").rename(tmp_path / "deeper/mine")
+    run(params(), raw_dir=tmp_path / "deeper", processed_dir=tmp_path / "second", report_dir=tmp_path / "second-report")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert contents(tmp_path / "first-report") == contents(tmp_path / "second-report")
 
 
 def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
@@ -205,7 +216,9 @@ def test_as_many_problems_as_allowed_are_left_out_and_listed(
     assert "2007_000001" not in (processed / "train.json").read_text()
 
 
-def test_long_lists_of_problems_are_cut_and_counted(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_long_lists_of_problems_are_cut_in_the_message_and_whole_on_the_page(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
     set_split(voc, "train", *(f"2009_{number:06}" for number in range(25)))
     for number in range(25):
         (voc / f"SegmentationObject/2009_{number:06}.png").write_bytes(
@@ -218,7 +231,11 @@ def test_long_lists_of_problems_are_cut_and_counted(preprocess: Callable[..., di
         preprocess(max_problems=24)
     message = str(caught.value)
     assert message.count("no such photo") == 20
-    assert "and 5 more photos" in message
+    assert "and 5 more photos, see " in message
+    page = (processed.with_name("report") / "index.html").read_text()
+    assert page.count("no such photo") == 25
+    assert "the data was not written" in page
+    assert not processed.exists()
 
 
 def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
@@ -230,7 +247,7 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
 
 def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
-    with pytest.raises(DataError, match=r"both train\.txt and val\.txt: 1, such as '2007_000001'"):
+    with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):
         preprocess()
 
 
@@ -242,10 +259,10 @@ def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[st
 
 
 def test_raw_data_that_is_not_there_names_the_step_to_run(
-    tmp_path: Path, processed: Path, params: Callable[[int], Params]
+    tmp_path: Path, processed: Path, params: Callable[..., Params]
 ) -> None:
     with pytest.raises(DataError, match="Run the step `ingest` first"):
-        run(params(0), raw_dir=tmp_path / "nothing", processed_dir=processed)
+        run(params(), raw_dir=tmp_path / "nothing", processed_dir=processed, report_dir=tmp_path / "report")
     assert not processed.exists()
 
 
@@ -262,7 +279,8 @@ def hang(path, tree, write=step.write_json_atomic):
     write(path, tree)
 
 step.write_json_atomic = hang
-step.run(load_params(sys.argv[1]), raw_dir=Path(sys.argv[2]), processed_dir=Path(sys.argv[3]))
+raw, processed = Path(sys.argv[2]), Path(sys.argv[3])
+step.run(load_params(sys.argv[1]), raw_dir=raw, processed_dir=processed, report_dir=processed.with_name("report"))
 """
 
 
@@ -299,14 +317,14 @@ def test_command_reports_a_fault_in_one_message_and_exits_with_1(repository: Pat
         check=False,
     )
     assert done.returncode == 1
-    assert "preprocess failed: data/raw/VOCdevkit/VOC2012: no such folder" in done.stderr
+    assert "preprocess failed: data/raw: no such folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_real_photos_convert_and_their_masks_equal_the_png(
-    voc_mini: Path, processed: Path, params: Callable[[int], Params]
+    voc_mini: Path, processed: Path, params: Callable[..., Params]
 ) -> None:
-    run(params(0), raw_dir=voc_mini, processed_dir=processed)
+    run(params(), raw_dir=voc_mini, processed_dir=processed, report_dir=processed.with_name("report"))
     root = voc_mini / "VOCdevkit/VOC2012"
     assert json.loads((processed / "stats.json").read_text())["problems"] == []
     for split in ("train", "val"):
@@ -341,3 +359,239 @@ def test_photo_bytes_survive_unusual_jpeg(
     preprocess()
     assert (processed / "images/2007_000001.JPEG").read_bytes() == buffer.getvalue()
     assert json.loads((processed / "train.json").read_text())["images"][0]["file_name"] == "2007_000001.JPEG"
+
+
+# Layouts, splits, classes, sizes
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    cells = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_coco(raw: Path, photos: int = 40) -> None:
+    """One file without a split; photo n shows a square of class 1 (`red`), each fourth one of class 2 (`blue`) too."""
+    (raw / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for n in range(photos):
+        name = f"Bild {n} \N{SNOWFLAKE}.JPG"
+        picture(40, 30, seed=n).save(raw / "images" / name, "JPEG", quality=92)
+        images.append({"id": 100 + n, "file_name": name, "width": 40, "height": 30})
+        for category in (1, 2) if n % 4 == 0 else (1,):
+            x = 15 * category - 13
+            outline = [[x, 5, x + 10, 5, x + 10, 15, x, 15]]
+            annotations.append({"image_id": 100 + n, "category_id": category, "segmentation": outline})
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    (raw / "labels.json").write_text(json.dumps(tree))
+
+
+def load_split(processed: Path, split: str) -> dict[str, Any]:
+    return dict(json.loads((processed / f"{split}.json").read_text()))
+
+
+def test_a_coco_file_without_split_is_split_by_class(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco")
+    run(params(val_fraction=0.2), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    stats = json.loads((processed / "stats.json").read_text())
+    assert (stats["layout"], stats["split_by"]) == ("COCO", "data.val_fraction")
+    assert stats["classes"] == {
+        "red": {"train": {"images": 32, "instances": 32}, "val": {"images": 8, "instances": 8}},
+        "blue": {"train": {"images": 8, "instances": 8}, "val": {"images": 2, "instances": 2}},
+    }
+    ids = [image["id"] for split in ("train", "val") for image in load_split(processed, split)["images"]]
+    assert sorted(ids) == list(range(100, 140))
+    name = load_split(processed, "val")["images"][0]["file_name"]
+    assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_the_number_of_workers_changes_no_byte(
+    params: Callable[..., Params], raw: Path, tmp_path: Path, layout: str
+) -> None:
+    folder = raw
+    if layout == "coco":
+        folder = tmp_path / "coco"
+        make_coco(folder)
+    else:
+        for n in range(40):
+            add_photo(raw / "VOCdevkit/VOC2012", f"2009_{n:06}", DOG, width=3 + n % 5)
+        set_split(raw / "VOCdevkit/VOC2012", "train", *(f"2009_{n:06}" for n in range(40)))
+    for workers in (1, 2, 3):
+        out, report = tmp_path / f"out{workers}", tmp_path / f"report{workers}"
+        run(params(), raw_dir=folder, processed_dir=out, report_dir=report, workers=workers)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2") == contents(tmp_path / "out3")
+    assert contents(tmp_path / "report1") == contents(tmp_path / "report2")
+
+
+def test_classes_are_picked_and_renamed(params: Callable[..., Params], tmp_path: Path, processed: Path) -> None:
+    make_coco(tmp_path / "coco")
+    settings = params(classes={"blue": "sea"})
+    run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    stats = json.loads((processed / "stats.json").read_text())
+    assert stats["other_classes"] == {"red": 40}
+    assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
+    tree = load_split(processed, "train")
+    assert tree["categories"] == [{"id": 1, "name": "sea"}]
+    assert {row["category_id"] for row in tree["annotations"]} == {1}
+    assert "Left out by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
+
+
+def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any]], processed: Path) -> None:
+    with pytest.raises(SettingsError, match="Did you mean 'person'"):
+        preprocess(classes=["Person"])
+    assert not processed.exists()
+
+
+def test_large_and_turned_photos_are_written_anew_with_their_masks(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    """A red square in a photo of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
+    objects = np.zeros((300, 400), dtype=np.uint8)
+    objects[60:180, 248:368] = 1
+    pixels = np.where(objects[:, :, None] == 1, [220, 20, 20], [30, 60, 200]).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 8  # a quarter turn against the clock: (x, y) goes to (y, 399 - x)
+    Image.fromarray(pixels).save(voc / "JPEGImages/2007_000001.jpg", exif=exif, quality=95)
+    save_mask(voc / "SegmentationObject/2007_000001.png", objects)
+    save_mask(voc / "SegmentationClass/2007_000001.png", objects * np.uint8(PERSON))
+    (voc / "Annotations/2007_000001.xml").unlink()
+    train = preprocess(max_side=100)["splits"]["train"]
+    assert (train["images_turned"], train["images_reduced"]) == (1, 1)
+    coco = COCO(processed / "train.json")
+    (image,) = coco.loadImgs([2007000001])
+    (row,) = coco.loadAnns(coco.getAnnIds(imgIds=[2007000001]))
+    assert (image["width"], image["height"], image["file_name"]) == (75, 100, "2007_000001.jpg")
+    with Image.open(processed / "images/2007_000001.jpg") as photo:
+        red = np.asarray(photo)[:, :, 0] > 125
+    mask = coco.annToMask(row).astype(bool)
+    assert (red ^ mask).sum() <= 16, "more than smeared corners"
+    assert (row["bbox"], row["area"]) == ([15, 8, 30, 30], 900)
+
+
+def test_a_png_that_is_reduced_becomes_a_jpeg(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    with Image.open(voc / "JPEGImages/2007_000003.jpg") as photo:
+        photo.resize((200, 100)).save(voc / "JPEGImages/2007_000003.png")
+    for kind in ("Object", "Class"):
+        save_mask(voc / f"Segmentation{kind}/2007_000003.png", np.zeros((100, 200), dtype=np.uint8))
+    (voc / "JPEGImages/2007_000003.jpg").unlink()
+    preprocess(max_side=64)
+    with Image.open(processed / "images/2007_000003.png.jpg") as photo:
+        assert (photo.size, photo.format) == ((64, 32), "JPEG")
+
+
+def test_one_picture_in_both_splits_is_found_and_reported(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n, name in enumerate(("2007_000001", "2007_000002", "2007_000003")):
+        picture(12, 10, seed=n).save(voc / f"JPEGImages/{name}.jpg", quality=95)
+    picture(12, 10, seed=1).save(voc / "JPEGImages/2008_000001.jpg", quality=80)
+    with caplog.at_level(logging.WARNING):
+        (pair,) = preprocess()["duplicates"]["across_splits"]["pairs"]
+    assert (pair["train"], pair["val"], pair["equal_files"]) == ("2007_000002.jpg", "2008_000001.jpg", False)
+    assert "pictures that are in both train and val: 1" in caplog.text
+    assert "One picture in both splits" in (processed.with_name("report") / "index.html").read_text()
+
+    shutil.copy(voc / "JPEGImages/2007_000002.jpg", voc / "JPEGImages/2008_000001.jpg")
+    shutil.copy(voc / "JPEGImages/2007_000001.jpg", voc / "JPEGImages/2007_000003.jpg")
+    duplicates = preprocess()["duplicates"]
+    assert [pair["equal_files"] for pair in duplicates["across_splits"]["pairs"]] == [True]
+    assert duplicates["equal_files_within"] == {"train": [["2007_000001.jpg", "2007_000003.jpg"]], "val": []}
+
+
+def test_photos_of_two_folders_with_one_name_both_keep_a_name(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    for split in ("train", "val"):
+        folder = tmp_path / "coco" / split
+        make_coco(folder, photos=1)
+        (folder / "labels.json").rename(folder / "_annotations.coco.json")
+    run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    names = sorted(path.name for path in (processed / "images").iterdir())
+    assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
+
+
+def test_faults_of_a_coco_file_count_as_problems(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco")
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    del tree["images"][3]["id"]
+    path.write_text(json.dumps(tree))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    with pytest.raises(DataError, match=r"photos with problems: 2(.|\n)*labels\.json: images\[3\] has no id"):
+        run(params(max_problems=1), **folders)
+    run(params(max_problems=2), **folders)
+    assert len(json.loads((processed / "stats.json").read_text())["problems"]) == 2
+
+
+def test_semantic_boundaries_and_voc_masks_of_one_photo_give_the_same_objects(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, params: Callable[..., Params], tmp_path: Path
+) -> None:
+    preprocess()
+    sbd = tmp_path / "sbd"
+    (sbd / "inst").mkdir(parents=True)
+    for path in (voc / "SegmentationObject").iterdir():
+        objects = np.asarray(Image.open(path))
+        classes = np.asarray(Image.open(voc / "SegmentationClass" / path.name))
+        categories = [[classes[objects == 1].max()]] if objects.any() else np.zeros((0, 1))
+        struct = {"Segmentation": objects, "Categories": np.array(categories, dtype=np.uint8)}
+        savemat(sbd / f"inst/{path.stem}.mat", {"GTinst": struct})
+    shutil.copytree(voc / "JPEGImages", sbd / "img")
+    for split in ("train", "val"):
+        shutil.copy(voc / f"ImageSets/Segmentation/{split}.txt", sbd)
+    run(params(), raw_dir=sbd, processed_dir=tmp_path / "from-sbd", report_dir=tmp_path / "report")
+    for split in ("train", "val"):
+        ours, theirs = load_split(processed, split), load_split(tmp_path / "from-sbd", split)
+        assert ours["images"] == theirs["images"]
+        flags = ("difficult", "truncated")
+        plain = [{key: value for key, value in row.items() if key not in flags} for row in ours["annotations"]]
+        assert plain == theirs["annotations"]
+
+
+# Report
+
+
+def test_the_page_needs_no_other_file_and_shows_what_there_is(
+    preprocess: Callable[..., dict[str, Any]], processed: Path
+) -> None:
+    stats = preprocess()
+    report = processed.with_name("report")
+    page = (report / "index.html").read_text()
+    assert set(contents(report)) == {"index.html", "stats.json"}
+    assert json.loads((report / "stats.json").read_text()) == stats
+    assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page) == []
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "2007_000002.jpg: 12 x 10, 1 object<" in page
+    assert stats["digest"][:16] in page
+
+
+def test_text_from_files_is_shown_as_text(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    (voc / "Annotations/2007_000001.xml").write_text(
+        "<annotation><object><name>&lt;script&gt;alert(1)</name></object></annotation>"
+    )
+    preprocess(max_problems=1)
+    page = (processed.with_name("report") / "index.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_histograms_count_every_object_once(preprocess: Callable[..., dict[str, Any]]) -> None:
+    found = preprocess()["histograms"]["train"]  # boxes of 4 x 5 and 6 x 5 pixels in photos of 120
+    assert [sum(part["counts"]) for part in found.values()] == [2, 2, 2]
+    assert found["box_side"]["counts"][1] == 2  # 0 to 8
+    edges, counts = found["mask_share"]["edges"], found["mask_share"]["counts"]
+    assert counts[edges.index(0.1) + 1] == 1  # 20 / 120
+    assert counts[edges.index(0.2) + 1] == 1  # 30 / 120
+
+
+def test_the_chart_of_objects_per_photo_parts_the_photos(preprocess: Callable[..., dict[str, Any]]) -> None:
+    bars = instances_per_photo(preprocess()).bars
+    assert [(bar.label, bar.counts) for bar in bars] == [("0", {"train": 1, "val": 0}), ("1", {"train": 2, "val": 1})]

@@ -92,6 +92,14 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("train.loss.negative_iou", 0.6, "negative_iou (0.6) must not be larger than positive_iou (0.5)"),
         ("data.sample.min_size", 300, "min_size (300) must not be larger than max_size (256)"),
         ("data.source", "", "data.source: string should have at least 1 character"),
+        *(
+            ("data.classes", value, "data.classes: must be null (all), a list of different names, or a mapping from")
+            for value in (3, "person", [], {}, ["dog", "dog"], ["dog", 3], [""], {"dog": ""}, {"dog": ["pet"]})
+        ),
+        ("data.max_side", 63, "data.max_side: must be 0 (never reduce) or at least 64 pixels (found 63)"),
+        ("data.max_side", -1, "data.max_side: input should be greater than or equal to 0 (found -1)"),
+        ("data.val_fraction", 0.0, "data.val_fraction: input should be greater than 0"),
+        ("data.val_fraction", 1.0, "data.val_fraction: input should be less than 1"),
         (
             "model.backbone",
             "resnet5",

@@ -38,7 +38,8 @@ from yolact.config import AugmentConfig, SampleConfig
 from yolact.data.augment import Sample, draw_window, render, window_targets
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
-from yolact.data.convert import VocInstance, read_voc_image
+from yolact.data.convert import read_voc_image
+from yolact.data.instances import Instance
 from yolact.data.loader import SampleKey, TrainingSet, read_sample
 from yolact.data.sample import generate_sample
 from yolact.data.target_masks import Grids
@@ -284,7 +285,7 @@ def write_photos(folder: Path) -> None:
         if len(objects) < INSTANCES:
             continue
         number = len(images) + 1
-        with Image.open(root / image.file) as photo:
+        with Image.open(root / image.photo.file) as photo:
             lower = photo.crop((0, image.height - HEIGHT, WIDTH, image.height))
         lower.save(folder / "images" / f"{number}.jpg", quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})
@@ -297,7 +298,7 @@ def write_photos(folder: Path) -> None:
     (folder / "train.json").write_text(json.dumps(tree), encoding="utf-8")
 
 
-def _lower_part(instance: VocInstance) -> dict[str, Any]:
+def _lower_part(instance: Instance) -> dict[str, Any]:
     """The annotation of what an instance has in the photo's last `HEIGHT` rows."""
     mask = coco_mask.decode({"size": [instance.height, instance.width], "counts": instance.counts})
     rle = coco_mask.encode(np.asfortranarray(mask[-HEIGHT:]))

@@ -1,4 +1,4 @@
-"""From VOC's masks and XML to instances, and from instances to COCO JSON."""
+"""From VOC's masks and XML to instances."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
+from yolact.data.instances import AnnotatedPhoto, Instance, instances_from_index_mask
+from yolact.data.photos import Photo, photo_warnings, read_photo
+from yolact.data.problems import Problem, ProblemError, keep_problems
 from yolact.data.voc import (
     VOC_CLASSES,
     VOID,
-    Photo,
-    Problem,
-    ProblemError,
     VocAnnotation,
     VocObject,
-    keep_problems,
+    find_photo,
     read_annotation,
     read_mask,
-    read_photo,
 )
 
 MAX_FOREIGN_SHARE = 0.05
@@ -41,43 +38,18 @@ border, about five pixels wide (Everingham et al., IJCV 2010), masks do not."""
 
 
 @dataclass(frozen=True)
-class VocInstance:
-    """One object of one photo, as its masks show it."""
+class VocPhoto:
+    """A photo of a VOC2012 folder; a `PhotoSource`."""
 
-    object_index: int
-    """1 to 254, the index in SegmentationObject."""
-    class_index: int
-    """1 to 20, the index in SegmentationClass."""
-    box: tuple[int, int, int, int]
-    """xywh, pixels, tight around the mask."""
-    area: int
-    """Pixels of the mask."""
-    height: int
-    """Of the photo, pixels."""
-    width: int
-    counts: str
-    """COCO's compressed run lengths of the mask."""
-    difficult: bool | None = None
-    """None where no ``<object>`` of the XML was matched."""
-    truncated: bool | None = None
+    root: Path
+    photo_id: str
+
+    def read(self) -> AnnotatedPhoto:
+        """See `read_voc_image`."""
+        return read_voc_image(self.root, self.photo_id)
 
 
-@dataclass(frozen=True)
-class VocImage:
-    """One photo with its instances, in the order of their object index."""
-
-    image_id: str
-    file: str
-    """The photo, relative to the VOC2012 folder."""
-    width: int
-    height: int
-    instances: tuple[VocInstance, ...]
-    has_xml: bool
-    warnings: tuple[Problem, ...]
-    """Oddities that do not keep the photo from being used."""
-
-
-def read_voc_image(root: Path, image_id: str) -> VocImage:
+def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
     """Read one photo's size, masks and XML and turn them into instances.
 
     The photo is decoded in full, so that a damaged one is noticed here. Instances come from
@@ -87,15 +59,14 @@ def read_voc_image(root: Path, image_id: str) -> VocImage:
         ProblemError: with all that is wrong with the photo's files.
     """
     problems: list[Problem] = []
-    photo = keep_problems(problems, lambda: read_photo(root, image_id))
+    photo = keep_problems(problems, lambda: read_photo(root, find_photo(root, "JPEGImages", image_id)))
     object_file, class_file = f"SegmentationObject/{image_id}.png", f"SegmentationClass/{image_id}.png"
     object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
     class_mask = keep_problems(problems, lambda: read_mask(root, class_file))
     annotation = keep_problems(problems, lambda: read_annotation(root, f"Annotations/{image_id}.xml"))
     if photo is not None:
-        for file, mask in ((object_file, object_mask), (class_file, class_mask)):
-            if mask is not None and mask.shape != (photo.height, photo.width):
-                problems.append(Problem(file, _size_fault(mask, photo)))
+        masks = {object_file: object_mask, class_file: class_mask}
+        problems += size_problems(photo, {file: mask for file, mask in masks.items() if mask is not None})
     if photo is None or object_mask is None or class_mask is None or problems:
         raise ProblemError(problems)
 
@@ -103,25 +74,29 @@ def read_voc_image(root: Path, image_id: str) -> VocImage:
     problems += mask_problems(joint, image_id)
     if problems:
         raise ProblemError(problems)
-    instances = instances_from_mask(object_mask, object_classes(joint))
-    warnings = [*_orientation_warning(photo), *_unowned_warnings(joint, class_file)]
+    instances = instances_from_index_mask(object_mask, object_classes(joint))
+    height, width = object_mask.shape
+    warnings = [*photo_warnings(photo, (width, height) != photo.stored_size), *_unowned_warnings(joint, class_file)]
     if annotation is not None:
         instances, differences = match_objects(instances, annotation, image_id)
-        warnings += _size_warning(annotation, photo, image_id) + differences
-    return VocImage(
-        image_id, photo.file, photo.width, photo.height, tuple(instances), annotation is not None, tuple(warnings)
+        warnings += _size_warning(annotation, (width, height), image_id) + differences
+    return AnnotatedPhoto(
+        image_id, photo, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
     )
 
 
-def _size_fault(mask: np.ndarray, photo: Photo) -> str:
-    height, width = mask.shape
-    found = f"is {width} x {height} pixels, but the photo is {photo.width} x {photo.height}"
-    if (height, width) == (photo.width, photo.height) and photo.orientation in (5, 6, 7, 8):
-        return (
-            f"{found} and carries EXIF orientation {photo.orientation}: the mask was drawn on the turned photo; "
-            "save the photo turned upright and without that tag"
-        )
-    return f"{found}; save the mask at the photo's size, without smoothing (nearest neighbour)"
+def size_problems(photo: Photo, masks: Mapping[str, np.ndarray]) -> list[Problem]:
+    """Masks, by file, that have neither the photo's size as stored nor all of them its upright size."""
+    sizes = {file: (mask.shape[1], mask.shape[0]) for file, mask in masks.items()}
+    if set(sizes.values()) == {photo.upright_size}:
+        return []
+    wide, high = photo.stored_size
+    reason = f"pixels, but the photo is {wide} x {high}; save the mask at the photo's size, without smoothing"
+    return [
+        Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
+        for file, size in sizes.items()
+        if size != photo.stored_size
+    ]
 
 
 def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarray:
@@ -134,8 +109,12 @@ def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarr
     Returns:
         (256, 256) int64; row: object index, column: class index.
     """
-    pairs = (object_mask.astype(np.uint16) << 8) | class_mask
-    return np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    pairs = ((object_mask.astype(np.uint16) << 8) | class_mask).ravel()
+    # Counted by runs of equal pixels, of which there are a hundred times fewer.
+    starts = np.concatenate(([0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1))
+    lengths = np.diff(starts, append=pairs.size)
+    counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
+    return counts.astype(np.int64).reshape(256, 256)
 
 
 def object_classes(joint: np.ndarray) -> dict[int, int]:
@@ -212,49 +191,9 @@ def _listed(values: Iterable[int]) -> str:
     return ", ".join(str(int(value)) for value in values)
 
 
-def instances_from_mask(object_mask: np.ndarray, classes: dict[int, int]) -> list[VocInstance]:
-    """The instances of a photo, by ascending object index.
-
-    All masks are run-length encoded in one pass over the image, whatever their number.
-
-    Args:
-        object_mask: (H, W) uint8; 0 is background, 255 void.
-        classes: class index (1 to 20) by object index; objects that are not in it are not returned.
-    """
-    height, width = object_mask.shape
-    flat = object_mask.ravel(order="F")  # COCO's runs go down the columns
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    ends = np.append(starts[1:], flat.size)
-    values = flat[starts]
-    indices = sorted(classes)
-    plain = []
-    for index in indices:
-        own = values == index
-        edges = np.stack((starts[own], ends[own]), axis=1).ravel()
-        counts = np.diff(edges, prepend=0, append=flat.size)
-        plain.append({"size": [height, width], "counts": counts[:-1] if counts[-1] == 0 else counts})
-    if not plain:
-        return []
-    encoded = mask_utils.frPyObjects(plain, height, width)
-    return [
-        VocInstance(
-            object_index=index,
-            class_index=classes[index],
-            box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])),
-            area=int(area),
-            height=height,
-            width=width,
-            counts=rle["counts"].decode("ascii"),
-        )
-        for index, rle, box, area in zip(
-            indices, encoded, mask_utils.toBbox(encoded), mask_utils.area(encoded), strict=True
-        )
-    ]
-
-
 def match_objects(
-    instances: Sequence[VocInstance], annotation: VocAnnotation, image_id: str
-) -> tuple[list[VocInstance], list[Problem]]:
+    instances: Sequence[Instance], annotation: VocAnnotation, image_id: str
+) -> tuple[list[Instance], list[Problem]]:
     """Give each instance the flags of its XML object: same class, highest IoU first, at least `BOX_MATCH_IOU`.
 
     Returns:
@@ -282,7 +221,7 @@ def match_objects(
         Problem(
             file,
             f"object {column + 1} is {_class_name(objects[column].class_index)}, but the masks show "
-            f"{_class_name(instances[row].class_index)} there (object index {instances[row].object_index}); "
+            f"{_class_name(instances[row].class_index)} there (object index {instances[row].number}); "
             "correct the XML or SegmentationClass",
         )
         for row in lone_rows
@@ -295,7 +234,7 @@ def match_objects(
 
 
 def _lone_warnings(
-    instances: Sequence[VocInstance],
+    instances: Sequence[Instance],
     objects: Sequence[VocObject],
     lone_rows: list[int],
     lone_columns: list[int],
@@ -304,7 +243,7 @@ def _lone_warnings(
     warnings = []
     for row in lone_rows:
         instance = instances[row]
-        reason = f"no box fits the mask of object index {instance.object_index} ({_class_name(instance.class_index)})"
+        reason = f"no box fits the mask of object index {instance.number} ({_class_name(instance.class_index)})"
         warnings.append(Problem(file, f"{reason}; the instance is kept, without the flags difficult and truncated"))
     for column in lone_columns:
         reason = f"object {column + 1} ({_class_name(objects[column].class_index)}) fits no mask; no instance shows it"
@@ -344,23 +283,11 @@ def _greedy_pairs(iou: np.ndarray, least: float) -> dict[int, int]:
     return pairs
 
 
-def _orientation_warning(photo: Photo) -> list[Problem]:
-    if photo.orientation not in range(2, 9):
-        return []
-    reason = (
-        f"carries EXIF orientation {photo.orientation}, which is not applied: VOC masks are drawn for the pixels as "
-        "stored; if this photo's were drawn on the turned photo, save it turned upright and without that tag"
-    )
-    return [Problem(photo.file, reason)]
-
-
-def _size_warning(annotation: VocAnnotation, photo: Photo, image_id: str) -> list[Problem]:
-    if annotation.size is None or annotation.size == (photo.width, photo.height):
+def _size_warning(annotation: VocAnnotation, size: tuple[int, int], image_id: str) -> list[Problem]:
+    if annotation.size is None or annotation.size == size:
         return []
     width, height = annotation.size
-    reason = (
-        f"states the size {width} x {height}, but the photo is {photo.width} x {photo.height}; its boxes may not fit"
-    )
+    reason = f"states the size {width} x {height}, but the photo is {size[0]} x {size[1]}; its boxes may not fit"
     return [Problem(f"Annotations/{image_id}.xml", reason)]
 
 
@@ -374,40 +301,3 @@ def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
     if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
         return {name: int(name.replace("_", "")) for name in names}
     return {name: number for number, name in enumerate(names, 1)}
-
-
-def coco_instances(images: Iterable[VocImage], numbers: Mapping[str, int], description: str) -> dict[str, Any]:
-    """COCO's instances format (cocodataset.org, "Data format"), with run-length masks and VOC's 20 categories.
-
-    An annotation whose XML object was found also has that object's flags ``difficult`` and ``truncated``, 0 or 1.
-    """
-    image_entries: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image in images:
-        number = numbers[image.image_id]
-        name = Path(image.file).name
-        image_entries.append({"id": number, "file_name": name, "width": image.width, "height": image.height})
-        for instance in image.instances:
-            # From 1: pycocotools' evaluation takes id 0 for "not matched".
-            entry = {"id": len(annotations) + 1, "image_id": number, **_coco_annotation(instance)}
-            annotations.append(entry)
-    return {
-        "info": {"description": description},
-        "licenses": [],
-        "categories": [{"id": index, "name": name} for index, name in enumerate(VOC_CLASSES, 1)],
-        "images": image_entries,
-        "annotations": annotations,
-    }
-
-
-def _coco_annotation(instance: VocInstance) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "category_id": instance.class_index,
-        "bbox": list(instance.box),
-        "area": instance.area,
-        "iscrowd": 0,
-        "segmentation": {"size": [instance.height, instance.width], "counts": instance.counts},
-    }
-    if instance.difficult is not None and instance.truncated is not None:
-        entry |= {"difficult": int(instance.difficult), "truncated": int(instance.truncated)}
-    return entry

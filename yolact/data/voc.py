@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
 from xml.etree import ElementTree
 
 import defusedxml.ElementTree
 import numpy as np
 from defusedxml import DefusedXmlException
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from yolact.data.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes
+from yolact.data.problems import Problem, ProblemError, keep_problems
 from yolact.errors import DataError
 
 VOC_CLASSES = (
@@ -50,16 +48,12 @@ VOID = 255
 """Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""
 
 SEGMENTATION_SETS = "ImageSets/Segmentation"
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Photo files that are read, in any upper or lower case; the devkit itself has ``.jpg`` only."""
 
 MAX_COORDINATE = 1_000_000
 """Pixels; a box of an XML that reaches farther is a slip of the pen (and its area might not be a number)."""
 
-EXIF_ORIENTATION = 0x0112
-"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
 
-
+@cache
 def voc_palette() -> np.ndarray:
     """The devkit's colour map (VOCcode ``VOClabelcolormap``).
 
@@ -71,28 +65,8 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         for channel in range(3):
             palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
+    palette.flags.writeable = False  # it is shared
     return palette
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One fault of one photo's files."""
-
-    file: str
-    """Relative to the VOC2012 folder, with ``/``."""
-    reason: str
-    """What was found and the way out."""
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.reason}"
-
-
-class ProblemError(DataError):
-    """The files of one photo cannot be used; holds every `Problem` found."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 @dataclass(frozen=True)
@@ -135,9 +109,17 @@ def read_split(root: Path, split: str) -> list[str]:
     """Image ids of an official split (``ImageSets/Segmentation/<split>.txt``), in the file's order.
 
     Raises:
+        DataError: see `read_photo_list`.
+    """
+    return read_photo_list(root / SEGMENTATION_SETS / f"{split}.txt", split)
+
+
+def read_photo_list(path: Path, split: str) -> list[str]:
+    """Image ids of a split's file, one a line, in the file's order.
+
+    Raises:
         DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
     """
-    path = root / SEGMENTATION_SETS / f"{split}.txt"
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -175,97 +157,19 @@ def _id_fault(line: str) -> str | None:
     return None
 
 
-Result = TypeVar("Result")
-
-
-def keep_problems(problems: list[Problem], read: Callable[[], Result]) -> Result | None:
-    """What ``read`` returns; when it raises `ProblemError`, its problems are kept and None is returned."""
-    try:
-        return read()
-    except ProblemError as error:
-        problems += error.problems
-        return None
-
-
-def _read_bytes(root: Path, file: str, missing: str) -> bytes:
-    try:
-        data = (root / file).read_bytes()
-    except FileNotFoundError:
-        raise ProblemError([Problem(file, f"no such file; {missing}")]) from None
-    except OSError as error:
-        raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
-    if not data:
-        raise ProblemError([Problem(file, "is empty; bring the file again")])
-    return data
-
-
-@dataclass(frozen=True)
-class Photo:
-    """What is used of a photo's file."""
-
-    file: str
-    """Relative to the VOC2012 folder."""
-    width: int
-    """Pixels as stored, before any turn by EXIF orientation."""
-    height: int
-    orientation: int
-    """EXIF orientation, 1 where the file states none."""
-
-
-def find_photo(root: Path, image_id: str) -> str:
-    """The photo of an id, relative to ``root``: the first of `PHOTO_SUFFIXES` that is there, in any case.
+def find_photo(root: Path, folder: str, image_id: str) -> str:
+    """The photo of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
 
     Raises:
         ProblemError: there is none.
     """
     for suffix in PHOTO_SUFFIXES:
         for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
-            file = f"JPEGImages/{image_id}.{''.join(letters)}"
+            file = f"{folder}/{image_id}.{''.join(letters)}"
             if os.path.isfile(root / file):
                 return file
     reason = "no such photo (nor .jpeg or .png); bring it, or take the id out of the split file"
-    raise ProblemError([Problem(f"JPEGImages/{image_id}.jpg", reason)])
-
-
-def read_photo(root: Path, image_id: str) -> Photo:
-    """Find a photo and decode it in full, which a damaged one does not survive.
-
-    Raises:
-        ProblemError: there is none, or it is damaged, not JPEG or PNG, or has more than 8 bits a channel.
-    """
-    file = find_photo(root, image_id)
-    data = _read_bytes(root, file, "bring the photo")
-    image = _open_image(data, file, ("JPEG", "PNG"))
-    width, height = image.size
-    orientation = 1
-    with suppress(Exception):  # broken EXIF data does not make a photo unusable
-        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
-    if image.mode.startswith(("I", "F")):
-        raise ProblemError([Problem(file, "has 16 or more bits a channel; save it with 8 bits a channel")])
-    if image.format == "JPEG":
-        # An eighth of the size and grey: libjpeg still reads the file to its end, in less time.
-        image.draft("L", (max(width // 8, 1), max(height // 8, 1)))
-    _load(image, file)
-    return Photo(file, width, height, orientation)
-
-
-def _open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=formats)
-    except UnidentifiedImageError:
-        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
-    except Exception as error:  # decoders raise many types on damaged input
-        reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
-    raise ProblemError([Problem(file, reason)])
-
-
-def _load(image: Image.Image, file: str) -> None:
-    """Decode all pixels."""
-    try:
-        image.load()
-    except Exception as error:  # decoders raise many types on damaged input
-        reason = f"cannot be decoded to its end ({error}): it is damaged or cut short; bring the file again"
-        raise ProblemError([Problem(file, reason)]) from None
+    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
 
 
 def read_mask(root: Path, file: str) -> np.ndarray:
@@ -277,8 +181,8 @@ def read_mask(root: Path, file: str) -> np.ndarray:
     Raises:
         ProblemError: the file is missing, damaged, or holds colours or renumbered indices.
     """
-    data = _read_bytes(root, file, "each photo needs its mask; draw it, or take the id out of the split file")
-    image = _open_image(data, file, ("PNG",))
+    data = read_bytes(root, file, "each photo needs its mask; draw it, or take the id out of the split file")
+    image = open_image(data, file, ("PNG",))
     # Bit depth and colour type as the PNG's header chunk IHDR states them (PNG specification, section 11.2.2):
     # Pillow stretches grey of fewer bits to 0 to 255 and shows it as 8-bit.
     depth, colour_type = data[24], data[25]
@@ -289,7 +193,7 @@ def read_mask(root: Path, file: str) -> np.ndarray:
             "the PNG as 8-bit palette (Pillow mode P) or 8-bit grey (mode L)"
         )
         raise ProblemError([Problem(file, reason)])
-    _load(image, file)
+    load_image(image, file)
     mask = np.asarray(image)
     if image.mode == "P" and _is_renumbered(image, mask):
         reason = (
@@ -321,7 +225,7 @@ def read_annotation(root: Path, file: str) -> VocAnnotation | None:
     """
     if not os.path.lexists(root / file):
         return None
-    data = _read_bytes(root, file, "bring it")
+    data = read_bytes(root, file, "bring it")
     try:
         tree = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
     except DefusedXmlException:

@@ -17,15 +17,10 @@ from hypothesis.extra import numpy as np_st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from yolact.data.convert import (
-    coco_instances,
-    image_numbers,
-    instances_from_mask,
-    joint_histogram,
-    object_classes,
-    read_voc_image,
-)
-from yolact.data.voc import Problem, ProblemError, read_split, voc_palette, voc_root
+from yolact.data.convert import image_numbers, joint_histogram, object_classes, read_voc_image
+from yolact.data.instances import coco_annotation, instances_from_index_mask
+from yolact.data.problems import Problem, ProblemError
+from yolact.data.voc import read_split, voc_palette, voc_root
 from yolact.errors import DataError
 
 PERSON, DOG = 15, 12
@@ -130,7 +125,7 @@ def voc(tmp_path: Path) -> Voc:
 
 def test_touching_instances_give_tight_boxes_areas_classes_and_masks_without_void(voc: Voc) -> None:
     image = read_voc_image(voc.root, "a")
-    assert (image.width, image.height, image.file, image.has_xml) == (8, 6, "JPEGImages/a.jpg", False)
+    assert (image.width, image.height, image.photo.file, image.has_xml) == (8, 6, "JPEGImages/a.jpg", False)
     person, dog = image.instances
     assert (person.class_index, person.box, person.area) == (PERSON, (1, 1, 3, 3), 9)
     assert (dog.class_index, dog.box, dog.area) == (DOG, (4, 1, 2, 3), 6)
@@ -149,7 +144,7 @@ def test_instance_takes_majority_class_and_ignores_void_under_it(voc: Voc) -> No
     voc.objects(png(objects))
     voc.classes(png(classes))
     (instance,) = read_voc_image(voc.root, "a").instances
-    assert (instance.object_index, instance.class_index, instance.area) == (7, PERSON, 30)
+    assert (instance.number, instance.class_index, instance.area) == (7, PERSON, 30)
 
 
 def test_photo_without_objects_is_a_negative(voc: Voc) -> None:
@@ -172,7 +167,7 @@ def test_instances_equal_a_pixel_by_pixel_reading(objects: np.ndarray, class_of:
     for index, class_index in class_of.items():
         classes[objects == index] = class_index
     classes[objects == 255] = 255
-    found = {i.object_index: i for i in instances_from_mask(objects, object_classes(joint_histogram(objects, classes)))}
+    found = {i.number: i for i in instances_from_index_mask(objects, object_classes(joint_histogram(objects, classes)))}
     assert set(found) == set(objects.ravel().tolist()) - {0, 255}
     for index, instance in found.items():
         pixels = [(y, x) for y in range(objects.shape[0]) for x in range(objects.shape[1]) if objects[y, x] == index]
@@ -301,7 +296,7 @@ def test_photo_is_found_whatever_the_case_of_its_ending(voc: Voc, name: str) -> 
     voc.put(
         f"JPEGImages/{name}", jpeg() if "j" in name.lower() else png(np.zeros((6, 8, 3), dtype=np.uint8), mode="RGB")
     )
-    assert read_voc_image(voc.root, "a").file == f"JPEGImages/{name}"
+    assert read_voc_image(voc.root, "a").photo.file == f"JPEGImages/{name}"
 
 
 @pytest.mark.parametrize("name", ["my photo 7", "été 夏", "-1"])
@@ -331,20 +326,67 @@ def test_damaged_photo_is_a_problem(voc: Voc, data: bytes, message: str) -> None
     assert message in problem
 
 
-def test_photo_in_stored_orientation_is_kept_with_a_warning(voc: Voc) -> None:
+def test_masks_of_the_stored_photo_are_read_in_its_frame(voc: Voc) -> None:
     voc.photo(jpeg(orientation=6))
     image = read_voc_image(voc.root, "a")
-    assert (image.width, image.height, len(image.instances)) == (8, 6, 2)
+    assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
     (warning,) = image.warnings
-    assert str(warning).startswith("JPEGImages/a.jpg: carries EXIF orientation 6, which is not applied")
+    assert str(warning) == (
+        "JPEGImages/a.jpg: carries EXIF orientation 6: it was turned upright, and its masks are turned with it"
+    )
 
 
-def test_mask_drawn_on_the_turned_photo_is_named_as_such(voc: Voc) -> None:
+def test_masks_drawn_on_the_turned_photo_are_told_by_their_size(voc: Voc) -> None:
     voc.photo(jpeg((6, 8), orientation=6))
-    first, second = voc.problems()
-    assert first.startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the photo is 6 x 8 and carries EXIF")
-    assert second.startswith("SegmentationClass/a.png: ")
-    assert "save the photo turned upright" in second
+    image = read_voc_image(voc.root, "a")
+    assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
+    (warning,) = image.warnings
+    assert "its masks are taken as drawn on the turned photo" in warning.reason
+
+
+def test_masks_of_one_photo_in_two_frames_are_a_problem(voc: Voc) -> None:
+    voc.photo(jpeg((6, 8), orientation=6))
+    voc.classes(png(np.ascontiguousarray(CLASSES.T)))
+    assert voc.problem().startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the photo is 6 x 8")
+
+
+def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
+    voc.photo(jpeg(orientation=9))
+    assert read_voc_image(voc.root, "a").warnings == ()
+
+
+def test_a_photo_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
+    voc.photo(jpeg(mode="CMYK"))
+    (warning,) = read_voc_image(voc.root, "a").warnings
+    assert str(warning).startswith("JPEGImages/a.jpg: has print colours (CMYK)")
+
+
+def animated_png() -> bytes:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def test_an_animated_picture_is_a_problem(voc: Voc) -> None:
+    voc.photo(animated_png())
+    assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the one that")
+
+
+def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
+    objects = np.repeat(np.arange(256, dtype=np.uint8), 2).reshape(16, 32)
+    voc.photo(jpeg((32, 16)))
+    voc.objects(png(objects))
+    voc.classes(png(np.where((objects > 0) & (objects < 255), PERSON, 0).astype(np.uint8)))
+    image = read_voc_image(voc.root, "a")
+    assert [(i.number, i.area) for i in image.instances] == [(number, 2) for number in range(1, 255)]
+
+
+def test_an_xml_bomb_is_refused_before_it_grows(voc: Voc) -> None:
+    layers = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
+    bomb = f'<!DOCTYPE a [<!ENTITY e0 "boom">{layers}]><annotation>&e11;</annotation>'
+    voc.annotation(bomb.encode())
+    assert voc.problem().startswith("Annotations/a.xml: holds a document type definition")
 
 
 # Masks
@@ -540,20 +582,14 @@ def test_image_numbers_are_the_digits_of_voc_names_or_run_from_one() -> None:
 
 def test_coco_annotation_holds_flags_only_where_the_xml_object_was_found(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML))
-    tree = coco_instances([read_voc_image(voc.root, "a")], {"a": 5}, "test")
-    assert tree["images"] == [{"id": 5, "file_name": "a.jpg", "width": 8, "height": 6}]
-    assert tree["categories"][0] == {"id": 1, "name": "aeroplane"}
-    assert tree["categories"][19] == {"id": 20, "name": "tvmonitor"}
-    person, dog = tree["annotations"]
+    person, dog = (coco_annotation(item, item.class_index) for item in read_voc_image(voc.root, "a").instances)
     counts = person["segmentation"].pop("counts")
     assert mask_utils.decode({"size": [6, 8], "counts": counts}).tolist() == (OBJECTS == 1).tolist()
     assert person == {
-        "id": 1,
-        "image_id": 5,
         "category_id": PERSON,
         "bbox": [1, 1, 3, 3],
         "area": 9,
         "iscrowd": 0,
         "segmentation": {"size": [6, 8]},
     }
-    assert (dog["id"], dog["difficult"], dog["truncated"]) == (2, 1, 1)
+    assert (dog["difficult"], dog["truncated"]) == (1, 1)

@@ -1,0 +1,198 @@
+"""The data report: what is in the processed data, how much of each, and every problem found, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from components.common.pages import data_uri, jpeg_bytes, narrowed, render_page
+from yolact.config import DataConfig
+from yolact.data.instances import reduced_mask
+from yolact.data.photos import bounded_size
+from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
+from yolact.visualize import MIN_SIDE, draw_ground_truth
+
+GALLERY_PHOTOS = 12
+"""Of each split."""
+GALLERY_WIDTH = 520
+"""Pixels of a photo on the page."""
+
+LISTED_ROWS = 1000
+"""Problems, and warnings, that the page lists; ``stats.json`` has all."""
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram: what it counts, and how many in each split."""
+
+    label: str
+    counts: Mapping[str, int]
+    shares: Mapping[str, float]
+    """Of the split's objects or photos, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A histogram of both splits."""
+
+    title: str
+    note: str
+    bars: Sequence[Bar]
+
+    @property
+    def highest(self) -> float:
+        """The largest share, above 0."""
+        return max((share for bar in self.bars for share in bar.shares.values()), default=0.0) or 1.0
+
+
+@dataclass(frozen=True)
+class GalleryPhoto:
+    """A photo to show with its objects."""
+
+    path: Path
+    width: int
+    """Pixels."""
+    height: int
+    objects: Sequence[Mapping[str, Any]]
+    """Rows of COCO's ``annotations`` with run lengths."""
+
+
+def write_report(
+    report_dir: Path,
+    stats: Mapping[str, Any],
+    categories: Mapping[int, str],
+    gallery: Mapping[str, Sequence[GalleryPhoto]],
+    data: DataConfig,
+) -> None:
+    """Write ``index.html``, which needs no other file, and a copy of the numbers, ``stats.json``.
+
+    Args:
+        report_dir: replaced as a whole.
+        stats: the content of ``stats.json``.
+        categories: class name by category id.
+        gallery: photos to show, by split.
+        data: the settings to show.
+    """
+    shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
+    page = render_page(
+        _TEMPLATE,
+        stats=stats,
+        stops=len({entry["image"] for entry in stats["problems"]}) > data.max_problems,
+        classes=_class_rows(stats),
+        charts=_charts(stats),
+        gallery={split: [_gallery_entry(photo, categories) for photo in photos] for split, photos in gallery.items()},
+        listed=LISTED_ROWS,
+        settings=data.model_dump(mode="json", include=shown),
+    )
+    with replaced_directory(report_dir) as folder:
+        write_text_atomic(folder / "index.html", page)
+        write_json_atomic(folder / "stats.json", stats)
+
+
+def _class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:
+    """Name, counts by split and size of the bar (0 to 1), most frequent first; classes without objects last."""
+    totals = {name: sum(counts["instances"] for counts in splits.values()) for name, splits in stats["classes"].items()}
+    most = max(totals.values(), default=0) or 1
+    names = sorted(totals, key=lambda name: (-totals[name], name))
+    return [(name, stats["classes"][name], totals[name] / most) for name in names]
+
+
+def _charts(stats: Mapping[str, Any]) -> list[Chart]:
+    histograms = stats["histograms"]
+    described = {
+        "box_side": ("Box size", "square root of width times height, pixels", lambda edge: f"{edge:g}"),
+        "box_aspect": ("Box aspect", "width over height", lambda edge: f"{edge:g}" if edge >= 1 else f"1:{1 / edge:g}"),
+        "mask_share": ("Mask area", "share of the photo, percent", lambda edge: f"{100 * edge:g}"),
+    }
+    charts = [instances_per_photo(stats)]
+    for name, (title, note, label) in described.items():
+        edges = histograms["train"][name]["edges"]
+        labels = [_span(edges, place, label) for place in range(len(edges) + 1)]
+        counts = {split: found[name]["counts"] for split, found in histograms.items()}
+        bars = [bar for bar in _bars(labels, counts) if bar.label]
+        charts.append(Chart(title, note, _without_empty_ends(bars)))
+    return charts
+
+
+def _span(edges: Sequence[float], place: int, label: Any) -> str:
+    """What the bin before ``edges[place]`` holds; empty where nothing can be in it."""
+    if place == 0:
+        return "" if edges[0] == 0 else f"< {label(edges[0])}"
+    if place == len(edges):
+        return f"≥ {label(edges[-1])}"
+    return f"{label(edges[place - 1])} – {label(edges[place])}"
+
+
+def instances_per_photo(stats: Mapping[str, Any]) -> Chart:
+    """Photos by their number of objects."""
+    limits = [(count, count) for count in range(6)] + [(6, 10), (11, 20), (21, 50), (51, None)]
+    labels = [str(low) if low == high else f"{low} – {high}" if high else f"≥ {low}" for low, high in limits]
+    counts = {
+        split: [
+            sum(
+                photos
+                for found, photos in _int_keys(part["instances_per_image"])
+                if low <= found and (high is None or found <= high)
+            )
+            for low, high in limits
+        ]
+        for split, part in stats["splits"].items()
+    }
+    return Chart("Objects per photo", "number of photos", _without_empty_ends(_bars(labels, counts)))
+
+
+def _int_keys(counts: Mapping[str, int]) -> Iterable[tuple[int, int]]:
+    return ((int(name), count) for name, count in counts.items())
+
+
+def _bars(labels: Sequence[str], counts: Mapping[str, Sequence[int]]) -> list[Bar]:
+    totals = {split: sum(found) or 1 for split, found in counts.items()}
+    return [
+        Bar(
+            label,
+            {split: found[place] for split, found in counts.items()},
+            {split: found[place] / totals[split] for split, found in counts.items()},
+        )
+        for place, label in enumerate(labels)
+    ]
+
+
+def _without_empty_ends(bars: Sequence[Bar]) -> Sequence[Bar]:
+    used = [place for place, bar in enumerate(bars) if any(bar.counts.values())]
+    return bars[used[0] : used[-1] + 1] if used else []
+
+
+def _gallery_entry(photo: GalleryPhoto, categories: Mapping[int, str]) -> tuple[str, str]:
+    """Caption and picture."""
+    count = len(photo.objects)
+    caption = f"{photo.path.name}: {photo.width} x {photo.height}, {count} object{'' if count == 1 else 's'}"
+    return caption, data_uri(jpeg_bytes(_drawn(photo, categories), quality=80), "jpeg")
+
+
+def _drawn(photo: GalleryPhoto, categories: Mapping[int, str]) -> np.ndarray:
+    """A photo with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
+    size = bounded_size((photo.width, photo.height), MIN_SIDE)
+    with Image.open(photo.path) as image:
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    masks = [reduced_mask(mask_utils.decode(row["segmentation"]), size) for row in photo.objects]
+    scale = np.array([size[0] / photo.width, size[1] / photo.height] * 2)
+    boxes = np.array([row["bbox"] for row in photo.objects], dtype=np.float64).reshape(-1, 4) * scale
+    boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
+    ids = list(categories)
+    picture = draw_ground_truth(
+        pixels,
+        boxes,
+        [ids.index(row["category_id"]) for row in photo.objects],
+        np.array(masks, dtype=np.uint8).reshape(-1, size[1], size[0]),
+        list(categories.values()),
+        crowd=[bool(row["iscrowd"]) for row in photo.objects],
+    )
+    return narrowed(picture, GALLERY_WIDTH)

@@ -1,0 +1,118 @@
+"""Which layout a folder of annotated photos has, told by looking: PASCAL VOC, Semantic Boundaries or COCO."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from yolact.data.coco_layout import read_coco
+from yolact.data.convert import VocPhoto, image_numbers
+from yolact.data.instances import Layout, PhotoSource
+from yolact.data.sbd import SbdPhoto
+from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, read_photo_list
+from yolact.errors import DataError
+
+MAX_DEPTH = 5
+"""Folders below the one that is looked through."""
+
+CROWDED = 200
+"""Folders with more files than this hold photos: no layout starts inside them."""
+
+OTHER_COCO_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
+"""How COCO's files that hold no instances begin."""
+
+
+def find_layout(folder: Path) -> Layout:
+    """Find the annotated data set below ``folder`` and list its photos; none of them is read yet.
+
+    A folder with ``SegmentationObject`` or ``SegmentationClass`` is PASCAL VOC; one with ``inst/*.mat`` is Semantic
+    Boundaries, whose photos are in its ``img`` or in a PASCAL VOC beside it; JSON files are COCO.
+
+    Raises:
+        DataError: there is none or more than one, or its lists of photos are faulty.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it brings the raw data there.")
+    places = _folders(folder)
+    voc = [
+        place
+        for place in places
+        if any((place / name).is_dir() for name in ("SegmentationObject", "SegmentationClass"))
+    ]
+    sbd = [place for place in places if next((place / "inst").glob("*.mat"), None)]
+    coco = [] if voc or sbd else _instances_files(places)
+    if sbd:
+        return _sbd_layout(_only(folder, sbd), places)
+    if voc:
+        return _voc_layout(_only(folder, voc))
+    if coco:
+        return read_coco(folder, coco)
+    raise DataError(
+        f"{folder}: holds no annotated photos. Looked for the folders SegmentationObject and SegmentationClass (PASCAL "
+        "VOC), for inst/*.mat (Semantic Boundaries) and for *.json with instances (COCO). Check data.source."
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """``folder`` and the folders below it in which a layout may start, in the order of their names."""
+    found = []
+    for path, names, files in os.walk(folder):
+        place = Path(path)
+        if len(files) <= CROWDED or any(name.endswith(".json") for name in files):
+            found.append(place)
+        deep = len(place.relative_to(folder).parts) >= MAX_DEPTH
+        names[:] = [] if deep else sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+    return sorted(found)
+
+
+def _only(folder: Path, places: Sequence[Path]) -> Path:
+    if len(places) > 1:
+        listed = ", ".join(str(place.relative_to(folder)) for place in places)
+        raise DataError(f"{folder}: holds more than one data set: {listed}. Let data.source name one of them.")
+    return places[0]
+
+
+def _instances_files(places: Sequence[Path]) -> list[Path]:
+    files = [path for place in places for path in sorted(place.glob("*.json"))]
+    files = [path for path in files if not path.name.startswith((".", *OTHER_COCO_FILES))]
+    named = [path for path in files if path.name.startswith("instances_")]
+    return named or files
+
+
+def _voc_layout(root: Path) -> Layout:
+    for part in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        if not (root / part).is_dir():
+            raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check data.source.")
+    masks = root / "SegmentationObject"
+    ids = _listed(root / SEGMENTATION_SETS) or {"train": sorted(path.stem for path in masks.glob("*.png"))}
+    splits = {split: [VocPhoto(root, name) for name in names] for split, names in ids.items()}
+    return _voc_like("PASCAL VOC", root, splits)
+
+
+def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
+    photo_folders = [(root, "img"), *((place, "JPEGImages") for place in places)]
+    found = next(((place, name) for place, name in photo_folders if (place / name).is_dir()), None)
+    if found is None:
+        raise DataError(
+            f"{root}: Semantic Boundaries annotations without photos. Put them into {root / 'img'}, or PASCAL VOC's "
+            "JPEGImages beside the annotations."
+        )
+    ids = _listed(root) or {"train": sorted(path.stem for path in (root / "inst").glob("*.mat"))}
+    splits = {split: [SbdPhoto(root, *found, name) for name in names] for split, names in ids.items()}
+    return _voc_like("Semantic Boundaries", root, splits)
+
+
+def _listed(folder: Path) -> dict[str, list[str]]:
+    """Photo ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does."""
+    if (folder / "val.txt").is_file() or (folder / "train.txt").is_file():
+        names = [name for name in ("train", "val") if name == "train" or (folder / "val.txt").is_file()]
+        return {name: read_photo_list(folder / f"{name}.txt", name) for name in names}
+    if (folder / "trainval.txt").is_file():
+        return {"train": read_photo_list(folder / "trainval.txt", "train")}
+    return {}
+
+
+def _voc_like(name: str, root: Path, splits: Mapping[str, Sequence[PhotoSource]]) -> Layout:
+    ids = {source.photo_id for sources in splits.values() for source in sources}
+    return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, image_numbers(ids))

@@ -1,0 +1,42 @@
+"""Faults of annotated photos, collected rather than stopped at: each names its file, the reason and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from yolact.errors import DataError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of one photo's files."""
+
+    file: str
+    """Relative to the data set's folder, with ``/``."""
+    reason: str
+    """What was found and the way out."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
+
+
+class ProblemError(DataError):
+    """The files of one photo cannot be used; holds every `Problem` found."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+Result = TypeVar("Result")
+
+
+def keep_problems(problems: list[Problem], read: Callable[[], Result]) -> Result | None:
+    """What ``read`` returns; when it raises `ProblemError`, its problems are kept and None is returned."""
+    try:
+        return read()
+    except ProblemError as error:
+        problems += error.problems
+        return None
