@@ -214,7 +214,8 @@ class TrainConfig(_Section):
     """``uniform`` shows each photo once an epoch; ``class_balanced`` shows photos of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
     repeat_threshold: Annotated[float, Field(gt=0, le=1)]
-    """With ``class_balanced``: classes in a smaller share of the photos are shown more often (LVIS: 0.001)."""
+    """With ``class_balanced``: classes in a smaller share of the photos are shown more often, by the square root of how
+    much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
     """Passes of the network in which a batch is worked off, one after the other; its gradients are those of the whole
     batch. Divides ``batch_size``."""
