@@ -8,12 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from yolact.anchor_fit import RECALL_IOU, AnchorReport, Coverage, as_yaml, fit_anchors
+from yolact.anchor_fit import RECALL_IOU, AnchorFit, AnchorReport, Coverage, as_yaml, fit_anchors
 from yolact.config import load_params
 from yolact.data.coco import CocoInstances
 
 GAIN = 0.005
-"""A suggestion that gains less in mean IoU is called none."""
+"""A suggestion that gains less in both recall and mean IoU is called none."""
+LOW_RECALL = 0.9
+"""Below it, many objects are hard to learn, and the output says so."""
 
 
 def run(data: Path, params: Path, *, as_json: bool, console: Console | None = None) -> None:
@@ -50,14 +52,41 @@ def print_report(report: AnchorReport, console: Console) -> None:
     for name, coverage in present.by_level.items():
         table.add_row(f"best at {name}", *_cells(coverage), "", "")
     console.print(table)
-    assert present.all.mean_iou is not None
-    assert suggested.all.mean_iou is not None
-    if suggested.all.mean_iou < present.all.mean_iou + GAIN:
-        console.print("The present anchors fit as well as any that were found.")
+    if _gains(present.all, suggested.all):
+        console.print("To try the suggested anchors, set in params.yaml, under model (with square_anchors: false):")
+        console.print(as_yaml(suggested.scales, suggested.ratios), soft_wrap=True)
+        for name, before in present.by_size.items():
+            after = suggested.by_size[name]
+            if before.recall is not None and after.recall is not None and after.recall < before.recall:
+                console.print(f"They lose recall on {name} boxes: {before.recall:.3f} becomes {after.recall:.3f}.")
+        console.print("Weights that were trained with other anchors have to be trained anew with these.")
+    else:
+        console.print("Of as many scales and ratios, none were found that fit clearly better than the present ones.")
+    _print_low_recall(suggested, console)
+
+
+def _gains(present: Coverage, suggested: Coverage) -> bool:
+    assert present.recall is not None
+    assert present.mean_iou is not None
+    assert suggested.recall is not None
+    assert suggested.mean_iou is not None
+    return suggested.recall >= present.recall + GAIN or suggested.mean_iou >= present.mean_iou + GAIN
+
+
+def _print_low_recall(best: AnchorFit, console: Console) -> None:
+    """Say that even the best anchors leave many boxes out, which ones, and what helps."""
+    assert best.all.recall is not None
+    if best.all.recall >= LOW_RECALL:
         return
-    console.print("To try the suggested anchors, set in params.yaml, under model (with square_anchors: false):")
-    console.print(as_yaml(suggested.scales, suggested.ratios), soft_wrap=True)
-    console.print("Weights that were trained with other anchors have to be trained anew with these.")
+    missed = {name: round(c.boxes * (1 - (c.recall or 0))) for name, c in best.by_size.items() if c.boxes}
+    console.print(
+        f"Even the best anchors found leave {1 - best.all.recall:.0%} of the boxes without an anchor that overlaps by "
+        f"{RECALL_IOU:g} or more ({', '.join(f'{count} {name}' for name, count in missed.items() if count)}), which "
+        "are hard to learn. What helps: for small boxes a larger model.image_size (with anchor_scales in proportion), "
+        "so that they span more of the cells that anchors are centred in; else more scales for each level in "
+        "model.anchor_scales, or more model.anchor_ratios.",
+        soft_wrap=True,
+    )
 
 
 def _cells(coverage: Coverage) -> list[str]:

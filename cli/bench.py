@@ -46,6 +46,8 @@ DETECTIONS: dict[str, DetectConfig] = {
 
 DEFAULT_MODEL = "yolact_resnet50"
 
+DEFAULT_PRECISION = "fp32"
+
 ROUNDS = 20
 
 OBJECTS = 20
@@ -60,7 +62,7 @@ class Options:
     model: str | None
     images: list[Path]
     device: str
-    precision: str
+    precision: str | None
     compile: bool
     detection: str | None
     batch: int | None
@@ -68,7 +70,7 @@ class Options:
     objects: int | None
     threads: int | None
     against: list[Path]
-    memory: bool
+    memory: bool | None
     evaluation_work: bool
     loader: bool
     train: bool
@@ -109,6 +111,25 @@ def _chosen(options: Options) -> tuple[str, Callable[..., Any], Callable[..., No
     return "inference", _measure_inference, _show_inference
 
 
+def _refuse(options: Options, measurement: str, reason: str, *without_meaning: str) -> None:
+    """Refuse options that a measurement would not read, rather than leave the user to believe that they had a part."""
+    given = {
+        "MODEL_DIR": options.model_dir,
+        "--model": options.model,
+        "--image": options.images,
+        "--against": options.against,
+        "--precision": options.precision,
+        "--compile": options.compile,
+        "--detection": options.detection,
+        "--batch": options.batch,
+        "--objects": options.objects,
+        "--memory": options.memory,
+    }
+    unread = [name for name in without_meaning if given[name]]
+    if unread:
+        raise SettingsError(f"{measurement} {reason}: leave out {', '.join(unread)}")
+
+
 def _plain(value: Any) -> Any:
     assert isinstance(value, BaseModel)
     return value.model_dump(mode="json")
@@ -133,14 +154,14 @@ def _measure_inference(options: Options, device: torch.device, progress: Callabl
         device=device,
         batch=options.batch or 1,
         rounds=options.rounds or ROUNDS,
-        memory=options.memory,
+        memory=options.memory is not False,
         progress=progress,
     )
 
 
 def _entries(options: Options) -> list[Entry]:
     """Other implementations first: the first of them is the reference."""
-    precisions = options.precision.split(",")
+    precisions = (options.precision or DEFAULT_PRECISION).split(",")
     for precision in precisions:
         if precision not in get_args(Precision):
             raise SettingsError(f"--precision {precision}: unknown; there are {', '.join(get_args(Precision))}")
@@ -228,8 +249,7 @@ def _agreement_line(contestant: ContestantResult, agreement: Agreement, referenc
 
 
 def _measure_training(options: Options, device: torch.device, progress: Callable[[str], None]) -> TrainingBenchmark:
-    if options.compile or options.detection:
-        raise SettingsError("--train knows neither --compile nor --detection")
+    _refuse(options, "--train", "measures training steps, which have neither", "--compile", "--detection")
     entries = _entries(options)
     photos = read_photos(options.images)
     progress("making the network")
@@ -244,7 +264,7 @@ def _measure_training(options: Options, device: torch.device, progress: Callable
         batch=options.batch or 2,
         objects=options.objects or training.OBJECTS,
         rounds=options.rounds or 5,
-        memory=options.memory,
+        memory=options.memory is not False,
         progress=progress,
     )
 
@@ -287,8 +307,13 @@ def _first_step_line(learner: LearnerResult, reference: str) -> str:
 
 
 def _measure_evaluation(options: Options, device: torch.device, progress: Callable[[str], None]) -> EvaluationWork:
-    if options.model_dir or options.model or options.images or options.against:
-        raise SettingsError("--evaluation-work runs no network: leave out MODEL_DIR, --model, --image and --against")
+    _refuse(
+        options,
+        "--evaluation-work",
+        "runs no network",
+        *("MODEL_DIR", "--model", "--image", "--against"),
+        *("--precision", "--compile", "--batch", "--objects", "--memory"),
+    )
     progress("evaluation work")
     return evaluation.measure(
         device=device, rounds=options.rounds or ROUNDS, detection=_detection(options.detection or "default")
@@ -310,6 +335,12 @@ def _show_evaluation(result: EvaluationWork, console: Console) -> None:
 def _measure_loading(options: Options, device: torch.device, progress: Callable[[str], None]) -> LoadingBenchmark:
     if options.images:
         raise SettingsError("--loader reads photos with their masks: name a folder that preprocess wrote, not --image")
+    _refuse(
+        options,
+        "--loader",
+        "reads and changes one photo at a time, and runs no network",
+        *("--precision", "--compile", "--detection", "--batch", "--objects", "--memory"),
+    )
     size = _published(options.model or DEFAULT_MODEL).model.image_size
     return loading.measure(
         options.model_dir, image_size=size, rounds=options.rounds or ROUNDS, against=options.against, progress=progress

@@ -212,7 +212,9 @@ def bench(
     ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A photo, a drawn one if none; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16; several with commas.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16, fp16; several with commas. fp32 if none.", show_default=False)
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Measure each precision compiled as well.")] = False,
     detection: Annotated[
         str | None,
@@ -244,7 +246,10 @@ def bench(
             help="Another implementation, see docs/benchmarks.md; may be repeated. The first is the reference.",
         ),
     ] = None,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,
+    memory: Annotated[
+        bool | None,
+        typer.Option("--memory/--no-memory", help="Measure peak memory too; yes if not said.", show_default=False),
+    ] = None,
     evaluation_work: Annotated[
         bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
     ] = False,

@@ -15,24 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.boxes import box_iou, cxcywh_to_xyxy
 from yolact.config import PYRAMID_LEVELS, ModelConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.window import Window
 from yolact.errors import DataError
-from yolact.models.anchors import config_anchors
+from yolact.models.anchors import pyramid_anchors
 from yolact.models.yolact import Yolact
 
 RECALL_IOU = 0.5
 """An anchor with this IoU finds the box; also the published threshold of a positive anchor."""
 MAX_BOXES = 20_000
 """Of larger data sets that many boxes, evenly spread over the file, are looked at."""
-CHUNK = 64
-"""Boxes that are compared with all anchors at once: bounds the memory to some hundred megabytes."""
+SEARCH_BOXES = 2_000
+"""Of the measured boxes that many, evenly spread, guide the search; what it finds is measured on all of them."""
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
 """Area in pixels of the network's input, from and below; COCO's limits."""
-ROUNDS = 100
-"""Most rounds of the clustering; it settles in far fewer."""
+ROUNDS = 30
+"""Most rounds of the clustering; it settles in fewer."""
+STRIDES_PER_SCALE = (1, 2, 3, 4, 6, 8)
+"""Sides of a level's smallest anchor, in cells of the level, from which the clustering starts; published: 3 to 4."""
+POLISHED = 3
+"""Of the clustering's results that many, the best, are improved further."""
+STEPS = (1.3, 1.1, 1.03)
+"""Factors by which a scale or a ratio is changed in turn, coarse before fine."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class AnchorReport:
     """Of them looked at, see `MAX_BOXES`."""
     present: AnchorFit
     suggested: AnchorFit
+    """Neither its recall nor its mean IoU is below that of ``present``; equal to ``present`` where nothing better was
+    found."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,17 +95,18 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     boxes = dataset_boxes(data, keep_aspect_ratio=config.keep_aspect_ratio)
     if not len(boxes):
         raise DataError(f"{data.images_dir.parent}: no object, so there is nothing that anchors could cover")
-    step = max(len(boxes) / MAX_BOXES, 1.0)
-    measured = boxes[(torch.arange(int(len(boxes) / step)) * step).long()]
-    scales, ratios = suggest_anchors(measured, config)
-    better = config.model_copy(update={"anchor_scales": scales, "anchor_ratios": ratios, "square_anchors": False})
+    measured = _spread(boxes, MAX_BOXES)
+    present = measure_anchors(measured, config)
     return AnchorReport(
         image_size=config.image_size,
         keep_aspect_ratio=config.keep_aspect_ratio,
         boxes=len(boxes),
         measured=len(measured),
-        present=measure_anchors(measured, config),
-        suggested=measure_anchors(measured, better),
+        present=present,
+        suggested=max(
+            (fit for fit in (present, *_candidates(measured, config)) if _no_worse(fit.all, present.all)),
+            key=lambda fit: (fit.all.recall, fit.all.mean_iou),
+        ),
     )
 
 
@@ -122,15 +130,12 @@ def dataset_boxes(data: CocoInstances, *, keep_aspect_ratio: bool) -> Tensor:
 
 def measure_anchors(boxes: Tensor, config: ModelConfig) -> AnchorFit:
     """Coverage of (N, 4) xyxy relative boxes by a network's anchors, each at its place."""
-    levels = Yolact.level_sizes(config.image_size, config.image_size)
-    corners = cxcywh_to_xyxy(config_anchors(config, levels))  # (A, 4)
-    of_level = torch.cat(
-        [torch.full((height * width * config.anchors_per_cell,), k) for k, (height, width) in enumerate(levels)]
-    )
-    best = [box_iou(chunk, corners).max(dim=1) for chunk in boxes.split(CHUNK)]
-    iou = torch.cat([values for values, _ in best])  # (N,)
-    level = of_level[torch.cat([anchors for _, anchors in best])]
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * config.image_size**2
+    placed = PlacedBoxes.of(boxes, config.image_size)
+    of_level = placed.iou(
+        Shapes(np.array(config.anchor_scales), np.array(config.anchor_ratios)), square=config.square_anchors
+    ).max(axis=2)  # (N, levels)
+    iou, level = of_level.max(axis=1), of_level.argmax(axis=1)
+    area = placed.sizes.prod(axis=1)
     return AnchorFit(
         scales=[list(scales) for scales in config.anchor_scales],
         ratios=list(config.anchor_ratios),
@@ -141,46 +146,173 @@ def measure_anchors(boxes: Tensor, config: ModelConfig) -> AnchorFit:
     )
 
 
-def suggest_anchors(boxes: Tensor, config: ModelConfig) -> tuple[list[list[float]], list[float]]:
-    """Scales for each level, in network pixels and ascending, and ratios, ascending, by clustering box shapes.
+@dataclass(frozen=True)
+class Shapes:
+    """Scales and ratios under search; every level has each ratio at each of its scales."""
 
-    K-means with the distance 1 - IoU of centred boxes (Redmon and Farhadi 2017, section 2), where the clusters are the
-    combinations of a scale and a ratio: each box belongs to the combination that overlaps it most, and then every scale
-    becomes the geometric mean of its boxes' sides, sqrt(width * height), and every ratio that of their width / height.
-    The best of all rounds counts.
+    scales: np.ndarray
+    """(levels, S) float64, network pixels."""
+    ratios: np.ndarray
+    """(R,) float64, width / height."""
 
-    Args:
-        boxes: (N, 4) xyxy, relative; at least one.
+    @classmethod
+    def ascending(cls, scales: np.ndarray, ratios: np.ndarray) -> Shapes:
+        """With the scales in order over all levels: larger objects belong to the levels that see more of the photo."""
+        return cls(np.sort(scales, axis=None).reshape(scales.shape), np.sort(ratios))
+
+
+@dataclass(frozen=True)
+class PlacedBoxes:
+    """Boxes against the grids of a pyramid's cells, network pixels."""
+
+    sizes: np.ndarray
+    """(N, 2) float64 width and height."""
+    offsets: np.ndarray
+    """(N, levels, 2) float64: distance in x and y from the box's centre to that of the level's nearest cell."""
+    image_size: int
+
+    @classmethod
+    def of(cls, boxes: Tensor, image_size: int) -> PlacedBoxes:
+        """From (N, 4) xyxy, relative, inside the image."""
+        corners = boxes.double().numpy() * image_size
+        centers = (corners[:, :2] + corners[:, 2:]) / 2
+        offsets = []
+        for height, width in Yolact.level_sizes(image_size, image_size):
+            cells = np.array([width, height])
+            nearest = np.clip(np.floor(centers / image_size * cells), 0, cells - 1)
+            offsets.append(np.abs(centers - (nearest + 0.5) / cells * image_size))
+        return cls(corners[:, 2:] - corners[:, :2], np.stack(offsets, axis=1), image_size)
+
+    def iou(self, shapes: Shapes, *, square: bool = False) -> np.ndarray:
+        """Largest IoU of each box with the anchors of each shape; (N, levels, S * R), by scale, then ratio.
+
+        Of anchors of one shape, the one whose centre is nearest overlaps most: the overlap in x (and likewise y) only
+        falls with the distance of the centres. So no other needs to be looked at.
+
+        Args:
+            square: see `yolact.models.anchors.level_anchors`.
+        """
+        one_cell = [(1, 1)] * PYRAMID_LEVELS
+        anchors = pyramid_anchors(one_cell, shapes.scales.tolist(), shapes.ratios.tolist(), self.image_size, square)
+        sides = anchors[:, 2:].double().numpy().reshape(1, PYRAMID_LEVELS, -1, 2) * self.image_size
+        sizes, offsets = self.sizes[:, None, None, :], self.offsets[:, :, None, :]
+        shared = np.minimum(np.minimum(sizes, sides), (sizes + sides) / 2 - offsets).clip(min=0).prod(axis=3)
+        union: np.ndarray = sizes.prod(axis=3) + sides.prod(axis=3) - shared
+        return shared / union
+
+
+def _candidates(boxes: Tensor, config: ModelConfig) -> list[AnchorFit]:
+    """Anchors of the same structure that fit ``boxes`` well, each measured on all of them.
+
+    The clustering starts from the present anchors, from scales in proportion to each level's cells and from the boxes'
+    quantiles, and ends at several local optima; the best of them are then improved one number at a time.
     """
-    sizes = ((boxes[:, 2:] - boxes[:, :2]) * config.image_size).double().numpy()  # (N, 2)
-    log_side, log_ratio = np.log(sizes).mean(axis=1), np.log(sizes[:, 0] / sizes[:, 1])
-    per_level = len(config.anchor_scales[0])
-    scales = _quantiles(log_side, PYRAMID_LEVELS * per_level)
-    ratios = _quantiles(log_ratio, len(config.anchor_ratios))
-    best_iou, best = -1.0, (scales, ratios)
+    some = PlacedBoxes.of(_spread(boxes, SEARCH_BOXES), config.image_size)
+    found = [_cluster(some, start) for start in _starts(some, config)]
+    found.sort(key=lambda shapes: _worth(some, shapes), reverse=True)
+    fits = []
+    for shapes in found + [_polish(some, shapes) for shapes in found[:POLISHED]]:
+        update = {
+            "anchor_scales": [[_rounded(scale) for scale in level] for level in shapes.scales],
+            "anchor_ratios": [_rounded(ratio) for ratio in shapes.ratios],
+            "square_anchors": False,
+        }
+        fits.append(measure_anchors(boxes, config.model_copy(update=update)))
+    return fits
+
+
+def _starts(boxes: PlacedBoxes, config: ModelConfig) -> list[Shapes]:
+    """Where the clustering begins; the ratios are the present ones, or, with the quantiles' scales, quantiles too."""
+    present, ratios = np.array(config.anchor_scales), np.array(config.anchor_ratios)
+    per_level = present.shape[1]
+    within = 2 ** (np.arange(per_level) / per_level)  # an octave, as from level to level
+    strides = np.array([config.image_size / width for _, width in Yolact.level_sizes(*[config.image_size] * 2)])
+    log_sizes = np.log(boxes.sizes)
+    quantiles = Shapes.ascending(
+        np.exp(_quantiles(log_sizes.mean(axis=1), present.size)).reshape(present.shape),
+        np.exp(_quantiles(log_sizes[:, 0] - log_sizes[:, 1], len(ratios))),
+    )
+    return [
+        Shapes.ascending(present, ratios),
+        quantiles,
+        *(
+            Shapes.ascending((factor * strides[:, None] * within).clip(max=config.image_size), ratios)
+            for factor in STRIDES_PER_SCALE
+        ),
+    ]
+
+
+def _cluster(boxes: PlacedBoxes, shapes: Shapes) -> Shapes:
+    """K-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2) of boxes and anchors at their places.
+
+    The clusters are the combinations of a scale and a ratio: each box belongs to the anchor that overlaps it most, and
+    then every scale becomes the geometric mean of its boxes' sides, sqrt(width * height), and every ratio that of
+    their width / height. The best of all rounds counts, the start included.
+    """
+    log_sizes = np.log(boxes.sizes)
+    log_side, log_ratio = log_sizes.mean(axis=1), log_sizes[:, 0] - log_sizes[:, 1]
+    best, best_worth = shapes, (-1.0, -1.0)
     for _ in range(ROUNDS):
-        iou = shape_iou(sizes, scales, ratios)  # (N, scales * ratios)
-        mean = float(iou.max(axis=1).mean())
-        if mean <= best_iou + 1e-9:
+        iou = boxes.iou(shapes)
+        worth = _worth_of(iou)
+        if worth > best_worth:
+            best, best_worth = shapes, worth
+        scale_of, ratio_of = np.divmod(iou.reshape(len(iou), -1).argmax(axis=1), len(shapes.ratios))
+        scales = _means(log_side, scale_of, np.log(shapes.scales).ravel()).reshape(shapes.scales.shape)
+        moved = Shapes.ascending(np.exp(scales), np.exp(_means(log_ratio, ratio_of, np.log(shapes.ratios))))
+        if np.allclose(moved.scales, shapes.scales, 1e-3) and np.allclose(moved.ratios, shapes.ratios, 1e-3):
             break
-        best_iou, best = mean, (scales, ratios)
-        scale_of, ratio_of = np.divmod(iou.argmax(axis=1), len(ratios))
-        scales, ratios = _means(log_side, scale_of, scales), _means(log_ratio, ratio_of, ratios)
-    sides = [round(float(side), 1) for side in np.exp(np.sort(best[0]))]
-    levels = [sides[k : k + per_level] for k in range(0, len(sides), per_level)]
-    return levels, [round(float(ratio), 3) for ratio in np.exp(np.sort(best[1]))]
+        shapes = moved
+    return best
 
 
-def shape_iou(sizes: np.ndarray, log_scales: np.ndarray, log_ratios: np.ndarray) -> np.ndarray:
-    """IoU of (N, 2) widths and heights with centred anchors; (N, S * R) for S scales and R ratios, given as logarithms.
+def _polish(boxes: PlacedBoxes, shapes: Shapes) -> Shapes:
+    """Change one scale or ratio at a time as long as that is worth it: means of clusters leave gaps in the recall."""
+    values = np.concatenate([shapes.scales.ravel(), shapes.ratios])
 
-    Anchors are ordered by scale, then ratio.
-    """
-    sides, stretch = np.exp(log_scales)[:, None], np.exp(log_ratios / 2)[None, :]
-    widths, heights = (sides * stretch).ravel(), (sides / stretch).ravel()  # (S * R,)
-    shared = np.minimum(sizes[:, :1], widths) * np.minimum(sizes[:, 1:], heights)
-    union: np.ndarray = sizes.prod(axis=1)[:, None] + widths * heights - shared
-    return shared / union
+    def shaped(numbers: np.ndarray) -> Shapes:
+        count = shapes.scales.size
+        return Shapes.ascending(numbers[:count].reshape(shapes.scales.shape), numbers[count:])
+
+    best_worth = _worth(boxes, shapes)
+    for step in STEPS:
+        for place in range(len(values)):
+            for factor in (step, 1 / step):
+                changed = values.copy()
+                changed[place] *= factor
+                if (worth := _worth(boxes, shaped(changed))) > best_worth:
+                    values, best_worth = changed, worth
+    return shaped(values)
+
+
+def _worth(boxes: PlacedBoxes, shapes: Shapes) -> tuple[float, float]:
+    return _worth_of(boxes.iou(shapes))
+
+
+def _worth_of(iou: np.ndarray) -> tuple[float, float]:
+    """Recall, and mean IoU among equals, of (N, levels, S * R) overlaps."""
+    best = iou.max(axis=(1, 2))
+    return float((best >= RECALL_IOU).mean()), float(best.mean())
+
+
+def _no_worse(one: Coverage, other: Coverage) -> bool:
+    """Of the same boxes, at least one."""
+    assert one.recall is not None
+    assert one.mean_iou is not None
+    assert other.recall is not None
+    assert other.mean_iou is not None
+    return one.recall >= other.recall and one.mean_iou >= other.mean_iou
+
+
+def _rounded(value: float) -> float:
+    """Three significant digits: never 0."""
+    return float(f"{value:.3g}")
+
+
+def _spread(boxes: Tensor, most: int) -> Tensor:
+    """At most ``most`` of the boxes, evenly spread over the file."""
+    step = max(len(boxes) / most, 1.0)
+    return boxes[(torch.arange(int(len(boxes) / step)) * step).long()]
 
 
 def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
@@ -195,10 +327,10 @@ def _means(values: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.nd
     return np.where(counts > 0, sums / np.maximum(counts, 1), before)
 
 
-def _coverage(iou: Tensor) -> Coverage:
+def _coverage(iou: np.ndarray) -> Coverage:
     if not len(iou):
         return Coverage(0, None, None)
-    return Coverage(len(iou), float((iou >= RECALL_IOU).float().mean()), float(iou.mean()))
+    return Coverage(len(iou), float((iou >= RECALL_IOU).mean()), float(iou.mean()))
 
 
 def as_yaml(scales: Sequence[Sequence[float]], ratios: Sequence[float]) -> str:

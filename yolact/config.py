@@ -26,8 +26,9 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-ImageSize = Annotated[int, Field(ge=64)]
-"""Side of the square network input, pixels."""
+ImageSize = Annotated[int, Field(ge=64, le=4096)]
+"""Side of the square network input, pixels. At 4096 the network works 55 times as long as at the published 550; a
+larger number is a slip."""
 
 
 class _Section(BaseModel):
@@ -247,14 +248,15 @@ class TrainConfig(_Section):
     """``uniform`` shows each photo once an epoch; ``class_balanced`` shows photos of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
     repeat_threshold: Annotated[float, Field(gt=0, le=1)]
-    """With ``class_balanced``: classes in a smaller share of the photos are shown more often (LVIS: 0.001)."""
+    """With ``class_balanced``: classes in a smaller share of the photos are shown more often, by the square root of how
+    much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
     """Passes of the network in which a batch is worked off, one after the other; its gradients are those of the whole
     batch. Divides ``batch_size``."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Of the network's passes (automatic mixed precision); weights, losses and the optimizer stay in float32. ``fp16``
     scales the gradients (Micikevicius et al. 2018, section 3.2)."""
-    freeze: Annotated[str, Field(pattern=r"^(none|stem|stage[1-9]|backbone)$")]
+    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "stage5", "backbone"]
     """Layers of the backbone that stay as they are: ``none``; ``stem``, all before the first stage of residual blocks;
     ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs weights to start from."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -426,10 +428,10 @@ class Params(_Section):
             return self
         stages = len(self.model.blocks)
         if freeze.startswith("stage") and int(freeze.removeprefix("stage")) > stages:
-            raise ValueError(f"train.freeze is {freeze}, but {self.model.backbone} has {stages} stages")
+            raise ValueError(f"train.freeze: is {freeze}, but {self.model.backbone} has {stages} stages")
         if not self.model.pretrained:
             raise ValueError(
-                f"train.freeze is {freeze}, but there are no weights to keep: set model.backbone_weights or "
+                f"train.freeze: is {freeze}, but there are no weights to keep: set model.backbone_weights or "
                 "model.initial_weights, or train.freeze: none"
             )
         return self
@@ -439,7 +441,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check a settings file.
 
     Raises:
-        SettingsError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value.
+        SettingsError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value; or it is a
+            preset, which lies beside a ``base.yaml`` and has only what differs from that.
     """
     path = Path(path)
     try:
@@ -450,7 +453,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    return parse_params(tree, origin=str(path))
+    beside_base = path.name != "base.yaml" and (path.parent / "base.yaml").is_file()
+    return _parse(tree, origin=str(path), preset=path.stem if beside_base else None)
 
 
 def parse_params(tree: Any, origin: str = "params") -> Params:
@@ -459,11 +463,21 @@ def parse_params(tree: Any, origin: str = "params") -> Params:
     Raises:
         SettingsError: see `load_params`.
     """
+    return _parse(tree, origin, preset=None)
+
+
+def _parse(tree: Any, origin: str, preset: str | None) -> Params:
+    """See `parse_params`; ``preset`` is the name of the preset that the tree may be, if keys are all that it lacks."""
     if not isinstance(tree, dict):
         raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(Params))}")
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
+        if preset and all(detail["type"] == "missing" for detail in error.errors()):
+            raise SettingsError(
+                f"{origin}: a preset, which has only what differs from base.yaml beside it. Write the whole settings "
+                f"to params.yaml with `yolact preset use {preset}`, and use that file."
+            ) from error
         problems = [_explain(detail) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
 
@@ -494,7 +508,7 @@ def _section_at(path: Sequence[str | int], model: type[BaseModel]) -> type[BaseM
 def _explain(detail: Any, model: type[BaseModel] = Params) -> str:
     """One pydantic error on ``model`` as a line: key path, what was found, what is allowed."""
     path = detail["loc"]
-    key = ".".join(str(part) for part in path) or "(top level)"
+    key = ".".join(str(part) for part in path)
     if detail["type"] == "extra_forbidden":
         section = _section_at(path, model)
         allowed = _key_names(section) if section else []
@@ -506,4 +520,6 @@ def _explain(detail: Any, model: type[BaseModel] = Params) -> str:
     found = detail["input"]
     shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {found!r})"
     message = detail["msg"].removeprefix("Value error, ")
+    if not path:  # of several sections together: such a message begins with the key
+        return message
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"

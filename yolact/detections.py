@@ -62,6 +62,18 @@ class Detections:
         """The masks as COCO compressed RLE, without making them whole."""
         return self.instance_masks.to_rle()
 
+    def polygons(self) -> list[list[np.ndarray]]:
+        """Each object's outline: a list of (n, 2) float32 x and y, photo pixels, one for each part of its mask.
+
+        The outlines follow the pixels' edges, so that rasterising them gives back the mask, but for its holes, which
+        are filled (`yolact.masks.outer_contours` has the exact rule). Those of masks that are not as large as the photo
+        are stretched to it.
+        """
+        height, width = self.instance_masks.height, self.instance_masks.width
+        photo_height, photo_width = self.photo_size or (height, width)
+        stretch = np.array([photo_width / width, photo_height / height], dtype=np.float32)
+        return [[contour * stretch for contour in parts] for parts in self.instance_masks.to_polygons()]
+
     def __len__(self) -> int:
         return len(self.scores)
 

@@ -86,6 +86,83 @@ class InstanceMasks:
             for rle in coco_mask.frPyObjects(runs, self.height, self.width)
         ]
 
+    def to_polygons(self) -> list[list[np.ndarray]]:
+        """The outer contours of each mask, in the image's pixels; see `outer_contours`."""
+        return [
+            [contour + np.array([left, top], dtype=np.float32) for contour in outer_contours(crop)]
+            for crop, (top, left) in zip(self.crops, self.corners, strict=True)
+        ]
+
+
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+"""Right, down, left, up: each next one is a turn to the right."""
+
+
+def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
+    """The outlines of a mask's parts, along the edges of their pixels.
+
+    The pixel in row r and column c is the square from (c, r) to (c + 1, r + 1). If it is in the mask or in a hole, its
+    centre lies inside one of the polygons (by the even-odd rule) or more; elsewhere, inside none. Holes are filled, as
+    polygons of COCO have none; what is joined to the outside by a corner is no hole. Parts of the mask that share no
+    more than a corner have contours of their own.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        For each part its corners in order, (n, 2) float32 x and y, clockwise on a screen; the first is the topmost and
+        then leftmost one, and is not repeated at the end.
+    """
+    edges = _directed_edges(mask)
+    contours, left = [], dict.fromkeys(edges)  # a dictionary keeps the order: top edges first, in reading order
+    while left:
+        start = next(iter(left))
+        if start[2] != 0:  # every contour has a top edge
+            break
+        loop = _loop(edges, start)
+        for edge in loop:
+            del left[edge]
+        corners = np.array(
+            [edge[:2] for before, edge in zip([loop[-1], *loop], loop, strict=False) if before[2] != edge[2]],
+            dtype=np.float32,
+        )
+        if _signed_area(corners) > 0:  # else the border of a hole
+            contours.append(corners)
+    return contours
+
+
+def _directed_edges(mask: np.ndarray) -> dict[tuple[int, int, int], None]:
+    """Edges between the mask and what is not, with the mask on their right: x and y of the start, index in `_STEPS`."""
+    padded = np.pad(mask, 1)
+    outside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
+    corner = ((0, 0), (1, 0), (1, 1), (0, 1))  # of the pixel, where its edge starts
+    edges: dict[tuple[int, int, int], None] = {}
+    for direction, (neighbour, (x, y)) in enumerate(zip(outside, corner, strict=True)):
+        rows, columns = (mask & ~neighbour).nonzero()
+        edges |= dict.fromkeys(
+            (column + x, row + y, direction) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        )
+    return edges
+
+
+def _loop(edges: dict[tuple[int, int, int], None], start: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The edges from ``start`` round to it again; where two go on, the one to the right, which stays at its pixel."""
+    loop, edge = [start], start
+    while True:
+        x, y, direction = edge
+        x, y = x + _STEPS[direction][0], y + _STEPS[direction][1]
+        turns = ((x, y, (direction + turn) % 4) for turn in (1, 0, -1))
+        edge = next(follower for follower in turns if follower in edges)
+        if edge == start:
+            return loop
+        loop.append(edge)
+
+
+def _signed_area(corners: np.ndarray) -> float:
+    """Of a polygon of (n, 2) x and y; positive if it goes clockwise on a screen, where y points down."""
+    x, y = corners.astype(np.float64).T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
 
 def _run_lengths(crop: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
     """Lengths of the runs of zeros and ones, in turn, of a mask read down its columns; the first run is of zeros."""

@@ -243,11 +243,19 @@ def test_training_figures_are_printed_as_json(model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--train", "--compile"], "--train knows neither --compile nor --detection"),
+        (["--train", "--compile"], "--train measures training steps, which have neither: leave out --compile"),
+        (["--train", "--detection", "nonsense"], "leave out --detection"),
         (["--train", "--evaluation-work"], "one measurement at a time"),
+        (["--loader", "--precision", "nonsense"], "--loader reads and changes one photo at a time"),
+        (["--loader", "--precision", "fp32"], "leave out --precision"),
+        (["--loader", "--compile", "--batch", "4"], "leave out --compile, --batch"),
+        (["--loader", "--objects", "3", "--detection", "default"], "leave out --detection, --objects"),
+        (["--evaluation-work", "--precision", "nonsense"], "--evaluation-work runs no network"),
+        (["--evaluation-work", "--compile", "--batch", "2", "--objects", "3"], "out --compile, --batch, --objects"),
+        (["--evaluation-work", "nowhere", "--image", "a.jpg"], "leave out MODEL_DIR, --image"),
     ],
 )
-def test_options_that_make_no_sense_for_training_are_refused(options: list[str], message: str) -> None:
+def test_options_that_a_measurement_would_not_read_are_refused(options: list[str], message: str) -> None:
     result = run(*options, *FAST)
     assert result.exit_code != 0
     assert message in " ".join(result.output.split())

@@ -265,6 +265,50 @@ def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path: Path)
         load_params(tmp_path / "no.yaml")
 
 
+@pytest.mark.parametrize("name", ["smoke", "voc2012-r101"])
+def test_a_preset_in_place_of_the_whole_settings_is_said_once(repository: Path, name: str) -> None:
+    path = repository / "conf" / f"{name}.yaml"
+    with pytest.raises(SettingsError) as caught:
+        load_params(path)
+    assert str(caught.value).count("\n") == 0
+    assert f"{path}: a preset" in str(caught.value)
+    assert f"`yolact preset use {name}`" in str(caught.value)
+
+
+def test_whole_settings_beside_the_base_are_read_and_their_faults_named(tree: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").touch()
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert load_params(path) == parse_params(tree)
+    path.write_text(yaml.safe_dump({"train": {"lr": "fast"}}), encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"own\.yaml: train\.lr: "):
+        load_params(path)
+
+
+def test_faults_of_two_sections_together_begin_with_the_key(tree: dict[str, Any]) -> None:
+    tree["model"] |= {"backbone_weights": "none", "initial_weights": "none"}
+    put(tree, "train.freeze", "stage1")
+    assert refusal(tree).startswith("params.yaml: train.freeze: is stage1, but there are no weights to keep")
+    put(tree, "train.freeze", "none")
+    tree["model"]["mask_rescoring"] = True
+    put(tree, "train.augment.image_sizes", [128])
+    assert refusal(tree).startswith("params.yaml: train.augment.image_sizes: with model.mask_rescoring")
+
+
+def test_the_layers_that_can_be_frozen_are_listed(tree: dict[str, Any]) -> None:
+    put(tree, "train.freeze", "all")
+    assert refusal(tree) == (
+        "params.yaml: train.freeze: input should be 'none', 'stem', 'stage1', 'stage2', 'stage3', 'stage4', 'stage5' "
+        "or 'backbone' (found 'all')"
+    )
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.image_size", 4097), ("train.augment.image_sizes", [550, 100000])])
+def test_an_input_that_no_machine_holds_is_refused(tree: dict[str, Any], key: str, value: Any) -> None:
+    put(tree, key, value)
+    assert re.search(rf"{re.escape(key)}.*less than or equal to 4096", refusal(tree))
+
+
 @pytest.mark.parametrize("data", [b"train: [1, 2", b"a: b: c", b"\tx: 1", b"\xff\xfe\x00train"])
 def test_a_file_that_is_not_yaml_is_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "params.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from xml.etree import ElementTree
@@ -58,6 +59,16 @@ def assert_equal(first: Detections, second: Detections) -> None:
     assert torch.equal(first.labels, second.labels)
     assert torch.equal(first.masks, second.masks)
     assert first.class_names == second.class_names
+
+
+def test_polygons_are_in_photo_pixels_whatever_the_size_of_the_masks() -> None:
+    found = squares([[1, 2, 4, 6]], height=10, width=8)
+    [[polygon]] = found.polygons()
+    assert polygon.tolist() == [[1, 2], [4, 2], [4, 6], [1, 6]]
+    [[polygon]] = dataclasses.replace(found, photo_size=(30, 16)).polygons()
+    assert polygon.tolist() == [[2, 6], [8, 6], [8, 18], [2, 18]]
+    assert polygon.dtype == np.float32
+    assert squares([], height=10, width=8).polygons() == []
 
 
 # --- making and choosing --------------------------------------------------------------------------------------------

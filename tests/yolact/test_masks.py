@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
+from scipy import ndimage
 from torch import Tensor
 
 from yolact.masks import InstanceMasks
@@ -204,3 +205,51 @@ def test_run_lengths_may_be_changed_one_by_one() -> None:
     first, second = InstanceMasks.from_tensor(torch.ones(2, 3, 4)).to_rle()
     first["size"][0] = 99
     assert second["size"] == [3, 4]
+
+
+# --- Polygons
+
+
+def even_odd(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """In how many polygons each pixel's centre lies: crossings of a ray to the right, one edge after the other."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    total = np.zeros((height, width), dtype=int)
+    for polygon in polygons:
+        crossings = np.zeros((height, width), dtype=int)
+        for (x1, y1), (x2, y2) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            assert (x1 == x2) != (y1 == y2)
+            crossings += (x1 == x2) & (x1 > x) & (min(y1, y2) < y) & (y < max(y1, y2))
+        total += crossings % 2
+    return total
+
+
+@settings(max_examples=150, deadline=None)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_polygons_give_back_the_mask_with_its_holes_filled(mask: np.ndarray) -> None:
+    height, width = mask.shape
+    filled = ndimage.binary_fill_holes(mask, structure=np.ones((3, 3)))
+    masks = InstanceMasks.from_tensor(torch.from_numpy(mask)[None])
+    [polygons] = masks.to_polygons()
+    counts = even_odd(polygons, height, width)
+    assert np.array_equal(counts > 0, filled)
+    _, number = ndimage.label(mask)  # an edge in common
+    assert len(polygons) == number
+    if polygons:
+        rles = coco_mask.frPyObjects([polygon.ravel().astype(float).tolist() for polygon in polygons], height, width)
+        assert np.array_equal(coco_mask.decode(coco_mask.merge(rles)) > 0, filled)
+
+
+def test_a_contour_by_hand() -> None:
+    """An L of three pixels at (2, 1), and a pixel that touches its corner."""
+    mask = torch.zeros(1, 5, 6)
+    mask[0, 1, 2] = mask[0, 2, 2] = mask[0, 2, 3] = mask[0, 3, 4] = 1
+    [polygons] = InstanceMasks.from_tensor(mask).to_polygons()
+    assert [polygon.tolist() for polygon in polygons] == [
+        [[2, 1], [3, 1], [3, 2], [4, 2], [4, 3], [2, 3]],
+        [[4, 3], [5, 3], [5, 4], [4, 4]],
+    ]
+    assert all(polygon.dtype == np.float32 for polygon in polygons)
+
+
+def test_a_mask_without_pixels_has_no_polygon() -> None:
+    assert InstanceMasks.from_tensor(torch.zeros(2, 4, 4)).to_polygons() == [[], []]

@@ -65,11 +65,16 @@ class CocoInstances:
             raise DataError(f"{json_path}: not JSON: {error}") from error
         try:
             return cls._from_tree(tree, images_dir)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{json_path}: not COCO instances JSON: {type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise DataError(f"{json_path}: not COCO instances JSON: an entry has no {error}") from error
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{json_path}: not COCO instances JSON: {error}") from error
 
     @classmethod
-    def _from_tree(cls, tree: dict[str, Any], images_dir: Path) -> CocoInstances:
+    def _from_tree(cls, tree: Any, images_dir: Path) -> CocoInstances:
+        for key in ("categories", "images", "annotations"):
+            if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
+                raise ValueError(f"no list `{key}`")
         categories = sorted(tree["categories"], key=lambda category: category["id"])
         label_of = {category["id"]: label for label, category in enumerate(categories)}
         images = [CocoImage(row["id"], row["file_name"], row["width"], row["height"]) for row in tree["images"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from yolact.data.coco import CocoInstances, run_lengths
 from yolact.data.target_masks import Grids
 from yolact.errors import DataError, SettingsError
 from yolact.structures import Targets
+
+log = logging.getLogger(__name__)
 
 ORDER, AUGMENTATION, SIZE, REPEATS = 1, 2, 3, 4
 """Keep the random streams apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
@@ -115,12 +118,43 @@ def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
     Returns:
         (photos,) float64, 1 or more.
     """
-    classes = [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
-    photos = np.zeros(len(data.category_ids))
-    for labels in classes:
-        photos[list(labels)] += 1
+    classes = _classes_of_photos(data)
+    photos = _photos_of_classes(data)
     factors = np.sqrt(threshold * len(classes) / photos.clip(min=1)).clip(min=1)
     return np.array([factors[list(labels)].max(initial=1) for labels in classes])
+
+
+def _classes_of_photos(data: CocoInstances) -> list[set[int]]:
+    """Labels of each photo's objects, crowd regions left out."""
+    return [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
+
+
+def _photos_of_classes(data: CocoInstances) -> np.ndarray:
+    """How many photos show each class; (classes,) int64."""
+    photos = np.zeros(len(data.category_ids), dtype=np.int64)
+    for labels in _classes_of_photos(data):
+        photos[list(labels)] += 1
+    return photos
+
+
+def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> np.ndarray:
+    """`repeat_factors`, with a warning where they change nothing."""
+    factors = repeat_factors(data, threshold)
+    photos = _photos_of_classes(data)
+    if warn and photos.any() and not (factors > 1).any():
+        rarest = int(np.where(photos > 0, photos, photos.max() + 1).argmin())
+        share = photos[rarest] / len(data.images)
+        log.warning(
+            "train.sampling: class_balanced shows every photo once, as uniform does: the rarest class, %s, is in a "
+            "share of %.3g of the photos, which is not below train.repeat_threshold, %g. %s",
+            data.class_names[rarest],
+            share,
+            threshold,
+            "Set a repeat_threshold above that share, or train.sampling: uniform."
+            if share < 1
+            else "No class is rarer than another; set train.sampling: uniform.",
+        )
+    return factors
 
 
 class EpochSampler(Sampler[list[SampleKey]]):
@@ -248,7 +282,7 @@ def training_loader(
     """
     balanced = config.sampling == "class_balanced"
     sampler = EpochSampler(
-        repeat_factors(data, config.repeat_threshold) if balanced else np.ones(len(data.images)),
+        _balanced_factors(data, config.repeat_threshold, warn=rank == 0) if balanced else np.ones(len(data.images)),
         config.batch_size,
         config.augment.image_sizes or [image_size],
         config.seed,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from yolact.errors import DataError
 from yolact.inference import InferenceNetwork
+from yolact.models.architecture import COUNTER
 from yolact.models.yolact import Yolact
 from yolact.parity.anchors import AnchorSettings
 from yolact.parity.detection import check_detection
@@ -121,7 +122,8 @@ def build_network(fixture: Fixture, *, batch_statistics: bool) -> Yolact:
     config = config.model_copy(update={"backbone_weights": "none" if batch_statistics else "imagenet"})
     with torch.device("meta"):  # no random weights, which would only be overwritten
         network = Yolact(config, len(state["semantic_seg_conv.weight"]))
-    network.load_state_dict(state, assign=True)
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(COUNTER)}
+    network.load_state_dict(counters | state, assign=True)  # no output depends on counters, so a file may lack them
     return network
 
 

@@ -182,7 +182,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([1, 2], "TypeError"),
+        ([1, 2], "no list `categories`"),
         ({"images": []}, "categories"),
         (without(tree(), "annotations"), "annotations"),
         (tree(without(annotation(1), "bbox")), "bbox"),
@@ -242,3 +242,15 @@ def test_a_photo_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> Non
 def test_a_damaged_compressed_mask_is_refused() -> None:
     with pytest.raises(DataError, match="cannot be decoded"):
         decode_masks([as_object({"size": [HEIGHT, WIDTH], "counts": "garbage!!"})], HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+@pytest.mark.parametrize("tree", [{}, {"images": {}, "annotations": 3, "categories": None}])
+def test_a_list_that_the_file_lacks_is_named(tmp_path: Path, key: str, tree: dict[str, Any]) -> None:
+    """``stats.json``, for example, lies beside ``train.json`` and is JSON too."""
+    lists: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    del lists[key]
+    path = tmp_path / "stats.json"
+    path.write_text(json.dumps(lists | {k: v for k, v in tree.items() if k == key}))
+    with pytest.raises(DataError, match=rf"stats\.json: not COCO instances JSON: no list `{key}`$"):
+        CocoInstances.load(path, tmp_path)

@@ -277,6 +277,51 @@ def test_rare_classes_are_shown_more_often_where_the_settings_say_so(
     assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == PHOTOS
 
 
+@pytest.fixture
+def loader_of(repository: Path) -> Callable[..., None]:
+    def load(data: CocoInstances, *, rank: int = 0, **changes: Any) -> None:
+        config = train_config(repository, sampling="class_balanced", **changes)
+        training_loader(data, config, SIZE, workers=0, pin=False, rank=rank, world_size=rank + 1)
+
+    return load
+
+
+def test_balancing_that_changes_nothing_names_the_rarest_class_and_its_share(
+    loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 8 photos 1 has class 1, none has class 3."""
+    data = labelled([0], [0], [0], [0], [0, 2], [0, 1, 1], [2], [], classes=4)
+    loader_of(data, repeat_threshold=1e-3)
+    [message] = caplog.messages
+    assert "the rarest class, 1, is in a share of 0.125 of the photos" in message
+    assert "train.repeat_threshold, 0.001" in message
+    assert "Set a repeat_threshold above that share" in message
+
+
+def test_nobody_is_warned_of_balancing_that_acts(
+    loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = labelled([0], [0], [0], [0], [0, 2], [0, 1, 1], [2], [], classes=4)
+    loader_of(data, repeat_threshold=0.2)
+    assert caplog.messages == []
+    loader_of(data, repeat_threshold=1e-3, rank=1)  # the first process has said it
+    assert caplog.messages == []
+
+
+def test_where_every_photo_has_every_class_no_threshold_is_advised(
+    loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader_of(labelled([0, 1], [0, 1], classes=2), repeat_threshold=1.0)
+    assert "No class is rarer than another" in caplog.text
+
+
+def test_the_base_settings_balance_data_with_classes_as_rare_as_those_of_voc(repository: Path) -> None:
+    """The 20th class in 4 of 100 photos is shown sqrt(0.1 / 0.04) times as often."""
+    data = labelled(*[[0]] * 96, *[[19]] * 4, classes=20)
+    threshold = load_params(repository / "conf" / "base.yaml").train.repeat_threshold
+    assert repeat_factors(data, threshold).tolist() == pytest.approx([1] * 96 + [2.5**0.5] * 4)
+
+
 # --- Content
 
 

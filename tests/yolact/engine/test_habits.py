@@ -210,7 +210,7 @@ def test_impossible_settings_are_refused(section: str, values: dict[str, Any], m
 
 
 def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
-    with pytest.raises(SettingsError, match=r"train\.freeze is stage5, but resnet18 has 4 stages"):
+    with pytest.raises(SettingsError, match=r"train\.freeze: is stage5, but resnet18 has 4 stages"):
         small_params(model=FROZEN_NORM, freeze="stage5")
 
 
