@@ -76,7 +76,7 @@ class Trainer:
         model: on its device, with its initial weights.
         data: training photos; must hold at least one.
         params: settings; ``model``, ``train`` and ``runtime`` are read.
-        model_dir: gets the model files at the end, and the batch whose loss is not finite.
+        model_dir: gets the model files at the end, and the batch whose loss or gradients are not finite.
         checkpoints: where checkpoints go; the main process alone writes.
         validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
         listener: told about progress.
@@ -172,7 +172,7 @@ class Trainer:
         Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
 
         Raises:
-            DivergedError: a loss is not finite; the last checkpoint is from before.
+            DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
             InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step.
             OutOfMemoryError: a step does not fit into memory.
         """
@@ -287,17 +287,28 @@ class Trainer:
                 share = part.weighted(losses)
                 self.scaler.scale(share.total).backward()
             shares.append(share)
-        self.watch.add(
-            shares, batch, step=self.step, epoch=self.epochs_done + 1, stop=self.interrupts.requested is not None
-        )
-        if self.config.max_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        norm = self._clip_gradients()
+        stop = self.interrupts.requested is not None
+        self.watch.add(shares, batch, norm, step=self.step, epoch=self.epochs_done + 1, stop=stop)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.model)
+
+    def _clip_gradients(self) -> Tensor | None:
+        """Clip the gradients as the settings want it.
+
+        Returns:
+            Their norm before that, a scalar on the device, which is finite where they are; None with ``fp16``, whose
+            scaler leaves out the steps with infinite gradients.
+        """
+        if self.config.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        elif not self.scaler.is_enabled():
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return None if self.scaler.is_enabled() else norm
 
     def _without_averaging(self, wanted: bool) -> AbstractContextManager[None]:
         """Gradients of all passes but the last stay in their process."""
@@ -350,7 +361,7 @@ class Trainer:
         self.listener.on_epoch(self.step, row)
 
     def _save(self, *, finished: bool = False) -> None:
-        """Write a checkpoint, once the losses of all steps are known to be finite."""
+        """Write a checkpoint, once losses and gradients of all steps are known to be finite."""
         self.watch.settle()
         random = self.world.gather(random_state(self.device))
         if self.world.is_main:

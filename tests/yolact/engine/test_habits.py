@@ -275,6 +275,28 @@ def test_the_batch_whose_loss_is_not_finite_can_be_read(trainer: Callable[..., T
     assert content["terms"]["semantic"] != content["terms"]["semantic"]
 
 
+@pytest.mark.parametrize("limit", [0, 10])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
+    trainer: Callable[..., Trainer], limit: float
+) -> None:
+    """The loss of that step is finite; the batches of an epoch are its two halves."""
+    learner = trainer(batch_size=2, epochs=2, checkpoint_every_steps=1, max_grad_norm=limit)
+    weight = learner.model.proto_net[0].weight
+    weight.register_hook(lambda gradient: gradient * (float("inf") if learner.step == 1 else 1))
+    ids = list(learner.loader)[1].image_ids
+    with pytest.raises(
+        DivergedError, match=r"the gradients are not finite at step 1 \(epoch 1\).*loss is finite"
+    ) as caught:
+        learner.fit()
+    assert f"by id: {ids[0]}, {ids[1]}." in str(caught.value)
+    (path,) = (learner.model_dir / "diverged").iterdir()
+    assert torch.load(path, weights_only=True)["image_ids"] == ids
+    assert all(tensor.isfinite().all() for tensor in weights(learner.model).values())
+    states = [torch.load(path, weights_only=True) for path in learner.checkpoints.directory.glob("*.pt")]
+    assert max(state["step"] for state in states) == 1
+    assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
+
+
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
 
