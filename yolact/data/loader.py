@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -209,6 +211,20 @@ def collate(rows: list[Batch]) -> Batch:
     )
 
 
+def outlive_signals(worker: int) -> None:
+    """Let a loader process go on when its whole process group is asked to stop: the step in progress needs its batch.
+
+    SIGINT is ignored, and SIGTERM once: a second one ends the process, which is how Python gets rid of a loader process
+    that hangs. One that works ends when the loader is closed, or within seconds of its parent's death.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
 def training_loader(
     data: CocoInstances,
     config: TrainConfig,
@@ -248,6 +264,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

@@ -27,7 +27,7 @@ from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, random_state, restore_random_state
 from yolact.engine.ema import Ema
 from yolact.engine.freezing import freeze
-from yolact.engine.interrupts import InterruptedRunError, Interrupts, stop_message
+from yolact.engine.interrupts import InterruptedRunError, Interrupts, dead_workers_reported, stop_message
 from yolact.engine.loss_watch import LossWatch
 from yolact.engine.micro_batches import split_batch
 from yolact.engine.prefetch import prefetch
@@ -173,10 +173,11 @@ class Trainer:
 
         Raises:
             DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
-            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step.
+            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
+                ended a loader process as it started, the one before.
             OutOfMemoryError: a step does not fit into memory.
         """
-        with self.interrupts.watched():
+        with self.interrupts.watched(), dead_workers_reported(self.interrupts):
             if self.step == 0:
                 self._save()
             while True:
