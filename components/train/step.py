@@ -162,7 +162,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         model = Yolact(params.model, len(train.class_names))
         if state is None:
             load_starting_weights(model, train.class_names)
-        torch.manual_seed(params.train.seed + world.rank)  # processes choose masks independently
+        torch.manual_seed(params.train.seed)  # whatever the start has drawn; the same in every process
         batch_size = params.train.batch_size // params.train.accumulate
         validation = Validation(val, paths.processed / "val.json", batch_size, world)
 

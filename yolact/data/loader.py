@@ -163,12 +163,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
         photos, copies = self._order()
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size
-            low, high = (first + self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1))
+            low, high = first + self.share.start, first + self.share.stop
             size = self._size_of(batch)
             yield [
                 SampleKey(self.epoch, photo, copy, size)
                 for photo, copy in zip(photos[low:high].tolist(), copies[low:high].tolist(), strict=True)
             ]
+
+    @property
+    def share(self) -> slice:
+        """This process's images of a batch, by their place in it."""
+        return slice(*(self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1)))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
         """The photos of the epoch in order, and which time each is shown; both (photos of an epoch,) int64."""

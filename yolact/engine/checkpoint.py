@@ -28,7 +28,7 @@ from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 DIGEST_DIGITS = 16
 """Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
@@ -57,8 +57,9 @@ class TrainingState:
     """Of the gradients' scaling with ``fp16``; empty with other precisions."""
     ema: dict[str, Any]
     """Averaged weights; empty without averaging."""
-    random: list[dict[str, Any]]
-    """State of PyTorch's generators by process, see `yolact.engine.distributed.random_state`; others are not used."""
+    random: dict[str, Any]
+    """State of PyTorch's generators, the same in every process, see `yolact.engine.distributed.random_state`; others
+    are not used."""
     terms: dict[str, Any]
     """Sum of the loss terms since the last logged step, and of how many steps."""
     best_score: float

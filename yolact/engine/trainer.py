@@ -35,7 +35,7 @@ from yolact.engine.schedule import learning_rate
 from yolact.engine.speed import SpeedMeter
 from yolact.errors import SettingsError
 from yolact.inference import DTYPES
-from yolact.losses import Losses, YolactLoss
+from yolact.losses import Losses, YolactLoss, random_priorities
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs, Targets
@@ -81,7 +81,7 @@ class Trainer:
         validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
-        world: the processes that train together.
+        world: the processes that train together. Their random generators must agree.
     """
 
     def __init__(
@@ -151,8 +151,7 @@ class Trainer:
             self.scaler.load_state_dict(state.scaler)
         if self.ema:
             self.ema.restore(state.ema)
-        if self.world.rank < len(state.random):
-            restore_random_state(state.random[self.world.rank], self.device)
+        restore_random_state(state.random, self.device)
         self.watch.restore(state.terms, self.device)
         self.epochs_done = state.epochs_done
         self.batches_done = state.batches_done
@@ -261,6 +260,7 @@ class Trainer:
         """Write a checkpoint within the epoch where one is due; stop where that is wanted."""
         if self.watch.stop_agreed:
             self._save()
+            self.world.broadcast(None)  # the first process to end has the others ended: not before all is written
             raise InterruptedRunError(stop_message(self.interrupts.requested))
         every = self.runtime.checkpoint_every_steps
         if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
@@ -279,12 +279,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
-        parts = split_batch(batch, self.passes, anchors, self.config.loss, self.world)
+        # Drawn for the global batch, so that neither passes nor processes change which masks are chosen.
+        priorities = random_priorities(self.sampler.batch_size, len(anchors), self.device)[self.sampler.share]
+        parts = split_batch(batch, priorities, self.passes, anchors, self.config.loss, self.world)
         shares = []
         for number, part in enumerate(parts, start=1):
             with self._without_averaging(number < len(parts)):
                 images = normalize(part.batch.images, self.model.config.backbone)
-                losses = self.network(images.contiguous(memory_format=self.memory_format), part.batch.targets)
+                images = images.contiguous(memory_format=self.memory_format)
+                losses = self.network(images, part.batch.targets, part.priorities)
                 share = part.weighted(losses)
                 self.scaler.scale(share.total).backward()
             shares.append(share)
@@ -364,11 +367,10 @@ class Trainer:
     def _save(self, *, finished: bool = False) -> None:
         """Write a checkpoint, once losses and gradients of all steps are known to be finite."""
         self.watch.settle()
-        random = self.world.gather(random_state(self.device))
         if self.world.is_main:
-            self.checkpoints.save(self._state(random, finished=finished))
+            self.checkpoints.save(self._state(finished=finished))
 
-    def _state(self, random: list[dict[str, object]], *, finished: bool) -> TrainingState:
+    def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
             settings=self.params.model_dump(mode="json", by_alias=True),
             epochs_done=self.epochs_done,
@@ -379,7 +381,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             ema=self.ema.state() if self.ema else {},
-            random=random,
+            random=random_state(self.device),
             terms=self.watch.state(),
             best_score=self.best_score,
             best=self.best,
@@ -402,11 +404,15 @@ class _NetworkWithLoss(nn.Module):
         self.dtype = dtype
         self.run = forward
 
-    def forward(self, images: Tensor, targets: Targets) -> Losses:
-        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound."""
+    def forward(self, images: Tensor, targets: Targets, priorities: Tensor) -> Losses:
+        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound.
+
+        Args:
+            priorities: (B, A) float32, see `YolactLoss`.
+        """
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.run(images)
-        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
+        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net, priorities)
         return losses
 
 

@@ -38,7 +38,7 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
         "optimizer": optimizer.state_dict(),
         "scaler": {"scale": 65536.0},
         "ema": {"updates": 2, "model": network.state_dict()},
-        "random": [{"cpu": torch.get_rng_state()}],
+        "random": {"cpu": torch.get_rng_state()},
         "terms": {"names": ["box"], "sums": torch.tensor([1.5]), "count": 2},
         "best_score": 0.25,
         "best": "",
@@ -100,7 +100,7 @@ def test_everything_comes_back(store: CheckpointStore) -> None:
 def test_a_checkpoint_holds_nothing_that_could_run_code(store: CheckpointStore) -> None:
     content = torch.load(store.save(state()), weights_only=True)
     assert content["fingerprint"] == RUN
-    assert content["format"] == 2
+    assert content["format"] == 3
 
 
 def test_a_name_tells_number_step_and_digest(store: CheckpointStore) -> None:
@@ -188,7 +188,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path) -> None:
     path = store.save(state(1))
-    renamed(path, {"format": 2, "fingerprint": Payload(tmp_path / "ran")})
+    renamed(path, {"format": 3, "fingerprint": Payload(tmp_path / "ran")})
     assert store.begin() is None
     assert not (tmp_path / "ran").exists()
 

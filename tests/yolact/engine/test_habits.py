@@ -64,10 +64,13 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 # --- A batch in several passes
 
 
-@pytest.mark.parametrize("passes", [2, 4])
-def test_passes_have_the_gradients_of_the_whole_batch(trainer: Callable[..., Trainer], passes: int) -> None:
-    """Photos have one or two objects, so passes differ in their positives."""
-    settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM}
+@pytest.mark.parametrize(("passes", "max_masks"), [(2, 100), (4, 1)])
+def test_passes_have_the_gradients_of_the_whole_batch(
+    trainer: Callable[..., Trainer], passes: int, max_masks: int
+) -> None:
+    """Photos have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
+    loss = {"max_masks_per_image": max_masks, "positive_iou": 0.2, "negative_iou": 0.1}
+    settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM, "loss": loss}
     whole, parts = trainer("whole", **settings), trainer("parts", accumulate=passes, **settings)
     first, second = whole.fit(), parts.fit()
     for row, expected in zip(second.history["steps"], first.history["steps"], strict=True):
@@ -81,7 +84,9 @@ def test_parts_of_a_batch_are_its_images_with_their_objects(trainer: Callable[..
     learner = trainer(batch_size=4)
     batch = next(iter(learner.loader))
     anchors = learner.model.anchors(learner.model.level_sizes(64, 64), torch.device("cpu"))
-    parts = split_batch(batch, 2, anchors, learner.config.loss, World())
+    priorities = torch.rand(4, len(anchors))
+    parts = split_batch(batch, priorities, 2, anchors, learner.config.loss, World())
+    assert torch.equal(torch.cat([part.priorities for part in parts]), priorities)
     assert [part.batch.image_ids for part in parts] == [batch.image_ids[:2], batch.image_ids[2:]]
     positives = positives_of(batch, anchors, learner.config.loss)
     assert [float(part.positives) for part in parts] == pytest.approx(
