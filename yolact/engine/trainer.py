@@ -21,7 +21,13 @@ from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
-from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
+from yolact.engine.advice import (
+    BF16_CPU_SIZE,
+    is_out_of_memory,
+    learning_rate_advice,
+    step_out_of_memory,
+    validation_out_of_memory,
+)
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, random_state, restore_random_state
@@ -174,7 +180,7 @@ class Trainer:
             DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
             InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
                 ended a loader process as it started, the one before.
-            OutOfMemoryError: a step does not fit into memory.
+            OutOfMemoryError: a step or a validation does not fit into memory.
         """
         with self.interrupts.watched(), dead_workers_reported(self.interrupts):
             if self.step == 0:
@@ -272,7 +278,14 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(self.config, batch.images.shape[-1], self.world.size, error) from error
+            raise step_out_of_memory(
+                self.params,
+                batch.images.shape[-1],
+                self.sampler.batch_size,
+                self.world.size,
+                on_cpu=self.device.type == "cpu",
+                error=error,
+            ) from error
 
     def _train_step(self, batch: Batch) -> None:
         """One optimizer step; nothing in it waits for the device."""
@@ -344,8 +357,13 @@ class Trainer:
     def _validate(self) -> None:
         """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
         model = self.ema.model if self.ema else self.model
-        with self.interrupts.at_once():
-            metrics = self.validate(model)
+        try:
+            with self.interrupts.at_once():
+                metrics = self.validate(model)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise validation_out_of_memory(self.params, self.world.size, error) from error
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False
@@ -417,15 +435,11 @@ class _NetworkWithLoss(nn.Module):
 
 
 def _check_precision(params: Params, device: torch.device) -> None:
-    """Refuse what oneDNN computes wrongly (seen with PyTorch 2.15).
-
-    The bfloat16 weight gradient of a strided convolution on a single cell, which P6 is up to 64 pixels, reads memory
-    that nobody has written.
-    """
+    """Refuse what oneDNN computes wrongly, see `BF16_CPU_SIZE`."""
     smallest = min(params.train.augment.image_sizes or [params.model.image_size])
-    if device.type == "cpu" and params.train.precision == "bf16" and smallest <= 64:
+    if device.type == "cpu" and params.train.precision == "bf16" and smallest <= BF16_CPU_SIZE:
         raise SettingsError(
-            f"train.precision: bf16 on a CPU needs inputs of more than 64 pixels (model.image_size, "
+            f"train.precision: bf16 on a CPU needs inputs of more than {BF16_CPU_SIZE} pixels (model.image_size, "
             f"train.augment.image_sizes), found {smallest}: on the single cell of P6 PyTorch's gradients are wrong. "
             "Set train.precision: fp32"
         )
