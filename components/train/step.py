@@ -34,7 +34,7 @@ from yolact.devices import choose_device, prepare_device
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
-from yolact.engine.trainer import Listener, Metrics, Trainer, TrainingResult
+from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.models.starting_weights import load_starting_weights
@@ -82,19 +82,6 @@ class TrackingListener:
             with TemporaryDirectory() as folder:
                 draw_validation(Path(folder), self.validation, self.pictures)
                 self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
-
-
-class SilentListener:
-    """Of the processes that do not track the run."""
-
-    def on_step(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
-
-    def on_speed(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
-
-    def on_epoch(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
 
 
 def draw_validation(folder: Path, validation: Validation, count: int) -> None:

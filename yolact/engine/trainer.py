@@ -64,6 +64,19 @@ class Listener(Protocol):
         """Called after each validation with the validation metrics and the epoch."""
 
 
+class SilentListener:
+    """Of processes that do not track the run, and of runs that nobody tracks."""
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+
 @dataclass
 class TrainingResult:
     """What a finished run leaves."""

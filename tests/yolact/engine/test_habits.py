@@ -17,9 +17,10 @@ import yaml
 from torch import nn
 
 from tests.helpers import tiny_config
-from tests.yolact.engine.runs import Quiet, make_photos, small_params
+from tests.yolact.engine.runs import make_photos, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
+from yolact.devices import peak_resident
 from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
@@ -29,7 +30,8 @@ from yolact.engine.freezing import frozen_parts
 from yolact.engine.interrupts import InterruptedRunError, Interrupts
 from yolact.engine.loss_watch import DivergedError
 from yolact.engine.micro_batches import positives_of, rows, split_batch
-from yolact.engine.trainer import Trainer
+from yolact.engine.speed import SpeedMeter
+from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
 from yolact.inference import fold_batch_norm
 from yolact.models.yolact import Yolact
@@ -55,7 +57,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
         def validate(_: Yolact) -> dict[str, float]:
             return {"mask_AP": left.pop(0) if left else 0.0}
 
-        return Trainer(model, data, params, tmp_path / name, store, validate, Quiet(), {})
+        return Trainer(model, data, params, tmp_path / name, store, validate, SilentListener(), {})
 
     return make
 
@@ -404,6 +406,14 @@ def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_
         fold_batch_norm(model)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
         assert torch.allclose(model(images).boxes, expected, atol=1e-4)
+
+
+def test_progress_on_a_cpu_tells_the_memory_of_the_process() -> None:
+    meter = SpeedMeter(torch.device("cpu"), total_steps=10)
+    meter.count(photos=4)
+    figures = meter.take(steps_done=1)
+    assert figures["resident_memory_gib"] == pytest.approx(peak_resident() / 2**30, rel=0.01)
+    assert meter.describe(figures).endswith(f" left, {figures['resident_memory_gib']:.1f} GiB")
 
 
 def test_no_warning_without_reason(trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture) -> None:
