@@ -42,7 +42,7 @@ from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.evaluator import Validation
 from yolact.engine.schedule import learning_rate
-from yolact.engine.trainer import Metrics, Trainer
+from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.models.yolact import Yolact
 
 SMALL = (
@@ -51,19 +51,6 @@ SMALL = (
     "train.validation_pictures=0",
     "runtime.device=cpu",
 )
-
-
-class _Silent:
-    """A listener that keeps nothing."""
-
-    def on_step(self, step: int, row: Metrics) -> None:
-        """Nothing."""
-
-    def on_speed(self, step: int, row: Metrics) -> None:
-        """Nothing."""
-
-    def on_epoch(self, step: int, row: Metrics) -> None:
-        """Nothing."""
 
 
 def settings(epochs: int, seed: int) -> Params:
@@ -129,7 +116,7 @@ def main(
 
 def _train_ours(model: Yolact, data: CocoInstances, params: Params, folder: Path, validate: Validation) -> Metrics:
     store = CheckpointStore(folder / "checkpoints", 1, fingerprint=folder.name)
-    trainer = Trainer(model, data, params, folder, store, validate, _Silent(), extra={})
+    trainer = Trainer(model, data, params, folder, store, validate, SilentListener(), extra={})
     result = trainer.fit()
     return {name: value for name, value in result.history["epochs"][-1].items() if name not in ("epoch", "step")}
 

@@ -1,8 +1,10 @@
-"""Where tensors live."""
+"""Where tensors live, and how much memory a process takes."""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -48,3 +50,15 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documented way to fixed sums
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def peak_resident() -> int:
+    """The most memory, bytes, that this process had in use since its start or a later count's."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:  # not Linux. There the next one counts the parent's memory at the start too
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

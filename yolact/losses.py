@@ -111,13 +111,14 @@ class YolactLoss(nn.Module):
             targets: of the batch, on the outputs' device.
             maskiou_net: that network's mask re-scoring, if it has one; it takes part in training only through here.
             priorities: (B, A) float32; of an image with more positives than may enter the mask loss, those with the
-                greatest enter. Random if None, see `random_priorities`.
+                greatest enter. Random if None: with several processes that have equally many images and whose
+                generators agree, those of the whole batch, the first process's first. See `random_priorities`.
         """
         assert outputs.semantic_logits is not None, "the loss needs a network in training mode"
         config = self.config
         matches = match(targets, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
         if priorities is None:
-            priorities = random_priorities(matches.classes)
+            priorities = _own_priorities(matches.classes)
         num_positives, num_images = batch_sizes(matches.classes)
         with torch.autocast(outputs.boxes.device.type, enabled=False):
             masks = mask_samples(
@@ -169,18 +170,22 @@ def _process() -> tuple[int, int]:
     return 0, 1
 
 
-def random_priorities(classes: Tensor) -> Tensor:
-    """(B, A) random numbers, 0 to 1, on the device of ``classes``.
+def random_priorities(images: int, anchors: int, device: torch.device) -> Tensor:
+    """(images, anchors) float32 random numbers, 0 to 1, on the device.
 
     They are drawn there, from a seed out of PyTorch's generator of the CPU: to keep that one's state is enough to draw
-    the same again. Processes that train together and whose generators agree draw for the whole batch and take their
-    rows (those of the first process first), so that sharing a batch does not change which masks are chosen.
+    the same again. Draw once for a whole batch, and take rows for its parts: then how it is divided, into passes or
+    among processes, does not change which masks are chosen.
     """
     seed = int(torch.randint(2**62, (), device="cpu"))
-    generator = torch.Generator(classes.device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.rand(images, anchors, generator=generator, device=device)
+
+
+def _own_priorities(classes: Tensor) -> Tensor:
     rank, processes = _process()
-    drawn = torch.rand(processes, *classes.shape, generator=generator, device=classes.device)
-    return drawn[rank]
+    images, anchors = classes.shape
+    return random_priorities(processes * images, anchors, classes.device)[rank * images : (rank + 1) * images]
 
 
 def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:

@@ -34,7 +34,7 @@ from yolact.devices import choose_device, prepare_device
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
-from yolact.engine.trainer import Listener, Metrics, Trainer, TrainingResult
+from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.models.starting_weights import load_starting_weights
@@ -82,19 +82,6 @@ class TrackingListener:
             with TemporaryDirectory() as folder:
                 draw_validation(Path(folder), self.validation, self.pictures)
                 self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
-
-
-class SilentListener:
-    """Of the processes that do not track the run."""
-
-    def on_step(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
-
-    def on_speed(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
-
-    def on_epoch(self, step: int, row: Metrics) -> None:
-        """Do nothing."""
 
 
 def draw_validation(folder: Path, validation: Validation, count: int) -> None:
@@ -162,7 +149,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         model = Yolact(params.model, len(train.class_names))
         if state is None:
             load_starting_weights(model, train.class_names)
-        torch.manual_seed(params.train.seed + world.rank)  # processes choose masks independently
+        torch.manual_seed(params.train.seed)  # whatever the start has drawn; the same in every process
         batch_size = params.train.batch_size // params.train.accumulate
         validation = Validation(val, paths.processed / "val.json", batch_size, world)
 

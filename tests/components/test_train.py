@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from components.common.tracking import Tracker, TrackingError
 from components.train import step
 from yolact.config import Params, load_params, parse_params
+from yolact.engine.distributed import World
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.models.checkpoints import import_checkpoint
@@ -423,6 +425,26 @@ def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(wor
 
 class StoppedError(RuntimeError):
     pass
+
+
+def test_processes_that_train_together_draw_the_same(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each then takes the rows of its own photos, so that it draws for them what a single process does."""
+    states: list[torch.Tensor] = []
+
+    def stop(*_: Any) -> None:
+        states.append(torch.get_rng_state())
+        raise StoppedError
+
+    monkeypatch.setattr(step, "Trainer", stop)
+    monkeypatch.setattr(World, "broadcast", lambda _, value: value)
+    for world in (World(), World(0, 2), World(1, 2)):
+        monkeypatch.setattr(step, "joined_world", lambda _, world=world: nullcontext(world))
+        with caplog.at_level(logging.INFO), pytest.raises(StoppedError):
+            train(parse_params(settings))
+    assert torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])
 
 
 def interrupt_before_the_validation(patch: pytest.MonkeyPatch, params: Params) -> None:

@@ -20,9 +20,10 @@ from yolact.benchmark.agreement import Agreement, compare
 from yolact.benchmark.calibration import BOX_SHARE, calibrated_network
 from yolact.benchmark.contestants import RAW_NAMES, STAGES, Entry, Found
 from yolact.benchmark.inference import InferenceBenchmark
-from yolact.benchmark.memory import peak_resident, restart_peak_resident
+from yolact.benchmark.memory import restart_peak_resident
 from yolact.benchmark.photos import read_photos
 from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
+from yolact.devices import peak_resident
 from yolact.errors import DataError, SettingsError
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact

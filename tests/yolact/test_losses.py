@@ -253,20 +253,19 @@ def test_masks_are_chosen_at_random_and_evenly() -> None:
     torch.manual_seed(0)
     counts = torch.zeros(40)
     for _ in range(400):
-        counts[random_priorities(torch.ones(1, 40, dtype=torch.int64)).topk(10).indices] += 1
+        counts[random_priorities(1, 40, torch.device("cpu")).topk(10).indices] += 1
     assert counts.sum() == 4000
     assert ((counts - 100).abs() < 5 * math.sqrt(400 * 0.25 * 0.75)).all()
 
 
 def test_the_state_of_pytorchs_generator_decides_which_masks_are_chosen() -> None:
-    classes = torch.ones(2, 5, dtype=torch.int64)
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first, second = random_priorities(classes), random_priorities(classes)
+    first, second = (random_priorities(2, 5, torch.device("cpu")) for _ in range(2))
     assert not torch.equal(first, second)
     torch.set_rng_state(state)
-    assert torch.equal(random_priorities(classes), first)
-    assert torch.equal(random_priorities(classes), second)
+    assert torch.equal(random_priorities(2, 5, torch.device("cpu")), first)
+    assert torch.equal(random_priorities(2, 5, torch.device("cpu")), second)
 
 
 @pytest.mark.parametrize("value", [-40.0, -20.0, -3.0, 0.0, 2.0, 15.0, 20.0, 200.0])

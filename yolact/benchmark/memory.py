@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from yolact.devices import peak_resident
 from yolact.errors import SettingsError
 
 PASSES = 3
@@ -81,18 +81,6 @@ def _gpu_counter(device: torch.device) -> tuple[Callable[[], int], Callable[[], 
         torch.cuda.reset_peak_memory_stats(device)
 
     return lambda: torch.cuda.max_memory_allocated(device), restart
-
-
-def peak_resident() -> int:
-    """The most memory, bytes, that this process had in use since its start or the last `restart_peak_resident`."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:  # not Linux. There the next one counts the parent's memory at the start too
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def restart_peak_resident() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -205,12 +207,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
         photos, copies = self._order()
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size
-            low, high = (first + self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1))
+            low, high = first + self.share.start, first + self.share.stop
             size = self._size_of(batch)
             yield [
                 SampleKey(self.epoch, photo, copy, size)
                 for photo, copy in zip(photos[low:high].tolist(), copies[low:high].tolist(), strict=True)
             ]
+
+    @property
+    def share(self) -> slice:
+        """This process's images of a batch, by their place in it."""
+        return slice(*(self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1)))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
         """The photos of the epoch in order, and which time each is shown; both (photos of an epoch,) int64."""
@@ -251,6 +258,20 @@ def collate(rows: list[Batch]) -> Batch:
         ),
         image_ids=[image_id for row in rows for image_id in row.image_ids],
     )
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loader process go on when its whole process group is asked to stop: the step in progress needs its batch.
+
+    SIGINT is ignored, and SIGTERM once: a second one ends the process, which is how Python gets rid of a loader process
+    that hangs. One that works ends when the loader is closed, or within seconds of its parent's death.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def training_loader(
@@ -294,6 +315,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=outlive_signals,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from yolact.config import TrainConfig
+from yolact.config import MIN_RESCORING_SIZE, Params, TrainConfig
 from yolact.errors import YolactError
 
 log = logging.getLogger(__name__)
@@ -15,14 +15,22 @@ LR_MARGIN = 4.0
 """A learning rate within this factor of the scaled published one is nobody's mistake."""
 
 
+MIN_IMAGE_SIZE = 64
+"""Of `yolact.config.ImageSize`, pixels."""
+BF16_CPU_SIZE = 64
+"""Largest input, pixels, for which oneDNN computes bf16 wrongly: the weight gradient of a strided convolution on a
+single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
+
+
 class OutOfMemoryError(YolactError):
-    """A training step does not fit into memory; says which settings make it smaller."""
+    """A training step or a validation does not fit into memory; says which settings make it smaller."""
 
 
 def learning_rate_advice(config: TrainConfig) -> str | None:
     """A warning where SGD's peak rate is far off the published one, scaled linearly with the batch; None if not.
 
-    Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same.
+    Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. There is no such rule for AdamW: a
+    rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
     """
     if config.optimizer != "sgd":
         return None
@@ -45,25 +53,70 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(config: TrainConfig, image_size: int, processes: int, error: BaseException) -> OutOfMemoryError:
-    """The message about a step that does not fit into memory.
+def step_out_of_memory(
+    params: Params, image_size: int, batch_size: int, processes: int, *, on_cpu: bool, error: BaseException
+) -> OutOfMemoryError:
+    """The message about a training step that does not fit into memory; what it proposes, the settings accept.
 
     Args:
-        image_size: side of the network input, pixels.
+        image_size: side of that step's network input, pixels.
+        batch_size: of that step; less than ``train.batch_size`` where an epoch has fewer photos.
         processes: that share a batch.
+        on_cpu: where bf16 needs inputs of more than `BF16_CPU_SIZE` pixels.
     """
-    at_once = -(-config.batch_size // (processes * config.accumulate))
-    ways = []
-    if at_once > 1:
-        # Equal parts: twice the number of passes, or more where that does not divide the batch.
-        more = next(n for n in range(2 * config.accumulate, config.batch_size + 1) if config.batch_size % n == 0)
-        ways.append(f"train.accumulate: {more} (the same result with less memory, in {more} passes a step)")
-        ways.append(f"train.batch_size: {max(config.batch_size // 2, 1)} (and train.lr in proportion)")
-    if config.precision == "fp32":
+    config = params.train
+    most = max(batch_size // processes, 1)
+    at_once = -(-batch_size // (processes * min(config.accumulate, most)))
+    ways = _smaller_batches(config, batch_size, processes, most) if at_once > 1 else []
+    smallest = min(config.augment.image_sizes or [params.model.image_size])
+    if config.precision == "fp32" and not (on_cpu and smallest <= BF16_CPU_SIZE):
         ways.append("train.precision: bf16")
-    ways.append(f"model.image_size: {image_size * 3 // 4}")
+    least = BF16_CPU_SIZE + 1 if on_cpu and config.precision == "bf16" else 0
+    ways += _smaller_images(params, image_size, least)
+    what = f"{at_once} photos of {image_size} px at once in {config.precision}"
+    return _out_of_memory(what, ways, error)
+
+
+def validation_out_of_memory(params: Params, processes: int, error: BaseException) -> OutOfMemoryError:
+    """The message about a validation that does not fit into memory.
+
+    It shows the network ``train.batch_size / train.accumulate`` photos at once, each process others.
+    """
+    config, size = params.train, params.model.image_size
+    at_once = config.batch_size // config.accumulate
+    most = max(config.batch_size // processes, 1)
+    ways = _smaller_batches(config, config.batch_size, processes, most) if at_once > 1 else []
+    if not config.augment.image_sizes:
+        ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if config.precision == "bf16" else 0)
+    return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
+
+
+def _smaller_batches(config: TrainConfig, batch_size: int, processes: int, most: int) -> list[str]:
+    """More passes, ``most`` at most and equally long; half the batch."""
+    ways = []
+    passes = range(2 * config.accumulate, most + 1)
+    more = next((n for n in passes if config.batch_size % n == 0), None)
+    if more:
+        ways.append(f"train.accumulate: {more} (the same result with less memory, in {more} passes a step)")
+    half = batch_size // 2 // config.accumulate * config.accumulate
+    if half >= processes and half:
+        ways.append(f"train.batch_size: {half} (and train.lr in proportion)")
+    return ways
+
+
+def _smaller_images(params: Params, image_size: int, least: int) -> list[str]:
+    """Three quarters of the side, but no less than ``least`` and what the settings accept."""
+    least = max(least, MIN_RESCORING_SIZE if params.model.mask_rescoring else MIN_IMAGE_SIZE)
+    smaller = max(image_size * 3 // 4, least)
+    if smaller >= image_size:
+        return []
+    sizes = params.train.augment.image_sizes
+    if sizes:
+        return [f"train.augment.image_sizes: {[size for size in sizes if size < image_size] or [smaller]}"]
+    return [f"model.image_size: {smaller}"]
+
+
+def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMemoryError:
     reason = str(error).partition("\n")[0]
-    return OutOfMemoryError(
-        f"out of memory with {at_once} photos of {image_size} px at once in {config.precision}. Try one of these: "
-        f"{'; '.join(ways)}. ({reason})"
-    )
+    advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
+    return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

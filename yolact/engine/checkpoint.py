@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 DIGEST_DIGITS = 16
 """Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
@@ -56,8 +57,9 @@ class TrainingState:
     """Of the gradients' scaling with ``fp16``; empty with other precisions."""
     ema: dict[str, Any]
     """Averaged weights; empty without averaging."""
-    random: list[dict[str, Any]]
-    """State of PyTorch's generators by process, see `yolact.engine.distributed.random_state`; others are not used."""
+    random: dict[str, Any]
+    """State of PyTorch's generators, the same in every process, see `yolact.engine.distributed.random_state`; others
+    are not used."""
     terms: dict[str, Any]
     """Sum of the loss terms since the last logged step, and of how many steps."""
     best_score: float
@@ -149,7 +151,8 @@ class CheckpointStore:
         try:
             save_model(model, classes, temporary)
             path = self.directory / f"best_{epochs_done:04d}-{digest_of(temporary / WEIGHTS_FILE)}"
-            if not path.exists():  # written before a kill, with the same content
+            if not self._has_best(path.name):  # else written before a kill, with the same content
+                shutil.rmtree(path, ignore_errors=True)  # damaged since
                 temporary.chmod(0o777 & self.directory.stat().st_mode)
                 temporary.replace(path)
                 flush_folder(self.directory)
@@ -166,8 +169,8 @@ class CheckpointStore:
         path = self.directory / name / WEIGHTS_FILE
         if path.is_file() and not name.endswith(f"-{digest_of(path)}"):
             raise WeightsError(
-                f"{path}: has changed since it was written, so the best weights of the run are lost. The last ones are "
-                "in its checkpoints; train again with `dvc repro --force train`"
+                f"{path}: has changed since it was written. The same command goes on from a checkpoint whose best "
+                "weights are intact, or validates anew where there is none"
             )
         return load_model(self.directory / name)
 
@@ -177,18 +180,23 @@ class CheckpointStore:
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
         step, are removed. Those of an unfinished run with other settings or data are moved aside, with a warning that
         says where to and how to take that run up again; so are checkpoints of which none can be read.
+
+        Where the best weights of the newest checkpoint are missing or damaged, the run goes on from the newest one
+        whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
+        anew: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
         if self.mirror is not None and not self._paths():
             self.directory.mkdir(parents=True, exist_ok=True)
             self.mirror.fetch(self.directory)
-        found = self._latest()
+        readable = (found for found in map(self._read, reversed(self._paths())) if found is not None)
+        found = next(readable, None)
         if found is None:
             if self._paths():
                 log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
             return None
         fingerprint, state = found
         if not state.finished and fingerprint == self.fingerprint:
-            return state
+            return self._with_best(state, (older for owner, older in readable if owner == self.fingerprint))
         if state.finished or state.step == 0:
             self._clear()
             return None
@@ -202,13 +210,42 @@ class CheckpointStore:
         )
         return None
 
-    def latest(self) -> TrainingState | None:
-        """The newest readable checkpoint, or None; an unreadable one is passed over with a warning."""
-        found = self._latest()
-        return found[1] if found else None
+    def _with_best(self, newest: TrainingState, older: Iterable[TrainingState]) -> TrainingState:
+        """The newest state, or what a run whose best weights are damaged goes on from, see `begin`."""
+        if self._has_best(newest.best):
+            return newest
+        for state in older:
+            if state.best != newest.best and self._has_best(state.best):
+                log.warning(
+                    "%s: the best weights are missing or damaged; the run goes on from the checkpoint of step %d, "
+                    "which names others",
+                    self.directory / newest.best,
+                    state.step,
+                )
+                return state
+        log.warning(
+            "%s: the best weights are missing or damaged, and no older ones are kept; the run goes on, and the best of "
+            "the validations from here on are kept",
+            self.directory / newest.best,
+        )
+        at_end_of_epoch = newest.epochs_done > 0 and newest.batches_done == 0
+        rows = newest.history["epochs"]
+        if at_end_of_epoch:  # its row comes again
+            rows = [row for row in rows if row["epoch"] != newest.epochs_done]
+        return replace(
+            newest,
+            best="",
+            best_score=-1.0,
+            validation_due=at_end_of_epoch,
+            history=newest.history | {"epochs": rows},
+        )
 
-    def _latest(self) -> tuple[str, TrainingState] | None:
-        return next((found for found in map(self._read, reversed(self._paths())) if found is not None), None)
+    def _has_best(self, name: str) -> bool:
+        """Whether best weights are there, whole; they are too where there are none yet (``name`` is empty)."""
+        try:
+            return not name or bool(self.load_best(name))
+        except WeightsError:
+            return False
 
     def _read(self, path: Path) -> tuple[str, TrainingState] | None:
         """Fingerprint and state, or None with a warning; tensors are mapped from the file until they are used."""

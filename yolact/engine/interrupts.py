@@ -15,7 +15,7 @@ EX_TEMPFAIL = 75
 
 
 class InterruptedRunError(YolactError):
-    """The run was asked to stop and has written a checkpoint; the same command goes on from it."""
+    """The run was asked to stop; the same command goes on from its last checkpoint."""
 
     exit_code = EX_TEMPFAIL
 
@@ -64,6 +64,27 @@ class Interrupts:
 
     def _stop(self) -> None:
         raise InterruptedRunError(stop_message(self.requested))
+
+
+@contextmanager
+def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
+    """Take the death of a loader process, once a stop is requested, for a part of it: the signal has reached it too.
+
+    PyTorch reports such a death wherever the main process is, so of the step in progress nothing is known, and no
+    checkpoint can be written.
+
+    Raises:
+        InterruptedRunError: a stop was requested and a loader process is dead.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if interrupts.requested is None or "DataLoader worker" not in str(error):
+            raise
+        raise InterruptedRunError(
+            f"stopped by {interrupts.requested}, which ended a loader process as well. The same command goes on from "
+            f"the last checkpoint (exit code {EX_TEMPFAIL})"
+        ) from error
 
 
 def stop_message(signal_name: str | None) -> str:

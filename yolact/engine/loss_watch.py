@@ -1,10 +1,11 @@
-"""Loss terms of the steps: summed on the device, read late, and never infinite unnoticed.
+"""Loss terms and gradients of the steps: summed on the device, read late, and never infinite unnoticed.
 
 Reading a number from a GPU makes the host wait until everything before it is computed, and the GPU then waits for the
 host. So each step's terms begin their way to the host when they are known, and are looked at one step later, when they
-have long arrived. A step whose loss is not finite is thus noticed when the one after it has been handed to the GPU; no
-checkpoint is written in between, since every checkpoint first looks at all that is on its way. On a CPU, where reading
-costs nothing, terms are looked at before the step changes a weight.
+have long arrived; so does the norm of its gradients, which tells whether they are finite. A step of which something is
+not finite is thus noticed when the one after it has been handed to the GPU; no checkpoint is written in between, since
+every checkpoint first looks at all that is on its way. On a CPU, where reading costs nothing, all is looked at before
+the step changes a weight.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from yolact.losses import Losses
 
 
 class DivergedError(YolactError):
-    """A loss term became infinite or not a number; names the terms, the step and the photos."""
+    """A loss term or a gradient became infinite or not a number; names the terms, the step and the photos."""
 
 
 @dataclass
 class _Step:
-    """What is known of a step whose terms are on their way to the host."""
+    """What is known of a step whose figures are on their way to the host."""
 
     number: int
     epoch: int
     batch: Batch
     names: list[str]
     values: Tensor
-    """(2 T + 1,) on the host: this process's terms, the global ones, and how many processes want to stop."""
+    """(2 T + 2,) float32 on the host: this process's terms, the global ones, how many processes want to stop, and the
+    norm of the global gradients."""
     arrived: torch.cuda.Event | None
 
 
@@ -48,7 +50,7 @@ class LossWatch:
     Args:
         device: where the losses are computed.
         world: the processes; terms are means over them, which with global normalisers are those of the whole batch.
-        dump_dir: gets the batch whose loss is not finite.
+        dump_dir: gets the batch whose loss or gradients are not finite.
     """
 
     def __init__(self, device: torch.device, world: World, dump_dir: Path) -> None:
@@ -62,17 +64,22 @@ class LossWatch:
         self.stop_agreed = False
         """Some process wants to stop, and every process knows since the same step."""
 
-    def add(self, parts: list[Losses], batch: Batch, *, step: int, epoch: int, stop: bool) -> None:
-        """Take in the terms of a step.
+    def add(
+        self, parts: list[Losses], batch: Batch, gradient_norm: Tensor | None, *, step: int, epoch: int, stop: bool
+    ) -> None:
+        """Take in the terms of a step, and whether its gradients are finite.
 
         Args:
             parts: of its micro-batches; they add up.
             batch: on the device; it is kept until its terms are looked at.
+            gradient_norm: scalar on the device, of the gradients that all processes share; None where gradients may
+                be infinite.
             epoch: from 1, for messages.
             stop: whether this process wants to stop.
 
         Raises:
-            DivergedError: the loss of this step, or of the one before, is not finite. Every process raises it.
+            DivergedError: loss or gradients of this step, or of the one before, are not finite. Every process raises
+                it.
         """
         terms = [part.as_dict() | {"total": part.total} for part in parts]
         self._names = list(terms[0])
@@ -83,7 +90,8 @@ class LossWatch:
             shared[:-1] /= self.world.size
         self._sums = shared[:-1].clone() if self._sums is None else self._sums + shared[:-1]
         self._count += 1
-        values = torch.cat([local, shared]).to("cpu", non_blocking=True)
+        norm = local.new_zeros(1) if gradient_norm is None else gradient_norm.detach().float().reshape(1)
+        values = torch.cat([local, shared, norm]).to("cpu", non_blocking=True)
         arrived = None
         if local.is_cuda:
             arrived = torch.cuda.Event()
@@ -92,7 +100,7 @@ class LossWatch:
         self._look(self._delay)
 
     def settle(self) -> None:
-        """Look at all terms that are on their way; waits for them.
+        """Look at all that is on its way; waits for it.
 
         Raises:
             DivergedError: see `add`.
@@ -123,15 +131,21 @@ class LossWatch:
                 step.arrived.synchronize()
             if not step.values.isfinite().all():
                 self._raise(step)
-            self.stop_agreed |= bool(step.values[-1] > 0)
+            self.stop_agreed |= bool(step.values[-2] > 0)
 
     def _raise(self, step: _Step) -> None:
         count = len(step.names)
-        local, shared = step.values[:count], step.values[count:-1]
+        local, shared, norm = step.values[:count], step.values[count:-2], float(step.values[-1])
         terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(step.names[:-1], shared.tolist(), strict=False))
-        where = f"the loss is not finite at step {step.number} (epoch {step.epoch}): {terms}. "
-        if local.isfinite().all():
-            raise DivergedError(f"{where}The photos are those of another process, whose message names them.")
+        at = f"at step {step.number} (epoch {step.epoch})"
+        if shared.isfinite().all():
+            where = (
+                f"the gradients are not finite {at}: their norm is {norm:.4g}, though the loss is finite ({terms}). "
+            )
+        else:
+            where = f"the loss is not finite {at}: {terms}. "
+            if local.isfinite().all():
+                raise DivergedError(f"{where}The photos are those of another process, whose message names them.")
         raise DivergedError(
             f"{where}Photos of the batch, by id: {', '.join(map(str, step.batch.image_ids))}. "
             f"The batch is in {self._dump(step)}. Try a smaller train.lr, a longer train.warmup_steps, "
@@ -143,6 +157,7 @@ class LossWatch:
         suffix = f"-rank{self.world.rank}" if self.world.size > 1 else ""
         path = self.dump_dir / f"step_{step.number:08d}{suffix}.pt"
         terms = dict(zip(step.names, step.values.tolist(), strict=False))
+        terms["gradient_norm"] = float(step.values[-1])
         with replaced_file(path) as temporary:
             torch.save({"step": step.number, "epoch": step.epoch, "terms": terms, **asdict(step.batch)}, temporary)
         return path

@@ -3,7 +3,7 @@
 The loss terms of a pass are divided by that pass's positive anchors and images. To make the sum over the passes the
 loss of the whole batch, each pass's terms are weighted: the semantic term by its share of the images, all others by
 its share of the positives. Which anchors are positive depends on the targets alone, so it is known before the first
-pass.
+pass. Which of an image's positives enter the mask loss, where there are too many, is drawn for the whole batch.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Part:
     """One pass's images of a batch, and the weights of its loss terms."""
 
     batch: Batch
+    priorities: Tensor
+    """(B, A) float32 of its images, see `YolactLoss`."""
     positives: Tensor | float
     """Share of the global batch's positive anchors, 0 to 1."""
     images: Tensor | float
@@ -43,16 +45,19 @@ class Part:
         )
 
 
-def split_batch(batch: Batch, passes: int, anchors: Tensor, config: LossConfig, world: World) -> list[Part]:
+def split_batch(
+    batch: Batch, priorities: Tensor, passes: int, anchors: Tensor, config: LossConfig, world: World
+) -> list[Part]:
     """Divide a batch into consecutive parts, as equal as they can be.
 
     Args:
         batch: this process's, on its device.
+        priorities: (B, A) float32, of its images.
         passes: number of parts, the same in every process; not more than any process has images.
         anchors: (A, 4) cxcywh, relative.
     """
     if passes == 1:
-        return [Part(batch, 1.0, 1.0)]
+        return [Part(batch, priorities, 1.0, 1.0)]
     count = len(batch.image_ids)
     bounds = [(count * i // passes, count * (i + 1) // passes) for i in range(passes)]
     per_image = positives_of(batch, anchors, config)  # (B,)
@@ -62,7 +67,7 @@ def split_batch(batch: Batch, passes: int, anchors: Tensor, config: LossConfig, 
     positives, images = sums.unbind(dim=1)  # (passes,) each
     positives = positives.clamp(min=1) / positives.sum().clamp(min=1)  # a loss never divides by less than 1
     images = images / images.sum()
-    return [Part(rows(batch, a, b), positives[i], images[i]) for i, (a, b) in enumerate(bounds)]
+    return [Part(rows(batch, a, b), priorities[a:b], positives[i], images[i]) for i, (a, b) in enumerate(bounds)]
 
 
 def positives_of(batch: Batch, anchors: Tensor, config: LossConfig) -> Tensor:

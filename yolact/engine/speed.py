@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from yolact.data.loader import Batch
+from yolact.devices import peak_resident
 
 
 class SpeedMeter:
     """Counts photos and waiting since the last look.
 
     Args:
-        device: whose memory is told, if it is a GPU.
+        device: whose memory is told: a GPU's, or on a CPU that of the process.
         total_steps: of the run.
     """
 
@@ -48,7 +49,8 @@ class SpeedMeter:
         Returns:
             ``images_per_second``; ``data_wait``, the share of the time in which the next batch was waited for, 0 to 1;
             ``seconds_left`` to the end of the run without its validations; on a GPU ``gpu_memory_gib``, the most that
-            tensors took.
+            tensors took; on a CPU ``resident_memory_gib``, the most that this process took, its loader processes not
+            counted.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         figures = {
@@ -58,6 +60,8 @@ class SpeedMeter:
         }
         if self.device.type == "cuda":
             figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        elif self.device.type == "cpu":
+            figures["resident_memory_gib"] = peak_resident() / 2**30
         self._reset()
         return figures
 
@@ -67,7 +71,7 @@ class SpeedMeter:
         minutes, seconds = divmod(round(figures["seconds_left"]), 60)
         hours, minutes = divmod(minutes, 60)
         text = f"{figures['images_per_second']:.1f} img/s, {hours}:{minutes:02}:{seconds:02} left"
-        memory = figures.get("gpu_memory_gib")
+        memory = figures.get("gpu_memory_gib", figures.get("resident_memory_gib"))
         return text if memory is None else f"{text}, {memory:.1f} GiB"
 
     def _reset(self) -> None:

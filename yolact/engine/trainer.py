@@ -21,13 +21,19 @@ from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
-from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
+from yolact.engine.advice import (
+    BF16_CPU_SIZE,
+    is_out_of_memory,
+    learning_rate_advice,
+    step_out_of_memory,
+    validation_out_of_memory,
+)
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, random_state, restore_random_state
 from yolact.engine.ema import Ema
 from yolact.engine.freezing import freeze
-from yolact.engine.interrupts import InterruptedRunError, Interrupts, stop_message
+from yolact.engine.interrupts import InterruptedRunError, Interrupts, dead_workers_reported, stop_message
 from yolact.engine.loss_watch import LossWatch
 from yolact.engine.micro_batches import split_batch
 from yolact.engine.prefetch import prefetch
@@ -35,7 +41,7 @@ from yolact.engine.schedule import learning_rate
 from yolact.engine.speed import SpeedMeter
 from yolact.errors import SettingsError
 from yolact.inference import DTYPES
-from yolact.losses import Losses, YolactLoss
+from yolact.losses import Losses, YolactLoss, random_priorities
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs, Targets
@@ -58,6 +64,19 @@ class Listener(Protocol):
         """Called after each validation with the validation metrics and the epoch."""
 
 
+class SilentListener:
+    """Of processes that do not track the run, and of runs that nobody tracks."""
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        """Do nothing."""
+
+
 @dataclass
 class TrainingResult:
     """What a finished run leaves."""
@@ -76,12 +95,12 @@ class Trainer:
         model: on its device, with its initial weights.
         data: training photos; must hold at least one.
         params: settings; ``model``, ``train`` and ``runtime`` are read.
-        model_dir: gets the model files at the end, and the batch whose loss is not finite.
+        model_dir: gets the model files at the end, and the batch whose loss or gradients are not finite.
         checkpoints: where checkpoints go; the main process alone writes.
         validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
-        world: the processes that train together.
+        world: the processes that train together. Their random generators must agree.
     """
 
     def __init__(
@@ -152,8 +171,7 @@ class Trainer:
             self.scaler.load_state_dict(state.scaler)
         if self.ema:
             self.ema.restore(state.ema)
-        if self.world.rank < len(state.random):
-            restore_random_state(state.random[self.world.rank], self.device)
+        restore_random_state(state.random, self.device)
         self.watch.restore(state.terms, self.device)
         self.epochs_done = state.epochs_done
         self.batches_done = state.batches_done
@@ -173,11 +191,12 @@ class Trainer:
         Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
 
         Raises:
-            DivergedError: a loss is not finite; the last checkpoint is from before.
-            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step.
-            OutOfMemoryError: a step does not fit into memory.
+            DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
+            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
+                ended a loader process as it started, the one before.
+            OutOfMemoryError: a step or a validation does not fit into memory.
         """
-        with self.interrupts.watched():
+        with self.interrupts.watched(), dead_workers_reported(self.interrupts):
             if self.step == 0:
                 self._save()
             while True:
@@ -261,6 +280,7 @@ class Trainer:
         """Write a checkpoint within the epoch where one is due; stop where that is wanted."""
         if self.watch.stop_agreed:
             self._save()
+            self.world.broadcast(None)  # the first process to end has the others ended: not before all is written
             raise InterruptedRunError(stop_message(self.interrupts.requested))
         every = self.runtime.checkpoint_every_steps
         if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
@@ -272,33 +292,54 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise out_of_memory(self.config, batch.images.shape[-1], self.world.size, error) from error
+            raise step_out_of_memory(
+                self.params,
+                batch.images.shape[-1],
+                self.sampler.batch_size,
+                self.world.size,
+                on_cpu=self.device.type == "cpu",
+                error=error,
+            ) from error
 
     def _train_step(self, batch: Batch) -> None:
         """One optimizer step; nothing in it waits for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
-        parts = split_batch(batch, self.passes, anchors, self.config.loss, self.world)
+        # Drawn for the global batch, so that neither passes nor processes change which masks are chosen.
+        priorities = random_priorities(self.sampler.batch_size, len(anchors), self.device)[self.sampler.share]
+        parts = split_batch(batch, priorities, self.passes, anchors, self.config.loss, self.world)
         shares = []
         for number, part in enumerate(parts, start=1):
             with self._without_averaging(number < len(parts)):
                 images = normalize(part.batch.images, self.model.config.backbone)
-                losses = self.network(images.contiguous(memory_format=self.memory_format), part.batch.targets)
+                images = images.contiguous(memory_format=self.memory_format)
+                losses = self.network(images, part.batch.targets, part.priorities)
                 share = part.weighted(losses)
                 self.scaler.scale(share.total).backward()
             shares.append(share)
-        self.watch.add(
-            shares, batch, step=self.step, epoch=self.epochs_done + 1, stop=self.interrupts.requested is not None
-        )
-        if self.config.max_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        norm = self._clip_gradients()
+        stop = self.interrupts.requested is not None
+        self.watch.add(shares, batch, norm, step=self.step, epoch=self.epochs_done + 1, stop=stop)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.update(self.model)
+
+    def _clip_gradients(self) -> Tensor | None:
+        """Clip the gradients as the settings want it.
+
+        Returns:
+            Their norm before that, a scalar on the device, which is finite where they are; None with ``fp16``, whose
+            scaler leaves out the steps with infinite gradients.
+        """
+        if self.config.max_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        elif not self.scaler.is_enabled():
+            norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        return None if self.scaler.is_enabled() else norm
 
     def _without_averaging(self, wanted: bool) -> AbstractContextManager[None]:
         """Gradients of all passes but the last stay in their process."""
@@ -330,8 +371,13 @@ class Trainer:
     def _validate(self) -> None:
         """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
         model = self.ema.model if self.ema else self.model
-        with self.interrupts.at_once():
-            metrics = self.validate(model)
+        try:
+            with self.interrupts.at_once():
+                metrics = self.validate(model)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise validation_out_of_memory(self.params, self.world.size, error) from error
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False
@@ -351,13 +397,12 @@ class Trainer:
         self.listener.on_epoch(self.step, row)
 
     def _save(self, *, finished: bool = False) -> None:
-        """Write a checkpoint, once the losses of all steps are known to be finite."""
+        """Write a checkpoint, once losses and gradients of all steps are known to be finite."""
         self.watch.settle()
-        random = self.world.gather(random_state(self.device))
         if self.world.is_main:
-            self.checkpoints.save(self._state(random, finished=finished))
+            self.checkpoints.save(self._state(finished=finished))
 
-    def _state(self, random: list[dict[str, object]], *, finished: bool) -> TrainingState:
+    def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
             settings=self.params.model_dump(mode="json", by_alias=True),
             epochs_done=self.epochs_done,
@@ -368,7 +413,7 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
             ema=self.ema.state() if self.ema else {},
-            random=random,
+            random=random_state(self.device),
             terms=self.watch.state(),
             best_score=self.best_score,
             best=self.best,
@@ -391,24 +436,24 @@ class _NetworkWithLoss(nn.Module):
         self.dtype = dtype
         self.run = forward
 
-    def forward(self, images: Tensor, targets: Targets) -> Losses:
-        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound."""
+    def forward(self, images: Tensor, targets: Targets, priorities: Tensor) -> Losses:
+        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound.
+
+        Args:
+            priorities: (B, A) float32, see `YolactLoss`.
+        """
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.run(images)
-        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net)
+        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net, priorities)
         return losses
 
 
 def _check_precision(params: Params, device: torch.device) -> None:
-    """Refuse what oneDNN computes wrongly (seen with PyTorch 2.15).
-
-    The bfloat16 weight gradient of a strided convolution on a single cell, which P6 is up to 64 pixels, reads memory
-    that nobody has written.
-    """
+    """Refuse what oneDNN computes wrongly, see `BF16_CPU_SIZE`."""
     smallest = min(params.train.augment.image_sizes or [params.model.image_size])
-    if device.type == "cpu" and params.train.precision == "bf16" and smallest <= 64:
+    if device.type == "cpu" and params.train.precision == "bf16" and smallest <= BF16_CPU_SIZE:
         raise SettingsError(
-            f"train.precision: bf16 on a CPU needs inputs of more than 64 pixels (model.image_size, "
+            f"train.precision: bf16 on a CPU needs inputs of more than {BF16_CPU_SIZE} pixels (model.image_size, "
             f"train.augment.image_sizes), found {smallest}: on the single cell of P6 PyTorch's gradients are wrong. "
             "Set train.precision: fp32"
         )

@@ -20,7 +20,7 @@ from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.distributed import World, joined_world
 from yolact.engine.evaluator import Validation
 from yolact.engine.interrupts import InterruptedRunError
-from yolact.engine.trainer import Metrics, Trainer
+from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import YolactError
 from yolact.models.yolact import Yolact
 
@@ -77,16 +77,6 @@ def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | Non
     return parse_params(tree)
 
 
-class Quiet:
-    """A listener that does nothing."""
-
-    def on_step(self, step: int, row: Metrics) -> None: ...
-
-    def on_speed(self, step: int, row: Metrics) -> None: ...
-
-    def on_epoch(self, step: int, row: Metrics) -> None: ...
-
-
 def train(settings: dict[str, Any], world: World) -> Trainer:
     """Train in the current folder, from a checkpoint where there is one."""
     annotations = make_photos(Path(f"photos{world.rank}"), settings.pop("photos"))
@@ -97,7 +87,7 @@ def train(settings: dict[str, Any], world: World) -> Trainer:
     torch.manual_seed(0)
     model = Yolact(params.model, 2)
     validate = Validation(data, annotations, batch_size=2, world=world)
-    trainer = Trainer(model, data, params, Path("models"), store, validate, Quiet(), {}, world)
+    trainer = Trainer(model, data, params, Path("models"), store, validate, SilentListener(), {}, world)
     if state is not None:
         trainer.restore(state)
     trainer.fit()

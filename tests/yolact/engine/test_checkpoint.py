@@ -38,7 +38,7 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
         "optimizer": optimizer.state_dict(),
         "scaler": {"scale": 65536.0},
         "ema": {"updates": 2, "model": network.state_dict()},
-        "random": [{"cpu": torch.get_rng_state()}],
+        "random": {"cpu": torch.get_rng_state()},
         "terms": {"names": ["box"], "sums": torch.tensor([1.5]), "count": 2},
         "best_score": 0.25,
         "best": "",
@@ -85,7 +85,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def latest(store: CheckpointStore) -> TrainingState:
-    found = store.latest()
+    found = store.begin()
     assert found is not None
     return found
 
@@ -100,7 +100,7 @@ def test_everything_comes_back(store: CheckpointStore) -> None:
 def test_a_checkpoint_holds_nothing_that_could_run_code(store: CheckpointStore) -> None:
     content = torch.load(store.save(state()), weights_only=True)
     assert content["fingerprint"] == RUN
-    assert content["format"] == 2
+    assert content["format"] == 3
 
 
 def test_a_name_tells_number_step_and_digest(store: CheckpointStore) -> None:
@@ -111,7 +111,6 @@ def test_a_name_tells_number_step_and_digest(store: CheckpointStore) -> None:
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(store: CheckpointStore) -> None:
-    assert store.latest() is None
     assert store.begin() is None
 
 
@@ -141,13 +140,13 @@ def test_of_two_checkpoints_of_one_step_the_later_counts(store: CheckpointStore)
     assert latest(store).best_score == 0.2
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "text", "a bit", "other format", "field missing"])
+@pytest.mark.parametrize("fault", ["cut", "emptied", "text", "a bit", "other format", "field missing"])
 def test_a_damaged_checkpoint_is_passed_over_and_named(
-    store: CheckpointStore, caplog: pytest.LogCaptureFixture, damage: str
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     store.save(state(1))
     newest = store.save(state(2))
-    match damage:
+    match fault:
         case "cut":
             newest.write_bytes(newest.read_bytes()[:-200])
         case "emptied":
@@ -177,12 +176,6 @@ def renamed(path: Path, content: dict[str, Any]) -> Path:
     return path.rename(path.with_name(f"{path.name[:20]}-{digest_of(path)}.pt"))
 
 
-def test_with_nothing_but_damaged_checkpoints_there_is_none(store: CheckpointStore) -> None:
-    store.save(state(1)).write_bytes(b"")
-    store.save(state(2)).write_bytes(b"")
-    assert store.latest() is None
-
-
 class Payload:
     """What a hostile pickle does: it names a function to be called on loading."""
 
@@ -195,8 +188,8 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path) -> None:
     path = store.save(state(1))
-    renamed(path, {"format": 2, "fingerprint": Payload(tmp_path / "ran")})
-    assert store.latest() is None
+    renamed(path, {"format": 3, "fingerprint": Payload(tmp_path / "ran")})
+    assert store.begin() is None
     assert not (tmp_path / "ran").exists()
 
 
@@ -253,12 +246,51 @@ def test_best_weights_come_back(store: CheckpointStore) -> None:
 
 def test_best_weights_that_have_changed_are_refused(store: CheckpointStore) -> None:
     name = store.save_best(network(0), ["thing"], epochs_done=7)
-    path = store.directory / name / "model.safetensors"
+    damage(store.directory / name / "model.safetensors")
+    with pytest.raises(WeightsError, match=r"model\.safetensors: has changed since it was written"):
+        store.load_best(name)
+
+
+def damage(path: Path) -> None:
+    """Change a bit of a file."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"model\.safetensors: has changed since it was written"):
-        store.load_best(name)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.json"])
+def test_a_run_whose_best_weights_are_damaged_goes_on_from_before_them(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture, file: str
+) -> None:
+    """The validation that found them is repeated, and writes the same ones in their place."""
+    first = store.save_best(network(1), ["thing"], 1)
+    store.save(state(2, best=first, validation_due=True))
+    second = store.save_best(network(2), ["thing"], 2)
+    store.save(state(2, best=second, step=21))
+    (store.directory / second / file).write_bytes(b"damaged")
+    with caplog.at_level(logging.WARNING):
+        found = latest(store)
+    assert (found.best, found.step, found.validation_due) == (first, 20, True)
+    assert str(store.directory / second) in caplog.text
+    assert store.save_best(network(2), ["thing"], 2) == second
+    assert store.load_best(second)[1] == ["thing"]
+    assert latest(store).step == 21
+
+
+@pytest.mark.parametrize(("batches_done", "due", "left"), [(0, True, [1]), (3, False, [1, 2])])
+def test_a_run_that_has_lost_all_best_weights_looks_for_them_anew(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture, batches_done: int, due: bool, left: list[int]
+) -> None:
+    best = store.save_best(network(1), ["thing"], 1)
+    rows = [{"epoch": epoch, "mask_AP": 0.1} for epoch in (1, 2)]
+    for step in (20, 21):
+        store.save(state(2, step=step, batches_done=batches_done, best=best, history={"steps": [], "epochs": rows}))
+    damage(store.directory / best / "model.safetensors")
+    with caplog.at_level(logging.WARNING):
+        found = latest(store)
+    assert (found.step, found.best, found.best_score, found.validation_due) == (21, "", -1, due)
+    assert [row["epoch"] for row in found.history["epochs"]] == left
+    assert str(store.directory / best) in caplog.text
 
 
 def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: CheckpointStore) -> None:

@@ -21,7 +21,7 @@ BASE: dict[str, Any] = {
     "optimizer": "sgd",
     "lr": 1e-2,
     "validate_every": 3,
-    "augment": {"photometric": True, "expand": True, "random_crop": True, "mirror": True},
+    "augment": {"photometric": True, "expand": True, "random_crop": True, "mirror": True, "image_sizes": []},
 }
 
 
@@ -46,9 +46,16 @@ def run(folder: Path, processes: int, settings: dict[str, Any], expect: int = 0)
     "changes",
     [
         {"model": {"backbone_weights": "imagenet"}},  # nothing is loaded: batch norm is frozen
-        {"max_grad_norm": 1.0, "ema_decay": 0.5, "accumulate": 2, "model": {"backbone_weights": "imagenet"}},
+        {
+            "photos": 7,
+            "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
+            "max_grad_norm": 1.0,
+            "ema_decay": 0.5,
+            "accumulate": 2,
+            "model": {"backbone_weights": "imagenet"},
+        },
     ],
-    ids=["frozen batch norm", "clipped, averaged, in two passes"],
+    ids=["frozen batch norm", "clipped, averaged, in two passes, unequal shares, masks drawn"],
 )
 def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     one = run(tmp_path / "one", 1, BASE | changes | {"accumulate": 1})

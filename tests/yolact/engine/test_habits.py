@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from tests.helpers import tiny_config
-from tests.yolact.engine.runs import Quiet, make_photos, small_params
+from tests.yolact.engine.runs import make_photos, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
-from yolact.engine.advice import is_out_of_memory, learning_rate_advice, out_of_memory
+from yolact.devices import peak_resident
+from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.distributed import World
@@ -26,7 +30,8 @@ from yolact.engine.freezing import frozen_parts
 from yolact.engine.interrupts import InterruptedRunError, Interrupts
 from yolact.engine.loss_watch import DivergedError
 from yolact.engine.micro_batches import positives_of, rows, split_batch
-from yolact.engine.trainer import Trainer
+from yolact.engine.speed import SpeedMeter
+from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
 from yolact.inference import fold_batch_norm
 from yolact.models.yolact import Yolact
@@ -52,7 +57,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
         def validate(_: Yolact) -> dict[str, float]:
             return {"mask_AP": left.pop(0) if left else 0.0}
 
-        return Trainer(model, data, params, tmp_path / name, store, validate, Quiet(), {})
+        return Trainer(model, data, params, tmp_path / name, store, validate, SilentListener(), {})
 
     return make
 
@@ -64,12 +69,18 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 # --- A batch in several passes
 
 
-@pytest.mark.parametrize("passes", [2, 4])
-def test_passes_have_the_gradients_of_the_whole_batch(trainer: Callable[..., Trainer], passes: int) -> None:
-    """Photos have one or two objects, so passes differ in their positives."""
-    settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM}
+@pytest.mark.parametrize(("passes", "max_masks"), [(2, 100), (4, 1)])
+def test_passes_have_the_gradients_of_the_whole_batch(
+    trainer: Callable[..., Trainer], passes: int, max_masks: int
+) -> None:
+    """Photos have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
+    loss = {"max_masks_per_image": max_masks, "positive_iou": 0.2, "negative_iou": 0.1}
+    settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM, "loss": loss}
     whole, parts = trainer("whole", **settings), trainer("parts", accumulate=passes, **settings)
-    first, second = whole.fit(), parts.fit()
+    torch.manual_seed(5)
+    first = whole.fit()
+    torch.manual_seed(5)
+    second = parts.fit()
     for row, expected in zip(second.history["steps"], first.history["steps"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     found = weights(parts.model)
@@ -81,7 +92,9 @@ def test_parts_of_a_batch_are_its_images_with_their_objects(trainer: Callable[..
     learner = trainer(batch_size=4)
     batch = next(iter(learner.loader))
     anchors = learner.model.anchors(learner.model.level_sizes(64, 64), torch.device("cpu"))
-    parts = split_batch(batch, 2, anchors, learner.config.loss, World())
+    priorities = torch.rand(4, len(anchors))
+    parts = split_batch(batch, priorities, 2, anchors, learner.config.loss, World())
+    assert torch.equal(torch.cat([part.priorities for part in parts]), priorities)
     assert [part.batch.image_ids for part in parts] == [batch.image_ids[:2], batch.image_ids[2:]]
     positives = positives_of(batch, anchors, learner.config.loss)
     assert [float(part.positives) for part in parts] == pytest.approx(
@@ -245,14 +258,70 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     monkeypatch.setattr(learner.network, "forward", fail)
     with pytest.raises(Exception, match="out of memory with 4 photos of 64 px at once in fp32") as caught:
         learner.fit()
-    for way in ("train.accumulate: 2", "train.batch_size: 2", "train.precision: bf16", "model.image_size: 48"):
-        assert way in str(caught.value)
-    config = small_params(batch_size=8, accumulate=4, precision="bf16").train
-    message = str(out_of_memory(config, 550, 2, RuntimeError("CUDA out of memory")))
-    assert "with 1 photos" in message
-    assert "accumulate" not in message
+    message = str(caught.value)
+    assert "train.accumulate: 2 (" in message
+    assert "train.batch_size: 2 (" in message
+    assert "image_size: " not in message  # 64 pixels are the fewest
+    assert "bf16" not in message  # nor does a CPU compute that with so few
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("sizes", [[], [256, 280], [330, 400]])
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "processes"), [(8, 1, 1), (8, 2, 4), (6, 2, 1), (6, 3, 2), (1, 1, 1)]
+)
+@pytest.mark.parametrize(
+    ("side", "rescoring", "precision"), [(64, False, "fp32"), (70, False, "bf16"), (300, True, "fp32")]
+)
+def test_the_settings_accept_what_a_step_without_memory_proposes(
+    batch_size: int,
+    accumulate: int,
+    processes: int,
+    sizes: list[int],
+    side: int,
+    rescoring: bool,
+    precision: str,
+    on_cpu: bool,
+) -> None:
+    params = small_params(batch_size=batch_size, accumulate=accumulate, precision=precision)
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree["model"] |= {"image_size": side, "mask_rescoring": rescoring}
+    tree["train"]["augment"]["image_sizes"] = sizes
+    params, failed = parse_params(tree), max(sizes or [side])
+    error = RuntimeError("out of memory")
+    message = str(step_out_of_memory(params, failed, batch_size, processes, on_cpu=on_cpu, error=error))
+    assert len(sizes) == 0 or "model.image_size" not in message
+    ways = re.findall(r"([a-z]+)\.([a-z_.]+): (\[.*?\]|\w+)", message)
+    assert ways or message.endswith("Take a smaller model.backbone, or more memory. (out of memory)")
+    for section, key, value in ways:
+        changed_tree = copy.deepcopy(tree)
+        *path, name = [section, *key.split(".")]
+        inner = changed_tree
+        for part in path:
+            inner = inner[part]
+        before, inner[name] = inner[name], yaml.safe_load(value)
+        found = parse_params(changed_tree)
+        smallest = min(found.train.augment.image_sizes or [found.model.image_size])
+        assert not (on_cpu and found.train.precision == "bf16" and smallest <= 64)
+        if name == "accumulate":
+            assert before < found.train.accumulate <= batch_size // processes
+        elif name == "batch_size":
+            assert processes <= found.train.batch_size < before
+        elif name != "precision":
+            assert max(found.train.augment.image_sizes or [found.model.image_size]) < failed
+
+
+def test_a_validation_that_does_not_fit_into_memory_says_what_to_try(trainer: Callable[..., Trainer]) -> None:
+    learner = trainer(batch_size=4, epochs=1)
+
+    def fail(_: Yolact) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    learner.validate = fail
+    with pytest.raises(OutOfMemoryError, match=r"4 photos of 64 px at once in a validation.*train\.accumulate: 2 \("):
+        learner.fit()
 
 
 # --- Divergence and being asked to stop
@@ -275,6 +344,28 @@ def test_the_batch_whose_loss_is_not_finite_can_be_read(trainer: Callable[..., T
     assert content["terms"]["semantic"] != content["terms"]["semantic"]
 
 
+@pytest.mark.parametrize("limit", [0, 10])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
+    trainer: Callable[..., Trainer], limit: float
+) -> None:
+    """The loss of that step is finite; the batches of an epoch are its two halves."""
+    learner = trainer(batch_size=2, epochs=2, checkpoint_every_steps=1, max_grad_norm=limit)
+    weight = learner.model.proto_net[0].weight
+    weight.register_hook(lambda gradient: gradient * (float("inf") if learner.step == 1 else 1))
+    ids = list(learner.loader)[1].image_ids
+    with pytest.raises(
+        DivergedError, match=r"the gradients are not finite at step 1 \(epoch 1\).*loss is finite"
+    ) as caught:
+        learner.fit()
+    assert f"by id: {ids[0]}, {ids[1]}." in str(caught.value)
+    (path,) = (learner.model_dir / "diverged").iterdir()
+    assert torch.load(path, weights_only=True)["image_ids"] == ids
+    assert all(tensor.isfinite().all() for tensor in weights(learner.model).values())
+    states = [torch.load(path, weights_only=True) for path in learner.checkpoints.directory.glob("*.pt")]
+    assert max(state["step"] for state in states) == 1
+    assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
+
+
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
 
@@ -285,7 +376,7 @@ def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trai
     learner.validate = validate
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
         learner.fit()
-    state = learner.checkpoints.latest()
+    state = learner.checkpoints.begin()
     assert state is not None
     assert (state.epochs_done, state.validation_due) == (1, True)
 
@@ -315,6 +406,14 @@ def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_
         fold_batch_norm(model)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
         assert torch.allclose(model(images).boxes, expected, atol=1e-4)
+
+
+def test_progress_on_a_cpu_tells_the_memory_of_the_process() -> None:
+    meter = SpeedMeter(torch.device("cpu"), total_steps=10)
+    meter.count(photos=4)
+    figures = meter.take(steps_done=1)
+    assert figures["resident_memory_gib"] == pytest.approx(peak_resident() / 2**30, rel=0.01)
+    assert meter.describe(figures).endswith(f" left, {figures['resident_memory_gib']:.1f} GiB")
 
 
 def test_no_warning_without_reason(trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.yolact.engine.runs import REPOSITORY
-from yolact.engine.interrupts import EX_TEMPFAIL
+from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts, dead_workers_reported
 
 SETTINGS: dict[str, Any] = {
     "photos": 6,
@@ -30,9 +30,10 @@ SETTINGS: dict[str, Any] = {
 """15 steps, each followed by a checkpoint, so that most of the time one is being written."""
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, **changes: Any) -> subprocess.Popen[str]:
+    """Begin a run, or go on with it, in a process group of its own."""
     folder.mkdir(exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(SETTINGS))
+    (folder / "settings.json").write_text(json.dumps(SETTINGS | changes))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.yolact.engine.runs", "settings.json"],
@@ -40,6 +41,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -145,6 +147,56 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_says_so(straight: Path, tmp
         assert_same_end(tmp_path, straight)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_the_loader_processes_too_stops_a_run_as_one_to_itself(tmp_path: Path, name: str) -> None:
+    """As a batch system or a terminal sends it: to the whole process group."""
+    process = start(tmp_path, workers=2, checkpoint_every_steps=0, epochs=500, validate_every=1000)
+    wait_until(process, lambda: number_of(tmp_path) >= 2)
+    os.killpg(process.pid, getattr(signal, name))
+    _, log = process.communicate(timeout=200)
+    assert process.returncode == EX_TEMPFAIL, log
+    assert f"stopped by {name}; a checkpoint is written" in log
+    with pytest.raises(ProcessLookupError):  # no loader process is left
+        os.killpg(process.pid, 0)
+
+
+def test_a_loader_process_that_hangs_is_ended_by_a_second_sigterm() -> None:
+    """As `multiprocessing` sends it at the end of the program, after PyTorch has sent the first."""
+    program = (
+        "import os, signal, time\n"
+        "from yolact.data.loader import outlive_signals\n"
+        "outlive_signals(0)\n"
+        "for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "print('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    assert run_program(program) == ("still here\n", -signal.SIGTERM)
+
+
+def test_the_death_of_a_loader_process_is_an_error_unless_a_stop_was_requested() -> None:
+    interrupts = Interrupts()
+    death = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    with pytest.raises(RuntimeError, match="pid 7"), dead_workers_reported(interrupts):
+        raise death
+    interrupts.requested = "SIGTERM"
+    with (
+        pytest.raises(InterruptedRunError, match="goes on from the last checkpoint"),
+        dead_workers_reported(interrupts),
+    ):
+        raise death
+    with pytest.raises(RuntimeError, match="shapes"), dead_workers_reported(interrupts):
+        raise RuntimeError("shapes do not match")
+
+
+def run_program(program: str) -> tuple[str, int]:
+    """What a Python program prints, and its exit code."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    return done.stdout, done.returncode
+
+
 def test_a_second_signal_ends_a_run_at_once() -> None:
     program = (
         "import os, signal, time\n"
@@ -157,7 +209,4 @@ def test_a_second_signal_ends_a_run_at_once() -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(60)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "still here\n"
-    assert done.returncode == -signal.SIGTERM
+    assert run_program(program) == ("still here\n", -signal.SIGTERM)

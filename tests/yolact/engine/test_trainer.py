@@ -416,6 +416,18 @@ def test_a_run_stays_open_until_its_results_are_safe(
     assert again.checkpoints.begin() is None
 
 
+def test_a_run_that_loses_its_best_weights_at_the_very_end_can_be_finished(trainer: Callable[..., Trainer]) -> None:
+    """The command that the message asks for validates again and has the model."""
+    learner = trainer(validate=Scores(0.4), keep_checkpoints=1)
+    learner.fit()
+    (learner.checkpoints.directory / learner.best / "model.safetensors").write_bytes(b"damaged")
+    again = trainer(validate=Scores(0.4), keep_checkpoints=1)
+    again.restore(latest(again))
+    result = again.fit()
+    assert (result.best_score, result.steps, len(result.history["epochs"])) == (0.4, 2, 1)
+    assert equal(weights(load_model(again.model_dir)[0]), weights(learner.model))
+
+
 def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) -> None:
     scores = Scores(0.0)
     learner = trainer(validate=scores)
