@@ -54,9 +54,22 @@ class SampleConfig(_Section):
         return self
 
 
+Addresses = Annotated[list[Annotated[str, Field(pattern="^https?://")]], Field(min_length=1)]
+
+
+class MirrorsConfig(_Section):
+    """Addresses of published archives, tried in this order; a checksum decides whether the right file came."""
+
+    voc2012: Addresses
+    """Of ``VOCtrainval_11-May-2012.tar``."""
+    sbd: Addresses
+    """Of SBD's ``benchmark.tgz``."""
+
+
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
-    """``sample``, or a directory in VOC layout."""
+    """Where the raw data comes from; `components.ingest.sources` has the spellings."""
+    mirrors: MirrorsConfig
     max_problems: NonNegativeInt
     """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
     sample: SampleConfig
