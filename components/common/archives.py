@@ -15,6 +15,7 @@ import posixpath
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,13 +61,19 @@ class _Member:
 
 
 def archive_kind(path: Path) -> Kind | None:
-    """The format of a file by its content; None if it is no archive that `unpack` reads."""
+    """The format of a file by its content; None if it is no archive that `unpack` reads.
+
+    Raises:
+        DataError: it is an attack already by its first header.
+    """
     if zipfile.is_zipfile(path):
         return "zip"
     try:
         with _open_tar(path, ALWAYS_ALLOWED):
             return "tar"
-    except (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, DataError):
+    except DataError:  # a tar that is an attack
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         return None
 
 
@@ -285,6 +292,8 @@ def _tar_members(archive: Path, limit: int) -> Iterator[_Member]:
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no end of archive at byte {tar.offset:,}")
+        while stream.read(BLOCK):  # to the end of the compressed stream, where its checksum is
+            pass
 
 
 def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:

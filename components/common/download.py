@@ -196,7 +196,7 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
             return version
     except (requests.exceptions.SSLError, requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
         raise DownloadError(_unreachable(url, error)) from None
-    except (requests.RequestException, HTTPError, TimeoutError) as error:
+    except requests.RequestException as error:
         raise _InterruptedError(_reason(error)) from None
 
 
@@ -208,9 +208,13 @@ def _append(response: requests.Response, part: Path, held: int, size: int) -> No
     with bar, part.open("r+b" if held else "wb") as file:
         file.seek(held)
         file.truncate()
-        while block := response.raw.read1(BLOCK):
-            file.write(block)
-            bar.update(len(block))
+        try:
+            while block := response.raw.read1(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+        except (HTTPError, TimeoutError):
+            expected = f" of {size:,}" if total is not None else ""
+            raise _InterruptedError(f"the connection ended after {file.tell():,}{expected} bytes") from None
         arrived = file.tell()
     if total is not None and arrived < total:
         raise _InterruptedError(f"the connection ended after {arrived:,} of {total:,} bytes")

@@ -28,10 +28,12 @@ from botocore.exceptions import (
     ConnectTimeoutError,
     EndpointConnectionError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
 )
-from botocore.exceptions import ReadTimeoutError as BotocoreReadTimeoutError
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
@@ -50,8 +52,8 @@ PART_SIZE = 16 << 20
 THREADS = 16
 """Requests at once: small files wait for answers, not for bandwidth."""
 
-TransferError = (HTTPClientError, ConnectionError, HTTPError, OSError)
-"""What a broken connection raises, before or while the body is read."""
+BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
+"""What a connection raises that breaks while a body is read."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def explain(error: BaseException, address: S3Address, client: Any) -> str:
             return f"{where}: no keys. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         case EndpointConnectionError() | ConnectTimeoutError() | ConnectionError():
             return f"{where}: the server cannot be reached. Is it running, and is AWS_ENDPOINT_URL right?"
-        case BotocoreReadTimeoutError() | HTTPClientError() | HTTPError() | OSError():
+        case ReadTimeoutError() | IncompleteReadError() | HTTPClientError() | HTTPError() | OSError():
             return f"{where}: the connection broke ({type(error).__name__}). Run it again: what arrived is kept."
         case ClientError():
             return f"{where}: {_explain_answer(error, address)}"
@@ -283,7 +285,7 @@ class _File:
             try:
                 self._transfer(client, bucket, part)
                 break
-            except TransferError as error:
+            except BrokenBodyError as error:  # the library itself tries again until a body begins
                 if failed == MAX_TRIES or _is_disk_error(error):
                     raise
                 log.warning("s3://%s/%s: %s; trying again", bucket, self.item.key, type(error).__name__)

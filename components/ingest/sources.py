@@ -125,6 +125,7 @@ class DvcPath:
 
     def fetch(self, downloads: Path) -> Path:
         """The folder or file, from the repository's DVC remote or cache."""
+        from botocore.exceptions import BotoCoreError
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
         from scmrepo.exceptions import SCMError
@@ -139,7 +140,7 @@ class DvcPath:
         try:
             with replaced_directory(place / "content") as folder:
                 Repo.get(self.repository, self.path, out=str(folder / found.name), rev=commit)
-        except (DvcException, SCMError) as error:
+        except (DvcException, SCMError, BotoCoreError, OSError) as error:
             raise DownloadError(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
                 "(`dvc push` there) to a remote that this machine can read."
