@@ -63,7 +63,7 @@ def prepare_data(folder: Path) -> None:
     """Generate the sample and turn it into COCO instances, once."""
     if not (folder / "processed").is_dir():
         params = settings(1, 0)
-        ingest.run(params, raw_dir=folder / "raw")
+        ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
         preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
 
 

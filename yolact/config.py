@@ -59,9 +59,22 @@ class SampleConfig(_Section):
         return self
 
 
+Addresses = Annotated[list[Annotated[str, Field(pattern="^https?://")]], Field(min_length=1)]
+
+
+class MirrorsConfig(_Section):
+    """Addresses of published archives, tried in this order; a checksum decides whether the right file came."""
+
+    voc2012: Addresses
+    """Of ``VOCtrainval_11-May-2012.tar``."""
+    sbd: Addresses
+    """Of SBD's ``benchmark.tgz``."""
+
+
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
-    """``sample``, or a directory in VOC layout."""
+    """Where the raw data comes from; `components.ingest.sources` has the spellings."""
+    mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
     names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""

@@ -24,7 +24,7 @@ from yolact.errors import DataError
 LIBRARIES = ("torch", "torchvision", "mlflow")
 """Distributions whose versions are recorded, besides Python's own."""
 
-PIPELINE_OUTPUTS = ("dvc.lock", "metrics", "plots", "reports")
+PIPELINE_OUTPUTS = ("data", "dvc.lock", "metrics", "plots", "reports")
 """Tracked paths that the steps themselves rewrite; a change there does not make the code dirty."""
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")

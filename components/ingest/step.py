@@ -1,89 +1,90 @@
-"""The ingest step: bring the photos and their annotations, in VOC layout, to ``data/raw/VOCdevkit/VOC2012``.
+"""The ingest step: bring the photos and their annotations, whatever their source, to ``data/raw``.
 
-The source (``data.source``) is ``sample``, which is generated here, or a folder in VOC layout, which is copied.
+The source (``data.source``) is generated, copied or fetched; `components.ingest.sources` knows the kinds.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from components.common.archives import JUNK, unpack
 from components.common.command import run_command
+from components.common.disk import require_free_disk
+from components.common.lineage import without_credentials
+from components.ingest.layout import find_layout
+from components.ingest.sources import Local, find_source
 from yolact.config import Params
 from yolact.data.sample import generate_sample
-from yolact.data.voc import SEGMENTATION_SETS
 from yolact.errors import DataError
 from yolact.files import replaced_directory
 
 log = logging.getLogger(__name__)
 
-VOC2012 = Path("VOCdevkit") / "VOC2012"
-NEEDED_FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationObject", SEGMENTATION_SETS)
-COPIED_FOLDERS = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets")
-"""What later steps read; Annotations may be missing."""
 
-
-def run(params: Params, *, raw_dir: Path) -> None:
+def run(params: Params, *, raw_dir: Path, downloads_dir: Path) -> None:
     """Put the raw data set into ``raw_dir``, whole or not at all; what was there is replaced.
 
     Args:
-        params: ``data.source`` and, for ``sample``, ``data.sample`` are read.
-        raw_dir: gets ``VOCdevkit/VOC2012``.
+        params: ``data.source`` and ``data.mirrors`` are read, for ``sample`` also ``data.sample``.
+        raw_dir: gets ``VOCdevkit/VOC2012``, ``benchmark_RELEASE/dataset`` (SBD), or a COCO folder's content.
+        downloads_dir: keeps what is fetched, so that no byte is fetched twice.
 
     Raises:
-        DataError: the source is no folder, has no VOC layout, cannot be read, or shares files with ``raw_dir``.
+        DataError: the source is not there, cannot be fetched, is damaged or in no known layout, or shares files with
+            ``raw_dir``.
+        OSError: a file cannot be read or written.
     """
-    source = params.data.source
-    if source == "sample":
+    source = find_source(params.data)
+    if source is None:
         with replaced_directory(raw_dir) as folder:
             generate_sample(folder, params.data.sample)
     else:
-        root = find_voc2012(_source_folder(source))
-        _refuse_shared_files(root, raw_dir)
-        with replaced_directory(raw_dir) as folder:
-            _copy_voc2012(root, folder / VOC2012)
-    files = [path for path in (raw_dir / VOC2012).rglob("*") if path.is_file()]
-    photos = sum(path.parent.name == "JPEGImages" for path in files)
+        found = source.fetch(downloads_dir)
+        if found.is_dir():
+            _take_folder(found, raw_dir)
+        else:
+            if isinstance(source, Local):
+                _refuse_shared_files(found, raw_dir)
+            _take_archive(found, raw_dir)
+    files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    log.info("%s: %d photos, %d bytes in %s", source, photos, size, raw_dir / VOC2012)
+    photos = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
+    shown = without_credentials(params.data.source)
+    log.info("%s: %d photos, %d files, %d bytes in %s", shown, photos, len(files), size, raw_dir)
 
 
-def find_voc2012(folder: Path) -> Path:
-    """The VOC2012 folder: ``folder`` itself, or inside it ``VOC2012`` or ``VOCdevkit/VOC2012``.
-
-    Raises:
-        DataError: none of the three has the folders of the VOC layout; names what each of them lacks.
-    """
-    lacks = []
-    for candidate in (folder / VOC2012, folder / VOC2012.name, folder):
-        missing = [name for name in NEEDED_FOLDERS if not (candidate / name).is_dir()]
-        if not missing:
-            return candidate
-        what = f"has no folder {', '.join(missing)}" if candidate.is_dir() else "is no folder"
-        lacks.append(f"  {candidate} {what}")
-    raise DataError(
-        f"data.source: {folder} is not in VOC layout. Looked for {', '.join(NEEDED_FOLDERS)} in three places:\n"
-        + "\n".join(lacks)
-        + "\nName the folder that holds VOCdevkit/VOC2012, or VOCdevkit, or VOC2012."
-    )
+def _take_folder(folder: Path, raw_dir: Path) -> None:
+    layout = find_layout(folder)
+    for taken in layout:
+        _refuse_shared_files(taken.origin, raw_dir)
+    places = [taken.origin / name for taken in layout for name in taken.names]
+    size = sum(path.stat().st_size for place in places for path in (place, *place.rglob("*")) if path.is_file())
+    require_free_disk(raw_dir, size, f"copying {folder}")
+    with replaced_directory(raw_dir) as target:
+        for taken in layout:
+            _transfer(taken.origin, target / taken.target, taken.names, shutil.copyfile)
 
 
-def _source_folder(source: str) -> Path:
-    supported = "Supported are `sample` and a folder in VOC layout."
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if "://" in source:
-        raise DataError(f"data.source: {source!r} is an address. {supported} Download it and name the folder.")
-    if folder.exists():
-        raise DataError(f"data.source: {source!r} is not a folder. {supported} Unpack an archive and name its folder.")
-    raise DataError(f"data.source: {source!r} does not exist (looked for {folder.absolute()}). {supported}")
+def _take_archive(archive: Path, raw_dir: Path) -> None:
+    with replaced_directory(raw_dir) as target:
+        unpacked = target / ".unpacked"
+        unpack(archive, unpacked)
+        try:
+            layout = find_layout(unpacked)
+        except DataError as error:
+            raise DataError(str(error).replace(str(unpacked), str(archive))) from None
+        for taken in layout:
+            _transfer(taken.origin, target / taken.target, taken.names, os.replace)
+        shutil.rmtree(unpacked)
 
 
-def _refuse_shared_files(root: Path, raw_dir: Path) -> None:
+def _refuse_shared_files(origin: Path, raw_dir: Path) -> None:
     """Replacing ``raw_dir`` would delete a source inside it, and a source around it would be copied into itself."""
-    source, target = root.resolve(), raw_dir.resolve()
+    source, target = origin.resolve(), raw_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
         raise DataError(
             f"data.source: {source} and the output {target} of this step are one folder, or one holds the other. "
@@ -91,27 +92,29 @@ def _refuse_shared_files(root: Path, raw_dir: Path) -> None:
         )
 
 
-def _copy_voc2012(source: Path, target: Path) -> None:
-    """Copy the folders that later steps read; links become files of their own.
+def _transfer(origin: Path, target: Path, names: tuple[str, ...], transfer: Callable[[str, str], object]) -> None:
+    """Copy or move files and folders; links become files of their own, hidden files and junk stay behind.
 
     Raises:
         DataError: files cannot be copied (the first few are named); the target is then incomplete.
         OSError: a folder cannot be read or made.
     """
-    target.mkdir(parents=True)
-    for name in COPIED_FOLDERS:
-        if not (source / name).is_dir():
-            continue
+    target.mkdir(parents=True, exist_ok=True)
+    ignored = shutil.ignore_patterns(".*", *JUNK)
+    for name in names:
         try:
-            shutil.copytree(source / name, target / name, copy_function=shutil.copyfile)
+            if (origin / name).is_dir():
+                shutil.copytree(origin / name, target / name, copy_function=transfer, ignore=ignored)
+            elif (origin / name).exists():
+                transfer(str(origin / name), str(target / name))
         except shutil.Error as error:
             failures = [f"  {path}: {reason}" for path, _, reason in error.args[0]]
             more = f"\n  and {len(failures) - 5} more" if len(failures) > 5 else ""
             raise DataError(
-                f"data.source: {len(failures)} files below {source / name} could not be copied; nothing was changed. "
+                f"data.source: {len(failures)} files below {origin / name} could not be copied; nothing was changed. "
                 "Check that they can be read and that the disk has room:\n" + "\n".join(failures[:5]) + more
             ) from error
 
 
 if __name__ == "__main__":
-    run_command("ingest", lambda params: run(params, raw_dir=Path("data/raw")))
+    run_command("ingest", lambda params: run(params, raw_dir=Path("data/raw"), downloads_dir=Path("data/downloads")))

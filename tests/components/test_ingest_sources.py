@@ -1,0 +1,294 @@
+"""Ingest from every kind of source: the same set gives the same bytes, and failures leave nothing half-done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from components.common import download, storage
+from components.common.download import DownloadError
+from components.ingest import sources, watch
+from components.ingest.step import run as run_step
+from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
+from yolact.config import Params, SampleConfig, load_params
+from yolact.data.sample import generate_sample
+from yolact.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A folder with VOCdevkit/VOC2012: real photos where they are kept beside the checkout, else generated ones."""
+    folder = tmp_path_factory.mktemp("set")
+    real = repository.parent / "shared" / "voc-mini" / "VOCdevkit"
+    if real.is_dir():
+        shutil.copytree(real, folder / "VOCdevkit", copy_function=shutil.copyfile)
+    else:
+        few = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
+        generate_sample(folder, few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archives(voc_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set as set.tar, set.tar.gz (inside a folder of its own) and set.zip."""
+    folder = tmp_path_factory.mktemp("archives")
+    for name, mode, inside in (("set.tar", "w", "VOCdevkit"), ("set.tar.gz", "w:gz", "download/set/VOCdevkit")):
+        with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
+            tar.add(voc_set / "VOCdevkit", inside)
+    with zipfile.ZipFile(folder / "set.zip", "w") as file:
+        for path in sorted(voc_set.rglob("*")):
+            file.write(path, path.relative_to(voc_set))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3(voc_set: Path, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    shutil.copytree(voc_set, folder / "bucket" / "set")
+    shutil.copyfile(archives / "set.tar", folder / "bucket" / "set.tar")
+    with s3_server(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def ingest(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, bytes]]:
+    """The step on a source; what ``data/raw`` holds afterwards."""
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    base = load_params(repository / "conf" / "base.yaml")
+
+    def call(source: str) -> dict[str, bytes]:
+        run_step(with_source(base, source), raw_dir=tmp_path / "data/raw", downloads_dir=tmp_path / "data/downloads")
+        return contents(tmp_path / "data/raw")
+
+    return call
+
+
+@pytest.fixture
+def keys(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def with_source(params: Params, source: str) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update={"source": source})})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(folder: Path, *names: str, content: bytes = b"x") -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.usefixtures("keys")
+def test_every_kind_of_source_gives_the_same_bytes(ingest: Callable, voc_set: Path, archives: Path) -> None:
+    wanted = ingest(str(voc_set))
+    assert any(name.startswith("VOCdevkit/VOC2012/JPEGImages/") for name in wanted)
+    assert wanted == {name: data for name, data in contents(voc_set).items() if name.startswith("VOCdevkit/VOC2012/")}
+    for name in ("set.tar", "set.tar.gz", "set.zip"):
+        assert ingest(str(archives / name)) == wanted
+    for address in ("s3://bucket/set", "s3://bucket/set.tar"):
+        assert ingest(address) == wanted
+    with serving(FileServer((archives / "set.tar").read_bytes())) as server:
+        assert ingest(server.url) == wanted
+
+
+@pytest.mark.usefixtures("keys")
+def test_an_s3_source_whose_line_is_cut_half_way_arrives_whole_and_only_once(
+    ingest: Callable, archives: Path, s3: str, voc_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (archives / "set.tar").stat().st_size
+    monkeypatch.setattr(storage, "PART_SIZE", size // 8)
+    proxy = CuttingProxy(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.cuts_at = [size // 2]
+    assert ingest("s3://bucket/set.tar") == ingest(str(voc_set))
+    assert proxy.cuts_at == []
+    before = proxy.passed
+    ingest("s3://bucket/set.tar")
+    assert proxy.passed - before < 10_000
+    proxy.close()
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_failed_fetch_leaves_the_old_data(ingest: Callable, voc_set: Path, tmp_path: Path) -> None:
+    before = ingest(str(voc_set))
+    for source in ("s3://nowhere/set", "s3://bucket/nothing", "http://127.0.0.1:9/set.tar"):
+        with pytest.raises(DownloadError, match=source.rpartition("/")[0]):
+            ingest(source)
+        assert contents(tmp_path / "data/raw") == before
+    with serving(FileServer(b"<!DOCTYPE html>sign in")) as server, pytest.raises(DataError, match="neither a tar"):
+        ingest(server.url)
+    assert contents(tmp_path / "data/raw") == before
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["downloads", "raw"]
+
+
+def test_the_published_archive_is_taken_from_a_mirror_and_checked(
+    repository: Path, tmp_path: Path, archives: Path, voc_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (archives / "set.tar").read_bytes()
+    known = download.KnownFile(len(data), hashlib.md5(data).hexdigest())
+    monkeypatch.setattr(sources, "VOC2012_FILE", known)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    with serving(FileServer(data)) as good, serving(FileServer(b"an error page")) as bad:
+        params = with_source(load_params(repository / "conf" / "base.yaml"), "voc2012")
+        mirrors = params.data.mirrors.model_copy(update={"voc2012": [bad.url, good.url]})
+        params = params.model_copy(update={"data": params.data.model_copy(update={"mirrors": mirrors})})
+        for _ in range(2):
+            run_step(params, raw_dir=tmp_path / "raw", downloads_dir=tmp_path / "downloads")
+        assert len(good.requests) == 1
+    assert contents(tmp_path / "raw") == contents(voc_set)
+
+
+def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> None:
+    sbd = write(
+        tmp_path / "sbd",
+        *(
+            f"benchmark_RELEASE/dataset/{name}"
+            for name in ("img/a.jpg", "inst/a.mat", "cls/a.mat", "train.txt", "val.txt", "notes.m")
+        ),
+    )
+    write(sbd, "benchmark_RELEASE/code/run.m")
+    found = {
+        f"benchmark_RELEASE/dataset/{name}" for name in ("img/a.jpg", "inst/a.mat", "cls/a.mat", "train.txt", "val.txt")
+    }
+    assert ingest(str(sbd)).keys() == found
+    assert ingest(str(sbd / "benchmark_RELEASE/dataset")).keys() == found
+
+    coco = write(tmp_path / "coco", "wrapper/train/a.jpg", "wrapper/.DS_Store", "wrapper/train/._a.jpg")
+    write(coco, "wrapper/annotations/train.json", content=b'{"images": [], "annotations": []}')
+    assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}
+
+
+def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
+    folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
+    with pytest.raises(DataError, match="has the photos"):
+        ingest(str(folder))
+    write(folder, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
+    assert ingest(str(folder)).keys() == {
+        "benchmark_RELEASE/dataset/inst/a.mat",
+        "benchmark_RELEASE/dataset/train.txt",
+        "VOCdevkit/VOC2012/JPEGImages/a.jpg",
+    }
+
+
+def test_an_archive_without_a_known_layout_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
+        file.writestr("notes.txt", "x")
+    with pytest.raises(DataError, match=r"notes\.zip is in no known layout.\n  .*notes\.zip has: notes\.txt"):
+        ingest(str(tmp_path / "notes.zip"))
+    assert not (tmp_path / "data/raw").exists()
+
+
+# dvc:
+
+
+@pytest.fixture
+def team_repository(tmp_path: Path, voc_set: Path) -> Path:
+    """A git repository whose DVC cache holds the set at the tag v1, and one photo less at v2."""
+    root = tmp_path / "team"
+    root.mkdir()
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def call(*command: str) -> None:
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    call("git", "init", "-q", "-b", "main")
+    call("dvc", "init", "-q")
+    shutil.copytree(voc_set, root / "photos")
+    for tag in ("v1", "v2"):
+        call("dvc", "add", "-q", "photos")
+        call("git", "add", "-A")
+        call("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", tag)
+        call("git", "tag", tag)
+        next((root / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir()).unlink()
+    return root
+
+
+def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
+    ingest: Callable, team_repository: Path, voc_set: Path, tmp_path: Path
+) -> None:
+    first = ingest(f"dvc:{team_repository}#photos@v1")
+    assert first == contents(voc_set)
+    assert len(ingest(f"dvc:{team_repository}#photos@main")) == len(first) - 1
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    assert ingest(f"dvc:{team_repository}#photos@v1") == first  # it was fetched before
+    with pytest.raises(DownloadError, match=r"no branch, tag or commit 'v3'"):
+        ingest(f"dvc:{team_repository}#photos@v3")
+    with pytest.raises(DownloadError, match=r"dvc:.*#nothing@v1: .*Check the path and the revision"):
+        ingest(f"dvc:{team_repository}#nothing@v1")
+    with pytest.raises(DownloadError, match="git cannot read the repository"):
+        ingest(f"dvc:{tmp_path}/nowhere#photos@v1")
+    assert contents(tmp_path / "data/raw") == first
+
+
+# The stage `source`
+
+
+def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
+    repository: Path, tmp_path: Path, voc_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, state = tmp_path / "photos", tmp_path / "source.json"
+    shutil.copytree(voc_set, folder)
+    params = with_source(load_params(repository / "conf" / "base.yaml"), str(folder))
+    watch.run(params, state_file=state)
+    first = state.read_bytes()
+    assert json.loads(first)["files"] == len(contents(folder))
+    watch.run(params, state_file=state)
+    assert state.read_bytes() == first
+    photo = next((folder / "VOCdevkit/VOC2012/JPEGImages").iterdir())
+    photo.write_bytes(photo.read_bytes()[::-1])  # as many bytes as before
+    watch.run(params, state_file=state)
+    second = state.read_bytes()
+    assert second != first
+    photo.unlink()
+    watch.run(params, state_file=state)
+    assert state.read_bytes() not in (first, second)
+
+    third = state.read_bytes()
+    shutil.rmtree(folder)  # as on another machine
+    with caplog.at_level(logging.WARNING):
+        watch.run(params, state_file=state)
+    assert "taken as unchanged" in caplog.text
+    assert state.read_bytes() == third
+    with pytest.raises(DataError, match="does not exist"):
+        watch.run(params, state_file=tmp_path / "new.json")
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_change_behind_an_address_is_seen(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_params(repository / "conf" / "base.yaml")
+    state = tmp_path / "source.json"
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    with serving(FileServer(b"one")) as server:
+        watch.run(with_source(base, server.url), state_file=state)
+        first = state.read_text()
+        assert "hidden" not in first
+        server.content, server.etag = b"two", '"two"'
+        watch.run(with_source(base, server.url), state_file=state)
+    assert state.read_text() != first
+    watch.run(with_source(base, "s3://bucket/set"), state_file=state)
+    seen = state.read_text()
+    storage.make_client().put_object(Bucket="bucket", Key="set/new.txt", Body=b"x")
+    watch.run(with_source(base, "s3://bucket/set"), state_file=state)
+    assert json.loads(state.read_text())["files"] == json.loads(seen)["files"] + 1
+    storage.make_client().delete_object(Bucket="bucket", Key="set/new.txt")

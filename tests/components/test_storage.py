@@ -1,0 +1,213 @@
+"""Files from a real S3 server, also through a line that breaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+
+from components.common import storage
+from components.common.download import DownloadError
+from components.common.storage import S3Address, fetch_objects, list_objects, make_client
+from tests.components.servers import KEY, SECRET, CuttingProxy, free_port, s3_server
+from yolact.errors import DataError
+
+LARGE = np.random.default_rng(0).bytes(1_000_000)
+PART = 100_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "empty").mkdir()
+    for name, content in {
+        "set/voc.tar": LARGE,
+        "set/photos/a b.jpg": b"a" * 5000,
+        "set/photos/ünï.JPG": b"u" * 7000,
+        "set/photos/zero.txt": b"",
+        "set/photos/.DS_Store": b"junk",
+        "set/photos-of-others/b.jpg": b"b",
+    }.items():
+        path = folder / "bucket" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    with s3_server(folder) as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def environment(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(storage, "PART_SIZE", PART)
+    monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
+    line = CuttingProxy(server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", line.url)
+    yield line
+    line.close()
+
+
+def fetch(address: str, folder: Path) -> int:
+    client = make_client()
+    parsed = S3Address.parse(address)
+    return fetch_objects(client, parsed, list_objects(client, parsed), folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+PHOTOS = {"a b.jpg": b"a" * 5000, "ünï.JPG": b"u" * 7000, "zero.txt": b""}
+
+
+def test_a_folder_is_fetched_once_without_its_neighbour_of_like_name(tmp_path: Path) -> None:
+    assert fetch("s3://bucket/set/photos/", tmp_path / "files") == 12_000
+    assert contents(tmp_path / "files") == PHOTOS
+    assert fetch("s3://bucket/set/photos", tmp_path / "files") == 0
+    assert contents(tmp_path / "files") == PHOTOS
+
+
+def test_a_large_file_comes_in_parts_and_is_fetched_once(tmp_path: Path) -> None:
+    assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == len(LARGE)
+    assert contents(tmp_path / "files") == {"voc.tar": LARGE}
+    assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == 0
+
+
+def test_only_what_is_missing_changed_or_damaged_is_fetched(tmp_path: Path) -> None:
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="changing")
+    for name in ("one", "two", "three"):
+        client.put_object(Bucket="changing", Key=name, Body=name.encode())
+    folder = tmp_path / "files"
+    assert fetch("s3://changing", folder) == 11
+    time.sleep(1.1)  # the server's times have whole seconds
+    client.put_object(Bucket="changing", Key="two", Body=b"TWO")
+    client.delete_object(Bucket="changing", Key="three")
+    client.put_object(Bucket="changing", Key="inside/four", Body=b"four")
+    (folder / "one").write_bytes(b"on")
+    assert fetch("s3://changing", folder) == 10
+    assert contents(folder) == {"one": b"one", "two": b"TWO", "inside/four": b"four"}
+
+
+def test_cut_connections_cost_no_more_than_a_part(tmp_path: Path, proxy: CuttingProxy) -> None:
+    proxy.cuts_at = [150_000, 400_000, 900_000]
+    assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == len(LARGE)
+    assert contents(tmp_path / "files") == {"voc.tar": LARGE}
+    assert proxy.cuts_at == []
+    overhead = 200_000  # headers, and what was on the line
+    assert proxy.passed < len(LARGE) + 3 * PART + overhead
+
+
+def test_after_the_server_was_gone_the_next_run_goes_on(
+    tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "THREADS", 2)
+    monkeypatch.setattr(storage, "MAX_TRIES", 1)
+    proxy.dead_after = 600_000
+    with pytest.raises(DownloadError, match=r"s3://bucket/set/voc\.tar \(http://127.*(cannot be reached|broke)"):
+        fetch("s3://bucket/set/voc.tar", tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+    proxy.dead_after = None
+    fetched = fetch("s3://bucket/set/voc.tar", tmp_path / "files")
+    assert 0 < fetched <= len(LARGE) - 3 * PART  # at least three parts had arrived
+    assert contents(tmp_path / "files") == {"voc.tar": LARGE}
+    assert list((tmp_path / ".files.parts").iterdir()) == []
+
+
+def test_bytes_that_were_damaged_on_the_disk_are_noticed(
+    tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "THREADS", 1)
+    monkeypatch.setattr(storage, "MAX_TRIES", 1)
+    proxy.dead_after = 600_000
+    with pytest.raises(DownloadError):
+        fetch("s3://bucket/set/voc.tar", tmp_path / "files")
+    (part,) = (tmp_path / ".files.parts").iterdir()
+    with part.open("r+b") as file:
+        file.write(b"damaged")
+    proxy.dead_after = None
+    with pytest.raises(DownloadError, match=r"md5 .* the server states .* Run it again"):
+        fetch("s3://bucket/set/voc.tar", tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+    assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == len(LARGE)
+
+
+def test_a_file_that_changes_while_it_is_fetched_is_refused(tmp_path: Path) -> None:
+    client = make_client()
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="moving")
+    client.put_object(Bucket="moving", Key="file", Body=b"x" * 1000)
+    address = S3Address.parse("s3://moving/file")
+    listed = list_objects(client, address)
+    client.put_object(Bucket="moving", Key="file", Body=b"y" * 1000)
+    with pytest.raises(DownloadError):
+        fetch_objects(client, address, listed, tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+
+
+def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MAX_TRIES", 1)
+    with pytest.raises(DownloadError, match="there is no bucket 'nowhere'"):
+        fetch("s3://nowhere/set", tmp_path / "files")
+    with pytest.raises(DownloadError, match=r"s3://bucket/sot: there is neither a file of this name nor one below it"):
+        fetch("s3://bucket/sot", tmp_path / "files")
+    with pytest.raises(DownloadError, match="neither"):
+        fetch("s3://empty", tmp_path / "files")
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(DownloadError, match=r"(does not accept the keys|refused).*AWS_|keys") as caught:
+            fetch("s3://bucket/set", tmp_path / "files")
+        assert "wrong" not in str(caught.value)
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+        patch.setenv("AWS_CONFIG_FILE", "/nowhere")
+        with pytest.raises(DownloadError, match=r"no keys\. Set AWS_ACCESS_KEY_ID"):
+            fetch("s3://bucket/set", tmp_path / "files")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(DownloadError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
+        fetch("s3://bucket/set", tmp_path / "files")
+    assert not (tmp_path / "files").exists()
+
+
+class _Listing:
+    """A server that lists what a real one never would."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = keys
+        self.meta = self
+
+    endpoint_url = "http://hostile"
+
+    def get_paginator(self, name: str) -> _Listing:
+        return self
+
+    def paginate(self, **request: str) -> list[dict]:
+        return [{"Contents": [{"Key": key, "Size": 1, "ETag": '"x"'} for key in self.keys]}]
+
+
+@pytest.mark.parametrize("key", ["set/../../x", "set//etc/../../x", "set/a\\..\\b", "set/a\nb", "set//../x"])
+def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
+    with pytest.raises(DataError, match="the key"):
+        list_objects(_Listing("set/fine", key), S3Address.parse("s3://bucket/set"))
+
+
+def test_keys_that_are_file_and_folder_at_once_are_refused(tmp_path: Path) -> None:
+    client = _Listing("set/a", "set/a/b")
+    address = S3Address.parse("s3://bucket/set")
+    with pytest.raises(DataError, match="a file and a folder"):
+        fetch_objects(client, address, list_objects(client, address), tmp_path / "files")

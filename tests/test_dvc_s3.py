@@ -1,0 +1,186 @@
+"""Data under DVC with a remote on a real S3 server: what the README's section on data versions promises."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.components.servers import KEY, SECRET, FileServer, free_port, s3_server, serving
+from yolact.config import SampleConfig
+from yolact.data.sample import generate_sample
+
+SAMPLE = SampleConfig(seed=0, train_images=6, val_images=3, min_size=64, max_size=80, max_objects=2)
+
+
+class Checkout:
+    """A folder with git and DVC in which the data stages run."""
+
+    def __init__(self, root: Path, server: str) -> None:
+        self.root = root
+        own_tools = Path(sys.executable).parent
+        repository = Path(__file__).resolve().parents[1]
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "DVC_"))}
+        self.environment |= {
+            "PATH": f"{own_tools}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(repository),
+            "DVC_NO_ANALYTICS": "1",
+            "AWS_ENDPOINT_URL": server,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        done = subprocess.run(
+            command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, f"{' '.join(command)}:\n{output}"
+        return output
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", message)
+
+    def raw(self) -> dict[str, bytes]:
+        folder = self.root / "data/raw"
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "team").mkdir()
+    with s3_server(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def pushed(repository: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The stages `source` and `ingest` over a folder of photos; versions v1 and v2 are tagged and pushed."""
+    root = tmp_path_factory.mktemp("work") / "project"
+    for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(repository / name, root / name)
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    kept = {name: stages[name] for name in ("source", "ingest")}
+    kept["ingest"]["deps"] = [dep for dep in kept["ingest"]["deps"] if dep.startswith("data/")]  # the code is elsewhere
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": kept}), encoding="utf-8")
+    settings = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    settings["data"]["source"] = "../photos"
+    (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    generate_sample(root.parent / "photos", SAMPLE)
+
+    checkout = Checkout(root, server)
+    checkout.run("git", "init", "-q")
+    checkout.run("dvc", "remote", "add", "--default", "team", "s3://team/dvc")
+    checkout.run("dvc", "remote", "modify", "team", "endpointurl", server)
+    checkout.run("dvc", "repro")
+    checkout.commit("one")
+    checkout.run("git", "tag", "v1")
+    checkout.run("dvc", "push")
+    photo = next((root.parent / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir())
+    (photo.parent / "new.jpg").write_bytes(photo.read_bytes())
+    checkout.run("dvc", "repro")
+    checkout.commit("two")
+    checkout.run("git", "tag", "v2")
+    checkout.run("dvc", "push")
+    return checkout
+
+
+@pytest.fixture
+def clone(pushed: Checkout, server: str, tmp_path: Path) -> Checkout:
+    """A second checkout, on a machine that has neither the photos nor the cache."""
+    root = tmp_path / "elsewhere" / "project"
+    pushed.run("git", "clone", "-q", str(pushed.root), str(root))
+    return Checkout(root, server)
+
+
+def test_a_change_inside_the_source_makes_a_new_version(pushed: Checkout) -> None:
+    output = pushed.run("dvc", "repro")
+    assert "'ingest' didn't change" in output
+    assert "VOCdevkit/VOC2012/JPEGImages/new.jpg" in pushed.raw()
+    assert pushed.run("git", "status", "--porcelain") == ""
+
+
+def test_a_clone_pulls_the_data_runs_nothing_and_goes_back_to_an_older_version(
+    pushed: Checkout, clone: Checkout
+) -> None:
+    clone.run("dvc", "pull")
+    second = clone.raw()
+    assert second == pushed.raw()
+    output = clone.run("dvc", "repro")
+    assert "taken as unchanged" in output
+    assert "'ingest' didn't change" in output
+    assert clone.run("git", "status", "--porcelain") == ""
+
+    clone.run("git", "checkout", "-q", "v1")
+    clone.run("dvc", "pull")
+    assert clone.raw().keys() == second.keys() - {"VOCdevkit/VOC2012/JPEGImages/new.jpg"}
+
+
+def test_data_is_got_and_imported_by_other_projects(pushed: Checkout, tmp_path: Path) -> None:
+    other = Checkout(tmp_path, pushed.environment["AWS_ENDPOINT_URL"])
+    other.run("dvc", "get", str(pushed.root), "data/raw", "--rev", "v1", "-o", "got")
+    assert len(list((tmp_path / "got").rglob("*.jpg"))) == 9
+    other.run("git", "init", "-q")
+    other.run("dvc", "init", "-q")
+    other.run("dvc", "import", str(pushed.root), "data/raw", "--rev", "v2", "-o", "imported")
+    assert len(list((tmp_path / "imported").rglob("*.jpg"))) == 10
+
+
+def test_wrong_keys_a_missing_bucket_and_a_dead_server_lose_nothing(pushed: Checkout, clone: Checkout) -> None:
+    before = pushed.raw()
+    for change, attempts in (
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, ((clone, "pull"), (pushed, "push"))),
+        ({"url": "s3://nowhere/dvc"}, ((pushed, "push"),)),
+        ({"endpointurl": f"http://127.0.0.1:{free_port()}"}, ((clone, "pull"),)),
+    ):
+        for checkout, verb in attempts:
+            environment, config = dict(checkout.environment), (checkout.root / ".dvc/config").read_bytes()
+            for name, value in change.items():
+                if name.startswith("AWS_"):
+                    checkout.environment[name] = value
+                else:
+                    checkout.run("dvc", "remote", "modify", "team", name, value)
+            output = checkout.run("dvc", verb, *(["-f"] if verb == "pull" else []), expect=1 if verb == "pull" else 255)
+            assert "ERROR" in output
+            checkout.environment = environment
+            (checkout.root / ".dvc/config").write_bytes(config)
+        assert pushed.raw() == before
+        assert clone.raw() == {}
+    clone.run("dvc", "pull")
+    assert clone.raw() == before
+
+
+def test_voc2012_is_described_by_its_official_address_size_and_checksum(repository: Path, tmp_path: Path) -> None:
+    (file,) = (repository / "data/voc2012").glob("VOC*.dvc")
+    text = file.read_text(encoding="utf-8")
+    described = yaml.safe_load(text)
+    address = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+    assert [dep["path"] for dep in described["deps"]] == [address]
+    (out,) = described["outs"]
+    assert (out["md5"], out["size"]) == ("6cd6e144f989b92b3379bac3b3de84fd", 1_999_639_040)
+
+    # The same description of a small file: DVC fetches it, and the description stays what it was.
+    root = tmp_path / "voc2012"
+    shutil.copytree(file.parent, root, ignore=shutil.ignore_patterns("*.tar", "cache", "tmp"))
+    content = b"not the real archive"
+    with serving(FileServer(content)) as web:
+        md5 = hashlib.md5(content).hexdigest()
+        small = text.replace(address, web.url.partition("?")[0]).replace(out["md5"], md5)
+        (root / file.name).write_text(small.replace(str(out["size"]), str(len(content))), encoding="utf-8")
+        checkout = Checkout(root, "")
+        checkout.run("git", "init", "-q")
+        checkout.run("dvc", "update", file.name)
+    assert (root / out["path"]).read_bytes() == content
+    assert yaml.safe_load((root / file.name).read_text(encoding="utf-8"))["outs"][0]["md5"] == md5
