@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -57,8 +58,7 @@ class Local:
 
     def state(self) -> State:
         """By each file's path, size and time of change."""
-        folder = self.path.is_dir()
-        paths = sorted(path for path in self.path.rglob("*") if path.is_file()) if folder else [self.path]
+        paths = sorted(files_below(self.path))
         stats = [path.stat() for path in paths]
         names = [path.relative_to(self.path).as_posix() for path in paths]
         lines = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
@@ -202,6 +202,24 @@ def find_source(data: DataConfig) -> Source | None:
     if not path.exists():
         raise DataError(f"data.source: {text!r} does not exist (looked for {path.absolute()}). {SPELLINGS}")
     return Local(path)
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
+
+    A link to a folder around it is not followed.
+    """
+    if path.is_file():
+        yield path
+    for root, folders, names in os.walk(path, followlinks=True):
+        place = Path(root)
+        here = place.resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if not ((place / name).is_symlink() and here.is_relative_to((place / name).resolve()))
+        ]
+        yield from (place / name for name in names if (place / name).is_file())
 
 
 def _dvc_path(text: str) -> DvcPath:
