@@ -7,7 +7,6 @@ nothing of it, and names each fault.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,7 +205,8 @@ def _area(stated: Any, pixels: int) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it can be a coordinate or an area: finite, and no integer of JSON that is too long for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
 def _is_id(value: Any) -> bool:
