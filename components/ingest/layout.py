@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.data.voc import SEGMENTATION_SETS
 from yolact.errors import DataError
 
 VOC2012 = Path("VOCdevkit") / "VOC2012"
-VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject", SEGMENTATION_SETS)
+VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 VOC_TAKEN = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets")
-"""What later steps read; Annotations may be missing."""
+"""What later steps read; Annotations and ImageSets may be missing."""
 
 SBD = Path("benchmark_RELEASE") / "dataset"
 """Where SBD's archive has its files (Hariharan et al. 2011, the release's README)."""
