@@ -244,6 +244,23 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
 # The stage `source`
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("dvc:https://me:pw@host/team.git#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:https://host/team.git?token=pw#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:ssh://git:pw@host/team.git#photos@v2", "dvc:ssh://git@host/team.git#photos@v2"),
+        ("dvc:git@host:team.git#photos@v2", "dvc:git@host:team.git#photos@v2"),
+        ("dvc:/home/team#photos@v2", "dvc:/home/team#photos@v2"),
+        ("s3://bucket/set#2/a?b", "s3://bucket/set#2/a?b"),
+        ("https://me:pw@host/set.tar?token=pw#x", "https://host/set.tar"),
+        ("photos#2", "photos#2"),
+    ],
+)
+def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
+    assert sources.shown_source(source) == shown
+
+
 def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
     repository: Path, tmp_path: Path, voc_set: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
