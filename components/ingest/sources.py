@@ -35,6 +35,10 @@ SPELLINGS = (
 )
 
 
+GIT_TIMEOUT = 300.0
+"""Seconds for a server to say what its branches and tags are."""
+
+
 @dataclass(frozen=True)
 class State:
     """By what a change of the source is noticed, without bringing it here."""
@@ -157,7 +161,18 @@ class DvcPath:
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            raise DownloadError(
+                f"data.source: {self}: the repository's server did not answer in {GIT_TIMEOUT:g} s. Check the address "
+                "and the network, and run it again."
+            ) from None
+        except OSError as error:
+            raise DownloadError(f"data.source: {self}: git cannot be run ({error}). Install it.") from None
         if done.returncode:
             raise DownloadError(
                 f"data.source: {self}: git cannot read the repository: {redact(done.stderr).strip()}. Check its "

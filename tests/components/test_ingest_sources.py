@@ -241,6 +241,29 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert contents(tmp_path / "data/raw") == first
 
 
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exec sleep 60", r"did not answer in 0\.2 s\. Check the address"),
+        ('echo "prompt $GIT_TERMINAL_PROMPT" >&2; exit 128', r"git cannot read the repository: prompt 0\."),
+        (None, r"git cannot be run .*Install it"),
+    ],
+)
+def test_git_neither_asks_nor_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
+) -> None:
+    if script is not None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / "git").chmod(0o755)
+    system = os.environ["PATH"] if script else ""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{system}")
+    if script and "sleep" in script:
+        monkeypatch.setattr(sources, "GIT_TIMEOUT", 0.2)
+    with pytest.raises(DownloadError, match=message):
+        sources.DvcPath("https://host/team.git", "photos", "v1").state()
+
+
 # The stage `source`
 
 
