@@ -43,6 +43,9 @@ MAX_HEADER = 16 << 20
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
 """What file managers leave in archives; not unpacked, nor names beginning with ``._``."""
 
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+"""How a zip begins: with its first file, or, if it has none, its directory's end (PKWARE APPNOTE 4.3.7, 4.3.16)."""
+
 Kind = Literal["tar", "zip"]
 
 
@@ -66,7 +69,9 @@ def archive_kind(path: Path) -> Kind | None:
     Raises:
         DataError: it is an attack already by its first header.
     """
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start in ZIP_STARTS and zipfile.is_zipfile(path):  # is_zipfile alone looks at the end: a tar's last member
         return "zip"
     try:
         with _open_tar(path, ALWAYS_ALLOWED):

@@ -190,6 +190,8 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
                 held = 0
             if version.size >= 0:
                 require_free_disk(part.parent, version.size - held, f"downloading {without_credentials(url)}")
+            if not held:
+                part.unlink(missing_ok=True)  # no moment with the old bytes and the new version's record
             saved = {"url": without_credentials(url), "validator": version.validator}
             write_json_atomic(_part_record(part), saved)
             _append(response, part, held, version.size)

@@ -165,6 +165,7 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
     bar = tqdm(desc=str(address), total=total, initial=done, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
     with bar:
         _fetch_all(client, address, files, bar)
+    _require_all(address, missing, journal)
     return total - done
 
 
@@ -270,7 +271,10 @@ class _File:
         self._lock = threading.Lock()
         count = max(-(-item.size // PART_SIZE), 1)
         kept = self._partial.exists() and self._partial.stat().st_size == item.size
-        self.parts = [part for part in range(count) if not (kept and journal.has_part(item, part))]
+        if not kept and any(journal.has_part(item, part) for part in range(count)):
+            journal.forget(item)  # parts of a file that was removed since
+        self._count = count
+        self.parts = [part for part in range(count) if not journal.has_part(item, part)]
         self._waiting = len(self.parts)
         self._own_etag = False
 
@@ -305,6 +309,8 @@ class _File:
         self._check_digest(bucket)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._target)
+        if self._count > 1:
+            self._journal.forget(self.item)  # its parts are no longer on their own
         self._journal.add(self.item)
 
     def _span(self, part: int) -> tuple[int, int]:
@@ -368,6 +374,18 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
         raise DownloadError(explain(error, address, client)) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _require_all(address: S3Address, missing: Sequence[S3Object], journal: _Journal) -> None:
+    """Raises DownloadError: a file did not appear, because the journal wrongly had all of its parts."""
+    lost = [item for item in missing if not journal.has(item)]
+    for item in lost:
+        journal.forget(item)
+    if lost:
+        raise DownloadError(
+            f"s3://{address.bucket}/{lost[0].key}: the record of what had arrived was wrong for {len(lost)} files, "
+            "and was removed. Run it again: they are fetched anew."
+        )
 
 
 def _remove_others(folder: Path, objects: Sequence[S3Object], missing: Sequence[S3Object]) -> None:

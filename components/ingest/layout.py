@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.data.voc import SEGMENTATION_SETS
+from yolact.data.coco_layout import is_coco
 from yolact.errors import DataError
 
 VOC2012 = Path("VOCdevkit") / "VOC2012"
-VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject", SEGMENTATION_SETS)
+VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject")
 VOC_TAKEN = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject", "ImageSets")
-"""What later steps read; Annotations may be missing."""
+"""What later steps read; Annotations and ImageSets may be missing."""
 
 SBD = Path("benchmark_RELEASE") / "dataset"
 """Where SBD's archive has its files (Hariharan et al. 2011, the release's README)."""
@@ -49,7 +48,7 @@ def find_layout(folder: Path) -> list[Taken]:
         return _sbd(folder, sbd, folders)
     if voc:
         return [Taken(_only_one(folder, voc), VOC2012, VOC_TAKEN)]
-    if any(_is_coco(path) for place in folders for path in place.glob("*.json")):
+    if any(is_coco(path) for place in folders for path in place.glob("*.json")):
         root = folder
         while len(inside := _visible(root)) == 1 and inside[0].is_dir():
             root = inside[0]
@@ -110,11 +109,3 @@ def _visible(folder: Path) -> list[Path]:
 
 def _has_all(folder: Path, names: tuple[str, ...]) -> bool:
     return all((folder / name).is_dir() for name in names)
-
-
-def _is_coco(path: Path) -> bool:
-    """Whether a JSON file speaks of images and annotations, without parsing what may be half a gigabyte."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b'"images"') >= 0 and data.find(b'"annotations"') >= 0

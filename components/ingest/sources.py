@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -32,6 +33,10 @@ SPELLINGS = (
     "Supported are: sample; voc2012; sbd; a folder; an archive (.tar, .tar.gz, .tgz, .zip); https://HOST/ARCHIVE; "
     "s3://BUCKET/FOLDER or s3://BUCKET/ARCHIVE; dvc:REPOSITORY#PATH@REVISION."
 )
+
+
+GIT_TIMEOUT = 300.0
+"""Seconds for a server to say what its branches and tags are."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,7 @@ class Local:
 
     def state(self) -> State:
         """By each file's path, size and time of change."""
-        folder = self.path.is_dir()
-        paths = sorted(path for path in self.path.rglob("*") if path.is_file()) if folder else [self.path]
+        paths = sorted(files_below(self.path))
         stats = [path.stat() for path in paths]
         names = [path.relative_to(self.path).as_posix() for path in paths]
         lines = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
@@ -157,7 +161,18 @@ class DvcPath:
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            raise DownloadError(
+                f"data.source: {self}: the repository's server did not answer in {GIT_TIMEOUT:g} s. Check the address "
+                "and the network, and run it again."
+            ) from None
+        except OSError as error:
+            raise DownloadError(f"data.source: {self}: git cannot be run ({error}). Install it.") from None
         if done.returncode:
             raise DownloadError(
                 f"data.source: {self}: git cannot read the repository: {redact(done.stderr).strip()}. Check its "
@@ -202,6 +217,38 @@ def find_source(data: DataConfig) -> Source | None:
     if not path.exists():
         raise DataError(f"data.source: {text!r} does not exist (looked for {path.absolute()}). {SPELLINGS}")
     return Local(path)
+
+
+def shown_source(text: str) -> str:
+    """``data.source`` without passwords, for messages and records.
+
+    Only an address on the web loses what follows ``?`` and ``#``; in ``dvc:REPOSITORY#PATH@REVISION`` and in the keys
+    of a bucket these are no secrets but say which data is meant.
+    """
+    if text.startswith(("https://", "http://")):
+        return without_credentials(text)
+    if text.startswith("dvc:"):
+        repository, mark, rest = text.rpartition("#")
+        return f"{without_credentials(repository)}{mark}{rest}"
+    return redact(text)
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
+
+    A link to a folder around it is not followed.
+    """
+    if path.is_file():
+        yield path
+    for root, folders, names in os.walk(path, followlinks=True):
+        place = Path(root)
+        here = place.resolve()
+        folders[:] = [
+            name
+            for name in folders
+            if not ((place / name).is_symlink() and here.is_relative_to((place / name).resolve()))
+        ]
+        yield from (place / name for name in names if (place / name).is_file())
 
 
 def _dvc_path(text: str) -> DvcPath:

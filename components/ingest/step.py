@@ -14,9 +14,8 @@ from pathlib import Path
 from components.common.archives import JUNK, unpack
 from components.common.command import run_command
 from components.common.disk import require_free_disk
-from components.common.lineage import without_credentials
 from components.ingest.layout import find_layout
-from components.ingest.sources import Local, find_source
+from components.ingest.sources import Local, files_below, find_source, shown_source
 from yolact.config import Params
 from yolact.data.sample import generate_sample
 from yolact.errors import DataError
@@ -53,7 +52,7 @@ def run(params: Params, *, raw_dir: Path, downloads_dir: Path) -> None:
     files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     photos = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
-    shown = without_credentials(params.data.source)
+    shown = shown_source(params.data.source)
     log.info("%s: %d photos, %d files, %d bytes in %s", shown, photos, len(files), size, raw_dir)
 
 
@@ -62,7 +61,7 @@ def _take_folder(folder: Path, raw_dir: Path) -> None:
     for taken in layout:
         _refuse_shared_files(taken.origin, raw_dir)
     places = [taken.origin / name for taken in layout for name in taken.names]
-    size = sum(path.stat().st_size for place in places for path in (place, *place.rglob("*")) if path.is_file())
+    size = sum(path.stat().st_size for place in places for path in files_below(place))
     require_free_disk(raw_dir, size, f"copying {folder}")
     with replaced_directory(raw_dir) as target:
         for taken in layout:

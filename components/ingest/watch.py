@@ -11,8 +11,7 @@ import logging
 from pathlib import Path
 
 from components.common.command import run_command
-from components.common.lineage import without_credentials
-from components.ingest.sources import State, find_source
+from components.ingest.sources import State, find_source, shown_source
 from yolact.config import Params
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
@@ -29,7 +28,7 @@ def run(params: Params, *, state_file: Path) -> None:
     Raises:
         DataError: the source is out of reach and was not seen before.
     """
-    name = without_credentials(params.data.source)
+    name = shown_source(params.data.source)
     known = _read(state_file)
     try:
         source = find_source(params.data)

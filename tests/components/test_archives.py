@@ -57,6 +57,19 @@ def ordinary(suffix: str) -> bytes:
     return tar_bytes(*(tar_entry(name, content) for name, content in FILES.items()), mode=TAR_MODES[suffix])
 
 
+def test_a_tar_whose_last_member_is_a_zip_is_a_tar(tmp_path: Path) -> None:
+    (tmp_path / "set").write_bytes(tar_bytes(tar_entry("a", b"a"), tar_entry("b.zip", zip_bytes(FILES))))
+    assert archive_kind(tmp_path / "set") == "tar"
+    unpack(tmp_path / "set", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b.zip"]
+
+
+@pytest.mark.parametrize("files", [FILES, {}])
+def test_a_zip_with_and_without_files_is_a_zip(tmp_path: Path, files: dict[str, bytes]) -> None:
+    (tmp_path / "set").write_bytes(zip_bytes(files))
+    assert archive_kind(tmp_path / "set") == "zip"
+
+
 @pytest.fixture
 def unpacked(tmp_path: Path) -> Callable[[bytes], dict[str, bytes]]:
     def call(data: bytes, name: str = "archive") -> dict[str, bytes]:

@@ -96,6 +96,24 @@ def test_a_later_run_goes_on_from_what_arrived(
     assert server.sent == len(CONTENT)
 
 
+def test_a_kill_before_the_first_new_byte_leaves_none_of_the_old(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    server.cut_after = [1_000_000]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download.time, "sleep", killed)
+        fetch_file([server.url], target)
+    server.content, server.etag = OTHER, '"two"'
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download, "_append", killed)
+        fetch_file([server.url], target)
+    fetch_file([server.url], target)
+    assert target.read_bytes() == OTHER
+
+
 def test_a_file_that_changed_in_between_is_not_patched_together(server: FileServer, target: Path) -> None:
     server.cut_after = [1_000_000]
     first = download._transfer

@@ -83,6 +83,13 @@ def test_annotations_and_split_files_may_be_missing(params: Params, source: Path
     assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012").keys() == SOURCE_FILES.keys() - missing
 
 
+def test_all_lists_may_be_missing(params: Params, source: Path, tmp_path: Path) -> None:
+    shutil.rmtree(source / "VOCdevkit" / "VOC2012" / "ImageSets")
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    kept = {name for name in SOURCE_FILES if not name.startswith("ImageSets/")}
+    assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012").keys() == kept
+
+
 def test_links_become_files(params: Params, source: Path, tmp_path: Path) -> None:
     photo = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
     photo.rename(tmp_path / "elsewhere.jpg")

@@ -18,7 +18,7 @@ import pytest
 
 from components.common import download, storage
 from components.common.download import DownloadError
-from components.ingest import sources, watch
+from components.ingest import sources, step, watch
 from components.ingest.step import run as run_step
 from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
 from yolact.config import Params, SampleConfig, load_params
@@ -241,7 +241,47 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert contents(tmp_path / "data/raw") == first
 
 
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exec sleep 60", r"did not answer in 0\.2 s\. Check the address"),
+        ('echo "prompt $GIT_TERMINAL_PROMPT" >&2; exit 128', r"git cannot read the repository: prompt 0\."),
+        (None, r"git cannot be run .*Install it"),
+    ],
+)
+def test_git_neither_asks_nor_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
+) -> None:
+    if script is not None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / "git").chmod(0o755)
+    system = os.environ["PATH"] if script else ""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{system}")
+    if script and "sleep" in script:
+        monkeypatch.setattr(sources, "GIT_TIMEOUT", 0.2)
+    with pytest.raises(DownloadError, match=message):
+        sources.DvcPath("https://host/team.git", "photos", "v1").state()
+
+
 # The stage `source`
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("dvc:https://me:pw@host/team.git#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:https://host/team.git?token=pw#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:ssh://git:pw@host/team.git#photos@v2", "dvc:ssh://git@host/team.git#photos@v2"),
+        ("dvc:git@host:team.git#photos@v2", "dvc:git@host:team.git#photos@v2"),
+        ("dvc:/home/team#photos@v2", "dvc:/home/team#photos@v2"),
+        ("s3://bucket/set#2/a?b", "s3://bucket/set#2/a?b"),
+        ("https://me:pw@host/set.tar?token=pw#x", "https://host/set.tar"),
+        ("photos#2", "photos#2"),
+    ],
+)
+def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
+    assert sources.shown_source(source) == shown
 
 
 def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
@@ -272,6 +312,35 @@ def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
     assert state.read_bytes() == third
     with pytest.raises(DataError, match="does not exist"):
         watch.run(params, state_file=tmp_path / "new.json")
+
+
+def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", "a.jpg", "deep/b.jpg")
+    folder = write(tmp_path / "set", "notes.txt")
+    (folder / "photos").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "self").symlink_to(folder, target_is_directory=True)
+    (folder / "broken").symlink_to(tmp_path / "nowhere")
+    names = {path.relative_to(folder).as_posix() for path in sources.files_below(folder)}
+    assert names == {"notes.txt", "photos/a.jpg", "photos/deep/b.jpg"}
+    first = sources.Local(folder).state()
+    assert (first.files, first.size) == (3, 3)
+    write(elsewhere, "deep/b.jpg", content=b"longer")
+    assert sources.Local(folder).state().fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_room_for_linked_folders_is_counted(
+    ingest: Callable, voc_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    folder = tmp_path / "VOC2012"
+    shutil.copytree(voc_set / "VOCdevkit" / "VOC2012", folder)
+    if linked:
+        (folder / "JPEGImages").rename(tmp_path / "photos")
+        (folder / "JPEGImages").symlink_to(tmp_path / "photos", target_is_directory=True)
+    asked = []
+    monkeypatch.setattr(step, "require_free_disk", lambda folder, size, what: asked.append(size))
+    copied = ingest(str(folder))
+    assert asked == [sum(map(len, copied.values()))]
 
 
 @pytest.mark.usefixtures("keys")

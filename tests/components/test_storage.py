@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -142,6 +144,62 @@ def test_bytes_that_were_damaged_on_the_disk_are_noticed(
         fetch("s3://bucket/set/voc.tar", tmp_path / "files")
     assert contents(tmp_path / "files") == {}
     assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == len(LARGE)
+
+
+class _OfParts:
+    """A client of the real server that takes the file to have been uploaded in parts: its ETag is no MD5."""
+
+    ETAG = '"0123456789abcdef0123456789abcdef-10"'
+
+    def __init__(self) -> None:
+        self._client = make_client()
+        self.meta = self._client.meta
+        (item,) = list_objects(self._client, S3Address.parse("s3://bucket/set/voc.tar"))
+        self.listed = [replace(item, etag=self.ETAG)]
+
+    def get_object(self, **request: str) -> dict:
+        assert request.pop("IfMatch") == self.ETAG
+        return self._client.get_object(**request)
+
+    def fetch(self, folder: Path) -> int:
+        return fetch_objects(self, S3Address.parse("s3://bucket/set/voc.tar"), self.listed, folder)
+
+
+def add_parts(journal: Path) -> None:
+    with journal.open("a") as file:
+        for part in range(len(LARGE) // PART):
+            file.write(json.dumps(["voc.tar", len(LARGE), _OfParts.ETAG, part]) + "\n")
+
+
+def test_a_removed_file_that_is_fetched_again_through_a_cut_line_has_no_holes(
+    tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "THREADS", 2)
+    monkeypatch.setattr(storage, "MAX_TRIES", 1)
+    folder = tmp_path / "files"
+    assert _OfParts().fetch(folder) == len(LARGE)
+    add_parts(tmp_path / ".files.journal")  # as a kill in the wrong moment leaves them
+    (folder / "voc.tar").unlink()
+    client = _OfParts()
+    proxy.dead_after = proxy.passed + 400_000
+    with pytest.raises(DownloadError, match=r"cannot be reached|broke"):
+        client.fetch(folder)
+    assert contents(folder) == {}
+    proxy.dead_after = None
+    assert 0 < _OfParts().fetch(folder) < len(LARGE)
+    assert contents(folder) == {"voc.tar": LARGE}
+
+
+def test_a_journal_that_has_all_parts_of_a_file_that_never_appeared_is_not_believed_twice(tmp_path: Path) -> None:
+    client, folder = _OfParts(), tmp_path / "files"
+    partial = storage._partial_path(folder, client.listed[0])
+    partial.parent.mkdir()
+    partial.write_bytes(bytes(len(LARGE)))
+    add_parts(tmp_path / ".files.journal")
+    with pytest.raises(DownloadError, match=r"s3://bucket/set/voc\.tar: the record .* was wrong.*Run it again"):
+        client.fetch(folder)
+    assert client.fetch(folder) == len(LARGE)
+    assert contents(folder) == {"voc.tar": LARGE}
 
 
 def test_a_file_that_changes_while_it_is_fetched_is_refused(tmp_path: Path) -> None:

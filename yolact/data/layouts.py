@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolact.data.coco_layout import read_coco
+from yolact.data.coco_layout import is_coco, read_coco
 from yolact.data.convert import VocPhoto, image_numbers
 from yolact.data.instances import Layout, PhotoSource
 from yolact.data.sbd import SbdPhoto
@@ -74,10 +74,11 @@ def _only(folder: Path, places: Sequence[Path]) -> Path:
 
 
 def _instances_files(places: Sequence[Path]) -> list[Path]:
+    """Those named as COCO's are, or else those with such content, or else any, for `read_coco` to say what they lack."""
     files = [path for place in places for path in sorted(place.glob("*.json"))]
     files = [path for path in files if not path.name.startswith((".", *OTHER_COCO_FILES))]
     named = [path for path in files if path.name.startswith("instances_")]
-    return named or files
+    return named or [path for path in files if is_coco(path)] or files
 
 
 def _voc_layout(root: Path) -> Layout:

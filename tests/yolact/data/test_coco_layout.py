@@ -144,6 +144,7 @@ def test_an_object_without_a_pixel_is_left_out_with_a_warning(root: Path, outlin
         (annotation(segmentation=[[1, 2, 3, 4, 5, "6"]]), "value that is no number"),
         (annotation(segmentation=[[1, 2, 3, 4, 5, 1e300]]), "value that is no number"),
         (annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]]), "value that is no number"),
+        (annotation(segmentation=[[1, 2, 3, 4, 5, 10**400]]), "value that is no number"),
         (annotation(segmentation={"size": [8, 11], "counts": [88]}), "run lengths of size [8, 11], but"),
         (annotation(segmentation={"size": [8, 12], "counts": [97]}), "do not add up to 96 pixels"),
         (annotation(segmentation={"size": [8, 12], "counts": [97, -1]}), "do not add up"),
@@ -301,7 +302,7 @@ def test_compressed_runs_are_read_as_pycocotools_wrote_them(runs: list[int]) -> 
 # Damage of any kind
 
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "size", "counts"]), inner),
     max_leaves=5,
 )
