@@ -74,7 +74,7 @@ def _only(folder: Path, places: Sequence[Path]) -> Path:
 
 
 def _instances_files(places: Sequence[Path]) -> list[Path]:
-    """Those named as COCO's are, or else those with such content, or else any, for `read_coco` to say what they lack."""
+    """Those named as COCO's are, or else those with such content, or else any: `read_coco` says what they lack."""
     files = [path for place in places for path in sorted(place.glob("*.json"))]
     files = [path for path in files if not path.name.startswith((".", *OTHER_COCO_FILES))]
     named = [path for path in files if path.name.startswith("instances_")]
