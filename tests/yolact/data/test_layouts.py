@@ -232,11 +232,11 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stray", [b"{}", b'{"images": []}', b"", b"[1, 2]", b"no json"])
 def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: bytes) -> None:
-    put(tmp_path / "photos/a.jpg", photo_bytes())
+    put(tmp_path / "images/a.jpg", photo_bytes())
     tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     put(tmp_path / "train.json", json.dumps(tree).encode())
     put(tmp_path / "settings.json", stray)
-    assert ids(tmp_path) == {"train": ["photos/a.jpg"]}
+    assert ids(tmp_path) == {"train": ["images/a.jpg"]}
 
 
 def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
