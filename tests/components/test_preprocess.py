@@ -541,7 +541,7 @@ def test_semantic_boundaries_and_voc_masks_of_one_photo_give_the_same_objects(
         classes = np.asarray(Image.open(voc / "SegmentationClass" / path.name))
         categories = [[classes[objects == 1].max()]] if objects.any() else np.zeros((0, 1))
         struct = {"Segmentation": objects, "Categories": np.array(categories, dtype=np.uint8)}
-        savemat(sbd / f"inst/{path.stem}.mat", {"GTinst": struct})
+        savemat(sbd / f"inst/{path.stem}.mat", {"GTinst": struct}, do_compression=True)
     shutil.copytree(voc / "JPEGImages", sbd / "img")
     for split in ("train", "val"):
         shutil.copy(voc / f"ImageSets/Segmentation/{split}.txt", sbd)

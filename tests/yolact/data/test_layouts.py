@@ -31,7 +31,8 @@ def mat(segmentation: Any = SEGMENTATION, categories: Any = (15, 12), name: str 
     column = None if categories is None else np.array(categories, dtype=np.uint8).reshape(-1, 1)
     struct = {"Segmentation": segmentation, "Boundaries": boundaries, "Categories": column}
     buffer = io.BytesIO()
-    savemat(buffer, {name: {key: value for key, value in struct.items() if value is not None}}, **options)
+    content = {name: {key: value for key, value in struct.items() if value is not None}}
+    savemat(buffer, content, **{"do_compression": True, **options})
     return buffer.getvalue()
 
 
