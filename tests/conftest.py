@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+# `make test` tries the same examples each time, so that a red test is about the change at hand.
+# `pytest --hypothesis-profile search` looks for new ones.
+settings.register_profile("stable", derandomize=True)
+settings.register_profile("search", print_blob=True)
+settings.load_profile("stable")
 
 
 @pytest.fixture(scope="session")

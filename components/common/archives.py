@@ -7,6 +7,7 @@ an archive says about owners, rights or times is used. Links become copies of th
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -103,7 +104,8 @@ def unpack(archive: Path, folder: Path) -> None:
         members = _tar_members(archive, limit) if kind == "tar" else _zip_members(archive, limit, folder)
         _write(archive, members, folder, limit)
     except (DataError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is None:  # gzip and bz2 report damage so
+        # gzip and bz2 report damage without a number; a damaged zip may send zipfile to an offset that is none.
+        if isinstance(error, OSError) and error.errno in (None, errno.EINVAL):
             raise _damaged(archive, error) from None
         raise
     except Exception as error:  # decoders raise many types on damaged input

@@ -222,6 +222,19 @@ def test_an_archive_that_is_cut_short_is_noticed_wherever_the_cut_is(tmp_path: P
             unpack(tmp_path / "cut", tmp_path / f"out{number}")
 
 
+@pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
+def test_each_byte_of_a_zip_may_be_damaged(tmp_path: Path, change: int) -> None:
+    whole = ordinary(".zip")
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= change
+        (tmp_path / "archive").write_bytes(damaged)
+        out = tmp_path / f"out{position}"
+        with suppress(DataError):  # nothing else may come out
+            unpack(tmp_path / "archive", out)
+    assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), suffix=st.sampled_from([*TAR_MODES, ".zip"]))
 def test_flipped_bytes_end_in_a_clear_error_or_in_files_inside_the_folder(
