@@ -88,9 +88,9 @@ was faster than the direct convolution with 243 and 256 channels and not with 96
 class _WideConv(nn.Module):
     """Winograd's convolution for large feature maps, the direct one for small ones."""
 
-    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"]) -> None:
+    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int, width: int) -> None:
         super().__init__()
-        self.large = WinogradConv2d(conv, activation)
+        self.large = WinogradConv2d(conv, activation, height, width)
         self.small = _FusedConv(conv, activation, {})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,21 +98,21 @@ class _WideConv(nn.Module):
         return out
 
 
-def _suits_winograd(conv: nn.Module, area: int) -> bool:
-    """Whether Winograd's convolution is the faster one for a feature map of ``area`` pixels."""
+def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
+    """Whether Winograd's convolution is the faster one for feature maps of that size."""
     return (
         isinstance(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
         and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-        and area >= WINOGRAD_PIXELS
+        and height * width >= WINOGRAD_PIXELS
     )
 
 
 def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
     """The faster convolution for a layer whose input has one size."""
     assert isinstance(conv, nn.Conv2d)
-    if _suits_winograd(conv, _area(sizes[conv])):
-        winograd = WinogradConv2d(conv, activation)
+    if _suits_winograd(conv, *sizes[conv][2:]):
+        winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
         conv.weight = None  # type: ignore[assignment]  # as in _FusedConv
         return winograd
     return _FusedConv(conv, activation, sizes)
@@ -218,12 +218,12 @@ class _Pyramid(nn.Module):
 class _Head(nn.Module):
     """The shared head; its three last convolutions read the same map, so they are one."""
 
-    def __init__(self, head: nn.Module, largest: int) -> None:
+    def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
         # Levels of several sizes pass, so no order of the weights is the best. In bfloat16, Winograd's rounding in the
         # head cost a tenth of a point of mask AP; in the protonet it cost nothing (docs/accuracy.md).
-        largest = largest if head.conf_layer.weight.dtype == torch.float32 else 0
+        largest = largest if head.conf_layer.weight.dtype == torch.float32 else (0, 0)
         self.upfeature = self._conv(head.upfeature[0], "relu", largest)
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
@@ -231,9 +231,11 @@ class _Head(nn.Module):
         self.outputs = self._conv(_joined(layers), "none", largest)
 
     @staticmethod
-    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: int) -> nn.Module:
+    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: Sequence[int]) -> nn.Module:
         assert isinstance(conv, nn.Conv2d)
-        return _WideConv(conv, activation) if _suits_winograd(conv, largest) else _FusedConv(conv, activation, {})
+        if _suits_winograd(conv, *largest):
+            return _WideConv(conv, activation, *largest)
+        return _FusedConv(conv, activation, {})
 
     def forward(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         outputs = self.outputs(self.upfeature(level)).split(self.channels, dim=1)
@@ -257,8 +259,9 @@ def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
     *before, last, to_prototypes = convs
     layers = [_conv(conv, "relu", sizes) for conv in before]
-    if _suits_winograd(last, _area(sizes[last])):
-        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {})))
+    if _suits_winograd(last, *sizes[last][2:]):
+        before_enlarging = sizes[convs[-3]][2:]
+        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {}), *before_enlarging))
         last.weight = None  # type: ignore[assignment]  # as in _FusedConv
     else:
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
@@ -285,10 +288,6 @@ def _input_sizes(network: Yolact) -> _InputSizes:
     return sizes
 
 
-def _area(size: list[int]) -> int:
-    return size[2] * size[3]
-
-
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
@@ -302,7 +301,7 @@ class OneDnnNetwork(nn.Module):
         self.backbone = _ResNet(backbone, sizes) if isinstance(backbone, ResNetBackbone) else _Darknet(backbone, sizes)
         self.fpn = _Pyramid(network.fpn, sizes)
         convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
-        self.head = _Head(network.prediction_layers[0], largest=_area(sizes[convs[0]]))
+        self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])
         self.protonet = _protonet(convs, sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
