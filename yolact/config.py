@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -414,10 +414,15 @@ class RegisterConfig(_Section):
     """A version below this is registered without the alias ``candidate``."""
 
 
-class Params(_Section):
-    """The whole of ``params.yaml``."""
+class DataParams(_Section):
+    """The section of ``params.yaml`` that the steps of the data read; a file of it alone has all that they need."""
 
     data: DataConfig
+
+
+class Params(DataParams):
+    """The whole of ``params.yaml``."""
+
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
@@ -459,15 +464,15 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _load_yaml(path.read_text(encoding="utf-8"), origin=str(path))
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from error
     beside_base = path.name != "base.yaml" and (path.parent / "base.yaml").is_file()
-    return _parse(tree, origin=str(path), preset=path.stem if beside_base else None)
+    return _parse(Params, tree, origin=str(path), preset=path.stem if beside_base else None)
 
 
 def parse_params(tree: Any, origin: str = "params") -> Params:
@@ -476,22 +481,41 @@ def parse_params(tree: Any, origin: str = "params") -> Params:
     Raises:
         SettingsError: see `load_params`.
     """
-    return _parse(tree, origin, preset=None)
+    return _parse(Params, tree, origin)
 
 
-def _parse(tree: Any, origin: str, preset: str | None) -> Params:
+SomeParams = TypeVar("SomeParams", bound=DataParams)
+
+
+def read_params(text: str, model: type[SomeParams], origin: str = "params") -> SomeParams:
+    """Check settings that came as YAML or JSON text, all of them (`Params`) or the data's alone (`DataParams`).
+
+    Raises:
+        SettingsError: see `load_params`.
+    """
+    return _parse(model, _load_yaml(text, origin), origin)
+
+
+def _load_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{origin}: not valid YAML: {error}") from error
+
+
+def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None = None) -> SomeParams:
     """See `parse_params`; ``preset`` is the name of the preset that the tree may be, if keys are all that it lacks."""
     if not isinstance(tree, dict):
-        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(Params))}")
+        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(model))}")
     try:
-        return Params.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         if preset and all(detail["type"] == "missing" for detail in error.errors()):
             raise SettingsError(
                 f"{origin}: a preset, which has only what differs from base.yaml beside it. Write the whole settings "
                 f"to params.yaml with `yolact preset use {preset}`, and use that file."
             ) from error
-        problems = [_explain(detail) for detail in error.errors()]
+        problems = [_explain(detail, model) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
 
 
