@@ -11,6 +11,7 @@ import json
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,12 +81,12 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
     Raises:
         DataError: ``processed_dir`` has no usable ``stats.json``.
     """
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    commit, dirty = code_version(root)
     remote = _git(root, "remote", "get-url", "origin")
     lock = root / "dvc.lock"
     return Lineage(
         git_commit=commit,
-        git_dirty=None if commit is None else _is_dirty(root),
+        git_dirty=dirty,
         git_branch=_git(root, "symbolic-ref", "--short", "--quiet", "HEAD"),
         git_remote=None if remote is None else without_credentials(remote),
         dvc_lock_hash=hash_dvc_lock(lock) if lock.is_file() else None,
@@ -94,6 +95,15 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
         host=platform.node() or "unknown",
         versions=_installed_versions(),
     )
+
+
+def code_version(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | None, bool | None]:
+    """The commit that is checked out at ``root``, and whether the code differs from it (see `Lineage.git_dirty`).
+
+    Changes in the tracked paths of ``ignoring`` do not count. Both are None outside a git repository.
+    """
+    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    return commit, None if commit is None else _is_dirty(root, ignoring)
 
 
 def hash_params(params: BaseModel) -> str:
@@ -169,8 +179,8 @@ def redact(text: str) -> str:
     return _USER.sub("", text)
 
 
-def _is_dirty(root: Path) -> bool:
-    excluded = [f":(exclude){path}" for path in PIPELINE_OUTPUTS]
+def _is_dirty(root: Path, ignoring: Sequence[str]) -> bool:
+    excluded = [f":(exclude){path}" for path in (*PIPELINE_OUTPUTS, *ignoring)]
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
     new_code = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
     return bool(changed or new_code)
