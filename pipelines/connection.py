@@ -93,8 +93,8 @@ class Connection:
     @property
     def url(self) -> str:
         """The host with a scheme (``https`` if none was given) and without a slash at the end."""
-        host = self.host.strip().rstrip("/")
-        return host if "://" in host else f"https://{host}"
+        host = self.host.strip()
+        return (host if "://" in host else f"https://{host}").rstrip("/")
 
     @property
     def ui_url(self) -> str:
@@ -227,6 +227,7 @@ def _configuration(connection: Connection, retries: int) -> kfp_server_api.Confi
     if connection.token:
         configuration.api_key["authorization"] = connection.token
     elif connection.token_file:
+        configuration.api_key["authorization"] = "read from the file before each request"
         configuration.refresh_api_key_hook = ServiceAccountTokenVolumeCredentials(
             str(connection.token_file)
         ).refresh_api_key_hook
@@ -294,10 +295,10 @@ def _explain_connection(connection: Connection, cause: Exception) -> str:
         return f"{url}: there is no host of this name. Check its spelling, and your VPN. {forward}"
     if isinstance(cause, SSLError):
         return _explain_tls(connection, str(cause))
-    if isinstance(cause, ConnectTimeoutError):
-        return f"{url}: no connection in {CONNECT_TIMEOUT:g} s. Check the address, firewall and VPN. {forward}"
     if isinstance(cause, NewConnectionError):
         return f"{url}: no connection ({_reason(cause)}). Is the server, or the port forward, running? {forward}"
+    if isinstance(cause, ConnectTimeoutError):
+        return f"{url}: no connection in {CONNECT_TIMEOUT:g} s. Check the address, firewall and VPN. {forward}"
     if isinstance(cause, ReadTimeoutError):
         return (
             f"{url}: no answer in {ANSWER_TIMEOUT:g} s. Is the server overloaded? Its log: "
