@@ -8,6 +8,7 @@ runs an uploaded version.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 import kfp_server_api
 import urllib3
-from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
+from kfp.client.token_credentials_base import read_token_from_file
 from kfp_server_api import ApiException
 from urllib3.exceptions import (
     ConnectTimeoutError,
@@ -228,11 +229,16 @@ def _configuration(connection: Connection, retries: int) -> kfp_server_api.Confi
         configuration.api_key["authorization"] = connection.token
     elif connection.token_file:
         configuration.api_key["authorization"] = "read from the file before each request"
-        configuration.refresh_api_key_hook = ServiceAccountTokenVolumeCredentials(
-            str(connection.token_file)
-        ).refresh_api_key_hook
+        configuration.refresh_api_key_hook = functools.partial(_read_token, connection.token_file)
     configuration.api_key_prefix["authorization"] = "Bearer"
     return configuration
+
+
+def _read_token(file: Path, configuration: kfp_server_api.Configuration) -> None:
+    try:
+        configuration.api_key["authorization"] = read_token_from_file(str(file))
+    except OSError as error:
+        raise ClusterError(f"--token-file {file}: {error.strerror or error}") from error
 
 
 def _server_message(error: ApiException) -> str:
@@ -314,6 +320,8 @@ def _explain_tls(connection: Connection, said: str) -> str:
         return f"{url}: does not speak TLS. Does the address begin with http:// in truth?"
     if "hostname mismatch" in lowered or "not valid for" in lowered or "doesn't match" in lowered:
         return f"{url}: the server's certificate is for another host name. Use the name that is in the certificate."
+    if "no certificate or crl found" in lowered.replace("_", " ") or "pem lib" in lowered:
+        return f"--ssl-ca-cert {connection.ca_cert}: has no certificate in PEM's form (-----BEGIN CERTIFICATE-----)."
     if "has expired" in lowered:
         return f"{url}: the server's certificate has expired. Its administrator has to renew it."
     if "certificate verify failed" in lowered:

@@ -6,32 +6,35 @@ failed or was cancelled; 130 waiting was interrupted, the run goes on.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from yolact.errors import SettingsError, YolactError
+from pipelines.commands import ClusterChanges, ClusterFile
+from pipelines.config import CLUSTER
+from pipelines.presets import PARAMS
+from yolact.errors import SettingsError
 
 if TYPE_CHECKING:
     from pipelines.client import Cluster, Job
     from pipelines.connection import Connection
     from pipelines.runs import RunStatus
+    from pipelines.spec import CompiledPipeline
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMPILED = Path(__file__).resolve().parent / "compiled"
-PARAMS = Path("params.yaml")
 
 SETTINGS_PARAMETER = "params"
 """The pipelines' parameter that takes all settings."""
+
+CODE_PARAMETER = "code_version"
+"""The pipelines' parameter that takes the version of the code."""
 
 IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
 """Where Kubeflow Pipelines is for a pod of the same cluster (kubeflow.org, "Connect the SDK to the API")."""
@@ -39,9 +42,7 @@ IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 """Where Kubeflow puts a token for Pipelines into a pod that asks for one."""
 
-P = ParamSpec("P")
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer()
 
 
 class _ScheduleGroup(TyperGroup):
@@ -144,31 +145,7 @@ PipelineRoot = Annotated[
 ServiceAccount = Annotated[str | None, typer.Option(help="Kubernetes service account that the tasks run as.")]
 
 
-def _guarded(name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """End a command on errors that a user can mend with their message and exit code, without a traceback."""
-
-    def decorate(command: Callable[P, None]) -> Callable[P, None]:
-        @functools.wraps(command)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of each repeated request
-            try:
-                command(*args, **kwargs)
-            except YolactError as error:
-                print(f"{name} failed: {error}", file=sys.stderr)
-                raise typer.Exit(error.exit_code) from error
-            except OSError as error:
-                if error.filename is None:
-                    raise
-                print(f"{name} failed: {error.filename}: {error.strerror}", file=sys.stderr)
-                raise typer.Exit(1) from error
-
-        return guarded
-
-    return decorate
-
-
 @app.command()
-@_guarded("submit")
 def submit(
     pipeline: Pipeline = "training",
     *,
@@ -181,6 +158,8 @@ def submit(
     arguments: Arguments = None,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; made from version and time if none.")] = None,
     enable_caching: Caching = None,
+    cluster_file: ClusterFile = CLUSTER,
+    cluster_changes: ClusterChanges = None,
     pipeline_root: PipelineRoot = None,
     service_account: ServiceAccount = None,
     namespace: Namespace = None,
@@ -196,7 +175,13 @@ def submit(
     one that is there already is used.
     """
     connection = _connection(host, namespace, token, token_file, cookie, ssl_ca_cert, ui_host)
-    order = _Order(pipeline, preset, params, overrides or [], arguments or [], enable_caching)
+    order = _Order(
+        _compile(pipeline, cluster_file, cluster_changes or [], enable_caching),
+        arguments or [],
+        preset,
+        params,
+        overrides or [],
+    )
     from pipelines import watch
 
     cluster, job = order.prepare(connection, experiment, run_name, pipeline_root, service_account)
@@ -215,7 +200,6 @@ def submit(
 
 
 @schedules.command("create")
-@_guarded("schedule")
 def schedule_create(
     pipeline: Pipeline = "training",
     *,
@@ -239,6 +223,8 @@ def schedule_create(
     params: ParamsFile = PARAMS,
     arguments: Arguments = None,
     enable_caching: Caching = None,
+    cluster_file: ClusterFile = CLUSTER,
+    cluster_changes: ClusterChanges = None,
     pipeline_root: PipelineRoot = None,
     service_account: ServiceAccount = None,
     namespace: Namespace = None,
@@ -250,7 +236,13 @@ def schedule_create(
 ) -> None:
     """Run a pipeline again and again. The word `create` may be left out."""
     connection = _connection(host, namespace, token, token_file, cookie, ssl_ca_cert, ui_host)
-    order = _Order(pipeline, preset, params, overrides or [], arguments or [], enable_caching)
+    order = _Order(
+        _compile(pipeline, cluster_file, cluster_changes or [], enable_caching),
+        arguments or [],
+        preset,
+        params,
+        overrides or [],
+    )
     from pipelines.client import Schedule
     from pipelines.connection import ClusterError
     from pipelines.cron import to_kubeflow
@@ -276,7 +268,6 @@ def schedule_create(
 
 
 @schedules.command("list")
-@_guarded("schedule list")
 def schedule_list(
     host: Host = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -301,7 +292,6 @@ def schedule_list(
 
 
 @schedules.command("delete")
-@_guarded("schedule delete")
 def schedule_delete(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id; `schedule list` has them.")],
     host: Host = None,
@@ -332,7 +322,6 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its
 
 
 @app.command()
-@_guarded("status")
 def status(
     run: RunName,
     host: Host = None,
@@ -356,7 +345,6 @@ def status(
 
 
 @app.command()
-@_guarded("logs")
 def logs(
     run: RunName,
     task: Annotated[
@@ -402,33 +390,28 @@ class _Order:
     """What the user wants to run, checked as far as that is possible without the server."""
 
     def __init__(
-        self,
-        pipeline: str,
-        preset: str | None,
-        params: Path,
-        overrides: list[str],
-        arguments: list[str],
-        caching: bool | None,
+        self, pipeline: CompiledPipeline, arguments: list[str], preset: str | None, params: Path, overrides: list[str]
     ) -> None:
-        from components.common.lineage import code_version
+        from components.common.lineage import git_state
+        from pipelines.code import code_version
         from pipelines.presets import choose
-        from pipelines.spec import parse_arguments, read_compiled, version_names
+        from pipelines.spec import parse_arguments, version_names
 
-        is_file = pipeline.endswith((".yaml", ".yml"))
-        compiled = read_compiled(Path(pipeline) if is_file else COMPILED / f"{pipeline}.yaml")
-        self.pipeline = compiled if caching is None else compiled.with_caching(caching)
-        self.arguments = parse_arguments(arguments, self.pipeline)
-        if SETTINGS_PARAMETER in self.pipeline.parameters:
+        self.pipeline = pipeline
+        self.arguments = parse_arguments(arguments, pipeline)
+        if SETTINGS_PARAMETER in pipeline.parameters:
             settings = choose(preset, params, overrides)
             self.arguments[SETTINGS_PARAMETER] = settings.model_dump_json(by_alias=True)
         elif preset or overrides:
             raise SettingsError(
-                f"{self.pipeline.origin}: the pipeline {self.pipeline.name} takes no settings; leave out --preset, -S"
+                f"{pipeline.origin}: the pipeline {pipeline.name} takes no settings; leave out --preset, -S"
             )
-        self.pipeline.check_arguments(self.arguments)
-        self.commit, dirty = code_version(REPOSITORY, ignoring=[str(PARAMS)])  # settings travel with the run
+        if CODE_PARAMETER in pipeline.parameters:
+            self.arguments.setdefault(CODE_PARAMETER, code_version())
+        pipeline.check_arguments(self.arguments)
+        self.commit, dirty = git_state(REPOSITORY, ignoring=[str(PARAMS)])  # settings travel with the run
         self.dirty = bool(dirty)
-        self.names = version_names(self.pipeline, self.commit, dirty=self.dirty)
+        self.names = version_names(pipeline, self.commit, dirty=self.dirty)
 
     def prepare(
         self,
@@ -460,6 +443,24 @@ class _Order:
         return cluster, job
 
 
+def _compile(pipeline: str, cluster_file: Path, cluster_changes: list[str], caching: bool | None) -> CompiledPipeline:
+    """Compile a pipeline of the project, or read a compiled one's file."""
+    from pipelines.compiler import PIPELINES, pipeline_text
+    from pipelines.config import load_cluster
+    from pipelines.spec import parse_compiled, read_compiled
+
+    if pipeline.endswith((".yaml", ".yml")):
+        if cluster_changes or cluster_file != CLUSTER:
+            raise SettingsError(f"{pipeline}: is compiled already; --cluster and -C go with a pipeline's name")
+        compiled = read_compiled(Path(pipeline))
+    elif pipeline in PIPELINES:
+        compiled = parse_compiled(pipeline_text(pipeline, load_cluster(cluster_file, cluster_changes)), pipeline)
+    else:
+        known = ", ".join(PIPELINES)
+        raise SettingsError(f"no pipeline {pipeline!r}; there are: {known}; or a compiled one's file, NAME.yaml")
+    return compiled if caching is None else compiled.with_caching(caching)
+
+
 def _connection(
     host: str | None,
     namespace: str | None,
@@ -471,6 +472,7 @@ def _connection(
 ) -> Connection:
     from pipelines.connection import IN_POD_NAMESPACE, Connection
 
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each repeated request
     if not host and IN_POD_NAMESPACE.exists():
         host = IN_CLUSTER_HOST
     if not host:

@@ -129,13 +129,23 @@ def read_compiled(path: Path) -> CompiledPipeline:
         PipelineError: the file is missing or is no compiled pipeline.
     """
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        return parse_compiled(path.read_text(encoding="utf-8"), origin=str(path))
     except FileNotFoundError:
-        beside = sorted(file.stem for file in path.parent.glob("*.yaml"))
-        there = f" There are: {', '.join(beside)}." if beside else " Write it with `python -m pipelines compile`."
-        raise PipelineError(f"{path}: no such compiled pipeline.{there}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"{path}: not valid YAML: {error}") from error
+        raise PipelineError(f"{path}: no such file; `python -m pipelines compile` writes pipelines") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: not a text: {error}") from error
+
+
+def parse_compiled(text: str, origin: str) -> CompiledPipeline:
+    """Read the text that the compiler wrote; ``origin`` is named in errors.
+
+    Raises:
+        PipelineError: it is no compiled pipeline.
+    """
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{origin}: not valid YAML: {error}") from error
     spec: Any = documents[0] if documents else None
     platforms: Any = documents[1] if len(documents) == 2 else {}
     try:
@@ -144,10 +154,10 @@ def read_compiled(path: Path) -> CompiledPipeline:
         assert spec["root"]["dag"]
     except (json_format.ParseError, AttributeError, TypeError, KeyError, AssertionError) as error:
         raise PipelineError(
-            f"{path}: not a compiled pipeline ({error or type(error).__name__}). Write it anew with "
-            "`python -m pipelines compile`."
+            f"{origin}: not a compiled pipeline ({error or type(error).__name__}); "
+            "`python -m pipelines compile` writes one"
         ) from error
-    return CompiledPipeline(spec, platforms, origin=str(path))
+    return CompiledPipeline(spec, platforms, origin)
 
 
 def version_names(pipeline: CompiledPipeline, commit: str | None, *, dirty: bool) -> list[str]:

@@ -81,7 +81,7 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
     Raises:
         DataError: ``processed_dir`` has no usable ``stats.json``.
     """
-    commit, dirty = code_version(root)
+    commit, dirty = git_state(root)
     remote = _git(root, "remote", "get-url", "origin")
     lock = root / "dvc.lock"
     return Lineage(
@@ -97,7 +97,7 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
     )
 
 
-def code_version(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | None, bool | None]:
+def git_state(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | None, bool | None]:
     """The commit that is checked out at ``root``, and whether the code differs from it (see `Lineage.git_dirty`).
 
     Changes in the tracked paths of ``ignoring`` do not count. Both are None outside a git repository.

@@ -127,6 +127,10 @@ class DvcPath:
     def __str__(self) -> str:
         return f"dvc:{without_credentials(self.repository)}#{self.path}@{self.revision}"
 
+    def pinned(self) -> str:
+        """As ``data.source`` spells it, with the commit that the revision names now."""
+        return f"dvc:{self.repository}#{self.path}@{self._commit()}"
+
     def fetch(self, downloads: Path) -> Path:
         """The folder or file, from the repository's DVC remote or cache."""
         from botocore.exceptions import BotoCoreError
@@ -217,6 +221,15 @@ def find_source(data: DataConfig) -> Source | None:
     if not path.exists():
         raise DataError(f"data.source: {text!r} does not exist (looked for {path.absolute()}). {SPELLINGS}")
     return Local(path)
+
+
+def state_of(source: Source | None) -> State:
+    """State of what `find_source` found.
+
+    Raises:
+        DataError: it is out of reach.
+    """
+    return State("generated") if source is None else source.state()
 
 
 def shown_source(text: str) -> str:

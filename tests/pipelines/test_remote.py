@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
 from pipelines import connection, remote, watch
+from pipelines.__main__ import app
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
 from tests.pipelines.tiny import compile_to
@@ -53,7 +54,7 @@ class Output:
 
 
 def call(*arguments: str | Path) -> Output:
-    return Output(CliRunner().invoke(remote.app, [str(argument) for argument in arguments]))
+    return Output(CliRunner().invoke(app, [str(argument) for argument in arguments]))
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +94,7 @@ def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> It
 def clean_code(monkeypatch: pytest.MonkeyPatch) -> str:
     """The code counts as committed; gives the commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    monkeypatch.setattr("components.common.lineage.code_version", lambda root, ignoring=(): (commit, False))
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (commit, False))
     return commit
 
 
@@ -169,12 +170,12 @@ def test_other_content_under_the_same_commit_becomes_a_version_of_its_own(
 def test_code_that_is_not_committed_is_named_by_its_content(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.common.lineage.code_version", lambda root, ignoring=(): ("f" * 40, True))
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): ("f" * 40, True))
     done = call("submit", compiled["tiny"])
     assert re.fullmatch("f{12}-dirty-[0-9a-f]{8}", only(server.versions)["name"])
     assert only(server.versions)["tags"]["git_dirty"] == "true"
     assert "not committed" in done.err
-    monkeypatch.setattr("components.common.lineage.code_version", lambda root, ignoring=(): (None, None))
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (None, None))
     call("submit", compiled["tiny"])
     assert [version["name"] for version in server.versions.values()][1].startswith("content-")
 
@@ -193,7 +194,10 @@ def test_code_that_is_not_committed_is_named_by_its_content(
         (["tiny", "-A", "epochs"], "--argument epochs: must be NAME=VALUE"),
         (["plain"], "the pipeline plain needs a value for epochs; give it as --argument epochs=VALUE"),
         (["plain", "-A", "epochs=1", "--preset", "smoke"], "takes no settings; leave out --preset, -S"),
-        (["nothing.yaml"], "nothing.yaml: no such compiled pipeline"),
+        (["nothing.yaml"], "nothing.yaml: no such file"),
+        (["trainig"], "no pipeline 'trainig'; there are: training"),
+        (["training", "-C", "tasks.train.gpu=0"], "gpu: unknown key"),
+        (["tiny", "-C", "tasks.train.gpus=0"], "is compiled already; --cluster and -C go with a pipeline's name"),
         (["params.yaml"], "params.yaml: not a compiled pipeline"),
     ],
 )
@@ -203,7 +207,7 @@ def test_nothing_is_sent_when_settings_or_arguments_are_wrong(
     refused = call("submit", *(compiled.get(argument, argument) for argument in arguments))
     assert refused.code == 1
     assert message in refused.err
-    assert refused.err.startswith("submit failed: ")
+    assert refused.err.startswith("[submit] failed: ")
     assert server.requests == []
     server.requests.append("none, as it should be")
 
@@ -298,8 +302,8 @@ def test_a_failed_run_ends_with_code_3_the_task_and_the_end_of_its_log(
     failed = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
     assert failed.code == 3
     lines = failed.err.splitlines()
-    begin = next(index for index, line in enumerate(lines) if line.startswith("submit failed"))
-    assert lines[begin] == f"submit failed: run nightly ({failed.run_id}) ended as FAILED"
+    begin = next(index for index, line in enumerate(lines) if line.startswith("[submit] failed"))
+    assert lines[begin] == f"[submit] failed: run nightly ({failed.run_id}) ended as FAILED"
     assert lines[begin + 1] == "task train: failed after 1 min 15 s (attempt 2)"
     assert lines[-2:] == [
         "  train failed: params.yaml: no photos",
@@ -798,7 +802,7 @@ def test_logs_that_the_api_has_not_come_from_kubernetes(
         }
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))  # read when the library is imported
-        program = "from pipelines import remote\nremote.app()"
+        program = "from pipelines.__main__ import app\napp()"
         printed = subprocess.run(
             [sys.executable, "-c", program, "logs", failed_run], capture_output=True, text=True, check=False
         )
@@ -819,9 +823,9 @@ def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server, f
 
 def test_help_is_there_without_the_sdk(repository: Path) -> None:
     program = (
-        "import sys\nfrom pipelines import remote\n"
+        "import sys\nfrom pipelines.__main__ import app\n"
         "assert 'kfp' not in sys.modules and 'torch' not in sys.modules, 'slow to start'\n"
-        "remote.app(['submit', '--help'])"
+        "app(['submit', '--help'])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
