@@ -77,7 +77,9 @@ class Registered:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
                     if _find(client, name) is None:  # not another process: MLflow hides prompts, which share the names
-                        raise RegistryError(f"the name {name!r} at {shown_uri()} is taken by a prompt. {_TAKEN}") from None
+                        raise RegistryError(
+                            f"the name {name!r} at {shown_uri()} is taken by a prompt. {_TAKEN}"
+                        ) from None
         return cls.open(client, name)
 
     def versions(self) -> dict[int, ModelVersion]:
@@ -96,8 +98,8 @@ class Registered:
             raise RegistryError(f"{self.name} has no version {number}; it has: {there}")
         if found[number].status != "READY":
             raise RegistryError(
-                f"{self.name} version {number} is not ready ({found[number].status}): its registration was interrupted. "
-                "Register it again: dvc repro -f register"
+                f"{self.name} version {number} is not ready ({found[number].status}): its registration was "
+                "interrupted. Register it again: dvc repro -f register"
             )
         return found[number]
 

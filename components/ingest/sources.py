@@ -219,20 +219,6 @@ def find_source(data: DataConfig) -> Source | None:
     return Local(path)
 
 
-def shown_source(text: str) -> str:
-    """``data.source`` without passwords, for messages and records.
-
-    Only an address on the web loses what follows ``?`` and ``#``; in ``dvc:REPOSITORY#PATH@REVISION`` and in the keys
-    of a bucket these are no secrets but say which data is meant.
-    """
-    if text.startswith(("https://", "http://")):
-        return without_credentials(text)
-    if text.startswith("dvc:"):
-        repository, mark, rest = text.rpartition("#")
-        return f"{without_credentials(repository)}{mark}{rest}"
-    return redact(text)
-
-
 def files_below(path: Path) -> Iterator[Path]:
     """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
 

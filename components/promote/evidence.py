@@ -1,8 +1,8 @@
 """What a version found in validation photos: from its run, from an earlier evaluation, or evaluated anew.
 
-Two versions are compared on one ground truth, photo by photo. Where a version was measured on another one, or its run has
-been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its own, so
-that it is done once. Each version is measured with the detection settings that it carries, as it is served.
+Two versions are compared on one ground truth, photo by photo. Where a version was measured on another one, or its run
+has been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its
+own, so that it is done once. Each version is measured with the detection settings that it carries, as it is served.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Evaluator:
         found = hash_ground_truth(tree)
         if digest not in (None, found):
             raise RegistryError(
-                f"{annotations} is not what the other version was measured on, though {self.processed_dir} has the same "
-                "digest. Run the evaluate and register steps of that version again."
+                f"{annotations} is not what the other version was measured on, though {self.processed_dir} has the "
+                "same digest. Run the evaluate and register steps of that version again."
             )
         log.info("%s version %d is evaluated anew on %s", self.model.name, number, annotations)
         with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +164,9 @@ class Evaluator:
         try:
             here = read_data_digest(self.processed_dir)
         except DataError as error:
-            raise RegistryError(f"{self.model.name} version {number} must be evaluated anew: {error} {way_out}") from None
+            raise RegistryError(
+                f"{self.model.name} version {number} must be evaluated anew: {error} {way_out}"
+            ) from None
         if data_digest is None or here != data_digest:
             raise RegistryError(
                 f"{self.model.name} version {number} must be evaluated anew on the data with the digest "

@@ -1,7 +1,7 @@
 """The gate between candidate and champion: pure decisions on figures that others measured.
 
-Each rule gives its verdict with the value, the limit and by how much the value fell short, so that a refusal can be read
-without knowing the code. All AP values and their differences lie in 0 to 1.
+Each rule gives its verdict with the value, the limit and by how much the value fell short, so that a refusal can be
+read without knowing the code. All AP values and their differences lie in 0 to 1.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A decision is one tag ``decision.NUMBER-TIME-ID`` on the version that it made champion, with JSON: who, when, from which
 version, why, figures and gate. It is written before the alias moves, as ``intended``, and becomes ``done`` after that.
-A process that dies in between leaves an intended decision: the next one to hold the lock sees by the alias whether it came
-to pass, and calls it ``done`` or ``abandoned`` (`settle`).
+A process that dies in between leaves an intended decision: the next one to hold the lock sees by the alias whether it
+came to pass, and calls it ``done`` or ``abandoned`` (`settle`).
 """
 
 from __future__ import annotations

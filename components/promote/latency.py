@@ -1,8 +1,8 @@
 """How long a version takes for a photo, measured here and now.
 
-One photo at a time (the version's input example, a real validation photo), from decoded pixels to boxes and masks in the
-photo's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It says
-something about another machine only as far as that is alike; promote where, or as, you serve.
+One photo at a time (the version's input example, a real validation photo), from decoded pixels to boxes and masks in
+the photo's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It
+says something about another machine only as far as that is alike; promote where, or as, you serve.
 """
 
 from __future__ import annotations

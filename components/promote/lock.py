@@ -7,8 +7,8 @@ died is known by its time: whoever comes later renames its lock (a rename to a t
 succeeds), looks whether it really took the dead one, and deletes it.
 
 What is left to chance: a holder that is stopped between its last look at the lock (`Hold.check`) and its write, for
-longer than the lock lives. There is still one champion then, since an alias is one pointer, and no decision is lost, since
-each is a tag of its own; `components.promote.history` sees that alias and decisions do not agree, and says so.
+longer than the lock lives. There is still one champion then, since an alias is one pointer, and no decision is lost,
+since each is a tag of its own; `components.promote.history` sees that alias and decisions do not agree, and says so.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _acquire(client: MlflowClient, lock_name: str, owner: str, lifetime: float, 
             continue
         if time.monotonic() > give_up:
             raise LockedError(
-                f"another promotion is under way: {_holder(found)}. If that process is dead, its lock ends by itself at "
-                f"{_when(found, 'until')}: run this again then."
+                f"another promotion is under way: {_holder(found)}. If that process is dead, its lock ends by itself "
+                f"at {_when(found, 'until')}: run this again then."
             )
         time.sleep(PAUSE)
 

@@ -2,12 +2,12 @@
 
 What happens, in this order:
 
-1. Candidate and champion are compared on the same validation photos (`components.promote.evidence`), and the gate judges
-   (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
+1. Candidate and champion are compared on the same validation photos (`components.promote.evidence`), and the gate
+   judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
 2. A refusal ends here.
-3. Under the lock (`components.promote.lock`): what interrupted promotions left is settled; the champion is looked at once
-   more, and if it is no longer the one that was compared, all begins anew; the decision is written as a tag of the version
-   (``intended``); the alias moves; the decision becomes ``done``.
+3. Under the lock (`components.promote.lock`): what interrupted promotions left is settled; the champion is looked at
+   once more, and if it is no longer the one that was compared, all begins anew; the decision is written as a tag of
+   the version (``intended``); the alias moves; the decision becomes ``done``.
 
 Killed at any moment, there is one champion, the old or the new, and the next promotion or rollback settles the decision
 (`components.promote.history`). A killed process's lock ends by itself.
@@ -69,8 +69,8 @@ class Assessment:
 
     rules: list[Rule]
     figures: dict[str, Any]
-    """What was compared: data, metric, values, gain with its interval, per class (not kept with decisions, whose runs have
-    it), latency."""
+    """What was compared: data, metric, values, gain with its interval, per class (not kept with decisions, whose runs
+    have it), latency."""
     notes: list[str]
     """What else a reader should know."""
 
@@ -164,9 +164,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     raise RegistryError(f"the champion of {model.name} changed {ATTEMPTS} times during this; run it again")
 
 
-def rollback(
-    params: Params, *, name: str | None = None, to: int | None = None, reason: str | None = None
-) -> tuple[Decision, History]:
+def rollback(params: Params, *, name: str | None = None, to: int | None = None, reason: str | None = None) -> Decision:
     """Make the previous champion champion again; nothing is measured.
 
     Done again, it goes one champion further back. A version that is no longer in the registry is passed over.
@@ -185,11 +183,8 @@ def rollback(
     with hold(model.client, model.name, _owner()) as lock:
         history = settle(model, read_history(model))
         version = _earlier_champion(history) if to is None else _former_champion(history, to)
-        who = _who()
-        decision = new_decision(history, "rollback", version, who=who, host=_host(), reason=reason)
-        return _move(model, lock, decision), history
-
-
+        decision = new_decision(history, "rollback", version, who=_who(), host=_host(), reason=reason)
+        return _move(model, lock, decision)
 
 
 def _wanted(model: Registered, request: Request) -> int:
@@ -351,13 +346,13 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
     notes = []
     if other.run_id != champion.run_id:
         notes.append(
-            f"the champion (version {champion.version}) was measured on other data, or its run was evaluated again since: "
-            f"its figures come from run {other.run_id}"
+            f"the champion (version {champion.version}) was measured on other data, or its run was evaluated again "
+            f"since: its figures come from run {other.run_id}"
         )
     if version.tags.get("data_digest") != champion.tags.get("data_digest"):
         notes.append(
-            "the champion was made from other data: if some of these validation photos were among its training photos, it "
-            "looks better here than it is"
+            "the champion was made from other data: if some of these validation photos were among its training photos, "
+            "it looks better here than it is"
         )
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):
         notes.append("the versions carry different detection settings; each was measured with its own, as it is served")
