@@ -249,3 +249,12 @@ class TestAtTheEdges:
     def test_wrong_arguments_are_refused(self, wrong):
         with pytest.raises(ValueError, match="samples must be 1 or more"):
             compare_detections(instances(1, []), [], [], iou_type="box", **wrong)
+
+
+@pytest.mark.parametrize("iou_type", ["box", "mask"])
+def test_equal_scores_of_a_repeated_image_come_row_by_row(iou_type):
+    truth = instances(1, [true_object(1, 3, (0, 0, 20, 20))])
+    right, wrong = (found_object(1, 3, place, 0.5) for place in ((0, 0, 20, 20), (40, 40, 10, 10)))
+    cat = ours(truth, [right, wrong], [3], iou_type)[0, 0]
+    # right, wrong, right, wrong, right, wrong: precision 1 up to recall 1/3, then 2/3, then 3/5
+    assert cat == pytest.approx((34 + 33 * 2 / 3 + 34 * 3 / 5) / 101, abs=1e-12)
