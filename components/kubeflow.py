@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.common.command import clear_errors
+from components.common.lineage import shown_source
 from yolact.config import DataParams, Params, read_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
@@ -111,8 +112,6 @@ def checkpoints_folder(volume: str, run: str, resume: str) -> Path | None:
 
 def describe_raw(raw: Artifact, params: DataParams, fingerprint: str) -> None:
     """Say of ``data/raw`` where it comes from and how much it is."""
-    from components.ingest.sources import shown_source
-
     files = [path for path in Path(raw.path).rglob("*") if path.is_file()]
     raw.metadata |= {
         "source": shown_source(params.data.source),
