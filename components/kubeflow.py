@@ -5,7 +5,6 @@ Nothing here imports kfp: of an artifact it needs the path and the metadata.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from components.common.command import clear_errors
+from components.common.lineage import shown_source
 from yolact.config import DataParams, Params, read_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
@@ -112,8 +112,6 @@ def checkpoints_folder(volume: str, run: str, resume: str) -> Path | None:
 
 def describe_raw(raw: Artifact, params: DataParams, fingerprint: str) -> None:
     """Say of ``data/raw`` where it comes from and how much it is."""
-    from components.ingest.sources import shown_source
-
     files = [path for path in Path(raw.path).rglob("*") if path.is_file()]
     raw.metadata |= {
         "source": shown_source(params.data.source),
@@ -162,10 +160,13 @@ def describe_evaluation(evaluation: Artifact, metrics: MetricsArtifact, summary:
                 metrics.log_metric(f"{kind}_{name}", value)
     names = ("AP", "AP50", "AP75", "AP70")
     figures = [(kind, *(_percent(scores[kind][name]) for name in names)) for kind in kinds]
-    with (folder / "report" / "per_class.csv").open(encoding="utf-8", newline="") as file:
-        columns, *rows = csv.reader(file)
-    classes = [(row[0], *(_percent(float(cell)) if "." in cell else cell or "-" for cell in row[1:])) for row in rows]
-    text = f"# {scores['images']} photos, percent\n\n{markdown_table(('', *names), figures)}\n{markdown_table(columns, classes)}"
+    classes = [
+        (name, *(_percent(scores[kind]["per_class"][name][figure]) for kind in kinds for figure in ("AP", "AP50")))
+        for name in scores["mask"]["per_class"]
+    ]
+    overall = markdown_table(("", *names), figures)
+    each = markdown_table(("class", "mask AP", "mask AP50", "box AP", "box AP50"), classes)
+    text = f"# {scores['images']} photos, in percent\n\n{overall}\n{each}"
     write_text_atomic(summary.path, text)
 
 

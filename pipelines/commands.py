@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipelines.config import CLUSTER, load_cluster
+from pipelines.presets import PARAMS, choose
 from yolact.errors import YolactError
 
 
@@ -31,6 +33,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+OUTPUT = Path("runs")
+"""Where local runs keep their results."""
 
 ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="FILE", help="Images, resources, secrets, volumes.")]
 ClusterChanges = Annotated[
@@ -57,3 +62,44 @@ def compile_command(
 
     for path in compile_all(load_cluster(cluster, changes or []), output or COMPILED):
         print(path)
+
+
+class Runner(StrEnum):
+    """What a task is on this machine."""
+
+    SUBPROCESS = "subprocess"
+    DOCKER = "docker"
+
+
+@app.command("run-local")
+def run_local(
+    runner: Annotated[Runner, typer.Option(help="Tasks as processes, or in containers.")] = Runner.SUBPROCESS,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Settings: of this preset; `yolact preset list` names them.")
+    ] = None,
+    params: Annotated[Path, typer.Option(metavar="FILE", help="Settings: this file.")] = PARAMS,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Change a setting, as in `dvc exp run -S`."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Keep the results here.")] = OUTPUT,
+    image: Annotated[str | None, typer.Option(help="With containers: their image; the cluster file's if none.")] = None,
+    mount: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="With containers: a folder that they may read.")
+    ] = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="With containers: give them the machine's GPUs.")] = False,
+    resume_run: Annotated[str, typer.Option(metavar="ID", help="Go on with the training of a run that stopped.")] = "",
+    cache: Annotated[bool, typer.Option(help="Take data steps from an earlier run where nothing changed.")] = True,
+    cluster: ClusterFile = CLUSTER,
+) -> None:
+    """Run the pipeline `training` on this machine."""
+    from pipelines.run_local import run_training
+
+    config = load_cluster(cluster)
+    containers = None
+    if runner is Runner.DOCKER:
+        from pipelines.local import Containers
+
+        containers = Containers(image or config.image, tuple(mount or ()), gpus=gpus)
+    settings = choose(preset, params, overrides or [])
+    run_training(settings, config, output, containers=containers, resume_run=resume_run, cache=cache)

@@ -121,12 +121,24 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
         raise SettingsError("\n".join(f"{origin}: {_explain(detail)}" for detail in error.errors())) from error
 
 
+def _fields(section: Sequence[str | int]) -> list[str]:
+    """Keys that a section of the file knows."""
+    models: dict[str, type[_Section]] = {
+        "retry": RetryConfig,
+        "checkpoints": CheckpointsConfig,
+        "secrets": SecretConfig,
+        "tasks": Toleration if "tolerations" in section else TaskConfig,
+    }
+    return list((models[str(section[0])] if section else ClusterConfig).model_fields)
+
+
 def _explain(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = {*ClusterConfig.model_fields, *TaskConfig.model_fields}
+        known = _fields(detail["loc"][:-1])
         close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)

@@ -408,10 +408,36 @@ class RuntimeConfig(_Section):
 class RegisterConfig(_Section):
     experiment: Annotated[str, Field(min_length=1)]
     """MLflow experiment of the runs."""
-    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")]
-    """Registered model name; MLflow allows neither ``/`` nor ``:``."""
+    model_name: Annotated[str, Field(pattern=r"^[^/:@'\"]+$")]
+    """Registered model name; MLflow allows neither ``/`` nor ``:``, and quotes and ``@`` could not be searched for."""
     min_mask_ap50: Fraction
     """A version below this is registered without the alias ``candidate``."""
+
+
+class PromoteConfig(_Section):
+    """The gate between the aliases ``candidate`` and ``champion``. Gains and losses are differences of AP, 0 to 1."""
+
+    metric: Literal["mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"]
+    """What the candidate must be better at."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)]
+    """Candidate minus champion, at least; below 0 lets a slightly worse model pass."""
+    max_doubt: Fraction
+    """The lower end of the gain's interval may be this far below 0: with that confidence the candidate is no worse than
+    that. At 0 the gain must be proven."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    """Of that interval (bootstrap over the validation photos)."""
+    samples: Annotated[int, Field(ge=100, le=100_000)]
+    """Bootstrap samples."""
+    max_class_loss: Fraction
+    """Most AP that any one class may lose, by the kind of overlap that ``metric`` names."""
+    min_class_objects: PositiveInt
+    """Classes with fewer validation objects do not count for that: their AP is chance."""
+    max_latency_ms: NonNegativeFloat
+    """Most milliseconds a photo, see `components.promote.latency`; 0 for no limit."""
+    min_first: Fraction
+    """Least value of ``metric`` of a first champion."""
+    fail_on_refusal: bool
+    """Whether a refusal makes the step ``promote`` of a pipeline fail; the command always exits with 3 then."""
 
 
 class DataParams(_Section):
@@ -427,6 +453,7 @@ class Params(DataParams):
     train: TrainConfig
     evaluate: EvaluateConfig
     register_: Annotated[RegisterConfig, Field(alias="register")]
+    promote: PromoteConfig
     runtime: RuntimeConfig
 
     @model_validator(mode="after")

@@ -232,20 +232,6 @@ def state_of(source: Source | None) -> State:
     return State("generated") if source is None else source.state()
 
 
-def shown_source(text: str) -> str:
-    """``data.source`` without passwords, for messages and records.
-
-    Only an address on the web loses what follows ``?`` and ``#``; in ``dvc:REPOSITORY#PATH@REVISION`` and in the keys
-    of a bucket these are no secrets but say which data is meant.
-    """
-    if text.startswith(("https://", "http://")):
-        return without_credentials(text)
-    if text.startswith("dvc:"):
-        repository, mark, rest = text.rpartition("#")
-        return f"{without_credentials(repository)}{mark}{rest}"
-    return redact(text)
-
-
 def files_below(path: Path) -> Iterator[Path]:
     """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
 

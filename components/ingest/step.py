@@ -14,8 +14,9 @@ from pathlib import Path
 from components.common.archives import JUNK, unpack
 from components.common.command import run_command
 from components.common.disk import require_free_disk
+from components.common.lineage import shown_source
 from components.ingest.layout import find_layout
-from components.ingest.sources import Local, files_below, find_source, shown_source
+from components.ingest.sources import Local, files_below, find_source
 from yolact.config import DataParams
 from yolact.data.sample import generate_sample
 from yolact.errors import DataError

@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 
 from components.common.command import run_command
-from components.ingest.sources import find_source, shown_source, state_of
+from components.common.lineage import shown_source
+from components.ingest.sources import find_source, state_of
 from yolact.config import Params
 from yolact.errors import DataError
 from yolact.files import write_json_atomic

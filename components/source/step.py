@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from components.common.lineage import without_credentials
-from components.ingest.sources import DvcPath, find_source, shown_source, state_of
+from components.common.lineage import shown_source, without_credentials
+from components.ingest.sources import DvcPath, find_source, state_of
 from yolact.config import Params
 from yolact.errors import SettingsError
 
