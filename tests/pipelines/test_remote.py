@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from pipelines import connection, remote, watch
 from pipelines.__main__ import app
+from pipelines.presets import choose
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
 from tests.pipelines.tiny import compile_to
@@ -126,6 +127,37 @@ def test_submit_uploads_a_version_named_by_the_commit_and_starts_a_run(
     assert done.run_id == run["run_id"]
     assert f"{server.host}/#/runs/details/{run['run_id']}" in done.out
     assert "uploaded" in done.out
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: Server, clean_code: str) -> None:
+    done = call(
+        *("submit", "--preset", "smoke", "-S", "train.lr=5e-4", "-C", "tasks.train.gpus=0"),
+        *("-A", "data_repository=https://git.example/data.git", "-A", "data_revision=1.0"),
+    )
+    assert done.code == 0, done.err
+    assert only(server.pipelines)["name"] == "training"
+    assert only(server.versions)["name"] == clean_code[:12]
+    executors = only(server.versions)["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    assert "accelerator" not in executors["exec-train"]["container"]["resources"]
+    assert "accelerator" in executors["exec-evaluate"]["container"]["resources"]
+    parameters = only(server.runs)["runtime_config"]["parameters"]
+    assert (parameters["data_repository"], parameters["data_revision"]) == ("https://git.example/data.git", "1.0")
+    assert parameters["code_version"]
+    settings = parse_params(json.loads(parameters["params"]))
+    assert settings.train.lr == 5e-4
+    assert settings.data == choose("smoke").data
+
+
+def test_requests_are_known_ones_where_the_definition_is_not_there(
+    compiled: dict[str, Path], repository_folder: None
+) -> None:
+    with serve(Server(None)) as server:
+        assert call("submit", compiled["tiny"], "--host", server.host).code == 0
+        assert call("schedule", compiled["tiny"], "--cron", "@daily", "--host", server.host).code == 0
+        assert call("status", only(server.runs)["display_name"], "--host", server.host).code == 0
+        assert call("schedule", "delete", "tiny", "--host", server.host).code == 0
+    assert server.problems == []
 
 
 @pytest.mark.usefixtures("repository_folder", "clean_code")
@@ -357,6 +389,19 @@ def test_waiting_ends_when_the_server_stays_away_and_says_that_the_run_goes_on(
     assert f"The run goes on; look again with `python -m pipelines status {lost.run_id}`." in lost.err
 
 
+@pytest.mark.usefixtures("repository_folder")
+def test_waiting_can_be_left_and_the_run_goes_on(
+    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    left = call("submit", compiled["tiny"], "--wait")
+    assert left.code == 130
+    assert f"the run goes on: python -m pipelines status {left.run_id}" in left.err
+
+
 # Faults of the server ------------------------------------------------------------------------------------------------
 
 
@@ -495,7 +540,6 @@ def test_a_token_opens_the_door_and_shows_nowhere(
 def test_a_token_that_the_server_repeats_is_hidden(server: Server, compiled: dict[str, Path]) -> None:
     server.faults = [Fault("healthz", 400)]
     original = connection._server_message
-    pytest.MonkeyPatch.context()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "_server_message", lambda error: f"{original(error)}: bad token {TOKEN}")
         refused = call("submit", compiled["tiny"], "--token", TOKEN)
@@ -518,14 +562,14 @@ def test_a_token_file_is_read_anew_for_each_request(server: Server, compiled: di
     server.progress = progress("SUCCEEDED")
     changed = threading.Event()
 
-    def renew(path: str, text: str) -> None:
+    def renew(seconds: float) -> None:
         if server.count("GET .*/runs/") == 2 and not changed.is_set():
             changed.set()
             server.token = "second"
             file.write_text("second")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch.time, "sleep", lambda seconds: renew("", ""))
+        patch.setattr(watch.time, "sleep", renew)
         done = call("submit", compiled["tiny"], "--wait", "--token-file", file)
     assert done.code == 0, done.err
     assert changed.is_set()
@@ -629,6 +673,9 @@ def test_a_self_signed_certificate_is_refused_until_it_is_named(
         assert server.requests == []
         done = call("submit", compiled["tiny"], "--host", server.host, "--ssl-ca-cert", certificate)
         assert done.code == 0, done.err
+        unusable = call("submit", compiled["tiny"], "--host", server.host, "--ssl-ca-cert", compiled["tiny"])
+        assert unusable.code == 1
+        assert f"--ssl-ca-cert {compiled['tiny']}: has no certificate in PEM's form" in unusable.err
         plain = call("status", "x", "--host", server.host.replace("https", "http"))
         assert plain.code == 1
         assert "Does the address begin with the right http:// or https://?" in plain.err
