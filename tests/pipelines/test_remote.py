@@ -10,9 +10,11 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -396,7 +398,7 @@ def test_waiting_can_be_left_and_the_run_goes_on(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     left = call("submit", compiled["tiny"], "--wait")
     assert left.code == 130
     assert f"the run goes on: python -m pipelines status {left.run_id}" in left.err
@@ -569,7 +571,7 @@ def test_a_token_file_is_read_anew_for_each_request(server: Server, compiled: di
             file.write_text("second")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch.time, "sleep", renew)
+        patch.setattr(watch, "time", SimpleNamespace(sleep=renew, monotonic=time.monotonic))
         done = call("submit", compiled["tiny"], "--wait", "--token-file", file)
     assert done.code == 0, done.err
     assert changed.is_set()
