@@ -134,7 +134,7 @@ Experiment = Annotated[str, typer.Option(help="Kubeflow's folder for runs; made 
 Caching = Annotated[
     bool | None,
     typer.Option(
-        "--enable-caching/--no-caching",
+        "--enable-caching/--no-enable-caching",
         help="Cache on or off for all tasks; if not said, each task has what the pipeline says.",
         show_default=False,
     ),

@@ -182,8 +182,8 @@ def test_other_content_under_the_same_commit_becomes_a_version_of_its_own(
     server: Server, compiled: dict[str, Path], clean_code: str
 ) -> None:
     call("submit", compiled["tiny"])
-    uncached = call("submit", compiled["tiny"], "--no-caching")
-    assert call("submit", compiled["tiny"], "--no-caching").code == 0
+    uncached = call("submit", compiled["tiny"], "--no-enable-caching")
+    assert call("submit", compiled["tiny"], "--no-enable-caching").code == 0
     first, second = server.versions.values()
     assert re.fullmatch(clean_code[:12] + "-[0-9a-f]{8}", second["name"])
     assert second["name"] in uncached.out
