@@ -40,7 +40,7 @@ CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 60.0
 """Seconds until the server must have begun to answer."""
 
-RETRIES = 4
+RETRIES = 3
 """How often a request is made again."""
 
 BACKOFF = 0.5

@@ -79,6 +79,8 @@ Namespace = Annotated[
 Token = Annotated[
     str | None,
     typer.Option(
+        "--token",
+        "--existing-token",
         envvar="KF_PIPELINES_TOKEN",
         help="Bearer token. Better in the variable or in a file: all users of a machine see command lines.",
         show_default=False,

@@ -3,7 +3,8 @@
 The API lists the nodes of the Argo workflow behind a run. Each task of the pipeline is a node of its own name; beside
 it are ``NAME-driver``, which prepares it, and below it ``executor``, whose pod does the work (``executor(0)``,
 ``executor(1)``, ... where a task may be repeated). An executor that was skipped below a task that succeeded means that
-the cache had the result.
+the cache had the result. A loop has nodes ``iteration-...`` around the tasks inside, which come once for each item,
+under one name.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 FINAL_STATES = frozenset({"SUCCEEDED", "SKIPPED", "FAILED", "CANCELED"})
 
 _INNER = ("root", "executor")
+_LOOP = "iteration-"
 _DRIVER = "-driver"
 
 
@@ -24,6 +26,8 @@ class TaskStatus:
     """How a task stands."""
 
     name: str
+    node: str
+    """Of the workflow; tells tasks of one name apart."""
     state: str
     """A value of the API's ``v2beta1RuntimeState``."""
     started: datetime | None
@@ -98,7 +102,8 @@ def _is_task(node: Any) -> bool:
     name = node.display_name or ""
     if name.endswith(_DRIVER):
         return _state(node) == "FAILED"
-    return bool(name) and name.partition("(")[0] not in _INNER and name != node.pod_name
+    is_inner = name.partition("(")[0] in _INNER or name.startswith(_LOOP)
+    return bool(name) and not is_inner and name != node.pod_name
 
 
 def _read_task(node: Any, by_hash: dict[str, Any]) -> TaskStatus:
@@ -108,6 +113,7 @@ def _read_task(node: Any, by_hash: dict[str, Any]) -> TaskStatus:
     state = _state(node)
     return TaskStatus(
         name=f"{name.removesuffix(_DRIVER)} (driver)" if is_driver else name,
+        node=node.pod_name or name,
         state=state,
         started=_time(node.start_time),
         finished=_time(node.end_time),

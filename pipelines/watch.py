@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 from pipelines.client import Cluster
 from pipelines.connection import BUSY, ClusterError
@@ -36,7 +35,7 @@ def wait(cluster: Cluster, run_id: str, say: Callable[[str], None]) -> RunStatus
     Raises:
         ClusterError: the server refuses, or stays away; the run goes on without us.
     """
-    seen: dict[tuple[str, datetime | None], str] = {}
+    seen: dict[str, str] = {}
     last_answer = time.monotonic()
     while True:
         try:
@@ -53,8 +52,8 @@ def wait(cluster: Cluster, run_id: str, say: Callable[[str], None]) -> RunStatus
             last_answer = time.monotonic()
             for task in run.tasks:
                 state = describe_state(task)
-                if seen.get((task.name, task.started)) != state:
-                    seen[task.name, task.started] = state
+                if seen.get(task.node) != state:
+                    seen[task.node] = state
                     say(f"{task.name}: {state}")
             if run.is_over:
                 return run

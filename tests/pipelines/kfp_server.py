@@ -426,7 +426,7 @@ class _Backend:
         if any(version["name"] == name for version in self.state.versions.values()):
             raise RefusalError(409, "Failed to create a pipeline version")
         assert self.upload is not None
-        documents = list(yaml.safe_load_all(self.upload))
+        documents = [yaml.safe_load(text) for text in self.upload.split("\n---\n")]  # as the server does
         spec = documents[0] if len(documents) == 1 else {"pipeline_spec": documents[0], "platform_spec": documents[1]}
         tags = json.loads(self.query["tags"])
         assert all("." not in key and max(len(key), len(value)) <= 63 for key, value in tags.items())
