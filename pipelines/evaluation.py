@@ -5,10 +5,8 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate.component import evaluate
 from components.fetch.component import fetch
-from components.ingest.component import ingest
-from components.preprocess.component import preprocess
-from components.source.component import source
 from pipelines.config import ClusterConfig
+from pipelines.data import prepare_data
 from pipelines.placement import place
 
 
@@ -34,32 +32,14 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             data_path: path in it.
             data_revision: commit, tag or branch of it.
         """
-        named = place(
-            source(
-                params=params,
-                code_version=code_version,
-                data_repository=data_repository,
-                data_path=data_path,
-                data_revision=data_revision,
-            ),
-            cluster,
-        )
-        data_settings = named.outputs["data_params"]
-        brought = place(
-            ingest(data_params=data_settings, fingerprint=named.outputs["fingerprint"], code_version=code_version),
-            cluster,
-        )
-        prepared = place(
-            preprocess(data_params=data_settings, code_version=code_version, raw=brought.outputs["raw"]), cluster
-        )
-        fetched = place(
-            fetch(registered=model, code_version=code_version, params=named.outputs["params"]).after(prepared), cluster
-        )
+        data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
+        fetched = fetch(registered=model, code_version=code_version, params=data.params)
+        place(fetched.after(data.last_task), cluster)  # an alias is read when the data is there
         place(
             evaluate(
                 params=fetched.outputs["params"],
                 code_version=code_version,
-                processed=prepared.outputs["processed"],
+                processed=data.processed,
                 model=fetched.outputs["model"],
             ),
             cluster,

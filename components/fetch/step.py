@@ -1,4 +1,4 @@
-"""The step `fetch`: a registered model's files, as train leaves a model, with the detection settings that it carries."""
+"""The step `fetch`: a registered model as train leaves one, with the detection settings that it carries."""
 
 from __future__ import annotations
 
