@@ -9,9 +9,12 @@ from components.kubeflow import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch(registered: str, code_version: str, model: Output[Model], params: str = "") -> NamedTuple(
-    "Outputs", [("params", str), ("version", str)]
-):  # type: ignore[valid-type]
+def fetch(  # type: ignore[valid-type]
+    registered: str,
+    code_version: str,
+    model: Output[Model],
+    params: str = "",
+) -> NamedTuple("Outputs", [("params", str), ("version", str)]):
     """Bring a registered model.
 
     Args:

@@ -71,7 +71,9 @@ def run(
 
 def _join(results: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
     """Photos and problems by id, and rows by photo, best first, whatever the order of the shards."""
-    images, rows, problems = [], [], []
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    problems: list[dict[str, Any]] = []
     for path in results:
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
@@ -80,8 +82,10 @@ def _join(results: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str,
             problems += tree["problems"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not what the predict step writes ({error!r}). Run it again.") from error
-    by_id = {"key": lambda entry: entry["id"]}
-    return sorted(images, **by_id), sorted(rows, key=lambda row: row["image_id"]), sorted(problems, **by_id)
+    for entries in (images, problems):
+        entries.sort(key=lambda entry: int(entry["id"]))
+    rows.sort(key=lambda row: int(row["image_id"]))
+    return images, rows, problems
 
 
 def _check_complete(plan: Plan, ids: Sequence[int], plan_path: Path) -> None:
