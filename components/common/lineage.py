@@ -6,6 +6,7 @@ and becomes no tag, never a guess.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -103,20 +104,49 @@ def hash_params(params: BaseModel) -> str:
 
 
 def hash_dvc_lock(path: Path) -> str:
+    """SHA-256 (hex) of a lock file, see `hash_lock_text`.
+
+    Raises:
+        DataError: the file is not a DVC lock file.
+    """
+    try:
+        return hash_lock_text(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not a DVC lock file ({error}). Run `dvc repro` again.") from error
+
+
+def hash_lock_text(text: str) -> str:
     """SHA-256 (hex) of a lock file's stages, as JSON with sorted keys, without the stage ``register``.
 
     While ``dvc repro`` runs register, the file has that stage's last state or none. Without it the hash taken
     then is the hash of the file that is committed afterwards, so a registered version can be traced to it.
 
     Raises:
-        DataError: the file is not a DVC lock file.
+        ValueError: the text is not that of a DVC lock file.
     """
     try:
-        stages = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"])
+        stages = dict(yaml.safe_load(text)["stages"])
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a DVC lock file ({type(error).__name__}). Run `dvc repro` again.") from error
+        raise ValueError(type(error).__name__) from error
     stages.pop("register", None)
     return hashlib.sha256(json.dumps(stages, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def find_lock_commit(lock_hash: str, root: Path = Path(), newest: int = 200) -> str | None:
+    """The commit of the repository at ``root`` whose ``dvc.lock`` has that hash; None where none has.
+
+    Args:
+        lock_hash: see `hash_lock_text`.
+        root: inside the git work tree (or not in one).
+        newest: how many of the commits that changed ``dvc.lock`` are looked at.
+    """
+    commits = _git(root, "log", "--all", f"--max-count={newest}", "--format=%H", "--", "dvc.lock")
+    for commit in (commits or "").splitlines():
+        text = _git(root, "show", f"{commit}:./dvc.lock")
+        with contextlib.suppress(ValueError):
+            if text is not None and hash_lock_text(text) == lock_hash:
+                return commit
+    return None
 
 
 def hash_files(*paths: Path) -> str:

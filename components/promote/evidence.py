@@ -108,7 +108,7 @@ class Evaluator:
         """Detections of the run that made the version, if they are still those that its figures come from."""
         number = int(version.version)
         try:
-            found = _read(self.model.client, number, version.run_id)
+            found = _read(self.model.client, number, _run_id(version))
         except TrackingError as error:
             log.info("version %d: %s", number, str(error).partition("\n")[0])
             return None
@@ -185,7 +185,7 @@ class Evaluator:
         }
         name = f"evaluation of {self.model.name} {evidence.version}"
         with reported("start a run"):
-            experiment = client.get_run(version.run_id).info.experiment_id
+            experiment = client.get_run(_run_id(version)).info.experiment_id
             run = client.create_run(experiment, tags=tags, run_name=name)
         with _finished(client, run), tempfile.TemporaryDirectory() as folder:
             tracker = Tracker(client, run)
@@ -199,6 +199,10 @@ class Evaluator:
 def hash_ground_truth(tree: dict[str, Any]) -> str:
     """SHA-256 (hex) of a COCO instances tree as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _run_id(version: ModelVersion) -> str:
+    return str(version.run_id)
 
 
 def _read(client: MlflowClient, number: int, run_id: str) -> Evidence:
