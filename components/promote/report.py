@@ -18,11 +18,9 @@ HEADLINES = {
 def headline(outcome: Outcome) -> str:
     """The outcome in a line."""
     text = f"{outcome.name}: {HEADLINES[outcome.status].format(version=outcome.version)}"
-    if outcome.status in ("promoted", "refused", "possible"):
-        before = "there was none" if outcome.previous is None else f"was version {outcome.previous}"
-        text += (
-            f" (champion {before})" if outcome.status == "promoted" else f" (champion: {outcome.previous or 'none'})"
-        )
+    if outcome.status != "unchanged":
+        tense = "was" if outcome.status == "promoted" else "is"
+        text += f" (champion {tense}: {'none' if outcome.previous is None else f'version {outcome.previous}'})"
     return f"{text}, by force" if outcome.decision is not None and outcome.decision.forced else text
 
 
