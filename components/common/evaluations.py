@@ -21,6 +21,9 @@ FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 
+_GZIP_MAGIC = b"\x1f\x8b"
+"""How a gzip file begins (RFC 1952, section 2.3.1)."""
+
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
     """Keep both files with the run; equal files give equal archives.
@@ -65,8 +68,10 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         with reported(f"fetch {name} of run {run_id}"):
             path = Path(client.download_artifacts(run_id, name, folder))
+        data = path.read_bytes()
         try:
-            return json.loads(gzip.decompress(path.read_bytes()))
+            # An MLflow server that passes artifacts on calls them "gzip" in Content-Encoding; the client then unpacks.
+            return json.loads(gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(
                 f"{name} of run {run_id} at {shown_uri()} is damaged ({error}). Run the evaluate step again."

@@ -113,7 +113,7 @@ class LineageReport:
     def _settings_doubts(self) -> list[str]:
         if self.params is None:
             return [
-                "the version carries no settings (it was registered by an older program): its run's parameters have them"
+                "the version carries no settings, as an older program registered it: its run's parameters have them"
             ]
         model, doubts = self.params.model, []
         for key, value in (("initial_weights", model.initial_weights), ("backbone_weights", model.backbone_weights)):
