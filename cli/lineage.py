@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from components.common.tracking import connect
+from components.common.store import connect
 from components.register.lineage_report import LineageReport, report_lineage
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.common.registry import Registered
-from components.common.tracking import connect
+from components.common.store import connect
 from components.promote.history import Decision, History, read_history
 from components.promote.promotion import Outcome, RefusedError, Request
 from components.promote.promotion import promote as promote_version

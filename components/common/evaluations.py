@@ -34,10 +34,18 @@ def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> No
         detections: JSON list of COCO results.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
-            packed = Path(folder) / Path(name).name
-            packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+        for packed in pack_evaluation(Path(folder), ground_truth, detections):
             tracker.log_artifact(packed, FOLDER)
+
+
+def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[Path]:
+    """Write what belongs below the run's folder `FOLDER` into ``folder``, see `log_evaluation`."""
+    written = []
+    for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
+        packed = folder / Path(name).name
+        packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+        written.append(packed)
+    return written
 
 
 def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:

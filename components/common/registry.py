@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.common.tracking import default_environment, quiet_mlflow, reported, shown_uri, tracking_uri
+from components.common.store import default_environment, quiet_mlflow, reported, shown_uri, tracking_uri
 from yolact.errors import YolactError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.common.command import run_command
 from components.common.registry import CANDIDATE, CHAMPION, Registered
-from components.common.tracking import connect
+from components.common.store import connect
 from components.promote.gate import Rule
 from components.promote.promotion import Assessment, Outcome, RefusedError, Request, promote
 from components.promote.report import to_markdown

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.common.lineage import find_lock_commit
 from components.common.registry import Registered, fetch_files, resolve
-from components.common.tracking import TRAIN_RUN_TAG, TrackingError
+from components.common.store import TrackingError
+from components.common.tracking import TRAIN_RUN_TAG
 from components.register.step import PARAMS_FILE
 from yolact.config import Params, load_params
 from yolact.errors import SettingsError
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 GROUPS = {
-    "code": ("git_commit", "git_dirty", "git_branch", "git_remote"),
+    "code": ("git_commit", "git_dirty", "git_branch", "git_remote", "code_version", "package_version"),
     "data": ("data_source", "data_digest", "dvc_lock_hash"),
     "settings": ("params_hash", "detect_hash", "params_changes"),
-    "run": ("run_id", TRAIN_RUN_TAG, "host"),
+    "run": ("run_id", TRAIN_RUN_TAG, "kubeflow_run_id", "image", "image_digest", "host", "user", "gpu"),
     "model": ("model_digest", "mask_AP", "mask_AP50", "box_AP", "box_AP50"),
 }
 """Tags by what they tell about, in the order in which they are shown; all other tags follow."""
@@ -120,8 +121,9 @@ class LineageReport:
             if value not in ("none", "imagenet"):
                 doubts.append(f"training began from a file of the machine of then: model.{key} = {value}")
         doubts.append(
-            "equal to the last bit only on CPUs with equally many threads and the same libraries; on a GPU sums are "
-            "added in changing order"
+            f"it was trained on a GPU ({self.tags['gpu']}), which adds in changing order: figures will be close, not equal"
+            if "gpu" in self.tags
+            else "equal to the last bit only on a CPU with as many threads and the same libraries"
         )
         return doubts
 

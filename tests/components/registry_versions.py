@@ -12,9 +12,8 @@ import numpy as np
 from mlflow import MlflowClient
 from pycocotools import mask as coco_mask
 
-from components.common.evaluations import log_evaluation
+from components.common.evaluations import FOLDER, pack_evaluation
 from components.common.registry import Registered
-from components.common.tracking import Tracker
 from yolact.engine.evaluator import evaluate_coco, index_ground_truth
 
 PHOTOS = 40
@@ -86,7 +85,9 @@ def add_version(
         ):
             (Path(folder) / path).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / path).write_text(json.dumps(content))
-        log_evaluation(Tracker(client, run), Path(folder) / "val.json", Path(folder) / "detections.json")
+        (Path(folder) / FOLDER).mkdir()
+        pack_evaluation(Path(folder) / FOLDER, Path(folder) / "val.json", Path(folder) / "detections.json")
+        client.log_artifacts(run.info.run_id, f"{folder}/{FOLDER}", FOLDER)
         client.log_artifacts(run.info.run_id, f"{folder}/packed", "packed")
     client.set_terminated(run.info.run_id)
     model = Registered.open_or_create(client, name)
