@@ -395,6 +395,7 @@ class _Order:
         self, pipeline: CompiledPipeline, arguments: list[str], preset: str | None, params: Path, overrides: list[str]
     ) -> None:
         from components.common.lineage import git_state
+        from components.kubeflow import as_text
         from pipelines.code import code_version
         from pipelines.presets import choose
         from pipelines.spec import parse_arguments, version_names
@@ -402,8 +403,7 @@ class _Order:
         self.pipeline = pipeline
         self.arguments = parse_arguments(arguments, pipeline)
         if SETTINGS_PARAMETER in pipeline.parameters:
-            settings = choose(preset, params, overrides)
-            self.arguments[SETTINGS_PARAMETER] = settings.model_dump_json(by_alias=True)
+            self.arguments[SETTINGS_PARAMETER] = as_text(choose(preset, params, overrides))
         elif preset or overrides:
             raise SettingsError(
                 f"{pipeline.origin}: the pipeline {pipeline.name} takes no settings; leave out --preset, -S"

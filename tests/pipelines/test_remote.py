@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 from pipelines import connection, remote, watch
 from pipelines.__main__ import app
+from pipelines.compiler import PIPELINES
 from pipelines.presets import choose
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
@@ -151,6 +152,24 @@ def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: 
     assert settings.data == choose("smoke").data
 
 
+@pytest.mark.usefixtures("repository_folder", "clean_code")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("training", []),
+        ("evaluation", ["model=models:/yolact@champion", "data_revision=v2"]),
+        ("batch_prediction", ["model=models:/yolact@champion", "photos=s3://bucket/photos", "shards=8"]),
+    ],
+)
+def test_every_pipeline_of_the_project_can_be_submitted(server: Server, name: str, arguments: list[str]) -> None:
+    assert name in PIPELINES
+    done = call("submit", name, *(part for argument in arguments for part in ("-A", argument)))
+    assert done.code == 0, done.err
+    parameters = only(server.runs)["runtime_config"]["parameters"]
+    assert {argument.partition("=")[0] for argument in arguments} <= parameters.keys()
+    assert parameters.get("shards", 8) == 8
+
+
 def test_requests_are_known_ones_where_the_definition_is_not_there(
     compiled: dict[str, Path], repository_folder: None
 ) -> None:
@@ -229,7 +248,7 @@ def test_code_that_is_not_committed_is_named_by_its_content(
         (["plain"], "the pipeline plain needs a value for epochs; give it as --argument epochs=VALUE"),
         (["plain", "-A", "epochs=1", "--preset", "smoke"], "takes no settings; leave out --preset, -S"),
         (["nothing.yaml"], "nothing.yaml: no such file"),
-        (["trainig"], "no pipeline 'trainig'; there are: training"),
+        (["trainig"], "no pipeline 'trainig'; there are: training, evaluation, batch_prediction; or"),
         (["training", "-C", "tasks.train.gpu=0"], "gpu: unknown key"),
         (["tiny", "-C", "tasks.train.gpus=0"], "is compiled already; --cluster and -C go with a pipeline's name"),
         (["params.yaml"], "params.yaml: not a compiled pipeline"),
