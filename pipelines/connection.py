@@ -198,7 +198,13 @@ def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
             break
         time.sleep(BACKOFF * 2**attempt)
     assert failure is not None
-    raise failure
+    if failure.status in (409, *SAFE_TO_REPEAT):
+        raise failure
+    raise ClusterError(
+        f"{failure} It may have been made all the same, later than this looked: see the web interface before you try "
+        "again.",
+        status=failure.status,
+    ) from failure
 
 
 def find_namespace(connection: Connection) -> str | None:
@@ -338,4 +344,5 @@ def _reason(cause: Exception) -> str:
     inner = cause.__cause__ or cause.__context__
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror.lower()
-    return str(cause).rpartition(": ")[2] or type(cause).__name__
+    last = cause.args[-1] if cause.args else cause
+    return str(last).rpartition(": ")[2] or type(cause).__name__

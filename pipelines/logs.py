@@ -6,6 +6,7 @@ and so does an old path of the API server; failing both, Kubernetes itself, if t
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 import kubernetes
 from urllib3.exceptions import HTTPError
 
-from pipelines.connection import Api, ClusterError, Connection
+from pipelines.connection import IN_POD_NAMESPACE, Api, ClusterError, Connection
 
 CONTAINER = "main"
 """The container of a task's pod that runs the component."""
@@ -73,9 +74,11 @@ def _from_interface(connection: Connection, pod: Pod) -> str:
 
 def _from_api(connection: Connection, pod: Pod) -> str:
     text = _get_text(connection, f"/apis/v1alpha1/runs/{pod.run_id}/nodes/{pod.name}/log", [])
-    if text.startswith('{"error_message"'):  # its state is 200 even then
-        raise ClusterError(text[:300])
-    return text
+    try:
+        problem = json.loads(text)["error_message"]  # the state of such an answer is 200
+    except (ValueError, TypeError, KeyError):
+        return text
+    raise ClusterError(str(problem))
 
 
 def _get_text(connection: Connection, path: str, query: list[tuple[str, str]]) -> str:
@@ -87,7 +90,10 @@ def _get_text(connection: Connection, path: str, query: list[tuple[str, str]]) -
 def _from_kubernetes(pod: Pod) -> str:
     configuration = kubernetes.client.Configuration()
     try:
-        kubernetes.config.load_config(client_configuration=configuration)
+        if IN_POD_NAMESPACE.exists():
+            kubernetes.config.load_incluster_config(client_configuration=configuration)
+        else:
+            kubernetes.config.load_kube_config(client_configuration=configuration)
     except kubernetes.config.ConfigException as error:
         raise ClusterError("no access to a cluster is set up on this machine (no kubeconfig)") from error
     configuration.retries = 0

@@ -496,6 +496,7 @@ def test_a_run_whose_fate_is_unknown_is_not_started_again(
     assert failed.code == 1
     assert server.count("POST .*/runs") == 1
     assert server.count("GET .*/runs") == connection.RETRIES + 1
+    assert "It may have been made all the same" in failed.err
 
 
 @pytest.mark.usefixtures("repository_folder")
@@ -884,6 +885,8 @@ def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server, f
     assert refused.code == 1
     assert "kubectl -n team logs tiny-x7-retry-impl-24 -c main" in refused.err
     assert "no access to a cluster is set up on this machine" in refused.err
+    assert "API server: Failed to read logs: pod not found" in refused.err
+    assert "kube_config_path" not in refused.out + refused.err, "another library's words"
 
 
 # The command as a program --------------------------------------------------------------------------------------------
