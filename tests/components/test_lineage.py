@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from components.common.lineage import (
     gather_lineage,
+    git_state,
     hash_dvc_lock,
     hash_files,
     hash_params,
@@ -74,6 +75,13 @@ def test_dirty_means_that_the_commit_does_not_have_the_code(
 ) -> None:
     (work_tree / changed).write_text("stages: {}\n")
     assert gather_lineage(params, root=work_tree).git_dirty is dirty
+
+
+def test_changes_of_files_that_a_question_is_not_about_are_left_out(work_tree: Path) -> None:
+    (work_tree / "params.yaml").write_text("train: {lr: 1}")
+    commit = git(work_tree, "rev-parse", "HEAD")
+    assert git_state(work_tree) == (commit, True)
+    assert git_state(work_tree, ignoring=["params.yaml"]) == (commit, False)
 
 
 def test_a_detached_head_has_a_commit_and_no_branch(work_tree: Path, params: Params) -> None:

@@ -1,0 +1,293 @@
+"""What the remote commands do on a Kubeflow Pipelines server: versions, runs, schedules, logs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api as kfp_api
+
+from pipelines.connection import Api, ClusterError, Connection, create, find_namespace
+from pipelines.runs import RunStatus, read_run
+from pipelines.spec import CompiledPipeline
+
+INSTALLATION_NAMESPACE = "kubeflow"
+"""Where Kubeflow Pipelines alone, without users' own namespaces, runs all tasks."""
+
+RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+PAGE = 100
+"""Entries asked for at once in lists."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A pipeline's version on the server."""
+
+    pipeline_id: str
+    version_id: str
+    name: str
+    is_new: bool
+    """It was uploaded just now."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run: a version with its arguments."""
+
+    version: Version
+    experiment_id: str
+    name: str
+    """Of the run, or of the schedule."""
+    arguments: Mapping[str, Any]
+    description: str = ""
+    pipeline_root: str | None = None
+    """Folder in the object store for what the tasks write; the server's default if None."""
+    service_account: str | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a job is run again and again."""
+
+    cron: str
+    """Six fields, the first for seconds."""
+    enabled: bool = True
+    max_concurrency: int = 1
+    start: datetime | None = None
+    end: datetime | None = None
+    catch_up: bool = False
+    """Runs that were missed (server down, schedule disabled) are made up for, one after the other."""
+
+
+class Cluster:
+    """A server whose address and credentials have been tried."""
+
+    def __init__(self, connection: Connection) -> None:
+        """Ask the server for its health.
+
+        Raises:
+            ClusterError: it is not there or refuses; or it has several users and no namespace is known.
+        """
+        self.connection = connection
+        api = Api(connection)
+        self._pipelines = kfp_api.PipelineServiceApi(api)
+        self._uploads = kfp_api.PipelineUploadServiceApi(api)
+        self._experiments = kfp_api.ExperimentServiceApi(api)
+        self._runs = kfp_api.RunServiceApi(api)
+        self._recurring = kfp_api.RecurringRunServiceApi(api)
+        health = kfp_api.HealthzServiceApi(api).healthz_service_get_healthz()
+        namespace = find_namespace(connection)
+        if health.multi_user and not namespace:
+            raise ClusterError(
+                f"{connection.url} is shared by several users: name yours with --namespace NAME "
+                "(its name is at the top of Kubeflow's page; `kubectl get profiles` lists all)."
+            )
+        self.pod_namespace = namespace or INSTALLATION_NAMESPACE
+        self._namespaced = {"namespace": namespace} if health.multi_user else {}
+
+    # Pipelines and experiments ---------------------------------------------------------------------------------
+
+    def upload(self, pipeline: CompiledPipeline, names: Sequence[str], tags: Mapping[str, str]) -> Version:
+        """The pipeline's version by the first of ``names`` that is free or has the same content already.
+
+        The pipeline itself is made when it is not there.
+
+        Raises:
+            ClusterError: refused; or all names are taken by other content.
+        """
+        pipeline_id = self._find_or_make_pipeline(pipeline.name)
+        for name in names:
+            found = self._find_version(pipeline_id, name)
+            if found is None:
+                made = create(
+                    functools.partial(self._upload_version, pipeline, pipeline_id, name, tags),
+                    functools.partial(self._find_version, pipeline_id, name),
+                )
+                return Version(pipeline_id, made.pipeline_version_id, name, is_new=True)
+            if pipeline.is_same_as(found.pipeline_spec or {}):
+                return Version(pipeline_id, found.pipeline_version_id, name, is_new=False)
+        raise ClusterError(
+            f"{self.connection.url}: the pipeline {pipeline.name} has versions {' and '.join(names)} of other content. "
+            "Somebody uploaded them by hand: delete them in the web interface, or commit and submit again."
+        )
+
+    def find_or_make_experiment(self, name: str) -> str:
+        """Id of the experiment of this name."""
+
+        def find() -> Any | None:
+            found = self._experiments.experiment_service_list_experiments(
+                filter=_equals("display_name", name), **self._namespaced
+            )
+            return next(iter(found.experiments or []), None)
+
+        def make() -> Any:
+            experiment = kfp_api.V2beta1Experiment(display_name=name, **self._namespaced)
+            return self._experiments.experiment_service_create_experiment(experiment)
+
+        return str((find() or create(make, find)).experiment_id)
+
+    def _find_or_make_pipeline(self, name: str) -> str:
+        def find() -> Any | None:
+            try:
+                return self._pipelines.pipeline_service_get_pipeline_by_name(name, **self._namespaced)
+            except ClusterError as error:
+                if error.status == 404:
+                    return None
+                raise
+
+        def make() -> Any:
+            pipeline = kfp_api.V2beta1Pipeline(name=name, display_name=name, **self._namespaced)
+            return self._pipelines.pipeline_service_create_pipeline(pipeline)
+
+        return str((find() or create(make, find)).pipeline_id)
+
+    def _upload_version(self, pipeline: CompiledPipeline, pipeline_id: str, name: str, tags: Mapping[str, str]) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{pipeline.name}.yaml"
+            file.write_text(pipeline.to_yaml(), encoding="utf-8")
+            return self._uploads.upload_pipeline_version(
+                str(file), name=name, pipelineid=pipeline_id, tags=json.dumps(dict(tags))
+            )
+
+    def _find_version(self, pipeline_id: str, name: str) -> Any | None:
+        listed = self._pipelines.pipeline_service_list_pipeline_versions(
+            pipeline_id, filter=_equals("display_name", name)
+        )
+        found = next(iter(listed.pipeline_versions or []), None)
+        if found is None:
+            return None
+        return self._pipelines.pipeline_service_get_pipeline_version(pipeline_id, found.pipeline_version_id)
+
+    # Runs ------------------------------------------------------------------------------------------------------
+
+    def start(self, job: Job) -> str:
+        """Start a run, once, and give its id.
+
+        Names of runs may repeat, so the description has a mark by which a run is known again whose answer got lost.
+        """
+        description = _marked(job.description)
+
+        def find() -> Any | None:
+            listed = self._runs.run_service_list_runs(
+                experiment_id=job.experiment_id,
+                filter=_equals("display_name", job.name),
+                sort_by="created_at desc",
+                page_size=PAGE,
+                **self._namespaced,
+            )
+            return next((run for run in listed.runs or [] if run.description == description), None)
+
+        def make() -> Any:
+            run = kfp_api.V2beta1Run(display_name=job.name, description=description, **_body(job))
+            return self._runs.run_service_create_run(run)
+
+        return str(create(make, find).run_id)
+
+    def run(self, run_id: str) -> RunStatus:
+        """How a run stands."""
+        return read_run(self._runs.run_service_get_run(run_id))
+
+    def find_run(self, run: str) -> RunStatus:
+        """A run by id, or the newest by name.
+
+        Raises:
+            ClusterError: there is none.
+        """
+        if RUN_ID.fullmatch(run):
+            try:
+                return self.run(run)
+            except ClusterError as error:
+                if error.status != 404:
+                    raise
+        listed = self._runs.run_service_list_runs(
+            filter=_equals("display_name", run), sort_by="created_at desc", page_size=1, **self._namespaced
+        )
+        if not listed.runs:
+            where = f" in namespace {self.pod_namespace}" if self._namespaced else ""
+            raise ClusterError(
+                f"{self.connection.url}: no run has the id or name {run!r}{where}. "
+                f"All runs: {self.connection.ui_url}/#/runs"
+            )
+        return self.run(listed.runs[0].run_id)
+
+    # Schedules -------------------------------------------------------------------------------------------------
+
+    def schedules(self, name: str | None = None) -> list[Any]:
+        """The recurring runs (``V2beta1RecurringRun``), or those of one name, oldest first."""
+        found: list[Any] = []
+        token = ""
+        while True:
+            page = self._recurring.recurring_run_service_list_recurring_runs(
+                page_size=PAGE,
+                sort_by="created_at asc",
+                **({"filter": _equals("display_name", name)} if name is not None else {}),
+                **({"page_token": token} if token else {}),
+                **self._namespaced,
+            )
+            found += page.recurring_runs or []
+            token = page.next_page_token or ""
+            if not token:
+                return found
+
+    def schedule(self, job: Job, schedule: Schedule) -> str:
+        """Make a recurring run, once, and give its id."""
+        description = _marked(job.description)
+
+        def find() -> Any | None:
+            return next((run for run in self.schedules(job.name) if run.description == description), None)
+
+        def make() -> Any:
+            recurring = kfp_api.V2beta1RecurringRun(
+                display_name=job.name,
+                description=description,
+                max_concurrency=str(schedule.max_concurrency),
+                mode="ENABLE" if schedule.enabled else "DISABLE",
+                no_catchup=not schedule.catch_up,
+                trigger=kfp_api.V2beta1Trigger(
+                    cron_schedule=kfp_api.V2beta1CronSchedule(
+                        cron=schedule.cron, start_time=schedule.start, end_time=schedule.end
+                    )
+                ),
+                **_body(job),
+            )
+            return self._recurring.recurring_run_service_create_recurring_run(recurring)
+
+        return str(create(make, find).recurring_run_id)
+
+    def delete_schedule(self, recurring_run_id: str) -> None:
+        """Remove a recurring run; its runs stay. One that is gone already is no error."""
+        try:
+            self._recurring.recurring_run_service_delete_recurring_run(recurring_run_id)
+        except ClusterError as error:
+            if error.status != 404:
+                raise
+
+
+def _body(job: Job) -> dict[str, Any]:
+    """What a run and a recurring run have in common."""
+    return {
+        "experiment_id": job.experiment_id,
+        "pipeline_version_reference": kfp_api.V2beta1PipelineVersionReference(
+            pipeline_id=job.version.pipeline_id, pipeline_version_id=job.version.version_id
+        ),
+        "runtime_config": kfp_api.V2beta1RuntimeConfig(parameters=dict(job.arguments), pipeline_root=job.pipeline_root),
+        "service_account": job.service_account,
+    }
+
+
+def _marked(description: str) -> str:
+    return f"{description} [request {uuid.uuid4().hex}]".lstrip()
+
+
+def _equals(key: str, value: str) -> str:
+    """A filter of the API, ``v2beta1Filter``, as JSON."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "string_value": value}]})

@@ -1,0 +1,348 @@
+"""Speaking to a Kubeflow Pipelines server: addresses, credentials, time-outs, retries, and errors that say what to do.
+
+Requests are made by the SDK's generated client (``kfp_server_api``), not by ``kfp.Client`` around it. That one waits
+for an answer without limit, tries a refused health check for 25 seconds with a traceback in the log each time, keeps a
+namespace in a file in the home folder, cannot name a pipeline's first version, and drops the choice of caching when it
+runs an uploaded version.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import kfp_server_api
+import urllib3
+from kfp.client.token_credentials_base import read_token_from_file
+from kfp_server_api import ApiException
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    LocationValueError,
+    MaxRetryError,
+    NameResolutionError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from yolact.errors import YolactError
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds until a connection must stand."""
+
+ANSWER_TIMEOUT = 60.0
+"""Seconds until the server must have begun to answer."""
+
+RETRIES = 3
+"""How often a request is made again."""
+
+BACKOFF = 0.5
+"""Seconds before the second repetition (the first comes at once); each later wait is twice as long."""
+
+BUSY = (429, 500, 502, 503, 504)
+"""HTTP states after which the same request may succeed."""
+
+SAFE_TO_REPEAT = (429, 500, 503)
+"""Those of `BUSY` that the server itself gives when it has done with a request. After the others, which a proxy gives
+when it waited in vain, the server may still be at work."""
+
+MESSAGE_LENGTH = 600
+"""Most characters that are shown of a server's own message."""
+
+IN_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod its namespace."""
+
+T = TypeVar("T")
+
+
+class ClusterError(YolactError, RuntimeError):
+    """The server cannot be reached, refuses, or has not what was asked for."""
+
+    def __init__(self, message: str, *, status: int | None = None, may_be_done: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        """The HTTP state of the answer; None when there was no answer."""
+        self.may_be_done = may_be_done
+        """The server may have carried out the request all the same."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the server is and who asks."""
+
+    host: str
+    """Address of the API, without ``/apis/v2beta1``."""
+    namespace: str | None = None
+    """Kubernetes namespace; a server for several users needs one."""
+    token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
+    """File with a token, read anew for each request; an expired one can be replaced while a command waits."""
+    cookie: str | None = field(default=None, repr=False)
+    """A browser's session, ``NAME=VALUE``, for a server behind a login page."""
+    ca_cert: Path | None = None
+    """Certificates to trust, PEM, in place of Mozilla's list."""
+    ui_host: str | None = None
+    """Address of the web interface where it is not ``host``."""
+
+    @property
+    def url(self) -> str:
+        """The host with a scheme (``https`` if none was given) and without a slash at the end."""
+        host = self.host.strip()
+        return (host if "://" in host else f"https://{host}").rstrip("/")
+
+    @property
+    def ui_url(self) -> str:
+        """Address of the web interface."""
+        return (self.ui_host or self.url).strip().rstrip("/")
+
+    def run_address(self, run_id: str) -> str:
+        """Where to look at a run."""
+        return f"{self.ui_url}/#/runs/details/{run_id}"
+
+
+class Api(kfp_server_api.ApiClient):
+    """The generated client with time-outs, repeated reading, and answers checked; raises `ClusterError` only.
+
+    Only ``GET`` is repeated (while there is no connection, nothing was sent, so that is tried again for all requests).
+    Redirects are not followed: they lead to login pages, and would turn a ``POST`` into a ``GET``.
+    """
+
+    def __init__(self, connection: Connection, retries: int | None = None) -> None:
+        """Prepare; nothing is sent yet. ``retries`` is `RETRIES` if None."""
+        self.connection = connection
+        retries = RETRIES if retries is None else retries
+        super().__init__(_configuration(connection, retries), cookie=connection.cookie)
+
+    def request(self, method: str, url: str, **kwargs: Any) -> Any:
+        """See `kfp_server_api.ApiClient.request`; the first parameters of that are always named by its callers."""
+        kwargs["_request_timeout"] = kwargs.get("_request_timeout") or (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
+        try:
+            answer = super().request(method, url, **kwargs)
+        except ApiException as error:
+            raise self._refusal(error, method, url) from error
+        except (HTTPError, LocationValueError) as error:
+            raise self._no_answer(error, method) from error
+        kind = answer.getheader("content-type") or ""
+        if "html" in kind:
+            raise ClusterError(
+                f"{self.connection.url} answers with a web page, not with the API of Kubeflow Pipelines: a login page, "
+                "or the address lacks a path. Kubeflow's own address ends in /pipeline; "
+                f"behind a login, give a token or a cookie. {_how_to_get_a_token(self.connection)}"
+            )
+        return answer
+
+    def _refusal(self, error: ApiException, method: str, url: str) -> ClusterError:
+        """The server's answer as an error that says what to do."""
+        status = int(error.status or 0)
+        if status == 0:  # the generated client's own words for a TLS failure
+            return ClusterError(_explain_tls(self.connection, str(error.reason)))
+        said = self._hide_secrets(_server_message(error))
+        advice = _advice(status, self.connection, is_health="/healthz" in url)
+        what = f"{self.connection.url} answers {status} {error.reason or ''}".rstrip()
+        return ClusterError(
+            ". ".join(part.rstrip(".") for part in (f"{what}{f': {said}' if said else ''}", advice) if part) + ".",
+            status=status,
+            may_be_done=method != "GET" and status >= 500,
+        )
+
+    def _no_answer(self, error: Exception, method: str) -> ClusterError:
+        """A connection that failed as an error that says what to do."""
+        cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
+        never_sent = (SSLError, NewConnectionError, ConnectTimeoutError, ProxyError, LocationValueError)
+        return ClusterError(
+            self._hide_secrets(_explain_connection(self.connection, cause)),
+            may_be_done=method != "GET" and not isinstance(cause, never_sent),
+        )
+
+    def _hide_secrets(self, text: str) -> str:
+        for secret in (self.connection.token, self.connection.cookie, self.configuration.api_key.get("authorization")):
+            if secret:
+                text = text.replace(secret, "***")
+        return text
+
+
+def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
+    """Make something on the server once, although an answer may get lost.
+
+    A request that may have been carried out, or whose name is taken (409), is followed by a look whether the thing is
+    there. It is sent again only after an answer that says that nothing goes on any more (`SAFE_TO_REPEAT`); where the
+    answer is missing, the look is repeated, and then the error stands.
+
+    Args:
+        make: sends the request.
+        find: looks for what it makes; None when it is not there.
+
+    Raises:
+        ClusterError: refused, without an answer, or failed `RETRIES` times.
+    """
+    failure: ClusterError | None = None
+    for attempt in range(RETRIES + 1):
+        if failure is None or failure.status in SAFE_TO_REPEAT:
+            try:
+                return make()
+            except ClusterError as error:
+                if not error.may_be_done and error.status not in (409, *SAFE_TO_REPEAT):
+                    raise
+                failure = error
+        found = find()
+        if found is not None:
+            return found
+        if failure.status == 409 or attempt == RETRIES:
+            break
+        time.sleep(BACKOFF * 2**attempt)
+    assert failure is not None
+    if failure.status in (409, *SAFE_TO_REPEAT):
+        raise failure
+    raise ClusterError(
+        f"{failure} It may have been made all the same, later than this looked: see the web interface before you try "
+        "again.",
+        status=failure.status,
+    ) from failure
+
+
+def find_namespace(connection: Connection) -> str | None:
+    """The namespace that was given, or that of the pod this runs in."""
+    if connection.namespace:
+        return connection.namespace
+    try:
+        return IN_POD_NAMESPACE.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _configuration(connection: Connection, retries: int) -> kfp_server_api.Configuration:
+    configuration = kfp_server_api.Configuration(host=connection.url)
+    configuration.retries = urllib3.Retry(
+        total=retries,
+        redirect=0,
+        raise_on_redirect=False,
+        status_forcelist=BUSY,
+        raise_on_status=False,
+        allowed_methods={"GET"},
+        backoff_factor=BACKOFF,
+        respect_retry_after_header=False,
+    )
+    if connection.ca_cert:
+        configuration.ssl_ca_cert = str(connection.ca_cert)
+    if connection.token:
+        configuration.api_key["authorization"] = connection.token
+    elif connection.token_file:
+        configuration.api_key["authorization"] = "read from the file before each request"
+        configuration.refresh_api_key_hook = functools.partial(_read_token, connection.token_file)
+    configuration.api_key_prefix["authorization"] = "Bearer"
+    return configuration
+
+
+def _read_token(file: Path, configuration: kfp_server_api.Configuration) -> None:
+    try:
+        configuration.api_key["authorization"] = read_token_from_file(str(file))
+    except OSError as error:
+        raise ClusterError(f"--token-file {file}: {error.strerror or error}") from error
+
+
+def _server_message(error: ApiException) -> str:
+    """What the server says in the body of a refusal, on one line and not longer than `MESSAGE_LENGTH`."""
+    body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else str(error.body or "")
+    try:
+        answer = json.loads(body)
+        text = next(str(answer[key]) for key in ("message", "error_message", "error") if answer.get(key))
+    except (ValueError, AttributeError, StopIteration):
+        text = "" if "<html" in body.lower() else body
+    text = " ".join(text.split())
+    return text if len(text) <= MESSAGE_LENGTH else f"{text[:MESSAGE_LENGTH]} ..."
+
+
+def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
+    """What to do about an HTTP state; empty where the server's own message has to do."""
+    if 300 <= status < 400:
+        return f"It sends on to another page, mostly to a login page. {_how_to_get_a_token(connection)}"
+    if status == 401:
+        given = connection.token or connection.token_file or connection.cookie
+        what = "The token or cookie is not valid, or no longer" if given else "It asks who you are"
+        return f"{what}. {_how_to_get_a_token(connection)}"
+    if status == 403:
+        where = f"in namespace {connection.namespace}" if connection.namespace else "there"
+        return (
+            f"You may not do this {where}. Choose your own --namespace, or ask its owner for the role of a contributor "
+            "(kubeflow-edit)"
+        )
+    if status == 404 and is_health:
+        return (
+            "There is no API of Kubeflow Pipelines at this address. Kubeflow's own address ends in /pipeline "
+            "(https://HOST/pipeline); for Kubeflow Pipelines alone give the address of its web page, without what "
+            "follows #"
+        )
+    if status in BUSY:
+        return (
+            "A fault of the server, or it is overloaded. Try again later; "
+            "its log: `kubectl -n kubeflow logs deployment/ml-pipeline`"
+        )
+    return ""
+
+
+def _how_to_get_a_token(connection: Connection) -> str:
+    namespace = connection.namespace or "NAMESPACE"
+    return (
+        f"A token: `kubectl -n {namespace} create token default-editor --audience pipelines.kubeflow.org > FILE`, then "
+        "--token-file FILE (or the token in KF_PIPELINES_TOKEN)"
+    )
+
+
+def _explain_connection(connection: Connection, cause: Exception) -> str:
+    url = connection.url
+    forward = (
+        "From outside the cluster: `kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80`, "
+        "then --host http://127.0.0.1:8080."
+    )
+    if isinstance(cause, LocationValueError):
+        return f"--host {connection.host}: not an address. It looks like https://HOST/pipeline. {forward}"
+    if isinstance(cause, NameResolutionError):
+        return f"{url}: there is no host of this name. Check its spelling, and your VPN. {forward}"
+    if isinstance(cause, SSLError):
+        return _explain_tls(connection, str(cause))
+    if isinstance(cause, NewConnectionError):
+        return f"{url}: no connection ({_reason(cause)}). Is the server, or the port forward, running? {forward}"
+    if isinstance(cause, ConnectTimeoutError):
+        return f"{url}: no connection in {CONNECT_TIMEOUT:g} s. Check the address, firewall and VPN. {forward}"
+    if isinstance(cause, ReadTimeoutError):
+        return (
+            f"{url}: no answer in {ANSWER_TIMEOUT:g} s. Is the server overloaded? Its log: "
+            "`kubectl -n kubeflow logs deployment/ml-pipeline`."
+        )
+    return f"{url}: the connection broke ({_reason(cause)}). Does the address begin with the right http:// or https://?"
+
+
+def _explain_tls(connection: Connection, said: str) -> str:
+    url = connection.url
+    lowered = said.lower()
+    if "wrong_version_number" in lowered or "record layer" in lowered or "unknown_protocol" in lowered:
+        return f"{url}: does not speak TLS. Does the address begin with http:// in truth?"
+    if "hostname mismatch" in lowered or "not valid for" in lowered or "doesn't match" in lowered:
+        return f"{url}: the server's certificate is for another host name. Use the name that is in the certificate."
+    if "no certificate or crl found" in lowered.replace("_", " ") or "pem lib" in lowered:
+        return f"--ssl-ca-cert {connection.ca_cert}: has no certificate in PEM's form (-----BEGIN CERTIFICATE-----)."
+    if "has expired" in lowered:
+        return f"{url}: the server's certificate has expired. Its administrator has to renew it."
+    if "certificate verify failed" in lowered:
+        trusted = connection.ca_cert or "Mozilla's list"
+        return (
+            f"{url}: the server's certificate is signed by nobody in {trusted} (self-signed, or by your organisation). "
+            "Get the certificate of its authority from the administrator, and name it with --ssl-ca-cert FILE.pem."
+        )
+    return f"{url}: TLS failed ({said})."
+
+
+def _reason(cause: Exception) -> str:
+    """The system's own words, without urllib3's around them."""
+    inner = cause.__cause__ or cause.__context__
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror.lower()
+    last = cause.args[-1] if cause.args else cause
+    return str(last).rpartition(": ")[2] or type(cause).__name__

@@ -1,0 +1,207 @@
+"""A compiled pipeline: its parameters, its tasks, its content hash, and the name that its version gets on a server."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from yolact.errors import SettingsError, YolactError
+
+COMMIT_LENGTH = 12
+"""Hexadecimal digits of a commit in a version's name."""
+
+HASH_LENGTH = 8
+"""Hexadecimal digits of a content hash in a version's name."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "STRING": (str,),
+    "NUMBER_INTEGER": (int,),
+    "NUMBER_DOUBLE": (int, float),
+    "BOOLEAN": (bool,),
+    "LIST": (list,),
+    "STRUCT": (dict,),
+}
+"""Python types of the values of each kind of parameter (``ParameterType`` of the pipeline specification)."""
+
+
+class PipelineError(YolactError, ValueError):
+    """A pipeline is not there, is no compiled pipeline, or does not take what it is given; names the file."""
+
+
+@dataclass(frozen=True)
+class CompiledPipeline:
+    """What the compiler wrote: the pipeline and, where it has settings for Kubernetes, those."""
+
+    spec: dict[str, Any]
+    """``PipelineSpec`` of the pipeline specification, as JSON."""
+    platforms: dict[str, Any]
+    """``PlatformSpec``, as JSON; empty when there is none."""
+    origin: str
+    """Named in errors."""
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return str(self.spec["pipelineInfo"]["name"])
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Specifications of the pipeline's parameters by name."""
+        return dict(self.spec["root"].get("inputDefinitions", {}).get("parameters", {}))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of all that was compiled."""
+        text = json.dumps([self.spec, self.platforms], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The text that a server takes: the pipeline, and what it has for Kubernetes as a second document."""
+        documents = [self.spec, *([self.platforms] if self.platforms else [])]
+        return yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True)
+
+    def is_same_as(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a server's ``pipeline_spec`` has the same content.
+
+        Both are compared as the messages that they stand for, since a server may leave out what is the default and
+        writes whole numbers as it likes.
+        """
+        both = "pipeline_spec" in stored
+        spec = stored["pipeline_spec"] if both else stored
+        platforms = stored.get("platform_spec", {}) if both else {}
+        try:
+            return _messages(self.spec, self.platforms) == _messages(spec, platforms)
+        except json_format.ParseError:  # written by another version of the SDK
+            return False
+
+    def with_caching(self, enabled: bool) -> CompiledPipeline:
+        """The same pipeline with the cache on or off for every task, whatever the compiler wrote."""
+        spec = json.loads(json.dumps(self.spec))
+        for task in _tasks(spec):
+            task["cachingOptions"] = {"enableCache": True} if enabled else {}
+        return CompiledPipeline(spec, self.platforms, self.origin)
+
+    def check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that the pipeline does not take.
+
+        Raises:
+            PipelineError: one is unknown, of a wrong type, or missing.
+        """
+        for name, value in arguments.items():
+            self._check_argument(name, value)
+        missing = [
+            name
+            for name, parameter in self.parameters.items()
+            if name not in arguments and "defaultValue" not in parameter and not parameter.get("isOptional")
+        ]
+        if missing:
+            raise PipelineError(
+                f"{self.origin}: the pipeline {self.name} needs a value for {', '.join(missing)}; "
+                f"give it as --argument {missing[0]}=VALUE"
+            )
+
+    def _check_argument(self, name: str, value: Any) -> None:
+        if name not in self.parameters:
+            close = difflib.get_close_matches(name, self.parameters, n=1)
+            known = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(self.parameters) or 'none'}"
+            raise PipelineError(f"{self.origin}: the pipeline {self.name} has no parameter {name!r}; {known}")
+        kind = str(self.parameters[name].get("parameterType"))
+        wanted = _KINDS.get(kind, (object,))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted and object not in wanted):
+            raise PipelineError(
+                f"{self.origin}: parameter {name} of the pipeline {self.name} must be {kind} (found {value!r})"
+            )
+
+
+def read_compiled(path: Path) -> CompiledPipeline:
+    """Read what ``python -m pipelines compile`` wrote.
+
+    Raises:
+        PipelineError: the file is missing or is no compiled pipeline.
+    """
+    try:
+        return parse_compiled(path.read_text(encoding="utf-8"), origin=str(path))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; `python -m pipelines compile` writes pipelines") from None
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: not a text: {error}") from error
+
+
+def parse_compiled(text: str, origin: str) -> CompiledPipeline:
+    """Read the text that the compiler wrote; ``origin`` is named in errors.
+
+    Raises:
+        PipelineError: it is no compiled pipeline.
+    """
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise PipelineError(f"{origin}: not valid YAML: {error}") from error
+    spec: Any = documents[0] if documents else None
+    platforms: Any = documents[1] if len(documents) == 2 else {}
+    try:
+        _messages(spec, platforms)
+        assert spec["pipelineInfo"]["name"]
+        assert spec["root"]["dag"]
+    except (json_format.ParseError, AttributeError, TypeError, KeyError, AssertionError) as error:
+        raise PipelineError(
+            f"{origin}: not a compiled pipeline ({error or type(error).__name__}); "
+            "`python -m pipelines compile` writes one"
+        ) from error
+    return CompiledPipeline(spec, platforms, origin)
+
+
+def version_names(pipeline: CompiledPipeline, commit: str | None, *, dirty: bool) -> list[str]:
+    """Names that the pipeline's version may have on a server, in order of preference.
+
+    The commit's first `COMMIT_LENGTH` digits. Code that is not committed cannot be told by a commit, so its version has
+    the content's hash besides; so has one whose commit's name is taken by other content (compiled with other
+    resources, say). Without git there is only the hash.
+    """
+    content = pipeline.content_hash[:HASH_LENGTH]
+    if commit is None:
+        return [f"content-{content}"]
+    short = commit[:COMMIT_LENGTH]
+    return [f"{short}-dirty-{content}"] if dirty else [short, f"{short}-{content}"]
+
+
+def parse_arguments(texts: Sequence[str], pipeline: CompiledPipeline) -> dict[str, Any]:
+    """``NAME=VALUE`` each, with YAML in the value unless the parameter is a string; see `check_arguments` for the rest.
+
+    Raises:
+        SettingsError: not of this form.
+    """
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not name or not equals:
+            raise SettingsError(f"--argument {text}: must be NAME=VALUE")
+        is_text = pipeline.parameters.get(name, {}).get("parameterType") == "STRING"
+        try:
+            arguments[name] = value if is_text else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--argument {text}: the value is not valid YAML: {error}") from error
+    return arguments
+
+
+def _messages(spec: Any, platforms: Any) -> tuple[Any, Any]:
+    return (
+        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec()),
+        json_format.ParseDict(platforms, pipeline_spec_pb2.PlatformSpec()),
+    )
+
+
+def _tasks(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every task, also those inside loops and conditions."""
+    for component in (spec["root"], *spec.get("components", {}).values()):
+        yield from component.get("dag", {}).get("tasks", {}).values()

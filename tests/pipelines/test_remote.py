@@ -1,0 +1,903 @@
+"""The remote commands against a stand-in that checks each request against the API's definition."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from typer.testing import CliRunner
+
+from pipelines import connection, remote, watch
+from pipelines.__main__ import app
+from pipelines.compiler import PIPELINES
+from pipelines.presets import choose
+from tests.conftest import SHARED
+from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
+from tests.pipelines.tiny import compile_to
+from yolact.config import parse_params
+
+DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
+"""Kept beside the checkout on some machines; without it the requests are compared with a fixed list."""
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
+
+
+class Output:
+    """What a command left."""
+
+    def __init__(self, result: Any) -> None:
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.code: int = result.exit_code
+        self.out: str = result.stdout
+        self.err: str = result.stderr
+
+    @property
+    def run_id(self) -> str:
+        match = re.search(r"id  (\S+)", self.out)
+        assert match
+        return match[1]
+
+
+def call(*arguments: str | Path) -> Output:
+    return Output(CliRunner().invoke(app, [str(argument) for argument in arguments]))
+
+
+@pytest.fixture(scope="session")
+def definition() -> Definition | None:
+    return Definition(DEFINITION) if DEFINITION.is_file() else None
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return compile_to(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(autouse=True)
+def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No long waits, and nothing from this machine's environment."""
+    monkeypatch.setattr(connection, "BACKOFF", 0.01)
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
+    for name in ("ENDPOINT", "UI_ENDPOINT", "NAMESPACE", "TOKEN", "SA_TOKEN_PATH", "COOKIE"):
+        monkeypatch.delenv(f"KF_PIPELINES_{name}", raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
+    monkeypatch.setattr(remote, "SERVICE_ACCOUNT_TOKEN", Path("/nonexistent"))
+    monkeypatch.setattr(connection, "IN_POD_NAMESPACE", Path("/nonexistent"))
+
+
+@pytest.fixture
+def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A running stand-in, whose address the commands know from the environment; all requests must have been right."""
+    with serve(Server(definition)) as state:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.host)
+        yield state
+    assert state.problems == []
+    assert state.requests
+
+
+@pytest.fixture
+def clean_code(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The code counts as committed; gives the commit."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (commit, False))
+    return commit
+
+
+def only(things: dict[str, Any]) -> Any:
+    (thing,) = things.values()
+    return thing
+
+
+# Submitting ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_submit_uploads_a_version_named_by_the_commit_and_starts_a_run(
+    server: Server, compiled: dict[str, Path], clean_code: str
+) -> None:
+    done = call("submit", compiled["tiny"], "-S", "train.lr=5e-4", "-A", "epochs=3", "--experiment", "night")
+    assert done.code == 0, done.err
+    assert only(server.pipelines)["name"] == "tiny"
+    version = only(server.versions)
+    assert version["name"] == clean_code[:12]
+    assert version["tags"] == {"git_commit": clean_code, "git_dirty": "false"}
+    assert version["pipeline_spec"]["pipeline_spec"] == next(yaml.safe_load_all(compiled["tiny"].read_text()))
+    run = only(server.runs)
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+    assert only(server.experiments)["display_name"] == "night"
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters["epochs"] == 3
+    assert parse_params(json.loads(parameters["params"])).train.lr == 5e-4
+    assert done.run_id == run["run_id"]
+    assert f"{server.host}/#/runs/details/{run['run_id']}" in done.out
+    assert "uploaded" in done.out
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: Server, clean_code: str) -> None:
+    done = call(
+        *("submit", "--preset", "smoke", "-S", "train.lr=5e-4", "-C", "tasks.train.gpus=0"),
+        *("-A", "data_repository=https://git.example/data.git", "-A", "data_revision=1.0"),
+    )
+    assert done.code == 0, done.err
+    assert only(server.pipelines)["name"] == "training"
+    assert only(server.versions)["name"] == clean_code[:12]
+    executors = only(server.versions)["pipeline_spec"]["pipeline_spec"]["deploymentSpec"]["executors"]
+    assert "accelerator" not in executors["exec-train"]["container"]["resources"]
+    assert "accelerator" in executors["exec-evaluate"]["container"]["resources"]
+    parameters = only(server.runs)["runtime_config"]["parameters"]
+    assert (parameters["data_repository"], parameters["data_revision"]) == ("https://git.example/data.git", "1.0")
+    assert parameters["code_version"]
+    settings = parse_params(json.loads(parameters["params"]))
+    assert settings.train.lr == 5e-4
+    assert settings.data == choose("smoke").data
+
+
+@pytest.mark.usefixtures("repository_folder", "clean_code")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("training", []),
+        ("evaluation", ["model=models:/yolact@champion", "data_revision=v2"]),
+        ("batch_prediction", ["model=models:/yolact@champion", "photos=s3://bucket/photos", "shards=8"]),
+    ],
+)
+def test_every_pipeline_of_the_project_can_be_submitted(server: Server, name: str, arguments: list[str]) -> None:
+    assert name in PIPELINES
+    done = call("submit", name, *(part for argument in arguments for part in ("-A", argument)))
+    assert done.code == 0, done.err
+    parameters = only(server.runs)["runtime_config"]["parameters"]
+    assert {argument.partition("=")[0] for argument in arguments} <= parameters.keys()
+    assert parameters.get("shards", 8) == 8
+
+
+def test_requests_are_known_ones_where_the_definition_is_not_there(
+    compiled: dict[str, Path], repository_folder: None
+) -> None:
+    with serve(Server(None)) as server:
+        assert call("submit", compiled["tiny"], "--host", server.host).code == 0
+        assert call("schedule", compiled["tiny"], "--cron", "@daily", "--host", server.host).code == 0
+        assert call("status", only(server.runs)["display_name"], "--host", server.host).code == 0
+        assert call("schedule", "delete", "tiny", "--host", server.host).code == 0
+    assert server.problems == []
+
+
+@pytest.mark.usefixtures("repository_folder", "clean_code")
+def test_an_unchanged_pipeline_is_not_uploaded_again(server: Server, compiled: dict[str, Path]) -> None:
+    assert call("submit", compiled["tiny"]).code == 0
+    # A server may say the same in other words: whole numbers as floats, defaults written out.
+    stored = only(server.versions)["pipeline_spec"]["pipeline_spec"]
+    parameters = stored["root"]["inputDefinitions"]["parameters"]
+    assert parameters["params"].setdefault("isOptional", False) is False
+    stored["components"]["comp-train"]["inputDefinitions"]["parameters"]["epochs"]["description"] = ""
+    again = call("submit", compiled["tiny"])
+    assert "reused" in again.out
+    assert len(server.versions) == len(server.pipelines) == len(server.experiments) == 1
+    assert len(server.runs) == 2
+    assert server.count("upload_version") == 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_other_content_under_the_same_commit_becomes_a_version_of_its_own(
+    server: Server, compiled: dict[str, Path], clean_code: str
+) -> None:
+    call("submit", compiled["tiny"])
+    uncached = call("submit", compiled["tiny"], "--no-enable-caching")
+    assert call("submit", compiled["tiny"], "--no-enable-caching").code == 0
+    first, second = server.versions.values()
+    assert re.fullmatch(clean_code[:12] + "-[0-9a-f]{8}", second["name"])
+    assert second["name"] in uncached.out
+    assert len(server.versions) == 2
+    specs = [version["pipeline_spec"]["pipeline_spec"] for version in (first, second)]
+    loop = next(name for name in specs[0]["components"] if "for-loop" in name)
+    caches = [
+        [
+            spec["root"]["dag"]["tasks"]["train"]["cachingOptions"],
+            spec["components"][loop]["dag"]["tasks"]["predict"]["cachingOptions"],
+        ]
+        for spec in specs
+    ]
+    assert caches == [[{}, {"enableCache": True}], [{}, {}]]
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_code_that_is_not_committed_is_named_by_its_content(
+    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): ("f" * 40, True))
+    done = call("submit", compiled["tiny"])
+    assert re.fullmatch("f{12}-dirty-[0-9a-f]{8}", only(server.versions)["name"])
+    assert only(server.versions)["tags"]["git_dirty"] == "true"
+    assert "not committed" in done.err
+    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (None, None))
+    call("submit", compiled["tiny"])
+    assert [version["name"] for version in server.versions.values()][1].startswith("content-")
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "-S", "train.epoch=3"], "train.epoch: unknown key; did you mean 'epochs'?"),
+        (["tiny", "-S", "train.lr=fast"], "train.lr: input should be a valid number"),
+        (["tiny", "--preset", "smok"], "no preset 'smok'; did you mean 'smoke'?"),
+        (["tiny", "--params", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["tiny", "-A", "epoch=3"], "the pipeline tiny has no parameter 'epoch'; did you mean 'epochs'?"),
+        (["tiny", "-A", "epochs=three"], "parameter epochs of the pipeline tiny must be NUMBER_INTEGER"),
+        (["tiny", "-A", "epochs=true"], "must be NUMBER_INTEGER (found True)"),
+        (["tiny", "-A", "epochs"], "--argument epochs: must be NAME=VALUE"),
+        (["plain"], "the pipeline plain needs a value for epochs; give it as --argument epochs=VALUE"),
+        (["plain", "-A", "epochs=1", "--preset", "smoke"], "takes no settings; leave out --preset, -S"),
+        (["nothing.yaml"], "nothing.yaml: no such file"),
+        (["trainig"], "no pipeline 'trainig'; there are: training, evaluation, batch_prediction; or"),
+        (["training", "-C", "tasks.train.gpu=0"], "gpu: unknown key"),
+        (["tiny", "-C", "tasks.train.gpus=0"], "is compiled already; --cluster and -C go with a pipeline's name"),
+        (["params.yaml"], "params.yaml: not a compiled pipeline"),
+    ],
+)
+def test_nothing_is_sent_when_settings_or_arguments_are_wrong(
+    server: Server, compiled: dict[str, Path], arguments: list[str], message: str
+) -> None:
+    refused = call("submit", *(compiled.get(argument, argument) for argument in arguments))
+    assert refused.code == 1
+    assert message in refused.err
+    assert refused.err.startswith("[submit] failed: ")
+    assert server.requests == []
+    server.requests.append("none, as it should be")
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_server_of_several_users_gets_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
+    server.multi_user = True
+    refused = call("submit", compiled["tiny"])
+    assert refused.code == 1
+    assert "--namespace" in refused.err
+    assert server.runs == {}
+    assert call("submit", compiled["tiny"], "-n", "team").code == 0
+    assert only(server.pipelines)["namespace"] == only(server.experiments)["namespace"] == "team"
+    assert call("status", only(server.runs)["display_name"], "-n", "team").code == 0
+    assert call("schedule", compiled["tiny"], "--cron", "@daily", "-n", "team").code == 0
+
+
+# Waiting -------------------------------------------------------------------------------------------------------------
+
+
+def node(name: str, state: str, digits: str, template: str = "dag", children: tuple[str, ...] = (), **more: Any) -> Any:
+    """A node of the Argo workflow as the API gives it: its pod's name has the template's, its children's have not."""
+    return {
+        "display_name": name,
+        "state": state,
+        "pod_name": f"tiny-x7-{template}-{digits}",
+        "child_tasks": [{"pod_name": f"tiny-x7-{child}"} for child in children],
+        "create_time": stamp(0),
+        "start_time": stamp(int(digits)),
+        "end_time": stamp(int(digits) + 75) if state in ("SUCCEEDED", "FAILED") else "0001-01-01T00:00:00Z",
+        **more,
+    }
+
+
+def snapshot(state: str, *nodes: Any) -> dict[str, Any]:
+    whole = {**node("tiny-x7", "RUNNING", "0"), "pod_name": "tiny-x7"}
+    return {"state": state, "run_details": {"task_details": [whole, node("root", "RUNNING", "1"), *nodes]}}
+
+
+def progress(end: str) -> list[dict[str, Any]]:
+    """A run in five looks: `prepare` comes from the cache, `train` works in its second attempt and ends as ``end``."""
+    prepare = [
+        node("prepare-driver", "SUCCEEDED", "10", "system-container-driver"),
+        node("prepare", "SUCCEEDED", "11", children=("12",)),
+        node("executor", "SKIPPED", "12", "system-container-impl"),
+    ]
+    driver = node("train-driver", "SUCCEEDED", "20", "system-container-driver")
+
+    def train(state: str, attempts: int) -> list[Any]:
+        tries = [
+            node(f"executor({index})", state if index == attempts - 1 else "FAILED", f"2{index + 3}", "retry-impl")
+            for index in range(attempts)
+        ]
+        digits = tuple(f"2{index + 3}" for index in range(attempts))
+        return [
+            node("train", state, "21", children=("22",)),
+            node("executor", state, "22", "retry", children=digits),
+            *tries,
+        ]
+
+    return [
+        snapshot("PENDING"),
+        snapshot("RUNNING", *prepare, driver, node("train", "PENDING", "21", children=())),
+        snapshot("RUNNING", *prepare, driver, *train("RUNNING", 1)),
+        snapshot("RUNNING", *prepare, driver, *train("RUNNING", 2)),
+        snapshot(end, *prepare, driver, *train(end, 2)),
+    ]
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_wait_shows_each_change_of_a_task_and_ends_with_the_run(server: Server, compiled: dict[str, Path]) -> None:
+    server.progress = progress("SUCCEEDED")
+    done = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
+    assert done.code == 0, done.err
+    changes = [line[10:] for line in done.out.splitlines() if re.match(r"\d\d:\d\d:\d\d", line)]
+    assert changes == [
+        "prepare: succeeded (from the cache)",
+        "train: pending",
+        "train: running",
+        "train: running (attempt 2)",
+        "train: succeeded after 1 min 15 s (attempt 2)",
+    ]
+    assert done.out.splitlines()[-1] == "run nightly succeeded"
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_failed_run_ends_with_code_3_the_task_and_the_end_of_its_log(
+    server: Server, compiled: dict[str, Path]
+) -> None:
+    server.progress = progress("FAILED")
+    server.logs["tiny-x7-retry-impl-24"] = "begin\n" * 50 + "train failed: params.yaml: no photos\n\n"
+    failed = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
+    assert failed.code == 3
+    lines = failed.err.splitlines()
+    begin = next(index for index, line in enumerate(lines) if line.startswith("[submit] failed"))
+    assert lines[begin] == f"[submit] failed: run nightly ({failed.run_id}) ended as FAILED"
+    assert lines[begin + 1] == "task train: failed after 1 min 15 s (attempt 2)"
+    assert lines[-2:] == [
+        "  train failed: params.yaml: no photos",
+        f"See {server.host}/#/runs/details/{failed.run_id}",
+    ]
+    assert sum("begin" in line for line in lines) == watch.LOG_LINES - 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_without_a_log_a_failed_run_names_the_command_that_shows_it(server: Server, compiled: dict[str, Path]) -> None:
+    server.progress = progress("FAILED")
+    failed = call("submit", compiled["tiny"], "--wait")
+    assert failed.code == 3
+    assert "  its log: kubectl -n kubeflow logs tiny-x7-retry-impl-24 -c main" in failed.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_task_that_cannot_even_be_prepared_is_named(server: Server, compiled: dict[str, Path]) -> None:
+    message = {"code": 13, "message": "secret s3-keys\n not found"}
+    server.progress = [snapshot("FAILED", node("train-driver", "FAILED", "20", "driver", error=message))]
+    server.logs["tiny-x7-driver-20"] = "no such secret"
+    failed = call("submit", compiled["tiny"], "--wait")
+    assert failed.code == 3
+    assert "task train (driver): failed after 1 min 15 s: secret s3-keys not found\n  no such secret" in failed.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_cancelled_run_is_no_success(server: Server, compiled: dict[str, Path]) -> None:
+    server.progress = [snapshot("CANCELED")]
+    assert call("submit", compiled["tiny"], "--wait").code == 3
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_waiting_outlasts_a_server_that_is_away(server: Server, compiled: dict[str, Path]) -> None:
+    server.progress = progress("SUCCEEDED")
+    times = 2 * (connection.RETRIES + 1)
+    server.faults = [Fault("GET .*/runs/", 503, times=times), Fault("GET .*/runs/", 0, times=connection.RETRIES + 1)]
+    done = call("submit", compiled["tiny"], "--wait")
+    assert done.code == 0, done.err
+    assert done.out.count("the server does not answer; trying again") == 3
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_waiting_ends_when_the_server_stays_away_and_says_that_the_run_goes_on(
+    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 0.0)
+    server.faults = [Fault("GET .*/runs/", 503, times=10**6)]
+    lost = call("submit", compiled["tiny"], "--wait")
+    assert lost.code == 1
+    assert f"The run goes on; look again with `python -m pipelines status {lost.run_id}`." in lost.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_waiting_can_be_left_and_the_run_goes_on(
+    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    left = call("submit", compiled["tiny"], "--wait")
+    assert left.code == 130
+    assert f"the run goes on: python -m pipelines status {left.run_id}" in left.err
+
+
+# Faults of the server ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_reading_is_repeated_after_an_inner_error(server: Server, compiled: dict[str, Path]) -> None:
+    server.faults = [Fault("GET", 500), Fault("GET", 503), Fault("GET", 0)]
+    assert call("submit", compiled["tiny"]).code == 0
+    assert server.count("healthz") == 4
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_an_inner_error_that_lasts_is_told_with_the_servers_words(server: Server, compiled: dict[str, Path]) -> None:
+    server.faults = [Fault("GET .*/healthz", 500, times=100)]
+    failed = call("submit", compiled["tiny"])
+    assert failed.code == 1
+    assert "answers 500 Internal Server Error: the database is away. A fault of the server" in failed.err
+    assert "kubectl -n kubeflow logs deployment/ml-pipeline" in failed.err
+    assert server.count("healthz") == connection.RETRIES + 1
+
+
+CREATIONS = {
+    "/pipelines$": "pipelines",
+    "/upload_version": "versions",
+    "/experiments": "experiments",
+    "/runs": "runs",
+    "/recurringruns": "recurring",
+}
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize("status", [0, 500, 504])
+@pytest.mark.parametrize("path", CREATIONS)
+def test_what_was_made_although_its_answer_got_lost_is_not_made_twice(
+    server: Server, compiled: dict[str, Path], path: str, status: int
+) -> None:
+    server.faults = [Fault(f"POST .*{path}", status, after=True)]
+    command = (
+        ["schedule", compiled["tiny"], "--cron", "@daily"] if "recurring" in path else ["submit", compiled["tiny"]]
+    )
+    done = call(*command)
+    assert done.code == 0, done.err
+    assert len(getattr(server, CREATIONS[path])) == 1
+    assert server.count(f"POST .*{path}") == 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize("path", CREATIONS)
+def test_a_creation_that_failed_inside_is_tried_again_after_a_look(
+    server: Server, compiled: dict[str, Path], path: str
+) -> None:
+    server.faults = [Fault(f"POST .*{path}", 500, times=2)]
+    command = (
+        ["schedule", compiled["tiny"], "--cron", "@daily"] if "recurring" in path else ["submit", compiled["tiny"]]
+    )
+    done = call(*command)
+    assert done.code == 0, done.err
+    assert len(getattr(server, CREATIONS[path])) == 1
+    posts = [request for request in server.requests if re.search(f"POST .*{path}|GET", request)]
+    places = [index for index, request in enumerate(posts) if request.startswith("POST")]
+    assert len(places) == 3
+    assert all(later - earlier > 1 for earlier, later in itertools.pairwise(places)), "no look in between"
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize("status", [0, 504])
+def test_a_run_whose_fate_is_unknown_is_not_started_again(
+    server: Server, compiled: dict[str, Path], status: int
+) -> None:
+    server.faults = [Fault("POST .*/runs", status)]
+    failed = call("submit", compiled["tiny"])
+    assert failed.code == 1
+    assert server.count("POST .*/runs") == 1
+    assert server.count("GET .*/runs") == connection.RETRIES + 1
+    assert "It may have been made all the same" in failed.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_name_that_somebody_takes_at_the_same_moment_is_used(server: Server, compiled: dict[str, Path]) -> None:
+    """409: the pipeline is not there when looked for, and there when made."""
+    server.faults = [Fault("GET .*/pipelines/names", 404)]
+    server.pipelines["their-id"] = {"pipeline_id": "their-id", "name": "tiny", "created_at": stamp(0)}
+    assert call("submit", compiled["tiny"]).code == 0
+    assert only(server.versions)["pipeline_id"] == "their-id"
+    assert server.count("POST .*/pipelines$") == 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_conflict_that_is_about_something_else_is_told(server: Server, compiled: dict[str, Path]) -> None:
+    server.faults = [Fault("POST .*/runs", 409)]
+    refused = call("submit", compiled["tiny"])
+    assert refused.code == 1
+    assert "answers 409 Conflict: the database is away" in refused.err
+    assert server.count("POST .*/runs") == 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_server_that_never_answers_is_given_up(
+    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "RETRIES", 1)
+    server.faults = [Fault("healthz", seconds=1.0, times=2)]
+    failed = call("submit", compiled["tiny"])
+    assert failed.code == 1
+    assert f"{server.host}: no answer in 0.2 s. Is the server overloaded?" in failed.err
+
+
+# Who asks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize("way", ["option", "variable", "file"])
+def test_a_token_opens_the_door_and_shows_nowhere(
+    server: Server, compiled: dict[str, Path], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = TOKEN
+    options: list[str | Path] = []
+    if way == "option":
+        options = ["--token", TOKEN]
+    elif way == "variable":
+        monkeypatch.setenv("KF_PIPELINES_TOKEN", TOKEN)
+    else:
+        (tmp_path / "token").write_text(f"{TOKEN}\n")
+        options = ["--token-file", tmp_path / "token"]
+    done = call("submit", compiled["tiny"], *options)
+    assert done.code == 0, done.err
+    server.token = "another"
+    refused = call("submit", compiled["tiny"], *options)
+    assert refused.code == 1
+    assert "answers 401 Unauthorized: Request header error: there is no user identity header." in refused.err
+    assert "The token or cookie is not valid, or no longer." in refused.err
+    assert "create token default-editor --audience pipelines.kubeflow.org" in refused.err
+    assert TOKEN not in done.out + done.err + refused.out + refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_token_that_the_server_repeats_is_hidden(server: Server, compiled: dict[str, Path]) -> None:
+    server.faults = [Fault("healthz", 400)]
+    original = connection._server_message
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "_server_message", lambda error: f"{original(error)}: bad token {TOKEN}")
+        refused = call("submit", compiled["tiny"], "--token", TOKEN)
+    assert "bad token ***" in refused.err
+    assert TOKEN not in refused.out + refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_without_a_token_the_message_says_how_to_get_one(server: Server, compiled: dict[str, Path]) -> None:
+    server.token = TOKEN
+    refused = call("submit", compiled["tiny"], "-n", "team")
+    assert "It asks who you are" in refused.err
+    assert "kubectl -n team create token default-editor" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_token_file_is_read_anew_for_each_request(server: Server, compiled: dict[str, Path], tmp_path: Path) -> None:
+    server.token, file = "first", tmp_path / "token"
+    file.write_text("first")
+    server.progress = progress("SUCCEEDED")
+    changed = threading.Event()
+
+    def renew(seconds: float) -> None:
+        if server.count("GET .*/runs/") == 2 and not changed.is_set():
+            changed.set()
+            server.token = "second"
+            file.write_text("second")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "time", SimpleNamespace(sleep=renew, monotonic=time.monotonic))
+        done = call("submit", compiled["tiny"], "--wait", "--token-file", file)
+    assert done.code == 0, done.err
+    assert changed.is_set()
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_lack_of_rights_names_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
+    server.multi_user = server.forbidden = True
+    refused = call("submit", compiled["tiny"], "-n", "team")
+    assert refused.code == 1
+    assert "answers 403 Forbidden: User 'ann' is not authorized" in refused.err
+    assert "You may not do this in namespace team" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_login_page_is_told_apart_from_the_api(server: Server, compiled: dict[str, Path]) -> None:
+    server.login_page = True
+    assert "answers with a web page, not with the API" in call("submit", compiled["tiny"]).err
+    server.login_page = False
+    server.faults = [Fault("healthz", 302)]
+    redirected = call("submit", compiled["tiny"])
+    assert redirected.code == 1
+    assert "It sends on to another page, mostly to a login page." in redirected.err
+    assert server.count("dex") == 0
+
+
+# Where the server is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_wrong_path_is_told(server: Server, compiled: dict[str, Path]) -> None:
+    server.has_interface = False
+    refused = call("submit", compiled["tiny"], "--host", f"{server.host}/kubeflow")
+    assert refused.code == 1
+    assert "answers 404 Not Found" in refused.err
+    assert "ends in /pipeline" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("http://127.0.0.1:1", "http://127.0.0.1:1: no connection (connection refused). Is the server, or the port"),
+        ("nowhere.invalid", "https://nowhere.invalid: there is no host of this name."),
+        ("http://", "not an address"),
+        ("ftp://host", "not an address"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told(compiled: dict[str, Path], host: str, message: str) -> None:
+    refused = call("submit", compiled["tiny"], "--host", host)
+    assert refused.code == 1
+    assert message in refused.err
+    assert "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80" in refused.err
+    assert len(refused.err.splitlines()) <= 2, "one message, and that the code is not committed"
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_without_an_address_the_message_says_how_to_get_one(compiled: dict[str, Path]) -> None:
+    refused = call("submit", compiled["tiny"])
+    assert refused.code == 1
+    assert "where is the cluster? Give --host ADDRESS, or set KF_PIPELINES_ENDPOINT" in refused.err
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for a host name or address, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    host = x509.IPAddress(ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+    now = dt.datetime.now(dt.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / f"{name}.pem", folder / f"{name}.key"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return files
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_self_signed_certificate_is_refused_until_it_is_named(
+    definition: Definition | None, compiled: dict[str, Path], tmp_path: Path
+) -> None:
+    certificate, key = make_certificate(tmp_path, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serve(Server(definition), context) as server:
+        refused = call("submit", compiled["tiny"], "--host", server.host)
+        assert refused.code == 1
+        assert "signed by nobody in Mozilla's list (self-signed, or by your organisation)" in refused.err
+        assert "--ssl-ca-cert FILE.pem" in refused.err
+        assert server.requests == []
+        done = call("submit", compiled["tiny"], "--host", server.host, "--ssl-ca-cert", certificate)
+        assert done.code == 0, done.err
+        unusable = call("submit", compiled["tiny"], "--host", server.host, "--ssl-ca-cert", compiled["tiny"])
+        assert unusable.code == 1
+        assert f"--ssl-ca-cert {compiled['tiny']}: has no certificate in PEM's form" in unusable.err
+        plain = call("status", "x", "--host", server.host.replace("https", "http"))
+        assert plain.code == 1
+        assert "Does the address begin with the right http:// or https://?" in plain.err
+    assert server.problems == []
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_certificate_for_another_host_is_told(
+    definition: Definition | None, compiled: dict[str, Path], tmp_path: Path
+) -> None:
+    certificate, key = make_certificate(tmp_path, "kubeflow.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with serve(Server(definition), context) as server:
+        refused = call("submit", compiled["tiny"], "--host", server.host, "--ssl-ca-cert", certificate)
+    assert refused.code == 1
+    assert "certificate is for another host name" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_https_to_a_server_without_tls_is_told(server: Server, compiled: dict[str, Path]) -> None:
+    refused = call("submit", compiled["tiny"], "--host", server.host.replace("http", "https"))
+    assert refused.code == 1
+    assert "does not speak TLS. Does the address begin with http:// in truth?" in refused.err
+    server.requests.append("none that could be read")
+
+
+# Schedules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_schedule_makes_a_recurring_run_of_the_version(server: Server, compiled: dict[str, Path]) -> None:
+    done = call(
+        *("schedule", compiled["tiny"], "--cron", "30 3 * * mon-fri", "--name", "nightly", "--max-concurrency", "2"),
+        *("--start", "2027-01-31", "--end", "2027-02-28T18:00+01:00", "--disable", "-S", "train.epochs=2"),
+    )
+    assert done.code == 0, done.err
+    recurring = only(server.recurring)
+    assert recurring["display_name"] == "nightly"
+    assert recurring["trigger"]["cron_schedule"] == {
+        "cron": "0 30 3 * * mon-fri",
+        "start_time": "2027-01-31T00:00:00+00:00",
+        "end_time": "2027-02-28T18:00:00+01:00",
+    }
+    assert (recurring["mode"], recurring["max_concurrency"], recurring["no_catchup"]) == ("DISABLE", "2", True)
+    version_id = only(server.versions)["pipeline_version_id"]
+    assert recurring["pipeline_version_reference"]["pipeline_version_id"] == version_id
+    assert json.loads(recurring["runtime_config"]["parameters"]["params"])["train"]["epochs"] == 2
+    assert server.runs == {}
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_schedule_is_replaced_only_when_asked_for(server: Server, compiled: dict[str, Path]) -> None:
+    assert call("schedule", compiled["tiny"], "--cron", "@daily").code == 0
+    first = only(server.recurring)
+    refused = call("schedule", compiled["tiny"], "--cron", "@hourly")
+    assert refused.code == 1
+    assert "there is a schedule 'tiny' already (cron @daily, enabled). Replace it with --replace" in refused.err
+    assert only(server.recurring) == first
+    server.faults = [Fault("POST .*/recurringruns", 400)]
+    assert call("schedule", compiled["tiny"], "--cron", "@hourly", "--replace").code == 1
+    assert only(server.recurring) == first, "a new one that is refused must not cost the old one"
+    replaced = call("schedule", compiled["tiny"], "--cron", "@hourly", "--replace")
+    assert "in place of the old one" in replaced.out
+    assert only(server.recurring)["trigger"]["cron_schedule"]["cron"] == "@hourly"
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_schedules_are_listed_and_deleted(server: Server, compiled: dict[str, Path]) -> None:
+    assert "no schedules" in call("schedule", "list").out
+    server.page_size = 2
+    for name in "abcde":
+        assert call("schedule", compiled["tiny"], "--cron", "@daily", "--name", name).code == 0
+    listed = json.loads(call("schedule", "list", "--json").out)
+    assert [schedule["name"] for schedule in listed] == list("abcde")
+    assert {schedule["state"] for schedule in listed} == {"ENABLED"}
+    assert call("schedule", "delete", "b").out == "schedule b deleted\n"
+    assert call("schedule", "delete", listed[3]["id"]).code == 0
+    assert [line[0] for line in call("schedule", "list").out.splitlines()] == list("ace")
+    refused = call("schedule", "delete", "x")
+    assert refused.code == 1
+    assert "no schedule 'x'; there are: a, c, e" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cron", "0 3 * *"], "has 4 fields, not 5"),
+        (["--cron", "0 25 * * *"], "'25' is no hour; it is 0 to 23"),
+        (["--cron", "@daily", "--start", "tomorrow"], "--start tomorrow: not a time"),
+        (["--cron", "@daily", "--start", "2027-02-01", "--end", "2027-01-01"], "must be later than --start"),
+    ],
+)
+def test_an_impossible_schedule_is_refused_before_anything_is_sent(
+    server: Server, compiled: dict[str, Path], options: list[str], message: str
+) -> None:
+    refused = call("schedule", compiled["tiny"], *options)
+    assert refused.code == 1
+    assert message in refused.err
+    assert server.requests == []
+    server.requests.append("none, as it should be")
+
+
+# Looking at runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_status_shows_a_run_by_id_and_by_name(server: Server, compiled: dict[str, Path]) -> None:
+    call("submit", compiled["tiny"], "--run-name", "nightly")
+    newest = call("submit", compiled["tiny"], "--run-name", "nightly").run_id
+    server.runs[newest] |= progress("FAILED")[-1]
+    by_name = call("status", "nightly")
+    assert by_name.code == 0, by_name.err
+    assert by_name.out == call("status", newest).out
+    assert "run nightly: failed" in by_name.out
+    assert [line.split(maxsplit=2)[1:] for line in by_name.out.splitlines()[-2:]] == [
+        ["prepare", "succeeded (from the cache)"],
+        ["train", "failed after 1 min 15 s (attempt 2)"],
+    ]
+    tree = json.loads(call("status", newest, "--json").out)
+    assert tree["state"] == "FAILED"
+    assert tree["address"] == f"{server.host}/#/runs/details/{newest}"
+    assert [(task["name"], task["state"], task["pods"]) for task in tree["tasks"]] == [
+        ("prepare", "SUCCEEDED", []),
+        ("train", "FAILED", ["tiny-x7-retry-impl-23", "tiny-x7-retry-impl-24"]),
+    ]
+    assert tree["tasks"][1]["started"] == "2026-11-25T12:00:21+00:00"
+
+
+def test_status_of_a_run_that_is_not_there_says_so(server: Server) -> None:
+    for run in ("nightly", "01234567-89ab-cdef-0123-456789abcdef"):
+        refused = call("status", run)
+        assert refused.code == 1
+        assert f"no run has the id or name '{run}'" in refused.err
+
+
+@pytest.fixture
+def failed_run(server: Server, compiled: dict[str, Path], repository_folder: None) -> str:
+    run_id = call("submit", compiled["tiny"], "--run-name", "nightly").run_id
+    server.runs[run_id] |= progress("FAILED")[-1]
+    return run_id
+
+
+@pytest.mark.parametrize("has_interface", [True, False])
+def test_logs_come_from_the_interface_or_from_the_api_server(
+    server: Server, failed_run: str, has_interface: bool
+) -> None:
+    server.has_interface = has_interface
+    server.logs = {"tiny-x7-retry-impl-23": "first try", "tiny-x7-retry-impl-24": "second try"}
+    printed = call("logs", failed_run)
+    assert printed.code == 0, printed.err
+    assert printed.out == "first try\nsecond try\n"
+    assert printed.err.splitlines()[0] == "==> train: pod tiny-x7-retry-impl-23 <=="
+    refused = call("logs", "nightly", "--task", "eval")
+    assert "has no task 'eval'; there are: prepare, train" in refused.err
+    assert "(cached, or waiting)" in call("logs", "nightly", "--task", "prepare").err
+
+
+def test_logs_that_the_api_has_not_come_from_kubernetes(
+    server: Server, failed_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(Server(None, logs={f"tiny-x7-retry-impl-2{digit}": f"try {digit}" for digit in (3, 4)})) as kubernetes:
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": {"server": kubernetes.host}}],
+            "users": [{"name": "u", "user": {}}],
+        }
+        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))  # read when the library is imported
+        program = "from pipelines.__main__ import app\napp()"
+        printed = subprocess.run(
+            [sys.executable, "-c", program, "logs", failed_run], capture_output=True, text=True, check=False
+        )
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout == "try 3\ntry 4\n"
+    assert kubernetes.count("GET /api/v1/namespaces/kubeflow/pods/tiny-x7-retry-impl-2[34]/log") == 2
+
+
+def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server, failed_run: str) -> None:
+    refused = call("logs", failed_run, "-n", "team")
+    assert refused.code == 1
+    assert "kubectl -n team logs tiny-x7-retry-impl-24 -c main" in refused.err
+    assert "no access to a cluster is set up on this machine" in refused.err
+    assert "API server: Failed to read logs: pod not found" in refused.err
+    assert "kube_config_path" not in refused.out + refused.err, "another library's words"
+
+
+# The command as a program --------------------------------------------------------------------------------------------
+
+
+def test_help_is_there_without_the_sdk(repository: Path) -> None:
+    program = (
+        "import sys\nfrom pipelines.__main__ import app\n"
+        "assert 'kfp' not in sys.modules and 'torch' not in sys.modules, 'slow to start'\n"
+        "app(['submit', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--enable-caching" in done.stdout
