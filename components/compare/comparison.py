@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,12 +88,13 @@ def compare(a: Side, b: Side, *, samples: int, min_score: float) -> Compared:
     _check_tree(b)
     names_a, names_b = _class_names(a.ground_truth), _class_names(b.ground_truth)
     classes = [name for name in names_a if name in set(names_b)]
+    summaries = (_summaries(a), _summaries(b))
     paired = _pair(a, b, classes, samples, min_score)
     return Compared(
         a=a,
         b=b,
         params=param_changes(a.params, b.params),
-        summaries=(_summaries(a), _summaries(b)),
+        summaries=summaries,
         classes=classes,
         only_a=[name for name in names_a if name not in classes],
         only_b=[name for name in names_b if name not in classes],
@@ -107,9 +109,9 @@ def param_changes(a: dict[str, str], b: dict[str, str]) -> list[ParamChange]:
     return [ParamChange(key, a.get(key), b.get(key)) for key in keys if a.get(key) != b.get(key)]
 
 
-def _pair(a: Side, b: Side, classes: list[str], samples: int, min_score: float) -> Paired | None:
+def _pair(a: Side, b: Side, classes: Sequence[str], samples: int, min_score: float) -> Paired | None:
     of_a, of_b = (_restricted(side, classes) for side in (a, b))
-    if not classes or not of_a.ground_truth["images"] or _content(of_a.ground_truth) != _content(of_b.ground_truth):
+    if not classes or not of_a.ground_truth["images"] or content(of_a.ground_truth) != content(of_b.ground_truth):
         return None
     truth, rows_a = of_a.ground_truth, of_a.rows
     rows_b = _renumbered(of_b, truth)
@@ -143,7 +145,10 @@ def _photo_differences(
 
 def _summaries(side: Side) -> dict[IouType, ApSummary]:
     truth = index_ground_truth(side.ground_truth, side.name)
-    return {kind: evaluate_coco(truth, side.rows, kind) for kind in IOU_TYPES}
+    try:
+        return {kind: evaluate_coco(truth, side.rows, kind) for kind in IOU_TYPES}
+    except DataError as error:
+        raise DataError(f"{side.name}: {error}") from error
 
 
 def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
@@ -155,7 +160,7 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
             "but their differences say as much about the data as about the networks, and have no interval. Evaluate "
             "both on the same data to compare them."
         )
-    detect = [flat_detect(side) for side in (a, b)]
+    detect = [detection_settings(side) for side in (a, b)]
     if all(detect) and detect[0] != detect[1]:
         changed = [key for key in detect[0] if detect[0][key] != detect[1].get(key)]
         yield (
@@ -164,7 +169,7 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
         )
 
 
-def flat_detect(side: Side) -> dict[str, Any]:
+def detection_settings(side: Side) -> dict[str, Any]:
     """The settings of detection that the evaluation used; empty where they are not known."""
     detect: dict[str, Any] = side.evaluate.get("detect", {})
     return detect
@@ -181,29 +186,34 @@ def _class_names(tree: dict[str, Any]) -> list[str]:
     return [item["name"] for item in sorted(tree["categories"], key=lambda item: item["id"])]
 
 
-def _restricted(side: Side, classes: list[str]) -> Side:
-    """The side with these classes only; the side itself where that is all of them."""
-    tree = side.ground_truth
+def restrict(tree: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A tree of COCO instances with these classes only; the tree itself where that is all of them."""
     kept = {item["id"] for item in tree["categories"] if item["name"] in set(classes)}
     if len(kept) == len(tree["categories"]):
-        return side
-    return replace(
-        side,
-        ground_truth=tree
-        | {
-            "categories": [item for item in tree["categories"] if item["id"] in kept],
-            "annotations": [item for item in tree["annotations"] if item["category_id"] in kept],
-        },
-        rows=[row for row in side.rows if row["category_id"] in kept],
-    )
+        return tree
+    return tree | {
+        "categories": [item for item in tree["categories"] if item["id"] in kept],
+        "annotations": [item for item in tree["annotations"] if item["category_id"] in kept],
+    }
 
 
-def _content(tree: dict[str, Any]) -> tuple[Any, ...]:
+def _restricted(side: Side, classes: Sequence[str]) -> Side:
+    tree = restrict(side.ground_truth, classes)
+    dropped = {item["id"] for item in side.ground_truth["categories"]} - {item["id"] for item in tree["categories"]}
+    return replace(side, ground_truth=tree, rows=[row for row in side.rows if row["category_id"] not in dropped])
+
+
+def content(tree: dict[str, Any]) -> tuple[Any, ...]:
     """What a ground truth says, however its images, classes and objects are numbered and ordered."""
     names = {item["id"]: item["name"] for item in tree["categories"]}
     files = {item["id"]: item["file_name"] for item in tree["images"]}
     objects = [
-        (files[item["image_id"]], names[item["category_id"]], bool(item.get("iscrowd")), str(item["segmentation"]))
+        (
+            files[item["image_id"]],
+            names[item["category_id"]],
+            bool(item.get("iscrowd")),
+            json.dumps(item["segmentation"], sort_keys=True),
+        )
         for item in tree["annotations"]
     ]
     images = [(item["file_name"], item["width"], item["height"]) for item in tree["images"]]
@@ -216,10 +226,6 @@ def _renumbered(side: Side, truth: dict[str, Any]) -> list[dict[str, Any]]:
     classes = {item["name"]: item["id"] for item in truth["categories"]}
     image_of = {item["id"]: images[item["file_name"]] for item in side.ground_truth["images"]}
     class_of = {item["id"]: classes[item["name"]] for item in side.ground_truth["categories"]}
-    try:
-        return [
-            row | {"image_id": image_of[row["image_id"]], "category_id": class_of[row["category_id"]]}
-            for row in side.rows
-        ]
-    except KeyError as error:
-        raise DataError(f"{side.name}: its detections name {error}, which its ground truth does not have") from error
+    return [
+        row | {"image_id": image_of[row["image_id"]], "category_id": class_of[row["category_id"]]} for row in side.rows
+    ]

@@ -178,8 +178,8 @@ def find_run(client: MlflowClient, reference: str) -> Run:
     fitting = {run.info.run_id: run for run in [*by_id, *by_name]}
     if not fitting:
         raise TrackingError(
-            f"{shown_uri()} has no run {reference!r}. `yolact runs --experiment '{ALL_EXPERIMENTS}'` lists names and ids; "
-            "also understood: four or more letters of an id, models:/NAME@ALIAS, models:/NAME/VERSION, and a folder."
+            f"{shown_uri()} has no run {reference!r}. `yolact runs --experiment '{ALL_EXPERIMENTS}'` lists names and "
+            "ids. Also understood: four or more letters of an id, models:/NAME@ALIAS, models:/NAME/VERSION, a folder."
         )
     if len(fitting) > 1:
         listed = ", ".join(f"{run.info.run_id[:12]} ({run.info.run_name}, {_when(run)})" for run in fitting.values())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.compare.comparison import Compared
-from yolact.engine.bootstrap import METRICS, Interval
+from yolact.engine.bootstrap import Interval
 from yolact.engine.evaluator import IOU_TYPES
 
 
@@ -35,7 +35,7 @@ class ClassRow(FigureRow):
 
 
 def figure_rows(compared: Compared) -> list[FigureRow]:
-    """AP and AR of masks, then of boxes: the figures of `METRICS` have intervals where the sides are paired."""
+    """AP and AR of masks, then of boxes: AP, AP50 and AP75 have intervals where the sides are paired."""
     rows = []
     for kind in reversed(IOU_TYPES):
         of_a, of_b = (summaries[kind].metrics() for summaries in compared.summaries)
@@ -47,14 +47,13 @@ def figure_rows(compared: Compared) -> list[FigureRow]:
 
 
 def common_rows(compared: Compared) -> list[FigureRow]:
-    """Where the sides know different classes: `METRICS` over the common ones."""
+    """Where the sides know different classes: AP, AP50 and AP75 over the common ones."""
     if compared.paired is None or _all_common(compared):
         return []
     return [
         FigureRow(f"{kind} {name}, {len(compared.classes)} common classes", gain.a, gain.b, gain.gain)
         for kind in reversed(IOU_TYPES)
         for name, gain in compared.paired.comparisons[kind].metrics.items()
-        if name in METRICS
     ]
 
 
