@@ -15,7 +15,7 @@ from cli.runs import make_console, percent
 from components.compare.comparison import Compared, compare
 from components.compare.report import find_photos, write_report
 from components.compare.sides import open_side
-from components.compare.tables import ClassRow, FigureRow, as_json, class_rows, common_rows, figure_rows
+from components.compare.tables import ClassRow, FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows
 
 MOST_CLASSES = 20
 """Classes in the terminal; the page has all of them."""
@@ -79,6 +79,9 @@ def _print(console: Console, compared: Compared) -> None:
     console.print(_table("class (mask AP, percent)", classes[:MOST_CLASSES]))
     if len(classes) > MOST_CLASSES:
         console.print(f"[dim]and {len(classes) - MOST_CLASSES} more on the page[/dim]")
+    empty = empty_classes(compared)
+    if empty:
+        console.print(f"[dim]without an object in the validation photos: {', '.join(empty)}[/dim]", soft_wrap=True)
     for letter, names in (("A", compared.only_a), ("B", compared.only_b)):
         if names:
             console.print(f"only {letter} knows: {', '.join(names)}", soft_wrap=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from components.common.pages import data_uri, jpeg_bytes, narrowed, render_page
 from components.compare.comparison import Compared, Paired, PhotoDifference, content, restrict
-from components.compare.tables import FigureRow, as_json, class_rows, common_rows, figure_rows
+from components.compare.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.detections import Detections
 from yolact.errors import DataError
@@ -89,16 +89,15 @@ def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, 
         DataError: a photo cannot be read.
     """
     shown = _draw(compared.paired, photos.data, top, min_score) if compared.paired and photos.data else []
-    figures = figure_rows(compared)
-    rows = [*figures, *common_rows(compared)]
-    classes = class_rows(compared)
+    rows = [*figure_rows(compared), *common_rows(compared)]
     page = render_page(
         _TEMPLATE,
         compared=compared,
         sides=[("A", compared.a), ("B", compared.b)],
         cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
         figures=_with_bars(rows),
-        classes=_with_bars(classes),
+        classes=_with_bars(class_rows(compared)),
+        empty=empty_classes(compared),
         shown=shown,
         no_photos=photos.reason,
         min_score=min_score,

@@ -86,7 +86,8 @@ def experiment_names(client: MlflowClient) -> dict[str, str]:
         TrackingError: the store fails.
     """
     with reported("list the experiments"):
-        found, token = {}, None
+        found: dict[str, str] = {}
+        token = None
         while True:
             page = client.search_experiments(max_results=_PAGE, page_token=token)
             found |= {item.experiment_id: item.name for item in page}
@@ -146,7 +147,7 @@ def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[
                 page = client.search_model_versions(f"run_id IN ({listed})", max_results=_PAGE, page_token=token)
                 for version in page:
                     label = " ".join([f"{version.name}/{version.version}", *(f"@{alias}" for alias in version.aliases)])
-                    found.setdefault(version.run_id, []).append(label)
+                    found.setdefault(str(version.run_id), []).append(label)
                 token = page.token
                 if not token:
                     break

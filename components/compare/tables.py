@@ -58,7 +58,7 @@ def common_rows(compared: Compared) -> list[FigureRow]:
 
 
 def class_rows(compared: Compared) -> list[ClassRow]:
-    """Mask AP of the common classes, the largest difference first; classes that nothing is known of come last."""
+    """Mask AP of the common classes that have objects, the largest difference first."""
     of_a, of_b = (summaries["mask"].per_class for summaries in compared.summaries)
     gains = compared.paired.comparisons["mask"].per_class if compared.paired else {}
     rows = [
@@ -70,8 +70,15 @@ def class_rows(compared: Compared) -> list[ClassRow]:
             objects=of_a[name].num_instances,
         )
         for name in compared.classes
+        if of_a[name].AP is not None or of_b[name].AP is not None
     ]
     return sorted(rows, key=lambda row: -1.0 if row.difference is None else abs(row.difference), reverse=True)
+
+
+def empty_classes(compared: Compared) -> list[str]:
+    """The common classes without an object in either's validation photos."""
+    shown = {row.name for row in class_rows(compared)}
+    return [name for name in compared.classes if name not in shown]
 
 
 def as_json(compared: Compared, top: int) -> dict[str, Any]:
