@@ -14,6 +14,7 @@ from yolact.errors import DataError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 ALL_EXPERIMENTS = "*"
 
@@ -138,20 +139,27 @@ def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[
     Raises:
         TrackingError: the store fails.
     """
-    found: dict[str, list[str]] = {}
+    versions: list[ModelVersion] = []
     with reported("list the registered versions"):
         for start in range(0, len(run_ids), _PAGE):
             listed = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _PAGE])
             token = None
             while True:
                 page = client.search_model_versions(f"run_id IN ({listed})", max_results=_PAGE, page_token=token)
-                for version in page:
-                    label = " ".join([f"{version.name}/{version.version}", *(f"@{alias}" for alias in version.aliases)])
-                    found.setdefault(str(version.run_id), []).append(label)
+                versions += page
                 token = page.token
                 if not token:
                     break
-    return {run_id: sorted(labels) for run_id, labels in found.items()}
+        # a search gives no aliases
+        names = sorted({version.name for version in versions})
+        aliases_of = {name: client.get_registered_model(name).aliases for name in names}
+    found: dict[str, list[str]] = {}
+    for version in sorted(versions, key=lambda item: (item.name, int(item.version))):
+        aliases = [
+            f"@{name}" for name, number in aliases_of[version.name].items() if str(number) == str(version.version)
+        ]
+        found.setdefault(str(version.run_id), []).append(" ".join([f"{version.name}/{version.version}", *aliases]))
+    return found
 
 
 def find_run(client: MlflowClient, reference: str) -> Run:
