@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from cli.runs import make_console, percent
@@ -53,16 +54,16 @@ def run(options: Options) -> None:
     console = make_console()
     _print(console, compared)
     if photos.reason:
-        console.print(f"\n[yellow]No pictures on the page.[/yellow] {photos.reason}", soft_wrap=True)
-    console.print(f"\npage: {os.path.join(options.output, 'index.html')}", soft_wrap=True)
+        console.print(f"\n[yellow]No pictures on the page.[/yellow] {escape(photos.reason)}", soft_wrap=True)
+    console.print(f"\npage: {escape(os.path.join(options.output, 'index.html'))}", soft_wrap=True)
 
 
 def _print(console: Console, compared: Compared) -> None:
     for letter, side in (("A", compared.a), ("B", compared.b)):
         facts = ", ".join(f"{key} {value}" for key, value in side.facts.items())
-        console.print(f"[bold]{letter}[/bold]  {side.name}  [dim]{facts}[/dim]", soft_wrap=True)
+        console.print(f"[bold]{letter}[/bold]  {escape(side.name)}  [dim]{escape(facts)}[/dim]", soft_wrap=True)
     for warning in compared.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     console.print()
     _print_params(console, compared)
     figures = [*figure_rows(compared), *common_rows(compared)]
@@ -81,10 +82,12 @@ def _print(console: Console, compared: Compared) -> None:
         console.print(f"[dim]and {len(classes) - MOST_CLASSES} more on the page[/dim]")
     empty = empty_classes(compared)
     if empty:
-        console.print(f"[dim]without an object in the validation photos: {', '.join(empty)}[/dim]", soft_wrap=True)
-    for letter, names in (("A", compared.only_a), ("B", compared.only_b)):
-        if names:
-            console.print(f"only {letter} knows: {', '.join(names)}", soft_wrap=True)
+        console.print(
+            f"[dim]without an object in the validation photos: {escape(', '.join(empty))}[/dim]", soft_wrap=True
+        )
+    for letter, others in (("A", compared.only_a), ("B", compared.only_b)):
+        if others:
+            console.print(f"only {letter} knows: {escape(', '.join(others))}", soft_wrap=True)
 
 
 def _print_params(console: Console, compared: Compared) -> None:
@@ -100,7 +103,7 @@ def _print_params(console: Console, compared: Compared) -> None:
         pad_edge=False,
     )
     for change in compared.params:
-        table.add_row(change.key, *("-" if value is None else value for value in (change.a, change.b)))
+        table.add_row(escape(change.key), *("-" if value is None else escape(value) for value in (change.a, change.b)))
     console.print(table)
     console.print()
 
@@ -118,7 +121,7 @@ def _table(title: str, rows: list[FigureRow] | list[ClassRow]) -> Table:
         pad_edge=False,
     )
     for row in rows:
-        cells = [row.name, *([f"{row.objects:,}"] if isinstance(row, ClassRow) else [])]
+        cells = [escape(row.name), *([f"{row.objects:,}"] if isinstance(row, ClassRow) else [])]
         cells += [percent(row.a), percent(row.b), _points(row.difference)]
         if with_intervals:
             gain = row.gain

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from cli.models import PIPED_WIDTH
@@ -41,7 +42,7 @@ def run(experiment: str | None, limit: int, filter_string: str, *, as_json: bool
     console = make_console()
     if not rows:
         where = "any experiment" if experiment == ALL_EXPERIMENTS else f"the experiment {experiment!r}"
-        console.print(f"{shown_uri()} has no such run in {where}. `dvc repro` makes one.")
+        console.print(escape(f"{shown_uri()} has no such run in {where}. `dvc repro` makes one."), soft_wrap=True)
         return
     console.print(_table(rows, show_experiment=experiment == ALL_EXPERIMENTS))
     console.print("\n* code that was not committed. Compare two: yolact compare RUN RUN")
@@ -75,9 +76,9 @@ def _table(rows: Sequence[RunRow], *, show_experiment: bool) -> Table:
     for row in rows:
         size = "" if row.image_size is None else f" {row.image_size} px"
         table.add_row(
-            row.name,
+            escape(row.name),
             row.run_id[:SHORT],
-            *([row.experiment] if show_experiment else []),
+            *([escape(row.experiment)] if show_experiment else []),
             row.started[:16].replace("T", " "),
             row.status.lower(),
             percent(row.mask_ap),
@@ -85,10 +86,10 @@ def _table(rows: Sequence[RunRow], *, show_experiment: bool) -> Table:
             percent(row.box_ap),
             "-" if row.steps is None else f"{row.steps:,}",
             _duration(row.train_seconds),
-            f"{row.backbone or '-'}{size}",
+            escape(f"{row.backbone or '-'}{size}"),
             (row.data_digest or "-")[:SHORT],
             "-" if row.git_commit is None else row.git_commit[:SHORT] + ("*" if row.git_dirty else ""),
-            "\n".join(row.versions),
+            escape("\n".join(row.versions)),
         )
     return table
 

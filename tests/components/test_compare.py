@@ -343,10 +343,20 @@ class TestCompare:
         truth = ground_truth()
         write_photos(workplace / "data" / "processed", truth)
         log_run("before", truth, rows_of(truth, missed={"photo2.png"}), params={"train.lr": "0.1", "same": "1"})
-        log_run("after", truth, rows_of(truth), params={"train.lr": "0.2", "same": "1"})
+        log_run("after", truth, rows_of(truth), params={"train.lr": "[bold]", "same": "1"})
         result = yolact("compare", "before", "after", "--samples", "100")
         assert result.exit_code == 0, result.output
-        for text in ("before", "after", "train.lr", "mask AP50", "cat", "<dog>", "never seen", "paired bootstrap"):
+        for text in (
+            "before",
+            "after",
+            "train.lr",
+            "[bold]",
+            "mask AP50",
+            "cat",
+            "<dog>",
+            "never seen",
+            "paired bootstrap",
+        ):
             assert text in result.stdout
         assert "same" not in result.stdout
         page = (workplace / "reports" / "compare" / "index.html").read_text()
