@@ -17,7 +17,7 @@ from components.compare.tables import FigureRow, as_json, class_rows, common_row
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.detections import Detections
 from yolact.errors import DataError
-from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
+from yolact.files import write_json_atomic, write_text_atomic
 from yolact.visualize import draw_detections, draw_ground_truth
 
 PICTURE_WIDTH = 640
@@ -76,7 +76,7 @@ def find_photos(compared: Compared, processed_dir: Path) -> Photos:
 
 
 def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, min_score: float) -> None:
-    """Write ``index.html``, which needs no other file, and ``comparison.json``; what was in ``folder`` is replaced.
+    """Write ``index.html``, which needs no other file, and ``comparison.json``; other files in ``folder`` stay.
 
     Args:
         folder: is created when it is not there.
@@ -104,9 +104,8 @@ def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, 
         disagreeing=len(compared.paired.photos) if compared.paired else 0,
         comparison=compared.paired.comparisons["mask"] if compared.paired else None,
     )
-    with replaced_directory(folder) as temporary:
-        write_text_atomic(temporary / "index.html", page)
-        write_json_atomic(temporary / "comparison.json", as_json(compared, top))
+    write_text_atomic(folder / "index.html", page)
+    write_json_atomic(folder / "comparison.json", as_json(compared, top))
 
 
 def _with_bars(rows: Sequence[FigureRow]) -> list[tuple[Any, Bar | None]]:

@@ -399,9 +399,11 @@ class TestCompare:
         assert "No pictures on the page" in missing.stdout
         assert "dvc pull" in (workplace / "reports" / "compare" / "index.html").read_text()
         write_photos(workplace / "other", ground_truth(photos=5))
+        (workplace / "out").mkdir()
+        (workplace / "out" / "mine.txt").write_text("stays")
         other = yolact("compare", "before", "after", "--samples", "100", "--data", "other", "-o", "out")
         assert "other/val.json is not the validation split" in other.stdout
-        assert (workplace / "out" / "index.html").is_file()
+        assert {file.name for file in (workplace / "out").iterdir()} == {"mine.txt", "index.html", "comparison.json"}
 
     def test_a_run_with_itself_differs_in_nothing(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
