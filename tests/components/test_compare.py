@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -17,8 +18,8 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from components.common.evaluations import log_evaluation
-from components.common.tracking import Tracker, TrackingError
+from components.common.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
+from components.common.tracking import TrackingError
 from components.compare.comparison import compare, param_changes
 from components.compare.runs import find_run, list_runs
 from components.compare.sides import Side
@@ -223,12 +224,13 @@ def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
             client.log_param(run_id, key, value)
         if truth is not None:
             client.log_metric(run_id, "eval/mask_AP", 0.25)
-            (workplace / "val.json").write_text(json.dumps(truth))
-            (workplace / "found.json").write_text(json.dumps(rows))
-            log_evaluation(Tracker(client, run), workplace / "val.json", workplace / "found.json")
+            for artifact, tree in ((GROUND_TRUTH, truth), (DETECTIONS, rows)):
+                packed = workplace / Path(artifact).name
+                packed.write_bytes(gzip.compress(json.dumps(tree).encode()))
+                client.log_artifact(run_id, str(packed), FOLDER)
             report = {"seconds_per_image": 0.02, "device": "cpu", "settings": {"detect": settings}}
             (workplace / "report.json").write_text(json.dumps(report))
-            client.log_artifact(run_id, str(workplace / "report.json"), "eval")
+            client.log_artifact(run_id, str(workplace / "report.json"), FOLDER)
         if status != "RUNNING":
             client.set_terminated(run_id, status)
         return run_id
