@@ -121,9 +121,8 @@ class LineageReport:
             if value not in ("none", "imagenet"):
                 doubts.append(f"training began from a file of the machine of then: model.{key} = {value}")
         doubts.append(
-            f"it was trained on a GPU ({self.tags['gpu']}), which adds in changing order: figures will be close, not equal"
-            if "gpu" in self.tags
-            else "equal to the last bit only on a CPU with as many threads and the same libraries"
+            "figures are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU adds "
+            "in changing order, so there they are close"
         )
         return doubts
 
