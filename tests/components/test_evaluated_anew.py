@@ -83,12 +83,10 @@ def write_data(seed: int) -> None:
 def found_by(seed: int, params: Params) -> list[dict[str, Any]]:
     """Detections of the network on the data of now."""
     data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
-    return predict_dataset(
-        Predictor(network(network_seed, params, classes), classes, params.evaluate.detect), data
-    ).rows
+    return predict_dataset(Predictor(network(seed, params), CLASSES, params.evaluate.detect), data).rows
 
 
-def network(seed: int, params: Params, classes: list[str] = CLASSES) -> Yolact:
+def network(seed: int, params: Params, classes: Sequence[str] = CLASSES) -> Yolact:
     torch.manual_seed(seed)
     return Yolact(params.model, len(classes)).eval()
 
