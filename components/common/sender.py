@@ -141,10 +141,14 @@ class Sender:
         while not self._lane.is_empty:
             self._step()
 
-    def close(self, patience: float) -> None:
-        """Stop sending: when all is sent, when a try fails, or when nothing gets through for ``patience`` seconds."""
+    def hurry(self) -> None:
+        """Try at once, and stop after a failure."""
         self._closing.set()
         self._lane.wake()
+
+    def close(self, patience: float) -> None:
+        """Wait until all is sent, a try fails, or nothing gets through for ``patience`` seconds; then stop."""
+        self.hurry()
         position, end = self._lane.position, time.monotonic() + patience
         while self._thread.is_alive() and time.monotonic() < end:
             self._thread.join(0.2)
@@ -248,6 +252,8 @@ class JournalSender:
 
     def close(self, patience: float = CLOSING_PATIENCE) -> None:
         """Stop sending, release the journal, and say what is left of it and how to send that later."""
+        for sender in (self.records, self.files):
+            sender.hurry()
         for sender in (self.records, self.files):
             sender.close(patience)
         left = "" if self.journal.is_sent else self.journal.left()
