@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.common.journal import Entry, Journal, Lane
@@ -259,10 +260,12 @@ class JournalSender:
         left = "" if self.journal.is_sent else self.journal.left()
         self.journal.release()
         if left:
+            model_dir = self.journal.folder.parent.parent
             log.warning(
-                "%s of run %s are not in MLflow (%s) yet. They are kept in %s; send them later with: yolact sync",
+                "not in MLflow (%s) yet: %s of run %s. They are kept in %s; send them later with: yolact sync%s",
+                shown_uri(),
                 left,
                 self.journal.record.run_id,
-                shown_uri(),
                 self.journal.folder,
+                "" if model_dir == Path("models") else f" {model_dir}",
             )

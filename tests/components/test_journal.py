@@ -219,8 +219,8 @@ def test_a_full_artifact_store_does_not_hold_figures_back(tmp_path: Path, caplog
     sender.close(10)
     assert [name for name, *_ in store.metrics] == ["a"]
     assert "No space left on device" in caplog.text
-    assert f"1 file of run {RECORD.run_id} are not in MLflow" in caplog.text
-    assert "yolact sync" in caplog.text
+    assert f"yet: 1 file of run {RECORD.run_id}" in caplog.text
+    assert f"yolact sync {tmp_path}" in caplog.text
     assert (journal.folder / "files.jsonl").exists()
 
 
