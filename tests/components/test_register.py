@@ -35,6 +35,7 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from components.common.lineage import hash_params
+from components.common.registry import RegistryError
 from components.common.tracking import RunRecord, start_run
 from components.register import step
 from components.register.model_card import CardFacts, description, model_card
@@ -436,6 +437,22 @@ def test_when_packing_fails_nothing_is_registered_and_the_next_attempt_works(
     assert [model.status for model in client().search_logged_models([experiment])] == ["FAILED"]
     assert register(params)["version"] == 1
     assert client().get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("taken_by", ["another model", "a prompt"])
+def test_a_name_that_is_taken_is_refused_and_nothing_changed(params: Params, taken_by: str) -> None:
+    run_id = train(params)
+    if taken_by == "a prompt":
+        client().register_prompt("yolact", "Say {{this}}")
+    else:
+        client().create_registered_model("yolact")
+        client().create_model_version("yolact", "s3://elsewhere/forecast")
+    before = set(versions())
+    with pytest.raises(RegistryError, match=f"'yolact' at .* is taken by {taken_by}.*nothing was changed"):
+        register(params)
+    assert set(versions()) == before
+    assert client().search_logged_models([client().get_run(run_id).info.experiment_id]) == []
+    assert not REPORT.exists()
 
 
 def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
