@@ -80,7 +80,8 @@ class LineageReport:
             lines.append(f"mlflow artifacts download --artifact-uri {shlex.quote(uri)} --dst-path .")
         if self.lock_commit is not None:
             lines.append(f"git checkout {self.lock_commit} -- dvc.lock && dvc pull data/raw data/processed")
-        return [*lines, "dvc repro --force train evaluate" if self.lock_commit else "dvc repro evaluate"]
+            lines.append("dvc repro --force --single-item train")
+        return [*lines, "dvc repro evaluate"]
 
     def doubts(self) -> list[str]:
         """Why the commands might make another model."""
