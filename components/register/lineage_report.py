@@ -92,7 +92,9 @@ class LineageReport:
             return ["the code is not known: it ran outside a git repository"]
         doubts = []
         if self.tags.get("git_dirty") != "false":
-            doubts.append("the code had changes that were not committed: the commit is not all that ran")
+            doubts.append(
+                "the repository had changes that were not committed: if more than params.yaml, the commit is not what ran"
+            )
         if "git_remote" not in self.tags:
             doubts.append("the repository's address is not known (no remote origin): put it in place of PROJECT")
         return doubts
