@@ -78,7 +78,7 @@ class LineageReport:
         if self.params is not None:
             uri = f"models:/{self.name}/{self.version}/artifacts/{PARAMS_FILE}"
             lines.append(f"mlflow artifacts download --artifact-uri {shlex.quote(uri)} --dst-path .")
-        if self.lock_commit is not None:
+        if self.lock_commit is not None and self.tags.get("data_source") not in FIXED_SOURCES:
             lines.append(f"git checkout {self.lock_commit} -- dvc.lock && dvc pull data/raw data/processed")
             lines.append("dvc repro --force --single-item train")
         return [*lines, "dvc repro evaluate"]
@@ -93,7 +93,7 @@ class LineageReport:
         doubts = []
         if self.tags.get("git_dirty") != "false":
             doubts.append(
-                "the repository had changes that were not committed: if more than params.yaml, the commit is not what ran"
+                "the repository had changes that were not committed: if more than params.yaml, other code ran"
             )
         if "git_remote" not in self.tags:
             doubts.append("the repository's address is not known (no remote origin): put it in place of PROJECT")

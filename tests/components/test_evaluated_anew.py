@@ -188,6 +188,8 @@ def test_lineage_names_all_and_the_commands_that_rebuild_it(
     client: MlflowClient, params: Params, repository: Path
 ) -> None:
     write_data(seed=1)
+    data = params.data.model_copy(update={"source": "https://host.example/set.zip"})
+    params = params.model_copy(update={"data": data})
     shutil.copytree(repository / "conf", "conf")
     Path(".gitignore").write_text("models/\nmlflow.db\nmlruns/\n")
     git("init", "--quiet")
@@ -226,6 +228,7 @@ def test_lineage_names_all_and_the_commands_that_rebuild_it(
     outside = report_lineage(client, "yolact/1", root=Path(os.environ["GIT_CEILING_DIRECTORIES"]))
     assert outside.lock_commit is None
     assert outside.commands() == [*report.commands()[:4], "dvc repro evaluate"]
+    assert "https://host.example/set.zip, which may have changed since" in outside.doubts()[0]
 
 
 def test_lineage_says_where_a_rebuild_is_not_exact(client: MlflowClient, params: Params) -> None:
