@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
+GZIP = b"\x1f\x8b"
+"""Every gzip file begins so (RFC 1952, 2.3.1)."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
@@ -65,8 +67,10 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         with reported(f"fetch {name} of run {run_id}"):
             path = Path(client.download_artifacts(run_id, name, folder))
+        data = path.read_bytes()
         try:
-            return json.loads(gzip.decompress(path.read_bytes()))
+            # An MLflow server in front of S3 says that gzip is how it sends the file, so its client has unpacked it.
+            return json.loads(gzip.decompress(data) if data.startswith(GZIP) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(
                 f"{name} of run {run_id} at {shown_uri()} is damaged ({error}). Run the evaluate step again."
