@@ -38,7 +38,7 @@ ADMIN, PASSWORD, OTHER_PASSWORD = "admin", "correct horse battery staple", "trou
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder; tries follow each other quickly."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a kept connection may have been closed
     monkeypatch.setattr(sender_module, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(sender_module, "LONGEST_WAIT", 0.2)
     return tmp_path
@@ -134,8 +134,13 @@ def test_a_server_that_is_killed_and_started_again_during_training_gets_everythi
 
 
 def test_an_answer_that_is_lost_doubles_nothing(
-    params: Params, proxy: CuttingProxy, on_server: MlflowServer, caplog: pytest.LogCaptureFixture
+    params: Params,
+    proxy: CuttingProxy,
+    on_server: MlflowServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that the journal is what sends it again
     with start_run(params, RUN_FILE) as tracker:
         tracker.log_metrics({"warm": 1.0}, 1)
         wait_for(lambda: history(on_server.address, tracker.run_id, "warm") == [(1, 1.0)])
