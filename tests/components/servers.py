@@ -150,6 +150,8 @@ class CuttingProxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept that waits, whose number the next socket gets
         self._listener.close()
 
     def _accept(self) -> None:
