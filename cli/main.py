@@ -264,6 +264,58 @@ def sync(
 
 
 @app.command()
+def runs(
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of this experiment, or of all: '*'. That of params.yaml if none is named.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most runs, the newest.")] = 20,
+    filter_string: Annotated[
+        str, typer.Option("--filter", metavar="FILTER", help='MLflow\'s filter: "metrics.`eval/mask_AP` > 0.3".')
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List runs with their key figures, settings, data, code and registered versions."""
+    from cli import runs as command
+
+    command.run(experiment, limit, filter_string, as_json=as_json)
+
+
+@app.command()
+def compare(
+    a: Annotated[
+        str,
+        typer.Argument(
+            metavar="A",
+            help="A run's id (its beginning will do) or name, models:/NAME@ALIAS, models:/NAME/VERSION, or a "
+            "folder: `.` is the working folder.",
+        ),
+    ],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote, for the photos.")] = Path(
+        "data/processed"
+    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for index.html and comparison.json.")
+    ] = Path("reports/compare"),
+    samples: Annotated[int, typer.Option(min=100, metavar="N", help="Draws of the bootstrap.")] = 1000,
+    photos: Annotated[int, typer.Option(min=0, metavar="N", help="Most photos on the page.")] = 12,
+    min_score: Annotated[
+        float, typer.Option(min=0, max=1, help="Detections below it are not drawn or counted in photos.")
+    ] = 0.3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs: settings, figures with confidence intervals, classes, photos in which they disagree."""
+    from cli import compare as command
+
+    command.run(command.Options(a, b, data, output, samples, photos, min_score, as_json))
+
+
+@app.command()
 def summary() -> None:
     """Show the last run's results in a short table, and what to try next."""
     from cli import summary as results

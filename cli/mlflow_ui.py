@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+AS_TRAINING = "workflowType=machine_learning"
+"""Makes MLflow 3.17 show its pages for training; a link without it opens those for language models."""
+
 
 def serve(port: int, root: Path = Path()) -> int:
     """Say where the last run is to be seen and, unless a server has the runs, start MLflow's pages there.
@@ -25,7 +28,7 @@ def serve(port: int, root: Path = Path()) -> int:
 
     record = RunRecord.read(root / "models" / "run.json")
     store = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    page = f"/#/experiments/{record.experiment_id}/runs/{record.run_id}"
+    page = f"/#/experiments/{record.experiment_id}/runs/{record.run_id}?{AS_TRAINING}"
     if store.startswith("http"):
         print(f"The runs are on the server that MLFLOW_TRACKING_URI names. The last one: {record.tracking_uri}{page}")
         return 0

@@ -36,7 +36,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_the_pages_of_the_local_file_open_on_the_last_run(started: list[list[str]]) -> None:
     result = CliRunner().invoke(app, ["mlflow", "--port", "5123"])
     assert result.exit_code == 0
-    assert "http://127.0.0.1:5123/#/experiments/1/runs/abc" in result.stdout
+    assert "http://127.0.0.1:5123/#/experiments/1/runs/abc?workflowType=machine_learning" in result.stdout
     (command,) = started
     assert command[1:4] == ["-m", "mlflow", "ui"]
     assert command[4:] == ["--backend-store-uri", "sqlite:///mlflow.db", "--port", "5123"]
@@ -47,7 +47,7 @@ def test_a_server_is_only_named(started: list[list[str]], monkeypatch: pytest.Mo
     Path("models/run.json").write_text(json.dumps(RECORD | {"tracking_uri": "http://tracker.example"}))
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
-    assert "http://tracker.example/#/experiments/1/runs/abc" in result.stdout
+    assert "http://tracker.example/#/experiments/1/runs/abc?workflowType=machine_learning" in result.stdout
     assert not started
 
 

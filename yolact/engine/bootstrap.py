@@ -5,8 +5,11 @@ replacement, the same draw for both (Efron and Tibshirani, *An Introduction to t
 drawn because the objects of one image are not independent). The spread of the differences over the draws tells what
 another validation set of that size might have said.
 
-The interval is the percentile interval (chapter 13 there). The BCa interval (chapter 14) was not taken: what it
-corrects, bias and skewness, mostly cancels in the difference of two APs on the same draw.
+The interval is the percentile interval (chapter 13 there). How often 95 % intervals hold the true difference was
+simulated (two synthetic networks, 3,000 images as the population, 150 validation sets of 40 and of 150 images each):
+networks that are alike, 92 and 95 % of the times for AP (BCa, chapter 14: 91 and 93 %); AP 0.17 apart, 91 and 95 % (89
+and 94 %); a poor network against a far better one, 85 and 87 % (93 and 93 %), since repeated images raise a low AP. So
+it is at its best where a decision is close, and somewhat too high where there is no doubt about the sign.
 
 An image that is drawn twice counts twice. So a draw is a weight for each image, detections are matched once, and AP is
 a cumulative sum of weights over the detections in the order of their scores. With all weights 1 that is pycocotools'

@@ -1,0 +1,140 @@
+"""The two sides of a comparison: runs of MLflow, or the working folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.common.evaluations import FOLDER, read_evaluation
+from components.common.tracking import TrackingError, connect, flatten, reported
+from components.compare.runs import SHORT, data_digest, find_run, versions_of
+from yolact.config import load_params
+from yolact.errors import DataError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+REPORT = f"{FOLDER}/report.json"
+"""Artifact of a run: how its evaluation ran, and with what settings."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was trained and evaluated, and what it found in the validation photos."""
+
+    name: str
+    """Of the run, or the folder."""
+    facts: dict[str, str]
+    """What tells it from others, as text: run, started, status, code, data, registered."""
+    params: dict[str, str]
+    """Every setting by its dotted key."""
+    ground_truth: dict[str, Any]
+    """The tree of the COCO instances file it was evaluated on."""
+    rows: list[dict[str, Any]]
+    """Its detections as COCO results."""
+    evaluate: dict[str, Any]
+    """Section ``evaluate`` of the settings, as the evaluation really used it; empty where that is not known."""
+    milliseconds: float | None
+    """To predict one photo, in that evaluation."""
+    device: str | None
+    remark: str | None = None
+    """What a reader should know first: that the run has not ended well, for one."""
+
+
+def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, MlflowClient | None]:
+    """Find a side and read its evaluation; the store is reached only when a run is asked for.
+
+    Args:
+        reference: a folder that the steps have written to, or a run, see `components.compare.runs.find_run`.
+        client: of the store, when it was reached before.
+
+    Raises:
+        DataError: the folder has no evaluation, or several runs fit.
+        TrackingError: no run fits, it has not been evaluated, or the store fails.
+    """
+    if Path(reference).is_dir():
+        return read_folder(Path(reference)), client
+    client = client or connect()
+    return read_run(client, find_run(client, reference)), client
+
+
+def read_folder(root: Path) -> Side:
+    """The side that the steps have written below ``root``.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    report = _read_json(root / "reports" / "eval" / "report.json", "evaluate")
+    params = load_params(root / "params.yaml")
+    digest = _read_json(root / "data" / "processed" / "stats.json", "preprocess").get("digest")
+    return Side(
+        name="working folder" if root.resolve() == Path.cwd() else str(root),
+        facts={"data": str(digest)[:SHORT]},
+        params=flatten(params.model_dump(mode="json", by_alias=True)),
+        ground_truth=_read_json(root / "data" / "processed" / "val.json", "preprocess"),
+        rows=_read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
+        **_measured(report),
+    )
+
+
+def read_run(client: MlflowClient, run: Run) -> Side:
+    """The side that a run has kept.
+
+    Raises:
+        TrackingError: it has not been evaluated, or the store fails.
+    """
+    name, run_id, status = run.info.run_name, run.info.run_id, run.info.status
+    try:
+        ground_truth, rows = read_evaluation(client, run_id)
+    except TrackingError as error:
+        state = {"RUNNING": "is still running", "FINISHED": "is finished"}.get(status, f"ended as {status}")
+        raise TrackingError(f"run {name} {state}; its evaluation cannot be read.\n{error}") from error
+    tags = run.data.tags
+    commit = tags.get("git_commit", "")[:SHORT] + ("*" if tags.get("git_dirty") == "true" else "")
+    facts = {
+        "run": run_id,
+        "status": status,
+        "code": commit,
+        "data": (data_digest(run) or "")[:SHORT],
+        "registered": ", ".join(versions_of(client, [run_id]).get(run_id, [])),
+    }
+    return Side(
+        name=name,
+        facts={key: value for key, value in facts.items() if value},
+        params=dict(run.data.params),
+        ground_truth=ground_truth,
+        rows=rows,
+        remark=None if status == "FINISHED" else f"run {name} is {status}, not FINISHED: figures may change or miss",
+        **_measured(_read_report(client, run_id)),
+    )
+
+
+def _read_report(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """How the evaluation ran; empty where the run does not say."""
+    with reported(f"read {REPORT} of run {run_id}"), tempfile.TemporaryDirectory() as folder:
+        if REPORT not in {file.path for file in client.list_artifacts(run_id, FOLDER)}:
+            return {}
+        tree: dict[str, Any] = json.loads(Path(client.download_artifacts(run_id, REPORT, folder)).read_bytes())
+        return tree
+
+
+def _measured(report: dict[str, Any]) -> dict[str, Any]:
+    seconds = report.get("seconds_per_image")
+    return {
+        "evaluate": report.get("settings", {}),
+        "milliseconds": None if seconds is None else 1000 * seconds,
+        "device": report.get("device"),
+    }
+
+
+def _read_json(path: Path, step: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Run the step that writes it: dvc repro {step}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}). Run the step that writes it again: dvc repro {step}") from error
