@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from yolact.models.backbone import DarknetBackbone, DarknetBlock, DeformableConv2d, ResNetBackbone
 from yolact.models.fpn import FPN
-from yolact.models.head import PredictionHead, per_anchor
+from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
 from yolact.winograd import EnlargingWinogradConv2d, WinogradConv2d
 
@@ -88,9 +88,9 @@ was faster than the direct convolution with 243 and 256 channels and not with 96
 class _WideConv(nn.Module):
     """Winograd's convolution for large feature maps, the direct one for small ones."""
 
-    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"]) -> None:
+    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int, width: int) -> None:
         super().__init__()
-        self.large = WinogradConv2d(conv, activation)
+        self.large = WinogradConv2d(conv, activation, height, width)
         self.small = _FusedConv(conv, activation, {})
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,24 +98,31 @@ class _WideConv(nn.Module):
         return out
 
 
-def _suits_winograd(conv: nn.Module, area: int) -> bool:
-    """Whether Winograd's convolution is the faster one for a feature map of ``area`` pixels."""
+def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
+    """Whether Winograd's convolution is the faster one for feature maps of that size."""
     return (
         isinstance(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
         and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
-        and area >= WINOGRAD_PIXELS
+        and height * width >= WINOGRAD_PIXELS
     )
 
 
 def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
     """The faster convolution for a layer whose input has one size."""
     assert isinstance(conv, nn.Conv2d)
-    if _suits_winograd(conv, _area(sizes[conv])):
-        winograd = WinogradConv2d(conv, activation)
+    if _suits_winograd(conv, *sizes[conv][2:]):
+        winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
         conv.weight = None  # type: ignore[assignment]  # as in _FusedConv
         return winograd
     return _FusedConv(conv, activation, sizes)
+
+
+def _backbone_conv(conv: nn.Module, sizes: _InputSizes) -> nn.Module:
+    """`_conv` in bfloat16. In float32 Winograd's kernels, four times as large, would cost more than they gain: 42 MiB
+    for 4 % of a ResNet-50's time at 550 pixels."""
+    assert isinstance(conv, nn.Conv2d)
+    return _conv(conv, "relu", sizes) if conv.weight.dtype == torch.bfloat16 else _FusedConv(conv, "relu", sizes)
 
 
 class _Block(nn.Module):
@@ -127,7 +134,7 @@ class _Block(nn.Module):
         self.before = nn.ModuleList(
             nn.Sequential(conv, nn.ReLU(inplace=True))
             if isinstance(conv, DeformableConv2d)
-            else _conv(conv, "relu", sizes)
+            else _backbone_conv(conv, sizes)
             for conv in before
         )
         self.last = _FusedConv(last, "relu", sizes)
@@ -218,27 +225,39 @@ class _Pyramid(nn.Module):
 class _Head(nn.Module):
     """The shared head; its three last convolutions read the same map, so they are one."""
 
-    def __init__(self, head: nn.Module, largest: int) -> None:
+    def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
         # Levels of several sizes pass, so no order of the weights is the best. In bfloat16, Winograd's rounding in the
         # head cost a tenth of a point of mask AP; in the protonet it cost nothing (docs/accuracy.md).
-        largest = largest if head.conf_layer.weight.dtype == torch.float32 else 0
+        largest = largest if head.conf_layer.weight.dtype == torch.float32 else (0, 0)
         self.upfeature = self._conv(head.upfeature[0], "relu", largest)
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
         self.outputs = self._conv(_joined(layers), "none", largest)
+        for layer in layers:
+            layer.weight = None  # type: ignore[assignment]  # as in _FusedConv
 
     @staticmethod
-    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: int) -> nn.Module:
+    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: Sequence[int]) -> nn.Module:
         assert isinstance(conv, nn.Conv2d)
-        return _WideConv(conv, activation) if _suits_winograd(conv, largest) else _FusedConv(conv, activation, {})
+        if _suits_winograd(conv, *largest):
+            return _WideConv(conv, activation, *largest)
+        return _FusedConv(conv, activation, {})
 
-    def forward(self, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = self.outputs(self.upfeature(level)).split(self.channels, dim=1)
-        boxes, classes, coefficients = (per_anchor(*pair) for pair in zip(outputs, self.sizes, strict=True))
-        return boxes, classes, coefficients.tanh_()
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Encoded boxes, class logits and mask coefficients, (B, A, 4), (B, A, C + 1) and (B, A, K), of all levels."""
+        batch = len(pyramid[0])
+        anchors = [level.shape[2] * level.shape[3] * self.channels[0] // self.sizes[0] for level in pyramid]
+        predicted = [pyramid[0].new_empty((batch, sum(anchors), size)) for size in self.sizes]
+        of_levels = zip(*(tensor.split(anchors, dim=1) for tensor in predicted), strict=True)
+        for level, places in zip(pyramid, of_levels, strict=True):
+            outputs = self.outputs(self.upfeature(level)).permute(0, 2, 3, 1).split(self.channels, dim=3)
+            for output, place in zip(outputs, places, strict=True):
+                place.view(output.shape).copy_(output)
+        predicted[2].tanh_()
+        return predicted
 
 
 def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
@@ -257,8 +276,9 @@ def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
     *before, last, to_prototypes = convs
     layers = [_conv(conv, "relu", sizes) for conv in before]
-    if _suits_winograd(last, _area(sizes[last])):
-        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {})))
+    if _suits_winograd(last, *sizes[last][2:]):
+        before_enlarging = sizes[convs[-3]][2:]
+        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {}), *before_enlarging))
         last.weight = None  # type: ignore[assignment]  # as in _FusedConv
     else:
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
@@ -285,10 +305,6 @@ def _input_sizes(network: Yolact) -> _InputSizes:
     return sizes
 
 
-def _area(size: list[int]) -> int:
-    return size[2] * size[3]
-
-
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
@@ -302,15 +318,12 @@ class OneDnnNetwork(nn.Module):
         self.backbone = _ResNet(backbone, sizes) if isinstance(backbone, ResNetBackbone) else _Darknet(backbone, sizes)
         self.fpn = _Pyramid(network.fpn, sizes)
         convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
-        self.head = _Head(network.prediction_layers[0], largest=_area(sizes[convs[0]]))
+        self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])
         self.protonet = _protonet(convs, sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encoded boxes, class logits, mask coefficients and prototypes, as `Yolact.tensors`."""
         pyramid = self.fpn(self.backbone(images))
-        boxes, class_logits, mask_coefficients = self._predict(pyramid)
-        return boxes, class_logits, mask_coefficients, self.protonet(pyramid[0]).permute(0, 2, 3, 1)
-
-    def _predict(self, pyramid: list[Tensor]) -> tuple[Tensor, ...]:
-        levels = [self.head(level) for level in pyramid]
-        return tuple(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        prototypes = self.protonet(pyramid[0]).permute(0, 2, 3, 1)
+        boxes, class_logits, mask_coefficients = self.head(pyramid)
+        return boxes, class_logits, mask_coefficients, prototypes

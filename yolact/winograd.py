@@ -24,14 +24,19 @@ POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)
 """Where the polynomials are evaluated, besides infinity. Of the sets tried these round least: half of what the usual
 0, 1, -1, 2, -2 (Lavin and Gray 2016) do, in bfloat16 and in float32."""
 
-TILES_AT_ONCE = 330
-"""Tiles that are transformed together: few enough that they stay in the processor's cache."""
+TILES_AT_ONCE = 200
+"""Tiles whose products are computed together: enough that reading all kernels pays, few enough that they stay in the
+processor's last cache."""
+
+TILES_TRANSFORMED_AT_ONCE = 36
+"""Tiles that are transformed together: they stay in the second cache."""
 
 KERNELS_AT_ONCE = 16
 """Output channels whose kernels are transformed together; few, to need little memory."""
 
-Edge = Literal["first", "inner", "last"]
-"""Where in its row or column of tiles a tile is."""
+CHANNELS_IN_STEP = 64
+"""oneDNN takes 1.3 times as long for 352 output channels as for 384, four registers of AVX-512: there are zeros in
+place of what is missing."""
 
 
 def _evaluation(coefficients: int) -> Tensor:
@@ -50,46 +55,75 @@ INWARD, OUTWARD = _evaluation(INPUT_TILE).inverse().T, _evaluation(OUTPUT_TILE).
 
 
 class _Winograd(nn.Module):
-    """The kernel, and what follows once a band of tiles is transformed."""
+    """The kernels, and the way of one photo's tiles through transforms and products.
 
-    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"]) -> None:
+    Tiles lie in memory one after the other, (T, 36, channels), so that what is done to few of them stays in the cache.
+    Their products are one convolution with 1x1 kernels in 36 groups: oneDNN's, which is faster at it than a batch of
+    matrix products.
+    """
+
+    GEOMETRY = ((0, 0), (1, 1), (1, 1), PRODUCTS)
+    """Padding, stride, dilation and groups of the convolution that computes the products."""
+
+    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], tiles: int) -> None:
         super().__init__()
         assert conv.bias is not None
         self.activation = activation
-        dtype = conv.weight.dtype
-        self.weight = _transformed_kernels(conv.weight.detach())
+        self.out_channels, self.in_channels = conv.out_channels, conv.in_channels
+        self.product_channels = -(-conv.out_channels // CHANNELS_IN_STEP) * CHANNELS_IN_STEP
+        kernels = _transformed_kernels(conv.weight.detach(), self.product_channels)
+        # The best order of the kernels depends on the number of tiles; a wrong one is corrected in each call, slowly.
+        size = [1, PRODUCTS * conv.in_channels, tiles, 1]
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(kernels, *self.GEOMETRY, size)
         self.bias = conv.bias.detach()
-        self.to_output = _both_axes(OUTWARD, OUTWARD).to(dtype)
+        self.to_output = _both_axes(OUTWARD, OUTWARD).to(conv.weight.dtype)  # (16, 36)
 
-    def _room(self, rows: int, columns: int) -> list[Tensor]:
-        """Two flat tensors, each with room for 36 values of each channel of a band's tiles."""
-        tiles = max(count for _, count in _bands(rows, columns)) * columns
-        return [self.weight.new_empty(PRODUCTS * tiles * max(self.weight.shape[1:])) for _ in range(2)]
+    def _fill(self, patches: Tensor, to_input: Tensor, out: Tensor) -> None:
+        """Convolve the tiles of some rows.
 
-    def _finish_band(self, transformed: Tensor, room: Tensor, out: Tensor) -> None:
-        """Fill ``out`` (rows, 4, columns, 4, O) from the transformed tiles (36, T, I), which are overwritten."""
-        rows, _, columns, _, channels = out.shape
-        tiles = rows * columns
-        products = _part(room, PRODUCTS, tiles, channels)
-        torch.bmm(transformed, self.weight, out=products)
-        results = _part(transformed.view(-1), OUTPUT_TILE**2, tiles * channels)
-        torch.mm(self.to_output, products.view(PRODUCTS, -1), out=results)
-        results = results.view(OUTPUT_TILE, OUTPUT_TILE, rows, columns, channels)
-        torch.add(results.permute(2, 0, 3, 1, 4), self.bias, out=out)
-        if self.activation == "relu":
-            out.relu_()
+        Args:
+            patches: (rows, columns, h, w, I), a view of the photo's overlapping patches.
+            to_input: (rows * columns, 36, h * w), what transforms each of them.
+            out: (rows, 4, columns, 4, O), to be filled.
+        """
+        rows, columns = patches.shape[:2]
+        tiles, pixels = rows * columns, to_input.shape[2]
+        at_once = max(1, TILES_TRANSFORMED_AT_ONCE // columns)  # rows
+        room = out.new_empty(at_once * columns * max(pixels * self.in_channels, OUTPUT_TILE**2 * self.product_channels))
+        transformed = out.new_empty((tiles, PRODUCTS, self.in_channels))
+        for some in _slices(rows, at_once):
+            of_tiles = slice(some.start * columns, some.stop * columns)
+            gathered = _part(room, *patches[some].shape).copy_(patches[some]).view(-1, pixels, self.in_channels)
+            torch.bmm(to_input[of_tiles], gathered, out=transformed[of_tiles])
+        products = self._products(transformed)
+        to_output = self.to_output.expand(tiles, -1, -1)
+        for some in _slices(rows, at_once):
+            of_tiles = slice(some.start * columns, some.stop * columns)
+            results = _part(room, of_tiles.stop - of_tiles.start, OUTPUT_TILE**2, self.product_channels)
+            torch.bmm(to_output[of_tiles], products[of_tiles], out=results)
+            results = results.view(-1, columns, OUTPUT_TILE, OUTPUT_TILE, self.product_channels)
+            torch.add(results[..., : self.out_channels].transpose(1, 2), self.bias, out=out[some])
+            if self.activation == "relu":
+                out[some].relu_()
+
+    def _products(self, transformed: Tensor) -> Tensor:
+        """(T, 36, O) of (T, 36, I): each of the 36 by its own matrix."""
+        as_photo = transformed.view(1, len(transformed), 1, -1).permute(0, 3, 1, 2)  # (1, 36 * I, T, 1)
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            as_photo, self.weight, None, *self.GEOMETRY, "none", [], None
+        )
+        return out.permute(0, 2, 3, 1).reshape(len(transformed), PRODUCTS, -1)
 
 
-def _transformed_kernels(weight: Tensor) -> Tensor:
-    """(36, I, O) of (O, I, 3, 3), computed in float64 and rounded once."""
-    out_channels, in_channels = weight.shape[:2]
+def _transformed_kernels(weight: Tensor, out_channels: int) -> Tensor:
+    """(36 * out_channels, I, 1, 1) of (O, I, 3, 3), computed in float64 and rounded once; zeros beyond O."""
+    given, in_channels = weight.shape[:2]
     both = _both_axes(_evaluation(3), _evaluation(3))  # (36, 9)
-    transformed = torch.empty((PRODUCTS, in_channels, out_channels), dtype=weight.dtype)
-    for first in range(0, out_channels, KERNELS_AT_ONCE):
-        kernels = weight[first : first + KERNELS_AT_ONCE].double().permute(2, 3, 1, 0)  # (3, 3, I, o)
-        part = both @ kernels.reshape(9, -1)
-        transformed[:, :, first : first + KERNELS_AT_ONCE] = part.view(PRODUCTS, in_channels, -1)
-    return transformed
+    transformed = weight.new_zeros((PRODUCTS, out_channels, in_channels))
+    for some in _slices(given, KERNELS_AT_ONCE):
+        kernels = weight[some].double().permute(2, 3, 0, 1)  # (3, 3, o, I)
+        transformed[:, some] = (both @ kernels.reshape(9, -1)).view(PRODUCTS, *kernels.shape[2:]).to(weight.dtype)
+    return transformed.view(-1, in_channels, 1, 1)
 
 
 def _part(memory: Tensor, *shape: int) -> Tensor:
@@ -97,22 +131,32 @@ def _part(memory: Tensor, *shape: int) -> Tensor:
     return memory[: math.prod(shape)].view(shape)
 
 
-def _patches(band: Tensor, size: int, stride: int, rows: int, columns: int) -> Tensor:
-    """View (size, size, rows, columns, I) of the overlapping patches of a contiguous (h, w, I) band."""
-    along_h, along_w, along_c = band.stride()
-    shape = (size, size, rows, columns, band.shape[2])
-    return band.as_strided(shape, (along_h, along_w, along_h * stride, along_w * stride, along_c))
+def _patches(image: Tensor, size: int, stride: int, rows: int, columns: int) -> Tensor:
+    """View (rows, columns, size, size, I) of the overlapping patches of a contiguous (h, w, I) image."""
+    along_h, along_w, along_c = image.stride()
+    shape = (rows, columns, size, size, image.shape[2])
+    return image.as_strided(shape, (along_h * stride, along_w * stride, along_h, along_w, along_c))
 
 
-def _bands(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First row and number of rows of bands of about `TILES_AT_ONCE` tiles.
+def _slices(count: int, at_once: int) -> Iterator[slice]:
+    """``count`` things in portions of ``at_once``, and what is left."""
+    for first in range(0, count, at_once):
+        yield slice(first, min(first + at_once, count))
+
+
+def _tiles(height: int, width: int, stride: int) -> int:
+    """Tiles in the first band of a map of that size, with a tile at every ``stride`` pixels."""
+    rows, columns = -(-height // stride), -(-width // stride)
+    return next(_bands(rows, columns)).stop * columns
+
+
+def _bands(rows: int, columns: int) -> Iterator[slice]:
+    """Bands of rows with about `TILES_AT_ONCE` tiles.
 
     They are of nearly equal height: a narrow one would read all kernels for little.
     """
     bands = -(-rows * columns // TILES_AT_ONCE)
-    at_once = -(-rows // bands)
-    for first in range(0, rows, at_once):
-        yield first, min(at_once, rows - first)
+    return _slices(rows, -(-rows // bands))
 
 
 class WinogradConv2d(_Winograd):
@@ -120,28 +164,29 @@ class WinogradConv2d(_Winograd):
 
     The result differs from the direct convolution's by rounding: by some 1e-6 of the greatest value in float32, eight
     times the direct convolution's own error in bfloat16 (root mean square).
+
+    Args:
+        conv: the convolution.
+        activation: what follows it.
+        height, width: of the maps that it will see, where that is known. Others are mapped too, some of them slowly.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"]) -> None:
-        super().__init__(conv, activation)
-        self.to_input = _both_axes(INWARD, INWARD).to(self.weight.dtype)
+    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int = 64, width: int = 64) -> None:
+        super().__init__(conv, activation, _tiles(height, width, OUTPUT_TILE))
+        self.to_input = _both_axes(INWARD, INWARD).to(conv.weight.dtype)  # (36, 36)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, I, H, W) to (B, O, H, W), in channels_last."""
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         rows, columns = -(-height // OUTPUT_TILE), -(-width // OUTPUT_TILE)
         padding = (1, columns * OUTPUT_TILE + 1 - width, 1, rows * OUTPUT_TILE + 1 - height)
         padded = F.pad(x, padding).permute(0, 2, 3, 1).contiguous()
-        out = x.new_empty((batch, rows * OUTPUT_TILE, columns * OUTPUT_TILE, len(self.bias)))
-        one, other = self._room(rows, columns)
+        out = x.new_empty((batch, rows * OUTPUT_TILE, columns * OUTPUT_TILE, self.out_channels))
         for image, result in zip(padded, out.view(batch, rows, OUTPUT_TILE, columns, OUTPUT_TILE, -1), strict=True):
-            for first, count in _bands(rows, columns):
-                tiles = count * columns
-                patches = _patches(image[first * OUTPUT_TILE :], INPUT_TILE, OUTPUT_TILE, count, columns)
-                gathered = _part(one, *patches.shape).copy_(patches).view(PRODUCTS, -1)
-                transformed = _part(other, PRODUCTS, tiles * channels)
-                torch.mm(self.to_input, gathered, out=transformed)
-                self._finish_band(transformed.view(PRODUCTS, tiles, channels), one, result[first : first + count])
+            patches = _patches(image, INPUT_TILE, OUTPUT_TILE, rows, columns)
+            for band in _bands(rows, columns):
+                to_input = self.to_input.expand((band.stop - band.start) * columns, -1, -1)
+                self._fill(patches[band], to_input, result[band])
         return out.permute(0, 3, 1, 2)[:, :, :height, :width]
 
 
@@ -149,25 +194,25 @@ SOURCE_TILE, SOURCE_STRIDE = 4, 2
 """Pixels of the small map that a tile of the enlarged one is made of along one axis, and between two tiles."""
 
 
-def _enlarge(edge: Edge, *, odd: int) -> Tensor:
+def _enlarge(tile: int, tiles: int, pixels: int) -> Tensor:
     """Matrix (6, 4), float64: six pixels of an enlarged axis, of which a tile makes four outputs, from four small ones.
 
     Bilinear with half-pixel centres: pixels 2i - 1 and 2i of the enlarged axis lie between i - 1 and i of the small
     one, a quarter from the nearer. What lies outside the enlarged axis is the convolution's padding: zero.
 
     Args:
-        edge: a first tile begins outside; a last one ends there.
-        odd: 1 when the small axis has an odd number of pixels, so that half of the last tile lies outside; else 0.
+        tile: number of the tile, of ``tiles``.
+        pixels: of the small axis; if they are odd, half of the last tile lies outside.
     """
     near, far = 0.75, 0.25
     matrix = torch.zeros(INPUT_TILE, SOURCE_TILE, dtype=torch.float64)
     for pixel in range(INPUT_TILE):
         left = pixel // 2
         matrix[pixel, left], matrix[pixel, left + 1] = (far, near) if pixel % 2 else (near, far)
-    if edge == "first":
+    if tile == 0:
         matrix[0] = 0
-    if edge == "last":
-        matrix[3 if odd else 5 :] = 0
+    if tile == tiles - 1:
+        matrix[3 if pixels % 2 else 5 :] = 0
     return matrix
 
 
@@ -181,21 +226,13 @@ class EnlargingWinogradConv2d(_Winograd):
     Args:
         conv: the 3x3 convolution, stride 1, padding 1.
         head: maps (1, O, h, w) to (1, K, h, w), each pixel by itself: a 1x1 convolution.
+        height, width: of the small maps that it will see, as in `WinogradConv2d`.
     """
 
-    def __init__(self, conv: nn.Conv2d, head: nn.Module) -> None:
-        super().__init__(conv, "relu")
+    def __init__(self, conv: nn.Conv2d, head: nn.Module, height: int = 64, width: int = 64) -> None:
+        super().__init__(conv, "relu", _tiles(height, width, SOURCE_STRIDE))
         self.head = head
-        self._to_input: dict[tuple[Edge, Edge, int, int], Tensor] = {}
-
-    def _matrix(self, row: Edge, column: Edge, odd_rows: int, odd_columns: int) -> Tensor:
-        """(36, 16) that transforms small patches at that place."""
-        key = (row, column, odd_rows, odd_columns)
-        if key not in self._to_input:
-            along_rows = INWARD @ _enlarge(row, odd=odd_rows)
-            along_columns = INWARD @ _enlarge(column, odd=odd_columns)
-            self._to_input[key] = _both_axes(along_rows, along_columns).to(self.weight.dtype)
-        return self._to_input[key]
+        self._to_input: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, I, h, w), h and w at least 3, to (B, K, 2h, 2w), in channels_last."""
@@ -204,44 +241,25 @@ class EnlargingWinogradConv2d(_Winograd):
         # Beyond its edge the small map goes on with its last pixel, as bilinear enlarging has it.
         padding = (1, SOURCE_STRIDE * columns + 1 - width, 1, SOURCE_STRIDE * rows + 1 - height)
         padded = F.pad(x, padding, mode="replicate").permute(0, 2, 3, 1).contiguous()
-        one, other = self._room(rows, columns)
+        to_input = self._matrices(height, width, rows, columns)
         images = []
         for image in padded:
+            patches = _patches(image, SOURCE_TILE, SOURCE_STRIDE, rows, columns)
             bands = []
-            for first, count in _bands(rows, columns):
-                patches = _patches(image[first * SOURCE_STRIDE :], SOURCE_TILE, SOURCE_STRIDE, count, columns)
-                transformed = _part(other, PRODUCTS, count, columns, x.shape[1])
-                self._transform(patches, one, transformed, first == 0, first + count == rows, height % 2, width % 2)
-                band = x.new_empty((count, OUTPUT_TILE, columns, OUTPUT_TILE, len(self.bias)))
-                self._finish_band(transformed.flatten(1, 2), one, band)
-                large = band.view(1, count * OUTPUT_TILE, columns * OUTPUT_TILE, -1).permute(0, 3, 1, 2)
+            for band in _bands(rows, columns):
+                count = band.stop - band.start
+                enlarged = x.new_empty((count, OUTPUT_TILE, columns, OUTPUT_TILE, self.out_channels))
+                self._fill(patches[band], to_input[band].flatten(0, 1), enlarged)
+                large = enlarged.view(1, count * OUTPUT_TILE, columns * OUTPUT_TILE, -1).permute(0, 3, 1, 2)
                 bands.append(self.head(large))  # (1, K, 4 * count, 4 * columns)
             images.append(torch.cat(bands, dim=2)[:, :, : 2 * height, : 2 * width])
         return torch.cat(images)
 
-    def _transform(
-        self, patches: Tensor, room: Tensor, out: Tensor, at_top: bool, at_foot: bool, odd_rows: int, odd_columns: int
-    ) -> None:
-        """Fill ``out`` (36, rows, columns, I) from (4, 4, rows, columns, I): all as inner tiles, then the edges."""
-        gathered = _part(room, *patches.shape).copy_(patches)
-        inner = self._matrix("inner", "inner", odd_rows, odd_columns)
-        torch.mm(inner, gathered.view(SOURCE_TILE**2, -1), out=out.view(PRODUCTS, -1))
-        rows, columns = patches.shape[2:4]
-        for row, row_slice in _parts(rows, at_top, at_foot):
-            for column, column_slice in _parts(columns, True, True):
-                if (row, column) != ("inner", "inner"):
-                    part = gathered[:, :, row_slice, column_slice]
-                    matrix = self._matrix(row, column, odd_rows, odd_columns)
-                    result = matrix @ part.reshape(SOURCE_TILE**2, -1)
-                    out[:, row_slice, column_slice] = result.view(PRODUCTS, *part.shape[2:])
-
-
-def _parts(count: int, has_first: bool, has_last: bool) -> list[tuple[Edge, slice]]:
-    """Which of ``count`` tiles in a row are at its edges and which are not; none of the parts is empty."""
-    start, stop = int(has_first), count - int(has_last)
-    parts: list[tuple[Edge, slice]] = [("first", slice(0, 1))] if has_first else []
-    if start < stop:
-        parts.append(("inner", slice(start, stop)))
-    if has_last:
-        parts.append(("last", slice(stop, count)))
-    return parts
+    def _matrices(self, height: int, width: int, rows: int, columns: int) -> Tensor:
+        """(rows, columns, 36, 16): what transforms each tile's small pixels, at the edges and inside."""
+        if (height, width) not in self._to_input:
+            along_rows = torch.stack([INWARD @ _enlarge(row, rows, height) for row in range(rows)])
+            along_columns = torch.stack([INWARD @ _enlarge(column, columns, width) for column in range(columns)])
+            both = torch.einsum("rij,ckl->rcikjl", along_rows, along_columns)  # (rows, columns, 6, 6, 4, 4)
+            self._to_input[height, width] = both.reshape(rows, columns, PRODUCTS, -1).to(self.bias.dtype)
+        return self._to_input[height, width]

@@ -53,12 +53,16 @@ def test_winograd_equals_the_direct_convolution(height: int, width: int, channel
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("tiles_at_once", [1, 3, 8, 10**6])
-def test_winograd_in_bands_equals_winograd_at_once(tiles_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [4, 64, 70])
+@pytest.mark.parametrize(("tiles_at_once", "transformed_at_once"), [(1, 1), (3, 9), (8, 3), (10**6, 8), (10**6, 10**6)])
+def test_winograd_in_bands_equals_winograd_at_once(
+    tiles_at_once: int, transformed_at_once: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six rows of three tiles each: a row at a time where the limit is lower than that, two rows, or all of them."""
-    conv = wide_conv(6, 4)
+    conv = wide_conv(6, channels)
     x = torch.randn(2, 6, 22, 11, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", tiles_at_once)
+    monkeypatch.setattr(winograd, "TILES_TRANSFORMED_AT_ONCE", transformed_at_once)
     with torch.no_grad():
         found = WinogradConv2d(conv, "none")(x)
     torch.testing.assert_close(found.double(), exact(conv, x, "none"), atol=2e-5, rtol=0)
