@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format mlflow clean lock
+.PHONY: help install demo pipeline test lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ install: $(STAMP) ## Make the environment .venv from the lock file
 demo: $(STAMP) ## Run the five steps on the generated sample and show what came out
 	@dvc repro
 	@yolact summary
+
+pipeline: $(STAMP) ## Run the Kubeflow training pipeline here, on the sample; its tasks are processes
+	@python -m pipelines run-local --preset sample-cpu
 
 test: $(STAMP) ## Run the tests
 	@pytest
