@@ -46,9 +46,9 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *command: str, expect: int = 0) -> str:
+    def run(self, *command: str, expect: int = 0, timeout: float = 300) -> str:
         process = self.start(*command)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout)
         assert process.returncode == expect, f"{' '.join(command)}:\n{output}"
         return output
 
@@ -244,7 +244,7 @@ def test_the_readme_commands_on_versions_of_the_data_run_as_written(
     block = readme_block(repository, "dvc remote add --default team s3://bucket/dvc")
     assert "http://127.0.0.1:9000" in block
     script = f"set -eux\n{block}".replace("http://127.0.0.1:9000", with_bucket.environment["S3_SERVER"])
-    output = with_bucket.run("bash", "-c", script)
+    output = with_bucket.run("bash", "-c", script, timeout=900)
 
     parts = dict(zip(*[iter(re.split(r"^\+ ((?:dvc|git) .*)$", output, flags=re.MULTILINE)[1:])] * 2, strict=True))
     assert "files pushed" in parts["dvc push"]

@@ -503,6 +503,32 @@ def test_large_and_turned_photos_are_written_anew_with_their_masks(
     assert (row["bbox"], row["area"]) == ([15, 8, 30, 30], 900)
 
 
+def test_photos_of_twelve_megapixels_become_as_small_as_the_settings_say_with_their_objects(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    """Four discs in 4000 x 3000 pixels; their reduced masks have the discs' share of the area, box and middle."""
+    rows, columns = np.ogrid[:3000, :4000]
+    objects = np.zeros((3000, 4000), dtype=np.uint8)
+    discs = {1: (500, 700, 300), 2: (3100, 800, 500), 3: (900, 2300, 40), 4: (2500, 2200, 650)}  # x, y, radius
+    for number, (x, y, radius) in discs.items():
+        objects[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = number
+    for name in ("2007_000001", "2008_000001"):
+        picture(4000, 3000, seed=len(name)).save(voc / f"JPEGImages/{name}.jpg", quality=85)
+        save_mask(voc / f"SegmentationObject/{name}.png", objects)
+        save_mask(voc / f"SegmentationClass/{name}.png", np.where(objects, np.uint8(DOG), np.uint8(0)))
+        (voc / f"Annotations/{name}.xml").unlink()
+    stats = preprocess()
+    assert [stats["splits"][split]["images_reduced"] for split in ("train", "val")] == [1, 1]
+    with Image.open(processed / "images/2008_000001.jpg") as photo:
+        assert photo.size == (768, 576)
+    scale = 768 / 4000
+    for row, (x, y, radius) in zip(load_split(processed, "val")["annotations"], discs.values(), strict=True):
+        assert row["area"] == pytest.approx(np.pi * (radius * scale) ** 2, rel=0.05)
+        left, top, width, height = row["bbox"]
+        assert (left + width / 2, top + height / 2) == pytest.approx((x * scale, y * scale), abs=1)
+        assert (width, height) == pytest.approx((2 * radius * scale,) * 2, abs=2)
+
+
 def test_a_png_that_is_reduced_becomes_a_jpeg(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
