@@ -38,6 +38,7 @@ class Checkout:
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "1",  # each of the library's many tries at a dead server takes seconds
         }
 
     def run(self, *command: str, expect: int = 0) -> str:
@@ -47,6 +48,12 @@ class Checkout:
         output = done.stdout + done.stderr
         assert done.returncode == expect, f"{' '.join(command)}:\n{output}"
         return output
+
+    def use_remote(self, url: str = "s3://team/dvc", endpointurl: str | None = None) -> None:
+        """What the remote ``team`` is for this checkout alone."""
+        server = endpointurl or self.environment["AWS_ENDPOINT_URL"]
+        text = f"""['remote "team"']\n    url = {url}\n    endpointurl = {server}\n"""
+        (self.root / ".dvc/config.local").write_text(text, encoding="utf-8")
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
@@ -146,45 +153,39 @@ def test_data_is_got_and_imported_by_other_projects(pushed: Checkout, tmp_path: 
 
 
 FORBIDDEN = r"Forbidden: An error occurred \(403\) when calling the HeadObject operation"
-NO_SERVER = r'Could not connect to the endpoint URL: "http://127\.0\.0\.1:{port}/team/dvc/files/md5'
+NO_SERVER = r'Could not connect to the endpoint URL: "http://127\.0\.0\.1:\d+/team/dvc/files/md5'
+NOT_CONNECTED = r"ERROR: failed to connect to s3 \(team/dvc/files/md5\) - "
 
 
-@pytest.mark.parametrize(
-    ("change", "pull", "push"),
-    [
-        ("secret", rf"ERROR: failed to connect to s3 \(team/dvc/files/md5\) - {FORBIDDEN}", FORBIDDEN),
+def test_wrong_keys_a_missing_bucket_and_a_dead_server_are_named_and_lose_nothing(
+    pushed: Checkout, clone: Checkout, server: str, tmp_path: Path
+) -> None:
+    """What DVC says, so that an update of it that says less is noticed; a full and an empty checkout."""
+    full = Checkout(tmp_path / "full", server)
+    pushed.run("git", "clone", "-q", str(pushed.root), str(full.root))
+    shutil.copytree(pushed.root / ".dvc/cache", full.root / ".dvc/cache")
+    full.run("dvc", "checkout")
+    dead = f"http://127.0.0.1:{free_port()}"
+    for secret, remote, pull, push in (
+        ("wrong", {}, NOT_CONNECTED + FORBIDDEN, FORBIDDEN),
+        (SECRET, {"endpointurl": dead}, NOT_CONNECTED + NO_SERVER, NO_SERVER),
         (
-            "bucket",
+            SECRET,
+            {"url": "s3://nowhere/dvc"},
             r"Missing cache files:\s+md5: [0-9a-f]{32}\.dir\s+ERROR: failed to pull data from the cloud",
             r"The specified bucket does not exist: An error occurred \(NoSuchBucket\)",
         ),
-        ("server", rf"ERROR: failed to connect to s3 \(team/dvc/files/md5\) - {NO_SERVER}", NO_SERVER),
-    ],
-)
-def test_wrong_keys_a_missing_bucket_and_a_dead_server_are_named_and_lose_nothing(
-    pushed: Checkout, clone: Checkout, server: str, change: str, pull: str, push: str
-) -> None:
-    """What DVC says, so that an update of it that says less is noticed."""
-    port = free_port()
-    settings = {"bucket": ("url", "s3://nowhere/dvc"), "server": ("endpointurl", f"http://127.0.0.1:{port}")}
-    before = pushed.raw()
-    full = Checkout(clone.root.parent / "full", server)
-    pushed.run("git", "clone", "-q", str(pushed.root), str(full.root))
-    shutil.copytree(pushed.root / ".dvc/cache", full.root / ".dvc/cache")
-    for checkout in (full, clone):
-        if change == "secret":
-            checkout.environment["AWS_SECRET_ACCESS_KEY"] = "wrong"
-        else:
-            checkout.run("dvc", "remote", "modify", "team", *settings[change])
-    assert re.search(pull.replace("{port}", str(port)), clone.run("dvc", "pull", expect=1))
-    assert clone.raw() == {}
-    full.run("dvc", "checkout")
-    assert re.search(push.replace("{port}", str(port)), full.run("dvc", "push", expect=255))
-    assert full.raw() == before
-    mended = Checkout(clone.root, server)
-    mended.run("git", "checkout", "-q", ".dvc/config")
-    mended.run("dvc", "pull")
-    assert mended.raw() == before
+    ):
+        for checkout in (full, clone):
+            checkout.environment["AWS_SECRET_ACCESS_KEY"] = secret
+            checkout.use_remote(**remote)
+        assert re.search(pull, clone.run("dvc", "pull", expect=1))
+        assert clone.raw() == {}
+        assert re.search(push, full.run("dvc", "push", expect=255))
+        assert full.raw() == pushed.raw()
+    clone.use_remote()
+    clone.run("dvc", "pull")
+    assert clone.raw() == pushed.raw()
 
 
 @pytest.fixture
@@ -198,8 +199,7 @@ def line(server: str) -> Iterator[CuttingProxy]:
 def test_a_pull_that_is_cut_half_way_goes_on_and_loses_nothing(
     pushed: Checkout, clone: Checkout, line: CuttingProxy
 ) -> None:
-    clone.run("dvc", "remote", "modify", "--local", "team", "endpointurl", line.url)
-    clone.environment["AWS_MAX_ATTEMPTS"] = "1"  # each of the library's many tries takes seconds
+    clone.use_remote(endpointurl=line.url)
     line.dead_after = sum(map(len, pushed.raw().values())) // 2
     output = clone.run("dvc", "pull", expect=1)
     assert "ERROR: failed to pull data from the cloud" in output
@@ -217,9 +217,7 @@ def test_a_push_that_is_cut_half_way_goes_on_and_the_other_side_never_has_a_fold
     pushed: Checkout, clone: Checkout, server: str, line: CuttingProxy, tmp_path: Path, bucket: Path
 ) -> None:
     clone.run("dvc", "pull")
-    clone.run("dvc", "remote", "add", "--default", "other", "s3://team/other")
-    clone.run("dvc", "remote", "modify", "other", "endpointurl", line.url)
-    clone.environment["AWS_MAX_ATTEMPTS"] = "1"
+    clone.use_remote("s3://team/other", line.url)
     line.dead_after = 4000  # bytes of answers: enough for some files, not for all
     clone.run("dvc", "push", expect=255)
     there = {path.relative_to(bucket / "other") for path in (bucket / "other").rglob("*") if path.is_file()}
@@ -231,8 +229,7 @@ def test_a_push_that_is_cut_half_way_goes_on_and_the_other_side_never_has_a_fold
     clone.run("dvc", "push")
     third = Checkout(tmp_path / "third", server)
     clone.run("git", "clone", "-q", str(clone.root), str(third.root))
-    third.run("dvc", "remote", "add", "--default", "other", "s3://team/other")
-    third.run("dvc", "remote", "modify", "other", "endpointurl", server)
+    third.use_remote("s3://team/other")
     third.run("dvc", "pull")
     assert third.raw() == pushed.raw()
 
