@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.components.servers import KEY, SECRET, s3_server
 
 STEPS = ["ingest", "preprocess", "train", "evaluate", "register"]
 
@@ -42,9 +46,9 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *command: str, expect: int = 0) -> str:
+    def run(self, *command: str, expect: int = 0, timeout: float = 300) -> str:
         process = self.start(*command)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=timeout)
         assert process.returncode == expect, f"{' '.join(command)}:\n{output}"
         return output
 
@@ -206,3 +210,65 @@ def test_a_failing_step_says_what_to_do_and_the_next_repro_goes_on(fresh):
     output = fresh.run("dvc", "repro", "preprocess")
     assert "Running stage 'ingest'" in output
     assert (fresh.root / "data/processed/stats.json").is_file()
+
+
+def readme_block(repository: Path, beginning: str) -> str:
+    """The block of commands in the README that begins so."""
+    (block,) = (
+        part.partition("```")[0]
+        for part in (repository / "README.md").read_text(encoding="utf-8").split("```sh\n")
+        if part.startswith(beginning)
+    )
+    return block
+
+
+@pytest.fixture
+def with_bucket(fresh: Project, tmp_path: Path) -> Iterator[Project]:
+    """The project in an environment that has the keys of an S3 server with a bucket, and an MLflow store for all."""
+    (tmp_path / "s3/bucket").mkdir(parents=True)
+    with s3_server(tmp_path / "s3") as server:
+        fresh.environment |= {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "S3_SERVER": server,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+            **{f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        }
+        fresh.environment.pop("PYTHONPATH")  # each checkout uses its own code, found in the current folder
+        yield fresh
+
+
+def test_the_readme_commands_on_versions_of_the_data_run_as_written(
+    with_bucket: Project, repository: Path, tmp_path: Path
+) -> None:
+    block = readme_block(repository, "dvc remote add --default team s3://bucket/dvc")
+    assert "http://127.0.0.1:9000" in block
+    script = f"set -eux\n{block}".replace("http://127.0.0.1:9000", with_bucket.environment["S3_SERVER"])
+    output = with_bucket.run("bash", "-c", script, timeout=900)
+
+    parts = dict(zip(*[iter(re.split(r"^\+ ((?:dvc|git) .*)$", output, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    assert "files pushed" in parts["dvc push"]
+    assert "Running stage 'preprocess'" in parts["dvc exp run -S data.sample.seed=1"]
+    assert "metrics/train.json" in parts["dvc metrics diff data-v1 data-v2"]
+    # The block has `dvc repro` and `dvc pull` twice; these are the last ones, in the clone.
+    assert re.findall(r"Running stage '(\w+)'", parts["dvc repro"]) == ["source"]
+
+    clone = Project(tmp_path / "elsewhere")
+    clone.environment = with_bucket.environment
+    digests = [clone.json("data/processed/stats.json")["digest"]]
+    clone.run("git", "checkout", "-q", "data-v1")
+    clone.run("dvc", "checkout")
+    digests.append(clone.json("data/processed/stats.json")["digest"])
+    assert len(set(digests)) == 2
+    clone.run("git", "checkout", "-q", "-")
+
+    deadline = time.monotonic() + 400
+    while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert status.count("Success") == 2, status
+    table = list(csv.DictReader(clone.run("dvc", "exp", "show", "--csv").splitlines()))
+    rates = {row["train.lr"]: row["metrics/eval.json:mask.AP50"] for row in table if row["typ"].startswith("branch")}
+    assert rates.keys() == {"0.001", "0.002"}
+    assert all(rates.values())

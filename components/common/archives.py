@@ -25,6 +25,7 @@ from typing import IO, Any, Literal, cast
 
 from tqdm import tqdm
 
+from components.common.compressed import GZIP_START, XZ_START, least_unpacked_size
 from components.common.disk import BLOCK, require_free_disk
 from yolact.errors import DataError
 
@@ -87,8 +88,9 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack ``archive`` into the new folder ``folder``; after an error the folder is incomplete.
 
     Raises:
-        DataError: the file is no archive, is damaged, cut short or encrypted, unpacks to an absurd size, or holds a
-            name outside the folder, a link that leads out of it or to no file, a device, or one name twice.
+        DataError: the file is no archive, is damaged, cut short or encrypted, unpacks to an absurd size or to more than
+            the disk has room for, or holds a name outside the folder, a link that leads out of it or to no file, a
+            device, or one name twice.
         OSError: the folder cannot be written.
     """
     kind = archive_kind(archive)
@@ -101,6 +103,8 @@ def unpack(archive: Path, folder: Path) -> None:
         )
     limit = max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size)
     try:
+        if kind == "tar":
+            require_free_disk(folder.parent, least_unpacked_size(archive), f"unpacking {archive.name}")
         members = _tar_members(archive, limit) if kind == "tar" else _zip_members(archive, limit, folder)
         _write(archive, members, folder, limit)
     except (DataError, OSError) as error:
@@ -158,13 +162,20 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) 
             if member.kind == "link":
                 links[path] = member.link
                 continue
+            _require_room(archive, folder, member.name, member.size)
             with member.open() as source:
                 files[path] = _copy(archive, source, folder / path, limit - total, bar)
             total += files[path]
         for path in links:
             origin = _link_target(archive, path, links, files)
+            _require_room(archive, folder, str(path), files[origin])
             with (folder / origin).open("rb") as source:
                 total += _copy(archive, source, folder / path, limit - total, bar)
+
+
+def _require_room(archive: Path, folder: Path, name: str, size: int) -> None:
+    """Look before each file whether it still fits: what a compressed archive unpacks to is known at its end only."""
+    require_free_disk(folder, size, f"unpacking {name!r} of {archive.name}")
 
 
 def _checked_path(archive: Path, member: _Member) -> PurePosixPath | None:
@@ -274,11 +285,11 @@ class _Bounded(io.RawIOBase):
 def _open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
     """Open a tar whose unpacked stream, headers included, may have ``limit`` bytes besides the archive's own size."""
     with archive.open("rb") as file:
-        start = file.read(6)
+        start = file.read(len(XZ_START))
     by_start: dict[bytes, Callable[..., Any]] = {
-        b"\x1f\x8b": gzip.open,
+        GZIP_START: gzip.open,
         b"BZh": bz2.open,
-        b"\xfd7zXZ\x00": lzma.open,
+        XZ_START: lzma.open,
     }
     opener = next((found for magic, found in by_start.items() if start.startswith(magic)), open)
     with (

@@ -20,9 +20,10 @@ from components.common.download import DownloadError, KnownFile, ask_version, fe
 from components.common.lineage import redact, without_credentials
 from components.common.storage import S3Address, fetch_objects, list_objects, make_client
 from components.ingest.access import git_access
+from components.ingest.tracked import fetch_tracked
 from yolact.config import DataConfig
 from yolact.errors import DataError
-from yolact.files import replaced_directory, write_json_atomic
+from yolact.files import write_json_atomic
 
 VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84fd")
 """The devkit's VOCtrainval_11-May-2012.tar."""
@@ -134,11 +135,6 @@ class DvcPath:
 
     def fetch(self, downloads: Path) -> Path:
         """The folder or file, from the repository's DVC remote or cache."""
-        from botocore.exceptions import BotoCoreError
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from scmrepo.exceptions import SCMError
-
         commit = self._commit()
         place = _place(downloads, str(self))
         record = place / "commit.json"
@@ -147,12 +143,14 @@ class DvcPath:
             return found
         record.unlink(missing_ok=True)
         try:
-            with git_access(self.repository), replaced_directory(place / "content") as folder:
-                Repo.get(self.repository, self.path, out=str(folder / found.name), rev=commit)
-        except (DvcException, SCMError, BotoCoreError, OSError) as error:
+            with git_access(self.repository):
+                fetch_tracked(self.repository, self.path, commit, place / "content", str(self))
+        except DataError:
+            raise
+        except Exception as error:  # DVC, git and each kind of storage raise types of their own
             raise DownloadError(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
-                "(`dvc push` there) to a remote that this machine can read."
+                "(`dvc push` there) to a remote that this machine can read. Run it again: files that arrived are kept."
             ) from None
         write_json_atomic(record, commit)
         return found
@@ -237,19 +235,34 @@ def state_of(source: Source | None) -> State:
 def files_below(path: Path) -> Iterator[Path]:
     """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
 
-    A link to a folder around it is not followed.
+    A link to a folder around it is not followed, one to nowhere is left out.
     """
     if path.is_file():
         yield path
-    for root, folders, names in os.walk(path, followlinks=True):
+    elif path.is_dir():
+        for place, names in walk(path):
+            yield from (place / name for name in names if (place / name).is_file())
+
+
+def walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder in a folder, itself first, with the names in it that are no folders; see `files_below` for links.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    for root, folders, names in os.walk(path, followlinks=True, onerror=_raise):
         place = Path(root)
         here = place.resolve()
         folders[:] = [
             name
-            for name in folders
+            for name in sorted(folders)
             if not ((place / name).is_symlink() and here.is_relative_to((place / name).resolve()))
         ]
-        yield from (place / name for name in names if (place / name).is_file())
+        yield place, names
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _dvc_path(text: str) -> DvcPath:

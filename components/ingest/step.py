@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from components.common.archives import JUNK, unpack
@@ -16,13 +16,16 @@ from components.common.command import run_command
 from components.common.disk import require_free_disk
 from components.common.lineage import shown_source
 from components.ingest.layout import find_layout
-from components.ingest.sources import Local, files_below, find_source
+from components.ingest.sources import Local, files_below, find_source, walk
 from yolact.config import DataParams
 from yolact.data.sample import generate_sample
 from yolact.errors import DataError
 from yolact.files import replaced_directory
 
 log = logging.getLogger(__name__)
+
+SHOWN_FAILURES = 5
+"""Files that an error message names; the rest is counted."""
 
 
 def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
@@ -95,25 +98,42 @@ def _refuse_shared_files(origin: Path, raw_dir: Path) -> None:
 def _transfer(origin: Path, target: Path, names: tuple[str, ...], transfer: Callable[[str, str], object]) -> None:
     """Copy or move files and folders; links become files of their own, hidden files and junk stay behind.
 
+    No modes are taken over: what is copied from a read-only folder can be changed and removed.
+
     Raises:
         DataError: files cannot be copied (the first few are named); the target is then incomplete.
         OSError: a folder cannot be read or made.
     """
     target.mkdir(parents=True, exist_ok=True)
-    ignored = shutil.ignore_patterns(".*", *JUNK)
-    for name in names:
+    failures = []
+    for path in _paths_to_take(origin, names):
+        copy = target / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if (origin / name).is_dir():
-                shutil.copytree(origin / name, target / name, copy_function=transfer, ignore=ignored)
-            elif (origin / name).exists():
-                transfer(str(origin / name), str(target / name))
-        except shutil.Error as error:
-            failures = [f"  {path}: {reason}" for path, _, reason in error.args[0]]
-            more = f"\n  and {len(failures) - 5} more" if len(failures) > 5 else ""
-            raise DataError(
-                f"data.source: {len(failures)} files below {origin / name} could not be copied; nothing was changed. "
-                "Check that they can be read and that the disk has room:\n" + "\n".join(failures[:5]) + more
-            ) from error
+            transfer(str(origin / path), str(copy))
+        except OSError as error:
+            failures.append(f"  {origin / path}: {error}")
+    if failures:
+        more = f"\n  and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
+        raise DataError(
+            f"data.source: {len(failures)} files below {origin} could not be copied; nothing was changed. Check that "
+            "they can be read and that the disk has room:\n" + "\n".join(failures[:SHOWN_FAILURES]) + more
+        )
+
+
+def _paths_to_take(origin: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    """Files, and links that may lead nowhere, relative to ``origin``; those in hidden folders and junk are left out."""
+    for name in names:
+        if not (origin / name).is_dir():
+            yield from [Path(name)] if (origin / name).exists() else []
+            continue
+        for place, files in walk(origin / name):
+            paths = (place.relative_to(origin) / file for file in files)
+            yield from (path for path in paths if not any(_is_left_behind(part) for part in path.parts[1:]))
+
+
+def _is_left_behind(name: str) -> bool:
+    return name.startswith(".") or name in JUNK
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,10 @@ GALLERY_WIDTH = 520
 """Pixels of a photo on the page."""
 
 LISTED_ROWS = 1000
-"""Problems, and warnings, that the page lists; ``stats.json`` has all."""
+"""Problems, and warnings, that the page lists, so that a browser can show it; `LISTING` has all."""
+
+LISTING = "problems.csv"
+"""Every problem and every warning, a row each, beside the page."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -72,7 +77,7 @@ def write_report(
     gallery: Mapping[str, Sequence[GalleryPhoto]],
     data: DataConfig,
 ) -> None:
-    """Write ``index.html``, which needs no other file, and a copy of the numbers, ``stats.json``.
+    """Write ``index.html``, which needs no other file, `LISTING`, and a copy of the numbers, ``stats.json``.
 
     Args:
         report_dir: replaced as a whole.
@@ -90,11 +95,23 @@ def write_report(
         charts=_charts(stats),
         gallery={split: [_gallery_entry(photo, categories) for photo in photos] for split, photos in gallery.items()},
         listed=LISTED_ROWS,
+        listing=LISTING,
         settings=data.model_dump(mode="json", include=shown),
     )
     with replaced_directory(report_dir) as folder:
         write_text_atomic(folder / "index.html", page)
+        write_text_atomic(folder / LISTING, _listing(stats))
         write_json_atomic(folder / "stats.json", stats)
+
+
+def _listing(stats: Mapping[str, Any]) -> str:
+    """All problems and warnings as CSV (RFC 4180)."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["kind", "image", "file", "reason"])
+    for kind in ("problem", "warning"):
+        writer.writerows([kind, row["image"], row["file"], row["reason"]] for row in stats[f"{kind}s"])
+    return text.getvalue()
 
 
 def _class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.duplicates import MAX_DISTANCE, similar_pairs
+from yolact.data.duplicates import MAX_DISTANCE, first_similar_pairs
 from yolact.data.prepare import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, PhotoSummary
 from yolact.data.problems import Problem
 
 LISTED_PAIRS = 1000
 """Pairs of like photos that are listed; the rest is counted."""
+
+SHOWN_NAMES = 5
+"""Photos that are named of a group that was parted."""
 
 SIDE_EDGES: list[float] = [0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 """Pixels; 32 and 96 part COCO's small, medium and large objects (cocodataset.org, "Detection evaluation")."""
@@ -44,6 +47,8 @@ class Outcome:
     """By photo id."""
     rejected_split: Mapping[str, str]
     """Which split each rejected photo was listed in."""
+    parted: Sequence[Sequence[str]]
+    """Files of each group of like photos that was too large to be kept in one split."""
 
 
 def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "classes": _class_statistics(outcome),
         "other_classes": dict(sorted(others.items())),
         "histograms": {split: _histograms(photos) for split, photos in outcome.photos.items()},
-        "duplicates": _duplicates(outcome.photos),
+        "duplicates": {**_duplicates(outcome.photos), "parted": [_parted(names) for names in outcome.parted]},
         "problems": [_entry(photo, problem) for photo, found in outcome.rejected.items() for problem in found],
         "warnings": [_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings],
     }
@@ -151,23 +156,24 @@ def _histograms(photos: Sequence[PhotoSummary]) -> dict[str, Any]:
 def _duplicates(photos: Mapping[str, Sequence[PhotoSummary]]) -> dict[str, Any]:
     """Photos of one picture in both splits, and equal files within one."""
     train, val = photos["train"], photos["val"]
-    pairs: list[dict[str, Any]] = []
-    count = 0
-    for row, column in similar_pairs(hashes(train), hashes(val), MAX_DISTANCE):
-        count += 1
-        if len(pairs) < LISTED_PAIRS:
-            pairs.append(
-                {
-                    "train": train[row].file_name,
-                    "val": val[column].file_name,
-                    "different_bits": (train[row].difference_hash ^ val[column].difference_hash).bit_count(),
-                    "equal_files": train[row].source_sha256 == val[column].source_sha256,
-                }
-            )
+    count, places = first_similar_pairs(hashes(train), hashes(val), MAX_DISTANCE, LISTED_PAIRS)
+    pairs = [
+        {
+            "train": train[row].file_name,
+            "val": val[column].file_name,
+            "different_bits": (train[row].difference_hash ^ val[column].difference_hash).bit_count(),
+            "equal_files": train[row].source_sha256 == val[column].source_sha256,
+        }
+        for row, column in places
+    ]
     return {
         "across_splits": {"count": count, "pairs": pairs},
         "equal_files_within": {split: _equal_files(found) for split, found in photos.items()},
     }
+
+
+def _parted(names: Sequence[str]) -> dict[str, Any]:
+    return {"images": len(names), "such_as": list(names[:SHOWN_NAMES])}
 
 
 def hashes(photos: Sequence[PhotoSummary]) -> np.ndarray:

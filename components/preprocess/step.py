@@ -17,12 +17,12 @@ from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, DataParams
 from yolact.data.classes import select_classes
-from yolact.data.duplicates import MAX_DISTANCE, similar_pairs
+from yolact.data.duplicates import MAX_DISTANCE, picture_groups
 from yolact.data.instances import Layout
 from yolact.data.layouts import find_layout
 from yolact.data.prepare import CATEGORY, PhotoSummary, Preparation, RejectedPhoto, names_are_unique
 from yolact.data.problems import Problem
-from yolact.data.split import choose_validation, groups_of
+from yolact.data.split import Choice, choose_validation
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 
@@ -79,7 +79,7 @@ def run(
             write_report(report_dir, stats, categories, gallery, params.data)
         write_json_atomic(folder / "stats.json", stats)
         _check_problems(layout, outcome, params.data, report_dir)
-        _check_usable(layout, outcome.photos)
+        _check_usable(layout, outcome)
     _log_summary(outcome, len(stats["warnings"]), stats["duplicates"]["across_splits"]["count"], report_dir)
 
 
@@ -121,9 +121,10 @@ def _outcome(
     """Photos by split: the source's, or chosen by `data.val_fraction`."""
     split_of = {source.photo_id: split for split, found in layout.splits.items() for source in found}
     by_source = "val" in layout.splits
+    choice = Choice(set())
     if not by_source:
-        chosen = _validation(list(photos.values()), data)
-        split_of |= dict.fromkeys(chosen, "val")
+        choice = _choose_validation(list(photos.values()), data)
+        split_of |= dict.fromkeys(choice.validation, "val")
     return Outcome(
         layout=layout.name,
         split_by_source=by_source,
@@ -132,17 +133,26 @@ def _outcome(
         photos={split: [photo for name, photo in photos.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
+        parted=[[photos[name].file_name for name in names] for names in choice.parted],
     )
 
 
-def _validation(photos: Sequence[PhotoSummary], data: DataConfig) -> set[str]:
-    """Photos to validate on, photos of one picture all in one split."""
-    own = hashes(photos)
-    pairs = ((photos[a].photo_id, photos[b].photo_id) for a, b in similar_pairs(own, own, MAX_DISTANCE) if a < b)
-    groups = groups_of([photo.photo_id for photo in photos], pairs)
+def _choose_validation(photos: Sequence[PhotoSummary], data: DataConfig) -> Choice:
+    """Photos to validate on, photos of one picture all in one split where these are not too many."""
+    names = [photo.photo_id for photo in photos]
+    groups = {
+        name: names[first] for name, first in zip(names, picture_groups(hashes(photos), MAX_DISTANCE), strict=True)
+    }
     classes = {photo.photo_id: set(photo.instances[:, CATEGORY].astype(int).tolist()) for photo in photos}
     log.info("no validation photos are named: %g of the photos are chosen (data.val_fraction)", data.val_fraction)
-    return choose_validation(classes, groups, data.val_fraction, data.split_seed)
+    choice = choose_validation(classes, groups, data.val_fraction, data.split_seed)
+    for parted in choice.parted:
+        log.warning(
+            "%d photos look nearly the same, %s and %s among them: too many to keep in one split, so they are in both. "
+            "AP on val is too good on them; name validation photos of your own (val.txt) if you can tell them apart",
+            *(len(parted), parted[0], parted[-1]),
+        )
+    return choice
 
 
 def _gallery(folder: Path, photos: Sequence[PhotoSummary], records: Records) -> list[GalleryPhoto]:
@@ -173,14 +183,20 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
     log.warning("photos left out: %d (data.max_problems allows %d)\n%s", len(rejected), allowed, listing)
 
 
-def _check_usable(layout: Layout, photos: Mapping[str, Sequence[PhotoSummary]]) -> None:
-    for split in SPLITS:
-        if not any(len(photo.instances) for photo in photos[split]):
-            raise DataError(
-                f"{layout.root}: split {split!r} has {len(photos[split])} usable photos and no instance in them. "
-                "Annotate objects in its photos, choose other photos for the split, or look at data.classes and "
-                "data.val_fraction."
-            )
+def _check_usable(layout: Layout, outcome: Outcome) -> None:
+    showing = {split: sum(len(photo.instances) > 0 for photo in outcome.photos[split]) for split in SPLITS}
+    empty = [split for split in SPLITS if not showing[split]]
+    if not empty:
+        return
+    if outcome.split_by_source:
+        advice = "Annotate objects in its photos, choose other photos for the split, or look at data.classes."
+    else:
+        advice = (
+            f"Only {sum(showing.values())} of all photos show an object, and each split needs one that does: annotate "
+            "objects in more photos, or look at data.classes."
+        )
+    count = len(outcome.photos[empty[0]])
+    raise DataError(f"{layout.root}: split {empty[0]!r} has {count} usable photos and no instance in them. {advice}")
 
 
 def _digests(folder: Path, photos: Mapping[str, Sequence[PhotoSummary]]) -> dict[str, dict[str, str]]:

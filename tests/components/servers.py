@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -103,9 +104,10 @@ def free_port() -> int:
 
 @contextmanager
 def s3_server(folder: Path, *options: str) -> Iterator[str]:
-    """The address of a real S3 server; folders inside ``folder`` are its buckets. Skips where there is no rclone.
+    """The address of a real S3 server; folders inside ``folder`` are its buckets.
 
-    ``options`` are rclone's, as ``--read-only``.
+    Skips where there is no rclone; an rclone that is there but does not serve fails the test. ``options`` are rclone's,
+    as ``--read-only``.
     """
     program = shutil.which("rclone")
     if program is None:
@@ -113,7 +115,7 @@ def s3_server(folder: Path, *options: str) -> Iterator[str]:
     port = free_port()
     login = ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}"]
     command = [program, "serve", "s3", *login, *options, str(folder)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+    with TemporaryFile() as said, subprocess.Popen(command, stderr=said) as process:
         try:
             end = time.monotonic() + 60
             while True:
@@ -122,7 +124,8 @@ def s3_server(folder: Path, *options: str) -> Iterator[str]:
                     break
                 except OSError:
                     if process.poll() is not None or time.monotonic() > end:
-                        pytest.skip("rclone serve s3 does not start here")
+                        said.seek(0)
+                        pytest.fail(f"rclone serve s3 does not start: {said.read().decode(errors='replace')}")
                     time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"
         finally:
@@ -143,6 +146,10 @@ class CuttingProxy:
         """Values of ``passed`` at which the connection that reaches it is cut, in rising order."""
         self.dead_after: int | None = None
         """Value of ``passed`` from which on every connection is cut: the server is gone."""
+        self.sent = 0
+        """Bytes to the server so far."""
+        self.dead_after_sent: int | None = None
+        """Likewise, a value of ``sent``."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -164,11 +171,18 @@ class CuttingProxy:
                 near.close()
                 continue
             far = socket.create_connection(self._target)
-            for source, sink, count in ((near, far, lambda size: True), (far, near, self._count)):
+            for source, sink, count in ((near, far, self._count_sent), (far, near, self._count)):
                 threading.Thread(target=self._pump, args=(source, sink, count), daemon=True).start()
 
     def _is_dead(self) -> bool:
-        return self.dead_after is not None and self.passed >= self.dead_after
+        limits = ((self.passed, self.dead_after), (self.sent, self.dead_after_sent))
+        return any(limit is not None and count >= limit for count, limit in limits)
+
+    def _count_sent(self, size: int) -> bool:
+        """Whether the connection may go on."""
+        with self._lock:
+            self.sent += size
+            return not self._is_dead()
 
     def _count(self, size: int) -> bool:
         """Whether the connection may go on."""

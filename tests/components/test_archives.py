@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 
 from components.common import archives, disk
 from components.common.archives import archive_kind, safe_name, unpack
+from components.common.compressed import least_unpacked_size
 from yolact.errors import DataError
 
 FILES = {"set/photo.jpg": b"p" * 5000, "set/sub/ünï code.txt": b"text", "set/empty": b"", "other.json": b"{}" * 300}
@@ -68,6 +72,23 @@ def test_a_tar_whose_last_member_is_a_zip_is_a_tar(tmp_path: Path) -> None:
 def test_a_zip_with_and_without_files_is_a_zip(tmp_path: Path, files: dict[str, bytes]) -> None:
     (tmp_path / "set").write_bytes(zip_bytes(files))
     assert archive_kind(tmp_path / "set") == "zip"
+
+
+@dataclass
+class DiskUsage:
+    """What `shutil.disk_usage` answers, as far as it is asked."""
+
+    free: int
+    """Bytes."""
+
+
+class FreeDisk:
+    """A disk with as many bytes free as a test says, and no reserve."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+        self.bytes = free
+        monkeypatch.setattr(disk, "SPARE", 0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(self.bytes))
 
 
 @pytest.fixture
@@ -194,6 +215,77 @@ def test_a_zip_that_will_not_fit_is_refused(unpacked: Callable, monkeypatch: pyt
     monkeypatch.setattr(disk, "SPARE", 1 << 60)
     with pytest.raises(DataError, match=r"unpacking archive needs 5,604 bytes"):
         unpacked(zip_bytes(FILES))
+
+
+@pytest.mark.parametrize("suffix", TAR_MODES)
+def test_a_tar_that_will_not_fit_is_refused_before_a_file_is_written(
+    unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    data = tar_bytes(tar_entry("photo.jpg", bytes(1 << 20)), mode=TAR_MODES[suffix])
+    room = (1 << 20) + 512 if suffix in (".tar", ".tar.gz", ".tgz", ".tar.xz") else len(data)
+    free = FreeDisk(monkeypatch, room - 1)
+    with pytest.raises(DataError, match=rf"unpacking archive needs [\d,]+ bytes, but the disk has {room - 1:,} free"):
+        unpacked(data)
+    assert not (tmp_path / "out").exists()
+    free.bytes = 1 << 30
+    assert unpacked(data).keys() == {"photo.jpg"}
+
+
+@pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
+def test_a_disk_that_fills_while_files_are_written_is_noticed_before_it_is_full(
+    unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    free = FreeDisk(monkeypatch, 1 << 30)
+    files = {f"photo{number}.jpg": bytes(1000 + number) for number in range(5)}
+    entries = [tar_entry(name, content) for name, content in files.items()]
+    data = zip_bytes(files) if suffix == ".zip" else tar_bytes(*entries, mode=TAR_MODES[suffix])
+
+    def shrinking(path: Path) -> DiskUsage:
+        written = sum(map(len, contents(tmp_path / "out").values()))
+        return DiskUsage(free.bytes if not written else 3000 - written)
+
+    monkeypatch.setattr(shutil, "disk_usage", shrinking)
+    with pytest.raises(DataError, match=r"unpacking 'photo2\.jpg' of archive needs 1,002 bytes, but the disk has 999"):
+        unpacked(data)
+    assert contents(tmp_path / "out").keys() == {"photo0.jpg", "photo1.jpg"}
+
+
+def test_links_count_as_the_files_that_they_become(unpacked: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tar_bytes(
+        tar_entry("file", bytes(200_000)), *(tar_entry(f"link{n}", kind=tarfile.LNKTYPE, link="file") for n in "ab")
+    )
+    asked = []
+    monkeypatch.setattr(archives, "require_free_disk", lambda folder, size, what: asked.append((size, what)))
+    unpacked(data)
+    assert asked[1:] == [(200_000, f"unpacking {name!r} of archive") for name in ("file", "linka", "linkb")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary(max_size=3000), repeats=st.integers(0, 50), check=st.sampled_from(["gzip", "xz", "plain"]))
+def test_the_size_that_a_compressed_file_states_is_what_comes_out(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, repeats: int, check: str
+) -> None:
+    whole = content * repeats
+    path = tmp_path_factory.mktemp("size") / "file"
+    data = {"gzip": gzip.compress, "xz": lzma.compress, "plain": b".".__add__}[check](whole)
+    path.write_bytes(data)
+    assert least_unpacked_size(path) == max(len(whole), len(data))
+
+
+def test_a_file_of_several_streams_states_at_least_the_last_and_never_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for pack in (gzip.compress, lzma.compress):
+        path.write_bytes(pack(bytes(50_000)) + pack(bytes(9_000)))
+        assert least_unpacked_size(path) == 9_000
+
+
+@given(data=st.binary(max_size=80), start=st.sampled_from([b"", b"\x1f\x8b", b"\xfd7zXZ\0"]), end=st.booleans())
+def test_a_false_end_of_a_compressed_file_does_no_harm(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes, end: bool
+) -> None:
+    path = tmp_path_factory.mktemp("end") / "file"
+    path.write_bytes(start + data + (b"\1\0\0\0\0\0YZ" if end else b""))
+    assert least_unpacked_size(path) >= path.stat().st_size
 
 
 def test_an_encrypted_zip_is_named(unpacked: Callable) -> None:

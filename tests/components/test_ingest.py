@@ -102,6 +102,31 @@ def test_links_become_files(params: Params, source: Path, tmp_path: Path) -> Non
     assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
 
 
+def test_what_is_copied_from_a_read_only_folder_can_be_changed_replaced_and_removed(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    places = [source, *source.rglob("*")]
+    for path in places:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        for _ in range(2):
+            run(with_source(params, source), raw_dir=tmp_path / "out" / "raw")
+    finally:
+        for path in places:
+            path.chmod(0o755)
+    copies = list((tmp_path / "out").rglob("*"))
+    assert contents(tmp_path / "out/raw/VOCdevkit/VOC2012") == SOURCE_FILES
+    assert [path for path in copies if path.stat().st_mode & 0o700 != (0o700 if path.is_dir() else 0o600)] == []
+    shutil.rmtree(tmp_path / "out")  # fails for an ordinary user where a folder is read-only
+
+
+def test_a_link_to_a_folder_around_it_is_not_followed(params: Params, source: Path, tmp_path: Path) -> None:
+    voc = source / "VOCdevkit" / "VOC2012"
+    (voc / "JPEGImages" / "up").symlink_to(voc, target_is_directory=True)
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012") == SOURCE_FILES
+
+
 def test_a_second_run_gives_the_same_files_and_drops_stale_ones(params: Params, source: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     run(with_source(params, source), raw_dir=raw)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from components.common import download, lineage, storage
+from components.common import disk, download, lineage, storage
 from components.common.download import DownloadError
 from components.ingest import sources, step, watch
 from components.ingest.step import run as run_step
+from components.ingest.tracked import fetch_tracked
 from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
 from yolact.config import Params, SampleConfig, load_params
 from yolact.data.sample import generate_sample
@@ -36,6 +38,15 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     else:
         few = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
         generate_sample(folder, few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated photos in VOC's layout, few enough to put under DVC in every test."""
+    folder = tmp_path_factory.mktemp("small")
+    few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
+    generate_sample(folder, few)
     return folder
 
 
@@ -201,34 +212,42 @@ def test_an_archive_without_a_known_layout_is_named_by_its_own_name(ingest: Call
 # dvc:
 
 
-@pytest.fixture
-def team_repository(tmp_path: Path, voc_set: Path) -> Path:
-    """A git repository whose DVC cache holds the set at the tag v1, and one photo less at v2."""
-    root = tmp_path / "team"
-    root.mkdir()
+def team_call(root: Path, *command: str) -> str:
+    """Run a command of git or DVC in a repository; its output."""
+    identity = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=root, env=environment | identity, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def call(*command: str) -> None:
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
-    call("git", "init", "-q", "-b", "main")
-    call("dvc", "init", "-q")
-    shutil.copytree(voc_set, root / "photos")
+@pytest.fixture(scope="module")
+def team_template(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> Path:
+    root = tmp_path_factory.mktemp("team")
+    team_call(root, "git", "init", "-q", "-b", "main")
+    team_call(root, "dvc", "init", "-q")
+    shutil.copytree(small_set, root / "photos")
     for tag in ("v1", "v2"):
-        call("dvc", "add", "-q", "photos")
-        call("git", "add", "-A")
-        call("git", "-c", "user.name=t", "-c", "user.email=t@example.com", "commit", "-qm", tag)
-        call("git", "tag", tag)
+        team_call(root, "dvc", "add", "-q", "photos")
+        team_call(root, "git", "add", "-A")
+        team_call(root, "git", "commit", "-qm", tag)
+        team_call(root, "git", "tag", tag)
         next((root / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir()).unlink()
     return root
 
 
+@pytest.fixture
+def team_repository(team_template: Path, tmp_path: Path) -> Path:
+    """A git repository whose DVC cache holds the set at the tag v1, and one photo less at v2."""
+    shutil.copytree(team_template, tmp_path / "team", symlinks=True)
+    return tmp_path / "team"
+
+
 def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
-    ingest: Callable, team_repository: Path, voc_set: Path, tmp_path: Path
+    ingest: Callable, team_repository: Path, small_set: Path, tmp_path: Path
 ) -> None:
     first = ingest(f"dvc:{team_repository}#photos@v1")
-    assert first == contents(voc_set)
+    assert first == contents(small_set)
     assert len(ingest(f"dvc:{team_repository}#photos@main")) == len(first) - 1
     shutil.rmtree(team_repository / ".dvc" / "cache")
     assert ingest(f"dvc:{team_repository}#photos@v1") == first  # it was fetched before
@@ -239,6 +258,107 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     with pytest.raises(DownloadError, match="git cannot read the repository"):
         ingest(f"dvc:{tmp_path}/nowhere#photos@v1")
     assert contents(tmp_path / "data/raw") == first
+
+
+@pytest.fixture
+def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> CuttingProxy:
+    """The team's repository with its data on an S3 server only, which is reached through a line that can be cut."""
+    proxy = CuttingProxy(s3)
+    for command in (
+        ["dvc", "remote", "add", "-q", "--default", "bucket", f"s3://bucket/{tmp_path.name}"],
+        ["dvc", "remote", "modify", "bucket", "endpointurl", proxy.url],
+        ["dvc", "push", "-q", "--all-tags"],
+        ["git", "commit", "-qam", "remote"],
+        ["git", "tag", "v3"],
+    ):
+        team_call(team_repository, *command)
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    return proxy
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was(
+    ingest: Callable,
+    team_repository: Path,
+    remote_repository: CuttingProxy,
+    small_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # each of the library's many tries takes seconds
+    address = f"dvc:{team_repository}#photos@v3"
+    total = sum(map(len, contents(small_set).values()))
+    remote_repository.dead_after = remote_repository.passed + total // 2
+    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v3: .*files that arrived are kept"):
+        ingest(address)
+    assert not (tmp_path / "data/raw").exists()
+    arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("photos/**/*.*")}
+    assert 0 < len(arrived) < len(contents(small_set)) - 1
+
+    remote_repository.dead_after = None
+    found = ingest(address)
+    assert found.items() < contents(small_set).items()  # v2 has a photo less
+    assert len(found) == len(contents(small_set)) - 1
+    assert {path: path.stat().st_ino for path in arrived} == arrived  # not fetched again
+    before = remote_repository.passed
+    ingest(address)
+    assert remote_repository.passed == before
+    remote_repository.close()
+
+
+def test_a_dvc_source_that_will_not_fit_is_refused_before_it_is_fetched(
+    ingest: Callable, team_repository: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "SPARE", 1 << 60)
+    total = sum(map(len, contents(small_set).values()))
+    with pytest.raises(DataError, match=rf"fetching dvc:.*#photos@v1 needs {total:,} bytes, but the disk has"):
+        ingest(f"dvc:{team_repository}#photos@v1")
+    assert contents(tmp_path / "data") == {}
+
+
+def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refused(
+    team_repository: Path, tmp_path: Path, small_set: Path
+) -> None:
+    head = team_call(team_repository, "git", "rev-parse", "v1").strip()
+    objects = sorted((team_repository / ".dvc/cache/files/md5").rglob("*"))
+    photo = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
+    photo.chmod(0o644)
+    photo.write_bytes(photo.read_bytes()[::-1])
+    with pytest.raises(DataError, match="what arrived has the md5"):
+        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+
+    listing = next(path for path in objects if path.suffix == ".dir")
+    entries = json.loads(listing.read_text())
+    entries[0]["relpath"] = "..\\\\escaped.jpg"
+    hostile = json.dumps(entries).encode()
+    digest = hashlib.md5(hostile).hexdigest()
+    place = listing.parents[1] / digest[:2] / f"{digest[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(hostile)
+    tracked = yaml.safe_load((team_repository / "photos.dvc").read_text())
+    tracked["outs"][0]["md5"] = f"{digest}.dir"
+    (team_repository / "photos.dvc").write_text(yaml.safe_dump(tracked))
+    team_call(team_repository, "git", "commit", "-qam", "hostile")
+    head = team_call(team_repository, "git", "rev-parse", "HEAD").strip()
+    with pytest.raises(DataError, match=r"has a backslash\. The repository is refused"):
+        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+    assert not list(tmp_path.rglob("escaped.jpg"))
+
+
+def test_a_single_file_and_a_file_that_git_tracks_are_taken(
+    team_repository: Path, archives: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(archives / "set.zip", team_repository / "set.zip")
+    team_call(team_repository, "dvc", "add", "-q", "set.zip")
+    (team_repository / "notes").mkdir()
+    (team_repository / "notes/plain.txt").write_text("by git")
+    team_call(team_repository, "git", "add", "-A")
+    team_call(team_repository, "git", "commit", "-qm", "file")
+    commit = team_call(team_repository, "git", "rev-parse", "HEAD").strip()
+    fetch_tracked(str(team_repository), "set.zip", commit, tmp_path / "out", "set")
+    assert contents(tmp_path / "out") == {"set.zip": (archives / "set.zip").read_bytes()}
+    fetch_tracked(str(team_repository), "notes", commit, tmp_path / "out", "notes")
+    assert contents(tmp_path / "out") == {"notes/plain.txt": b"by git"}
 
 
 @pytest.mark.parametrize(

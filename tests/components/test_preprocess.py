@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from scipy.io import savemat
 
+from components.preprocess import report
 from components.preprocess.report import instances_per_photo
 from components.preprocess.step import run
 from yolact.config import Params, load_params
@@ -416,6 +418,36 @@ def test_a_coco_file_without_split_is_split_by_class(
     assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
 
 
+def test_photos_that_all_look_alike_are_split_with_a_warning(
+    params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_coco(tmp_path / "coco", photos=20)
+    for path in (tmp_path / "coco/images").iterdir():
+        picture(40, 30, seed=0).save(path, "JPEG", quality=92)
+    settings = params(val_fraction=0.2)
+    with caplog.at_level(logging.WARNING):
+        run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    stats = json.loads((processed / "stats.json").read_text())
+    assert [stats["splits"][split]["images"] for split in ("train", "val")] == [16, 4]
+    (parted,) = stats["duplicates"]["parted"]
+    assert (parted["images"], len(parted["such_as"])) == (20, 5)
+    assert stats["duplicates"]["across_splits"]["count"] == 64
+    assert "20 photos look nearly the same" in caplog.text
+    assert "20 photos show nearly the same picture, such as Bild 0" in (tmp_path / "report/index.html").read_text()
+
+
+def test_a_single_photo_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", photos=5)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    tree["annotations"] = tree["annotations"][:1]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"no instance in them\. Only 1 of all photos show an object.*annotate objects"):
+        run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+
+
 @pytest.mark.parametrize("layout", ["voc", "coco"])
 def test_the_number_of_workers_changes_no_byte(
     params: Callable[..., Params], raw: Path, tmp_path: Path, layout: str
@@ -478,6 +510,32 @@ def test_large_and_turned_photos_are_written_anew_with_their_masks(
     mask = coco.annToMask(row).astype(bool)
     assert (red ^ mask).sum() <= 16, "more than smeared corners"
     assert (row["bbox"], row["area"]) == ([15, 8, 30, 30], 900)
+
+
+def test_photos_of_twelve_megapixels_become_as_small_as_the_settings_say_with_their_objects(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    """Four discs in 4000 x 3000 pixels; their reduced masks have the discs' share of the area, box and middle."""
+    rows, columns = np.ogrid[:3000, :4000]
+    objects = np.zeros((3000, 4000), dtype=np.uint8)
+    discs = {1: (500, 700, 300), 2: (3100, 800, 500), 3: (900, 2300, 40), 4: (2500, 2200, 650)}  # x, y, radius
+    for number, (x, y, radius) in discs.items():
+        objects[(columns - x) ** 2 + (rows - y) ** 2 < radius**2] = number
+    for name in ("2007_000001", "2008_000001"):
+        picture(4000, 3000, seed=len(name)).save(voc / f"JPEGImages/{name}.jpg", quality=85)
+        save_mask(voc / f"SegmentationObject/{name}.png", objects)
+        save_mask(voc / f"SegmentationClass/{name}.png", np.where(objects, np.uint8(DOG), np.uint8(0)))
+        (voc / f"Annotations/{name}.xml").unlink()
+    stats = preprocess()
+    assert [stats["splits"][split]["images_reduced"] for split in ("train", "val")] == [1, 1]
+    with Image.open(processed / "images/2008_000001.jpg") as photo:
+        assert photo.size == (768, 576)
+    scale = 768 / 4000
+    for row, (x, y, radius) in zip(load_split(processed, "val")["annotations"], discs.values(), strict=True):
+        assert row["area"] == pytest.approx(np.pi * (radius * scale) ** 2, rel=0.05)
+        left, top, width, height = row["bbox"]
+        assert (left + width / 2, top + height / 2) == pytest.approx((x * scale, y * scale), abs=1)
+        assert (width, height) == pytest.approx((2 * radius * scale,) * 2, abs=2)
 
 
 def test_a_png_that_is_reduced_becomes_a_jpeg(
@@ -570,14 +628,39 @@ def test_the_page_needs_no_other_file_and_shows_what_there_is(
     preprocess: Callable[..., dict[str, Any]], processed: Path
 ) -> None:
     stats = preprocess()
-    report = processed.with_name("report")
-    page = (report / "index.html").read_text()
-    assert set(contents(report)) == {"index.html", "stats.json"}
-    assert json.loads((report / "stats.json").read_text()) == stats
+    folder = processed.with_name("report")
+    page = (folder / "index.html").read_text()
+    assert set(contents(folder)) == {"index.html", "problems.csv", "stats.json"}
+    assert json.loads((folder / "stats.json").read_text()) == stats
     assert re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page) == []
     assert page.count("data:image/jpeg;base64,") == 4
     assert "2007_000002.jpg: 12 x 10, 1 object<" in page
     assert stats["digest"][:16] in page
+
+
+def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_where_it_shows_fewer(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "LISTED_ROWS", 2)
+    for name in ("2007_000001", "2007_000002", "2007_000003"):
+        damage_photo(voc, name)
+    (voc / "Annotations/2008_000001.xml").write_text("<annotation></annotation>")
+    with pytest.raises(DataError):
+        preprocess()
+    folder = processed.with_name("report")
+    page = (folder / "index.html").read_text()
+    assert page.count("cannot be decoded to its end") == 2
+    assert "The first 2 of 3; all are in problems.csv, beside this page." in page
+    with (folder / "problems.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["kind"], row["file"]) for row in rows] == [
+        ("problem", "JPEGImages/2007_000001.jpg"),
+        ("problem", "JPEGImages/2007_000002.jpg"),
+        ("problem", "JPEGImages/2007_000003.jpg"),
+        ("warning", "Annotations/2008_000001.xml"),
+    ]
+    stats = json.loads((folder / "stats.json").read_text())
+    assert [row["reason"] for row in rows] == [row["reason"] for row in [*stats["problems"], *stats["warnings"]]]
 
 
 def test_text_from_files_is_shown_as_text(

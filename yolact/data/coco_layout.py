@@ -252,8 +252,9 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
     numbers: dict[str, Any] = {}
     for split, group in loaded.items():
         splits[split] = []
+        seen: dict[str, str] = {}
         for instances in group:
-            for photo, number in _photos(root, instances, index_of, problems):
+            for photo, number in _photos(root, instances, index_of, problems, seen):
                 splits[split].append(photo)
                 numbers[photo.photo_id] = number
     return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers))
@@ -333,9 +334,21 @@ def _classes(files: Sequence[_Instances]) -> dict[int, str]:
 
 
 def _photos(
-    root: Path, instances: _Instances, index_of: Mapping[str, int], problems: dict[str, list[Problem]]
+    root: Path,
+    instances: _Instances,
+    index_of: Mapping[str, int],
+    problems: dict[str, list[Problem]],
+    seen: dict[str, str],
 ) -> Iterator[tuple[CocoPhoto, Any]]:
-    """The file's photos with their numbers; what belongs to no photo goes to ``problems``."""
+    """The file's photos with their numbers; what belongs to no photo goes to ``problems``.
+
+    Args:
+        root: the data set's folder.
+        instances: the file.
+        index_of: class index by name.
+        problems: is added to.
+        seen: the file that each of the split's photos so far is in, by photo id; is added to.
+    """
     file = instances.path.relative_to(root).as_posix()
 
     def refuse(place: str, reason: str) -> None:
@@ -357,13 +370,14 @@ def _photos(
             refuse(f"annotations[{place}]", f"has image_id {number!r}, which no usable row of images has; correct it")
     folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
-    seen: set[str] = set()
     for number, row in usable.items():
         photo_id = (folder / row["file_name"]).relative_to(root).as_posix()
         if photo_id in seen:
-            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image; remove one")
+            where = "" if seen[photo_id] == file else f" in {seen[photo_id]}, whose objects would be lost"
+            way_out = "remove one" if seen[photo_id] == file else "put the photo's annotations into one file"
+            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {way_out}")
             continue
-        seen.add(photo_id)
+        seen[photo_id] = file
         size = (row["width"], row["height"]) if "width" in row and "height" in row else None
         yield CocoPhoto(root, photo_id, file, size, tuple(rows_of[number]), class_of), number
 

@@ -4,53 +4,91 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+ENOUGH = 0.5
+"""Share of the wanted photos with objects below which validation is too small to be left so. Our choice."""
+
+LARGEST_SHARE = 1 / 3
+"""Of the photos with objects, that validation may grow to so as to keep a large group whole, as in threefold
+cross-validation. Our choice."""
 
 
-def groups_of(names: Iterable[str], pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The first name of each name's group; names that pairs link, also through others, are one group."""
-    leader = {name: name for name in sorted(names)}
+@dataclass(frozen=True)
+class Choice:
+    """Photos to validate on, and what it took to find enough of them."""
 
-    def find(name: str) -> str:
-        while leader[name] != name:
-            leader[name] = leader[leader[name]]
-            name = leader[name]
-        return name
-
-    for one, other in pairs:
-        first, second = sorted((find(one), find(other)))
-        leader[second] = first
-    return {name: find(name) for name in leader}
+    validation: set[str]
+    parted: tuple[tuple[str, ...], ...] = ()
+    """Groups too large to be kept together: their photos' names."""
 
 
 def choose_validation(
     classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str], fraction: float, seed: int
-) -> set[str]:
+) -> Choice:
     """Photos to validate on: about ``fraction`` of those of each class, and of those without objects.
 
-    Iterative stratification (Sechidis et al., ECML 2011): the rarest class is dealt with first, since later choices
-    cannot mend it. Each in turn takes photos until it has its share; photos that an earlier class took count. A class
-    with two groups of photos or more has at least one in each split where those are free. Photos of a group stay
-    together. The order of choice hangs on the seed and on names alone, so other photos' order changes nothing.
+    Photos of a group stay together. Where groups are so large that this leaves less than half of the wanted photos
+    with objects, whole groups are added, the smallest first, until there are enough, but not beyond a third of
+    these photos. Where that does not do, the largest group is parted, and the choice is made anew. So both splits
+    have objects if two photos show any.
+
+    The order of choice hangs on the seed and on names alone, so other photos' order changes nothing.
 
     Args:
         classes_of: classes that each photo shows, by name.
-        group_of: name of each photo's group, as `groups_of` gives it.
+        group_of: each photo's group, by the name of one of its photos.
         fraction: share of the photos, between 0 and 1.
         seed: another one gives another choice.
     """
+    groups = dict(group_of)
+    total = sum(bool(classes) for classes in classes_of.values())
+    parted: list[tuple[str, ...]] = []
+    while True:
+        members = _members(classes_of, groups)
+        order = sorted(members, key=lambda group: _rank(seed, group))
+        showing = {group: sum(bool(classes_of[name]) for name in members[group]) for group in order}
+        chosen = _stratified(classes_of, members, order, fraction)
+        chosen |= _whole_groups_to_add(chosen, showing, fraction)
+        largest = max(order, key=lambda group: showing[group], default=None)
+        if _is_enough(sum(showing[group] for group in chosen), total, fraction) or largest is None:
+            break
+        if len(members[largest]) == 1:
+            break
+        parted.append(tuple(members[largest]))
+        groups |= {name: name for name in members[largest]}
+    return Choice({name for group in chosen for name in members[group]}, tuple(parted))
+
+
+def _members(classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str]) -> dict[str, list[str]]:
     members: dict[str, list[str]] = defaultdict(list)
     for name in sorted(classes_of):
         members[group_of[name]].append(name)
-    order = sorted(members, key=lambda group: _rank(seed, group))
+    return members
+
+
+def _stratified(
+    classes_of: Mapping[str, Collection[int]],
+    members: Mapping[str, Sequence[str]],
+    order: Sequence[str],
+    fraction: float,
+) -> set[str]:
+    """Iterative stratification (Sechidis et al., ECML 2011); the groups that are chosen.
+
+    The rarest class is dealt with first, since later choices cannot mend it. Each in turn takes groups until it has
+    its share; those that an earlier class took count. A class with two photos or more in groups of one photo has at
+    least one in each split where those are free; what is in one group only is learned. Photos without objects
+    come last, so that no class is decided about by them.
+    """
     shows: dict[int, list[str]] = defaultdict(list)  # groups by class; -1: photos without objects
     for group in order:
         for label in {label for name in members[group] for label in classes_of[name] or (-1,)}:
             shows[label].append(group)
     chosen: dict[str, bool] = {}
-    for label in sorted(shows, key=lambda label: (len(shows[label]), label)):
+    for label in sorted(shows, key=lambda label: (label < 0, len(shows[label]), label)):
         _deal(shows[label], members, fraction, chosen)
-    return {name for group, taken in chosen.items() if taken for name in members[group]}
+    return {group for group, taken in chosen.items() if taken}
 
 
 def _deal(
@@ -58,14 +96,31 @@ def _deal(
 ) -> None:
     """Decide about the groups of one class that no class before it has decided about."""
     total = sum(len(members[group]) for group in groups)
-    wanted = round(fraction * total)
-    if len(groups) > 1:
-        wanted = min(max(wanted, 1), total - 1)
+    wanted = min(max(round(fraction * total), 1), total - 1)
     have = sum(len(members[group]) for group in groups if chosen.get(group, False))
     for group in groups:
         if group not in chosen:
             chosen[group] = have + len(members[group]) <= wanted
             have += len(members[group]) if chosen[group] else 0
+
+
+def _is_enough(have: int, total: int, fraction: float) -> bool:
+    """Whether ``have`` of the photos with objects are at least half of those wanted, and leave some to learn from."""
+    return max(1, ENOUGH * fraction * total) <= have < total
+
+
+def _whole_groups_to_add(chosen: Collection[str], showing: Mapping[str, int], fraction: float) -> set[str]:
+    """Groups with objects, the smallest first, for as long as there are too few and no more than are allowed."""
+    total, have = sum(showing.values()), sum(showing[group] for group in chosen)
+    allowed = min(max(1, LARGEST_SHARE * total), total - 1)
+    free = sorted((group for group in showing if showing[group] and group not in chosen), key=lambda g: showing[g])
+    added = set()
+    for group in free:
+        if _is_enough(have, total, fraction) or have + showing[group] > allowed:
+            break
+        added.add(group)
+        have += showing[group]
+    return added
 
 
 def _rank(seed: int, name: str) -> bytes:

@@ -268,6 +268,20 @@ def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) ->
     assert sorted(layout.image_ids.values()) == [1, 2]  # both files say 1
 
 
+def test_a_photo_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        save_photo(tmp_path, f"images/{name}")
+    second = tree(images=[{"id": 7, "file_name": "b.jpg"}, {"id": 8, "file_name": "./a.jpg"}])
+    files = [write(tmp_path, content, name) for content, name in ((tree(), "train_1.json"), (second, "train_2.json"))]
+    layout = read_coco(tmp_path, files)
+    assert [source.photo_id for source in layout.splits["train"]] == ["images/a.jpg", "images/b.jpg"]
+    ((problem,),) = layout.problems.values()
+    assert str(problem) == (
+        "train_2.json: image 8 has the file_name './a.jpg' of another image in train_1.json, whose objects would be "
+        "lost; put the photo's annotations into one file"
+    )
+
+
 def test_files_of_unknown_splits_are_refused(root: Path) -> None:
     files = [write(root, tree(annotation()), f"{name}.json") for name in ("a", "b")]
     with pytest.raises(DataError, match=r"not clear which instances files are for training: a\.json, b\.json"):

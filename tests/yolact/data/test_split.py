@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yolact.data import duplicates
 from yolact.data.classes import select_classes
-from yolact.data.duplicates import bit_count, similar_pairs
-from yolact.data.split import choose_validation, groups_of
+from yolact.data.duplicates import bit_count, first_similar_pairs, picture_groups, similar_hashes
+from yolact.data.split import choose_validation
 from yolact.errors import SettingsError
 
 
@@ -25,7 +26,7 @@ def many_photos() -> dict[str, set[int]]:
 
 def test_every_class_and_the_photos_without_objects_have_their_share() -> None:
     photos = many_photos()
-    val = choose_validation(photos, alone(photos), 0.2, seed=0)
+    val = choose_validation(photos, alone(photos), 0.2, seed=0).validation
     assert abs(len(val) - 200) <= 10
     for label in range(6):
         showing = {name for name, classes in photos.items() if label in classes}
@@ -44,42 +45,132 @@ def test_the_choice_hangs_on_the_seed_and_the_names_alone() -> None:
 
 def test_a_class_of_two_photos_is_in_both_splits() -> None:
     photos = {f"p{n}": {0} for n in range(50)} | {"rare1": {0, 1}, "rare2": {1}}
-    assert len(choose_validation(photos, alone(photos), 0.1, seed=3) & {"rare1", "rare2"}) == 1
+    assert len(choose_validation(photos, alone(photos), 0.1, seed=3).validation & {"rare1", "rare2"}) == 1
 
 
-@given(
-    st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30),
-    st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=8),
-    st.integers(0, 5),
-)
-def test_photos_of_one_picture_are_never_parted(
-    photos: dict[str, set[int]], links: list[tuple[int, int]], seed: int
+PHOTOS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30)
+GROUPS = st.lists(st.integers(0, 5), min_size=30, max_size=30)
+
+
+def grouped(photos: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
+    """Each photo's group, called as its first photo: photos of one number, or those of number 0 alone."""
+    group_of: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, number in zip(sorted(photos), numbers, strict=False):
+        group_of[name] = first.setdefault(number, name) if number else name
+    return group_of
+
+
+@given(PHOTOS, GROUPS, st.sampled_from([0.02, 0.1, 0.3, 0.7, 0.95]), st.integers(0, 5))
+def test_both_splits_have_objects_and_only_groups_said_to_be_parted_are(
+    photos: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
 ) -> None:
-    names = sorted(photos)
-    pairs = [(names[a], names[b]) for a, b in links if a < len(names) and b < len(names)]
-    val = choose_validation(photos, groups_of(names, pairs), 0.3, seed)
-    assert val <= set(names)
-    assert all((a in val) == (b in val) for a, b in pairs)
+    group_of = grouped(photos, numbers)
+    choice = choose_validation(photos, group_of, fraction, seed)
+    assert choice.validation <= set(photos)
+    parted = {name for names in choice.parted for name in names}
+    for name, group in group_of.items():
+        if name not in parted:
+            assert (name in choice.validation) == (group in choice.validation)
+    showing = {name for name, classes in photos.items() if classes}
+    if len(showing) >= 2:
+        assert 0 < len(showing & choice.validation) < len(showing)
 
 
-def test_links_through_others_make_one_group() -> None:
-    groups = groups_of("abcde", [("d", "b"), ("b", "e")])
-    assert groups == {"a": "a", "b": "b", "c": "c", "d": "b", "e": "b"}
+def test_photos_that_all_look_alike_are_parted_by_the_share_that_was_asked_for() -> None:
+    photos = many_photos()
+    choice = choose_validation(photos, dict.fromkeys(photos, "p0"), 0.2, seed=0)
+    assert [set(names) for names in choice.parted] == [set(photos)]
+    assert choice.validation == choose_validation(photos, alone(photos), 0.2, seed=0).validation
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=20), st.lists(st.integers(0, 2**64 - 1), max_size=20))
-def test_pairs_equal_those_of_comparing_one_by_one(first: list[int], second: list[int]) -> None:
-    second = second + [value ^ 0b1011 for value in first[:3]] + [value ^ 0x80000001F0000003 for value in first[:3]]
-    found = list(similar_pairs(np.array(first, dtype=np.uint64), np.array(second, dtype=np.uint64), 6))
-    assert found == [
-        (i, j) for i, a in enumerate(first) for j, b in enumerate(second) if bin(a ^ b).count("1") <= 6
-    ]  # fmt: skip
+def test_a_large_group_stays_whole_where_the_others_are_enough() -> None:
+    photos = {f"p{number:03}": {0} for number in range(200)}
+    group_of = {name: "p000" if name < "p100" else name for name in photos}
+    choice = choose_validation(photos, group_of, 0.1, seed=0)
+    assert choice.parted == ()
+    assert len(choice.validation) == 20
+    assert min(choice.validation) >= "p100"
+
+
+@pytest.mark.parametrize(("groups", "size"), [(10, 10), (3, 33), (2, 5)])
+def test_whole_groups_are_taken_up_to_a_third_of_the_photos_and_parted_beyond(groups: int, size: int) -> None:
+    photos = {f"p{number:03}": {0} for number in range(100)}
+    group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in photos}
+    choice = choose_validation(photos, group_of, 0.05, seed=0)
+    assert len(choice.validation) == size
+    assert len(choice.parted) == (1 if groups == 2 else 0)
+
+
+def near(first: list[int], second: list[int], bits: int) -> list[tuple[int, int]]:
+    """All pairs, compared one by one."""
+    return [(i, j) for i, a in enumerate(first) for j, b in enumerate(second) if (a ^ b).bit_count() <= bits]
+
+
+def changed(value: int, bits: list[int]) -> int:
+    for bit in bits:
+        value ^= 1 << bit
+    return value
+
+
+HASH = st.integers(0, 2**64 - 1)
+FLIPS = st.lists(st.lists(st.integers(0, 63), max_size=9), max_size=25)
+
+
+@given(st.lists(HASH, min_size=1, max_size=4), FLIPS, FLIPS, st.integers(0, 9), st.integers(1, 40))
+def test_pairs_equal_those_of_comparing_one_by_one(
+    seeds: list[int], left: list[list[int]], right: list[list[int]], max_distance: int, limit: int
+) -> None:
+    first = [changed(seeds[number % len(seeds)], bits) for number, bits in enumerate(left)]
+    second = [changed(seeds[number % len(seeds)], bits) for number, bits in enumerate(right)]
+    arrays = np.array(first, dtype=np.uint64), np.array(second, dtype=np.uint64)
+    wanted = near(first, second, max_distance)
+    found = [tuple(pair) for pairs in similar_hashes(*arrays, max_distance) for pair in pairs.tolist()]
+    assert sorted(found) == wanted
+    assert first_similar_pairs(*arrays, max_distance, limit) == (len(wanted), wanted[:limit])
+
+
+@given(st.lists(HASH, min_size=1, max_size=4), FLIPS, st.integers(0, 9))
+def test_groups_are_those_of_linking_pair_after_pair(
+    seeds: list[int], flips: list[list[int]], max_distance: int
+) -> None:
+    hashes = [changed(seeds[number % len(seeds)], bits) for number, bits in enumerate(flips)]
+    wanted = list(range(len(hashes)))
+    for _ in hashes:  # as often as the longest chain has links
+        for i, j in near(hashes, hashes, max_distance):
+            wanted[i] = wanted[j] = min(wanted[i], wanted[j])
+    assert picture_groups(np.array(hashes, dtype=np.uint64), max_distance).tolist() == wanted
 
 
 def test_pairs_are_found_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolact.data.duplicates.BLOCK", 2)
-    hashes = np.array([0, 2**63, 5, 2**40 - 1, 5], dtype=np.uint64)
-    assert (2, 4) in list(similar_pairs(hashes, hashes, 0))
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 300, dtype=np.uint64)
+    hashes[200:] = hashes[:100] ^ np.uint64(0b1011 << 20)
+    wanted = near(hashes.tolist(), hashes.tolist(), 6)
+    assert len(wanted) == 500
+    for most in (1, 7, 100):
+        monkeypatch.setattr(duplicates, "MAX_CANDIDATES", most)
+        assert first_similar_pairs(hashes, hashes, 6, 1000) == (500, wanted)
+
+
+def test_few_of_many_hashes_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^30 pairs of 2^15 hashes; at random, 7 bands of 9 bits leave 7 of 2^9 of them."""
+    compared = []
+
+    def counted(values: np.ndarray) -> np.ndarray:
+        compared.append(len(values))
+        return bit_count(values)
+
+    monkeypatch.setattr(duplicates, "bit_count", counted)
+    hashes = np.random.default_rng(0).integers(0, 2**64, 1 << 15, dtype=np.uint64)
+    picture_groups(hashes, 6)
+    assert sum(compared) < 2**30 / 50
+
+
+def test_many_equal_hashes_are_compared_once() -> None:
+    hashes = np.zeros(100_000, dtype=np.uint64)
+    assert picture_groups(hashes, 6).tolist() == [0] * 100_000
+    assert first_similar_pairs(hashes, hashes, 6, 3) == (10**10, [(0, 0), (0, 1), (0, 2)])
 
 
 @given(st.integers(0, 2**64 - 1))

@@ -1,0 +1,63 @@
+"""How large compressed files become, as far as they say so themselves: read from their last bytes, in no time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+GZIP_START = b"\x1f\x8b"
+XZ_START = b"\xfd7zXZ\x00"
+XZ_FOOTER = 12
+"""Bytes: a checksum (4), the index's size (4), flags (2) and ``YZ`` (xz file format 1.2.1, section 2.1.2)."""
+
+MAX_INDEX = 16 << 20
+"""Bytes of an xz index that are read; a larger one is of an archive of terabytes, or false."""
+
+
+def least_unpacked_size(path: Path) -> int:
+    """Bytes that a file unpacks to at the least; its own size where it is not compressed or does not say more.
+
+    The statement may be false (nothing checks it before all is read), and of several streams only the last one counts:
+    it is good for refusing what will not fit, not for trusting what seems to.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(XZ_START))
+        stated = 0
+        if start.startswith(GZIP_START) and size >= 18:
+            file.seek(-4, os.SEEK_END)
+            stated = int.from_bytes(file.read(4), "little")  # ISIZE: the size modulo 2^32 (RFC 1952, 2.3.1)
+        elif start == XZ_START and size >= 2 * XZ_FOOTER:
+            file.seek(-XZ_FOOTER, os.SEEK_END)
+            footer = file.read(XZ_FOOTER)
+            length = 4 * (int.from_bytes(footer[4:8], "little") + 1)
+            if footer.endswith(b"YZ") and length <= min(MAX_INDEX, size - 2 * XZ_FOOTER):
+                file.seek(-XZ_FOOTER - length, os.SEEK_END)
+                stated = _xz_index_total(file.read(length))
+    return max(size, stated)
+
+
+def _xz_index_total(index: bytes) -> int:
+    """Sum of the blocks' unpacked sizes in an xz index; 0 where it is none (xz file format 1.2.1, section 4)."""
+    place = 1  # after the indicator, a zero
+
+    def number() -> int:
+        nonlocal place
+        value = shift = 0
+        while shift < 63:
+            byte = index[place]
+            place += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+        raise ValueError("a number of more than 63 bits")
+
+    total = 0
+    try:
+        for _ in range(number()):
+            number()  # the block's packed size
+            total += number()
+    except (IndexError, ValueError):
+        return 0
+    return total if index[0] == 0 else 0
