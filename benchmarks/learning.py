@@ -33,9 +33,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from cli.presets import compose
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
+from pipelines.presets import compose
 from yolact.benchmark.contestants import import_file
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances

@@ -182,6 +182,67 @@ def anchors(
     command.run(data, params, as_json=as_json)
 
 
+ModelName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Registered model; register.model_name of params.yaml if none.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def lineage(
+    spec: Annotated[
+        str, typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/NUMBER; models:/ may be left out.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a registered version was made from, and the commands that rebuild it."""
+    from cli import lineage as command
+
+    command.show(spec, as_json=as_json)
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Version to promote; the one with the alias candidate if none.")
+    ] = None,
+    name: ModelName = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --reason.")] = False,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the decision.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and judge, and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a version with the champion on the same photos, and promote it if the gate lets it; exits with 3 if not."""
+    from cli import promotion
+    from components.promote.promotion import Request
+
+    request = Request(version=version, name=name, force=force, reason=reason, dry_run=dry_run)
+    raise typer.Exit(promotion.promote(request, as_json=as_json))
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="A version that was champion before; the previous one if none.")
+    ] = None,
+    name: ModelName = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the decision.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the previous champion champion again; again, the one before that."""
+    from cli import promotion
+
+    promotion.rollback(name, to, reason, as_json=as_json)
+
+
+@app.command()
+def history(name: ModelName = None, as_json: AsJson = False) -> None:
+    """Show who promoted which version when and why, and every rollback."""
+    from cli import promotion
+
+    promotion.history(name, as_json=as_json)
+
+
 @app.command()
 def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the local pages.")] = 5000) -> None:
     """Show the last run in MLflow."""

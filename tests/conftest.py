@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.components.mlflow_servers import mlflow_server, on_server, postgres, s3
+
+__all__ = ["mlflow_server", "on_server", "postgres", "s3"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 

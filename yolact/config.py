@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -408,20 +408,52 @@ class RuntimeConfig(_Section):
 class RegisterConfig(_Section):
     experiment: Annotated[str, Field(min_length=1)]
     """MLflow experiment of the runs."""
-    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")]
-    """Registered model name; MLflow allows neither ``/`` nor ``:``."""
+    model_name: Annotated[str, Field(pattern=r"^[^/:@'\"]+$")]
+    """Registered model name; MLflow allows neither ``/`` nor ``:``, and quotes and ``@`` could not be searched for."""
     min_mask_ap50: Fraction
     """A version below this is registered without the alias ``candidate``."""
 
 
-class Params(_Section):
-    """The whole of ``params.yaml``."""
+class PromoteConfig(_Section):
+    """The gate between the aliases ``candidate`` and ``champion``. Gains and losses are differences of AP, 0 to 1."""
+
+    metric: Literal["mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"]
+    """What the candidate must be better at."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)]
+    """Candidate minus champion, at least; below 0 lets a slightly worse model pass."""
+    max_doubt: Fraction
+    """The lower end of the gain's interval may be this far below 0: with that confidence the candidate is no worse than
+    that. At 0 the gain must be proven."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    """Of that interval (bootstrap over the validation photos)."""
+    samples: Annotated[int, Field(ge=100, le=100_000)]
+    """Bootstrap samples."""
+    max_class_loss: Fraction
+    """Most AP that any one class may lose, by the kind of overlap that ``metric`` names."""
+    min_class_objects: PositiveInt
+    """Classes with fewer validation objects do not count for that: their AP is chance."""
+    max_latency_ms: NonNegativeFloat
+    """Most milliseconds a photo, see `components.promote.latency`; 0 for no limit."""
+    min_first: Fraction
+    """Least value of ``metric`` of a first champion."""
+    fail_on_refusal: bool
+    """Whether a refusal makes the step ``promote`` of a pipeline fail; the command always exits with 3 then."""
+
+
+class DataParams(_Section):
+    """The section of ``params.yaml`` that the steps of the data read; a file of it alone has all that they need."""
 
     data: DataConfig
+
+
+class Params(DataParams):
+    """The whole of ``params.yaml``."""
+
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
     register_: Annotated[RegisterConfig, Field(alias="register")]
+    promote: PromoteConfig
     runtime: RuntimeConfig
 
     @model_validator(mode="after")
@@ -459,15 +491,15 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = _load_yaml(path.read_text(encoding="utf-8"), origin=str(path))
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: not valid YAML: {error}") from error
     beside_base = path.name != "base.yaml" and (path.parent / "base.yaml").is_file()
-    return _parse(tree, origin=str(path), preset=path.stem if beside_base else None)
+    return _parse(Params, tree, origin=str(path), preset=path.stem if beside_base else None)
 
 
 def parse_params(tree: Any, origin: str = "params") -> Params:
@@ -476,22 +508,41 @@ def parse_params(tree: Any, origin: str = "params") -> Params:
     Raises:
         SettingsError: see `load_params`.
     """
-    return _parse(tree, origin, preset=None)
+    return _parse(Params, tree, origin)
 
 
-def _parse(tree: Any, origin: str, preset: str | None) -> Params:
+SomeParams = TypeVar("SomeParams", bound=DataParams)
+
+
+def read_params(text: str, model: type[SomeParams], origin: str = "params") -> SomeParams:
+    """Check settings that came as YAML or JSON text, all of them (`Params`) or the data's alone (`DataParams`).
+
+    Raises:
+        SettingsError: see `load_params`.
+    """
+    return _parse(model, _load_yaml(text, origin), origin)
+
+
+def _load_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{origin}: not valid YAML: {error}") from error
+
+
+def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None = None) -> SomeParams:
     """See `parse_params`; ``preset`` is the name of the preset that the tree may be, if keys are all that it lacks."""
     if not isinstance(tree, dict):
-        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(Params))}")
+        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(model))}")
     try:
-        return Params.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         if preset and all(detail["type"] == "missing" for detail in error.errors()):
             raise SettingsError(
                 f"{origin}: a preset, which has only what differs from base.yaml beside it. Write the whole settings "
                 f"to params.yaml with `yolact preset use {preset}`, and use that file."
             ) from error
-        problems = [_explain(detail) for detail in error.errors()]
+        problems = [_explain(detail, model) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -26,15 +27,22 @@ def run_command(step: str, work: Callable[[Params], None]) -> None:
 
     def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
         logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr)
-        try:
+        with clear_errors(step):
             work(load_params(params))
-        except (YolactError, OSError) as error:
-            print(f"\n{step} failed: {_explain(error)}", file=sys.stderr)
-            raise SystemExit(getattr(error, "exit_code", 1)) from error
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
+
+
+@contextmanager
+def clear_errors(step: str) -> Iterator[None]:
+    """End the process on errors that a user can mend, see `run_command`."""
+    try:
+        yield
+    except (YolactError, OSError) as error:
+        print(f"\n{step} failed: {_explain(error)}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
 
 
 def _explain(error: YolactError | OSError) -> str:

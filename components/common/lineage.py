@@ -164,6 +164,20 @@ def without_credentials(url: str) -> str:
     return _QUERY.sub("", url)
 
 
+def shown_source(text: str) -> str:
+    """``data.source`` without passwords, for messages and records.
+
+    Only an address on the web loses what follows ``?`` and ``#``; in ``dvc:REPOSITORY#PATH@REVISION`` and in the keys
+    of a bucket these are no secrets but say which data is meant.
+    """
+    if text.startswith(("https://", "http://")):
+        return without_credentials(text)
+    if text.startswith("dvc:"):
+        repository, mark, rest = text.rpartition("#")
+        return f"{without_credentials(repository)}{mark}{rest}"
+    return redact(text)
+
+
 def redact(text: str) -> str:
     """``text`` without the user and password of any URL in it."""
     return _USER.sub("", text)

@@ -27,7 +27,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,10 +126,12 @@ class Tracker:
         with reported("log metrics"):
             self.client.log_batch(self.run_id, metrics=entries)
 
-    def log_artifacts(self, folder: Path, artifact_path: str) -> None:
-        """Store the content of ``folder`` under ``artifact_path`` of the run."""
-        with reported(f"store {folder}"):
-            self.client.log_artifacts(self.run_id, str(folder), artifact_path)
+    def log_artifacts(self, folder: Path, artifact_path: str, *, without: Collection[str] = ()) -> None:
+        """Store the content of ``folder`` under ``artifact_path`` of the run, but for files named in ``without``."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder)
+            if name.as_posix() not in without:
+                self.log_artifact(file, (Path(artifact_path) / name.parent).as_posix())
 
     def log_artifact(self, file: Path, artifact_path: str | None = None) -> None:
         """Store one file under ``artifact_path`` of the run, or at its top."""

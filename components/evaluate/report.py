@@ -23,6 +23,7 @@ from yolact.engine.evaluator import ApSummary
 from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 
+DETECTIONS_FILE = "detections.json"
 CONTACT_SHEET_IMAGES = 12
 LEGEND_CLASSES = 20
 """Most classes that the curves' legend names."""
@@ -64,7 +65,7 @@ def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
         evaluation: what to show.
         params: ``evaluate`` is read.
     """
-    write_text_atomic(folder / "detections.json", json.dumps(evaluation.results, allow_nan=False))
+    write_text_atomic(folder / DETECTIONS_FILE, json.dumps(evaluation.results, allow_nan=False))
     write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
     _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
     curves = _curves_png(evaluation)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from components.common.command import run_command
+from components.common.evaluations import FOLDER, log_evaluation
 from components.common.tracking import resume_run
-from components.evaluate.report import Evaluation, write_plots, write_report
+from components.evaluate.report import DETECTIONS_FILE, Evaluation, write_plots, write_report
 from yolact.config import Params
 from yolact.data.coco import CocoInstances
 from yolact.engine.evaluator import ApSummary, evaluate_coco, load_ground_truth, predict_dataset
@@ -59,7 +60,8 @@ def run(
             write_plots(folder, evaluation)
         write_json_atomic(metrics_path, _metrics(evaluation))
         tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
-        tracker.log_artifacts(report_dir, artifact_path="eval")
+        log_evaluation(tracker, annotations, report_dir / DETECTIONS_FILE)
+        tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
     for summary in (evaluation.box, evaluation.mask):
         figures = "  ".join(f"{name} {_number(value)}" for name, value in summary.metrics().items())

@@ -127,6 +127,10 @@ class DvcPath:
     def __str__(self) -> str:
         return f"dvc:{without_credentials(self.repository)}#{self.path}@{self.revision}"
 
+    def pinned(self) -> str:
+        """As ``data.source`` spells it, with the commit that the revision names now."""
+        return f"dvc:{self.repository}#{self.path}@{self._commit()}"
+
     def fetch(self, downloads: Path) -> Path:
         """The folder or file, from the repository's DVC remote or cache."""
         from botocore.exceptions import BotoCoreError
@@ -219,18 +223,13 @@ def find_source(data: DataConfig) -> Source | None:
     return Local(path)
 
 
-def shown_source(text: str) -> str:
-    """``data.source`` without passwords, for messages and records.
+def state_of(source: Source | None) -> State:
+    """State of what `find_source` found.
 
-    Only an address on the web loses what follows ``?`` and ``#``; in ``dvc:REPOSITORY#PATH@REVISION`` and in the keys
-    of a bucket these are no secrets but say which data is meant.
+    Raises:
+        DataError: it is out of reach.
     """
-    if text.startswith(("https://", "http://")):
-        return without_credentials(text)
-    if text.startswith("dvc:"):
-        repository, mark, rest = text.rpartition("#")
-        return f"{without_credentials(repository)}{mark}{rest}"
-    return redact(text)
+    return State("generated") if source is None else source.state()
 
 
 def files_below(path: Path) -> Iterator[Path]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from components.common.archives import JUNK, unpack
 from components.common.command import run_command
 from components.common.disk import require_free_disk
+from components.common.lineage import shown_source
 from components.ingest.layout import find_layout
-from components.ingest.sources import Local, files_below, find_source, shown_source
-from yolact.config import Params
+from components.ingest.sources import Local, files_below, find_source
+from yolact.config import DataParams
 from yolact.data.sample import generate_sample
 from yolact.errors import DataError
 from yolact.files import replaced_directory
@@ -24,7 +25,7 @@ from yolact.files import replaced_directory
 log = logging.getLogger(__name__)
 
 
-def run(params: Params, *, raw_dir: Path, downloads_dir: Path) -> None:
+def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
     """Put the raw data set into ``raw_dir``, whole or not at all; what was there is replaced.
 
     Args:

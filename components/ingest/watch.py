@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 
 from components.common.command import run_command
-from components.ingest.sources import State, find_source, shown_source
+from components.common.lineage import shown_source
+from components.ingest.sources import find_source, state_of
 from yolact.config import Params
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
@@ -31,8 +32,7 @@ def run(params: Params, *, state_file: Path) -> None:
     name = shown_source(params.data.source)
     known = _read(state_file)
     try:
-        source = find_source(params.data)
-        state = State("generated") if source is None else source.state()
+        state = state_of(find_source(params.data))
     except (DataError, OSError) as error:
         if known.get("source") != name:
             raise

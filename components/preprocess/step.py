@@ -15,7 +15,7 @@ from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
-from yolact.config import DataConfig, Params
+from yolact.config import DataConfig, DataParams
 from yolact.data.classes import select_classes
 from yolact.data.duplicates import MAX_DISTANCE, similar_pairs
 from yolact.data.instances import Layout
@@ -34,7 +34,9 @@ LISTED_PROBLEMS = 20
 """Photos that an error message lists; the rest is counted."""
 
 
-def run(params: Params, *, raw_dir: Path, processed_dir: Path, report_dir: Path, workers: int | None = None) -> None:
+def run(
+    params: DataParams, *, raw_dir: Path, processed_dir: Path, report_dir: Path, workers: int | None = None
+) -> None:
     """Turn the data set below ``raw_dir`` into ``processed_dir``, which is replaced as a whole or left as it was.
 
     Written: ``images/`` (photos, byte for byte where nothing is to change), ``train.json`` and ``val.json`` (COCO

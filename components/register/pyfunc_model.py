@@ -1,4 +1,4 @@
-"""The network as an MLflow model: encoded photos in, detections as plain JSON values out.
+"""The network as an MLflow model: photos in, detections as plain JSON values out.
 
 MLflow copies this file and the package ``yolact`` into the model ("models from code", no pickle), so the
 model loads without this repository. It must therefore import nothing of ``components``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import Array, Object, Property
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.types.schema import AnyType, Array, Object, Property
 from PIL import Image
 
 from yolact.config import DetectConfig
@@ -35,8 +36,16 @@ MODEL_CONFIG = {"device": "auto", "batch_size": 8}
 ``cpu``, ``cuda``, ...) and how many photos pass it at once."""
 
 
-def signature() -> ModelSignature:
-    """What goes in and comes out, see `YolactModel.predict`."""
+def signature(config: DetectConfig) -> ModelSignature:
+    """What goes in and comes out, see `YolactModel.predict`.
+
+    The column has no type of its own: it holds text, bytes or arrays, and MLflow allows one schema. For the same
+    reason a bare array is no input: MLflow makes a table of what it gets, and refuses arrays of more than two
+    dimensions.
+
+    Args:
+        config: the settings of detection, which are the defaults of the parameters.
+    """
     mask = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
     outputs: list[ColSpec | TensorSpec] = [
         ColSpec(Array(Array(DataType.double)), "boxes"),
@@ -44,7 +53,13 @@ def signature() -> ModelSignature:
         ColSpec(Array(DataType.string), "labels"),
         ColSpec(Array(mask), "masks"),
     ]
-    return ModelSignature(inputs=Schema([ColSpec(DataType.string, COLUMN)]), outputs=Schema(outputs))
+    parameters = [
+        ParamSpec("score_threshold", DataType.double, config.score_threshold),
+        ParamSpec("max_detections", DataType.long, config.max_detections),
+    ]
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), COLUMN)]), outputs=Schema(outputs), params=ParamSchema(parameters)
+    )
 
 
 class YolactModel(PythonModel):
@@ -72,24 +87,60 @@ class YolactModel(PythonModel):
 
         Args:
             context: not read.
-            model_input: column ``image``: JPEG or PNG, as base64 text or as bytes.
-            params: not read.
+            model_input: column ``image``: a JPEG or PNG as base64 text or as bytes, or an (H, W, 3) uint8 RGB array,
+            also
+                as nested lists.
+            params: ``score_threshold`` and ``max_detections``, where they shall differ from the version's settings.
 
         Returns:
             One dict per row, best score first: ``boxes`` (xyxy, pixels), ``scores`` (0 to 1), ``labels``
             (class names) and ``masks`` (COCO compressed RLE: ``size`` is [height, width], ``counts`` text).
 
         Raises:
-            DataError: the column is missing, or a row is no base64 or no photo; names the row.
+            DataError: the column is missing, or a row is no photo; names the row.
+            SettingsError: a parameter is out of range.
         """
         if COLUMN not in model_input:
             raise DataError(f"input needs the column {COLUMN!r}; found: {', '.join(map(str, model_input.columns))}")
+        predictor = copy.copy(self.predictor)  # requests of several threads may have other parameters
+        predictor.config = predictor.config.replace(**(params or {}))
         rows = list(model_input[COLUMN])
         results: list[dict[str, Any]] = []
         for start in range(0, len(rows), self.batch_size):
-            images = [decode_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
-            results += [to_json(found, self.predictor.classes) for found in self.predictor.predict(images)]
+            images = [read_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
+            results += [to_json(found, predictor.classes) for found in predictor.predict(images)]
         return results
+
+
+def read_image(value: Any, row: int) -> np.ndarray:
+    """A row as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: it is no photo; names the row.
+    """
+    if isinstance(value, list) or hasattr(value, "__array__"):
+        return check_array(value, row)
+    return decode_image(value, row)
+
+
+def check_array(value: Any, row: int) -> np.ndarray:
+    """An array, a tensor, or nested lists as they come over HTTP, as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: it has another shape, or values that are no whole numbers from 0 to 255; names the row.
+    """
+    wanted = f"row {row}: {COLUMN!r}, as an array, must be (height, width, 3) RGB with whole numbers from 0 to 255"
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{wanted}; {error}") from error
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise DataError(f"{wanted}; found the shape {array.shape}")
+    if array.dtype != np.uint8:
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            raise DataError(f"{wanted}; found {array.dtype}, or values out of range")
+        array = array.astype(np.uint8)
+    return array
 
 
 def decode_image(value: Any, row: int) -> np.ndarray:
@@ -99,13 +150,15 @@ def decode_image(value: Any, row: int) -> np.ndarray:
         DataError: ``value`` is neither; names the row.
     """
     if not isinstance(value, (str, bytes, bytearray)):
-        raise DataError(f"row {row}: {COLUMN!r} must be base64 text or bytes; found {type(value).__name__}")
+        raise DataError(f"row {row}: {COLUMN!r} must be base64 text, bytes or an array; found {type(value).__name__}")
     try:
         data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
     except (binascii.Error, ValueError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as photo:
+            if photo.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
+                raise OSError("it has 16 or more bits a channel; save it with 8 bits a channel")
             return np.array(photo.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not a readable JPEG or PNG: {error}") from error

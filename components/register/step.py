@@ -1,7 +1,8 @@
 """The register step: the model becomes a version in the MLflow registry, with its figures and its lineage.
 
 Reads ``models/``, ``data/processed/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
-whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``.
+whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``; `components.promote` decides about
+``champion``.
 """
 
 from __future__ import annotations
@@ -13,38 +14,39 @@ import logging
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 import yolact
 from components.common.command import run_command
-from components.common.lineage import gather_lineage, hash_files, hash_params
+from components.common.lineage import gather_lineage, hash_files, hash_params, shown_source
+from components.common.registry import CANDIDATE, IDENTITY, Registered
 from components.common.tracking import (
     TRAIN_RUN_TAG,
     RunRecord,
     Tracker,
     default_environment,
+    flatten,
     quiet_mlflow,
     reported,
     resume_run,
     shown_uri,
     tracking_uri,
 )
-from yolact.config import Params
+from components.register.model_card import CARD_FILE, CardFacts, description, model_card
+from yolact.config import Params, load_params
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
-from yolact.files import write_json_atomic
+from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
 log = logging.getLogger(__name__)
-
-CANDIDATE = "candidate"
-"""Alias of the version that was registered last of those that reached the floor."""
 
 REQUIREMENTS = (
     "defusedxml",
@@ -61,16 +63,16 @@ REQUIREMENTS = (
 )
 """Distributions that predicting needs; the model pins the versions it was registered with."""
 
-IDENTITY = ("model_digest", "data_digest", "detect_hash")
-"""Tags that together tell whether two versions are the same."""
+BASE = Path("conf/base.yaml")
+"""Settings that a version's are shown against."""
 
 MODEL_TYPE = "instance-segmentation"
 
+PARAMS_FILE = "params.yaml"
+"""The settings, among the model's artifacts."""
+
 VERSIONS_TAG = "mlflow.modelVersions"
 """MLflow's tag on a stored model for the link to its versions (mlflow.utils.mlflow_tags)."""
-
-CLASSES_SHOWN = 100
-"""Most class names in a description, of which MLflow keeps 5000 characters."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,12 @@ class Figures:
     mask_ap50: float | None
 
     @classmethod
-    def read(cls, path: Path) -> Figures:
-        """Read ``metrics/eval.json``.
+    def of(cls, tree: Any, path: Path) -> Figures:
+        """Take them from the content of ``metrics/eval.json``, which lies at ``path``.
 
         Raises:
-            DataError: the file is missing, is not JSON, or a figure is missing or no number from 0 to 1.
+            DataError: a figure is missing or no number from 0 to 1.
         """
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file. Run the evaluate step first: dvc repro evaluate") from None
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON ({error}). Run the evaluate step again.") from error
         keys = [(kind, name) for kind in ("box", "mask") for name in ("AP", "AP50")]
         return cls(**{f"{kind}_{name}".lower(): _read_figure(path, tree, kind, name) for kind, name in keys})
 
@@ -107,19 +103,24 @@ class Figures:
 class Candidate:
     """All that goes into a version, read and checked before the registry is touched."""
 
-    params: Params
     model_dir: Path
-    classes: list[str]
     example: Path
     """A photo of the val split."""
-    val_images: int
     figures: Figures
-    tags: dict[str, str]
-    """Lineage and `IDENTITY`."""
+    card: CardFacts
+
+    @property
+    def params(self) -> Params:
+        return self.card.params
 
     @property
     def name(self) -> str:
-        return self.params.register_.model_name
+        return self.card.name
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Lineage and `IDENTITY`."""
+        return dict(self.card.tags)
 
     @property
     def reaches_floor(self) -> bool:
@@ -144,12 +145,15 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         DataError: an input is missing or faulty.
         WeightsError: the model is missing or damaged.
         TrackingError: the MLflow store fails.
+        RegistryError: the registry has something else under ``register.model_name``.
     """
     candidate = _gather(params, model_dir, processed_dir, metrics_path)
     run_file = model_dir / "run.json"
     with resume_run(params, run_file) as tracker:
-        version, reused = _find_or_create_version(tracker, candidate, RunRecord.read(run_file).run_id)
-        _set_alias(tracker.client, candidate, version)
+        model = Registered.open_or_create(tracker.client, candidate.name)
+        candidate = _of_run(candidate, tracker.run_id, RunRecord.read(run_file).run_id)
+        version, reused = _find_or_create_version(tracker, model, candidate)
+        _set_alias(model, candidate, version)
         tracker.set_tags({"registered_model": f"{candidate.name}/{version}"})
         write_json_atomic(report_path, _report(candidate, version, tracker.run_id))
     log.info(
@@ -159,23 +163,39 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
 
 
 def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: Path) -> Candidate:
-    _, classes = load_model(model_dir)
-    figures = Figures.read(metrics_path)
+    load_model(model_dir)
+    metrics = _read_json(metrics_path, "evaluate")
+    figures = Figures.of(metrics, metrics_path)
     val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
     tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
+    tags["data_source"] = shown_source(params.data.source)
     tags["detect_hash"] = hash_params(params.evaluate.detect)
     tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
-    return Candidate(
-        params=params,
-        model_dir=model_dir,
-        classes=classes,
-        example=val.images_dir / val.images[0].file_name,
-        val_images=len(val.images),
-        figures=figures,
-        tags=tags,
-    )
+    if BASE.is_file():
+        tags["params_changes"] = json.dumps(changed_settings(params, load_params(BASE)))
+    stats = _read_json(processed_dir / "stats.json", "preprocess")
+    card = CardFacts(params.register_.model_name, params, metrics, stats, tags)
+    return Candidate(model_dir, val.images_dir / val.images[0].file_name, figures, card)
+
+
+def _read_json(path: Path, step: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Run the {step} step first: dvc repro {step}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}). Run the {step} step again.") from error
+
+
+def changed_settings(params: Params, base: Params) -> dict[str, str]:
+    """Settings that differ from the base, as ``train.lr`` with their values as YAML writes them; ``runtime`` aside."""
+    ours, theirs = (flatten(side.model_dump(mode="json", by_alias=True)) for side in (params, base))
+    changed = {key: value for key, value in ours.items() if theirs.get(key) != value and not key.startswith("runtime.")}
+    if "data.source" in changed:
+        changed["data.source"] = shown_source(params.data.source)
+    return changed
 
 
 def _read_figure(path: Path, tree: Any, kind: str, name: str) -> float | None:
@@ -190,53 +210,47 @@ def _read_figure(path: Path, tree: Any, kind: str, name: str) -> float | None:
     return float(value)
 
 
-def _find_or_create_version(tracker: Tracker, candidate: Candidate, train_run_id: str) -> tuple[int, bool]:
+def _of_run(candidate: Candidate, run_id: str, train_run_id: str) -> Candidate:
+    """The candidate with the runs that it comes from among its tags."""
+    runs = {"run_id": run_id} | ({TRAIN_RUN_TAG: train_run_id} if train_run_id != run_id else {})
+    return replace(candidate, card=replace(candidate.card, tags={**candidate.card.tags, **runs}))
+
+
+def _find_or_create_version(tracker: Tracker, model: Registered, candidate: Candidate) -> tuple[int, bool]:
     """Number of the candidate's version, and whether it was there before."""
     client = tracker.client
     figures = {name: repr(value) for name, value in candidate.figures.measured().items()}
-    with reported(f"look for versions of {candidate.name}"):
-        found = _find_version(client, candidate)
-        if found is not None:
-            for name, value in figures.items():
-                client.set_model_version_tag(candidate.name, str(found), name, value)
-            client.update_model_version(candidate.name, str(found), description=describe(candidate))
-            return found, True
-    tags = candidate.tags | figures | {"run_id": tracker.run_id}
-    if train_run_id != tracker.run_id:
-        tags[TRAIN_RUN_TAG] = train_run_id
+    found = _find_version(model, candidate)
+    if found is not None:
+        for name, value in figures.items():
+            model.set_tag(found, name, value)
+        with reported(f"describe {model.name} version {found}"):
+            client.update_model_version(model.name, str(found), description=description(candidate.card))
+        return found, True
     model_id = _log_model(tracker, candidate)
     # Given a SQLite file, MLflow 3.17 looks the model up in the store that the environment names (or its default).
     with reported(f"register {candidate.name}"), default_environment({"MLFLOW_TRACKING_URI": tracking_uri()}):
-        _create_registered_model(client, candidate.name)
         version = client.create_model_version(
             candidate.name,
             source=f"models:/{model_id}",
             run_id=tracker.run_id,
             model_id=model_id,
-            tags=tags,
-            description=describe(candidate),
+            tags=candidate.tags | figures,
+            description=description(candidate.card),
         )
         link = [{"name": candidate.name, "version": version.version}]
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(link)})
     return int(version.version), False
 
 
-def _find_version(client: MlflowClient, candidate: Candidate) -> int | None:
+def _find_version(model: Registered, candidate: Candidate) -> int | None:
     """Newest version with the candidate's `IDENTITY` whose files are complete."""
-    filters = [f"name = '{candidate.name}'"]
-    filters += [f"tags.{tag} = '{candidate.tags[tag]}'" for tag in IDENTITY]
-    versions = client.search_model_versions(" and ".join(filters))
-    return max((int(version.version) for version in versions if version.status == "READY"), default=None)
-
-
-def _create_registered_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name, description="Instance segmentation with YOLACT.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    same = {tag: candidate.tags[tag] for tag in IDENTITY}.items()
+    versions = model.versions().items()
+    return max(
+        (number for number, version in versions if version.status == "READY" and same <= version.tags.items()),
+        default=None,
+    )
 
 
 def _log_model(tracker: Tracker, candidate: Candidate) -> str:
@@ -268,7 +282,7 @@ def _log_model(tracker: Tracker, candidate: Candidate) -> str:
 
 
 def package_model(candidate: Candidate, parts: Path, folder: Path, entry: LoggedModel) -> None:
-    """Write the MLflow model into ``folder``: weights, code, settings of detection, signature, example, versions.
+    """Write the MLflow model into ``folder``: weights, code, settings, signature, example, versions and model card.
 
     Args:
         candidate: what to pack.
@@ -287,14 +301,20 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
     model_dir.mkdir(parents=True)
     for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
         shutil.copy2(candidate.model_dir / name, model_dir)
-    write_json_atomic(parts / "detect.json", candidate.params.evaluate.detect.model_dump(mode="json"))
+    detect = candidate.params.evaluate.detect
+    write_json_atomic(parts / "detect.json", detect.model_dump(mode="json"))
+    write_text_atomic(parts / PARAMS_FILE, params_text(candidate.params))
     photo = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=pyfunc_model.__file__,
-        artifacts={"model": str(model_dir), "detect": str(parts / "detect.json")},
+        artifacts={
+            "model": str(model_dir),
+            "detect": str(parts / "detect.json"),
+            "params": str(parts / PARAMS_FILE),
+        },
         code_paths=[str(Path(yolact.__file__).parent)],
-        signature=pyfunc_model.signature(),
+        signature=pyfunc_model.signature(detect),
         input_example=pd.DataFrame({pyfunc_model.COLUMN: [photo]}),
         pip_requirements=pinned_requirements(),
         model_config=pyfunc_model.MODEL_CONFIG,
@@ -305,6 +325,14 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
             model_id=entry.model_id,
         ),
     )
+    write_text_atomic(folder / CARD_FILE, model_card(candidate.card))
+
+
+def params_text(params: Params) -> str:
+    """All settings as YAML; a source is named without its password, if it has one."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree["data"]["source"] = shown_source(params.data.source)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def pinned_requirements() -> list[str]:
@@ -312,41 +340,12 @@ def pinned_requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def describe(candidate: Candidate) -> str:
-    """A short model card in Markdown."""
-    model, figures = candidate.params.model, candidate.figures
-    names = ", ".join(candidate.classes[:CLASSES_SHOWN])
-    if len(candidate.classes) > CLASSES_SHOWN:
-        names += f" and {len(candidate.classes) - CLASSES_SHOWN} more"
-    return (
-        f"YOLACT, {model.backbone}, {model.image_size} px: finds objects in photos, with a box, a class, a score "
-        "and a mask each.\n\n"
-        "| | AP | AP50 |\n| --- | --- | --- |\n"
-        f"| mask | {_percent(figures.mask_ap)} | {_percent(figures.mask_ap50)} |\n"
-        f"| box | {_percent(figures.box_ap)} | {_percent(figures.box_ap50)} |\n\n"
-        f"COCO metrics in percent on the {candidate.val_images} photos of the val split "
-        f"(data digest {candidate.tags['data_digest'][:12]}).\n\n"
-        f"**Classes** ({len(candidate.classes)}): {names}.\n\n"
-        "**Use**: photos like those it was trained on; other classes and other kinds of pictures were not "
-        "measured. Not for decisions about people, and not where a missed object does harm.\n\n"
-        "**Input**: column `image`, a JPEG or PNG as base64 text. **Output**: `boxes` (xyxy, pixels), `scores`, "
-        "`labels`, `masks` (COCO RLE) for each row."
-    )
-
-
-def _percent(value: float | None) -> str:
-    return "not measured" if value is None else f"{100 * value:.1f}"
-
-
-def _set_alias(client: MlflowClient, candidate: Candidate, version: int) -> None:
+def _set_alias(model: Registered, candidate: Candidate, version: int) -> None:
     """Give the version the alias, or take it away where the figures no longer reach the floor."""
-    with reported(f"set the alias {CANDIDATE}"):
-        if candidate.reaches_floor:
-            client.set_registered_model_alias(candidate.name, CANDIDATE, str(version))
-            return
-        aliases = client.get_registered_model(candidate.name).aliases
-        if str(aliases.get(CANDIDATE)) == str(version):
-            client.delete_registered_model_alias(candidate.name, CANDIDATE)
+    if candidate.reaches_floor:
+        model.set_alias(CANDIDATE, version)
+    elif model.alias(CANDIDATE) == version:
+        model.delete_alias(CANDIDATE)
 
 
 def _log_gate(candidate: Candidate, version: int) -> None:

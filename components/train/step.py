@@ -102,9 +102,18 @@ class _Paths:
     model: Path
     metrics: Path
     plots: Path
+    checkpoints: Path
 
 
-def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: Path, plots_dir: Path) -> None:
+def run(
+    params: Params,
+    *,
+    processed_dir: Path,
+    model_dir: Path,
+    metrics_path: Path,
+    plots_dir: Path,
+    checkpoints_dir: Path | None = None,
+) -> None:
     """Train a network on the train split in ``processed_dir`` and validate it on the val split.
 
     Under ``torchrun`` the processes train together, and the one of rank 0 alone writes files and tracks the run.
@@ -112,9 +121,11 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
     Args:
         params: ``model``, ``train``, ``runtime`` and ``register.experiment`` are read; all of it is logged.
         processed_dir: what preprocess wrote: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
-        model_dir: gets the model, the MLflow run's id and the checkpoints.
+        model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
         plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
+        checkpoints_dir: keeps what an interrupted run goes on from, for this run alone; None: ``checkpoints`` in
+            ``model_dir``.
 
     Raises:
         DataError: the data is missing or faulty, or a split has no photo or no object.
@@ -127,7 +138,8 @@ def run(params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: P
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
         TrackingError: the MLflow store fails.
     """
-    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir)
+    checkpoints = checkpoints_dir or model_dir / "checkpoints"
+    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints)
     with joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
@@ -141,8 +153,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
     prepare_device(device, deterministic=params.runtime.deterministic)
     fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
     with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
-        directory = paths.model / "checkpoints"
-        checkpoints = CheckpointStore(directory, params.runtime.keep_checkpoints, fingerprint, mirror)
+        checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
         state: TrainingState | None = world.broadcast(checkpoints.begin() if world.is_main else None)
 
         torch.manual_seed(params.train.seed)
@@ -218,7 +229,7 @@ def _tell(result: TrainingResult, paths: _Paths) -> None:
         paths.plots,
         record.run_id,
         record.experiment,
-        paths.model / "checkpoints",
+        paths.checkpoints,
     )
 
 

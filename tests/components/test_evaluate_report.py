@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -87,14 +88,18 @@ class KnownPredictor:
 @dataclass
 class KeptTracker:
     metrics: dict[str, float] = field(default_factory=dict)
-    artifacts: list[tuple[Path, str]] = field(default_factory=list)
+    artifacts: list[tuple[Path, str, tuple[str, ...]]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.metrics |= metrics
 
-    def log_artifacts(self, folder: Path, artifact_path: str) -> None:
+    def log_artifacts(self, folder: Path, artifact_path: str, *, without: tuple[str, ...] = ()) -> None:
         assert (folder / "index.html").is_file()
-        self.artifacts.append((folder, artifact_path))
+        self.artifacts.append((folder, artifact_path, without))
+
+    def log_artifact(self, file: Path, artifact_path: str) -> None:
+        self.files[f"{artifact_path}/{file.name}"] = file.read_bytes()
 
 
 @pytest.fixture
@@ -250,7 +255,12 @@ def test_tracked_numbers(evaluated, tracker):
     assert tracker.metrics["eval/per_class/mask_AP70/circle"] == pytest.approx(CIRCLE_AP)
     assert "eval/box_AP_small" not in tracker.metrics
     assert not any("never" in name for name in tracker.metrics)
-    assert tracker.artifacts == [(evaluated / "reports" / "eval", "eval")]
+    assert tracker.artifacts == [(evaluated / "reports" / "eval", "eval", ("detections.json",))]
+    packed = {name: gzip.decompress(data) for name, data in tracker.files.items()}
+    assert packed == {
+        "eval/val.json.gz": (evaluated / "processed" / "val.json").read_bytes(),
+        "eval/detections.json.gz": (evaluated / "reports" / "eval" / "detections.json").read_bytes(),
+    }
 
 
 def test_no_gallery_wanted(params, tracker, tmp_path):

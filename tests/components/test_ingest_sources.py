@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from components.common import download, storage
+from components.common import download, lineage, storage
 from components.common.download import DownloadError
 from components.ingest import sources, step, watch
 from components.ingest.step import run as run_step
@@ -281,7 +281,7 @@ def test_git_neither_asks_nor_waits_for_ever(
     ],
 )
 def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
-    assert sources.shown_source(source) == shown
+    assert lineage.shown_source(source) == shown
 
 
 def test_a_change_inside_a_source_is_seen_and_nothing_else_is(

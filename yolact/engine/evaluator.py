@@ -109,11 +109,34 @@ def load_ground_truth(annotations: Path | str) -> COCO:
         DataError: an annotation has the id 0, which pycocotools takes for "not matched", so that a right
             detection of it would silently count as a false one.
     """
-    with _chatter_to_log():
+    with chatter_to_log():
         ground_truth = COCO(str(annotations))
-    if 0 in ground_truth.anns:
-        raise DataError(f"{annotations}: annotation id 0 cannot be evaluated with pycocotools; number them from 1")
+    _check_annotation_ids(ground_truth, str(annotations))
     return ground_truth
+
+
+def index_ground_truth(instances: dict[str, Any], origin: str) -> COCO:
+    """The tree of a COCO instances file as pycocotools wants it; the tree itself is not changed.
+
+    Args:
+        instances: ``images``, ``categories`` and ``annotations``.
+        origin: where it is from, for messages.
+
+    Raises:
+        DataError: as `load_ground_truth`.
+    """
+    ground_truth = COCO()
+    # pycocotools writes into the annotations
+    ground_truth.dataset = {**instances, "annotations": [dict(item) for item in instances["annotations"]]}
+    with chatter_to_log():
+        ground_truth.createIndex()
+    _check_annotation_ids(ground_truth, origin)
+    return ground_truth
+
+
+def _check_annotation_ids(ground_truth: COCO, origin: str) -> None:
+    if 0 in ground_truth.anns:
+        raise DataError(f"{origin}: annotation id 0 cannot be evaluated with pycocotools; number them from 1")
 
 
 @dataclass(frozen=True)
@@ -210,9 +233,8 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
     Raises:
         DataError: a row belongs to an image or a category that is not in the ground truth.
     """
-    _check_ids(ground_truth, results)
-    with _chatter_to_log():
-        evaluation = COCOeval(ground_truth, _as_coco(ground_truth, results, iou_type), _PYCOCOTOOLS_IOU_TYPE[iou_type])
+    evaluation = prepare_evaluation(ground_truth, results, iou_type)
+    with chatter_to_log():
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -243,6 +265,13 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
         per_class=per_class,
         curve=_curve(np.array(evaluation.params.recThrs), at_50, names),
     )
+
+
+def prepare_evaluation(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> COCOeval:
+    """pycocotools' evaluation of the detections, with its default parameters, not yet run; see `evaluate_coco`."""
+    _check_ids(ground_truth, results)
+    with chatter_to_log():
+        return COCOeval(ground_truth, _as_coco(ground_truth, results, iou_type), _PYCOCOTOOLS_IOU_TYPE[iou_type])
 
 
 def _check_ids(ground_truth: COCO, results: Sequence[dict[str, Any]]) -> None:
@@ -308,7 +337,7 @@ def _curve(recall: np.ndarray, precision: np.ndarray, names: Sequence[str]) -> P
 
 
 @contextlib.contextmanager
-def _chatter_to_log() -> Iterator[None]:
+def chatter_to_log() -> Iterator[None]:
     """Send what pycocotools prints to the log, level debug."""
     printed = io.StringIO()
     try:

@@ -1,0 +1,73 @@
+"""What evaluate found, kept with its MLflow run so that runs can be compared without their machines.
+
+Below the run's folder ``eval/`` lie `GROUND_TRUTH` (the COCO instances file of the evaluated split) and `DETECTIONS`
+(COCO results, box and mask in one row), both gzipped: run lengths shrink to a third.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.common.tracking import Tracker, TrackingError, reported, shown_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FOLDER = "eval"
+GROUND_TRUTH = f"{FOLDER}/val.json.gz"
+DETECTIONS = f"{FOLDER}/detections.json.gz"
+
+
+def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
+    """Keep both files with the run; equal files give equal archives.
+
+    Args:
+        tracker: of the run.
+        ground_truth: the COCO instances file that was evaluated on.
+        detections: JSON list of COCO results.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
+            packed = Path(folder) / Path(name).name
+            packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+            tracker.log_artifact(packed, FOLDER)
+
+
+def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `log_evaluation` kept with a run.
+
+    Args:
+        client: of the store that has the run.
+        run_id: of the run.
+
+    Returns:
+        The ground truth as a COCO instances tree, and the rows of COCO results.
+
+    Raises:
+        TrackingError: the store fails, or the run was not evaluated, or by a version that kept no ground truth.
+    """
+    with reported(f"read the evaluation of run {run_id}"):
+        there = {file.path for file in client.list_artifacts(run_id, FOLDER)}
+    missing = [name for name in (GROUND_TRUTH, DETECTIONS) if name not in there]
+    if missing:
+        raise TrackingError(
+            f"run {run_id} at {shown_uri()} has no {' and no '.join(missing)}. It was not evaluated, or by an older "
+            "version: run the evaluate step of its model again. If the server was away then: yolact sync"
+        )
+    return _read(client, run_id, GROUND_TRUTH), _read(client, run_id, DETECTIONS)
+
+
+def _read(client: MlflowClient, run_id: str, name: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        with reported(f"fetch {name} of run {run_id}"):
+            path = Path(client.download_artifacts(run_id, name, folder))
+        try:
+            return json.loads(gzip.decompress(path.read_bytes()))
+        except (OSError, EOFError, ValueError) as error:
+            raise TrackingError(
+                f"{name} of run {run_id} at {shown_uri()} is damaged ({error}). Run the evaluate step again."
+            ) from error

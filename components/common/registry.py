@@ -1,0 +1,186 @@
+"""The registered model in MLflow's registry: whose it is, its versions and aliases."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from components.common.tracking import reported, shown_uri
+from yolact.errors import YolactError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+CANDIDATE = "candidate"
+"""Alias of the version that was registered last of those that reached the floor."""
+CHAMPION = "champion"
+"""Alias of the version in use; `yolact promote` and `yolact rollback` move it."""
+
+IDENTITY = ("model_digest", "data_digest", "detect_hash")
+"""Tags that together tell whether two versions are the same."""
+
+KIND_TAG = "yolact.kind"
+KIND = "instance-segmentation"
+"""Tag on registered models of this project."""
+
+_TAKEN = "Set another register.model_name in params.yaml; nothing was changed."
+
+_PAGE = 1000
+"""Versions that one request asks for."""
+
+_SPEC = re.compile(r"""^(?:models:/)?(?P<name>[^/:@'"]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))$""")
+
+
+class RegistryError(YolactError, RuntimeError):
+    """The registry lacks what it should have, or the name belongs to something else; names the model."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered model of this project. Every method raises `TrackingError` when the store fails."""
+
+    client: MlflowClient
+    name: str
+
+    @classmethod
+    def open(cls, client: MlflowClient, name: str) -> Registered:
+        """The registered model ``name``.
+
+        Raises:
+            RegistryError: there is none, or it is not this project's.
+        """
+        found = _find(client, name)
+        if found is None:
+            raise RegistryError(
+                f"the registry at {shown_uri()} has no model {name!r}. Register one first: dvc repro register"
+            )
+        _check_ours(client, found)
+        return cls(client, name)
+
+    @classmethod
+    def open_or_create(cls, client: MlflowClient, name: str) -> Registered:
+        """The registered model ``name``, made when it is not there; two processes may do so at once.
+
+        Raises:
+            RegistryError: the name is taken by a prompt or another kind of model.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if _find(client, name) is None:
+            with reported(f"register the model {name}"):
+                try:
+                    description = "Instance segmentation with YOLACT."
+                    client.create_registered_model(name, tags={KIND_TAG: KIND}, description=description)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                    if _find(client, name) is None:  # not another process: MLflow hides prompts, which share the names
+                        raise RegistryError(
+                            f"the name {name!r} at {shown_uri()} is taken by a prompt. {_TAKEN}"
+                        ) from None
+        return cls.open(client, name)
+
+    def versions(self) -> dict[int, ModelVersion]:
+        """All versions by number, tags included, oldest first."""
+        return _versions(self.client, self.name)
+
+    def version(self, number: int) -> ModelVersion:
+        """One version, ready to be used.
+
+        Raises:
+            RegistryError: it is not there, or its files are not complete.
+        """
+        found = self.versions()
+        if number not in found:
+            there = ", ".join(map(str, found)) or "none"
+            raise RegistryError(f"{self.name} has no version {number}; it has: {there}")
+        if found[number].status != "READY":
+            raise RegistryError(
+                f"{self.name} version {number} is not ready ({found[number].status}): its registration was "
+                "interrupted. Register it again: dvc repro -f register"
+            )
+        return found[number]
+
+    def alias(self, alias: str) -> int | None:
+        """Number of the version that has the alias."""
+        with reported(f"read the aliases of {self.name}"):
+            found = self.client.get_registered_model(self.name).aliases.get(alias)
+        return None if found is None else int(found)
+
+    def set_alias(self, alias: str, version: int) -> None:
+        """Give the alias to a version; whichever had it loses it."""
+        with reported(f"set the alias {alias} of {self.name}"):
+            self.client.set_registered_model_alias(self.name, alias, str(version))
+
+    def delete_alias(self, alias: str) -> None:
+        """Take the alias from whichever version has it."""
+        with reported(f"delete the alias {alias} of {self.name}"):
+            self.client.delete_registered_model_alias(self.name, alias)
+
+    def set_tag(self, version: int, key: str, value: str) -> None:
+        """Set a tag of a version; one that is there gets the new value."""
+        with reported(f"set a tag of {self.name} version {version}"):
+            self.client.set_model_version_tag(self.name, str(version), key, value)
+
+
+def resolve(client: MlflowClient, spec: str) -> ModelVersion:
+    """The version that ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or either without ``models:/``, names.
+
+    Raises:
+        RegistryError: the text is no such name, or nothing has it.
+    """
+    match = _SPEC.match(spec)
+    if match is None:
+        raise RegistryError(f"{spec!r} names no version; write models:/yolact@champion or models:/yolact/3")
+    model = Registered.open(client, match["name"])
+    if match["version"]:
+        return model.version(int(match["version"]))
+    number = model.alias(match["alias"])
+    if number is None:
+        raise RegistryError(f"no version of {model.name} has the alias {match['alias']!r}{_hint(match['alias'])}")
+    return model.version(number)
+
+
+def _hint(alias: str) -> str:
+    return {
+        CHAMPION: ": nothing was promoted yet. Do so with: yolact promote",
+        CANDIDATE: ": none reached register.min_mask_ap50",
+    }.get(alias, "")
+
+
+def _find(client: MlflowClient, name: str) -> RegisteredModel | None:
+    from mlflow.exceptions import MlflowException
+
+    with reported(f"look for the model {name}"):
+        try:
+            return client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+
+def _check_ours(client: MlflowClient, model: RegisteredModel) -> None:
+    """Refuse a name that is taken by something else, before anything is written."""
+    if model.tags.get(KIND_TAG) == KIND:
+        return
+    foreign = [n for n, version in _versions(client, model.name).items() if not set(IDENTITY) <= version.tags.keys()]
+    if foreign:  # models of this project that are older than the tag have versions with an identity
+        raise RegistryError(
+            f"the name {model.name!r} at {shown_uri()} is taken by another model: its version {foreign[0]} was not "
+            f"registered by this pipeline. {_TAKEN}"
+        )
+
+
+def _versions(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
+    found: dict[int, ModelVersion] = {}
+    token = None
+    with reported(f"read the versions of {name}"):
+        while True:
+            page = client.search_model_versions(f"name = '{name}'", max_results=_PAGE, page_token=token)
+            found |= {int(version.version): version for version in page}
+            token = page.token
+            if not token:
+                return dict(sorted(found.items()))

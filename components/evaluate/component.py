@@ -1,0 +1,48 @@
+"""The step `evaluate` for Kubeflow Pipelines."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    params: str,
+    code_version: str,
+    processed: Input[Dataset],
+    model: Input[Model],
+    evaluation: Output[Artifact],
+    metrics: Output[Metrics],
+    report: Output[HTML],
+    summary: Output[Markdown],
+) -> None:
+    """COCO metrics and the paper's AP70 on the validation split, and a picture gallery.
+
+    Args:
+        params: the whole of params.yaml, as YAML or JSON.
+        code_version: version of the code; another one is another task for the caches.
+        processed: what preprocess wrote.
+        model: what train wrote.
+        evaluation: eval.json; report/ with detections in the COCO results format, tables, gallery; plots/.
+        metrics: box and mask AP, AP50, AP75, AP70, by size.
+        report: the page with curves and gallery.
+        summary: the figures, overall and by class.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.evaluate import step
+
+    with kubeflow.task("evaluate", code_version):
+        folder = Path(evaluation.path)
+        step.run(
+            kubeflow.settings(params),
+            processed_dir=Path(processed.path),
+            model_dir=Path(model.path),
+            metrics_path=folder / "eval.json",
+            report_dir=folder / "report",
+            plots_dir=folder / "plots",
+        )
+        kubeflow.describe_evaluation(evaluation, metrics, summary)
+        kubeflow.show_page(report, folder / "report")

@@ -1,0 +1,36 @@
+"""The step `preprocess` for Kubeflow Pipelines."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Input, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def preprocess(
+    data_params: str,
+    code_version: str,
+    raw: Input[Dataset],
+    processed: Output[Dataset],
+    report: Output[HTML],
+) -> None:
+    """Turn photos of any layout into COCO instances, name every problem found, and report.
+
+    Args:
+        data_params: the section data of params.yaml, as YAML or JSON.
+        code_version: version of the code; another one is another task for the caches.
+        raw: what ingest brought.
+        processed: images/, train.json, val.json and stats.json.
+        report: counts, sizes, a gallery, problems.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.preprocess import step
+
+    with kubeflow.task("preprocess", code_version):
+        pages = Path(report.path).with_name("report_files")
+        params = kubeflow.data_settings(data_params)
+        step.run(params, raw_dir=Path(raw.path), processed_dir=Path(processed.path), report_dir=pages)
+        kubeflow.describe_data(processed)
+        kubeflow.show_page(report, pages)

@@ -1,0 +1,230 @@
+"""What a version found in validation photos: from its run, from an earlier evaluation, or evaluated anew.
+
+Two versions are compared on one ground truth, photo by photo. Where a version was measured on another one, or its run
+has been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its
+own, so that it is done once. Each version is measured with the detection settings that it carries, as it is served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.common.evaluations import log_evaluation, read_evaluation
+from components.common.lineage import read_data_digest
+from components.common.registry import Registered, RegistryError
+from components.common.tracking import Tracker, TrackingError, reported
+from components.evaluate.step import tracked_metrics
+from components.promote.files import PackagedModel
+from yolact.data.coco import CocoInstances
+from yolact.engine.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
+from yolact.errors import DataError
+from yolact.files import write_json_atomic
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
+
+MODEL_TAG = "evaluated_model_digest"
+"""On a run that only evaluates: which weights."""
+DETECTION_TAG = "evaluated_detect_hash"
+"""With which detection settings."""
+GROUND_TRUTH_TAG = "evaluated_ground_truth"
+"""On what, see `hash_ground_truth`."""
+VERSION_TAG = "evaluated_version"
+"""For people: which version of which registered model."""
+
+TOLERANCE = 1e-9
+"""Most difference between a version's figures and those that its detections give, which are the same sums."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A version's detections and what they were compared with."""
+
+    version: int
+    run_id: str
+    """Where they are kept."""
+    ground_truth: dict[str, Any]
+    """A COCO instances tree."""
+    rows: list[dict[str, Any]]
+    """COCO results."""
+    digest: str
+    """See `hash_ground_truth`."""
+
+    def measure(self, iou_type: IouType) -> ApSummary:
+        """AP of the detections."""
+        return evaluate_coco(index_ground_truth(self.ground_truth, f"run {self.run_id}"), self.rows, iou_type)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Runs versions on the processed data of this working folder."""
+
+    model: Registered
+    processed_dir: Path
+    device: str
+    batch_size: int
+
+    def of(self, version: ModelVersion, *, on: Evidence | None = None) -> Evidence:
+        """What a version found.
+
+        Args:
+            version: of the registered model.
+            on: the evidence of another version; this one's must be on the same ground truth. None where the version's
+                own will do.
+
+        Raises:
+            RegistryError: it must be evaluated anew, and the data for that are not here.
+            TrackingError: the store fails.
+        """
+        digest = None if on is None else on.digest
+        found = self._stored(version, digest)
+        if found is not None:
+            return found
+        data_digest = version.tags.get("data_digest") if on is None else self._data_digest(on)
+        return self._anew(version, data_digest, digest)
+
+    def _stored(self, version: ModelVersion, digest: str | None) -> Evidence | None:
+        own = self._of_own_run(version)
+        if own is not None and digest in (None, own.digest):
+            return own
+        for run in self._evaluation_runs(version):
+            if digest is None or run.data.tags.get(GROUND_TRUTH_TAG) == digest:
+                return _read(self.model.client, int(version.version), run.info.run_id)
+        return None
+
+    def _of_own_run(self, version: ModelVersion) -> Evidence | None:
+        """Detections of the run that made the version, if they are still those that its figures come from."""
+        number = int(version.version)
+        try:
+            found = _read(self.model.client, number, version.run_id)
+        except TrackingError as error:
+            log.info("version %d: %s", number, str(error).partition("\n")[0])
+            return None
+        kinds: tuple[IouType, ...] = ("mask", "box")
+        for kind in kinds:
+            stated, value = version.tags.get(f"{kind}_AP"), found.measure(kind).AP
+            if (stated is None) != (value is None):
+                return None
+            if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
+                log.info("version %d: its run was evaluated again since it was registered", number)
+                return None
+        return found
+
+    def _evaluation_runs(self, version: ModelVersion) -> list[Run]:
+        """Runs that only evaluated what the version is made of, newest first."""
+        model, detection = (version.tags.get(tag) for tag in ("model_digest", "detect_hash"))
+        client = self.model.client
+        with reported("look for evaluations"):
+            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+            wanted = f"tags.{MODEL_TAG} = '{model}' and tags.{DETECTION_TAG} = '{detection}'"
+            runs = client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'")
+        return list(runs)
+
+    def _data_digest(self, evidence: Evidence) -> str | None:
+        return self.model.version(evidence.version).tags.get("data_digest")
+
+    def _anew(self, version: ModelVersion, data_digest: str | None, digest: str | None) -> Evidence:
+        """Run the version on the processed data, which must be those of ``data_digest``."""
+        number = int(version.version)
+        self._check_data(number, data_digest)
+        annotations = self.processed_dir / "val.json"
+        data = CocoInstances.load(annotations, self.processed_dir / "images")
+        tree = json.loads(annotations.read_text(encoding="utf-8"))
+        found = hash_ground_truth(tree)
+        if digest not in (None, found):
+            raise RegistryError(
+                f"{annotations} is not what the other version was measured on, though {self.processed_dir} has the "
+                "same digest. Run the evaluate and register steps of that version again."
+            )
+        log.info("%s version %d is evaluated anew on %s", self.model.name, number, annotations)
+        with tempfile.TemporaryDirectory() as folder:
+            packaged = PackagedModel.fetch(self.model.name, number, Path(folder))
+            predictor = packaged.predictor(self.device, self.batch_size)
+            rows = _predict(predictor, data)
+        evidence = Evidence(number, "", tree, rows, found)
+        return replace(evidence, run_id=self._keep(version, evidence, annotations))
+
+    def _check_data(self, number: int, data_digest: str | None) -> None:
+        way_out = (
+            "Get that data first: check out the commit that it belongs to (`yolact lineage` names it), and run "
+            "`dvc pull data/processed` or `dvc repro preprocess`."
+        )
+        try:
+            here = read_data_digest(self.processed_dir)
+        except DataError as error:
+            raise RegistryError(
+                f"{self.model.name} version {number} must be evaluated anew: {error} {way_out}"
+            ) from None
+        if data_digest is None or here != data_digest:
+            raise RegistryError(
+                f"{self.model.name} version {number} must be evaluated anew on the data with the digest "
+                f"{(data_digest or 'unknown')[:12]}, but {self.processed_dir} has {here[:12]}. {way_out}"
+            )
+
+    def _keep(self, version: ModelVersion, evidence: Evidence, annotations: Path) -> str:
+        """Keep an evaluation as a run beside that of the version, and return the run's id."""
+        client = self.model.client
+        tags = {
+            VERSION_TAG: f"{self.model.name}/{evidence.version}",
+            MODEL_TAG: version.tags["model_digest"],
+            DETECTION_TAG: version.tags["detect_hash"],
+            GROUND_TRUTH_TAG: evidence.digest,
+            "data_digest": read_data_digest(self.processed_dir),
+        }
+        name = f"evaluation of {self.model.name} {evidence.version}"
+        with reported("start a run"):
+            experiment = client.get_run(version.run_id).info.experiment_id
+            run = client.create_run(experiment, tags=tags, run_name=name)
+        with _finished(client, run), tempfile.TemporaryDirectory() as folder:
+            tracker = Tracker(client, run)
+            tracker.log_metrics(tracked_metrics(evidence.measure("box"), evidence.measure("mask")))
+            detections = Path(folder) / "detections.json"
+            write_json_atomic(detections, evidence.rows)
+            log_evaluation(tracker, annotations, detections)
+        return str(run.info.run_id)
+
+
+def hash_ground_truth(tree: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a COCO instances tree as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read(client: MlflowClient, number: int, run_id: str) -> Evidence:
+    ground_truth, rows = read_evaluation(client, run_id)
+    return Evidence(number, run_id, ground_truth, rows, hash_ground_truth(ground_truth))
+
+
+def _predict(predictor: Any, data: CocoInstances) -> list[dict[str, Any]]:
+    """COCO results of a network whose classes may be others than the data's: they are told by their names.
+
+    What it finds of classes that the data does not have is left out.
+    """
+    id_of = dict(zip(data.class_names, data.category_ids, strict=True))
+    unknown = min(data.category_ids, default=0) - 1
+    own_ids = [id_of.get(name, unknown) for name in predictor.classes]
+    rows = predict_dataset(predictor, replace(data, category_ids=own_ids)).rows
+    return [row for row in rows if row["category_id"] != unknown]
+
+
+@contextmanager
+def _finished(client: MlflowClient, run: Run) -> Iterator[None]:
+    """End the run at the end, as finished or failed."""
+    try:
+        yield
+    except BaseException:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    with reported("end the run"):
+        client.set_terminated(run.info.run_id, "FINISHED")

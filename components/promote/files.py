@@ -1,0 +1,81 @@
+"""The files of a registered version, as `components.register` packed them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.common.registry import RegistryError
+from components.common.tracking import default_environment, reported, tracking_uri
+from yolact.config import DetectConfig
+from yolact.models.weights import DESCRIPTION_FILE
+from yolact.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A version's files, fetched into a folder."""
+
+    folder: Path
+
+    @classmethod
+    def fetch(cls, name: str, version: int, folder: Path) -> PackagedModel:
+        """Fetch all files of a version.
+
+        Raises:
+            TrackingError: the store fails.
+        """
+        return cls(_fetch(f"models:/{name}/{version}", folder))
+
+    def predictor(self, device: str, batch_size: int) -> Predictor:
+        """The network, with the detection settings that the version carries.
+
+        Raises:
+            RegistryError: a file is missing.
+        """
+        settings = self._text("artifacts/detect.json")
+        config = DetectConfig.model_validate_json(settings)
+        return Predictor.load(self.folder / "artifacts" / "model", config, device=device, batch_size=batch_size)
+
+    def example(self) -> bytes:
+        """The photo of the input example, a JPEG or PNG.
+
+        Raises:
+            RegistryError: there is none.
+        """
+        try:
+            text = json.loads(self._text("input_example.json"))["data"][0][0]
+            return base64.b64decode(text, validate=True)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise RegistryError(f"{self.folder}: input_example.json has no photo ({error})") from error
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RegistryError(f"the version's files have no {name}; it was not made by this pipeline") from None
+
+
+def fetch_classes(name: str, version: int, folder: Path) -> list[str]:
+    """The classes that a version finds.
+
+    Raises:
+        RegistryError: its description is damaged.
+        TrackingError: the store fails, or the version has no description.
+    """
+    path = _fetch(f"models:/{name}/{version}/artifacts/model/{DESCRIPTION_FILE}", folder)
+    try:
+        return [str(label) for label in json.loads(path.read_text(encoding="utf-8"))["classes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegistryError(f"{name} version {version}: {DESCRIPTION_FILE} names no classes ({error})") from error
+
+
+def _fetch(uri: str, folder: Path) -> Path:
+    import mlflow.artifacts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Given a SQLite file, MLflow 3.17 looks models up in the store that the environment names (or its default).
+    with reported(f"fetch {uri}"), default_environment({"MLFLOW_TRACKING_URI": tracking_uri()}):
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri()))

@@ -1,0 +1,47 @@
+"""How long a version takes for a photo, measured here and now.
+
+One photo at a time (the version's input example, a real validation photo), from decoded pixels to boxes and masks in
+the photo's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It
+says something about another machine only as far as that is alike; promote where, or as, you serve.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from components.promote.files import PackagedModel
+from components.promote.gate import Latency
+from yolact.benchmark.machine import describe_machine
+from yolact.benchmark.timing import Laps, median
+
+WARM_UP = 3
+ROUNDS = 20
+
+
+def measure_latency(model: PackagedModel, device: str) -> Latency:
+    """The median time for the input example.
+
+    Args:
+        model: the version's files.
+        device: as ``runtime.device``.
+
+    Raises:
+        RegistryError: the version has no input example.
+        SettingsError: the device is not there.
+    """
+    predictor = model.predictor(device, batch_size=1)
+    photo = np.array(Image.open(io.BytesIO(model.example())).convert("RGB"))
+    for _ in range(WARM_UP):
+        predictor.predict(photo)
+    laps = Laps(predictor.device)
+    times = []
+    for _ in range(ROUNDS):
+        predictor.predict(photo)
+        times.append(laps.lap())
+    machine = describe_machine(predictor.device)
+    place = machine.gpu or f"{machine.processor}, {machine.threads} threads"
+    height, width = photo.shape[:2]
+    return Latency(median(times), f"median of {ROUNDS}, one photo of {width}x{height} at a time, {place}")

@@ -1,0 +1,378 @@
+"""Promoting a version to champion, and going back.
+
+What happens, in this order:
+
+1. Candidate and champion are compared on the same validation photos (`components.promote.evidence`), and the gate
+   judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
+2. A refusal ends here.
+3. Under the lock (`components.promote.lock`): what interrupted promotions left is settled; the champion is looked at
+   once more, and if it is no longer the one that was compared, all begins anew; the decision is written as a tag of
+   the version (``intended``); the alias moves; the decision becomes ``done``.
+
+Killed at any moment, there is one champion, the old or the new, and the next promotion or rollback settles the decision
+(`components.promote.history`). A killed process's lock ends by itself.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from components.common.registry import CANDIDATE, CHAMPION, Registered, RegistryError
+from components.common.tracking import connect
+from components.promote.evidence import Evaluator, Evidence
+from components.promote.files import PackagedModel, fetch_classes
+from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
+from components.promote.history import (
+    Decision,
+    History,
+    champions,
+    ever_champions,
+    new_decision,
+    read_history,
+    settle,
+    write,
+)
+from components.promote.latency import measure_latency
+from components.promote.lock import Hold, hold
+from yolact.config import Params, PromoteConfig
+from yolact.engine.bootstrap import Comparison, compare_detections
+from yolact.errors import YolactError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often to compare anew because somebody else promoted meanwhile."""
+
+Status = Literal["promoted", "refused", "unchanged", "possible"]
+
+
+class RefusedError(YolactError, RuntimeError):
+    """The gate refused, and that was to end the program."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What the gate made of a version."""
+
+    rules: list[Rule]
+    figures: dict[str, Any]
+    """What was compared: data, metric, values, gain with its interval, per class (not kept with decisions, whose runs
+    have it), latency."""
+    notes: list[str]
+    """What else a reader should know."""
+
+    @property
+    def refusals(self) -> list[Rule]:
+        """Rules that did not pass."""
+        return refused(self.rules)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a promotion ended."""
+
+    status: Status
+    """``possible``: it would have been promoted (``--dry-run``); ``unchanged``: it is champion already."""
+    name: str
+    version: int
+    previous: int | None
+    """The champion before."""
+    assessment: Assessment | None = None
+    """None where nothing was compared."""
+    decision: Decision | None = None
+    """None where nothing was decided."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        assessment, decision = self.assessment, self.decision
+        return {
+            "status": self.status,
+            "name": self.name,
+            "version": self.version,
+            "model_uri": f"models:/{self.name}/{self.version}",
+            "previous_champion": self.previous,
+            "forced": decision is not None and decision.forced,
+            "reason": None if decision is None else decision.reason,
+            "decision": None if decision is None else decision.key,
+            "rules": [] if assessment is None else [rule.to_json() for rule in assessment.rules],
+            "figures": {} if assessment is None else assessment.figures,
+            "notes": [] if assessment is None else assessment.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks for."""
+
+    version: int | None = None
+    """None: the candidate."""
+    name: str | None = None
+    """Of the registered model; None: ``register.model_name``."""
+    force: bool = False
+    """Promote although the gate refuses, or nothing can be compared."""
+    reason: str | None = None
+    """Kept with the decision; needed to force."""
+    dry_run: bool = False
+
+
+def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome:
+    """Make a version champion if the gate lets it, see this module's head.
+
+    Args:
+        params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime.device`` are read too.
+        request: what to promote, and how.
+        processed_dir: what preprocess wrote; read only where a version must be evaluated anew.
+
+    Raises:
+        RegistryError: the registry has no such model, version or alias; the versions cannot be compared; somebody else
+            holds the lock.
+        TrackingError: the store fails.
+    """
+    if request.force and not request.reason:
+        raise RegistryError("a forced promotion needs a reason, which is kept: --force --reason '...'")
+    model = Registered.open(connect(), request.name or params.register_.model_name)
+    version = model.version(_wanted(model, request))
+    number = int(version.version)
+    evaluator = Evaluator(model, processed_dir, params.runtime.device, params.evaluate.batch_size)
+    for _ in range(ATTEMPTS):
+        previous = model.alias(CHAMPION)
+        if previous == number:
+            return Outcome("unchanged", model.name, number, previous)
+        assessment = _assess(params, evaluator, version, previous, request)
+        outcome = Outcome("refused", model.name, number, previous, assessment)
+        if assessment.refusals and not request.force:
+            return outcome
+        if request.dry_run:
+            return replace(outcome, status="possible")
+        decision = _carry_out(model, number, previous, assessment, request)
+        if decision is not None:
+            return replace(outcome, status="promoted", decision=decision)
+        log.info("the champion of %s changed meanwhile: version %d is compared with the new one", model.name, number)
+    raise RegistryError(f"the champion of {model.name} changed {ATTEMPTS} times during this; run it again")
+
+
+def rollback(params: Params, *, name: str | None = None, to: int | None = None, reason: str | None = None) -> Decision:
+    """Make the previous champion champion again; nothing is measured.
+
+    Done again, it goes one champion further back. A version that is no longer in the registry is passed over.
+
+    Args:
+        params: ``register.model_name`` is read.
+        name: of the registered model; None for that of ``params``.
+        to: a version that was champion before; None for the last one before the present.
+        reason: kept with the decision.
+
+    Raises:
+        RegistryError: there is no such champion to go back to, or somebody else holds the lock.
+        TrackingError: the store fails.
+    """
+    model = Registered.open(connect(), name or params.register_.model_name)
+    with hold(model.client, model.name, _owner()) as lock:
+        history = settle(model, read_history(model))
+        version = _earlier_champion(history) if to is None else _former_champion(history, to)
+        decision = new_decision(history, "rollback", version, who=_who(), host=_host(), reason=reason)
+        return _move(model, lock, decision)
+
+
+def _wanted(model: Registered, request: Request) -> int:
+    if request.version is not None:
+        return request.version
+    number = model.alias(CANDIDATE)
+    if number is None:
+        raise RegistryError(
+            f"no version of {model.name} has the alias {CANDIDATE}: none reached register.min_mask_ap50. Name one with "
+            "--version N, or lower the floor in params.yaml and run: dvc repro register"
+        )
+    return number
+
+
+def _carry_out(
+    model: Registered, number: int, previous: int | None, assessment: Assessment, request: Request
+) -> Decision | None:
+    """Write the decision and move the alias, under the lock; None where the champion is no longer ``previous``."""
+    with hold(model.client, model.name, _owner()) as lock:
+        history = settle(model, read_history(model))
+        if history.champion != previous:
+            return None
+        decision = new_decision(
+            history,
+            "promote",
+            number,
+            who=_who(),
+            host=_host(),
+            forced=bool(assessment.refusals),
+            reason=request.reason,
+            figures={key: value for key, value in assessment.figures.items() if key != "per_class"},
+            gate=[rule.to_json() for rule in assessment.rules],
+        )
+        return _move(model, lock, decision)
+
+
+def _move(model: Registered, lock: Hold, decision: Decision) -> Decision:
+    """The decision, then the alias, then that it is done: a kill in between is seen by who comes next."""
+    lock.check()
+    write(model, decision)
+    lock.check()
+    model.set_alias(CHAMPION, decision.version)
+    done = replace(decision, state="done")
+    write(model, done)
+    return done
+
+
+def _earlier_champion(history: History) -> int:
+    line = champions(history)
+    earlier = [version for version in line[:-1] if version in history.versions]
+    if not line:
+        raise RegistryError(f"{history.name} has no champion, and had none. Promote a version first: yolact promote")
+    if not earlier:
+        raise RegistryError(
+            f"version {line[-1]} is the first champion of {history.name} that is left: there is none to go back to"
+        )
+    return earlier[-1]
+
+
+def _former_champion(history: History, to: int) -> int:
+    former = sorted(ever_champions(history) & set(history.versions))
+    if to == history.champion:
+        raise RegistryError(f"version {to} is the champion of {history.name}: there is nothing to go back from")
+    if to not in former:
+        were = ", ".join(map(str, former)) or "none"
+        raise RegistryError(f"version {to} was never champion of {history.name} ({were}); use: yolact promote")
+    return to
+
+
+# Comparing
+
+
+def _assess(
+    params: Params, evaluator: Evaluator, version: ModelVersion, previous: int | None, request: Request
+) -> Assessment:
+    try:
+        latency = _latency(params, evaluator.model.name, int(version.version))
+        if previous is None:
+            return _assess_first(params.promote, evaluator, version, latency)
+        return _assess_against(params.promote, evaluator, version, evaluator.model.version(previous), latency)
+    except YolactError as error:
+        if not request.force:
+            raise
+        text = f"nothing could be compared: {error}"
+        return Assessment([Rule("comparison", False, None, None, None, text)], {}, [])
+
+
+def _latency(params: Params, name: str, number: int) -> Latency | None:
+    if not params.promote.max_latency_ms:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_latency(PackagedModel.fetch(name, number, Path(folder)), params.runtime.device)
+
+
+def _assess_first(
+    config: PromoteConfig, evaluator: Evaluator, version: ModelVersion, latency: Latency | None
+) -> Assessment:
+    evidence = evaluator.of(version)
+    kind, figure = split_metric(config.metric)
+    value = evidence.measure(kind).metrics()[figure]
+    figures = _figures(config, evidence, latency) | {"champion": None, "candidate": value, "gain": None}
+    return Assessment(judge_first(config, value, latency), figures, [])
+
+
+def _assess_against(
+    config: PromoteConfig,
+    evaluator: Evaluator,
+    version: ModelVersion,
+    champion: ModelVersion,
+    latency: Latency | None,
+) -> Assessment:
+    evidence = evaluator.of(version)
+    other = evaluator.of(champion, on=evidence)
+    kind, figure = split_metric(config.metric)
+    comparison = compare_detections(
+        evidence.ground_truth,
+        other.rows,
+        evidence.rows,
+        iou_type=kind,
+        samples=config.samples,
+        confidence=config.confidence,
+    )
+    gain = comparison.metrics[figure]
+    figures = _figures(config, evidence, latency) | {
+        "champion": gain.a,
+        "candidate": gain.b,
+        "gain": None if gain.gain is None else vars(gain.gain),
+        "confidence": config.confidence,
+        "champion_evaluation_run": other.run_id,
+        "per_class": _per_class(comparison),
+    }
+    lost = _lost_classes(evaluator.model.name, int(version.version), int(champion.version))
+    return Assessment(judge(config, comparison, lost, latency), figures, _notes(version, champion, other))
+
+
+def _figures(config: PromoteConfig, evidence: Evidence, latency: Latency | None) -> dict[str, Any]:
+    return {
+        "metric": config.metric,
+        "images": len(evidence.ground_truth["images"]),
+        "ground_truth": evidence.digest,
+        "candidate_evaluation_run": evidence.run_id,
+        "latency_ms": None if latency is None else latency.milliseconds,
+        "latency_on": None if latency is None else latency.machine,
+    }
+
+
+def _per_class(comparison: Comparison) -> dict[str, list[float | int | None]]:
+    """Champion's AP, candidate's AP and objects, by class."""
+    return {label: [found.a, found.b, found.objects] for label, found in comparison.per_class.items()}
+
+
+def _lost_classes(name: str, candidate: int, champion: int) -> Sequence[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        known = fetch_classes(name, candidate, Path(folder) / "candidate")
+        return [label for label in fetch_classes(name, champion, Path(folder) / "champion") if label not in known]
+
+
+def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> list[str]:
+    notes = []
+    if other.run_id != champion.run_id:
+        notes.append(
+            f"the champion (version {champion.version}) was measured on other data, or its run was evaluated again "
+            f"since: its figures come from run {other.run_id}"
+        )
+    if version.tags.get("data_digest") != champion.tags.get("data_digest"):
+        notes.append(
+            "the champion was made from other data: if some of these validation photos were among its training photos, "
+            "it looks better here than it is"
+        )
+    if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):
+        notes.append("the versions carry different detection settings; each was measured with its own, as it is served")
+    return notes
+
+
+def _who() -> str:
+    """The login at the MLflow server where there is one, else the user of this machine."""
+    login = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    if login:
+        return login
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+def _host() -> str:
+    return platform.node() or "unknown"
+
+
+def _owner() -> str:
+    return f"{_who()} on {_host()} (process {os.getpid()})"

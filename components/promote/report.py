@@ -1,0 +1,59 @@
+"""What a promotion came to, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components.promote.promotion import Outcome
+
+HEADLINES = {
+    "promoted": "version {version} is the champion now",
+    "refused": "version {version} is refused; nothing was changed",
+    "unchanged": "version {version} is the champion already; nothing was changed",
+    "possible": "version {version} would be promoted; nothing was changed",
+}
+"""By status."""
+
+
+def headline(outcome: Outcome) -> str:
+    """The outcome in a line."""
+    text = f"{outcome.name}: {HEADLINES[outcome.status].format(version=outcome.version)}"
+    if outcome.status in ("promoted", "refused", "possible"):
+        before = "there was none" if outcome.previous is None else f"was version {outcome.previous}"
+        text += f" (champion {before})" if outcome.status == "promoted" else f" (champion: {outcome.previous or 'none'})"
+    return f"{text}, by force" if outcome.decision is not None and outcome.decision.forced else text
+
+
+def to_markdown(outcome: Outcome) -> str:
+    """The outcome with its rules, figures by class and notes."""
+    parts = [f"# {headline(outcome)}"]
+    if outcome.decision is not None:
+        decision = outcome.decision
+        reason = f" Reason: {decision.reason}" if decision.reason else ""
+        parts.append(f"Decided by {decision.who} on {decision.host}, {decision.time}.{reason}")
+    assessment = outcome.assessment
+    if assessment is not None:
+        rows = [f"| {'passed' if rule.passed else 'REFUSED'} | `{rule.name}` | {rule.text} |" for rule in assessment.rules]
+        parts.append("\n".join(["| | rule | what was found |", "| --- | --- | --- |", *rows]))
+        parts += [f"- {note}" for note in assessment.notes]
+        per_class = assessment.figures.get("per_class")
+        if per_class:
+            parts.append(_class_table(per_class))
+    return "\n\n".join(parts) + "\n"
+
+
+def _class_table(per_class: dict[str, list[Any]]) -> str:
+    """Classes by what they lose, the largest loss first."""
+
+    def gain(entry: tuple[str, list[Any]]) -> float:
+        a, b, _ = entry[1]
+        return 0.0 if a is None or b is None else float(b - a)
+
+    lines = ["| class | objects | champion AP | candidate AP | gain |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, (a, b, objects) in sorted(per_class.items(), key=gain):
+        lines.append(f"| {name} | {objects} | {_number(a)} | {_number(b)} | {gain((name, [a, b, objects])):+.4f} |")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,93 @@
+"""The promote step: the version that was just registered becomes champion, if the gate lets it.
+
+The last step of the training pipeline; it is not part of ``dvc repro``, where a person decides (`yolact promote`). Reads
+``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated anew; writes
+``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
+``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from components.common.command import run_command
+from components.common.registry import CANDIDATE, CHAMPION, Registered
+from components.common.tracking import connect
+from components.promote.gate import Rule
+from components.promote.promotion import Assessment, Outcome, RefusedError, Request, promote
+from components.promote.report import to_markdown
+from yolact.config import Params
+from yolact.errors import DataError
+from yolact.files import write_json_atomic, write_text_atomic
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    params: Params, *, registration_path: Path, processed_dir: Path, report_path: Path, page_path: Path
+) -> Outcome:
+    """Promote the version that register names.
+
+    Args:
+        params: ``promote`` is the gate.
+        registration_path: what register wrote.
+        processed_dir: what preprocess wrote.
+        report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused`` or ``unchanged``), rules, figures.
+        page_path: gets the same for people, as Markdown.
+
+    Returns:
+        What was decided.
+
+    Raises:
+        DataError: ``registration_path`` is missing or faulty.
+        RegistryError: the versions cannot be compared, or somebody else promotes.
+        TrackingError: the store fails.
+        RefusedError: the gate refused and ``promote.fail_on_refusal`` is set; the reports are written.
+    """
+    name, version, alias, floor = _read(registration_path)
+    if alias == CANDIDATE:
+        outcome = promote(params, Request(version=version, name=name), processed_dir=processed_dir)
+    else:
+        outcome = _below_floor(name, version, floor)
+    write_json_atomic(report_path, outcome.to_json())
+    write_text_atomic(page_path, to_markdown(outcome))
+    log.info("%s version %d: %s", name, version, outcome.status)
+    for rule in outcome.assessment.refusals if outcome.assessment else []:
+        log.warning("%s: %s", rule.name, rule.text)
+    if outcome.status == "refused" and params.promote.fail_on_refusal:
+        raise RefusedError(f"the gate refused {name} version {version}; see {page_path}")
+    return outcome
+
+
+def _read(path: Path) -> tuple[str, int, str | None, float]:
+    """Name, version, alias and floor, as register wrote them."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return str(tree["name"]), int(tree["version"]), tree["alias"], float(tree["min_mask_ap50"])
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Run the register step first: dvc repro register") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not what register writes ({error!r}). Run the register step again.") from error
+
+
+def _below_floor(name: str, version: int, floor: float) -> Outcome:
+    """A version that is no candidate is not compared."""
+    text = f"the version did not reach the floor of {floor:g}, and is no candidate"
+    rule = Rule("register.min_mask_ap50", False, None, floor, None, text)
+    champion = Registered.open(connect(), name).alias(CHAMPION)
+    return Outcome("refused", name, version, champion, Assessment([rule], {}, []))
+
+
+if __name__ == "__main__":
+    run_command(
+        "promote",
+        lambda params: run(
+            params,
+            registration_path=Path("reports/registration.json"),
+            processed_dir=Path("data/processed"),
+            report_path=Path("reports/promotion.json"),
+            page_path=Path("reports/promotion.md"),
+        ),
+    )

@@ -1,0 +1,48 @@
+"""The step `register` for Kubeflow Pipelines."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Markdown, Model, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register(
+    params: str,
+    code_version: str,
+    processed: Input[Dataset],
+    model: Input[Model],
+    evaluation: Input[Artifact],
+    registration: Output[Artifact],
+    summary: Output[Markdown],
+) -> str:
+    """Put the model into the MLflow registry with its lineage.
+
+    Args:
+        params: the whole of params.yaml, as YAML or JSON.
+        code_version: version of the code; another one is another task for the caches.
+        processed: what preprocess wrote.
+        model: what train wrote.
+        evaluation: what evaluate wrote.
+        registration: name, version, alias, figures and identity as JSON.
+        summary: the same as a table.
+
+    Returns:
+        The version's address, as models:/yolact/3.
+    """
+    import json
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.register import step
+
+    with kubeflow.task("register", code_version):
+        step.run(
+            kubeflow.settings(params),
+            model_dir=Path(model.path),
+            processed_dir=Path(processed.path),
+            metrics_path=Path(evaluation.path) / "eval.json",
+            report_path=Path(registration.path),
+        )
+        kubeflow.describe_record(registration, summary, "Registered model")
+        return str(json.loads(Path(registration.path).read_text())["model_uri"])

@@ -1,0 +1,185 @@
+"""The model card: what a version is, how good, from what, for what, and for what not; in Markdown.
+
+Follows Mitchell et al. 2019, *Model Cards for Model Reporting* (FAT*), as far as a pipeline can know the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from components.common.lineage import shown_source
+from yolact.config import Params
+
+CARD_FILE = "model_card.md"
+"""Its name among the model's files."""
+
+DESCRIPTION_LENGTH = 5000
+"""Most characters of a version's description (MLflow's table model_versions)."""
+
+OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+"""Figures over all classes, as the columns of a table."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card is written from."""
+
+    name: str
+    """Of the registered model."""
+    params: Params
+    metrics: Mapping[str, Any]
+    """Content of ``metrics/eval.json``."""
+    stats: Mapping[str, Any]
+    """Content of ``stats.json``."""
+    tags: Mapping[str, str]
+    """The version's lineage."""
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole card."""
+    return _card(facts, len(facts.metrics["mask"]["per_class"]))
+
+
+def description(facts: CardFacts) -> str:
+    """The card within `DESCRIPTION_LENGTH`: with as many classes in its table as there is room for."""
+    for rows in range(len(facts.metrics["mask"]["per_class"]), -1, -1):
+        text = _card(facts, rows)
+        if len(text) <= DESCRIPTION_LENGTH:
+            return text
+    return text[:DESCRIPTION_LENGTH]
+
+
+def _card(facts: CardFacts, class_rows: int) -> str:
+    parts = [
+        _head(facts),
+        "## Figures\n\n" + _figures(facts),
+        _classes(facts, class_rows),
+        "## Data\n\n" + _data(facts),
+        "## Training\n\n" + _training(facts),
+        "## Use and limits\n\n" + _use(),
+        "## How to load it\n\n" + _loading(facts),
+        "## Licence\n\n" + _licence(facts),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(facts: CardFacts) -> str:
+    model = facts.params.model
+    return (
+        f"# {facts.name}\n\n"
+        f"YOLACT (Bolya et al., ICCV 2019), {model.backbone}, {model.image_size} px: finds objects in photos, with a "
+        "box, a class, a score and a mask each."
+    )
+
+
+def _figures(facts: CardFacts) -> str:
+    header = "| | " + " | ".join(name.replace("_", " ") for name in OVERALL) + " |"
+    ruler = "| --- |" + " ---: |" * len(OVERALL)
+    rows = [
+        f"| {kind} | " + " | ".join(_percent(facts.metrics[kind].get(name)) for name in OVERALL) + " |"
+        for kind in ("mask", "box")
+    ]
+    images = facts.metrics["images"]
+    note = f"COCO metrics in percent, on the {images} photos of the val split; the same photos chose the best weights."
+    return "\n".join([note, "", header, ruler, *rows])
+
+
+def _classes(facts: CardFacts, count: int) -> str:
+    mask, box = (facts.metrics[kind]["per_class"] for kind in ("mask", "box"))
+    names = list(mask)
+    lines = [
+        "| class | objects in val | mask AP | mask AP50 | box AP | box AP50 |",
+        "| --- |" + " ---: |" * 5,
+        *(_class_row(name, mask[name], box[name]) for name in names[:count]),
+    ]
+    table = "\n".join(lines) if count else f"{len(names)} classes."
+    hidden = len(names) - count
+    return table + (f"\n\nand {hidden} more classes, see `{CARD_FILE}` among the model's files." if hidden else "")
+
+
+def _class_row(name: str, mask: Mapping[str, Any], box: Mapping[str, Any]) -> str:
+    figures = [_percent(found.get(key)) for found in (mask, box) for key in ("AP", "AP50")]
+    return f"| {name} | {mask['instances']} | " + " | ".join(figures) + " |"
+
+
+def _data(facts: CardFacts) -> str:
+    splits, across = facts.stats["splits"], facts.stats["duplicates"]["across_splits"]["count"]
+    lines = [
+        f"- Source: `{shown_source(facts.params.data.source)}`; digest of the prepared data: "
+        f"`{facts.tags['data_digest']}`.",
+        *(f"- {split}: {found['images']} photos, {found['instances']} objects." for split, found in splits.items()),
+    ]
+    if across:
+        lines.append(
+            f"- {across} pairs of photos, one in train and one in val, show the same picture: AP is too good there."
+        )
+    return "\n".join(lines)
+
+
+def _training(facts: CardFacts) -> str:
+    train, commit = facts.params.train, facts.tags.get("git_commit")
+    dirty = " with uncommitted changes" if facts.tags.get("git_dirty") == "true" else ""
+    code = f"commit `{commit[:12]}`{dirty}" if commit else "commit unknown"
+    run = facts.tags.get("train_run_id") or facts.tags.get("run_id", "unknown")
+    return (
+        f"{train.epochs} epochs, batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g} "
+        f"({train.schedule}), {train.precision}, seed {train.seed}; began from {_start(facts)}. Code: {code}; MLflow "
+        f"run `{run}` has all settings and curves. `yolact lineage models:/{facts.name}/VERSION` prints how to rebuild "
+        "it."
+    )
+
+
+def _start(facts: CardFacts) -> str:
+    model = facts.params.model
+    if model.initial_weights != "none":
+        return f"the weights in `{model.initial_weights}`"
+    return {"none": "random weights", "imagenet": "a backbone trained on ImageNet (torchvision)"}.get(
+        model.backbone_weights, f"the backbone in `{model.backbone_weights}`"
+    )
+
+
+def _use() -> str:
+    return (
+        "For photos like those it was trained on. Not measured: other classes, other kinds of pictures (night, "
+        "fisheye, drawings, medical), fairness between groups of people. Not for decisions about people, and not where "
+        "a missed or invented object does harm. Scores are no probabilities. As with networks of this kind, small, thin "
+        "and touching objects are found least well."
+    )
+
+
+def _loading(facts: CardFacts) -> str:
+    return (
+        "```python\n"
+        "import mlflow\n"
+        f'model = mlflow.pyfunc.load_model("models:/{facts.name}@champion")  # model_config={{"device": "cpu"}}\n'
+        '[found] = model.predict([{"image": photo}], params={"score_threshold": 0.3})\n'
+        "```\n\n"
+        "`photo`: a JPEG or PNG as base64 text or bytes, or an (H, W, 3) uint8 RGB array. `found`: `boxes` (xyxy, "
+        "pixels), `scores`, `labels`, `masks` (COCO RLE), best score first. Over HTTP: `mlflow models serve`. "
+        "`requirements.txt` has what it needs; no checkout of the project is."
+    )
+
+
+def _licence(facts: CardFacts) -> str:
+    notes = ["Code: MIT."]
+    source, model = facts.params.data.source, facts.params.model
+    notes.append(
+        {
+            "sample": "Data: generated by this project's code, free of others' rights.",
+            "voc2012": "Data: PASCAL VOC 2012, whose photos are from Flickr and under its terms of use.",
+            "sbd": "Data: Semantic Boundaries on PASCAL VOC photos, which are from Flickr and under its terms of use.",
+        }.get(
+            source, "Data: its licence is not known to the pipeline; ask its owner before the model leaves the house."
+        )
+    )
+    if model.initial_weights != "none":
+        notes.append("The terms of the weights that training began from hold too.")
+    elif model.backbone_weights == "imagenet":
+        notes.append("The backbone learned from ImageNet, whose photos are for non-commercial research and education.")
+    return " ".join(notes)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

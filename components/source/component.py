@@ -1,0 +1,33 @@
+"""The step `source` for Kubeflow Pipelines."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def source(
+    params: str, code_version: str, data_repository: str = "", data_path: str = "", data_revision: str = ""
+) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("fingerprint", str)]):  # type: ignore[valid-type]
+    """Name the data's revision, and check the settings before anything is fetched.
+
+    Args:
+        params: the whole of params.yaml, as YAML or JSON.
+        code_version: version of the code; another one is another task for the caches.
+        data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
+        data_path: path in it.
+        data_revision: commit, tag or branch of it.
+
+    Returns:
+        The settings with the revision pinned, all and those of the data, and a fingerprint of the data.
+    """
+    from components import kubeflow
+    from components.source import step
+    from yolact.config import DataParams
+
+    with kubeflow.task("source", code_version):
+        found = step.run(kubeflow.settings(params), repository=data_repository, path=data_path, revision=data_revision)
+        data = DataParams(data=found.params.data)
+        return kubeflow.as_text(found.params), kubeflow.as_text(data), found.fingerprint

@@ -1,0 +1,65 @@
+"""The step `source`: names the data before it is fetched, so that a pipeline's caches know one revision from another.
+
+A branch or a tag becomes the commit that it names now, and what cannot be named so (a bucket, a folder, an archive)
+gets a fingerprint of its content. Both take seconds, and so run every time, where fetching and preparing are cached.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from components.common.lineage import shown_source, without_credentials
+from components.ingest.sources import DvcPath, find_source, state_of
+from yolact.config import Params
+from yolact.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PinnedData:
+    """One revision of the data."""
+
+    params: Params
+    """With the revision's commit in ``data.source``, where it has one."""
+    fingerprint: str
+    """SHA-256 (hex), see `components.ingest.sources.State`; ``generated`` for the sample."""
+
+
+def run(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> PinnedData:
+    """Say which data ``data.source`` stands for at this moment.
+
+    Args:
+        params: ``data`` is read.
+        repository, path, revision: a git repository, a path in it that DVC or git tracks, and a commit, tag or branch;
+            they take the place of ``data.source`` where given, all three of them.
+
+    Raises:
+        SettingsError: one of the three is missing, or the repository's address holds a password.
+        DataError: the source is not there or out of reach.
+    """
+    given = {"data_repository": repository, "data_path": path, "data_revision": revision}
+    if any(given.values()):
+        missing = [name for name, value in given.items() if not value]
+        if missing:
+            raise SettingsError(
+                f"{', '.join(missing)}: empty, though {' and '.join(given.keys() - missing)} is given; all three name "
+                "the data's revision, none leaves it to data.source"
+            )
+        params = _with_source(params, f"dvc:{repository}#{path}@{revision}")
+    source = find_source(params.data)
+    if isinstance(source, DvcPath):
+        if source.repository != without_credentials(source.repository):
+            raise SettingsError(
+                "the data's git repository: its address holds a password, which every record of the run would show. "
+                "Leave it out, and give it by git's credential helper or the secret `git` (docs/kubeflow.md)."
+            )
+        params = _with_source(params, source.pinned())
+    fingerprint = state_of(source).fingerprint
+    log.info("%s, fingerprint %s", shown_source(params.data.source), fingerprint[:16])
+    return PinnedData(params, fingerprint)
+
+
+def _with_source(params: Params, source: str) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update={"source": source})})

@@ -1,0 +1,105 @@
+"""The commands of ``python -m pipelines``; their work is imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pipelines.config import CLUSTER, load_cluster
+from pipelines.presets import PARAMS, choose
+from yolact.errors import YolactError
+
+
+class _Group(TyperGroup):
+    """Ends on errors that a user can mend with their message, without a traceback, and their exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except YolactError as error:
+            print(f"[{ctx.invoked_subcommand}] failed: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Kubeflow pipelines: from photos to a registered model, evaluation, prediction of many photos.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+OUTPUT = Path("runs")
+"""Where local runs keep their results."""
+
+ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="FILE", help="Images, resources, secrets, volumes.")]
+ClusterChanges = Annotated[
+    list[str] | None,
+    typer.Option("-C", "--set-cluster", metavar="KEY=VALUE", help="Change a key of it, as tasks.train.gpus=0."),
+]
+
+
+@app.callback()
+def main() -> None:
+    """Kubeflow pipelines."""
+
+
+@app.command("compile")
+def compile_command(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write to here; the project's own if none.")
+    ] = None,
+    cluster: ClusterFile = CLUSTER,
+    changes: ClusterChanges = None,
+) -> None:
+    """Write the YAML files of all pipelines and components."""
+    from pipelines.compiler import COMPILED, compile_all
+
+    for path in compile_all(load_cluster(cluster, changes or []), output or COMPILED):
+        print(path)
+
+
+class Runner(StrEnum):
+    """What a task is on this machine."""
+
+    SUBPROCESS = "subprocess"
+    DOCKER = "docker"
+
+
+@app.command("run-local")
+def run_local(
+    runner: Annotated[Runner, typer.Option(help="Tasks as processes, or in containers.")] = Runner.SUBPROCESS,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Settings: of this preset; `yolact preset list` names them.")
+    ] = None,
+    params: Annotated[Path, typer.Option(metavar="FILE", help="Settings: this file.")] = PARAMS,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Change a setting, as in `dvc exp run -S`."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Keep the results here.")] = OUTPUT,
+    image: Annotated[str | None, typer.Option(help="With containers: their image; the cluster file's if none.")] = None,
+    mount: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="With containers: a folder that they may read.")
+    ] = None,
+    gpus: Annotated[bool, typer.Option("--gpus", help="With containers: give them the machine's GPUs.")] = False,
+    resume_run: Annotated[str, typer.Option(metavar="ID", help="Go on with the training of a run that stopped.")] = "",
+    cache: Annotated[bool, typer.Option(help="Take data steps from an earlier run where nothing changed.")] = True,
+    cluster: ClusterFile = CLUSTER,
+) -> None:
+    """Run the pipeline `training` on this machine."""
+    from pipelines.run_local import run_training
+
+    config = load_cluster(cluster)
+    containers = None
+    if runner is Runner.DOCKER:
+        from pipelines.local import Containers
+
+        containers = Containers(image or config.image, tuple(mount or ()), gpus=gpus)
+    settings = choose(preset, params, overrides or [])
+    run_training(settings, config, output, containers=containers, resume_run=resume_run, cache=cache)

@@ -1,0 +1,146 @@
+"""Where and how tasks run on a cluster, typed and checked; ``cluster.yaml`` has the values and says what they mean."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines.presets import merge, parse_override, plain, read
+from yolact.errors import SettingsError
+
+CLUSTER = Path(__file__).with_name("cluster.yaml")
+
+Cores = Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
+"""Kubernetes' spelling: ``"4"``, ``"0.5"``, ``"500m"``."""
+Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
+"""Kubernetes' spelling: ``8Gi``."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+"""Of an object in Kubernetes (RFC 1123)."""
+Seconds = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Toleration(_Section):
+    key: str | None
+    operator: Literal["Equal", "Exists"]
+    value: str | None
+    effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None
+
+
+class TaskConfig(_Section):
+    """What one task gets."""
+
+    cpu: Cores
+    memory: Bytes
+    memory_limit: Bytes
+    gpus: Annotated[int, Field(ge=0)]
+    shared_memory: Bytes | Literal[""]
+    time_limit: Seconds
+    retries: Annotated[int, Field(ge=0)]
+    cache: bool
+    secrets: list[str]
+    """Keys of `ClusterConfig.secrets`."""
+    node_selector: dict[str, str]
+    tolerations: list[Toleration]
+
+
+class RetryConfig(_Section):
+    pause: Annotated[int, Field(ge=0)]
+    factor: Annotated[float, Field(ge=1)]
+    longest_pause: Seconds
+
+
+class CheckpointsConfig(_Section):
+    claim: Name | Literal[""]
+    mount: Annotated[str, Field(pattern="^/.+")]
+
+
+class SecretConfig(_Section):
+    name: Name
+    keys: Annotated[list[str], Field(min_length=1)]
+    optional: bool
+
+
+class ClusterConfig(_Section):
+    """The whole of ``cluster.yaml``."""
+
+    image: Annotated[str, Field(min_length=1)]
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"]
+    image_pull_secrets: list[Name]
+    gpu: Annotated[str, Field(min_length=1)]
+    retry: RetryConfig
+    checkpoints: CheckpointsConfig
+    secrets: dict[str, SecretConfig]
+    tasks: dict[str, TaskConfig]
+    """By component; the file's ``task`` is under those already."""
+
+    @model_validator(mode="after")
+    def _secrets_are_there(self) -> ClusterConfig:
+        for task, config in self.tasks.items():
+            for secret in config.secrets:
+                if secret not in self.secrets:
+                    known = ", ".join(self.secrets)
+                    raise ValueError(f"tasks.{task}.secrets: {secret!r} is not one of the secrets ({known})")
+        return self
+
+
+def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Read and check a cluster's settings.
+
+    Args:
+        path: of the file.
+        overrides: ``KEY=VALUE`` each, with dots in the key and YAML in the value: ``tasks.train.gpus=0``.
+
+    Raises:
+        SettingsError: the file is missing or not YAML, or a key is unknown, missing or has a wrong value.
+    """
+    try:
+        tree = read(path)
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file; the project's own is {CLUSTER}") from None
+    origin = str(path)
+    for override in overrides:
+        origin = f"-C {override}"
+        merge(tree, parse_override(override), origin)
+    settings = plain(tree)
+    every = settings.pop("task", None)
+    tasks = settings.get("tasks")
+    if not isinstance(every, Mapping) or not isinstance(tasks, Mapping):
+        raise SettingsError(f"{path}: needs the sections task and tasks")
+    settings["tasks"] = {name: {**every, **(task or {})} for name, task in tasks.items()}
+    try:
+        return ClusterConfig.model_validate(settings)
+    except ValidationError as error:
+        raise SettingsError("\n".join(f"{origin}: {_explain(detail)}" for detail in error.errors())) from error
+
+
+def _fields(section: Sequence[str | int]) -> list[str]:
+    """Keys that a section of the file knows."""
+    models: dict[str, type[_Section]] = {
+        "retry": RetryConfig,
+        "checkpoints": CheckpointsConfig,
+        "secrets": SecretConfig,
+        "tasks": Toleration if "tolerations" in section else TaskConfig,
+    }
+    return list((models[str(section[0])] if section else ClusterConfig).model_fields)
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = _fields(detail["loc"][:-1])
+        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
+    shown = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,0 +1,255 @@
+"""Runs a pipeline on this machine with kfp's own local runners: its tasks as processes, or in containers of the image.
+
+kfp orders the tasks, passes artifacts, retries and caches. Three things are done here because kfp 2.17 does not: its
+output becomes readable (all of it is in a file), the folder of a run is told at the end, and a container is removed
+only after its exit code was read (`_run_container`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from kfp import local
+from kfp.local import docker_task_handler
+from kfp.local.config import LocalExecutionConfig
+
+from pipelines.compiler import PIPELINES
+from pipelines.config import ClusterConfig, RetryConfig
+from yolact.errors import SettingsError, YolactError
+
+PAUSES = RetryConfig(pause=1, factor=2, longest_pause=30)
+"""Between the tries of a failed task here, where no cluster has to recover."""
+
+PASSED_ON = ("AWS_", "MLFLOW_", "GIT_", "OMP_NUM_THREADS", "YOLACT_")
+"""Beginnings of the names of environment variables that containers get too."""
+
+SHARED_MEMORY = "2g"
+"""Of a container's /dev/shm, for loader processes."""
+
+_COLOUR = re.compile(r"\x1b\[\d+m")
+_KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)$")
+_EXECUTING = re.compile(r"^Executing task '(?P<task>[^']+)'$")
+_FAILED = re.compile(r"^\S+ failed: ")
+
+
+class PipelineError(YolactError):
+    """A pipeline's run has failed; names the task, and says what it said."""
+
+
+@dataclass(frozen=True)
+class Containers:
+    """How tasks run in containers."""
+
+    image: str
+    mounts: tuple[Path, ...] = ()
+    """Folders that containers see at the same place, to read only."""
+    gpus: bool = False
+
+
+@dataclass(frozen=True)
+class LocalRun:
+    """What a pipeline left."""
+
+    folder: Path
+    """One folder for each task, with its artifacts."""
+    log: Path
+
+
+def run_pipeline(
+    name: str,
+    arguments: Mapping[str, Any],
+    cluster: ClusterConfig,
+    output: Path,
+    *,
+    containers: Containers | None = None,
+    cache: bool = True,
+) -> LocalRun:
+    """Run a pipeline and keep all that its tasks wrote.
+
+    Args:
+        name: key of `PIPELINES`.
+        arguments: of the pipeline; ``checkpoints`` is set to a folder of ``output`` where the pipeline has it.
+        cluster: retries and caching are taken from it; resources and secrets mean nothing here.
+        output: gets a folder for the run, besides ``checkpoints`` and ``cache``.
+        containers: None: tasks are processes.
+        cache: whether tasks with ``cache`` are taken from an earlier run where nothing changed.
+
+    Raises:
+        PipelineError: a task has failed, after its retries.
+        SettingsError: containers cannot be run.
+    """
+    output = output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    pipeline = PIPELINES[name](cluster.model_copy(update={"retry": PAUSES}))
+    inputs = pipeline.pipeline_spec.root.input_definitions.parameters
+    volume = output / "checkpoints"
+    volume.mkdir(exist_ok=True)
+    given = dict(arguments) | ({"checkpoints": str(volume)} if "checkpoints" in inputs else {})
+    runner = local.SubprocessRunner(use_venv=False) if containers is None else _container_runner(containers)
+    before = set(output.iterdir()), set(volume.iterdir())
+    log = output / f"{name}.log"
+    with log.open("w", encoding="utf-8") as file, warnings.catch_warnings(), _own_containers():
+        warnings.simplefilter("ignore")  # of settings that mean nothing here
+        progress = Progress(sys.stdout, file)
+        local.init(
+            runner,
+            pipeline_root=str(output),
+            raise_on_error=True,
+            enable_caching=cache,
+            cache_root=str(output / "cache"),
+        )
+        try:
+            with redirect_stdout(progress):
+                pipeline(**given)
+        except RuntimeError as error:
+            raise PipelineError(_explain(error, progress, log, volume, before[1])) from None
+        finally:
+            LocalExecutionConfig.instance = None
+    for folder in set(volume.iterdir()) - before[1]:
+        shutil.rmtree(folder)
+    [folder] = (path for path in set(output.iterdir()) - before[0] if path.name.startswith(f"{name}-"))
+    return LocalRun(folder, Path(shutil.move(log, folder / "pipeline.log")))
+
+
+def _explain(error: RuntimeError, progress: Progress, log: Path, volume: Path, before: set[Path]) -> str:
+    message = "\n".join(progress.failure).strip() or _COLOUR.sub("", str(error))
+    text = f"{message}\nAll that the tasks said is in {log}."
+    unfinished = [path.name for path in volume.iterdir() if path not in before and any(path.iterdir())]
+    if unfinished:
+        text += f" Its training can be gone on with: --resume-run {unfinished[0]}"
+    return text
+
+
+class Progress(io.TextIOBase):
+    """What kfp prints, written to a file whole and shown to people in short.
+
+    Shown are the names of the tasks as they begin, and their own lines. ``failure`` holds the last message with which a
+    task ended.
+    """
+
+    def __init__(self, shown: TextIO, file: TextIO) -> None:
+        self.failure: list[str] = []
+        self._shown = shown
+        self._file = file
+        self._line = ""
+        self._in_failure = False
+        self._skipping = False
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            line = _COLOUR.sub("", line)
+            self._file.write(f"{line}\n")
+            self._file.flush()
+            self._show(line)
+        return len(text)
+
+    def flush(self) -> None:
+        self._shown.flush()
+
+    def _show(self, line: str) -> None:
+        if found := _KFP_LINE.match(line):
+            self._skipping = True  # until a task speaks: kfp's values of outputs
+            self._in_failure = False
+            if executing := _EXECUTING.match(found["text"]):
+                self._tell(f"--- {executing['task']}")
+            elif found["level"] != "INFO" or "Retrying" in found["text"] or "cache hit" in found["text"]:
+                self._tell(f"    {found['text']}")
+            elif found["text"].startswith("Streamed logs"):
+                self._skipping = False
+            return
+        own = line.removeprefix("    ")
+        if own.startswith("[KFP Executor"):
+            self._skipping = own.endswith("Got executor_input:")
+            return
+        if self._skipping:
+            self._skipping = own != "}"
+            return
+        if _FAILED.match(own):
+            self._in_failure, self.failure = True, []
+        if self._in_failure:
+            self.failure.append(own)
+        if own.strip() and "Wrote executor output file" not in own:
+            self._tell(f"    {own}")
+
+    def _tell(self, line: str) -> None:
+        """Show a line, paths below the working folder in short; not by `print`, which kfp indents."""
+        self._shown.write(f"{line.replace(f'{Path.cwd()}/', '')}\n")
+        self._shown.flush()
+
+
+def _container_runner(containers: Containers) -> local.DockerRunner:
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    try:
+        client = docker.from_env()
+        client.images.get(containers.image)
+    except ImageNotFound:
+        message = f"no image {containers.image!r} here; build it with `make image`, or name another"
+        raise SettingsError(message) from None
+    except DockerException as error:
+        raise SettingsError(f"Docker cannot be reached ({error}). Start it, or set DOCKER_HOST.") from None
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        raise SettingsError(
+            "MLFLOW_TRACKING_URI: must name an MLflow server that containers reach; a file in one is gone with it. "
+            "`make mlflow` starts one at http://127.0.0.1:5000"
+        )
+    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | {"HOME": "/tmp"}
+    arguments: dict[str, Any] = {
+        "network_mode": "host",
+        "environment": environment,
+        "user": f"{os.getuid()}:{os.getgid()}",
+        "shm_size": SHARED_MEMORY,
+        "mounts": [
+            docker.types.Mount(str(path.resolve()), str(path.resolve()), type="bind", read_only=True)
+            for path in containers.mounts
+        ],
+    }
+    if containers.gpus:
+        arguments["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
+    return local.DockerRunner(**arguments)
+
+
+@contextmanager
+def _own_containers() -> Iterator[None]:
+    """Let kfp's handler run containers by `_run_container`."""
+    theirs = docker_task_handler.run_docker_container
+    docker_task_handler.run_docker_container = _run_container
+    try:
+        yield
+    finally:
+        docker_task_handler.run_docker_container = theirs
+
+
+def _run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
+    """Run a container, print what it says, and return its exit code.
+
+    kfp 2.17 lets Docker remove the container as it ends, and takes one that is gone before its exit code was read for a
+    success: so a killed task would count as done.
+    """
+    container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
+    try:
+        rest = b""
+        for block in container.logs(stream=True, follow=True):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                print(line.decode(errors="replace"))
+        if rest:
+            print(rest.decode(errors="replace"))
+        return int(container.wait()["StatusCode"])
+    finally:
+        from docker.errors import APIError
+
+        with suppress(APIError):
+            container.remove(force=True)

@@ -1,0 +1,60 @@
+"""Puts a cluster's settings on the tasks of a pipeline."""
+
+from __future__ import annotations
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+from pipelines.config import ClusterConfig, TaskConfig
+
+SHARED_MEMORY = "/dev/shm"
+
+
+def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
+    """Give a task its image, resources, secrets, time limit, retries and cache setting.
+
+    Args:
+        task: of a component whose function has the name of a key of ``tasks``.
+        cluster: the settings.
+    """
+    config = cluster.tasks[task.component_spec.name]
+    task.set_container_image(cluster.image)
+    task.set_caching_options(config.cache)
+    kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
+    if cluster.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
+    kubernetes.set_timeout(task, config.time_limit)
+    _set_retries(task, config.retries, cluster)
+    _set_resources(task, config, cluster.gpu)
+    for key in config.secrets:
+        secret = cluster.secrets[key]
+        kubernetes.use_secret_as_env(task, secret.name, {name: name for name in secret.keys}, optional=secret.optional)
+    return task
+
+
+def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
+    """Mount the volume for checkpoints, if the cluster has one."""
+    if cluster.checkpoints.claim:
+        kubernetes.mount_pvc(task, cluster.checkpoints.claim, cluster.checkpoints.mount)
+    return task
+
+
+def _set_retries(task: PipelineTask, retries: int, cluster: ClusterConfig) -> None:
+    if retries:
+        retry = cluster.retry
+        task.set_retry(retries, f"{retry.pause}s", retry.factor, f"{retry.longest_pause}s")
+
+
+def _set_resources(task: PipelineTask, config: TaskConfig, gpu: str) -> None:
+    task.set_cpu_request(config.cpu)
+    task.set_memory_request(config.memory)
+    task.set_memory_limit(config.memory_limit)
+    if config.gpus:
+        task.set_accelerator_type(gpu)
+        task.set_accelerator_limit(config.gpus)
+    if config.shared_memory:
+        kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, "Memory", config.shared_memory)
+    for label, value in config.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for toleration in config.tolerations:
+        kubernetes.add_toleration(task, **toleration.model_dump())

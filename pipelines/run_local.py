@@ -1,0 +1,72 @@
+"""``python -m pipelines run-local``: the pipeline `training` here, and where everything lies afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from components.ingest.sources import DvcPath, Local, find_source
+from components.kubeflow import as_text
+from pipelines.code import code_version
+from pipelines.config import ClusterConfig
+from pipelines.local import Containers, LocalRun, run_pipeline
+from yolact.config import Params
+
+
+def run_training(
+    params: Params,
+    cluster: ClusterConfig,
+    output: Path,
+    *,
+    containers: Containers | None,
+    resume_run: str = "",
+    cache: bool = True,
+) -> LocalRun:
+    """Run the pipeline `training` and print where its results are.
+
+    Args:
+        params: the settings.
+        cluster, cache: see `run_pipeline`.
+        output: gets the results.
+        containers: None: tasks are processes. The folder that ``data.source`` names can be read by containers.
+        resume_run: name of a folder of ``output/checkpoints``; empty: none.
+
+    Raises:
+        PipelineError: a task has failed.
+        SettingsError: containers cannot be run.
+        DataError: ``data.source`` is not there.
+    """
+    if containers is not None:
+        containers = Containers(containers.image, (*containers.mounts, *_source_folders(params)), containers.gpus)
+    arguments = {"params": as_text(params), "code_version": code_version(), "resume_run": resume_run}
+    done = run_pipeline("training", arguments, cluster, output, containers=containers, cache=cache)
+    _tell(done)
+    return done
+
+
+def _source_folders(params: Params) -> list[Path]:
+    """Folders of this machine that the source of the data is in."""
+    source = find_source(params.data)
+    if isinstance(source, Local):
+        return [source.path]
+    if isinstance(source, DvcPath) and Path(source.repository).is_dir():
+        return [Path(source.repository)]
+    return []
+
+
+def _tell(done: LocalRun) -> None:
+    scores = json.loads((done.folder / "evaluate" / "evaluation" / "eval.json").read_text(encoding="utf-8"))
+    version = json.loads((done.folder / "register" / "registration").read_text(encoding="utf-8"))
+    for kind in ("mask", "box"):
+        names = ("AP", "AP50", "AP75", "AP70")
+        figures = (f"{name} {'-' if (value := scores[kind][name]) is None else f'{value:.3f}'}" for name in names)
+        print(f"{kind:5s} {'  '.join(figures)}")
+    places = {
+        "model": "train/model",
+        "figures": "evaluate/evaluation/eval.json",
+        "report": "evaluate/evaluation/report/index.html",
+        "log": done.log.name,
+    }
+    for what, place in places.items():
+        print(f"{what:10s} {done.folder / place}")
+    print(f"registered {version['model_uri']}")
