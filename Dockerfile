@@ -2,7 +2,8 @@
 # Built by `make image`, with BuildKit or without.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file re-build nothing.
+# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file build
+# nothing again.
 FROM ${BASE_IMAGE} AS uv
 COPY requirements.lock /src/
 RUN sed -n '/^uv==/,/[^\\]$/p' /src/requirements.lock > /src/uv.lock \
@@ -17,6 +18,7 @@ COPY requirements-image.lock /src/
 # .bc files are loaded by nothing in it; tests of libraries are not run (NumPy imports some of its own).
 RUN uv venv --quiet --no-cache /opt/yolact \
  && uv pip sync --quiet --no-cache --python /opt/yolact/bin/python --require-hashes /src/requirements-image.lock \
+ && rm -f /opt/yolact/.lock \
  && cd /opt/yolact/lib/python3*/site-packages \
  && rm -rf nvidia/*/include torch/include nvidia/cu*/lib/libcusolverMg.so.* \
  && find . -name '*.a' -delete \
@@ -32,14 +34,19 @@ FROM libraries AS code
 COPY . /src
 RUN uv pip install --quiet --no-cache --python /opt/yolact/bin/python --prefix /layers/code/opt/yolact \
       --no-deps --no-build-isolation /src \
+ && rm -f /layers/code/opt/yolact/.lock \
  && /opt/yolact/bin/python -m compileall -q --invalidation-mode unchecked-hash /layers/code/opt/yolact
 
 FROM ${BASE_IMAGE}
-# git is no build tool here: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. Installers are removed.
+# git is no build tool here: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. pip goes where the base has
+# it, and no program may change its user. The user is a number, which Kubernetes' runAsNonRoot needs.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends git \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
- && if python3 -c 'import pip' 2>/dev/null; then python3 -m pip uninstall --yes --quiet --root-user-action ignore pip; fi \
+ && if python3 -c 'import pip' 2>/dev/null; then \
+      python3 -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel; \
+    fi \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
  && groupadd --gid 10001 yolact \
  && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin yolact \
  && install --directory --mode 1777 /work
