@@ -17,7 +17,7 @@ from yolact.files import write_text_atomic
 PIPELINES: dict[str, Callable[[ClusterConfig], BaseComponent]] = {"training": training.build}
 """By name: what makes each for a cluster."""
 
-COMPONENTS = ("source", "ingest", "preprocess", "train", "evaluate", "register")
+COMPONENTS = ("source", "ingest", "preprocess", "train", "evaluate", "register", "promote")
 """Folders of ``components`` with a ``component.py``, whose function has the folder's name."""
 
 COMPILED = Path(__file__).parent / "compiled"

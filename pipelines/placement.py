@@ -9,6 +9,9 @@ from pipelines.config import ClusterConfig, TaskConfig
 
 SHARED_MEMORY = "/dev/shm"
 
+RUN_LABEL = "metadata.labels['pipeline/runid']"
+"""Where Kubeflow Pipelines writes the run's id on its pods; the lineage has it."""
+
 
 def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     """Give a task its image, resources, secrets, time limit, retries and cache setting.
@@ -24,6 +27,8 @@ def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     kubernetes.set_timeout(task, config.time_limit)
+    task.set_env_variable("YOLACT_IMAGE", cluster.image)
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", RUN_LABEL)
     _set_retries(task, config.retries, cluster)
     _set_resources(task, config, cluster.gpu)
     for key in config.secrets:

@@ -69,4 +69,6 @@ def _tell(done: LocalRun) -> None:
     }
     for what, place in places.items():
         print(f"{what:10s} {done.folder / place}")
+    decision = json.loads((done.folder / "promote" / "promotion").read_text(encoding="utf-8"))
     print(f"registered {version['model_uri']}")
+    print(f"promotion  {decision['status']}")

@@ -1,4 +1,4 @@
-"""The pipeline `training`: the five steps."""
+"""The pipeline `training`: the five steps, and the gate."""
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -6,6 +6,7 @@ from kfp.dsl.base_component import BaseComponent
 from components.evaluate.component import evaluate
 from components.ingest.component import ingest
 from components.preprocess.component import preprocess
+from components.promote.component import promote
 from components.register.component import register
 from components.source.component import source
 from components.train.component import train
@@ -17,7 +18,10 @@ def build(cluster: ClusterConfig) -> BaseComponent:
     """The pipeline for a cluster."""
     volume = cluster.checkpoints.mount if cluster.checkpoints.claim else ""
 
-    @dsl.pipeline(name="training", description="From photos to a registered model: YOLACT instance segmentation.")
+    @dsl.pipeline(
+        name="training",
+        description="YOLACT: from photos to a registered model, and to the champion if the gate lets it.",
+    )
     def training(
         params: str,
         code_version: str,
@@ -68,13 +72,22 @@ def build(cluster: ClusterConfig) -> BaseComponent:
         mount_checkpoints(place(trained, cluster), cluster)
         model = trained.outputs["model"]
         evaluated = place(evaluate(params=settings, code_version=code_version, processed=data, model=model), cluster)
-        place(
+        registered = place(
             register(
                 params=settings,
                 code_version=code_version,
                 processed=data,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
+            ),
+            cluster,
+        )
+        place(
+            promote(
+                params=settings,
+                code_version=code_version,
+                processed=data,
+                registration=registered.outputs["registration"],
             ),
             cluster,
         )

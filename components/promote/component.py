@@ -1,0 +1,47 @@
+"""The step `promote` for Kubeflow Pipelines."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Markdown, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(
+    params: str,
+    code_version: str,
+    processed: Input[Dataset],
+    registration: Input[Artifact],
+    promotion: Output[Artifact],
+    summary: Output[Markdown],
+) -> str:
+    """Make the version that was just registered the champion, if the gate lets it.
+
+    A refusal is a result, not a failure, unless promote.fail_on_refusal says otherwise.
+
+    Args:
+        params: the whole of params.yaml, as YAML or JSON.
+        code_version: version of the code; another one is another task for the caches.
+        processed: what preprocess wrote.
+        registration: what register wrote.
+        promotion: what was decided and why, as JSON.
+        summary: the same for people.
+
+    Returns:
+        promoted, refused or unchanged.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.promote import step
+
+    with kubeflow.task("promote", code_version):
+        outcome = step.run(
+            kubeflow.settings(params),
+            registration_path=Path(registration.path),
+            processed_dir=Path(processed.path),
+            report_path=Path(promotion.path),
+            page_path=Path(summary.path),
+        )
+        promotion.metadata["status"] = outcome.status
+        return str(outcome.status)
