@@ -22,12 +22,11 @@ def image() -> str:
 
 @pytest.fixture(scope="session")
 def docker(image: str) -> Docker:
-    """Runs a ``docker`` command and returns what it printed; one that fails, or takes minutes, fails the test."""
+    """Runs a ``docker`` command and returns its standard output; one that fails, or takes minutes, fails the test."""
 
     def run(*command: str, timeout: float = 300) -> str:
         done = subprocess.run(["docker", *command], capture_output=True, text=True, timeout=timeout, check=False)
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, f"docker {' '.join(command)}:\n{output}"
-        return output
+        assert done.returncode == 0, f"docker {' '.join(command)}:\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     return run

@@ -214,6 +214,7 @@ def served(docker: Docker, image: str, workshop: Workshop, port: int) -> Iterato
     container = docker(
         "run", "--detach", "--init", "--network", "host", *LOCKED, "--health-interval", "1s", *options, image, *command
     ).strip()
+    logs = ("sh", "-c", f"docker logs {container} 2>&1")
     try:
         state = ""
         for _ in range(240):
@@ -221,7 +222,7 @@ def served(docker: Docker, image: str, workshop: Workshop, port: int) -> Iterato
             if state != "running starting":
                 break
             time.sleep(1)
-        assert state == "running healthy", docker("logs", container)
+        assert state == "running healthy", subprocess.run(logs, capture_output=True, text=True, check=False).stdout
         yield container
     finally:
         docker("rm", "--force", container)
