@@ -21,10 +21,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format mlflow clean lock image
+.PHONY: help install demo test lint format mlflow clean lock image pipeline-docker
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make the environment .venv from the lock file
 	@echo "$(VENV) is ready; to work in it: source $(BIN)/activate"
@@ -53,6 +53,10 @@ image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_A
 	  --tag $(IMAGE) $(BUILD_ARGS) .
 	@$(DOCKER) image inspect --format '{{.Size}}' $(IMAGE) | awk '{ printf "$(IMAGE): %.2f GB; by layer:\n", $$1 / 1e9 }'
 	@$(DOCKER) history --no-trunc=false --format '{{.Size}}\t{{.CreatedBy}}' $(IMAGE) | grep -v '^0B'
+
+pipeline-docker: $(STAMP) ## Run the training pipeline in containers (IMAGE; MLFLOW_TRACKING_URI names a server)
+	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
+	@python -m pipelines run-local --runner docker --image $(IMAGE)
 
 clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
