@@ -191,7 +191,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def lineage(
     spec: Annotated[
-        str, typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/NUMBER; models:/ may be left out.")
+        str, typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/NUMBER, or without models:/.")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -204,7 +204,7 @@ def lineage(
 @app.command()
 def promote(
     version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Version to promote; the one with the alias candidate if none.")
+        int | None, typer.Option(min=1, metavar="N", help="Version to promote; the candidate if none.")
     ] = None,
     name: ModelName = None,
     force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --reason.")] = False,
@@ -212,7 +212,7 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and judge, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version with the champion on the same photos, and promote it if the gate lets it; exits with 3 if not."""
+    """Compare a version with the champion on the same photos; promote it, or exit with 3 if the gate refuses."""
     from cli import promotion
     from components.promote.promotion import Request
 
@@ -223,7 +223,7 @@ def promote(
 @app.command()
 def rollback(
     to: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="A version that was champion before; the previous one if none.")
+        int | None, typer.Option(min=1, metavar="N", help="An earlier champion; the previous one if none.")
     ] = None,
     name: ModelName = None,
     reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the decision.")] = None,

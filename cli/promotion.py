@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.common.registry import Registered
-from components.common.tracking import connect
+from components.common.store import connect
 from components.promote.history import Decision, History, read_history
 from components.promote.promotion import Outcome, RefusedError, Request
 from components.promote.promotion import promote as promote_version
@@ -24,6 +26,7 @@ PROCESSED = Path("data/processed")
 
 def promote(request: Request, *, as_json: bool) -> int:
     """Promote a version; the exit code is 0, or `RefusedError.exit_code` where the gate refused."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     outcome = promote_version(load_params(PARAMS), request, processed_dir=PROCESSED)
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
@@ -39,7 +42,8 @@ def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: b
     if as_json:
         print(json.dumps(asdict(decision), indent=2, allow_nan=False))
         return
-    print(f"{name or params.register_.model_name}: version {decision.version} is the champion again (was version {decision.previous})")
+    model = name or params.register_.model_name
+    print(f"{model}: version {decision.version} is the champion again (was: {decision.previous or 'none'})")
 
 
 def history(name: str | None, *, as_json: bool) -> None:
@@ -80,14 +84,15 @@ def _print_history(found: History, console: Console) -> None:
     console.print(f"champion of {found.name}: {found.champion or 'none'}", soft_wrap=True)
     for decision in found.unsettled:
         console.print(
-            f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its process "
-            "died; the next promotion or rollback settles it",
+            f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its "
+            "process died; the next promotion or rollback settles it",
             soft_wrap=True,
         )
     if found.moved_by_hand:
         decided = found.decided_champion
         console.print(
-            f"the alias was moved past this program: by the decisions the champion is {decided or 'none'}", soft_wrap=True
+            f"the alias was moved past this program: by the decisions the champion is {decided or 'none'}",
+            soft_wrap=True,
         )
 
 

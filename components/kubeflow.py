@@ -14,13 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from components.common.command import clear_errors
 from components.common.lineage import shown_source
 from yolact.config import DataParams, Params, read_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from components.merge.step import Totals
 
 IMAGE = f"yolact-pipeline:{version('yolact-pipeline')}"
 """The image that components run in unless a pipeline names another (`pipelines.config`)."""
@@ -168,6 +171,14 @@ def describe_evaluation(evaluation: Artifact, metrics: MetricsArtifact, summary:
     each = markdown_table(("class", "mask AP", "mask AP50", "box AP", "box AP50"), classes)
     text = f"# {scores['images']} photos, in percent\n\n{overall}\n{each}"
     write_text_atomic(summary.path, text)
+
+
+def describe_predictions(totals: Totals, metrics: MetricsArtifact, summary: Artifact) -> None:
+    """Show how much was found, and of which classes."""
+    for name, value in (("photos", totals.photos), ("objects", totals.objects), ("not_readable", totals.problems)):
+        metrics.log_metric(name, value)
+    rows = [(name, str(count)) for name, count in totals.per_class.items()]
+    write_text_atomic(summary.path, f"# {totals.photos} photos\n\n{markdown_table(('class', 'objects'), rows)}")
 
 
 def show_page(page: Artifact, folder: Path) -> None:

@@ -10,14 +10,21 @@ from pathlib import Path
 from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines import training
+from pipelines import batch_prediction, evaluation, training
 from pipelines.config import ClusterConfig
 from yolact.files import write_text_atomic
 
-PIPELINES: dict[str, Callable[[ClusterConfig], BaseComponent]] = {"training": training.build}
+PIPELINES: dict[str, Callable[[ClusterConfig], BaseComponent]] = {
+    "training": training.build,
+    "evaluation": evaluation.build,
+    "batch_prediction": batch_prediction.build,
+}
 """By name: what makes each for a cluster."""
 
-COMPONENTS = ("source", "ingest", "preprocess", "train", "evaluate", "register", "promote")
+COMPONENTS = (
+    *("source", "ingest", "preprocess", "train", "evaluate", "register", "promote"),
+    *("fetch", "split", "predict", "merge"),
+)
 """Folders of ``components`` with a ``component.py``, whose function has the folder's name."""
 
 COMPILED = Path(__file__).parent / "compiled"

@@ -4,13 +4,11 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from components.evaluate.component import evaluate
-from components.ingest.component import ingest
-from components.preprocess.component import preprocess
 from components.promote.component import promote
 from components.register.component import register
-from components.source.component import source
 from components.train.component import train
 from pipelines.config import ClusterConfig
+from pipelines.data import prepare_data
 from pipelines.placement import mount_checkpoints, place
 
 
@@ -42,41 +40,25 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             checkpoints: where checkpoints lie in the task's container.
             resume_run: id of an earlier run of this pipeline whose training to go on with.
         """
-        named = place(
-            source(
-                params=params,
-                code_version=code_version,
-                data_repository=data_repository,
-                data_path=data_path,
-                data_revision=data_revision,
-            ),
-            cluster,
-        )
-        settings, data_settings = named.outputs["params"], named.outputs["data_params"]
-        brought = place(
-            ingest(data_params=data_settings, fingerprint=named.outputs["fingerprint"], code_version=code_version),
-            cluster,
-        )
-        prepared = place(
-            preprocess(data_params=data_settings, code_version=code_version, raw=brought.outputs["raw"]), cluster
-        )
-        data = prepared.outputs["processed"]
+        data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
         trained = train(
-            params=settings,
+            params=data.params,
             code_version=code_version,
-            processed=data,
+            processed=data.processed,
             checkpoints=checkpoints,
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             resume_run=resume_run,
         )
         mount_checkpoints(place(trained, cluster), cluster)
         model = trained.outputs["model"]
-        evaluated = place(evaluate(params=settings, code_version=code_version, processed=data, model=model), cluster)
+        evaluated = place(
+            evaluate(params=data.params, code_version=code_version, processed=data.processed, model=model), cluster
+        )
         registered = place(
             register(
-                params=settings,
+                params=data.params,
                 code_version=code_version,
-                processed=data,
+                processed=data.processed,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
             ),
@@ -84,9 +66,9 @@ def build(cluster: ClusterConfig) -> BaseComponent:
         )
         place(
             promote(
-                params=settings,
+                params=data.params,
                 code_version=code_version,
-                processed=data,
+                processed=data.processed,
                 registration=registered.outputs["registration"],
             ),
             cluster,

@@ -17,8 +17,8 @@ from yolact.errors import YolactError
 log = logging.getLogger(__name__)
 
 
-def run_command(step: str, work: Callable[[Params], None]) -> None:
-    """Read ``--params FILE`` from the command line and call ``work`` with the checked settings.
+def run_command(step: str, work: Callable[[Params], object]) -> None:
+    """Read ``--params FILE`` from the command line and call ``work`` with the checked settings; its result is dropped.
 
     Errors that a user can mend (`YolactError`, a file that cannot be read or written) end the process with
     their exit code (1 unless they say otherwise) and their message on standard error; anything else is a fault of ours

@@ -21,6 +21,9 @@ FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 
+_GZIP_MAGIC = b"\x1f\x8b"
+"""How a gzip file begins (RFC 1952, section 2.3.1)."""
+
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
     """Keep both files with the run; equal files give equal archives.
@@ -31,10 +34,18 @@ def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> No
         detections: JSON list of COCO results.
     """
     with tempfile.TemporaryDirectory() as folder:
-        for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
-            packed = Path(folder) / Path(name).name
-            packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+        for packed in pack_evaluation(Path(folder), ground_truth, detections):
             tracker.log_artifact(packed, FOLDER)
+
+
+def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[Path]:
+    """Write what belongs below the run's folder `FOLDER` into ``folder``, see `log_evaluation`."""
+    written = []
+    for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
+        packed = folder / Path(name).name
+        packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
+        written.append(packed)
+    return written
 
 
 def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -65,8 +76,10 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         with reported(f"fetch {name} of run {run_id}"):
             path = Path(client.download_artifacts(run_id, name, folder))
+        data = path.read_bytes()
         try:
-            return json.loads(gzip.decompress(path.read_bytes()))
+            # An MLflow server that passes artifacts on calls them "gzip" in Content-Encoding; the client then unpacks.
+            return json.loads(gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(
                 f"{name} of run {run_id} at {shown_uri()} is damaged ({error}). Run the evaluate step again."

@@ -6,14 +6,18 @@ and becomes no tag, never a guess.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import hashlib
 import json
+import os
 import platform
 import re
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -21,8 +25,20 @@ from pydantic import BaseModel
 from yolact.config import Params
 from yolact.errors import DataError
 
-LIBRARIES = ("torch", "torchvision", "mlflow")
+LIBRARIES = ("torch", "torchvision", "numpy", "mlflow", "dvc", "kfp")
 """Distributions whose versions are recorded, besides Python's own."""
+
+STEPS = ("source", "ingest", "preprocess", "train", "evaluate", "register")
+"""Stages of ``dvc.yaml``, in order."""
+
+IMAGE_VARIABLE, IMAGE_DIGEST_VARIABLE = "YOLACT_IMAGE", "YOLACT_IMAGE_DIGEST"
+"""Environment variables that tell a container the name and the digest of its image; nothing inside it knows them."""
+COMMIT_VARIABLE = "YOLACT_COMMIT"
+"""The commit that an image was built from, where there is no git repository."""
+CODE_VARIABLE = "YOLACT_CODE_VERSION"
+"""The code's version, where there is no git repository."""
+KUBEFLOW_RUN_VARIABLE = "KFP_RUN_ID"
+"""Id of the Kubeflow pipeline run."""
 
 PIPELINE_OUTPUTS = ("data", "dvc.lock", "metrics", "plots", "reports")
 """Tracked paths that the steps themselves rewrite; a change there does not make the code dirty."""
@@ -43,15 +59,26 @@ class Lineage:
     """None also when HEAD is detached."""
     git_remote: str | None
     """URL of ``origin``, without credentials."""
+    code_version: str | None
+    """What ``git describe`` says: tag, commits since, and whether something was changed."""
+    package_version: str | None
+    """Of the distribution yolact-pipeline."""
+    image: str | None
+    """Container image, see `IMAGE_VARIABLE`."""
+    image_digest: str | None
+    kubeflow_run_id: str | None
     dvc_lock_hash: str | None
-    """SHA-256 of what ``dvc.lock`` says, see `hash_dvc_lock`."""
+    """SHA-256 of what ``dvc.lock`` says of the steps before this one, see `hash_dvc_lock`."""
     params_hash: str
     """SHA-256 of the canonical JSON of all settings, see `hash_params`."""
     data_digest: str | None
     """Digest of the processed data, as preprocess wrote it into ``stats.json``."""
     host: str
+    user: str
+    gpu: str | None
+    """Name of the first GPU."""
     versions: dict[str, str]
-    """Version by name: ``python`` and `LIBRARIES`; a library that is not installed is left out."""
+    """Version by name: ``python``, ``cuda`` where there is a GPU, and `LIBRARIES`; what is not there is left out."""
 
     def as_tags(self) -> dict[str, str]:
         """Tags for a run or a model version; facts that are not known are left out."""
@@ -60,22 +87,32 @@ class Lineage:
             "git_dirty": None if self.git_dirty is None else str(self.git_dirty).lower(),
             "git_branch": self.git_branch,
             "git_remote": self.git_remote,
+            "code_version": self.code_version,
+            "package_version": self.package_version,
+            "image": self.image,
+            "image_digest": self.image_digest,
+            "kubeflow_run_id": self.kubeflow_run_id,
             "dvc_lock_hash": self.dvc_lock_hash,
             "params_hash": self.params_hash,
             "data_digest": self.data_digest,
             "host": self.host,
+            "user": self.user,
+            "gpu": self.gpu,
         }
         facts |= {f"{name}_version": number for name, number in self.versions.items()}
         return {name: value for name, value in facts.items() if value}
 
 
-def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: Path = Path()) -> Lineage:
+def gather_lineage(
+    params: Params, *, processed_dir: Path | None = None, root: Path = Path(), step: str = "register"
+) -> Lineage:
     """Collect the lineage of the repository at ``root``.
 
     Args:
         params: the settings in use.
         processed_dir: output folder of preprocess; None where no data is concerned.
         root: folder of ``dvc.lock``, inside the git work tree (or not in one).
+        step: which of `STEPS` this is.
 
     Raises:
         DataError: ``processed_dir`` has no usable ``stats.json``.
@@ -84,14 +121,21 @@ def gather_lineage(params: Params, *, processed_dir: Path | None = None, root: P
     remote = _git(root, "remote", "get-url", "origin")
     lock = root / "dvc.lock"
     return Lineage(
-        git_commit=commit,
+        git_commit=commit or _stated(COMMIT_VARIABLE),
         git_dirty=None if commit is None else _is_dirty(root),
         git_branch=_git(root, "symbolic-ref", "--short", "--quiet", "HEAD"),
         git_remote=None if remote is None else without_credentials(remote),
-        dvc_lock_hash=hash_dvc_lock(lock) if lock.is_file() else None,
+        code_version=_git(root, "describe", "--tags", "--always", "--dirty") or _stated(CODE_VARIABLE),
+        package_version=_version("yolact-pipeline"),
+        image=_stated(IMAGE_VARIABLE),
+        image_digest=_stated(IMAGE_DIGEST_VARIABLE),
+        kubeflow_run_id=_stated(KUBEFLOW_RUN_VARIABLE),
+        dvc_lock_hash=hash_dvc_lock(lock, before=step) if lock.is_file() else None,
         params_hash=hash_params(params),
         data_digest=None if processed_dir is None else read_data_digest(processed_dir),
         host=platform.node() or "unknown",
+        user=user_name(),
+        gpu=_gpu()[0],
         versions=_installed_versions(),
     )
 
@@ -102,21 +146,52 @@ def hash_params(params: BaseModel) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def hash_dvc_lock(path: Path) -> str:
-    """SHA-256 (hex) of a lock file's stages, as JSON with sorted keys, without the stage ``register``.
-
-    While ``dvc repro`` runs register, the file has that stage's last state or none. Without it the hash taken
-    then is the hash of the file that is committed afterwards, so a registered version can be traced to it.
+def hash_dvc_lock(path: Path, *, before: str = "register") -> str:
+    """SHA-256 (hex) of a lock file, see `hash_lock_text`.
 
     Raises:
         DataError: the file is not a DVC lock file.
     """
     try:
-        stages = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"])
+        return hash_lock_text(path.read_text(encoding="utf-8"), before=before)
+    except ValueError as error:
+        raise DataError(f"{path}: not a DVC lock file ({error}). Run `dvc repro` again.") from error
+
+
+def hash_lock_text(text: str, *, before: str = "register") -> str:
+    """SHA-256 (hex) of what a lock file says of the stages before one of `STEPS`, as JSON with sorted keys.
+
+    While ``dvc repro`` runs a stage, the file has that stage's last state or none, and older states of later ones.
+    Without those the hash taken then can be taken again from the file that is committed afterwards, so a run or a
+    registered version can be traced to it.
+
+    Raises:
+        ValueError: the text is not that of a DVC lock file.
+    """
+    try:
+        stages = dict(yaml.safe_load(text)["stages"])
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not a DVC lock file ({type(error).__name__}). Run `dvc repro` again.") from error
-    stages.pop("register", None)
+        raise ValueError(type(error).__name__) from error
+    for later in STEPS[STEPS.index(before) :]:
+        stages.pop(later, None)
     return hashlib.sha256(json.dumps(stages, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def find_lock_commit(lock_hash: str, root: Path = Path(), newest: int = 200) -> str | None:
+    """The commit of the repository at ``root`` whose ``dvc.lock`` has that hash; None where none has.
+
+    Args:
+        lock_hash: see `hash_lock_text`.
+        root: inside the git work tree (or not in one).
+        newest: how many of the commits that changed ``dvc.lock`` are looked at.
+    """
+    commits = _git(root, "log", "--all", f"--max-count={newest}", "--format=%H", "--", "dvc.lock")
+    for commit in (commits or "").splitlines():
+        text = _git(root, "show", f"{commit}:./dvc.lock")
+        with contextlib.suppress(ValueError):
+            if text is not None and hash_lock_text(text) == lock_hash:
+                return commit
+    return None
 
 
 def hash_files(*paths: Path) -> str:
@@ -135,21 +210,57 @@ def hash_files(*paths: Path) -> str:
 
 
 def read_data_digest(processed_dir: Path) -> str:
-    """The digest that preprocess wrote into ``stats.json``.
+    """The digest of all processed data that preprocess wrote into ``stats.json``.
 
     Raises:
         DataError: the file is missing, is not JSON or has no digest.
     """
+    digest = _read_statistics(processed_dir).get("digest")
+    if not isinstance(digest, str) or not digest:
+        raise _lacks(processed_dir, "digest")
+    return digest
+
+
+def read_split_digests(processed_dir: Path) -> dict[str, str]:
+    """The digests of ``train`` and ``val``, each of its photos and annotations, from ``stats.json``.
+
+    Raises:
+        DataError: the file is missing, is not JSON or has no such digests.
+    """
+    digests = _read_statistics(processed_dir).get("split_digests")
+    if not isinstance(digests, dict) or not all(digests.get(split) for split in ("train", "val")):
+        raise _lacks(processed_dir, "split_digests")
+    return digests
+
+
+def _read_statistics(processed_dir: Path) -> dict[str, Any]:
     path = processed_dir / "stats.json"
     try:
-        digest = json.loads(path.read_text(encoding="utf-8")).get("digest")
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file. Run the preprocess step first.") from None
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: not a JSON object ({error}). Run the preprocess step again.") from error
-    if not isinstance(digest, str) or not digest:
-        raise DataError(f"{path}: key 'digest' is missing or empty. Run the preprocess step again.")
-    return digest
+    if not isinstance(tree, dict):
+        raise DataError(f"{path}: not a JSON object. Run the preprocess step again.")
+    return tree
+
+
+def _lacks(processed_dir: Path, key: str) -> DataError:
+    return DataError(f"{processed_dir / 'stats.json'}: key {key!r} is missing or empty. Run the preprocess step again.")
+
+
+def user_name() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user may have no name
+        return "unknown"
+
+
+def data_source(params: Params) -> str:
+    """Where the raw data comes from, as the user named it, without credentials."""
+    return without_credentials(params.data.source)
 
 
 def without_credentials(url: str) -> str:
@@ -205,11 +316,28 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _stated(variable: str) -> str | None:
+    """What an environment variable says, unless it says that it does not know."""
+    value = os.environ.get(variable)
+    return None if value in (None, "", "unknown") else value
+
+
 def _installed_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {"python": platform.python_version(), "cuda": _gpu()[1]} | {name: _version(name) for name in LIBRARIES}
+    return {name: number for name, number in found.items() if number}
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu() -> tuple[str | None, str | None]:
+    """Name of the first GPU, and the version of CUDA; None where there is none."""
+    import torch  # takes a second, and steps that only hash files do without
+
+    if not torch.cuda.is_available():
+        return None, None
+    return torch.cuda.get_device_name(0), torch.version.cuda

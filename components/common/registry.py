@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.common.tracking import reported, shown_uri
+from components.common.store import default_environment, quiet_mlflow, reported, shown_uri, tracking_uri
 from yolact.errors import YolactError
 
 if TYPE_CHECKING:
@@ -141,6 +142,22 @@ def resolve(client: MlflowClient, spec: str) -> ModelVersion:
     if number is None:
         raise RegistryError(f"no version of {model.name} has the alias {match['alias']!r}{_hint(match['alias'])}")
     return model.version(number)
+
+
+def fetch_files(name: str, version: int, folder: Path, path: str = "") -> Path:
+    """Fetch a version's files, or the one at ``path`` among them, into ``folder``.
+
+    Raises:
+        TrackingError: the store fails, or has no such file.
+    """
+    quiet_mlflow()
+    import mlflow.artifacts
+
+    uri = f"models:/{name}/{version}" + (f"/{path}" if path else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Given a SQLite file, MLflow 3.17 looks models up in the store that the environment names (or its default).
+    with reported(f"fetch {uri}"), default_environment({"MLFLOW_TRACKING_URI": tracking_uri()}):
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri()))
 
 
 def _hint(alias: str) -> str:

@@ -14,13 +14,14 @@ that the store does not have is replaced by a new one with the tag ``restored_fr
 find by that tag; the file itself stays as it is. A run is RUNNING while a step works on it, FINISHED between
 the steps, FAILED after an error and KILLED after Ctrl-C or SIGTERM; the next step or attempt sets it to RUNNING again.
 
-MLflow is imported when it is first needed, with its usage telemetry, links and progress bars switched off
-unless the environment says otherwise.
+A server that is away. What a `Tracker` is told goes into a journal in ``models/tracking/<run id>/`` and from there to
+MLflow, in threads (components/common/sender.py), so nothing waits for the network and nothing is lost. Only the start
+of a run needs the server; evaluate, and a training that goes on from a checkpoint, do without. Where the journal could
+not be sent by the end of a step, the next step of the run sends it, or ``yolact sync``.
 """
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
@@ -33,19 +34,52 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.lineage import gather_lineage, redact, without_credentials
+from components.common.journal import FOLDER, Journal, RunRecord
+from components.common.lineage import gather_lineage, user_name
+from components.common.sender import JournalSender
+from components.common.store import (
+    DEFAULT_TRACKING_URI,
+    StoreAwayError,
+    TrackingError,
+    connect,
+    default_environment,
+    new_client,
+    quiet_mlflow,
+    reported,
+    shown_uri,
+    tracking_uri,
+)
+from components.common.sync import send_leftovers
 from yolact.config import Params
 from yolact.engine.interrupts import InterruptedRunError
-from yolact.errors import DataError, YolactError
 from yolact.files import write_json_atomic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+__all__ = [
+    "DEFAULT_TRACKING_URI",
+    "RESTORED_TAG",
+    "TRAIN_RUN_TAG",
+    "DataSet",
+    "RunRecord",
+    "StoreAwayError",
+    "Tracker",
+    "TrackingError",
+    "connect",
+    "default_environment",
+    "flatten",
+    "quiet_mlflow",
+    "reported",
+    "resume_run",
+    "shown_uri",
+    "start_run",
+    "tracking_uri",
+]
+
 log = logging.getLogger(__name__)
 
-DEFAULT_TRACKING_URI = "sqlite:///mlflow.db"
 RESTORED_TAG = "restored_from_run"
 """On a run that stands in for one that the store does not have: that run's id."""
 TRAIN_RUN_TAG = "train_run_id"
@@ -54,59 +88,60 @@ TRAIN_RUN_TAG = "train_run_id"
 DIGEST_LENGTH = 36
 """Most characters of a data set's digest (mlflow.utils.validation.MAX_DATASET_DIGEST_SIZE)."""
 
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-"""What MLflow is told unless the environment already says something else."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Makes MLflow 3.17 show an experiment as machine learning; without it, its pages are those for language models."""
 
-_FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""A server that is away is reported after seconds; later calls have MLflow's own patience (minutes)."""
+NOTE_TAG = "mlflow.note.content"
+"""MLflow's tag for the description of a run, Markdown (mlflow.utils.mlflow_tags)."""
+
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""MLflow's tag that names the artifacts which its pages show as tables (mlflow.utils.mlflow_tags)."""
+
+_SOURCE_TYPES = {"s3": ("s3", "uri"), "http": ("http", "url"), "https": ("http", "url")}
+"""MLflow's kind of data source and the key of its address, by scheme; all others are its kind ``local``."""
+
+LAST_PATIENCE = 10.0
+"""Seconds that the end of an interrupted run waits for MLflow; a pod that is moved is killed after 30 by default."""
+
+_SENDING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""While a journal is sent, tries come from there; MLflow's own would only delay what is behind them."""
 
 _NOT_IN_METRIC_NAMES = re.compile(r"[^\w.\- :/]")
 
 
-class TrackingError(YolactError):
-    """The tracking store cannot be reached, refuses, or lacks what it should have; names its URI."""
-
-
 @dataclass(frozen=True)
-class RunRecord:
-    """Content of ``models/run.json``: which MLflow run made this model."""
+class DataSet:
+    """A data set as MLflow shows it among the inputs of a run."""
 
-    run_id: str
-    experiment_id: str
-    experiment: str
-    tracking_uri: str
-    """Without credentials."""
-
-    @classmethod
-    def read(cls, path: Path) -> RunRecord:
-        """Read the file that train wrote.
-
-        Raises:
-            DataError: the file is missing or is not such a record.
-        """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file. Run the train step first: dvc repro train") from None
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: not the record of a run ({error}). Run the train step again.") from error
+    name: str
+    digest: str
+    """Of its content; MLflow shows the first `DIGEST_LENGTH` characters, the profile has it whole."""
+    source: str
+    """Where it comes from, as the user named it (``data.source``), without credentials."""
+    path: Path
+    """The COCO instances file, below the repository's root."""
+    context: str
+    """What it was used for, as ``training`` or ``validation``."""
+    num_images: int
+    """Photos in it; MLflow shows them as rows."""
 
 
 class Tracker:
-    """One MLflow run, open for writing. Every method raises `TrackingError` when the store fails."""
+    """One MLflow run, open for writing. What it is told goes into the journal; none of that waits for the store.
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
+    Args:
+        client: of the store; reading through it needs the store.
+        journal: of the run.
+        is_away: the store could not be reached when the run was opened.
+    """
+
+    def __init__(self, client: MlflowClient, journal: Journal, *, is_away: bool = False) -> None:
         self.client = client
-        self.run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
+        self.record = journal.record
+        self.run_id = journal.record.run_id
+        self.experiment_id = journal.record.experiment_id
+        self._journal = journal
+        self._is_away = is_away
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None, *, model_id: str | None = None) -> None:
         """Log numbers under the current time; characters that MLflow refuses in names become ``_``.
@@ -116,15 +151,8 @@ class Tracker:
             step: training step; None for figures that have no course, which MLflow keeps as step 0.
             model_id: the logged model that the numbers are also about.
         """
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        entries = [
-            Metric(_NOT_IN_METRIC_NAMES.sub("_", name), float(value), now, step or 0, model_id=model_id)
-            for name, value in metrics.items()
-        ]
-        with reported("log metrics"):
-            self.client.log_batch(self.run_id, metrics=entries)
+        named = {allowed_name(name): float(value) for name, value in metrics.items()}
+        self._journal.records.append({"metrics": named, "time": _now(), "step": step or 0, "model_id": model_id})
 
     def log_artifacts(self, folder: Path, artifact_path: str, *, without: Collection[str] = ()) -> None:
         """Store the content of ``folder`` under ``artifact_path`` of the run, but for files named in ``without``."""
@@ -134,43 +162,40 @@ class Tracker:
                 self.log_artifact(file, (Path(artifact_path) / name.parent).as_posix())
 
     def log_artifact(self, file: Path, artifact_path: str | None = None) -> None:
-        """Store one file under ``artifact_path`` of the run, or at its top."""
-        with reported(f"store {file}"):
-            self.client.log_artifact(self.run_id, str(file), artifact_path)
+        """Store one file as it is now under ``artifact_path`` of the run, or at its top."""
+        self._journal.add_file(file, artifact_path)
 
-    def log_dataset(self, json_path: Path, name: str, digest: str, context: str, num_images: int) -> None:
-        """Note a data set as an input of the run.
+    def show_as_table(self, artifact: str) -> None:
+        """Let MLflow's pages show a JSON artifact ``{"columns": [...], "data": [[...]]}`` as a table."""
+        self.set_tags({TABLES_TAG: json.dumps([{"path": artifact, "type": "table"}])})
 
-        Args:
-            json_path: the COCO instances file; shown as the source.
-            name: name to show.
-            digest: content digest; MLflow shows the first `DIGEST_LENGTH` characters, the profile has it whole.
-            context: what it was used for, as ``training`` or ``evaluation``.
-            num_images: photos in it; MLflow shows them as rows.
-        """
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=name,
-            digest=digest[:DIGEST_LENGTH],
-            source_type="local",
-            source=json.dumps({"uri": str(json_path.resolve())}),
-            profile=json.dumps({"num_rows": num_images, "digest": digest}),
+    def log_dataset(self, data: DataSet) -> None:
+        """Note a data set as an input of the run."""
+        scheme = data.source.partition("://")[0] if "://" in data.source else ""
+        kind, key = {"s3": ("s3", "uri"), "http": ("http", "url"), "https": ("http", "url")}.get(
+            scheme, ("local", "uri")
         )
-        entry = DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", context)])
-        with reported("log a data set"):
-            self.client.log_inputs(self.run_id, datasets=[entry])
+        fields = {
+            "name": data.name,
+            "digest": data.digest[:DIGEST_LENGTH],
+            "source_type": kind,
+            "source": json.dumps({key: data.source, "path": data.path.as_posix()}),
+            "profile": json.dumps({"num_rows": data.num_images, "digest": data.digest}),
+            "context": data.context,
+        }
+        self._journal.records.append({"inputs": [fields]})
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
         """Log the machine's processor, memory, disk, network and GPU use every 10 s, as ``system/...``.
 
         MLflow's own monitor does it, in a thread; ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` sets other seconds. Its
-        step counts on where an interrupted run had stopped. GPUs are seen where ``nvidia-ml-py`` is installed.
+        step counts on where an interrupted run had stopped, as far as the store is there to say. GPUs are seen where
+        ``nvidia-ml-py`` is installed.
         """
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from components.common.system_metrics import Monitor
 
-        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=tracking_uri())
+        monitor = Monitor(self.run_id, tracking_uri(), resume=not self._is_away, log_metrics=self.log_metrics)
         monitor.start()
         try:
             yield
@@ -179,165 +204,217 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run; a tag that is there gets the new value."""
-        from mlflow.entities import RunTag
+        self._journal.records.append({"tags": {name: str(value) for name, value in tags.items()}})
 
-        with reported("set tags"):
-            self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+    def set_status(self, status: str, *, ended: bool) -> None:
+        """Set the state of the run, as RUNNING, and where it has ended, the time of that."""
+        self._journal.records.append({"status": status, "time": _now() if ended else None})
 
-    def describe(self, params: Params) -> None:
+    def describe(self, params: Params, *, step: str, known: Mapping[str, str]) -> None:
         """Log settings (``train.lr`` style), lineage and what MLflow's own columns show.
 
         MLflow keeps a parameter's first value for good: of a run that is continued with other settings the
         changed ones are named in the log, and ``params_hash`` tells the current ones.
-        """
-        from mlflow.entities import Param
 
-        with reported("log parameters"):
-            known = self.client.get_run(self.run_id).data.params
-            settings = flatten(params.model_dump(mode="json", by_alias=True))
-            new = [Param(name, value) for name, value in settings.items() if name not in known]
-            self.client.log_batch(self.run_id, params=new)
+        Args:
+            params: all settings.
+            step: which step this is; what ``dvc.lock`` says of the steps before it is part of the lineage.
+            known: the parameters that the run has.
+        """
+        settings = flatten(params.model_dump(mode="json", by_alias=True))
+        self._journal.records.append({"params": {n: value for n, value in settings.items() if n not in known}})
         changed = [name for name, value in settings.items() if known.get(name, value) != value]
         if changed:
             log.warning("run %s keeps the first values of: %s", self.run_id, ", ".join(changed))
-        # dvc.lock is written after each step: what it says while train works is about the run before.
-        lineage = replace(gather_lineage(params), dvc_lock_hash=None)
+        lineage = gather_lineage(params, step=step)
         tags = lineage.as_tags() | {"mlflow.source.name": _program(), "mlflow.source.type": "LOCAL"}
         if lineage.git_commit:
             tags["mlflow.source.git.commit"] = lineage.git_commit
         self.set_tags(tags)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A run that a step is about to work on."""
+
+    client: MlflowClient
+    record: RunRecord
+    known: Mapping[str, str]
+    """Its parameters, as far as the store has said."""
+    is_owned: bool
+    """Not given by ``MLFLOW_RUN_ID``: its state is ours to set."""
+    is_new: bool
+    """Has nothing of this pipeline yet."""
+    is_away: bool = False
+    """The store could not be reached."""
+
+
 @contextmanager
-def start_run(params: Params, run_file: Path, *, resume_run_id: str | None = None) -> Iterator[Tracker]:
+def start_run(params: Params, run_file: Path, *, resume: RunRecord | None = None) -> Iterator[Tracker]:
     """Open the run of the train step, and write ``run_file``.
 
     Args:
         params: logged in full; ``register.experiment`` is created when it is not there.
         run_file: ``models/run.json``.
-        resume_run_id: the run that an interrupted training had begun.
+        resume: the run that an interrupted training had begun; it goes on also where its store is away.
 
     Raises:
-        TrackingError: the store fails, or does not have the run that ``MLFLOW_RUN_ID`` names.
+        StoreAwayError: the store cannot be reached, and no run is to be resumed.
+        TrackingError: the store refuses, or does not have the run that ``MLFLOW_RUN_ID`` names.
+        JournalBusyError: another process works on the run.
     """
-    client = connect()
-    given = _given_run(client)
-    if given is not None:
-        run = given
-    elif resume_run_id is not None:
-        run, _ = _find_or_restore(client, params, resume_run_id)
-    else:
-        run = _create_run(client, params, {})
-    tracker = Tracker(client, run)
-    with _working(tracker, owned=given is None):
-        tracker.describe(params)
-        write_json_atomic(run_file, asdict(_record(client, run)))
+    try:
+        with default_environment({} if resume is None else _SENDING):
+            opened = _open_for_training(params, resume)
+    except StoreAwayError as error:
+        opened = _open_away(error, resume)
+    with _working(opened, run_file) as tracker:
+        if not opened.is_away:
+            tracker.describe(params, step="train", known=opened.known)
+        write_json_atomic(run_file, asdict(opened.record))
         yield tracker
 
 
 @contextmanager
-def resume_run(params: Params, run_file: Path) -> Iterator[Tracker]:
+def resume_run(
+    params: Params, run_file: Path, *, step: str = "register", needs_store: bool = True
+) -> Iterator[Tracker]:
     """Open the run that the train step noted in ``run_file``, for evaluate and register.
+
+    Args:
+        params: logged in full where the run is not the one of train.
+        run_file: ``models/run.json``.
+        step: which step this is.
+        needs_store: a store that is away ends the step here; else it works on, and MLflow is told later.
 
     Raises:
         DataError: ``run_file`` is missing or is not such a record.
-        TrackingError: the store fails, or does not have the run that ``MLFLOW_RUN_ID`` names.
+        StoreAwayError: the store cannot be reached, and the step needs it.
+        TrackingError: the store refuses, or does not have the run that ``MLFLOW_RUN_ID`` names.
+        JournalBusyError: another process works on the run.
     """
     record = RunRecord.read(run_file)
-    client = connect()
-    given = _given_run(client)
-    if given is not None:
-        run, fresh = given, given.info.run_id != record.run_id
-    else:
-        run, fresh = _find_or_restore(client, params, record.run_id)
-    tracker = Tracker(client, run)
-    with _working(tracker, owned=given is None):
-        if fresh:
-            tracker.describe(params)
-        if given is not None and fresh:
+    try:
+        with default_environment({} if needs_store else _SENDING):
+            opened = _open_again(params, record)
+    except StoreAwayError as error:
+        opened = _open_away(error, None if needs_store else record)
+    with _working(opened, run_file, needs_store=needs_store) as tracker:
+        if opened.is_new:
+            tracker.describe(params, step=step, known=opened.known)
+        if opened.record.run_id != record.run_id and not opened.is_owned:
             tracker.set_tags({TRAIN_RUN_TAG: record.run_id})
         yield tracker
 
 
-def tracking_uri() -> str:
-    """Address of the tracking store, credentials included.
+def _open_for_training(params: Params, resume: RunRecord | None) -> _Opened:
+    client = connect()
+    run = given = _given_run(client)
+    if run is None:
+        is_new = resume is None
+        if resume is None:
+            run = _create_run(client, params, {})
+        else:
+            run, is_new = _find_or_restore(client, params, resume.run_id)
+    else:
+        is_new = resume is None or run.info.run_id != resume.run_id
+    return _Opened(client, _record(client, run), run.data.params, is_owned=given is None, is_new=is_new)
 
-    The default has the absolute path: MLflow keeps one store per address, wherever the process goes.
-    """
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+def _open_again(params: Params, record: RunRecord) -> _Opened:
+    client = connect()
+    run = given = _given_run(client)
+    if run is None:
+        run, is_new = _find_or_restore(client, params, record.run_id)
+    else:
+        is_new = run.info.run_id != record.run_id
+    return _Opened(client, _record(client, run), run.data.params, is_owned=given is None, is_new=is_new)
 
 
-def shown_uri() -> str:
-    """Address of the tracking store for files and messages: no credentials, no path of this machine by default."""
-    return without_credentials(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI)
-
-
-def connect() -> MlflowClient:
-    """A client of the tracking store that has answered once.
+def _open_away(error: StoreAwayError, record: RunRecord | None) -> _Opened:
+    """Open a run without asking the store, where it is known to have begun there.
 
     Raises:
-        TrackingError: the store does not answer within seconds, or refuses.
+        StoreAwayError: the one given, where that is not known.
     """
-    quiet_mlflow()
-    _check_default_store()
-    with reported("reach the tracking store"):
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=tracking_uri())
-        with default_environment(_FIRST_CONTACT):
-            client.search_experiments(max_results=1)
-    return client
-
-
-def _check_default_store() -> None:
-    """Refuse a store file that cannot be written before SQLAlchemy retries for a minute and blames the query."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return
-    store = Path("mlflow.db").resolve()
-    blocked = next((p for p in (store.parent, store) if p.exists() and not os.access(p, os.W_OK)), None)
-    if blocked is not None:
-        raise TrackingError(
-            f"{blocked}: cannot be written, so runs cannot be tracked in mlflow.db here. Give yourself write "
-            "permission, or set MLFLOW_TRACKING_URI to an MLflow server."
-        )
-
-
-def quiet_mlflow() -> None:
-    """Switch MLflow's telemetry, links, progress bars and routine log lines off, where not set by the user."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    if record is None or record.tracking_uri != shown_uri():
+        raise error
+    log.warning("%s\nThe step goes on, and MLflow is told when the server is back.", str(error).partition("\n")[0])
+    given = os.environ.get("MLFLOW_RUN_ID")
+    return _Opened(
+        new_client(),
+        replace(record, run_id=given or record.run_id),
+        known={},
+        is_owned=not given,
+        is_new=given is not None and given != record.run_id,
+        is_away=True,
+    )
 
 
 @contextmanager
-def reported(doing: str) -> Iterator[None]:
-    """Turn what the tracking or artifact store raises into a `TrackingError` that names the way out."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, _store_errors()):
+def _working(opened: _Opened, run_file: Path, *, needs_store: bool = False) -> Iterator[Tracker]:
+    """Send the run's journal while a step works on it, and keep the run's state true if it is ours."""
+    parent = _journals_of(run_file)
+    with default_environment({} if needs_store else _SENDING):
+        journal = Journal(parent / opened.record.run_id, opened.record)
+        sender = JournalSender(opened.client, journal)
+        tracker = Tracker(opened.client, journal, is_away=opened.is_away)
+        if opened.is_owned:
+            tracker.set_status("RUNNING", ended=False)
+        if not opened.is_away:
+            _send_first(sender, opened, needs_store=needs_store)
+        sender.start()
+        if not opened.is_away:
+            send_leftovers(parent, opened.record.run_id, opened.client)
+        try:
+            yield tracker
+        except BaseException as error:
+            if opened.is_owned:
+                is_stopped = isinstance(error, KeyboardInterrupt | InterruptedRunError)
+                tracker.set_status("KILLED" if is_stopped else "FAILED", ended=True)
+            sender.close(LAST_PATIENCE)
             raise
-        reason = redact(str(error)).strip().partition("\n")[0][:500]
-        raise TrackingError(
-            f"could not {doing} at {shown_uri()}: {reason}\n"
-            "Check that the MLflow server runs and that MLFLOW_TRACKING_URI is right (with a login, also "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or unset "
-            "MLFLOW_TRACKING_URI to track in the file mlflow.db here."
-        ) from error
+        if opened.is_owned:
+            tracker.set_status("FINISHED", ended=True)
+        sender.close()
 
 
-@contextmanager
-def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, and take them away again at the end."""
-    missing = [name for name in defaults if name not in os.environ]
-    os.environ.update({name: defaults[name] for name in missing})
+def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) -> None:
+    """Send what earlier steps have left and that the run goes on, so that what refuses is told before the work begins.
+
+    Raises:
+        TrackingError: the store fails; one that is away only where the step needs it, or nothing can be lost yet.
+    """
+    journal = sender.journal
     try:
-        yield
-    finally:
-        for name in missing:
-            os.environ.pop(name, None)
+        with reported("open the run"):
+            sender.records.send_all()
+    except TrackingError as error:
+        if isinstance(error, StoreAwayError) and not needs_store and not opened.is_new:
+            return
+        if opened.is_new:
+            journal.discard()
+        journal.release()
+        raise
+    except BaseException:
+        journal.release()
+        raise
+
+
+def _journals_of(run_file: Path) -> Path:
+    """Folder of the journals: beside ``run_file``, or there in the repository that DVC runs an experiment for.
+
+    An experiment of ``dvc exp run --temp`` has a folder of its own, which is gone at its end.
+    """
+    root = os.environ.get("DVC_ROOT")
+    if root and os.environ.get("MLFLOW_TRACKING_URI") and not run_file.is_absolute():
+        return Path(root) / run_file.parent / FOLDER
+    return run_file.parent / FOLDER
+
+
+def allowed_name(metric: str) -> str:
+    """A metric's name with ``_`` for the characters that MLflow refuses."""
+    return _NOT_IN_METRIC_NAMES.sub("_", metric)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -401,28 +478,30 @@ def _find_or_restore(client: MlflowClient, params: Params, run_id: str) -> tuple
 def _create_run(client: MlflowClient, params: Params, tags: dict[str, str]) -> Run:
     experiment_id = _experiment_id(client, params.register_.experiment)
     with reported("start a run"):
-        run = client.create_run(experiment_id, tags=tags | {"mlflow.user": _user()})
+        run = client.create_run(experiment_id, tags=tags | {"mlflow.user": user_name()})
     log.info("MLflow run %s (%s) at %s", run.info.run_name, run.info.run_id, shown_uri())
     return run
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
-    """Id of the experiment, which is created when it is not there.
+    """Id of the experiment of ``MLFLOW_EXPERIMENT_ID`` or else of that name, which is created when it is not there.
 
     Raises:
-        TrackingError: the experiment was deleted (its name stays taken), or its artifacts need a server.
+        TrackingError: the experiment was deleted (its name stays taken), is not there, or its artifacts need a server.
     """
     from mlflow.exceptions import MlflowException
 
-    with reported(f"open the experiment {name}"):
-        experiment = client.get_experiment_by_name(name)
+    given = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    with reported(f"open the experiment {given or name}"):
+        experiment = client.get_experiment(given) if given else client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(client.create_experiment(name))
+                return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
             except MlflowException as error:  # another process was faster
                 experiment = client.get_experiment_by_name(name)
                 if experiment is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+    name = experiment.name
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment {name!r} at {shown_uri()} was deleted, and its name is still "
@@ -437,49 +516,15 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     return str(experiment.experiment_id)
 
 
-@contextmanager
-def _working(tracker: Tracker, *, owned: bool) -> Iterator[None]:
-    """Keep the run's status true while a step works on it; a run that is not ours keeps its own."""
-    if not owned:
-        yield
-        return
-    with reported("open the run"):
-        tracker.client.update_run(tracker.run_id, status="RUNNING")
-    try:
-        yield
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt | InterruptedRunError) else "FAILED"
-        try:
-            tracker.client.set_terminated(tracker.run_id, status)
-        except Exception as second:  # the first error is the one to tell
-            log.warning("run %s could not be marked %s: %s", tracker.run_id, status, redact(str(second)))
-        raise
-    with reported("end the run"):
-        tracker.client.set_terminated(tracker.run_id, "FINISHED")
-
-
 def _record(client: MlflowClient, run: Run) -> RunRecord:
     with reported("read the experiment"):
         experiment = client.get_experiment(run.info.experiment_id).name
     return RunRecord(run.info.run_id, run.info.experiment_id, experiment, shown_uri())
 
 
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What the tracking store, its database driver and the artifact store may raise."""
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException  # type: ignore[import-untyped]
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (MlflowException, SQLAlchemyError, RequestException, Boto3Error, BotoCoreError, ClientError, ImportError)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user may have no name
-        return "unknown"
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def _program() -> str:

@@ -24,6 +24,8 @@ from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomi
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 
 DETECTIONS_FILE = "detections.json"
+PER_CLASS_TABLE = "per_class.json"
+"""The table per class in the form that MLflow's pages show: ``{"columns": [...], "data": [[...]]}``."""
 CONTACT_SHEET_IMAGES = 12
 LEGEND_CLASSES = 20
 """Most classes that the curves' legend names."""
@@ -68,6 +70,8 @@ def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
     write_text_atomic(folder / DETECTIONS_FILE, json.dumps(evaluation.results, allow_nan=False))
     write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
     _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
+    table = {"columns": PER_CLASS_COLUMNS, "data": per_class_rows(evaluation)}
+    write_text_atomic(folder / PER_CLASS_TABLE, json.dumps(table, allow_nan=False) + "\n")
     curves = _curves_png(evaluation)
     write_bytes_atomic(folder / "pr_curves.png", curves)
     gallery = _write_gallery(folder, evaluation, params)

@@ -12,8 +12,9 @@ from typing import Any
 
 from components.common.command import run_command
 from components.common.evaluations import FOLDER, log_evaluation
-from components.common.tracking import resume_run
-from components.evaluate.report import DETECTIONS_FILE, Evaluation, write_plots, write_report
+from components.common.notes import run_note
+from components.common.tracking import NOTE_TAG, resume_run
+from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
 from yolact.config import Params
 from yolact.data.coco import CocoInstances
 from yolact.engine.evaluator import ApSummary, evaluate_coco, load_ground_truth, predict_dataset
@@ -41,7 +42,7 @@ def run(
         DataError: the data or ``run.json`` is missing or faulty, the split is empty, or the model was trained on
             other classes than the data has.
         WeightsError: the model is missing or damaged.
-        TrackingError: the MLflow store fails.
+        TrackingError: the MLflow store refuses; where it is away, the step works on and MLflow is told later.
     """
     annotations = processed_dir / "val.json"
     data = CocoInstances.load(annotations, processed_dir / "images")
@@ -52,7 +53,7 @@ def run(
     )
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
-    with resume_run(params, model_dir / "run.json") as tracker:
+    with resume_run(params, model_dir / "run.json", step="evaluate", needs_store=False) as tracker:
         evaluation = _evaluate(predictor, data, annotations)
         with replaced_directory(report_dir) as folder:
             write_report(folder, evaluation, params)
@@ -60,6 +61,9 @@ def run(
             write_plots(folder, evaluation)
         write_json_atomic(metrics_path, _metrics(evaluation))
         tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
+        tracker.show_as_table(f"{FOLDER}/{PER_CLASS_TABLE}")
+        note = run_note(params, data.class_names, len(data.images), _headline(evaluation))
+        tracker.set_tags({NOTE_TAG: note})
         log_evaluation(tracker, annotations, report_dir / DETECTIONS_FILE)
         tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
@@ -115,6 +119,11 @@ def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
                 for name, value in (("AP", ap.AP), ("AP50", ap.AP50), ("AP70", ap.AP70))
             }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _headline(evaluation: Evaluation) -> dict[str, float | None]:
+    mask, box = evaluation.mask, evaluation.box
+    return {"mask AP": mask.AP, "mask AP50": mask.AP50, "box AP": box.AP, "box AP50": box.AP50}
 
 
 def _number(value: float | None) -> str:

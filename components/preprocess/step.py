@@ -72,7 +72,9 @@ def run(
             for split in SPLITS:
                 what = f"{layout.name} layout, split {split}"
                 write_coco(folder / f"{split}.json", outcome.photos[split], records, layout.image_ids, categories, what)
-            stats = statistics(outcome, _joint_digest(folder, outcome.photos))
+            digests = _digests(folder, outcome.photos)
+            stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
+            stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
             gallery = {split: _gallery(folder, outcome.photos[split], records) for split in SPLITS}
             write_report(report_dir, stats, categories, gallery, params.data)
         write_json_atomic(folder / "stats.json", stats)
@@ -181,12 +183,18 @@ def _check_usable(layout: Layout, photos: Mapping[str, Sequence[PhotoSummary]]) 
             )
 
 
-def _joint_digest(folder: Path, photos: Mapping[str, Sequence[PhotoSummary]]) -> str:
-    """SHA-256 over names and contents of the photos and the JSON files, in the order of the names."""
-    digests = {f"images/{photo.file_name}": photo.sha256.hex() for found in photos.values() for photo in found}
+def _digests(folder: Path, photos: Mapping[str, Sequence[PhotoSummary]]) -> dict[str, dict[str, str]]:
+    """By split, SHA-256 (hex) of its JSON file and its photos, by name."""
+    digests = {}
     for split in SPLITS:
+        digests[split] = {f"images/{photo.file_name}": photo.sha256.hex() for photo in photos[split]}
         with (folder / f"{split}.json").open("rb") as file:
-            digests[f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[split][f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _joint(digests: Mapping[str, str]) -> str:
+    """SHA-256 over names and contents of files, in the order of the names."""
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 

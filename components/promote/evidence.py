@@ -11,16 +11,18 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.evaluations import log_evaluation, read_evaluation
+from components.common.evaluations import FOLDER, pack_evaluation, read_evaluation
 from components.common.lineage import read_data_digest
 from components.common.registry import Registered, RegistryError
-from components.common.tracking import Tracker, TrackingError, reported
+from components.common.store import TrackingError, reported
+from components.common.tracking import allowed_name
 from components.evaluate.step import tracked_metrics
 from components.promote.files import PackagedModel
 from yolact.data.coco import CocoInstances
@@ -30,7 +32,7 @@ from yolact.files import write_json_atomic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
     from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ class Evaluator:
         """Detections of the run that made the version, if they are still those that its figures come from."""
         number = int(version.version)
         try:
-            found = _read(self.model.client, number, version.run_id)
+            found = _read(self.model.client, number, _run_id(version))
         except TrackingError as error:
             log.info("version %d: %s", number, str(error).partition("\n")[0])
             return None
@@ -185,20 +187,35 @@ class Evaluator:
         }
         name = f"evaluation of {self.model.name} {evidence.version}"
         with reported("start a run"):
-            experiment = client.get_run(version.run_id).info.experiment_id
+            experiment = client.get_run(_run_id(version)).info.experiment_id
             run = client.create_run(experiment, tags=tags, run_name=name)
-        with _finished(client, run), tempfile.TemporaryDirectory() as folder:
-            tracker = Tracker(client, run)
-            tracker.log_metrics(tracked_metrics(evidence.measure("box"), evidence.measure("mask")))
-            detections = Path(folder) / "detections.json"
+        figures = tracked_metrics(evidence.measure("box"), evidence.measure("mask"))
+        with _finished(client, run), tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / FOLDER
+            folder.mkdir()
+            detections = Path(temporary) / "detections.json"
             write_json_atomic(detections, evidence.rows)
-            log_evaluation(tracker, annotations, detections)
+            pack_evaluation(folder, annotations, detections)
+            with reported("keep the evaluation"):
+                client.log_batch(run.info.run_id, metrics=_as_metrics(figures))
+                client.log_artifacts(run.info.run_id, str(folder), FOLDER)
         return str(run.info.run_id)
+
+
+def _as_metrics(figures: dict[str, float]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    return [Metric(allowed_name(name), value, now, 0) for name, value in figures.items()]
 
 
 def hash_ground_truth(tree: dict[str, Any]) -> str:
     """SHA-256 (hex) of a COCO instances tree as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _run_id(version: ModelVersion) -> str:
+    return str(version.run_id)
 
 
 def _read(client: MlflowClient, number: int, run_id: str) -> Evidence:

@@ -7,8 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.common.registry import RegistryError
-from components.common.tracking import default_environment, reported, tracking_uri
+from components.common.registry import RegistryError, fetch_files
 from yolact.config import DetectConfig
 from yolact.models.weights import DESCRIPTION_FILE
 from yolact.predictor import Predictor
@@ -27,7 +26,7 @@ class PackagedModel:
         Raises:
             TrackingError: the store fails.
         """
-        return cls(_fetch(f"models:/{name}/{version}", folder))
+        return cls(fetch_files(name, version, folder))
 
     def predictor(self, device: str, batch_size: int) -> Predictor:
         """The network, with the detection settings that the version carries.
@@ -65,17 +64,8 @@ def fetch_classes(name: str, version: int, folder: Path) -> list[str]:
         RegistryError: its description is damaged.
         TrackingError: the store fails, or the version has no description.
     """
-    path = _fetch(f"models:/{name}/{version}/artifacts/model/{DESCRIPTION_FILE}", folder)
+    path = fetch_files(name, version, folder, f"artifacts/model/{DESCRIPTION_FILE}")
     try:
         return [str(label) for label in json.loads(path.read_text(encoding="utf-8"))["classes"]]
     except (ValueError, KeyError, TypeError) as error:
         raise RegistryError(f"{name} version {version}: {DESCRIPTION_FILE} names no classes ({error})") from error
-
-
-def _fetch(uri: str, folder: Path) -> Path:
-    import mlflow.artifacts
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # Given a SQLite file, MLflow 3.17 looks models up in the store that the environment names (or its default).
-    with reported(f"fetch {uri}"), default_environment({"MLFLOW_TRACKING_URI": tracking_uri()}):
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking_uri()))

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from components.common.registry import RegistryError
-from components.common.tracking import TrackingError, reported
+from components.common.store import TrackingError, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -15,7 +15,6 @@ Killed at any moment, there is one champion, the old or the new, and the next pr
 
 from __future__ import annotations
 
-import getpass
 import logging
 import os
 import platform
@@ -25,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from components.common.lineage import user_name
 from components.common.registry import CANDIDATE, CHAMPION, Registered, RegistryError
-from components.common.tracking import connect
+from components.common.store import connect
 from components.promote.evidence import Evaluator, Evidence
 from components.promote.files import PackagedModel, fetch_classes
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
@@ -361,13 +361,7 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
 
 def _who() -> str:
     """The login at the MLflow server where there is one, else the user of this machine."""
-    login = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    if login:
-        return login
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user may have no name
-        return "unknown"
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or user_name()
 
 
 def _host() -> str:

@@ -18,9 +18,9 @@ HEADLINES = {
 def headline(outcome: Outcome) -> str:
     """The outcome in a line."""
     text = f"{outcome.name}: {HEADLINES[outcome.status].format(version=outcome.version)}"
-    if outcome.status in ("promoted", "refused", "possible"):
-        before = "there was none" if outcome.previous is None else f"was version {outcome.previous}"
-        text += f" (champion {before})" if outcome.status == "promoted" else f" (champion: {outcome.previous or 'none'})"
+    if outcome.status != "unchanged":
+        tense = "was" if outcome.status == "promoted" else "is"
+        text += f" (champion {tense}: {'none' if outcome.previous is None else f'version {outcome.previous}'})"
     return f"{text}, by force" if outcome.decision is not None and outcome.decision.forced else text
 
 
@@ -33,7 +33,9 @@ def to_markdown(outcome: Outcome) -> str:
         parts.append(f"Decided by {decision.who} on {decision.host}, {decision.time}.{reason}")
     assessment = outcome.assessment
     if assessment is not None:
-        rows = [f"| {'passed' if rule.passed else 'REFUSED'} | `{rule.name}` | {rule.text} |" for rule in assessment.rules]
+        rows = [
+            f"| {'passed' if rule.passed else 'REFUSED'} | `{rule.name}` | {rule.text} |" for rule in assessment.rules
+        ]
         parts.append("\n".join(["| | rule | what was found |", "| --- | --- | --- |", *rows]))
         parts += [f"- {note}" for note in assessment.notes]
         per_class = assessment.figures.get("per_class")

@@ -1,8 +1,8 @@
 """The promote step: the version that was just registered becomes champion, if the gate lets it.
 
-The last step of the training pipeline; it is not part of ``dvc repro``, where a person decides (`yolact promote`). Reads
-``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated anew; writes
-``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
+The last step of the training pipeline; it is not part of ``dvc repro``, where a person decides (`yolact promote`).
+Reads ``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated anew;
+writes ``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
 ``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.common.command import run_command
 from components.common.registry import CANDIDATE, CHAMPION, Registered
-from components.common.tracking import connect
+from components.common.store import connect
 from components.promote.gate import Rule
 from components.promote.promotion import Assessment, Outcome, RefusedError, Request, promote
 from components.promote.report import to_markdown
@@ -25,9 +25,7 @@ from yolact.files import write_json_atomic, write_text_atomic
 log = logging.getLogger(__name__)
 
 
-def run(
-    params: Params, *, registration_path: Path, processed_dir: Path, report_path: Path, page_path: Path
-) -> Outcome:
+def run(params: Params, *, registration_path: Path, processed_dir: Path, report_path: Path, page_path: Path) -> Outcome:
     """Promote the version that register names.
 
     Args:

@@ -144,8 +144,8 @@ def _use() -> str:
     return (
         "For photos like those it was trained on. Not measured: other classes, other kinds of pictures (night, "
         "fisheye, drawings, medical), fairness between groups of people. Not for decisions about people, and not where "
-        "a missed or invented object does harm. Scores are no probabilities. As with networks of this kind, small, thin "
-        "and touching objects are found least well."
+        "a missed or invented object does harm. Scores are no probabilities. As with all networks of this kind, small, "
+        "thin and touching objects are found least well."
     )
 
 

@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -24,8 +24,9 @@ import torch
 from PIL import Image
 
 from components.common.command import run_command
-from components.common.lineage import hash_files, read_data_digest
-from components.common.tracking import RunRecord, Tracker, start_run
+from components.common.lineage import data_source, hash_files, read_data_digest, read_split_digests
+from components.common.notes import run_note
+from components.common.tracking import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
 from components.train.mirror import S3Mirror
 from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
@@ -136,7 +137,7 @@ def run(
         OutOfMemoryError: a training step does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
-        TrackingError: the MLflow store fails.
+        TrackingError: the MLflow store fails at the start; later it may be away, see components/common/tracking.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
     paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints)
@@ -176,14 +177,16 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
             trainer = make_trainer(SilentListener(), {})
             trainer.fit()
         else:
-            resume_run_id = state.extra["run_id"] if state else None
-            with start_run(params, paths.model / "run.json", resume_run_id=resume_run_id) as tracker:
-                _log_data(tracker, paths.processed, train, val)
+            resume = RunRecord.from_json(state.extra) if state else None
+            with start_run(params, paths.model / "run.json", resume=resume) as tracker:
+                _log_data(tracker, params, paths.processed, train, val)
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
-                trainer = make_trainer(listener, {"run_id": tracker.run_id})
+                trainer = make_trainer(listener, asdict(tracker.record))
                 with tracker.system_metrics():
                     result = trainer.fit()
                 _write_results(result, paths, tracker)
+                best = {"best mask AP of a validation": result.best_score}
+                tracker.set_tags({NOTE_TAG: run_note(params, val.class_names, len(val.images), best)})
         trainer.finish()
     if world.is_main:
         _tell(result, paths)
@@ -272,10 +275,21 @@ def _start_digest(config: ModelConfig) -> str | None:
     return hash_files(*paths) if all(path.is_file() for path in paths) else None
 
 
-def _log_data(tracker: Tracker, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
-    digest = read_data_digest(processed_dir)
+def _log_data(tracker: Tracker, params: Params, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
+    digests = read_split_digests(processed_dir)
     for split, data, context in (("train", train, "training"), ("val", val, "validation")):
-        tracker.log_dataset(processed_dir / f"{split}.json", split, digest, context, len(data.images))
+        tracker.log_dataset(
+            DataSet(
+                name=split,
+                digest=digests[split],
+                source=data_source(params),
+                path=processed_dir / f"{split}.json",
+                context=context,
+                num_images=len(data.images),
+            )
+        )
+    note = run_note(params, val.class_names, len(val.images), {})
+    tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
 
 
 def _summary(result: TrainingResult) -> dict[str, float]:

@@ -26,6 +26,7 @@ from mlflow.data import get_source
 from components.common.tracking import (
     RESTORED_TAG,
     TRAIN_RUN_TAG,
+    DataSet,
     RunRecord,
     TrackingError,
     resume_run,
@@ -166,7 +167,7 @@ def test_an_error_is_seen_in_the_status_and_the_next_attempt_continues_the_run(
         raise error("stop")
     assert status(first.run_id) == expected
 
-    with start_run(params, RUN_FILE, resume_run_id=first.run_id) as second:
+    with start_run(params, RUN_FILE, resume=first.record) as second:
         assert second.run_id == first.run_id
         assert status(first.run_id) == "RUNNING"
         second.log_metrics({"loss": 1.0}, step=2)
@@ -185,12 +186,14 @@ def test_a_killed_training_is_continued(params: Params, repository: Path) -> Non
     )
     done = python(code, repository)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    killed = RunRecord.read(RUN_FILE).run_id
+    record = RunRecord.read(RUN_FILE)
+    killed = record.run_id
     assert status(killed) == "RUNNING"
-    with start_run(params, RUN_FILE, resume_run_id=killed) as tracker:
+    with start_run(params, RUN_FILE, resume=record) as tracker:
         assert tracker.run_id == killed
     assert status(killed) == "FINISHED"
     assert run_ids() == {killed}
+    assert [(m.step, m.value) for m in client().get_metric_history(killed, "loss")] == [(1, 2.0)]
 
 
 def test_a_run_continued_with_other_settings_keeps_the_first_and_says_so(
@@ -201,7 +204,7 @@ def test_a_run_continued_with_other_settings_keeps_the_first_and_says_so(
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     tree["train"]["epochs"] = 7
     changed = parse_params(tree)
-    with start_run(changed, RUN_FILE, resume_run_id=tracker.run_id):
+    with start_run(changed, RUN_FILE, resume=tracker.record):
         pass
     assert client().get_run(tracker.run_id).data.params["train.epochs"] == str(params.train.epochs)
     assert "train.epochs" in caplog.text
@@ -298,16 +301,33 @@ def test_a_deleted_experiment_is_explained(params: Params) -> None:
         pytest.fail("must not start")
 
 
-def test_a_data_set_is_an_input_of_the_run_with_digest_and_source(params: Params, tmp_path: Path) -> None:
+def data_set(digest: str = "d1", source: str = "sample") -> DataSet:
+    return DataSet("train", digest, source, Path("data/processed/train.json"), "training", 193)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "address"),
+    [
+        ("sample", "local", "sample"),
+        ("s3://bucket/set.tar", "s3", "s3://bucket/set.tar"),
+        ("https://host/set.zip", "http", "https://host/set.zip"),
+        ("dvc:/srv/repository#data@v1", "local", "dvc:/srv/repository#data@v1"),
+    ],
+)
+def test_a_data_set_is_an_input_of_the_run_with_digest_and_source(
+    params: Params, tmp_path: Path, source: str, kind: str, address: str
+) -> None:
     digest = "0123456789abcdef" * 4
     with start_run(params, RUN_FILE) as tracker:
-        tracker.log_dataset(Path("data/processed/train.json"), "voc2012-train", digest, "training", 193)
+        tracker.log_dataset(data_set(digest, source))
     (entry,) = client().get_run(tracker.run_id).inputs.dataset_inputs
-    assert entry.dataset.name == "voc2012-train"
+    assert (entry.dataset.name, entry.dataset.source_type) == ("train", kind)
     assert entry.dataset.digest == digest[:36]
     assert json.loads(entry.dataset.profile) == {"num_rows": 193, "digest": digest}
     assert [(tag.key, tag.value) for tag in entry.tags] == [("mlflow.data.context", "training")]
-    assert Path(get_source(entry.dataset).uri) == tmp_path / "data/processed/train.json"
+    found = get_source(entry.dataset)
+    assert (found.url if kind == "http" else found.uri) == address
+    assert json.loads(entry.dataset.source)["path"] == "data/processed/train.json"
 
 
 def test_files_and_folders_are_stored_with_the_run(params: Params, tmp_path: Path) -> None:
@@ -406,18 +426,6 @@ def test_an_error_of_the_work_itself_is_not_dressed_as_one_of_the_store(params: 
         _ = 1 / 0
 
 
-def test_the_first_error_is_told_when_the_status_cannot_be_written(
-    params: Params, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def away(*_: object) -> None:
-        raise ConnectionError("store went away")
-
-    with pytest.raises(RuntimeError, match="out of memory"), start_run(params, RUN_FILE) as tracker:
-        monkeypatch.setattr(tracker.client, "set_terminated", away)
-        raise RuntimeError("out of memory")
-    assert "could not be marked FAILED: store went away" in caplog.text
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -468,7 +476,7 @@ def test_a_run_on_a_server_has_all_that_a_local_one_has(
     (tmp_path / "report.txt").write_text("report")
     with start_run(params, RUN_FILE) as train:
         train.log_metrics({"loss": 1.0}, step=3)
-        train.log_dataset(Path("train.json"), "train", "d1", "training", 1)
+        train.log_dataset(data_set())
     with resume_run(params, RUN_FILE) as tracker:
         tracker.log_artifact(tmp_path / "report.txt")
     run = client().get_run(train.run_id)

@@ -1,0 +1,41 @@
+"""The step `fetch` for Kubeflow Pipelines."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Model, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def fetch(  # type: ignore[valid-type]
+    registered: str,
+    code_version: str,
+    model: Output[Model],
+    params: str = "",
+) -> NamedTuple("Outputs", [("params", str), ("version", str)]):
+    """Bring a registered model.
+
+    Args:
+        registered: models:/NAME@ALIAS or models:/NAME/VERSION.
+        code_version: version of the code; another one is another task for the caches.
+        model: model.safetensors, model.json, detect.json, version.json.
+        params: the whole of params.yaml, if the model is to be evaluated: opens an MLflow run for that.
+
+    Returns:
+        The settings with the model's own settings of detection, and the version's address.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.fetch import step
+
+    with kubeflow.task("fetch", code_version):
+        folder = Path(model.path)
+        version = step.run(model=registered, model_dir=folder)
+        model.metadata |= {"framework": "pytorch", "registered": version}
+        if not params:
+            return "", version
+        settings = step.begin_evaluation(kubeflow.settings(params), model=version, model_dir=folder)
+        return kubeflow.as_text(settings), version

@@ -1,0 +1,47 @@
+"""The step `merge` for Kubeflow Pipelines."""
+
+from typing import List  # noqa: UP035  # kfp knows lists of artifacts by this name
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Markdown, Metrics, Model, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def merge(
+    code_version: str,
+    model: Input[Model],
+    plan: Input[Artifact],
+    results: Input[List[Artifact]],  # noqa: UP006
+    predictions: Output[Dataset],
+    metrics: Output[Metrics],
+    summary: Output[Markdown],
+    destination: str = "",
+) -> None:
+    """Put the shards' results together, in COCO's formats.
+
+    Args:
+        code_version: version of the code; another one is another task for the caches.
+        model: what fetch brought.
+        plan: what split wrote.
+        results: what the predict tasks wrote.
+        predictions: detections.json (COCO results), photos.json (what the ids stand for), problems.json.
+        metrics: counts of photos, objects and photos that cannot be read.
+        summary: objects by class.
+        destination: s3://bucket/folder that gets these files too; empty for none.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.merge import step
+
+    with kubeflow.task("merge", code_version):
+        totals = step.run(
+            model_dir=Path(model.path),
+            plan_path=Path(plan.path),
+            results=[Path(result.path) for result in results],
+            output_dir=Path(predictions.path),
+            destination=destination,
+        )
+        kubeflow.describe_predictions(totals, metrics, summary)

@@ -1,0 +1,44 @@
+"""The step `predict` for Kubeflow Pipelines."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Model, Output
+
+from components.kubeflow import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def predict(
+    shard: str,
+    code_version: str,
+    model: Input[Model],
+    plan: Input[Artifact],
+    result: Output[Artifact],
+    device: str = "auto",
+    batch_size: int = 8,
+) -> None:
+    """Find the objects of one shard's photos.
+
+    Args:
+        shard: its number, as text.
+        code_version: version of the code; another one is another task for the caches.
+        model: what fetch brought.
+        plan: what split wrote.
+        result: photos, rows of the COCO results format, and photos that cannot be read.
+        device: auto, cpu, cuda, or mps.
+        batch_size: photos that pass the network at once.
+    """
+    from pathlib import Path
+
+    from components import kubeflow
+    from components.predict import step
+
+    with kubeflow.task("predict", code_version):
+        found = step.run(
+            model_dir=Path(model.path),
+            plan_path=Path(plan.path),
+            shard=int(shard),
+            result_path=Path(result.path),
+            device=device,
+            batch_size=batch_size,
+        )
+        result.metadata |= {"shard": shard, "photos": len(found.images), "objects": len(found.rows)}

@@ -1,0 +1,90 @@
+"""The step `predict`: a registered model over one shard of a folder in S3."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.common.storage import fetch_objects, make_client
+from components.fetch.step import read_detection
+from components.split.step import ListedPhoto, Plan
+from yolact.errors import DataError
+from yolact.files import write_json_atomic
+from yolact.predictor import Predictor, read_photo
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class ShardResult:
+    """What a shard leaves."""
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    """``id``, ``file_name`` (below the folder), ``width`` and ``height`` (pixels, upright), as COCO has them."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of the COCO results format."""
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    """``id``, ``file_name`` and ``reason`` of photos that cannot be read."""
+
+
+def run(
+    *, model_dir: Path, plan_path: Path, shard: int, result_path: Path, device: str = "auto", batch_size: int = 8
+) -> ShardResult:
+    """Find the objects of a shard's photos, which are turned upright first.
+
+    A photo that cannot be read is noted and passed over: one of many must not stop all others.
+
+    Args:
+        model_dir: what fetch wrote; its settings of detection are used.
+        plan_path: what split wrote.
+        shard: number, from 0.
+        result_path: gets the result as JSON.
+        device: as ``runtime.device``.
+        batch_size: photos that pass the network at once.
+
+    Raises:
+        DataError: the plan has no such shard, or a file changed or cannot be fetched.
+        WeightsError: the model is missing or damaged.
+    """
+    plan = Plan.read(plan_path)
+    if not 0 <= shard < len(plan.shards):
+        raise DataError(f"{plan_path}: has {len(plan.shards)} shards, and so no shard {shard}")
+    photos = plan.shards[shard]
+    predictor = Predictor.load(model_dir, read_detection(model_dir), device=device, batch_size=batch_size)
+    result = ShardResult()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "photos"
+        fetch_objects(make_client(), plan.address, [photo.file for photo in photos], folder)
+        for start in range(0, len(photos), batch_size):
+            _predict(predictor, folder, photos[start : start + batch_size], result)
+    write_json_atomic(result_path, vars(result))
+    log.info(
+        "shard %d: %d photos, %d objects, %d photos not readable",
+        shard,
+        len(result.images),
+        len(result.rows),
+        len(result.problems),
+    )
+    return result
+
+
+def _predict(predictor: Predictor, folder: Path, photos: Sequence[ListedPhoto], result: ShardResult) -> None:
+    read = []
+    for photo in photos:
+        name = str(photo.file.path)
+        try:
+            image = read_photo(folder / photo.file.path)  # (3, H, W)
+        except DataError as error:
+            reason = str(error).removeprefix(f"{folder}/")
+            result.problems.append({"id": photo.id, "file_name": name, "reason": reason})
+            continue
+        height, width = image.shape[1:]
+        result.images.append({"id": photo.id, "file_name": name, "width": width, "height": height})
+        read.append((photo.id, image))
+    found = predictor.predict([image for _, image in read])
+    for (number, _), detections in zip(read, found, strict=True):
+        result.rows += detections.to_coco(number)

@@ -1,0 +1,63 @@
+"""The pipeline `batch_prediction`: a registered model over a folder in S3, in shards side by side."""
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.fetch.component import fetch
+from components.merge.component import merge
+from components.predict.component import predict
+from components.split.component import split
+from pipelines.config import ClusterConfig
+from pipelines.placement import place
+
+
+def build(cluster: ClusterConfig) -> BaseComponent:
+    """The pipeline for a cluster."""
+
+    @dsl.pipeline(name="batch-prediction", description="YOLACT: a registered model over a folder in S3.")
+    def batch_prediction(
+        model: str,
+        photos: str,
+        code_version: str,
+        destination: str = "",
+        shards: int = 4,
+        batch_size: int = 8,
+        device: str = "auto",
+    ) -> None:
+        """Find the objects of all photos of a folder in S3, with the detection settings that the model carries.
+
+        Args:
+            model: models:/NAME@ALIAS or models:/NAME/VERSION.
+            photos: s3://bucket/folder.
+            code_version: version of the code; another one runs cached tasks again.
+            destination: s3://bucket/folder that gets the results too; empty for none.
+            shards: tasks that predict side by side.
+            batch_size: photos that pass the network at once.
+            device: auto, cpu, cuda, or mps.
+        """
+        fetched = place(fetch(registered=model, code_version=code_version), cluster)
+        planned = place(split(photos=photos, shards=shards, code_version=code_version), cluster)
+        with dsl.ParallelFor(planned.outputs["Output"]) as shard:
+            found = place(
+                predict(
+                    shard=shard,
+                    code_version=code_version,
+                    model=fetched.outputs["model"],
+                    plan=planned.outputs["plan"],
+                    device=device,
+                    batch_size=batch_size,
+                ),
+                cluster,
+            )
+        place(
+            merge(
+                code_version=code_version,
+                model=fetched.outputs["model"],
+                plan=planned.outputs["plan"],
+                results=dsl.Collected(found.outputs["result"]),
+                destination=destination,
+            ),
+            cluster,
+        )
+
+    return batch_prediction

@@ -1,0 +1,48 @@
+"""The pipeline `evaluation`: a registered model on a revision of the data."""
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.evaluate.component import evaluate
+from components.fetch.component import fetch
+from pipelines.config import ClusterConfig
+from pipelines.data import prepare_data
+from pipelines.placement import place
+
+
+def build(cluster: ClusterConfig) -> BaseComponent:
+    """The pipeline for a cluster."""
+
+    @dsl.pipeline(name="evaluation", description="YOLACT: a registered model on a revision of the data.")
+    def evaluation(
+        params: str,
+        code_version: str,
+        model: str,
+        data_repository: str = "",
+        data_path: str = "",
+        data_revision: str = "",
+    ) -> None:
+        """Evaluate a registered model, with the detection settings that it carries, in an MLflow run of its own.
+
+        Args:
+            params: the whole of params.yaml, as YAML or JSON.
+            code_version: version of the code; another one runs cached tasks again.
+            model: models:/NAME@ALIAS or models:/NAME/VERSION.
+            data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
+            data_path: path in it.
+            data_revision: commit, tag or branch of it.
+        """
+        data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
+        fetched = fetch(registered=model, code_version=code_version, params=data.params)
+        place(fetched.after(data.last_task), cluster)  # an alias is read when the data is there
+        place(
+            evaluate(
+                params=fetched.outputs["params"],
+                code_version=code_version,
+                processed=data.processed,
+                model=fetched.outputs["model"],
+            ),
+            cluster,
+        )
+
+    return evaluation

@@ -1,0 +1,40 @@
+"""What processes of their own do in the tests of promotions at once; the environment names the server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.common.registry import Registered
+from components.promote import promotion
+from components.promote.lock import hold
+from yolact.config import load_params
+
+
+def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:
+    """Promote; gives status and the champion before."""
+    request = promotion.Request(version=version, name=name)
+    outcome = promotion.promote(load_params(params_file), request, processed_dir=Path("nowhere"))
+    return outcome.status, outcome.previous
+
+
+def promote_and_die(params_file: str, name: str, version: int, moment: str, lifetime: float) -> None:
+    """Promote, and be killed ``before`` or ``after`` the alias moves; the lock lives for ``lifetime`` seconds."""
+    move = Registered.set_alias
+
+    def killed(model: Registered, *arguments: Any) -> None:
+        if moment == "after":
+            move(model, *arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Registered.set_alias = killed  # type: ignore[method-assign]
+    promotion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
+    promote_version(params_file, name, version)
+
+
+if __name__ == "__main__":
+    promote_and_die(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))

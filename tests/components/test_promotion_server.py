@@ -1,0 +1,140 @@
+"""Promotions at once and promotions that are killed, on a real MLflow server with PostgreSQL and S3."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from components.common.registry import CHAMPION, Registered
+from components.promote import lock
+from components.promote.history import read_history
+from components.promote.promotion import Request, promote, rollback
+from tests.components.mlflow_servers import MlflowServer
+from tests.components.promoting import promote_version
+from tests.components.registry_versions import add_version
+from yolact.config import Params, load_params
+
+PROCESSES = 3
+
+
+@pytest.fixture
+def name() -> str:
+    """Of a registered model that no other test has."""
+    return f"yolact-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def client(on_server: MlflowServer) -> MlflowClient:
+    return MlflowClient(tracking_uri=on_server.address)
+
+
+@pytest.fixture
+def params_file(repository: Path, tmp_path: Path) -> Path:
+    """Settings whose gate lets every version pass."""
+    tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
+    tree["promote"] |= {"samples": 100, "min_gain": -1.0, "max_doubt": 1.0, "max_class_loss": 1.0, "min_first": 0.0}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def ask(params: Params, name: str, version: int) -> Any:
+    return promote(params, Request(version=version, name=name), processed_dir=Path("nowhere"))
+
+
+def test_promotions_at_once_leave_one_champion_and_every_decision(
+    client: MlflowClient, name: str, params_file: Path
+) -> None:
+    versions = [add_version(client, {"cat": 10 + k}, name=name) for k in range(PROCESSES)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.components.promoting"])
+    with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+        asked = [pool.submit(promote_version, str(params_file), name, version) for version in versions]
+        outcomes = [future.result(timeout=300) for future in asked]
+    assert [status for status, _ in outcomes] == ["promoted"] * PROCESSES
+    history = read_history(Registered.open(client, name))
+    decisions = history.decisions
+    assert [decision.number for decision in decisions] == list(range(1, PROCESSES + 1))
+    assert sorted(decision.version for decision in decisions) == versions
+    assert {decision.state for decision in decisions} == {"done"}
+    # Each was compared with the champion that the one before had left: none overwrote another unseen.
+    assert [decision.previous for decision in decisions] == [None, *(d.version for d in decisions[:-1])]
+    assert history.champion == decisions[-1].version
+    assert not history.moved_by_hand
+    assert [model.name for model in client.search_registered_models(f"name LIKE '{name}%'")] == [name]
+
+
+@pytest.mark.parametrize(("moment", "champion", "state"), [("before", 1, "abandoned"), ("after", 2, "done")])
+def test_a_promotion_that_is_killed_beside_the_move_of_the_alias_is_settled_by_the_next(
+    client: MlflowClient, name: str, params_file: Path, repository: Path, moment: str, champion: int, state: str
+) -> None:
+    params = load_params(params_file)
+    for found in (10, 20, 30):
+        add_version(client, {"cat": found}, name=name)
+    ask(params, name, 1)
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.components.promoting", str(params_file), name, "2", moment, "1"],
+        cwd=repository,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    model = Registered.open(client, name)
+    history = read_history(model)
+    assert [decision.state for decision in history.decisions] == ["done", "intended"]
+    assert history.champion == champion
+    assert [decision.version for decision in history.unsettled] == [2]
+
+    ask(params, name, 3)  # the dead process's lock has ended: it lived for a second
+    history = read_history(model)
+    assert [decision.state for decision in history.decisions] == ["done", state, "done"]
+    assert history.decisions[-1].previous == champion
+    assert model.alias(CHAMPION) == 3
+    assert rollback(params, name=name).version == champion
+
+
+def test_a_lock_that_is_held_is_waited_for_and_its_holder_named(client: MlflowClient, name: str) -> None:
+    with (
+        lock.hold(client, name, "Ada on her laptop") as held,
+        pytest.raises(lock.LockedError, match=r"Ada on her laptop, since .* UTC"),
+        lock.hold(client, name, "Bob", patience=0.5),
+    ):
+        pytest.fail("two hold the lock")
+    assert held.lock_name == f"{name}.promotion-lock"
+    with lock.hold(client, name, "Bob", patience=0):
+        pass
+
+
+def test_a_dead_holders_lock_is_broken_and_a_slow_holder_finds_out(client: MlflowClient, name: str) -> None:
+    with lock.hold(client, name, "slow", lifetime=0.2) as slow:
+        time.sleep(0.3)
+        with lock.hold(client, name, "quick") as quick:
+            quick.check()
+            with pytest.raises(lock.LockedError, match="was lost"):
+                slow.check()
+            slow.release()  # which must not take the quick one's lock away
+            quick.check()
+    assert client.search_registered_models(f"name LIKE '{name}%'") == []
+
+
+def test_a_live_lock_that_is_taken_for_a_dead_one_is_given_back(client: MlflowClient, name: str) -> None:
+    """Between the look at a dead lock and its rename, its holder went and another came."""
+    with lock.hold(client, name, "dead", lifetime=0.0) as dead:
+        seen = client.get_registered_model(dead.lock_name)
+    with lock.hold(client, name, "alive") as alive:
+        lock._break(client, seen)
+        alive.check()
+    assert client.search_registered_models(f"name LIKE '{name}%'") == []
