@@ -75,7 +75,7 @@ CMD ["yolact", "--help"]
 
 ARG VERSION=unknown
 ARG COMMIT=unknown
-ENV YOLACT_CODE_VERSION=${COMMIT}
+ENV YOLACT_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title="yolact-pipeline" \
       org.opencontainers.image.description="Every step of the YOLACT pipeline, training on GPUs, serving" \
       org.opencontainers.image.licenses="MIT" \

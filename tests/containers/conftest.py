@@ -14,7 +14,7 @@ Docker = Callable[..., str]
 @pytest.fixture(scope="session")
 def image() -> str:
     """Name of the image that is tested."""
-    name = os.environ.get("YOLACT_IMAGE", "")
+    name = os.environ.get("YOLACT_TEST_IMAGE", "")
     if not name:
         pytest.skip("no image: `bash .ci/containers` builds one and runs these tests")
     return name

@@ -25,7 +25,7 @@ SETTINGS = {
     "PATH",
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONUNBUFFERED",
-    "YOLACT_CODE_VERSION",
+    "YOLACT_COMMIT",
 }
 """Environment variables of the image."""
 
