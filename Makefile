@@ -2,6 +2,12 @@
 
 PYTHON ?= python3
 PORT ?= 5000
+DOCKER ?= docker
+# Of `make image`. BUILD_ARGS takes what else `docker build` should get, as --network=host.
+BASE_IMAGE ?= python:3.11-slim-bookworm
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= yolact-pipeline:$(VERSION)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -15,10 +21,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline test lint format mlflow clean lock
+.PHONY: help install demo pipeline pipeline-docker image test lint format mlflow clean lock
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make the environment .venv from the lock file
 	@echo "$(VENV) is ready; to work in it: source $(BIN)/activate"
@@ -45,6 +51,16 @@ format: $(STAMP) ## Put code into the project's style
 mlflow: $(STAMP) ## Show the last run in MLflow (PORT=5000)
 	@yolact mlflow --port $(PORT)
 
+image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and say how large it is
+	@$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) \
+	  --tag $(IMAGE) $(BUILD_ARGS) .
+	@$(DOCKER) image inspect --format '{{.Size}}' $(IMAGE) | awk '{ printf "$(IMAGE): %.2f GB; by layer:\n", $$1 / 1e9 }'
+	@$(DOCKER) history --no-trunc=false --format '{{.Size}}\t{{.CreatedBy}}' $(IMAGE) | grep -v '^0B'
+
+pipeline-docker: $(STAMP) ## Run the training pipeline in containers (IMAGE; MLFLOW_TRACKING_URI names a server)
+	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
+	@python -m pipelines run-local --runner docker --image $(IMAGE)
+
 clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info dvc_plots
@@ -52,6 +68,11 @@ clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and 
 lock: $(BIN)/uv ## Pin anew what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
 	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
+	@# The image's part of it: no tools of developers, no export; no Triton, which needs a compiler (docs/image.md).
+	@cp requirements.lock requirements-image.lock
+	@uv pip compile --quiet pyproject.toml --extra pipeline --constraint requirements.lock --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	  --no-emit-package triton --output-file requirements-image.lock
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "Installing requirements.lock into $(VENV) (the first time some gigabytes: PyTorch and its GPU libraries)"

@@ -90,7 +90,8 @@ def run_pipeline(
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    pipeline = PIPELINES[name](cluster.model_copy(update={"retry": PAUSES}))
+    here: dict[str, Any] = {"retry": PAUSES} | ({} if containers is None else {"image": containers.image})
+    pipeline = PIPELINES[name](cluster.model_copy(update=here))
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     volume = output / "checkpoints"
     volume.mkdir(exist_ok=True)

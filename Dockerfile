@@ -1,0 +1,83 @@
+# One image for every step, for training on GPUs and for serving. What is in it, and why: docs/image.md.
+# Built by `make image`, with BuildKit or without.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file build
+# nothing again.
+FROM ${BASE_IMAGE} AS uv
+COPY requirements.lock /src/
+RUN sed -n '/^uv==/,/[^\\]$/p' /src/requirements.lock > /src/uv.lock \
+ && python3 -m venv /opt/uv \
+ && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /src/uv.lock
+
+# The libraries, each of the version and hash in the lock file, parted into layers by how often they change.
+FROM ${BASE_IMAGE} AS libraries
+COPY --from=uv /opt/uv/bin/uv /usr/local/bin/uv
+COPY requirements-image.lock /src/
+# Headers, static libraries and device code are for compilers, which the image has not; libcusolverMg and NVSHMEM's
+# .bc files are loaded by nothing in it; tests of libraries are not run (NumPy imports some of its own).
+RUN uv venv --quiet --no-cache /opt/yolact \
+ && uv pip sync --quiet --no-cache --python /opt/yolact/bin/python --require-hashes /src/requirements-image.lock \
+ && rm -f /opt/yolact/.lock \
+ && cd /opt/yolact/lib/python3*/site-packages \
+ && rm -rf nvidia/*/include torch/include nvidia/cu*/lib/libcusolverMg.so.* \
+ && find . -name '*.a' -delete \
+ && find nvidia -name '*.bc' -delete \
+ && find . -type d -name tests -not -path './numpy/*' -prune -exec rm -rf {} + \
+ && /opt/yolact/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash -x torch/testing . \
+ && for part in nvidia torch; do \
+      mkdir -p "/layers/$part$PWD" && mv "$part" "/layers/$part$PWD"; \
+    done
+
+# The project itself, as a package.
+FROM libraries AS code
+COPY . /src
+RUN uv pip install --quiet --no-cache --python /opt/yolact/bin/python --prefix /layers/code/opt/yolact \
+      --no-deps --no-build-isolation /src \
+ && rm -f /layers/code/opt/yolact/.lock \
+ && /opt/yolact/bin/python -m compileall -q --invalidation-mode unchecked-hash /layers/code/opt/yolact
+
+FROM ${BASE_IMAGE}
+# git is no build tool here: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. pip goes where the base has
+# it, and no program may change its user. The user is a number, which Kubernetes' runAsNonRoot needs.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends git \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
+ && if python3 -c 'import pip' 2>/dev/null; then \
+      python3 -m pip uninstall --yes --quiet --root-user-action ignore pip setuptools wheel; \
+    fi \
+ && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
+ && groupadd --gid 10001 yolact \
+ && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin yolact \
+ && install --directory --mode 1777 /work
+COPY --from=libraries /layers/nvidia/ /
+COPY --from=libraries /layers/torch/ /
+COPY --from=libraries /opt/yolact/ /opt/yolact/
+COPY --from=code /layers/code/ /
+COPY deploy/image/healthy.py /opt/yolact/bin/
+
+# The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /work or to where
+# a step is told to write. Any user id will do.
+ENV PATH=/opt/yolact/bin:/usr/local/bin:/usr/bin:/bin \
+    HOME=/tmp \
+    DVC_SITE_CACHE_DIR=/tmp/dvc \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    DO_NOT_TRACK=1 \
+    DVC_NO_ANALYTICS=1 \
+    MLFLOW_DISABLE_TELEMETRY=true
+WORKDIR /work
+USER 10001:10001
+EXPOSE 8080
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "/opt/yolact/bin/healthy.py"]
+CMD ["yolact", "--help"]
+
+ARG VERSION=unknown
+ARG COMMIT=unknown
+ENV YOLACT_COMMIT=${COMMIT}
+LABEL org.opencontainers.image.title="yolact-pipeline" \
+      org.opencontainers.image.description="Every step of the YOLACT pipeline, training on GPUs, serving" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${COMMIT}"

@@ -1,0 +1,283 @@
+"""The manifests in ``deploy/``: they fit Kubernetes' schemas and each other, and ask for no rights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from pipelines.config import load_cluster
+from yolact.config import load_params
+
+KUBERNETES = "1.33"
+"""Version whose schemas the manifests are held against."""
+USER = 10001
+"""Of the image."""
+OTHERS = {"postgres:17-bookworm": 999}
+"""Images that are not ours, with their users."""
+CUSTOM = {"TrainingRuntime", "TrainJob"}
+"""Kinds of the Kubeflow Trainer, whose schemas are not Kubernetes' own."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    file: Path
+    tree: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.tree["kind"])
+
+    @property
+    def name(self) -> str:
+        return str(self.tree["metadata"]["name"])
+
+    @property
+    def pod_labels(self) -> dict[str, str]:
+        """Of the pods that a workload makes."""
+        labels: dict[str, str] = self.tree["spec"]["template"]["metadata"]["labels"]
+        return labels
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Every pod's specification in it."""
+        return [spec for spec in maps(self.tree) if "containers" in spec]
+
+
+def maps(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a tree."""
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from maps(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from maps(value)
+
+
+@pytest.fixture(scope="module")
+def deploy(repository: Path) -> Path:
+    return repository / "deploy"
+
+
+@pytest.fixture(scope="module")
+def manifests(deploy: Path) -> list[Manifest]:
+    files = [path for path in sorted(deploy.rglob("*.yaml")) if path.name != "kustomization.yaml"]
+    found = [Manifest(path, tree) for path in files for tree in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    assert len(found) > 10
+    return found
+
+
+def containers_of(manifests: list[Manifest], name: str) -> list[dict[str, Any]]:
+    """Containers of the Deployment of that name."""
+    [found] = [manifest for manifest in manifests if (manifest.kind, manifest.name) == ("Deployment", name)]
+    containers: list[dict[str, Any]] = found.tree["spec"]["template"]["spec"]["containers"]
+    return containers
+
+
+@pytest.fixture(scope="module")
+def secrets(deploy: Path) -> dict[str, set[str]]:
+    """Keys by secret, as the examples have them: ``s3.env.example`` is of the secret ``yolact-s3``."""
+    return {
+        f"yolact-{path.name.removesuffix('.env.example')}": {
+            line.partition("=")[0] for line in path.read_text(encoding="utf-8").splitlines() if "=" in line
+        }
+        for path in (deploy / "secrets").glob("*.env.example")
+    }
+
+
+def test_manifests_fit_kubernetes_own_schemas(manifests: list[Manifest]) -> None:
+    own = [manifest for manifest in manifests if manifest.kind not in CUSTOM]
+    assert len(own) > 8
+    for manifest in own:
+        kubernetes_validate.validate(manifest.tree, KUBERNETES, strict=True)
+
+
+def test_the_schemas_would_find_a_mistake(manifests: list[Manifest]) -> None:
+    claim = next(manifest.tree for manifest in manifests if manifest.kind == "PersistentVolumeClaim")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(claim | {"spec": {"accessMode": ["ReadWriteOnce"]}}, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
+def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, folder: str) -> None:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("no kubectl, whose kustomize builds the manifests")
+    done = subprocess.run(
+        [program, "kustomize", deploy / folder], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    assert built
+    if folder != "mlflow/postgres":  # applied with -n
+        assert {tree["metadata"]["namespace"] for tree in built} == {"kubeflow"}
+
+
+def test_kustomizations_name_every_manifest_but_those_that_are_applied_by_hand(deploy: Path) -> None:
+    by_hand = {deploy / "train" / "trainjob.yaml", deploy / "pipelines" / "own-checkpoints.yaml"}
+    named = {
+        (file.parent / resource).resolve()
+        for file in deploy.rglob("kustomization.yaml")
+        for resource in yaml.safe_load(file.read_text(encoding="utf-8"))["resources"]
+    }
+    assert all(path.exists() for path in named)
+    files = {path for path in deploy.rglob("*.yaml") if path.name != "kustomization.yaml"}
+    assert files - named == by_hand
+
+
+def test_every_pod_runs_without_rights(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        for pod in manifest.pods():
+            user = OTHERS.get(pod["containers"][0]["image"], USER)
+            assert pod["securityContext"] == {
+                "runAsNonRoot": True,
+                "runAsUser": user,
+                "runAsGroup": user,
+                "fsGroup": user,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            }, manifest.file
+            assert pod["automountServiceAccountToken"] is False
+            assert pod["enableServiceLinks"] is False  # a service called mlflow would set MLFLOW_PORT
+            for container in pod["containers"]:
+                assert container["securityContext"] == {
+                    "allowPrivilegeEscalation": False,
+                    "readOnlyRootFilesystem": True,
+                    "capabilities": {"drop": ["ALL"]},
+                }, manifest.file
+
+
+def test_every_container_asks_for_resources_and_has_a_place_for_temporary_files(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        for pod in manifest.pods():
+            claims = manifest.tree["spec"].get("volumeClaimTemplates", [])
+            volumes = {item["name"] for item in pod["volumes"]} | {item["metadata"]["name"] for item in claims}
+            for container in pod["containers"]:
+                mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+                assert set(mounts.values()) <= volumes
+                if manifest.kind in ("Deployment", "StatefulSet"):
+                    assert "/tmp" in mounts
+                    assert {"readinessProbe", "livenessProbe"} <= container.keys()
+                if manifest.kind not in CUSTOM:  # a TrainJob has its own
+                    assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+                    assert "memory" in container["resources"]["limits"]
+
+
+def test_no_manifest_and_no_example_holds_a_secrets_value(manifests: list[Manifest], deploy: Path) -> None:
+    assert not [manifest.file for manifest in manifests if manifest.kind == "Secret"]
+    for path in (deploy / "secrets").iterdir():
+        assert path.name.endswith(".env.example")
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[A-Z0-9_]+=", line) for line in lines), path
+    for manifest in manifests:
+        for variable in maps(manifest.tree):
+            if re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", str(variable.get("name", ""))):
+                assert "value" not in variable
+
+
+def test_the_image_is_the_one_that_pipelines_run_in(manifests: list[Manifest]) -> None:
+    image = load_cluster().image
+    named = [item["image"] for manifest in manifests for item in maps(manifest.tree) if "image" in item]
+    assert named.count(image) >= 5
+    assert set(named) - {image} == OTHERS.keys()
+
+
+def test_pipelines_find_their_volume_and_their_secrets(manifests: list[Manifest], secrets: dict[str, set[str]]) -> None:
+    cluster = load_cluster()
+    claims = {manifest.name for manifest in manifests if manifest.kind == "PersistentVolumeClaim"}
+    assert cluster.checkpoints.claim in claims
+    for secret in cluster.secrets.values():
+        assert set(secret.keys) == secrets[secret.name], secret.name
+
+
+def test_manifests_find_their_secrets_claims_and_accounts(
+    manifests: list[Manifest], secrets: dict[str, set[str]]
+) -> None:
+    names: dict[str, set[str]] = {}
+    for manifest in manifests:
+        names.setdefault(manifest.kind, set()).add(manifest.name)
+    references = [item for manifest in manifests for item in maps(manifest.tree)]
+    keys = [item["secretKeyRef"] for item in references if "secretKeyRef" in item]
+    assert len(keys) > 10
+    assert [key for key in keys if key["key"] not in secrets[key["name"]]] == []
+    claims = {item["claimName"] for item in references if "claimName" in item}
+    assert claims - names["PersistentVolumeClaim"] == {"yolact-train"}  # trainjob.yaml: made by hand
+    [binding] = [manifest.tree for manifest in manifests if manifest.kind == "RoleBinding"]
+    assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
+
+
+def test_services_find_their_pods_and_ports(manifests: list[Manifest]) -> None:
+    workloads = [manifest for manifest in manifests if manifest.kind in ("Deployment", "StatefulSet")]
+    services = [manifest for manifest in manifests if manifest.kind == "Service"]
+    assert len(services) == len(workloads) >= 3
+    for service in services:
+        assert service.name != "mlflow"  # see the test of service links
+        [workload] = [
+            workload
+            for workload in workloads
+            if service.tree["spec"]["selector"].items()
+            <= workload.tree["spec"]["template"]["metadata"]["labels"].items()
+        ]
+        selector = workload.tree["spec"]["selector"]["matchLabels"]
+        assert selector.items() <= workload.tree["spec"]["template"]["metadata"]["labels"].items()
+        ports = {port["name"] for pod in workload.pods() for item in pod["containers"] for port in item["ports"]}
+        assert {port["targetPort"] for port in service.tree["spec"]["ports"]} <= ports
+
+
+def test_servers_listen_where_their_probes_ask(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        for pod in manifest.pods():
+            for container in pod["containers"]:
+                variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+                if "MLFLOW_PORT" in variables:
+                    assert variables["MLFLOW_HOST"] == "0.0.0.0"
+                    [port] = container["ports"]
+                    assert variables["MLFLOW_PORT"] == str(port["containerPort"])
+
+
+def test_mlflow_answers_to_the_service_name_that_clients_use(manifests: list[Manifest]) -> None:
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    [server] = [
+        manifest for manifest in manifests if manifest.kind == "Deployment" and manifest.name == "yolact-mlflow"
+    ]
+    variables = {item["name"]: item.get("value") for item in server.pods()[0]["containers"][0]["env"]}
+    allowed = variables["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    for host in (
+        "yolact-mlflow:5000",
+        "yolact-mlflow.kubeflow:5000",
+        "yolact-mlflow.kubeflow.svc:5000",
+        "yolact-mlflow.kubeflow.svc.cluster.local:5000",
+        "localhost:5000",
+        "127.0.0.1:5000",
+    ):
+        assert is_allowed_host_header(allowed, host), host
+    for host in ("evil.example:5000", "yolact-mlflow-evil.example", "localhost.evil.example"):
+        assert not is_allowed_host_header(allowed, host), host
+
+
+def test_the_served_model_is_the_one_that_is_registered(manifests: list[Manifest], repository: Path) -> None:
+    [serving] = [
+        manifest for manifest in manifests if manifest.kind == "Deployment" and manifest.name == "yolact-serving"
+    ]
+    [container] = serving.pods()[0]["containers"]
+    name = load_params(repository / "conf" / "base.yaml").register_.model_name
+    assert container["command"][-1] == f"models:/{name}@champion"
+
+
+def test_the_readmes_commands_name_files_that_are_there(deploy: Path) -> None:
+    text = (deploy / "README.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"\bdeploy/[\w./-]*\w", text))
+    assert len(paths) > 5
+    assert [
+        path
+        for path in paths
+        if not (deploy.parent / path.removesuffix(".env")).exists() and not (deploy.parent / f"{path}.example").exists()
+    ] == []

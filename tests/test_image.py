@@ -1,0 +1,176 @@
+"""The image's recipe, without building it: what goes in, what stays out, and its health check."""
+
+from __future__ import annotations
+
+import http.server
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+LEFT_OUT = {"triton"}
+"""Needs a compiler at run time; torch works without it."""
+
+
+def ignored(patterns: list[str], path: str) -> bool:
+    """Whether ``.dockerignore`` keeps a path out: the last pattern that fits it or a folder above it decides."""
+    parts = path.split("/")
+    above = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    kept_out = False
+    for pattern in patterns:
+        text = re.escape(pattern.removeprefix("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        expression = re.compile(text.replace(r"\[", "[").replace(r"\]", "]"))
+        if any(expression.fullmatch(part) for part in above):
+            kept_out = not pattern.startswith("!")
+    return kept_out
+
+
+@pytest.fixture
+def patterns(repository: Path) -> list[str]:
+    lines = (repository / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".dvc/cache/files/md5/00/11",
+        ".venv/bin/python",
+        ".env",
+        "s3.env",
+        "data/raw/photo.jpg",
+        "data/voc2012/x.dvc",
+        "models/model.safetensors",
+        "mlflow.db",
+        "mlruns/0/meta.yaml",
+        "runs/training-1/train/model",
+        "reports/eval/index.html",
+        "params.yaml",
+        "tests/conftest.py",
+        "deploy/secrets/s3.env",
+        "yolact/models/__pycache__/fpn.cpython-311.pyc",
+        "anything-new.bin",
+    ],
+)
+def test_data_secrets_and_history_stay_out_of_the_build(patterns: list[str], path: str) -> None:
+    assert ignored(patterns, path)
+
+
+def test_all_files_of_all_rooms_reach_the_build(repository: Path, patterns: list[str]) -> None:
+    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
+    rooms = [name.rstrip("*") for name in settings["tool"]["setuptools"]["packages"]["find"]["include"]]
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--", *rooms], cwd=repository, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    files = [path for path in tracked if path]
+    assert len(files) > 100
+    needed = [*files, "pyproject.toml", "README.md", "LICENSE", "requirements.lock", "requirements-image.lock"]
+    assert [path for path in [*needed, "deploy/image/healthy.py"] if ignored(patterns, path)] == []
+
+
+def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:
+    """The image installs the project as a package, so a file that setuptools does not take is not there."""
+    settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for room in ("yolact", "components", "pipelines", "serving", "cli"):
+        known = {
+            path for pattern in settings["package-data"].get(room, []) for path in (repository / room).glob(pattern)
+        }
+        read = {
+            path
+            for end in ("j2", "yaml", "json", "html", "css", "js", "typed")
+            for path in (repository / room).rglob(f"*.{end}")
+            if path.name not in ("component.yaml", "metadata.yaml") and "compiled" not in path.parts
+        }
+        assert read <= known
+
+
+def lock_entries(path: Path) -> dict[str, str]:
+    """Text of each requirement, hashes included, by name."""
+    text = re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    entries = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
+    return {canonicalize_name(re.split(r"[=\s]", entry)[0]): entry.strip() for entry in entries if entry.strip()}
+
+
+def test_the_images_lock_file_is_a_part_of_the_projects(repository: Path) -> None:
+    whole = lock_entries(repository / "requirements.lock")
+    part = lock_entries(repository / "requirements-image.lock")
+    assert len(part) > 100
+    assert {name for name, entry in part.items() if whole.get(name) != entry} == set(), "run `make lock`"
+    assert all("--hash=sha256:" in entry for entry in part.values())
+
+
+def test_the_images_lock_file_has_what_the_pipeline_needs_and_no_tools(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    part = lock_entries(repository / "requirements-image.lock").keys()
+    waiting = [Requirement(text) for text in (*project["dependencies"], *extras["pipeline"])]
+    needed: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        needed.add(name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            for text in importlib.metadata.requires(name) or []:
+                below = Requirement(text)
+                if below.marker is None or below.marker.evaluate({"extra": extra}):
+                    waiting.append(below)
+    assert needed - part == LEFT_OUT
+    tools = {canonicalize_name(Requirement(text).name) for text in (*extras["dev"], *extras["export"])}
+    assert tools & part <= needed  # setuptools, which torch imports
+
+
+# The health check --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.HTTPServer]:
+    """Answers 200 at /health, 404 elsewhere."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
+        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield made
+        made.shutdown()
+
+
+def is_healthy(repository: Path, **variables: str) -> bool:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_PORT"} | variables
+    program = repository / "deploy" / "image" / "healthy.py"
+    return subprocess.run([sys.executable, program], env=environment, timeout=60, check=False).returncode == 0
+
+
+def test_a_server_is_healthy_as_long_as_it_answers(repository: Path, server: http.server.HTTPServer) -> None:
+    port = str(server.server_address[1])
+    assert is_healthy(repository, MLFLOW_PORT=port, http_proxy="http://127.0.0.1:9")
+    server.shutdown()
+    server.server_close()
+    assert not is_healthy(repository, MLFLOW_PORT=port)
+
+
+def test_a_container_that_serves_nothing_is_healthy(repository: Path) -> None:
+    assert is_healthy(repository)
+
+
+def test_a_port_that_is_none_is_unhealthy(repository: Path) -> None:
+    assert not is_healthy(repository, MLFLOW_PORT="tcp://10.0.0.1:5000")
