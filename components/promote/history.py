@@ -191,6 +191,14 @@ def champions(history: History) -> list[int]:
     return stack
 
 
+def rolled_back(history: History, version: int) -> Decision | None:
+    """The rollback that took a version out of use, if nothing has put it back since."""
+    for decision in reversed(history.decisions):
+        if decision.state == "done" and version in (decision.version, decision.previous):
+            return decision if decision.action == "rollback" and decision.previous == version else None
+    return None
+
+
 def _put(stack: list[int], version: int | None) -> None:
     if version is not None and (not stack or stack[-1] != version):
         stack.append(version)

@@ -37,6 +37,7 @@ from components.promote.history import (
     ever_champions,
     new_decision,
     read_history,
+    rolled_back,
     settle,
     write,
 )
@@ -260,16 +261,30 @@ def _former_champion(history: History, to: int) -> int:
 def _assess(
     params: Params, evaluator: Evaluator, version: ModelVersion, previous: int | None, request: Request
 ) -> Assessment:
+    number = int(version.version)
     try:
-        latency = _latency(params, evaluator.model.name, int(version.version))
+        latency = _latency(params, evaluator.model.name, number)
         if previous is None:
-            return _assess_first(params.promote, evaluator, version, latency)
-        return _assess_against(params.promote, evaluator, version, evaluator.model.version(previous), latency)
+            assessment = _assess_first(params.promote, evaluator, version, latency)
+        else:
+            champion = evaluator.model.version(previous)
+            assessment = _assess_against(params.promote, evaluator, version, champion, latency)
+        return replace(assessment, rules=[*_rolled_back(evaluator.model, number), *assessment.rules])
     except YolactError as error:
         if not request.force:
             raise
         text = f"nothing could be compared: {error}"
         return Assessment([Rule("comparison", False, None, None, None, text)], {}, [])
+
+
+def _rolled_back(model: Registered, number: int) -> list[Rule]:
+    """A version that somebody took out of use is not put back by a schedule."""
+    decision = rolled_back(read_history(model), number)
+    if decision is None:
+        return []
+    reason = f": {decision.reason}" if decision.reason else ""
+    text = f"the version was rolled back by {decision.who}, {decision.time}{reason}; only --force puts it back"
+    return [Rule("rollback", False, None, None, None, text)]
 
 
 def _latency(params: Params, name: str, number: int) -> Latency | None:

@@ -37,7 +37,8 @@ def to_markdown(outcome: Outcome) -> str:
             f"| {'passed' if rule.passed else 'REFUSED'} | `{rule.name}` | {rule.text} |" for rule in assessment.rules
         ]
         parts.append("\n".join(["| | rule | what was found |", "| --- | --- | --- |", *rows]))
-        parts += [f"- {note}" for note in assessment.notes]
+        if assessment.notes:
+            parts.append("\n".join(f"- {note}" for note in assessment.notes))
         per_class = assessment.figures.get("per_class")
         if per_class:
             parts.append(_class_table(per_class))
@@ -45,15 +46,14 @@ def to_markdown(outcome: Outcome) -> str:
 
 
 def _class_table(per_class: dict[str, list[Any]]) -> str:
-    """Classes by what they lose, the largest loss first."""
-
-    def gain(entry: tuple[str, list[Any]]) -> float:
-        a, b, _ = entry[1]
-        return 0.0 if a is None or b is None else float(b - a)
-
+    """Classes by what they lose, the largest loss first; those without objects last."""
+    gains = {name: None if a is None or b is None else b - a for name, (a, b, _) in per_class.items()}
+    order = sorted(per_class, key=lambda name: (gains[name] is None, gains[name] or 0.0))
     lines = ["| class | objects | champion AP | candidate AP | gain |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name, (a, b, objects) in sorted(per_class.items(), key=gain):
-        lines.append(f"| {name} | {objects} | {_number(a)} | {_number(b)} | {gain((name, [a, b, objects])):+.4f} |")
+    for name in order:
+        (a, b, objects), gain = per_class[name], gains[name]
+        shown = "-" if gain is None else f"{gain:+.4f}"
+        lines.append(f"| {name} | {objects} | {_number(a)} | {_number(b)} | {shown} |")
     return "\n".join(lines)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from components.common.evaluations import DETECTIONS, GROUND_TRUTH, log_evaluation, read_evaluation
-from components.common.tracking import Tracker, TrackingError
+from components.common.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH, pack_evaluation, read_evaluation
+from components.common.store import TrackingError
 
 GROUND = {"images": [{"id": 1, "width": 4, "height": 3}], "annotations": [], "categories": [{"id": 2, "name": "café"}]}
 ROWS = [{"image_id": 1, "category_id": 2, "score": 0.123456789012345, "bbox": [0.5, 1.0, 2.0, 1.0]}]
@@ -29,11 +29,12 @@ def test_what_was_kept_is_read_back_and_a_second_evaluation_replaces_the_first(
     client: MlflowClient, tmp_path: Path
 ) -> None:
     run_id = new_run(client)
-    tracker = Tracker(client, client.get_run(run_id))
+    (tmp_path / FOLDER).mkdir()
     for rows in ([], ROWS):
         (tmp_path / "val.json").write_text(json.dumps(GROUND))
         (tmp_path / "found.json").write_text(json.dumps(rows))
-        log_evaluation(tracker, tmp_path / "val.json", tmp_path / "found.json")
+        pack_evaluation(tmp_path / FOLDER, tmp_path / "val.json", tmp_path / "found.json")
+        client.log_artifacts(run_id, str(tmp_path / FOLDER), FOLDER)
     assert read_evaluation(client, run_id) == (GROUND, ROWS)
 
 

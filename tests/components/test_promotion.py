@@ -257,6 +257,23 @@ def test_after_a_rollback_the_next_champion_goes_back_to_the_one_in_use(client: 
         rollback(params, to=9)
 
 
+def test_a_version_that_was_rolled_back_is_put_back_by_force_alone(client: MlflowClient, params: Params) -> None:
+    for found in (10, 20):
+        add_version(client, {"cat": found})
+        ask(params)
+    rollback(params, reason="it stumbles")
+    outcome = ask(params)
+    (rule,) = outcome.assessment.refusals
+    assert rule.name == "rollback"
+    assert ": it stumbles; only --force" in rule.text
+    assert champion(client) == 1
+    assert ask(params, force=True, reason="it was the camera").status == "promoted"
+    add_version(client, {"cat": 30})
+    assert ask(params).version == 3
+    assert rollback(params, to=1).previous == 3
+    assert ask(params, version=2).assessment.rules[0].name != "rollback"  # superseded, not rolled back
+
+
 def test_rollback_without_any_champion_says_so(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 10})
     with pytest.raises(RegistryError, match="has no champion"):

@@ -239,6 +239,38 @@ def test_a_given_run_of_a_later_step_points_at_the_run_of_train(
     assert client().get_run(given).data.tags[TRAIN_RUN_TAG] == train.run_id
 
 
+def test_a_given_experiment_is_used(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = client().create_experiment("platform")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", given)
+    with start_run(params, RUN_FILE) as tracker:
+        assert tracker.experiment_id == given
+    assert RunRecord.read(RUN_FILE).experiment == "platform"
+    assert run_ids("platform") == {tracker.run_id}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with pytest.raises(TrackingError, match="open the experiment 12345"), start_run(params, RUN_FILE):
+        pytest.fail("must not start")
+
+
+def test_an_experiment_that_is_made_here_opens_as_machine_learning(params: Params) -> None:
+    with start_run(params, RUN_FILE) as tracker:
+        pass
+    tags = client().get_experiment(tracker.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_journal_of_an_experiment_in_a_folder_of_its_own_outlives_that_folder(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.chdir(tmp_path / "temporary")
+    with start_run(params, RUN_FILE) as tracker:
+        assert (tmp_path / "models/tracking" / tracker.run_id / "run.json").is_file()
+        assert not Path("models/tracking").exists()
+    assert not (tmp_path / "models/tracking" / tracker.run_id).exists()
+
+
 def test_a_given_run_that_is_not_there_is_refused(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
     with (
