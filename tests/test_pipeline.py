@@ -264,11 +264,8 @@ def test_the_readme_commands_on_versions_of_the_data_run_as_written(
     assert len(set(digests)) == 2
     clone.run("git", "checkout", "-q", "-")
 
-    deadline = time.monotonic() + 400
-    while re.search("Queued|Running", status := clone.run("dvc", "queue", "status")) and time.monotonic() < deadline:
-        time.sleep(1)
-    assert status.count("Success") == 2, status
+    assert clone.run("dvc", "queue", "status").count("Success") == 2
     table = list(csv.DictReader(clone.run("dvc", "exp", "show", "--csv").splitlines()))
-    rates = {row["train.lr"]: row["metrics/eval.json:mask.AP50"] for row in table if row["typ"].startswith("branch")}
-    assert rates.keys() == {"0.001", "0.002"}
-    assert all(rates.values())
+    finished = [row for row in table if row["typ"].startswith("branch")]
+    assert {row["train.lr"] for row in finished} == {"0.001", "0.002"}
+    assert all(value for row in finished for name, value in row.items() if name.endswith("mask.AP50"))
