@@ -21,7 +21,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format mlflow clean lock image pipeline-docker
+.PHONY: help install demo pipeline pipeline-docker image test lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ install: $(STAMP) ## Make the environment .venv from the lock file
 demo: $(STAMP) ## Run the five steps on the generated sample and show what came out
 	@dvc repro
 	@yolact summary
+
+pipeline: $(STAMP) ## Run the Kubeflow training pipeline here, on the sample; its tasks are processes
+	@python -m pipelines run-local --preset sample-cpu
 
 test: $(STAMP) ## Run the tests
 	@pytest
@@ -56,7 +59,7 @@ image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_A
 
 pipeline-docker: $(STAMP) ## Run the training pipeline in containers (IMAGE; MLFLOW_TRACKING_URI names a server)
 	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
-	@python -m pipelines run-local --runner docker --image $(IMAGE)
+	@python -m pipelines run-local --preset sample-cpu --runner docker --image $(IMAGE)
 
 clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -252,6 +252,18 @@ def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the
 
 
 @app.command()
+def sync(
+    model_dir: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="Folder of run.json; the journals are below it.")
+    ] = Path("models"),
+) -> None:
+    """Send MLflow what runs could not send while its server was away; exits with 1 where something is left."""
+    from cli import sync as command
+
+    raise typer.Exit(command.run(model_dir))
+
+
+@app.command()
 def summary() -> None:
     """Show the last run's results in a short table, and what to try next."""
     from cli import summary as results

@@ -108,7 +108,7 @@ def checkpoints_folder(volume: str, run: str, resume: str) -> Path | None:
             log.warning("%s is no folder: checkpoints go with this task, and a retry begins anew", volume)
         return None
     folder = Path(volume) / (resume or run)
-    if resume and not folder.is_dir():
+    if resume and resume not in {path.name for path in Path(volume).iterdir() if path.is_dir()}:
         raise SettingsError(f"resume_run: {folder}: no such folder; an empty resume_run begins a new training")
     return folder
 

@@ -115,7 +115,9 @@ def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
     assert len(client.get_metric_history(runs[0].info.run_id, "train/total")) == 6
     digest = finished.json("data/processed/stats.json")["digest"]
     data_sets = {entry.dataset.name: json.loads(entry.dataset.profile) for entry in runs[0].inputs.dataset_inputs}
-    assert data_sets["train"]["digest"] == data_sets["val"]["digest"] == digest
+    splits = finished.json("data/processed/stats.json")["split_digests"]
+    assert {name: found["digest"] for name, found in data_sets.items()} == splits
+    assert runs[0].data.tags["data_digest"] == digest
     version = client.get_model_version("yolact-smoke", "1")
     assert version.run_id == runs[0].info.run_id
     assert version.tags["data_digest"] == digest

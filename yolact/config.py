@@ -8,6 +8,7 @@ wrong types and impossible combinations are refused with the key's path and the 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -520,7 +521,11 @@ def read_params(text: str, model: type[SomeParams], origin: str = "params") -> S
     Raises:
         SettingsError: see `load_params`.
     """
-    return _parse(model, _load_yaml(text, origin), origin)
+    try:
+        tree = json.loads(text)  # first: YAML reads JSON's two escapes of one emoji as two characters
+    except ValueError:
+        tree = _load_yaml(text, origin)
+    return _parse(model, tree, origin)
 
 
 def _load_yaml(text: str, origin: str) -> Any:

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
-
-_GZIP_MAGIC = b"\x1f\x8b"
-"""How a gzip file begins (RFC 1952, section 2.3.1)."""
+GZIP = b"\x1f\x8b"
+"""Every gzip file begins so (RFC 1952, 2.3.1)."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
@@ -78,8 +77,8 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
             path = Path(client.download_artifacts(run_id, name, folder))
         data = path.read_bytes()
         try:
-            # An MLflow server that passes artifacts on calls them "gzip" in Content-Encoding; the client then unpacks.
-            return json.loads(gzip.decompress(data) if data.startswith(_GZIP_MAGIC) else data)
+            # An MLflow server in front of S3 says that gzip is how it sends the file, so its client has unpacked it.
+            return json.loads(gzip.decompress(data) if data.startswith(GZIP) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(
                 f"{name} of run {run_id} at {shown_uri()} is damaged ({error}). Run the evaluate step again."

@@ -260,7 +260,7 @@ def user_name() -> str:
 
 def data_source(params: Params) -> str:
     """Where the raw data comes from, as the user named it, without credentials."""
-    return without_credentials(params.data.source)
+    return shown_source(params.data.source)
 
 
 def without_credentials(url: str) -> str:

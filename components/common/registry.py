@@ -91,7 +91,7 @@ class Registered:
         """One version, ready to be used.
 
         Raises:
-            RegistryError: it is not there, or its files are not complete.
+            RegistryError: it is not there, its files are not complete, or it was not made by this pipeline.
         """
         found = self.versions()
         if number not in found:
@@ -101,6 +101,12 @@ class Registered:
             raise RegistryError(
                 f"{self.name} version {number} is not ready ({found[number].status}): its registration was "
                 "interrupted. Register it again: dvc repro -f register"
+            )
+        missing = [tag for tag in IDENTITY if tag not in found[number].tags]
+        if missing:
+            raise RegistryError(
+                f"{self.name} version {number} has no tag {missing[0]}: it was not registered by this pipeline, and "
+                "cannot be compared or traced"
             )
         return found[number]
 

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.common.journal import Entry, Journal, Lane
@@ -141,10 +142,14 @@ class Sender:
         while not self._lane.is_empty:
             self._step()
 
-    def close(self, patience: float) -> None:
-        """Stop sending: when all is sent, when a try fails, or when nothing gets through for ``patience`` seconds."""
+    def hurry(self) -> None:
+        """Try at once, and stop after a failure."""
         self._closing.set()
         self._lane.wake()
+
+    def close(self, patience: float) -> None:
+        """Wait until all is sent, a try fails, or nothing gets through for ``patience`` seconds; then stop."""
+        self.hurry()
         position, end = self._lane.position, time.monotonic() + patience
         while self._thread.is_alive() and time.monotonic() < end:
             self._thread.join(0.2)
@@ -249,14 +254,18 @@ class JournalSender:
     def close(self, patience: float = CLOSING_PATIENCE) -> None:
         """Stop sending, release the journal, and say what is left of it and how to send that later."""
         for sender in (self.records, self.files):
+            sender.hurry()
+        for sender in (self.records, self.files):
             sender.close(patience)
         left = "" if self.journal.is_sent else self.journal.left()
         self.journal.release()
         if left:
+            model_dir = self.journal.folder.parent.parent
             log.warning(
-                "%s of run %s are not in MLflow (%s) yet. They are kept in %s; send them later with: yolact sync",
+                "not in MLflow (%s) yet: %s of run %s. They are kept in %s; send them later with: yolact sync%s",
+                shown_uri(),
                 left,
                 self.journal.record.run_id,
-                shown_uri(),
                 self.journal.folder,
+                "" if model_dir == Path("models") else f" {model_dir}",
             )

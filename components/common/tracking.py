@@ -103,7 +103,7 @@ _SOURCE_TYPES = {"s3": ("s3", "uri"), "http": ("http", "url"), "https": ("http",
 LAST_PATIENCE = 10.0
 """Seconds that the end of an interrupted run waits for MLflow; a pod that is moved is killed after 30 by default."""
 
-_SENDING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+_SENDING = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """While a journal is sent, tries come from there; MLflow's own would only delay what is behind them."""
 
 _NOT_IN_METRIC_NAMES = re.compile(r"[^\w.\- :/]")

@@ -9,12 +9,12 @@ from components.kubeflow import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def fetch(  # type: ignore[valid-type]
+def fetch(
     registered: str,
     code_version: str,
     model: Output[Model],
     params: str = "",
-) -> NamedTuple("Outputs", [("params", str), ("version", str)]):
+) -> NamedTuple("Outputs", [("params", str), ("version", str)]):  # type: ignore[valid-type]
     """Bring a registered model.
 
     Args:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 from components.common.download import DownloadError, KnownFile, ask_version, fetch_file
 from components.common.lineage import redact, without_credentials
 from components.common.storage import S3Address, fetch_objects, list_objects, make_client
+from components.ingest.access import git_access
 from yolact.config import DataConfig
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
@@ -146,7 +147,7 @@ class DvcPath:
             return found
         record.unlink(missing_ok=True)
         try:
-            with replaced_directory(place / "content") as folder:
+            with git_access(self.repository), replaced_directory(place / "content") as folder:
                 Repo.get(self.repository, self.path, out=str(folder / found.name), rev=commit)
         except (DvcException, SCMError, BotoCoreError, OSError) as error:
             raise DownloadError(
@@ -165,11 +166,12 @@ class DvcPath:
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]
-        environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
-            )
+            with git_access(self.repository):
+                environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
+                )
         except subprocess.TimeoutExpired:
             raise DownloadError(
                 f"data.source: {self}: the repository's server did not answer in {GIT_TIMEOUT:g} s. Check the address "

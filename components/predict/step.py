@@ -79,7 +79,7 @@ def _predict(predictor: Predictor, folder: Path, photos: Sequence[ListedPhoto], 
         try:
             image = read_photo(folder / photo.file.path)  # (3, H, W)
         except DataError as error:
-            reason = str(error).removeprefix(f"{folder}/")
+            reason = str(error).replace(f"{folder}/", "")
             result.problems.append({"id": photo.id, "file_name": name, "reason": reason})
             continue
         height, width = image.shape[1:]

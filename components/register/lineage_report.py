@@ -78,9 +78,10 @@ class LineageReport:
         if self.params is not None:
             uri = f"models:/{self.name}/{self.version}/artifacts/{PARAMS_FILE}"
             lines.append(f"mlflow artifacts download --artifact-uri {shlex.quote(uri)} --dst-path .")
-        if self.lock_commit is not None:
+        if self.lock_commit is not None and self.tags.get("data_source") not in FIXED_SOURCES:
             lines.append(f"git checkout {self.lock_commit} -- dvc.lock && dvc pull data/raw data/processed")
-        return [*lines, "dvc repro --force train evaluate" if self.lock_commit else "dvc repro evaluate"]
+            lines.append("dvc repro --force --single-item train")
+        return [*lines, "dvc repro evaluate"]
 
     def doubts(self) -> list[str]:
         """Why the commands might make another model."""
@@ -91,7 +92,9 @@ class LineageReport:
             return ["the code is not known: it ran outside a git repository"]
         doubts = []
         if self.tags.get("git_dirty") != "false":
-            doubts.append("the code had changes that were not committed: the commit is not all that ran")
+            doubts.append(
+                "the repository had changes that were not committed: if more than params.yaml, other code ran"
+            )
         if "git_remote" not in self.tags:
             doubts.append("the repository's address is not known (no remote origin): put it in place of PROJECT")
         return doubts
@@ -121,9 +124,8 @@ class LineageReport:
             if value not in ("none", "imagenet"):
                 doubts.append(f"training began from a file of the machine of then: model.{key} = {value}")
         doubts.append(
-            f"it was trained on a GPU ({self.tags['gpu']}), which adds in changing order: figures will be close, not equal"
-            if "gpu" in self.tags
-            else "equal to the last bit only on a CPU with as many threads and the same libraries"
+            "figures are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU adds "
+            "in changing order, so there they are close"
         )
         return doubts
 

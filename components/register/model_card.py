@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.common.lineage import shown_source
+from components.common.lineage import data_source
 from yolact.config import Params
 
 CARD_FILE = "model_card.md"
@@ -107,8 +107,7 @@ def _class_row(name: str, mask: Mapping[str, Any], box: Mapping[str, Any]) -> st
 def _data(facts: CardFacts) -> str:
     splits, across = facts.stats["splits"], facts.stats["duplicates"]["across_splits"]["count"]
     lines = [
-        f"- Source: `{shown_source(facts.params.data.source)}`; digest of the prepared data: "
-        f"`{facts.tags['data_digest']}`.",
+        f"- Source: `{data_source(facts.params)}`; digest of the prepared data: `{facts.tags['data_digest']}`.",
         *(f"- {split}: {found['images']} photos, {found['instances']} objects." for split, found in splits.items()),
     ]
     if across:

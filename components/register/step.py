@@ -22,7 +22,7 @@ import yaml
 
 import yolact
 from components.common.command import run_command
-from components.common.lineage import gather_lineage, hash_files, hash_params, shown_source
+from components.common.lineage import data_source, gather_lineage, hash_files, hash_params
 from components.common.registry import CANDIDATE, IDENTITY, Registered
 from components.common.tracking import (
     TRAIN_RUN_TAG,
@@ -170,7 +170,7 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
     tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
-    tags["data_source"] = shown_source(params.data.source)
+    tags["data_source"] = data_source(params)
     tags["detect_hash"] = hash_params(params.evaluate.detect)
     tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
     if BASE.is_file():
@@ -194,7 +194,7 @@ def changed_settings(params: Params, base: Params) -> dict[str, str]:
     ours, theirs = (flatten(side.model_dump(mode="json", by_alias=True)) for side in (params, base))
     changed = {key: value for key, value in ours.items() if theirs.get(key) != value and not key.startswith("runtime.")}
     if "data.source" in changed:
-        changed["data.source"] = shown_source(params.data.source)
+        changed["data.source"] = data_source(params)
     return changed
 
 
@@ -331,7 +331,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
 def params_text(params: Params) -> str:
     """All settings as YAML; a source is named without its password, if it has one."""
     tree = params.model_dump(mode="json", by_alias=True)
-    tree["data"]["source"] = shown_source(params.data.source)
+    tree["data"]["source"] = data_source(params)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 

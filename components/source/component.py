@@ -8,13 +8,13 @@ from components.kubeflow import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def source(  # type: ignore[valid-type]
+def source(
     params: str,
     code_version: str,
     data_repository: str = "",
     data_path: str = "",
     data_revision: str = "",
-) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("fingerprint", str)]):
+) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("fingerprint", str)]):  # type: ignore[valid-type]
     """Name the data's revision, and check the settings before anything is fetched.
 
     Args:

@@ -41,11 +41,11 @@ def run(params: Params, *, repository: str = "", path: str = "", revision: str =
     """
     given = {"data_repository": repository, "data_path": path, "data_revision": revision}
     if any(given.values()):
-        missing = [name for name, value in given.items() if not value]
+        missing = ", ".join(name for name, value in given.items() if not value)
         if missing:
             raise SettingsError(
-                f"{', '.join(missing)}: empty, though {' and '.join(given.keys() - missing)} is given; all three name "
-                "the data's revision, none leaves it to data.source"
+                f"{missing}: empty. All of {', '.join(given)} name a revision of the data; none of them leaves it to "
+                "data.source"
             )
         params = _with_source(params, f"dvc:{repository}#{path}@{revision}")
     source = find_source(params.data)

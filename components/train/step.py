@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,6 +152,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
+    digests = read_split_digests(paths.processed)
     fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
     with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
         checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
@@ -179,7 +180,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         else:
             resume = RunRecord.from_json(state.extra) if state else None
             with start_run(params, paths.model / "run.json", resume=resume) as tracker:
-                _log_data(tracker, params, paths.processed, train, val)
+                _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
                 trainer = make_trainer(listener, asdict(tracker.record))
                 with tracker.system_metrics():
@@ -275,9 +276,15 @@ def _start_digest(config: ModelConfig) -> str | None:
     return hash_files(*paths) if all(path.is_file() for path in paths) else None
 
 
-def _log_data(tracker: Tracker, params: Params, processed_dir: Path, train: CocoInstances, val: CocoInstances) -> None:
-    digests = read_split_digests(processed_dir)
-    for split, data, context in (("train", train, "training"), ("val", val, "validation")):
+def _log_data(
+    tracker: Tracker,
+    params: Params,
+    processed_dir: Path,
+    digests: Mapping[str, str],
+    splits: Mapping[str, CocoInstances],
+) -> None:
+    """Tell what the run learns from and is measured on; ``digests`` and ``splits`` are by ``train`` and ``val``."""
+    for split, context in (("train", "training"), ("val", "validation")):
         tracker.log_dataset(
             DataSet(
                 name=split,
@@ -285,10 +292,10 @@ def _log_data(tracker: Tracker, params: Params, processed_dir: Path, train: Coco
                 source=data_source(params),
                 path=processed_dir / f"{split}.json",
                 context=context,
-                num_images=len(data.images),
+                num_images=len(splits[split].images),
             )
         )
-    note = run_note(params, val.class_names, len(val.images), {})
+    note = run_note(params, splits["val"].class_names, len(splits["val"].images), {})
     tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
 
 

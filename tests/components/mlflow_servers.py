@@ -27,7 +27,9 @@ from tests.components.servers import KEY, SECRET, free_port, s3_server
 
 BUCKET = "mlflow"
 SETTINGS = ("MLFLOW_", "AWS_")
-"""Beginnings of environment variables that a test's machine must not bring in."""
+"""Beginnings of environment variables that a server must not get from the machine."""
+STORES = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "MLFLOW_RUN", "MLFLOW_EXPERIMENT", "MLFLOW_S3", "AWS_")
+"""Beginnings of environment variables that say which store and which run."""
 
 
 @dataclass
@@ -201,7 +203,7 @@ def mlflow_server(postgres: str, s3: S3Server, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def on_server(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
     """The MLflow server, and an environment in which it is the tracking server."""
-    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+    for name in [name for name in os.environ if name.startswith(STORES)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.address)
     return mlflow_server

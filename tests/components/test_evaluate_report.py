@@ -90,9 +90,17 @@ class KeptTracker:
     metrics: dict[str, float] = field(default_factory=dict)
     artifacts: list[tuple[Path, str, tuple[str, ...]]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.metrics |= metrics
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.tags |= tags
+
+    def show_as_table(self, artifact: str) -> None:
+        self.tables.append(artifact)
 
     def log_artifacts(self, folder: Path, artifact_path: str, *, without: tuple[str, ...] = ()) -> None:
         assert (folder / "index.html").is_file()
@@ -114,8 +122,8 @@ def tracker(monkeypatch: pytest.MonkeyPatch) -> KeptTracker:
     kept = KeptTracker()
 
     @contextmanager
-    def resume_run(params: Params, run_file: Path) -> Iterator[KeptTracker]:
-        assert run_file.name == "run.json"
+    def resume_run(params: Params, run_file: Path, *, step: str, needs_store: bool) -> Iterator[KeptTracker]:
+        assert (run_file.name, step, needs_store) == ("run.json", "evaluate", False)
         yield kept
 
     monkeypatch.setattr(step, "resume_run", resume_run)
@@ -261,6 +269,22 @@ def test_tracked_numbers(evaluated, tracker):
         "eval/val.json.gz": (evaluated / "processed" / "val.json").read_bytes(),
         "eval/detections.json.gz": (evaluated / "reports" / "eval" / "detections.json").read_bytes(),
     }
+
+
+def test_the_table_per_class_is_one_that_mlflow_shows(evaluated, tracker):
+    assert tracker.tables == ["eval/per_class.json"]
+    table = json.loads((evaluated / "reports" / "eval" / "per_class.json").read_text())
+    (circle, cat, never) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
+    assert (circle["class"], circle["instances"], circle["detections"]) == ("circle", IMAGES, IMAGES - 1)
+    assert circle["mask_AP50"] == pytest.approx(CIRCLE_AP)
+    assert cat["mask_AP50"] == 0
+    assert never["mask_AP50"] is None
+
+
+def test_the_description_of_the_run_has_the_figures(tracker, evaluated):
+    note = tracker.tags["mlflow.note.content"]
+    for part in ("resnet50", "550 px", f"{IMAGES} photos", f"| mask AP50 | {50 * CIRCLE_AP:.1f} |"):
+        assert part in note
 
 
 def test_no_gallery_wanted(params, tracker, tmp_path):

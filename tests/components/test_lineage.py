@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -108,15 +109,21 @@ def test_tags_are_complete_and_text_only(work_tree: Path, params: Params) -> Non
         "git_dirty",
         "git_branch",
         "git_remote",
+        "code_version",
+        "package_version",
         "dvc_lock_hash",
         "params_hash",
         "data_digest",
         "host",
+        "user",
         "python_version",
         "torch_version",
         "torchvision_version",
+        "numpy_version",
         "mlflow_version",
-    }
+        "dvc_version",
+        "kfp_version",
+    } | ({"gpu", "cuda_version"} if torch.cuda.is_available() else set())
     assert all(isinstance(value, str) and value for value in tags.values())
     assert tags["git_dirty"] == "false"
     assert "s3cret-token" not in json.dumps(tags)
@@ -189,6 +196,40 @@ def test_a_conflicted_lock_file_is_refused(tmp_path: Path) -> None:
     path.write_text("<<<<<<< HEAD\nstages: {}\n")
     with pytest.raises(DataError, match=r"dvc\.lock: not a DVC lock file"):
         hash_dvc_lock(path)
+
+
+def test_what_only_the_environment_knows_is_in_the_tags(
+    tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated = {"YOLACT_IMAGE": "host/yolact:1", "YOLACT_IMAGE_DIGEST": "sha256:ab", "KFP_RUN_ID": "r-1"}
+    for name, value in (stated | {"YOLACT_COMMIT": "c0ffee", "YOLACT_CODE_VERSION": "unknown"}).items():
+        monkeypatch.setenv(name, value)
+    tags = gather_lineage(params, root=tmp_path).as_tags()
+    assert [tags[name] for name in ("image", "image_digest", "kubeflow_run_id")] == list(stated.values())
+    assert tags["git_commit"] == "c0ffee"
+    assert "code_version" not in tags
+
+
+def test_the_code_version_names_tag_and_changes(work_tree: Path, params: Params) -> None:
+    git(work_tree, "tag", "v1.2")
+    assert gather_lineage(params, root=work_tree).code_version == "v1.2"
+    (work_tree / "dvc.lock").write_text("stages: {}")
+    git(work_tree, "add", "dvc.lock")
+    assert gather_lineage(params, root=work_tree).code_version == "v1.2-dirty"
+
+
+def test_the_lock_file_counts_up_to_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "dvc.lock"
+
+    def hashes(**stages: str) -> list[str]:
+        path.write_text(yaml.safe_dump({"stages": {name: {"cmd": cmd} for name, cmd in stages.items()}}))
+        return [hash_dvc_lock(path, before=step) for step in ("train", "evaluate", "register")]
+
+    first = hashes(source="a", ingest="a", preprocess="a", train="a", evaluate="a", register="a")
+    assert len(set(first)) == 3
+    assert hashes(source="a", ingest="a", preprocess="a") == [first[0]] * 3
+    retrained = hashes(source="a", ingest="a", preprocess="a", train="b", evaluate="a", register="a")
+    assert [old == new for old, new in zip(first, retrained, strict=True)] == [True, False, False]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"digest": ""}'])

@@ -174,6 +174,15 @@ def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[st
     assert len(digests[0]) == 64
 
 
+def test_each_split_has_a_digest_of_its_own(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    before = preprocess()["split_digests"]
+    assert before["train"] != before["val"]
+    photo = voc / "JPEGImages/2007_000001.jpg"  # in train
+    photo.write_bytes(photo.read_bytes() + b"\0")
+    after = preprocess()["split_digests"]
+    assert (after["train"] == before["train"], after["val"] == before["val"]) == (False, True)
+
+
 def damage_photo(root: Path, image_id: str) -> None:
     path = root / "JPEGImages" / f"{image_id}.jpg"
     path.write_bytes(path.read_bytes()[:-40])

@@ -307,6 +307,13 @@ def test_a_name_that_is_taken_by_a_prompt_is_refused(client: MlflowClient) -> No
         Registered.open_or_create(client, "yolact")
 
 
+def test_a_version_that_was_made_by_hand_is_refused(client: MlflowClient, params: Params) -> None:
+    add_version(client, {"cat": 10})
+    client.create_model_version("yolact", "s3://elsewhere/weights")
+    with pytest.raises(RegistryError, match="version 2 has no tag model_digest: it was not registered"):
+        ask(params, version=2)
+
+
 # As a step of a pipeline
 
 

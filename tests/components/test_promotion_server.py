@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
+from cli.main import app
 from components.common.registry import CHAMPION, Registered
 from components.promote import lock
 from components.promote.history import read_history
@@ -138,3 +142,47 @@ def test_a_live_lock_that_is_taken_for_a_dead_one_is_given_back(client: MlflowCl
         lock._break(client, seen)
         alive.check()
     assert client.search_registered_models(f"name LIKE '{name}%'") == []
+
+
+def test_the_whole_loop_by_command_two_runs_refused_promoted_and_rolled_back(
+    client: MlflowClient, name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(repository / "conf" / "base.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+
+    def yolact(*arguments: str, exit_code: int = 0) -> str:
+        result = CliRunner().invoke(app, [*arguments, "--name", name])
+        assert result.exit_code == exit_code, result.output
+        return result.output
+
+    add_version(client, {"cat": 20, "dog": 20}, name=name)
+    assert "version 1 is the champion now (champion was: none)" in yolact("promote")
+    add_version(client, {"cat": 24, "dog": 14}, name=name)
+    refusal = yolact("promote", exit_code=3)
+    assert "version 2 is refused; nothing was changed (champion is: version 1)" in refusal
+    assert "REFUSED  promote.max_class_loss: class dog (40 objects) loses 0.1" in refusal
+    assert 'yolact promote --version 2 --force --reason "..."' in refusal
+    add_version(client, {"cat": 30, "dog": 30}, name=name)
+    assert "version 3 would be promoted" in yolact("promote", "--dry-run")
+    assert Registered.open(client, name).alias(CHAMPION) == 1
+    promoted = json.loads(yolact("promote", "--json"))
+    assert (promoted["status"], promoted["previous_champion"]) == ("promoted", 1)
+    assert "is the champion already" in yolact("promote")
+    forced = yolact("promote", "--version", "2", "--force", "--reason", "dogs are out of season")
+    assert "version 2 is the champion now (champion was: version 3), by force" in forced
+    assert "version 3 is the champion again (was: 2)" in yolact("rollback", "--reason", "they are not")
+
+    tree = json.loads(yolact("history", "--json"))
+    assert (tree["champion"], tree["moved_by_hand"]) == (3, False)
+    assert [(d["action"], d["previous"], d["version"], d["forced"]) for d in tree["decisions"]] == [
+        ("promote", None, 1, False),
+        ("promote", 1, 3, False),
+        ("promote", 3, 2, True),
+        ("rollback", 2, 3, False),
+    ]
+    assert {decision["who"] for decision in tree["decisions"]} == {"ada"}
+    table = yolact("history")
+    for part in ("1 -> 3", "forced promote", "dogs are out of season", "they are not", f"champion of {name}: 3"):
+        assert part in table

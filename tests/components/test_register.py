@@ -15,7 +15,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -33,10 +35,12 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from components.common.lineage import hash_params
+from components.common.registry import RegistryError
 from components.common.tracking import RunRecord, start_run
 from components.register import step
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
+from tests.components.servers import free_port
 from yolact.config import Params, load_params, parse_params
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.models.weights import save_model
@@ -435,6 +439,22 @@ def test_when_packing_fails_nothing_is_registered_and_the_next_attempt_works(
     assert client().get_run(run_id).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("taken_by", ["another model", "a prompt"])
+def test_a_name_that_is_taken_is_refused_and_nothing_changed(params: Params, taken_by: str) -> None:
+    run_id = train(params)
+    if taken_by == "a prompt":
+        client().register_prompt("yolact", "Say {{this}}")
+    else:
+        client().create_registered_model("yolact")
+        client().create_model_version("yolact", "s3://elsewhere/forecast")
+    before = set(versions())
+    with pytest.raises(RegistryError, match=f"'yolact' at .* is taken by {taken_by}.*nothing was changed"):
+        register(params)
+    assert set(versions()) == before
+    assert client().search_logged_models([client().get_run(run_id).info.experiment_id]) == []
+    assert not REPORT.exists()
+
+
 def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
     train(params)
     register(params)
@@ -608,6 +628,61 @@ def test_a_photo_that_is_cut_short_is_refused() -> None:
         decode_image(PHOTO.read_bytes()[:-40], 0)
 
 
+@pytest.fixture(scope="module")
+def loaded(
+    params: Params, network: Yolact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[mlflow.pyfunc.PyFuncModel]:
+    """The model as MLflow loads it from what was packed, signature and all."""
+    parts = tmp_path_factory.mktemp("loaded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(parts)
+        patch.setattr(sys, "path", list(sys.path))  # loading the model adds its code
+        write_data("digest")
+        save_model(network, CLASSES, parts / "models")
+        candidate = step.Candidate(
+            parts / "models", PHOTO, step.Figures(None, None, None, None), facts(params, CLASSES)
+        )
+        entry = SimpleNamespace(artifact_location="", source_run_id=None, model_id=None)
+        step.package_model(candidate, parts / "parts", parts / "packed", entry)
+        yield mlflow.pyfunc.load_model(str(parts / "packed"), model_config={"device": "cpu"})
+
+
+def test_text_bytes_arrays_and_lists_give_the_same_detections(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    data, pixels = PHOTO.read_bytes(), np.array(Image.open(PHOTO).convert("RGB"))
+    (expected,) = loaded.predict([{"image": base64.b64encode(data).decode()}])
+    assert expected["scores"]
+    for rows in (
+        pd.DataFrame({"image": [data]}),
+        pd.DataFrame({"image": [pixels]}),
+        [{"image": data}],
+        [{"image": pixels}],
+        [{"image": torch.from_numpy(pixels)}],
+        [{"image": pixels.tolist()}],
+        {"image": [pixels]},
+        {"image": pixels[np.newaxis]},
+    ):
+        assert loaded.predict(rows) == [expected]
+    assert loaded.predict([{"image": data}, {"image": pixels}]) == [expected, expected]
+
+
+def test_a_bare_array_is_refused_by_mlflow_as_the_signature_has_a_column(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    with pytest.raises(mlflow.MlflowException, match="Failed to enforce schema"):
+        loaded.predict(np.zeros((1, 8, 8, 3), np.uint8))
+
+
+def test_a_request_can_ask_for_higher_scores_and_fewer_detections(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    photo = [{"image": PHOTO.read_bytes()}]
+    (found,) = loaded.predict(photo)
+    assert len(found["scores"]) == 5
+    (fewer,) = loaded.predict(photo, params={"max_detections": 2})
+    assert fewer["scores"] == found["scores"][:2]
+    (surer,) = loaded.predict(photo, params={"score_threshold": found["scores"][1] - 1e-6})
+    assert surer["scores"] == found["scores"][:2]
+    assert loaded.predict(photo) == [found]  # what one asks does not stay for the next
+    with pytest.raises(SettingsError, match="score_threshold"):
+        loaded.predict(photo, params={"score_threshold": 1.5})
+
+
 def test_rows_keep_their_order_over_several_batches(params: Params, network: Yolact) -> None:
     model = YolactModel()
     model.predictor = Predictor(network, CLASSES, params.evaluate.detect)
@@ -681,3 +756,96 @@ def test_a_model_on_a_server_predicts_a_real_photo(
     model = mlflow.pyfunc.load_model("models:/yolact@candidate", model_config={"device": "cpu"})
     (row,) = model.predict([{"image": base64.b64encode(photo.read_bytes()).decode()}])
     assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), photo)
+
+
+@pytest.fixture(scope="module")
+def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment that has what the model's ``requirements.txt`` names, installed by uv."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "requirements.txt").write_text("\n".join(step.pinned_requirements()))
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    programs = folder / "venv" / "bin"
+
+    def uv(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "uv", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    made = uv("venv", "--quiet", "--python", sys.executable, str(programs.parent))
+    assert made.returncode == 0, made.stderr
+    install = (
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(programs / "python"),
+        "-r",
+        str(folder / "requirements.txt"),
+    )
+    if uv(*install, "--offline").returncode != 0:
+        done = uv(*install)
+        if done.returncode != 0:
+            pytest.skip(f"the model's requirements are neither in uv's cache nor to be had: {done.stderr.strip()}")
+    return programs
+
+
+@contextmanager
+def serving(uri: str, programs: Path, folder: Path) -> Iterator[str]:
+    """Address of ``mlflow models serve`` with the programs of an environment, started in an empty folder."""
+    folder.mkdir()
+    port = free_port()
+    kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            [programs / "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)],
+            cwd=folder,
+            env=kept | {"PATH": path, "MLFLOW_TRACKING_URI": local_store(), "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(900):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5):
+                    break
+            except OSError:
+                assert process.poll() is None, (folder / "log.txt").read_text()
+                time.sleep(0.2)
+        else:
+            pytest.fail(f"mlflow models serve did not start:\n{(folder / 'log.txt').read_text()}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def invoke(address: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return list(json.load(answer)["predictions"])
+
+
+def test_mlflow_serves_the_champion_from_a_bare_environment_and_answers_a_real_photo(
+    params: Params, network: Yolact, project: Path, bare_environment: Path, voc_mini: Path
+) -> None:
+    train(params)
+    register(params)
+    client().set_registered_model_alias("yolact", "champion", "1")
+    photo = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
+    text = base64.b64encode(photo.read_bytes()).decode()
+    with serving("models:/yolact@champion", bare_environment, project / "empty") as address:
+        (row,) = invoke(address, {"dataframe_split": {"columns": ["image"], "data": [[text]]}})
+        assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), photo)
+        pixels = np.array(Image.open(photo).convert("RGB"))
+        for body in (
+            {"dataframe_records": [{"image": text}]},
+            {"instances": [{"image": text}]},
+            {"inputs": [{"image": text}]},
+            {"dataframe_records": [{"image": pixels.tolist()}]},
+        ):
+            assert invoke(address, body) == [row]
+        (few,) = invoke(address, {"dataframe_records": [{"image": text}], "params": {"max_detections": 1}})
+        assert few["scores"] == row["scores"][:1]

@@ -58,6 +58,7 @@ TRAIN = {
     "validate_every": 4,
     "log_every": 3,
 }
+SPLIT_DIGESTS = {"train": "digest-of-train", "val": "digest-of-val"}
 OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 
 
@@ -120,7 +121,7 @@ def make_workplace(folder: Path, settings: dict[str, Any], empty_store: Path) ->
     (processed / "images").mkdir(parents=True)
     make_split(processed, "train", [1, 2])
     make_split(processed, "val", [3])
-    (processed / "stats.json").write_text(json.dumps({"digest": DIGEST}))
+    (processed / "stats.json").write_text(json.dumps({"digest": DIGEST, "split_digests": SPLIT_DIGESTS}))
     (folder / "params.yaml").write_text(yaml.safe_dump(settings))
     shutil.copy(empty_store, folder / "mlflow.db")
     return folder
@@ -283,7 +284,13 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         "val": "validation",
     }
     for name, photos in (("train", 2), ("val", 1)):
-        assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": DIGEST}
+        assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": SPLIT_DIGESTS[name]}
+        assert json.loads(inputs[name].dataset.source) == {"uri": "sample", "path": f"data/processed/{name}.json"}
+    assert run.data.tags["data_digest"] == DIGEST
+    note = run.data.tags["mlflow.note.content"]
+    best = max(row["mask_AP"] for row in validations)
+    for part in ("resnet18", "`sample`", "2 classes (red, blue)", "1 photos in val", f"{100 * best:.1f}"):
+        assert part in note
 
 
 def test_mlflow_has_speed_and_machine_and_what_validations_saw(straight: Path) -> None:
@@ -545,9 +552,15 @@ def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
     assert not Path("models").exists()
 
 
-def test_data_without_a_digest_is_refused(fails: Any) -> None:
+def test_data_without_a_digest_is_refused(fails: Any, workplace: Path) -> None:
     Path("data/processed/stats.json").unlink()
     assert "data/processed/stats.json: no such file" in fails()
+
+
+def test_data_without_digests_of_its_splits_sends_one_back_to_preprocess(fails: Any, workplace: Path) -> None:
+    Path("data/processed/stats.json").write_text(json.dumps({"digest": DIGEST}))
+    assert "data/processed/stats.json: key 'split_digests' is missing or empty. Run the preprocess step" in fails()
+    assert runs(workplace) == []
 
 
 def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:

@@ -256,7 +256,7 @@ def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> 
 @pytest.mark.parametrize("nothing", [None, [], "train", 3])
 def test_settings_that_are_no_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
     assert refusal(nothing) == (
-        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register, runtime"
+        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register, promote, runtime"
     )
 
 

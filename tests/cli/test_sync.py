@@ -1,0 +1,41 @@
+"""`yolact sync` where there is nothing to send, and where there is no server to send to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from components.common.journal import Journal, RunRecord
+from tests.components.servers import free_port
+
+RECORD = RunRecord("a" * 32, "1", "yolact", "")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def test_nothing_to_send(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["sync"])
+    assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing is left to send\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_still_away_is_named_and_the_journal_stays(tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    folder = tmp_path / "models" / "tracking" / RECORD.run_id
+    journal = Journal(folder, RunRecord(RECORD.run_id, "1", "yolact", address))
+    journal.records.append({"tags": {"a": "b"}})
+    journal.release()
+    before = (folder / "records.jsonl").read_bytes()
+    result = CliRunner().invoke(app, ["sync"])
+    assert result.exit_code == 1
+    assert f"run {RECORD.run_id}: sent nothing" in result.stdout
+    assert f"could not reach the tracking store at {address}" in result.stdout
+    assert (folder / "records.jsonl").read_bytes() == before

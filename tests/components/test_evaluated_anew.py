@@ -1,0 +1,242 @@
+"""Real, untrained networks in the registry: a champion that was measured on other data is evaluated anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from components.common.evaluations import FOLDER, pack_evaluation
+from components.common.registry import Registered
+from components.common.tracking import start_run
+from components.promote import evidence
+from components.promote.promotion import Outcome, Request, promote
+from components.register import step as register_step
+from components.register.lineage_report import report_lineage
+from yolact.config import Params, parse_params
+from yolact.data.coco import CocoInstances
+from yolact.engine.evaluator import evaluate_coco, load_ground_truth, predict_dataset
+from yolact.models.weights import save_model
+from yolact.models.yolact import Yolact
+from yolact.predictor import Predictor
+
+CLASSES = ["cat", "dog"]
+PROCESSED, MODELS = Path("data/processed"), Path("models")
+PHOTOS = 3
+
+
+@pytest.fixture(scope="module")
+def params(repository: Path) -> Params:
+    """A gate that lets all pass, and the smallest network."""
+    tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
+    tree["model"] |= {"backbone": "resnet18", "backbone_weights": "none", "image_size": 64}
+    tree["model"] |= {"fpn_channels": 16, "num_prototypes": 4}
+    tree["evaluate"]["detect"] |= {"max_detections": 5}
+    tree["register"] |= {"min_mask_ap50": 0.0}
+    tree["promote"] |= {"samples": 100, "min_gain": -1.0, "max_doubt": 1.0, "max_class_loss": 1.0, "min_first": 0.0}
+    tree["runtime"] |= {"device": "cpu"}
+    return parse_params(tree)
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    return MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def write_data(seed: int) -> None:
+    """A val split of noise, with another content and digest for each seed."""
+    random = np.random.default_rng(seed)
+    (PROCESSED / "images").mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for k in range(1, PHOTOS + 1):
+        Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(PROCESSED / f"images/{k}.png")
+        images.append({"id": k, "file_name": f"{k}.png", "width": 80, "height": 60})
+        left = 5 * seed
+        polygon = [left, 5, left + 40, 5, left + 40, 45, left, 45]
+        annotations.append(
+            {"id": k, "image_id": k, "category_id": 1 + k % 2, "bbox": [left, 5, 40, 40], "area": 1600, "iscrowd": 0}
+            | {"segmentation": [polygon]}
+        )
+    categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, start=1)]
+    tree = {"images": images, "annotations": annotations, "categories": categories}
+    (PROCESSED / "val.json").write_text(json.dumps(tree))
+    splits = {split: {"images": PHOTOS, "instances": PHOTOS} for split in ("train", "val")}
+    stats = {"digest": f"data-{seed}", "splits": splits, "duplicates": {"across_splits": {"count": 0}}}
+    (PROCESSED / "stats.json").write_text(json.dumps(stats))
+
+
+def found_by(seed: int, params: Params) -> list[dict[str, Any]]:
+    """Detections of the network on the data of now."""
+    data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
+    return predict_dataset(Predictor(network(seed, params), CLASSES, params.evaluate.detect), data).rows
+
+
+def network(seed: int, params: Params, classes: Sequence[str] = CLASSES) -> Yolact:
+    torch.manual_seed(seed)
+    return Yolact(params.model, len(classes)).eval()
+
+
+def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> int:
+    """What the three steps leave, in short; gives the version."""
+    shutil.rmtree(MODELS, ignore_errors=True)
+    save_model(network(seed, params), CLASSES, MODELS)
+    with start_run(params, MODELS / "run.json") as tracker:
+        run_id = tracker.run_id
+    rows = found_by(seed, params)
+    ground_truth = load_ground_truth(PROCESSED / "val.json")
+    metrics = {kind: evaluate_coco(ground_truth, rows, kind).to_json() for kind in ("box", "mask")}
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/eval.json").write_text(json.dumps({"images": PHOTOS} | metrics))
+    Path("detections.json").write_text(json.dumps(rows))
+    folder = Path("packed")
+    folder.mkdir(exist_ok=True)
+    pack_evaluation(folder, PROCESSED / "val.json", Path("detections.json"))
+    client.log_artifacts(run_id, str(folder), FOLDER)
+    report = Path("reports/registration.json")
+    register_step.run(
+        params,
+        model_dir=MODELS,
+        processed_dir=PROCESSED,
+        metrics_path=Path("metrics/eval.json"),
+        report_path=report,
+    )
+    return int(json.loads(report.read_text())["version"])
+
+
+def ask(params: Params, version: int) -> Outcome:
+    return promote(params, Request(version=version), processed_dir=PROCESSED)
+
+
+def test_a_champion_of_other_data_is_evaluated_anew_on_the_candidates_once(
+    client: MlflowClient, params: Params
+) -> None:
+    write_data(seed=1)
+    assert train_evaluate_register(params, client, seed=1) == 1
+    assert ask(params, 1).status == "promoted"
+    write_data(seed=2)
+    assert train_evaluate_register(params, client, seed=2) == 2
+
+    outcome = ask(params, 2)
+    assert outcome.status == "promoted"
+    figures = outcome.assessment.figures
+    run = client.get_run(figures["champion_evaluation_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[evidence.VERSION_TAG] == "yolact/1"
+    assert run.data.tags["data_digest"] == "data-2"
+    _, rows = evidence.read_evaluation(client, run.info.run_id)
+    expected = found_by(1, params)  # the champion's network on the candidate's data
+    assert len(rows) == len(expected) > 0
+    ground_truth = load_ground_truth(PROCESSED / "val.json")
+    value = evaluate_coco(ground_truth, expected, "mask").AP
+    assert figures["champion"] == pytest.approx(value, abs=1e-6)
+    assert run.data.metrics["eval/mask_AP"] == pytest.approx(value, abs=1e-6)
+    assert figures["candidate_evaluation_run"] == Registered.open(client, "yolact").version(2).run_id
+    assert any("measured on other data" in note for note in outcome.assessment.notes)
+
+    client.set_registered_model_alias("yolact", "champion", "1")
+    shutil.rmtree(PROCESSED)  # not needed again
+    again = ask(params, 2)
+    assert again.assessment.figures["champion_evaluation_run"] == run.info.run_id
+
+
+def test_detections_are_told_by_the_names_of_their_classes(client: MlflowClient, params: Params) -> None:
+    write_data(seed=1)
+    data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
+    classes = ["bird", "dog", "cat"]
+    predictor = Predictor(network(3, params, classes), classes, params.evaluate.detect)
+    rows = evidence._predict(predictor, data)
+    expected = []
+    for image in data.images:
+        found = predictor.predict(data.read_image(image))
+        expected += [(image.id, classes[k]) for k in found.labels.tolist() if classes[k] != "bird"]
+    assert [(row["image_id"], CLASSES[row["category_id"] - 1]) for row in rows] == expected
+
+
+def test_latency_is_measured_where_there_is_a_ceiling(client: MlflowClient, params: Params) -> None:
+    write_data(seed=1)
+    train_evaluate_register(params, client, seed=1)
+    gate = params.promote.model_copy(update={"max_latency_ms": 1e-6})
+    outcome = ask(params.model_copy(update={"promote": gate}), 1)
+    (rule,) = outcome.assessment.refusals
+    assert rule.name == "promote.max_latency_ms"
+    assert rule.value > 0
+    assert "80x60" in rule.text
+    assert outcome.assessment.figures["latency_ms"] == rule.value
+
+
+def git(*arguments: str) -> str:
+    identity = ("-c", "user.name=T", "-c", "user.email=t@example.org")
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_lineage_names_all_and_the_commands_that_rebuild_it(
+    client: MlflowClient, params: Params, repository: Path
+) -> None:
+    write_data(seed=1)
+    data = params.data.model_copy(update={"source": "https://host.example/set.zip"})
+    params = params.model_copy(update={"data": data})
+    shutil.copytree(repository / "conf", "conf")
+    Path(".gitignore").write_text("models/\nmlflow.db\nmlruns/\n")
+    git("init", "--quiet")
+    git("remote", "add", "origin", "https://me:s3cret@git.example.org/p.git")
+    git("add", "conf", ".gitignore")
+    git("commit", "--quiet", "-m", "code")
+    code = git("rev-parse", "HEAD")
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {train: {cmd: x}}\n")
+    train_evaluate_register(params, client, seed=1)
+    client.set_registered_model_alias("yolact", "champion", "1")
+    Path("dvc.lock").write_text("schema: '2.0'\nstages: {train: {cmd: x}, register: {cmd: y}}\n")
+    git("add", "dvc.lock")
+    git("commit", "--quiet", "-m", "results")
+    results = git("rev-parse", "HEAD")
+
+    report = report_lineage(client, "models:/yolact@champion")
+    assert report.to_json() == report_lineage(client, "yolact/1").to_json()
+    assert report.aliases == ["candidate", "champion"]
+    assert report.groups()["code"]["git_commit"] == code
+    assert report.groups()["data"]["data_digest"] == "data-1"
+    assert report.changed_settings()["model.image_size"] == "64"
+    assert "train.lr" not in report.changed_settings()
+    assert report.commands() == [
+        "git clone https://git.example.org/p.git rebuilt && cd rebuilt",
+        f"git checkout {code}",
+        "make install && source .venv/bin/activate",
+        "mlflow artifacts download --artifact-uri models:/yolact/1/artifacts/params.yaml --dst-path .",
+        f"git checkout {results} -- dvc.lock && dvc pull data/raw data/processed",
+        "dvc repro --force --single-item train",
+        "dvc repro evaluate",
+    ]
+    (doubt,) = report.doubts()
+    assert "last bit" in doubt
+    assert "s3cret" not in json.dumps(report.to_json())
+
+    outside = report_lineage(client, "yolact/1", root=Path(os.environ["GIT_CEILING_DIRECTORIES"]))
+    assert outside.lock_commit is None
+    assert outside.commands() == [*report.commands()[:4], "dvc repro evaluate"]
+    assert "https://host.example/set.zip, which may have changed since" in outside.doubts()[0]
+
+
+def test_lineage_says_where_a_rebuild_is_not_exact(client: MlflowClient, params: Params) -> None:
+    write_data(seed=1)
+    data = params.data.model_copy(update={"source": "s3://bucket/set"})
+    params = params.model_copy(update={"data": data})
+    train_evaluate_register(params, client, seed=1)
+    doubts = "\n".join(report_lineage(client, "yolact/1").doubts())
+    assert "outside a git repository" in doubts
+    assert "s3://bucket/set, which may have changed since" in doubts
+    assert "another digest than data-1" in doubts

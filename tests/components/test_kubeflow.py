@@ -1,0 +1,151 @@
+"""What components for Kubeflow share: settings as text, clear errors, checkpoints' folders, and folders that describe
+themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from components import kubeflow
+from components.source import step as source
+from pipelines.compiler import COMPONENTS
+from yolact.config import DataParams, Params, load_params
+from yolact.errors import DataError, SettingsError
+
+
+@pytest.fixture(scope="module")
+def params(repository: Path) -> Params:
+    return load_params(repository / "params.yaml")
+
+
+def with_source(params: Params, text: str) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update={"source": text})})
+
+
+@given(text=st.text(min_size=1) | st.sampled_from(["s3://b/python3/{{$.x}}", "{{{$}}", "/data/python3python3"]))
+def test_settings_come_back_as_they_went_and_hide_what_kfp_would_replace(params: Params, text: str) -> None:
+    given_params = with_source(params, text)
+    sent = kubeflow.as_text(given_params)
+    assert kubeflow.settings(sent) == given_params
+    assert json.loads(sent) == given_params.model_dump(mode="json", by_alias=True)
+    assert "python3" not in sent
+    assert "{{" not in sent
+
+
+def test_settings_may_be_the_text_of_the_file_itself(params: Params, repository: Path) -> None:
+    assert kubeflow.settings((repository / "params.yaml").read_text()) == params
+
+
+def test_the_datas_settings_alone_do_not_change_with_the_others(params: Params) -> None:
+    other = params.model_copy(update={"train": params.train.model_copy(update={"lr": 0.5})})
+    texts = {kubeflow.as_text(DataParams(data=some.data)) for some in (params, other)}
+    assert len(texts) == 1
+    assert kubeflow.data_settings(texts.pop()).data == params.data
+
+
+def test_wrong_settings_are_named(params: Params) -> None:
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree["train"]["epoch"] = tree["train"].pop("epochs")
+    with pytest.raises(SettingsError, match=r"parameter params: train.epoch: unknown key; did you mean 'epochs'\?"):
+        kubeflow.settings(json.dumps(tree))
+    with pytest.raises(SettingsError, match="parameter params: not valid YAML"):
+        kubeflow.settings("{")
+    with pytest.raises(SettingsError, match="parameter params: model: unknown key; allowed here: data"):
+        kubeflow.data_settings(kubeflow.as_text(params))
+
+
+def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+    class HeldError(DataError):
+        exit_code = 75
+
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        with pytest.raises(SystemExit) as caught, kubeflow.task("train", "abc"):
+            logging.getLogger("x").info("hello")
+            raise HeldError("photo.jpg: is broken")
+    finally:
+        logging.getLogger().handlers[:] = handlers
+        logging.getLogger().setLevel(level)
+        os.environ.pop(kubeflow.CODE_VARIABLE, None)
+    assert caught.value.code == 75
+    assert capfd.readouterr().err == "[train] hello\n\ntrain failed: photo.jpg: is broken\n"
+
+
+def test_each_run_has_a_folder_of_checkpoints_and_can_go_on_with_an_earlier_ones(tmp_path: Path) -> None:
+    volume = str(tmp_path)
+    assert kubeflow.checkpoints_folder(volume, "run-2", "") == tmp_path / "run-2"
+    (tmp_path / "run-1").mkdir()
+    assert kubeflow.checkpoints_folder(volume, "run-2", "run-1") == tmp_path / "run-1"
+    assert kubeflow.checkpoints_folder("", "run-2", "") is None
+    with pytest.raises(SettingsError, match="run-0: no such folder"):
+        kubeflow.checkpoints_folder(volume, "run-2", "run-0")
+    with pytest.raises(SettingsError, match="there is no volume"):
+        kubeflow.checkpoints_folder("", "run-2", "run-1")
+
+
+def test_a_volume_that_is_not_mounted_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert kubeflow.checkpoints_folder(str(tmp_path / "none"), "run-2", "") is None
+    assert "a retry begins anew" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", ".", ".."])
+def test_a_run_to_go_on_with_cannot_lead_out_of_the_volume(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="resume_run"):
+        kubeflow.checkpoints_folder(str(tmp_path), "run-2", name)
+
+
+def test_a_table_keeps_its_columns_whatever_a_cell_holds() -> None:
+    assert kubeflow.markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n"
+
+
+# The step `source` ---------------------------------------------------------------------------------------------
+
+
+def test_the_sample_has_no_revision(params: Params) -> None:
+    assert source.run(params) == source.PinnedData(params, "generated")
+
+
+def test_a_changed_folder_has_another_fingerprint(params: Params, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    first = source.run(with_source(params, str(tmp_path)))
+    assert source.run(with_source(params, str(tmp_path))) == first
+    (tmp_path / "a.jpg").write_bytes(b"22")
+    assert source.run(with_source(params, str(tmp_path))).fingerprint != first.fingerprint
+
+
+def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:
+    with pytest.raises(SettingsError, match=r"^data_path: empty\. All of data_repository, data_path, data_revision"):
+        source.run(params, repository="https://git.example/x.git", revision="v1")
+
+
+def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(params: Params) -> None:
+    with pytest.raises(SettingsError, match="holds a password") as caught:
+        source.run(params, repository="https://me:hidden@git.example/x.git", path="data", revision="v1")
+    assert "hidden" not in str(caught.value)
+
+
+# What lies beside a component ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_components_folder_is_complete(name: str, repository: Path) -> None:
+    """After the conventions of kubeflow/pipelines-components: names, order and kinds of the metadata's keys."""
+    folder = repository / "components" / name
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text())
+    assert list(metadata)[:4] == ["name", "stability", "dependencies", "lastVerified"]
+    assert metadata.keys() <= {"name", "stability", "dependencies", "lastVerified", "tags", "links", "ci"}
+    assert metadata["name"] == name
+    assert metadata["stability"] in ("experimental", "alpha", "beta", "stable")
+    assert "Pipelines" in [entry["name"] for entry in metadata["dependencies"]["kubeflow"]]
+    assert isinstance(metadata["lastVerified"], datetime)
+    assert metadata["lastVerified"].astimezone(UTC).year >= 2026
+    assert set(yaml.safe_load((folder / "OWNERS").read_text())) == {"approvers", "reviewers"}
+    assert (folder / "README.md").read_text().startswith(f"# {name}\n")

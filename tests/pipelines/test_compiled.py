@@ -1,0 +1,245 @@
+"""What a cluster is given: the committed YAML is the code's, kfp reads it, and Kubernetes is told what it must know."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kfp import components
+
+from pipelines.compiler import COMPILED, COMPONENTS, PIPELINES, component_text, pipeline_text
+from pipelines.config import load_cluster
+from yolact.errors import SettingsError
+
+TASKS = {
+    "training": {"source", "ingest", "preprocess", "train", "evaluate", "register", "promote"},
+    "evaluation": {"source", "ingest", "preprocess", "fetch", "evaluate"},
+    "batch_prediction": {"fetch", "split", "predict", "merge"},
+}
+"""Tasks by pipeline."""
+
+
+def documents(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A pipeline's specification, and what it says to Kubernetes, by task."""
+    spec, platform = yaml.safe_load_all(text)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return spec, {name.removeprefix("exec-"): config for name, config in executors.items()}
+
+
+def containers(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    executors = spec["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): config["container"] for name, config in executors.items()}
+
+
+def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All tasks of a pipeline, also those in loops."""
+    found = dict(spec["root"]["dag"]["tasks"])
+    for component in spec["components"].values():
+        found |= component.get("dag", {}).get("tasks", {})
+    return {name: task for name, task in found.items() if not name.startswith("for-loop")}
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    return {name: documents((COMPILED / f"{name}.yaml").read_text(encoding="utf-8")) for name in PIPELINES}
+
+
+ADVICE = "is stale: run `python -m pipelines compile` and commit what it writes"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_committed_pipeline_is_what_the_code_compiles_to(name: str) -> None:
+    path = COMPILED / f"{name}.yaml"
+    assert pipeline_text(name, load_cluster()) == path.read_text(encoding="utf-8"), f"{path} {ADVICE}"
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_the_committed_component_is_what_the_code_compiles_to(name: str, repository: Path) -> None:
+    path = repository / "components" / name / "component.yaml"
+    assert component_text(name) == path.read_text(encoding="utf-8"), f"{path} {ADVICE}"
+
+
+def test_nothing_else_is_committed_as_compiled(repository: Path) -> None:
+    assert {path.stem for path in COMPILED.glob("*")} == set(PIPELINES) == set(TASKS)
+    folders = {path.parent.name for path in (repository / "components").glob("*/component.py")}
+    assert folders == {path.parent.name for path in (repository / "components").glob("*/component.yaml")}
+    assert folders == set(COMPONENTS)
+
+
+def test_another_process_compiles_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "compile", "-o", str(tmp_path)]
+    subprocess.run(command, cwd=COMPILED.parents[1], check=True, capture_output=True)
+    for name in PIPELINES:
+        assert (tmp_path / f"{name}.yaml").read_bytes() == (COMPILED / f"{name}.yaml").read_bytes()
+    for name in COMPONENTS:
+        assert (tmp_path / "components" / f"{name}.yaml").read_text() == component_text(name)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_kfp_loads_a_single_component(name: str, repository: Path) -> None:
+    loaded = components.load_component_from_file(str(repository / "components" / name / "component.yaml"))
+    assert loaded.name == name
+    assert loaded.description
+    assert loaded.component_spec.inputs["code_version"].type == "String"
+    spec = yaml.safe_load(component_text(name))["components"][f"comp-{name}"]
+    assert all(entry["description"] for group in spec["inputDefinitions"].values() for entry in group.values())
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_kfp_loads_the_pipelines(name: str) -> None:
+    loaded = components.load_component_from_file(str(COMPILED / f"{name}.yaml"))
+    assert set(tasks(documents((COMPILED / f"{name}.yaml").read_text())[0])) == TASKS[name]
+    assert loaded.name == name.replace("_", "-")
+    inputs = documents((COMPILED / f"{name}.yaml").read_text())[0]["root"]["inputDefinitions"]["parameters"]
+    assert all(entry["description"] for entry in inputs.values())
+
+
+# What Kubernetes is told ---------------------------------------------------------------------------------------
+
+
+def test_every_task_has_the_image_a_time_limit_and_no_package_to_install(committed: dict) -> None:
+    cluster = load_cluster()
+    for name, (spec, kubernetes) in committed.items():
+        assert containers(spec).keys() == kubernetes.keys() == TASKS[name]
+        for task, container in containers(spec).items():
+            assert container["image"] == cluster.image
+            assert not any("pip install" in part for part in container["command"])
+            assert kubernetes[task]["imagePullPolicy"] == "IfNotPresent"
+            assert int(kubernetes[task]["activeDeadlineSeconds"]) == cluster.tasks[task].time_limit
+            assert {"name": "YOLACT_IMAGE", "value": cluster.image} in container["env"]
+            [run_id] = kubernetes[task]["fieldPathAsEnv"]
+            assert run_id == {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
+
+
+def test_training_has_a_gpu_shared_memory_and_the_volume_of_checkpoints(committed: dict) -> None:
+    spec, kubernetes = committed["training"]
+    resources = containers(spec)["train"]["resources"]
+    assert resources["accelerator"]["resourceType"] == "nvidia.com/gpu"
+    assert resources["accelerator"]["resourceCount"] == "1"
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryRequest"]) == ("8", "24Gi")
+    assert resources["resourceMemoryLimit"] == "48Gi"
+    train = kubernetes["train"]
+    [memory] = train["emptyDirMounts"]
+    assert (memory["mountPath"], memory["medium"], memory["sizeLimit"]) == ("/dev/shm", "Memory", "8Gi")
+    [volume] = train["pvcMount"]
+    assert (volume["constant"], volume["mountPath"]) == ("yolact-checkpoints", "/checkpoints")
+    assert spec["root"]["inputDefinitions"]["parameters"]["checkpoints"]["defaultValue"] == "/checkpoints"
+    assert train["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    without = {"source", "ingest", "preprocess", "register", "promote"}
+    assert not any("accelerator" in containers(spec)[task]["resources"] for task in without)
+
+
+def test_failed_tasks_are_tried_again_with_growing_pauses(committed: dict) -> None:
+    for spec, _ in committed.values():
+        for name, task in tasks(spec).items():
+            policy = task["retryPolicy"]
+            assert policy["maxRetryCount"] == (5 if name == "train" else 2)
+            assert (policy["backoffDuration"], policy["backoffFactor"]) == ("60s", 2.0)
+            assert policy["backoffMaxDuration"] == "600s"
+
+
+def test_only_the_data_steps_are_cached(committed: dict) -> None:
+    for spec, _ in committed.values():
+        cached = {name for name, task in tasks(spec).items() if task["cachingOptions"].get("enableCache")}
+        assert cached == tasks(spec).keys() & {"ingest", "preprocess"}
+
+
+def test_what_a_cached_task_depends_on_is_among_its_inputs(committed: dict) -> None:
+    spec, _ = committed["training"]
+    inputs = {name: task["inputs"].get("parameters", {}) for name, task in tasks(spec).items()}
+    for task in ("ingest", "preprocess"):
+        assert inputs[task]["code_version"] == {"componentInputParameter": "code_version"}
+        assert inputs[task]["data_params"]["taskOutputParameter"]["producerTask"] == "source"
+    assert inputs["ingest"]["fingerprint"]["taskOutputParameter"]["producerTask"] == "source"
+
+
+def test_secrets_come_by_name_and_only_where_they_are_needed(committed: dict) -> None:
+    _, kubernetes = committed["training"]
+    named = {
+        task: {secret["secretName"] for secret in config.get("secretAsEnv", [])} for task, config in kubernetes.items()
+    }
+    s3, mlflow, git = "yolact-s3", "yolact-mlflow", "yolact-git"
+    assert named == {
+        "source": {s3, git},
+        "ingest": {s3, git},
+        "preprocess": set(),
+        "train": {s3, mlflow},
+        "evaluate": {s3, mlflow},
+        "register": {s3, mlflow},
+        "promote": {s3, mlflow},
+    }
+    for config in kubernetes.values():
+        for secret in config.get("secretAsEnv", []):
+            assert secret["optional"]
+            assert all(entry["secretKey"] == entry["envVar"] for entry in secret["keyToEnv"])
+
+
+def test_a_changed_cluster_changes_the_tasks() -> None:
+    cluster = load_cluster(
+        overrides=[
+            "image=registry.example/yolact:2",
+            "image_pull_secrets=[pull]",
+            "tasks.train.gpus=0",
+            "tasks.train.shared_memory=''",
+            "tasks.train.node_selector={pool: large}",
+            "tasks.train.cache=true",
+            "tasks.train.retries=0",
+            "checkpoints.claim=''",
+        ]
+    )
+    spec, kubernetes = documents(pipeline_text("training", cluster))
+    assert containers(spec)["train"]["image"] == "registry.example/yolact:2"
+    assert "accelerator" not in containers(spec)["train"]["resources"]
+    train = kubernetes["train"]
+    assert train["nodeSelector"]["labels"] == {"pool": "large"}
+    assert [entry["secretName"] for entry in train["imagePullSecret"]] == ["pull"]
+    assert not train.keys() & {"pvcMount", "emptyDirMounts"}
+    assert tasks(spec)["train"]["cachingOptions"]["enableCache"]
+    assert "retryPolicy" not in tasks(spec)["train"]
+    assert spec["root"]["inputDefinitions"]["parameters"]["checkpoints"]["defaultValue"] == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tasks.train.gpu=0", "tasks.train.gpu: unknown key; did you mean 'gpus'?"),
+        ("imag=x", "imag: unknown key; did you mean 'image'?"),
+        ("tasks.train.gpus=two", "tasks.train.gpus: input should be a valid integer (found 'two')"),
+        ("tasks.train.memory=12 GB", "tasks.train.memory: string should match pattern"),
+        ("tasks.train.secrets=[aws]", "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git)"),
+        ("retry=5", "retry: is a section, it cannot be set to 5"),
+    ],
+)
+def test_a_wrong_cluster_setting_is_named(override: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_cluster(overrides=[override])
+    assert f"-C {override}: {message}" in str(caught.value)
+
+
+# What a component is -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
+    file = repository / "components" / name / "component.py"
+    [function] = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
+    body = function.body[1:]  # after the docstring
+    assert function.name == name
+    imported = {
+        f"{node.module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert f"components.{name}.step" in imported
+    assert imported <= {f"components.{name}.step", "components.kubeflow", "pathlib.Path", "yolact.config.DataParams"}
+    calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
+    assert calls.count("step.run") == 1
+    own = {"step.run", "step.begin_evaluation"}
+    plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
+    read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
+    assert set(calls) - read <= own | plain
+    assert not any(isinstance(node, ast.If | ast.For | ast.While) for node in ast.walk(function)) or name == "fetch"
+    assert sum(len(ast.unparse(node).splitlines()) for node in body) <= 30

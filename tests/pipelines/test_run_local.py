@@ -1,0 +1,331 @@
+"""The pipelines as a user runs them here, with the preset `smoke`: their tasks are processes that kfp starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from components.evaluate import step as evaluate
+from components.ingest import step as ingest
+from components.kubeflow import as_text
+from components.preprocess import step as preprocess
+from components.train import step as train
+from pipelines.code import code_version
+from pipelines.config import load_cluster
+from pipelines.local import run_pipeline
+from pipelines.presets import choose
+from tests.components.servers import KEY, SECRET, s3_server
+from yolact.config import Params, SampleConfig
+from yolact.data.sample import generate_sample
+from yolact.predictor import Predictor
+
+SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)
+SETTINGS = ["runtime.device=cpu", "train.epochs=2", "train.batch_size=2", "evaluate.detect.score_threshold=0.001"]
+
+
+PATIENCE = 900
+"""Seconds for what takes half a minute; only a run that hangs takes longer."""
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The training pipeline, run once, with train killed in the middle."""
+
+    root: Path
+    """Working folder, with ``mlflow.db``."""
+    repository: Path
+    """Git repository of the data."""
+    commit: str
+    """That its tag ``v1`` names."""
+    params: Params
+    shown: str
+    """What people saw."""
+    folder: Path
+
+    def json(self, file: str) -> Any:
+        return json.loads((self.folder / file).read_text())
+
+    @property
+    def store(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=f"sqlite:///{self.root}/mlflow.db")
+
+
+def kill_train(process: subprocess.Popen[str], checkpoints: Path) -> None:
+    """Kill the task `train` once its first epoch is done; the pipeline itself goes on."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        if any("-step_00000000-" not in path.name for path in checkpoints.glob("*/*-step_*.pt")):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                command = child.cmdline()
+                if "kfp.dsl.executor_main" in command and "train" in command:
+                    child.send_signal(signal.SIGKILL)
+                    return
+        time.sleep(0.01)
+    raise AssertionError("train wrote no checkpoint that it could be killed after")
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    outside = ("MLFLOW_", "DVC_", "GIT_", "AWS_", "YOLACT_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(outside)}
+    repository = Path(__file__).parents[2]
+    return kept | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+@pytest.fixture(scope="module")
+def finished(repository: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    root = tmp_path_factory.mktemp("work")
+    data = tmp_path_factory.mktemp("data")
+    generate_sample(data / "photos", SAMPLE)
+    git(data, "init", "-q")
+    git(data, "add", "-A")
+    git(data, "commit", "-qm", "photos")
+    git(data, "tag", "v1")
+    shutil.copytree(repository / "conf", root / "conf")
+    overrides = [*SETTINGS, f"data.source=dvc:{data}#photos@v1"]
+    command = [sys.executable, "-m", "pipelines", "run-local", "--preset", "smoke", "-o", "out"]
+    command += [part for override in overrides for part in ("-S", override)]
+    process = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        kill_train(process, root / "out/checkpoints")
+        shown, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, shown
+    [folder] = (root / "out").glob("training-*")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        params = choose("smoke", overrides=overrides)
+    finally:
+        os.chdir(before)
+    return Finished(root, data, git(data, "rev-parse", "HEAD"), params, shown, folder)
+
+
+@pytest.fixture
+def here(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process works where the pipeline did."""
+    monkeypatch.chdir(finished.root)
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_pipeline_gives_the_figures_of_the_steps_to_the_last_digit_though_train_was_killed(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.root}/mlflow.db")
+    params = finished.params
+    raw, processed, models = tmp_path / "data/raw", tmp_path / "data/processed", tmp_path / "models"
+    ingest.run(params, raw_dir=raw, downloads_dir=tmp_path / "data/downloads")
+    preprocess.run(params, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "reports/data")
+    train.run(
+        params,
+        processed_dir=processed,
+        model_dir=models,
+        metrics_path=tmp_path / "metrics/train.json",
+        plots_dir=tmp_path / "plots/train",
+    )
+    metrics = tmp_path / "metrics/eval.json"
+    evaluate.run(
+        params,
+        processed_dir=processed,
+        model_dir=models,
+        metrics_path=metrics,
+        report_dir=tmp_path / "reports/eval",
+        plots_dir=tmp_path / "plots/eval",
+    )
+    assert (finished.folder / "evaluate/evaluation/eval.json").read_bytes() == metrics.read_bytes()
+    weights = "model.safetensors"
+    assert (finished.folder / "train/model" / weights).read_bytes() == (models / weights).read_bytes()
+    detections = tmp_path / "reports/eval/detections.json"
+    assert json.loads(detections.read_text()), "nothing was found at all"
+    assert (finished.folder / "evaluate/evaluation/report/detections.json").read_bytes() == detections.read_bytes()
+
+
+def test_a_killed_training_is_tried_again_and_goes_on_from_its_checkpoint(finished: Finished) -> None:
+    log = (finished.folder / "pipeline.log").read_text()
+    assert log.count("Executing task 'train'") == 2
+    assert "Task train failed (attempt 1/6). Retrying in 1.0s" in finished.shown
+    assert "[train] going on after epoch" in finished.shown
+    assert not any((finished.root / "out/checkpoints").iterdir()), "checkpoints of a finished run were kept"
+
+
+def test_people_see_the_tasks_and_their_words_and_where_the_results_are(finished: Finished) -> None:
+    lines = finished.shown.splitlines()
+    tasks = [line.removeprefix("--- ") for line in lines if line.startswith("--- ")]
+    assert tasks == ["source", "ingest", "preprocess", "train", "train", "evaluate", "register", "promote"]
+    assert "executor_input" not in finished.shown
+    assert "KFP Executor" not in finished.shown
+    assert "\x1b[" not in finished.shown
+    for line in ("model", "figures", "report", "log"):
+        [place] = [found.split()[1] for found in lines if found.startswith(f"{line} ")]
+        assert Path(place).exists()
+    assert "registered models:/yolact-smoke/1" in lines
+
+
+def test_the_datas_revision_arrives_on_the_registered_version(finished: Finished) -> None:
+    pinned = f"dvc:{finished.repository}#photos@{finished.commit}"
+    version = finished.store.get_model_version("yolact-smoke", "1")
+    assert version.tags["data_source"] == pinned
+    assert version.tags["data_digest"] == finished.json("preprocess/processed/stats.json")["digest"]
+    run = finished.store.get_run(version.run_id)
+    assert run.data.params["data.source"] == pinned
+
+
+def outputs(finished: Finished, task: str) -> dict[str, Any]:
+    """Metadata of a task's artifacts, as kfp passed them on."""
+    artifacts = finished.json(f"{task}/executor_output.json")["artifacts"]
+    return {name: entry["artifacts"][0]["metadata"] for name, entry in artifacts.items()}
+
+
+def test_artifacts_carry_what_the_interface_shows(finished: Finished) -> None:
+    raw = outputs(finished, "ingest")["raw"]
+    assert raw["photos"] == SAMPLE.train_images + SAMPLE.val_images
+    assert raw["source"].endswith(finished.commit)
+    data = outputs(finished, "preprocess")["processed"]
+    assert (data["train_images"], data["val_images"]) == (SAMPLE.train_images, SAMPLE.val_images)
+    assert data["digest"] == finished.json("preprocess/processed/stats.json")["digest"]
+    scores = finished.json("evaluate/evaluation/eval.json")
+    shown = outputs(finished, "evaluate")["metrics"]
+    assert shown["mask_AP50"] == scores["mask"]["AP50"]
+    assert shown["box_AR_100"] == scores["box"]["AR_100"]
+    run = finished.json("train/model/run.json")["run_id"]
+    assert outputs(finished, "train")["model"]["mlflow_run"] == run
+    registered = outputs(finished, "register")["registration"]
+    assert (registered["name"], registered["version"]) == ("yolact-smoke", 1)
+    assert outputs(finished, "promote")["promotion"]["status"] in ("promoted", "refused")
+    for page in ("preprocess/report", "evaluate/report"):
+        assert (finished.folder / page).read_text().lstrip().lower().startswith("<!doctype html>")
+    table = (finished.folder / "evaluate/summary").read_text()
+    assert f"| mask | {100 * scores['mask']['AP']:.1f} |" in table
+
+
+@pytest.mark.usefixtures("here")
+def test_a_registered_model_is_evaluated_on_a_revision_and_unchanged_data_is_not_prepared_again(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {
+        "params": as_text(finished.params),
+        "code_version": code_version(),
+        "model": "models:/yolact-smoke/1",
+        "data_repository": str(finished.repository),
+        "data_path": "photos",
+        "data_revision": "v1",
+    }
+    done = run_pipeline("evaluation", arguments, load_cluster(), finished.root / "out")
+    shown = capsys.readouterr().out
+    assert shown.count("cache hit") == 2
+    assert not (done.folder / "ingest").exists()
+    figures = (done.folder / "evaluate/evaluation/eval.json").read_bytes()
+    assert figures == (finished.folder / "evaluate/evaluation/eval.json").read_bytes()
+    run = finished.store.get_run(json.loads((done.folder / "fetch/model/run.json").read_text())["run_id"])
+    assert run.info.run_id != finished.json("train/model/run.json")["run_id"]
+    assert run.data.tags["evaluated_version"] == "yolact-smoke/1"
+    assert run.data.metrics["eval/box_AR_100"] == json.loads(figures)["box"]["AR_100"]
+
+
+@pytest.fixture
+def bucket(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of a real S3 server, with the data set's photos in it."""
+    photos = tmp_path / "bucket" / "photos"
+    (photos / "more").mkdir(parents=True)
+    for number, photo in enumerate(sorted((finished.repository / "photos").rglob("*.jpg"))[:5]):
+        shutil.copy2(photo, photos / ("more" if number % 2 else "") / photo.name)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / "notes.txt").write_text("not a photo")
+    with s3_server(tmp_path) as address:
+        for name, value in {
+            "AWS_ENDPOINT_URL": address,
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield tmp_path / "bucket"
+
+
+@pytest.mark.usefixtures("here", "one_thread")
+def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finished: Finished, bucket: Path) -> None:
+    arguments = {
+        "model": "models:/yolact-smoke/1",
+        "photos": "s3://bucket/photos",
+        "destination": "s3://bucket/found",
+        "code_version": code_version(),
+        "shards": 2,
+        "batch_size": 1,
+        "device": "cpu",
+    }
+    done = run_pipeline("batch_prediction", arguments, load_cluster(), finished.root / "out")
+    rows = json.loads((done.folder / "merge/predictions/detections.json").read_text())
+    listed = json.loads((done.folder / "merge/predictions/photos.json").read_text())
+    assert [entry["id"] for entry in listed["images"]] == [2, 3, 4, 5, 6], "1 is broken.jpg, the first by name"
+    predictor = Predictor.load(
+        finished.folder / "train/model", finished.params.evaluate.detect, device="cpu", batch_size=1
+    )
+    expected = []
+    for entry in listed["images"]:
+        found = predictor.predict(bucket / "photos" / entry["file_name"])
+        assert found.instance_masks.height == entry["height"]
+        expected += found.to_coco(entry["id"])
+    assert rows == json.loads(json.dumps(expected))
+    assert rows
+    names = {entry["id"]: entry["name"] for entry in listed["categories"]}
+    assert list(names.values()) == predictor.classes
+    [problem] = json.loads((bucket / "found/problems.json").read_text())
+    assert (problem["id"], problem["file_name"]) == (1, "broken.jpg")
+    for file in ("detections.json", "photos.json"):
+        assert (bucket / "found" / file).read_bytes() == (done.folder / "merge/predictions" / file).read_bytes()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_failed_task_ends_the_pipeline_with_its_message(
+    finished: Finished, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "pipelines", "run-local", "--preset", "smoke", "-o", str(tmp_path)]
+    command += ["-S", f"data.source=dvc:{finished.repository}#photos@v9"]
+    done = subprocess.run(
+        command, cwd=finished.root, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    first, *_ = done.stderr.strip().splitlines()
+    assert first.startswith("[run-local] failed: source failed: data.source: dvc:")
+    assert "has no branch, tag or commit 'v9'" in first
+    assert f"All that the tasks said is in {tmp_path / 'training.log'}." in done.stderr
+
+
+def test_a_wrong_setting_is_refused_before_anything_runs(finished: Finished, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pipelines", "run-local", "--preset", "smoke"]
+    command += ["-o", "unused", "-S", "train.epoch=1"]
+    done = subprocess.run(
+        command, cwd=finished.root, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 1
+    assert "train.epoch: unknown key; did you mean 'epochs'?" in done.stderr
+    assert not (finished.root / "unused").exists()
