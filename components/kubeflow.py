@@ -31,6 +31,9 @@ IMAGE = f"yolact-pipeline:{version('yolact-pipeline')}"
 CODE_VARIABLE = "YOLACT_CODE_VERSION"
 """Environment variable with the version of the code that whoever started the run asked for."""
 
+TRACKED = ("train", "evaluate", "register", "promote", "fetch")
+"""Steps that need an MLflow server, as their pods share no disk."""
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,11 @@ def task(step: str, code_version: str) -> Iterator[None]:
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
     os.environ.setdefault(CODE_VARIABLE, code_version)
     with clear_errors(step):
+        if step in TRACKED and "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):
+            raise SettingsError(
+                "MLFLOW_TRACKING_URI is not set, and a file in this pod would be gone with it. Name the server in the "
+                "secret `mlflow` of pipelines/cluster.yaml."
+            )
         yield
 
 

@@ -193,6 +193,11 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
     import docker
     from docker.errors import DockerException, ImageNotFound
 
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        raise SettingsError(
+            "MLFLOW_TRACKING_URI: must name an MLflow server that containers reach; a file in one is gone with it. "
+            "`make mlflow` starts one at http://127.0.0.1:5000"
+        )
     try:
         client = docker.from_env()
         client.images.get(containers.image)
@@ -201,11 +206,6 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
         raise SettingsError(message) from None
     except DockerException as error:
         raise SettingsError(f"Docker cannot be reached ({error}). Start it, or set DOCKER_HOST.") from None
-    if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
-        raise SettingsError(
-            "MLFLOW_TRACKING_URI: must name an MLflow server that containers reach; a file in one is gone with it. "
-            "`make mlflow` starts one at http://127.0.0.1:5000"
-        )
     environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | {"HOME": "/tmp"}
     arguments: dict[str, Any] = {
         "network_mode": "host",

@@ -79,6 +79,23 @@ def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture
     assert capfd.readouterr().err == "[train] hello\n\ntrain failed: photo.jpg: is broken\n"
 
 
+def test_in_a_pod_a_step_that_is_tracked_needs_a_server(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(kubeflow.CODE_VARIABLE, "abc")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
+    with kubeflow.task("ingest", "abc"):
+        pass
+    with pytest.raises(SystemExit), kubeflow.task("train", "abc"):
+        raise AssertionError("training began")
+    assert "train failed: MLFLOW_TRACKING_URI is not set" in capfd.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    with kubeflow.task("train", "abc"):
+        pass
+
+
 def test_each_run_has_a_folder_of_checkpoints_and_can_go_on_with_an_earlier_ones(tmp_path: Path) -> None:
     volume = str(tmp_path)
     assert kubeflow.checkpoints_folder(volume, "run-2", "") == tmp_path / "run-2"

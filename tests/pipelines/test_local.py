@@ -1,0 +1,119 @@
+"""Parts of local runs: what people see of kfp's output, which code a run is of, and what containers need."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines.code import code_version
+from pipelines.config import load_cluster
+from pipelines.local import Containers, Progress, run_pipeline
+from pipelines.presets import choose
+from yolact.errors import SettingsError
+
+OUTPUT = """\
+22:26:40.226 - INFO - Executing task \x1b[96m'train'\x1b[0m
+22:26:40.226 - INFO - Streamed logs:
+
+    [KFP Executor 2026-11-25 22:26:40,298 INFO]: Looking for component `train` in --component_module_path `/tmp/x.py`
+    [KFP Executor 2026-11-25 22:26:40,299 INFO]: Got executor_input:
+    {
+        "inputs": {
+            "secret-looking": "}"
+        }
+    }
+    [train] epoch 1 of 2
+    [train] done: 6 steps
+      model   folder/model
+    [train] Wrote executor output file to /tmp/executor_output.json.
+
+    train failed: photo.jpg: is broken
+    Mend it.
+
+22:26:41.002 - INFO - Task 'train' outputs:
+    params: '{"data": 1}'
+--------------------------------------------------------------------------------
+22:26:41.002 - INFO - Task train failed (attempt 1/3). Retrying in 1.0s...
+22:26:41.003 - ERROR - something odd
+"""
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_people_see_tasks_and_their_words_and_the_file_gets_all(size: int) -> None:
+    shown, file = io.StringIO(), io.StringIO()
+    progress = Progress(shown, file)
+    for start in range(0, len(OUTPUT), size):
+        progress.write(OUTPUT[start : start + size])
+    assert shown.getvalue() == (
+        "--- train\n"
+        "    [train] epoch 1 of 2\n"
+        "    [train] done: 6 steps\n"
+        "      model   folder/model\n"
+        "    train failed: photo.jpg: is broken\n"
+        "    Mend it.\n"
+        "    Task train failed (attempt 1/3). Retrying in 1.0s...\n"
+        "    something odd\n"
+    )
+    assert file.getvalue() == OUTPUT.replace("\x1b[96m", "").replace("\x1b[0m", "")
+    assert progress.failure[:2] == ["train failed: photo.jpg: is broken", "Mend it."]
+
+
+def test_code_has_a_version_that_changes_with_it_and_with_nothing_else(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "yolact").mkdir()
+    (tmp_path / "components").mkdir()
+    module, page = tmp_path / "yolact/a.py", tmp_path / "components/b.j2"
+    module.write_text("a = 1\n")
+    page.write_text("page")
+    outside = code_version(tmp_path)
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "one")
+    assert code_version(tmp_path) == git("rev-parse", "HEAD")
+    assert outside.startswith("0.")
+    (tmp_path / "README.md").write_text("not code")
+    assert code_version(tmp_path) == git("rev-parse", "HEAD")
+    versions = {code_version(tmp_path)}
+    for path, text in ((module, "a = 2\n"), (page, "other"), (tmp_path / "components/new.py", "")):
+        path.write_text(text)
+        versions.add(code_version(tmp_path))
+    assert len(versions) == 4
+    assert code_version(tmp_path) == code_version(tmp_path)
+
+
+def test_containers_need_docker_an_image_and_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        arguments = {"params": "{}", "code_version": "x"}
+        run_pipeline("training", arguments, load_cluster(), tmp_path / "out", containers=Containers("none:0"))
+
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_URI: must name an MLflow server"):
+        run()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    with pytest.raises(SettingsError, match=r"Docker cannot be reached .* set DOCKER_HOST"):
+        run()
+
+
+def test_settings_come_from_a_preset_or_a_file_with_changes(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    preset = choose("smoke", overrides=["train.lr=2e-3"])
+    assert (preset.train.lr, preset.train.epochs) == (2e-3, 2)
+    file = tmp_path / "mine.yaml"
+    file.write_text((repository / "params.yaml").read_text().replace("epochs: 10", "epochs: 7"))
+    assert choose(None, file).train.epochs == 7
+    changed = choose(None, file, ["train.lr=2e-3", "data.classes=[dog]"])
+    assert (changed.train.lr, changed.train.epochs, changed.data.classes) == (2e-3, 7, ["dog"])
+    with pytest.raises(SettingsError, match=r"-S train\.epoch=1: train\.epoch: unknown key; did you mean 'epochs'"):
+        choose(None, file, ["train.epoch=1"])
+    with pytest.raises(SettingsError, match=r"none\.yaml: no such file"):
+        choose(None, tmp_path / "none.yaml", ["train.lr=1"])
