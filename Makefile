@@ -59,7 +59,7 @@ image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_A
 
 pipeline-docker: $(STAMP) ## Run the training pipeline in containers (IMAGE; MLFLOW_TRACKING_URI names a server)
 	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
-	@python -m pipelines run-local --runner docker --image $(IMAGE)
+	@python -m pipelines run-local --preset sample-cpu --runner docker --image $(IMAGE)
 
 clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +

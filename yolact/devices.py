@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -50,6 +52,31 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documented way to fixed sums
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def check_compiler(device: torch.device, setting: str) -> None:
+    """Refuse ``torch.compile`` where it would fail in the first step, with a message of its own insides.
+
+    On GPUs it makes kernels with Triton, which calls a C compiler; on other devices with a C++ compiler. The container
+    image has none of these.
+
+    Args:
+        device: to compile for.
+        setting: what asked for it, for the message.
+
+    Raises:
+        SettingsError: what it needs is not installed.
+    """
+    on_gpu = device.type == "cuda"
+    variable, names = (
+        ("CC", ["gcc", "clang"]) if on_gpu else ("CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    )
+    given = os.environ.get(variable)
+    missing = [] if any(map(shutil.which, [given] if given else names)) else [f"a compiler ({' or '.join(names)})"]
+    if on_gpu and importlib.util.find_spec("triton") is None:
+        missing.append("the package triton")
+    if missing:
+        raise SettingsError(f"{setting}: torch.compile needs {' and '.join(missing)}; install it, or set this to false")
 
 
 def peak_resident() -> int:

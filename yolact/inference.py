@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from yolact import onednn
+from yolact.devices import check_compiler
 from yolact.errors import SettingsError
 from yolact.models.anchors import config_anchors
 from yolact.models.backbone import DeformableConv2d
@@ -40,7 +41,7 @@ class InferenceNetwork:
         take_over: use up ``model`` itself instead of a copy, which spares its memory.
 
     Raises:
-        SettingsError: the precision is unknown, or the device is no match for it.
+        SettingsError: the precision is unknown, or the device is no match for it; or there is no compiler.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class InferenceNetwork:
         self._anchors: dict[tuple[int, int], Tensor] = {}
         self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
         if compile:
+            check_compiler(self.device, "compile")
             # With "reduce-overhead" CUDA graphs replay the whole network without launching its kernels one by one.
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self._tensors = torch.compile(network.tensors, mode=mode, dynamic=False)

@@ -177,8 +177,8 @@ def test_a_container_killed_in_the_middle_of_training_is_tried_again_and_goes_on
 def test_figures_and_weights_are_the_same_to_the_last_digit(as_processes: Path, in_containers: KilledRun) -> None:
     for file in ("evaluate/evaluation/eval.json", "preprocess/processed/stats.json"):
         assert read(in_containers.folder, file) == read(as_processes, file)
-    weights = "train/model/model.safetensors"
-    assert (in_containers.folder / weights).read_bytes() == (as_processes / weights).read_bytes()
+    for file in ("train/model/model.safetensors", "train/curves/plots/losses.csv", "train/curves/plots/ap.csv"):
+        assert (in_containers.folder / file).read_bytes() == (as_processes / file).read_bytes()
     identity = ("version", "model_digest", "data_digest")
     registered = [read(folder, "register/registration") for folder in (as_processes, in_containers.folder)]
     assert [registered[0][key] for key in identity] == [registered[1][key] for key in identity]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -221,6 +222,7 @@ def test_compile_hands_the_networks_function_to_torch_compile(monkeypatch: pytes
         return function
 
     monkeypatch.setattr(torch, "compile", kept)
+    monkeypatch.setenv("CXX", sys.executable)  # a compiler that is never called
     model = trained_like("bottlenecks")
     network = InferenceNetwork(model, compile=True)
     assert asked == [{"mode": "default", "dynamic": False}]  # CUDA graphs are for GPUs

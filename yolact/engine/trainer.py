@@ -21,6 +21,7 @@ from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.data.transforms import normalize
+from yolact.devices import check_compiler
 from yolact.engine.advice import (
     BF16_CPU_SIZE,
     is_out_of_memory,
@@ -220,6 +221,7 @@ class Trainer:
         dtype = DTYPES[self.config.precision]
         forward: Callable[[Tensor], RawOutputs] = self.model
         if self.runtime.compile:
+            check_compiler(self.device, "runtime.compile")
             forward = torch.compile(self.model)
         network: nn.Module = _NetworkWithLoss(self.model, forward, YolactLoss(self.config.loss), dtype)
         if self.world.size > 1:
