@@ -9,6 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from components.common.evaluations import DETECTIONS, GROUND_TRUTH, log_evaluation, read_evaluation
+from components.common.journal import Journal, RunRecord
+from components.common.sender import JournalSender
 from components.common.tracking import Tracker, TrackingError
 
 GROUND = {"images": [{"id": 1, "width": 4, "height": 3}], "annotations": [], "categories": [{"id": 2, "name": "café"}]}
@@ -29,11 +31,14 @@ def test_what_was_kept_is_read_back_and_a_second_evaluation_replaces_the_first(
     client: MlflowClient, tmp_path: Path
 ) -> None:
     run_id = new_run(client)
-    tracker = Tracker(client, client.get_run(run_id))
+    journal = Journal(tmp_path / "tracking" / run_id, RunRecord(run_id, "1", "evaluations", "sqlite:///mlflow.db"))
+    tracker = Tracker(client, journal)
     for rows in ([], ROWS):
         (tmp_path / "val.json").write_text(json.dumps(GROUND))
         (tmp_path / "found.json").write_text(json.dumps(rows))
         log_evaluation(tracker, tmp_path / "val.json", tmp_path / "found.json")
+    JournalSender(client, journal).files.send_all()
+    journal.release()
     assert read_evaluation(client, run_id) == (GROUND, ROWS)
 
 
