@@ -113,9 +113,11 @@ def _acquire(client: MlflowClient, lock_name: str, owner: str, lifetime: float, 
         began = time.monotonic()
         token = uuid.uuid4().hex
         with reported(f"create {lock_name}"):
-            if _create(client, lock_name, token, owner, lifetime):
-                return Hold(client, lock_name, token, began + MARGIN * lifetime)
-            found = _find(client, lock_name)
+            is_made = _create(client, lock_name, token, owner, lifetime)
+            found = None if is_made else _find(client, lock_name)
+        # A request whose answer was lost is sent again, and then meets the lock that it has made itself.
+        if is_made or (found is not None and found.tags.get("token") == token):
+            return Hold(client, lock_name, token, began + MARGIN * lifetime)
         if found is None:  # just deleted
             continue
         if _is_dead(found):

@@ -5,6 +5,7 @@ Follows Mitchell et al. 2019, *Model Cards for Model Reporting* (FAT*), as far a
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,11 +45,12 @@ def model_card(facts: CardFacts) -> str:
 
 def description(facts: CardFacts) -> str:
     """The card within `DESCRIPTION_LENGTH`: with as many classes in its table as there is room for."""
-    for rows in range(len(facts.metrics["mask"]["per_class"]), -1, -1):
-        text = _card(facts, rows)
-        if len(text) <= DESCRIPTION_LENGTH:
-            return text
-    return text[:DESCRIPTION_LENGTH]
+    whole = model_card(facts)
+    if len(whole) <= DESCRIPTION_LENGTH:
+        return whole
+    counts = range(len(facts.metrics["mask"]["per_class"]))
+    rows = bisect.bisect_right(counts, DESCRIPTION_LENGTH, key=lambda count: len(_card(facts, count))) - 1
+    return _card(facts, max(rows, 0))[:DESCRIPTION_LENGTH]
 
 
 def _card(facts: CardFacts, class_rows: int) -> str:

@@ -134,6 +134,20 @@ def test_a_dead_holders_lock_is_broken_and_a_slow_holder_finds_out(client: Mlflo
     assert client.search_registered_models(f"name LIKE '{name}%'") == []
 
 
+def test_a_lock_whose_answer_was_lost_is_known_again(
+    client: MlflowClient, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = lock._create
+
+    def asked_twice(*arguments: Any) -> bool:
+        return create(*arguments) and create(*arguments)
+
+    monkeypatch.setattr(lock, "_create", asked_twice)
+    with lock.hold(client, name, "Ada", patience=0) as held:
+        held.check()
+    assert client.search_registered_models(f"name LIKE '{name}%'") == []
+
+
 def test_a_live_lock_that_is_taken_for_a_dead_one_is_given_back(client: MlflowClient, name: str) -> None:
     """Between the look at a dead lock and its rename, its holder went and another came."""
     with lock.hold(client, name, "dead", lifetime=0.0) as dead:
