@@ -10,14 +10,18 @@ RUN sed -n '/^uv==/,/[^\\]$/p' /src/requirements.lock > /src/uv.lock \
  && python3 -m venv /opt/uv \
  && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /src/uv.lock
 
-# The libraries, each of the version and hash in the lock file, parted into layers by how often they change.
+# The libraries, each of the version and hash in the lock file, parted into layers by how often they change: what the
+# pipeline needs, without tools of developers; and without Triton, which needs a compiler.
 FROM ${BASE_IMAGE} AS libraries
 COPY --from=uv /opt/uv/bin/uv /usr/local/bin/uv
-COPY requirements-image.lock /src/
+COPY requirements.lock pyproject.toml /src/
 # Headers, static libraries and device code are for compilers, which the image has not; libcusolverMg and NVSHMEM's
 # .bc files are loaded by nothing in it; tests of libraries are not run (NumPy imports some of its own).
 RUN uv venv --quiet --no-cache /opt/yolact \
- && uv pip sync --quiet --no-cache --python /opt/yolact/bin/python --require-hashes /src/requirements-image.lock \
+ && uv pip compile --quiet --no-cache --python /opt/yolact/bin/python --extra pipeline --no-emit-package triton \
+      --constraint /src/requirements.lock --output-file /src/needed.txt /src/pyproject.toml \
+ && uv pip sync --quiet --no-cache --python /opt/yolact/bin/python --require-hashes \
+      --constraint /src/requirements.lock /src/needed.txt \
  && rm -f /opt/yolact/.lock \
  && cd /opt/yolact/lib/python3*/site-packages \
  && rm -rf nvidia/*/include torch/include nvidia/cu*/lib/libcusolverMg.so.* \

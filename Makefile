@@ -68,11 +68,6 @@ clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and 
 lock: $(BIN)/uv ## Pin anew what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
 	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
-	@# The image's part of it: no tools of developers, no export; no Triton, which needs a compiler (docs/image.md).
-	@cp requirements.lock requirements-image.lock
-	@uv pip compile --quiet pyproject.toml --extra pipeline --constraint requirements.lock --universal \
-	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
-	  --no-emit-package triton --output-file requirements-image.lock
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "Installing requirements.lock into $(VENV) (the first time some gigabytes: PyTorch and its GPU libraries)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.metadata
 import os
 import re
 import subprocess
@@ -14,11 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
-LEFT_OUT = {"triton"}
-"""Needs a compiler at run time; torch works without it."""
 
 
 def ignored(patterns: list[str], path: str) -> bool:
@@ -74,7 +68,7 @@ def test_all_files_of_all_rooms_reach_the_build(repository: Path, patterns: list
     ).stdout.split("\0")
     files = [path for path in tracked if path]
     assert len(files) > 100
-    needed = [*files, "pyproject.toml", "README.md", "LICENSE", "requirements.lock", "requirements-image.lock"]
+    needed = [*files, "pyproject.toml", "README.md", "LICENSE", "requirements.lock"]
     assert [path for path in [*needed, "deploy/image/healthy.py"] if ignored(patterns, path)] == []
 
 
@@ -92,45 +86,6 @@ def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> N
             if path.name not in ("component.yaml", "metadata.yaml") and "compiled" not in path.parts
         }
         assert read <= known
-
-
-def lock_entries(path: Path) -> dict[str, str]:
-    """Text of each requirement, hashes included, by name."""
-    text = re.sub(r"^ *#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    entries = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
-    return {canonicalize_name(re.split(r"[=\s]", entry)[0]): entry.strip() for entry in entries if entry.strip()}
-
-
-def test_the_images_lock_file_is_a_part_of_the_projects(repository: Path) -> None:
-    whole = lock_entries(repository / "requirements.lock")
-    part = lock_entries(repository / "requirements-image.lock")
-    assert len(part) > 100
-    assert {name for name, entry in part.items() if whole.get(name) != entry} == set(), "run `make lock`"
-    assert all("--hash=sha256:" in entry for entry in part.values())
-
-
-def test_the_images_lock_file_has_what_the_pipeline_needs_and_no_tools(repository: Path) -> None:
-    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    part = lock_entries(repository / "requirements-image.lock").keys()
-    waiting = [Requirement(text) for text in (*project["dependencies"], *extras["pipeline"])]
-    needed: set[str] = set()
-    seen: set[tuple[str, str]] = set()
-    while waiting:
-        requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
-        needed.add(name)
-        for extra in ("", *requirement.extras):
-            if (name, extra) in seen:
-                continue
-            seen.add((name, extra))
-            for text in importlib.metadata.requires(name) or []:
-                below = Requirement(text)
-                if below.marker is None or below.marker.evaluate({"extra": extra}):
-                    waiting.append(below)
-    assert needed - part == LEFT_OUT
-    tools = {canonicalize_name(Requirement(text).name) for text in (*extras["dev"], *extras["export"])}
-    assert tools & part <= needed  # setuptools, which torch imports
 
 
 # The health check --------------------------------------------------------------------------------------------------

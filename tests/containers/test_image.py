@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.containers.conftest import Docker
 
@@ -84,6 +86,29 @@ def test_installers_and_compilers_stayed_behind(docker: Docker, image: str) -> N
     )
     answer = docker("run", "--rm", "--network", "none", image, "python", "-c", program)
     assert json.loads(answer) == {"tools": [], "modules": [], "git": "/usr/bin/git"}
+
+
+def test_libraries_are_those_of_the_lock_file_and_all_that_the_pipeline_needs(
+    docker: Docker, image: str, repository: Path
+) -> None:
+    program = (
+        "import importlib.metadata as m, json\n"
+        "print(json.dumps({d.name.lower().replace('_', '-').replace('.', '-'): [d.version, d.requires or []]"
+        " for d in m.distributions()}))"
+    )
+    there = json.loads(docker("run", "--rm", "--network", "none", image, "python", "-c", program))
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    there.pop(canonicalize_name(project["name"]))
+    lines = (repository / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = {(canonicalize_name(pin.name), str(pin.specifier)) for pin in map(requirement_of, lines) if pin}
+    assert {(canonicalize_name(name), f"=={version}") for name, (version, _) in there.items()} <= pins
+    needed = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["pipeline"])]
+    assert {canonicalize_name(one.name) for one in needed} <= {canonicalize_name(name) for name in there}
+
+
+def requirement_of(line: str) -> Requirement | None:
+    """What a line of the lock file pins."""
+    return Requirement(line.rstrip(" \\")) if line[:1].isalnum() else None
 
 
 def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, image: str) -> None:
