@@ -61,6 +61,7 @@ def task(step: str, code_version: str) -> Iterator[None]:
         code_version: of whoever started the run; part of what the caches know of a task, and noted in the lineage.
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     os.environ.setdefault(CODE_VARIABLE, code_version)
     with clear_errors(step):
         if step in TRACKED and "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):

@@ -8,6 +8,7 @@ only after its exit code was read (`_run_container`).
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -38,6 +39,10 @@ SHARED_MEMORY = "2g"
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)$")
+_INDENT = re.compile(r"^(    )+|^ +$")
+"""kfp indents a task's lines, and twice where two tasks speak at once."""
+_JSON_LINE = re.compile(r"\s*(\"|[\[\]{}],?$)")
+"""Of the input that kfp prints before a task begins."""
 _EXECUTING = re.compile(r"^Executing task '(?P<task>[^']+)'$")
 _FAILED = re.compile(r"^\S+ failed: ")
 
@@ -98,7 +103,7 @@ def run_pipeline(
     given = dict(arguments) | ({"checkpoints": str(volume)} if "checkpoints" in inputs else {})
     runner = local.SubprocessRunner(use_venv=False) if containers is None else _container_runner(containers)
     before = set(output.iterdir()), set(volume.iterdir())
-    log = output / f"{name}.log"
+    log = output / f"{pipeline.name}.log"
     with log.open("w", encoding="utf-8") as file, warnings.catch_warnings(), _own_containers():
         warnings.simplefilter("ignore")  # of settings that mean nothing here
         progress = Progress(sys.stdout, file)
@@ -110,7 +115,7 @@ def run_pipeline(
             cache_root=str(output / "cache"),
         )
         try:
-            with redirect_stdout(progress):
+            with redirect_stdout(progress), _log_to(progress):
                 pipeline(**given)
         except RuntimeError as error:
             raise PipelineError(_explain(error, progress, log, volume, before[1])) from None
@@ -118,7 +123,7 @@ def run_pipeline(
             LocalExecutionConfig.instance = None
     for folder in set(volume.iterdir()) - before[1]:
         shutil.rmtree(folder)
-    [folder] = (path for path in set(output.iterdir()) - before[0] if path.name.startswith(f"{name}-"))
+    [folder] = (path for path in set(output.iterdir()) - before[0] if path.name.startswith(f"{pipeline.name}-"))
     return LocalRun(folder, Path(shutil.move(log, folder / "pipeline.log")))
 
 
@@ -169,18 +174,14 @@ class Progress(io.TextIOBase):
             elif found["text"].startswith("Streamed logs"):
                 self._skipping = False
             return
-        own = line.removeprefix("    ")
-        if own.startswith("[KFP Executor"):
-            self._skipping = own.endswith("Got executor_input:")
-            return
-        if self._skipping:
-            self._skipping = own != "}"
+        own = _INDENT.sub("", line)
+        if self._skipping or own.startswith("[KFP Executor") or _JSON_LINE.match(own):
             return
         if _FAILED.match(own):
             self._in_failure, self.failure = True, []
         if self._in_failure:
             self.failure.append(own)
-        if own.strip() and "Wrote executor output file" not in own:
+        if own and "Wrote executor output file" not in own:
             self._tell(f"    {own}")
 
     def _tell(self, line: str) -> None:
@@ -220,6 +221,22 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
     if containers.gpus:
         arguments["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return local.DockerRunner(**arguments)
+
+
+@contextmanager
+def _log_to(progress: Progress) -> Iterator[None]:
+    """Write what kfp logs between tasks (tries, cached results) as it writes what it logs of a task."""
+    handler = logging.StreamHandler(progress)
+    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @contextmanager
