@@ -29,7 +29,7 @@ import re
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,6 +263,7 @@ def start_run(params: Params, run_file: Path, *, resume: RunRecord | None = None
         TrackingError: the store refuses, or does not have the run that ``MLFLOW_RUN_ID`` names.
         JournalBusyError: another process works on the run.
     """
+    run_file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with default_environment({} if resume is None else _SENDING):
             opened = _open_for_training(params, resume)
@@ -356,7 +357,7 @@ def _working(opened: _Opened, run_file: Path, *, needs_store: bool = False) -> I
     """Send the run's journal while a step works on it, and keep the run's state true if it is ours."""
     parent = _journals_of(run_file)
     with default_environment({} if needs_store else _SENDING):
-        journal = Journal(parent / opened.record.run_id, opened.record)
+        journal = _open_journal(parent, opened)
         sender = JournalSender(opened.client, journal)
         tracker = Tracker(opened.client, journal, is_away=opened.is_away)
         if opened.is_owned:
@@ -377,6 +378,17 @@ def _working(opened: _Opened, run_file: Path, *, needs_store: bool = False) -> I
         if opened.is_owned:
             tracker.set_status("FINISHED", ended=True)
         sender.close()
+
+
+def _open_journal(parent: Path, opened: _Opened) -> Journal:
+    """The journal of a run; a run whose journal cannot be written is marked as failed."""
+    try:
+        return Journal(parent / opened.record.run_id, opened.record)
+    except OSError:
+        if opened.is_owned and not opened.is_away:
+            with suppress(Exception):  # the first error is the one to tell
+                opened.client.set_terminated(opened.record.run_id, "FAILED")
+        raise
 
 
 def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) -> None:

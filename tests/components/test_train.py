@@ -552,15 +552,15 @@ def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
     assert not Path("models").exists()
 
 
-def test_data_without_a_digest_is_refused(fails: Any, workplace: Path) -> None:
+def test_data_without_a_digest_is_refused(fails: Any) -> None:
     Path("data/processed/stats.json").unlink()
     assert "data/processed/stats.json: no such file" in fails()
 
 
-def test_data_without_digests_of_its_splits_sends_one_back_to_preprocess(fails: Any, workplace: Path) -> None:
+def test_data_without_digests_of_its_splits_sends_one_back_to_preprocess(fails: Any) -> None:
     Path("data/processed/stats.json").write_text(json.dumps({"digest": DIGEST}))
     assert "data/processed/stats.json: key 'split_digests' is missing or empty. Run the preprocess step" in fails()
-    assert runs(workplace) == []
+    assert not Path("models").exists()
 
 
 def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:
@@ -603,15 +603,21 @@ def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:
     assert Path("models").read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_is_named(fails: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_named_and_the_run_marked_as_failed(
+    fails: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Simulated: to the user root, on whose behalf tests run in containers, every folder is writable."""
 
     def refuse(*_: Any, dir: Path, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", str(dir / ".x.part"))
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
-    assert fails() == (
-        "models: permission denied. Give yourself the right to read and write it, or work in another folder."
+    message = fails()
+    (run,) = runs(workplace)
+    assert run.info.status == "FAILED"
+    assert message == (
+        f"models/tracking/{run.info.run_id}: permission denied. Give yourself the right to read and write it, or work "
+        "in another folder."
     )
 
 
