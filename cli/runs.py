@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +18,12 @@ from components.compare.runs import ALL_EXPERIMENTS, SHORT, RunRow, list_runs
 from yolact.config import load_params
 
 PARAMS = Path("params.yaml")
+
+NUMBERS = {"mask AP", "AP50", "box AP", "steps", "trained"}
+"""Columns that stand to the right."""
+
+FIRST_TO_GO = ("steps", "started (UTC)", "data", "code", "status", "trained", "box AP", "network")
+"""Columns that a narrow window does without, in this order."""
 
 
 def run(experiment: str | None, limit: int, filter_string: str, *, as_json: bool) -> None:
@@ -44,8 +50,18 @@ def run(experiment: str | None, limit: int, filter_string: str, *, as_json: bool
         where = "any experiment" if experiment == ALL_EXPERIMENTS else f"the experiment {experiment!r}"
         console.print(escape(f"{shown_uri()} has no such run in {where}. `dvc repro` makes one."), soft_wrap=True)
         return
-    console.print(_table(rows, show_experiment=experiment == ALL_EXPERIMENTS))
+    cells = _cells(rows)
+    if experiment != ALL_EXPERIMENTS:
+        del cells["experiment"]
+    left_out: list[str] = []
+    endless = console.options.update(max_width=10_000)  # else a table is never measured wider than the window
+    while console.measure(_table(cells), options=endless).maximum > console.width and len(left_out) < len(FIRST_TO_GO):
+        left_out.append(FIRST_TO_GO[len(left_out)])
+        del cells[left_out[-1]]
+    console.print(_table(cells))
     console.print("\n* code that was not committed. Compare two: yolact compare RUN RUN")
+    if left_out:
+        console.print(f"No room here for: {', '.join(left_out)}. A wider window or --json shows all.", soft_wrap=True)
 
 
 def make_console() -> Console:
@@ -59,38 +75,33 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _table(rows: Sequence[RunRow], *, show_experiment: bool) -> Table:
-    columns = [
-        Column("run", no_wrap=True),
-        Column("id", no_wrap=True),
-        *([Column("experiment")] if show_experiment else []),
-        Column("started (UTC)", no_wrap=True),
-        Column("status"),
-        *(Column(name, justify="right") for name in ("mask AP", "AP50", "box AP", "steps", "trained")),
-        Column("network"),
-        Column("data", no_wrap=True),
-        Column("code", no_wrap=True),
-        Column("registered"),
-    ]
+def _cells(rows: Sequence[RunRow]) -> dict[str, list[str]]:
+    """The texts of each column by its heading."""
+    sizes = ["" if row.image_size is None else f" {row.image_size} px" for row in rows]
+    dirty = ["*" if row.git_dirty else "" for row in rows]
+    return {
+        "run": [escape(row.name) for row in rows],
+        "id": [row.run_id[:SHORT] for row in rows],
+        "experiment": [escape(row.experiment) for row in rows],
+        "started (UTC)": [row.started[:16].replace("T", " ") for row in rows],
+        "status": [row.status.lower() for row in rows],
+        "mask AP": [percent(row.mask_ap) for row in rows],
+        "AP50": [percent(row.mask_ap50) for row in rows],
+        "box AP": [percent(row.box_ap) for row in rows],
+        "steps": ["-" if row.steps is None else f"{row.steps:,}" for row in rows],
+        "trained": [_duration(row.train_seconds) for row in rows],
+        "network": [escape(f"{row.backbone or '-'}{size}") for row, size in zip(rows, sizes, strict=True)],
+        "data": [(row.data_digest or "-")[:SHORT] for row in rows],
+        "code": [(row.git_commit or "-")[:SHORT] + mark for row, mark in zip(rows, dirty, strict=True)],
+        "registered": [escape("\n".join(row.versions)) for row in rows],
+    }
+
+
+def _table(cells: Mapping[str, Sequence[str]]) -> Table:
+    columns = [Column(name, no_wrap=True, justify="right" if name in NUMBERS else "left") for name in cells]
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for row in rows:
-        size = "" if row.image_size is None else f" {row.image_size} px"
-        table.add_row(
-            escape(row.name),
-            row.run_id[:SHORT],
-            *([escape(row.experiment)] if show_experiment else []),
-            row.started[:16].replace("T", " "),
-            row.status.lower(),
-            percent(row.mask_ap),
-            percent(row.mask_ap50),
-            percent(row.box_ap),
-            "-" if row.steps is None else f"{row.steps:,}",
-            _duration(row.train_seconds),
-            escape(f"{row.backbone or '-'}{size}"),
-            (row.data_digest or "-")[:SHORT],
-            "-" if row.git_commit is None else row.git_commit[:SHORT] + ("*" if row.git_dirty else ""),
-            escape("\n".join(row.versions)),
-        )
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*row)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -308,6 +309,19 @@ class TestRuns:
             "d1ced1ce",
         ):
             assert text in shown
+
+    def test_a_narrow_window_does_without_some_columns_and_says_so(
+        self, log_run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_id = log_run("a-run-with-quite-a-name", ground_truth(), [], params={"model.backbone": "resnet18"})
+        monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", yolact("runs").stdout).splitlines()
+        (line,) = (line for line in lines if run_id[:8] in line)
+        assert "a-run-with-quite-a-name" in line
+        assert "25.0" in line
+        assert "…" not in line
+        assert any(line.startswith("No room here for: steps, started (UTC)") for line in lines)
 
     def test_newest_first_limited_filtered_and_by_experiment(self, client: MlflowClient, log_run: Any) -> None:
         for name in ("one", "two", "three"):
