@@ -284,7 +284,7 @@ def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finis
     done = run_pipeline("batch_prediction", arguments, load_cluster(), finished.root / "out")
     rows = json.loads((done.folder / "merge/predictions/detections.json").read_text())
     listed = json.loads((done.folder / "merge/predictions/photos.json").read_text())
-    assert [entry["id"] for entry in listed["images"]] == [2, 3, 4, 5, 6], "1 is broken.jpg, the first by name"
+    assert [entry["id"] for entry in listed["images"]] == [1, 2, 3, 5, 6], "4 is broken.jpg, by its name"
     predictor = Predictor.load(
         finished.folder / "train/model", finished.params.evaluate.detect, device="cpu", batch_size=1
     )
@@ -298,7 +298,7 @@ def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finis
     names = {entry["id"]: entry["name"] for entry in listed["categories"]}
     assert list(names.values()) == predictor.classes
     [problem] = json.loads((bucket / "found/problems.json").read_text())
-    assert (problem["id"], problem["file_name"]) == (1, "broken.jpg")
+    assert (problem["id"], problem["file_name"]) == (4, "broken.jpg")
     for file in ("detections.json", "photos.json"):
         assert (bucket / "found" / file).read_bytes() == (done.folder / "merge/predictions" / file).read_bytes()
 
