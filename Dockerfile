@@ -58,8 +58,7 @@ COPY --from=libraries /layers/nvidia/ /
 COPY --from=libraries /layers/torch/ /
 COPY --from=libraries /opt/yolact/ /opt/yolact/
 COPY --from=code /layers/code/ /
-COPY deploy/image/healthy.py deploy/image/git-credential-environment /opt/yolact/bin/
-COPY deploy/image/gitconfig /etc/gitconfig
+COPY deploy/image/healthy.py /opt/yolact/bin/
 
 # The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /work or to where
 # a step is told to write. Any user id will do.

@@ -69,8 +69,7 @@ def test_all_files_of_all_rooms_reach_the_build(repository: Path, patterns: list
     files = [path for path in tracked if path]
     assert len(files) > 100
     needed = [*files, "pyproject.toml", "README.md", "LICENSE", "requirements.lock"]
-    needed += [f"deploy/image/{name}" for name in ("healthy.py", "git-credential-environment", "gitconfig")]
-    assert [path for path in needed if ignored(patterns, path)] == []
+    assert [path for path in [*needed, "deploy/image/healthy.py"] if ignored(patterns, path)] == []
 
 
 def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:
@@ -130,51 +129,3 @@ def test_a_container_that_serves_nothing_is_healthy(repository: Path) -> None:
 
 def test_a_port_that_is_none_is_unhealthy(repository: Path) -> None:
     assert not is_healthy(repository, MLFLOW_PORT="tcp://10.0.0.1:5000")
-
-
-# The git login -----------------------------------------------------------------------------------------------------
-
-
-def git_login(repository: Path, tmp_path: Path, protocol: str, **variables: str) -> list[str]:
-    """What git finds out about a login, with nothing but the image's settings."""
-    environment = {
-        "PATH": f"{repository / 'deploy' / 'image'}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": str(repository / "deploy" / "image" / "gitconfig"),
-        "GIT_TERMINAL_PROMPT": "0",
-    }
-    done = subprocess.run(
-        ["git", "credential", "fill"],
-        input=f"protocol={protocol}\nhost=git.example\n\n",
-        env=environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return [line for line in done.stdout.splitlines() if line.startswith(("username", "password"))]
-
-
-def test_git_and_dvc_get_the_login_of_the_secret(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    variables = {"GIT_USERNAME": "robot", "GIT_PASSWORD": "token"}
-    assert git_login(repository, tmp_path, "https", **variables) == ["username=robot", "password=token"]
-    assert git_login(repository, tmp_path, "https", GIT_PASSWORD="token") == ["username=git", "password=token"]
-
-    from scmrepo.git.credentials import Credential, GitCredentialHelper
-
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PATH", str(repository / "deploy" / "image"), prepend=os.pathsep)
-    found = GitCredentialHelper("environment").get(Credential(protocol="https", host="git.example"))
-    assert (found.username, found.password) == ("robot", "token")
-
-
-def test_the_login_is_not_given_away_without_encryption(repository: Path, tmp_path: Path) -> None:
-    assert git_login(repository, tmp_path, "http", GIT_USERNAME="robot", GIT_PASSWORD="token") == []
-
-
-def test_without_the_secret_git_has_no_login(repository: Path, tmp_path: Path) -> None:
-    assert git_login(repository, tmp_path, "https") == []
