@@ -53,8 +53,8 @@ class TaskConfig(_Section):
 
 class RetryConfig(_Section):
     pause: Annotated[int, Field(ge=0)]
-    factor: Annotated[float, Field(ge=1)]
-    longest_pause: Seconds
+    factor: Annotated[int, Field(ge=1)]
+    """Argo reads a whole number."""
 
 
 class CheckpointsConfig(_Section):

@@ -28,7 +28,7 @@ from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
 from yolact.errors import SettingsError, YolactError
 
-PAUSES = RetryConfig(pause=1, factor=2, longest_pause=30)
+PAUSES = RetryConfig(pause=1, factor=2)
 """Between the tries of a failed task here, where no cluster has to recover."""
 
 PASSED_ON = ("AWS_", "MLFLOW_", "GIT_", "OMP_NUM_THREADS", "YOLACT_")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from pipelines.config import ClusterConfig, TaskConfig
+from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -29,7 +29,9 @@ def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     kubernetes.set_timeout(task, config.time_limit)
     task.set_env_variable("YOLACT_IMAGE", cluster.image)
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", RUN_LABEL)
-    _set_retries(task, config.retries, cluster)
+    if config.retries:
+        retry = cluster.retry
+        task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_tries(config, retry)}s")
     _set_resources(task, config, cluster.gpu)
     for key in config.secrets:
         secret = cluster.secrets[key]
@@ -44,10 +46,14 @@ def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTas
     return task
 
 
-def _set_retries(task: PipelineTask, retries: int, cluster: ClusterConfig) -> None:
-    if retries:
-        retry = cluster.retry
-        task.set_retry(retries, f"{retry.pause}s", retry.factor, f"{retry.longest_pause}s")
+def time_for_tries(config: TaskConfig, retry: RetryConfig) -> int:
+    """Seconds that all tries of a task may take together, with the pauses before each but the first.
+
+    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That is no limit of a pause: once
+    so much time has passed since the first try began, Argo makes no other one. So it has to hold every try to its end.
+    """
+    pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
+    return (config.retries + 1) * config.time_limit + pauses
 
 
 def _set_resources(task: PipelineTask, config: TaskConfig, gpu: str) -> None:

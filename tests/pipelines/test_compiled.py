@@ -134,13 +134,24 @@ def test_training_has_a_gpu_shared_memory_and_the_volume_of_checkpoints(committe
     assert not any("accelerator" in containers(spec)[task]["resources"] for task in without)
 
 
-def test_failed_tasks_are_tried_again_with_growing_pauses(committed: dict) -> None:
+TIME_FOR_TRIES = {
+    "source": 3 * 600 + 180,
+    **dict.fromkeys(("ingest", "preprocess", "evaluate"), 3 * 21600 + 180),
+    "train": 6 * 604800 + 60 + 120 + 240 + 480 + 960,
+    **dict.fromkeys(("register", "promote", "fetch", "split", "merge"), 3 * 3600 + 180),
+    "predict": 3 * 86400 + 180,
+}
+"""Seconds from the first try's begin to the last one's end, pauses of 60, 120, ... seconds in between."""
+
+
+def test_failed_tasks_are_tried_again_with_growing_pauses_and_time_for_every_try(committed: dict) -> None:
+    """Argo tries no more once ``backoffMaxDuration`` has passed since the first try began."""
     for spec, _ in committed.values():
         for name, task in tasks(spec).items():
             policy = task["retryPolicy"]
             assert policy["maxRetryCount"] == (5 if name == "train" else 2)
             assert (policy["backoffDuration"], policy["backoffFactor"]) == ("60s", 2.0)
-            assert policy["backoffMaxDuration"] == "600s"
+            assert policy["backoffMaxDuration"] == f"{TIME_FOR_TRIES[name]}s"
 
 
 def test_only_the_data_steps_are_cached(committed: dict) -> None:
@@ -212,6 +223,8 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("tasks.train.gpus=two", "tasks.train.gpus: input should be a valid integer (found 'two')"),
         ("tasks.train.memory=12 GB", "tasks.train.memory: string should match pattern"),
         ("tasks.train.secrets=[aws]", "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git)"),
+        ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
+        ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
         ("retry=5", "retry: is a section, it cannot be set to 5"),
     ],
 )
