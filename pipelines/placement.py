@@ -49,8 +49,8 @@ def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTas
 def time_for_tries(config: TaskConfig, retry: RetryConfig) -> int:
     """Seconds that all tries of a task may take together, with the pauses before each but the first.
 
-    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That is no limit of a pause: once
-    so much time has passed since the first try began, Argo makes no other one. So it has to hold every try to its end.
+    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That is no limit of a pause:
+    once so much time has passed since the first try began, Argo makes no other one. So it has to hold all of them.
     """
     pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
     return (config.retries + 1) * config.time_limit + pauses

@@ -33,6 +33,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS_PARAMETER = "params"
 """The pipelines' parameter that takes all settings."""
 
+REVISION_PARAMETERS = ("data_repository", "data_path", "data_revision")
+"""The pipelines' parameters that name a revision of the data in place of ``data.source``."""
+
 CODE_PARAMETER = "code_version"
 """The pipelines' parameter that takes the version of the code."""
 
@@ -396,6 +399,7 @@ class _Order:
     ) -> None:
         from components.common.lineage import git_state
         from components.kubeflow import as_text
+        from components.source.step import choose_source
         from pipelines.code import code_version
         from pipelines.presets import choose
         from pipelines.spec import parse_arguments, version_names
@@ -403,7 +407,10 @@ class _Order:
         self.pipeline = pipeline
         self.arguments = parse_arguments(arguments, pipeline)
         if SETTINGS_PARAMETER in pipeline.parameters:
-            self.arguments[SETTINGS_PARAMETER] = as_text(choose(preset, params, overrides))
+            settings = choose(preset, params, overrides)
+            repository, path, revision = (self.arguments.get(name, "") for name in REVISION_PARAMETERS)
+            choose_source(settings, repository=repository, path=path, revision=revision)  # refuses passwords
+            self.arguments[SETTINGS_PARAMETER] = as_text(settings)
         elif preset or overrides:
             raise SettingsError(
                 f"{pipeline.origin}: the pipeline {pipeline.name} takes no settings; leave out --preset, -S"

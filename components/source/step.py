@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from components.common.lineage import shown_source, without_credentials
+from components.common.lineage import redact, shown_source, without_credentials
 from components.ingest.sources import DvcPath, find_source, state_of
 from yolact.config import Params
 from yolact.errors import SettingsError
@@ -36,8 +36,26 @@ def run(params: Params, *, repository: str = "", path: str = "", revision: str =
             they take the place of ``data.source`` where given, all three of them.
 
     Raises:
-        SettingsError: one of the three is missing, or the repository's address holds a password.
+        SettingsError: one of the three is missing, or an address holds a password.
         DataError: the source is not there or out of reach.
+    """
+    params = choose_source(params, repository=repository, path=path, revision=revision)
+    source = find_source(params.data)
+    if isinstance(source, DvcPath):
+        params = _with_source(params, source.pinned())
+    fingerprint = state_of(source).fingerprint
+    log.info("%s, fingerprint %s", shown_source(params.data.source), fingerprint[:16])
+    return PinnedData(params, fingerprint)
+
+
+def choose_source(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> Params:
+    """The settings with the data that `run` is to look for; nothing is looked for yet.
+
+    Args:
+        params, repository, path, revision: see `run`.
+
+    Raises:
+        SettingsError: see `run`.
     """
     given = {"data_repository": repository, "data_path": path, "data_revision": revision}
     if any(given.values()):
@@ -48,17 +66,21 @@ def run(params: Params, *, repository: str = "", path: str = "", revision: str =
                 "data.source"
             )
         params = _with_source(params, f"dvc:{repository}#{path}@{revision}")
-    source = find_source(params.data)
-    if isinstance(source, DvcPath):
-        if source.repository != without_credentials(source.repository):
+    _check_no_password(params.data.source)
+    return params
+
+
+def _check_no_password(source: str) -> None:
+    records = "its address holds a password, which every record of the run would show. Leave it out, and"
+    if source.startswith("dvc:"):
+        before, _, after = source.removeprefix("dvc:").rpartition("#")
+        if (repository := before or after) != without_credentials(repository):
             raise SettingsError(
-                "the data's git repository: its address holds a password, which every record of the run would show. "
-                "Leave it out, and give it by git's credential helper or the secret `git` (docs/kubeflow.md)."
+                f"the data's git repository: {records} give it by git's credential helper or the secret `git` "
+                "(pipelines/README.md)."
             )
-        params = _with_source(params, source.pinned())
-    fingerprint = state_of(source).fingerprint
-    log.info("%s, fingerprint %s", shown_source(params.data.source), fingerprint[:16])
-    return PinnedData(params, fingerprint)
+    elif source.startswith(("https://", "http://")) and source != redact(source):
+        raise SettingsError(f"data.source: {records} put it into ~/.netrc; on a cluster, bring the data into a bucket.")
 
 
 def _with_source(params: Params, source: str) -> Params:

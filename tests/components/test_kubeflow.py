@@ -149,6 +149,26 @@ def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(param
     assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "dvc:https://me:hidden@git.example/x.git#data@v1",
+        "dvc:ssh://git:hidden@git.example/x.git#data@v1",
+        "dvc:https://me:hidden@git.example/x.git",
+        "https://me:hidden@host.example/photos.zip",
+    ],
+)
+def test_a_password_in_the_settings_is_refused_and_not_repeated(params: Params, address: str) -> None:
+    with pytest.raises(SettingsError, match="holds a password") as caught:
+        source.choose_source(with_source(params, address))
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["dvc:ssh://git@git.example/x.git#a@v1", "dvc:git@h:x.git#a@v1", "https://h/a?b=c"])
+def test_an_address_without_a_password_is_taken_as_it_is(params: Params, address: str) -> None:
+    assert source.choose_source(with_source(params, address)).data.source == address
+
+
 # What lies beside a component ----------------------------------------------------------------------------------
 
 

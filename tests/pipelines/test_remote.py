@@ -37,6 +37,9 @@ from yolact.config import parse_params
 DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
 """Kept beside the checkout on some machines; without it the requests are compared with a fixed list."""
 
+REVISION = ["data_repository=https://git.example/data.git", "data_path=photos", "data_revision=v2"]
+"""Arguments that name a revision of the data."""
+
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
 
 
@@ -136,7 +139,7 @@ def test_submit_uploads_a_version_named_by_the_commit_and_starts_a_run(
 def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: Server, clean_code: str) -> None:
     done = call(
         *("submit", "--preset", "smoke", "-S", "train.lr=5e-4", "-C", "tasks.train.gpus=0"),
-        *("-A", "data_repository=https://git.example/data.git", "-A", "data_revision=1.0"),
+        *("-A", "data_repository=https://git.example/data.git", "-A", "data_path=photos", "-A", "data_revision=1.0"),
     )
     assert done.code == 0, done.err
     assert only(server.pipelines)["name"] == "training"
@@ -157,7 +160,7 @@ def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: 
     ("name", "arguments"),
     [
         ("training", []),
-        ("evaluation", ["model=models:/yolact@champion", "data_revision=v2"]),
+        ("evaluation", ["model=models:/yolact@champion", *REVISION]),
         ("batch_prediction", ["model=models:/yolact@champion", "photos=s3://bucket/photos", "shards=8"]),
     ],
 )
@@ -252,6 +255,22 @@ def test_code_that_is_not_committed_is_named_by_its_content(
         (["training", "-C", "tasks.train.gpu=0"], "gpu: unknown key"),
         (["tiny", "-C", "tasks.train.gpus=0"], "is compiled already; --cluster and -C go with a pipeline's name"),
         (["params.yaml"], "params.yaml: not a compiled pipeline"),
+        (["training", "-A", "data_repository=https://git.example/x.git", "-A", "data_revision=v1"], "data_path: empty"),
+        (
+            [
+                *("training", "-A", "data_repository=https://bob:hidden@git.example/x.git"),
+                *("-A", "data_path=data", "-A", "data_revision=v1"),
+            ],
+            "the data's git repository: its address holds a password",
+        ),
+        (
+            ["training", "-S", "data.source=dvc:https://bob:hidden@git.example/x.git#data@v1"],
+            "the data's git repository: its address holds a password",
+        ),
+        (
+            ["evaluation", "-A", "model=models:/y/1", "-S", "data.source=https://bob:hidden@host.example/photos.zip"],
+            "data.source: its address holds a password",
+        ),
     ],
 )
 def test_nothing_is_sent_when_settings_or_arguments_are_wrong(
@@ -261,6 +280,7 @@ def test_nothing_is_sent_when_settings_or_arguments_are_wrong(
     assert refused.code == 1
     assert message in refused.err
     assert refused.err.startswith("[submit] failed: ")
+    assert "hidden" not in refused.out + refused.err
     assert server.requests == []
     server.requests.append("none, as it should be")
 
