@@ -108,7 +108,7 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
     origin = str(path)
     for override in overrides:
         origin = f"-C {override}"
-        merge(tree, parse_override(override), origin)
+        merge(tree, parse_override(override, "-C"), origin)
     settings = plain(tree)
     every = settings.pop("task", None)
     tasks = settings.get("tasks")

@@ -179,16 +179,17 @@ def load_text(text: str) -> dict[str, Any]:
     return tree
 
 
-def parse_override(override: str) -> dict[str, Any]:
-    """``train.lr=2e-3`` as ``{"train": {"lr": 0.002}}``."""
+def parse_override(override: str, option: str = "-S") -> dict[str, Any]:
+    """``train.lr=2e-3`` as ``{"train": {"lr": 0.002}}``; ``option`` is named in errors."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise SettingsError(f"-S {override}: must be KEY=VALUE with dots in the key, as train.lr=2e-3")
+        example = "train.lr=2e-3" if option == "-S" else "tasks.train.gpus=0"
+        raise SettingsError(f"{option} {override}: must be KEY=VALUE with dots in the key, as {example}")
     try:
         value = _yaml().load(text)
     except YAMLError as error:
-        raise SettingsError(f"-S {override}: the value is not valid YAML: {error}") from error
+        raise SettingsError(f"{option} {override}: the value is not valid YAML: {error}") from error
     tree: Any = value
     for key in reversed(keys):
         tree = {key: tree}

@@ -12,7 +12,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -45,6 +45,8 @@ IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 """Where Kubeflow puts a token for Pipelines into a pod that asks for one."""
 
+T = TypeVar("T")
+
 app = typer.Typer()
 
 
@@ -61,6 +63,21 @@ schedules = typer.Typer(
     cls=_ScheduleGroup, no_args_is_help=True, help="Run a pipeline again and again: `schedule PIPELINE --cron ...`."
 )
 app.add_typer(schedules, name="schedule")
+
+
+def _prefer_command_line(context: typer.Context, parameter: typer.CallbackParam, value: T) -> T | None:
+    """Of ``--token`` and ``--token-file``, the one on the command line, whatever the environment has of the other.
+
+    What is on the command line is read first.
+    """
+    other = "token_file" if parameter.name == "token" else "token"
+    own, others = (context.get_parameter_source(str(name)) for name in (parameter.name, other))
+    if value is None or others is None or others.name != "COMMANDLINE":
+        return value
+    if own is not None and own.name == "COMMANDLINE":
+        raise typer.BadParameter("--token and --token-file: give one of them")
+    return None
+
 
 Pipeline = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="A pipeline of this project, or a compiled one's file (.yaml).")
@@ -85,6 +102,7 @@ Token = Annotated[
         "--token",
         "--existing-token",
         envvar="KF_PIPELINES_TOKEN",
+        callback=_prefer_command_line,
         help="Bearer token. Better in the variable or in a file: all users of a machine see command lines.",
         show_default=False,
     ),
@@ -93,6 +111,7 @@ TokenFile = Annotated[
     Path | None,
     typer.Option(
         envvar="KF_PIPELINES_SA_TOKEN_PATH",
+        callback=_prefer_command_line,
         exists=True,
         dir_okay=False,
         readable=True,

@@ -579,6 +579,24 @@ def test_a_token_opens_the_door_and_shows_nowhere(
 
 
 @pytest.mark.usefixtures("repository_folder")
+def test_a_token_on_the_command_line_counts_before_the_environments(
+    server: Server, compiled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, old = tmp_path / "token", tmp_path / "old"
+    file.write_text(TOKEN)
+    old.write_text("old")
+    server.token = TOKEN
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", "old")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(old))
+    for options in (["--token-file", file], ["--token", TOKEN]):
+        done = call("submit", compiled["tiny"], *options)
+        assert done.code == 0, done.err
+    refused = call("submit", compiled["tiny"], "--token", TOKEN, "--token-file", file)
+    assert refused.code == 2
+    assert "give one of them" in refused.err
+
+
+@pytest.mark.usefixtures("repository_folder")
 def test_a_token_that_the_server_repeats_is_hidden(server: Server, compiled: dict[str, Path]) -> None:
     server.faults = [Fault("healthz", 400)]
     original = connection._server_message
