@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from components.common.command import clear_errors
-from components.common.lineage import shown_source
+from components.common.lineage import CODE_VARIABLE, COMMIT_VARIABLE, shown_source
 from yolact.config import DataParams, Params, read_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 IMAGE = f"yolact-pipeline:{version('yolact-pipeline')}"
 """The image that components run in unless a pipeline names another (`pipelines.config`)."""
-
-CODE_VARIABLE = "YOLACT_CODE_VERSION"
-"""Environment variable with the version of the code that whoever started the run asked for."""
 
 TRACKED = ("train", "evaluate", "register", "promote", "fetch")
 """Steps that need an MLflow server, as their pods share no disk."""
@@ -58,11 +55,13 @@ def task(step: str, code_version: str) -> Iterator[None]:
 
     Args:
         step: name in the log.
-        code_version: of whoever started the run; part of what the caches know of a task, and noted in the lineage.
+        code_version: of whoever started the run; part of what the caches know of a task, and noted in the lineage. An
+            image of other code is warned of.
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
     logging.getLogger("botocore").setLevel(logging.WARNING)
     os.environ.setdefault(CODE_VARIABLE, code_version)
+    _compare_code(code_version)
     with clear_errors(step):
         if step in TRACKED and "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise SettingsError(
@@ -70,6 +69,23 @@ def task(step: str, code_version: str) -> Iterator[None]:
                 "secret `mlflow` of pipelines/cluster.yaml."
             )
         yield
+
+
+def _compare_code(code_version: str) -> None:
+    """Warn if the image was built from other code than the run asks for (`pipelines.code.code_version`).
+
+    What was never committed cannot be compared; then only the commit before it is.
+    """
+    built = os.environ.get(COMMIT_VARIABLE, "")
+    commit, _, changes = code_version.partition("-")
+    if built and not built.startswith("unknown") and built != (f"{commit}-dirty" if changes else commit):
+        log.warning(
+            "WARNING: this image was built from commit %s, but the run asks for the code %s: the results are the "
+            "image's. Build and push an image of that commit, and give `image` in pipelines/cluster.yaml a tag of its "
+            "own for each.",
+            built,
+            code_version,
+        )
 
 
 def settings(params: str) -> Params:

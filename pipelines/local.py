@@ -24,6 +24,7 @@ from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.config import LocalExecutionConfig
 
+from components.ingest.access import PASSWORD_VARIABLE, USER_VARIABLE
 from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
 from yolact.errors import SettingsError, YolactError
@@ -31,8 +32,8 @@ from yolact.errors import SettingsError, YolactError
 PAUSES = RetryConfig(pause=1, factor=2)
 """Between the tries of a failed task here, where no cluster has to recover."""
 
-PASSED_ON = ("AWS_", "MLFLOW_", "GIT_", "OMP_NUM_THREADS", "YOLACT_")
-"""Beginnings of the names of environment variables that containers get too."""
+PASSED_ON = re.compile(rf"(AWS|MLFLOW|YOLACT)_.*|{USER_VARIABLE}|{PASSWORD_VARIABLE}|OMP_NUM_THREADS")
+"""Names of the environment variables that containers get too."""
 
 SHARED_MEMORY = "2g"
 """Of a container's /dev/shm, for loader processes."""
@@ -47,7 +48,7 @@ _EXECUTING = re.compile(r"^Executing task '(?P<task>[^']+)'$")
 _FAILED = re.compile(r"^\S+ failed: ")
 
 
-class PipelineError(YolactError):
+class LocalRunError(YolactError):
     """A pipeline's run has failed; names the task, and says what it said."""
 
 
@@ -90,7 +91,7 @@ def run_pipeline(
         cache: whether tasks with ``cache`` are taken from an earlier run where nothing changed.
 
     Raises:
-        PipelineError: a task has failed, after its retries.
+        LocalRunError: a task has failed, after its retries.
         SettingsError: containers cannot be run.
     """
     output = output.resolve()
@@ -118,7 +119,7 @@ def run_pipeline(
             with redirect_stdout(progress), _log_to(progress):
                 pipeline(**given)
         except RuntimeError as error:
-            raise PipelineError(_explain(error, progress, log, volume, before[1])) from None
+            raise LocalRunError(_explain(error, progress, log, volume, before[1])) from None
         finally:
             LocalExecutionConfig.instance = None
     for folder in set(volume.iterdir()) - before[1]:
@@ -207,10 +208,9 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
         raise SettingsError(message) from None
     except DockerException as error:
         raise SettingsError(f"Docker cannot be reached ({error}). Start it, or set DOCKER_HOST.") from None
-    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)} | {"HOME": "/tmp"}
     arguments: dict[str, Any] = {
         "network_mode": "host",
-        "environment": environment,
+        "environment": _passed_on() | {"HOME": "/tmp"},
         "user": f"{os.getuid()}:{os.getgid()}",
         "shm_size": SHARED_MEMORY,
         "mounts": [
@@ -221,6 +221,10 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
     if containers.gpus:
         arguments["device_requests"] = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return local.DockerRunner(**arguments)
+
+
+def _passed_on() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
+from components.common.lineage import IMAGE_VARIABLE, KUBEFLOW_RUN_VARIABLE
 from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
 
 SHARED_MEMORY = "/dev/shm"
@@ -27,8 +28,8 @@ def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     kubernetes.set_timeout(task, config.time_limit)
-    task.set_env_variable("YOLACT_IMAGE", cluster.image)
-    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", RUN_LABEL)
+    task.set_env_variable(IMAGE_VARIABLE, cluster.image)
+    kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN_VARIABLE, RUN_LABEL)
     if config.retries:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_tries(config, retry)}s")

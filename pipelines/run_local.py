@@ -32,7 +32,7 @@ def run_training(
         resume_run: name of a folder of ``output/checkpoints``; empty: none.
 
     Raises:
-        PipelineError: a task has failed.
+        LocalRunError: a task has failed.
         SettingsError: containers cannot be run.
         DataError: ``data.source`` is not there.
     """

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import kubeflow
+from components.common.lineage import CODE_VARIABLE
 from components.source import step as source
 from pipelines.compiler import COMPONENTS
 from yolact.config import DataParams, Params, load_params
@@ -74,7 +75,7 @@ def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture
     finally:
         logging.getLogger().handlers[:] = handlers
         logging.getLogger().setLevel(level)
-        os.environ.pop(kubeflow.CODE_VARIABLE, None)
+        os.environ.pop(CODE_VARIABLE, None)
     assert caught.value.code == 75
     assert capfd.readouterr().err == "[train] hello\n\ntrain failed: photo.jpg: is broken\n"
 
@@ -83,7 +84,7 @@ def test_in_a_pod_a_step_that_is_tracked_needs_a_server(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv(kubeflow.CODE_VARIABLE, "abc")
+    monkeypatch.setenv(CODE_VARIABLE, "abc")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
     with kubeflow.task("ingest", "abc"):
@@ -94,6 +95,34 @@ def test_in_a_pod_a_step_that_is_tracked_needs_a_server(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     with kubeflow.task("train", "abc"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("image", "asked", "is_warned"),
+    [
+        (None, "aaa", False),
+        ("unknown", "aaa", False),
+        ("unknown-dirty", "aaa", False),
+        ("aaa", "aaa", False),
+        ("aaa-dirty", "aaa-0123456789abcdef", False),
+        ("bbb", "aaa", True),
+        ("aaa-dirty", "aaa", True),
+        ("aaa", "aaa-0123456789abcdef", True),
+        ("bbb-dirty", "aaa-0123456789abcdef", True),
+    ],
+)
+def test_an_image_of_other_code_than_the_run_asks_for_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, image: str | None, asked: str, is_warned: bool
+) -> None:
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
+    monkeypatch.setenv(CODE_VARIABLE, asked)
+    monkeypatch.delenv("YOLACT_COMMIT", raising=False)
+    if image is not None:
+        monkeypatch.setenv("YOLACT_COMMIT", image)
+    with kubeflow.task("ingest", asked):
+        pass
+    warned = f"this image was built from commit {image}, but the run asks for the code {asked}" in caplog.text
+    assert warned == is_warned == bool(caplog.records)
 
 
 def test_each_run_has_a_folder_of_checkpoints_and_can_go_on_with_an_earlier_ones(tmp_path: Path) -> None:

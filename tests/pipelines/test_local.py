@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
+from pipelines import local
 from pipelines.code import code_version
 from pipelines.config import load_cluster
 from pipelines.local import Containers, Progress, run_pipeline
@@ -100,6 +103,26 @@ def test_containers_need_docker_an_image_and_a_server(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     with pytest.raises(SettingsError, match=r"Docker cannot be reached .* set DOCKER_HOST"):
         run()
+
+
+def test_containers_get_the_variables_meant_for_them_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:5000",
+        "GIT_USERNAME": "me",
+        "GIT_PASSWORD": "hidden",
+        "OMP_NUM_THREADS": "1",
+    }
+    others = {
+        "GIT_DIR": "/elsewhere",
+        "GIT_INDEX_FILE": "/elsewhere/index",
+        "GIT_PASSWORD_FILE": "x",
+        "PYTHONPATH": "x",
+    }
+    monkeypatch.setattr(os, "environ", meant | others)
+    monkeypatch.setattr("docker.from_env", MagicMock())
+    runner = local._container_runner(Containers("image:1"))
+    assert runner.container_run_args["environment"] == meant | {"HOME": "/tmp"}
 
 
 def test_settings_come_from_a_preset_or_a_file_with_changes(
