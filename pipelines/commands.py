@@ -32,12 +32,21 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its tables cut the names of variables on narrow screens
 )
 
 OUTPUT = Path("runs")
 """Where local runs keep their results."""
 
-ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="FILE", help="Images, resources, secrets, volumes.")]
+ClusterFile = Annotated[
+    Path,
+    typer.Option(
+        "--cluster",
+        metavar="FILE",
+        help="Images, resources, secrets, volumes.",
+        show_default="pipelines/cluster.yaml of the project",
+    ),
+]
 ClusterChanges = Annotated[
     list[str] | None,
     typer.Option("-C", "--set-cluster", metavar="KEY=VALUE", help="Change a key of it, as tasks.train.gpus=0."),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
 from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.config import LocalExecutionConfig
@@ -34,6 +35,9 @@ PAUSES = RetryConfig(pause=1, factor=2)
 
 PASSED_ON = re.compile(rf"(AWS|MLFLOW|YOLACT)_.*|{USER_VARIABLE}|{PASSWORD_VARIABLE}|OMP_NUM_THREADS")
 """Names of the environment variables that containers get too."""
+
+LOCK = "lock"
+"""File in the folder of results that is locked while a run goes on."""
 
 SHARED_MEMORY = "2g"
 """Of a container's /dev/shm, for loader processes."""
@@ -92,10 +96,29 @@ def run_pipeline(
 
     Raises:
         LocalRunError: a task has failed, after its retries.
-        SettingsError: containers cannot be run.
+        SettingsError: containers cannot be run; or another run uses ``output``.
     """
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK, timeout=0):
+            return _run(name, arguments, cluster, output, containers, cache=cache)
+    except Timeout:
+        raise SettingsError(
+            f"{output}: another run goes on there, and they would mix up their files. Wait for its end, or keep this "
+            "one's results elsewhere: -o DIR"
+        ) from None
+
+
+def _run(
+    name: str,
+    arguments: Mapping[str, Any],
+    cluster: ClusterConfig,
+    output: Path,
+    containers: Containers | None,
+    *,
+    cache: bool,
+) -> LocalRun:
     here: dict[str, Any] = {"retry": PAUSES} | ({} if containers is None else {"image": containers.image})
     pipeline = PIPELINES[name](cluster.model_copy(update=here))
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -13,7 +14,7 @@ import pytest
 from pipelines import local
 from pipelines.code import code_version
 from pipelines.config import load_cluster
-from pipelines.local import Containers, Progress, run_pipeline
+from pipelines.local import LOCK, Containers, LocalRunError, Progress, run_pipeline
 from pipelines.presets import choose
 from yolact.errors import SettingsError
 
@@ -103,6 +104,29 @@ def test_containers_need_docker_an_image_and_a_server(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     with pytest.raises(SettingsError, match=r"Docker cannot be reached .* set DOCKER_HOST"):
         run()
+
+
+def test_a_folder_of_results_takes_one_run_at_a_time(tmp_path: Path) -> None:
+    output = tmp_path / "runs"
+    output.mkdir()
+    (output / "training.log").write_text("of the run that goes on\n")
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom filelock import FileLock\n"
+        f"with FileLock(Path({str(output)!r}) / {LOCK!r}):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SettingsError, match=r"runs: another run goes on there.* -o DIR"):
+            run_pipeline("training", {"params": "{}", "code_version": "x"}, load_cluster(), output)
+        other.communicate()
+    assert (output / "training.log").read_text() == "of the run that goes on\n"
+    cluster = load_cluster(overrides=["tasks.source.retries=0"])
+    with pytest.raises(LocalRunError, match="source failed: parameter params"):  # the lock is free again
+        run_pipeline("training", {"params": "{}", "code_version": "x"}, cluster, output)
 
 
 def test_containers_get_the_variables_meant_for_them_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -939,3 +939,15 @@ def test_help_is_there_without_the_sdk(repository: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--enable-caching" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["submit"], ["schedule", "create"], ["status"], ["logs"]])
+def test_help_names_variables_whole_on_a_narrow_screen_and_no_path_of_this_machine(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*words, "--help").out
+    assert max(map(len, shown.splitlines())) <= 80
+    for name in ("ENDPOINT", "NAMESPACE", "TOKEN", "SA_TOKEN_PATH", "COOKIE"):
+        assert re.search(rf"KF_PIPELINES_{name}\b", shown)
+    assert str(repository) not in shown.replace("\n", "").replace(" ", "")
