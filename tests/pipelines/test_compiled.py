@@ -169,21 +169,43 @@ def test_what_a_cached_task_depends_on_is_among_its_inputs(committed: dict) -> N
     assert inputs["ingest"]["fingerprint"]["taskOutputParameter"]["producerTask"] == "source"
 
 
-def test_secrets_come_by_name_and_only_where_they_are_needed(committed: dict) -> None:
-    _, kubernetes = committed["training"]
+def test_a_gpu_and_its_toleration_come_where_networks_run_and_nowhere_else(committed: dict) -> None:
+    toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    for spec, kubernetes in committed.values():
+        for task, container in containers(spec).items():
+            has_network = task in ("train", "evaluate", "predict")
+            accelerator = {"resourceType": "nvidia.com/gpu", "resourceCount": "1"}
+            found = container["resources"].get("accelerator", {})
+            assert {key: found[key] for key in accelerator if key in found} == (accelerator if has_network else {})
+            assert kubernetes[task].get("tolerations", []) == ([toleration] if has_network else [])
+
+
+def test_all_shards_are_predicted_side_by_side(committed: dict) -> None:
+    spec, _ = committed["batch_prediction"]
+    [loop] = [task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("for-loop")]
+    assert loop["parameterIterator"]["items"]["inputParameter"].endswith("split-Output")
+    assert not loop.get("iteratorPolicy"), "a limit would make `shards` no longer what the README says"
+
+
+S3, MLFLOW, GIT = "yolact-s3", "yolact-mlflow", "yolact-git"
+
+SECRETS = {
+    "source": {S3, GIT},
+    "ingest": {S3, GIT},
+    "preprocess": set(),
+    **{key: {S3, MLFLOW} for key in ("train", "evaluate", "register", "promote", "fetch")},
+    **{key: {S3} for key in ("split", "predict", "merge")},
+}
+"""Names of a task's secrets."""
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_secrets_come_by_name_and_only_where_they_are_needed(committed: dict, name: str) -> None:
+    _, kubernetes = committed[name]
     named = {
         task: {secret["secretName"] for secret in config.get("secretAsEnv", [])} for task, config in kubernetes.items()
     }
-    s3, mlflow, git = "yolact-s3", "yolact-mlflow", "yolact-git"
-    assert named == {
-        "source": {s3, git},
-        "ingest": {s3, git},
-        "preprocess": set(),
-        "train": {s3, mlflow},
-        "evaluate": {s3, mlflow},
-        "register": {s3, mlflow},
-        "promote": {s3, mlflow},
-    }
+    assert named == {task: SECRETS[task] for task in TASKS[name]}
     for config in kubernetes.values():
         for secret in config.get("secretAsEnv", []):
             assert secret["optional"]
