@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
+
+from components.common.lineage import git_output
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("yolact", "components")
@@ -17,8 +18,8 @@ def code_version(root: Path = ROOT) -> str:
 
     Equal code has an equal version, and changed code another one.
     """
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
-    if commit and not _git(root, "status", "--porcelain", "--untracked-files=all", "--", *ROOMS):
+    commit = git_output(root, "rev-parse", "--verify", "HEAD")
+    if commit and git_output(root, "status", "--porcelain", "--untracked-files=all", "--", *ROOMS) == "":
         return commit
     return f"{commit or version('yolact-pipeline')}-{_digest(root)[:16]}"
 
@@ -31,12 +32,3 @@ def _digest(root: Path) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()}\n{len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -119,14 +119,14 @@ def gather_lineage(
         DataError: ``processed_dir`` has no usable ``stats.json``.
     """
     commit, dirty = git_state(root)
-    remote = _git(root, "remote", "get-url", "origin")
+    remote = git_output(root, "remote", "get-url", "origin")
     lock = root / "dvc.lock"
     return Lineage(
         git_commit=commit or _stated(COMMIT_VARIABLE),
         git_dirty=dirty,
-        git_branch=_git(root, "symbolic-ref", "--short", "--quiet", "HEAD"),
+        git_branch=git_output(root, "symbolic-ref", "--short", "--quiet", "HEAD"),
         git_remote=None if remote is None else without_credentials(remote),
-        code_version=_git(root, "describe", "--tags", "--always", "--dirty") or _stated(CODE_VARIABLE),
+        code_version=git_output(root, "describe", "--tags", "--always", "--dirty") or _stated(CODE_VARIABLE),
         package_version=_version("yolact-pipeline"),
         image=_stated(IMAGE_VARIABLE),
         image_digest=_stated(IMAGE_DIGEST_VARIABLE),
@@ -146,7 +146,7 @@ def git_state(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | 
 
     Changes in the tracked paths of ``ignoring`` do not count. Both are None outside a git repository.
     """
-    commit = _git(root, "rev-parse", "--verify", "HEAD")
+    commit = git_output(root, "rev-parse", "--verify", "HEAD")
     return commit, None if commit is None else _is_dirty(root, ignoring)
 
 
@@ -195,9 +195,9 @@ def find_lock_commit(lock_hash: str, root: Path = Path(), newest: int = 200) -> 
         root: inside the git work tree (or not in one).
         newest: how many of the commits that changed ``dvc.lock`` are looked at.
     """
-    commits = _git(root, "log", "--all", f"--max-count={newest}", "--format=%H", "--", "dvc.lock")
+    commits = git_output(root, "log", "--all", f"--max-count={newest}", "--format=%H", "--", "dvc.lock")
     for commit in (commits or "").splitlines():
-        text = _git(root, "show", f"{commit}:./dvc.lock")
+        text = git_output(root, "show", f"{commit}:./dvc.lock")
         with contextlib.suppress(ValueError):
             if text is not None and hash_lock_text(text) == lock_hash:
                 return commit
@@ -306,12 +306,12 @@ def redact(text: str) -> str:
 
 def _is_dirty(root: Path, ignoring: Sequence[str]) -> bool:
     excluded = [f":(exclude){path}" for path in (*PIPELINE_OUTPUTS, *ignoring)]
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
-    new_code = _git(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
+    changed = git_output(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
+    new_code = git_output(root, "ls-files", "--others", "--exclude-standard", "--", "*.py")
     return bool(changed or new_code)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git_output(root: Path, *arguments: str) -> str | None:
     """Output of a git command, stripped; None when git, the repository or the thing asked for is not there."""
     try:
         done = subprocess.run(
