@@ -23,6 +23,8 @@ USER = 10001
 """Of the image."""
 OTHERS = {"postgres:17-bookworm": 999}
 """Images that are not ours, with their users."""
+KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
+"""Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
 CUSTOM = {"TrainingRuntime", "TrainJob"}
 """Kinds of the Kubeflow Trainer, whose schemas are not Kubernetes' own."""
 
@@ -104,6 +106,46 @@ def test_the_schemas_would_find_a_mistake(manifests: list[Manifest]) -> None:
     claim = next(manifest.tree for manifest in manifests if manifest.kind == "PersistentVolumeClaim")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(claim | {"spec": {"accessMode": ["ReadWriteOnce"]}}, KUBERNETES, strict=True)
+
+
+def bytes_of(quantity: str) -> float:
+    """Bytes that Kubernetes' spelling of them means, here always with ``Mi`` or ``Gi``."""
+    return float(quantity[:-2]) * {"Mi": 2**20, "Gi": 2**30}[quantity[-2:]]
+
+
+def cores_of(quantity: str) -> float:
+    """Cores that Kubernetes' spelling of them means."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def requested(manifests: list[Manifest], name: str) -> tuple[float, float]:
+    """Cores and bytes that a pod of the Deployment of that name requests."""
+    requests = [container["resources"]["requests"] for container in containers_of(manifests, name)]
+    return sum(cores_of(each["cpu"]) for each in requests), sum(bytes_of(each["memory"]) for each in requests)
+
+
+def test_what_the_readme_runs_fits_the_size_of_cluster_that_it_asks_for(
+    deploy: Path, repository: Path, manifests: list[Manifest]
+) -> None:
+    page = (deploy / "README.md").read_text(encoding="utf-8")
+    [size] = re.findall(r"with (\d+) cores and (\d+) GB of memory", page)
+    assert f"--cpus {size[0]} --memory {size[1]}g" in page
+    (mlflow_cores, mlflow_bytes), (serving_cores, serving_bytes) = (
+        requested(manifests, name) for name in ("yolact-mlflow", "yolact-serving")
+    )
+    cores = float(size[0]) - KUBEFLOW_CORES - mlflow_cores
+    memory = float(size[1]) * 1e9 - KUBEFLOW_BYTES - mlflow_bytes
+    assert 2 * serving_cores <= cores  # while one is replaced
+    assert 2 * serving_bytes <= memory
+    tasks = load_cluster(overrides=re.findall(r"^  -C '(.+?)'", page, flags=re.MULTILINE)).tasks
+    text = (repository / "pipelines" / "compiled" / "training.yaml").read_text(encoding="utf-8")
+    names = next(yaml.safe_load_all(text))["root"]["dag"]["tasks"]
+    assert {"train", "promote"} <= names.keys()
+    for name in names:
+        assert cores_of(tasks[name].cpu) <= cores - serving_cores, name
+        assert bytes_of(tasks[name].memory) <= memory - serving_bytes, name
+        assert bytes_of(tasks[name].memory_limit) <= memory, name
+        assert tasks[name].gpus == 0, name
 
 
 @pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
