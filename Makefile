@@ -48,7 +48,7 @@ format: $(STAMP) ## Put code into the project's style
 	@ruff check --fix
 	@ruff format
 
-mlflow: $(STAMP) ## Show the last run in MLflow (PORT=5000)
+mlflow: $(STAMP) ## Start MLflow on this folder's runs and show the last one (PORT=5000)
 	@yolact mlflow --port $(PORT)
 
 image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and say how large it is
