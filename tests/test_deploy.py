@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from pipelines.config import load_cluster
+from tests.components.servers import s3_server
 from yolact.config import load_params
 
 KUBERNETES = "1.33"
@@ -323,3 +325,21 @@ def test_the_readmes_commands_name_files_that_are_there(deploy: Path) -> None:
         for path in paths
         if not (deploy.parent / path.removesuffix(".env")).exists() and not (deploy.parent / f"{path}.example").exists()
     ] == []
+
+
+@pytest.mark.parametrize("secret", ["plain", "pa$HOME 'w\"ord #1"])
+def test_the_readmes_bucket_is_made_with_the_keys_as_they_stand(deploy: Path, tmp_path: Path, secret: str) -> None:
+    page = (deploy / "README.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^python - <<'END'\n.*?^END$", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "deploy" / "secrets").mkdir(parents=True)
+    keys = f"# Keys=\nAWS_ACCESS_KEY_ID=team\nAWS_SECRET_ACCESS_KEY={secret}\n"
+    (tmp_path / "deploy" / "secrets" / "s3.env").write_text(keys)
+    (tmp_path / "store").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with s3_server(tmp_path / "store", "--auth-key", f"team,{secret}") as address:
+        there = command.replace("http://127.0.0.1:9000", address)
+        done = subprocess.run(
+            ["sh", "-c", there], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["yolact"]
