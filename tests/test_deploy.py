@@ -257,6 +257,20 @@ def test_manifests_find_their_secrets_claims_and_accounts(
     assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
 
 
+def test_everything_that_gets_the_keys_of_s3_gets_region_and_session_token_too(manifests: list[Manifest]) -> None:
+    whole = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"}
+    assert whole <= set(load_cluster().secrets["s3"].keys)
+    given = [
+        {variable["name"] for variable in item["env"]}
+        for manifest in manifests
+        for item in maps(manifest.tree)
+        if "env" in item
+    ]
+    with_keys = [names for names in given if "AWS_ACCESS_KEY_ID" in names]
+    assert len(with_keys) == 2  # MLflow's server, and training on several nodes
+    assert all(whole <= names for names in with_keys)
+
+
 def test_services_find_their_pods_and_ports(manifests: list[Manifest]) -> None:
     workloads = [manifest for manifest in manifests if manifest.kind in ("Deployment", "StatefulSet")]
     services = [manifest for manifest in manifests if manifest.kind == "Service"]
