@@ -59,6 +59,8 @@ COPY --from=libraries /layers/torch/ /
 COPY --from=libraries /opt/yolact/ /opt/yolact/
 COPY --from=code /layers/code/ /
 COPY deploy/image/healthy.py /opt/yolact/bin/
+# What `register` compares a run's settings with.
+COPY conf/base.yaml /work/conf/
 
 # The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /work or to where
 # a step is told to write. Any user id will do.

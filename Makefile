@@ -7,7 +7,12 @@ DOCKER ?= docker
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= yolact-pipeline:$(VERSION)
-COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
+# What the image is built from. Changes elsewhere, as in params.yaml, do not make its commit a dirty one.
+IMAGE_FILES := Dockerfile .dockerignore requirements.lock pyproject.toml README.md LICENSE deploy/image conf/base.yaml \
+  yolact components pipelines serving cli
+COMMIT ?= $(shell commit=$$(git rev-parse --verify --quiet HEAD 2>/dev/null) || { echo unknown; exit; }; \
+  if [ -n "$$(git status --porcelain --untracked-files=all -- $(IMAGE_FILES))" ]; then dirty=-dirty; fi; \
+  echo "$$commit$$dirty")
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -48,7 +53,7 @@ format: $(STAMP) ## Put code into the project's style
 	@ruff check --fix
 	@ruff format
 
-mlflow: $(STAMP) ## Show the last run in MLflow (PORT=5000)
+mlflow: $(STAMP) ## Start MLflow on this folder's runs and show the last one (PORT=5000)
 	@yolact mlflow --port $(PORT)
 
 image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and say how large it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from pipelines.config import load_cluster
+from tests.components.servers import s3_server
 from yolact.config import load_params
 
 KUBERNETES = "1.33"
@@ -23,6 +25,8 @@ USER = 10001
 """Of the image."""
 OTHERS = {"postgres:17-bookworm": 999}
 """Images that are not ours, with their users."""
+KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
+"""Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
 CUSTOM = {"TrainingRuntime", "TrainJob"}
 """Kinds of the Kubeflow Trainer, whose schemas are not Kubernetes' own."""
 
@@ -104,6 +108,46 @@ def test_the_schemas_would_find_a_mistake(manifests: list[Manifest]) -> None:
     claim = next(manifest.tree for manifest in manifests if manifest.kind == "PersistentVolumeClaim")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(claim | {"spec": {"accessMode": ["ReadWriteOnce"]}}, KUBERNETES, strict=True)
+
+
+def bytes_of(quantity: str) -> float:
+    """Bytes that Kubernetes' spelling of them means, here always with ``Mi`` or ``Gi``."""
+    return float(quantity[:-2]) * {"Mi": 2**20, "Gi": 2**30}[quantity[-2:]]
+
+
+def cores_of(quantity: str) -> float:
+    """Cores that Kubernetes' spelling of them means."""
+    return float(quantity[:-1]) / 1000 if quantity.endswith("m") else float(quantity)
+
+
+def requested(manifests: list[Manifest], name: str) -> tuple[float, float]:
+    """Cores and bytes that a pod of the Deployment of that name requests."""
+    requests = [container["resources"]["requests"] for container in containers_of(manifests, name)]
+    return sum(cores_of(each["cpu"]) for each in requests), sum(bytes_of(each["memory"]) for each in requests)
+
+
+def test_what_the_readme_runs_fits_the_size_of_cluster_that_it_asks_for(
+    deploy: Path, repository: Path, manifests: list[Manifest]
+) -> None:
+    page = (deploy / "README.md").read_text(encoding="utf-8")
+    [size] = re.findall(r"with (\d+) cores and (\d+) GB of memory", page)
+    assert f"--cpus {size[0]} --memory {size[1]}g" in page
+    (mlflow_cores, mlflow_bytes), (serving_cores, serving_bytes) = (
+        requested(manifests, name) for name in ("yolact-mlflow", "yolact-serving")
+    )
+    cores = float(size[0]) - KUBEFLOW_CORES - mlflow_cores
+    memory = float(size[1]) * 1e9 - KUBEFLOW_BYTES - mlflow_bytes
+    assert 2 * serving_cores <= cores  # while one is replaced
+    assert 2 * serving_bytes <= memory
+    tasks = load_cluster(overrides=re.findall(r"^  -C '(.+?)'", page, flags=re.MULTILINE)).tasks
+    text = (repository / "pipelines" / "compiled" / "training.yaml").read_text(encoding="utf-8")
+    names = next(yaml.safe_load_all(text))["root"]["dag"]["tasks"]
+    assert {"train", "promote"} <= names.keys()
+    for name in names:
+        assert cores_of(tasks[name].cpu) <= cores - serving_cores, name
+        assert bytes_of(tasks[name].memory) <= memory - serving_bytes, name
+        assert bytes_of(tasks[name].memory_limit) <= memory, name
+        assert tasks[name].gpus == 0, name
 
 
 @pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
@@ -213,6 +257,20 @@ def test_manifests_find_their_secrets_claims_and_accounts(
     assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
 
 
+def test_everything_that_gets_the_keys_of_s3_gets_region_and_session_token_too(manifests: list[Manifest]) -> None:
+    whole = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION"}
+    assert whole <= set(load_cluster().secrets["s3"].keys)
+    given = [
+        {variable["name"] for variable in item["env"]}
+        for manifest in manifests
+        for item in maps(manifest.tree)
+        if "env" in item
+    ]
+    with_keys = [names for names in given if "AWS_ACCESS_KEY_ID" in names]
+    assert len(with_keys) == 2  # MLflow's server, and training on several nodes
+    assert all(whole <= names for names in with_keys)
+
+
 def test_services_find_their_pods_and_ports(manifests: list[Manifest]) -> None:
     workloads = [manifest for manifest in manifests if manifest.kind in ("Deployment", "StatefulSet")]
     services = [manifest for manifest in manifests if manifest.kind == "Service"]
@@ -281,3 +339,21 @@ def test_the_readmes_commands_name_files_that_are_there(deploy: Path) -> None:
         for path in paths
         if not (deploy.parent / path.removesuffix(".env")).exists() and not (deploy.parent / f"{path}.example").exists()
     ] == []
+
+
+@pytest.mark.parametrize("secret", ["plain", "pa$HOME 'w\"ord #1"])
+def test_the_readmes_bucket_is_made_with_the_keys_as_they_stand(deploy: Path, tmp_path: Path, secret: str) -> None:
+    page = (deploy / "README.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^python - <<'END'\n.*?^END$", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "deploy" / "secrets").mkdir(parents=True)
+    keys = f"# Keys=\nAWS_ACCESS_KEY_ID=team\nAWS_SECRET_ACCESS_KEY={secret}\n"
+    (tmp_path / "deploy" / "secrets" / "s3.env").write_text(keys)
+    (tmp_path / "store").mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with s3_server(tmp_path / "store", "--auth-key", f"team,{secret}") as address:
+        there = command.replace("http://127.0.0.1:9000", address)
+        done = subprocess.run(
+            ["sh", "-c", there], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["yolact"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from components.register.step import BASE
 
 
 def ignored(patterns: list[str], path: str) -> bool:
@@ -50,6 +53,7 @@ def patterns(repository: Path) -> list[str]:
         "runs/training-1/train/model",
         "reports/eval/index.html",
         "params.yaml",
+        "conf/smoke.yaml",
         "tests/conftest.py",
         "deploy/secrets/s3.env",
         "yolact/models/__pycache__/fpn.cpython-311.pyc",
@@ -68,8 +72,78 @@ def test_all_files_of_all_rooms_reach_the_build(repository: Path, patterns: list
     ).stdout.split("\0")
     files = [path for path in tracked if path]
     assert len(files) > 100
-    needed = [*files, "pyproject.toml", "README.md", "LICENSE", "requirements.lock"]
-    assert [path for path in [*needed, "deploy/image/healthy.py"] if ignored(patterns, path)] == []
+    others = [
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "requirements.lock",
+        "deploy/image/healthy.py",
+        "conf/base.yaml",
+    ]
+    assert [path for path in [*files, *others] if ignored(patterns, path)] == []
+
+
+def test_register_finds_the_base_settings_in_the_working_folder(repository: Path) -> None:
+    lines = (repository / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    [folder] = [line.split()[1] for line in lines if line.startswith("WORKDIR")]
+    assert f"COPY {BASE} {folder}/{BASE.parent}/" in lines
+
+
+# The commit that the image says it is of ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    """A folder with the Makefile and some files, not in git."""
+    for name in ("Makefile", "pyproject.toml", "params.yaml", "Dockerfile", ".gitignore", "conf/base.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(repository / name, tmp_path / name)
+    (tmp_path / "yolact").mkdir()
+    (tmp_path / "yolact" / "old.py").touch()
+    return tmp_path
+
+
+def commit_of_image(checkout: Path) -> str:
+    """What `make image` tells the build."""
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+    command = ["make", "--dry-run", "image"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
+    [commit] = re.findall(r"--build-arg COMMIT=(\S+)", done.stdout)
+    return str(commit)
+
+
+def git(checkout: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_commit_is_unknown_without_git(checkout: Path) -> None:
+    assert commit_of_image(checkout) == "unknown"
+
+
+def test_commit_is_dirty_when_files_of_the_image_differ_and_only_then(checkout: Path) -> None:
+    git(checkout, "init", "--quiet")
+    assert commit_of_image(checkout) == "unknown"
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message", "x")
+    commit = git(checkout, "rev-parse", "HEAD")
+    (checkout / "params.yaml").write_text("changed")
+    (checkout / "notes.txt").touch()
+    assert commit_of_image(checkout) == commit
+    for name in ("yolact/new.py", "Dockerfile", "conf/base.yaml", "yolact/old.py"):
+        (checkout / name).write_text("changed")
+        assert commit_of_image(checkout) == f"{commit}-dirty", name
+        git(checkout, "stash", "--include-untracked", "--quiet", "--", name)
+        assert commit_of_image(checkout) == commit
+
+
+def test_the_commit_looks_at_every_file_that_reaches_the_build(repository: Path, patterns: list[str]) -> None:
+    makefile = (repository / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    [listed] = re.findall(r"^IMAGE_FILES := (.*)", makefile, flags=re.MULTILINE)
+    reaching = [path for path in git(repository, "ls-files").splitlines() if not ignored(patterns, path)]
+    assert len(reaching) > 100
+    assert [path for path in reaching if not any(f"{path}/".startswith(f"{name}/") for name in listed.split())] == []
 
 
 def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:

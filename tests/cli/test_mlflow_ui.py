@@ -51,8 +51,27 @@ def test_a_server_is_only_named(started: list[list[str]], monkeypatch: pytest.Mo
     assert not started
 
 
-def test_without_a_run_the_step_to_run_is_named(started: list[list[str]]) -> None:
+def test_without_a_run_the_pages_start_all_the_same(started: list[list[str]]) -> None:
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
+    assert result.exit_code == 0
+    assert "without a run of this folder yet: http://127.0.0.1:5000\n" in result.stdout
+    assert started[0][4:] == ["--backend-store-uri", "sqlite:///mlflow.db", "--port", "5000"]
+
+
+def test_without_a_run_a_server_is_named_all_the_same(
+    started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker.example")
+    Path("models/run.json").unlink()
+    result = CliRunner().invoke(app, ["mlflow"])
+    assert result.exit_code == 0
+    assert "None was made here yet." in result.stdout
+    assert not started
+
+
+def test_a_damaged_record_is_named(started: list[list[str]]) -> None:
+    Path("models/run.json").write_text("[")
+    result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 1
-    assert "Run the train step first" in result.stderr
+    assert "not the record of a run" in result.stderr

@@ -130,6 +130,12 @@ def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, ima
     assert version
 
 
+def test_register_finds_what_it_compares_settings_with(docker: Docker, image: str, repository: Path) -> None:
+    program = "from components.register.step import BASE; print(BASE.read_text(encoding='utf-8'), end='')"
+    found = docker("run", "--rm", "--network", "none", *LOCKED, image, "python", "-c", program)
+    assert found == (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
+
+
 def test_any_user_id_will_do(docker: Docker, image: str) -> None:
     command = ("sh", "-c", "touch /work/file && yolact --help")
     assert "Usage" in docker("run", "--rm", "--network", "none", "--user", "4321:4321", image, *command)
