@@ -179,8 +179,9 @@ class CheckpointStore:
 
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
         step, are removed; with ``with_finished``, the last one of a finished run with the same settings and data is
-        returned too, unless it came from the mirror, which runs with the same settings and data share. Those of an unfinished run with other settings or data are moved aside, with a warning that
-        says where to and how to take that run up again; so are checkpoints of which none can be read.
+        returned too, unless it came from the mirror, which runs with the same settings and data share. Those of an
+        unfinished run with other settings or data are moved aside, with a warning that says where to and how to take
+        that run up again; so are checkpoints of which none can be read.
 
         Where the best weights of the newest checkpoint are missing or damaged, the run goes on from the newest one
         whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
