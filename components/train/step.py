@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from components.common.command import run_command
+from components.common.journal import FOLDER
 from components.common.lineage import data_source, hash_files, read_data_digest, read_split_digests
 from components.common.notes import run_note
 from components.common.tracking import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
@@ -130,8 +131,8 @@ def run(
         metrics_path: gets a summary of the run as JSON.
         plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
         checkpoints_dir: keeps what an interrupted run goes on from, for this run of a pipeline alone: once it has
-            finished, the same results are written again. None: ``checkpoints`` in ``model_dir``, where a finished run
-            is followed by a new one.
+            finished, the same results are written again. What MLflow has not got yet is kept there too. None:
+            ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
 
     Raises:
         DataError: the data is missing or faulty, or a split has no photo or no object.
@@ -185,7 +186,8 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
             trainer.fit()
         else:
             resume = RunRecord.from_json(state.extra) if state else None
-            with start_run(params, paths.model / "run.json", resume=resume) as tracker:
+            journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
+            with start_run(params, paths.model / "run.json", resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
                 trainer = make_trainer(listener, asdict(tracker.record))

@@ -8,6 +8,8 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components import kubeflow
+from components.evaluate.component import evaluate
 from components.source import step as source
 from pipelines.compiler import COMPONENTS
 from yolact.config import DataParams, Params, load_params
@@ -123,6 +126,21 @@ def test_without_a_volume_checkpoints_are_no_part_of_the_artifact(
 def test_a_run_to_go_on_with_cannot_lead_out_of_the_volume(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="resume_run"):
         kubeflow.checkpoints_folder(str(tmp_path), "run-2", name, tmp_path / "model")
+
+
+def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_to_step: dict[str, Any] = {}
+    monkeypatch.setattr("components.evaluate.step.run", lambda params, **given: given_to_step.update(given))
+    for name in ("describe_evaluation", "show_page"):
+        monkeypatch.setattr(kubeflow, name, lambda *_: None)
+    artifacts = {
+        name: SimpleNamespace(path=str(tmp_path / name))
+        for name in ("processed", "model", "evaluation", "metrics", "report", "summary")
+    }
+    evaluate.python_func(params=kubeflow.as_text(params), code_version="abc", **artifacts)
+    assert given_to_step["needs_store"] is True
 
 
 def test_a_table_keeps_its_columns_whatever_a_cell_holds() -> None:

@@ -546,6 +546,8 @@ def test_a_task_whose_results_were_lost_after_training_writes_them_again_without
     assert "has finished its training before, and writes its results again" in caplog.text
     assert written() == first
     assert sorted(checkpoints.iterdir()) == kept
+    assert (checkpoints / "tracking").is_dir()
+    assert not (workplace / "models" / "tracking").exists()
     (run,) = runs(workplace)
     assert run.info.status == "FINISHED"
 
