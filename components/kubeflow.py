@@ -115,13 +115,14 @@ def as_text(params: DataParams) -> str:
     return text.replace("python3", r"pytho\u006e3").replace("{{", r"{\u007b")
 
 
-def checkpoints_folder(volume: str, run: str, resume: str) -> Path | None:
+def checkpoints_folder(volume: str, run: str, resume: str, model: Path) -> Path:
     """Where a training's checkpoints lie, so that a retried task finds them: a folder of the run's own on the volume.
 
     Args:
         volume: where the volume is mounted; empty: there is none, and checkpoints go with the task.
         run: id of the pipeline's run.
         resume: id of an earlier run that was given up and is to be gone on with; empty: none.
+        model: folder of the artifact; without a volume, checkpoints lie beside it, so that they are not uploaded.
 
     Raises:
         SettingsError: there is no volume, or nothing of the run to go on with.
@@ -131,7 +132,7 @@ def checkpoints_folder(volume: str, run: str, resume: str) -> Path | None:
             raise SettingsError(f"resume_run: {resume}: there is no volume of checkpoints at {volume!r} to find it on")
         if volume:
             log.warning("%s is no folder: checkpoints go with this task, and a retry begins anew", volume)
-        return None
+        return model.with_name(f"{model.name}-checkpoints")
     folder = Path(volume) / (resume or run)
     if resume and resume not in {path.name for path in Path(volume).iterdir() if path.is_dir()}:
         raise SettingsError(f"resume_run: {folder}: no such folder; an empty resume_run begins a new training")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, fold
 
 
 def test_kustomizations_name_every_manifest_but_those_that_are_applied_by_hand(deploy: Path) -> None:
-    by_hand = {deploy / "train" / "trainjob.yaml", deploy / "pipelines" / "own-checkpoints.yaml"}
+    by_hand = {deploy / "train" / "trainjob.yaml", *(deploy / "pipelines").glob("o*-checkpoints.yaml")}
     named = {
         (file.parent / resource).resolve()
         for file in deploy.rglob("kustomization.yaml")
@@ -175,6 +176,25 @@ def test_kustomizations_name_every_manifest_but_those_that_are_applied_by_hand(d
     assert all(path.exists() for path in named)
     files = {path for path in deploy.rglob("*.yaml") if path.name != "kustomization.yaml"}
     assert files - named == by_hand
+
+
+def test_the_job_for_old_checkpoints_removes_those_of_runs_that_have_stopped_and_no_others(
+    deploy: Path, tmp_path: Path
+) -> None:
+    job = yaml.safe_load((deploy / "pipelines" / "old-checkpoints.yaml").read_text(encoding="utf-8"))
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    days = {"finished": 31, "finished-0123abcd": 40, "stopped": 29, "trains": 0, "lost+found": 99}
+    for name, age in days.items():
+        (tmp_path / name / "best_0001-0123").mkdir(parents=True)
+        (tmp_path / name / "000001-step_00000001-0123.pt").write_bytes(b"1")
+        then = time.time() - age * 86400 - 60
+        os.utime(tmp_path / name, (then, then))
+    words = [*container["command"], *container["args"]]
+    assert words.count("/checkpoints") == 1
+    command = [str(tmp_path) if word == "/checkpoints" else word for word in words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert {Path(line).name for line in done.stdout.splitlines()} == {"finished", "finished-0123abcd"}
+    assert {path.name for path in tmp_path.iterdir()} == {"stopped", "trains", "lost+found"}
 
 
 def test_every_pod_runs_without_rights(manifests: list[Manifest]) -> None:

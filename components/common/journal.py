@@ -229,7 +229,12 @@ class Journal:
     @property
     def is_sent(self) -> bool:
         """Whether MLflow has everything."""
-        return self.records.is_empty and self.files.is_empty and self.refused == 0
+        return self.is_taken and self.refused == 0
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether MLflow has everything but what it refused."""
+        return self.records.is_empty and self.files.is_empty
 
     def left(self) -> str:
         """What is not sent, for people: ``312 figures and 4 files``."""

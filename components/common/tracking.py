@@ -17,7 +17,8 @@ the steps, FAILED after an error and KILLED after Ctrl-C or SIGTERM; the next st
 A server that is away. What a `Tracker` is told goes into a journal in ``models/tracking/<run id>/`` and from there to
 MLflow, in threads (components/common/sender.py), so nothing waits for the network and nothing is lost. Only the start
 of a run needs the server; evaluate, and a training that goes on from a checkpoint, do without. Where the journal could
-not be sent by the end of a step, the next step of the run sends it, or ``yolact sync``.
+not be sent by the end of a step, the next step of the run sends it, or ``yolact sync``. A step whose folder is gone
+with its pod (Kubeflow Pipelines) needs the store, at its end too; train keeps its journal with its checkpoints there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -250,13 +252,17 @@ class _Opened:
 
 
 @contextmanager
-def start_run(params: Params, run_file: Path, *, resume: RunRecord | None = None) -> Iterator[Tracker]:
+def start_run(
+    params: Params, run_file: Path, *, resume: RunRecord | None = None, journals: Path | None = None
+) -> Iterator[Tracker]:
     """Open the run of the train step, and write ``run_file``.
 
     Args:
         params: logged in full; ``register.experiment`` is created when it is not there.
         run_file: ``models/run.json``.
         resume: the run that an interrupted training had begun; it goes on also where its store is away.
+        journals: parent of the journal, where that shall outlive the folder of ``run_file``; what is left of it in the
+            end is copied there, for the steps that come after. None: in that folder.
 
     Raises:
         StoreAwayError: the store cannot be reached, and no run is to be resumed.
@@ -269,11 +275,13 @@ def start_run(params: Params, run_file: Path, *, resume: RunRecord | None = None
             opened = _open_for_training(params, resume)
     except StoreAwayError as error:
         opened = _open_away(error, resume)
-    with _working(opened, run_file) as tracker:
+    with _working(opened, journals or _journals_of(run_file)) as tracker:
         if not opened.is_away:
             tracker.describe(params, step="train", known=opened.known)
         write_json_atomic(run_file, asdict(opened.record))
         yield tracker
+    if journals is not None and (left := journals / opened.record.run_id).is_dir():
+        shutil.copytree(left, run_file.parent / FOLDER / left.name, dirs_exist_ok=True)
 
 
 @contextmanager
@@ -286,12 +294,14 @@ def resume_run(
         params: logged in full where the run is not the one of train.
         run_file: ``models/run.json``.
         step: which step this is.
-        needs_store: a store that is away ends the step here; else it works on, and MLflow is told later.
+        needs_store: a store that is away ends the step, here or after its work; else it works on, and MLflow is told
+            later.
 
     Raises:
         DataError: ``run_file`` is missing or is not such a record.
         StoreAwayError: the store cannot be reached, and the step needs it.
-        TrackingError: the store refuses, or does not have the run that ``MLFLOW_RUN_ID`` names.
+        TrackingError: the store refuses, or does not have the run that ``MLFLOW_RUN_ID`` names, or has not got all by
+            the end of a step that needs it.
         JournalBusyError: another process works on the run.
     """
     record = RunRecord.read(run_file)
@@ -300,7 +310,7 @@ def resume_run(
             opened = _open_again(params, record)
     except StoreAwayError as error:
         opened = _open_away(error, None if needs_store else record)
-    with _working(opened, run_file, needs_store=needs_store) as tracker:
+    with _working(opened, _journals_of(run_file), needs_store=needs_store) as tracker:
         if opened.is_new:
             tracker.describe(params, step=step, known=opened.known)
         if opened.record.run_id != record.run_id and not opened.is_owned:
@@ -353,9 +363,8 @@ def _open_away(error: StoreAwayError, record: RunRecord | None) -> _Opened:
 
 
 @contextmanager
-def _working(opened: _Opened, run_file: Path, *, needs_store: bool = False) -> Iterator[Tracker]:
-    """Send the run's journal while a step works on it, and keep the run's state true if it is ours."""
-    parent = _journals_of(run_file)
+def _working(opened: _Opened, parent: Path, *, needs_store: bool = False) -> Iterator[Tracker]:
+    """Send the run's journal, below ``parent``, while a step works on it; keep the run's state true if it is ours."""
     with default_environment({} if needs_store else _SENDING):
         journal = _open_journal(parent, opened)
         sender = JournalSender(opened.client, journal)
@@ -378,6 +387,11 @@ def _working(opened: _Opened, run_file: Path, *, needs_store: bool = False) -> I
         if opened.is_owned:
             tracker.set_status("FINISHED", ended=True)
         sender.close()
+        if needs_store and not journal.is_taken:
+            raise TrackingError(
+                f"{shown_uri()} has not got all of run {opened.record.run_id}, and this step may not end before that. "
+                "Run it again when the server and its artifact store work."
+            )
 
 
 def _open_journal(parent: Path, opened: _Opened) -> Journal:

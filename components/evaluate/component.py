@@ -43,6 +43,7 @@ def evaluate(
             metrics_path=folder / "eval.json",
             report_dir=folder / "report",
             plots_dir=folder / "plots",
+            needs_store=True,
         )
         kubeflow.describe_evaluation(evaluation, metrics, summary)
         kubeflow.show_page(report, folder / "report")

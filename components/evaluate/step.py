@@ -26,7 +26,14 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    params: Params, *, processed_dir: Path, model_dir: Path, metrics_path: Path, report_dir: Path, plots_dir: Path
+    params: Params,
+    *,
+    processed_dir: Path,
+    model_dir: Path,
+    metrics_path: Path,
+    report_dir: Path,
+    plots_dir: Path,
+    needs_store: bool = False,
 ) -> None:
     """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
 
@@ -37,12 +44,14 @@ def run(
         metrics_path: gets the AP numbers as JSON; equal detections give an identical file.
         report_dir: gets detections, tables, pictures and ``index.html``; what was there is replaced.
         plots_dir: gets the tables for ``dvc plots``; what was there is replaced.
+        needs_store: MLflow must have all when this returns, as ``model_dir`` is gone then; else it may be told later.
 
     Raises:
         DataError: the data or ``run.json`` is missing or faulty, the split is empty, or the model was trained on
             other classes than the data has.
         WeightsError: the model is missing or damaged.
-        TrackingError: the MLflow store refuses; where it is away, the step works on and MLflow is told later.
+        TrackingError: the MLflow store refuses; where it is away, the step works on and MLflow is told later, but with
+            ``needs_store`` it fails.
     """
     annotations = processed_dir / "val.json"
     data = CocoInstances.load(annotations, processed_dir / "images")
@@ -53,7 +62,7 @@ def run(
     )
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
-    with resume_run(params, model_dir / "run.json", step="evaluate", needs_store=False) as tracker:
+    with resume_run(params, model_dir / "run.json", step="evaluate", needs_store=needs_store) as tracker:
         evaluation = _evaluate(predictor, data, annotations)
         with replaced_directory(report_dir) as folder:
             write_report(folder, evaluation, params)

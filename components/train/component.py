@@ -44,6 +44,6 @@ def train(
             model_dir=Path(model.path),
             metrics_path=summary,
             plots_dir=Path(curves.path) / "plots",
-            checkpoints_dir=kubeflow.checkpoints_folder(checkpoints, run_id, resume_run),
+            checkpoints_dir=kubeflow.checkpoints_folder(checkpoints, run_id, resume_run, Path(model.path)),
         )
         kubeflow.describe_model(model, metrics, summary)

@@ -2,7 +2,9 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data goes on from there, in the same MLflow run. Several processes train together under
+the same settings and data goes on from there, in the same MLflow run. After a finished run the next one begins anew,
+unless its folder of checkpoints belongs to one run of a pipeline: then results that were lost on their way, as where
+their upload failed, are written again without training. Several processes train together under
 ``torchrun --nproc-per-node N -m components.train.step``.
 """
 
@@ -24,6 +26,7 @@ import torch
 from PIL import Image
 
 from components.common.command import run_command
+from components.common.journal import FOLDER
 from components.common.lineage import data_source, hash_files, read_data_digest, read_split_digests
 from components.common.notes import run_note
 from components.common.tracking import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
@@ -104,6 +107,8 @@ class _Paths:
     metrics: Path
     plots: Path
     checkpoints: Path
+    checkpoints_are_own: bool
+    """Of one run of a pipeline, so a finished training in it is this one."""
 
 
 def run(
@@ -125,8 +130,9 @@ def run(
         model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
         plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
-        checkpoints_dir: keeps what an interrupted run goes on from, for this run alone; None: ``checkpoints`` in
-            ``model_dir``.
+        checkpoints_dir: keeps what an interrupted run goes on from, for this run of a pipeline alone: once it has
+            finished, the same results are written again. What MLflow has not got yet is kept there too. None:
+            ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
 
     Raises:
         DataError: the data is missing or faulty, or a split has no photo or no object.
@@ -140,7 +146,7 @@ def run(
         TrackingError: the MLflow store fails at the start; later it may be away, see components/common/tracking.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
-    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints)
+    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
     with joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
@@ -156,7 +162,8 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
     fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
     with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
         checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
-        state: TrainingState | None = world.broadcast(checkpoints.begin() if world.is_main else None)
+        begun = checkpoints.begin(with_finished=paths.checkpoints_are_own) if world.is_main else None
+        state: TrainingState | None = world.broadcast(begun)
 
         torch.manual_seed(params.train.seed)
         model = Yolact(params.model, len(train.class_names))
@@ -179,7 +186,8 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
             trainer.fit()
         else:
             resume = RunRecord.from_json(state.extra) if state else None
-            with start_run(params, paths.model / "run.json", resume=resume) as tracker:
+            journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
+            with start_run(params, paths.model / "run.json", resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
                 trainer = make_trainer(listener, asdict(tracker.record))

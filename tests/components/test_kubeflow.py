@@ -8,6 +8,8 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from components import kubeflow
 from components.common.lineage import CODE_VARIABLE
+from components.evaluate.component import evaluate
 from components.source import step as source
 from pipelines.compiler import COMPONENTS
 from yolact.config import DataParams, Params, load_params
@@ -126,26 +129,47 @@ def test_an_image_of_other_code_than_the_run_asks_for_is_warned_of(
 
 
 def test_each_run_has_a_folder_of_checkpoints_and_can_go_on_with_an_earlier_ones(tmp_path: Path) -> None:
-    volume = str(tmp_path)
-    assert kubeflow.checkpoints_folder(volume, "run-2", "") == tmp_path / "run-2"
+    volume, model = str(tmp_path), tmp_path / "task" / "model"
+    assert kubeflow.checkpoints_folder(volume, "run-2", "", model) == tmp_path / "run-2"
     (tmp_path / "run-1").mkdir()
-    assert kubeflow.checkpoints_folder(volume, "run-2", "run-1") == tmp_path / "run-1"
-    assert kubeflow.checkpoints_folder("", "run-2", "") is None
+    assert kubeflow.checkpoints_folder(volume, "run-2", "run-1", model) == tmp_path / "run-1"
     with pytest.raises(SettingsError, match="run-0: no such folder"):
-        kubeflow.checkpoints_folder(volume, "run-2", "run-0")
+        kubeflow.checkpoints_folder(volume, "run-2", "run-0", model)
     with pytest.raises(SettingsError, match="there is no volume"):
-        kubeflow.checkpoints_folder("", "run-2", "run-1")
+        kubeflow.checkpoints_folder("", "run-2", "run-1", model)
 
 
-def test_a_volume_that_is_not_mounted_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert kubeflow.checkpoints_folder(str(tmp_path / "none"), "run-2", "") is None
+def test_without_a_volume_checkpoints_are_no_part_of_the_artifact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "task" / "model"
+    folder = kubeflow.checkpoints_folder("", "run-2", "", model)
+    assert folder.parent == model.parent
+    assert folder != model
+    assert not caplog.text
+    assert kubeflow.checkpoints_folder(str(tmp_path / "none"), "run-2", "", model) == folder
     assert "a retry begins anew" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", ".", ".."])
 def test_a_run_to_go_on_with_cannot_lead_out_of_the_volume(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match="resume_run"):
-        kubeflow.checkpoints_folder(str(tmp_path), "run-2", name)
+        kubeflow.checkpoints_folder(str(tmp_path), "run-2", name, tmp_path / "model")
+
+
+def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_to_step: dict[str, Any] = {}
+    monkeypatch.setattr("components.evaluate.step.run", lambda params, **given: given_to_step.update(given))
+    for name in ("describe_evaluation", "show_page"):
+        monkeypatch.setattr(kubeflow, name, lambda *_: None)
+    artifacts = {
+        name: SimpleNamespace(path=str(tmp_path / name))
+        for name in ("processed", "model", "evaluation", "metrics", "report", "summary")
+    }
+    evaluate.python_func(params=kubeflow.as_text(params), code_version="abc", **artifacts)
+    assert given_to_step["needs_store"] is True
 
 
 def test_a_table_keeps_its_columns_whatever_a_cell_holds() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,55 @@ with start_run(load_params(Path(sys.argv[1])), Path("models/run.json")) as track
     print("logged", flush=True)
     input()
 """
+
+
+def test_what_a_killed_pod_could_not_send_is_kept_with_its_checkpoints(
+    params: Params, proxy: CuttingProxy, on_server: MlflowServer, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume" / "run-1" / "tracking"
+    with pytest.raises(KeyboardInterrupt), start_run(params, tmp_path / "pod-1/run.json", journals=volume) as first:
+        cut(proxy)
+        first.log_metrics({"loss": 2.0}, 1)
+        raise KeyboardInterrupt
+    shutil.rmtree(tmp_path / "pod-1")
+    with start_run(params, tmp_path / "pod-2/run.json", resume=first.record, journals=volume) as second:
+        second.log_metrics({"loss": 1.0}, 2)
+        mend(proxy)
+    assert history(on_server.address, first.run_id, "loss") == [(1, 2.0), (2, 1.0)]
+    assert not list(volume.glob("*/*"))
+    assert not (tmp_path / "pod-2/tracking").exists()
+
+
+def test_what_a_finished_training_in_a_pod_could_not_send_travels_with_the_model(
+    params: Params, proxy: CuttingProxy, on_server: MlflowServer, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume" / "run-1" / "tracking"
+    with start_run(params, tmp_path / "pod/model/run.json", journals=volume) as train:
+        cut(proxy)
+        train.log_metrics({"loss": 2.0}, 1)
+        train.log_artifact(tmp_path / "pod/model/run.json", "validation")
+    assert volume.is_dir()  # in case that the model does not arrive
+    shutil.move(tmp_path / "pod/model", tmp_path / "next")
+    mend(proxy)
+    with resume_run(params, tmp_path / "next/run.json", step="evaluate") as evaluate:
+        evaluate.log_metrics({"AP": 0.5})
+    assert history(on_server.address, train.run_id, "loss") == [(1, 2.0)]
+    assert history(on_server.address, train.run_id, "AP") == [(0, 0.5)]
+    assert artifacts(on_server.address, train.run_id, "validation") == ["validation/run.json"]
+    assert MlflowClient(on_server.address).get_run(train.run_id).info.status == "FINISHED"
+
+
+def test_a_step_that_needs_the_server_fails_where_that_has_not_got_all_in_the_end(
+    params: Params, proxy: CuttingProxy, on_server: MlflowServer
+) -> None:
+    with start_run(params, RUN_FILE) as tracker:
+        pass
+    with pytest.raises(TrackingError, match="has not got all of run"), resume_run(params, RUN_FILE) as register:
+        cut(proxy)
+        register.log_metrics({"AP": 0.5})
+    mend(proxy)
+    with resume_run(params, RUN_FILE):
+        assert history(on_server.address, tracker.run_id, "AP") == [(0, 0.5)]
 
 
 def test_what_a_killed_step_could_not_send_is_sent_by_the_next_run(

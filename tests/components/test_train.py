@@ -153,13 +153,14 @@ def straight(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any],
     shutil.rmtree(folder / "models")
 
 
-def train(params: Params) -> None:
+def train(params: Params, checkpoints: Path | None = None) -> None:
     step.run(
         params,
         processed_dir=Path("data/processed"),
         model_dir=Path("models"),
         metrics_path=Path("metrics/train.json"),
         plots_dir=Path("plots/train"),
+        checkpoints_dir=checkpoints,
     )
 
 
@@ -516,6 +517,39 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
 
     interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins anew
     assert len(runs(workplace)) == 2
+
+
+def test_a_task_whose_results_were_lost_after_training_writes_them_again_without_training(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a task of a pipeline is tried again where the upload of its outputs has failed."""
+    params, checkpoints = changed(settings, epochs=2, validate_every=1), workplace / "volume" / "run-1"
+    folders = [workplace / name for name in ("models", "metrics", "plots")]
+
+    def written() -> dict[str, bytes]:
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(workplace).as_posix(): path.read_bytes() for path in files}
+
+    train(params, checkpoints)
+    first, kept = written(), sorted(checkpoints.iterdir())
+    assert "models/model.safetensors" in first
+    for folder in folders:
+        shutil.rmtree(folder)
+
+    def train_again(*_: Any) -> None:
+        raise AssertionError("a step is trained twice")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(Trainer, "_train_step", train_again)
+        patch.setattr(Trainer, "_validate", train_again)
+        train(params, checkpoints)
+    assert "has finished its training before, and writes its results again" in caplog.text
+    assert written() == first
+    assert sorted(checkpoints.iterdir()) == kept
+    assert (checkpoints / "tracking").is_dir()
+    assert not (workplace / "models" / "tracking").exists()
+    (run,) = runs(workplace)
+    assert run.info.status == "FINISHED"
 
 
 # --- Errors

@@ -174,18 +174,21 @@ class CheckpointStore:
             )
         return load_model(self.directory / name)
 
-    def begin(self) -> TrainingState | None:
+    def begin(self, *, with_finished: bool = False) -> TrainingState | None:
         """The checkpoint from which the run goes on, or None when it begins anew.
 
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
-        step, are removed. Those of an unfinished run with other settings or data are moved aside, with a warning that
-        says where to and how to take that run up again; so are checkpoints of which none can be read.
+        step, are removed; with ``with_finished``, the last one of a finished run with the same settings and data is
+        returned too, unless it came from the mirror, which runs with the same settings and data share. Those of an
+        unfinished run with other settings or data are moved aside, with a warning that says where to and how to take
+        that run up again; so are checkpoints of which none can be read.
 
         Where the best weights of the newest checkpoint are missing or damaged, the run goes on from the newest one
         whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
         anew: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
         if self.mirror is not None and not self._paths():
+            with_finished = False
             self.directory.mkdir(parents=True, exist_ok=True)
             self.mirror.fetch(self.directory)
         readable = (found for found in map(self._read, reversed(self._paths())) if found is not None)
@@ -195,7 +198,7 @@ class CheckpointStore:
                 log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
             return None
         fingerprint, state = found
-        if not state.finished and fingerprint == self.fingerprint:
+        if fingerprint == self.fingerprint and (with_finished or not state.finished):
             return self._with_best(state, (older for owner, older in readable if owner == self.fingerprint))
         if state.finished or state.step == 0:
             self._clear()
@@ -237,6 +240,7 @@ class CheckpointStore:
             best="",
             best_score=-1.0,
             validation_due=at_end_of_epoch,
+            finished=False,
             history=newest.history | {"epochs": rows},
         )
 

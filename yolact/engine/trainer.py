@@ -158,6 +158,7 @@ class Trainer:
         self.step = 0
         self.validation_due = False
         self.seconds = 0.0
+        self.finished = False
         self.best_score = -1.0
         self.best = ""
         self.history: dict[str, list[Metrics]] = {"steps": [], "epochs": []}
@@ -179,17 +180,20 @@ class Trainer:
         self.step = state.step
         self.validation_due = state.validation_due
         self.seconds = state.seconds
+        self.finished = state.finished
         self.best_score = state.best_score
         self.best = state.best
         self.history = state.history
-        if self.world.is_main:
+        if self.finished and self.world.is_main:
+            log.info("this run has finished its training before, and writes its results again")
+        elif self.world.is_main:
             within = f" and {self.batches_done} steps" if self.batches_done else ""
             log.info("going on after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
 
     def fit(self) -> TrainingResult:
         """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
 
-        Until `finish` is called, the run can be restored and fitted again, which then takes no further step.
+        A run that is over can be restored and fitted again, which takes no further step and writes the same files.
 
         Raises:
             DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
@@ -213,8 +217,9 @@ class Trainer:
         return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
 
     def finish(self) -> None:
-        """Mark the run as finished, once its results are safe: the next one with these settings begins anew."""
-        self._save(finished=True)
+        """Mark the run as finished, once its results are safe, see `CheckpointStore.begin`."""
+        if not self.finished:
+            self._save(finished=True)
 
     def _network(self) -> nn.Module:
         """The network with its loss, compiled and distributed as the settings and the world want it."""

@@ -228,6 +228,33 @@ def test_a_finished_run_is_not_gone_on_with(store: CheckpointStore) -> None:
     assert names(store) == ["notes.txt"]
 
 
+def test_a_finished_run_is_found_again_where_that_is_wanted_and_settings_and_data_are_the_same(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    best = store.save_best(network(1), ["thing"], 2)
+    store.save(state(2, best=best, finished=True))
+    found = store.begin(with_finished=True)
+    assert found is not None
+    assert (found.finished, found.epochs_done, found.best) == (True, 2, best)
+    assert CheckpointStore(store.directory, 3, "of other settings").begin(with_finished=True) is None
+    assert names(store) == []
+
+
+def test_a_finished_run_that_has_lost_its_best_weights_looks_for_them_anew(store: CheckpointStore) -> None:
+    best = store.save_best(network(1), ["thing"], 2)
+    store.save(state(2, batches_done=0, best=best, finished=True, history={"steps": [], "epochs": []}))
+    damage(store.directory / best / "model.safetensors")
+    found = store.begin(with_finished=True)
+    assert found is not None
+    assert (found.finished, found.validation_due, found.best) == (False, True, "")
+
+
+def test_a_finished_run_that_comes_from_the_mirror_is_another_one(tmp_path: Path) -> None:
+    mirror = FolderMirror(tmp_path / "mirror")
+    new_store(tmp_path / "one", mirror=mirror).save(state(2, finished=True))
+    assert new_store(tmp_path / "other", mirror=mirror).begin(with_finished=True) is None
+
+
 def network(seed: int) -> Yolact:
     torch.manual_seed(seed)
     return Yolact(tiny_config(), 1)
