@@ -184,6 +184,8 @@ class Journal:
 
     def __init__(self, folder: Path, record: RunRecord | None = None, *, patience: float = LOCK_PATIENCE) -> None:
         self.folder = folder
+        self.is_new = False
+        """Whether it was begun here and now, so that it has nothing of an earlier step."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=patience)
         try:
@@ -195,7 +197,7 @@ class Journal:
         try:
             self._open(record)
         except BaseException:
-            self._lock.release()
+            self._unlock()
             raise
 
     def _open(self, record: RunRecord | None) -> None:
@@ -205,7 +207,9 @@ class Journal:
                 raise DataError(f"{note}: no such file, so this is no journal of a run")
             record = RunRecord.read(note)
         else:
-            self.folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                self.folder.mkdir()
+                self.is_new = True
             if not note.is_file():
                 write_json_atomic(note, asdict(record))
         self.record = record
@@ -266,6 +270,14 @@ class Journal:
         try:
             if self.is_sent:
                 shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Give the lock up; its file goes with the folder. Whoever waits sees that (filelock) and makes a new one."""
+        try:
+            if not self.folder.exists():
+                Path(self._lock.lock_file).unlink(missing_ok=True)
         finally:
             self._lock.release()
 

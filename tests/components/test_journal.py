@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,7 +111,7 @@ takes = st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 3)), ma
 
 
 @given(entries, takes, st.sampled_from([0, 1 << 20]))
-@example([{"a": 1}, {"a": 2}, {"b" * 30: 3}, {"a": 4}], [(1, None), (1, 2), (0, None), (0, None)], 0)
+@example([{"a": 1}, {"a": 2}, {"a": 3}, {"b" * 30: 4}, {"a": 5}], [(0, None), (1, None), (2, 2)], 0)
 def test_a_lane_gives_back_in_order_what_was_not_sent(
     tmp_path_factory: pytest.TempPathFactory,
     found: list[Any],
@@ -127,8 +129,9 @@ def test_a_lane_gives_back_in_order_what_was_not_sent(
             lane.append(found[number])
             taken = lane.read(take)
             assert [entry for entry, _ in taken] == found[sent : number + 1][:take]
-            with killed_before(kill):
-                lane.mark_sent(sum(length for _, length in taken))
+            if taken:
+                with killed_before(kill):
+                    lane.mark_sent(sum(length for _, length in taken))
             left = len(Lane(path).read(100))
             noted = number + 1 - left
             assert noted == sent + len(taken) if kill is None else noted <= sent + len(taken)
@@ -228,10 +231,32 @@ def test_a_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None:
     open_journal(tmp_path).release()
 
 
+HELD = """
+import sys; from pathlib import Path; from components.common.journal import Journal, RunRecord
+folder = Path(sys.argv[1])
+for number in range(int(sys.argv[2])):
+    journal = Journal(folder, RunRecord(folder.name, "1", "yolact", ""))
+    (folder.parent.parent / "held").touch(exist_ok=False)
+    (folder.parent.parent / "held").unlink()
+    journal.release()
+"""
+
+
+def test_a_lock_goes_with_its_journal_and_holds_as_long(tmp_path: Path, repository: Path) -> None:
+    folder = tmp_path / "tracking" / RECORD.run_id
+    command = [sys.executable, "-c", HELD, str(folder), "100"]
+    several = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}) for _ in range(3)]
+    assert [process.wait(60) for process in several] == [0, 0, 0]
+    assert list(folder.parent.iterdir()) == []
+
+
 def test_a_folder_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no journal"):
         Journal(tmp_path / "other")
+    with pytest.raises(DataError, match="no journal"):
+        Journal(tmp_path / "tracking" / "gone")
+    assert not list(tmp_path.glob("tracking/*"))
 
 
 def test_order_and_times_are_kept_and_requests_are_few(tmp_path: Path) -> None:
