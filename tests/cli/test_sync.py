@@ -24,9 +24,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_to_send(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
     result = CliRunner().invoke(app, ["sync"])
     assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing is left to send\n")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
+
+
+def test_a_folder_that_is_not_there_is_not_called_sent() -> None:
+    result = CliRunner().invoke(app, ["sync", "nowhere"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "nowhere: no such folder" in result.stderr
 
 
 def test_a_server_that_is_still_away_is_named_and_the_journal_stays(tmp_path: Path) -> None:
