@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components.common.journal import FOLDER
 from components.common.sync import sync
+from yolact.errors import DataError
 
 
 def run(model_dir: Path) -> int:
@@ -13,7 +14,12 @@ def run(model_dir: Path) -> int:
 
     Returns:
         The exit code: 1 where something is left, else 0.
+
+    Raises:
+        DataError: there is no such folder.
     """
+    if not model_dir.is_dir():
+        raise DataError(f"{model_dir}: no such folder. Name the one of run.json, or go to the project's folder.")
     outcomes = []
     for outcome in sync(model_dir / FOLDER):
         outcomes.append(outcome)

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ COMPACTED_ABOVE = 1 << 20
 """Bytes; a longer list that is sent in full begins anew."""
 LOCK_PATIENCE = 60.0
 """Seconds that a step waits for another process that sends the same journal."""
+UNREADABLE = "unreadable"
+"""Key of the entry that stands for a line which is no JSON object: its text."""
 
 
 @dataclass(frozen=True)
@@ -83,35 +86,48 @@ class Lane:
         self._sent = self._read_sent()
 
     def append(self, entry: Entry) -> None:
-        """Add an entry, which outlives the process from now on."""
+        """Add an entry, which outlives the process from now on; one that cannot be written whole leaves no trace."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._changed:
-            with self.path.open("ab") as file:
-                file.write(line)
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+            except BaseException:  # a full disk may have taken half of the line
+                with suppress(OSError):
+                    os.truncate(self.path, self._size)
+                raise
             self._size += len(line)
             self._changed.notify_all()
 
     def read(self, limit: int) -> list[tuple[Entry, int]]:
-        """The oldest entries that are not sent, at most ``limit``, each with its length in bytes for `mark_sent`."""
+        """The oldest entries that are not sent, at most ``limit``, each with its length in bytes for `mark_sent`.
+
+        A damaged line comes as ``{UNREADABLE: text}``.
+        """
         with self._changed:
             if self._sent == self._size:
                 return []
             with self.path.open("rb") as file:
                 file.seek(self._sent)
                 lines = [line for _, line in zip(range(limit), file, strict=False)]
-        return [(json.loads(line), len(line)) for line in lines]
+        return [(_parse(line), len(line)) for line in lines]
 
     def mark_sent(self, length: int) -> None:
         """Note that MLflow has the next ``length`` bytes. Without this note they are sent again."""
         with self._changed:
             self._sent += length
             if self._sent == self._size > COMPACTED_ABOVE:
-                self.path.write_bytes(b"")
+                self._note_sent(0)  # first: what a kill before the next line leaves is sent again, and nothing is lost
+                os.truncate(self.path, 0)
                 self._sent = self._size = 0
-            temporary = self._sent_path.with_suffix(".part")
-            temporary.write_text(str(self._sent))
-            os.replace(temporary, self._sent_path)
+            else:
+                self._note_sent(self._sent)
             self._changed.notify_all()
+
+    def _note_sent(self, length: int) -> None:
+        temporary = self._sent_path.with_suffix(".part")
+        temporary.write_text(str(length))
+        os.replace(temporary, self._sent_path)
 
     def wait(self, timeout: float) -> None:
         """Return when something is to be sent or `wake` is called, or after ``timeout`` seconds."""
@@ -168,6 +184,8 @@ class Journal:
 
     def __init__(self, folder: Path, record: RunRecord | None = None, *, patience: float = LOCK_PATIENCE) -> None:
         self.folder = folder
+        self.is_new = False
+        """Whether it was begun here and now, so that it has nothing of an earlier step."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=patience)
         try:
@@ -179,7 +197,7 @@ class Journal:
         try:
             self._open(record)
         except BaseException:
-            self._lock.release()
+            self._unlock()
             raise
 
     def _open(self, record: RunRecord | None) -> None:
@@ -189,7 +207,9 @@ class Journal:
                 raise DataError(f"{note}: no such file, so this is no journal of a run")
             record = RunRecord.read(note)
         else:
-            self.folder.mkdir(exist_ok=True)
+            with suppress(FileExistsError):
+                self.folder.mkdir()
+                self.is_new = True
             if not note.is_file():
                 write_json_atomic(note, asdict(record))
         self.record = record
@@ -256,12 +276,28 @@ class Journal:
             if self.is_sent:
                 shutil.rmtree(self.folder, ignore_errors=True)
         finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Give the lock up; its file goes with the folder. Whoever waits sees that (filelock) and makes a new one."""
+        try:
+            if not self.folder.exists():
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+        finally:
             self._lock.release()
 
 
 def find_journals(parent: Path) -> list[Path]:
     """Folders of the journals below ``parent`` (``models/tracking``), in the order of their names."""
     return sorted(note.parent for note in parent.glob("*/run.json"))
+
+
+def _parse(line: bytes) -> Entry:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    return entry if isinstance(entry, dict) else {UNREADABLE: line.decode(errors="replace")}
 
 
 def _plural(word: str, count: int) -> str:

@@ -43,6 +43,8 @@ KUBEFLOW_RUN_VARIABLE = "KFP_RUN_ID"
 
 PIPELINE_OUTPUTS = ("data", "dvc.lock", "metrics", "plots", "reports")
 """Tracked paths that the steps themselves rewrite; a change there does not make the code dirty."""
+SETTINGS = "params.yaml"
+"""Changed settings are no changed code: a run has them all as parameters, and a model version carries them."""
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 _SSH_PASSWORD = re.compile(r"(?<=://)([^/:\s]*):[^/\s]*@")
@@ -55,13 +57,13 @@ class Lineage:
 
     git_commit: str | None
     git_dirty: bool | None
-    """Tracked files differ from the commit (`PIPELINE_OUTPUTS` aside), or Python files are not in git."""
+    """Tracked files, but `PIPELINE_OUTPUTS` and `SETTINGS`, differ from the commit, or Python files are not in git."""
     git_branch: str | None
     """None also when HEAD is detached."""
     git_remote: str | None
     """URL of ``origin``, without credentials."""
     code_version: str | None
-    """What ``git describe`` says: tag, commits since, and whether something was changed."""
+    """What ``git describe`` says: tag, commits since; ``-dirty`` where `git_dirty`."""
     package_version: str | None
     """Of the distribution yolact-pipeline."""
     image: str | None
@@ -118,7 +120,8 @@ def gather_lineage(
     Raises:
         DataError: ``processed_dir`` has no usable ``stats.json``.
     """
-    commit, dirty = git_state(root)
+    commit, dirty = git_state(root, ignoring=[SETTINGS])
+    described = git_output(root, "describe", "--tags", "--always")
     remote = git_output(root, "remote", "get-url", "origin")
     lock = root / "dvc.lock"
     return Lineage(
@@ -126,7 +129,7 @@ def gather_lineage(
         git_dirty=dirty,
         git_branch=git_output(root, "symbolic-ref", "--short", "--quiet", "HEAD"),
         git_remote=None if remote is None else without_credentials(remote),
-        code_version=git_output(root, "describe", "--tags", "--always", "--dirty") or _stated(CODE_VARIABLE),
+        code_version=f"{described}-dirty" if described and dirty else described or _stated(CODE_VARIABLE),
         package_version=_version("yolact-pipeline"),
         image=_stated(IMAGE_VARIABLE),
         image_digest=_stated(IMAGE_DIGEST_VARIABLE),
@@ -142,9 +145,10 @@ def gather_lineage(
 
 
 def git_state(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | None, bool | None]:
-    """The commit that is checked out at ``root``, and whether the code differs from it (see `Lineage.git_dirty`).
+    """The commit checked out at ``root``, and whether tracked files differ from it or Python files are not in it.
 
-    Changes in the tracked paths of ``ignoring`` do not count. Both are None outside a git repository.
+    Changes in `PIPELINE_OUTPUTS` and in the tracked paths of ``ignoring`` do not count. Both are None outside a git
+    repository.
     """
     commit = git_output(root, "rev-parse", "--verify", "HEAD")
     return commit, None if commit is None else _is_dirty(root, ignoring)

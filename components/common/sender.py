@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.common.journal import Entry, Journal, Lane
+from components.common.journal import UNREADABLE, Entry, Journal, Lane
 from components.common.store import TrackingError, Trouble, reason_of, shown_uri, trouble_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _send_batch(client: MlflowClient, run_id: str, entries: Sequence[Entry]) -> 
     tags: dict[str, str] = {}
     count = 0
     for entry in entries:
-        if "status" in entry or "inputs" in entry:
+        if entry.keys() & {"status", "inputs", UNREADABLE}:
             break
         new = entry.get("metrics", {})
         sizes = (len(metrics) + len(new), len(params | entry.get("params", {})), len(tags | entry.get("tags", {})))
@@ -177,11 +177,15 @@ class Sender:
                 wait = FIRST_WAIT
 
     def _step(self) -> None:
-        """Send one request. An entry that the store will never take is set aside."""
+        """Send one request. An entry that the store will never take, or that cannot be read, is set aside."""
         pending = self._lane.read(1 if self._singly else MOST_METRICS)
         entries = [entry for entry, _ in pending]
         try:
-            count = self._send(self._client, self._journal, entries)
+            if UNREADABLE in entries[0]:
+                self._set_aside(entries[0], "a damaged line of the journal")
+                count = 1
+            else:
+                count = self._send(self._client, self._journal, entries)
         except Exception as error:
             if trouble_of(error) is not Trouble.INVALID:
                 raise
@@ -212,7 +216,7 @@ class Sender:
     def _set_aside(self, entry: Entry, reason: str) -> None:
         self._journal.set_aside(entry, reason)
         log.warning(
-            "%s will not take some of the %s of run %s (%s); they are kept in %s",
+            "%s cannot be given some of the %s of run %s (%s); they are kept in %s",
             shown_uri(),
             self._what,
             self._journal.record.run_id,
@@ -257,8 +261,10 @@ class JournalSender:
             sender.hurry()
         for sender in (self.records, self.files):
             sender.close(patience)
-        left = "" if self.journal.is_sent else self.journal.left()
-        self.journal.release()
+        try:
+            left = "" if self.journal.is_sent else self.journal.left()
+        finally:
+            self.journal.release()
         if left:
             model_dir = self.journal.folder.parent.parent
             log.warning(

@@ -48,7 +48,7 @@ def sync(parent: Path) -> Iterator[Outcome]:
             begun = {} if record.tracking_uri == DEFAULT_TRACKING_URI else {"MLFLOW_TRACKING_URI": record.tracking_uri}
             with default_environment(begun):
                 yield send_journal(folder, connect())
-        except YolactError as error:
+        except (YolactError, OSError, ValueError) as error:  # one bad journal must not hold the others back
             yield Outcome(folder, "nothing", str(error))
 
 
@@ -98,7 +98,7 @@ def _send_each(folders: list[Path], client: MlflowClient) -> None:
             outcome = send_journal(folder, client)
         except JournalBusyError:
             continue
-        except (YolactError, OSError) as error:
+        except (YolactError, OSError, ValueError) as error:
             outcome = Outcome(folder, "nothing", str(error))
         if outcome.problem:
             log.warning("%s of an earlier run: %s", folder, outcome.problem)

@@ -174,9 +174,7 @@ class Tracker:
     def log_dataset(self, data: DataSet) -> None:
         """Note a data set as an input of the run."""
         scheme = data.source.partition("://")[0] if "://" in data.source else ""
-        kind, key = {"s3": ("s3", "uri"), "http": ("http", "url"), "https": ("http", "url")}.get(
-            scheme, ("local", "uri")
-        )
+        kind, key = _SOURCE_TYPES.get(scheme, ("local", "uri"))
         fields = {
             "name": data.name,
             "digest": data.digest[:DIGEST_LENGTH],
@@ -381,12 +379,15 @@ def _working(opened: _Opened, parent: Path, *, needs_store: bool = False) -> Ite
         except BaseException as error:
             if opened.is_owned:
                 is_stopped = isinstance(error, KeyboardInterrupt | InterruptedRunError)
-                tracker.set_status("KILLED" if is_stopped else "FAILED", ended=True)
+                with suppress(OSError):  # as on a full disk; the first error is the one to tell
+                    tracker.set_status("KILLED" if is_stopped else "FAILED", ended=True)
             sender.close(LAST_PATIENCE)
             raise
-        if opened.is_owned:
-            tracker.set_status("FINISHED", ended=True)
-        sender.close()
+        try:
+            if opened.is_owned:
+                tracker.set_status("FINISHED", ended=True)
+        finally:
+            sender.close()
         if needs_store and not journal.is_taken:
             raise TrackingError(
                 f"{shown_uri()} has not got all of run {opened.record.run_id}, and this step may not end before that. "
@@ -400,9 +401,14 @@ def _open_journal(parent: Path, opened: _Opened) -> Journal:
         return Journal(parent / opened.record.run_id, opened.record)
     except OSError:
         if opened.is_owned and not opened.is_away:
-            with suppress(Exception):  # the first error is the one to tell
-                opened.client.set_terminated(opened.record.run_id, "FAILED")
+            _mark_failed(opened)
         raise
+
+
+def _mark_failed(opened: _Opened) -> None:
+    """Tell the store now, and without the journal, that a run failed."""
+    with suppress(Exception), default_environment(_SENDING):  # the first error is the one to tell
+        opened.client.set_terminated(opened.record.run_id, "FAILED")
 
 
 def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) -> None:
@@ -415,14 +421,13 @@ def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) ->
     try:
         with reported("open the run"):
             sender.records.send_all()
-    except TrackingError as error:
+    except BaseException as error:
         if isinstance(error, StoreAwayError) and not needs_store and not opened.is_new:
             return
-        if opened.is_new:
+        if opened.is_new and journal.is_new:
             journal.discard()
-        journal.release()
-        raise
-    except BaseException:
+        if opened.is_new and opened.is_owned:
+            _mark_failed(opened)
         journal.release()
         raise
 

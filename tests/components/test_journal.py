@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +16,7 @@ from typing import Any
 import pytest
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
@@ -76,21 +83,59 @@ class Store:
 entries = st.lists(st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text(), max_size=3), max_size=12)
 
 
-@given(entries, st.lists(st.integers(0, 5)), st.sampled_from([0, 1 << 20]))
+class Killed(BaseException):
+    """Ends a process, in a test."""
+
+
+@contextmanager
+def killed_before(change: int | None) -> Iterator[None]:
+    """The process is killed in the block before its so many-th change of a file, or not at all."""
+    left = [-1 if change is None else change]
+
+    def counted(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
+        def change_or_die(*arguments: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                raise Killed(name)
+            left[0] -= 1
+            return do(*arguments, **options)
+
+        return change_or_die
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        for owner, name in ((os, "replace"), (os, "truncate"), (Path, "write_text"), (Path, "write_bytes")):
+            patch.setattr(owner, name, counted(name, getattr(owner, name)))
+        yield
+
+
+takes = st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 3)), max_size=12)
+
+
+@given(entries, takes, st.sampled_from([0, 1 << 20]))
+@example([{"a": 1}, {"a": 2}, {"a": 3}, {"b" * 30: 4}, {"a": 5}], [(0, None), (1, None), (2, 2)], 0)
 def test_a_lane_gives_back_in_order_what_was_not_sent(
-    tmp_path_factory: pytest.TempPathFactory, found: list[Any], takes: list[int], compacted_above: int
+    tmp_path_factory: pytest.TempPathFactory,
+    found: list[Any],
+    takes: list[tuple[int, int | None]],
+    compacted_above: int,
 ) -> None:
+    """Whatever is killed when; what is sent may come again where the note of it was cut off, but nothing is lost."""
     path = tmp_path_factory.mktemp("lane") / "records.jsonl"
     sent = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal_module, "COMPACTED_ABOVE", compacted_above)
-        for number, entry in enumerate(found):
+        for number in range(len(found)):
+            take, kill = takes[number] if number < len(takes) else (0, None)
             lane = Lane(path)  # as after a kill
-            lane.append(entry)
-            taken = lane.read(takes[number] if number < len(takes) else 0)
-            lane.mark_sent(sum(length for _, length in taken))
-            assert [entry for entry, _ in taken] == found[sent : sent + len(taken)]
-            sent += len(taken)
+            lane.append(found[number])
+            taken = lane.read(take)
+            assert [entry for entry, _ in taken] == found[sent : number + 1][:take]
+            if taken:
+                with killed_before(kill):
+                    lane.mark_sent(sum(length for _, length in taken))
+            left = len(Lane(path).read(100))
+            noted = number + 1 - left
+            assert noted == sent + len(taken) if kill is None else noted <= sent + len(taken)
+            sent = noted
         lane = Lane(path)
     assert [entry for entry, _ in lane.read(100)] == found[sent:]
     assert lane.is_empty == (sent == len(found))
@@ -103,6 +148,49 @@ def test_half_a_line_that_a_power_cut_left_is_forgotten(tmp_path: Path) -> None:
     lane = Lane(path)
     lane.append({"c": 3})
     assert [entry for entry, _ in lane.read(10)] == [{"a": 1}, {"c": 3}]
+
+
+@contextmanager
+def disk_full_at(size: int) -> Iterator[None]:
+    """No file can grow above ``size`` bytes in the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_half_a_line_that_a_full_disk_left_is_taken_back(tmp_path: Path) -> None:
+    lane = Lane(tmp_path / "records.jsonl")
+    lane.append({"a": 1})
+    with disk_full_at(lane.path.stat().st_size + 5), pytest.raises(OSError, match="File too large"):
+        lane.append({"b": 2})
+    lane.append({"c": 3})
+    for found in (lane, Lane(lane.path)):
+        assert [entry for entry, _ in found.read(10)] == [{"a": 1}, {"c": 3}]
+
+
+DAMAGED = b'{"metrics":{"b{"status":"FAILED","time":3}\n'
+
+
+def test_a_damaged_line_is_set_aside_and_the_rest_is_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal, store = open_journal(tmp_path), Store()
+    journal.records.append(metric("a", 1.0))
+    with journal.records.path.open("ab") as file:
+        file.write(DAMAGED + b"17\n")
+    journal.release()
+    journal = open_journal(tmp_path)
+    journal.records.append(metric("c", 3.0))
+    assert journal.left() == "2 figures and 2 notes"
+    sender = JournalSender(store, journal)
+    sender.start()
+    sender.close(10)
+    assert [name for name, *_ in store.metrics] == ["a", "c"]
+    kept = [json.loads(line) for line in (journal.folder / "refused.jsonl").read_text().splitlines()]
+    assert [one["entry"] for one in kept] == [{"unreadable": DAMAGED.decode()}, {"unreadable": "17\n"}]
+    assert "a damaged line of the journal" in caplog.text
+    assert "yet: 2 refused entries" in caplog.text
 
 
 def test_a_lane_that_is_sent_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +231,32 @@ def test_a_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None:
     open_journal(tmp_path).release()
 
 
+HELD = """
+import sys; from pathlib import Path; from components.common.journal import Journal, RunRecord
+folder = Path(sys.argv[1])
+for number in range(int(sys.argv[2])):
+    journal = Journal(folder, RunRecord(folder.name, "1", "yolact", ""))
+    (folder.parent.parent / "held").touch(exist_ok=False)
+    (folder.parent.parent / "held").unlink()
+    journal.release()
+"""
+
+
+def test_a_lock_goes_with_its_journal_and_holds_as_long(tmp_path: Path, repository: Path) -> None:
+    folder = tmp_path / "tracking" / RECORD.run_id
+    command = [sys.executable, "-c", HELD, str(folder), "100"]
+    several = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}) for _ in range(3)]
+    assert [process.wait(60) for process in several] == [0, 0, 0]
+    assert list(folder.parent.iterdir()) == []
+
+
 def test_a_folder_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no journal"):
         Journal(tmp_path / "other")
+    with pytest.raises(DataError, match="no journal"):
+        Journal(tmp_path / "tracking" / "gone")
+    assert not list(tmp_path.glob("tracking/*"))
 
 
 def test_order_and_times_are_kept_and_requests_are_few(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_a_clean_checkout_is_named_by_its_commit_branch_and_remote(work_tree: Pa
     ("changed", "dirty"),
     [
         ("code.py", True),
-        ("params.yaml", True),
+        ("params.yaml", False),
         ("new_module.py", True),
         ("notes.txt", False),
         ("metrics/eval.json", False),
@@ -218,11 +218,14 @@ def test_what_only_the_environment_knows_is_in_the_tags(
     assert "code_version" not in tags
 
 
-def test_the_code_version_names_tag_and_changes(work_tree: Path, params: Params) -> None:
+def test_the_code_version_names_tag_and_changes_of_the_code(work_tree: Path, params: Params) -> None:
     git(work_tree, "tag", "v1.2")
     assert gather_lineage(params, root=work_tree).code_version == "v1.2"
     (work_tree / "dvc.lock").write_text("stages: {}")
     git(work_tree, "add", "dvc.lock")
+    (work_tree / "params.yaml").write_text("train: {lr: 1}")
+    assert gather_lineage(params, root=work_tree).code_version == "v1.2"
+    (work_tree / "code.py").write_text("2\n")
     assert gather_lineage(params, root=work_tree).code_version == "v1.2-dirty"
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.data import get_source
+from requests import ConnectionError as NoConnection
 
+from components.common.journal import Journal
 from components.common.tracking import (
     RESTORED_TAG,
     TRAIN_RUN_TAG,
     DataSet,
     RunRecord,
+    StoreAwayError,
     TrackingError,
     resume_run,
     start_run,
@@ -237,6 +241,39 @@ def test_a_given_run_of_a_later_step_points_at_the_run_of_train(
     with resume_run(params, RUN_FILE) as tracker:
         assert tracker.run_id == given
     assert client().get_run(given).data.tags[TRAIN_RUN_TAG] == train.run_id
+
+
+def away(*arguments: object, **options: object) -> None:
+    raise NoConnection("away")
+
+
+def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with start_run(params, RUN_FILE) as train:
+        pass
+    given = client().create_run(client().create_experiment("platform")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    evaluate = Journal(Path("models/tracking") / given, replace(train.record, run_id=given))
+    evaluate.records.append({"metrics": {"eval/mask_AP": 0.5}, "time": 1, "step": 0, "model_id": None})
+    evaluate.release()
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", away)
+        with pytest.raises(StoreAwayError, match="away"), resume_run(params, RUN_FILE):
+            pytest.fail("must not start")
+    with resume_run(params, RUN_FILE):
+        assert client().get_run(given).data.metrics["eval/mask_AP"] == 0.5
+    assert not list(Path("models/tracking").iterdir())
+
+
+def test_a_new_run_that_cannot_begin_is_marked_as_failed(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MlflowClient, "update_run", away)
+    with pytest.raises(StoreAwayError, match="away"), start_run(params, RUN_FILE):
+        pytest.fail("must not start")
+    (run_id,) = run_ids()
+    assert status(run_id) == "FAILED"
+    assert not list(Path("models/tracking").iterdir())
+    assert not RUN_FILE.exists()
 
 
 def test_a_given_experiment_is_used(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
