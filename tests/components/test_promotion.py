@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow import environment_variables as variables
 from mlflow.exceptions import RestException
 
+from components.common.evaluations import hash_ground_truth
 from components.common.registry import CHAMPION, Registered, RegistryError
 from components.common.store import TrackingError
 from components.promote import evidence, lock, step
@@ -187,7 +188,7 @@ def test_classes_that_the_candidate_does_not_know_are_a_refusal(client: MlflowCl
     for tag, value in (
         (evidence.MODEL_TAG, tags["model_digest"]),
         (evidence.DETECTION_TAG, tags["detect_hash"]),
-        (evidence.GROUND_TRUTH_TAG, evidence.hash_ground_truth(tree)),
+        (evidence.GROUND_TRUTH_TAG, hash_ground_truth(tree)),
     ):
         client.set_tag(run, tag, value)
     outcome = ask(params)
@@ -213,6 +214,17 @@ def test_a_champion_of_other_data_is_not_compared_without_the_candidates_data(
     outcome = ask(params, force=True, reason="urgent")
     assert outcome.status == "promoted"
     assert "nothing could be compared" in history_of(client).decisions[-1].gate[0]["text"]
+
+
+def test_a_ground_truth_that_is_numbered_otherwise_is_the_same(client: MlflowClient, params: Params) -> None:
+    add_version(client, {"cat": 20, "dog": 20})
+    ask(params)
+    add_version(client, {"cat": 32, "dog": 32}, first=500)
+    outcome = ask(params)
+    assert outcome.status == "promoted"
+    figures = outcome.assessment.figures
+    assert (figures["champion"], figures["candidate"]) == pytest.approx((0.5, 0.8), abs=0.02)
+    assert outcome.assessment.notes == []
 
 
 def test_detections_that_are_not_those_of_the_versions_figures_do_not_count(
