@@ -57,7 +57,13 @@ def history(name: str | None, *, as_json: bool) -> None:
     found = read_history(Registered.open(connect(), model))
     if as_json:
         decisions = [asdict(decision) for decision in found.decisions]
-        tree = {"name": model, "champion": found.champion, "moved_by_hand": found.moved_by_hand, "decisions": decisions}
+        tree = {
+            "name": model,
+            "champion": found.champion,
+            "moved_by_hand": found.moved_by_hand,
+            "missing": found.missing,
+            "decisions": decisions,
+        }
         print(json.dumps(tree, indent=2, allow_nan=False))
         return
     _print_history(found, make_console())
@@ -89,6 +95,12 @@ def _print_history(found: History, console: Console) -> None:
     else:
         console.print(f"{found.name}: nothing was promoted yet")
     console.print(f"champion of {found.name}: {found.champion or 'none'}", soft_wrap=True)
+    if found.missing:
+        console.print(
+            f"not here: decision {', '.join(map(str, found.missing))}. Decisions are deleted with the version that "
+            "they made champion.",
+            soft_wrap=True,
+        )
     for decision in found.unsettled:
         console.print(
             f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its "

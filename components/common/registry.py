@@ -110,6 +110,16 @@ class Registered:
             )
         return found[number]
 
+    def tags(self) -> dict[str, str]:
+        """Tags of the registered model itself."""
+        with reported(f"read the tags of {self.name}"):
+            return dict(self.client.get_registered_model(self.name).tags)
+
+    def set_model_tag(self, key: str, value: str) -> None:
+        """Set a tag of the registered model itself."""
+        with reported(f"set a tag of {self.name}"):
+            self.client.set_registered_model_tag(self.name, key, value)
+
     def alias(self, alias: str) -> int | None:
         """Number of the version that has the alias."""
         with reported(f"read the aliases of {self.name}"):

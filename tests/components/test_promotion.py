@@ -12,7 +12,9 @@ import yaml
 from mlflow import MlflowClient
 from mlflow import environment_variables as variables
 from mlflow.exceptions import RestException
+from typer.testing import CliRunner
 
+from cli.main import app
 from components.common.evaluations import hash_ground_truth
 from components.common.registry import CHAMPION, Registered, RegistryError
 from components.common.store import TrackingError
@@ -311,6 +313,24 @@ def test_after_the_champion_was_deleted_the_one_before_it_comes_back(client: Mlf
     assert champion(client) is None
     assert rollback(params).version == 2
     assert rollback(params).version == 1
+
+
+def test_a_deleted_version_takes_its_decisions_but_their_numbers_are_not_given_again(
+    client: MlflowClient, params: Params
+) -> None:
+    for found in (10, 20):
+        add_version(client, {"cat": found})
+        ask(params)
+    assert history_of(client).missing == []
+    client.delete_model_version("yolact", "2")
+    assert rollback(params).version == 1
+    history = history_of(client)
+    assert [(decision.number, decision.action) for decision in history.decisions] == [(1, "promote"), (3, "rollback")]
+    assert history.missing == [2]
+    assert (
+        "not here: decision 2. Decisions are deleted with the version"
+        in CliRunner().invoke(app, ["history", "--name", "yolact"]).output
+    )
 
 
 def test_an_alias_that_was_moved_by_hand_is_seen_and_can_be_gone_back_from(
