@@ -16,7 +16,16 @@ from cli.runs import make_console, percent
 from components.compare.comparison import Compared, compare
 from components.compare.report import find_photos, write_report
 from components.compare.sides import open_side
-from components.compare.tables import ClassRow, FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows
+from components.compare.tables import (
+    ClassRow,
+    FigureRow,
+    as_json,
+    class_rows,
+    common_rows,
+    empty_classes,
+    figure_rows,
+    points,
+)
 
 MOST_CLASSES = 20
 """Classes in the terminal; the page has all of them."""
@@ -122,15 +131,10 @@ def _table(title: str, rows: list[FigureRow] | list[ClassRow]) -> Table:
     )
     for row in rows:
         cells = [escape(row.name), *([f"{row.objects:,}"] if isinstance(row, ClassRow) else [])]
-        cells += [percent(row.a), percent(row.b), _points(row.difference)]
+        cells += [percent(row.a), percent(row.b), points(row.difference)]
         if with_intervals:
-            gain = row.gain
-            cells.append(f"{_points(gain.low)} to {_points(gain.high)}" if gain else "")
+            cells.append(row.interval())
         certain = row.gain is not None and row.gain.excludes_zero
         better = row.difference is not None and row.difference > 0
         table.add_row(*cells, style=("green" if better else "red") if certain else None)
     return table
-
-
-def _points(difference: float | None) -> str:
-    return "-" if difference is None else f"{100 * difference:+.1f}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
+from cli.runs import make_console
 from components.common.store import connect
 from components.register.lineage_report import LineageReport, report_lineage
 
@@ -17,19 +19,26 @@ def show(spec: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
         return
-    _print(report, Console(highlight=False))
+    _print(report, make_console())
 
 
 def _print(report: LineageReport, console: Console) -> None:
     aliases = f" ({', '.join(report.aliases)})" if report.aliases else ""
     console.print(f"{report.name} version {report.version}{aliases}", style="bold")
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        Column(no_wrap=True),
+        Column(no_wrap=True),
+        Column(overflow="fold"),
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for title, tags in report.groups().items():
         for tag, value in tags.items():
             if tag != "params_changes":  # a table of its own
-                table.add_row(title, tag, value)
+                table.add_row(title, tag, escape(value))
             title = ""
-    console.print(table, soft_wrap=True)
+    console.print(table)
     changed = report.changed_settings()
     if changed:
         console.print("\nsettings that differ from conf/base.yaml:")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
+from cli.runs import make_console
 from components.common.registry import Registered
 from components.common.store import connect
 from components.promote.history import Decision, History, read_history
@@ -23,6 +26,8 @@ from yolact.config import load_params
 PARAMS = Path("params.yaml")
 PROCESSED = Path("data/processed")
 
+HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
+
 
 def promote(request: Request, *, as_json: bool) -> int:
     """Promote a version; the exit code is 0, or `RefusedError.exit_code` where the gate refused."""
@@ -31,7 +36,7 @@ def promote(request: Request, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
     else:
-        _print_outcome(outcome, Console(highlight=False))
+        _print_outcome(outcome, make_console(), name=request.name)
     return RefusedError.exit_code if outcome.status == "refused" else 0
 
 
@@ -52,13 +57,20 @@ def history(name: str | None, *, as_json: bool) -> None:
     found = read_history(Registered.open(connect(), model))
     if as_json:
         decisions = [asdict(decision) for decision in found.decisions]
-        tree = {"name": model, "champion": found.champion, "moved_by_hand": found.moved_by_hand, "decisions": decisions}
+        tree = {
+            "name": model,
+            "champion": found.champion,
+            "moved_by_hand": found.moved_by_hand,
+            "missing": found.missing,
+            "decisions": decisions,
+        }
         print(json.dumps(tree, indent=2, allow_nan=False))
         return
-    _print_history(found, Console(highlight=False))
+    _print_history(found, make_console())
 
 
-def _print_outcome(outcome: Outcome, console: Console) -> None:
+def _print_outcome(outcome: Outcome, console: Console, *, name: str | None) -> None:
+    """Print what came of it; ``name`` is the registered model if the command line named one."""
     console.print(headline(outcome), style="bold", soft_wrap=True)
     if outcome.assessment is None:
         return
@@ -69,19 +81,26 @@ def _print_outcome(outcome: Outcome, console: Console) -> None:
     for note in outcome.assessment.notes:
         console.print(f"  note: {note}", markup=False, soft_wrap=True)
     if outcome.status == "refused":
-        text = 'To promote it all the same: yolact promote --version %d --force --reason "..."'
-        console.print(text % outcome.version, markup=False, soft_wrap=True)
+        named = f"--name {shlex.quote(name)} " if name else ""
+        text = f'To promote it all the same: yolact promote {named}--version {outcome.version} --force --reason "..."'
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _print_history(found: History, console: Console) -> None:
     if found.decisions:
-        table = Table("#", "when (UTC)", "what", "champion", "gain", "who", "reason")
+        table = Table("#", *(Column(title, overflow="fold") for title in HEADINGS))
         for decision in found.decisions:
-            table.add_row(*_row(decision))
+            table.add_row(*map(escape, _row(decision)))
         console.print(table)
     else:
         console.print(f"{found.name}: nothing was promoted yet")
     console.print(f"champion of {found.name}: {found.champion or 'none'}", soft_wrap=True)
+    if found.missing:
+        console.print(
+            f"not here: decision {', '.join(map(str, found.missing))}. Decisions are deleted with the version that "
+            "they made champion.",
+            soft_wrap=True,
+        )
     for decision in found.unsettled:
         console.print(
             f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its "

@@ -7,6 +7,7 @@ Below the run's folder ``eval/`` lie `GROUND_TRUTH` (the COCO instances file of 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -22,6 +23,9 @@ GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 GZIP = b"\x1f\x8b"
 """Every gzip file begins so (RFC 1952, 2.3.1)."""
+
+TOLERANCE = 1e-9
+"""Most difference between a version's figures and those that its detections give, which are the same sums."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
@@ -69,6 +73,43 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
             "version: run the evaluate step of its model again. If the server was away then: yolact sync"
         )
     return _read(client, run_id, GROUND_TRUTH), _read(client, run_id, DETECTIONS)
+
+
+def content(tree: dict[str, Any]) -> tuple[Any, ...]:
+    """What a COCO instances tree says, however its images, classes and objects are numbered and ordered."""
+    names = {item["id"]: item["name"] for item in tree["categories"]}
+    files = {item["id"]: item["file_name"] for item in tree["images"]}
+    objects = [
+        (
+            files[item["image_id"]],
+            names[item["category_id"]],
+            bool(item.get("iscrowd")),
+            *(json.dumps(item.get(key), sort_keys=True) for key in ("segmentation", "bbox", "area")),
+        )
+        for item in tree["annotations"]
+    ]
+    images = [(item["file_name"], item["width"], item["height"]) for item in tree["images"]]
+    return sorted(names.values()), sorted(images), sorted(objects)
+
+
+def hash_ground_truth(tree: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a COCO instances tree's `content`."""
+    return hashlib.sha256(json.dumps(content(tree), separators=(",", ":")).encode()).hexdigest()
+
+
+def renumbered(rows: list[dict[str, Any]], tree: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """Detections with the numbers that another tree of the same content has for images and classes.
+
+    Args:
+        rows: COCO results.
+        tree: the COCO instances tree that they belong to.
+        other: one with the same files and class names.
+    """
+    images = {item["file_name"]: item["id"] for item in other["images"]}
+    classes = {item["name"]: item["id"] for item in other["categories"]}
+    image_of = {item["id"]: images[item["file_name"]] for item in tree["images"]}
+    class_of = {item["id"]: classes[item["name"]] for item in tree["categories"]}
+    return [row | {"image_id": image_of[row["image_id"]], "category_id": class_of[row["category_id"]]} for row in rows]
 
 
 def _read(client: MlflowClient, run_id: str, name: str) -> Any:

@@ -85,7 +85,7 @@ class Registered:
 
     def versions(self) -> dict[int, ModelVersion]:
         """All versions by number, tags included, oldest first."""
-        return _versions(self.client, self.name)
+        return {int(version.version): version for version in find_versions(self.client, f"name = '{self.name}'")}
 
     def version(self, number: int) -> ModelVersion:
         """One version, ready to be used.
@@ -109,6 +109,16 @@ class Registered:
                 "cannot be compared or traced"
             )
         return found[number]
+
+    def tags(self) -> dict[str, str]:
+        """Tags of the registered model itself."""
+        with reported(f"read the tags of {self.name}"):
+            return dict(self.client.get_registered_model(self.name).tags)
+
+    def set_model_tag(self, key: str, value: str) -> None:
+        """Set a tag of the registered model itself."""
+        with reported(f"set a tag of {self.name}"):
+            self.client.set_registered_model_tag(self.name, key, value)
 
     def alias(self, alias: str) -> int | None:
         """Number of the version that has the alias."""
@@ -189,7 +199,8 @@ def _check_ours(client: MlflowClient, model: RegisteredModel) -> None:
     """Refuse a name that is taken by something else, before anything is written."""
     if model.tags.get(KIND_TAG) == KIND:
         return
-    foreign = [n for n, version in _versions(client, model.name).items() if not set(IDENTITY) <= version.tags.keys()]
+    versions = find_versions(client, f"name = '{model.name}'")
+    foreign = [version.version for version in versions if not set(IDENTITY) <= version.tags.keys()]
     if foreign:  # models of this project that are older than the tag have versions with an identity
         raise RegistryError(
             f"the name {model.name!r} at {shown_uri()} is taken by another model: its version {foreign[0]} was not "
@@ -197,13 +208,18 @@ def _check_ours(client: MlflowClient, model: RegisteredModel) -> None:
         )
 
 
-def _versions(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
-    found: dict[int, ModelVersion] = {}
+def find_versions(client: MlflowClient, filter_string: str) -> list[ModelVersion]:
+    """All versions that MLflow's filter lets pass, tags included, by name and then oldest first.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    found: list[ModelVersion] = []
     token = None
-    with reported(f"read the versions of {name}"):
+    with reported("read the registered versions"):
         while True:
-            page = client.search_model_versions(f"name = '{name}'", max_results=_PAGE, page_token=token)
-            found |= {int(version.version): version for version in page}
+            page = client.search_model_versions(filter_string, max_results=_PAGE, page_token=token)
+            found += page
             token = page.token
             if not token:
-                return dict(sorted(found.items()))
+                return sorted(found, key=lambda version: (version.name, int(version.version)))

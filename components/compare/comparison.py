@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from components.common.evaluations import content, renumbered
 from components.compare.sides import Side
 from yolact.engine.bootstrap import Comparison, compare_detections
 from yolact.engine.evaluator import IOU_TYPES, ApSummary, IouType, evaluate_coco, index_ground_truth
@@ -114,7 +114,7 @@ def _pair(a: Side, b: Side, classes: Sequence[str], samples: int, min_score: flo
     if not classes or not of_a.ground_truth["images"] or content(of_a.ground_truth) != content(of_b.ground_truth):
         return None
     truth, rows_a = of_a.ground_truth, of_a.rows
-    rows_b = _renumbered(of_b, truth)
+    rows_b = renumbered(of_b.rows, of_b.ground_truth, truth)
     comparisons = {
         kind: compare_detections(truth, rows_a, rows_b, iou_type=kind, samples=samples) for kind in IOU_TYPES
     }
@@ -153,6 +153,8 @@ def _summaries(side: Side) -> dict[IouType, ApSummary]:
 
 def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
     yield from (side.remark for side in (a, b) if side.remark)
+    if a.facts.get("run") and a.facts.get("run") == b.facts.get("run"):
+        yield f"A and B are the same run ({a.name}), with one evaluation: there is nothing to compare."
     if not is_paired:
         photos = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
         yield (
@@ -201,31 +203,3 @@ def _restricted(side: Side, classes: Sequence[str]) -> Side:
     tree = restrict(side.ground_truth, classes)
     dropped = {item["id"] for item in side.ground_truth["categories"]} - {item["id"] for item in tree["categories"]}
     return replace(side, ground_truth=tree, rows=[row for row in side.rows if row["category_id"] not in dropped])
-
-
-def content(tree: dict[str, Any]) -> tuple[Any, ...]:
-    """What a ground truth says, however its images, classes and objects are numbered and ordered."""
-    names = {item["id"]: item["name"] for item in tree["categories"]}
-    files = {item["id"]: item["file_name"] for item in tree["images"]}
-    objects = [
-        (
-            files[item["image_id"]],
-            names[item["category_id"]],
-            bool(item.get("iscrowd")),
-            json.dumps(item["segmentation"], sort_keys=True),
-        )
-        for item in tree["annotations"]
-    ]
-    images = [(item["file_name"], item["width"], item["height"]) for item in tree["images"]]
-    return sorted(names.values()), sorted(images), sorted(objects)
-
-
-def _renumbered(side: Side, truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """The side's detections with the numbers that another tree of the same content has for images and classes."""
-    images = {item["file_name"]: item["id"] for item in truth["images"]}
-    classes = {item["name"]: item["id"] for item in truth["categories"]}
-    image_of = {item["id"]: images[item["file_name"]] for item in side.ground_truth["images"]}
-    class_of = {item["id"]: classes[item["name"]] for item in side.ground_truth["categories"]}
-    return [
-        row | {"image_id": image_of[row["image_id"]], "category_id": class_of[row["category_id"]]} for row in side.rows
-    ]

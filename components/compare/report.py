@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from components.common.evaluations import content
 from components.common.pages import data_uri, jpeg_bytes, narrowed, render_page
-from components.compare.comparison import Compared, Paired, PhotoDifference, content, restrict
-from components.compare.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows
+from components.compare.comparison import Compared, Paired, PhotoDifference, restrict
+from components.compare.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows, points
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.detections import Detections
 from yolact.errors import DataError
@@ -96,6 +97,7 @@ def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, 
         sides=[("A", compared.a), ("B", compared.b)],
         cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
         figures=_with_bars(rows),
+        points=points,
         classes=_with_bars(class_rows(compared)),
         empty=empty_classes(compared),
         shown=shown,

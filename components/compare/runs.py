@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from components.common.registry import find_versions, resolve
 from components.common.tracking import TrackingError, reported, shown_uri
 from yolact.errors import DataError
 
@@ -24,7 +25,8 @@ SHORT = 8
 _PAGE = 200
 """Runs or versions asked for at once."""
 
-_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
+VERSION = "models:"
+"""With this begins what names a registered version."""
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,10 @@ def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[
         TrackingError: the store fails.
     """
     versions: list[ModelVersion] = []
-    with reported("list the registered versions"):
-        for start in range(0, len(run_ids), _PAGE):
-            listed = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _PAGE])
-            token = None
-            while True:
-                page = client.search_model_versions(f"run_id IN ({listed})", max_results=_PAGE, page_token=token)
-                versions += page
-                token = page.token
-                if not token:
-                    break
-        # a search gives no aliases
+    for start in range(0, len(run_ids), _PAGE):
+        listed = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _PAGE])
+        versions += find_versions(client, f"run_id IN ({listed})")
+    with reported("read the aliases"):  # a search gives none
         names = sorted({version.name for version in versions})
         aliases_of = {name: client.get_registered_model(name).aliases for name in names}
     found: dict[str, list[str]] = {}
@@ -172,10 +167,11 @@ def find_run(client: MlflowClient, reference: str) -> Run:
 
     Raises:
         DataError: several runs fit.
+        RegistryError: there is no such version.
         TrackingError: no run fits, or the store fails.
     """
-    if reference.startswith("models:"):
-        return _run_of_version(client, reference)
+    if reference.startswith(VERSION):
+        return run_of_version(client, resolve(client, reference))
     experiments = list(experiment_names(client))
     quoted = reference.replace("'", "")
     by_name = search_runs(client, experiments, f"attributes.run_name = '{quoted}'", limit=10)
@@ -196,27 +192,19 @@ def find_run(client: MlflowClient, reference: str) -> Run:
     return next(iter(fitting.values()))
 
 
-def _run_of_version(client: MlflowClient, uri: str) -> Run:
-    match = _MODEL_URI.fullmatch(uri)
-    if match is None:
-        raise DataError(f"{uri}: is no model version; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    from mlflow.exceptions import MlflowException
+def run_of_version(client: MlflowClient, version: ModelVersion) -> Run:
+    """The run that a version was made in.
 
-    with reported(f"look {uri} up"):
-        try:
-            if match["alias"]:
-                version = client.get_model_version_by_alias(match["name"], match["alias"])
-            else:
-                version = client.get_model_version(match["name"], match["version"])
-            if version.run_id:
-                run = client.get_run(version.run_id)
-        except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise TrackingError(f"{uri}: not in the registry at {shown_uri()}: {error.message}") from error
-            raise
+    Raises:
+        TrackingError: there is none, or the store fails.
+    """
     if not version.run_id:
-        raise TrackingError(f"{uri}: was registered without a run, so nothing is known of it to compare")
-    return run
+        raise TrackingError(
+            f"{version.name} version {version.version} was registered without a run, so nothing is known of it to "
+            "compare"
+        )
+    with reported(f"look for the run of {version.name} version {version.version}"):
+        return client.get_run(version.run_id)
 
 
 def _row(run: Run, experiment: str, versions: list[str]) -> RunRow:

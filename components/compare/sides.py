@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.evaluations import FOLDER, read_evaluation
+from components.common.evaluations import FOLDER, TOLERANCE, read_evaluation
+from components.common.lineage import hash_params
+from components.common.outputs import read_json
+from components.common.registry import resolve
 from components.common.tracking import TrackingError, connect, flatten, reported
-from components.compare.runs import SHORT, data_digest, find_run, versions_of
-from yolact.config import load_params
-from yolact.errors import DataError
+from components.compare.runs import SHORT, VERSION, data_digest, find_run, run_of_version, versions_of
+from yolact.config import DetectConfig, load_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 REPORT = f"{FOLDER}/report.json"
 """Artifact of a run: how its evaluation ran, and with what settings."""
@@ -31,7 +35,7 @@ class Side:
     facts: dict[str, str]
     """What tells it from others, as text: run, started, status, code, data, registered."""
     params: dict[str, str]
-    """Every setting by its dotted key."""
+    """Every setting by its dotted key; those of ``evaluate`` as the evaluation really used them."""
     ground_truth: dict[str, Any]
     """The tree of the COCO instances file it was evaluated on."""
     rows: list[dict[str, Any]]
@@ -54,11 +58,15 @@ def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, Mlflow
 
     Raises:
         DataError: the folder has no evaluation, or several runs fit.
+        RegistryError: there is no such version.
         TrackingError: no run fits, it has not been evaluated, or the store fails.
     """
     if Path(reference).is_dir():
         return read_folder(Path(reference)), client
     client = client or connect()
+    if reference.startswith(VERSION):
+        version = resolve(client, reference)
+        return read_run(client, run_of_version(client, version), version), client
     return read_run(client, find_run(client, reference)), client
 
 
@@ -68,21 +76,27 @@ def read_folder(root: Path) -> Side:
     Raises:
         DataError: a file is missing or damaged.
     """
-    report = _read_json(root / "reports" / "eval" / "report.json", "evaluate")
+    report = read_json(root / "reports" / "eval" / "report.json", "evaluate")
     params = load_params(root / "params.yaml")
-    digest = _read_json(root / "data" / "processed" / "stats.json", "preprocess").get("digest")
+    digest = read_json(root / "data" / "processed" / "stats.json", "preprocess").get("digest")
     return Side(
         name="working folder" if root.resolve() == Path.cwd() else str(root),
         facts={"data": str(digest)[:SHORT]},
         params=flatten(params.model_dump(mode="json", by_alias=True)),
-        ground_truth=_read_json(root / "data" / "processed" / "val.json", "preprocess"),
-        rows=_read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
+        ground_truth=read_json(root / "data" / "processed" / "val.json", "preprocess"),
+        rows=read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
         **_measured(report),
     )
 
 
-def read_run(client: MlflowClient, run: Run) -> Side:
+def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None) -> Side:
     """The side that a run has kept.
+
+    Args:
+        client: of the store that has the run.
+        run: what was evaluated.
+        version: made in that run, where it is the version that is asked for: the side says so if the run was evaluated
+            again since.
 
     Raises:
         TrackingError: it has not been evaluated, or the store fails.
@@ -93,7 +107,7 @@ def read_run(client: MlflowClient, run: Run) -> Side:
     except TrackingError as error:
         state = {"RUNNING": "is still running", "FINISHED": "is finished"}.get(status, f"ended as {status}")
         raise TrackingError(f"run {name} {state}; its evaluation cannot be read.\n{error}") from error
-    tags = run.data.tags
+    report, tags = _read_report(client, run_id), run.data.tags
     commit = tags.get("git_commit", "")[:SHORT] + ("*" if tags.get("git_dirty") == "true" else "")
     facts = {
         "run": run_id,
@@ -105,12 +119,36 @@ def read_run(client: MlflowClient, run: Run) -> Side:
     return Side(
         name=name,
         facts={key: value for key, value in facts.items() if value},
-        params=dict(run.data.params),
+        params=dict(run.data.params) | flatten({"evaluate": report.get("settings", {})}),
         ground_truth=ground_truth,
         rows=rows,
-        remark=None if status == "FINISHED" else f"run {name} is {status}, not FINISHED: figures may change or miss",
-        **_measured(_read_report(client, run_id)),
+        remark=" ".join(_remarks(run, report, version)) or None,
+        **_measured(report),
     )
+
+
+def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> Iterator[str]:
+    name, status = run.info.run_name, run.info.status
+    if status != "FINISHED":
+        yield f"run {name} is {status}, not FINISHED: figures may change or miss."
+    if version is not None and not _is_of_version(run, report, version):
+        yield (
+            f"run {name} was evaluated again since {version.name} version {version.version} was made in it: what is "
+            "compared here is the run as it is now, not the version. Its own figures are on its page in the registry."
+        )
+
+
+def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> bool:
+    """Whether the evaluation that a run has now is, by all that is known, the one that the version was made with."""
+    for figure in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
+        stated, value = version.tags.get(figure), run.data.metrics.get(f"eval/{figure}")
+        if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
+            return False
+    try:
+        used = hash_params(DetectConfig.model_validate(report["settings"]["detect"]))
+    except (KeyError, ValueError):  # an evaluation by an older program
+        return True
+    return used == version.tags.get("detect_hash")
 
 
 def _read_report(client: MlflowClient, run_id: str) -> dict[str, Any]:
@@ -129,12 +167,3 @@ def _measured(report: dict[str, Any]) -> dict[str, Any]:
         "milliseconds": None if seconds is None else 1000 * seconds,
         "device": report.get("device"),
     }
-
-
-def _read_json(path: Path, step: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Run the step that writes it: dvc repro {step}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}). Run the step that writes it again: dvc repro {step}") from error

@@ -25,6 +25,14 @@ class FigureRow:
         """``b - a``."""
         return None if self.a is None or self.b is None else self.b - self.a
 
+    def interval(self) -> str:
+        """The interval in words, in percentage points; empty where there is none."""
+        if self.gain is None:
+            return ""
+        if self.a == self.b == 0:
+            return "neither finds any"  # in every draw of the bootstrap: there is nothing to be sure of
+        return f"{points(self.gain.low)} to {points(self.gain.high)}"
+
 
 @dataclass(frozen=True)
 class ClassRow(FigureRow):
@@ -32,6 +40,14 @@ class ClassRow(FigureRow):
 
     objects: int
     """In A's ground truth, which is B's where the sides are paired."""
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign; ``-`` where there is none."""
+    if difference is None:
+        return "-"
+    shown = f"{100 * difference:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
 def figure_rows(compared: Compared) -> list[FigureRow]:

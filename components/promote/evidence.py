@@ -7,7 +7,6 @@ own, so that it is done once. Each version is measured with the detection settin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -18,7 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.evaluations import FOLDER, pack_evaluation, read_evaluation
+from components.common.evaluations import (
+    FOLDER,
+    TOLERANCE,
+    hash_ground_truth,
+    pack_evaluation,
+    read_evaluation,
+    renumbered,
+)
 from components.common.lineage import read_data_digest
 from components.common.registry import Registered, RegistryError
 from components.common.store import TrackingError, reported
@@ -42,12 +48,9 @@ MODEL_TAG = "evaluated_model_digest"
 DETECTION_TAG = "evaluated_detect_hash"
 """With which detection settings."""
 GROUND_TRUTH_TAG = "evaluated_ground_truth"
-"""On what, see `hash_ground_truth`."""
+"""On what, see `components.common.evaluations.hash_ground_truth`."""
 VERSION_TAG = "evaluated_version"
 """For people: which version of which registered model."""
-
-TOLERANCE = 1e-9
-"""Most difference between a version's figures and those that its detections give, which are the same sums."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,16 @@ class Evidence:
     rows: list[dict[str, Any]]
     """COCO results."""
     digest: str
-    """See `hash_ground_truth`."""
+    """See `components.common.evaluations.hash_ground_truth`."""
 
     def measure(self, iou_type: IouType) -> ApSummary:
         """AP of the detections."""
         return evaluate_coco(index_ground_truth(self.ground_truth, f"run {self.run_id}"), self.rows, iou_type)
+
+    def numbered_as(self, other: Evidence) -> Evidence:
+        """The same on the ground truth of ``other``, which has the same digest, but may number images otherwise."""
+        rows = renumbered(self.rows, self.ground_truth, other.ground_truth)
+        return replace(self, ground_truth=other.ground_truth, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,8 @@ class Evaluator:
 
         Args:
             version: of the registered model.
-            on: the evidence of another version; this one's must be on the same ground truth. None where the version's
-                own will do.
+            on: the evidence of another version; this one's must be on the same ground truth, and gets its numbers of
+                images and classes. None where the version's own will do.
 
         Raises:
             RegistryError: it must be evaluated anew, and the data for that are not here.
@@ -92,10 +100,10 @@ class Evaluator:
         """
         digest = None if on is None else on.digest
         found = self._stored(version, digest)
-        if found is not None:
-            return found
-        data_digest = version.tags.get("data_digest") if on is None else self._data_digest(on)
-        return self._anew(version, data_digest, digest)
+        if found is None:
+            data_digest = version.tags.get("data_digest") if on is None else self._data_digest(on)
+            found = self._anew(version, data_digest, digest)
+        return found if on is None else found.numbered_as(on)
 
     def _stored(self, version: ModelVersion, digest: str | None) -> Evidence | None:
         own = self._of_own_run(version)
@@ -207,11 +215,6 @@ def _as_metrics(figures: dict[str, float]) -> list[Metric]:
 
     now = int(time.time() * 1000)
     return [Metric(allowed_name(name), value, now, 0) for name, value in figures.items()]
-
-
-def hash_ground_truth(tree: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a COCO instances tree as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _run_id(version: ModelVersion) -> str:

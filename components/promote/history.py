@@ -4,6 +4,9 @@ A decision is one tag ``decision.NUMBER-TIME-ID`` on the version that it made ch
 version, why, figures and gate. It is written before the alias moves, as ``intended``, and becomes ``done`` after that.
 A process that dies in between leaves an intended decision: the next one to hold the lock sees by the alias whether it
 came to pass, and calls it ``done`` or ``abandoned`` (`settle`).
+
+Who deletes a version deletes its decisions. The registered model keeps the highest number that a decision ever had, so
+that no number is given twice, and a gap tells of them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 PREFIX = "decision."
 """Of the tags' keys."""
+COUNTER = "yolact.decisions"
+"""Tag of the registered model: the highest number of a decision so far."""
 
 Action = Literal["promote", "rollback"]
 State = Literal["intended", "done", "abandoned"]
@@ -78,6 +83,14 @@ class History:
     champion: int | None
     versions: list[int]
     """Those that are still there."""
+    last_number: int
+    """Highest that a decision ever had; 0 where there was none."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of decisions that went with their versions, or whose process died before it wrote them."""
+        there = {decision.number for decision in self.decisions}
+        return [number for number in range(1, self.last_number + 1) if number not in there]
 
     @property
     def unsettled(self) -> list[Decision]:
@@ -110,7 +123,13 @@ def read_history(model: Registered) -> History:
         if key.startswith(PREFIX) and (decision := Decision.from_tag(key, text)) is not None
     ]
     decisions.sort(key=lambda decision: (decision.number, decision.key))
-    return History(model.name, decisions, model.alias(CHAMPION), list(versions))
+    last_number = max([_number(model.tags().get(COUNTER)), *(decision.number for decision in decisions)])
+    return History(model.name, decisions, model.alias(CHAMPION), list(versions), last_number)
+
+
+def _number(text: str | None) -> int:
+    """Of the counter; 0 where there is none (no decision was made, or by an older program)."""
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def new_decision(
@@ -127,7 +146,7 @@ def new_decision(
 ) -> Decision:
     """A decision that is about to be carried out, as the next of the history."""
     now = datetime.now(UTC)
-    number = 1 + max((decision.number for decision in history.decisions), default=0)
+    number = history.last_number + 1
     return Decision(
         key=f"{PREFIX}{number:06d}-{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
         number=number,
@@ -147,6 +166,8 @@ def new_decision(
 
 def write(model: Registered, decision: Decision) -> None:
     """Keep a decision on its version; one that is there gets the new state."""
+    if decision.state == "intended":
+        model.set_model_tag(COUNTER, str(decision.number))
     model.set_tag(decision.version, decision.key, decision.to_tag())
 
 

@@ -228,6 +228,7 @@ def _move(model: Registered, lock: Hold, decision: Decision) -> Decision:
     write(model, decision)
     lock.check()
     model.set_alias(CHAMPION, decision.version)
+    lock.check()  # else it stays intended, and the next one to hold the lock settles it by the alias
     done = replace(decision, state="done")
     write(model, done)
     return done
@@ -235,14 +236,18 @@ def _move(model: Registered, lock: Hold, decision: Decision) -> Decision:
 
 def _earlier_champion(history: History) -> int:
     line = champions(history)
-    earlier = [version for version in line[:-1] if version in history.versions]
-    if not line:
-        raise RegistryError(f"{history.name} has no champion, and had none. Promote a version first: yolact promote")
-    if not earlier:
+    if line and line[-1] == history.champion:  # not so where the present champion was deleted
+        del line[-1]
+    earlier = [version for version in line if version in history.versions]
+    if earlier:
+        return earlier[-1]
+    if history.champion is None:
         raise RegistryError(
-            f"version {line[-1]} is the first champion of {history.name} that is left: there is none to go back to"
+            f"{history.name} has no champion, and none of its versions was one. Promote a version first: yolact promote"
         )
-    return earlier[-1]
+    raise RegistryError(
+        f"version {history.champion} is the first champion of {history.name} that is left: there is none to go back to"
+    )
 
 
 def _former_champion(history: History, to: int) -> int:

@@ -69,15 +69,20 @@ class LineageReport:
         return {str(key): str(value) for key, value in tree.items()} if isinstance(tree, dict) else None
 
     def commands(self) -> list[str]:
-        """Shell commands that make the model again, from nothing."""
+        """Shell commands that make the model again, for the folder and environment that this is asked in.
+
+        The settings are fetched before the folder changes: without MLFLOW_TRACKING_URI they are in the store here.
+        """
         remote = self.tags.get("git_remote", "PROJECT")
-        lines = [f"git clone {shlex.quote(remote)} rebuilt && cd rebuilt"]
+        lines = [f"git clone {shlex.quote(remote)} rebuilt"]
         if "git_commit" in self.tags:
-            lines.append(f"git checkout {self.tags['git_commit']}")
-        lines.append("make install && source .venv/bin/activate")
+            lines.append(f"git -C rebuilt checkout {self.tags['git_commit']}")
         if self.params is not None:
-            uri = f"models:/{self.name}/{self.version}/artifacts/{PARAMS_FILE}"
-            lines.append(f"mlflow artifacts download --artifact-uri {shlex.quote(uri)} --dst-path .")
+            path = f"artifacts/{PARAMS_FILE}"  # MLflow keeps the folder
+            uri = shlex.quote(f"models:/{self.name}/{self.version}/{path}")
+            fetch = f"mlflow artifacts download --artifact-uri {uri} --dst-path rebuilt"
+            lines.append(f"{fetch} && mv rebuilt/{path} rebuilt/")
+        lines.append("cd rebuilt && make install && source .venv/bin/activate")
         if self.lock_commit is not None and self.tags.get("data_source") not in FIXED_SOURCES:
             lines.append(f"git checkout {self.lock_commit} -- dvc.lock && dvc pull data/raw data/processed")
             lines.append("dvc repro --force --single-item train")

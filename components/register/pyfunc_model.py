@@ -20,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
-from PIL import Image
+from PIL import Image, ImageOps
 
 from yolact.config import DetectConfig
 from yolact.errors import DataError
@@ -88,8 +88,7 @@ class YolactModel(PythonModel):
         Args:
             context: not read.
             model_input: column ``image``: a JPEG or PNG as base64 text or as bytes, or an (H, W, 3) uint8 RGB array,
-            also
-                as nested lists.
+                also as nested lists. Encoded photos are turned upright, as `Predictor` does with files.
             params: ``score_threshold`` and ``max_detections``, where they shall differ from the version's settings.
 
         Returns:
@@ -144,7 +143,7 @@ def check_array(value: Any, row: int) -> np.ndarray:
 
 
 def decode_image(value: Any, row: int) -> np.ndarray:
-    """Decode base64 text or bytes of a JPEG or PNG to (H, W, 3) uint8 RGB, as evaluation reads photos.
+    """Decode base64 text or bytes of a JPEG or PNG to (H, W, 3) uint8 RGB, upright as its EXIF orientation says.
 
     Raises:
         DataError: ``value`` is neither; names the row.
@@ -159,7 +158,7 @@ def decode_image(value: Any, row: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as photo:
             if photo.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
                 raise OSError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            return np.array(photo.convert("RGB"))
+            return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not a readable JPEG or PNG: {error}") from error
 

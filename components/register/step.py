@@ -23,6 +23,7 @@ import yaml
 import yolact
 from components.common.command import run_command
 from components.common.lineage import data_source, gather_lineage, hash_files, hash_params
+from components.common.outputs import read_json
 from components.common.registry import CANDIDATE, IDENTITY, Registered
 from components.common.tracking import (
     TRAIN_RUN_TAG,
@@ -164,7 +165,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
 
 def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: Path) -> Candidate:
     load_model(model_dir)
-    metrics = _read_json(metrics_path, "evaluate")
+    metrics = read_json(metrics_path, "evaluate")
     figures = Figures.of(metrics, metrics_path)
     val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
     if not val.images:
@@ -175,18 +176,9 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
     tags["model_digest"] = hash_files(model_dir / WEIGHTS_FILE, model_dir / DESCRIPTION_FILE)
     if BASE.is_file():
         tags["params_changes"] = json.dumps(changed_settings(params, load_params(BASE)))
-    stats = _read_json(processed_dir / "stats.json", "preprocess")
+    stats = read_json(processed_dir / "stats.json", "preprocess")
     card = CardFacts(params.register_.model_name, params, metrics, stats, tags)
     return Candidate(model_dir, val.images_dir / val.images[0].file_name, figures, card)
-
-
-def _read_json(path: Path, step: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Run the {step} step first: dvc repro {step}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}). Run the {step} step again.") from error
 
 
 def changed_settings(params: Params, base: Params) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from cli.main import app
+from components.common.registry import CHAMPION, Registered
+from components.promote.promotion import rollback
 from tests.components.registry_versions import add_version
+from yolact.config import load_params
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,37 @@ def test_a_model_without_champion_has_an_empty_history(project: Path) -> None:
     assert "nothing was promoted yet" in result.output
     result = CliRunner().invoke(app, ["lineage", "yolact@champion"])
     assert (result.exit_code, "nothing was promoted yet" in result.output) == (1, True)
+
+
+def test_a_narrow_window_and_a_file_get_digests_and_reasons_whole(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
+    digest, reason = "0123456789abcdef" * 4, "it stumbles in the rain [and at night]"
+    for found in (10, 20):
+        add_version(client, {"cat": found}, data_digest=digest)
+        Registered.open(client, "yolact").set_alias(CHAMPION, found // 10)
+    first = CliRunner().invoke(app, ["promote", "--version", "1", "--force", "--reason", reason])
+    assert first.exit_code == 0, first.output
+    rollback(load_params("params.yaml"), reason=reason)
+    monkeypatch.setenv("COLUMNS", "80")
+    for command, text in ((["lineage", "yolact/1"], digest), (["history"], reason)):
+        assert text in CliRunner().invoke(app, command).output  # in a file
+        with monkeypatch.context() as patch:
+            patch.setenv("FORCE_COLOR", "1")  # as on a terminal
+            shown = re.sub(r"\x1b\[[0-9;]*m", "", CliRunner().invoke(app, command).output)
+        assert "…" not in shown
+        assert command == ["history"] or digest in re.sub(r"\s", "", shown)  # over two lines
+
+
+def test_a_refusal_names_the_command_that_overrules_it_with_the_model(project: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
+    add_version(client, {"cat": 0}, name="night")
+    settings = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(re.sub(r"min_first: [0-9.]+", "min_first: 0.9", settings))
+    result = CliRunner().invoke(app, ["promote", "--name", "night"])
+    assert result.exit_code == 3
+    assert 'yolact promote --name night --version 1 --force --reason "..."' in result.output
 
 
 def test_the_lineage_of_a_version_that_says_little_says_so(project: Path) -> None:

@@ -21,8 +21,8 @@ PHOTOS = 40
 SIDE = 64
 
 
-def ground_truth(classes: list[str], *, shift: int = 0) -> dict[str, Any]:
-    """A COCO instances tree; another ``shift`` (pixels) is another data set."""
+def ground_truth(classes: list[str], *, shift: int = 0, first: int = 1) -> dict[str, Any]:
+    """A COCO instances tree; another ``shift`` (pixels) is another data set, another ``first`` (id) the same one."""
     annotations = []
     for image in range(1, PHOTOS + 1):
         for category in range(1, len(classes) + 1):
@@ -32,7 +32,7 @@ def ground_truth(classes: list[str], *, shift: int = 0) -> dict[str, Any]:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": image,
+                    "image_id": image + first - 1,
                     "category_id": category,
                     "bbox": [left, 8, 16, 20],
                     "area": 320,
@@ -40,7 +40,9 @@ def ground_truth(classes: list[str], *, shift: int = 0) -> dict[str, Any]:
                     "segmentation": encode(mask),
                 }
             )
-    images = [{"id": k, "file_name": f"{k}.jpg", "width": SIDE, "height": SIDE} for k in range(1, PHOTOS + 1)]
+    images = [
+        {"id": k + first - 1, "file_name": f"{k}.jpg", "width": SIDE, "height": SIDE} for k in range(1, PHOTOS + 1)
+    ]
     categories = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -52,11 +54,12 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 def detections(tree: dict[str, Any], found: Mapping[str, int]) -> list[dict[str, Any]]:
     """Exact detections of each class's objects in the first so many photos, and none in the others."""
+    first = tree["images"][0]["id"]
     name_of = {category["id"]: category["name"] for category in tree["categories"]}
     return [
         {key: item[key] for key in ("image_id", "category_id", "bbox", "segmentation")} | {"score": 0.9}
         for item in tree["annotations"]
-        if item["image_id"] <= found[name_of[item["category_id"]]]
+        if item["image_id"] - first < found[name_of[item["category_id"]]]
     ]
 
 
@@ -66,11 +69,12 @@ def add_version(
     *,
     name: str = "yolact",
     shift: int = 0,
+    first: int = 1,
     data_digest: str = "data-1",
     detect_hash: str = "detect-1",
 ) -> int:
     """Register a version that found each class's objects in so many of the `PHOTOS`, with its run and evaluation."""
-    tree = ground_truth(list(found), shift=shift)
+    tree = ground_truth(list(found), shift=shift, first=first)
     rows = detections(tree, found)
     experiment = client.get_experiment_by_name("made by hand")
     run = client.create_run(experiment.experiment_id if experiment else client.create_experiment("made by hand"))

@@ -20,11 +20,15 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from components.common.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
+from components.common.lineage import hash_params
+from components.common.registry import IDENTITY, Registered, RegistryError
 from components.common.tracking import TrackingError
 from components.compare.comparison import compare, param_changes
 from components.compare.runs import find_run, list_runs
-from components.compare.sides import Side
-from components.compare.tables import class_rows, common_rows, figure_rows
+from components.compare.sides import Side, open_side
+from components.compare.tables import FigureRow, class_rows, common_rows, figure_rows, points
+from yolact.config import load_params
+from yolact.engine.bootstrap import Interval
 from yolact.engine.evaluator import evaluate_coco, index_ground_truth
 from yolact.errors import DataError
 
@@ -170,6 +174,19 @@ class TestComparison:
                 min_score=0,
             )
 
+    def test_zero_has_no_sign_and_nothing_found_no_interval(self) -> None:
+        assert [points(value) for value in (None, -0.0004, 0.0, 0.0004, 0.0006, -0.0206)] == [
+            "-",
+            "0.0",
+            "0.0",
+            "0.0",
+            "+0.1",
+            "-2.1",
+        ]
+        assert FigureRow("cat", 0.0, 0.0, Interval(0.0, 0.0, 0.0)).interval() == "neither finds any"
+        assert FigureRow("cat", 0.5, 0.5, Interval(0.0, -0.0004, 0.01)).interval() == "0.0 to +1.0"
+        assert FigureRow("cat", 0.5, 0.5, None).interval() == ""
+
     def test_params_that_differ_or_are_not_there(self) -> None:
         changes = param_changes({"x": "1", "same": "2", "old": "3"}, {"new": "4", "same": "2", "x": "5"})
         assert [(c.key, c.a, c.b) for c in changes] == [("x", "1", "5"), ("old", "3", None), ("new", None, "4")]
@@ -239,10 +256,10 @@ def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
     return log
 
 
-def register(client: MlflowClient, run_id: str, alias: str | None = None) -> str:
-    if not client.search_registered_models("name = 'yolact'"):
-        client.create_registered_model("yolact")
-    version = client.create_model_version("yolact", source=f"runs:/{run_id}/model", run_id=run_id)
+def register(client: MlflowClient, run_id: str, alias: str | None = None, **tags: str) -> str:
+    Registered.open_or_create(client, "yolact")
+    tags = dict.fromkeys(IDENTITY, "some") | tags
+    version = client.create_model_version("yolact", source=f"runs:/{run_id}/model", run_id=run_id, tags=tags)
     if alias:
         client.set_registered_model_alias("yolact", alias, version.version)
     return str(version.version)
@@ -267,6 +284,29 @@ class TestFindingARun:
         for reference in ("second", "models:/yolact@champion", f"models:/yolact/{version}"):
             assert find_run(client, reference).info.run_id == second
 
+    def test_an_evaluation_that_was_repeated_with_other_settings_is_told_as_it_was(
+        self, client: MlflowClient, log_run: Any
+    ) -> None:
+        detect = load_params(Path("params.yaml")).evaluate.detect
+        used, before = detect.replace(score_threshold=0.5), detect.replace(score_threshold=0.25)
+        params = {"evaluate.detect.score_threshold": "0.25", "train.lr": "0.1"}
+        truth = ground_truth()
+        run_id = log_run("again", truth, [], params=params, settings=used.model_dump(mode="json"))
+        register(client, run_id, detect_hash=hash_params(before), mask_AP="0.25")
+        register(client, run_id, detect_hash=hash_params(used), mask_AP="0.75")
+        register(client, run_id, detect_hash=hash_params(used), mask_AP="0.25")
+        side, _ = open_side("again", client)
+        assert side.params["evaluate.detect.score_threshold"] == "0.5"
+        assert side.params["train.lr"] == "0.1"
+        assert side.remark is None
+        for number, is_of_now in ((1, False), (2, False), (3, True)):
+            side, _ = open_side(f"models:/yolact/{number}", client)
+            assert (side.remark is None) == is_of_now
+            if side.remark:
+                assert f"was evaluated again since yolact version {number} was made in it" in side.remark
+        printed = yolact("compare", "models:/yolact/1", "models:/yolact/3", "--samples", "100").stdout
+        assert "A and B are the same run (again)" in printed
+
     def test_what_fits_no_run_or_several_is_said(self, client: MlflowClient, log_run: Any) -> None:
         ids = {log_run("twin"), log_run("twin")}
         with pytest.raises(DataError, match="may be several runs") as error:
@@ -275,9 +315,9 @@ class TestFindingARun:
         for reference in ("nobody", "it's not", "0" * 8):
             with pytest.raises(TrackingError, match=r"has no run .*yolact runs"):
                 find_run(client, reference)
-        with pytest.raises(TrackingError, match="models:/yolact@champion: not in the registry"):
+        with pytest.raises(RegistryError, match="has no model 'yolact'"):
             find_run(client, "models:/yolact@champion")
-        with pytest.raises(DataError, match="models:/yolact: is no model version"):
+        with pytest.raises(RegistryError, match="'models:/yolact' names no version"):
             find_run(client, "models:/yolact")
 
 
@@ -457,7 +497,7 @@ class TestCompare:
         missing = yolact("compare", "before", ".")
         assert missing.exit_code == 1
         assert (
-            "reports/eval/report.json: no such file. Run the step that writes it: dvc repro evaluate" in missing.stderr
+            "reports/eval/report.json: no such file. Run the evaluate step first: dvc repro evaluate" in missing.stderr
         )
         report = workplace / "reports" / "eval"
         report.mkdir(parents=True)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from components.promote import evidence
 from components.promote.promotion import Outcome, Request, promote
 from components.register import step as register_step
 from components.register.lineage_report import report_lineage
-from yolact.config import Params, parse_params
+from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.engine.evaluator import evaluate_coco, load_ground_truth, predict_dataset
 from yolact.models.weights import save_model
@@ -213,10 +214,11 @@ def test_lineage_names_all_and_the_commands_that_rebuild_it(
     assert report.changed_settings()["model.image_size"] == "64"
     assert "train.lr" not in report.changed_settings()
     assert report.commands() == [
-        "git clone https://git.example.org/p.git rebuilt && cd rebuilt",
-        f"git checkout {code}",
-        "make install && source .venv/bin/activate",
-        "mlflow artifacts download --artifact-uri models:/yolact/1/artifacts/params.yaml --dst-path .",
+        "git clone https://git.example.org/p.git rebuilt",
+        f"git -C rebuilt checkout {code}",
+        "mlflow artifacts download --artifact-uri models:/yolact/1/artifacts/params.yaml --dst-path rebuilt"
+        " && mv rebuilt/artifacts/params.yaml rebuilt/",
+        "cd rebuilt && make install && source .venv/bin/activate",
         f"git checkout {results} -- dvc.lock && dvc pull data/raw data/processed",
         "dvc repro --force --single-item train",
         "dvc repro evaluate",
@@ -224,6 +226,16 @@ def test_lineage_names_all_and_the_commands_that_rebuild_it(
     (doubt,) = report.doubts()
     assert "last bit" in doubt
     assert "s3cret" not in json.dumps(report.to_json())
+
+    # As far as it goes without the internet, with the default store, which is the file here.
+    here = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://git.example.org/p.git"}
+    here["GIT_CONFIG_KEY_0"] = f"url.{Path.cwd()}.insteadOf"
+    here["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = "\n".join(["set -e", *report.commands()[:3]])
+    done = subprocess.run(["bash", "-c", script], env=os.environ | here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_params(Path("rebuilt/params.yaml")) == params
+    assert Path("rebuilt/conf/base.yaml").is_file()
 
     outside = report_lineage(client, "yolact/1", root=Path(os.environ["GIT_CEILING_DIRECTORIES"]))
     assert outside.lock_commit is None

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow import environment_variables as variables
+from mlflow.exceptions import RestException
+from typer.testing import CliRunner
 
+from cli.main import app
+from components.common.evaluations import hash_ground_truth
 from components.common.registry import CHAMPION, Registered, RegistryError
-from components.promote import evidence, step
+from components.common.store import TrackingError
+from components.promote import evidence, lock, step
 from components.promote.history import History, read_history
 from components.promote.promotion import Outcome, RefusedError, Request, promote, rollback
 from tests.components.registry_versions import add_version
@@ -184,7 +190,7 @@ def test_classes_that_the_candidate_does_not_know_are_a_refusal(client: MlflowCl
     for tag, value in (
         (evidence.MODEL_TAG, tags["model_digest"]),
         (evidence.DETECTION_TAG, tags["detect_hash"]),
-        (evidence.GROUND_TRUTH_TAG, evidence.hash_ground_truth(tree)),
+        (evidence.GROUND_TRUTH_TAG, hash_ground_truth(tree)),
     ):
         client.set_tag(run, tag, value)
     outcome = ask(params)
@@ -210,6 +216,17 @@ def test_a_champion_of_other_data_is_not_compared_without_the_candidates_data(
     outcome = ask(params, force=True, reason="urgent")
     assert outcome.status == "promoted"
     assert "nothing could be compared" in history_of(client).decisions[-1].gate[0]["text"]
+
+
+def test_a_ground_truth_that_is_numbered_otherwise_is_the_same(client: MlflowClient, params: Params) -> None:
+    add_version(client, {"cat": 20, "dog": 20})
+    ask(params)
+    add_version(client, {"cat": 32, "dog": 32}, first=500)
+    outcome = ask(params)
+    assert outcome.status == "promoted"
+    figures = outcome.assessment.figures
+    assert (figures["champion"], figures["candidate"]) == pytest.approx((0.5, 0.8), abs=0.02)
+    assert outcome.assessment.notes == []
 
 
 def test_detections_that_are_not_those_of_the_versions_figures_do_not_count(
@@ -288,6 +305,34 @@ def test_a_champion_that_was_deleted_is_passed_over(client: MlflowClient, params
     assert rollback(params).version == 1
 
 
+def test_after_the_champion_was_deleted_the_one_before_it_comes_back(client: MlflowClient, params: Params) -> None:
+    for found in (10, 20, 30):
+        add_version(client, {"cat": found})
+        ask(params)
+    client.delete_model_version("yolact", "3")
+    assert champion(client) is None
+    assert rollback(params).version == 2
+    assert rollback(params).version == 1
+
+
+def test_a_deleted_version_takes_its_decisions_but_their_numbers_are_not_given_again(
+    client: MlflowClient, params: Params
+) -> None:
+    for found in (10, 20):
+        add_version(client, {"cat": found})
+        ask(params)
+    assert history_of(client).missing == []
+    client.delete_model_version("yolact", "2")
+    assert rollback(params).version == 1
+    history = history_of(client)
+    assert [(decision.number, decision.action) for decision in history.decisions] == [(1, "promote"), (3, "rollback")]
+    assert history.missing == [2]
+    assert (
+        "not here: decision 2. Decisions are deleted with the version"
+        in CliRunner().invoke(app, ["history", "--name", "yolact"]).output
+    )
+
+
 def test_an_alias_that_was_moved_by_hand_is_seen_and_can_be_gone_back_from(
     client: MlflowClient, params: Params
 ) -> None:
@@ -329,6 +374,95 @@ def test_a_version_that_was_made_by_hand_is_refused(client: MlflowClient, params
     client.create_model_version("yolact", "s3://elsewhere/weights")
     with pytest.raises(RegistryError, match="version 2 has no tag model_digest: it was not registered"):
         ask(params, version=2)
+
+
+# The lock
+
+
+def test_a_lock_that_is_lost_after_the_alias_moved_leaves_the_decision_to_the_next(
+    client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_version(client, {"cat": 10})
+    move = Registered.set_alias
+
+    def moved_too_slowly(model: Registered, alias: str, version: int) -> None:
+        move(model, alias, version)
+        client.delete_registered_model("yolact.promotion-lock")  # as one who took this process for dead
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registered, "set_alias", moved_too_slowly)
+        with pytest.raises(lock.LockedError, match=r"was lost: .*yolact history"):
+            ask(params)
+    assert [decision.state for decision in history_of(client).decisions] == ["intended"]
+    assert champion(client) == 1
+    add_version(client, {"cat": 20})
+    assert ask(params).previous == 1
+    assert [decision.state for decision in history_of(client).decisions] == ["done", "done"]
+
+
+def test_a_registry_that_forbids_to_break_a_dead_lock_is_told_at_once(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock._create(client, "yolact.promotion-lock", "token", "Ada", -1)
+    tries: list[str] = []
+
+    def forbidden(name: str, _: str) -> None:
+        tries.append(name)
+        if len(tries) > 1:
+            pytest.fail("asked again")
+        raise RestException({"error_code": "PERMISSION_DENIED", "message": "not yours"})
+
+    monkeypatch.setattr(client, "rename_registered_model", forbidden)
+    with (
+        pytest.raises(TrackingError, match=r"could not break yolact\.promotion-lock at .*: .*not yours"),
+        lock.hold(client, "yolact", "Bob", patience=60),
+    ):
+        pytest.fail("two hold the lock")
+
+
+def test_a_lock_whose_name_mlflow_hides_is_not_waited_for_for_ever(client: MlflowClient) -> None:
+    client.register_prompt("yolact.promotion-lock", "Say {{this}}")
+    with (
+        pytest.raises(lock.LockedError, match=r"could not be had: .* a prompt has that name"),
+        lock.hold(client, "yolact", "Bob", patience=0.3),
+    ):
+        pytest.fail("there is no lock to hold")
+
+
+def test_who_saw_a_dead_lock_long_ago_cannot_rename_the_lock_of_now(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock._create(client, "yolact.promotion-lock", "dead", "Ada", -1)
+    seen = client.get_registered_model("yolact.promotion-lock")
+    with lock.hold(client, "yolact", "Bob", patience=0) as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "delete_registered_model", lambda _: pytest.fail("a lock is deleted"))
+            find = lock._find
+            patch.setattr(lock, "_find", lambda *a: pytest.fail("a lock was renamed") if "broken" in a[1] else find(*a))
+            assert not lock._break(client, seen)
+        held.check()
+    assert client.search_registered_models() == []
+
+
+def test_a_dead_lock_whose_breaker_died_too_is_swept(client: MlflowClient) -> None:
+    lock._create(client, "yolact.promotion-lock", "dead", "Ada", -1)
+    assert lock._break(client, client.get_registered_model("yolact.promotion-lock"))
+    client.create_registered_model("yolactXpromotion-lock.broken-pipe")  # whose name is none of ours
+    with lock.hold(client, "yolact", "Bob"):
+        pass
+    assert [model.name for model in client.search_registered_models()] == ["yolactXpromotion-lock.broken-pipe"]
+
+
+def test_requests_under_the_lock_end_before_it_does(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    retries, timeout = variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES, variables.MLFLOW_HTTP_REQUEST_TIMEOUT
+    default = retries.get()
+    with lock.hold(client, "yolact", "Bob"):
+        pauses = sum(variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get() * 2**k for k in range(retries.get() + 1))
+        longest = (1 + retries.get()) * timeout.get() + pauses
+        assert longest < lock.LIFETIME * (1 - lock.MARGIN)
+    assert (retries.get(), timeout.get()) == (default, 600)
 
 
 # As a step of a pipeline

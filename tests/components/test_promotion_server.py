@@ -177,7 +177,7 @@ def test_the_whole_loop_by_command_two_runs_refused_promoted_and_rolled_back(
     refusal = yolact("promote", exit_code=3)
     assert "version 2 is refused; nothing was changed (champion is: version 1)" in refusal
     assert "REFUSED  promote.max_class_loss: class dog (40 objects) loses 0.1" in refusal
-    assert 'yolact promote --version 2 --force --reason "..."' in refusal
+    assert f'yolact promote --name {name} --version 2 --force --reason "..."' in refusal
     add_version(client, {"cat": 30, "dog": 30}, name=name)
     assert "version 3 would be promoted" in yolact("promote", "--dry-run")
     assert Registered.open(client, name).alias(CHAMPION) == 1

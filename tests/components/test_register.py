@@ -683,6 +683,22 @@ def test_a_request_can_ask_for_higher_scores_and_fewer_detections(loaded: mlflow
         loaded.predict(photo, params={"score_threshold": 1.5})
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_photo_gives_what_the_predictor_finds_in_its_file(
+    loaded: mlflow.pyfunc.PyFuncModel, params: Params, network: Yolact, tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    Image.open(PHOTO).convert("RGB").resize((90, 60)).save(path, quality=95, exif=exif)
+    (expected,) = Predictor(network, CLASSES, params.evaluate.detect).predict([path])
+    assert len(expected) > 0
+    (found,) = loaded.predict([{"image": path.read_bytes()}])
+    assert {tuple(mask["size"]) for mask in found["masks"]} == {(90, 60) if orientation == 6 else (60, 90)}
+    np.testing.assert_allclose(found["boxes"], expected.boxes.numpy(), atol=1e-2)
+    np.testing.assert_allclose(found["scores"], expected.scores.numpy(), atol=1e-5)
+
+
 def test_rows_keep_their_order_over_several_batches(params: Params, network: Yolact) -> None:
     model = YolactModel()
     model.predictor = Predictor(network, CLASSES, params.evaluate.detect)
