@@ -53,16 +53,16 @@ RUN apt-get update \
  && find / -xdev -type f -perm /6000 -exec chmod a-s {} + \
  && groupadd --gid 10001 yolact \
  && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin yolact \
- && install --directory --mode 1777 /work
+ && install --directory --mode 1777 /workspace
 COPY --from=libraries /layers/nvidia/ /
 COPY --from=libraries /layers/torch/ /
 COPY --from=libraries /opt/yolact/ /opt/yolact/
 COPY --from=code /layers/code/ /
 COPY deploy/image/healthy.py /opt/yolact/bin/
 # What `register` compares a run's settings with.
-COPY conf/base.yaml /work/conf/
+COPY conf/base.yaml /workspace/conf/
 
-# The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /work or to where
+# The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /workspace or to where
 # a step is told to write. Any user id will do.
 ENV PATH=/opt/yolact/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
@@ -73,7 +73,7 @@ ENV PATH=/opt/yolact/bin:/usr/local/bin:/usr/bin:/bin \
     DO_NOT_TRACK=1 \
     DVC_NO_ANALYTICS=1 \
     MLFLOW_DISABLE_TELEMETRY=true
-WORKDIR /work
+WORKDIR /workspace
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s CMD ["python", "/opt/yolact/bin/healthy.py"]

@@ -67,7 +67,7 @@ def test_runs_as_a_user_with_a_number_and_no_rights(docker: Docker, image: str) 
 def test_user_can_write_to_temporary_and_working_folders_only(docker: Docker, image: str) -> None:
     find = r"find / -xdev \( -type f -o -type d \) -writable -not -path '/proc/*' 2>/dev/null; true"
     found = docker("run", "--rm", "--network", "none", image, "sh", "-c", find).split()
-    assert sorted(found) == ["/run/lock", "/tmp", "/var/tmp", "/work"]
+    assert sorted(found) == ["/run/lock", "/tmp", "/var/tmp", "/workspace"]
     locked = docker("run", "--rm", "--network", "none", *LOCKED, image, "sh", "-c", find).split()
     assert locked == ["/tmp"]  # a file system of its own there
 
@@ -137,5 +137,5 @@ def test_register_finds_what_it_compares_settings_with(docker: Docker, image: st
 
 
 def test_any_user_id_will_do(docker: Docker, image: str) -> None:
-    command = ("sh", "-c", "touch /work/file && yolact --help")
+    command = ("sh", "-c", "touch /workspace/file && yolact --help")
     assert "Usage" in docker("run", "--rm", "--network", "none", "--user", "4321:4321", image, *command)

@@ -195,11 +195,11 @@ def test_every_step_runs_without_rights_on_a_read_only_file_system(
     steps = " && ".join(f"python -m components.{name}.step" for name in STEPS)
     tracking = f"MLFLOW_TRACKING_URI={workshop.environment['MLFLOW_TRACKING_URI']}"
     variables = ("--env", "OMP_NUM_THREADS=1", "--env", tracking)
-    mounts = ("--volume", f"{tmp_path}:/work", "--network", "host")
+    mounts = ("--volume", f"{tmp_path}:/workspace", "--network", "host")
     docker("run", "--rm", *LOCKED, *variables, *mounts, image, "sh", "-c", steps)
     assert (tmp_path / "metrics" / "eval.json").stat().st_uid == 10001
     assert read(tmp_path, "reports/registration.json")["name"] == "yolact-smoke"
-    docker("run", "--rm", *mounts, "--user", "0", image, "chown", "-R", f"{os.getuid()}:{os.getgid()}", "/work")
+    docker("run", "--rm", *mounts, "--user", "0", image, "chown", "-R", f"{os.getuid()}:{os.getgid()}", "/workspace")
 
 
 @contextmanager
