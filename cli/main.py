@@ -245,7 +245,7 @@ def history(name: ModelName = None, as_json: AsJson = False) -> None:
 
 @app.command()
 def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the local pages.")] = 5000) -> None:
-    """Show the last run in MLflow."""
+    """Open MLflow's pages, at the last run if there is one."""
     from cli import mlflow_ui
 
     raise typer.Exit(mlflow_ui.serve(port))
