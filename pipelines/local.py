@@ -7,6 +7,7 @@ only after its exit code was read (`_run_container`).
 
 from __future__ import annotations
 
+import builtins
 import io
 import logging
 import os
@@ -252,17 +253,21 @@ def _passed_on() -> dict[str, str]:
 
 @contextmanager
 def _log_to(progress: Progress) -> Iterator[None]:
-    """Write what kfp logs between tasks (tries, cached results) as it writes what it logs of a task."""
+    """Write what kfp logs between tasks (tries, cached results) as it writes what it logs of a task.
+
+    Around each task kfp puts other log handlers and another `print`, and back what it found; two tasks at once put back
+    each other's. Here the end is as the beginning was.
+    """
     handler = logging.StreamHandler(progress)
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
-    level = root.level
+    before = root.handlers[:], root.level, builtins.print
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
+        root.handlers[:], level, builtins.print = before
         root.setLevel(level)
 
 

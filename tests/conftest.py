@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,25 @@ SHARED = REPOSITORY.parent / "shared"
 settings.register_profile("stable", derandomize=True)
 settings.register_profile("search", print_blob=True)
 settings.load_profile("stable")
+
+
+@pytest.fixture(autouse=True)
+def leaves_output_alone() -> Iterator[None]:
+    """A test that changed how the process logs or prints would make a later one fail, far away."""
+    root = logging.getLogger()
+    before = own_handlers(root), root.level, builtins.print
+    yield
+    after = own_handlers(root), root.level, builtins.print
+    for handler in set(after[0]) - set(before[0]):
+        root.removeHandler(handler)
+    root.setLevel(before[1])
+    builtins.print = before[2]
+    assert after == before, "the test left other log handlers, another log level or another print behind"
+
+
+def own_handlers(logger: logging.Logger) -> list[logging.Handler]:
+    """All but pytest's, which come and go around each phase of a test."""
+    return [handler for handler in logger.handlers if not type(handler).__module__.startswith("_pytest")]
 
 
 @pytest.fixture(scope="session")

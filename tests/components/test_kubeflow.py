@@ -161,6 +161,7 @@ def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_to_step: dict[str, Any] = {}
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
     monkeypatch.setattr("components.evaluate.step.run", lambda params, **given: given_to_step.update(given))
     for name in ("describe_evaluation", "show_page"):
         monkeypatch.setattr(kubeflow, name, lambda *_: None)
