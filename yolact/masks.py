@@ -77,10 +77,7 @@ class InstanceMasks:
         """COCO's compressed run lengths, equal to those that pycocotools makes of the whole masks."""
         if not self.crops:
             return []
-        runs = [
-            {"size": [self.height, self.width], "counts": _run_lengths(crop, top, left, self.height, self.width)}
-            for crop, (top, left) in zip(self.crops, self.corners, strict=True)
-        ]
+        runs = [{"size": [self.height, self.width], "counts": counts} for counts in _run_lengths(self)]
         return [
             {"size": [self.height, self.width], "counts": rle["counts"].decode("ascii")}
             for rle in coco_mask.frPyObjects(runs, self.height, self.width)
@@ -164,20 +161,38 @@ def _signed_area(corners: np.ndarray) -> float:
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
-def _run_lengths(crop: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """Lengths of the runs of zeros and ones, in turn, of a mask read down its columns; the first run is of zeros."""
-    rows, columns = crop.shape
+def _run_lengths(masks: InstanceMasks) -> list[np.ndarray]:
+    """For each mask the lengths of the runs of zeros and ones, in turn, down its columns; the first is of zeros.
+
+    All masks are gone through together: most are small, and a NumPy call takes as long as a thousand pixels do.
+    """
+    tall = np.array([crop.shape[0] for crop in masks.crops])
+    wide = np.array([crop.shape[1] for crop in masks.crops])
+    top, left = np.array(masks.corners).T
     # A column at a time, each closed by a zero, so that no run goes on into the next one.
-    closed = np.zeros((columns, rows + 1), dtype=bool)
-    closed[:, :rows] = crop.T
-    flat = closed.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
-        changes = np.concatenate([[0], changes])
-    column, row = np.divmod(changes, rows + 1)
-    positions = (left + column) * height + top + row
-    if rows == height:  # a run may reach the foot of its column and go on at the head of the next: join the two
-        joined = np.flatnonzero(positions[1:-1:2] == positions[2::2]) * 2 + 1
-        positions = np.delete(positions, np.concatenate([joined, joined + 1]))
-    ends = [height * width] if not len(positions) or positions[-1] < height * width else []
-    return np.diff(np.concatenate([[0], positions, ends])).astype(np.uint32)
+    first = np.concatenate([[0], (wide * (tall + 1)).cumsum()])
+    closed = np.zeros(first[-1] + 1, dtype=bool)
+    columns = closed[1:]  # what lies before it is no mask's
+    for crop, start, end in zip(masks.crops, first[:-1], first[1:], strict=True):
+        columns[start:end].reshape(-1, crop.shape[0] + 1)[:, :-1] = crop.T
+    changes = np.flatnonzero(closed[1:] != closed[:-1])  # begins and ends of runs of ones, in turn
+    counts = np.diff(np.searchsorted(changes, first))
+    mask = np.repeat(np.arange(len(masks)), counts)
+    column, row = np.divmod(changes - first[mask], tall[mask] + 1)
+    positions = (left[mask] + column) * masks.height + top[mask] + row
+    # A run may reach the foot of the image and go on at the head of the next column: join the two.
+    joined = np.flatnonzero((positions[1:-1:2] == positions[2::2]) & (mask[1:-1:2] == mask[2::2])) * 2 + 1
+    positions = np.delete(positions, np.concatenate([joined, joined + 1]))
+    counts -= 2 * np.bincount(mask[joined], minlength=len(masks))
+    # Each mask's positions between 0 and the image's end; what lies between two of them is a run.
+    pixels = masks.height * masks.width
+    after = (counts + 2).cumsum()
+    before = after - counts - 2
+    ends = np.empty(after[-1], dtype=np.uint32)
+    is_position = np.ones(after[-1], dtype=bool)
+    for places, value in ((before, 0), (after - 1, pixels)):
+        ends[places], is_position[places] = value, False
+    ends[is_position] = positions
+    runs = np.diff(ends)
+    after -= 1 + (runs[after - 2] == 0)  # no empty run at the end
+    return [runs[start:end] for start, end in zip(before, after, strict=True)]
