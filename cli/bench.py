@@ -20,7 +20,7 @@ from yolact.benchmark.agreement import Agreement
 from yolact.benchmark.calibration import calibrated_network
 from yolact.benchmark.contestants import STAGES, Entry
 from yolact.benchmark.evaluation import EvaluationWork
-from yolact.benchmark.inference import ContestantResult, InferenceBenchmark
+from yolact.benchmark.inference import MEMORY_PROCESSES, ContestantResult, InferenceBenchmark
 from yolact.benchmark.learners import TRAINING_STAGES
 from yolact.benchmark.loading import LoadingBenchmark
 from yolact.benchmark.machine import Machine
@@ -217,8 +217,10 @@ def _show_inference(result: InferenceBenchmark, console: Console) -> None:
         f"Photos: {sizes}; {contestants[0].detections:g} detections each by {result.reference}. "
         f"Medians of {result.settings.rounds} rounds; speed is that of {result.reference} times so much."
     )
-    if any(contestant.memory for contestant in contestants):
-        console.print("Memory: each in a process of its own, during inference (while loading).")
+    kinds = {contestant.memory.kind for contestant in contestants if contestant.memory}
+    if kinds:
+        processes = f"{MEMORY_PROCESSES} processes" if "resident" in kinds else "a process"
+        console.print(f"Memory: each in {processes} of its own, during inference (while loading).")
     for contestant in contestants:
         if contestant.agreement is not None:
             console.print(_agreement_line(contestant, contestant.agreement, result.reference))

@@ -92,7 +92,7 @@ class _WideConv(nn.Module):
     def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int, width: int) -> None:
         super().__init__()
         self.large = WinogradConv2d(conv, activation, height, width)
-        self.small = _FusedConv(conv, activation, {})
+        self.small = _FusedConv(conv, activation, {conv: [1, conv.in_channels, height, width]})
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = (self.large if x.shape[2] * x.shape[3] >= WINOGRAD_PIXELS else self.small)(x)
@@ -229,14 +229,18 @@ class _Head(nn.Module):
     def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
-        # Levels of several sizes pass, so no order of the weights is the best. In bfloat16, Winograd's rounding in the
-        # head cost a tenth of a point of mask AP; in the protonet it cost nothing (docs/accuracy.md).
-        largest = largest if head.conf_layer.weight.dtype == torch.float32 else (0, 0)
         self.upfeature = self._conv(head.upfeature[0], "relu", largest)
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
-        self.outputs = self._conv(_joined(layers), "none", largest)
+        outputs = _joined(layers)
+        # In bfloat16, Winograd's rounding of what is a result cost mask AP50; before that it cost nothing
+        # (docs/accuracy.md).
+        self.outputs = (
+            self._conv(outputs, "none", largest)
+            if outputs.weight.dtype == torch.float32
+            else _FusedConv(outputs, "none", {outputs: [1, outputs.in_channels, *largest]})
+        )
         for layer in layers:
             layer.weight = None  # type: ignore[assignment]  # as in _FusedConv
 
@@ -245,7 +249,7 @@ class _Head(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         if _suits_winograd(conv, *largest):
             return _WideConv(conv, activation, *largest)
-        return _FusedConv(conv, activation, {})
+        return _FusedConv(conv, activation, {conv: [1, conv.in_channels, *largest]})
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Encoded boxes, class logits and mask coefficients, (B, A, 4), (B, A, C + 1) and (B, A, K), of all levels."""

@@ -24,6 +24,9 @@ from yolact.models.yolact import Yolact
 WARM_UP = 5
 """Runs of each contestant before the first round: caches fill, compilers and autotuners do their work."""
 
+MEMORY_PROCESSES = 3
+"""In which each contestant's memory is measured on a CPU."""
+
 
 @dataclass(frozen=True)
 class StageTimes:
@@ -160,7 +163,8 @@ def _memories(
     peaks: list[PeakMemory | None] = []
     for entry in entries:
         progress(f"{entry.name}: measuring memory")
-        peaks.append(measure_memory(entry.name, _Work(entry, task, first), torch.device(task.device), task.threads))
+        work, device = _Work(entry, task, first), torch.device(task.device)
+        peaks.append(measure_memory(entry.name, work, device, task.threads, MEMORY_PROCESSES))
     return peaks
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
+from yolact.benchmark.timing import median
 from yolact.devices import peak_resident
 from yolact.errors import SettingsError
 
@@ -40,16 +41,24 @@ class Work(Protocol):
         """Build a contestant; returns what it does with one batch."""
 
 
-def measure_memory(name: str, work: Work, device: torch.device, threads: int) -> PeakMemory:
+def measure_memory(name: str, work: Work, device: torch.device, threads: int, processes: int = 1) -> PeakMemory:
     """Do ``work`` a few times in a new process.
 
     Args:
         name: of the contestant, for errors.
         threads: of PyTorch on the CPU.
+        processes: one after the other, each new, whose medians are returned. Resident memory depends on where the
+            system's allocator finds room: it differed by a tenth between processes that did the same. On a GPU there is
+            one process, whatever is said here.
 
     Raises:
         SettingsError: the contestant cannot be loaded; or the process was ended from outside.
     """
+    peaks = [_in_new_process(name, work, device, threads) for _ in range(processes if device.type == "cpu" else 1)]
+    return PeakMemory(peaks[0].kind, median([peak.loading for peak in peaks]), median([peak.work for peak in peaks]))
+
+
+def _in_new_process(name: str, work: Work, device: torch.device, threads: int) -> PeakMemory:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
         try:
