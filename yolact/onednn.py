@@ -9,15 +9,21 @@ convolutions use Winograd's minimal filtering instead, which needs 2.25 multipli
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from yolact.models.backbone import DarknetBackbone, DarknetBlock, DeformableConv2d, ResNetBackbone
+from yolact.models.backbone import (
+    BasicBlock,
+    Bottleneck,
+    DarknetBackbone,
+    DarknetBlock,
+    DeformableConv2d,
+    ResNetBackbone,
+)
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
@@ -40,8 +46,7 @@ def is_available(dtype: torch.dtype) -> bool:
         return False
     try:
         with torch.no_grad():
-            # Without initial weights: drawing them would change the course of a training that validates.
-            conv = nn.utils.skip_init(nn.Conv2d, 4, 4, 3, padding=1, dtype=dtype)
+            conv = _conv_of(torch.zeros(4, 4, 3, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
             _FusedConv(conv, "relu", {conv: [1, 4, 4, 4]})(torch.zeros(1, 4, 4, 4, dtype=dtype))
     except (AttributeError, RuntimeError):  # PyTorch does not promise these operations
         return False
@@ -126,12 +131,17 @@ def _backbone_conv(conv: nn.Module, sizes: _InputSizes) -> nn.Module:
     return _conv(conv, "relu", sizes) if conv.weight.dtype == torch.bfloat16 else _FusedConv(conv, "relu", sizes)
 
 
+def _convs(block: BasicBlock | Bottleneck) -> list[nn.Module]:
+    """Those of its residual branch, in order."""
+    return [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+
+
 class _Block(nn.Module):
     """A residual block of a ResNet whose batch norm is folded."""
 
     def __init__(self, block: BasicBlock | Bottleneck, sizes: _InputSizes) -> None:
         super().__init__()
-        *before, last = [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+        *before, last = _convs(block)
         self.before = nn.ModuleList(
             nn.Sequential(conv, nn.ReLU(inplace=True))
             if isinstance(conv, DeformableConv2d)
@@ -267,15 +277,18 @@ class _Head(nn.Module):
 
 def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
     """One convolution with the outputs of several that read the same map."""
-    first = convs[0]
-    channels = sum(conv.out_channels for conv in convs)
-    joined = nn.utils.skip_init(
-        nn.Conv2d, first.in_channels, channels, first.kernel_size, padding=first.padding, dtype=first.weight.dtype
-    ).requires_grad_(False)
-    joined.weight.copy_(torch.cat([conv.weight for conv in convs]))
-    assert joined.bias is not None
-    joined.bias.copy_(torch.cat([cast(Tensor, conv.bias) for conv in convs]))
-    return joined.to(memory_format=torch.channels_last)
+    weight = torch.cat([conv.weight for conv in convs]).contiguous(memory_format=torch.channels_last)
+    return _conv_of(weight, torch.cat([cast(Tensor, conv.bias) for conv in convs]))
+
+
+def _conv_of(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A 3x3 convolution with padding and these weights.
+
+    Initial ones are not drawn: that would change the course of a training that validates.
+    """
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+    conv.weight, conv.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+    return conv
 
 
 def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
@@ -292,21 +305,47 @@ def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
 
 
 def _input_sizes(network: Yolact) -> _InputSizes:
-    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one photo."""
-    with torch.device("meta"):  # shapes without memory
-        shadow = Yolact(network.config, network.num_classes).eval()
+    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one photo.
+
+    They are counted, not seen: without numbers (on the device "meta") PyTorch would load its compiler, for seconds and
+    some 150 MiB.
+    """
     sizes: _InputSizes = {}
-    convs = dict(network.named_modules())
-    for part in ("backbone", "fpn", "proto_net"):
-        for name, module in shadow.get_submodule(part).named_modules(prefix=part):
-            if isinstance(module, nn.Conv2d):
-                real = convs[name]
-                module.register_forward_pre_hook(
-                    lambda _, args, real=real: sizes.__setitem__(real, list(args[0].shape))
-                )
-    size = network.config.image_size
-    with torch.no_grad():
-        shadow.tensors(torch.zeros((1, 3, size, size), device="meta"))
+
+    def through(convs: Iterable[nn.Module], side: int) -> int:
+        """The side of a square map after these; a stride of 2 halves it, rounding up."""
+        for conv in convs:
+            if isinstance(conv, nn.Conv2d):
+                sizes[conv] = [1, conv.in_channels, side, side]
+                side = -(-side // conv.stride[0])
+            elif isinstance(conv, DeformableConv2d):
+                side = -(-side // conv.stride)
+            elif isinstance(conv, nn.MaxPool2d):
+                side = -(-side // cast(int, conv.stride))
+            elif isinstance(conv, nn.Upsample):
+                side = int(side * cast(float, conv.scale_factor))
+        return side
+
+    backbone, levels = network.backbone, []
+    if isinstance(backbone, ResNetBackbone):
+        side = through([backbone.conv1, backbone.maxpool], network.config.image_size)
+        for stage in backbone.layers:
+            for block in cast(nn.Sequential, stage):
+                assert isinstance(block, BasicBlock | Bottleneck)
+                if block.downsample is not None:
+                    through(block.downsample, side)
+                side = through(_convs(block), side)
+            levels.append(side)
+    else:
+        side = through(backbone._preconv, network.config.image_size)
+        for stage in backbone.layers:
+            side = through(stage.modules(), side)
+            levels.append(side)
+    fpn = network.fpn
+    for lateral, smooth, side in zip(fpn.lat_layers, fpn.pred_layers, reversed(levels[-3:]), strict=True):
+        through([lateral, smooth], side)
+    through(fpn.downsample_layers, levels[-1])
+    through(network.proto_net, levels[-3])
     return sizes
 
 

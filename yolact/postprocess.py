@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from yolact.boxes import box_iou, crop_mask, decode, pixel_window
 from yolact.config import DetectConfig
@@ -157,6 +156,8 @@ def traditional_nms(
     Returns:
         As `fast_nms`.
     """
+    from torchvision.ops import nms  # as in yolact/models/backbone.py: it takes seconds
+
     if pixels is not None:
         boxes = boxes * pixels + boxes.new_tensor([0, 0, 1, 1])
         # What is greater than the next smaller float32 is the threshold itself or more.

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.yolact.networks import VARIANTS, assert_outputs_close, images, trained_like
 from yolact import onednn
 from yolact.inference import fold_batch_norm
+from yolact.models.backbone import DeformableConv2d
 from yolact.models.yolact import Yolact
 from yolact.onednn import OneDnnNetwork, is_available
 from yolact.winograd import EnlargingWinogradConv2d, WinogradConv2d
@@ -156,6 +157,21 @@ def test_a_wide_class_layer_gives_the_networks_outputs() -> None:
     assert winograd_convs(fused) > winograd_convs(OneDnnNetwork(ready("wide"))) > 0
     with torch.no_grad():
         assert_outputs_close(fused(x), expected, 1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [64, 138])
+def test_the_sizes_that_weights_are_ordered_for_are_those_that_the_layers_see(variant: str, size: int) -> None:
+    with torch.device("meta"):
+        network = trained_like(variant, image_size=size)
+    seen = {}
+    for part in (network.backbone, network.fpn, network.proto_net):
+        for conv in part.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.register_forward_pre_hook(lambda layer, args: seen.update({layer: list(args[0].shape)}))
+    network.tensors(torch.empty(1, 3, size, size, device="meta"))
+    offsets = {module.conv_offset_mask for module in network.modules() if isinstance(module, DeformableConv2d)}
+    assert onednn._input_sizes(network) == {conv: shape for conv, shape in seen.items() if conv not in offsets}
 
 
 @needs_onednn

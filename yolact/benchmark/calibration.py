@@ -13,12 +13,11 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from yolact.boxes import SIZE_VARIANCE
 from yolact.config import DEFAULT_DETECTION, ModelConfig
 from yolact.data.transforms import normalize, to_square
-from yolact.models.backbone import DarknetBlock
+from yolact.models.backbone import BasicBlock, Bottleneck, DarknetBlock
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
 from yolact.postprocess import Candidates, detect

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from yolact.config import BACKBONE_BLOCKS, BackboneName, ModelConfig
 from yolact.errors import WeightsError
@@ -226,6 +225,8 @@ def _imagenet_weights(config: ModelConfig) -> dict[str, Tensor]:
             f"model.backbone_weights: imagenet: is for the {backbone} of blocks {list(BACKBONE_BLOCKS[backbone])}, not "
             f"{list(config.blocks)}; name a file or set it to none"
         )
+    from torchvision.models import get_model_weights  # as in yolact/models/backbone.py: it takes seconds
+
     weights = get_model_weights(backbone)["IMAGENET1K_V1"]
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True))

@@ -8,10 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from tests.helpers import tiny_config
-from yolact.models.backbone import DarknetBackbone, DarknetBlock, DeformableConv2d, ResNetBackbone, build_backbone
+from yolact.models.backbone import (
+    BasicBlock,
+    Bottleneck,
+    DarknetBackbone,
+    DarknetBlock,
+    DeformableConv2d,
+    ResNetBackbone,
+    build_backbone,
+)
 from yolact.models.published import PUBLISHED_MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
