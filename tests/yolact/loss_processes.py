@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,13 +10,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from tests.helpers import ImageObjects, batch_for, objects_of, published_loss
+from tests.helpers import ImageObjects, batch_for, objects_of, published_loss, tiny_config
 from yolact.losses import YolactLoss
 from yolact.models.maskiou import MaskIouNet
+from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
 
 SIDE = 64
 ANCHORS = 30
+Find = Callable[[slice, list[int]], dict[str, Tensor]]
 FIELDS = ("boxes", "class_logits", "mask_coefficients", "prototypes", "semantic_logits")
 
 
@@ -60,15 +63,30 @@ def results(batch: slice, counts: list[int]) -> dict[str, Tensor]:
     return found | {f"network {name}": parameter.grad for name, parameter in network.named_parameters()}
 
 
-def _process(rank: int, processes: int, counts: list[int], folder: str) -> None:
+def gradients(batch: slice, counts: list[int]) -> dict[str, Tensor]:
+    """Of all parameters of a network with frozen batch norm, for a part of the batch; arguments as of `results`.
+
+    It computes in float64. In float32, the rounding of a network's own layers is greater than what is looked for here.
+    """
+    torch.manual_seed(2)
+    network = Yolact(tiny_config(backbone_weights="imagenet"), 3).double()
+    photos = torch.randn(len(counts), 3, SIDE, SIDE, dtype=torch.float64)
+    outputs = network(photos[batch])
+    images = [objects(count, seed) for seed, count in enumerate(counts)]
+    loss = YolactLoss(published_loss(max_masks_per_image=3))
+    loss(outputs, batch_for(outputs, images[batch]), None).total.backward()
+    return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def _process(rank: int, processes: int, find: Find, counts: list[int], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=processes)
     share = len(counts) // processes
-    torch.save(results(slice(rank * share, (rank + 1) * share), counts), f"{folder}/{rank}.pt")
+    torch.save(find(slice(rank * share, (rank + 1) * share), counts), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def shared_results(processes: int, counts: list[int], folder: Path) -> list[dict[str, Tensor]]:
+def shared_results(find: Find, processes: int, counts: list[int], folder: Path) -> list[dict[str, Tensor]]:
     """What each of ``processes`` finds for its equal share of the batch."""
-    mp.spawn(_process, (processes, counts, str(folder)), nprocs=processes)
+    mp.spawn(_process, (processes, find, counts, str(folder)), nprocs=processes)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
