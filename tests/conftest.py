@@ -29,13 +29,11 @@ settings.load_profile("stable")
 def leaves_output_alone() -> Iterator[None]:
     """A test that changed how the process logs or prints would make a later one fail, far away."""
     root = logging.getLogger()
-    before = own_handlers(root), root.level, builtins.print
+    handlers, before = root.handlers[:], (own_handlers(root), root.level, builtins.print)
     yield
     after = own_handlers(root), root.level, builtins.print
-    for handler in set(after[0]) - set(before[0]):
-        root.removeHandler(handler)
+    root.handlers[:], builtins.print = handlers, before[2]
     root.setLevel(before[1])
-    builtins.print = before[2]
     assert after == before, "the test left other log handlers, another log level or another print behind"
 
 

@@ -6,7 +6,7 @@ kilobytes instead of tens of megabytes, and turns them into COCO's run lengths w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
+
+PIXELS_AT_ONCE = 2**19
+"""Pixels of windows that are gone through together: enough for many small masks, few enough to stay in the cache."""
 
 
 class Rle(TypedDict):
@@ -77,11 +80,22 @@ class InstanceMasks:
         """COCO's compressed run lengths, equal to those that pycocotools makes of the whole masks."""
         if not self.crops:
             return []
-        runs = [{"size": [self.height, self.width], "counts": counts} for counts in _run_lengths(self)]
+        size = [self.height, self.width]
+        runs = [{"size": size, "counts": counts} for part in self._parts() for counts in _run_lengths(part)]
         return [
             {"size": [self.height, self.width], "counts": rle["counts"].decode("ascii")}
             for rle in coco_mask.frPyObjects(runs, self.height, self.width)
         ]
+
+    def _parts(self) -> Iterator[InstanceMasks]:
+        """The masks in portions of about `PIXELS_AT_ONCE`."""
+        begin, pixels = 0, 0
+        for end, crop in enumerate(self.crops):
+            if end > begin and pixels + crop.size > PIXELS_AT_ONCE:
+                yield self[begin:end]
+                begin, pixels = end, 0
+            pixels += crop.size
+        yield self[begin:]
 
     def to_polygons(self) -> list[list[np.ndarray]]:
         """The outer contours of each mask, in the image's pixels; see `outer_contours`."""
@@ -164,7 +178,7 @@ def _signed_area(corners: np.ndarray) -> float:
 def _run_lengths(masks: InstanceMasks) -> list[np.ndarray]:
     """For each mask the lengths of the runs of zeros and ones, in turn, down its columns; the first is of zeros.
 
-    All masks are gone through together: most are small, and a NumPy call takes as long as a thousand pixels do.
+    The masks are gone through together: most are small, and a NumPy call takes as long as a thousand pixels do.
     """
     tall = np.array([crop.shape[0] for crop in masks.crops])
     wide = np.array([crop.shape[1] for crop in masks.crops])
@@ -194,5 +208,5 @@ def _run_lengths(masks: InstanceMasks) -> list[np.ndarray]:
         ends[places], is_position[places] = value, False
     ends[is_position] = positions
     runs = np.diff(ends)
-    after -= 1 + (runs[after - 2] == 0)  # no empty run at the end
+    after -= 1 + ((runs[after - 2] == 0) & (counts > 0))  # no empty run at the end
     return [runs[start:end] for start, end in zip(before, after, strict=True)]

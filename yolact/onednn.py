@@ -32,8 +32,8 @@ from yolact.winograd import EnlargingWinogradConv2d, WinogradConv2d
 Activation = Literal["none", "relu", "leaky_relu"]
 
 _InputSizes = dict[nn.Module, list[int]]
-"""Shape of the input that a convolution will see, if it is always the same: the best order of its weights depends on
-it, and a wrong one is slow."""
+"""Shape of the input that a convolution will see, or of the largest one: the best order of its weights depends on it,
+and a wrong one is slow."""
 
 LEAKY_SLOPE = 0.1
 """Of Darknet's activation."""
@@ -234,7 +234,13 @@ class _Pyramid(nn.Module):
 
 
 class _Head(nn.Module):
-    """The shared head; its three last convolutions read the same map, so they are one."""
+    """The shared head; its three last convolutions read the same map, so they are one.
+
+    Args:
+        head: of the network, used up.
+        largest: height and width of the first level. The order of the weights that is best there is oneDNN's choice for
+            the smaller levels too (on AVX-512, with 256 to 384 channels and sides from 88 down to 5).
+    """
 
     def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
@@ -243,14 +249,7 @@ class _Head(nn.Module):
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
-        outputs = _joined(layers)
-        # In bfloat16, Winograd's rounding of what is a result cost mask AP50; before that it cost nothing
-        # (docs/accuracy.md).
-        self.outputs = (
-            self._conv(outputs, "none", largest)
-            if outputs.weight.dtype == torch.float32
-            else _FusedConv(outputs, "none", {outputs: [1, outputs.in_channels, *largest]})
-        )
+        self.outputs = self._conv(_joined(layers), "none", largest)
         for layer in layers:
             layer.weight = None  # type: ignore[assignment]  # as in _FusedConv
 

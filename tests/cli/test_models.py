@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,11 @@ def test_markdown_goes_with_nothing_else(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert "--markdown prints the table of all" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_new_process_counts_deformable_convolutions(repository: Path) -> None:
+    """Here other tests have long made torchvision's operations known."""
+    command = [sys.executable, "-m", "cli.main", "models", "yolact_plus_resnet50", "--json"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(run("yolact_plus_resnet50", "--json").stdout)

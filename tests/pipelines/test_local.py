@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import io
+import logging
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from kfp.local.logging_utils import indented_print, local_logger_context
 
 from pipelines import local
 from pipelines.code import code_version
@@ -164,3 +168,20 @@ def test_settings_come_from_a_preset_or_a_file_with_changes(
         choose(None, file, ["train.epoch=1"])
     with pytest.raises(SettingsError, match=r"none\.yaml: no such file"):
         choose(None, tmp_path / "none.yaml", ["train.lr=1"])
+
+
+def test_tasks_at_once_leave_logging_and_print_as_they_were() -> None:
+    """kfp puts other ones in place around each task, and back what it found there."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, builtins.print
+    log = io.StringIO()
+    with local._log_to(Progress(io.StringIO(), log)):
+        first, second = ExitStack(), ExitStack()
+        for task in (first, second):
+            task.enter_context(local_logger_context())
+            task.enter_context(indented_print())
+        for task in (first, second):  # not in the opposite order, as nested ones would end
+            task.close()
+        assert root.level == logging.INFO
+        assert builtins.print is not before[2]
+    assert (root.handlers, root.level, builtins.print) == before

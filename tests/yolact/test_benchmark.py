@@ -464,6 +464,16 @@ def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, 
     assert 250 < result.memory.work - result.memory.loading < 350
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (20.0, 7.0)), ("cuda", (10.0, 9.0))])
+def test_resident_memory_is_the_median_of_processes(
+    device: str, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = iter(memory.PeakMemory("resident", loading, work) for loading, work in ((10, 9), (30, 7), (20, 5)))
+    monkeypatch.setattr(memory, "_in_new_process", lambda *_: next(peaks))
+    found = memory.measure_memory("a", None, torch.device(device), 1, processes=3)  # type: ignore[arg-type]
+    assert (found.loading, found.work) == expected
+
+
 def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(ThreadPoolExecutor):
         def __init__(self, **_: object) -> None:

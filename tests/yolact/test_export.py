@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +71,22 @@ def test_every_backbone_gives_what_the_network_gives(variant: str, tmp_path: Pat
     found = export_onnx(model, CLASSES, tmp_path / "model.onnx", batch=1)
     assert found.shapes["images"] == (1, 3, 64, 64)
     assert_outputs_close(run(found.path, photos(1)), expected(model, photos(1)), tolerance=1e-4)
+
+
+def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_path: Path) -> None:
+    """Here other tests have long made torchvision's operations known."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tests.yolact.networks import trained_like\n"
+        "from yolact.export import export_onnx\n"
+        "export_onnx(trained_like('deformable'), ['a', 'b', 'c'], Path(sys.argv[1]), batch=1)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_outputs_close(
+        run(tmp_path / "model.onnx", photos(1)), expected(trained_like("deformable"), photos(1)), tolerance=1e-4
+    )
 
 
 def test_half_precision_is_inside_alone_and_rounds_little(model: Yolact, exported: Exported, tmp_path: Path) -> None:

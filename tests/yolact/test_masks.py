@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -85,6 +86,13 @@ def test_run_lengths_of_windows_equal_those_that_pycocotools_makes_of_whole_mask
     assert masks.to_rle() == [pycocotools_rle(mask) for mask in placed(masks)]
 
 
+@settings(max_examples=100, deadline=None)
+@given(windows(), st.integers(0, 100))
+def test_run_lengths_in_portions_are_the_same(masks: InstanceMasks, at_once: int) -> None:
+    with mock.patch("yolact.masks.PIXELS_AT_ONCE", at_once):
+        assert masks.to_rle() == [pycocotools_rle(mask) for mask in placed(masks)]
+
+
 @settings(max_examples=200, deadline=None)
 @given(whole_masks())
 def test_run_lengths_of_whole_masks_equal_those_of_pycocotools(whole: np.ndarray) -> None:
@@ -146,6 +154,11 @@ def test_a_photo_of_one_pixel(pixel: bool) -> None:
     masks = InstanceMasks.from_tensor(whole)
     assert masks.to_rle() == [pycocotools_rle(whole[0].numpy())]
     assert torch.equal(masks.to_tensor(), whole)
+
+
+def test_a_photo_without_pixels() -> None:
+    whole = torch.zeros(1, 0, 5, dtype=torch.bool)
+    assert InstanceMasks.from_tensor(whole).to_rle() == [pycocotools_rle(whole[0].numpy())]
 
 
 def test_no_masks() -> None:

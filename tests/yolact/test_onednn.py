@@ -159,6 +159,31 @@ def test_a_wide_class_layer_gives_the_networks_outputs() -> None:
         assert_outputs_close(fused(x), expected, 1e-5)
 
 
+@pytest.mark.skipif(not is_available(torch.bfloat16), reason="no bfloat16 in oneDNN on this kind of machine")
+@pytest.mark.usefixtures("winograd_everywhere")
+def test_all_wide_layers_use_winograd_in_bfloat16_too() -> None:
+    network = ready("wide", num_classes=63)
+    x = images(2).contiguous(memory_format=torch.channels_last)
+    expected = exact_outputs(network, x)
+    in_float32 = winograd_convs(OneDnnNetwork(copy.deepcopy(network)))
+    fused = OneDnnNetwork(network.bfloat16().to(memory_format=torch.channels_last))
+    assert isinstance(fused.head.upfeature, onednn._WideConv)
+    assert isinstance(fused.head.outputs, onednn._WideConv)
+    assert winograd_convs(fused) >= in_float32 > 0  # the backbone's as well
+    with torch.no_grad():
+        assert_outputs_close(fused(x.bfloat16()), expected, 0.06)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("winograd_everywhere")
+def test_weights_are_put_in_order_once() -> None:
+    """Else each call would do it, before it computes."""
+    for variant in VARIANTS:
+        for module in OneDnnNetwork(ready(variant)).modules():
+            if isinstance(module, (onednn._FusedConv, WinogradConv2d, EnlargingWinogradConv2d)):
+                assert module.weight.is_mkldnn or module.weight.shape[2:] == (1, 1), variant
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", [64, 138])
 def test_the_sizes_that_weights_are_ordered_for_are_those_that_the_layers_see(variant: str, size: int) -> None:

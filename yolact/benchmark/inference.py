@@ -119,7 +119,7 @@ def measure(
         detection: settings of all; other implementations follow them as far as they can.
         weights: where the weights come from, for the record.
         device: where all run.
-        memory: measure it too, in one new process for each contestant.
+        memory: measure it too, in new processes for each contestant (`MEMORY_PROCESSES`).
         progress: is told what is being done.
 
     Raises:

@@ -1,7 +1,6 @@
 """Backbones: ResNets (with deformable convolutions for YOLACT++) and Darknet-53, under the published key names.
 
-torchvision is imported only where a deformable convolution is computed: its import takes longer than PyTorch's own and
-some 170 MiB.
+torchvision is imported only for deformable convolutions: that takes longer than PyTorch's own import, and some 170 MiB.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.config import ModelConfig
@@ -30,6 +30,9 @@ class DeformableConv2d(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        from torchvision.ops import deform_conv2d  # not as late as in forward: an exporter has looked round by then
+
+        self.sample = deform_conv2d
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
@@ -41,14 +44,13 @@ class DeformableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H / stride, W / stride)."""
-        from torchvision.ops import deform_conv2d
-
         predicted = self.conv_offset_mask(x)
         # Offsets are dy0, dx0, dy1, dx1, ... over the kernel's points in row-major order.
         offsets, modulation = predicted[:, :18], predicted[:, 18:].sigmoid()
         # In float32 whatever the network's precision: not every device samples in others.
         tensors = [tensor.float() for tensor in (x, offsets, self.weight, self.bias)]
-        return deform_conv2d(*tensors, self.stride, padding=1, mask=modulation.float()).to(x.dtype)
+        out: Tensor = self.sample(*tensors, self.stride, padding=1, mask=modulation.float())
+        return out.to(x.dtype)
 
 
 class BasicBlock(nn.Module):
@@ -68,15 +70,14 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _resnet_conv(in_channels, width, 3, stride)
         self.conv2, self.bn2 = _resnet_conv(width, width, 3)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, width, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out: Tensor = self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x)))))
         out += shortcut
-        return cast(Tensor, self.relu(out))
+        return F.relu_(out)
 
 
 class Bottleneck(nn.Module):
@@ -93,16 +94,15 @@ class Bottleneck(nn.Module):
         self.conv2: nn.Module
         self.conv2, self.bn2 = _resnet_conv(width, width, 3, stride)
         self.conv3, self.bn3 = _resnet_conv(width, width * self.EXPANSION, 1)
-        self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, width * self.EXPANSION, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, 4 * width, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
+        out = F.relu_(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(F.relu_(self.bn2(self.conv2(out)))))
         out += shortcut
-        return cast(Tensor, self.relu(out))
+        return F.relu_(out)
 
 
 def _resnet_conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -139,7 +139,6 @@ class ResNetBackbone(nn.Module):
         super().__init__()
         channels = 64
         self.conv1, self.bn1 = _resnet_conv(3, channels, 7, 2)
-        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.layers = nn.ModuleList()
         for stage, (width, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True)):
@@ -159,7 +158,7 @@ class ResNetBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map (B, 3, H, W) normalised images to C3, C4 and C5, at strides 8, 16 and 32."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(F.relu_(self.bn1(self.conv1(images))))
         c2 = self.layers[0](x)
         c3 = self.layers[1](c2)
         c4 = self.layers[2](c3)

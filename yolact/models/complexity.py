@@ -94,6 +94,7 @@ def _count_rescoring(model: Yolact, height: int, width: int) -> int:
 
 
 def _flop_counter() -> FlopCounterMode:
+    import torchvision.ops  # noqa: F401  # makes the operation known to PyTorch
 
     return FlopCounterMode(
         display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _count_deformable_convolution}

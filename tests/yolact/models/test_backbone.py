@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import resnet
 
 from tests.helpers import tiny_config
 from yolact.models.backbone import (
@@ -65,6 +68,33 @@ def test_resnets_have_the_blocks_of_their_paper(name: str, blocks: list[int], ki
         backbone = build_backbone(tiny_config(backbone=name, backbone_blocks=None))
     assert [len(stage) for stage in backbone.layers] == blocks
     assert all(isinstance(block, kind) for stage in backbone.layers for block in stage)
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [("resnet18", resnet.BasicBlock), ("resnet50", resnet.Bottleneck)], ids=["basic", "bottleneck"]
+)
+def test_resnets_compute_and_start_as_torchvisions(name: str, block: Any) -> None:
+    torch.manual_seed(0)
+    theirs = resnet.ResNet(block, [2, 1, 2, 1])
+    ours = build_backbone(tiny_config(backbone=name, backbone_blocks=[2, 1, 2, 1]))
+    state = {
+        re.sub(r"^layer(\d)", lambda found: f"layers.{int(found[1]) - 1}", key): value
+        for key, value in theirs.state_dict().items()
+        if not key.startswith("fc.")
+    }
+    for key, value in ours.state_dict().items():
+        if value.dim() == 4:
+            assert value.std() == pytest.approx(state[key].std().item(), rel=0.1), key
+            assert abs(value.mean()) < 0.1 * value.std(), key
+        else:
+            assert torch.equal(value, state[key]), key
+    ours.load_state_dict(state)
+    x = torch.randn(2, 3, 70, 98)
+    features = [theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))]
+    for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        features.append(stage(features[-1]))
+    for found, expected in zip(ours(x), features[2:], strict=True):  # both in training mode
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_number_of_blocks_can_be_chosen() -> None:
