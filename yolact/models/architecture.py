@@ -173,7 +173,7 @@ def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
         if names
     ]
     if problems:
-        raise WeightsError(f"{'; '.join(problems)}. It is not whole, or not of a YOLACT: get the file anew")
+        raise WeightsError(f"{'; '.join(problems)}. Take the file whole, as it was published")
     misfits = [
         f"{name} is {tuple(state[name].shape)} where the others need {tuple(tensor.shape)}"
         for name, tensor in expected.items()
