@@ -33,6 +33,7 @@ from yolact.config import Params, load_params
 RUN_FILE = Path("models/run.json")
 JOURNALS = Path("models/tracking")
 ADMIN, PASSWORD, OTHER_PASSWORD = "admin", "correct horse battery staple", "troubador and three"
+TOKEN = "a token, not a password"
 
 
 @pytest.fixture(autouse=True)
@@ -380,16 +381,13 @@ def test_a_store_that_takes_no_more_files_loses_none(
     assert (s3.folder / BUCKET / "direct" / tracker.run_id / "artifacts/eval/page.html").read_text() == "page"
 
 
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server with a login."""
-    folder = tmp_path_factory.mktemp("guarded")
+def guarded_server(folder: Path, authorization: str, **settings: str) -> Iterator[MlflowServer]:
+    """An MLflow server with a login, which the function ``authorization`` checks."""
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = {ADMIN}\n"
-        f"admin_password = {PASSWORD}\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        f"admin_password = {PASSWORD}\nauthorization_function = {authorization}\n"
     )
-    settings = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests"}
+    settings |= {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests"}
     store = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
     server = MlflowServer(folder, ["--app-name", "basic-auth", *store], settings)
     server.start()
@@ -397,6 +395,26 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """With a password."""
+    function = "mlflow.server.auth:authenticate_request_basic_auth"
+    yield from guarded_server(tmp_path_factory.mktemp("guarded"), function)
+
+
+@pytest.fixture
+def token_server(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+    """With a token, `TOKEN`."""
+    for name in ("RUN_ID", "EXPERIMENT_ID", "TRACKING_USERNAME", "TRACKING_PASSWORD"):
+        monkeypatch.delenv(f"MLFLOW_{name}", raising=False)
+    function = "tests.components.token_login:authenticate"
+    settings = {"PYTHONPATH": str(repository), "TOKEN": TOKEN, "ADMIN": ADMIN}
+    (folder := tmp_path / "server").mkdir()
+    for server in guarded_server(folder, function, **settings):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
+        yield server
 
 
 @pytest.fixture
@@ -440,3 +458,17 @@ def test_a_password_that_changes_during_training_stops_nothing_and_is_told(
     assert problems() == []
     assert history(guarded.address, tracker.run_id, "loss") == [(3, 0.5)]
     accounts.update_user_password(ADMIN, PASSWORD, current_password=OTHER_PASSWORD)
+
+
+def test_a_token_opens_the_server_and_a_wrong_one_is_told(
+    params: Params, token_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+    with start_run(params, RUN_FILE) as tracker:
+        tracker.log_metrics({"loss": 0.5}, 3)
+    assert problems() == []
+    assert history(token_server.address, tracker.run_id, "loss") == [(3, 0.5)]
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "stolen")
+    with pytest.raises(TrackingError, match=r"(?s)401.*MLFLOW_TRACKING_TOKEN") as raised, start_run(params, RUN_FILE):
+        pytest.fail("must not start")
+    assert "stolen" not in str(raised.value)
