@@ -229,9 +229,9 @@ def _log_summary(outcome: Outcome, warnings: int, duplicates: int, report_dir: P
 
 
 if __name__ == "__main__":
+    processed = Path("data/processed")
     run_command(
         "preprocess",
-        lambda params: run(
-            params, raw_dir=Path("data/raw"), processed_dir=Path("data/processed"), report_dir=Path("reports/data")
-        ),
+        lambda params: run(params, raw_dir=Path("data/raw"), processed_dir=processed, report_dir=Path("reports/data")),
+        output=processed,
     )
