@@ -260,6 +260,33 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert contents(tmp_path / "data/raw") == first
 
 
+def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_nothing_else(
+    ingest: Callable, team_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"dvc:{team_repository}#photos@v1"
+    first = ingest(address)
+    photos = sorted((tmp_path / "data/downloads").rglob("content/**/*.jpg"))
+    inodes = {path: path.stat().st_ino for path in photos[2:]}
+    photos[0].write_bytes(photos[0].read_bytes()[::-1])  # as many bytes as before
+    photos[1].unlink()
+    (photos[2].parent / "stray.jpg").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert ingest(address) == first
+    assert "they are fetched again" in caplog.text
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    (record,) = (tmp_path / "data/downloads").rglob("commit.json")
+    for damage in ('"0123"', "{", '{"commit": 1}'):
+        photos[0].write_bytes(b"damaged")
+        record.write_text(damage)
+        assert ingest(address) == first
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    assert ingest(address) == first
+    photos[0].unlink()
+    with pytest.raises(DownloadError, match="files that arrived are kept"):
+        ingest(address)
+    assert contents(tmp_path / "data/raw") == first
+
+
 @pytest.fixture
 def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> CuttingProxy:
     """The team's repository with its data on an S3 server only, which is reached through a line that can be cut."""
