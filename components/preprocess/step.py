@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -80,7 +81,7 @@ def run(
         write_json_atomic(folder / "stats.json", stats)
         _check_problems(layout, outcome, params.data, report_dir)
         _check_usable(layout, outcome)
-    _log_summary(outcome, len(stats["warnings"]), stats["duplicates"]["across_splits"]["count"], report_dir)
+    _log_summary(outcome, stats, report_dir)
 
 
 def _check_disjoint(layout: Layout) -> None:
@@ -222,15 +223,18 @@ def _joint(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def _log_summary(outcome: Outcome, warnings: int, duplicates: int, report_dir: Path) -> None:
+def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -> None:
     parts = [
         f"{split}: {len(photos)} photos, {sum(len(photo.instances) for photo in photos)} instances"
         for split, photos in outcome.photos.items()
     ]
     page = report_dir / "index.html"
     left_out = counted(len(outcome.rejected), len(outcome.strays)) or "nothing"
-    log.info("%s; left out: %s; %d warnings (see %s)", "; ".join(parts), left_out, warnings, page)
-    if duplicates:
+    log.info("%s; left out: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
+    if others := stats["other_classes"]:
+        names = ", ".join(f"{name} ({count})" for name, count in others.items())
+        log.info("objects of other classes, left out by data.classes: %s", names)
+    if duplicates := stats["duplicates"]["across_splits"]["count"]:
         log.warning(
             "pictures that are in both train and val: %d (see %s); AP on val is too good there", duplicates, page
         )

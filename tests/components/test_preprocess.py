@@ -467,10 +467,14 @@ def test_the_number_of_workers_changes_no_byte(
     assert contents(tmp_path / "report1") == contents(tmp_path / "report2")
 
 
-def test_classes_are_picked_and_renamed(params: Callable[..., Params], tmp_path: Path, processed: Path) -> None:
+def test_classes_are_picked_and_renamed(
+    params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_coco(tmp_path / "coco")
     settings = params(classes={"blue": "sea"})
-    run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    with caplog.at_level(logging.INFO):
+        run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    assert "objects of other classes, left out by data.classes: red (40)" in caplog.text
     stats = json.loads((processed / "stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
