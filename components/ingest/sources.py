@@ -239,7 +239,7 @@ def state_of(source: Source | None) -> State:
 def files_below(path: Path) -> Iterator[Path]:
     """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
 
-    A link to a folder around it is not followed, one to nowhere is left out.
+    A link to a folder around it is not followed, nor one back on the way; one to nowhere is left out.
     """
     if path.is_file():
         yield path
@@ -256,13 +256,17 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
     """
     for root, folders, names in os.walk(path, followlinks=True, onerror=_raise):
         place = Path(root)
-        here = place.resolve()
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not ((place / name).is_symlink() and here.is_relative_to((place / name).resolve()))
-        ]
+        folders[:] = [name for name in sorted(folders) if not _leads_back(place / name, path)]
         yield place, names
+
+
+def _leads_back(path: Path, root: Path) -> bool:
+    """Whether it is a link to a folder that was passed on the way from ``root``, or to one around such."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    passed = (folder for folder in path.parents if folder.is_relative_to(root))
+    return any(folder.resolve().is_relative_to(target) for folder in passed)
 
 
 def _raise(error: OSError) -> None:

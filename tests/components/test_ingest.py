@@ -127,6 +127,18 @@ def test_a_link_to_a_folder_around_it_is_not_followed(params: Params, source: Pa
     assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 
 
+def test_links_in_a_circle_are_followed_once(params: Params, source: Path, tmp_path: Path) -> None:
+    photos = source / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "more.jpg").write_bytes(b"more")
+    (other / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "on").symlink_to(other, target_is_directory=True)
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    found = contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012")
+    assert found == SOURCE_FILES | {"JPEGImages/on/more.jpg": b"more"}
+
+
 def test_a_second_run_gives_the_same_files_and_drops_stale_ones(params: Params, source: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     run(with_source(params, source), raw_dir=raw)
