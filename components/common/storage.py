@@ -302,7 +302,7 @@ class _File:
                 self._transfer(client, bucket, part)
                 break
             except BrokenBodyError as error:  # the library itself tries again until a body begins
-                if failed == MAX_TRIES or _is_disk_error(error):
+                if failed == MAX_TRIES or is_disk_error(error):
                     raise
                 log.warning("s3://%s/%s: %s; trying again", bucket, self.item.key, type(error).__name__)
                 time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
@@ -381,7 +381,7 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
     except DataError:
         raise
     except (ClientError, BotoCoreError, HTTPError, OSError) as error:
-        if _is_disk_error(error):
+        if is_disk_error(error):
             raise
         raise DownloadError(explain(error, address, client)) from None
     finally:
@@ -425,6 +425,6 @@ def _partial_path(folder: Path, item: S3Object) -> Path:
     return _parts_folder(folder) / name
 
 
-def _is_disk_error(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether an OSError is of this machine's disk, not of the network."""
     return (isinstance(error, OSError) and error.filename is not None) or getattr(error, "errno", None) == errno.ENOSPC

@@ -10,16 +10,19 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.api import DVCFileSystem
+from fsspec.callbacks import Callback
 
 from components.common import disk, download, lineage, storage
 from components.common.download import DownloadError
-from components.ingest import sources, step, watch
+from components.ingest import sources, step, tracked, watch
 from components.ingest.step import run as run_step
 from components.ingest.tracked import fetch_tracked
 from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
@@ -313,6 +316,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # each of the library's many tries takes seconds
+    monkeypatch.setattr(tracked, "MAX_TRIES", 1)
     address = f"dvc:{team_repository}#photos@v3"
     total = sum(map(len, contents(small_set).values()))
     remote_repository.dead_after = remote_repository.passed + total // 2
@@ -331,6 +335,67 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     ingest(address)
     assert remote_repository.passed == before
     remote_repository.close()
+
+
+class _Bar:
+    """What is shown of a transfer."""
+
+    def __init__(self, total: int | None, **settings: object) -> None:
+        self.total, self.shown = total, 0
+        _Bar.last = self
+
+    last: _Bar
+
+    def update(self, count: int) -> None:
+        self.shown += count
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_shows_bytes(
+    ingest: Callable, team_repository: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, pauses, fetch = {1: 2, 5: 1}, [], DVCFileSystem.get_file
+    calls: list[str] = []
+
+    def unsteady(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        if name not in calls:
+            calls.append(name)
+        place = calls.index(name)
+        if failing.get(place, 0):
+            failing[place] -= 1
+            callback.relative_update(100)  # some of it had arrived
+            raise ConnectionResetError("the storage went away")
+        fetch(self, name, target, callback=callback)
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", unsteady)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "tqdm", _Bar)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert ingest(f"dvc:{team_repository}#photos@v1") == contents(small_set)
+    assert pauses == [0.5, 1.0, 0.5]
+    assert _Bar.last.total == _Bar.last.shown == sum(map(len, contents(small_set).values()))
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(FileNotFoundError("gone"), 1), (OSError(28, "No space left"), 1), (TimeoutError("slow"), 5)]
+)
+def test_what_no_other_try_can_mend_is_not_tried_again(
+    ingest: Callable, team_repository: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, tries: int
+) -> None:
+    calls = []
+
+    def failing(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        calls.append(name)
+        raise error
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", failing)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
+    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v1: .*files that arrived are kept"):
+        ingest(f"dvc:{team_repository}#photos@v1")
+    assert max(calls.count(name) for name in calls) == tries
 
 
 def test_a_dvc_source_that_will_not_fit_is_refused_before_it_is_fetched(
