@@ -93,11 +93,12 @@ def _unknown(folder: Path, folders: list[Path]) -> str:
 
 
 def _folders(root: Path, depth: int = 0) -> Iterator[Path]:
-    """``root`` and the folders inside it, those of photos aside, nearest first within each branch."""
+    """``root`` and the folders inside it, a VOC folder's own aside, nearest first within each branch."""
     yield root
+    own = VOC_TAKEN if (root / "JPEGImages").is_dir() else ()
     if depth < MAX_DEPTH:
         for path in _visible(root):
-            if path.is_dir() and path.name not in VOC_TAKEN:
+            if path.is_dir() and path.name not in own:
                 yield from _folders(path, depth + 1)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from fsspec.callbacks import Callback
+from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from components.common.archives import safe_name
@@ -134,7 +134,7 @@ def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
     os.replace(temporary, file.place)
 
 
-class _Progress(Callback):
+class _Progress(Callback):  # type: ignore[misc]
     """Moves a bar by the bytes of one file as they arrive."""
 
     def __init__(self, bar: tqdm) -> None:

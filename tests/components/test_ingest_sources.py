@@ -192,6 +192,12 @@ def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> N
     assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}
 
 
+def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: Path) -> None:
+    coco = write(tmp_path / "coco", "images/a.jpg")
+    write(coco, "Annotations/train.json", content=b'{"images": [], "annotations": []}')
+    assert ingest(str(coco)).keys() == {"images/a.jpg", "Annotations/train.json"}
+
+
 def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
     with pytest.raises(DataError, match="has the photos"):
