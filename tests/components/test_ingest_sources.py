@@ -23,6 +23,7 @@ from fsspec.callbacks import Callback
 from components.common import disk, download, lineage, storage
 from components.common.download import DownloadError
 from components.ingest import sources, step, tracked, watch
+from components.ingest.layout import VOC_NEEDED
 from components.ingest.step import run as run_step
 from components.ingest.tracked import fetch_tracked
 from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
@@ -196,6 +197,24 @@ def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: 
     coco = write(tmp_path / "coco", "images/a.jpg")
     write(coco, "Annotations/train.json", content=b'{"images": [], "annotations": []}')
     assert ingest(str(coco)).keys() == {"images/a.jpg", "Annotations/train.json"}
+
+
+@pytest.mark.parametrize("place", ["coco/annotations", "VOCdevkit/VOC2012", "VOCdevkit"])
+def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_coco(
+    ingest: Callable, tmp_path: Path, place: str
+) -> None:
+    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in VOC_NEEDED))
+    before = ingest(str(both))
+    write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(
+        DataError, match=r"(?s)more than one data set:\n.*VOC2012\n.*train\.json\nName the folder of one"
+    ):
+        ingest(str(both))
+    shutil.rmtree(both / "VOCdevkit/VOC2012/SegmentationObject")
+    write(both, "VOCdevkit/inst/a.mat", f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"(?s)more than one data set:\n.*VOCdevkit\n.*train\.json\n"):
+        ingest(str(both))
+    assert contents(tmp_path / "data/raw") == before
 
 
 def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
