@@ -134,7 +134,7 @@ def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
     os.replace(temporary, file.place)
 
 
-class _Progress(Callback):  # type: ignore[misc]
+class _Progress(Callback):
     """Moves a bar by the bytes of one file as they arrive."""
 
     def __init__(self, bar: tqdm) -> None:

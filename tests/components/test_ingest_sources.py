@@ -156,6 +156,36 @@ def test_a_failed_fetch_leaves_the_old_data(ingest: Callable, voc_set: Path, tmp
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["downloads", "raw"]
 
 
+HOSTILE = {
+    "up.tar": (("../../escaped.jpg", tarfile.REGTYPE, ""), r"leaves the folder by '\.\.'.*unpack it yourself"),
+    "absolute.tar": (("/escaped.jpg", tarfile.REGTYPE, ""), r"is an absolute path.*unpack it yourself"),
+    "link.tar": (
+        ("photo.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
+        r"leads out of the folder.*unpack it yourself",
+    ),
+    "device.tar": (("photo.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
+}
+"""Name, kind and link of an archive's last entry, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_that_holds_a_whole_set_leaves_the_old_data_and_nothing_beside_it(
+    ingest: Callable, small_set: Path, tmp_path: Path, name: str
+) -> None:
+    before = ingest(str(small_set))
+    (entry, kind, link), message = HOSTILE[name]
+    with tarfile.open(tmp_path / name, "w") as tar:
+        tar.add(small_set / "VOCdevkit", "VOCdevkit")
+        last = tarfile.TarInfo(entry)
+        last.type, last.linkname = kind, link
+        tar.addfile(last)
+    with pytest.raises(DataError, match=message):
+        ingest(str(tmp_path / name))
+    assert contents(tmp_path / "data/raw") == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["data", name])
+
+
 def test_the_published_archive_is_taken_from_a_mirror_and_checked(
     repository: Path, tmp_path: Path, archives: Path, voc_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
