@@ -183,8 +183,8 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
     if count > allowed:
         raise DataError(
             f"{layout.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
-            f"Mend the files at their source (data.source: {data.source}), bring them in with "
-            "`dvc repro --force --single-item ingest`, and run `dvc repro`. Or leave them out with "
+            f"Mend the files at their source (data.source: {data.source}) and run `dvc repro`, which brings them in. "
+            "Or leave them out with "
             f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
     kept = "; the photos that such annotations were meant for are used without them" if strays else ""
