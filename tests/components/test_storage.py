@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -159,11 +161,64 @@ class _OfParts:
         self.listed = [replace(item, etag=self.ETAG)]
 
     def get_object(self, **request: str) -> dict:
-        assert request.pop("IfMatch") == self.ETAG
+        assert request.pop("IfMatch") == self.listed[0].etag
         return self._client.get_object(**request)
+
+    def head_object(self, **request: str) -> dict:
+        """As rclone, which knows of no parts."""
+        assert request.pop("IfMatch") == self.listed[0].etag
+        return self._client.head_object(**request)
 
     def fetch(self, folder: Path) -> int:
         return fetch_objects(self, S3Address.parse("s3://bucket/set/voc.tar"), self.listed, folder)
+
+
+class _KnowsParts(_OfParts):
+    """As Amazon's server, which says how long each part of the upload was."""
+
+    def __init__(self, sizes: list[int], content: bytes = LARGE) -> None:
+        super().__init__()
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        digests = [md5(content[start : start + size]).digest() for start, size in zip(starts, sizes, strict=True)]
+        self.sizes = sizes
+        self.asked: list[int] = []
+        self.listed = [replace(self.listed[0], etag=f'"{md5(b"".join(digests)).hexdigest()}-{len(sizes)}"')]
+
+    def head_object(self, **request: Any) -> dict:
+        self.asked.append(request["PartNumber"])
+        return {"ContentLength": self.sizes[request["PartNumber"] - 1], "PartsCount": len(self.sizes)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked"),
+    [
+        ([300_000, 300_000, 300_000, 100_000], [1]),
+        ([1_000_000], [1]),
+        ([500_000, 500_000], [1]),
+        ([250_000, 400_000, 350_000], [1, 2, 3]),
+    ],
+)
+def test_a_file_that_was_uploaded_in_parts_is_checked_part_by_part(
+    tmp_path: Path, sizes: list[int], asked: list[int]
+) -> None:
+    client = _KnowsParts(sizes)
+    assert client.fetch(tmp_path / "files") == len(LARGE)
+    assert client.asked == asked
+    assert contents(tmp_path / "files") == {"voc.tar": LARGE}
+    damaged = _KnowsParts(sizes, bytes([LARGE[0] ^ 1]) + LARGE[1:])  # the server has one bit that does not arrive
+    with pytest.raises(DownloadError, match=rf"what arrived has the ETag \w+-{len(sizes)}, the server states .*-"):
+        damaged.fetch(tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+
+
+def test_a_server_that_does_not_know_of_parts_is_believed(tmp_path: Path) -> None:
+    client = _KnowsParts([600_000, 400_000], bytes(len(LARGE)))
+    client.sizes = [600_000, 400_000, 0]  # another number than the ETag says
+    assert client.fetch(tmp_path / "files") == len(LARGE)
+    with Stubber(make_client()) as answers:
+        client.head_object = answers.client.head_object
+        answers.add_client_error("head_object", "NotImplemented", http_status_code=501)
+        assert client.fetch(tmp_path / "again") == len(LARGE)
 
 
 def add_parts(journal: Path) -> None:
