@@ -36,8 +36,8 @@ SBD_FILE = KnownFile(size=1_419_539_633, md5="82b4d87ceb2ed10f6038a1cba92111cb")
 """The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds photos too."""
 
 SPELLINGS = (
-    "Supported are: sample; voc2012; sbd; a folder; an archive (.tar, .tar.gz, .tgz, .zip); https://HOST/ARCHIVE; "
-    "s3://BUCKET/FOLDER or s3://BUCKET/ARCHIVE; dvc:REPOSITORY#PATH@REVISION."
+    "Supported are: sample; voc2012; sbd; a folder; an archive (.tar, .tar.gz, .tgz, .zip); https://HOST/ARCHIVE, "
+    "to which #sha256=HEX may be added; s3://BUCKET/FOLDER or s3://BUCKET/ARCHIVE; dvc:REPOSITORY#PATH@REVISION."
 )
 
 
@@ -80,21 +80,31 @@ class Web:
     """An archive at one address, or at several that hold the same file."""
 
     name: str
-    """As in ``data.source``."""
+    """As in ``data.source``, without a checksum."""
     urls: Sequence[str]
     known: KnownFile | None = None
+    sha256: str | None = None
+    """Hex, where ``data.source`` says it."""
 
     def fetch(self, downloads: Path) -> Path:
         """The downloaded archive."""
         name = PurePosixPath(unquote(urlsplit(self.urls[0]).path)).name
         target = _place(downloads, self.name) / (name if name not in ("", "..") else "archive")
         fetch_file(self.urls, target, self.known)
+        if self.sha256 is not None and (found := file_digest(target, "sha256")) != self.sha256:
+            target.unlink()
+            raise DownloadError(
+                f"{without_credentials(self.urls[0])}: has the SHA-256 {found}, but data.source says {self.sha256}. It "
+                "was removed. Run it again; if it stays so, ask who keeps the file which of the two is right."
+            )
         return target
 
     def state(self) -> State:
         """By the published checksum, or by what the server says of its file."""
         if self.known is not None:
             return State(_hash(self.known.md5), 1, self.known.size)
+        if self.sha256 is not None:
+            return State(_hash(self.sha256), 1)
         version = ask_version(self.urls[0])
         return State(_hash([version.etag, version.last_modified, version.size]), 1, max(version.size, 0) or None)
 
@@ -216,7 +226,7 @@ def find_source(data: DataConfig) -> Source | None:
     if text.startswith("s3://"):
         return Bucket(S3Address.parse(text))
     if text.startswith(("https://", "http://")):
-        return Web(text, [text])
+        return _web(text)
     if text.startswith("dvc:"):
         return _dvc_path(text)
     if "://" in text:
@@ -271,6 +281,15 @@ def _leads_back(path: Path, root: Path) -> bool:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _web(text: str) -> Web:
+    url, mark, sha256 = text.partition("#sha256=")
+    if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise DataError(
+            f"data.source: {without_credentials(url)}: the checksum {sha256[:80]!r} is no SHA-256 (64 hex digits)."
+        )
+    return Web(url, [url], sha256=sha256.lower() or None)
 
 
 def _dvc_path(text: str) -> DvcPath:

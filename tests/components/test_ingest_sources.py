@@ -203,6 +203,20 @@ def test_the_published_archive_is_taken_from_a_mirror_and_checked(
     assert contents(tmp_path / "raw") == contents(voc_set)
 
 
+def test_an_address_with_a_checksum_gives_that_file_or_none(ingest: Callable, archives: Path, voc_set: Path) -> None:
+    data = (archives / "set.tar").read_bytes()
+    right, wrong = hashlib.sha256(data).hexdigest(), "0" * 64
+    with serving(FileServer(data)) as server:
+        assert ingest(f"{server.url}#sha256={right.upper()}") == contents(voc_set)
+        with pytest.raises(DownloadError, match=f"has the SHA-256 {right}, but data.source says {wrong}") as caught:
+            ingest(f"{server.url}#sha256={wrong}")
+        assert "hidden" not in str(caught.value)
+        with pytest.raises(DataError, match=r"the checksum 'abc' is no SHA-256 \(64 hex digits\)"):
+            ingest(f"{server.url}#sha256=abc")
+    with_checksum = sources.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
+    assert with_checksum.state() != sources.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
+
+
 def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> None:
     sbd = write(
         tmp_path / "sbd",
