@@ -69,7 +69,7 @@ def _way_back(step: str, output: Path | None) -> str:
     """A line about the output of before, where DVC removed it and can bring it back; else empty."""
     if output is None or output.exists():
         return ""
-    recorded = None
+    recorded = False
     with suppress(OSError, yaml.YAMLError, AttributeError, KeyError, TypeError):  # no lock file of DVC's
         stage = yaml.safe_load(DVC_LOCK.read_text(encoding="utf-8"))["stages"][step]
         recorded = any(Path(out["path"]) == output for out in stage["outs"])
