@@ -26,21 +26,34 @@ class OutOfMemoryError(YolactError):
     """A training step or a validation does not fit into memory; says which settings make it smaller."""
 
 
-def learning_rate_advice(config: TrainConfig) -> str | None:
+def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
+    """A warning where an epoch has fewer photos, ``batch_size``, than a batch is to have; None if not."""
+    if batch_size == config.batch_size:
+        return None
+    return (
+        f"train.batch_size is {config.batch_size}, but an epoch has {batch_size} photos: each step takes all "
+        f"{batch_size}. Set train.batch_size: {batch_size} or less"
+    )
+
+
+def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
     """A warning where SGD's peak rate is far off the published one, scaled linearly with the batch; None if not.
 
     Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. There is no such rule for AdamW: a
     rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
+
+    Args:
+        batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer photos.
     """
     if config.optimizer != "sgd":
         return None
-    scaled = PUBLISHED_LR * config.batch_size / PUBLISHED_BATCH
+    scaled = PUBLISHED_LR * batch_size / PUBLISHED_BATCH
     ratio = config.lr / scaled
     if 1 / LR_MARGIN <= ratio <= LR_MARGIN:
         return None
     relation = f"{ratio:.3g} times" if ratio > 1 else f"only {ratio:.2g} times"
     return (
-        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {config.batch_size} by linear scaling "
+        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {batch_size} by linear scaling "
         f"({scaled:.3g}, from the published {PUBLISHED_LR:g} for {PUBLISHED_BATCH}). If that is not meant, set train.lr"
     )
 

@@ -24,6 +24,7 @@ from yolact.data.transforms import normalize
 from yolact.devices import check_compiler
 from yolact.engine.advice import (
     BF16_CPU_SIZE,
+    batch_size_advice,
     is_out_of_memory,
     learning_rate_advice,
     step_out_of_memory,
@@ -244,8 +245,9 @@ class Trainer:
                 self.config.warmup_steps,
                 self.total_steps,
             )
-        if advice := learning_rate_advice(self.config):
-            log.warning("%s", advice)
+        for advise in (batch_size_advice, learning_rate_advice):
+            if advice := advise(self.config, self.sampler.batch_size):
+                log.warning("%s", advice)
 
     def _is_over(self) -> bool:
         if self.epochs_done == self.config.epochs:

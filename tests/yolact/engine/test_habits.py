@@ -240,11 +240,21 @@ def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
 def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
     optimizer: str, batch_size: int, lr: float, warned: bool
 ) -> None:
-    advice = learning_rate_advice(small_params(optimizer=optimizer, batch_size=batch_size, lr=lr).train)
+    advice = learning_rate_advice(small_params(optimizer=optimizer, lr=lr).train, batch_size)
     assert (advice is not None) == warned
     if advice:
         assert f"train.lr is {lr:g}" in advice
         assert f"({1e-3 * batch_size / 8:.3g}, from the published 0.001 for 8)" in advice
+
+
+def test_a_learning_rate_is_judged_by_the_batch_that_there_is(
+    trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four photos, so that a rate for batches of 64 is 16 times too high."""
+    trainer(batch_size=64, lr=8e-3)
+    reduced, rate = (record.getMessage() for record in caplog.records)
+    assert reduced.startswith("train.batch_size is 64, but an epoch has 4 photos: each step takes all 4. Set ")
+    assert rate.startswith("train.lr is 0.008, 16 times what SGD takes for batches of 4 by linear scaling (0.0005, ")
 
 
 def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
