@@ -264,7 +264,7 @@ class Trainer:
         """Train to the end of the present epoch."""
         self.model.train()
         self.sampler.epoch, self.sampler.start = self.epochs_done, self.batches_done
-        speed = SpeedMeter(self.device, self.total_steps)
+        speed, whole_epoch = (SpeedMeter(self.device, self.total_steps) for _ in range(2))
         batches = speed.timed(prefetch(self.loader, self.device))
         with self._progress() as progress:
             for batch in batches:
@@ -272,7 +272,8 @@ class Trainer:
                 self._try_train_step(batch)
                 self.step += 1
                 self.batches_done += 1
-                speed.count(len(batch.image_ids) * self.world.size)
+                for meter in (speed, whole_epoch):
+                    meter.count(len(batch.image_ids) * self.world.size)
                 if (self.step - 1) % self.config.log_every == 0:
                     self._log_step(self.step - 1, speed, progress)
                 progress.update()
@@ -280,6 +281,7 @@ class Trainer:
                 self._after_step()
         self.epochs_done += 1
         self.batches_done = 0
+        self._log_epoch(whole_epoch)
         last = self.epochs_done == self.config.epochs
         self.validation_due = last or self.epochs_done % self.config.validate_every == 0
         if self.validation_due or self.epochs_done % self.runtime.checkpoint_every == 0:
@@ -367,6 +369,19 @@ class Trainer:
         self.listener.on_step(step, row)
         self.listener.on_speed(step, rates)
 
+    def _log_epoch(self, speed: SpeedMeter) -> None:
+        """Tell how the epoch that is done went, where no progress bar has shown it."""
+        self.watch.settle()  # in every process, so that all notice at the same place that a loss is not finite
+        total = self.watch.take_total()
+        if total is None or self._shows_progress or not self.world.is_main:
+            return
+        figures = speed.describe(speed.take(self.step))
+        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.epochs, total, figures)
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.world.is_main and sys.stderr.isatty()
+
     def _progress(self) -> tqdm:
         return tqdm(
             desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
@@ -374,7 +389,7 @@ class Trainer:
             initial=self.batches_done,
             unit="step",
             leave=False,
-            disable=not (self.world.is_main and sys.stderr.isatty()),
+            disable=not self._shows_progress,
         )
 
     def _validate(self) -> None:
