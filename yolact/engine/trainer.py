@@ -6,8 +6,8 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -200,7 +200,7 @@ class Trainer:
             DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
             InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
                 ended a loader process as it started, the one before.
-            OutOfMemoryError: a step or a validation does not fit into memory.
+            OutOfMemoryError: a step, its batch or a validation does not fit into memory.
         """
         with self.interrupts.watched(), dead_workers_reported(self.interrupts):
             if self.step == 0:
@@ -265,11 +265,11 @@ class Trainer:
         self.model.train()
         self.sampler.epoch, self.sampler.start = self.epochs_done, self.batches_done
         speed, whole_epoch = (SpeedMeter(self.device, self.total_steps) for _ in range(2))
-        batches = speed.timed(prefetch(self.loader, self.device))
         with self._progress() as progress:
-            for batch in batches:
+            for batch in self._batches(speed):
                 start = time.perf_counter()
-                self._try_train_step(batch)
+                with self._memory_advised(batch.images.shape[-1]):
+                    self._train_step(batch)
                 self.step += 1
                 self.batches_done += 1
                 for meter in (speed, whole_epoch):
@@ -297,15 +297,34 @@ class Trainer:
         if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
             self._save()
 
-    def _try_train_step(self, batch: Batch) -> None:
+    def _batches(self, speed: SpeedMeter) -> Iterator[Batch]:
+        """The rest of the epoch's batches on the device, each copied while the one before is worked on."""
+        batches = speed.timed(prefetch(self.loader, self.device))
+        while True:
+            with self._memory_advised(max(self.sampler.sizes)):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def _memory_advised(self, image_size: int) -> Iterator[None]:
+        """Where a step does not fit into memory, say which settings make it smaller.
+
+        Args:
+            image_size: side of that step's network input, pixels.
+
+        Raises:
+            OutOfMemoryError: it does not.
+        """
         try:
-            self._train_step(batch)
+            yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise step_out_of_memory(
                 self.params,
-                batch.images.shape[-1],
+                image_size,
                 self.sampler.batch_size,
                 self.world.size,
                 on_cpu=self.device.type == "cpu",

@@ -21,6 +21,7 @@ from tests.yolact.engine.runs import make_photos, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
+from yolact.engine import prefetch
 from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
@@ -275,6 +276,44 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     assert "bf16" not in message  # nor does a CPU compute that with so few
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], r"4 photos of 64 px at once in fp32\. Try one of these: train\.accumulate: 2 \("),
+        ([96, 128], r"4 photos of 128 px at once in fp32\. .*; train\.augment\.image_sizes: \[96\]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, sizes: list[int], message: str
+) -> None:
+    """It is copied to the device before the step. What its size will be is not known: it may be the largest."""
+    augment = small_params().train.augment.model_dump() | {"image_sizes": sizes}
+    learner = trainer(batch_size=4, epochs=1, augment=augment)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=message):
+        learner.fit()
+
+
+def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a loader process passes its errors on."""
+    learner = trainer(batch_size=4, epochs=1)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nTraceback:\nE: can't allocate memory\n"
+        )
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=r"\(E: can't allocate memory\)$"):
+        learner.fit()
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
