@@ -355,7 +355,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update()
 
     def _clip_gradients(self) -> Tensor | None:
         """Clip the gradients as the settings want it.
