@@ -35,6 +35,7 @@ from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
 from yolact.detections import Detections
 from yolact.devices import choose_device, prepare_device
+from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
@@ -140,7 +141,7 @@ def run(
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
         InterruptedRunError: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
-        OutOfMemoryError: a training step does not fit into memory.
+        OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
         TrackingError: the MLflow store fails at the start; later it may be away, see components/common/tracking.py.
@@ -174,11 +175,12 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         validation = Validation(val, paths.processed / "val.json", batch_size, world)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
-            trainer = Trainer(
-                model.to(device), train, params, paths.model, checkpoints, validation, listener, extra, world
-            )
-            if state is not None:
-                trainer.restore(state)
+            with start_advised(params, device):
+                trainer = Trainer(
+                    model.to(device), train, params, paths.model, checkpoints, validation, listener, extra, world
+                )
+                if state is not None:
+                    trainer.restore(state)
             return trainer
 
         if not world.is_main:

@@ -609,6 +609,23 @@ def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]
     assert "cuda:99" in fails()
 
 
+@pytest.mark.parametrize("part", ["yolact.models.yolact.Yolact.to", "yolact.engine.trainer.Ema"])
+def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
+    fails: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """It is moved to the device, and its averages are a second one."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"train": settings["train"] | {"ema_decay": 0.9}}))
+    monkeypatch.setattr(part, fail)
+    assert fails() == (
+        "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
+        "averaged weights); a smaller model.backbone. (CUDA out of memory. Tried to allocate 20.00 MiB.)"
+    )
+
+
 def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dict[str, Any]) -> None:
     model = settings["model"] | {"backbone_weights": "nowhere.pth"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from yolact.config import MIN_RESCORING_SIZE, Params, TrainConfig
 from yolact.errors import YolactError
@@ -23,34 +27,69 @@ single cell, which P6 is up to there, reads memory that nobody has written (seen
 
 
 class OutOfMemoryError(YolactError):
-    """A training step or a validation does not fit into memory; says which settings make it smaller."""
+    """A network, a training step or a validation does not fit into memory; says which settings make it smaller."""
 
 
-def learning_rate_advice(config: TrainConfig) -> str | None:
+def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
+    """A warning where an epoch has fewer photos, ``batch_size``, than a batch is to have; None if not."""
+    if batch_size == config.batch_size:
+        return None
+    return (
+        f"train.batch_size is {config.batch_size}, but an epoch has {batch_size} photos: each step takes all "
+        f"{batch_size}. Set train.batch_size: {batch_size} or less"
+    )
+
+
+def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
     """A warning where SGD's peak rate is far off the published one, scaled linearly with the batch; None if not.
 
     Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. There is no such rule for AdamW: a
     rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
+
+    Args:
+        batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer photos.
     """
     if config.optimizer != "sgd":
         return None
-    scaled = PUBLISHED_LR * config.batch_size / PUBLISHED_BATCH
+    scaled = PUBLISHED_LR * batch_size / PUBLISHED_BATCH
     ratio = config.lr / scaled
     if 1 / LR_MARGIN <= ratio <= LR_MARGIN:
         return None
     relation = f"{ratio:.3g} times" if ratio > 1 else f"only {ratio:.2g} times"
     return (
-        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {config.batch_size} by linear scaling "
+        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {batch_size} by linear scaling "
         f"({scaled:.3g}, from the published {PUBLISHED_LR:g} for {PUBLISHED_BATCH}). If that is not meant, set train.lr"
     )
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""In the messages of PyTorch's errors, of which not all have a type of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch failed because a GPU, or the machine, has too little memory."""
     return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError)
-        and any(part in str(error) for part in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
     )
+
+
+@contextmanager
+def start_advised(params: Params, device: torch.device) -> Iterator[None]:
+    """Within this a network, its averages and what the optimizer keeps come to the device.
+
+    Raises:
+        OutOfMemoryError: they do not fit into its memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = ["train.ema_decay: 0 (no second network of averaged weights)"] if params.train.ema_decay else []
+        ways.append("a smaller model.backbone")
+        if device.type == "cuda":
+            ways.append("a GPU that no other process uses (nvidia-smi lists them)")
+        raise _out_of_memory(f"the network alone on {device}", ways, error) from error
 
 
 def step_out_of_memory(
@@ -117,6 +156,7 @@ def _smaller_images(params: Params, image_size: int, least: int) -> list[str]:
 
 
 def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMemoryError:
-    reason = str(error).partition("\n")[0]
+    lines = str(error).splitlines()
+    reason = next((line for line in lines if any(part in line for part in OUT_OF_MEMORY)), "".join(lines[:1]))
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

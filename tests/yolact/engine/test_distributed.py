@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from tests.yolact.engine.runs import REPOSITORY
+from yolact.engine.distributed import joined_world
+from yolact.errors import SettingsError
 
 BASE: dict[str, Any] = {
     "photos": 8,
@@ -66,6 +68,30 @@ def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, ch
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert two["history"]["epochs"] == [pytest.approx(row, abs=1e-4) for row in one["history"]["epochs"]]
     assert [row["image_id"] for row in two["rows"]] == [row["image_id"] for row in one["rows"]]
+
+
+def test_more_processes_than_gpus_are_told_how_many_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are there for four processes: the first two of them go on to meet."""
+    met: list[str] = []
+
+    def meet(backend: str, **_: Any) -> None:
+        met.append(backend)
+        raise ConnectionError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(ConnectionError if rank < 2 else SettingsError) as caught, joined_world("auto"):
+            pass
+    assert met == ["nccl", "nccl"]
+    assert "4 processes on this machine, but it has 2 CUDA GPUs" in str(caught.value)
+    assert "--nproc-per-node 2, or set runtime.device: cpu" in str(caught.value)
 
 
 NORM = """

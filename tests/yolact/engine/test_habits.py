@@ -21,6 +21,7 @@ from tests.yolact.engine.runs import make_photos, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
+from yolact.engine import prefetch
 from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
@@ -121,7 +122,7 @@ def test_averaged_weights_by_hand() -> None:
         with torch.no_grad():
             model.proto_net[0].weight.add_(1)
             model.backbone.bn1.num_batches_tracked.add_(1)
-        ema.update(model)
+        ema.update()
         decay = min(0.15, (1 + update) / (10 + update))  # 2/11 is above, so 0.15 at once
         expected = decay * expected + (1 - decay) * model.proto_net[0].weight.detach().double()
     assert torch.allclose(ema.model.proto_net[0].weight.double(), expected, atol=1e-6)
@@ -130,7 +131,7 @@ def test_averaged_weights_by_hand() -> None:
     before = model.proto_net[0].weight.detach().clone()
     with torch.no_grad():
         model.proto_net[0].weight.add_(1)
-    slow.update(model)
+    slow.update()
     assert torch.allclose(slow.model.proto_net[0].weight, before + 9 / 11, atol=1e-5)  # the decay rises from 2/11
 
 
@@ -240,11 +241,21 @@ def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
 def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
     optimizer: str, batch_size: int, lr: float, warned: bool
 ) -> None:
-    advice = learning_rate_advice(small_params(optimizer=optimizer, batch_size=batch_size, lr=lr).train)
+    advice = learning_rate_advice(small_params(optimizer=optimizer, lr=lr).train, batch_size)
     assert (advice is not None) == warned
     if advice:
         assert f"train.lr is {lr:g}" in advice
         assert f"({1e-3 * batch_size / 8:.3g}, from the published 0.001 for 8)" in advice
+
+
+def test_a_learning_rate_is_judged_by_the_batch_that_there_is(
+    trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four photos, so that a rate for batches of 64 is 16 times too high."""
+    trainer(batch_size=64, lr=8e-3)
+    reduced, rate = (record.getMessage() for record in caplog.records)
+    assert reduced.startswith("train.batch_size is 64, but an epoch has 4 photos: each step takes all 4. Set ")
+    assert rate.startswith("train.lr is 0.008, 16 times what SGD takes for batches of 4 by linear scaling (0.0005, ")
 
 
 def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
@@ -265,6 +276,44 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     assert "bf16" not in message  # nor does a CPU compute that with so few
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], r"4 photos of 64 px at once in fp32\. Try one of these: train\.accumulate: 2 \("),
+        ([96, 128], r"4 photos of 128 px at once in fp32\. .*; train\.augment\.image_sizes: \[96\]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, sizes: list[int], message: str
+) -> None:
+    """It is copied to the device before the step. What its size will be is not known: it may be the largest."""
+    augment = small_params().train.augment.model_dump() | {"image_sizes": sizes}
+    learner = trainer(batch_size=4, epochs=1, augment=augment)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=message):
+        learner.fit()
+
+
+def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a loader process passes its errors on."""
+    learner = trainer(batch_size=4, epochs=1)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nTraceback:\nE: can't allocate memory\n"
+        )
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=r"\(E: can't allocate memory\)$"):
+        learner.fit()
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
