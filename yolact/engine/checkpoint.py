@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 DIGEST_DIGITS = 16
 """Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
+MIRROR_FOLDER = ".mirror"
+"""Folder among the checkpoints in which a mirror may hold on to files that it uploads; `CheckpointStore.begin` removes
+what a killed run left there."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
@@ -81,10 +84,14 @@ class Mirror(Protocol):
     def fetch(self, directory: Path) -> None:
         """Bring what the mirror has of this run into an empty ``directory``; nothing where it has nothing."""
 
-    def sync(self, directory: Path, names: list[str]) -> None:
-        """Begin to make the mirror hold exactly the files ``names`` of ``directory``; returns at once.
+    def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
+        """Begin to make the mirror hold exactly these checkpoints of ``directory``; returns at once.
 
-        Names are relative and a name's content never changes. Only the newest call counts.
+        Only the newest call counts. Files may be removed from ``directory`` once they are not in it any more.
+
+        Args:
+            checkpoints: the files of each, newest checkpoint first: those of its best weights, which several may share,
+                then itself. Names are relative and a name's content never changes.
         """
 
 
@@ -137,7 +144,7 @@ class CheckpointStore:
         self._best_of[path.name] = state.best
         self._prune()
         if self.mirror is not None:
-            self.mirror.sync(self.directory, self._names())
+            self.mirror.sync(self.directory, self._files())
         return path
 
     def save_best(self, model: Yolact, classes: list[str], epochs_done: int) -> str:
@@ -187,6 +194,7 @@ class CheckpointStore:
         whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
         anew: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
+        shutil.rmtree(self.directory / MIRROR_FOLDER, ignore_errors=True)
         if self.mirror is not None and not self._paths():
             with_finished = False
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -279,10 +287,14 @@ class CheckpointStore:
             if best.name not in named:
                 shutil.rmtree(best)
 
-    def _names(self) -> list[str]:
-        """All files of the run, relative: best weights first, then checkpoints, oldest first."""
-        best = sorted(path for path in self.directory.glob("best_*/*") if path.is_file())
-        return [path.relative_to(self.directory).as_posix() for path in [*best, *self._paths()]]
+    def _files(self) -> list[list[str]]:
+        """The files of each checkpoint, see `Mirror.sync`."""
+        found = []
+        for path in reversed(self._paths()):
+            best = self._best_of.get(path.name)
+            weights = sorted((self.directory / best).glob("*")) if best else []
+            found.append([path.relative_to(self.directory).as_posix() for path in [*weights, path]])
+        return found
 
     def _move_aside(self, name: str) -> Path:
         """Rename the folder to ``<folder>-<name>``, in the place of one moved there before."""
