@@ -264,10 +264,17 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
 
 
 def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
-    """SHA-256 (hex) of what the trained weights depend on; checkpoints of another one are not used."""
+    """SHA-256 (hex) of what the weights of a step depend on; checkpoints of another one are not used.
+
+    When a run validates and gives up does not change its steps: what was best so far stays so, and patience is counted
+    from the validations that there were. Passes change rounding alone, unless batch norm is trained.
+    """
+    harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
+    if params.model.pretrained:
+        harmless.add("accumulate")
     facts = {
         "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude={"log_every", "validation_pictures"}),
+        "train": params.train.model_dump(mode="json", exclude=harmless),
         "start": _start_digest(params.model),
         "data": data_digest,
         "classes": list(classes),

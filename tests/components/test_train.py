@@ -479,11 +479,33 @@ def test_only_settings_that_change_nothing_may_change_in_between(
     assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
 
     caplog.clear()
+    interrupt_before_the_validation(monkeypatch, changed(settings, **quick | {"validate_every": 1}, patience=1))
+    assert "going on after epoch 2 of 2" in caplog.text
+
+    caplog.clear()
     train(changed(settings, **quick, lr=2e-3))
     assert "going on" not in caplog.text
     second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
     assert second.info.status == "FINISHED"
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_more_passes_a_step_go_on_with_the_run_unless_batch_norm_is_trained(
+    imported: Path,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    frozen: bool,
+) -> None:
+    caplog.set_level(logging.INFO)
+    start = str(imported) if frozen else "none"
+    tree = settings | {"model": settings["model"] | {"initial_weights": start}}
+    quick = {"epochs": 2, "validate_every": 2, "checkpoint_every": 1, "batch_size": 2}
+    interrupt_before_the_validation(monkeypatch, changed(tree, **quick))
+    caplog.clear()
+    interrupt_before_the_validation(monkeypatch, changed(tree, **quick, accumulate=2))
+    assert ("going on after epoch 2 of 2" in caplog.text) == frozen
 
 
 def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(

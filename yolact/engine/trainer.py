@@ -248,9 +248,10 @@ class Trainer:
             log.warning("%s", advice)
 
     def _is_over(self) -> bool:
-        if self.epochs_done == self.config.epochs:
+        """Whether no step is left; a run that has finished stays so with another patience too."""
+        if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or not self.history["epochs"]:
+        if not self.config.patience or self.best_score < 0:  # there are no best weights to end with
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))
