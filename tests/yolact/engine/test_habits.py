@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +429,15 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
     assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
 
 
+@pytest.fixture
+def sigterm_restored() -> Iterator[None]:
+    """After a request, SIGTERM is ignored to the end of the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_restored")
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
 
