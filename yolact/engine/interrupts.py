@@ -37,7 +37,7 @@ class Interrupts:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Set the handlers, and put back those that were there (after a request, not that of SIGTERM)."""
-        if self._is_watched or self.requested or threading.current_thread() is not threading.main_thread():
+        if not self._may_set_handlers():
             yield
             return
         self._is_watched = True
@@ -61,6 +61,10 @@ class Interrupts:
             yield
         finally:
             self._at_once = False
+
+    def _may_set_handlers(self) -> bool:
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and not self._is_watched and self.requested is None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name

@@ -171,6 +171,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert [str(newest) in record.getMessage() for record in caplog.records] == [True]
 
 
+@pytest.mark.parametrize("found", ["at the start", "when the next one is written"])
+def test_a_damaged_checkpoint_does_not_count_as_kept_and_is_told_once(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, found: str
+) -> None:
+    store.save(state(1))
+    store.save(state(2))
+    newest = store.save(state(3))
+    damage(newest)
+    with caplog.at_level(logging.WARNING):
+        after = new_store(tmp_path)
+        if found == "at the start":
+            assert latest(after).epochs_done == 2
+        after.save(state(4))
+        assert steps(after) == [20, 40]
+        after.save(state(5))
+        after.save(state(6))
+    assert steps(after) == [50, 60]
+    assert [str(newest) in record.getMessage() for record in caplog.records] == [True]
+    assert [path.name for path in store.directory.glob("*.damaged")] == [f"{newest.name}.damaged"]
+    after.save(state(7, finished=True))
+    assert after.begin() is None
+    assert names(after) == []
+
+
 def renamed(path: Path, content: dict[str, Any]) -> Path:
     """Write other content to a checkpoint, under the name that fits it."""
     torch.save(content, path)
