@@ -38,6 +38,7 @@ from yolact.devices import choose_device, prepare_device
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
+from yolact.engine.interrupts import Interrupts
 from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
@@ -139,7 +140,8 @@ def run(
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
+        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run goes on from the
+            checkpoint.
         OutOfMemoryError: a training step does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
@@ -150,12 +152,16 @@ def run(
     with joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
-        _run(params, paths, world)
+        interrupts = Interrupts()
+        with interrupts.watched():
+            _run(params, paths, world, interrupts)
 
 
-def _run(params: Params, paths: _Paths, world: World) -> None:
+def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) -> None:
+    """See `run`. A request to stop is followed between the parts of the start; results are written to the end."""
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
     digests = read_split_digests(paths.processed)
@@ -164,6 +170,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
         begun = checkpoints.begin(with_finished=paths.checkpoints_are_own) if world.is_main else None
         state: TrainingState | None = world.broadcast(begun)
+        interrupts.stop_if_requested()
 
         torch.manual_seed(params.train.seed)
         model = Yolact(params.model, len(train.class_names))
@@ -175,7 +182,16 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
             trainer = Trainer(
-                model.to(device), train, params, paths.model, checkpoints, validation, listener, extra, world
+                model.to(device),
+                train,
+                params,
+                paths.model,
+                checkpoints,
+                validation,
+                listener,
+                extra,
+                world,
+                interrupts,
             )
             if state is not None:
                 trainer.restore(state)
@@ -189,6 +205,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
             journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
             with start_run(params, paths.model / "run.json", resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
+                interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
                 trainer = make_trainer(listener, asdict(tracker.record))
                 with tracker.system_metrics():

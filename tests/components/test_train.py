@@ -431,6 +431,51 @@ def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(wor
     assert run.info.status == "KILLED"
 
 
+STOPPED = """
+import os, signal, sys
+from components.train import step
+
+name = sys.argv.pop()
+work = getattr(step, name)
+
+def stopped(*arguments):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return work(*arguments)
+
+setattr(step, name, stopped)
+step.run_command("train", lambda params: step.run(
+    params, processed_dir=step.Path("data/processed"), model_dir=step.Path("models"),
+    metrics_path=step.Path("metrics/train.json"), plots_dir=step.Path("plots/train")))
+"""
+"""The step as a program, which is sent SIGTERM twice when it begins a part of its work: a function of its module."""
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "statuses"),
+    [("_load_split", 75, []), ("_log_data", 75, ["KILLED"]), ("_write_results", 0, ["FINISHED"])],
+)
+def test_a_run_asked_to_stop_before_or_after_its_steps_leaves_a_true_state(
+    workplace: Path, settings: dict[str, Any], repository: Path, part: str, code: int, statuses: list[str]
+) -> None:
+    tree = changed(settings, epochs=1).model_dump(mode="json", by_alias=True)
+    (workplace / "params.yaml").write_text(yaml.safe_dump(tree))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, part],
+        env=environment | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("train failed: stopped by SIGTERM before a step was trained" in done.stderr) == (code == 75)
+    assert "Traceback" not in done.stderr
+    experiment = store(workplace).get_experiment_by_name("yolact")
+    assert [run.info.status for run in (runs(workplace) if experiment else [])] == statuses
+    assert Path("models/model.safetensors").is_file() == (code == 0)
+
+
 class StoppedError(RuntimeError):
     pass
 

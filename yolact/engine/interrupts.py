@@ -62,6 +62,18 @@ class Interrupts:
         finally:
             self._at_once = False
 
+    def stop_if_requested(self) -> None:
+        """Follow a request that came before the first step.
+
+        Raises:
+            InterruptedRunError: a stop was requested.
+        """
+        if self.requested:
+            raise InterruptedRunError(
+                f"stopped by {self.requested} before a step was trained. The same command begins again, or goes on "
+                f"from the last checkpoint (exit code {EX_TEMPFAIL})"
+            )
+
     def _may_set_handlers(self) -> bool:
         is_main = threading.current_thread() is threading.main_thread()
         return is_main and not self._is_watched and self.requested is None

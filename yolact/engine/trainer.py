@@ -102,6 +102,7 @@ class Trainer:
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
+        interrupts: tells that the run shall stop; None: its own, watched while it trains.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Trainer:
         listener: Listener,
         extra: dict[str, str],
         world: World | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.params = params
         self.config = params.train
@@ -152,7 +154,7 @@ class Trainer:
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = self.config.epochs * self.steps_per_epoch
         self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
-        self.interrupts = Interrupts()
+        self.interrupts = interrupts or Interrupts()
         self.epochs_done = 0
         self.batches_done = 0
         self.step = 0
