@@ -26,6 +26,10 @@ BF16_CPU_SIZE = 64
 single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
 
 
+GOES_ON = "the run goes on from its last checkpoint"
+"""With another number of passes, unless that changes the result."""
+
+
 class OutOfMemoryError(YolactError):
     """A network, a training step or a validation does not fit into memory; says which settings make it smaller."""
 
@@ -106,7 +110,7 @@ def step_out_of_memory(
     config = params.train
     most = max(batch_size // processes, 1)
     at_once = -(-batch_size // (processes * min(config.accumulate, most)))
-    ways = _smaller_batches(config, batch_size, processes, most) if at_once > 1 else []
+    ways = _smaller_batches(params, batch_size, processes, most) if at_once > 1 else []
     smallest = min(config.augment.image_sizes or [params.model.image_size])
     if config.precision == "fp32" and not (on_cpu and smallest <= BF16_CPU_SIZE):
         ways.append("train.precision: bf16")
@@ -124,19 +128,22 @@ def validation_out_of_memory(params: Params, processes: int, error: BaseExceptio
     config, size = params.train, params.model.image_size
     at_once = config.batch_size // config.accumulate
     most = max(config.batch_size // processes, 1)
-    ways = _smaller_batches(config, config.batch_size, processes, most) if at_once > 1 else []
+    ways = _smaller_batches(params, config.batch_size, processes, most) if at_once > 1 else []
     if not config.augment.image_sizes:
         ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if config.precision == "bf16" else 0)
     return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
 
 
-def _smaller_batches(config: TrainConfig, batch_size: int, processes: int, most: int) -> list[str]:
+def _smaller_batches(params: Params, batch_size: int, processes: int, most: int) -> list[str]:
     """More passes, ``most`` at most and equally long; half the batch."""
-    ways = []
+    config, ways = params.train, []
     passes = range(2 * config.accumulate, most + 1)
     more = next((n for n in passes if config.batch_size % n == 0), None)
     if more:
-        ways.append(f"train.accumulate: {more} (the same result with less memory, in {more} passes a step)")
+        told = f"the same result with less memory, in {more} passes a step; {GOES_ON}"
+        if not params.model.pretrained:
+            told = f"less memory, in {more} passes a step; batch norm, which is trained, sees fewer photos at once"
+        ways.append(f"train.accumulate: {more} ({told})")
     half = batch_size // 2 // config.accumulate * config.accumulate
     if half >= processes and half:
         ways.append(f"train.batch_size: {half} (and train.lr in proportion)")
@@ -159,4 +166,7 @@ def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMem
     lines = str(error).splitlines()
     reason = next((line for line in lines if any(part in line for part in OUT_OF_MEMORY)), "".join(lines[:1]))
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
+    others = sum(GOES_ON not in way for way in ways)
+    if others:
+        advice += ". Any other begins it anew" if others < len(ways) else ". The run then begins anew"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

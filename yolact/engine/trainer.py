@@ -103,6 +103,7 @@ class Trainer:
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
+        interrupts: tells that the run shall stop; None: its own, watched while it trains.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Trainer:
         listener: Listener,
         extra: dict[str, str],
         world: World | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.params = params
         self.config = params.train
@@ -153,7 +155,7 @@ class Trainer:
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = self.config.epochs * self.steps_per_epoch
         self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
-        self.interrupts = Interrupts()
+        self.interrupts = interrupts or Interrupts()
         self.epochs_done = 0
         self.batches_done = 0
         self.step = 0
@@ -250,9 +252,10 @@ class Trainer:
                 log.warning("%s", advice)
 
     def _is_over(self) -> bool:
-        if self.epochs_done == self.config.epochs:
+        """Whether no step is left; a run that has finished stays so with another patience too."""
+        if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or not self.history["epochs"]:
+        if not self.config.patience or self.best_score < 0:  # there are no best weights to end with
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))

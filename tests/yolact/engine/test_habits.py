@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,38 @@ def test_passes_have_the_gradients_of_the_whole_batch(
     for row, expected in zip(second.history["steps"], first.history["steps"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     found = weights(parts.model)
+    for name, expected in weights(whole.model).items():
+        assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
+
+
+def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weights(
+    trainer: Callable[..., Trainer],
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 4, "epochs": 4, "lr": 1e-2, "model": FROZEN_NORM}
+    torch.manual_seed(5)
+    whole = trainer("whole", scores=[0.5, 0.3], validate_every=2, **settings)
+    whole.fit()
+    torch.manual_seed(5)
+    first = trainer("changed", scores=[0.5], validate_every=2, **settings)
+    train_epoch = first._train_epoch
+
+    def two_epochs() -> None:
+        if first.epochs_done == 2:
+            raise InterruptedRunError("stopped")
+        train_epoch()
+
+    first._train_epoch = two_epochs  # type: ignore[method-assign]
+    with pytest.raises(InterruptedRunError):
+        first.fit()
+    state = first.checkpoints.begin()
+    assert state is not None
+    torch.manual_seed(99)  # what the checkpoint has counts
+    second = trainer("changed", scores=[0.1, 0.2], validate_every=1, patience=3, accumulate=2, **settings)
+    second.restore(state)
+    result = second.fit()
+    assert [row["epoch"] for row in result.history["epochs"]] == [2, 3, 4]
+    assert (result.best_score, second.best) == (0.5, first.best)
+    found = weights(second.model)
     for name, expected in weights(whole.model).items():
         assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
 
@@ -200,6 +232,29 @@ def test_a_run_stops_when_it_does_not_get_better(
     assert result.best_score == max(scores[:epochs])
 
 
+def test_patience_that_is_set_later_counts_the_validations_that_there_were(trainer: Callable[..., Trainer]) -> None:
+    first = trainer(scores=[0.3, 0.2, 0.1], epochs=3, validate_every=1, batch_size=4)
+    first.fit()
+    state = first.checkpoints.begin()
+    assert state is not None
+    second = trainer(epochs=6, validate_every=1, patience=2, batch_size=4)
+    second.restore(state)
+    result = second.fit()
+    assert (result.steps, result.best_score, second.best) == (3, 0.3, first.best)
+    assert (second.model_dir / "model.safetensors").is_file()
+
+
+def test_a_run_that_has_finished_takes_no_step_with_more_patience(trainer: Callable[..., Trainer]) -> None:
+    first = trainer(scores=[0.3, 0.2], epochs=6, validate_every=1, patience=1, batch_size=4)
+    first.fit()
+    first.finish()
+    state = first.checkpoints.begin(with_finished=True)
+    assert state is not None
+    second = trainer(epochs=6, validate_every=1, patience=5, batch_size=4)
+    second.restore(state)
+    assert second.fit().steps == 2
+
+
 # --- Settings
 
 
@@ -270,7 +325,8 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     with pytest.raises(Exception, match="out of memory with 4 photos of 64 px at once in fp32") as caught:
         learner.fit()
     message = str(caught.value)
-    assert "train.accumulate: 2 (" in message
+    assert "train.accumulate: 2 (less memory, in 2 passes a step; batch norm, which is trained, sees fewer" in message
+    assert "(and train.lr in proportion). The run then begins anew." in message
     assert "train.batch_size: 2 (" in message
     assert "image_size: " not in message  # 64 pixels are the fewest
     assert "bf16" not in message  # nor does a CPU compute that with so few
@@ -314,6 +370,13 @@ def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
     monkeypatch.setattr(prefetch, "_moved", fail)
     with pytest.raises(OutOfMemoryError, match=r"\(E: can't allocate memory\)$"):
         learner.fit()
+
+
+def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_frozen() -> None:
+    params = small_params(batch_size=4, model=FROZEN_NORM)
+    message = str(step_out_of_memory(params, 64, 4, 1, on_cpu=True, error=RuntimeError("out of memory")))
+    assert "train.accumulate: 2 (the same result with less memory, in 2 passes a step; the run goes on" in message
+    assert "(and train.lr in proportion). Any other begins it anew." in message
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -415,6 +478,15 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
     assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
 
 
+@pytest.fixture
+def sigterm_restored() -> Iterator[None]:
+    """After a request, SIGTERM is ignored to the end of the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_restored")
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
 
