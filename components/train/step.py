@@ -127,7 +127,8 @@ def run(
     Under ``torchrun`` the processes train together, and the one of rank 0 alone writes files and tracks the run.
 
     Args:
-        params: ``model``, ``train``, ``runtime`` and ``register.experiment`` are read; all of it is logged.
+        params: ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and ``register.experiment`` are read; all of
+            it is logged.
         processed_dir: what preprocess wrote: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
         model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
@@ -178,8 +179,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
         if state is None:
             load_starting_weights(model, train.class_names)
         torch.manual_seed(params.train.seed)  # whatever the start has drawn; the same in every process
-        batch_size = params.train.batch_size // params.train.accumulate
-        validation = Validation(val, paths.processed / "val.json", batch_size, world)
+        validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
             with start_advised(params, device):

@@ -120,17 +120,15 @@ def step_out_of_memory(
     return _out_of_memory(what, ways, error)
 
 
-def validation_out_of_memory(params: Params, processes: int, error: BaseException) -> OutOfMemoryError:
-    """The message about a validation that does not fit into memory.
+def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemoryError:
+    """The message about a validation that does not fit into memory; what it proposes, the settings accept.
 
-    It shows the network ``train.batch_size / train.accumulate`` photos at once, each process others.
+    Each process shows the network ``evaluate.batch_size`` photos at once, at most.
     """
-    config, size = params.train, params.model.image_size
-    at_once = config.batch_size // config.accumulate
-    most = max(config.batch_size // processes, 1)
-    ways = _smaller_batches(params, config.batch_size, processes, most) if at_once > 1 else []
-    if not config.augment.image_sizes:
-        ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if config.precision == "bf16" else 0)
+    at_once, size = params.evaluate.batch_size, params.model.image_size
+    ways = [f"evaluate.batch_size: {at_once // 2}"] if at_once > 1 else []
+    if not params.train.augment.image_sizes:
+        ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if params.train.precision == "bf16" else 0)
     return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
 
 

@@ -423,7 +423,7 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise validation_out_of_memory(self.params, self.world.size, error) from error
+            raise validation_out_of_memory(self.params, error) from error
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False

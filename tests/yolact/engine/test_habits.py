@@ -427,12 +427,15 @@ def test_the_settings_accept_what_a_step_without_memory_proposes(
 
 def test_a_validation_that_does_not_fit_into_memory_says_what_to_try(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(batch_size=4, epochs=1)
+    assert learner.params.evaluate.batch_size == 8
 
     def fail(_: Yolact) -> dict[str, float]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     learner.validate = fail
-    with pytest.raises(OutOfMemoryError, match=r"4 photos of 64 px at once in a validation.*train\.accumulate: 2 \("):
+    with pytest.raises(
+        OutOfMemoryError, match=r"8 photos of 64 px at once in a validation.*: evaluate\.batch_size: 4\."
+    ):
         learner.fit()
 
 
