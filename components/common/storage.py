@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,12 @@ PART_SIZE = 16 << 20
 THREADS = 16
 """Requests at once: small files wait for answers, not for bandwidth."""
 
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What botocore takes for one; old buckets may have capitals and '_' (Amazon S3, "Bucket naming rules")."""
+
+ETAG_OF_MD5 = re.compile(r"[0-9a-f]{32}(-(?P<parts>[1-9][0-9]{0,4}))?")
+"""ETags that are made of MD5s; the number is that of the upload's parts, at most 10,000."""
+
 BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
 """What a connection raises that breaks while a body is read."""
 
@@ -69,11 +76,16 @@ class S3Address:
         """Read ``s3://bucket/key``.
 
         Raises:
-            DataError: it has no bucket.
+            DataError: it has no bucket, or one of an impossible name.
         """
         bucket, _, key = text.removeprefix("s3://").partition("/")
         if not bucket:
             raise DataError(f"{text!r} names no bucket. Write s3://bucket/folder or s3://bucket/file.tar.")
+        if not (BUCKET_NAME.fullmatch(bucket) or bucket.startswith("arn:")):
+            raise DataError(
+                f"{text!r}: {bucket!r} is no bucket name, which has letters, digits, '.', '-' and '_' only. "
+                "Write s3://bucket/folder or s3://bucket/file.tar."
+            )
         return cls(bucket, key.strip("/"))
 
     def __str__(self) -> str:
@@ -131,7 +143,10 @@ def list_objects(client: Any, address: S3Address) -> list[S3Object]:
         if path is not None and not is_junk(path):
             objects.append(S3Object(key, path, entry["Size"], entry["ETag"]))
     if not objects:
-        raise DownloadError(f"{address}: there is neither a file of this name nor one below it ({_server(client)}).")
+        raise DownloadError(
+            f"{address}: there is neither a file of this name nor one below it ({_server(client)}). Check the "
+            "spelling: upper and lower case count."
+        )
     return objects
 
 
@@ -290,7 +305,7 @@ class _File:
                 self._transfer(client, bucket, part)
                 break
             except BrokenBodyError as error:  # the library itself tries again until a body begins
-                if failed == MAX_TRIES or _is_disk_error(error):
+                if failed == MAX_TRIES or is_disk_error(error):
                     raise
                 log.warning("s3://%s/%s: %s; trying again", bucket, self.item.key, type(error).__name__)
                 time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
@@ -300,13 +315,13 @@ class _File:
             self._waiting -= 1
             last = self._waiting == 0
         if last:
-            self._finish(bucket)
+            self._finish(client, bucket)
         else:
             self._journal.add(self.item, part)
 
-    def _finish(self, bucket: str) -> None:
+    def _finish(self, client: Any, bucket: str) -> None:
         """Check what arrived and give it its name."""
-        self._check_digest(bucket)
+        self._check_digest(client, bucket)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._target)
         if self._count > 1:
@@ -342,18 +357,64 @@ class _File:
                     file.truncate(self.item.size)
         return self._partial.open("r+b")
 
-    def _check_digest(self, bucket: str) -> None:
-        """Compare with the ETag where that is the content's MD5: 32 hex digits, and no encryption by a key of KMS
-        (Amazon S3, "Checking object integrity")."""
+    def _check_digest(self, client: Any, bucket: str) -> None:
+        """Compare with the ETag where that is made of MD5s: there is no encryption by a key of KMS, and it is 32 hex
+        digits, or these and the number of parts that the file was uploaded in (Amazon S3, "Checking object integrity").
+        """
         etag = self.item.etag.strip('"')
-        if self._own_etag or len(etag) != 32 or (md5 := file_digest(self._partial, "md5")) == etag:
+        if self._own_etag or not (form := ETAG_OF_MD5.fullmatch(etag)):
+            return
+        if form["parts"] is None:
+            kind, found = "md5", file_digest(self._partial, "md5")
+        else:
+            kind, found = "ETag", self._etag_of_parts(client, bucket, int(form["parts"]), etag) or etag
+        if found == etag:
             return
         self._partial.unlink()
         self._journal.forget(self.item)
         raise DownloadError(
-            f"s3://{bucket}/{self.item.key}: what arrived has the md5 {md5}, the server states {etag}. It was removed. "
-            "Run it again; if it stays so, the file is damaged on the server."
+            f"s3://{bucket}/{self.item.key}: what arrived has the {kind} {found}, the server states {etag}. It was "
+            "removed. Run it again; if it stays so, the file is damaged on the server."
         )
+
+    def _etag_of_parts(self, client: Any, bucket: str, count: int, stated: str) -> str | None:
+        """The ETag that S3 gives to what arrived; None where the server does not say how long the parts were."""
+        first = self._uploaded_size(client, bucket, 1, count)
+        if first is None:
+            return None
+        even = etag_of_parts(self._partial, [first] * count)
+        if even == stated:  # all of one size but the last, as every common tool uploads them
+            return even
+        rest = [self._uploaded_size(client, bucket, number, count) for number in range(2, count + 1)]
+        sizes = [first, *(size for size in rest if size is not None)]
+        return etag_of_parts(self._partial, sizes) if len(sizes) == count and sum(sizes) == self.item.size else None
+
+    def _uploaded_size(self, client: Any, bucket: str, number: int, count: int) -> int | None:
+        """Bytes of a part of the upload, from 1; None where the server does not know of such parts."""
+        request = {"Bucket": bucket, "Key": self.item.key, "IfMatch": self.item.etag, "PartNumber": number}
+        try:
+            answer = client.head_object(**request)
+        except ClientError:
+            return None
+        return int(answer["ContentLength"]) if answer.get("PartsCount") == count else None
+
+
+def etag_of_parts(path: Path, sizes: Sequence[int]) -> str:
+    """The ETag of a file that is uploaded to S3 in parts: the MD5 of the parts' MD5s, and how many there are.
+
+    Args:
+        path: the file.
+        sizes: bytes of each part; the last may say more than there are.
+    """
+    whole = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        for size in sizes:
+            part, left = hashlib.md5(usedforsecurity=False), size
+            while left and (block := file.read(min(BLOCK, left))):
+                part.update(block)
+                left -= len(block)
+            whole.update(part.digest())
+    return f"{whole.hexdigest()}-{len(sizes)}"
 
 
 def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqdm) -> None:
@@ -369,7 +430,7 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
     except DataError:
         raise
     except (ClientError, BotoCoreError, HTTPError, OSError) as error:
-        if _is_disk_error(error):
+        if is_disk_error(error):
             raise
         raise DownloadError(explain(error, address, client)) from None
     finally:
@@ -413,6 +474,6 @@ def _partial_path(folder: Path, item: S3Object) -> Path:
     return _parts_folder(folder) / name
 
 
-def _is_disk_error(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether an OSError is of this machine's disk, not of the network."""
     return (isinstance(error, OSError) and error.filename is not None) or getattr(error, "errno", None) == errno.ENOSPC

@@ -6,11 +6,14 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
 import pytest
+from botocore.stub import Stubber
 
 from components.common import storage
 from components.common.download import DownloadError
@@ -158,11 +161,64 @@ class _OfParts:
         self.listed = [replace(item, etag=self.ETAG)]
 
     def get_object(self, **request: str) -> dict:
-        assert request.pop("IfMatch") == self.ETAG
+        assert request.pop("IfMatch") == self.listed[0].etag
         return self._client.get_object(**request)
+
+    def head_object(self, **request: str) -> dict:
+        """As rclone, which knows of no parts."""
+        assert request.pop("IfMatch") == self.listed[0].etag
+        return self._client.head_object(**request)
 
     def fetch(self, folder: Path) -> int:
         return fetch_objects(self, S3Address.parse("s3://bucket/set/voc.tar"), self.listed, folder)
+
+
+class _KnowsParts(_OfParts):
+    """As Amazon's server, which says how long each part of the upload was."""
+
+    def __init__(self, sizes: list[int], content: bytes = LARGE) -> None:
+        super().__init__()
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        digests = [md5(content[start : start + size]).digest() for start, size in zip(starts, sizes, strict=True)]
+        self.sizes = sizes
+        self.asked: list[int] = []
+        self.listed = [replace(self.listed[0], etag=f'"{md5(b"".join(digests)).hexdigest()}-{len(sizes)}"')]
+
+    def head_object(self, **request: Any) -> dict:
+        self.asked.append(request["PartNumber"])
+        return {"ContentLength": self.sizes[request["PartNumber"] - 1], "PartsCount": len(self.sizes)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "asked"),
+    [
+        ([300_000, 300_000, 300_000, 100_000], [1]),
+        ([1_000_000], [1]),
+        ([500_000, 500_000], [1]),
+        ([250_000, 400_000, 350_000], [1, 2, 3]),
+    ],
+)
+def test_a_file_that_was_uploaded_in_parts_is_checked_part_by_part(
+    tmp_path: Path, sizes: list[int], asked: list[int]
+) -> None:
+    client = _KnowsParts(sizes)
+    assert client.fetch(tmp_path / "files") == len(LARGE)
+    assert client.asked == asked
+    assert contents(tmp_path / "files") == {"voc.tar": LARGE}
+    damaged = _KnowsParts(sizes, bytes([LARGE[0] ^ 1]) + LARGE[1:])  # the server has one bit that does not arrive
+    with pytest.raises(DownloadError, match=rf"what arrived has the ETag \w+-{len(sizes)}, the server states .*-"):
+        damaged.fetch(tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+
+
+def test_a_server_that_does_not_know_of_parts_is_believed(tmp_path: Path) -> None:
+    client = _KnowsParts([600_000, 400_000], bytes(len(LARGE)))
+    client.sizes = [600_000, 400_000, 0]  # another number than the ETag says
+    assert client.fetch(tmp_path / "files") == len(LARGE)
+    with Stubber(make_client()) as answers:
+        client.head_object = answers.client.head_object
+        answers.add_client_error("head_object", "NotImplemented", http_status_code=501)
+        assert client.fetch(tmp_path / "again") == len(LARGE)
 
 
 def add_parts(journal: Path) -> None:
@@ -209,8 +265,16 @@ def test_a_file_that_changes_while_it_is_fetched_is_refused(tmp_path: Path) -> N
     address = S3Address.parse("s3://moving/file")
     listed = list_objects(client, address)
     client.put_object(Bucket="moving", Key="file", Body=b"y" * 1000)
-    with pytest.raises(DownloadError):
+    # rclone does not heed the condition of the request, so that the checksum has to tell
+    with pytest.raises(DownloadError, match=r"s3://moving/file: what arrived has the md5 \w+, the server states \w+\."):
         fetch_objects(client, address, listed, tmp_path / "files")
+    assert contents(tmp_path / "files") == {}
+    with Stubber(client) as answers:
+        answers.add_client_error("get_object", "PreconditionFailed", http_status_code=412)
+        with pytest.raises(
+            DownloadError, match=r"s3://moving/file \(http://127.*: the file changed while it was fetched"
+        ):
+            fetch_objects(client, address, listed, tmp_path / "files")
     assert contents(tmp_path / "files") == {}
 
 
@@ -220,13 +284,17 @@ def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
     monkeypatch.setattr(storage, "MAX_TRIES", 1)
     with pytest.raises(DownloadError, match="there is no bucket 'nowhere'"):
         fetch("s3://nowhere/set", tmp_path / "files")
-    with pytest.raises(DownloadError, match=r"s3://bucket/sot: there is neither a file of this name nor one below it"):
-        fetch("s3://bucket/sot", tmp_path / "files")
+    with pytest.raises(
+        DownloadError, match=r"s3://bucket/SET: there is neither a file .* nor one below it.*case count"
+    ):
+        fetch("s3://bucket/SET", tmp_path / "files")
     with pytest.raises(DownloadError, match="neither"):
         fetch("s3://empty", tmp_path / "files")
     with monkeypatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        with pytest.raises(DownloadError, match=r"(does not accept the keys|refused).*AWS_|keys") as caught:
+        with pytest.raises(
+            DownloadError, match=r"does not accept the keys \(SignatureDoesNotMatch\)\. Check AWS_"
+        ) as caught:
             fetch("s3://bucket/set", tmp_path / "files")
         assert "wrong" not in str(caught.value)
     with monkeypatch.context() as patch:
@@ -240,6 +308,13 @@ def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
     with pytest.raises(DownloadError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
         fetch("s3://bucket/set", tmp_path / "files")
     assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize("bucket", ["Bad_Bucket!", "a b", "ünï", "b" * 256])
+def test_an_impossible_bucket_name_is_named(bucket: str) -> None:
+    with pytest.raises(DataError, match="is no bucket name, which has letters"):
+        S3Address.parse(f"s3://{bucket}/x")
+    assert S3Address.parse("s3://Old_Bucket.2/x/").bucket == "Old_Bucket.2"
 
 
 class _Listing:

@@ -95,6 +95,8 @@ class Layout:
     """Faults that leave no photo to read, by an id that stands for it."""
     image_ids: Mapping[str, int]
     """The number of each photo in COCO files, by photo id."""
+    strays: Sequence[Problem] = ()
+    """Annotations that belong to no photo, so that nobody can say which photo lacks them."""
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:
