@@ -229,14 +229,20 @@ def test_dvc_yaml_names_all_code_that_a_step_runs(repository: Path, step: str) -
     assert [dep for dep in code if not (repository / dep).exists()] == []
 
 
+ROUNDING_ONLY = "params.evaluate.batch_size"
+"""Decides how many photos pass the network at once: as with all of ``runtime``, no step is run again for it."""
+
+
 def sections_read(folder: Path) -> set[str]:
     """Sections of params.yaml that the code in a step's folder reads as ``params.<section>``."""
     sections = {"data", "model", "train", "evaluate", "register_"}
     nodes = [node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    unlisted = {node.value for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node) == ROUNDING_ONLY}
     return {
         node.attr.rstrip("_")
         for node in nodes
         if isinstance(node, ast.Attribute)
+        and node not in unlisted
         and node.attr in sections
         and isinstance(node.value, ast.Name | ast.Attribute)
         and (node.value.id if isinstance(node.value, ast.Name) else node.value.attr) == "params"

@@ -380,6 +380,8 @@ PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
 
 class EvaluateConfig(_Section):
     batch_size: PositiveInt
+    """Most photos in one pass of the network, also in validations during training, there of each process. Changes
+    nothing of a result but rounding, so train is not run again for it."""
     gallery_images: NonNegativeInt
     gallery_score: Fraction
     """Only detections with a greater score are drawn."""

@@ -7,8 +7,11 @@ Credentials, region and address come from where boto3 finds them: the environmen
 from __future__ import annotations
 
 import logging
-import queue
+import os
+import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from components.common.lineage import redact
+from yolact.engine.checkpoint import MIRROR_FOLDER
 from yolact.errors import YolactError
 
 log = logging.getLogger(__name__)
@@ -36,15 +40,18 @@ class _Wanted:
     """What the bucket shall hold."""
 
     directory: Path
-    names: list[str]
+    checkpoints: list[list[str]]
+    """See `yolact.engine.checkpoint.Mirror.sync`."""
 
 
 class S3Mirror:
     """A `yolact.engine.checkpoint.Mirror` in a bucket.
 
     A thread of its own uploads, so training never waits; a failure is a warning, and the next checkpoint is another
-    try. Objects are removed only after everything that takes their place is safe. Each run, by its fingerprint, has a
-    folder of its own below the prefix.
+    try. The newest checkpoint goes first, its best weights before it; objects are removed only after it is there, so
+    the bucket always holds a whole checkpoint. Where uploads take longer than the time between checkpoints, some are
+    left out, and the bucket is behind by what is being uploaded. Each run, by its fingerprint, has a folder of its own
+    below the prefix.
 
     Args:
         address: ``s3://bucket`` or ``s3://bucket/prefix``.
@@ -56,7 +63,9 @@ class S3Mirror:
         self.prefix = "/".join(part for part in (prefix.strip("/"), fingerprint[:16]) if part) + "/"
         self.address = f"s3://{self.bucket}/{self.prefix}"
         self._client = boto3.Session().client("s3", config=_CALM)
-        self._wanted: queue.Queue[_Wanted | None] = queue.Queue()
+        self._changed = threading.Condition()
+        self._wanted: _Wanted | None = None
+        self._closing = False
         self._thread = threading.Thread(target=self._work, name="checkpoint mirror", daemon=True)
         self._thread.start()
 
@@ -67,7 +76,7 @@ class S3Mirror:
             MirrorError: the bucket cannot be read.
         """
         try:
-            names = sorted(self._list())
+            names = sorted(self._list(), reverse=True)  # best weights, then the newest checkpoint: a kill may come
             for name in names:
                 path = directory / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,27 +91,26 @@ class S3Mirror:
         if names:
             log.info("%d files of the run's checkpoints come from %s", len(names), self.address)
 
-    def sync(self, directory: Path, names: list[str]) -> None:
-        """Begin to make the bucket hold exactly these files; returns at once."""
-        self._wanted.put(_Wanted(directory, names))
+    def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
+        """Begin to make the bucket hold exactly these checkpoints; returns at once."""
+        with self._changed:
+            self._wanted = _Wanted(directory, checkpoints)
+            self._changed.notify()
 
     def close(self, timeout: float) -> None:
         """Wait until the newest call of `sync` is done, at most ``timeout`` seconds."""
-        self._wanted.put(None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(timeout)
         if self._thread.is_alive():
             log.warning("%s: not everything was uploaded within %.0f s", self.address, timeout)
 
     def _work(self) -> None:
-        closing = False
-        while not closing:
-            wanted = self._wanted.get()
-            while not self._wanted.empty() and wanted is not None:  # only the newest counts
-                following = self._wanted.get()
-                if following is None:
-                    closing = True
-                    break
-                wanted = following
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted is not None or self._closing)
+                wanted, self._wanted = self._wanted, None
             if wanted is None:
                 return
             try:
@@ -114,13 +122,58 @@ class S3Mirror:
 
     def _update(self, wanted: _Wanted) -> None:
         there = self._list()
-        for name in wanted.names:
-            if name not in there:
-                self._client.upload_file(str(wanted.directory / name), self.bucket, self.prefix + name)
-        for name in there.difference(wanted.names):
+        is_safe = False
+        for names in wanted.checkpoints:
+            if is_safe and self._wanted is not None:  # a newer one goes before the older ones
+                return
+            try:
+                self._upload(wanted.directory, [name for name in names if name not in there])
+            except FileNotFoundError as error:
+                log.warning("%s: the mirror is behind: %s is gone", self.address, error.filename)
+                continue
+            there.update(names)
+            if not is_safe:
+                self._remove(there.difference(*wanted.checkpoints))
+                is_safe = True
+
+    def _upload(self, directory: Path, names: list[str]) -> None:
+        with _held(directory, names) as paths:
+            for name, path in zip(names, paths, strict=True):
+                self._client.upload_file(str(path), self.bucket, self.prefix + name)
+
+    def _remove(self, names: set[str]) -> None:
+        """Checkpoints before best weights, so that none is left without its own."""
+        for name in sorted(names):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def _list(self) -> set[str]:
         """Names of this run's objects, relative to its folder."""
         pages: Any = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
         return {item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", [])}
+
+
+@contextmanager
+def _held(directory: Path, names: list[str]) -> Iterator[list[Path]]:
+    """Paths at which these files of ``directory`` stay as long as they are needed, whatever is removed meanwhile.
+
+    Raises:
+        FileNotFoundError: one is gone already.
+    """
+    folder = directory / MIRROR_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield [_second_name(directory / name, folder / name) for name in names]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _second_name(path: Path, second: Path) -> Path:
+    """A hard link, or a copy where the file system has none."""
+    second.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(path, second)
+    return second

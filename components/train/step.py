@@ -35,9 +35,11 @@ from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
 from yolact.detections import Detections
 from yolact.devices import choose_device, prepare_device
+from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.evaluator import Validation
+from yolact.engine.interrupts import Interrupts
 from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
@@ -125,7 +127,8 @@ def run(
     Under ``torchrun`` the processes train together, and the one of rank 0 alone writes files and tracks the run.
 
     Args:
-        params: ``model``, ``train``, ``runtime`` and ``register.experiment`` are read; all of it is logged.
+        params: ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and ``register.experiment`` are read; all of
+            it is logged.
         processed_dir: what preprocess wrote: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
         model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
@@ -139,8 +142,9 @@ def run(
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT came; the next run goes on from the checkpoint.
-        OutOfMemoryError: a training step does not fit into memory.
+        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run goes on from the
+            checkpoint.
+        OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
         TrackingError: the MLflow store fails at the start; later it may be away, see components/common/tracking.py.
@@ -150,12 +154,16 @@ def run(
     with joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
-        _run(params, paths, world)
+        interrupts = Interrupts()
+        with interrupts.watched():
+            _run(params, paths, world, interrupts)
 
 
-def _run(params: Params, paths: _Paths, world: World) -> None:
+def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) -> None:
+    """See `run`. A request to stop is followed between the parts of the start; results are written to the end."""
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
     digests = read_split_digests(paths.processed)
@@ -164,21 +172,31 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
         checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
         begun = checkpoints.begin(with_finished=paths.checkpoints_are_own) if world.is_main else None
         state: TrainingState | None = world.broadcast(begun)
+        interrupts.stop_if_requested()
 
         torch.manual_seed(params.train.seed)
         model = Yolact(params.model, len(train.class_names))
         if state is None:
             load_starting_weights(model, train.class_names)
         torch.manual_seed(params.train.seed)  # whatever the start has drawn; the same in every process
-        batch_size = params.train.batch_size // params.train.accumulate
-        validation = Validation(val, paths.processed / "val.json", batch_size, world)
+        validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
-            trainer = Trainer(
-                model.to(device), train, params, paths.model, checkpoints, validation, listener, extra, world
-            )
-            if state is not None:
-                trainer.restore(state)
+            with start_advised(params, device):
+                trainer = Trainer(
+                    model.to(device),
+                    train,
+                    params,
+                    paths.model,
+                    checkpoints,
+                    validation,
+                    listener,
+                    extra,
+                    world,
+                    interrupts,
+                )
+                if state is not None:
+                    trainer.restore(state)
             return trainer
 
         if not world.is_main:
@@ -189,6 +207,7 @@ def _run(params: Params, paths: _Paths, world: World) -> None:
             journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
             with start_run(params, paths.model / "run.json", resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
+                interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
                 trainer = make_trainer(listener, asdict(tracker.record))
                 with tracker.system_metrics():
@@ -264,10 +283,17 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
 
 
 def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
-    """SHA-256 (hex) of what the trained weights depend on; checkpoints of another one are not used."""
+    """SHA-256 (hex) of what the weights of a step depend on; checkpoints of another one are not used.
+
+    When a run validates and gives up does not change its steps: what was best so far stays so, and patience is counted
+    from the validations that there were. Passes change rounding alone, unless batch norm is trained.
+    """
+    harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
+    if params.model.pretrained:
+        harmless.add("accumulate")
     facts = {
         "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude={"log_every", "validation_pictures"}),
+        "train": params.train.model_dump(mode="json", exclude=harmless),
         "start": _start_digest(params.model),
         "data": data_digest,
         "classes": list(classes),

@@ -16,7 +16,7 @@ from yolact.config import PUBLISHED_DETECTION, Params, load_params, parse_params
 from yolact.errors import SettingsError
 from yolact.models.published import PUBLISHED_MODELS
 
-PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50"]
+PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50", "voc2012-r50-bf16"]
 PUBLISHED = list(PUBLISHED_MODELS)
 
 
@@ -118,7 +118,10 @@ def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
     [
         (["sampel-cpu"], "no preset 'sampel-cpu'; did you mean 'sample-cpu'?"),
         (["yolact_plus"], "no preset 'yolact_plus'; did you mean 'yolact_plus_base'?"),
-        (["../secret"], "no preset '../secret'; there are: sample-cpu, smoke, voc2012-r101, voc2012-r50, yolact_base,"),
+        (
+            ["../secret"],
+            "no preset '../secret'; there are: sample-cpu, smoke, voc2012-r101, voc2012-r50, voc2012-r50-bf16,",
+        ),
         (["base", "--model", "yolact_bsae"], "no published configuration 'yolact_bsae'; did you mean 'yolact_base'?"),
         (["base", "--model", "sample-cpu"], "no published configuration 'sample-cpu'; there are: yolact_base,"),
         (["sample-cpu", "-S", "train.lrr=1"], "-S train.lrr=1: train.lrr: unknown key; did you mean 'lr'?"),

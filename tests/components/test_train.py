@@ -431,6 +431,51 @@ def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(wor
     assert run.info.status == "KILLED"
 
 
+STOPPED = """
+import os, signal, sys
+from components.train import step
+
+name = sys.argv.pop()
+work = getattr(step, name)
+
+def stopped(*arguments):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return work(*arguments)
+
+setattr(step, name, stopped)
+step.run_command("train", lambda params: step.run(
+    params, processed_dir=step.Path("data/processed"), model_dir=step.Path("models"),
+    metrics_path=step.Path("metrics/train.json"), plots_dir=step.Path("plots/train")))
+"""
+"""The step as a program, which is sent SIGTERM twice when it begins a part of its work: a function of its module."""
+
+
+@pytest.mark.parametrize(
+    ("part", "code", "statuses"),
+    [("_load_split", 75, []), ("_log_data", 75, ["KILLED"]), ("_write_results", 0, ["FINISHED"])],
+)
+def test_a_run_asked_to_stop_before_or_after_its_steps_leaves_a_true_state(
+    workplace: Path, settings: dict[str, Any], repository: Path, part: str, code: int, statuses: list[str]
+) -> None:
+    tree = changed(settings, epochs=1).model_dump(mode="json", by_alias=True)
+    (workplace / "params.yaml").write_text(yaml.safe_dump(tree))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED, part],
+        env=environment | {"PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stderr
+    assert ("train failed: stopped by SIGTERM before a step was trained" in done.stderr) == (code == 75)
+    assert "Traceback" not in done.stderr
+    experiment = store(workplace).get_experiment_by_name("yolact")
+    assert [run.info.status for run in (runs(workplace) if experiment else [])] == statuses
+    assert Path("models/model.safetensors").is_file() == (code == 0)
+
+
 class StoppedError(RuntimeError):
     pass
 
@@ -479,11 +524,33 @@ def test_only_settings_that_change_nothing_may_change_in_between(
     assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
 
     caplog.clear()
+    interrupt_before_the_validation(monkeypatch, changed(settings, **quick | {"validate_every": 1}, patience=1))
+    assert "going on after epoch 2 of 2" in caplog.text
+
+    caplog.clear()
     train(changed(settings, **quick, lr=2e-3))
     assert "going on" not in caplog.text
     second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
     assert second.info.status == "FINISHED"
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_more_passes_a_step_go_on_with_the_run_unless_batch_norm_is_trained(
+    imported: Path,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    frozen: bool,
+) -> None:
+    caplog.set_level(logging.INFO)
+    start = str(imported) if frozen else "none"
+    tree = settings | {"model": settings["model"] | {"initial_weights": start}}
+    quick = {"epochs": 2, "validate_every": 2, "checkpoint_every": 1, "batch_size": 2}
+    interrupt_before_the_validation(monkeypatch, changed(tree, **quick))
+    caplog.clear()
+    interrupt_before_the_validation(monkeypatch, changed(tree, **quick, accumulate=2))
+    assert ("going on after epoch 2 of 2" in caplog.text) == frozen
 
 
 def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
@@ -607,6 +674,23 @@ def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workp
 def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"runtime": settings["runtime"] | {"device": "cuda:99"}}))
     assert "cuda:99" in fails()
+
+
+@pytest.mark.parametrize("part", ["yolact.models.yolact.Yolact.to", "yolact.engine.trainer.Ema"])
+def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
+    fails: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """It is moved to the device, and its averages are a second one."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    Path("params.yaml").write_text(yaml.safe_dump(settings | {"train": settings["train"] | {"ema_decay": 0.9}}))
+    monkeypatch.setattr(part, fail)
+    assert fails() == (
+        "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
+        "averaged weights); a smaller model.backbone. (CUDA out of memory. Tried to allocate 20.00 MiB.)"
+    )
 
 
 def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dict[str, Any]) -> None:

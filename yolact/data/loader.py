@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -263,15 +264,21 @@ def collate(rows: list[Batch]) -> Batch:
 def outlive_signals(worker: int) -> None:
     """Let a loader process go on when its whole process group is asked to stop: the step in progress needs its batch.
 
-    SIGINT is ignored, and SIGTERM once: a second one ends the process, which is how Python gets rid of a loader process
-    that hangs. One that works ends when the loader is closed, or within seconds of its parent's death.
+    SIGINT and SIGTERM are ignored, however often they come. The process ends when the loader is closed, or within
+    seconds of its parent's death; one that hangs, when the program ends, see `end_children`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _ignore_once(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def end_children() -> None:
+    """End loader processes that are still there when the program ends.
+
+    Python sends them SIGTERM, which they ignore, and would wait for ever for one that hangs.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def training_loader(
@@ -320,4 +327,6 @@ def training_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator(),
     )
+    if workers:
+        atexit.register(end_children)
     return loader, sampler

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,9 +26,22 @@ def normalize(images: Tensor, backbone: BackboneName) -> Tensor:
     """
     if backbone == "darknet53":
         return images.float() / 255
-    mean = torch.tensor(MEAN_RGB, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD_RGB, device=images.device).view(3, 1, 1)
-    return (images.float() - mean) / std
+    return (images.float() - _per_channel(MEAN_RGB, images.device)) / _per_channel(STD_RGB, images.device)
+
+
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Values by channel, (3, 1, 1) float32 on the device; not to be changed, since they are made once per device.
+
+    To bring them to a GPU makes the host wait for it. While the network is exported they are no tensors to be kept.
+    """
+    make = _new_per_channel.__wrapped__ if torch.compiler.is_compiling() else _new_per_channel
+    return make(values, device)
+
+
+@cache
+def _new_per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever comes first: gradients may be taken through them later
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def to_square(image: Tensor, size: int) -> Tensor:
@@ -45,8 +59,7 @@ def to_padded_square(image: Tensor, size: int) -> Tensor:
     so narrow that it would fill less than half a pixel is not to be seen.
     """
     height, width = image.shape[1:]
-    mean = torch.tensor(MEAN_RGB, device=image.device).view(3, 1, 1)
-    square = mean.repeat(1, size, size)
+    square = _per_channel(MEAN_RGB, image.device).repeat(1, size, size)
     part = visible_part(Window(0, 0, width, height).squared(), height, width, size)
     if part is not None:
         resized = F.interpolate(image[None].float(), size=part.shape, mode="bilinear", align_corners=False)[0]

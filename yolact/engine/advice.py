@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 from yolact.config import MIN_RESCORING_SIZE, Params, TrainConfig
 from yolact.errors import YolactError
@@ -22,35 +26,74 @@ BF16_CPU_SIZE = 64
 single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
 
 
+GOES_ON = "the run goes on from its last checkpoint"
+"""With another number of passes, unless that changes the result."""
+
+
 class OutOfMemoryError(YolactError):
-    """A training step or a validation does not fit into memory; says which settings make it smaller."""
+    """A network, a training step or a validation does not fit into memory; says which settings make it smaller."""
 
 
-def learning_rate_advice(config: TrainConfig) -> str | None:
+def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
+    """A warning where an epoch has fewer photos, ``batch_size``, than a batch is to have; None if not."""
+    if batch_size == config.batch_size:
+        return None
+    return (
+        f"train.batch_size is {config.batch_size}, but an epoch has {batch_size} photos: each step takes all "
+        f"{batch_size}. Set train.batch_size: {batch_size} or less"
+    )
+
+
+def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
     """A warning where SGD's peak rate is far off the published one, scaled linearly with the batch; None if not.
 
     Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. There is no such rule for AdamW: a
     rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
+
+    Args:
+        batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer photos.
     """
     if config.optimizer != "sgd":
         return None
-    scaled = PUBLISHED_LR * config.batch_size / PUBLISHED_BATCH
+    scaled = PUBLISHED_LR * batch_size / PUBLISHED_BATCH
     ratio = config.lr / scaled
     if 1 / LR_MARGIN <= ratio <= LR_MARGIN:
         return None
     relation = f"{ratio:.3g} times" if ratio > 1 else f"only {ratio:.2g} times"
     return (
-        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {config.batch_size} by linear scaling "
+        f"train.lr is {config.lr:g}, {relation} what SGD takes for batches of {batch_size} by linear scaling "
         f"({scaled:.3g}, from the published {PUBLISHED_LR:g} for {PUBLISHED_BATCH}). If that is not meant, set train.lr"
     )
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
+"""In the messages of PyTorch's errors, of which not all have a type of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether PyTorch failed because a GPU, or the machine, has too little memory."""
     return type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError)
-        and any(part in str(error) for part in ("out of memory", "can't allocate memory"))
+        isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
     )
+
+
+@contextmanager
+def start_advised(params: Params, device: torch.device) -> Iterator[None]:
+    """Within this a network, its averages and what the optimizer keeps come to the device.
+
+    Raises:
+        OutOfMemoryError: they do not fit into its memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = ["train.ema_decay: 0 (no second network of averaged weights)"] if params.train.ema_decay else []
+        ways.append("a smaller model.backbone")
+        if device.type == "cuda":
+            ways.append("a GPU that no other process uses (nvidia-smi lists them)")
+        raise _out_of_memory(f"the network alone on {device}", ways, error) from error
 
 
 def step_out_of_memory(
@@ -67,7 +110,7 @@ def step_out_of_memory(
     config = params.train
     most = max(batch_size // processes, 1)
     at_once = -(-batch_size // (processes * min(config.accumulate, most)))
-    ways = _smaller_batches(config, batch_size, processes, most) if at_once > 1 else []
+    ways = _smaller_batches(params, batch_size, processes, most) if at_once > 1 else []
     smallest = min(config.augment.image_sizes or [params.model.image_size])
     if config.precision == "fp32" and not (on_cpu and smallest <= BF16_CPU_SIZE):
         ways.append("train.precision: bf16")
@@ -77,27 +120,28 @@ def step_out_of_memory(
     return _out_of_memory(what, ways, error)
 
 
-def validation_out_of_memory(params: Params, processes: int, error: BaseException) -> OutOfMemoryError:
-    """The message about a validation that does not fit into memory.
+def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemoryError:
+    """The message about a validation that does not fit into memory; what it proposes, the settings accept.
 
-    It shows the network ``train.batch_size / train.accumulate`` photos at once, each process others.
+    Each process shows the network ``evaluate.batch_size`` photos at once, at most.
     """
-    config, size = params.train, params.model.image_size
-    at_once = config.batch_size // config.accumulate
-    most = max(config.batch_size // processes, 1)
-    ways = _smaller_batches(config, config.batch_size, processes, most) if at_once > 1 else []
-    if not config.augment.image_sizes:
-        ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if config.precision == "bf16" else 0)
+    at_once, size = params.evaluate.batch_size, params.model.image_size
+    ways = [f"evaluate.batch_size: {at_once // 2}"] if at_once > 1 else []
+    if not params.train.augment.image_sizes:
+        ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if params.train.precision == "bf16" else 0)
     return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
 
 
-def _smaller_batches(config: TrainConfig, batch_size: int, processes: int, most: int) -> list[str]:
+def _smaller_batches(params: Params, batch_size: int, processes: int, most: int) -> list[str]:
     """More passes, ``most`` at most and equally long; half the batch."""
-    ways = []
+    config, ways = params.train, []
     passes = range(2 * config.accumulate, most + 1)
     more = next((n for n in passes if config.batch_size % n == 0), None)
     if more:
-        ways.append(f"train.accumulate: {more} (the same result with less memory, in {more} passes a step)")
+        told = f"the same result with less memory, in {more} passes a step; {GOES_ON}"
+        if not params.model.pretrained:
+            told = f"less memory, in {more} passes a step; batch norm, which is trained, sees fewer photos at once"
+        ways.append(f"train.accumulate: {more} ({told})")
     half = batch_size // 2 // config.accumulate * config.accumulate
     if half >= processes and half:
         ways.append(f"train.batch_size: {half} (and train.lr in proportion)")
@@ -117,6 +161,10 @@ def _smaller_images(params: Params, image_size: int, least: int) -> list[str]:
 
 
 def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMemoryError:
-    reason = str(error).partition("\n")[0]
+    lines = str(error).splitlines()
+    reason = next((line for line in lines if any(part in line for part in OUT_OF_MEMORY)), "".join(lines[:1]))
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
+    others = sum(GOES_ON not in way for way in ways)
+    if others:
+        advice += ". Any other begins it anew" if others < len(ways) else ". The run then begins anew"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

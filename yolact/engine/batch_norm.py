@@ -41,7 +41,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = x.float()
-        sums = torch.cat([wide.sum(dim=(0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])])  # (C + 1,)
+        sums = torch.cat([wide.sum(dim=(0, 2, 3)), wide.new_full((1,), x.numel() / x.shape[1])])  # (C + 1,)
         dist.all_reduce(sums)
         count = sums[-1]
         mean = sums[:-1] / count

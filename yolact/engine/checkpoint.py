@@ -2,8 +2,8 @@
 
 A checkpoint is one file, ``NNNNNN-step_SSSSSSSS-DDDDDDDDDDDDDDDD.pt``: its number in the run, the steps done, and the
 first 16 digits of its content's SHA-256. The digest is in the name, so that file and digest appear together, whole or
-not at all; a checkpoint of which a bit has changed since is noticed and passed over. Best weights lie beside, in
-folders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
+not at all; a checkpoint of which a bit has changed since is noticed and set aside, as ``….damaged``. Best weights lie
+beside, in folders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 DIGEST_DIGITS = 16
 """Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
+MIRROR_FOLDER = ".mirror"
+"""Folder among the checkpoints in which a mirror may hold on to files that it uploads; `CheckpointStore.begin` removes
+what a killed run left there."""
+DAMAGED = ".damaged"
+"""Ending of the name of a checkpoint that could not be read; it stays until the next run begins anew."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
@@ -81,10 +86,14 @@ class Mirror(Protocol):
     def fetch(self, directory: Path) -> None:
         """Bring what the mirror has of this run into an empty ``directory``; nothing where it has nothing."""
 
-    def sync(self, directory: Path, names: list[str]) -> None:
-        """Begin to make the mirror hold exactly the files ``names`` of ``directory``; returns at once.
+    def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
+        """Begin to make the mirror hold exactly these checkpoints of ``directory``; returns at once.
 
-        Names are relative and a name's content never changes. Only the newest call counts.
+        Only the newest call counts. Files may be removed from ``directory`` once they are not in it any more.
+
+        Args:
+            checkpoints: the files of each, newest checkpoint first: those of its best weights, which several may share,
+                then itself. Names are relative and a name's content never changes.
         """
 
 
@@ -137,7 +146,7 @@ class CheckpointStore:
         self._best_of[path.name] = state.best
         self._prune()
         if self.mirror is not None:
-            self.mirror.sync(self.directory, self._names())
+            self.mirror.sync(self.directory, self._files())
         return path
 
     def save_best(self, model: Yolact, classes: list[str], epochs_done: int) -> str:
@@ -187,14 +196,16 @@ class CheckpointStore:
         whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
         anew: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
+        shutil.rmtree(self.directory / MIRROR_FOLDER, ignore_errors=True)
         if self.mirror is not None and not self._paths():
             with_finished = False
             self.directory.mkdir(parents=True, exist_ok=True)
             self.mirror.fetch(self.directory)
-        readable = (found for found in map(self._read, reversed(self._paths())) if found is not None)
+        paths = self._paths()
+        readable = (found for found in map(self._read, reversed(paths)) if found is not None)
         found = next(readable, None)
         if found is None:
-            if self._paths():
+            if paths:
                 log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
             return None
         fingerprint, state = found
@@ -252,7 +263,11 @@ class CheckpointStore:
             return False
 
     def _read(self, path: Path) -> tuple[str, TrainingState] | None:
-        """Fingerprint and state, or None with a warning; tensors are mapped from the file until they are used."""
+        """Fingerprint and state; tensors are mapped from the file until they are used.
+
+        One that cannot be read is set aside with a warning, so that it does not count as one that is kept; the result
+        is None.
+        """
         try:
             if not path.name.endswith(f"-{digest_of(path)}.pt"):
                 raise ValueError("its content is not what was written")
@@ -262,27 +277,33 @@ class CheckpointStore:
             fingerprint = content.pop("fingerprint")
             state = TrainingState(**content)
         except Exception as error:  # torch.load raises many kinds for a damaged file
-            log.warning("%s: not readable, passed over (%s)", path, error)
+            aside = path.with_name(path.name + DAMAGED)
+            path.replace(aside)
+            log.warning("%s: not readable, passed over (%s); it is now %s", path, error, aside.name)
             return None
         self._best_of[path.name] = state.best
         return fingerprint, state
 
     def _prune(self) -> None:
+        for path in self._paths():
+            if path.name not in self._best_of:
+                self._read(path)  # before they are counted: one that is damaged does not count
         for old in self._paths()[: -self.keep]:
             old.unlink()
         kept = self._paths()
-        for path in kept:
-            if path.name not in self._best_of:
-                self._read(path)
         named = {self._best_of.get(path.name) for path in kept}
         for best in self.directory.glob("best_*"):
             if best.name not in named:
                 shutil.rmtree(best)
 
-    def _names(self) -> list[str]:
-        """All files of the run, relative: best weights first, then checkpoints, oldest first."""
-        best = sorted(path for path in self.directory.glob("best_*/*") if path.is_file())
-        return [path.relative_to(self.directory).as_posix() for path in [*best, *self._paths()]]
+    def _files(self) -> list[list[str]]:
+        """The files of each checkpoint, see `Mirror.sync`."""
+        found = []
+        for path in reversed(self._paths()):
+            best = self._best_of.get(path.name)
+            weights = sorted((self.directory / best).glob("*")) if best else []
+            found.append([path.relative_to(self.directory).as_posix() for path in [*weights, path]])
+        return found
 
     def _move_aside(self, name: str) -> Path:
         """Rename the folder to ``<folder>-<name>``, in the place of one moved there before."""
@@ -292,9 +313,9 @@ class CheckpointStore:
         return aside
 
     def _clear(self) -> None:
-        """Remove all checkpoints and best weights, and what a killed run left half-written."""
+        """Remove all checkpoints, damaged ones too, and best weights, and what a killed run left half-written."""
         self._sweep()
-        for path in self._paths():
+        for path in [*self._paths(), *self.directory.glob(f"*.pt{DAMAGED}")]:
             path.unlink()
         for best in self.directory.glob("best_*"):
             shutil.rmtree(best)

@@ -72,7 +72,8 @@ def joined_world(device_name: str) -> Iterator[World]:
         device_name: the setting ``runtime.device``; GPUs talk through NCCL, CPUs through Gloo.
 
     Raises:
-        SettingsError: the setting names one GPU for all processes, or the environment is incomplete.
+        SettingsError: the setting names one GPU for all processes, this machine has fewer GPUs than processes, or the
+            environment is incomplete.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -86,6 +87,7 @@ def joined_world(device_name: str) -> Iterator[World]:
             "takes the GPU of its own number"
         )
     if on_gpus:
+        _check_gpu(world)
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
     try:
@@ -115,6 +117,17 @@ def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _check_gpu(world: World) -> None:
+    """See that this process has a GPU of its own, see `joined_world`."""
+    gpus = torch.cuda.device_count()
+    if world.local_rank >= gpus:
+        here = os.environ.get("LOCAL_WORLD_SIZE", f"at least {world.local_rank + 1}")
+        raise SettingsError(
+            f"torchrun started {here} processes on this machine, but it has {gpus} CUDA GPUs, and each process needs "
+            f"one of its own: start torchrun with --nproc-per-node {gpus}, or set runtime.device: cpu"
+        )
 
 
 def _number(name: str) -> int:

@@ -6,8 +6,17 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from yolact.models.yolact import Yolact
+
+
+class _Pairs:
+    """Tensors of the averages and of the trained network, in the same order."""
+
+    def __init__(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self.own = [own for own, _ in pairs]
+        self.trained = [trained for _, trained in pairs]
 
 
 class Ema:
@@ -18,7 +27,8 @@ class Ema:
     Statistics of batch norm are averaged too, counters are copied.
 
     Args:
-        model: with its initial weights, on its device; it is copied.
+        model: with its initial weights, on its device; it is copied, and followed from then on. Its tensors may change
+            their values but must stay the same tensors.
         decay: 0 to 1.
     """
 
@@ -26,19 +36,18 @@ class Ema:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        averages, values = (network.state_dict(keep_vars=True).values() for network in (self.model, model))
+        pairs = list(zip(averages, values, strict=True))
+        self._averaged = _Pairs([pair for pair in pairs if pair[0].is_floating_point()])
+        self._copied = _Pairs([pair for pair in pairs if not pair[0].is_floating_point()])
 
-    def update(self, model: Yolact) -> None:
-        """Move towards the weights of ``model``."""
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the present weights of the trained network; few kernels, for all its tensors together."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, values = [], []
-        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                averages.append(average)
-                values.append(value.detach())
-            else:
-                average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(self._averaged.own, self._averaged.trained, 1 - decay)
+        torch._foreach_copy_(self._copied.own, self._copied.trained)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""

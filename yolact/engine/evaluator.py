@@ -39,6 +39,9 @@ _RESULT_KEY = {"box": "bbox", "mask": "segmentation"}
 _ALL_AREAS = 0  # index into COCOeval.params.areaRng
 _MAX_100 = -1  # index into COCOeval.params.maxDets, which is 1, 10, 100
 
+DEALT = 16
+"""The number of a data set's batches is a multiple of it, see `cut_evenly`."""
+
 
 @dataclass(frozen=True)
 class ClassAp:
@@ -152,8 +155,9 @@ class Predictions:
 def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | None = None) -> Predictions:
     """Run the predictor over all photos of a data set, in order; a progress bar shows on a terminal.
 
-    Several processes share the work by dealing out whole batches, so that each photo is computed beside the same others
-    as in one process, and the rows are the same to the last bit.
+    Several processes share the work by dealing out the batches of `cut_evenly`, which do not depend on how many
+    processes there are: each photo is computed beside the same others as in one, and the rows are the same to the last
+    bit.
 
     Args:
         world: the processes that share the work; every one gets all rows.
@@ -162,24 +166,36 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
         DataError: a photo cannot be read.
     """
     world = world or World()
-    starts = range(0, len(data.images), predictor.batch_size)
-    parts = world.gather(_predict_batches(predictor, data, starts[world.rank :: world.size], show=world.is_main))
+    batches = cut_evenly(len(data.images), predictor.batch_size)
+    first, end = (len(batches) * part // world.size for part in (world.rank, world.rank + 1))
+    parts = world.gather(_predict_batches(predictor, data, batches[first:end], show=world.is_main))
     by_start = {start: rows for rows_of, _ in parts for start, rows in rows_of.items()}
-    return Predictions([row for start in starts for row in by_start[start]], max(seconds for _, seconds in parts))
+    rows = [row for batch in batches for row in by_start[batch.start]]
+    return Predictions(rows, max(seconds for _, seconds in parts))
+
+
+def cut_evenly(photos: int, batch_size: int) -> list[range]:
+    """Batches of at most ``batch_size`` photos whose lengths differ by 1 at most.
+
+    Their number is a multiple of `DEALT`, so that 2, 4, 8 or 16 processes get as many each, and as many photos but for
+    one; where there are fewer photos than that, each is a batch.
+    """
+    wanted = -(-photos // (batch_size * DEALT)) * DEALT
+    count = min(wanted, photos)
+    return [range(photos * part // count, photos * (part + 1) // count) for part in range(count)]
 
 
 def _predict_batches(
-    predictor: Predictor, data: CocoInstances, starts: Sequence[int], *, show: bool
+    predictor: Predictor, data: CocoInstances, batches: Sequence[range], *, show: bool
 ) -> tuple[dict[int, list[dict[str, Any]]], float]:
-    """COCO results of the batches that begin at these photos, by the first photo's number, and the seconds spent."""
+    """COCO results of these batches, by the first photo's number, and the seconds spent."""
     found_by_start: dict[int, list[dict[str, Any]]] = {}
     seconds = 0.0
-    total = sum(min(predictor.batch_size, len(data.images) - start) for start in starts)
     hidden = not (show and sys.stderr.isatty())
-    with tqdm(total=total, desc="evaluate", unit="img", leave=False, disable=hidden) as progress:
-        for start in starts:
-            rows = found_by_start[start] = []
-            batch = data.images[start : start + predictor.batch_size]
+    with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="img", leave=False, disable=hidden) as progress:
+        for numbers in batches:
+            rows = found_by_start[numbers.start] = []
+            batch = data.images[numbers.start : numbers.stop]
             photos = [data.read_image(image) for image in batch]
             began = time.perf_counter()
             found = predictor.predict(photos)
@@ -196,7 +212,7 @@ class Validation:
     Args:
         data: the validation photos.
         annotations: the file that ``data`` was read from.
-        batch_size: photos in one pass of the network.
+        batch_size: most photos in one pass of the network.
         world: the processes that share the work; each must call.
     """
 

@@ -21,26 +21,33 @@ class InterruptedRunError(YolactError):
 
 
 class Interrupts:
-    """While it is watched, the first SIGTERM or SIGINT is a request; a second one does what it does to any program.
+    """While it is watched, the first SIGTERM or SIGINT is a request.
 
-    In a thread other than the main one, and within a watch, no handler is set.
+    From then on SIGTERM is ignored, to the end of the process: launchers send it twice (to a process and to its whole
+    group), and what is being written must be written to the end. SIGINT ends the process as it does any program.
+    In a thread other than the main one, within a watch, and after a request, no handler is set.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         """Name of the signal that came."""
         self._at_once = False
+        self._is_watched = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Set the handlers, and put back those that were there."""
-        if threading.current_thread() is not threading.main_thread():
+        """Set the handlers, and put back those that were there (after a request, not that of SIGTERM)."""
+        if not self._may_set_handlers():
             yield
             return
+        self._is_watched = True
         before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
+            self._is_watched = False
+            if self.requested:
+                del before[signal.SIGTERM]
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -55,10 +62,26 @@ class Interrupts:
         finally:
             self._at_once = False
 
+    def stop_if_requested(self) -> None:
+        """Follow a request that came before the first step.
+
+        Raises:
+            InterruptedRunError: a stop was requested.
+        """
+        if self.requested:
+            raise InterruptedRunError(
+                f"stopped by {self.requested} before a step was trained. The same command begins again, or goes on "
+                f"from the last checkpoint (exit code {EX_TEMPFAIL})"
+            )
+
+    def _may_set_handlers(self) -> bool:
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and not self._is_watched and self.requested is None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
-        for handled in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(handled, signal.default_int_handler if handled == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unlike a handler of ours, stays while the interpreter ends
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._at_once:
             self._stop()
 

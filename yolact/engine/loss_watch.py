@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class LossWatch:
         self._names: list[str] = []
         self._sums: Tensor | None = None
         self._count = 0
+        self._totals: list[float] = []
         self.stop_agreed = False
         """Some process wants to stop, and every process knows since the same step."""
 
@@ -114,6 +116,12 @@ class LossWatch:
         self._sums, self._count = None, 0
         return dict(zip(self._names, means, strict=True))
 
+    def take_total(self) -> float | None:
+        """Mean total loss of the steps looked at since the last call; None where there are none. Waits for nothing."""
+        mean = fmean(self._totals) if self._totals else None
+        self._totals.clear()
+        return mean
+
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
         sums = None if self._sums is None else self._sums.cpu()
@@ -131,6 +139,7 @@ class LossWatch:
                 step.arrived.synchronize()
             if not step.values.isfinite().all():
                 self._raise(step)
+            self._totals.append(float(step.values[-3]))
             self.stop_agreed |= bool(step.values[-2] > 0)
 
     def _raise(self, step: _Step) -> None:

@@ -61,7 +61,8 @@ def split_batch(
     count = len(batch.image_ids)
     bounds = [(count * i // passes, count * (i + 1) // passes) for i in range(passes)]
     per_image = positives_of(batch, anchors, config)  # (B,)
-    sums = torch.stack([torch.stack([per_image[a:b].sum(), per_image.new_tensor(b - a)]) for a, b in bounds]).float()
+    shares = [torch.stack([per_image[a:b].sum(), per_image.new_full((), b - a)]) for a, b in bounds]
+    sums = torch.stack(shares).float()
     if world.size > 1:
         dist.all_reduce(sums)
     positives, images = sums.unbind(dim=1)  # (passes,) each

@@ -6,8 +6,8 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from yolact.data.transforms import normalize
 from yolact.devices import check_compiler
 from yolact.engine.advice import (
     BF16_CPU_SIZE,
+    batch_size_advice,
     is_out_of_memory,
     learning_rate_advice,
     step_out_of_memory,
@@ -102,6 +103,7 @@ class Trainer:
         listener: told about progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
+        interrupts: tells that the run shall stop; None: its own, watched while it trains.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Trainer:
         listener: Listener,
         extra: dict[str, str],
         world: World | None = None,
+        interrupts: Interrupts | None = None,
     ) -> None:
         self.params = params
         self.config = params.train
@@ -152,7 +155,7 @@ class Trainer:
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = self.config.epochs * self.steps_per_epoch
         self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
-        self.interrupts = Interrupts()
+        self.interrupts = interrupts or Interrupts()
         self.epochs_done = 0
         self.batches_done = 0
         self.step = 0
@@ -199,7 +202,7 @@ class Trainer:
             DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
             InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
                 ended a loader process as it started, the one before.
-            OutOfMemoryError: a step or a validation does not fit into memory.
+            OutOfMemoryError: a step, its batch or a validation does not fit into memory.
         """
         with self.interrupts.watched(), dead_workers_reported(self.interrupts):
             if self.step == 0:
@@ -244,13 +247,15 @@ class Trainer:
                 self.config.warmup_steps,
                 self.total_steps,
             )
-        if advice := learning_rate_advice(self.config):
-            log.warning("%s", advice)
+        for advise in (batch_size_advice, learning_rate_advice):
+            if advice := advise(self.config, self.sampler.batch_size):
+                log.warning("%s", advice)
 
     def _is_over(self) -> bool:
-        if self.epochs_done == self.config.epochs:
+        """Whether no step is left; a run that has finished stays so with another patience too."""
+        if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or not self.history["epochs"]:
+        if not self.config.patience or self.best_score < 0:  # there are no best weights to end with
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))
@@ -262,15 +267,16 @@ class Trainer:
         """Train to the end of the present epoch."""
         self.model.train()
         self.sampler.epoch, self.sampler.start = self.epochs_done, self.batches_done
-        speed = SpeedMeter(self.device, self.total_steps)
-        batches = speed.timed(prefetch(self.loader, self.device))
+        speed, whole_epoch = (SpeedMeter(self.device, self.total_steps) for _ in range(2))
         with self._progress() as progress:
-            for batch in batches:
+            for batch in self._batches(speed):
                 start = time.perf_counter()
-                self._try_train_step(batch)
+                with self._memory_advised(batch.images.shape[-1]):
+                    self._train_step(batch)
                 self.step += 1
                 self.batches_done += 1
-                speed.count(len(batch.image_ids) * self.world.size)
+                for meter in (speed, whole_epoch):
+                    meter.count(len(batch.image_ids) * self.world.size)
                 if (self.step - 1) % self.config.log_every == 0:
                     self._log_step(self.step - 1, speed, progress)
                 progress.update()
@@ -278,6 +284,7 @@ class Trainer:
                 self._after_step()
         self.epochs_done += 1
         self.batches_done = 0
+        self._log_epoch(whole_epoch)
         last = self.epochs_done == self.config.epochs
         self.validation_due = last or self.epochs_done % self.config.validate_every == 0
         if self.validation_due or self.epochs_done % self.runtime.checkpoint_every == 0:
@@ -293,15 +300,34 @@ class Trainer:
         if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
             self._save()
 
-    def _try_train_step(self, batch: Batch) -> None:
+    def _batches(self, speed: SpeedMeter) -> Iterator[Batch]:
+        """The rest of the epoch's batches on the device, each copied while the one before is worked on."""
+        batches = speed.timed(prefetch(self.loader, self.device))
+        while True:
+            with self._memory_advised(max(self.sampler.sizes)):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def _memory_advised(self, image_size: int) -> Iterator[None]:
+        """Where a step does not fit into memory, say which settings make it smaller.
+
+        Args:
+            image_size: side of that step's network input, pixels.
+
+        Raises:
+            OutOfMemoryError: it does not.
+        """
         try:
-            self._train_step(batch)
+            yield
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise step_out_of_memory(
                 self.params,
-                batch.images.shape[-1],
+                image_size,
                 self.sampler.batch_size,
                 self.world.size,
                 on_cpu=self.device.type == "cpu",
@@ -332,7 +358,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update(self.model)
+            self.ema.update()
 
     def _clip_gradients(self) -> Tensor | None:
         """Clip the gradients as the settings want it.
@@ -365,6 +391,19 @@ class Trainer:
         self.listener.on_step(step, row)
         self.listener.on_speed(step, rates)
 
+    def _log_epoch(self, speed: SpeedMeter) -> None:
+        """Tell how the epoch that is done went, where no progress bar has shown it."""
+        self.watch.settle()  # in every process, so that all notice at the same place that a loss is not finite
+        total = self.watch.take_total()
+        if total is None or self._shows_progress or not self.world.is_main:
+            return
+        figures = speed.describe(speed.take(self.step))
+        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.epochs, total, figures)
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.world.is_main and sys.stderr.isatty()
+
     def _progress(self) -> tqdm:
         return tqdm(
             desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
@@ -372,7 +411,7 @@ class Trainer:
             initial=self.batches_done,
             unit="step",
             leave=False,
-            disable=not (self.world.is_main and sys.stderr.isatty()),
+            disable=not self._shows_progress,
         )
 
     def _validate(self) -> None:
@@ -384,7 +423,7 @@ class Trainer:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise validation_out_of_memory(self.params, self.world.size, error) from error
+            raise validation_out_of_memory(self.params, error) from error
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False

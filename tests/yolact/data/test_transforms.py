@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from yolact.data import transforms
 from yolact.data.transforms import (
     aspect_ratio_size,
     normalize,
@@ -70,6 +71,37 @@ def test_normalisation_is_the_usual_one_on_another_scale() -> None:
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     usual = (images / 255 - mean) / std  # of ImageNet, as torchvision documents it
     assert (normalize(images, "resnet18") - usual).abs().max() < 0.01
+
+
+def test_the_constants_are_brought_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each time makes the host wait."""
+    images = torch.rand(2, 3, 4, 5) * 255
+    first = normalize(images, "resnet50")
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(normalize(images, "resnet50"), first)
+
+
+@pytest.mark.parametrize("before", ["inference", "export"])
+def test_what_was_normalised_before_does_not_matter(before: str) -> None:
+    """Tensors of an exporter have no values, those of inference no gradients."""
+
+    class Network(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return normalize(images, "resnet50")
+
+    transforms._new_per_channel.cache_clear()
+    images = torch.full((1, 3, 2, 2), 100.0)
+    if before == "export":
+        torch.export.export(Network(), (images,))
+    else:
+        with torch.inference_mode():
+            normalize(images, "resnet50")
+    images.requires_grad_()
+    normal = normalize(images, "resnet50")
+    normal.sum().backward()
+    assert normal[0, :, 0, 0].tolist() == pytest.approx([-0.405479, -0.293767, -0.068665], abs=1e-5)
+    assert images.grad is not None
+    assert images.grad[0, :, 0, 0].tolist() == pytest.approx([1 / 58.40, 1 / 57.12, 1 / 57.38])
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])

@@ -77,6 +77,17 @@ def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | Non
     return parse_params(tree)
 
 
+def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
+    """A trainer on a device that nothing but its steps is wanted of; ``settings`` are those of `small_params`."""
+    annotations = make_photos(folder / "photos", 8)
+    data = CocoInstances.load(annotations, annotations.parent)
+    params = small_params(**settings)
+    torch.manual_seed(0)
+    model = Yolact(params.model, 2).to(device)
+    store = CheckpointStore(folder / "checkpoints", 1, "test run")
+    return Trainer(model, data, params, folder / "models", store, lambda _: {"mask_AP": 0.0}, SilentListener(), {})
+
+
 def train(settings: dict[str, Any], world: World) -> Trainer:
     """Train in the current folder, from a checkpoint where there is one."""
     annotations = make_photos(Path(f"photos{world.rank}"), settings.pop("photos"))

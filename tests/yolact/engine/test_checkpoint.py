@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -168,6 +169,30 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     with caplog.at_level(logging.WARNING):
         assert latest(store).epochs_done == 1
     assert [str(newest) in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("found", ["at the start", "when the next one is written"])
+def test_a_damaged_checkpoint_does_not_count_as_kept_and_is_told_once(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, found: str
+) -> None:
+    store.save(state(1))
+    store.save(state(2))
+    newest = store.save(state(3))
+    damage(newest)
+    with caplog.at_level(logging.WARNING):
+        after = new_store(tmp_path)
+        if found == "at the start":
+            assert latest(after).epochs_done == 2
+        after.save(state(4))
+        assert steps(after) == [20, 40]
+        after.save(state(5))
+        after.save(state(6))
+    assert steps(after) == [50, 60]
+    assert [str(newest) in record.getMessage() for record in caplog.records] == [True]
+    assert [path.name for path in store.directory.glob("*.damaged")] == [f"{newest.name}.damaged"]
+    after.save(state(7, finished=True))
+    assert after.begin() is None
+    assert names(after) == []
 
 
 def renamed(path: Path, content: dict[str, Any]) -> Path:
@@ -382,9 +407,9 @@ class FolderMirror:
         if self.folder.is_dir():
             shutil.copytree(self.folder, directory, dirs_exist_ok=True)
 
-    def sync(self, directory: Path, names: list[str]) -> None:
+    def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        for name in names:
+        for name in itertools.chain(*checkpoints):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(directory / name, self.folder / name)
 
@@ -402,6 +427,18 @@ def test_a_run_goes_on_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> No
     assert found.epochs_done == 3
     assert names(other) == names(store)
     assert other.load_best(best)[1] == ["thing"]
+
+
+def test_the_mirror_is_told_the_newest_checkpoint_first_and_its_best_weights_before_it(tmp_path: Path) -> None:
+    told: list[list[list[str]]] = []
+    mirror = FolderMirror(tmp_path / "mirror")
+    mirror.sync = lambda directory, checkpoints: told.append(checkpoints)  # type: ignore[method-assign]
+    store = new_store(tmp_path, mirror=mirror)
+    first = store.save(state(1)).name
+    best = store.save_best(network(1), ["thing"], 1)
+    second = store.save(state(2, best=best)).name
+    of_best = [f"{best}/model.json", f"{best}/model.safetensors"]
+    assert told == [[[first]], [[*of_best, second], [first]]]
 
 
 def test_what_is_here_counts_more_than_the_mirror(tmp_path: Path) -> None:

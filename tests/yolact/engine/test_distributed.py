@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.yolact.engine.runs import REPOSITORY
+from tests.yolact.engine.runs import REPOSITORY, make_photos
+from yolact.engine.distributed import joined_world
+from yolact.errors import SettingsError
 
 BASE: dict[str, Any] = {
     "photos": 8,
@@ -66,6 +68,90 @@ def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, ch
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert two["history"]["epochs"] == [pytest.approx(row, abs=1e-4) for row in one["history"]["epochs"]]
     assert [row["image_id"] for row in two["rows"]] == [row["image_id"] for row in one["rows"]]
+
+
+def test_more_processes_than_gpus_are_told_how_many_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are there for four processes: the first two of them go on to meet."""
+    met: list[str] = []
+
+    def meet(backend: str, **_: Any) -> None:
+        met.append(backend)
+        raise ConnectionError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        with pytest.raises(ConnectionError if rank < 2 else SettingsError) as caught, joined_world("auto"):
+            pass
+    assert met == ["nccl", "nccl"]
+    assert "4 processes on this machine, but it has 2 CUDA GPUs" in str(caught.value)
+    assert "--nproc-per-node 2, or set runtime.device: cpu" in str(caught.value)
+
+
+EVALUATION = """
+import json, sys, torch, torch.distributed as dist
+from pathlib import Path
+from tests.yolact.engine.runs import small_params
+from yolact.config import DEFAULT_DETECTION
+from yolact.data.coco import CocoInstances
+from yolact.engine.distributed import World
+from yolact.engine.evaluator import predict_dataset
+from yolact.models.yolact import Yolact
+from yolact.predictor import Predictor
+rank, size, batch_size, meeting, photos = *map(int, sys.argv[1:4]), *sys.argv[4:]
+torch.set_num_threads(1)
+if size > 1:
+    dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=size)
+torch.manual_seed(0)
+model = Yolact(small_params().model, 2)
+data = CocoInstances.load(Path(photos) / "train.json", Path(photos))
+predictor = Predictor(model, data.class_names, DEFAULT_DETECTION, batch_size=batch_size)
+lengths, network = [], predictor.predict
+def predict(images):
+    lengths.append(len(images))
+    return network(images)
+predictor.predict = predict
+rows = predict_dataset(predictor, data, World(rank, size)).rows
+json.dump({"rows": rows, "batches": lengths}, sys.stdout)
+"""
+
+
+def evaluate(folder: Path, processes: int, batch_size: int, photos: Path) -> list[dict[str, Any]]:
+    """What each process says: all rows, and the lengths of the batches that it computed."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", EVALUATION, *map(str, (rank, processes, batch_size, folder / "meeting", photos))],
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    said = []
+    for process in running:
+        out, log = process.communicate(timeout=300)
+        assert process.returncode == 0, log
+        said.append(json.loads(out))
+    return said
+
+
+def test_two_processes_find_with_the_same_weights_what_one_does_to_the_last_bit(tmp_path: Path) -> None:
+    """18 photos; full batches of 4, dealt out in turn, would be 10 and 8."""
+    photos = make_photos(tmp_path / "photos", 18).parent
+    (one,) = evaluate(tmp_path, 1, 4, photos)
+    two = evaluate(tmp_path, 2, 4, photos)
+    assert len(one["rows"]) > 18
+    assert {row["image_id"] for row in one["rows"]} == set(range(1, 19))
+    assert two[0]["rows"] == two[1]["rows"] == one["rows"]
+    assert two[0]["batches"] + two[1]["batches"] == one["batches"]
+    assert [sum(said["batches"]) for said in two] == [9, 9]
 
 
 NORM = """

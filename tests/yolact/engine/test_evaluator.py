@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolact.detections import Detections
-from yolact.engine.evaluator import evaluate_coco, load_ground_truth
+from yolact.engine.evaluator import cut_evenly, evaluate_coco, load_ground_truth
 from yolact.errors import DataError
 
 SIDE = 200
@@ -314,3 +314,14 @@ def test_detections_made_by_the_network_are_scored_as_they_are(tmp_path):
     rows = found.to_coco(1, [10])
     assert evaluate_coco(truth, rows, "box").AP == pytest.approx(1)
     assert evaluate_coco(truth, rows, "mask").AP == pytest.approx(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8, 32, 64])
+@pytest.mark.parametrize("photos", [0, 1, 15, 16, 17, 65, 120, 1449])
+def test_photos_are_cut_into_equal_batches_that_can_be_dealt_out_evenly(photos: int, batch_size: int) -> None:
+    batches = cut_evenly(photos, batch_size)
+    assert [number for batch in batches for number in batch] == list(range(photos))
+    lengths = [len(batch) for batch in batches]
+    assert max(lengths, default=0) <= batch_size
+    assert max(lengths, default=0) - min(lengths, default=0) <= 1
+    assert len(batches) % 16 == 0 or set(lengths) == {1}

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.yolact.engine.runs import make_photos, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
+from yolact.engine import prefetch
 from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
@@ -88,6 +89,38 @@ def test_passes_have_the_gradients_of_the_whole_batch(
         assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
 
 
+def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weights(
+    trainer: Callable[..., Trainer],
+) -> None:
+    settings: dict[str, Any] = {"batch_size": 4, "epochs": 4, "lr": 1e-2, "model": FROZEN_NORM}
+    torch.manual_seed(5)
+    whole = trainer("whole", scores=[0.5, 0.3], validate_every=2, **settings)
+    whole.fit()
+    torch.manual_seed(5)
+    first = trainer("changed", scores=[0.5], validate_every=2, **settings)
+    train_epoch = first._train_epoch
+
+    def two_epochs() -> None:
+        if first.epochs_done == 2:
+            raise InterruptedRunError("stopped")
+        train_epoch()
+
+    first._train_epoch = two_epochs  # type: ignore[method-assign]
+    with pytest.raises(InterruptedRunError):
+        first.fit()
+    state = first.checkpoints.begin()
+    assert state is not None
+    torch.manual_seed(99)  # what the checkpoint has counts
+    second = trainer("changed", scores=[0.1, 0.2], validate_every=1, patience=3, accumulate=2, **settings)
+    second.restore(state)
+    result = second.fit()
+    assert [row["epoch"] for row in result.history["epochs"]] == [2, 3, 4]
+    assert (result.best_score, second.best) == (0.5, first.best)
+    found = weights(second.model)
+    for name, expected in weights(whole.model).items():
+        assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
+
+
 def test_parts_of_a_batch_are_its_images_with_their_objects(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(batch_size=4)
     batch = next(iter(learner.loader))
@@ -121,7 +154,7 @@ def test_averaged_weights_by_hand() -> None:
         with torch.no_grad():
             model.proto_net[0].weight.add_(1)
             model.backbone.bn1.num_batches_tracked.add_(1)
-        ema.update(model)
+        ema.update()
         decay = min(0.15, (1 + update) / (10 + update))  # 2/11 is above, so 0.15 at once
         expected = decay * expected + (1 - decay) * model.proto_net[0].weight.detach().double()
     assert torch.allclose(ema.model.proto_net[0].weight.double(), expected, atol=1e-6)
@@ -130,7 +163,7 @@ def test_averaged_weights_by_hand() -> None:
     before = model.proto_net[0].weight.detach().clone()
     with torch.no_grad():
         model.proto_net[0].weight.add_(1)
-    slow.update(model)
+    slow.update()
     assert torch.allclose(slow.model.proto_net[0].weight, before + 9 / 11, atol=1e-5)  # the decay rises from 2/11
 
 
@@ -199,6 +232,29 @@ def test_a_run_stops_when_it_does_not_get_better(
     assert result.best_score == max(scores[:epochs])
 
 
+def test_patience_that_is_set_later_counts_the_validations_that_there_were(trainer: Callable[..., Trainer]) -> None:
+    first = trainer(scores=[0.3, 0.2, 0.1], epochs=3, validate_every=1, batch_size=4)
+    first.fit()
+    state = first.checkpoints.begin()
+    assert state is not None
+    second = trainer(epochs=6, validate_every=1, patience=2, batch_size=4)
+    second.restore(state)
+    result = second.fit()
+    assert (result.steps, result.best_score, second.best) == (3, 0.3, first.best)
+    assert (second.model_dir / "model.safetensors").is_file()
+
+
+def test_a_run_that_has_finished_takes_no_step_with_more_patience(trainer: Callable[..., Trainer]) -> None:
+    first = trainer(scores=[0.3, 0.2], epochs=6, validate_every=1, patience=1, batch_size=4)
+    first.fit()
+    first.finish()
+    state = first.checkpoints.begin(with_finished=True)
+    assert state is not None
+    second = trainer(epochs=6, validate_every=1, patience=5, batch_size=4)
+    second.restore(state)
+    assert second.fit().steps == 2
+
+
 # --- Settings
 
 
@@ -240,11 +296,21 @@ def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
 def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
     optimizer: str, batch_size: int, lr: float, warned: bool
 ) -> None:
-    advice = learning_rate_advice(small_params(optimizer=optimizer, batch_size=batch_size, lr=lr).train)
+    advice = learning_rate_advice(small_params(optimizer=optimizer, lr=lr).train, batch_size)
     assert (advice is not None) == warned
     if advice:
         assert f"train.lr is {lr:g}" in advice
         assert f"({1e-3 * batch_size / 8:.3g}, from the published 0.001 for 8)" in advice
+
+
+def test_a_learning_rate_is_judged_by_the_batch_that_there_is(
+    trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of four photos, so that a rate for batches of 64 is 16 times too high."""
+    trainer(batch_size=64, lr=8e-3)
+    reduced, rate = (record.getMessage() for record in caplog.records)
+    assert reduced.startswith("train.batch_size is 64, but an epoch has 4 photos: each step takes all 4. Set ")
+    assert rate.startswith("train.lr is 0.008, 16 times what SGD takes for batches of 4 by linear scaling (0.0005, ")
 
 
 def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
@@ -259,12 +325,58 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     with pytest.raises(Exception, match="out of memory with 4 photos of 64 px at once in fp32") as caught:
         learner.fit()
     message = str(caught.value)
-    assert "train.accumulate: 2 (" in message
+    assert "train.accumulate: 2 (less memory, in 2 passes a step; batch norm, which is trained, sees fewer" in message
+    assert "(and train.lr in proportion). The run then begins anew." in message
     assert "train.batch_size: 2 (" in message
     assert "image_size: " not in message  # 64 pixels are the fewest
     assert "bf16" not in message  # nor does a CPU compute that with so few
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], r"4 photos of 64 px at once in fp32\. Try one of these: train\.accumulate: 2 \("),
+        ([96, 128], r"4 photos of 128 px at once in fp32\. .*; train\.augment\.image_sizes: \[96\]"),
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, sizes: list[int], message: str
+) -> None:
+    """It is copied to the device before the step. What its size will be is not known: it may be the largest."""
+    augment = small_params().train.augment.model_dump() | {"image_sizes": sizes}
+    learner = trainer(batch_size=4, epochs=1, augment=augment)
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=message):
+        learner.fit()
+
+
+def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a loader process passes its errors on."""
+    learner = trainer(batch_size=4, epochs=1)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nTraceback:\nE: can't allocate memory\n"
+        )
+
+    monkeypatch.setattr(prefetch, "_moved", fail)
+    with pytest.raises(OutOfMemoryError, match=r"\(E: can't allocate memory\)$"):
+        learner.fit()
+
+
+def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_frozen() -> None:
+    params = small_params(batch_size=4, model=FROZEN_NORM)
+    message = str(step_out_of_memory(params, 64, 4, 1, on_cpu=True, error=RuntimeError("out of memory")))
+    assert "train.accumulate: 2 (the same result with less memory, in 2 passes a step; the run goes on" in message
+    assert "(and train.lr in proportion). Any other begins it anew." in message
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -315,12 +427,15 @@ def test_the_settings_accept_what_a_step_without_memory_proposes(
 
 def test_a_validation_that_does_not_fit_into_memory_says_what_to_try(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(batch_size=4, epochs=1)
+    assert learner.params.evaluate.batch_size == 8
 
     def fail(_: Yolact) -> dict[str, float]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     learner.validate = fail
-    with pytest.raises(OutOfMemoryError, match=r"4 photos of 64 px at once in a validation.*train\.accumulate: 2 \("):
+    with pytest.raises(
+        OutOfMemoryError, match=r"8 photos of 64 px at once in a validation.*: evaluate\.batch_size: 4\."
+    ):
         learner.fit()
 
 
@@ -366,6 +481,15 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
     assert all(tensor.isfinite().all() for state in states for tensor in state["model"].values())
 
 
+@pytest.fixture
+def sigterm_restored() -> Iterator[None]:
+    """After a request, SIGTERM is ignored to the end of the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm_restored")
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
 

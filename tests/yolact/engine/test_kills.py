@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,32 +148,60 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_says_so(straight: Path, tmp
         assert_same_end(tmp_path, straight)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_to_the_loader_processes_too_stops_a_run_as_one_to_itself(tmp_path: Path, name: str) -> None:
-    """As a batch system or a terminal sends it: to the whole process group."""
+def test_ctrl_c_stops_a_run_though_loader_processes_get_it_too(tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole process group."""
     process = start(tmp_path, workers=2, checkpoint_every_steps=0, epochs=500, validate_every=1000)
     wait_until(process, lambda: number_of(tmp_path) >= 2)
-    os.killpg(process.pid, getattr(signal, name))
+    os.killpg(process.pid, signal.SIGINT)
     _, log = process.communicate(timeout=200)
     assert process.returncode == EX_TEMPFAIL, log
-    assert f"stopped by {name}; a checkpoint is written" in log
+    assert "stopped by SIGINT; a checkpoint is written" in log
     with pytest.raises(ProcessLookupError):  # no loader process is left
         os.killpg(process.pid, 0)
 
 
-def test_a_loader_process_that_hangs_is_ended_by_a_second_sigterm() -> None:
-    """As `multiprocessing` sends it at the end of the program, after PyTorch has sent the first."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterms_to_the_whole_group_stop_a_run_as_one(tmp_path: Path, workers: int) -> None:
+    """As launchers send them, the second while the first is worked on, or while the program ends."""
+    process = start(tmp_path, workers=workers, checkpoint_every_steps=0, epochs=500, validate_every=1000)
+    wait_until(process, lambda: number_of(tmp_path) >= 2)
+    os.killpg(process.pid, signal.SIGTERM)
+    while process.poll() is None:
+        time.sleep(0.2)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    _, log = process.communicate(timeout=200)
+    assert process.returncode == EX_TEMPFAIL, log
+    assert "stopped by SIGTERM; a checkpoint is written" in log
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_loader_process_that_hangs_ends_with_the_program() -> None:
+    """It ignores the SIGTERM that Python sends it, and Python would wait for it."""
     program = (
-        "import os, signal, time\n"
-        "from yolact.data.loader import outlive_signals\n"
-        "outlive_signals(0)\n"
-        "for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):\n"
-        "    os.kill(os.getpid(), number)\n"
-        "print('still here', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\n"
-        "time.sleep(60)\n"
+        "import multiprocessing, time\n"
+        "from yolact.data import loader\n"
+        "from tests.yolact.engine.runs import make_photos, small_params\n"
+        "from pathlib import Path\n"
+        "from tempfile import TemporaryDirectory\n"
+        "with TemporaryDirectory() as folder:\n"
+        "    annotations = make_photos(Path(folder), 4)\n"
+        "    data = loader.CocoInstances.load(annotations, annotations.parent)\n"
+        "    started = multiprocessing.Event()\n"
+        "    def hang(*_):\n"
+        "        started.set()\n"
+        "        time.sleep(600)\n"
+        "    loader.TrainingSet.__getitem__ = hang\n"
+        "    batches, _ = loader.training_loader(data, small_params().train, 64, workers=1, pin=False)\n"
+        "    waiting = iter(batches)\n"
+        "    assert started.wait(60)\n"
+        "    (child,) = multiprocessing.active_children()\n"
+        "    child.terminate()\n"
+        "    child.join(1)\n"
+        "    print('still there' if child.is_alive() else 'gone', flush=True)\n"
     )
-    assert run_program(program) == ("still here\n", -signal.SIGTERM)
+    assert run_program(program) == ("still there\n", 0)
 
 
 def test_the_death_of_a_loader_process_is_an_error_unless_a_stop_was_requested() -> None:
@@ -197,16 +226,21 @@ def run_program(program: str) -> tuple[str, int]:
     return done.stdout, done.returncode
 
 
-def test_a_second_signal_ends_a_run_at_once() -> None:
+@pytest.mark.parametrize("first", ["SIGTERM", "SIGINT"])
+def test_sigterm_after_a_request_changes_nothing_and_ctrl_c_ends_the_run_at_once(first: str) -> None:
     program = (
         "import os, signal, time\n"
         "from yolact.engine.interrupts import Interrupts\n"
         "interrupts = Interrupts()\n"
         "with interrupts.watched():\n"
+        f"    os.kill(os.getpid(), signal.{first})\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    assert interrupts.requested == 'SIGTERM'\n"
-        "    print('still here', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    time.sleep(60)\n"
+        "    print(interrupts.requested, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "with interrupts.watched():\n"
+        "    pass\n"
+        "print('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(60)\n"
     )
-    assert run_program(program) == ("still here\n", -signal.SIGTERM)
+    assert run_program(program) == (f"{first}\nstill here\n", -signal.SIGINT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -434,6 +436,27 @@ def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) ->
     assert learner.fit().best_score == 0
     exported, _ = load_model(learner.model_dir)
     assert equal(weights(exported), scores.weights[0])
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_progress_bar_each_epoch_has_a_line(
+    trainer: Callable[..., Trainer], terminal: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is the mean of its steps, whatever ``log_every`` is; a validation adds a line of its own."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    learner = trainer(validate=Scores(0.25), epochs=3, validate_every=3, lr=1e-2)
+    losses = [row["total"] for row in learner.fit().history["steps"]]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        trainer(name="again", validate=Scores(0.25), epochs=3, validate_every=3, lr=1e-2, log_every=4).fit()
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch ")]
+    assert lines.pop() == "epoch 3 of 3: mask_AP 0.250"
+    assert len(lines) == (0 if terminal else 3)
+    for number, line in enumerate(lines):
+        mean = (losses[2 * number] + losses[2 * number + 1]) / 2
+        start = f"epoch {number + 1} of 3: loss {mean:.2f}, "
+        assert re.fullmatch(re.escape(start) + r"\d+\.\d img/s, \d+:\d\d:\d\d left, \d+\.\d GiB", line), line
+    assert not lines or ", 0:00:00 left, " in lines[-1]
 
 
 # --- Going on
