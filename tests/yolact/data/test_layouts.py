@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
 from PIL import Image
 from pycocotools import mask as mask_utils
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
+from yolact.data import matlab
 from yolact.data.layouts import find_layout
+from yolact.data.matlab import MatlabError, read_struct
 from yolact.data.problems import Problem, ProblemError
 from yolact.data.sbd import SbdPhoto, read_instances
 from yolact.data.voc import VOC_CLASSES
@@ -141,21 +146,59 @@ def test_missing_files_are_named_together(sbd: Path) -> None:
     assert [problem.file for problem in caught.value.problems] == ["img/2009_000001.jpg", "inst/2009_000001.mat"]
 
 
-@pytest.mark.filterwarnings("ignore")
-@settings(max_examples=200, deadline=None)
+def recompressed(content: bytes) -> bytes:
+    """An ``inst`` file of one compressed element, whose checksum is right whatever it holds."""
+    packed = zlib.compress(content)
+    return mat()[:128] + struct.pack("<II", matlab.COMPRESSED, len(packed)) + packed
+
+
+CONTENT = mat(do_compression=False)[128:]
+"""The element of an ``inst`` file before compression."""
+
+
+def test_an_inst_file_that_is_not_compressed_is_read_too(sbd: Path) -> None:
+    put(sbd / "inst/plain.mat", mat(do_compression=False))
+    put(sbd / "inst/again.mat", recompressed(CONTENT))
+    for file in ("inst/plain.mat", "inst/again.mat"):
+        segmentation, classes = read_instances(sbd, file)
+        assert np.array_equal(segmentation, SEGMENTATION)
+        assert classes == {1: 15, 2: 12}
+
+
+def test_sizes_with_a_right_checksum_that_let_scipy_read_beyond_its_memory_are_a_problem(sbd: Path) -> None:
+    junk = bytearray(CONTENT)
+    junk[131], junk[161] = 8, 127
+    put(sbd / "inst/2008_000002.mat", recompressed(bytes(junk)))
+    with pytest.raises(ProblemError, match="is no MATLAB file with GTinst"):
+        read_instances(sbd, "inst/2008_000002.mat")
+
+
+@pytest.mark.parametrize("word", [0, 1, 7, 0xFFFF, 0x7FFFFFF0, 0xFFFFFFF8, 0xFFFFFFFF, 0x00040001, 0x80000000])
+def test_no_wrong_word_of_a_matlab_file_is_read_beyond_its_end(sbd: Path, word: int) -> None:
+    for place in range(0, len(CONTENT), 4):
+        check_fuzzed(sbd, recompressed(CONTENT[:place] + struct.pack("<I", word) + CONTENT[place + 4 :]))
+
+
+@settings(max_examples=300, deadline=None)
 @given(
-    compressed=st.booleans(),
+    compressed=st.sampled_from(["not", "after", "before"]),
     changes=st.lists(st.tuples(st.integers(0, 1200), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3),
     end=st.integers(0, 2000),
 )
 def test_damaged_matlab_files_raise_nothing_but_problems(
-    tmp_path_factory: pytest.TempPathFactory, compressed: bool, changes: list[tuple[int, bytes]], end: int
+    tmp_path_factory: pytest.TempPathFactory, compressed: str, changes: list[tuple[int, bytes]], end: int
 ) -> None:
-    data = mat(do_compression=compressed)
+    """Damaged without compression, after it, or before it, so that the checksum is right."""
+    data = CONTENT if compressed == "before" else mat(do_compression=compressed == "after")
     for start, junk in changes:
         data = data[:start] + junk + data[start + len(junk) :]
-    folder = tmp_path_factory.getbasetemp()
-    put(folder / "inst/fuzzed.mat", data[: max(end, 200)])
+    data = data[: max(end, 200)]
+    check_fuzzed(tmp_path_factory.getbasetemp(), recompressed(data) if compressed == "before" else data)
+
+
+def check_fuzzed(folder: Path, data: bytes) -> None:
+    """Read an ``inst`` file: it is whole, or there are problems and nothing else."""
+    put(folder / "inst/fuzzed.mat", data)
     segmentation, classes = np.zeros((1, 1), dtype=np.uint16), {}
     problems: tuple[Problem, ...] = ()
     try:
@@ -165,6 +208,36 @@ def test_damaged_matlab_files_raise_nothing_but_problems(
     assert all(problem.file and problem.reason for problem in problems)
     assert set(classes.values()) <= set(range(1, len(VOC_CLASSES) + 1))
     assert set(np.unique(segmentation).tolist()) - {0} == classes.keys()
+
+
+NUMBER_TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+
+
+@given(
+    values=st.sampled_from(NUMBER_TYPES).flatmap(
+        lambda kind: np_st.arrays(kind, np_st.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5))
+    ),
+    compressed=st.booleans(),
+)
+def test_matrices_are_read_as_scipy_reads_them(values: np.ndarray, compressed: bool) -> None:
+    data = mat(values, do_compression=compressed)
+    read = read_struct(data, "GTinst", ("Segmentation", "Categories"))
+    expected = loadmat(io.BytesIO(data))["GTinst"][0, 0]
+    for field in ("Segmentation", "Categories"):
+        assert read[field].dtype == expected[field].dtype
+        np.testing.assert_array_equal(read[field], expected[field])
+
+
+def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = mat(np.zeros((3000, 1000), dtype=np.uint8))
+    assert len(data) < 10_000
+    assert read_struct(data, "GTinst", ("Segmentation",))["Segmentation"].shape == (3000, 1000)
+    monkeypatch.setattr(matlab, "MAX_CONTENT", 1 << 21)
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(data, "GTinst", ("Segmentation",))
+    many = mat()[:128] + mat(np.zeros((1500, 1000), dtype=np.uint8), name="other")[128:] * 2 + mat()[128:]
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(many, "GTinst", ("Segmentation",))
 
 
 # Telling layouts apart
