@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from yolact.data.coco_layout import is_coco, read_coco
 from yolact.data.convert import VocPhoto, image_numbers
 from yolact.data.instances import Layout, PhotoSource
 from yolact.data.sbd import SbdPhoto
-from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, read_photo_list
+from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, has_photo, read_photo_list
 from yolact.errors import DataError
 
 MAX_DEPTH = 5
@@ -86,7 +87,9 @@ def _voc_layout(root: Path) -> Layout:
         if not (root / part).is_dir():
             raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check data.source.")
     masks = root / "SegmentationObject"
-    ids = _listed(root / SEGMENTATION_SETS) or {"train": sorted(path.stem for path in masks.glob("*.png"))}
+    ids = _listed(root / SEGMENTATION_SETS, partial(has_photo, root, "JPEGImages")) or {
+        "train": sorted(path.stem for path in masks.glob("*.png"))
+    }
     splits = {split: [VocPhoto(root, name) for name in names] for split, names in ids.items()}
     return _voc_like("PASCAL VOC", root, splits)
 
@@ -99,18 +102,25 @@ def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
             f"{root}: Semantic Boundaries annotations without photos. Put them into {root / 'img'}, or PASCAL VOC's "
             "JPEGImages beside the annotations."
         )
-    ids = _listed(root) or {"train": sorted(path.stem for path in (root / "inst").glob("*.mat"))}
+    ids = _listed(root, partial(has_photo, *found)) or {
+        "train": sorted(path.stem for path in (root / "inst").glob("*.mat"))
+    }
     splits = {split: [SbdPhoto(root, *found, name) for name in names] for split, names in ids.items()}
     return _voc_like("Semantic Boundaries", root, splits)
 
 
-def _listed(folder: Path) -> dict[str, list[str]]:
-    """Photo ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does."""
+def _listed(folder: Path, exists: Callable[[str], bool]) -> dict[str, list[str]]:
+    """Photo ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does.
+
+    Args:
+        folder: holds them.
+        exists: whether there is a photo of an id.
+    """
     if (folder / "val.txt").is_file() or (folder / "train.txt").is_file():
         names = [name for name in ("train", "val") if name == "train" or (folder / "val.txt").is_file()]
-        return {name: read_photo_list(folder / f"{name}.txt", name) for name in names}
+        return {name: read_photo_list(folder / f"{name}.txt", name, exists) for name in names}
     if (folder / "trainval.txt").is_file():
-        return {"train": read_photo_list(folder / "trainval.txt", "train")}
+        return {"train": read_photo_list(folder / "trainval.txt", "train", exists)}
     return {}
 
 

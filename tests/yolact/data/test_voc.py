@@ -560,6 +560,18 @@ def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> No
     assert message in str(caught.value)
 
 
+def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
+    voc.put("ImageSets/Segmentation/train.txt", "Übung 1\ndog 1\n".encode())
+    voc.put("JPEGImages/dog 1.JPG", jpeg())
+    voc.put("JPEGImages/dog.jpg", jpeg())
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]
+    (voc.root / "JPEGImages/dog 1.JPG").unlink()
+    with pytest.raises(DataError, match="'Übung 1': this is a class list"):
+        read_split(voc.root, "train")
+    (voc.root / "JPEGImages/dog.jpg").unlink()
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing photo
+
+
 def test_missing_split_file_and_folders_are_refused(voc: Voc, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"val\.txt: no such file"):
         read_split(voc.root, "val")
