@@ -41,7 +41,7 @@ def find_layout(folder: Path) -> Layout:
         for place in places
         if any((place / name).is_dir() for name in ("SegmentationObject", "SegmentationClass"))
     ]
-    sbd = [place for place in places if next((place / "inst").glob("*.mat"), None)]
+    sbd = [place for place in places if _stems(place / "inst", ".mat")]
     coco = [] if voc or sbd else _instances_files(places)
     if sbd:
         return _sbd_layout(_only(folder, sbd), places)
@@ -87,9 +87,11 @@ def _voc_layout(root: Path) -> Layout:
         if not (root / part).is_dir():
             raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check data.source.")
     masks = root / "SegmentationObject"
-    ids = _listed(root / SEGMENTATION_SETS, partial(has_photo, root, "JPEGImages")) or {
-        "train": sorted(path.stem for path in masks.glob("*.png"))
-    }
+    ids = _listed(root / SEGMENTATION_SETS, partial(has_photo, root, "JPEGImages"))
+    if not ids:
+        ids = {"train": _stems(masks, ".png")}
+        if not ids["train"]:
+            raise DataError(f"{masks}: holds no *.png. Each photo needs a mask there and one in SegmentationClass.")
     splits = {split: [VocPhoto(root, name) for name in names] for split, names in ids.items()}
     return _voc_like("PASCAL VOC", root, splits)
 
@@ -102,11 +104,17 @@ def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
             f"{root}: Semantic Boundaries annotations without photos. Put them into {root / 'img'}, or PASCAL VOC's "
             "JPEGImages beside the annotations."
         )
-    ids = _listed(root, partial(has_photo, *found)) or {
-        "train": sorted(path.stem for path in (root / "inst").glob("*.mat"))
-    }
+    ids = _listed(root, partial(has_photo, *found)) or {"train": _stems(root / "inst", ".mat")}
     splits = {split: [SbdPhoto(root, *found, name) for name in names] for split, names in ids.items()}
     return _voc_like("Semantic Boundaries", root, splits)
+
+
+def _stems(folder: Path, *suffixes: str) -> list[str]:
+    """Names, without ending, of the files in a folder that have one of the endings, in any case; sorted."""
+    if not folder.is_dir():
+        return []
+    names = (os.path.splitext(name) for name in os.listdir(folder) if not name.startswith("."))
+    return sorted({stem for stem, suffix in names if suffix.lower() in suffixes})
 
 
 def _listed(folder: Path, exists: Callable[[str], bool]) -> dict[str, list[str]]:

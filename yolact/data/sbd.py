@@ -17,7 +17,7 @@ from yolact.data.instances import AnnotatedPhoto, instances_from_index_mask
 from yolact.data.matlab import MatlabError, read_struct
 from yolact.data.photos import photo_warnings, read_bytes, read_photo
 from yolact.data.problems import Problem, ProblemError, keep_problems
-from yolact.data.voc import VOC_CLASSES, find_photo
+from yolact.data.voc import VOC_CLASSES, find_part, find_photo
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SbdPhoto:
             problems,
             lambda: read_photo(self.photos_root, find_photo(self.photos_root, self.photos_folder, self.photo_id)),
         )
-        file = f"inst/{self.photo_id}.mat"
+        file = find_part(self.root, "inst", self.photo_id, ".mat")
         found = keep_problems(problems, lambda: read_instances(self.root, file))
         if photo is not None and found is not None:
             problems += size_problems(photo, {file: found[0]})

@@ -192,6 +192,11 @@ def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> st
     return None
 
 
+def find_part(root: Path, folder: str, image_id: str, suffix: str) -> str:
+    """The mask or XML of an id in ``root/folder``, with an ending in any case; its usual name where there is none."""
+    return find_file(root, folder, image_id, (suffix,)) or f"{folder}/{image_id}{suffix}"
+
+
 def find_photo(root: Path, folder: str, image_id: str) -> str:
     """The photo of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
 

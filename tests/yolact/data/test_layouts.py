@@ -52,6 +52,12 @@ def photo_bytes(width: int = 4, height: int = 3) -> bytes:
     return buffer.getvalue()
 
 
+def png(indices: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(indices).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def ids(folder: Path) -> dict[str, list[str]]:
     return {split: [source.photo_id for source in found] for split, found in find_layout(folder).splits.items()}
 
@@ -266,6 +272,29 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
     assert ids(tmp_path) == {"train": ["a", "b"]}
     put(tmp_path / "ImageSets/Segmentation/train.txt", b"a\n")
     assert ids(tmp_path) == {"train": ["a"]}
+
+
+def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    put(tmp_path / "JPEGImages/a.JPG", photo_bytes())
+    with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
+        find_layout(tmp_path)
+    put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
+    put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
+    put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
+    put(tmp_path / "Annotations/a.XML", b"<annotation/>")
+    (source,) = find_layout(tmp_path).splits["train"]
+    photo = source.read()
+    assert [(instance.number, instance.class_index) for instance in photo.instances] == [(1, 1), (2, 2)]
+    assert photo.has_xml
+    assert {warning.file for warning in photo.warnings} == {"Annotations/a.XML"}
+
+
+def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
+    (sbd / "train.txt").unlink()
+    (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
+    (source,) = find_layout(tmp_path).splits["train"]
+    assert len(source.read().instances) == 2
 
 
 def test_voc_without_training_list_is_refused(tmp_path: Path) -> None:
