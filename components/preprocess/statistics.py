@@ -47,6 +47,8 @@ class Outcome:
     """By photo id."""
     rejected_split: Mapping[str, str]
     """Which split each rejected photo was listed in."""
+    source_warnings: Sequence[Problem]
+    """Oddities of no single photo."""
     parted: Sequence[Sequence[str]]
     """Files of each group of like photos that was too large to be kept in one split."""
 
@@ -74,7 +76,10 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "histograms": {split: _histograms(photos) for split, photos in outcome.photos.items()},
         "duplicates": {**_duplicates(outcome.photos), "parted": [_parted(names) for names in outcome.parted]},
         "problems": [_entry(photo, problem) for photo, found in outcome.rejected.items() for problem in found],
-        "warnings": [_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings],
+        "warnings": [
+            *(_entry("", warning) for warning in outcome.source_warnings),
+            *(_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings),
+        ],
     }
 
 

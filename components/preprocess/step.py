@@ -133,6 +133,7 @@ def _outcome(
         photos={split: [photo for name, photo in photos.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
+        source_warnings=layout.warnings,
         parted=[[photos[name].file_name for name in names] for names in choice.parted],
     )
 

@@ -256,6 +256,17 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     assert "no box fits the mask of object index 1 (person)" in warning["reason"]
 
 
+def test_photos_that_have_no_mask_are_a_warning_with_their_number(
+    preprocess: Callable[..., dict[str, Any]], voc: Path
+) -> None:
+    for split in ("train", "val"):
+        (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
+    (voc / "SegmentationObject/2007_000003.png").unlink()
+    (warning,) = preprocess()["warnings"]
+    assert (warning["image"], warning["file"]) == ("", "JPEGImages")
+    assert warning["reason"].startswith("photos without a mask in SegmentationObject are not used: 1, such as '2007_")
+
+
 def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
     with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):

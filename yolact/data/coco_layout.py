@@ -257,7 +257,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
             for photo, number in _photos(root, instances, index_of, problems, seen):
                 splits[split].append(photo)
                 numbers[photo.photo_id] = number
-    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers))
+    return Layout("COCO", str(root), classes, splits, problems, (), _image_ids(numbers))
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:

@@ -93,6 +93,8 @@ class Layout:
     """``train`` and ``val``; only ``train`` where the source does not say which photos to validate on."""
     problems: Mapping[str, Sequence[Problem]]
     """Faults that leave no photo to read, by an id that stands for it."""
+    warnings: Sequence[Problem]
+    """Oddities of no single photo."""
     image_ids: Mapping[str, int]
     """The number of each photo in COCO files, by photo id."""
 

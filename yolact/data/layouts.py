@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +12,13 @@ from pathlib import Path
 from yolact.data.coco_layout import is_coco, read_coco
 from yolact.data.convert import VocPhoto, image_numbers
 from yolact.data.instances import Layout, PhotoSource
+from yolact.data.photos import PHOTO_SUFFIXES
+from yolact.data.problems import Problem
 from yolact.data.sbd import SbdPhoto
 from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, has_photo, read_photo_list
 from yolact.errors import DataError
+
+log = logging.getLogger(__name__)
 
 MAX_DEPTH = 5
 """Folders below the one that is looked through."""
@@ -88,12 +94,14 @@ def _voc_layout(root: Path) -> Layout:
             raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check data.source.")
     masks = root / "SegmentationObject"
     ids = _listed(root / SEGMENTATION_SETS, partial(has_photo, root, "JPEGImages"))
+    warnings: list[Problem] = []
     if not ids:
         ids = {"train": _stems(masks, ".png")}
         if not ids["train"]:
             raise DataError(f"{masks}: holds no *.png. Each photo needs a mask there and one in SegmentationClass.")
+        warnings = _unused_photos(root / "JPEGImages", ids["train"], "a mask in SegmentationObject")
     splits = {split: [VocPhoto(root, name) for name in names] for split, names in ids.items()}
-    return _voc_like("PASCAL VOC", root, splits)
+    return _voc_like("PASCAL VOC", root, splits, warnings)
 
 
 def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
@@ -104,9 +112,13 @@ def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
             f"{root}: Semantic Boundaries annotations without photos. Put them into {root / 'img'}, or PASCAL VOC's "
             "JPEGImages beside the annotations."
         )
-    ids = _listed(root, partial(has_photo, *found)) or {"train": _stems(root / "inst", ".mat")}
+    ids = _listed(root, partial(has_photo, *found))
+    warnings: list[Problem] = []
+    if not ids:
+        ids = {"train": _stems(root / "inst", ".mat")}
+        warnings = _unused_photos(found[0] / found[1], ids["train"], "annotations in inst")
     splits = {split: [SbdPhoto(root, *found, name) for name in names] for split, names in ids.items()}
-    return _voc_like("Semantic Boundaries", root, splits)
+    return _voc_like("Semantic Boundaries", root, splits, warnings)
 
 
 def _stems(folder: Path, *suffixes: str) -> list[str]:
@@ -132,6 +144,22 @@ def _listed(folder: Path, exists: Callable[[str], bool]) -> dict[str, list[str]]
     return {}
 
 
-def _voc_like(name: str, root: Path, splits: Mapping[str, Sequence[PhotoSource]]) -> Layout:
+def _unused_photos(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
+    """A warning about the photos in a folder that have no annotations, where no list says which photos are meant."""
+    known = {unicodedata.normalize("NFC", name) for name in used}
+    unused = [name for name in _stems(folder, *PHOTO_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
+    if not unused:
+        return []
+    reason = (
+        f"photos without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; photos that show no object can "
+        "be learned from too: give them annotations without one"
+    )
+    log.warning("%s: %s", folder, reason)
+    return [Problem(folder.name, reason)]
+
+
+def _voc_like(
+    name: str, root: Path, splits: Mapping[str, Sequence[PhotoSource]], warnings: Sequence[Problem]
+) -> Layout:
     ids = {source.photo_id for sources in splits.values() for source in sources}
-    return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, image_numbers(ids))
+    return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, warnings, image_numbers(ids))

@@ -290,6 +290,26 @@ def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
     assert {warning.file for warning in photo.warnings} == {"Annotations/a.XML"}
 
 
+def test_photos_without_annotations_are_counted_where_no_list_names_the_photos(
+    sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_voc(tmp_path / "VOC", "a", "\u00dcbung")
+    for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
+        put(tmp_path / "VOC/JPEGImages" / name, photo_bytes())
+    (warning,) = find_layout(tmp_path / "VOC").warnings
+    assert str(warning).startswith(
+        "JPEGImages: photos without a mask in SegmentationObject are not used: 2, such as 'b'"
+    )
+    assert "JPEGImages: photos without a mask" in caplog.text
+    put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
+    assert not find_layout(tmp_path / "VOC").warnings  # what a list leaves out is meant
+    put(sbd / "img/more.jpg", photo_bytes())
+    assert not find_layout(sbd).warnings
+    (sbd / "train.txt").unlink()
+    (warning,) = find_layout(sbd).warnings
+    assert str(warning).startswith("img: photos without annotations in inst are not used: 1, such as 'more'")
+
+
 def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
     (sbd / "train.txt").unlink()
     (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
