@@ -267,6 +267,20 @@ def test_photos_that_have_no_mask_are_a_warning_with_their_number(
     assert warning["reason"].startswith("photos without a mask in SegmentationObject are not used: 1, such as '2007_")
 
 
+def test_a_photo_whose_name_is_not_utf_8_is_left_out_as_a_problem(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    for split in ("train", "val"):
+        (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationObject", "png"), ("SegmentationClass", "png")):
+        (voc / f"{folder}/2007_000003.{suffix}").rename(voc / f"{folder}/\udcdcbung.{suffix}")  # Latin-1
+    with pytest.raises(DataError, match=r"\\udcdcbung: has a name that is not UTF-8; rename it .*convmv"):
+        preprocess()
+    (problem,) = preprocess(max_problems=1)["problems"]
+    assert (problem["image"], problem["file"]) == ("\\udcdcbung", "\\udcdcbung")
+    assert "udcdcbung" in (processed.with_name("report") / "index.html").read_text()
+
+
 def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
     with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):

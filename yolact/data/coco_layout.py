@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 
 from yolact.data.instances import AnnotatedPhoto, Box, Instance, Layout
 from yolact.data.photos import photo_warnings, read_photo
-from yolact.data.problems import Problem, ProblemError, keep_problems
+from yolact.data.problems import Problem, ProblemError, keep_problems, writable
 from yolact.errors import DataError
 
 MAX_COORDINATE = 100_000
@@ -302,7 +302,8 @@ def _load(path: Path) -> _Instances:
     categories: dict[Any, str] = {}
     for place, row in enumerate(rows):
         name = row.get("name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name.strip() or not _is_id(row.get("id")):
+        named = isinstance(name, str) and name.strip() and writable(name) == name
+        if not named or not _is_id(row.get("id")):
             raise DataError(f"{path}: categories[{place}] needs an id and a name, but is {str(row)[:80]}. Correct it.")
         if row["id"] in categories or name in categories.values():
             raise DataError(

@@ -6,6 +6,7 @@ import logging
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from yolact.data.coco_layout import is_coco, read_coco
 from yolact.data.convert import VocPhoto, image_numbers
 from yolact.data.instances import Layout, PhotoSource
 from yolact.data.photos import PHOTO_SUFFIXES
-from yolact.data.problems import Problem
+from yolact.data.problems import Problem, writable
 from yolact.data.sbd import SbdPhoto
 from yolact.data.voc import SEGMENTATION_SETS, VOC_CLASSES, has_photo, read_photo_list
 from yolact.errors import DataError
@@ -50,14 +51,29 @@ def find_layout(folder: Path) -> Layout:
     sbd = [place for place in places if _stems(place / "inst", ".mat")]
     coco = [] if voc or sbd else _instances_files(places)
     if sbd:
-        return _sbd_layout(_only(folder, sbd), places)
+        return _with_writable_names(_sbd_layout(_only(folder, sbd), places))
     if voc:
-        return _voc_layout(_only(folder, voc))
+        return _with_writable_names(_voc_layout(_only(folder, voc)))
     if coco:
-        return read_coco(folder, coco)
+        return _with_writable_names(read_coco(folder, coco))
     raise DataError(
         f"{folder}: holds no annotated photos. Looked for the folders SegmentationObject and SegmentationClass (PASCAL "
         "VOC), for inst/*.mat (Semantic Boundaries) and for *.json with instances (COCO). Check data.source."
+    )
+
+
+def _with_writable_names(layout: Layout) -> Layout:
+    """Photos whose names cannot be written into JSON and pages become problems."""
+    names = [source.photo_id for sources in layout.splits.values() for source in sources]
+    faulty = {name for name in names if writable(name) != name}
+    reason = "has a name that is not UTF-8; rename it and its annotations, as with `convmv -f latin1 -t utf8`"
+    return replace(
+        layout,
+        splits={
+            split: [source for source in sources if source.photo_id not in faulty]
+            for split, sources in layout.splits.items()
+        },
+        problems={**layout.problems, **{writable(name): [Problem(name, reason)] for name in sorted(faulty)}},
     )
 
 

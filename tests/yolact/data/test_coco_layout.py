@@ -224,6 +224,7 @@ def test_an_annotation_of_no_image_is_named(root: Path) -> None:
         (tree(images={}), "needs the lists"),
         (tree(categories=[]), "categories is empty"),
         (tree(categories=[{"id": 1}]), r"categories\[0\] needs an id and a name"),
+        (tree(categories=[{"id": 1, "name": "\ud800"}]), r"categories\[0\] needs an id and a name"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), r"categories\[1\] repeats"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), r"categories\[1\] repeats"),
         (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 photos, such as 'none.jpg'"),

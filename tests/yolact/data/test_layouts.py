@@ -362,6 +362,15 @@ def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: byte
     assert ids(tmp_path) == {"train": ["images/a.jpg"]}
 
 
+def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) -> None:
+    make_voc(tmp_path, "a", "\udcdcbung")  # Übung in Latin-1
+    layout = find_layout(tmp_path)
+    assert [source.photo_id for source in layout.splits["train"]] == ["a"]
+    ((name, (problem,)),) = layout.problems.items()
+    assert name == "\\udcdcbung"
+    assert str(problem).startswith("\\udcdcbung: has a name that is not UTF-8; rename it and its annotations, as with ")
+
+
 def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
     make_voc(tmp_path / "VOC2007")
     make_voc(tmp_path / "VOC2012")
