@@ -17,7 +17,7 @@ from typing import Any, cast
 from pycocotools import mask as mask_utils
 
 from yolact.data.instances import AnnotatedPhoto, Box, Instance, Layout
-from yolact.data.photos import photo_warnings, read_photo
+from yolact.data.photos import photo_warnings, read_photo, stored_form
 from yolact.data.problems import Problem, ProblemError, keep_problems, writable
 from yolact.errors import DataError
 
@@ -302,8 +302,7 @@ def _load(path: Path) -> _Instances:
     categories: dict[Any, str] = {}
     for place, row in enumerate(rows):
         name = row.get("name") if isinstance(row, dict) else None
-        named = isinstance(name, str) and name.strip() and writable(name) == name
-        if not named or not _is_id(row.get("id")):
+        if not isinstance(name, str) or not name.strip() or writable(name) != name or not _is_id(row.get("id")):
             raise DataError(f"{path}: categories[{place}] needs an id and a name, but is {str(row)[:80]}. Correct it.")
         if row["id"] in categories or name in categories.values():
             raise DataError(
@@ -372,7 +371,8 @@ def _photos(
     folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():
-        photo_id = (folder / row["file_name"]).relative_to(root).as_posix()
+        name = stored_form(folder, row["file_name"]) or row["file_name"]
+        photo_id = (folder / name).relative_to(root).as_posix()
         if photo_id in seen:
             where = "" if seen[photo_id] == file else f" in {seen[photo_id]}, whose objects would be lost"
             way_out = "remove one" if seen[photo_id] == file else "put the photo's annotations into one file"
@@ -411,8 +411,8 @@ def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Pa
     ]
     places = list(dict.fromkeys(base / part for base in above for part in inner))
     tried = names[:TRIED_PHOTOS]
-    best = max(places, key=lambda place: sum((place / name).is_file() for name in tried))
-    if tried and not any((best / name).is_file() for name in tried):
+    best = max(places, key=lambda place: sum(stored_form(place, name) is not None for name in tried))
+    if tried and not any(stored_form(best, name) for name in tried):
         looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
         raise DataError(
             f"{instances.path}: none of its first {len(tried)} photos, such as {tried[0]!r}, is in any of these "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +66,15 @@ class Photo:
     def upright_size(self) -> tuple[int, int]:
         """Width and height after the turn by EXIF orientation."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def stored_form(folder: Path, file: str) -> str | None:
+    """The name by which a file is in ``folder``: as given, or in Unicode's composed or decomposed form; else None.
+
+    File systems, archives and lists of macOS decompose letters with accents (NFD), others compose them (NFC).
+    """
+    forms = dict.fromkeys((file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)))
+    return next((form for form in forms if os.path.isfile(folder / form)), None)
 
 
 def read_bytes(root: Path, file: str, missing: str) -> bytes:

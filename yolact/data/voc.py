@@ -6,6 +6,7 @@ import difflib
 import itertools
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,7 +18,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from PIL import Image
 
-from yolact.data.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes
+from yolact.data.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
 from yolact.data.problems import Problem, ProblemError, keep_problems
 from yolact.errors import DataError
 
@@ -116,7 +117,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) -> list[str]:
-    """Image ids of a split's file, one a line, in the file's order.
+    """Image ids of a split's file, one a line, in the file's order and Unicode's composed form (NFC).
 
     Args:
         path: the file.
@@ -132,6 +133,7 @@ def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) ->
         raise DataError(f"{path}: no such file. It lists the photos of split {split!r}, one id a line.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
+    text = unicodedata.normalize("NFC", text)  # one form, so that no photo is taken for two
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
         raise DataError(f"{path}: empty. It must list the photos of split {split!r}, one id a line.")
@@ -178,6 +180,8 @@ def has_photo(root: Path, folder: str, image_id: str) -> bool:
 def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> str | None:
     """A file in ``root/folder``, relative to ``root``, by its name without ending; None where there is none.
 
+    Its name may be in another Unicode form, see `stored_form`.
+
     Args:
         root: see above.
         folder: see above.
@@ -186,9 +190,9 @@ def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> st
     """
     for suffix in suffixes:
         for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
-            file = f"{folder}/{stem}.{''.join(letters)}"
-            if os.path.isfile(root / file):
-                return file
+            name = stored_form(root / folder, f"{stem}.{''.join(letters)}")
+            if name is not None:
+                return f"{folder}/{name}"
     return None
 
 

@@ -269,6 +269,17 @@ def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) ->
     assert sorted(layout.image_ids.values()) == [1, 2]  # both files say 1
 
 
+@pytest.mark.parametrize(("stored", "named"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
+def test_photos_are_found_in_another_unicode_form(tmp_path: Path, stored: str, named: str) -> None:
+    save_photo(tmp_path, f"images/{stored}.jpg")
+    images = [{"id": 1, "file_name": f"{named}.jpg"}, {"id": 2, "file_name": f"{stored}.jpg"}]
+    layout = load(tmp_path, tree(annotation(), images=images))
+    (source,) = layout.splits["train"]
+    assert (source.photo_id, len(source.read().instances)) == (f"images/{stored}.jpg", 1)
+    ((problem,),) = layout.problems.values()
+    assert "of another image" in problem.reason
+
+
 def test_a_photo_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         save_photo(tmp_path, f"images/{name}")

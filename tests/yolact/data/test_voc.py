@@ -308,6 +308,21 @@ def test_names_with_spaces_and_other_scripts_are_read(voc: Voc, name: str) -> No
     assert len(read_voc_image(voc.root, image_id).instances) == 2
 
 
+@pytest.mark.parametrize(("stored", "listed"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
+def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: str) -> None:
+    voc.annotation(xml(PERSON_XML, DOG_XML))
+    endings = {"JPEGImages": "jpg", "SegmentationObject": "png", "SegmentationClass": "png", "Annotations": "xml"}
+    for folder, ending in endings.items():
+        (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{stored}.{ending}")
+    voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n".encode())
+    (image_id,) = read_split(voc.root, "train")
+    photo = read_voc_image(voc.root, image_id)
+    assert (len(photo.instances), photo.has_xml, photo.photo.file) == (2, True, f"JPEGImages/{stored}.jpg")
+    voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
+    with pytest.raises(DataError, match=r"line 2: .* stands on line 1 already"):
+        read_split(voc.root, "train")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
