@@ -48,6 +48,14 @@ JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 """How a zip begins: with its first file, or, if it has none, its directory's end (PKWARE APPNOTE 4.3.7, 4.3.16)."""
 
+OTHER_STARTS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
+"""How files of formats begin that are not read (7-Zip's 7zFormat.txt; RAR 5.0 archive format; RFC 8878, 3.1.1)."""
+
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+"""How a zip's entries may be packed; Windows packs entries from 2 GiB by another, Deflate64 (APPNOTE 4.4.5)."""
+
+BY_YOURSELF = "or unpack it yourself and name the folder"
+
 Kind = Literal["tar", "zip"]
 
 
@@ -97,6 +105,11 @@ def unpack(archive: Path, folder: Path) -> None:
     if kind is None:
         with archive.open("rb") as file:
             start = file.read(16)
+        for magic, name in OTHER_STARTS.items():
+            if start.startswith(magic):
+                raise DataError(
+                    f"{archive}: is packed as {name}, which is not read. Pack it as .zip or .tar.gz, {BY_YOURSELF}."
+                )
         raise DataError(
             f"{archive}: is neither a tar (plain, gzip, bzip2, xz) nor a zip archive; it begins with {start!r}. "
             "Was it downloaded to its end, and is it the archive itself, not a page about it?"
@@ -183,12 +196,13 @@ def _checked_path(archive: Path, member: _Member) -> PurePosixPath | None:
         path = safe_name(member.name)
     except ValueError as error:
         raise DataError(
-            f"{archive}: the entry {member.name!r} {error}. The archive is refused: nothing of it is used."
+            f"{archive}: the entry {member.name!r} {error}. The archive is refused: nothing of it is used. Make it "
+            f"anew from inside its folder, with relative names and '/', {BY_YOURSELF}."
         ) from None
     if member.kind == "other":
         raise DataError(
             f"{archive}: the entry {member.name!r} is neither file, folder nor link (a device, a pipe or a sparse "
-            "file). The archive is refused: nothing of it is used."
+            f"file). The archive is refused: nothing of it is used. Make it anew without it, {BY_YOURSELF}."
         )
     return path
 
@@ -225,10 +239,15 @@ def _link_target(
     while at in links:
         target = posixpath.normpath(links[at])
         if target.startswith(("/", "..")) or "\\" in target:
-            raise DataError(f"{archive}: the link {str(at)!r} leads out of the folder. The archive is refused.")
+            raise DataError(
+                f"{archive}: the link {str(at)!r} leads out of the folder. The archive is refused. Make it anew with "
+                f"the files themselves (tar --dereference), {BY_YOURSELF}."
+            )
         at = PurePosixPath(target)
         if at in seen:
-            raise DataError(f"{archive}: the link {str(path)!r} leads to itself. The archive is refused.")
+            raise DataError(
+                f"{archive}: the link {str(path)!r} leads to itself. The archive is refused. Make it anew without it."
+            )
         seen.add(at)
     if at not in files:
         raise DataError(
@@ -347,6 +366,12 @@ def _zip_members(archive: Path, limit: int, folder: Path) -> Iterator[_Member]:
 def _zip_member(archive: Path, file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
     if entry.flag_bits & 1:
         raise DataError(f"{archive}: the entry {entry.filename!r} is encrypted. Unpack it yourself, name the folder.")
+    if entry.compress_type not in ZIP_METHODS:
+        method = "Deflate64" if entry.compress_type == 9 else f"method {entry.compress_type}"
+        raise DataError(
+            f"{archive}: the entry {entry.filename!r} is packed by {method}, which is not read. Pack it by Deflate "
+            f"(`zip -r`), or as .tar.gz, {BY_YOURSELF}."
+        )
     mode = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0  # 3: Unix (APPNOTE 4.4.2)
     link = ""
     if entry.is_dir():

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,9 @@ PART_SIZE = 16 << 20
 THREADS = 16
 """Requests at once: small files wait for answers, not for bandwidth."""
 
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What botocore takes for one; old buckets may have capitals and '_' (Amazon S3, "Bucket naming rules")."""
+
 BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
 """What a connection raises that breaks while a body is read."""
 
@@ -69,11 +73,16 @@ class S3Address:
         """Read ``s3://bucket/key``.
 
         Raises:
-            DataError: it has no bucket.
+            DataError: it has no bucket, or one of an impossible name.
         """
         bucket, _, key = text.removeprefix("s3://").partition("/")
         if not bucket:
             raise DataError(f"{text!r} names no bucket. Write s3://bucket/folder or s3://bucket/file.tar.")
+        if not (BUCKET_NAME.fullmatch(bucket) or bucket.startswith("arn:")):
+            raise DataError(
+                f"{text!r}: {bucket!r} is no bucket name, which has letters, digits, '.', '-' and '_' only. "
+                "Write s3://bucket/folder or s3://bucket/file.tar."
+            )
         return cls(bucket, key.strip("/"))
 
     def __str__(self) -> str:
@@ -131,7 +140,10 @@ def list_objects(client: Any, address: S3Address) -> list[S3Object]:
         if path is not None and not is_junk(path):
             objects.append(S3Object(key, path, entry["Size"], entry["ETag"]))
     if not objects:
-        raise DownloadError(f"{address}: there is neither a file of this name nor one below it ({_server(client)}).")
+        raise DownloadError(
+            f"{address}: there is neither a file of this name nor one below it ({_server(client)}). Check the "
+            "spelling: upper and lower case count."
+        )
     return objects
 
 
@@ -290,7 +302,7 @@ class _File:
                 self._transfer(client, bucket, part)
                 break
             except BrokenBodyError as error:  # the library itself tries again until a body begins
-                if failed == MAX_TRIES or _is_disk_error(error):
+                if failed == MAX_TRIES or is_disk_error(error):
                     raise
                 log.warning("s3://%s/%s: %s; trying again", bucket, self.item.key, type(error).__name__)
                 time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
@@ -369,7 +381,7 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
     except DataError:
         raise
     except (ClientError, BotoCoreError, HTTPError, OSError) as error:
-        if _is_disk_error(error):
+        if is_disk_error(error):
             raise
         raise DownloadError(explain(error, address, client)) from None
     finally:
@@ -413,6 +425,6 @@ def _partial_path(folder: Path, item: S3Object) -> Path:
     return _parts_folder(folder) / name
 
 
-def _is_disk_error(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether an OSError is of this machine's disk, not of the network."""
     return (isinstance(error, OSError) and error.filename is not None) or getattr(error, "errno", None) == errno.ENOSPC

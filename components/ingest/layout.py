@@ -20,6 +20,9 @@ SBD = Path("benchmark_RELEASE") / "dataset"
 SBD_NEEDED = ("inst",)
 SBD_TAKEN = ("img", "inst", "cls", "train.txt", "val.txt", "train_noval.txt")
 
+SHOWN_FILES = 3
+"""COCO files that a message names."""
+
 MAX_DEPTH = 4
 """Folders below the source in which a layout is looked for."""
 
@@ -39,16 +42,19 @@ def find_layout(folder: Path) -> list[Taken]:
     """What to take of a source's folder.
 
     Raises:
-        DataError: it has none of the layouts; names what comes near and what that lacks. Or it has VOC's twice.
+        DataError: it has none of the layouts; names what comes near and what that lacks. Or it has several data sets.
     """
     folders = list(_folders(folder))
     voc = [path for path in folders if _has_all(path, VOC_NEEDED)]
     sbd = [path for path in folders if _has_all(path, SBD_NEEDED) and any(path.glob("inst/*.mat"))]
+    coco = [path for place in folders for path in sorted(place.glob("*.json")) if is_coco(path)]
+    if coco and (sbd or voc):
+        raise _several(folder, [*sbd, *voc, *coco[:SHOWN_FILES]])
     if sbd:
         return _sbd(folder, sbd, folders)
     if voc:
         return [Taken(_only_one(folder, voc), VOC2012, VOC_TAKEN)]
-    if any(is_coco(path) for place in folders for path in place.glob("*.json")):
+    if coco:
         root = folder
         while len(inside := _visible(root)) == 1 and inside[0].is_dir():
             root = inside[0]
@@ -74,9 +80,15 @@ def _sbd(folder: Path, found: list[Path], folders: list[Path]) -> list[Taken]:
 def _only_one(folder: Path, found: list[Path]) -> Path:
     best = [path for path in found if path.name == VOC2012.name] if len(found) > 1 else found
     if len(best) != 1:
-        listing = "\n".join(f"  {path}" for path in found)
-        raise DataError(f"data.source: {folder} holds more than one data set:\n{listing}\nName one of them.")
+        raise _several(folder, found)
     return best[0]
+
+
+def _several(folder: Path, found: list[Path]) -> DataError:
+    listing = "\n".join(f"  {path}" for path in found)
+    return DataError(
+        f"data.source: {folder} holds more than one data set:\n{listing}\nName the folder of one, or take the rest out."
+    )
 
 
 def _unknown(folder: Path, folders: list[Path]) -> str:
@@ -93,11 +105,12 @@ def _unknown(folder: Path, folders: list[Path]) -> str:
 
 
 def _folders(root: Path, depth: int = 0) -> Iterator[Path]:
-    """``root`` and the folders inside it, those of photos aside, nearest first within each branch."""
+    """``root`` and the folders inside it, a VOC folder's own aside, nearest first within each branch."""
     yield root
+    own = VOC_TAKEN if (root / "JPEGImages").is_dir() else ()
     if depth < MAX_DEPTH:
         for path in _visible(root):
-            if path.is_dir() and path.name not in VOC_TAKEN:
+            if path.is_dir() and path.name not in own:
                 yield from _folders(path, depth + 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from components.common.disk import file_digest
 from components.common.download import DownloadError, KnownFile, ask_version, fetch_file
 from components.common.lineage import redact, without_credentials
 from components.common.storage import S3Address, fetch_objects, list_objects, make_client
@@ -24,6 +26,8 @@ from components.ingest.tracked import fetch_tracked
 from yolact.config import DataConfig
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
+
+log = logging.getLogger(__name__)
 
 VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84fd")
 """The devkit's VOCtrainval_11-May-2012.tar."""
@@ -137,14 +141,14 @@ class DvcPath:
         """The folder or file, from the repository's DVC remote or cache."""
         commit = self._commit()
         place = _place(downloads, str(self))
-        record = place / "commit.json"
-        found = place / "content" / PurePosixPath(self.path).name
-        if found.exists() and record.is_file() and json.loads(record.read_text()) == commit:
+        record, content = place / "commit.json", place / "content"
+        found = content / PurePosixPath(self.path).name
+        if found.exists() and _is_intact(record, commit, content):
             return found
         record.unlink(missing_ok=True)
         try:
             with git_access(self.repository):
-                fetch_tracked(self.repository, self.path, commit, place / "content", str(self))
+                fetch_tracked(self.repository, self.path, commit, content, str(self))
         except DataError:
             raise
         except Exception as error:  # DVC, git and each kind of storage raise types of their own
@@ -152,7 +156,7 @@ class DvcPath:
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
                 "(`dvc push` there) to a remote that this machine can read. Run it again: files that arrived are kept."
             ) from None
-        write_json_atomic(record, commit)
+        write_json_atomic(record, {"commit": commit, "files": _described(content)})
         return found
 
     def state(self) -> State:
@@ -235,7 +239,7 @@ def state_of(source: Source | None) -> State:
 def files_below(path: Path) -> Iterator[Path]:
     """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
 
-    A link to a folder around it is not followed, one to nowhere is left out.
+    A link to a folder around it is not followed, nor one back on the way; one to nowhere is left out.
     """
     if path.is_file():
         yield path
@@ -252,13 +256,17 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
     """
     for root, folders, names in os.walk(path, followlinks=True, onerror=_raise):
         place = Path(root)
-        here = place.resolve()
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not ((place / name).is_symlink() and here.is_relative_to((place / name).resolve()))
-        ]
+        folders[:] = [name for name in sorted(folders) if not _leads_back(place / name, path)]
         yield place, names
+
+
+def _leads_back(path: Path, root: Path) -> bool:
+    """Whether it is a link to a folder that was passed on the way from ``root``, or to one around such."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    passed = (folder for folder in path.parents if folder.is_relative_to(root))
+    return any(folder.resolve().is_relative_to(target) for folder in passed)
 
 
 def _raise(error: OSError) -> None:
@@ -284,6 +292,28 @@ def _place(downloads: Path, address: str) -> Path:
     digest = hashlib.sha256(address.encode()).hexdigest()[:12]
     shown = re.sub(r"[^A-Za-z0-9._-]+", "-", without_credentials(address))[-40:].strip("-.")
     return downloads / f"{shown}-{digest}"
+
+
+def _is_intact(record: Path, commit: str, content: Path) -> bool:
+    """Whether a folder still holds, byte for byte, what its record says was fetched of a commit."""
+    try:
+        tree = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or a damaged one: what is there is then checked against the repository
+        return False
+    if not isinstance(tree, dict) or tree.get("commit") != commit:
+        return False
+    if tree.get("files") == _described(content):
+        return True
+    log.warning("%s: files were changed or lost since they were fetched; they are fetched again", content)
+    return False
+
+
+def _described(content: Path) -> dict[str, dict[str, int | str]]:
+    """Size in bytes and MD5 (hex) of each file below a folder, by its path there."""
+    return {
+        path.relative_to(content).as_posix(): {"size": path.stat().st_size, "md5": file_digest(path, "md5")}
+        for path in sorted(files_below(content))
+    }
 
 
 def _hash(value: object) -> str:

@@ -137,4 +137,5 @@ def _is_left_behind(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    run_command("ingest", lambda params: run(params, raw_dir=Path("data/raw"), downloads_dir=Path("data/downloads")))
+    raw = Path("data/raw")
+    run_command("ingest", lambda params: run(params, raw_dir=raw, downloads_dir=Path("data/downloads")), output=raw)

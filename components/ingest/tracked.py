@@ -5,19 +5,26 @@ DVC's own ``get`` fetches all anew after a break, and does not look whether ther
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
+from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from components.common.archives import safe_name
 from components.common.disk import file_digest, require_free_disk
+from components.common.download import FIRST_PAUSE, MAX_TRIES
+from components.common.storage import is_disk_error
 from yolact.errors import DataError
+
+log = logging.getLogger(__name__)
 
 THREADS = 16
 """Files at once: small ones wait for answers, not for bandwidth."""
@@ -62,14 +69,15 @@ def fetch_tracked(repository: str, path: str, commit: str, folder: Path, what: s
     from dvc.api import DVCFileSystem
 
     with closing(DVCFileSystem(repository, rev=commit, subrepos=True)) as tracked:
-        files = _listed(tracked, path, folder)
+        files = _patiently(lambda: _listed(tracked, path, folder), path)
         here = [file for file in files if file.is_here()]
         missing = sorted(set(files) - set(here), key=lambda file: file.name)
         _remove_others(folder, {file.place for file in files})
         there = sum(file.place.stat().st_size for file in here)
         # DVC knows the size of what was added to it as a whole, not of each file in it.
-        require_free_disk(folder, max(tracked.du(path) - there, 0), f"fetching {what}")
-        _fetch_all(tracked, missing, folder / ARRIVING, what)
+        size = max(tracked.du(path) - there, 0)
+        require_free_disk(folder, size, f"fetching {what}")
+        _fetch_all(tracked, missing, folder / ARRIVING, what, size)
 
 
 def _listed(tracked: Any, path: str, folder: Path) -> list[_File]:
@@ -96,10 +104,10 @@ def _remove_others(folder: Path, wanted: set[Path]) -> None:
             path.rmdir()
 
 
-def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str) -> None:
-    """Fetch files in parallel; the first failure ends it."""
+def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str, size: int) -> None:
+    """Fetch files in parallel; the first failure ends it. ``size``: their bytes, 0 where that is not known."""
     arriving.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(desc=what, total=len(files), unit="file", disable=None)
+    bar = tqdm(desc=what, total=size or None, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dvc")
     try:
         tasks = [pool.submit(_fetch, tracked, file, arriving / str(number), bar) for number, file in enumerate(files)]
@@ -114,7 +122,9 @@ def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str) 
 
 def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
     require_free_disk(temporary, 0, f"fetching {file.name}")
-    tracked.get_file(file.name, str(temporary))
+    progress = _Progress(bar)
+    _patiently(lambda: tracked.get_file(file.name, str(temporary), callback=progress.anew()), file.name)
+    progress.show(temporary.stat().st_size)  # a copy by the file system itself reports nothing
     if file.md5 is not None and (found := file_digest(temporary, "md5")) != file.md5:
         temporary.unlink()
         raise DataError(
@@ -122,4 +132,52 @@ def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
         )
     file.place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(temporary, file.place)
-    bar.update()
+
+
+class _Progress(Callback):  # type: ignore[misc]
+    """Moves a bar by the bytes of one file as they arrive."""
+
+    def __init__(self, bar: tqdm) -> None:
+        super().__init__()
+        self._bar = bar
+        self._shown = 0
+
+    def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
+        """The storage's library has counted on: ``self.value`` is the bytes that have arrived."""
+        self.show(self.value)
+
+    def show(self, value: int) -> None:
+        """So many bytes of the file are here."""
+        self._bar.update(value - self._shown)
+        self._shown = value
+
+    def anew(self) -> _Progress:
+        """The same for a try that begins at the first byte."""
+        self.absolute_update(0)
+        return self
+
+
+Result = TypeVar("Result")
+
+
+def _patiently(action: Callable[[], Result], what: str) -> Result:
+    """What ``action`` returns, tried again with growing pauses where its failure may pass."""
+    failed = 0
+    while True:
+        try:
+            return action()
+        except Exception as error:  # each kind of storage raises types of its own
+            failed += 1
+            if failed == MAX_TRIES or not _may_pass(error):
+                raise
+            log.warning("%s: %s; trying again", what, type(error).__name__)
+            time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may succeed: not where the file or the right to read it is missing, or the disk is full."""
+    from dvc.exceptions import DvcException
+
+    return not (
+        isinstance(error, DataError | DvcException | FileNotFoundError | PermissionError) or is_disk_error(error)
+    )

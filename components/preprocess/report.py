@@ -87,10 +87,14 @@ def write_report(
         data: the settings to show.
     """
     shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
+    photos = len({entry["image"] for entry in stats["problems"]} - {""})
+    strays = sum(not entry["image"] for entry in stats["problems"])
     page = render_page(
         _TEMPLATE,
         stats=stats,
-        stops=len({entry["image"] for entry in stats["problems"]}) > data.max_problems,
+        left_out=counted(photos, strays),
+        strays=strays,
+        stops=photos + strays > data.max_problems,
         classes=_class_rows(stats),
         charts=_charts(stats),
         gallery={split: [_gallery_entry(photo, categories) for photo in photos] for split, photos in gallery.items()},
@@ -102,6 +106,18 @@ def write_report(
         write_text_atomic(folder / "index.html", page)
         write_text_atomic(folder / LISTING, _listing(stats))
         write_json_atomic(folder / "stats.json", stats)
+
+
+def counted(photos: int, strays: int) -> str:
+    """Photos that cannot be used and annotations that belong to no photo, in words; empty where there are none."""
+    parts = []
+    if photos:
+        parts.append(f"{photos} photo{'' if photos == 1 else 's'}")
+    if strays:
+        parts.append(
+            f"{strays} annotation{'' if strays == 1 else 's'} that belong{'s' if strays == 1 else ''} to no photo"
+        )
+    return " and ".join(parts)
 
 
 def _listing(stats: Mapping[str, Any]) -> str:

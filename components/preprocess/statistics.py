@@ -45,6 +45,8 @@ class Outcome:
     """By split, in the order of their ids."""
     rejected: Mapping[str, Sequence[Problem]]
     """By photo id."""
+    strays: Sequence[Problem]
+    """Annotations that belong to no photo."""
     rejected_split: Mapping[str, str]
     """Which split each rejected photo was listed in."""
     source_warnings: Sequence[Problem]
@@ -75,7 +77,10 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "other_classes": dict(sorted(others.items())),
         "histograms": {split: _histograms(photos) for split, photos in outcome.photos.items()},
         "duplicates": {**_duplicates(outcome.photos), "parted": [_parted(names) for names in outcome.parted]},
-        "problems": [_entry(photo, problem) for photo, found in outcome.rejected.items() for problem in found],
+        "problems": [
+            *(_entry(photo, problem) for photo, found in outcome.rejected.items() for problem in found),
+            *(_entry("", problem) for problem in outcome.strays),
+        ],
         "warnings": [
             *(_entry("", warning) for warning in outcome.source_warnings),
             *(_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings),

@@ -6,13 +6,14 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from components.common.command import run_command
 from components.common.pages import evenly_spaced
 from components.preprocess.records import Records, write_coco
-from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, write_report
+from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, counted, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, DataParams
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 
 LISTED_PROBLEMS = 20
-"""Photos that an error message lists; the rest is counted."""
+"""Photos, and annotations of no photo, that an error message lists; the rest is counted."""
 
 
 def run(
@@ -51,8 +52,8 @@ def run(
         workers: processes that read photos; None: one for each CPU core.
 
     Raises:
-        DataError: the layout or a list of photos is faulty, more photos than ``data.max_problems`` are, or a split
-            has no photo or no instance.
+        DataError: the layout or a list of photos is faulty, more photos and annotations of no photo than
+            ``data.max_problems`` are, or a split has no photo or no instance.
         SettingsError: ``data.classes`` names a class that is not there.
     """
     layout = find_layout(raw_dir)
@@ -80,7 +81,7 @@ def run(
         write_json_atomic(folder / "stats.json", stats)
         _check_problems(layout, outcome, params.data, report_dir)
         _check_usable(layout, outcome)
-    _log_summary(outcome, len(stats["warnings"]), stats["duplicates"]["across_splits"]["count"], report_dir)
+    _log_summary(outcome, stats, report_dir)
 
 
 def _check_disjoint(layout: Layout) -> None:
@@ -132,6 +133,7 @@ def _outcome(
         categories=categories,
         photos={split: [photo for name, photo in photos.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
+        strays=layout.strays,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
         source_warnings=layout.warnings,
         parted=[[photos[name].file_name for name in names] for names in choice.parted],
@@ -166,22 +168,28 @@ def _gallery(folder: Path, photos: Sequence[PhotoSummary], records: Records) -> 
 
 
 def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
-    """Refuse more photos with problems than ``data.max_problems`` allows; warn about the allowed ones."""
-    rejected, allowed = outcome.rejected, data.max_problems
-    if not rejected:
+    """Refuse more than ``data.max_problems`` photos with problems and annotations of no photo; warn about allowed ones.
+
+    An annotation of no photo counts like a photo: the one that it was meant for is used without it.
+    """
+    rejected, strays, allowed = outcome.rejected, outcome.strays, data.max_problems
+    count = len(rejected) + len(strays)
+    if not count:
         return
-    lines = [f"  {problem}" for problems in list(rejected.values())[:LISTED_PROBLEMS] for problem in problems]
-    if len(rejected) > LISTED_PROBLEMS:
-        lines.append(f"  and {len(rejected) - LISTED_PROBLEMS} more photos, see {report_dir / 'index.html'}")
-    listing = "\n".join(lines)
-    if len(rejected) > allowed:
+    groups = [*rejected.values(), *([problem] for problem in strays)]
+    lines = [f"  {problem}" for problems in groups[:LISTED_PROBLEMS] for problem in problems]
+    if count > LISTED_PROBLEMS:
+        lines.append(f"  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
+    listing, found = "\n".join(lines), counted(len(rejected), len(strays))
+    if count > allowed:
         raise DataError(
-            f"{layout.root}: photos with problems: {len(rejected)}, data.max_problems allows {allowed}.\n{listing}\n"
+            f"{layout.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
             f"Mend the files at their source (data.source: {data.source}), bring them in with "
-            "`dvc repro --force --single-item ingest`, and run `dvc repro`. Or leave these photos out with "
-            f"data.max_problems={len(rejected)} in params.yaml (stats.json then lists them all)."
+            "`dvc repro --force --single-item ingest`, and run `dvc repro`. Or leave them out with "
+            f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
-    log.warning("photos left out: %d (data.max_problems allows %d)\n%s", len(rejected), allowed, listing)
+    kept = "; the photos that such annotations were meant for are used without them" if strays else ""
+    log.warning("left out: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
 
 
 def _check_usable(layout: Layout, outcome: Outcome) -> None:
@@ -216,23 +224,27 @@ def _joint(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def _log_summary(outcome: Outcome, warnings: int, duplicates: int, report_dir: Path) -> None:
+def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -> None:
     parts = [
         f"{split}: {len(photos)} photos, {sum(len(photo.instances) for photo in photos)} instances"
         for split, photos in outcome.photos.items()
     ]
     page = report_dir / "index.html"
-    log.info("%s; %d photos left out, %d warnings (see %s)", "; ".join(parts), len(outcome.rejected), warnings, page)
-    if duplicates:
+    left_out = counted(len(outcome.rejected), len(outcome.strays)) or "nothing"
+    log.info("%s; left out: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
+    if others := stats["other_classes"]:
+        names = ", ".join(f"{name} ({count})" for name, count in others.items())
+        log.info("objects of other classes, left out by data.classes: %s", names)
+    if duplicates := stats["duplicates"]["across_splits"]["count"]:
         log.warning(
             "pictures that are in both train and val: %d (see %s); AP on val is too good there", duplicates, page
         )
 
 
 if __name__ == "__main__":
+    processed = Path("data/processed")
     run_command(
         "preprocess",
-        lambda params: run(
-            params, raw_dir=Path("data/raw"), processed_dir=Path("data/processed"), report_dir=Path("reports/data")
-        ),
+        lambda params: run(params, raw_dir=Path("data/raw"), processed_dir=processed, report_dir=Path("reports/data")),
+        output=processed,
     )

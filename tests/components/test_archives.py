@@ -125,7 +125,9 @@ def test_rights_owners_and_what_file_managers_leave_are_not_taken(unpacked: Call
 def test_names_outside_the_folder_are_refused(unpacked: Callable, tmp_path: Path, name: str, kind: str) -> None:
     data = zip_bytes({"fine": b"x", name: b"x"}) if kind == "zip" else tar_bytes(tar_entry(name, b"x"))
     before = set(tmp_path.parent.rglob("*"))
-    with pytest.raises(DataError, match="refused: nothing of it is used"):
+    with pytest.raises(
+        DataError, match=r"refused: nothing of it is used\. Make it anew from inside.*unpack it yourself"
+    ):
         unpacked(data)
     outside = set(tmp_path.parent.rglob("*")) - before - {tmp_path / "archive", tmp_path / "out"}
     assert {path for path in outside if not path.is_relative_to(tmp_path / "out")} == set()
@@ -171,13 +173,13 @@ def test_links_to_files_of_the_archive_become_files(unpacked: Callable) -> None:
 def test_zip_links_follow_the_same_rules(unpacked: Callable, tmp_path: Path) -> None:
     assert unpacked(zip_bytes({"file": b"content"}, link="file")) == dict.fromkeys(["file", "link"], b"content")
     (tmp_path / "bad").write_bytes(zip_bytes({"file": b"x"}, link="../x"))
-    with pytest.raises(DataError, match="leads out of the folder"):
+    with pytest.raises(DataError, match=r"leads out of the folder.*tar --dereference.*unpack it yourself"):
         unpack(tmp_path / "bad", tmp_path / "out2")
 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_and_pipes_are_refused(unpacked: Callable, kind: bytes) -> None:
-    with pytest.raises(DataError, match="'dev' is neither file, folder nor link"):
+    with pytest.raises(DataError, match=r"'dev' is neither file, folder nor link.*Make it anew without it"):
         unpacked(tar_bytes(tar_entry("dev", kind=kind)))
 
 
@@ -294,6 +296,26 @@ def test_an_encrypted_zip_is_named(unpacked: Callable) -> None:
     data[data.index(b"PK\x01\x02") + 8] |= 1
     with pytest.raises(DataError, match="'a' is encrypted"):
         unpacked(bytes(data))
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (97, "method 97")])
+def test_a_zip_that_is_packed_by_another_method_is_not_called_damaged(
+    unpacked: Callable, method: int, name: str
+) -> None:
+    data = bytearray(zip_bytes({"a": b"content"}))
+    data[8] = method  # in the local and in the central header (APPNOTE 4.3.7, 4.3.12)
+    data[data.index(b"PK\x01\x02") + 10] = method
+    with pytest.raises(DataError, match=rf"'a' is packed by {name}, which is not read\. Pack it by Deflate"):
+        unpacked(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [(b"7z\xbc\xaf\x27\x1c\0\4", "7z"), (b"Rar!\x1a\x07\1\0", "RAR"), (b"\x28\xb5\x2f\xfd\4", "Zstandard")],
+)
+def test_an_archive_of_another_format_is_named_by_it(unpacked: Callable, start: bytes, name: str) -> None:
+    with pytest.raises(DataError, match=rf"is packed as {name}, which is not read\. Pack it as \.zip or \.tar\.gz"):
+        unpacked(start + b"content")
 
 
 def test_what_is_no_archive_is_named_with_its_first_bytes(unpacked: Callable, tmp_path: Path) -> None:

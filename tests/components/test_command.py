@@ -89,6 +89,17 @@ def test_a_file_that_cannot_be_read_or_written_is_a_message_too(
     assert capsys.readouterr() == ("", f"\ntrain failed: {said}\n")
 
 
+@pytest.mark.parametrize("lock", ["", "[", "stages:\n  ingest:\n    outs: [{path: data/other}]\n"])
+def test_an_output_that_dvc_does_not_know_is_not_promised_back(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], lock: str
+) -> None:
+    (workplace / "dvc.lock").write_text(lock)
+    monkeypatch.setattr(sys, "argv", ["step.py"])
+    with pytest.raises(SystemExit):
+        run_command("ingest", failing(DataError("damaged.")), output=Path("data/raw"))
+    assert capsys.readouterr().err == "\ningest failed: damaged.\n"
+
+
 def test_a_real_file_error_names_the_file(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(lambda params: (Path("params.yaml") / "x").write_text("")) == 1
     assert capsys.readouterr().err == "\ntrain failed: params.yaml/x: Not a directory\n"

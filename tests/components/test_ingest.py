@@ -127,6 +127,18 @@ def test_a_link_to_a_folder_around_it_is_not_followed(params: Params, source: Pa
     assert contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 
 
+def test_links_in_a_circle_are_followed_once(params: Params, source: Path, tmp_path: Path) -> None:
+    photos = source / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "more.jpg").write_bytes(b"more")
+    (other / "back").symlink_to(photos, target_is_directory=True)
+    (photos / "on").symlink_to(other, target_is_directory=True)
+    run(with_source(params, source), raw_dir=tmp_path / "raw")
+    found = contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012")
+    assert found == SOURCE_FILES | {"JPEGImages/on/more.jpg": b"more"}
+
+
 def test_a_second_run_gives_the_same_files_and_drops_stale_ones(params: Params, source: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     run(with_source(params, source), raw_dir=raw)
@@ -252,6 +264,34 @@ def test_the_command_prints_the_error_and_exits_with_1(repository: Path, tmp_pat
     assert "ingest failed: data.source: 'nowhere' does not exist" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_under_dvc_repro_a_failure_says_how_the_data_of_before_comes_back(
+    repository: Path, source: Path, tmp_path: Path
+) -> None:
+    """Real DVC: it removes `data/raw` before it runs the step's command, so that nothing is left after a failure."""
+    settings = (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(settings.replace("source: sample ", f"source: {source} "), encoding="utf-8")
+    stage = "{cmd: python -m components.ingest.step, params: [data.source], outs: [data/raw]}"
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  ingest: {stage}\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(repository), "DVC_NO_ANALYTICS": "1", "PATH": path}
+
+    def call(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert call("dvc", "init", "-q", "--no-scm").returncode == 0
+    assert call("dvc", "repro").returncode == 0
+    source.rename(tmp_path / "moved")
+    alone = call(sys.executable, "-m", "components.ingest.step")
+    assert (alone.returncode, "dvc checkout" in alone.stderr) == (1, False)  # data/raw is still there
+    failed = call("dvc", "repro", "--force")
+    assert failed.returncode != 0
+    assert "does not exist" in failed.stderr
+    assert "`dvc checkout data/raw` brings back the data of before" in failed.stderr
+    assert not (tmp_path / "data/raw").exists()
+    assert call("dvc", "checkout", "data/raw").returncode == 0
+    assert contents(tmp_path / "data/raw/VOCdevkit/VOC2012") == SOURCE_FILES
 
 
 def test_real_photos_are_copied_byte_for_byte(params: Params, voc_mini: Path, tmp_path: Path) -> None:

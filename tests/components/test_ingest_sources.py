@@ -10,16 +10,20 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.api import DVCFileSystem
+from fsspec.callbacks import Callback
 
 from components.common import disk, download, lineage, storage
 from components.common.download import DownloadError
-from components.ingest import sources, step, watch
+from components.ingest import sources, step, tracked, watch
+from components.ingest.layout import VOC_NEEDED
 from components.ingest.step import run as run_step
 from components.ingest.tracked import fetch_tracked
 from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
@@ -189,6 +193,30 @@ def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> N
     assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}
 
 
+def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: Path) -> None:
+    coco = write(tmp_path / "coco", "images/a.jpg")
+    write(coco, "Annotations/train.json", content=b'{"images": [], "annotations": []}')
+    assert ingest(str(coco)).keys() == {"images/a.jpg", "Annotations/train.json"}
+
+
+@pytest.mark.parametrize("place", ["coco/annotations", "VOCdevkit/VOC2012", "VOCdevkit"])
+def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_coco(
+    ingest: Callable, tmp_path: Path, place: str
+) -> None:
+    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in VOC_NEEDED))
+    before = ingest(str(both))
+    write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(
+        DataError, match=r"(?s)more than one data set:\n.*VOC2012\n.*train\.json\nName the folder of one"
+    ):
+        ingest(str(both))
+    shutil.rmtree(both / "VOCdevkit/VOC2012/SegmentationObject")
+    write(both, "VOCdevkit/inst/a.mat", f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"(?s)more than one data set:\n.*VOCdevkit\n.*train\.json\n"):
+        ingest(str(both))
+    assert contents(tmp_path / "data/raw") == before
+
+
 def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
     with pytest.raises(DataError, match="has the photos"):
@@ -260,6 +288,33 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert contents(tmp_path / "data/raw") == first
 
 
+def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_nothing_else(
+    ingest: Callable, team_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"dvc:{team_repository}#photos@v1"
+    first = ingest(address)
+    photos = sorted((tmp_path / "data/downloads").rglob("content/**/*.jpg"))
+    inodes = {path: path.stat().st_ino for path in photos[2:]}
+    photos[0].write_bytes(photos[0].read_bytes()[::-1])  # as many bytes as before
+    photos[1].unlink()
+    (photos[2].parent / "stray.jpg").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert ingest(address) == first
+    assert "they are fetched again" in caplog.text
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    (record,) = (tmp_path / "data/downloads").rglob("commit.json")
+    for damage in ('"0123"', "{", '{"commit": 1}'):
+        photos[0].write_bytes(b"damaged")
+        record.write_text(damage)
+        assert ingest(address) == first
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    assert ingest(address) == first
+    photos[0].unlink()
+    with pytest.raises(DownloadError, match="files that arrived are kept"):
+        ingest(address)
+    assert contents(tmp_path / "data/raw") == first
+
+
 @pytest.fixture
 def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> CuttingProxy:
     """The team's repository with its data on an S3 server only, which is reached through a line that can be cut."""
@@ -286,6 +341,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # each of the library's many tries takes seconds
+    monkeypatch.setattr(tracked, "MAX_TRIES", 1)
     address = f"dvc:{team_repository}#photos@v3"
     total = sum(map(len, contents(small_set).values()))
     remote_repository.dead_after = remote_repository.passed + total // 2
@@ -304,6 +360,67 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     ingest(address)
     assert remote_repository.passed == before
     remote_repository.close()
+
+
+class _Bar:
+    """What is shown of a transfer."""
+
+    def __init__(self, total: int | None, **settings: object) -> None:
+        self.total, self.shown = total, 0
+        _Bar.last = self
+
+    last: _Bar
+
+    def update(self, count: int) -> None:
+        self.shown += count
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_shows_bytes(
+    ingest: Callable, team_repository: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, pauses, fetch = {1: 2, 5: 1}, [], DVCFileSystem.get_file
+    calls: list[str] = []
+
+    def unsteady(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        if name not in calls:
+            calls.append(name)
+        place = calls.index(name)
+        if failing.get(place, 0):
+            failing[place] -= 1
+            callback.relative_update(100)  # some of it had arrived
+            raise ConnectionResetError("the storage went away")
+        fetch(self, name, target, callback=callback)
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", unsteady)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "tqdm", _Bar)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert ingest(f"dvc:{team_repository}#photos@v1") == contents(small_set)
+    assert pauses == [0.5, 1.0, 0.5]
+    assert _Bar.last.total == _Bar.last.shown == sum(map(len, contents(small_set).values()))
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(FileNotFoundError("gone"), 1), (OSError(28, "No space left"), 1), (TimeoutError("slow"), 5)]
+)
+def test_what_no_other_try_can_mend_is_not_tried_again(
+    ingest: Callable, team_repository: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, tries: int
+) -> None:
+    calls = []
+
+    def failing(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        calls.append(name)
+        raise error
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", failing)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
+    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v1: .*files that arrived are kept"):
+        ingest(f"dvc:{team_repository}#photos@v1")
+    assert max(calls.count(name) for name in calls) == tries
 
 
 def test_a_dvc_source_that_will_not_fit_is_refused_before_it_is_fetched(

@@ -201,7 +201,7 @@ def test_problems_are_collected_and_stop_the_step(
     with pytest.raises(DataError) as caught:
         preprocess()
     message = str(caught.value)
-    assert "photos with problems: 2, data.max_problems allows 0." in message
+    assert "with problems: 2 photos; data.max_problems allows 0." in message
     assert "JPEGImages/2007_000001.jpg: cannot be decoded to its end" in message
     assert "SegmentationObject/2007_000002.png: no such file" in message
     assert "SegmentationClass/2007_000002.png: no such file" in message
@@ -242,7 +242,7 @@ def test_long_lists_of_problems_are_cut_in_the_message_and_whole_on_the_page(
         preprocess(max_problems=24)
     message = str(caught.value)
     assert message.count("no such photo") == 20
-    assert "and 5 more photos, see " in message
+    assert "and 5 more, see " in message
     page = (processed.with_name("report") / "index.html").read_text()
     assert page.count("no such photo") == 25
     assert "the data was not written" in page
@@ -492,10 +492,14 @@ def test_the_number_of_workers_changes_no_byte(
     assert contents(tmp_path / "report1") == contents(tmp_path / "report2")
 
 
-def test_classes_are_picked_and_renamed(params: Callable[..., Params], tmp_path: Path, processed: Path) -> None:
+def test_classes_are_picked_and_renamed(
+    params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_coco(tmp_path / "coco")
     settings = params(classes={"blue": "sea"})
-    run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    with caplog.at_level(logging.INFO):
+        run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    assert "objects of other classes, left out by data.classes: red (40)" in caplog.text
     stats = json.loads((processed / "stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
@@ -616,10 +620,53 @@ def test_faults_of_a_coco_file_count_as_problems(
     del tree["images"][3]["id"]
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    with pytest.raises(DataError, match=r"photos with problems: 2(.|\n)*labels\.json: images\[3\] has no id"):
+    counts = r"1 photo and 1 annotation that belongs to no photo; data\.max_problems allows 1"
+    with pytest.raises(DataError, match=rf"{counts}(.|\n)*labels\.json: images\[3\] has no id"):
         run(params(max_problems=1), **folders)
     run(params(max_problems=2), **folders)
     assert len(json.loads((processed / "stats.json").read_text())["problems"]) == 2
+
+
+def test_a_refused_photo_counts_once_however_many_annotations_it_has(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", photos=8)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    for n in (0, 4):  # these have two annotations each
+        tree["images"][n]["file_name"] = f"/photos/{n}.jpg"
+    path.write_text(json.dumps(tree))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    with pytest.raises(DataError, match=r"with problems: 2 photos; data\.max_problems allows 1"):
+        run(params(max_problems=1), **folders)
+    assert "Not usable: 2 photos." in (tmp_path / "report/index.html").read_text()
+    run(params(max_problems=2), **folders)
+    problems = json.loads((processed / "stats.json").read_text())["problems"]
+    assert [problem["image"] for problem in problems] == ["labels.json images[0]", "labels.json images[4]"]
+
+
+def test_annotations_of_no_photo_are_counted_apart_and_their_photos_are_said_to_stay(
+    params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_coco(tmp_path / "coco", photos=8)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    del tree["annotations"][0]["image_id"]
+    tree["annotations"][1]["image_id"] = 12345
+    path.write_text(json.dumps(tree))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    with pytest.raises(DataError, match=r"with problems: 2 annotations that belong to no photo; .* allows 1"):
+        run(params(max_problems=1), **folders)
+    page = tmp_path / "report/index.html"
+    assert "Not usable: 2 annotations that belong to no photo.\nThat is more than" in page.read_text()
+    with caplog.at_level(logging.WARNING):
+        run(params(max_problems=2), **folders)
+    assert "left out: 2 annotations" in caplog.text
+    assert "the photos that such annotations were meant for are used without them" in caplog.text
+    assert "meant for are used without them" in page.read_text()
+    stats = json.loads((processed / "stats.json").read_text())
+    assert [problem["image"] for problem in stats["problems"]] == ["", ""]
+    assert sum(stats["splits"][split]["images"] for split in ("train", "val")) == 8
 
 
 def test_semantic_boundaries_and_voc_masks_of_one_photo_give_the_same_objects(

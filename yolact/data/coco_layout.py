@@ -249,15 +249,16 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
     index_of = {name: index for index, name in enumerate(classes.values(), 1)}
     splits: dict[str, list[CocoPhoto]] = {}
     problems: dict[str, list[Problem]] = {}
+    strays: list[Problem] = []
     numbers: dict[str, Any] = {}
     for split, group in loaded.items():
         splits[split] = []
         seen: dict[str, str] = {}
         for instances in group:
-            for photo, number in _photos(root, instances, index_of, problems, seen):
+            for photo, number in _photos(root, instances, index_of, problems, strays, seen):
                 splits[split].append(photo)
                 numbers[photo.photo_id] = number
-    return Layout("COCO", str(root), classes, splits, problems, (), _image_ids(numbers))
+    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), strays)
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -338,15 +339,17 @@ def _photos(
     instances: _Instances,
     index_of: Mapping[str, int],
     problems: dict[str, list[Problem]],
+    strays: list[Problem],
     seen: dict[str, str],
 ) -> Iterator[tuple[CocoPhoto, Any]]:
-    """The file's photos with their numbers; what belongs to no photo goes to ``problems``.
+    """The file's photos with their numbers; refused ones go to ``problems``, annotations of no photo to ``strays``.
 
     Args:
         root: the data set's folder.
         instances: the file.
         index_of: class index by name.
-        problems: is added to.
+        problems: is added to. The annotations of a refused photo go with it.
+        strays: is added to.
         seen: the file that each of the split's photos so far is in, by photo id; is added to.
     """
     file = instances.path.relative_to(root).as_posix()
@@ -355,19 +358,23 @@ def _photos(
         problems[f"{file} {place}"] = [Problem(file, f"{place} {reason}")]
 
     usable: dict[Any, dict[str, Any]] = {}
+    refused: set[Any] = set()
     for place, row in enumerate(instances.images):
         reason = _image_fault(row, usable)
         if reason is None:
             usable[row["id"]] = row
         else:
             refuse(f"images[{place}]", reason)
+            if isinstance(row, dict) and _is_id(row.get("id")):
+                refused.add(row["id"])
     rows_of: dict[Any, list[Any]] = {number: [] for number in usable}
     for place, row in enumerate(instances.annotations):
         number = row.get("image_id") if isinstance(row, dict) else None
         if _is_id(number) and number in rows_of:
             rows_of[number].append(row)
-        else:
-            refuse(f"annotations[{place}]", f"has image_id {number!r}, which no usable row of images has; correct it")
+        elif not (_is_id(number) and number in refused):
+            reason = f"has image_id {number!r}, which no usable row of images has; correct it"
+            strays.append(Problem(file, f"annotations[{place}] {reason}"))
     folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():

@@ -93,10 +93,12 @@ class Layout:
     """``train`` and ``val``; only ``train`` where the source does not say which photos to validate on."""
     problems: Mapping[str, Sequence[Problem]]
     """Faults that leave no photo to read, by an id that stands for it."""
-    warnings: Sequence[Problem]
-    """Oddities of no single photo."""
     image_ids: Mapping[str, int]
     """The number of each photo in COCO files, by photo id."""
+    strays: Sequence[Problem] = ()
+    """Annotations that belong to no photo, so that nobody can say which photo lacks them."""
+    warnings: Sequence[Problem] = ()
+    """Oddities of no single photo."""
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:

@@ -178,4 +178,4 @@ def _voc_like(
     name: str, root: Path, splits: Mapping[str, Sequence[PhotoSource]], warnings: Sequence[Problem]
 ) -> Layout:
     ids = {source.photo_id for sources in splits.values() for source in sources}
-    return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, warnings, image_numbers(ids))
+    return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, image_numbers(ids), warnings=warnings)

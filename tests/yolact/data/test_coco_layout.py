@@ -207,12 +207,21 @@ def test_a_row_of_images_that_cannot_be_used_is_named(root: Path, row: Any, plac
 
 def test_an_annotation_of_no_image_is_named(root: Path) -> None:
     layout = load(root, tree(annotation(), annotation(image_id=7), annotation(image_id=None), 5))
-    reasons = [str(problem) for problems in layout.problems.values() for problem in problems]
+    assert layout.problems == {}
+    reasons = [str(problem) for problem in layout.strays]
     assert [reason.split(",")[0] for reason in reasons] == [
         "instances.json: annotations[1] has image_id 7",
         "instances.json: annotations[2] has image_id None",
         "instances.json: annotations[3] has image_id None",
     ]
+
+
+def test_annotations_of_a_refused_photo_go_with_it(root: Path) -> None:
+    content = tree(annotation(), annotation(image_id=2), annotation(image_id=2))
+    content["images"].append({"id": 2, "file_name": "/etc/passwd"})
+    layout = load(root, content)
+    assert list(layout.problems) == ["instances.json images[1]"]
+    assert layout.strays == []
 
 
 @pytest.mark.parametrize(
