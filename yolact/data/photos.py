@@ -104,6 +104,9 @@ def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
+    except Image.DecompressionBombError:
+        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses from twice its bound on
+        reason = f"is larger than {largest} megapixels; reduce the photo and its masks"
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
     raise ProblemError([Problem(file, reason)])
