@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -373,8 +373,7 @@ def _photos(
         if _is_id(number) and number in rows_of:
             rows_of[number].append(row)
         elif not (_is_id(number) and number in refused):
-            reason = f"has image_id {number!r}, which no usable row of images has; correct it"
-            strays.append(Problem(file, f"annotations[{place}] {reason}"))
+            strays.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
     folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():
@@ -392,20 +391,37 @@ def _photos(
 
 def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
     """Why a row of ``images`` cannot be used, or None."""
-    if not isinstance(row, dict) or not _is_id(row.get("id")):
+    if not isinstance(row, dict) or row.get("id") is None:
         return "has no id; give it one"
+    if not _is_id(row["id"]):
+        return f"has the id {str(row['id'])[:80]}; write a whole number"
     if row["id"] in usable:
         return f"has the id {row['id']!r} of another image; give each its own"
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         return "has no file_name; name its photo"
+    if "\\" in name:
+        return f"has the file_name {name[:80]!r}; write / for each backslash"
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
+    if path.is_absolute() or ".." in path.parts:
         return f"has the file_name {name[:80]!r}, which leaves the folder of photos; correct it"
     for side in ("width", "height"):
         if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
             return f"has the {side} {row[side]!r}, which is no number of pixels; correct it"
     return None
+
+
+def _unknown_image(number: Any, known: Collection[Any]) -> str:
+    """What is wrong with an ``image_id`` that is not among the known ids; says so where only its type differs."""
+    same: Any = None
+    if isinstance(number, int):
+        same = str(number)
+    elif number.is_integer() if isinstance(number, float) else re.fullmatch("[0-9]{1,18}", str(number)):
+        same = int(number)
+    shown = repr(number)[:80]
+    if same in known:
+        return f"has image_id {shown}, but images has the id {same!r}; write both as the same whole number"
+    return f"has image_id {shown}, which no usable row of images has; correct it"
 
 
 def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:

@@ -184,7 +184,9 @@ def test_sizes_tell_which_way_a_turned_photo_was_annotated(root: Path) -> None:
     ("row", "place", "message"),
     [
         ({"file_name": "b.jpg"}, "images[1]", "has no id"),
-        ({"id": True, "file_name": "b.jpg"}, "images[1]", "has no id"),
+        ({"id": True, "file_name": "b.jpg"}, "images[1]", "has the id True; write a whole number"),
+        ({"id": 2.0, "file_name": "b.jpg"}, "images[1]", "has the id 2.0; write a whole number"),
+        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; write / for each backslash"),
         ("b.jpg", "images[1]", "has no id"),
         ({"id": 1, "file_name": "b.jpg"}, "images[1]", "has the id 1 of another image"),
         ({"id": 2}, "images[1]", "has no file_name"),
@@ -222,6 +224,19 @@ def test_annotations_of_a_refused_photo_go_with_it(root: Path) -> None:
     layout = load(root, content)
     assert list(layout.problems) == ["instances.json images[1]"]
     assert layout.strays == []
+
+
+@pytest.mark.parametrize(
+    ("in_images", "in_annotations"), [(1, "1"), ("1", 1), (1, 1.0), (12345678901234567, "12345678901234567")]
+)
+def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
+    root: Path, in_images: Any, in_annotations: Any
+) -> None:
+    images = [{"id": in_images, "file_name": "a.jpg"}]
+    (problem,) = load(root, tree(annotation(image_id=in_annotations), images=images)).strays
+    assert problem.reason.startswith(
+        f"annotations[0] has image_id {in_annotations!r}, but images has the id {in_images!r}; write both as the same "
+    )
 
 
 @pytest.mark.parametrize(
