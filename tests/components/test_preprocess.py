@@ -611,6 +611,27 @@ def test_photos_of_two_folders_with_one_name_both_keep_a_name(
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
+def test_a_photo_that_would_be_written_under_too_long_a_name_is_a_problem(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", photos=8)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    for image, folder in zip(tree["images"], (f"{'x' * 130}/{'y' * 130}", "z"), strict=False):
+        photo = tmp_path / "coco/images" / image["file_name"]
+        image["file_name"] = f"{folder}/a.jpg"
+        (photo.parent / folder).mkdir(parents=True)
+        photo.rename(photo.parent / image["file_name"])
+    path.write_text(json.dumps(tree))
+    run(params(max_problems=1), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    (problem,) = json.loads((processed / "stats.json").read_text())["problems"]
+    assert problem["file"] == f"images/{'x' * 130}/{'y' * 130}/a.jpg"
+    assert problem["reason"] == (
+        "would be written under a name of 277 bytes, which is too long; shorten its name or those of its folders"
+    )
+    assert (processed / "images/images__z__a.jpg").is_file()
+
+
 def test_faults_of_a_coco_file_count_as_problems(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:

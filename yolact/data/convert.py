@@ -133,7 +133,7 @@ def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[
     if len(foreign):
         reason = (
             f"holds class index {_listed(foreign)}, but there are 0 (background), 1 to {len(VOC_CLASSES)} and "
-            f"{VOID} (void) only; correct these pixels"
+            f"{VOID} (void) only; correct these pixels (classes of your own need COCO's layout)"
         )
         return [Problem(class_file, reason)]
     problems = []

@@ -293,8 +293,9 @@ def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObj
     name = _text(element, "name")
     if name not in VOC_CLASSES:
         close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}"
-        raise ProblemError([Problem(file, f"object {number}: unknown class name {name!r}; {hint}")])
+        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}."
+        reason = f"unknown class name {name!r}; {hint} Classes of your own need COCO's layout"
+        raise ProblemError([Problem(file, f"object {number}: {reason}")])
     try:
         x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
         usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE

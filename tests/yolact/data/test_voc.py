@@ -262,6 +262,7 @@ def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
         (b'<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove it"),
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "remove it"),
         (xml(xml_object("Person", (2, 2, 4, 4))), "object 1: unknown class name 'Person'; did you mean 'person'?"),
+        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need COCO's layout"),
         (xml(PERSON_XML, xml_object("unicorn", (2, 2, 4, 4))), "object 2: unknown class name 'unicorn'; the classes"),
         (xml(PERSON_XML.replace("<xmin>2</xmin>", "")), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (5, 2, 4, 4))), "object 1 (person): <bndbox> needs the numbers"),
