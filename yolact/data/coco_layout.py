@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.data.instances import AnnotatedPhoto, Box, Instance, Layout
@@ -23,6 +24,10 @@ from yolact.errors import DataError
 
 MAX_COORDINATE = 100_000
 """Pixels; a polygon that reaches farther is a slip of the pen (and would take long to draw)."""
+
+MAX_OUTLINE = 2_000_000
+"""Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
+more than a hundred times the outline of a photo of 12 megapixels."""
 
 BOX_AGREES_IOU = 0.5
 """Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
@@ -136,8 +141,16 @@ def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
             raise faults.problem("has a polygon that is no list of x, y for at least 3 points; correct its outline")
         if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
             raise faults.problem(f"has a polygon with a value that is no number up to {MAX_COORDINATE}; correct it")
+        if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
+            raise faults.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
     merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     return str(merged["counts"].decode())
+
+
+def _outline_length(polygon: list[float]) -> float:
+    """Steps that drawing takes from point to point and back to the first: the longer of width and height, in pixels."""
+    points = np.reshape(polygon, (-1, 2))
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:

@@ -165,6 +165,16 @@ def test_a_row_that_cannot_be_used_is_a_problem(root: Path, row: dict[str, Any],
     assert message in problem.reason
 
 
+def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
+    photo = read_one(root, annotation(segmentation=[[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]]))
+    assert photo.instances[0].area == WIDTH * HEIGHT
+    zigzag = [value for n in range(5000) for value in (100_000 * (-1) ** n, n)]
+    with pytest.raises(ProblemError, match="has a polygon whose outline is longer than 2000000 pixels; correct it"):
+        read_one(root, annotation(segmentation=[zigzag]))
+    steps = [value for n in range(200_000) for value in (n % 12, n % 8)]  # many points that are near one another
+    assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
+
+
 def test_a_photo_of_another_size_is_a_problem(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "width": 99, "height": HEIGHT}]
     with pytest.raises(ProblemError, match=r"says that images/a\.jpg is 99 x 8 pixels, but it is 12 x 8"):
