@@ -49,6 +49,8 @@ class Outcome:
     """Annotations that belong to no photo."""
     rejected_split: Mapping[str, str]
     """Which split each rejected photo was listed in."""
+    source_warnings: Sequence[Problem]
+    """Oddities of no single photo."""
     parted: Sequence[Sequence[str]]
     """Files of each group of like photos that was too large to be kept in one split."""
 
@@ -79,7 +81,10 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
             *(_entry(photo, problem) for photo, found in outcome.rejected.items() for problem in found),
             *(_entry("", problem) for problem in outcome.strays),
         ],
-        "warnings": [_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings],
+        "warnings": [
+            *(_entry("", warning) for warning in outcome.source_warnings),
+            *(_entry(photo.photo_id, warning) for photo in every for warning in photo.warnings),
+        ],
     }
 
 

@@ -102,7 +102,7 @@ def _prepare_all(
     accepted: dict[str, PhotoSummary] = {}
     rejected: dict[str, Sequence[Problem]] = dict(layout.problems)
     log.info("%s: reading %d photos from %s", layout.name, len(sources), layout.root)
-    results = map_in_order(preparation, sources, workers)
+    results = map_in_order(preparation, sources, workers, lambda source: source.photo_id)
     for result in tqdm(results, total=len(sources), unit="photo", disable=None):  # None: only on a terminal
         if isinstance(result, RejectedPhoto):
             rejected[result.photo_id] = result.problems
@@ -135,6 +135,7 @@ def _outcome(
         rejected=rejected,
         strays=layout.strays,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
+        source_warnings=layout.warnings,
         parted=[[photos[name].file_name for name in names] for names in choice.parted],
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.queues import SimpleQueue
+from typing import Any, TypeVar
 
 from yolact.errors import DataError
 
@@ -20,42 +22,70 @@ CHUNK = 16
 CHUNKS_AHEAD = 4
 """Chunks for each process that are under way or waiting to be fetched."""
 
+_in_hand: Any = None
+"""In a worker process: where it notes which item it is at; one whole number, from 0, and -1 for none."""
+
 
 def usable_cpus() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_in_order(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+def map_in_order(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, name: Callable[[Item], str] = str
+) -> Iterator[Result]:
     """``function`` of each item, in the items' order, worked out by ``workers`` processes.
 
     Few items, or one worker, are worked out here. No more than a few chunks are ahead of what the caller has taken,
     so memory does not grow with the number of items.
 
+    Args:
+        function: can be sent to a process, as its results can.
+        items: likewise.
+        workers: processes.
+        name: an item's name in messages.
+
     Raises:
-        DataError: a process was killed, as by the system when memory ran out.
+        DataError: a process was killed, as by the system when memory ran out; names the items in hand.
     """
     if workers <= 1 or len(items) <= CHUNK:
         yield from map(function, items)
         return
-    chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
-    with ProcessPoolExecutor(min(workers, -(-len(items) // CHUNK))) as pool:
+    starts = range(0, len(items), CHUNK)
+    places = [multiprocessing.RawValue("q", -1) for _ in range(min(workers, len(starts)))]
+    free: SimpleQueue[int] = multiprocessing.SimpleQueue()
+    for slot in range(len(places)):
+        free.put(slot)
+    with ProcessPoolExecutor(len(places), initializer=_take_slot, initargs=(places, free)) as pool:
         under_way: deque[Future[list[Result]]] = deque()
         try:
-            for chunk in chunks:
-                under_way.append(pool.submit(_apply, function, chunk))
+            for start in starts:
+                under_way.append(pool.submit(_apply, function, start, items[start : start + CHUNK]))
                 if len(under_way) >= workers * CHUNKS_AHEAD:
                     yield from under_way.popleft().result()
             while under_way:
                 yield from under_way.popleft().result()
         except BrokenProcessPool:
+            in_hand = [name(items[place.value]) for place in places if place.value >= 0]
             raise DataError(
-                "a process that read photos was killed, most likely because memory ran out. Run it again with fewer "
-                "CPU cores (as with `taskset -c 0`) or more memory."
+                "a process that read photos was killed, most likely because memory ran out. In hand were: "
+                f"{', '.join(in_hand) or 'none'}. Run it again with fewer CPU cores (as with `taskset -c 0`) or more "
+                "memory. If one of these photos is in hand again, look at its files or take it out."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _apply(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    return [function(item) for item in items]
+def _take_slot(places: Sequence[Any], free: SimpleQueue[int]) -> None:
+    """At the start of a worker process: take a place of its own to note in what it is at."""
+    global _in_hand
+    _in_hand = places[free.get()]
+
+
+def _apply(function: Callable[[Item], Result], start: int, items: Sequence[Item]) -> list[Result]:
+    results = []
+    for place, item in enumerate(items, start):
+        _in_hand.value = place
+        results.append(function(item))
+    _in_hand.value = -1
+    return results

@@ -257,6 +257,31 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     assert "no box fits the mask of object index 1 (person)" in warning["reason"]
 
 
+def test_photos_that_have_no_mask_are_a_warning_with_their_number(
+    preprocess: Callable[..., dict[str, Any]], voc: Path
+) -> None:
+    for split in ("train", "val"):
+        (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
+    (voc / "SegmentationObject/2007_000003.png").unlink()
+    (warning,) = preprocess()["warnings"]
+    assert (warning["image"], warning["file"]) == ("", "JPEGImages")
+    assert warning["reason"].startswith("photos without a mask in SegmentationObject are not used: 1, such as '2007_")
+
+
+def test_a_photo_whose_name_is_not_utf_8_is_left_out_as_a_problem(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
+) -> None:
+    for split in ("train", "val"):
+        (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
+    for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationObject", "png"), ("SegmentationClass", "png")):
+        (voc / f"{folder}/2007_000003.{suffix}").rename(voc / f"{folder}/\udcdcbung.{suffix}")  # Latin-1
+    with pytest.raises(DataError, match=r"\\udcdcbung: has a name that is not UTF-8; rename it .*convmv"):
+        preprocess()
+    (problem,) = preprocess(max_problems=1)["problems"]
+    assert (problem["image"], problem["file"]) == ("\\udcdcbung", "\\udcdcbung")
+    assert "udcdcbung" in (processed.with_name("report") / "index.html").read_text()
+
+
 def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
     with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):
@@ -585,6 +610,27 @@ def test_photos_of_two_folders_with_one_name_both_keep_a_name(
     run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     names = sorted(path.name for path in (processed / "images").iterdir())
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
+
+
+def test_a_photo_that_would_be_written_under_too_long_a_name_is_a_problem(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", photos=8)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    for image, folder in zip(tree["images"], (f"{'x' * 130}/{'y' * 130}", "z"), strict=False):
+        photo = tmp_path / "coco/images" / image["file_name"]
+        image["file_name"] = f"{folder}/a.jpg"
+        (photo.parent / folder).mkdir(parents=True)
+        photo.rename(photo.parent / image["file_name"])
+    path.write_text(json.dumps(tree))
+    run(params(max_problems=1), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    (problem,) = json.loads((processed / "stats.json").read_text())["problems"]
+    assert problem["file"] == f"images/{'x' * 130}/{'y' * 130}/a.jpg"
+    assert problem["reason"] == (
+        "would be written under a name of 277 bytes, which is too long; shorten its name or those of its folders"
+    )
+    assert (processed / "images/images__z__a.jpg").is_file()
 
 
 def test_faults_of_a_coco_file_count_as_problems(

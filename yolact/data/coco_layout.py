@@ -9,20 +9,25 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.data.instances import AnnotatedPhoto, Box, Instance, Layout
-from yolact.data.photos import photo_warnings, read_photo
-from yolact.data.problems import Problem, ProblemError, keep_problems
+from yolact.data.photos import photo_warnings, read_photo, stored_form
+from yolact.data.problems import Problem, ProblemError, keep_problems, writable
 from yolact.errors import DataError
 
 MAX_COORDINATE = 100_000
 """Pixels; a polygon that reaches farther is a slip of the pen (and would take long to draw)."""
+
+MAX_OUTLINE = 2_000_000
+"""Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
+more than a hundred times the outline of a photo of 12 megapixels."""
 
 BOX_AGREES_IOU = 0.5
 """Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
@@ -136,8 +141,16 @@ def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
             raise faults.problem("has a polygon that is no list of x, y for at least 3 points; correct its outline")
         if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
             raise faults.problem(f"has a polygon with a value that is no number up to {MAX_COORDINATE}; correct it")
+        if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
+            raise faults.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
     merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     return str(merged["counts"].decode())
+
+
+def _outline_length(polygon: list[float]) -> float:
+    """Steps that drawing takes from point to point and back to the first: the longer of width and height, in pixels."""
+    points = np.reshape(polygon, (-1, 2))
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:
@@ -303,7 +316,7 @@ def _load(path: Path) -> _Instances:
     categories: dict[Any, str] = {}
     for place, row in enumerate(rows):
         name = row.get("name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name.strip() or not _is_id(row.get("id")):
+        if not isinstance(name, str) or not name.strip() or writable(name) != name or not _is_id(row.get("id")):
             raise DataError(f"{path}: categories[{place}] needs an id and a name, but is {str(row)[:80]}. Correct it.")
         if row["id"] in categories or name in categories.values():
             raise DataError(
@@ -373,12 +386,12 @@ def _photos(
         if _is_id(number) and number in rows_of:
             rows_of[number].append(row)
         elif not (_is_id(number) and number in refused):
-            reason = f"has image_id {number!r}, which no usable row of images has; correct it"
-            strays.append(Problem(file, f"annotations[{place}] {reason}"))
+            strays.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
     folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():
-        photo_id = (folder / row["file_name"]).relative_to(root).as_posix()
+        name = stored_form(folder, row["file_name"]) or row["file_name"]
+        photo_id = (folder / name).relative_to(root).as_posix()
         if photo_id in seen:
             where = "" if seen[photo_id] == file else f" in {seen[photo_id]}, whose objects would be lost"
             way_out = "remove one" if seen[photo_id] == file else "put the photo's annotations into one file"
@@ -391,20 +404,37 @@ def _photos(
 
 def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
     """Why a row of ``images`` cannot be used, or None."""
-    if not isinstance(row, dict) or not _is_id(row.get("id")):
+    if not isinstance(row, dict) or row.get("id") is None:
         return "has no id; give it one"
+    if not _is_id(row["id"]):
+        return f"has the id {str(row['id'])[:80]}; write a whole number"
     if row["id"] in usable:
         return f"has the id {row['id']!r} of another image; give each its own"
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         return "has no file_name; name its photo"
+    if "\\" in name:
+        return f"has the file_name {name[:80]!r}; write / for each backslash"
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
+    if path.is_absolute() or ".." in path.parts:
         return f"has the file_name {name[:80]!r}, which leaves the folder of photos; correct it"
     for side in ("width", "height"):
         if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
             return f"has the {side} {row[side]!r}, which is no number of pixels; correct it"
     return None
+
+
+def _unknown_image(number: Any, known: Collection[Any]) -> str:
+    """What is wrong with an ``image_id`` that is not among the known ids; says so where only its type differs."""
+    same: Any = None
+    if isinstance(number, int):
+        same = str(number)
+    elif number.is_integer() if isinstance(number, float) else re.fullmatch("[0-9]{1,18}", str(number)):
+        same = int(number)
+    shown = repr(number)[:80]
+    if same in known:
+        return f"has image_id {shown}, but images has the id {same!r}; write both as the same whole number"
+    return f"has image_id {shown}, which no usable row of images has; correct it"
 
 
 def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
@@ -417,8 +447,8 @@ def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Pa
     ]
     places = list(dict.fromkeys(base / part for base in above for part in inner))
     tried = names[:TRIED_PHOTOS]
-    best = max(places, key=lambda place: sum((place / name).is_file() for name in tried))
-    if tried and not any((best / name).is_file() for name in tried):
+    best = max(places, key=lambda place: sum(stored_form(place, name) is not None for name in tried))
+    if tried and not any(stored_form(best, name) for name in tried):
         looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
         raise DataError(
             f"{instances.path}: none of its first {len(tried)} photos, such as {tried[0]!r}, is in any of these "

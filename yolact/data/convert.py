@@ -17,6 +17,7 @@ from yolact.data.voc import (
     VOID,
     VocAnnotation,
     VocObject,
+    find_part,
     find_photo,
     read_annotation,
     read_mask,
@@ -60,10 +61,12 @@ def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
     """
     problems: list[Problem] = []
     photo = keep_problems(problems, lambda: read_photo(root, find_photo(root, "JPEGImages", image_id)))
-    object_file, class_file = f"SegmentationObject/{image_id}.png", f"SegmentationClass/{image_id}.png"
+    object_file = find_part(root, "SegmentationObject", image_id, ".png")
+    class_file = find_part(root, "SegmentationClass", image_id, ".png")
+    xml_file = find_part(root, "Annotations", image_id, ".xml")
     object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
     class_mask = keep_problems(problems, lambda: read_mask(root, class_file))
-    annotation = keep_problems(problems, lambda: read_annotation(root, f"Annotations/{image_id}.xml"))
+    annotation = keep_problems(problems, lambda: read_annotation(root, xml_file))
     if photo is not None:
         masks = {object_file: object_mask, class_file: class_mask}
         problems += size_problems(photo, {file: mask for file, mask in masks.items() if mask is not None})
@@ -71,15 +74,15 @@ def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
         raise ProblemError(problems)
 
     joint = joint_histogram(object_mask, class_mask)
-    problems += mask_problems(joint, image_id)
+    problems += mask_problems(joint, object_file, class_file)
     if problems:
         raise ProblemError(problems)
     instances = instances_from_index_mask(object_mask, object_classes(joint))
     height, width = object_mask.shape
     warnings = [*photo_warnings(photo, (width, height) != photo.stored_size), *_unowned_warnings(joint, class_file)]
     if annotation is not None:
-        instances, differences = match_objects(instances, annotation, image_id)
-        warnings += _size_warning(annotation, (width, height), image_id) + differences
+        instances, differences = match_objects(instances, annotation, xml_file)
+        warnings += _size_warning(annotation, (width, height), xml_file) + differences
     return AnnotatedPhoto(
         image_id, photo, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
     )
@@ -124,14 +127,13 @@ def object_classes(joint: np.ndarray) -> dict[int, int]:
     return {int(row) + 1: int(by_class[row].argmax()) + 1 for row in present}
 
 
-def mask_problems(joint: np.ndarray, image_id: str) -> list[Problem]:
+def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
     """What keeps the two masks of a photo from being used together; ``joint`` as `joint_histogram` gives it."""
-    object_file, class_file = f"SegmentationObject/{image_id}.png", f"SegmentationClass/{image_id}.png"
     foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
     if len(foreign):
         reason = (
             f"holds class index {_listed(foreign)}, but there are 0 (background), 1 to {len(VOC_CLASSES)} and "
-            f"{VOID} (void) only; correct these pixels"
+            f"{VOID} (void) only; correct these pixels (classes of your own need COCO's layout)"
         )
         return [Problem(class_file, reason)]
     problems = []
@@ -192,7 +194,7 @@ def _listed(values: Iterable[int]) -> str:
 
 
 def match_objects(
-    instances: Sequence[Instance], annotation: VocAnnotation, image_id: str
+    instances: Sequence[Instance], annotation: VocAnnotation, file: str
 ) -> tuple[list[Instance], list[Problem]]:
     """Give each instance the flags of its XML object: same class, highest IoU first, at least `BOX_MATCH_IOU`.
 
@@ -202,7 +204,6 @@ def match_objects(
     Raises:
         ProblemError: masks and XML give one object two classes (`BOX_CONFLICT_IOU`).
     """
-    file = f"Annotations/{image_id}.xml"
     objects = annotation.objects
     iou = _void_tolerant_iou(
         np.array([instance.box for instance in instances], dtype=np.float64).reshape(-1, 4),
@@ -283,12 +284,12 @@ def _greedy_pairs(iou: np.ndarray, least: float) -> dict[int, int]:
     return pairs
 
 
-def _size_warning(annotation: VocAnnotation, size: tuple[int, int], image_id: str) -> list[Problem]:
+def _size_warning(annotation: VocAnnotation, size: tuple[int, int], file: str) -> list[Problem]:
     if annotation.size is None or annotation.size == size:
         return []
     width, height = annotation.size
     reason = f"states the size {width} x {height}, but the photo is {size[0]} x {size[1]}; its boxes may not fit"
-    return [Problem(f"Annotations/{image_id}.xml", reason)]
+    return [Problem(file, reason)]
 
 
 def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:

@@ -97,6 +97,8 @@ class Layout:
     """The number of each photo in COCO files, by photo id."""
     strays: Sequence[Problem] = ()
     """Annotations that belong to no photo, so that nobody can say which photo lacks them."""
+    warnings: Sequence[Problem] = ()
+    """Oddities of no single photo."""
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:

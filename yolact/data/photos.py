@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +68,15 @@ class Photo:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+def stored_form(folder: Path, file: str) -> str | None:
+    """The name by which a file is in ``folder``: as given, or in Unicode's composed or decomposed form; else None.
+
+    File systems, archives and lists of macOS decompose letters with accents (NFD), others compose them (NFC).
+    """
+    forms = dict.fromkeys((file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)))
+    return next((form for form in forms if os.path.isfile(folder / form)), None)
+
+
 def read_bytes(root: Path, file: str, missing: str) -> bytes:
     """A file's content.
 
@@ -93,6 +104,9 @@ def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
+    except Image.DecompressionBombError:
+        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses from twice its bound on
+        reason = f"is larger than {largest} megapixels; reduce the photo and its masks"
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
     raise ProblemError([Problem(file, reason)])

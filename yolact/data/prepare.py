@@ -5,6 +5,7 @@ What comes back to the caller is small, so that a data set of any size can be pr
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Collection, Mapping
@@ -124,6 +125,12 @@ class Preparation:
                 target.write(data)
         except FileExistsError:
             raise ProblemError([Problem(file, f"another photo is written as {name!r}; rename one of them")]) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            reason = f"would be written under a name of {len(name.encode())} bytes, which is too long; shorten its name"
+            folders = "" if self.short_names else " or those of its folders"
+            raise ProblemError([Problem(file, reason + folders)]) from None
 
 
 def names_are_unique(photo_ids: Collection[str]) -> bool:

@@ -18,6 +18,11 @@ class Problem:
     reason: str
     """What was found and the way out."""
 
+    def __post_init__(self) -> None:
+        """What is not UTF-8 in either is escaped, so that both can be written."""
+        object.__setattr__(self, "file", writable(self.file))
+        object.__setattr__(self, "reason", writable(self.reason))
+
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"
 
@@ -28,6 +33,11 @@ class ProblemError(DataError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def writable(text: str) -> str:
+    r"""Text with ``\udcfc`` for what is not UTF-8, as the bytes of a file's name that are not, in Python's reading."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 Result = TypeVar("Result")

@@ -7,24 +7,17 @@ The published YOLACT for PASCAL VOC learned from these. ``inst/<id>.mat`` holds 
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from yolact.data.convert import size_problems
 from yolact.data.instances import AnnotatedPhoto, instances_from_index_mask
+from yolact.data.matlab import MatlabError, read_struct
 from yolact.data.photos import photo_warnings, read_bytes, read_photo
 from yolact.data.problems import Problem, ProblemError, keep_problems
-from yolact.data.voc import VOC_CLASSES, find_photo
-
-COMPRESSED = 15
-"""Type of a compressed element in a MATLAB file."""
+from yolact.data.voc import VOC_CLASSES, find_part, find_photo
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class SbdPhoto:
             problems,
             lambda: read_photo(self.photos_root, find_photo(self.photos_root, self.photos_folder, self.photo_id)),
         )
-        file = f"inst/{self.photo_id}.mat"
+        file = find_part(self.root, "inst", self.photo_id, ".mat")
         found = keep_problems(problems, lambda: read_instances(self.root, file))
         if photo is not None and found is not None:
             problems += size_problems(photo, {file: found[0]})
@@ -77,11 +70,9 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
     """
     data = read_bytes(root, file, "each photo needs its annotations; bring them, or take the id out of the split file")
     try:
-        _check_intact(data)
-        content = loadmat(io.BytesIO(data), variable_names=["GTinst"])
-        segmentation, categories = _fields(content)
-    except Exception as error:  # scipy raises many types on damaged input
-        reason = f"is no MATLAB file with GTinst.Segmentation and GTinst.Categories ({type(error).__name__}: {error})"
+        segmentation, categories = _fields(data)
+    except MatlabError as error:
+        reason = f"is no MATLAB file with GTinst.Segmentation and GTinst.Categories ({error})"
         raise ProblemError([Problem(file, f"{reason}; bring the file again")]) from None
     numbers = np.flatnonzero(np.bincount(segmentation.ravel()))
     numbers = numbers[numbers > 0]
@@ -100,33 +91,17 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
     return segmentation, classes
 
 
-def _check_intact(data: bytes) -> None:
-    """Refuse, by an exception, what would let scipy read beyond its memory: its reader trusts the sizes in a file.
-
-    In MATLAB's compressed files (version 7, which SBD's are) every element has a checksum. Layout: "MAT-File Format",
-    MathWorks, chapter 1.
-    """
-    if data[124:128] != b"\x00\x01IM":
-        raise ValueError("not a MATLAB file of version 5 to 7")
-    start = 128
-    while start < len(data):
-        kind, size = struct.unpack_from("<II", data, start)
-        if kind != COMPRESSED:
-            raise ValueError("an element is damaged or not compressed")
-        zlib.decompress(data[start + 8 : start + 8 + size])
-        start += 8 + size
-
-
-def _fields(content: dict[str, Any]) -> tuple[np.ndarray, list[int]]:
-    """Segmentation (H, W) uint16 and Categories; anything that is not them raises."""
-    fields = content["GTinst"]
-    segmentation, categories = fields["Segmentation"][0, 0], fields["Categories"][0, 0].ravel()
-    if segmentation.ndim != 2 or not segmentation.size:
-        raise ValueError(f"Segmentation has the shape {segmentation.shape}")
-    for name, values in (("Segmentation", segmentation), ("Categories", categories)):
-        if values.dtype.kind not in "uif" or not np.array_equal(values, values.astype(np.uint16)):
-            raise ValueError(f"{name} holds other values than whole numbers from 0 to 65535")
-    return segmentation.astype(np.uint16), [int(value) for value in categories]
+def _fields(data: bytes) -> tuple[np.ndarray, list[int]]:
+    """Segmentation (H, W) uint16 and Categories; anything that is not them raises `MatlabError`."""
+    fields = read_struct(data, "GTinst", ("Segmentation", "Categories"))
+    for name, values in fields.items():
+        # The range first: no NaN or infinity is rounded then.
+        if not ((values >= 0) & (values <= np.iinfo(np.uint16).max)).all() or (np.floor(values) != values).any():
+            raise MatlabError(f"{name} holds other values than whole numbers from 0 to 65535")
+    segmentation = fields["Segmentation"].astype(np.uint16)
+    if not segmentation.size:
+        raise MatlabError(f"Segmentation has the shape {segmentation.shape}")
+    return segmentation, [int(value) for value in fields["Categories"].ravel()]
 
 
 def _empty_warnings(segmentation: np.ndarray, classes: dict[int, int], file: str) -> list[Problem]:

@@ -6,6 +6,8 @@ import difflib
 import itertools
 import os
 import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -16,7 +18,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from PIL import Image
 
-from yolact.data.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes
+from yolact.data.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
 from yolact.data.problems import Problem, ProblemError, keep_problems
 from yolact.errors import DataError
 
@@ -111,11 +113,16 @@ def read_split(root: Path, split: str) -> list[str]:
     Raises:
         DataError: see `read_photo_list`.
     """
-    return read_photo_list(root / SEGMENTATION_SETS / f"{split}.txt", split)
+    return read_photo_list(root / SEGMENTATION_SETS / f"{split}.txt", split, partial(has_photo, root, "JPEGImages"))
 
 
-def read_photo_list(path: Path, split: str) -> list[str]:
-    """Image ids of a split's file, one a line, in the file's order.
+def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) -> list[str]:
+    """Image ids of a split's file, one a line, in the file's order and Unicode's composed form (NFC).
+
+    Args:
+        path: the file.
+        split: its name, for messages.
+        has_photo: whether there is a photo of an id; tells a class list from ids that end in a number.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
@@ -126,10 +133,11 @@ def read_photo_list(path: Path, split: str) -> list[str]:
         raise DataError(f"{path}: no such file. It lists the photos of split {split!r}, one id a line.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
+    text = unicodedata.normalize("NFC", text)  # one form, so that no photo is taken for two
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
         raise DataError(f"{path}: empty. It must list the photos of split {split!r}, one id a line.")
-    if all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines.values()):
+    if _is_class_list(list(lines.values()), has_photo):
         example = next(iter(lines.values()))
         raise DataError(
             f"{path}: every line ends in a column of -1, 0 or 1, such as {example!r}: this is a class list of "
@@ -146,6 +154,13 @@ def read_photo_list(path: Path, split: str) -> list[str]:
     return list(first_seen)
 
 
+def _is_class_list(lines: Sequence[str], has_photo: Callable[[str], bool]) -> bool:
+    """Whether all lines end in a class list's column, and what stands before it, not the lines, are the photos."""
+    if not all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines):
+        return False
+    return any(has_photo(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_photo(line) for line in lines)
+
+
 def _id_fault(line: str) -> str | None:
     """Why a line of a split file is no image id, or None."""
     if "/" in line or "\\" in line or line in (".", ".."):
@@ -157,17 +172,44 @@ def _id_fault(line: str) -> str | None:
     return None
 
 
+def has_photo(root: Path, folder: str, image_id: str) -> bool:
+    """Whether `find_photo` finds one."""
+    return find_file(root, folder, image_id, PHOTO_SUFFIXES) is not None
+
+
+def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> str | None:
+    """A file in ``root/folder``, relative to ``root``, by its name without ending; None where there is none.
+
+    Its name may be in another Unicode form, see `stored_form`.
+
+    Args:
+        root: see above.
+        folder: see above.
+        stem: of the file's name.
+        suffixes: with dot, in lower case; the first that is there is taken, in any case.
+    """
+    for suffix in suffixes:
+        for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
+            name = stored_form(root / folder, f"{stem}.{''.join(letters)}")
+            if name is not None:
+                return f"{folder}/{name}"
+    return None
+
+
+def find_part(root: Path, folder: str, image_id: str, suffix: str) -> str:
+    """The mask or XML of an id in ``root/folder``, with an ending in any case; its usual name where there is none."""
+    return find_file(root, folder, image_id, (suffix,)) or f"{folder}/{image_id}{suffix}"
+
+
 def find_photo(root: Path, folder: str, image_id: str) -> str:
     """The photo of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
 
     Raises:
         ProblemError: there is none.
     """
-    for suffix in PHOTO_SUFFIXES:
-        for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
-            file = f"{folder}/{image_id}.{''.join(letters)}"
-            if os.path.isfile(root / file):
-                return file
+    file = find_file(root, folder, image_id, PHOTO_SUFFIXES)
+    if file is not None:
+        return file
     reason = "no such photo (nor .jpeg or .png); bring it, or take the id out of the split file"
     raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
 
@@ -251,8 +293,9 @@ def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObj
     name = _text(element, "name")
     if name not in VOC_CLASSES:
         close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}"
-        raise ProblemError([Problem(file, f"object {number}: unknown class name {name!r}; {hint}")])
+        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}."
+        reason = f"unknown class name {name!r}; {hint} Classes of your own need COCO's layout"
+        raise ProblemError([Problem(file, f"object {number}: {reason}")])
     try:
         x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
         usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE

@@ -165,6 +165,16 @@ def test_a_row_that_cannot_be_used_is_a_problem(root: Path, row: dict[str, Any],
     assert message in problem.reason
 
 
+def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
+    photo = read_one(root, annotation(segmentation=[[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]]))
+    assert photo.instances[0].area == WIDTH * HEIGHT
+    zigzag = [value for n in range(5000) for value in (100_000 * (-1) ** n, n)]
+    with pytest.raises(ProblemError, match="has a polygon whose outline is longer than 2000000 pixels; correct it"):
+        read_one(root, annotation(segmentation=[zigzag]))
+    steps = [value for n in range(200_000) for value in (n % 12, n % 8)]  # many points that are near one another
+    assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
+
+
 def test_a_photo_of_another_size_is_a_problem(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "width": 99, "height": HEIGHT}]
     with pytest.raises(ProblemError, match=r"says that images/a\.jpg is 99 x 8 pixels, but it is 12 x 8"):
@@ -184,7 +194,9 @@ def test_sizes_tell_which_way_a_turned_photo_was_annotated(root: Path) -> None:
     ("row", "place", "message"),
     [
         ({"file_name": "b.jpg"}, "images[1]", "has no id"),
-        ({"id": True, "file_name": "b.jpg"}, "images[1]", "has no id"),
+        ({"id": True, "file_name": "b.jpg"}, "images[1]", "has the id True; write a whole number"),
+        ({"id": 2.0, "file_name": "b.jpg"}, "images[1]", "has the id 2.0; write a whole number"),
+        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; write / for each backslash"),
         ("b.jpg", "images[1]", "has no id"),
         ({"id": 1, "file_name": "b.jpg"}, "images[1]", "has the id 1 of another image"),
         ({"id": 2}, "images[1]", "has no file_name"),
@@ -225,6 +237,19 @@ def test_annotations_of_a_refused_photo_go_with_it(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("in_images", "in_annotations"), [(1, "1"), ("1", 1), (1, 1.0), (12345678901234567, "12345678901234567")]
+)
+def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
+    root: Path, in_images: Any, in_annotations: Any
+) -> None:
+    images = [{"id": in_images, "file_name": "a.jpg"}]
+    (problem,) = load(root, tree(annotation(image_id=in_annotations), images=images)).strays
+    assert problem.reason.startswith(
+        f"annotations[0] has image_id {in_annotations!r}, but images has the id {in_images!r}; write both as the same "
+    )
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "not JSON"),
@@ -233,6 +258,7 @@ def test_annotations_of_a_refused_photo_go_with_it(root: Path) -> None:
         (tree(images={}), "needs the lists"),
         (tree(categories=[]), "categories is empty"),
         (tree(categories=[{"id": 1}]), r"categories\[0\] needs an id and a name"),
+        (tree(categories=[{"id": 1, "name": "\ud800"}]), r"categories\[0\] needs an id and a name"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), r"categories\[1\] repeats"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), r"categories\[1\] repeats"),
         (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 photos, such as 'none.jpg'"),
@@ -275,6 +301,17 @@ def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) ->
         "val": ["valid/a.jpg"],
     }
     assert sorted(layout.image_ids.values()) == [1, 2]  # both files say 1
+
+
+@pytest.mark.parametrize(("stored", "named"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
+def test_photos_are_found_in_another_unicode_form(tmp_path: Path, stored: str, named: str) -> None:
+    save_photo(tmp_path, f"images/{stored}.jpg")
+    images = [{"id": 1, "file_name": f"{named}.jpg"}, {"id": 2, "file_name": f"{stored}.jpg"}]
+    layout = load(tmp_path, tree(annotation(), images=images))
+    (source,) = layout.splits["train"]
+    assert (source.photo_id, len(source.read().instances)) == (f"images/{stored}.jpg", 1)
+    ((problem,),) = layout.problems.values()
+    assert "of another image" in problem.reason
 
 
 def test_a_photo_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:

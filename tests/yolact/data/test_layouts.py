@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
 from PIL import Image
 from pycocotools import mask as mask_utils
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
+from yolact.data import matlab
 from yolact.data.layouts import find_layout
+from yolact.data.matlab import MatlabError, read_struct
 from yolact.data.problems import Problem, ProblemError
 from yolact.data.sbd import SbdPhoto, read_instances
 from yolact.data.voc import VOC_CLASSES
@@ -44,6 +49,12 @@ def put(path: Path, data: bytes = b"x") -> None:
 def photo_bytes(width: int = 4, height: int = 3) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def png(indices: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(indices).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -141,21 +152,59 @@ def test_missing_files_are_named_together(sbd: Path) -> None:
     assert [problem.file for problem in caught.value.problems] == ["img/2009_000001.jpg", "inst/2009_000001.mat"]
 
 
-@pytest.mark.filterwarnings("ignore")
-@settings(max_examples=200, deadline=None)
+def recompressed(content: bytes) -> bytes:
+    """An ``inst`` file of one compressed element, whose checksum is right whatever it holds."""
+    packed = zlib.compress(content)
+    return mat()[:128] + struct.pack("<II", matlab.COMPRESSED, len(packed)) + packed
+
+
+CONTENT = mat(do_compression=False)[128:]
+"""The element of an ``inst`` file before compression."""
+
+
+def test_an_inst_file_that_is_not_compressed_is_read_too(sbd: Path) -> None:
+    put(sbd / "inst/plain.mat", mat(do_compression=False))
+    put(sbd / "inst/again.mat", recompressed(CONTENT))
+    for file in ("inst/plain.mat", "inst/again.mat"):
+        segmentation, classes = read_instances(sbd, file)
+        assert np.array_equal(segmentation, SEGMENTATION)
+        assert classes == {1: 15, 2: 12}
+
+
+def test_sizes_with_a_right_checksum_that_let_scipy_read_beyond_its_memory_are_a_problem(sbd: Path) -> None:
+    junk = bytearray(CONTENT)
+    junk[131], junk[161] = 8, 127
+    put(sbd / "inst/2008_000002.mat", recompressed(bytes(junk)))
+    with pytest.raises(ProblemError, match="is no MATLAB file with GTinst"):
+        read_instances(sbd, "inst/2008_000002.mat")
+
+
+@pytest.mark.parametrize("word", [0, 1, 7, 0xFFFF, 0x7FFFFFF0, 0xFFFFFFF8, 0xFFFFFFFF, 0x00040001, 0x80000000])
+def test_no_wrong_word_of_a_matlab_file_is_read_beyond_its_end(sbd: Path, word: int) -> None:
+    for place in range(0, len(CONTENT), 4):
+        check_fuzzed(sbd, recompressed(CONTENT[:place] + struct.pack("<I", word) + CONTENT[place + 4 :]))
+
+
+@settings(max_examples=300, deadline=None)
 @given(
-    compressed=st.booleans(),
+    compressed=st.sampled_from(["not", "after", "before"]),
     changes=st.lists(st.tuples(st.integers(0, 1200), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3),
     end=st.integers(0, 2000),
 )
 def test_damaged_matlab_files_raise_nothing_but_problems(
-    tmp_path_factory: pytest.TempPathFactory, compressed: bool, changes: list[tuple[int, bytes]], end: int
+    tmp_path_factory: pytest.TempPathFactory, compressed: str, changes: list[tuple[int, bytes]], end: int
 ) -> None:
-    data = mat(do_compression=compressed)
+    """Damaged without compression, after it, or before it, so that the checksum is right."""
+    data = CONTENT if compressed == "before" else mat(do_compression=compressed == "after")
     for start, junk in changes:
         data = data[:start] + junk + data[start + len(junk) :]
-    folder = tmp_path_factory.getbasetemp()
-    put(folder / "inst/fuzzed.mat", data[: max(end, 200)])
+    data = data[: max(end, 200)]
+    check_fuzzed(tmp_path_factory.getbasetemp(), recompressed(data) if compressed == "before" else data)
+
+
+def check_fuzzed(folder: Path, data: bytes) -> None:
+    """Read an ``inst`` file: it is whole, or there are problems and nothing else."""
+    put(folder / "inst/fuzzed.mat", data)
     segmentation, classes = np.zeros((1, 1), dtype=np.uint16), {}
     problems: tuple[Problem, ...] = ()
     try:
@@ -165,6 +214,36 @@ def test_damaged_matlab_files_raise_nothing_but_problems(
     assert all(problem.file and problem.reason for problem in problems)
     assert set(classes.values()) <= set(range(1, len(VOC_CLASSES) + 1))
     assert set(np.unique(segmentation).tolist()) - {0} == classes.keys()
+
+
+NUMBER_TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+
+
+@given(
+    values=st.sampled_from(NUMBER_TYPES).flatmap(
+        lambda kind: np_st.arrays(kind, np_st.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5))
+    ),
+    compressed=st.booleans(),
+)
+def test_matrices_are_read_as_scipy_reads_them(values: np.ndarray, compressed: bool) -> None:
+    data = mat(values, do_compression=compressed)
+    read = read_struct(data, "GTinst", ("Segmentation", "Categories"))
+    expected = loadmat(io.BytesIO(data))["GTinst"][0, 0]
+    for field in ("Segmentation", "Categories"):
+        assert read[field].dtype == expected[field].dtype
+        np.testing.assert_array_equal(read[field], expected[field])
+
+
+def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = mat(np.zeros((3000, 1000), dtype=np.uint8))
+    assert len(data) < 10_000
+    assert read_struct(data, "GTinst", ("Segmentation",))["Segmentation"].shape == (3000, 1000)
+    monkeypatch.setattr(matlab, "MAX_CONTENT", 1 << 21)
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(data, "GTinst", ("Segmentation",))
+    many = mat()[:128] + mat(np.zeros((1500, 1000), dtype=np.uint8), name="other")[128:] * 2 + mat()[128:]
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(many, "GTinst", ("Segmentation",))
 
 
 # Telling layouts apart
@@ -193,6 +272,49 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
     assert ids(tmp_path) == {"train": ["a", "b"]}
     put(tmp_path / "ImageSets/Segmentation/train.txt", b"a\n")
     assert ids(tmp_path) == {"train": ["a"]}
+
+
+def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    put(tmp_path / "JPEGImages/a.JPG", photo_bytes())
+    with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
+        find_layout(tmp_path)
+    put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
+    put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
+    put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
+    put(tmp_path / "Annotations/a.XML", b"<annotation/>")
+    (source,) = find_layout(tmp_path).splits["train"]
+    photo = source.read()
+    assert [(instance.number, instance.class_index) for instance in photo.instances] == [(1, 1), (2, 2)]
+    assert photo.has_xml
+    assert {warning.file for warning in photo.warnings} == {"Annotations/a.XML"}
+
+
+def test_photos_without_annotations_are_counted_where_no_list_names_the_photos(
+    sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_voc(tmp_path / "VOC", "a", "\u00dcbung")
+    for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
+        put(tmp_path / "VOC/JPEGImages" / name, photo_bytes())
+    (warning,) = find_layout(tmp_path / "VOC").warnings
+    assert str(warning).startswith(
+        "JPEGImages: photos without a mask in SegmentationObject are not used: 2, such as 'b'"
+    )
+    assert "JPEGImages: photos without a mask" in caplog.text
+    put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
+    assert not find_layout(tmp_path / "VOC").warnings  # what a list leaves out is meant
+    put(sbd / "img/more.jpg", photo_bytes())
+    assert not find_layout(sbd).warnings
+    (sbd / "train.txt").unlink()
+    (warning,) = find_layout(sbd).warnings
+    assert str(warning).startswith("img: photos without annotations in inst are not used: 1, such as 'more'")
+
+
+def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
+    (sbd / "train.txt").unlink()
+    (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
+    (source,) = find_layout(tmp_path).splits["train"]
+    assert len(source.read().instances) == 2
 
 
 def test_voc_without_training_list_is_refused(tmp_path: Path) -> None:
@@ -238,6 +360,15 @@ def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: byte
     put(tmp_path / "train.json", json.dumps(tree).encode())
     put(tmp_path / "settings.json", stray)
     assert ids(tmp_path) == {"train": ["images/a.jpg"]}
+
+
+def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) -> None:
+    make_voc(tmp_path, "a", "\udcdcbung")  # Übung in Latin-1
+    layout = find_layout(tmp_path)
+    assert [source.photo_id for source in layout.splits["train"]] == ["a"]
+    ((name, (problem,)),) = layout.problems.items()
+    assert name == "\\udcdcbung"
+    assert str(problem).startswith("\\udcdcbung: has a name that is not UTF-8; rename it and its annotations, as with ")
 
 
 def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:

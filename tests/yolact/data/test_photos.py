@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from pycocotools import mask as mask_utils
 
 from yolact.data.instances import instances_from_index_mask, redrawn_instance, reduced_mask
 from yolact.data.photos import bounded_size, read_photo, redrawn, turned_mask
+from yolact.data.problems import ProblemError
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -50,6 +53,16 @@ def test_photo_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     rows, columns = np.nonzero(shown)
     assert moved.box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
     assert moved.area == shown.sum()
+
+
+def test_a_photo_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the photo and its masks"):
+        read_photo(tmp_path, "a.png")
 
 
 def test_a_redrawn_photo_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
         (b'<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove it"),
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "remove it"),
         (xml(xml_object("Person", (2, 2, 4, 4))), "object 1: unknown class name 'Person'; did you mean 'person'?"),
+        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need COCO's layout"),
         (xml(PERSON_XML, xml_object("unicorn", (2, 2, 4, 4))), "object 2: unknown class name 'unicorn'; the classes"),
         (xml(PERSON_XML.replace("<xmin>2</xmin>", "")), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (5, 2, 4, 4))), "object 1 (person): <bndbox> needs the numbers"),
@@ -306,6 +307,21 @@ def test_names_with_spaces_and_other_scripts_are_read(voc: Voc, name: str) -> No
     voc.put("ImageSets/Segmentation/train.txt", f"{name}\r\n\r\n".encode("utf-8-sig"))
     (image_id,) = read_split(voc.root, "train")
     assert len(read_voc_image(voc.root, image_id).instances) == 2
+
+
+@pytest.mark.parametrize(("stored", "listed"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
+def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: str) -> None:
+    voc.annotation(xml(PERSON_XML, DOG_XML))
+    endings = {"JPEGImages": "jpg", "SegmentationObject": "png", "SegmentationClass": "png", "Annotations": "xml"}
+    for folder, ending in endings.items():
+        (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{stored}.{ending}")
+    voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n".encode())
+    (image_id,) = read_split(voc.root, "train")
+    photo = read_voc_image(voc.root, image_id)
+    assert (len(photo.instances), photo.has_xml, photo.photo.file) == (2, True, f"JPEGImages/{stored}.jpg")
+    voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
+    with pytest.raises(DataError, match=r"line 2: .* stands on line 1 already"):
+        read_split(voc.root, "train")
 
 
 @pytest.mark.parametrize(
@@ -558,6 +574,18 @@ def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> No
         read_split(voc.root, "train")
     assert "ImageSets/Segmentation/train.txt" in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
+    voc.put("ImageSets/Segmentation/train.txt", "Übung 1\ndog 1\n".encode())
+    voc.put("JPEGImages/dog 1.JPG", jpeg())
+    voc.put("JPEGImages/dog.jpg", jpeg())
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]
+    (voc.root / "JPEGImages/dog 1.JPG").unlink()
+    with pytest.raises(DataError, match="'Übung 1': this is a class list"):
+        read_split(voc.root, "train")
+    (voc.root / "JPEGImages/dog.jpg").unlink()
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing photo
 
 
 def test_missing_split_file_and_folders_are_refused(voc: Voc, tmp_path: Path) -> None:
