@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -294,11 +294,14 @@ class Trainer:
         """Write a checkpoint within the epoch where one is due; stop where that is wanted."""
         if self.watch.stop_agreed:
             self._save()
-            self.world.broadcast(None)  # the first process to end has the others ended: not before all is written
-            raise InterruptedRunError(stop_message(self.interrupts.requested))
+            self._stop()
         every = self.runtime.checkpoint_every_steps
         if every and self.step % every == 0 and self.batches_done < self.steps_per_epoch:
             self._save()
+
+    def _stop(self) -> NoReturn:
+        self.world.broadcast(None)  # the first process to end has the others ended: not before all is written
+        raise InterruptedRunError(stop_message(self.interrupts.requested))
 
     def _batches(self, speed: SpeedMeter) -> Iterator[Batch]:
         """The rest of the epoch's batches on the device, each copied while the one before is worked on."""
@@ -416,6 +419,10 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
+        if (
+            self.watch.stop_agreed
+        ):  # by all processes, of which only one may have been asked: the others would wait for it
+            self._stop()
         model = self.ema.model if self.ema else self.model
         try:
             with self.interrupts.at_once():

@@ -489,6 +489,15 @@ def sigterm_restored() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
+def test_no_process_validates_when_another_was_asked_to_stop(trainer: Callable[..., Trainer]) -> None:
+    """The one that was asked ends at once, and the others would wait for its share of the validation for ever."""
+    learner = trainer(epochs=2)
+    learner.validate = lambda model: pytest.fail("must not validate")  # type: ignore[method-assign, assignment]
+    learner.watch.stop_agreed = True  # as after the epoch's last step; no signal came to this process
+    with pytest.raises(InterruptedRunError, match="stopped by a signal to another process"):
+        learner._validate()
+
+
 @pytest.mark.usefixtures("sigterm_restored")
 def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trainer]) -> None:
     learner = trainer(epochs=1)
