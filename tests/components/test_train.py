@@ -419,7 +419,11 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: P
         assert (workplace / "plots/train" / name).read_text() == (straight / "plots/train" / name).read_text()
 
 
-def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(workplace: Path, repository: Path) -> None:
+def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(
+    workplace: Path, settings: dict[str, Any], repository: Path
+) -> None:
+    tree = changed(settings, epochs=2000, validate_every=2000).model_dump(mode="json", by_alias=True)
+    (workplace / "params.yaml").write_text(yaml.safe_dump(tree))  # it would not end before the signal comes
     with start(repository) as process:
         wait_for_checkpoint(2, process)
         process.send_signal(signal.SIGTERM)
