@@ -693,7 +693,8 @@ def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
     monkeypatch.setattr(part, fail)
     assert fails() == (
         "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
-        "averaged weights); a smaller model.backbone. (CUDA out of memory. Tried to allocate 20.00 MiB.)"
+        "averaged weights); a smaller model.backbone. The run then begins anew. (CUDA out of memory. Tried to allocate "
+        "20.00 MiB.)"
     )
 
 
