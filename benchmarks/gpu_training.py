@@ -160,6 +160,7 @@ def speed(
     work: Work = Path("gpu_training"),
 ) -> None:
     """Measure training steps, one line for each batch size."""
+    work.mkdir(parents=True, exist_ok=True)
     processed = data or _generate(work)
     chosen = choose_device(device)
     peak = peak_tflops or known_peak(chosen, precision)

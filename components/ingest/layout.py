@@ -38,6 +38,10 @@ class Taken:
     """Files and folders of ``origin``; those that are not there are left out."""
 
 
+def _has_matlab(folder: Path) -> bool:
+    return any(path.suffix.lower() == ".mat" for path in folder.iterdir())
+
+
 def find_layout(folder: Path) -> list[Taken]:
     """What to take of a source's folder.
 
@@ -46,7 +50,7 @@ def find_layout(folder: Path) -> list[Taken]:
     """
     folders = list(_folders(folder))
     voc = [path for path in folders if _has_all(path, VOC_NEEDED)]
-    sbd = [path for path in folders if _has_all(path, SBD_NEEDED) and any(path.glob("inst/*.mat"))]
+    sbd = [path for path in folders if _has_all(path, SBD_NEEDED) and _has_matlab(path / "inst")]
     coco = [path for place in folders for path in sorted(place.glob("*.json")) if is_coco(path)]
     if coco and (sbd or voc):
         raise _several(folder, [*sbd, *voc, *coco[:SHOWN_FILES]])

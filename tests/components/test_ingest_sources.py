@@ -232,6 +232,9 @@ def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> N
     assert ingest(str(sbd)).keys() == found
     assert ingest(str(sbd / "benchmark_RELEASE/dataset")).keys() == found
 
+    (sbd / "benchmark_RELEASE/dataset/inst/a.mat").rename(sbd / "benchmark_RELEASE/dataset/inst/A.MAT")
+    assert "benchmark_RELEASE/dataset/inst/A.MAT" in ingest(str(sbd))
+
     coco = write(tmp_path / "coco", "wrapper/train/a.jpg", "wrapper/.DS_Store", "wrapper/train/._a.jpg")
     write(coco, "wrapper/annotations/train.json", content=b'{"images": [], "annotations": []}')
     assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}

@@ -27,7 +27,7 @@ single cell, which P6 is up to there, reads memory that nobody has written (seen
 
 
 GOES_ON = "the run goes on from its last checkpoint"
-"""With another number of passes, unless that changes the result."""
+"""With another number of passes, unless that changes the result, with another GPU or another batch of validation."""
 
 
 class OutOfMemoryError(YolactError):
@@ -92,7 +92,7 @@ def start_advised(params: Params, device: torch.device) -> Iterator[None]:
         ways = ["train.ema_decay: 0 (no second network of averaged weights)"] if params.train.ema_decay else []
         ways.append("a smaller model.backbone")
         if device.type == "cuda":
-            ways.append("a GPU that no other process uses (nvidia-smi lists them)")
+            ways.append(f"a GPU that no other process uses (nvidia-smi lists them; {GOES_ON})")
         raise _out_of_memory(f"the network alone on {device}", ways, error) from error
 
 
@@ -126,7 +126,7 @@ def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemor
     Each process shows the network ``evaluate.batch_size`` photos at once, at most.
     """
     at_once, size = params.evaluate.batch_size, params.model.image_size
-    ways = [f"evaluate.batch_size: {at_once // 2}"] if at_once > 1 else []
+    ways = [f"evaluate.batch_size: {at_once // 2} ({GOES_ON})"] if at_once > 1 else []
     if not params.train.augment.image_sizes:
         ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if params.train.precision == "bf16" else 0)
     return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
