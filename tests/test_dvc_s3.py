@@ -209,9 +209,8 @@ def test_a_pull_that_is_cut_half_way_goes_on_and_loses_nothing(
     line.dead_after = None
     clone.run("dvc", "pull")
     assert clone.raw() == pushed.raw()
-    assert {
-        path: path.stat().st_ino for path in arrived
-    } == arrived  # what had arrived was kept; it may be nothing: DVC fetches many files at once
+    # What had arrived was kept. It may be nothing: DVC fetches many files at once.
+    assert {path: path.stat().st_ino for path in arrived} == arrived
 
 
 def test_a_push_that_is_cut_half_way_goes_on_and_the_other_side_never_has_a_folder_without_its_files(
