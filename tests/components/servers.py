@@ -146,10 +146,8 @@ class CuttingProxy:
         """Values of ``passed`` at which the connection that reaches it is cut, in rising order."""
         self.dead_after: int | None = None
         """Value of ``passed`` from which on every connection is cut: the server is gone."""
-        self.sent = 0
-        """Bytes to the server so far."""
-        self.dead_after_sent: int | None = None
-        """Likewise, a value of ``sent``."""
+        self.dead_when: Callable[[], bool] | None = None
+        """What is asked before anything is passed on; once it says so, the server is gone."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -171,17 +169,17 @@ class CuttingProxy:
                 near.close()
                 continue
             far = socket.create_connection(self._target)
-            for source, sink, count in ((near, far, self._count_sent), (far, near, self._count)):
+            for source, sink, count in ((near, far, self._may_go_on), (far, near, self._count)):
                 threading.Thread(target=self._pump, args=(source, sink, count), daemon=True).start()
 
     def _is_dead(self) -> bool:
-        limits = ((self.passed, self.dead_after), (self.sent, self.dead_after_sent))
-        return any(limit is not None and count >= limit for count, limit in limits)
+        if self.dead_when is not None and self.dead_when():
+            return True
+        return self.dead_after is not None and self.passed >= self.dead_after
 
-    def _count_sent(self, size: int) -> bool:
-        """Whether the connection may go on."""
+    def _may_go_on(self, _: int) -> bool:
+        """Whether the connection may."""
         with self._lock:
-            self.sent += size
             return not self._is_dead()
 
     def _count(self, size: int) -> bool:
