@@ -86,8 +86,8 @@ class _FusedConv(nn.Module):
 WINOGRAD_CHANNELS = 192
 WINOGRAD_PIXELS = 1200
 """Least input and output channels, and least area of the feature map, from which it is used. On a CPU with AVX-512 it
-was faster than the direct convolution with 243 and 256 channels, not with 96, and by 1 to 2 % of the network's time
-with 128, which is not worth its kernels' memory; with 256 channels it was on 35 x 35 cells and more, and made no
+was faster than the direct convolution with 243 and 256 channels, not with 96; with 128 the network's time was 1 to 2 %
+less in one measurement and 2 % more in another. With 256 channels it was faster on 35 x 35 cells and more, and made no
 difference on 32 x 32."""
 
 
