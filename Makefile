@@ -9,7 +9,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= yolact-pipeline:$(VERSION)
 # What the image is built from. Changes elsewhere, as in params.yaml, do not make its commit a dirty one.
 IMAGE_FILES := Dockerfile .dockerignore requirements.lock pyproject.toml README.md LICENSE deploy/image conf/base.yaml \
-  yolact components pipelines serving cli
+  yolact yolact_bench yolact_cli yolact_ops components pipelines
 COMMIT ?= $(shell commit=$$(git rev-parse --verify --quiet HEAD 2>/dev/null) || { echo unknown; exit; }; \
   if [ -n "$$(git status --porcelain --untracked-files=all -- $(IMAGE_FILES))" ]; then dirty=-dirty; fi; \
   echo "$$commit$$dirty")

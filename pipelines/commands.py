@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from pipelines.config import CLUSTER, load_cluster
-from pipelines.presets import PARAMS, choose
 from yolact.errors import YolactError
+from yolact_ops.settings.presets import PARAMS, choose
 
 
 class _Group(TyperGroup):

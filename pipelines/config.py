@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.presets import merge, parse_override, plain, read
 from yolact.errors import SettingsError
+from yolact_ops.settings.presets import merge, parse_override, plain, read
 
 CLUSTER = Path(__file__).with_name("cluster.yaml")
 

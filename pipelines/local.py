@@ -26,10 +26,10 @@ from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.config import LocalExecutionConfig
 
-from components.ingest.access import PASSWORD_VARIABLE, USER_VARIABLE
 from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
 from yolact.errors import SettingsError, YolactError
+from yolact_ops.sources.access import PASSWORD_VARIABLE, USER_VARIABLE
 
 PAUSES = RetryConfig(pause=1, factor=2)
 """Between the tries of a failed task here, where no cluster has to recover."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components.common.lineage import IMAGE_VARIABLE, KUBEFLOW_RUN_VARIABLE
 from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
+from yolact_ops.lineage.lineage import IMAGE_VARIABLE, KUBEFLOW_RUN_VARIABLE
 
 SHARED_MEMORY = "/dev/shm"
 

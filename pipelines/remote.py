@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 
 from pipelines.commands import ClusterChanges, ClusterFile
 from pipelines.config import CLUSTER
-from pipelines.presets import PARAMS
 from yolact.errors import SettingsError
+from yolact_ops.settings.presets import PARAMS
 
 if TYPE_CHECKING:
     from pipelines.client import Cluster, Job
@@ -416,12 +416,12 @@ class _Order:
     def __init__(
         self, pipeline: CompiledPipeline, arguments: list[str], preset: str | None, params: Path, overrides: list[str]
     ) -> None:
-        from components.common.lineage import git_state
-        from components.kubeflow import as_text
         from components.source.step import choose_source
-        from pipelines.code import code_version
-        from pipelines.presets import choose
         from pipelines.spec import parse_arguments, version_names
+        from yolact_ops.commands.task import as_text
+        from yolact_ops.lineage.code import code_version
+        from yolact_ops.lineage.lineage import git_state
+        from yolact_ops.settings.presets import choose
 
         self.pipeline = pipeline
         self.arguments = parse_arguments(arguments, pipeline)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from components.ingest.sources import DvcPath, Local, find_source
-from components.kubeflow import as_text
-from pipelines.code import code_version
 from pipelines.config import ClusterConfig
 from pipelines.local import Containers, LocalRun, run_pipeline
 from yolact.config import Params
+from yolact_ops.commands.task import as_text
+from yolact_ops.lineage.code import code_version
+from yolact_ops.sources.sources import DvcPath, Local, find_source
 
 
 def run_training(

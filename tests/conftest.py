@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.components.mlflow_servers import mlflow_server, on_server, postgres, s3
+from tests.servers.mlflow_servers import mlflow_server, on_server, postgres, s3
 
 __all__ = ["mlflow_server", "on_server", "postgres", "s3"]
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from pipelines.config import load_cluster
-from tests.components.servers import s3_server
+from tests.servers.servers import s3_server
 from yolact.config import load_params
 
 KUBERNETES = "1.33"

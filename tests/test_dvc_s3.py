@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.components.servers import KEY, SECRET, CuttingProxy, FileServer, free_port, s3_server, serving
+from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, free_port, s3_server, serving
 from yolact.config import SampleConfig
-from yolact.data.sample import generate_sample
+from yolact.formats.sample import generate_sample
 
 SAMPLE = SampleConfig(seed=0, train_images=6, val_images=3, min_size=64, max_size=80, max_objects=2)
 

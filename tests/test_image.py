@@ -149,7 +149,7 @@ def test_the_commit_looks_at_every_file_that_reaches_the_build(repository: Path,
 def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:
     """The image installs the project as a package, so a file that setuptools does not take is not there."""
     settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    for room in ("yolact", "components", "pipelines", "serving", "cli"):
+    for room in ("yolact", "yolact_bench", "yolact_cli", "yolact_ops", "components", "pipelines"):
         known = {
             path for pattern in settings["package-data"].get(room, []) for path in (repository / room).glob(pattern)
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.components.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, s3_server
 
 STEPS = ["ingest", "preprocess", "train", "evaluate", "register"]
 
@@ -57,7 +57,7 @@ class Project:
 
     def use(self, *overrides: str) -> None:
         arguments = [part for override in overrides for part in ("-S", override)]
-        self.run("python", "-m", "cli.main", "preset", "use", "smoke", *arguments)
+        self.run("python", "-m", "yolact_cli.main", "preset", "use", "smoke", *arguments)
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")

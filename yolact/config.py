@@ -41,7 +41,7 @@ MIN_PHOTO_SIDE = 64
 
 
 class SampleConfig(_Section):
-    """The generated VOC-layout sample (`yolact.data.sample`)."""
+    """The generated VOC-layout sample (`yolact.formats.sample`)."""
 
     seed: NonNegativeInt
     train_images: PositiveInt
@@ -74,7 +74,7 @@ class MirrorsConfig(_Section):
 
 class DataConfig(_Section):
     source: Annotated[str, Field(min_length=1)]
-    """Where the raw data comes from; `components.ingest.sources` has the spellings."""
+    """Where the raw data comes from; `yolact_ops.sources.sources` has the spellings."""
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
@@ -324,7 +324,7 @@ class TrainConfig(_Section):
 
 
 class DetectConfig(_Section):
-    """From raw outputs to detections (`yolact.postprocess`).
+    """From raw outputs to detections (`yolact.inference.postprocess`).
 
     The last three are faults of the published code, off unless its results are wanted; docs/accuracy.md has what each
     costs.

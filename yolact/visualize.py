@@ -71,7 +71,7 @@ def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: S
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        detections: as `yolact.detections.Detections`, in the frame of ``image``; its ``above`` leaves out low scores.
+        detections: in the frame of ``image``; `Detections.above` leaves out low scores.
         class_names: name of label 0, 1, ...
 
     Returns:

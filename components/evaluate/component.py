@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import HTML, Artifact, Dataset, Input, Markdown, Metrics, Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -31,8 +31,8 @@ def evaluate(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.evaluate import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("evaluate", code_version):
         folder = Path(evaluation.path)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl import Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -28,8 +28,8 @@ def fetch(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.fetch import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("fetch", code_version):
         folder = Path(model.path)

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -18,8 +18,8 @@ def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Da
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.ingest import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("ingest", code_version):
         params = kubeflow.data_settings(data_params)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.data.coco_layout import is_coco
 from yolact.errors import DataError
+from yolact.formats.coco import is_coco
 
 VOC2012 = Path("VOCdevkit") / "VOC2012"
 VOC_NEEDED = ("JPEGImages", "SegmentationClass", "SegmentationObject")

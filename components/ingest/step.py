@@ -1,6 +1,6 @@
 """The ingest step: bring the photos and their annotations, whatever their source, to ``data/raw``.
 
-The source (``data.source``) is generated, copied or fetched; `components.ingest.sources` knows the kinds.
+The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.sources` knows the kinds.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.common.archives import JUNK, unpack
-from components.common.command import run_command
-from components.common.disk import require_free_disk
-from components.common.lineage import shown_source
 from components.ingest.layout import find_layout
-from components.ingest.sources import Local, files_below, find_source, walk
 from yolact.config import DataParams
-from yolact.data.sample import generate_sample
 from yolact.errors import DataError
 from yolact.files import replaced_directory
+from yolact.formats.sample import generate_sample
+from yolact_ops.commands.step import run_command
+from yolact_ops.lineage.lineage import shown_source
+from yolact_ops.sources.sources import Local, files_below, find_source, walk
+from yolact_ops.transfer.archives import JUNK, unpack
+from yolact_ops.transfer.disk import require_free_disk
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import List  # noqa: UP035  # kfp knows lists of artifacts by this n
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Markdown, Metrics, Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -33,8 +33,8 @@ def merge(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.merge import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("merge", code_version):
         totals = step.run(

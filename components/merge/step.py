@@ -12,12 +12,12 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from components.common.download import DownloadError
-from components.common.storage import S3Address, explain, make_client
 from components.split.step import Plan
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.models.weights import DESCRIPTION_FILE
+from yolact_ops.transfer.download import DownloadError
+from yolact_ops.transfer.storage import S3Address, explain, make_client
 
 log = logging.getLogger(__name__)
 

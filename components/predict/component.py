@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Input, Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -29,8 +29,8 @@ def predict(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.predict import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("predict", code_version):
         found = step.run(

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.common.storage import fetch_objects, make_client
 from components.fetch.step import read_detection
 from components.split.step import ListedPhoto, Plan
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
-from yolact.predictor import Predictor, read_photo
+from yolact.inference.predictor import Predictor, read_photo
+from yolact_ops.transfer.storage import fetch_objects, make_client
 
 log = logging.getLogger(__name__)
 

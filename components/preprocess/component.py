@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import HTML, Dataset, Input, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -25,8 +25,8 @@ def preprocess(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.preprocess import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("preprocess", code_version):
         pages = Path(report.path).with_name("report_files")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from yolact.data.prepare import PhotoSummary
+from yolact.formats.prepare import PhotoSummary
 
 
 class Records:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.duplicates import MAX_DISTANCE, first_similar_pairs
-from yolact.data.prepare import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, PhotoSummary
-from yolact.data.problems import Problem
+from yolact.formats.duplicates import MAX_DISTANCE, first_similar_pairs
+from yolact.formats.prepare import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, PhotoSummary
+from yolact.formats.problems import Problem
 
 LISTED_PAIRS = 1000
 """Pairs of like photos that are listed; the rest is counted."""

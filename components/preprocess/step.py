@@ -10,22 +10,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from components.common.command import run_command
-from components.common.pages import evenly_spaced
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, counted, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, DataParams
-from yolact.data.classes import select_classes
-from yolact.data.duplicates import MAX_DISTANCE, picture_groups
-from yolact.data.instances import Layout
-from yolact.data.layouts import find_layout
-from yolact.data.prepare import CATEGORY, PhotoSummary, Preparation, RejectedPhoto, names_are_unique
-from yolact.data.problems import Problem
-from yolact.data.split import Choice, choose_validation
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
+from yolact.formats.classes import select_classes
+from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
+from yolact.formats.instances import Layout
+from yolact.formats.layouts import find_layout
+from yolact.formats.prepare import CATEGORY, PhotoSummary, Preparation, RejectedPhoto, names_are_unique
+from yolact.formats.problems import Problem
+from yolact.formats.split import Choice, choose_validation
+from yolact_ops.commands.step import run_command
+from yolact_ops.reports.pages import evenly_spaced
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Markdown, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -32,8 +32,8 @@ def promote(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.promote import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("promote", code_version):
         outcome = step.run(

@@ -17,7 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.common.evaluations import (
+from components.evaluate.step import tracked_metrics
+from components.promote.files import PackagedModel
+from yolact.data.coco import CocoInstances
+from yolact.errors import DataError
+from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
+from yolact.files import write_json_atomic
+from yolact_ops.lineage.lineage import read_data_digest
+from yolact_ops.registry.versions import Registered, RegistryError
+from yolact_ops.tracking.evaluations import (
     FOLDER,
     TOLERANCE,
     hash_ground_truth,
@@ -25,16 +33,8 @@ from components.common.evaluations import (
     read_evaluation,
     renumbered,
 )
-from components.common.lineage import read_data_digest
-from components.common.registry import Registered, RegistryError
-from components.common.store import TrackingError, reported
-from components.common.tracking import allowed_name
-from components.evaluate.step import tracked_metrics
-from components.promote.files import PackagedModel
-from yolact.data.coco import CocoInstances
-from yolact.engine.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
-from yolact.errors import DataError
-from yolact.files import write_json_atomic
+from yolact_ops.tracking.runs import allowed_name
+from yolact_ops.tracking.store import TrackingError, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,7 +48,7 @@ MODEL_TAG = "evaluated_model_digest"
 DETECTION_TAG = "evaluated_detect_hash"
 """With which detection settings."""
 GROUND_TRUTH_TAG = "evaluated_ground_truth"
-"""On what, see `components.common.evaluations.hash_ground_truth`."""
+"""On what, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
 VERSION_TAG = "evaluated_version"
 """For people: which version of which registered model."""
 
@@ -65,7 +65,7 @@ class Evidence:
     rows: list[dict[str, Any]]
     """COCO results."""
     digest: str
-    """See `components.common.evaluations.hash_ground_truth`."""
+    """See `yolact_ops.tracking.evaluations.hash_ground_truth`."""
 
     def measure(self, iou_type: IouType) -> ApSummary:
         """AP of the detections."""

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.common.registry import RegistryError, fetch_files
 from yolact.config import DetectConfig
+from yolact.inference.predictor import Predictor
 from yolact.models.weights import DESCRIPTION_FILE
-from yolact.predictor import Predictor
+from yolact_ops.registry.versions import RegistryError, fetch_files
 
 
 @dataclass(frozen=True)

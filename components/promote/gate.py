@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from yolact.config import PromoteConfig
-from yolact.engine.bootstrap import ClassGain, Comparison, Gain
+from yolact.evaluation.bootstrap import ClassGain, Comparison, Gain
 
 IouType = Literal["box", "mask"]
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from components.promote.files import PackagedModel
 from components.promote.gate import Latency
-from yolact.benchmark.machine import describe_machine
-from yolact.benchmark.timing import Laps, median
+from yolact.inference.machine import describe_machine
+from yolact.inference.timing import Laps, median
 
 WARM_UP = 3
 ROUNDS = 20

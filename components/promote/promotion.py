@@ -5,12 +5,12 @@ What happens, in this order:
 1. Candidate and champion are compared on the same validation photos (`components.promote.evidence`), and the gate
    judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
 2. A refusal ends here.
-3. Under the lock (`components.promote.lock`): what interrupted promotions left is settled; the champion is looked at
+3. Under the lock (`yolact_ops.registry.lock`): what interrupted promotions left is settled; the champion is looked at
    once more, and if it is no longer the one that was compared, all begins anew; the decision is written as a tag of
    the version (``intended``); the alias moves; the decision becomes ``done``.
 
 Killed at any moment, there is one champion, the old or the new, and the next promotion or rollback settles the decision
-(`components.promote.history`). A killed process's lock ends by itself.
+(`yolact_ops.registry.history`). A killed process's lock ends by itself.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.common.lineage import user_name
-from components.common.registry import CANDIDATE, CHAMPION, Registered, RegistryError
-from components.common.store import connect
 from components.promote.evidence import Evaluator, Evidence
 from components.promote.files import PackagedModel, fetch_classes
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
-from components.promote.history import (
+from components.promote.latency import measure_latency
+from yolact.config import Params, PromoteConfig
+from yolact.errors import YolactError
+from yolact.evaluation.bootstrap import Comparison, compare_detections
+from yolact_ops.lineage.lineage import user_name
+from yolact_ops.registry.history import (
     Decision,
     History,
     champions,
@@ -41,11 +43,9 @@ from components.promote.history import (
     settle,
     write,
 )
-from components.promote.latency import measure_latency
-from components.promote.lock import Hold, hold
-from yolact.config import Params, PromoteConfig
-from yolact.engine.bootstrap import Comparison, compare_detections
-from yolact.errors import YolactError
+from yolact_ops.registry.lock import Hold, hold
+from yolact_ops.registry.versions import CANDIDATE, CHAMPION, Registered, RegistryError
+from yolact_ops.tracking.store import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Markdown, Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -33,8 +33,8 @@ def register(
     import json
     from pathlib import Path
 
-    from components import kubeflow
     from components.register import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("register", code_version):
         step.run(

@@ -26,8 +26,8 @@ from yolact.config import DetectConfig
 from yolact.errors import DataError
 
 if TYPE_CHECKING:
-    from yolact.detections import Detections
-    from yolact.predictor import Predictor
+    from yolact.inference.detections import Detections
+    from yolact.inference.predictor import Predictor
 
 COLUMN = "image"
 
@@ -70,7 +70,7 @@ class YolactModel(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        from yolact.predictor import Predictor
+        from yolact.inference.predictor import Predictor
 
         settings = Path(context.artifacts["detect"]).read_text(encoding="utf-8")
         config = DetectConfig.model_validate_json(settings)

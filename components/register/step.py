@@ -21,11 +21,17 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import yolact
-from components.common.command import run_command
-from components.common.lineage import data_source, gather_lineage, hash_files, hash_params
-from components.common.outputs import read_json
-from components.common.registry import CANDIDATE, IDENTITY, Registered
-from components.common.tracking import (
+from components.register.model_card import CARD_FILE, CardFacts, description, model_card
+from yolact.config import Params, load_params
+from yolact.data.coco import CocoInstances
+from yolact.errors import DataError
+from yolact.files import write_json_atomic, write_text_atomic
+from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
+from yolact_ops.commands.outputs import read_json
+from yolact_ops.commands.step import run_command
+from yolact_ops.lineage.lineage import data_source, gather_lineage, hash_files, hash_params
+from yolact_ops.registry.versions import CANDIDATE, IDENTITY, Registered
+from yolact_ops.tracking.runs import (
     TRAIN_RUN_TAG,
     RunRecord,
     Tracker,
@@ -37,12 +43,6 @@ from components.common.tracking import (
     shown_uri,
     tracking_uri,
 )
-from components.register.model_card import CARD_FILE, CardFacts, description, model_card
-from yolact.config import Params, load_params
-from yolact.data.coco import CocoInstances
-from yolact.errors import DataError
-from yolact.files import write_json_atomic, write_text_atomic
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel

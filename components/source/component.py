@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -27,9 +27,9 @@ def source(
     Returns:
         The settings with the revision pinned, all and those of the data, and a fingerprint of the data.
     """
-    from components import kubeflow
     from components.source import step
     from yolact.config import DataParams
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("source", code_version):
         found = step.run(kubeflow.settings(params), repository=data_repository, path=data_path, revision=data_revision)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from components.common.lineage import redact, shown_source, without_credentials
-from components.ingest.sources import DvcPath, find_source, state_of
 from yolact.config import Params
 from yolact.errors import SettingsError
+from yolact_ops.lineage.lineage import redact, shown_source, without_credentials
+from yolact_ops.sources.sources import DvcPath, find_source, state_of
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class PinnedData:
     params: Params
     """With the revision's commit in ``data.source``, where it has one."""
     fingerprint: str
-    """SHA-256 (hex), see `components.ingest.sources.State`; ``generated`` for the sample."""
+    """SHA-256 (hex), see `yolact_ops.sources.sources.State`; ``generated`` for the sample."""
 
 
 def run(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> PinnedData:

@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Artifact, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -21,8 +21,8 @@ def split(photos: str, shards: int, code_version: str, plan: Output[Artifact]) -
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.split import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("split", code_version):
         numbers = step.run(photos=photos, shards=shards, plan_path=Path(plan.path))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from components.common.storage import S3Address, S3Object, list_objects, make_client
 from yolact.errors import DataError, SettingsError
 from yolact.files import write_json_atomic
+from yolact_ops.transfer.storage import S3Address, S3Object, list_objects, make_client
 
 log = logging.getLogger(__name__)
 

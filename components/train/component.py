@@ -3,7 +3,7 @@
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components.kubeflow import IMAGE
+from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
@@ -33,8 +33,8 @@ def train(
     """
     from pathlib import Path
 
-    from components import kubeflow
     from components.train import step
+    from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("train", code_version):
         summary = Path(curves.path) / "train.json"

@@ -21,9 +21,9 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from components.common.lineage import redact
 from yolact.engine.checkpoint import MIRROR_FOLDER
 from yolact.errors import YolactError
+from yolact_ops.lineage.lineage import redact
 
 log = logging.getLogger(__name__)
 

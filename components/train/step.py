@@ -25,28 +25,28 @@ from tempfile import TemporaryDirectory
 import torch
 from PIL import Image
 
-from components.common.command import run_command
-from components.common.journal import FOLDER
-from components.common.lineage import data_source, hash_files, read_data_digest, read_split_digests
-from components.common.notes import run_note
-from components.common.tracking import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
 from components.train.mirror import S3Mirror
 from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
-from yolact.detections import Detections
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
-from yolact.engine.evaluator import Validation
 from yolact.engine.interrupts import Interrupts
 from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
+from yolact.evaluation.evaluator import Validation
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
+from yolact.inference.detections import Detections
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.visualize import draw_detections
+from yolact_ops.commands.step import run_command
+from yolact_ops.lineage.lineage import data_source, hash_files, read_data_digest, read_split_digests
+from yolact_ops.tracking.journal import FOLDER
+from yolact_ops.tracking.notes import run_note
+from yolact_ops.tracking.runs import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def run(
         OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
-        TrackingError: the MLflow store fails at the start; later it may be away, see components/common/tracking.py.
+        TrackingError: the MLflow store fails at the start; later it may be away, see yolact_ops/tracking/runs.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
     paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.common.registry import Registered
 from components.promote import promotion
-from components.promote.lock import hold
 from yolact.config import load_params
+from yolact_ops.registry.lock import hold
+from yolact_ops.registry.versions import Registered
 
 
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:

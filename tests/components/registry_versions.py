@@ -12,9 +12,9 @@ import numpy as np
 from mlflow import MlflowClient
 from pycocotools import mask as coco_mask
 
-from components.common.evaluations import FOLDER, pack_evaluation
-from components.common.registry import Registered
-from yolact.engine.evaluator import evaluate_coco, index_ground_truth
+from yolact.evaluation.evaluator import evaluate_coco, index_ground_truth
+from yolact_ops.registry.versions import Registered
+from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 
 PHOTOS = 40
 """In each ground truth; each shows one object of each class."""

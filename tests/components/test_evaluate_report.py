@@ -22,8 +22,8 @@ from pycocotools import mask as mask_utils
 from components.evaluate import step
 from components.evaluate.report import evenly_spaced
 from yolact.config import Params, load_params
-from yolact.detections import Detections
 from yolact.errors import DataError, WeightsError
+from yolact.inference.detections import Detections
 
 CLASSES = ["circle", "<b>cat & dog</b>", "never/seen"]
 CATEGORY_IDS = [3, 5, 9]

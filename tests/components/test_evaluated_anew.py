@@ -18,19 +18,19 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
-from components.common.evaluations import FOLDER, pack_evaluation
-from components.common.registry import Registered
-from components.common.tracking import start_run
 from components.promote import evidence
 from components.promote.promotion import Outcome, Request, promote
 from components.register import step as register_step
-from components.register.lineage_report import report_lineage
 from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
-from yolact.engine.evaluator import evaluate_coco, load_ground_truth, predict_dataset
+from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predict_dataset
+from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact.predictor import Predictor
+from yolact_ops.registry.lineage_report import report_lineage
+from yolact_ops.registry.versions import Registered
+from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
+from yolact_ops.tracking.runs import start_run
 
 CLASSES = ["cat", "dog"]
 PROCESSED, MODELS = Path("data/processed"), Path("models")

@@ -10,7 +10,7 @@ import yaml
 
 from components.promote.gate import LISTED_CLASSES, Latency, Rule, judge, judge_first, refused
 from yolact.config import PromoteConfig, parse_params
-from yolact.engine.bootstrap import ClassGain, Comparison, Gain, Interval
+from yolact.evaluation.bootstrap import ClassGain, Comparison, Gain, Interval
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import boto3
 import pytest
 
 from components.train.mirror import MirrorError, S3Mirror
-from tests.components.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, s3_server
 from yolact.engine.checkpoint import MIRROR_FOLDER, CheckpointStore, TrainingState, digest_of
 
 RUN = "0123456789abcdef" * 4

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.common.storage import S3Address
 from components.merge import step as merge
 from components.predict import step as predict
 from components.split import step as split
-from tests.components.servers import KEY, SECRET, s3_server
 from tests.helpers import tiny_config
+from tests.servers.servers import KEY, SECRET, s3_server
 from yolact.config import DEFAULT_DETECTION
 from yolact.errors import DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]
 TURNED = 6

@@ -25,8 +25,8 @@ from components.preprocess import report
 from components.preprocess.report import instances_per_photo
 from components.preprocess.step import run
 from yolact.config import Params, load_params
-from yolact.data.voc import voc_palette
 from yolact.errors import DataError, SettingsError
+from yolact.formats.voc import voc_palette
 
 PERSON, DOG = 15, 12
 XML = (

@@ -12,9 +12,9 @@ import pytest
 
 from components.ingest.step import run as ingest
 from components.preprocess.step import run as preprocess
-from tests.components.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, s3_server
 from yolact.config import SampleConfig, load_params
-from yolact.data.sample import generate_sample
+from yolact.formats.sample import generate_sample
 
 
 @pytest.fixture(scope="module", params=["generated", "real"])

@@ -14,16 +14,17 @@ from mlflow import environment_variables as variables
 from mlflow.exceptions import RestException
 from typer.testing import CliRunner
 
-from cli.main import app
-from components.common.evaluations import hash_ground_truth
-from components.common.registry import CHAMPION, Registered, RegistryError
-from components.common.store import TrackingError
-from components.promote import evidence, lock, step
-from components.promote.history import History, read_history
+from components.promote import evidence, step
 from components.promote.promotion import Outcome, RefusedError, Request, promote, rollback
 from tests.components.registry_versions import add_version
 from yolact.config import Params, parse_params
 from yolact.errors import DataError
+from yolact_cli.main import app
+from yolact_ops.registry import lock
+from yolact_ops.registry.history import History, read_history
+from yolact_ops.registry.versions import CHAMPION, Registered, RegistryError
+from yolact_ops.tracking.evaluations import hash_ground_truth
+from yolact_ops.tracking.store import TrackingError
 
 
 @pytest.fixture(scope="module")

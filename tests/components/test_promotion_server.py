@@ -20,15 +20,15 @@ import yaml
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from cli.main import app
-from components.common.registry import CHAMPION, Registered
-from components.promote import lock
-from components.promote.history import read_history
 from components.promote.promotion import Request, promote, rollback
-from tests.components.mlflow_servers import MlflowServer
 from tests.components.promoting import promote_version
 from tests.components.registry_versions import add_version
+from tests.servers.mlflow_servers import MlflowServer
 from yolact.config import Params, load_params
+from yolact_cli.main import app
+from yolact_ops.registry import lock
+from yolact_ops.registry.history import read_history
+from yolact_ops.registry.versions import CHAMPION, Registered
 
 PROCESSES = 3
 

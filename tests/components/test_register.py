@@ -34,18 +34,18 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from components.common.lineage import hash_params
-from components.common.registry import RegistryError
-from components.common.tracking import RunRecord, start_run
 from components.register import step
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
-from tests.components.servers import free_port
+from tests.servers.servers import free_port
 from yolact.config import Params, load_params, parse_params
 from yolact.errors import DataError, SettingsError, WeightsError
+from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact.predictor import Predictor
+from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.registry.versions import RegistryError
+from yolact_ops.tracking.runs import RunRecord, start_run
 
 CLASSES = ["aeroplane", "bicycle"]
 PHOTO = Path("data/processed/images/drawn.png")
@@ -466,7 +466,13 @@ def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
         "artifacts/detect.json",
         "artifacts/params.yaml",
     }
-    assert {"MLmodel", "pyfunc_model.py", "code/yolact/predictor.py", "input_example.json", "model_card.md"} <= files
+    assert {
+        "MLmodel",
+        "pyfunc_model.py",
+        "code/yolact/inference/predictor.py",
+        "input_example.json",
+        "model_card.md",
+    } <= files
     assert hash_params(load_params(folder / "artifacts/params.yaml")) == versions()[1].tags["params_hash"]
     assert not [name for name in files if name.endswith((".pkl", ".pyc", ".pt"))]
     requirements = (folder / "requirements.txt").read_text().split()

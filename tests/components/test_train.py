@@ -26,7 +26,6 @@ from mlflow.entities import Run
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from components.common.tracking import Tracker, TrackingError
 from components.train import step
 from yolact.config import Params, load_params, parse_params
 from yolact.engine.distributed import World
@@ -35,6 +34,7 @@ from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
+from yolact_ops.tracking.runs import Tracker, TrackingError
 
 SIZE = 64
 DIGEST = "0123456789abcdef" * 4

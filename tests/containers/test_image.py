@@ -114,7 +114,9 @@ def requirement_of(line: str) -> Requirement | None:
 def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, image: str) -> None:
     program = (
         "import importlib, importlib.metadata as m, pkgutil, torch\n"
-        "rooms = [r for r in ('yolact', 'components', 'pipelines', 'serving', 'cli') if importlib.util.find_spec(r)]\n"
+        "rooms = [r for r in "
+        "('yolact', 'yolact_bench', 'yolact_cli', 'yolact_ops', 'components', 'pipelines') "
+        "if importlib.util.find_spec(r)]\n"
         "for room in rooms:\n"
         "    package = importlib.import_module(room)\n"
         "    for module in pkgutil.walk_packages(package.__path__, f'{room}.'):\n"
@@ -126,7 +128,7 @@ def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, ima
     answer = docker("run", "--rm", "--network", "none", *LOCKED, image, "python3", "-c", program).splitlines()[-1]
     version, cuda, *rooms = answer.split()
     assert cuda == "True"
-    assert {"yolact", "components", "pipelines", "cli"} <= set(rooms)
+    assert {"yolact", "yolact_bench", "yolact_cli", "yolact_ops", "components", "pipelines"} <= set(rooms)
     assert version
 
 

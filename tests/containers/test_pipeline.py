@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from tests.components.mlflow_servers import BUCKET, MlflowServer, S3Server
-from tests.components.servers import free_port, s3_server
 from tests.containers.conftest import Docker
 from tests.containers.test_image import LOCKED
+from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server
+from tests.servers.servers import free_port, s3_server
 from yolact.config import SampleConfig
-from yolact.data.sample import generate_sample
+from yolact.formats.sample import generate_sample
 
 SAMPLE = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
 SETTINGS = ("-S", "train.epochs=4", "-S", "runtime.device=cpu")
@@ -187,7 +187,7 @@ def test_figures_and_weights_are_the_same_to_the_last_digit(as_processes: Path, 
 def test_every_step_runs_without_rights_on_a_read_only_file_system(
     workshop: Workshop, tmp_path: Path, image: str, docker: Docker
 ) -> None:
-    workshop.run(sys.executable, "-m", "cli.main", "preset", "use", "smoke")
+    workshop.run(sys.executable, "-m", "yolact_cli.main", "preset", "use", "smoke")
     shutil.copy(workshop.root / "params.yaml", tmp_path)
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents[:2]:  # pytest's folders are its user's alone

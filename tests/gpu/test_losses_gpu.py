@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.helpers import batch_for, published_loss
-from tests.yolact.loss_processes import ANCHORS, FIELDS, SIDE, objects
-from yolact.losses import YolactLoss
+from tests.yolact.losses.loss_processes import ANCHORS, FIELDS, SIDE, objects
+from yolact.losses.criterion import YolactLoss
 from yolact.models.maskiou import MaskIouNet
 from yolact.structures import RawOutputs
 

@@ -271,7 +271,12 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
         f"{node.module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert f"components.{name}.step" in imported
-    assert imported <= {f"components.{name}.step", "components.kubeflow", "pathlib.Path", "yolact.config.DataParams"}
+    assert imported <= {
+        f"components.{name}.step",
+        "yolact_ops.commands.task",
+        "pathlib.Path",
+        "yolact.config.DataParams",
+    }
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count("step.run") == 1
     own = {"step.run", "step.begin_evaluation"}

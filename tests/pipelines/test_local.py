@@ -16,11 +16,11 @@ import pytest
 from kfp.local.logging_utils import indented_print, local_logger_context
 
 from pipelines import local
-from pipelines.code import code_version
 from pipelines.config import load_cluster
 from pipelines.local import LOCK, Containers, LocalRunError, Progress, run_pipeline
-from pipelines.presets import choose
 from yolact.errors import SettingsError
+from yolact_ops.lineage.code import code_version
+from yolact_ops.settings.presets import choose
 
 OUTPUT = """\
 22:26:40.226 - INFO - Executing task \x1b[96m'train'\x1b[0m

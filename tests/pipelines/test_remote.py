@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 from pipelines import connection, remote, watch
 from pipelines.__main__ import app
 from pipelines.compiler import PIPELINES
-from pipelines.presets import choose
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
 from tests.pipelines.tiny import compile_to
 from yolact.config import parse_params
+from yolact_ops.settings.presets import choose
 
 DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
 """Kept beside the checkout on some machines; without it the requests are compared with a fixed list."""
@@ -101,7 +101,7 @@ def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> It
 def clean_code(monkeypatch: pytest.MonkeyPatch) -> str:
     """The code counts as committed; gives the commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (commit, False))
+    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): (commit, False))
     return commit
 
 
@@ -226,12 +226,12 @@ def test_other_content_under_the_same_commit_becomes_a_version_of_its_own(
 def test_code_that_is_not_committed_is_named_by_its_content(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): ("f" * 40, True))
+    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): ("f" * 40, True))
     done = call("submit", compiled["tiny"])
     assert re.fullmatch("f{12}-dirty-[0-9a-f]{8}", only(server.versions)["name"])
     assert only(server.versions)["tags"]["git_dirty"] == "true"
     assert "not committed" in done.err
-    monkeypatch.setattr("components.common.lineage.git_state", lambda root, ignoring=(): (None, None))
+    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): (None, None))
     call("submit", compiled["tiny"])
     assert [version["name"] for version in server.versions.values()][1].startswith("content-")
 

@@ -20,17 +20,17 @@ from mlflow import MlflowClient
 
 from components.evaluate import step as evaluate
 from components.ingest import step as ingest
-from components.kubeflow import as_text
 from components.preprocess import step as preprocess
 from components.train import step as train
-from pipelines.code import code_version
 from pipelines.config import load_cluster
 from pipelines.local import run_pipeline
-from pipelines.presets import choose
-from tests.components.servers import KEY, SECRET, s3_server
+from tests.servers.servers import KEY, SECRET, s3_server
 from yolact.config import Params, SampleConfig
-from yolact.data.sample import generate_sample
-from yolact.predictor import Predictor
+from yolact.formats.sample import generate_sample
+from yolact.inference.predictor import Predictor
+from yolact_ops.commands.task import as_text
+from yolact_ops.lineage.code import code_version
+from yolact_ops.settings.presets import choose
 
 SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)
 SETTINGS = ["runtime.device=cpu", "train.epochs=2", "train.batch_size=2", "evaluate.detect.score_threshold=0.001"]

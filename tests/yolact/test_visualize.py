@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from yolact.detections import Detections
+from yolact.inference.detections import Detections
 from yolact.visualize import (
     MIN_SIDE,
     contact_sheet,

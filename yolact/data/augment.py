@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.config import AugmentConfig
+from yolact.crop import Window, inside, visible_part
 from yolact.data.colors import ColorChange, change_colors, draw_colors
 from yolact.data.target_masks import Grids, reduce_masks
-from yolact.data.transforms import MEAN_RGB
-from yolact.data.window import Window, inside, visible_part
 from yolact.masks import Rle
 from yolact.structures import Targets
+from yolact.transforms import MEAN_RGB
 
 CROP_TRIES = 50
 MIN_SIDE = 1.0

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
-from yolact.data.transforms import Taps, bilinear_taps, sample_mask
-from yolact.data.window import VisiblePart, length
+from yolact.crop import VisiblePart, length
 from yolact.masks import Rle
+from yolact.transforms import Taps, bilinear_taps, sample_mask
 
 
 @dataclass(frozen=True)

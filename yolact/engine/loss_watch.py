@@ -24,7 +24,7 @@ from yolact.data.loader import Batch
 from yolact.engine.distributed import World
 from yolact.errors import YolactError
 from yolact.files import replaced_file
-from yolact.losses import Losses
+from yolact.losses.criterion import Losses
 
 
 class DivergedError(YolactError):

@@ -17,8 +17,8 @@ from torch import Tensor
 from yolact.config import LossConfig
 from yolact.data.loader import Batch
 from yolact.engine.distributed import World
-from yolact.losses import Losses
-from yolact.matcher import match
+from yolact.losses.criterion import Losses
+from yolact.losses.matcher import match
 from yolact.structures import Targets
 
 

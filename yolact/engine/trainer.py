@@ -20,7 +20,6 @@ from tqdm import tqdm
 from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
-from yolact.data.transforms import normalize
 from yolact.devices import check_compiler
 from yolact.engine.advice import (
     BF16_CPU_SIZE,
@@ -42,11 +41,12 @@ from yolact.engine.prefetch import prefetch
 from yolact.engine.schedule import learning_rate
 from yolact.engine.speed import SpeedMeter
 from yolact.errors import SettingsError
-from yolact.inference import DTYPES
-from yolact.losses import Losses, YolactLoss, random_priorities
+from yolact.inference.network import DTYPES
+from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs, Targets
+from yolact.transforms import normalize
 
 log = logging.getLogger(__name__)
 

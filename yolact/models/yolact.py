@@ -88,7 +88,7 @@ class Yolact(nn.Module):
         )
 
     def forward(self, images: Tensor) -> RawOutputs:
-        """Run the network on (B, 3, S, S) normalised images, see `yolact.data.transforms.normalize`.
+        """Run the network on (B, 3, S, S) normalised images, see `yolact.transforms.normalize`.
 
         The semantic branch, which only helps training (paper section 5), runs in training mode alone.
         """

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from yolact.config import AugmentConfig
+from yolact.crop import Window
 from yolact.data.augment import Sample, augment, draw_window, render, window_targets
 from yolact.data.colors import ColorChange, change_colors
 from yolact.data.target_masks import Grids
-from yolact.data.transforms import to_square
-from yolact.data.window import Window
 from yolact.structures import Targets
+from yolact.transforms import to_square
 
 OFF: dict[str, Any] = {"photometric": False, "expand": False, "random_crop": False, "mirror": False, "image_sizes": []}
 CLASSES = 6

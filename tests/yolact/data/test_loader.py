@@ -30,11 +30,11 @@ from yolact.data.loader import (
     repeat_factors,
     training_loader,
 )
-from yolact.data.transforms import normalize
 from yolact.errors import DataError, SettingsError
-from yolact.losses import YolactLoss
+from yolact.losses.criterion import YolactLoss
 from yolact.models.yolact import Yolact
 from yolact.structures import targets_from_masks
+from yolact.transforms import normalize
 
 PHOTOS = 5
 EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from yolact.crop import Window, visible_part
 from yolact.data.target_masks import Grids, reduce_masks
-from yolact.data.transforms import resize_masks
-from yolact.data.window import Window, visible_part
 from yolact.masks import Rle
 from yolact.models.yolact import Yolact
 from yolact.structures import Targets, targets_from_masks
+from yolact.transforms import resize_masks
 
 CLASSES = 3
 

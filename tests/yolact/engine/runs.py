@@ -18,10 +18,10 @@ from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.distributed import World, joined_world
-from yolact.engine.evaluator import Validation
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import YolactError
+from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -101,9 +101,9 @@ from tests.yolact.engine.runs import small_params
 from yolact.config import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
 from yolact.engine.distributed import World
-from yolact.engine.evaluator import predict_dataset
+from yolact.evaluation.evaluator import predict_dataset
 from yolact.models.yolact import Yolact
-from yolact.predictor import Predictor
+from yolact.inference.predictor import Predictor
 rank, size, batch_size, meeting, photos = *map(int, sys.argv[1:4]), *sys.argv[4:]
 torch.set_num_threads(1)
 if size > 1:

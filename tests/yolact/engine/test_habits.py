@@ -34,7 +34,7 @@ from yolact.engine.micro_batches import positives_of, rows, split_batch
 from yolact.engine.speed import SpeedMeter
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
-from yolact.inference import fold_batch_norm
+from yolact.inference.network import fold_batch_norm
 from yolact.models.yolact import Yolact
 
 pytestmark = pytest.mark.usefixtures("one_thread")

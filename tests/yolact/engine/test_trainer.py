@@ -19,15 +19,15 @@ from torch import Tensor
 from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
-from yolact.data.transforms import normalize
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
-from yolact.engine.evaluator import Validation
 from yolact.engine.loss_watch import DivergedError
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Metrics, Trainer, TrainingResult, build_optimizer
 from yolact.errors import SettingsError
+from yolact.evaluation.evaluator import Validation
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.transforms import normalize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tests.helpers import tiny_config
 from yolact.config import ModelConfig
-from yolact.data.voc import VOC_CLASSES
 from yolact.errors import DataError, SettingsError, WeightsError
+from yolact.formats.voc import VOC_CLASSES
 from yolact.models.checkpoints import import_checkpoint, infer_model_config, read_class_names, without_unused
 from yolact.models.published import COCO_CLASSES, PUBLISHED_MODELS
 from yolact.models.weights import load_model, save_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import batch_for, objects_of, published_loss, tiny_config
-from yolact.losses import YolactLoss
+from yolact.losses.criterion import YolactLoss
 from yolact.models.backbone import DeformableConv2d
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead

@@ -1,0 +1,56 @@
+"""Looks whether the source changed, and says so in a small file, which the step ingest depends on.
+
+DVC itself sees another ``data.source``, not another content behind it. ``dvc.yaml`` runs this at each ``dvc repro``;
+the file changes only when the source did, so nothing else runs for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from yolact.config import Params
+from yolact.errors import DataError
+from yolact.files import write_json_atomic
+from yolact_ops.commands.step import run_command
+from yolact_ops.lineage.lineage import shown_source
+from yolact_ops.sources.sources import find_source, state_of
+
+log = logging.getLogger(__name__)
+
+
+def run(params: Params, *, state_file: Path) -> None:
+    """Write the state of the source to ``state_file``, which is left untouched when it says so already.
+
+    A source that is out of reach (another machine's folder, a server that is down) is taken as unchanged if the file
+    knows it: the data that was taken from it is in DVC's cache.
+
+    Raises:
+        DataError: the source is out of reach and was not seen before.
+    """
+    name = shown_source(params.data.source)
+    known = _read(state_file)
+    try:
+        state = state_of(find_source(params.data))
+    except (DataError, OSError) as error:
+        if known.get("source") != name:
+            raise
+        log.warning("%s\nThe source is out of reach, so it is taken as unchanged.", error)
+        return
+    tree = {"source": name, "fingerprint": state.fingerprint, "files": state.files, "bytes": state.size}
+    if tree != known:
+        write_json_atomic(state_file, tree)
+        log.info("%s: %s", name, "is new" if known.get("source") != name else "changed")
+
+
+def _read(state_file: Path) -> dict:
+    try:
+        tree = json.loads(state_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+if __name__ == "__main__":
+    run_command("source", lambda params: run(params, state_file=Path("data/source.json")))

@@ -1,0 +1,386 @@
+"""Which layout a folder has, and Semantic Boundaries' MATLAB files."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
+from PIL import Image
+from pycocotools import mask as mask_utils
+from scipy.io import loadmat, savemat
+
+from yolact.errors import DataError
+from yolact.formats import matlab
+from yolact.formats.layouts import find_layout
+from yolact.formats.matlab import MatlabError, read_struct
+from yolact.formats.problems import Problem, ProblemError
+from yolact.formats.sbd import SbdPhoto, read_instances
+from yolact.formats.voc import VOC_CLASSES
+
+SEGMENTATION = np.array([[0, 1, 1, 0], [2, 1, 0, 0], [2, 2, 0, 0]], dtype=np.uint8)
+
+
+def mat(segmentation: Any = SEGMENTATION, categories: Any = (15, 12), name: str = "GTinst", **options: Any) -> bytes:
+    """An ``inst`` file as SBD has it: a struct with a cell of boundaries between the two that are read."""
+    boundaries = np.empty((2, 1), dtype=object)
+    boundaries[:] = [[np.eye(2)], [np.eye(2)]]
+    column = None if categories is None else np.array(categories, dtype=np.uint8).reshape(-1, 1)
+    struct = {"Segmentation": segmentation, "Boundaries": boundaries, "Categories": column}
+    buffer = io.BytesIO()
+    content = {name: {key: value for key, value in struct.items() if value is not None}}
+    savemat(buffer, content, **{"do_compression": True, **options})
+    return buffer.getvalue()
+
+
+def put(path: Path, data: bytes = b"x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def photo_bytes(width: int = 4, height: int = 3) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def png(indices: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(indices).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def ids(folder: Path) -> dict[str, list[str]]:
+    return {split: [source.photo_id for source in found] for split, found in find_layout(folder).splits.items()}
+
+
+@pytest.fixture
+def sbd(tmp_path: Path) -> Path:
+    root = tmp_path / "benchmark_RELEASE/dataset"
+    put(root / "inst/2008_000002.mat", mat(do_compression=True))
+    put(root / "img/2008_000002.jpg", photo_bytes())
+    put(root / "train.txt", b"2008_000002\n")
+    return root
+
+
+# Semantic Boundaries
+
+
+def test_objects_of_a_matlab_file_have_masks_and_classes(sbd: Path, tmp_path: Path) -> None:
+    layout = find_layout(tmp_path)
+    assert (layout.name, layout.image_ids, layout.classes[15]) == (
+        "Semantic Boundaries",
+        {"2008_000002": 2008000002},
+        "person",
+    )
+    (source,) = layout.splits["train"]
+    person, dog = source.read().instances
+    assert (person.class_index, person.box, person.area) == (15, (1, 0, 2, 2), 3)
+    assert (dog.class_index, dog.box, dog.area) == (12, (0, 1, 2, 2), 3)
+    assert np.array_equal(mask_utils.decode(dog.rle()), SEGMENTATION == 2)
+
+
+def test_photos_are_found_in_voc_beside_it(sbd: Path, tmp_path: Path) -> None:
+    put(tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg", photo_bytes())
+    (tmp_path / "VOCdevkit/VOC2012/SegmentationObject").mkdir()
+    (sbd / "img/2008_000002.jpg").unlink()
+    (sbd / "img").rmdir()
+    (source,) = find_layout(tmp_path).splits["train"]
+    assert source.read().photo.file == "JPEGImages/2008_000002.jpg"
+
+
+def test_annotations_without_any_photos_are_refused(sbd: Path, tmp_path: Path) -> None:
+    (sbd / "img").rename(sbd / "elsewhere")
+    with pytest.raises(DataError, match="Semantic Boundaries annotations without photos"):
+        find_layout(tmp_path)
+
+
+def test_255_objects_and_more_are_read(sbd: Path) -> None:
+    numbers = np.arange(1, 301, dtype=np.uint16).reshape(15, 20)
+    put(sbd / "inst/many.mat", mat(numbers, tuple([15] * 300)))
+    segmentation, classes = read_instances(sbd, "inst/many.mat")
+    assert np.array_equal(segmentation, numbers)
+    assert classes == dict.fromkeys(range(1, 301), 15)
+
+
+def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
+    put(sbd / "inst/2008_000002.mat", mat(np.where(SEGMENTATION == 1, 0, SEGMENTATION).astype(np.uint8)))
+    photo = SbdPhoto(sbd, sbd, "img", "2008_000002").read()
+    assert [instance.number for instance in photo.instances] == [2]
+    assert [str(warning) for warning in photo.warnings] == [
+        "inst/2008_000002.mat: object 1 has no pixel; no instance shows it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"<html>", "is no MATLAB file"),
+        (mat()[:-9], "is no MATLAB file"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is no MATLAB file"),
+        (mat(name="GTcls"), "is no MATLAB file with GTinst.Segmentation and GTinst.Categories"),
+        (mat(categories=None), "is no MATLAB file with"),
+        (mat(segmentation=np.zeros((0, 0))), "is no MATLAB file with"),
+        (mat(segmentation=SEGMENTATION * 0.5), "whole numbers"),
+        (mat(segmentation="text"), "is no MATLAB file with"),
+        (mat(categories=(15,)), "object 2 has no class: GTinst.Categories lists 1"),
+        (mat(categories=(15, 21)), "object 2 has class 21, but there are 1 to 20 only"),
+        (mat(segmentation=SEGMENTATION[:2]), "is 4 x 2 pixels, but the photo is 4 x 3"),
+    ],
+)
+def test_a_damaged_matlab_file_is_a_problem(sbd: Path, data: bytes, message: str) -> None:
+    put(sbd / "inst/2008_000002.mat", data)
+    with pytest.raises(ProblemError) as caught:
+        SbdPhoto(sbd, sbd, "img", "2008_000002").read()
+    (problem,) = caught.value.problems
+    assert problem.file == "inst/2008_000002.mat"
+    assert message in problem.reason
+
+
+def test_missing_files_are_named_together(sbd: Path) -> None:
+    with pytest.raises(ProblemError) as caught:
+        SbdPhoto(sbd, sbd, "img", "2009_000001").read()
+    assert [problem.file for problem in caught.value.problems] == ["img/2009_000001.jpg", "inst/2009_000001.mat"]
+
+
+def recompressed(content: bytes) -> bytes:
+    """An ``inst`` file of one compressed element, whose checksum is right whatever it holds."""
+    packed = zlib.compress(content)
+    return mat()[:128] + struct.pack("<II", matlab.COMPRESSED, len(packed)) + packed
+
+
+CONTENT = mat(do_compression=False)[128:]
+"""The element of an ``inst`` file before compression."""
+
+
+def test_an_inst_file_that_is_not_compressed_is_read_too(sbd: Path) -> None:
+    put(sbd / "inst/plain.mat", mat(do_compression=False))
+    put(sbd / "inst/again.mat", recompressed(CONTENT))
+    for file in ("inst/plain.mat", "inst/again.mat"):
+        segmentation, classes = read_instances(sbd, file)
+        assert np.array_equal(segmentation, SEGMENTATION)
+        assert classes == {1: 15, 2: 12}
+
+
+def test_sizes_with_a_right_checksum_that_let_scipy_read_beyond_its_memory_are_a_problem(sbd: Path) -> None:
+    junk = bytearray(CONTENT)
+    junk[131], junk[161] = 8, 127
+    put(sbd / "inst/2008_000002.mat", recompressed(bytes(junk)))
+    with pytest.raises(ProblemError, match="is no MATLAB file with GTinst"):
+        read_instances(sbd, "inst/2008_000002.mat")
+
+
+@pytest.mark.parametrize("word", [0, 1, 7, 0xFFFF, 0x7FFFFFF0, 0xFFFFFFF8, 0xFFFFFFFF, 0x00040001, 0x80000000])
+def test_no_wrong_word_of_a_matlab_file_is_read_beyond_its_end(sbd: Path, word: int) -> None:
+    for place in range(0, len(CONTENT), 4):
+        check_fuzzed(sbd, recompressed(CONTENT[:place] + struct.pack("<I", word) + CONTENT[place + 4 :]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    compressed=st.sampled_from(["not", "after", "before"]),
+    changes=st.lists(st.tuples(st.integers(0, 1200), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3),
+    end=st.integers(0, 2000),
+)
+def test_damaged_matlab_files_raise_nothing_but_problems(
+    tmp_path_factory: pytest.TempPathFactory, compressed: str, changes: list[tuple[int, bytes]], end: int
+) -> None:
+    """Damaged without compression, after it, or before it, so that the checksum is right."""
+    data = CONTENT if compressed == "before" else mat(do_compression=compressed == "after")
+    for start, junk in changes:
+        data = data[:start] + junk + data[start + len(junk) :]
+    data = data[: max(end, 200)]
+    check_fuzzed(tmp_path_factory.getbasetemp(), recompressed(data) if compressed == "before" else data)
+
+
+def check_fuzzed(folder: Path, data: bytes) -> None:
+    """Read an ``inst`` file: it is whole, or there are problems and nothing else."""
+    put(folder / "inst/fuzzed.mat", data)
+    segmentation, classes = np.zeros((1, 1), dtype=np.uint16), {}
+    problems: tuple[Problem, ...] = ()
+    try:
+        segmentation, classes = read_instances(folder, "inst/fuzzed.mat")
+    except ProblemError as error:
+        problems = error.problems
+    assert all(problem.file and problem.reason for problem in problems)
+    assert set(classes.values()) <= set(range(1, len(VOC_CLASSES) + 1))
+    assert set(np.unique(segmentation).tolist()) - {0} == classes.keys()
+
+
+NUMBER_TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+
+
+@given(
+    values=st.sampled_from(NUMBER_TYPES).flatmap(
+        lambda kind: np_st.arrays(kind, np_st.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=5))
+    ),
+    compressed=st.booleans(),
+)
+def test_matrices_are_read_as_scipy_reads_them(values: np.ndarray, compressed: bool) -> None:
+    data = mat(values, do_compression=compressed)
+    read = read_struct(data, "GTinst", ("Segmentation", "Categories"))
+    expected = loadmat(io.BytesIO(data))["GTinst"][0, 0]
+    for field in ("Segmentation", "Categories"):
+        assert read[field].dtype == expected[field].dtype
+        np.testing.assert_array_equal(read[field], expected[field])
+
+
+def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = mat(np.zeros((3000, 1000), dtype=np.uint8))
+    assert len(data) < 10_000
+    assert read_struct(data, "GTinst", ("Segmentation",))["Segmentation"].shape == (3000, 1000)
+    monkeypatch.setattr(matlab, "MAX_CONTENT", 1 << 21)
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(data, "GTinst", ("Segmentation",))
+    many = mat()[:128] + mat(np.zeros((1500, 1000), dtype=np.uint8), name="other")[128:] * 2 + mat()[128:]
+    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+        read_struct(many, "GTinst", ("Segmentation",))
+
+
+# Telling layouts apart
+
+
+def make_voc(root: Path, *photo_ids: str) -> None:
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for photo_id in photo_ids:
+        put(root / f"SegmentationObject/{photo_id}.png")
+
+
+@pytest.mark.parametrize("place", ["", "VOC2012", "VOCdevkit/VOC2012", "a/b/c/mine"])
+def test_voc_is_found_wherever_it_lies(tmp_path: Path, place: str) -> None:
+    make_voc(tmp_path / place)
+    put(tmp_path / place / "ImageSets/Segmentation/train.txt", b"b\na\n")
+    put(tmp_path / place / "ImageSets/Segmentation/val.txt", b"c\n")
+    assert find_layout(tmp_path).name == "PASCAL VOC"
+    assert ids(tmp_path) == {"train": ["b", "a"], "val": ["c"]}
+
+
+def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> None:
+    make_voc(tmp_path, "a", "b", "my photo")
+    assert ids(tmp_path) == {"train": ["a", "b", "my photo"]}
+    put(tmp_path / "ImageSets/Segmentation/trainval.txt", b"a\nb\n")
+    assert ids(tmp_path) == {"train": ["a", "b"]}
+    put(tmp_path / "ImageSets/Segmentation/train.txt", b"a\n")
+    assert ids(tmp_path) == {"train": ["a"]}
+
+
+def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    put(tmp_path / "JPEGImages/a.JPG", photo_bytes())
+    with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
+        find_layout(tmp_path)
+    put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
+    put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
+    put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
+    put(tmp_path / "Annotations/a.XML", b"<annotation/>")
+    (source,) = find_layout(tmp_path).splits["train"]
+    photo = source.read()
+    assert [(instance.number, instance.class_index) for instance in photo.instances] == [(1, 1), (2, 2)]
+    assert photo.has_xml
+    assert {warning.file for warning in photo.warnings} == {"Annotations/a.XML"}
+
+
+def test_photos_without_annotations_are_counted_where_no_list_names_the_photos(
+    sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_voc(tmp_path / "VOC", "a", "\u00dcbung")
+    for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
+        put(tmp_path / "VOC/JPEGImages" / name, photo_bytes())
+    (warning,) = find_layout(tmp_path / "VOC").warnings
+    assert str(warning).startswith(
+        "JPEGImages: photos without a mask in SegmentationObject are not used: 2, such as 'b'"
+    )
+    assert "JPEGImages: photos without a mask" in caplog.text
+    put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
+    assert not find_layout(tmp_path / "VOC").warnings  # what a list leaves out is meant
+    put(sbd / "img/more.jpg", photo_bytes())
+    assert not find_layout(sbd).warnings
+    (sbd / "train.txt").unlink()
+    (warning,) = find_layout(sbd).warnings
+    assert str(warning).startswith("img: photos without annotations in inst are not used: 1, such as 'more'")
+
+
+def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
+    (sbd / "train.txt").unlink()
+    (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
+    (source,) = find_layout(tmp_path).splits["train"]
+    assert len(source.read().instances) == 2
+
+
+def test_voc_without_training_list_is_refused(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    put(tmp_path / "ImageSets/Segmentation/val.txt", b"a\n")
+    with pytest.raises(DataError, match=r"train\.txt: no such file"):
+        find_layout(tmp_path)
+
+
+def test_a_folder_that_voc_lacks_is_named(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    (tmp_path / "SegmentationClass").rmdir()
+    with pytest.raises(DataError, match="SegmentationClass: no such folder, but the VOC layout needs it"):
+        find_layout(tmp_path)
+
+
+def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None:
+    put(tmp_path / "photos.json/readme.txt")  # a folder with such a name is no file
+    put(tmp_path / "coco/val2017/a.jpg", photo_bytes())
+    tree = {
+        "images": [{"id": 3, "file_name": "a.jpg"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    put(tmp_path / "coco/annotations/instances_val2017.json", json.dumps(tree).encode())
+    put(tmp_path / "coco/annotations/captions_val2017.json", b"{}")
+    put(tmp_path / "coco/annotations/notes.json", b"{}")
+    with pytest.raises(
+        DataError, match=r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
+    ):
+        find_layout(tmp_path)
+    (tmp_path / "coco/annotations/instances_val2017.json").rename(
+        tmp_path / "coco/annotations/instances_train2017.json"
+    )
+    (tmp_path / "coco/val2017").rename(tmp_path / "coco/train2017")
+    assert ids(tmp_path) == {"train": ["coco/train2017/a.jpg"]}
+
+
+@pytest.mark.parametrize("stray", [b"{}", b'{"images": []}', b"", b"[1, 2]", b"no json"])
+def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: bytes) -> None:
+    put(tmp_path / "images/a.jpg", photo_bytes())
+    tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    put(tmp_path / "train.json", json.dumps(tree).encode())
+    put(tmp_path / "settings.json", stray)
+    assert ids(tmp_path) == {"train": ["images/a.jpg"]}
+
+
+def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) -> None:
+    make_voc(tmp_path, "a", "\udcdcbung")  # Übung in Latin-1
+    layout = find_layout(tmp_path)
+    assert [source.photo_id for source in layout.splits["train"]] == ["a"]
+    ((name, (problem,)),) = layout.problems.items()
+    assert name == "\\udcdcbung"
+    assert str(problem).startswith("\\udcdcbung: has a name that is not UTF-8; rename it and its annotations, as with ")
+
+
+def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
+    make_voc(tmp_path / "VOC2007")
+    make_voc(tmp_path / "VOC2012")
+    with pytest.raises(DataError, match="holds more than one data set: VOC2007, VOC2012"):
+        find_layout(tmp_path)
+
+
+def test_a_folder_of_photos_alone_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", photo_bytes())
+    with pytest.raises(DataError, match=r"holds no annotated photos\. Looked for .*SegmentationObject"):
+        find_layout(tmp_path)
+    with pytest.raises(DataError, match="Run the step `ingest` first"):
+        find_layout(tmp_path / "nothing")

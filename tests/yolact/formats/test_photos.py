@@ -1,0 +1,136 @@
+"""Photo files: upright, reduced, hashed; and what that does to masks."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as np_st
+from PIL import Image, ImageOps
+from pycocotools import mask as mask_utils
+
+from yolact.formats.instances import instances_from_index_mask, redrawn_instance, reduced_mask
+from yolact.formats.photos import bounded_size, read_photo, redrawn, turned_mask
+from yolact.formats.problems import ProblemError
+
+
+def scene(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colours, as photos have."""
+    cells = np.random.default_rng(seed).integers(0, 255, (6, 7, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def save(folder: Path, picture: Image.Image, orientation: int = 1, quality: int = 90, name: str = "a.jpg") -> str:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(folder / name, exif=exif, quality=quality)
+    return name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photo_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orientation: int) -> None:
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[5:15, 10:40] = 1
+    mask[5:30, 10:18] = 1
+    save(tmp_path, Image.fromarray(np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2)), orientation)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        shown = np.asarray(ImageOps.exif_transpose(stored).convert("L")) > 127
+    photo = read_photo(tmp_path, "a.jpg")
+    assert (photo.upright_size[1], photo.upright_size[0]) == shown.shape
+    written = np.asarray(Image.open(io.BytesIO(redrawn(photo, photo.upright_size))).convert("L")) > 127
+    assert np.array_equal(written, shown)
+    assert np.array_equal(turned_mask(mask, orientation), shown)
+    (instance,) = instances_from_index_mask(mask, {1: 1})
+    moved = redrawn_instance(instance, orientation, photo.upright_size)
+    assert moved is not None
+    assert np.array_equal(mask_utils.decode(moved.rle()), shown)
+    rows, columns = np.nonzero(shown)
+    assert moved.box == (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)
+    assert moved.area == shown.sum()
+
+
+def test_a_photo_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
+    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the photo and its masks"):
+        read_photo(tmp_path, "a.png")
+
+
+def test_a_redrawn_photo_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> None:
+    save(tmp_path, scene(1200, 800), orientation=6)
+    photo = read_photo(tmp_path, "a.jpg")
+    with Image.open(io.BytesIO(redrawn(photo, (200, 300)))) as small:
+        assert (small.size, small.mode, small.format, len(small.getexif())) == ((200, 300), "RGB", "JPEG", 0)
+        wanted = scene(1200, 800).transpose(Image.Transpose.ROTATE_270).resize((200, 300), Image.Resampling.BOX)
+        assert np.abs(np.asarray(small, dtype=int) - np.asarray(wanted, dtype=int)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("size", "bound", "expected"),
+    [
+        ((500, 375), 768, (500, 375)),
+        ((4000, 3000), 768, (768, 576)),
+        ((3000, 4000), 1000, (750, 1000)),
+        ((4000, 3), 100, (100, 1)),
+        ((4000, 3000), None, (4000, 3000)),
+    ],
+)
+def test_the_longer_side_is_brought_to_the_bound(
+    size: tuple[int, int], bound: int | None, expected: tuple[int, int]
+) -> None:
+    assert bounded_size(size, bound) == expected
+
+
+@given(
+    np_st.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 2)),
+    st.data(),
+)
+def test_reduced_masks_hold_the_pixels_that_are_more_than_half_covered(labels: np.ndarray, data: st.DataObject) -> None:
+    height, width = labels.shape
+    size = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
+    reduced = [reduced_mask((labels == number).astype(np.uint8), size) for number in (1, 2)]
+    for number, found in zip((1, 2), reduced, strict=True):
+        # Shares by enlarging each pixel to as many as there are cells, then averaging whole cells.
+        fine = np.kron(labels == number, np.ones((size[1], size[0])))
+        share = fine.reshape(size[1], height, size[0], width).mean(axis=(1, 3))
+        assert not (found.astype(bool) & (share < 0.49)).any()
+        assert not (~found.astype(bool) & (share > 0.51)).any()
+    assert not (reduced[0] & reduced[1]).any()
+
+
+def test_an_object_that_is_too_small_to_see_is_gone() -> None:
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[50, 50] = 1
+    (instance,) = instances_from_index_mask(mask, {1: 1})
+    assert redrawn_instance(instance, 1, (10, 10)) is None
+
+
+def bits_apart(folder: Path, first: str, second: str) -> int:
+    return (read_photo(folder, first).difference_hash ^ read_photo(folder, second).difference_hash).bit_count()
+
+
+def test_the_hash_knows_a_picture_again_by_what_it_shows(tmp_path: Path) -> None:
+    save(tmp_path, scene(640, 480), name="a.jpg")
+    save(tmp_path, scene(640, 480).resize((320, 240)), quality=50, name="small.jpg")
+    save(tmp_path, scene(640, 480), name="a.png")
+    save(tmp_path, scene(640, 480).transpose(Image.Transpose.ROTATE_90), orientation=6, name="turned.jpg")
+    save(tmp_path, scene(640, 480, seed=1), name="other.jpg")
+    assert max(bits_apart(tmp_path, "a.jpg", name) for name in ("small.jpg", "a.png", "turned.jpg")) <= 4
+    assert bits_apart(tmp_path, "a.jpg", "other.jpg") > 10
+
+
+def test_hash_bits_say_which_cell_is_brighter_than_its_left_neighbour(tmp_path: Path) -> None:
+    cells = np.zeros((8, 9), dtype=np.uint8)
+    cells[0, 4:] = 200  # one step up in the first row, after its fourth cell
+    cells[7, 8] = 200  # and in the last row at the end
+    Image.fromarray(np.kron(cells, np.ones((16, 16), dtype=np.uint8))).save(tmp_path / "a.png")
+    assert read_photo(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1

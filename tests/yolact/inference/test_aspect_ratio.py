@@ -1,0 +1,342 @@
+"""Input that keeps the photo's aspect ratio: where pixels, boxes and masks land on the way in and back out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from tests.helpers import tiny_config
+from yolact.boxes import encode
+from yolact.config import DEFAULT_DETECTION, AugmentConfig
+from yolact.crop import Window, filled_share
+from yolact.data.augment import Sample, augment, render, window_targets
+from yolact.data.target_masks import Grids
+from yolact.inference import postprocess
+from yolact.inference.postprocess import Candidates, enlarge_masks, to_photo_frame
+from yolact.inference.predictor import Predictor
+from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs
+from yolact.transforms import normalize, to_padded_square, to_square
+
+MEAN = (123.68, 116.78, 103.94)
+SIZE = 64
+GRID = 16
+"""Side of the prototypes of a network with an input of 64 pixels."""
+SWITCHES = ("photometric", "expand", "random_crop", "mirror")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model() -> Yolact:
+    torch.manual_seed(0)
+    return Yolact(tiny_config(keep_aspect_ratio=True), 3).eval()
+
+
+def predictor_of(model: Yolact, **options: Any) -> Predictor:
+    return Predictor(model, ["a", "b", "c"], **options)
+
+
+def photo_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sample:
+    """A black photo with a white rectangle as its only object."""
+    left, top, right, bottom = box
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[top:bottom, left:right] = 1
+    return Sample(
+        image=np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2),
+        boxes=np.array([box], dtype=np.float64),
+        labels=np.array([1]),
+        masks=[coco_mask.encode(np.asfortranarray(mask))],
+        crowd=np.array([False]),
+    )
+
+
+def channels_first(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+# --- on the way in ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "filled"), [(40, 80, (32, 64)), (80, 40, (64, 32)), (50, 50, (64, 64)), (30, 200, (10, 64))]
+)
+def test_the_longer_side_is_the_inputs_and_the_rest_to_the_right_or_below_has_the_mean_colour(
+    height: int, width: int, filled: tuple[int, int]
+) -> None:
+    """30 * 64 / 200 = 9.6 rows, rounded."""
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    square = to_padded_square(channels_first(image), SIZE)
+    rows, columns = filled
+    assert square.shape == (3, SIZE, SIZE)
+    assert square.dtype == torch.float32
+    for plane, level in zip(square, MEAN, strict=True):
+        padding = torch.cat([plane[rows:].flatten(), plane[:rows, columns:].flatten()])
+        torch.testing.assert_close(padding, torch.full((SIZE**2 - rows * columns,), level))
+    stretched = torch.nn.functional.interpolate(channels_first(image)[None].float(), size=filled, mode="bilinear")[0]
+    assert torch.equal(square[:, :rows, :columns], stretched)
+
+
+def test_a_square_photo_is_what_it_is_without_the_setting() -> None:
+    image = channels_first(np.random.default_rng(0).integers(0, 256, (37, 37, 3), dtype=np.uint8))
+    assert torch.equal(to_padded_square(image, SIZE), to_square(image, SIZE))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1)])
+def test_a_photo_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
+    image = np.full((height, width, 3), 255, dtype=np.uint8)
+    square = to_padded_square(channels_first(image), SIZE)
+    assert square.flatten(1).std(dim=1).max() == 0
+    sample = photo_with(height, width, (0, 0, width, height))
+    assert (render(sample.image, Window(0, 0, width, height).squared(), SIZE).float() - square).abs().max() <= 0.5
+    for resolution in ("photo", "prototypes", 7):
+        found = predictor_of(model, mask_resolution=resolution).predict(image)
+        assert len(found.masks) == len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(16, 64), st.booleans(), st.integers(0, 99))
+def test_training_and_inference_see_the_same(height: int, width: int, size: int, mirrored: bool, seed: int) -> None:
+    """A mirrored window is the mirrored photo in the same corner."""
+    side = max(height, width)
+    # What ends at half a pixel is rounded the other way when it is counted from the other end.
+    assume(not mirrored or 2 * width * size % (2 * side) != side)
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    trained = render(image, Window(0, 0, width, height, mirrored).squared(), size)
+    seen = to_padded_square(channels_first(image[:, ::-1] if mirrored else image), size)
+    assert (trained.float() - seen).abs().max() <= 1.01  # training rounds to whole levels after each axis
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 80), st.integers(1, 80), st.booleans(), st.integers(1, 9)
+)
+def test_a_squared_window_is_the_least_square_that_begins_with_the_window(
+    left: int, top: int, width: int, height: int, mirrored: bool, scale: int
+) -> None:
+    window = Window(left, top, width, height, mirrored)
+    square = window.squared()
+    assert square.width == square.height == max(width, height)
+    assert square.mirrored == mirrored
+    assert square.top == top
+    first, wanted = (w.left + w.width if mirrored else w.left for w in (square, window))  # the network's left edge
+    assert first == wanted
+    assert square.left <= left
+    assert square.left + square.width >= left + width
+    assert square.squared() == square
+    times = Window(left * scale, top * scale, width * scale, height * scale, mirrored).squared()
+    assert (times.left, times.top, times.width) == tuple(scale * v for v in (square.left, square.top, square.width))
+
+
+def test_training_keeps_the_aspect_ratio_of_whatever_window_is_drawn() -> None:
+    """A square that is seen as a whole stays a square."""
+    sample = photo_with(60, 120, (30, 20, 50, 40))
+    config = AugmentConfig(**(dict.fromkeys(SWITCHES, True) | {"image_sizes": []}))
+    grids = Grids.of_input(256)
+    ratios: dict[bool, list[float]] = {True: [], False: []}
+    for keep in (True, False):
+        for seed in range(60):
+            rng = np.random.default_rng(seed)
+            _, targets = augment(sample, config, grids, 3, rng, keep_aspect_ratio=keep)
+            for left, top, right, bottom in targets.boxes.tolist():
+                if min(left, top) > 0 and max(right, bottom) < 1:
+                    ratios[keep].append((right - left) / (bottom - top))
+    assert len(ratios[True]) > 20
+    assert ratios[True] == pytest.approx([1] * len(ratios[True]), abs=1e-3)
+    assert max(abs(ratio - 1) for ratio in ratios[False]) > 0.3
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_targets_lie_on_the_object_in_the_input(mirrored: bool) -> None:
+    """100 x 200 pixels at 200: rows 40 to 80 and columns 20 to 120 are where they are in the photo."""
+    sample = photo_with(100, 200, (20, 40, 120, 80))
+    window = Window(0, 0, 200, 100, mirrored).squared()
+    pixels = render(sample.image, window, 200)
+    targets = window_targets(sample, window, Grids.of_input(200), 3)
+    left, right = (80, 180) if mirrored else (20, 120)
+    assert targets.boxes.tolist() == [pytest.approx([left / 200, 0.2, right / 200, 0.4])]
+    assert (pixels[0, 40:80, left:right] == 255).all()
+    assert (pixels[0] == 255).sum() == 40 * 100
+    [mask] = targets.masks  # 50 x 50 cells of 4 pixels
+    assert mask[10:20, left // 4 : right // 4].all()
+    assert mask.sum() == 10 * 25
+    assert targets.semantic[0, 1, 13:].sum() == 0  # below the photo
+
+
+# --- and back out -------------------------------------------------------------------------------------------------
+
+
+ROUNDED_OFF = 6
+"""Pixels that interpolation takes from each corner of a rectangle whose cells are 8 x 8 pixels: the shares of white are
+9, 11, 13 and 15 sixteenths by row and by column, and of their 16 products 6 are one half or less."""
+
+
+def outputs_for(model: Yolact, square: Tensor, box: Tensor) -> RawOutputs:
+    """Raw outputs of a network that finds one object of class 1, in ``box``, wherever the input is white.
+
+    Args:
+        square: (3, S, S) input, 0 to 255.
+        box: (4,) xyxy, relative to the input.
+    """
+    anchors = model(torch.zeros(1, 3, SIZE, SIZE)).anchors
+    logits = torch.full((1, len(anchors), 4), -20.0)
+    logits[:, :, 0] = 20.0
+    logits[0, 0] = torch.tensor([-20.0, -20.0, 20.0, -20.0])
+    white = torch.nn.functional.avg_pool2d(square[:1], SIZE // GRID)[0] / 255 - 0.5  # (GRID, GRID), over 0 where white
+    return RawOutputs(
+        boxes=encode(box, anchors)[None],
+        class_logits=logits,
+        mask_coefficients=torch.ones(1, len(anchors), 1),
+        prototypes=white[None, :, :, None],
+        anchors=anchors,
+        semantic_logits=None,
+    )
+
+
+PHOTOS = [
+    (64, 128, (16, 8, 80, 40)),  # wide
+    (128, 64, (8, 16, 40, 80)),  # tall
+    (128, 128, (32, 16, 96, 80)),
+    (64, 128, (96, 32, 128, 64)),  # in the corner that the padding begins at
+]
+"""Height, width and rectangle, so that each cell of the prototypes, 8 photo pixels, is wholly white or wholly not."""
+
+
+def found_again(model: Yolact, photos: list[tuple[int, int, tuple[int, int, int, int]]], **options: Any) -> list[Any]:
+    """What a network that sees through the photos finds in a batch of them."""
+    predictor = predictor_of(model, **options)
+    images = [channels_first(photo_with(*photo).image) for photo in photos]
+    inputs = predictor.preprocess(images)
+    squares = [to_padded_square(image, SIZE) for image in images]
+    assert torch.equal(inputs, normalize(torch.stack(squares), "resnet18"))
+    single = []
+    for square in squares:
+        rows, columns = (square[0] == 255).nonzero().unbind(1)
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        single.append(outputs_for(model, square, torch.stack(edges) / SIZE))
+    together = RawOutputs(
+        boxes=torch.cat([one.boxes for one in single]),
+        class_logits=torch.cat([one.class_logits for one in single]),
+        mask_coefficients=torch.cat([one.mask_coefficients for one in single]),
+        prototypes=torch.cat([one.prototypes for one in single]),
+        anchors=single[0].anchors,
+        semantic_logits=None,
+    )
+    return predictor.postprocess(together, [photo[:2] for photo in photos])
+
+
+def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_photo(model: Yolact) -> None:
+    for found, (height, width, box) in zip(found_again(model, PHOTOS), PHOTOS, strict=True):
+        left, top, right, bottom = box
+        assert len(found) == 1
+        assert found.labels.tolist() == [1]
+        torch.testing.assert_close(found.boxes, torch.tensor([box], dtype=torch.float32), atol=1e-3, rtol=0)
+        assert found.masks.shape == (1, height, width)
+        assert found.photo_size == (height, width)
+        expected = torch.zeros(height, width, dtype=torch.bool)
+        expected[top:bottom, left:right] = True
+        assert not (found.masks[0] & ~expected).any()
+        assert (expected & ~found.masks[0]).sum() <= 4 * ROUNDED_OFF
+
+
+@pytest.mark.parametrize(
+    ("resolution", "sizes"),
+    [
+        ("photo", [(64, 128), (128, 64), (128, 128), (64, 128)]),
+        ("prototypes", [(8, 16), (16, 8), (16, 16), (8, 16)]),
+        (32, [(16, 32), (32, 16), (32, 32), (16, 32)]),
+    ],
+)
+def test_masks_of_every_resolution_show_the_photo_and_nothing_else(
+    model: Yolact, resolution: Any, sizes: list[tuple[int, int]]
+) -> None:
+    all_found = found_again(model, PHOTOS, mask_resolution=resolution)
+    for found, size, (_, width, box) in zip(all_found, sizes, PHOTOS, strict=True):
+        assert found.masks.shape == (1, *size)
+        shrink = width / size[1]
+        left, top, right, bottom = (round(edge / shrink) for edge in box)
+        expected = torch.zeros(size, dtype=torch.bool)
+        expected[top:bottom, left:right] = True
+        assert (found.masks[0] != expected).sum() <= (0 if shrink == 8 else 4 * ROUNDED_OFF)
+        torch.testing.assert_close(found.boxes, torch.tensor([box], dtype=torch.float32), atol=1e-3, rtol=0)
+
+
+def test_photos_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
+    together = found_again(model, PHOTOS)
+    for found, photo in zip(together, PHOTOS, strict=True):
+        [alone] = found_again(model, [photo])
+        assert torch.equal(found.boxes, alone.boxes)
+        assert torch.equal(found.masks, alone.masks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(40, 120), st.integers(40, 120), st.data())
+def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, width: int, draw: st.DataObject) -> None:
+    """What training asks for at an input of 128 pixels, taken for the network's output, is the object in the photo."""
+    left, top = draw.draw(st.integers(0, width - 20)), draw.draw(st.integers(0, height - 20))
+    right, bottom = draw.draw(st.integers(left + 20, width)), draw.draw(st.integers(top + 20, height))
+    sample = photo_with(height, width, (left, top, right, bottom))
+    targets = window_targets(sample, Window(0, 0, width, height).squared(), Grids.of_input(128), 3)
+    prototypes = targets.masks[0].float()[:, :, None] - 0.5  # (32, 32, 1)
+    candidates = Candidates(targets.boxes, torch.tensor([0.9]), targets.labels, torch.ones(1, 1))
+    found = to_photo_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, keep_aspect_ratio=True)
+    torch.testing.assert_close(found.boxes, torch.tensor(sample.boxes).float(), atol=1e-3, rtol=0)
+    expected = torch.from_numpy(coco_mask.decode(sample.masks)[:, :, 0] != 0)
+    assert not (found.masks[0] & ~expected).any()
+    cell = max(height, width) / 32  # a prototype pixel in photo pixels
+    lost_edge = 2 * cell * (right - left + bottom - top)  # each edge may lie a cell off
+    assert (expected & ~found.masks[0]).sum() <= lost_edge
+
+
+def candidates_of(boxes: list[list[float]]) -> Candidates:
+    count = len(boxes)
+    return Candidates(torch.tensor(boxes), torch.linspace(0.9, 0.5, count), torch.arange(count), torch.ones(count, 1))
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_boxes_are_cut_at_the_photo_and_those_in_the_padding_are_dropped(integer: bool) -> None:
+    """A photo of 40 x 100 pixels in a square of 100; the second box lies below it."""
+    boxes = [[0.505, 0.105, 0.905, 0.905], [0.105, 0.505, 0.205, 0.605], [0.105, 0.205, 0.205, 0.305]]
+    found = to_photo_frame(
+        candidates_of(boxes),
+        torch.ones(4, 4, 1),
+        40,
+        100,
+        DEFAULT_DETECTION.replace(integer_boxes=integer),
+        keep_aspect_ratio=True,
+    )
+    expected = [[50.5, 10.5, 90.5, 40], [10.5, 20.5, 20.5, 30.5]]
+    exact = torch.tensor(expected, dtype=torch.float32)
+    torch.testing.assert_close(found.boxes, exact.floor() if integer else exact)
+    assert found.labels.tolist() == [0, 2]
+    assert found.masks.shape == (2, 40, 100)
+    assert found.masks[0, 11:40, 51:90].all()
+    assert found.masks[0].sum() <= 30 * 41
+
+
+@pytest.mark.parametrize("crop_first", [False, True])
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(37, 90), (90, 37), (90, 90), (1, 90)])
+def test_masks_are_those_of_the_square_cut_to_the_photo(
+    height: int, width: int, on_gpu: bool, crop_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if on_gpu:
+        monkeypatch.setattr(postprocess, "_cut_windows", postprocess._cut_whole)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(12, 9, 9, generator=generator)
+    low = torch.rand(12, 2, generator=generator) * torch.linspace(0, 0.6, 12)[:, None]
+    boxes = torch.cat([low, low + 0.1 + torch.rand(12, 2, generator=generator) * 0.4], dim=1)
+    side = max(height, width)
+    whole = enlarge_masks(logits, boxes, side, side, crop_first=crop_first).to_tensor()[:, :height, :width]
+    share = filled_share(height, width)
+    cut = enlarge_masks(logits, boxes, height, width, crop_first=crop_first, share=share).to_tensor()
+    assert cut.shape == (12, height, width)
+    assert (cut != whole).sum() <= 2  # rounding may decide a pixel on the very edge
+    assert whole.any()

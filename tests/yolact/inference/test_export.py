@@ -1,0 +1,253 @@
+"""A network as an ONNX file: what onnxruntime makes of it is what this network gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.yolact.networks import assert_outputs_close, trained_like
+from yolact.boxes import decode
+from yolact.config import ModelConfig
+from yolact.errors import ExportError, SettingsError
+from yolact.inference import export
+from yolact.inference.export import Exported, export_onnx
+from yolact.models.yolact import Yolact
+from yolact.transforms import normalize
+
+CLASSES = ["circle", "square", "a \"third\" 'één'"]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def photos(batch: int, side: int = 64) -> Tensor:
+    """(B, 3, side, side) float32, 0 to 255."""
+    return 255 * torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
+
+
+def run(path: Path, inputs: Tensor) -> tuple[Tensor, ...]:
+    """What onnxruntime, as it is, gives for a file's only input."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    arrays = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    return tuple(torch.from_numpy(array) for array in arrays)
+
+
+@torch.no_grad()
+def expected(model: Yolact, images: Tensor) -> tuple[Tensor, ...]:
+    """Boxes, scores, mask coefficients and prototypes from the network's raw outputs."""
+    raw = model(normalize(images, model.config.backbone))
+    boxes = torch.stack([decode(encoded, raw.anchors) for encoded in raw.boxes])
+    scores = raw.class_logits.exp() / raw.class_logits.exp().sum(dim=2, keepdim=True)
+    return boxes, scores[:, :, 1:], raw.mask_coefficients, raw.prototypes
+
+
+@pytest.fixture(scope="module")
+def model() -> Yolact:
+    return trained_like("basic blocks")
+
+
+@pytest.fixture(scope="module")
+def exported(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export_onnx(model, CLASSES, tmp_path_factory.mktemp("export") / "model.onnx")
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_for_any_batch_gives_what_the_network_gives(model: Yolact, exported: Exported, batch: int) -> None:
+    assert_outputs_close(run(exported.path, photos(batch)), expected(model, photos(batch)), tolerance=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["bottlenecks", "darknet", "deformable"])
+def test_every_backbone_gives_what_the_network_gives(variant: str, tmp_path: Path) -> None:
+    model = trained_like(variant)
+    found = export_onnx(model, CLASSES, tmp_path / "model.onnx", batch=1)
+    assert found.shapes["images"] == (1, 3, 64, 64)
+    assert_outputs_close(run(found.path, photos(1)), expected(model, photos(1)), tolerance=1e-4)
+
+
+def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_path: Path) -> None:
+    """Here other tests have long made torchvision's operations known."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tests.yolact.networks import trained_like\n"
+        "from yolact.inference.export import export_onnx\n"
+        "export_onnx(trained_like('deformable'), ['a', 'b', 'c'], Path(sys.argv[1]), batch=1)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "model.onnx")]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_outputs_close(
+        run(tmp_path / "model.onnx", photos(1)), expected(trained_like("deformable"), photos(1)), tolerance=1e-4
+    )
+
+
+def test_half_precision_is_inside_alone_and_rounds_little(model: Yolact, exported: Exported, tmp_path: Path) -> None:
+    half = export_onnx(model, CLASSES, tmp_path / "half.onnx", precision="fp16", batch=2)
+    assert half.path.stat().st_size < 0.51 * exported.path.stat().st_size
+    found = run(half.path, photos(2))
+    assert {output.dtype for output in found} == {torch.float32}
+    assert_outputs_close(found, expected(model, photos(2)), tolerance=1e-2)
+    assert half.errors is not None
+    assert max(half.errors.values()) > 1e-5, "nothing was rounded to float16"
+
+
+def test_mask_rescoring_is_a_second_file(tmp_path: Path) -> None:
+    model = trained_like("basic blocks", mask_rescoring=True, image_size=249)
+    assert model.maskiou_net is not None
+    found = export_onnx(model, CLASSES, tmp_path / "model.onnx", batch=1)
+    assert found.rescoring_path == tmp_path / "model.maskiou.onnx"
+    for count in (1, 5):
+        masks = torch.rand(count, 64, 64, generator=torch.Generator().manual_seed(count))
+        with torch.no_grad():
+            ious = model.maskiou_net(masks)
+        assert ious.shape == (count, 3)
+        torch.testing.assert_close(run(found.rescoring_path, masks)[0], ious, atol=1e-5, rtol=1e-4)
+
+
+def test_the_file_says_what_it_is(model: Yolact, exported: Exported) -> None:
+    proto = onnx.load(exported.path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [(imported.domain, imported.version) for imported in proto.opset_import] == [("", 18)]
+    assert exported.opset == 18
+    assert exported.rescoring_path is None
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    assert json.loads(metadata["classes"]) == CLASSES
+    assert ModelConfig.model_validate_json(metadata["model"]) == model.config
+    assert metadata["precision"] == "fp32"
+    # 8, 4, 2, 1 and 1 cells a side, three anchors each.
+    anchors = 3 * (64 + 16 + 4 + 1 + 1)
+    assert exported.shapes == {
+        "images": ("batch", 3, 64, 64),
+        "boxes": ("batch", anchors, 4),
+        "scores": ("batch", anchors, 3),
+        "mask_coefficients": ("batch", anchors, 4),
+        "prototypes": ("batch", 16, 16, 4),
+    }
+    for name in exported.shapes:
+        assert name in proto.doc_string
+
+
+def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Exported, repository: Path) -> None:
+    written = exported.path.read_bytes()
+    for path in (str(repository), str(exported.path.parent), str(Path(torch.__file__).parent)):
+        assert path.encode() not in written
+    assert b".py" not in written
+
+
+def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
+    model = trained_like("basic blocks").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model, CLASSES, tmp_path / "model.onnx", precision="fp16", opset=20)
+    assert model.training
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    proto = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert proto.opset_import[0].version == 20
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "arguments", "message"),
+    [
+        ("basic blocks", {"opset": 17}, "opset 17: must be 18 to 23"),
+        ("basic blocks", {"opset": 24}, "opset 24: must be 18 to 23"),
+        ("deformable", {"opset": 18}, "opset 18: must be 19 to 23 .* deformable convolutions"),
+        ("basic blocks", {"batch": 0}, "batch 0"),
+        ("basic blocks", {"precision": "bf16"}, "precision 'bf16' cannot be exported; fp32 and fp16 can"),
+        ("basic blocks", {"classes": ["one"]}, "1 names, and the network has 3"),
+        ("basic blocks", {"path": Path("model.pt")}, r"model\.pt: the file must be named \.onnx"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    variant: str, arguments: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=message):
+        export_onnx(trained_like(variant), **({"classes": CLASSES, "path": Path("model.onnx")} | arguments))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("library", ["onnx", "onnxscript"])
+def test_a_missing_library_is_named_with_the_way_to_get_it(
+    model: Yolact, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ExportError, match=rf"^{library} is needed .* pip install onnx"):
+        export_onnx(model, CLASSES, tmp_path / "model.onnx")
+
+
+class Translated:
+    """Stands in for the exporter, whose work takes seconds: gives a file that was exported before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, *_: object) -> onnx.ModelProto:
+        proto = onnx.load(self.path)
+        del proto.metadata_props[:]
+        return proto
+
+
+def test_without_onnxruntime_the_file_is_written_and_not_compared(
+    model: Yolact, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "_to_onnx", Translated(exported.path))
+    assert export_onnx(model, CLASSES, tmp_path / "model.onnx").errors is not None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert export_onnx(model, CLASSES, tmp_path / "model.onnx").errors is None
+    assert (tmp_path / "model.onnx").read_bytes() == exported.path.read_bytes()
+
+
+def test_a_file_that_gives_something_else_does_not_replace_a_good_one(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"as it was")
+    monkeypatch.setattr(export, "_to_onnx", Translated(exported.path))
+    other = trained_like("basic blocks")
+    nn.init.constant_(other.prediction_layers[0].mask_layer.bias, 0.5)
+    with pytest.raises(ExportError, match=r"model\.onnx: not written, .*mask_coefficients"):
+        export_onnx(other, CLASSES, path)
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("model.onnx", b"as it was")]
+
+
+def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = trained_like("basic blocks")
+    with torch.no_grad():
+        model.fpn.lat_layers[0].bias.fill_(1e6)  # beyond float16
+    with pytest.raises(ExportError, match=r"not written, .* nan"):
+        export_onnx(model, CLASSES, tmp_path / "model.onnx", precision="fp16", batch=1)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_what_the_exporter_cannot_translate_is_an_error_with_the_versions(
+    model: Yolact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.onnx.errors.OnnxExporterError("no translation for torchvision.deform_conv2d")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ExportError, match=rf"onnx {onnx.__version__}, onnxscript .*deform_conv2d"):
+        export_onnx(model, CLASSES, tmp_path / "model.onnx")
+
+
+def test_errors_are_parts_of_the_greatest_value(exported: Exported) -> None:
+    class Twice(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+            outputs = list(run(exported.path, images))
+            outputs[3] = outputs[3] * 2
+            return tuple(outputs)
+
+    errors = export._errors(exported.path, Twice(), photos(1))
+    assert errors is not None
+    np.testing.assert_allclose([errors["boxes"], errors["prototypes"]], [0, 0.5], atol=1e-6)

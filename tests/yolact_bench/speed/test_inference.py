@@ -1,0 +1,502 @@
+"""`yolact_bench.speed`: what is measured, against whom, and whether both found the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
+from yolact.devices import peak_resident
+from yolact.errors import DataError, SettingsError
+from yolact.inference.postprocess import detect
+from yolact.inference.predictor import Predictor
+from yolact.models.published import PUBLISHED_MODELS
+from yolact.models.yolact import Yolact
+from yolact_bench.speed import agreement, evaluation, inference, memory
+from yolact_bench.speed.agreement import Agreement, compare
+from yolact_bench.speed.calibration import BOX_SHARE, calibrated_network
+from yolact_bench.speed.contestants import RAW_NAMES, STAGES, Entry, Found
+from yolact_bench.speed.images import read_photos
+from yolact_bench.speed.inference import InferenceBenchmark
+from yolact_bench.speed.memory import restart_peak_resident
+
+CLASSES = ("circle", "square", "triangle")
+CONFIG: ModelConfig = PUBLISHED_MODELS["yolact_resnet50"].model.model_copy(
+    update={
+        "backbone": "resnet18",
+        "backbone_weights": "none",
+        "image_size": 96,
+        "fpn_channels": 8,
+        "num_prototypes": 4,
+        "anchor_scales": [[8.0], [16.0], [24.0], [40.0], [60.0]],
+    }
+)
+PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+CPU = torch.device("cpu")
+
+WRAPPER = """
+from yolact_bench.speed.contestants import Entry, OwnContestant, Task
+from yolact.config import DetectConfig, ModelConfig
+
+class Contestant(OwnContestant):
+    pass
+
+def load(weights, model, num_classes, detection, device):
+    classes = tuple(str(label) for label in range(num_classes))
+    task = Task(weights, ModelConfig(**model), classes, DetectConfig(**detection), device, 1)
+    return Contestant(Entry.own("fp32").load(task)._contestant.predictor)
+"""
+"""A contestant that is our own predictor in another file."""
+
+STUB = """
+import numpy as np
+
+class Contestant:
+    def preprocess(self, images): return images
+    def network(self, inputs): return inputs
+    def nms(self, raw): return raw
+    def masks(self, detections, sizes):
+        return [(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size))) for size in sizes]
+
+def load(weights, model, num_classes, detection, device):
+    return Contestant()
+"""
+"""A contestant without a network."""
+
+
+@pytest.fixture(scope="module")
+def model() -> Yolact:
+    return calibrated_network(CONFIG, len(CLASSES), PHOTO, objects=6)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a contestant's file."""
+
+    def write_file(text: str, name: str = "other.py") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def measure(
+    model: Yolact,
+    *entries: Entry,
+    photos: tuple[np.ndarray, ...] = (PHOTO,),
+    batch: int = 1,
+    rounds: int = 2,
+    with_memory: bool = False,
+) -> InferenceBenchmark:
+    return inference.measure(
+        model,
+        CLASSES,
+        photos,
+        entries,
+        PUBLISHED_DETECTION,
+        weights="made up",
+        device=CPU,
+        batch=batch,
+        rounds=rounds,
+        memory=with_memory,
+    )
+
+
+# --- inference ------------------------------------------------------------------------------------------------------
+
+
+def test_every_contestant_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
+    result = measure(model, Entry.own("fp32"), Entry.own("bf16"), photos=(PHOTO, PHOTO[:30]), batch=2)
+    assert [contestant.name for contestant in result.contestants] == ["yolact fp32", "yolact bf16"]
+    assert result.reference == "yolact fp32"
+    for contestant in result.contestants:
+        times = dataclasses.asdict(contestant.milliseconds)
+        assert list(times) == [*STAGES, "total"]
+        assert all(time > 0 for time in times.values())
+        assert contestant.memory is None
+    settings = result.settings
+    assert settings.model == CONFIG
+    assert settings.photos == [(40, 60), (30, 60)]
+    assert (settings.batch, settings.rounds, settings.weights) == (2, 2, "made up")
+    assert result.machine.torch == torch.__version__
+    assert result.machine.threads == torch.get_num_threads()
+    assert result.contestants[0].agreement is None
+    assert result.contestants[1].agreement is not None
+
+
+class ScriptedLaps:
+    """Takes the place of the clock: every stage takes the next of the given times."""
+
+    times: Iterator[float]
+
+    def __init__(self, device: torch.device) -> None:
+        pass
+
+    def lap(self) -> float:
+        return next(self.times)
+
+
+def test_figures_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
+    model: Yolact, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both contestants in turn in each of three rounds; in the third the machine is ten times slower."""
+    warm_up = [99.0] * 4 * 2 * inference.WARM_UP
+    rounds = [1, 6, 2, 1] + [1, 1, 1, 2] + [1, 7, 2, 2] + [1, 1, 1, 1] + [10, 60, 20, 10] + [10, 20, 10, 10]
+    monkeypatch.setattr(ScriptedLaps, "times", iter([*warm_up, *(float(time) for time in rounds)]), raising=False)
+    monkeypatch.setattr(inference, "Laps", ScriptedLaps)
+    stub = write(STUB)
+    result = measure(model, Entry.other(stub), Entry("again", file=stub), rounds=3, batch=2)
+    first, second = result.contestants
+    assert dataclasses.astuple(first.milliseconds) == (1, 7, 2, 2, 12)  # totals 10, 12, 100
+    assert dataclasses.astuple(second.milliseconds) == (1, 1, 1, 2, 5)  # totals 5, 4, 50
+    assert first.images_per_second == pytest.approx(2 / 0.012)
+    assert first.speed == 1
+    assert second.speed == 2  # of 10 / 5, 12 / 4 and 100 / 50
+
+
+def test_contestants_take_turns_within_each_round(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    entries = []
+    for name in ("a", "b"):
+        text = STUB.replace("return inputs", f"open({str(log)!r}, 'a').write({name!r}); return inputs")
+        entries.append(Entry.other(write(text, f"{name}.py")))
+    measure(model, *entries, rounds=3)
+    warm_up = "a" * inference.WARM_UP + "b" * inference.WARM_UP
+    assert log.read_text(encoding="utf-8") == warm_up + "ababab" + "ab"  # the last for the comparison
+
+
+def test_batches_take_the_photos_in_turn(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    text = STUB.replace("return images", f"open({str(log)!r}, 'a').write(str(len(images[0]))); return images")
+    photos = tuple(np.zeros((height, 5, 3), np.uint8) for height in (1, 2, 3))
+    measure(model, Entry.other(write(text)), photos=photos, rounds=4)
+    assert log.read_text(encoding="utf-8") == "12312" + "1231" + "1"
+
+
+def test_another_implementation_with_the_same_results_is_equal(model: Yolact, write: Callable[..., Path]) -> None:
+    result = measure(model, Entry.other(write(WRAPPER)), Entry.own("fp32"), photos=(PHOTO, PHOTO[:30]), batch=2)
+    other, own = result.contestants
+    assert result.reference == "other"
+    assert (other.precision, other.compiled) == (None, None)
+    assert other.file is not None
+    assert other.file.endswith("other.py")
+    assert own.agreement is not None
+    assert own.agreement.equal
+    assert own.agreement.raw_errors == dict.fromkeys(RAW_NAMES, 0.0)
+    assert own.agreement.matched == own.agreement.detections == own.agreement.reference_detections
+    assert own.agreement.detections >= 6
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "def masks(self, *a): return [(b + 5, s, l, m) for b, s, l, m in super().masks(*a)]",
+        "def masks(self, *a): return [(b, s * 0.99, l, m) for b, s, l, m in super().masks(*a)]",
+        "def masks(self, *a): return [(b, s, l + 1, m) for b, s, l, m in super().masks(*a)]",
+        "def masks(self, *a): return [(b, s, l, ~m) for b, s, l, m in super().masks(*a)]",
+        "def masks(self, *a): return [(b[1:], s[1:], l[1:], m[1:]) for b, s, l, m in super().masks(*a)]",
+        "def raw_outputs(self, raw): return {k: v * 1.001 for k, v in super().raw_outputs(raw).items()}",
+    ],
+)
+def test_another_implementation_with_other_results_is_reported(
+    model: Yolact, write: Callable[..., Path], method: str
+) -> None:
+    text = WRAPPER.replace("    pass\n", f"    {method}\n")
+    [_, own] = measure(model, Entry.other(write(text)), Entry.own("fp32"), rounds=1).contestants
+    assert own.agreement is not None
+    assert not own.agreement.equal
+
+
+def test_what_read_returns_is_what_preprocess_gets(model: Yolact, write: Callable[..., Path]) -> None:
+    text = WRAPPER.replace(
+        "    pass\n",
+        "    def read(self, image): return image[..., ::-1].copy()\n"
+        "    def preprocess(self, images): return super().preprocess([image[..., ::-1] for image in images])\n",
+    )
+    [_, own] = measure(model, Entry.other(write(text)), Entry.own("fp32"), rounds=1).contestants
+    assert own.agreement is not None
+    assert own.agreement.equal
+
+
+def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> None:
+    [_, own] = measure(model, Entry.other(write(STUB)), Entry.own("fp32"), rounds=1).contestants
+    assert own.agreement is not None
+    assert own.agreement.raw_errors is None
+    assert not own.agreement.equal
+
+
+# --- files that are no contestants ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no function load; docs/benchmarks.md has the protocol"),
+        ("load = 3", "has no function load"),
+        ("import not_there_at_all", r"cannot be imported: ModuleNotFoundError: .*not_there_at_all.*other\.py:1\)"),
+        ("def load(:", "cannot be imported: SyntaxError"),
+        ("def load(weights): ...", "load failed: TypeError: .*unexpected keyword"),
+        ("def load(**_):\n    raise KeyError('conv')", r"load failed: KeyError: 'conv' \(.*other\.py:2\)"),
+        ("def load(**_): ...", "no method preprocess, network, nms, masks"),
+        (STUB.replace("def nms", "def suppress"), "no method nms; docs"),
+        (STUB.replace("return raw", "return 1 / 0"), r"ZeroDivisionError: .*other\.py:7\)"),
+        (STUB + "Contestant.read = lambda self, image: image.missing\n", "AttributeError: .*missing"),
+        (STUB.replace("for size in sizes", "for size in sizes * 2"), "masks must return a list of 1 photos"),
+        (STUB.replace("np.zeros(1), ", ""), r"masks must return \(boxes, scores, labels, masks\)"),
+        (STUB.replace("*size", "7, 7"), r"a tensor \(1, 40, 60\), found \(1, 7, 7\), for a photo with 1 scores"),
+        (STUB.replace("np.zeros(1), ", "np.zeros(2), "), r"a tensor \(1,\), found \(2,\)"),
+        (STUB.replace("(1, 4)", "(1, 5)"), r"a tensor \(1, 4\), found \(1, 5\)"),
+        (
+            STUB + "Contestant.raw_outputs = lambda self, raw: {'loc': 1}\n",
+            "raw_outputs must return a dict with boxes,",
+        ),
+    ],
+)
+def test_a_file_that_does_not_follow_the_protocol_is_refused_with_its_name(
+    model: Yolact, write: Callable[..., Path], text: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        measure(model, Entry.other(write(text)), rounds=1)
+    assert "other.py" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_python_is_refused(model: Yolact, write: Callable[..., Path]) -> None:
+    with pytest.raises(SettingsError, match=r"--against nowhere\.py: no such file"):
+        measure(model, Entry.other(Path("nowhere.py")))
+    with pytest.raises(SettingsError, match=r"--against .*other\.txt: is no Python file; its name must end in \.py"):
+        measure(model, Entry.other(write("load = 1", "other.txt")))
+
+
+def test_photos_without_detections_may_come_as_any_empty_tensors(model: Yolact, write: Callable[..., Path]) -> None:
+    text = STUB.replace("(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size)))", "[np.zeros(0)] * 4")
+    [result] = measure(model, Entry.other(write(text)), rounds=1).contestants
+    assert result.detections == 0
+
+
+def test_a_batch_that_is_too_large_for_the_gpu_says_so(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inference._Race, "run", fail)
+    with pytest.raises(SettingsError, match=r"try a smaller --batch \(now 3\)"):
+        measure(model, Entry.own("fp32"), batch=3)
+
+
+# --- agreement ------------------------------------------------------------------------------------------------------
+
+BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30]])
+
+
+def found(
+    boxes: Tensor = BOXES, scores: tuple[float, ...] = (0.9, 0.8, 0.7), labels: tuple[int, ...] = (0, 1, 0)
+) -> Found:
+    """Masks fill their boxes; the photo has 100 x 200 pixels."""
+    masks = torch.zeros(len(boxes), 100, 200, dtype=torch.bool)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[top:bottom, left:right] = True
+    return Found(boxes, torch.tensor(scores), torch.tensor(labels), masks)
+
+
+def agree(one: Found, other: Found, *, integer_boxes: bool = False) -> Agreement:
+    return compare([one], [other], None, None, integer_boxes=integer_boxes)
+
+
+def test_the_order_of_detections_does_not_matter() -> None:
+    backwards = found(BOXES.flip(0), (0.7, 0.8, 0.9), (0, 1, 0))
+    assert agree(found(), backwards) == Agreement(None, 3, 3, 3, 0, 0, 0, 0, agreement.TOLERANCE, equal=True)
+
+
+def test_boxes_may_differ_by_rounding_alone() -> None:
+    """1e-4 of the longer side, 200 pixels; truncated boxes by one pixel more."""
+    assert agree(found(BOXES + 0.019), found()).equal
+    moved = agree(found(BOXES + 0.03), found())
+    assert moved.box_difference == pytest.approx(0.03, abs=1e-5)
+    assert not moved.equal
+    assert not agree(found(BOXES + torch.tensor([0, 0, 0, 1.0])), found()).equal
+    truncated = dataclasses.replace(found(), boxes=BOXES + torch.tensor([0, 0, 0, 1.0]))
+    assert agree(truncated, found(), integer_boxes=True).equal
+    assert not agree(truncated, found()).equal
+
+
+def test_scores_labels_and_numbers_of_detections_must_be_equal() -> None:
+    assert agree(found(scores=(0.9, 0.80005, 0.7)), found()).equal
+    off = agree(found(scores=(0.9, 0.805, 0.7)), found())
+    assert not off.equal
+    assert off.score_difference == pytest.approx(0.005, abs=1e-6)
+    relabelled = agree(found(labels=(0, 0, 0)), found())
+    assert (relabelled.matched, relabelled.unmatched, relabelled.equal) == (2, 2, False)
+    fewer = agree(found(BOXES[1:], (0.8, 0.7), (1, 0)), found())
+    assert (fewer.detections, fewer.reference_detections, fewer.unmatched, fewer.equal) == (2, 3, 1, False)
+
+
+def test_one_detection_is_no_partner_of_two() -> None:
+    doubled = found(torch.cat([BOXES, BOXES[:1]]), (0.9, 0.8, 0.7, 0.9), (0, 1, 0, 0))
+    result = agree(doubled, found())
+    assert (result.matched, result.unmatched, result.equal) == (3, 1, False)
+
+
+def test_detections_at_the_end_of_the_list_may_be_others() -> None:
+    """Which of several equally bad ones pass is decided by rounding."""
+    shifted = torch.cat([BOXES[:2], torch.tensor([[50.0, 50, 60, 60]])])
+    assert agree(found(shifted), found()).equal
+    assert not agree(found(shifted, (0.9, 0.7, 0.8)), found(scores=(0.9, 0.7, 0.8))).equal
+
+
+def test_boxes_without_area_have_partners_too() -> None:
+    lines = torch.tensor([[5.0, 5, 5, 9], [5, 5, 5, 9]])
+    assert agree(found(lines, (0.9, 0.8), (0, 0)), found(lines, (0.9, 0.8), (0, 0))).equal
+
+
+def test_wrong_mask_pixels_are_counted_against_the_masks_pixels() -> None:
+    """3 masks of 100 pixels; 6 pixels differ."""
+    other = found()
+    other.masks[0, 0, :4] = False
+    other.masks[1, 50, :2] = True
+    result = agree(other, found())
+    assert result.mask_difference == pytest.approx(6 / 300)
+    assert not result.equal
+
+
+def test_raw_outputs_are_compared_relative_to_the_greatest_value() -> None:
+    reference = {"boxes": torch.tensor([1.0, -4.0]), "prototypes": torch.zeros(2), "other": torch.ones(2)}
+    raw = {"boxes": torch.tensor([1.002, -4.0]), "prototypes": torch.zeros(2), "other": torch.ones(3)}
+    result = compare([found()], [found()], raw, reference, integer_boxes=False)
+    assert result.raw_errors is not None
+    assert result.raw_errors["boxes"] == pytest.approx(0.0005, rel=1e-3)
+    assert result.raw_errors["prototypes"] == 0
+    assert result.raw_errors["other"] is None
+    assert not result.equal
+    raw = {"boxes": torch.tensor([float("nan"), -4.0])}
+    assert compare([], [], raw, {"boxes": raw["boxes"]}, integer_boxes=False).raw_errors == {"boxes": None}
+    raw = {"boxes": torch.tensor([1.0001, -4.0])}
+    assert compare([], [], raw, {"boxes": reference["boxes"]}, integer_boxes=False).equal
+
+
+def test_nothing_found_by_both_is_equal() -> None:
+    nothing = found(torch.zeros(0, 4), (), ())
+    assert agree(nothing, nothing).equal
+    assert not agree(found(), nothing).equal
+
+
+# --- random weights -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objects", [3, 10])
+def test_random_weights_find_as_many_objects_as_asked_for(objects: int) -> None:
+    network = calibrated_network(CONFIG, len(CLASSES), PHOTO, objects)
+    predictor = Predictor(network, CLASSES)
+    outputs = predictor.network(predictor.preprocess([torch.from_numpy(PHOTO).permute(2, 0, 1)]))
+    [candidates] = detect(outputs, DEFAULT_DETECTION, CONFIG.image_size)
+    assert abs(len(candidates.scores) - objects) <= 1
+    left, top, right, bottom = candidates.boxes.clamp(0, 1).unbind(1)
+    assert float(((right - left) * (bottom - top)).mean()) == pytest.approx(BOX_SHARE, rel=0.7)
+    assert not network.training
+
+
+def test_random_weights_hang_on_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (calibrated_network(CONFIG, 3, PHOTO, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- evaluation work ------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_work_is_masks_and_run_lengths() -> None:
+    result = evaluation.measure(device=CPU, rounds=2)
+    assert (result.height, result.width, result.detections, result.rounds) == (375, 500, 100, 2)
+    assert result.masks > 0
+    assert result.rle > 0
+    assert result.total > 0
+
+
+def test_made_up_candidates_lie_in_the_photo_and_have_cocos_sizes() -> None:
+    sides = []
+    for seed in range(20):
+        candidates, prototypes = evaluation.make_scene(seed, CPU)
+        assert candidates.boxes.shape == (100, 4)
+        assert prototypes.shape == (138, 138, 32)
+        assert candidates.boxes.min() >= 0
+        assert candidates.boxes.max() <= 1
+        assert (candidates.boxes[:, :2] < candidates.boxes[:, 2:]).all()
+        width, height = ((candidates.boxes[:, 2:] - candidates.boxes[:, :2]) * torch.tensor([500, 375])).unbind(1)
+        sides.append((width * height).sqrt())
+    side = torch.cat(sides)
+    assert float((side <= 32).float().mean()) == pytest.approx(0.41, abs=0.05)
+    assert float((side > 96).float().mean()) == pytest.approx(0.25, abs=0.05)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count anew")
+def test_the_peak_of_resident_memory_can_be_counted_anew() -> None:
+    size = 200 * 2**20
+    restart_peak_resident()
+    before = peak_resident()
+    np.ones(size, np.uint8)
+    risen = peak_resident()
+    assert risen - before > 0.9 * size
+    restart_peak_resident()
+    assert peak_resident() < risen - 0.9 * size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count anew")
+def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[..., Path]) -> None:
+    np.ones(500 * 2**20, np.uint8)  # of this process: must not count
+    text = STUB.replace("return inputs", "np.ones(300 * 2**20, np.uint8); return inputs")
+    [result] = measure(model, Entry.other(write(text)), rounds=1, with_memory=True).contestants
+    assert result.memory is not None
+    assert result.memory.kind == "resident"
+    assert 250 < result.memory.work - result.memory.loading < 350
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (20.0, 7.0)), ("cuda", (10.0, 9.0))])
+def test_resident_memory_is_the_median_of_processes(
+    device: str, expected: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = iter(memory.PeakMemory("resident", loading, work) for loading, work in ((10, 9), (30, 7), (20, 5)))
+    monkeypatch.setattr(memory, "_in_new_process", lambda *_: next(peaks))
+    found = memory.measure_memory("a", None, torch.device(device), 1, processes=3)  # type: ignore[arg-type]
+    assert (found.loading, found.work) == expected
+
+
+def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(ThreadPoolExecutor):
+        def __init__(self, **_: object) -> None:
+            super().__init__(1)
+
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", Killed)
+    with pytest.raises(SettingsError, match=r"yolact fp32: the process .* was ended from outside.*--no-memory"):
+        measure(model, Entry.own("fp32"), rounds=1, with_memory=True)
+
+
+# --- photos ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_photo_one_is_drawn() -> None:
+    [photo] = read_photos([])
+    assert photo.shape == (375, 500, 3)
+    assert photo.dtype == np.uint8
+    assert photo.std() > 10
+
+
+def test_a_photo_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jpg"):
+        read_photos([Path("nowhere.jpg")])

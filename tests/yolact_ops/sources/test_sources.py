@@ -1,0 +1,650 @@
+"""Ingest from every kind of source: the same set gives the same bytes, and failures leave nothing half-done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from dvc.api import DVCFileSystem
+from fsspec.callbacks import Callback
+
+from components.ingest import step
+from components.ingest.layout import VOC_NEEDED
+from components.ingest.step import run as run_step
+from components.source import watch
+from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
+from yolact.config import Params, SampleConfig, load_params
+from yolact.errors import DataError
+from yolact.formats.sample import generate_sample
+from yolact_ops.lineage import lineage
+from yolact_ops.sources import sources, tracked
+from yolact_ops.sources.tracked import fetch_tracked
+from yolact_ops.transfer import disk, download, storage
+from yolact_ops.transfer.download import DownloadError
+
+
+@pytest.fixture(scope="module")
+def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A folder with VOCdevkit/VOC2012: real photos where they are kept beside the checkout, else generated ones."""
+    folder = tmp_path_factory.mktemp("set")
+    real = repository.parent / "shared" / "voc-mini" / "VOCdevkit"
+    if real.is_dir():
+        shutil.copytree(real, folder / "VOCdevkit", copy_function=shutil.copyfile)
+    else:
+        few = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
+        generate_sample(folder, few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated photos in VOC's layout, few enough to put under DVC in every test."""
+    folder = tmp_path_factory.mktemp("small")
+    few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
+    generate_sample(folder, few)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archives(voc_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The set as set.tar, set.tar.gz (inside a folder of its own) and set.zip."""
+    folder = tmp_path_factory.mktemp("archives")
+    for name, mode, inside in (("set.tar", "w", "VOCdevkit"), ("set.tar.gz", "w:gz", "download/set/VOCdevkit")):
+        with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
+            tar.add(voc_set / "VOCdevkit", inside)
+    with zipfile.ZipFile(folder / "set.zip", "w") as file:
+        for path in sorted(voc_set.rglob("*")):
+            file.write(path, path.relative_to(voc_set))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def s3(voc_set: Path, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("s3")
+    shutil.copytree(voc_set, folder / "bucket" / "set")
+    shutil.copyfile(archives / "set.tar", folder / "bucket" / "set.tar")
+    with s3_server(folder) as address:
+        yield address
+
+
+@pytest.fixture
+def ingest(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, bytes]]:
+    """The step on a source; what ``data/raw`` holds afterwards."""
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    base = load_params(repository / "conf" / "base.yaml")
+
+    def call(source: str) -> dict[str, bytes]:
+        run_step(with_source(base, source), raw_dir=tmp_path / "data/raw", downloads_dir=tmp_path / "data/downloads")
+        return contents(tmp_path / "data/raw")
+
+    return call
+
+
+@pytest.fixture
+def keys(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def with_source(params: Params, source: str) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update={"source": source})})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(folder: Path, *names: str, content: bytes = b"x") -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.usefixtures("keys")
+def test_every_kind_of_source_gives_the_same_bytes(ingest: Callable, voc_set: Path, archives: Path) -> None:
+    wanted = ingest(str(voc_set))
+    assert any(name.startswith("VOCdevkit/VOC2012/JPEGImages/") for name in wanted)
+    assert wanted == {name: data for name, data in contents(voc_set).items() if name.startswith("VOCdevkit/VOC2012/")}
+    for name in ("set.tar", "set.tar.gz", "set.zip"):
+        assert ingest(str(archives / name)) == wanted
+    for address in ("s3://bucket/set", "s3://bucket/set.tar"):
+        assert ingest(address) == wanted
+    with serving(FileServer((archives / "set.tar").read_bytes())) as server:
+        assert ingest(server.url) == wanted
+
+
+@pytest.mark.usefixtures("keys")
+def test_an_s3_source_whose_line_is_cut_half_way_arrives_whole_and_only_once(
+    ingest: Callable, archives: Path, s3: str, voc_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (archives / "set.tar").stat().st_size
+    monkeypatch.setattr(storage, "PART_SIZE", size // 8)
+    proxy = CuttingProxy(s3)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.cuts_at = [size // 2]
+    assert ingest("s3://bucket/set.tar") == ingest(str(voc_set))
+    assert proxy.cuts_at == []
+    before = proxy.passed
+    ingest("s3://bucket/set.tar")
+    assert proxy.passed - before < 10_000
+    proxy.close()
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_failed_fetch_leaves_the_old_data(ingest: Callable, voc_set: Path, tmp_path: Path) -> None:
+    before = ingest(str(voc_set))
+    for source in ("s3://nowhere/set", "s3://bucket/nothing", "http://127.0.0.1:9/set.tar"):
+        with pytest.raises(DownloadError, match=source.rpartition("/")[0]):
+            ingest(source)
+        assert contents(tmp_path / "data/raw") == before
+    with serving(FileServer(b"<!DOCTYPE html>sign in")) as server, pytest.raises(DataError, match="neither a tar"):
+        ingest(server.url)
+    assert contents(tmp_path / "data/raw") == before
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["downloads", "raw"]
+
+
+HOSTILE = {
+    "up.tar": (("../../escaped.jpg", tarfile.REGTYPE, ""), r"leaves the folder by '\.\.'.*unpack it yourself"),
+    "absolute.tar": (("/escaped.jpg", tarfile.REGTYPE, ""), r"is an absolute path.*unpack it yourself"),
+    "link.tar": (
+        ("photo.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
+        r"leads out of the folder.*unpack it yourself",
+    ),
+    "device.tar": (("photo.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
+}
+"""Name, kind and link of an archive's last entry, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_that_holds_a_whole_set_leaves_the_old_data_and_nothing_beside_it(
+    ingest: Callable, small_set: Path, tmp_path: Path, name: str
+) -> None:
+    before = ingest(str(small_set))
+    (entry, kind, link), message = HOSTILE[name]
+    with tarfile.open(tmp_path / name, "w") as tar:
+        tar.add(small_set / "VOCdevkit", "VOCdevkit")
+        last = tarfile.TarInfo(entry)
+        last.type, last.linkname = kind, link
+        tar.addfile(last)
+    with pytest.raises(DataError, match=message):
+        ingest(str(tmp_path / name))
+    assert contents(tmp_path / "data/raw") == before
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["raw"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["data", name])
+
+
+def test_the_published_archive_is_taken_from_a_mirror_and_checked(
+    repository: Path, tmp_path: Path, archives: Path, voc_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (archives / "set.tar").read_bytes()
+    known = download.KnownFile(len(data), hashlib.md5(data).hexdigest())
+    monkeypatch.setattr(sources, "VOC2012_FILE", known)
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    with serving(FileServer(data)) as good, serving(FileServer(b"an error page")) as bad:
+        params = with_source(load_params(repository / "conf" / "base.yaml"), "voc2012")
+        mirrors = params.data.mirrors.model_copy(update={"voc2012": [bad.url, good.url]})
+        params = params.model_copy(update={"data": params.data.model_copy(update={"mirrors": mirrors})})
+        for _ in range(2):
+            run_step(params, raw_dir=tmp_path / "raw", downloads_dir=tmp_path / "downloads")
+        assert len(good.requests) == 1
+    assert contents(tmp_path / "raw") == contents(voc_set)
+
+
+def test_an_address_with_a_checksum_gives_that_file_or_none(ingest: Callable, archives: Path, voc_set: Path) -> None:
+    data = (archives / "set.tar").read_bytes()
+    right, wrong = hashlib.sha256(data).hexdigest(), "0" * 64
+    with serving(FileServer(data)) as server:
+        assert ingest(f"{server.url}#sha256={right.upper()}") == contents(voc_set)
+        with pytest.raises(DownloadError, match=f"has the SHA-256 {right}, but data.source says {wrong}") as caught:
+            ingest(f"{server.url}#sha256={wrong}")
+        assert "hidden" not in str(caught.value)
+        with pytest.raises(DataError, match=r"the checksum 'abc' is no SHA-256 \(64 hex digits\)"):
+            ingest(f"{server.url}#sha256=abc")
+    with_checksum = sources.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
+    assert with_checksum.state() != sources.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
+
+
+def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> None:
+    sbd = write(
+        tmp_path / "sbd",
+        *(
+            f"benchmark_RELEASE/dataset/{name}"
+            for name in ("img/a.jpg", "inst/a.mat", "cls/a.mat", "train.txt", "val.txt", "notes.m")
+        ),
+    )
+    write(sbd, "benchmark_RELEASE/code/run.m")
+    found = {
+        f"benchmark_RELEASE/dataset/{name}" for name in ("img/a.jpg", "inst/a.mat", "cls/a.mat", "train.txt", "val.txt")
+    }
+    assert ingest(str(sbd)).keys() == found
+    assert ingest(str(sbd / "benchmark_RELEASE/dataset")).keys() == found
+
+    (sbd / "benchmark_RELEASE/dataset/inst/a.mat").rename(sbd / "benchmark_RELEASE/dataset/inst/A.MAT")
+    assert "benchmark_RELEASE/dataset/inst/A.MAT" in ingest(str(sbd))
+
+    coco = write(tmp_path / "coco", "wrapper/train/a.jpg", "wrapper/.DS_Store", "wrapper/train/._a.jpg")
+    write(coco, "wrapper/annotations/train.json", content=b'{"images": [], "annotations": []}')
+    assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}
+
+
+def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: Path) -> None:
+    coco = write(tmp_path / "coco", "images/a.jpg")
+    write(coco, "Annotations/train.json", content=b'{"images": [], "annotations": []}')
+    assert ingest(str(coco)).keys() == {"images/a.jpg", "Annotations/train.json"}
+
+
+@pytest.mark.parametrize("place", ["coco/annotations", "VOCdevkit/VOC2012", "VOCdevkit"])
+def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_coco(
+    ingest: Callable, tmp_path: Path, place: str
+) -> None:
+    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in VOC_NEEDED))
+    before = ingest(str(both))
+    write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(
+        DataError, match=r"(?s)more than one data set:\n.*VOC2012\n.*train\.json\nName the folder of one"
+    ):
+        ingest(str(both))
+    shutil.rmtree(both / "VOCdevkit/VOC2012/SegmentationObject")
+    write(both, "VOCdevkit/inst/a.mat", f"{place}/train.json", content=b'{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match=r"(?s)more than one data set:\n.*VOCdevkit\n.*train\.json\n"):
+        ingest(str(both))
+    assert contents(tmp_path / "data/raw") == before
+
+
+def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
+    folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
+    with pytest.raises(DataError, match="has the photos"):
+        ingest(str(folder))
+    write(folder, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
+    assert ingest(str(folder)).keys() == {
+        "benchmark_RELEASE/dataset/inst/a.mat",
+        "benchmark_RELEASE/dataset/train.txt",
+        "VOCdevkit/VOC2012/JPEGImages/a.jpg",
+    }
+
+
+def test_an_archive_without_a_known_layout_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
+        file.writestr("notes.txt", "x")
+    with pytest.raises(DataError, match=r"notes\.zip is in no known layout.\n  .*notes\.zip has: notes\.txt"):
+        ingest(str(tmp_path / "notes.zip"))
+    assert not (tmp_path / "data/raw").exists()
+
+
+# dvc:
+
+
+def team_call(root: Path, *command: str) -> str:
+    """Run a command of git or DVC in a repository; its output."""
+    identity = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=root, env=environment | identity, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def team_template(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> Path:
+    root = tmp_path_factory.mktemp("team")
+    team_call(root, "git", "init", "-q", "-b", "main")
+    team_call(root, "dvc", "init", "-q")
+    shutil.copytree(small_set, root / "photos")
+    for tag in ("v1", "v2"):
+        team_call(root, "dvc", "add", "-q", "photos")
+        team_call(root, "git", "add", "-A")
+        team_call(root, "git", "commit", "-qm", tag)
+        team_call(root, "git", "tag", tag)
+        next((root / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir()).unlink()
+    return root
+
+
+@pytest.fixture
+def team_repository(team_template: Path, tmp_path: Path) -> Path:
+    """A git repository whose DVC cache holds the set at the tag v1, and one photo less at v2."""
+    shutil.copytree(team_template, tmp_path / "team", symlinks=True)
+    return tmp_path / "team"
+
+
+def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
+    ingest: Callable, team_repository: Path, small_set: Path, tmp_path: Path
+) -> None:
+    first = ingest(f"dvc:{team_repository}#photos@v1")
+    assert first == contents(small_set)
+    assert len(ingest(f"dvc:{team_repository}#photos@main")) == len(first) - 1
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    assert ingest(f"dvc:{team_repository}#photos@v1") == first  # it was fetched before
+    with pytest.raises(DownloadError, match=r"no branch, tag or commit 'v3'"):
+        ingest(f"dvc:{team_repository}#photos@v3")
+    with pytest.raises(DownloadError, match=r"dvc:.*#nothing@v1: .*Check the path and the revision"):
+        ingest(f"dvc:{team_repository}#nothing@v1")
+    with pytest.raises(DownloadError, match="git cannot read the repository"):
+        ingest(f"dvc:{tmp_path}/nowhere#photos@v1")
+    assert contents(tmp_path / "data/raw") == first
+
+
+def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_nothing_else(
+    ingest: Callable, team_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"dvc:{team_repository}#photos@v1"
+    first = ingest(address)
+    photos = sorted((tmp_path / "data/downloads").rglob("content/**/*.jpg"))
+    inodes = {path: path.stat().st_ino for path in photos[2:]}
+    photos[0].write_bytes(photos[0].read_bytes()[::-1])  # as many bytes as before
+    photos[1].unlink()
+    (photos[2].parent / "stray.jpg").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert ingest(address) == first
+    assert "they are fetched again" in caplog.text
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    (record,) = (tmp_path / "data/downloads").rglob("commit.json")
+    for damage in ('"0123"', "{", '{"commit": 1}'):
+        photos[0].write_bytes(b"damaged")
+        record.write_text(damage)
+        assert ingest(address) == first
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    assert ingest(address) == first
+    photos[0].unlink()
+    with pytest.raises(DownloadError, match="files that arrived are kept"):
+        ingest(address)
+    assert contents(tmp_path / "data/raw") == first
+
+
+@pytest.fixture
+def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> CuttingProxy:
+    """The team's repository with its data on an S3 server only, which is reached through a line that can be cut."""
+    proxy = CuttingProxy(s3)
+    for command in (
+        ["dvc", "remote", "add", "-q", "--default", "bucket", f"s3://bucket/{tmp_path.name}"],
+        ["dvc", "remote", "modify", "bucket", "endpointurl", proxy.url],
+        ["dvc", "push", "-q", "--all-tags"],
+        ["git", "commit", "-qam", "remote"],
+        ["git", "tag", "v3"],
+    ):
+        team_call(team_repository, *command)
+    shutil.rmtree(team_repository / ".dvc" / "cache")
+    return proxy
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was(
+    ingest: Callable,
+    team_repository: Path,
+    remote_repository: CuttingProxy,
+    small_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # each of the library's many tries takes seconds
+    monkeypatch.setattr(tracked, "MAX_TRIES", 1)
+    address = f"dvc:{team_repository}#photos@v3"
+    total = sum(map(len, contents(small_set).values()))
+    remote_repository.dead_after = remote_repository.passed + total // 2
+    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v3: .*files that arrived are kept"):
+        ingest(address)
+    assert not (tmp_path / "data/raw").exists()
+    arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("photos/**/*.*")}
+    assert 0 < len(arrived) < len(contents(small_set)) - 1
+
+    remote_repository.dead_after = None
+    found = ingest(address)
+    assert found.items() < contents(small_set).items()  # v2 has a photo less
+    assert len(found) == len(contents(small_set)) - 1
+    assert {path: path.stat().st_ino for path in arrived} == arrived  # not fetched again
+    before = remote_repository.passed
+    ingest(address)
+    assert remote_repository.passed == before
+    remote_repository.close()
+
+
+class _Bar:
+    """What is shown of a transfer."""
+
+    def __init__(self, total: int | None, **settings: object) -> None:
+        self.total, self.shown = total, 0
+        _Bar.last = self
+
+    last: _Bar
+
+    def update(self, count: int) -> None:
+        self.shown += count
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_shows_bytes(
+    ingest: Callable, team_repository: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing, pauses, fetch = {1: 2, 5: 1}, [], DVCFileSystem.get_file
+    calls: list[str] = []
+
+    def unsteady(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        if name not in calls:
+            calls.append(name)
+        place = calls.index(name)
+        if failing.get(place, 0):
+            failing[place] -= 1
+            callback.relative_update(100)  # some of it had arrived
+            raise ConnectionResetError("the storage went away")
+        fetch(self, name, target, callback=callback)
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", unsteady)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "tqdm", _Bar)
+    monkeypatch.setattr(tracked, "time", SimpleNamespace(sleep=pauses.append))  # other threads sleep too
+    assert ingest(f"dvc:{team_repository}#photos@v1") == contents(small_set)
+    assert pauses == [0.5, 1.0, 0.5]
+    assert _Bar.last.total == _Bar.last.shown == sum(map(len, contents(small_set).values()))
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(FileNotFoundError("gone"), 1), (OSError(28, "No space left"), 1), (TimeoutError("slow"), 5)]
+)
+def test_what_no_other_try_can_mend_is_not_tried_again(
+    ingest: Callable, team_repository: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, tries: int
+) -> None:
+    calls = []
+
+    def failing(self: DVCFileSystem, name: str, target: str, callback: Callback) -> None:
+        calls.append(name)
+        raise error
+
+    monkeypatch.setattr(DVCFileSystem, "get_file", failing)
+    monkeypatch.setattr(tracked, "THREADS", 1)
+    monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
+    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v1: .*files that arrived are kept"):
+        ingest(f"dvc:{team_repository}#photos@v1")
+    assert max(calls.count(name) for name in calls) == tries
+
+
+def test_a_dvc_source_that_will_not_fit_is_refused_before_it_is_fetched(
+    ingest: Callable, team_repository: Path, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "SPARE", 1 << 60)
+    total = sum(map(len, contents(small_set).values()))
+    with pytest.raises(DataError, match=rf"fetching dvc:.*#photos@v1 needs {total:,} bytes, but the disk has"):
+        ingest(f"dvc:{team_repository}#photos@v1")
+    assert contents(tmp_path / "data") == {}
+
+
+def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refused(
+    team_repository: Path, tmp_path: Path, small_set: Path
+) -> None:
+    head = team_call(team_repository, "git", "rev-parse", "v1").strip()
+    objects = sorted((team_repository / ".dvc/cache/files/md5").rglob("*"))
+    photo = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
+    photo.chmod(0o644)
+    photo.write_bytes(photo.read_bytes()[::-1])
+    with pytest.raises(DataError, match="what arrived has the md5"):
+        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+
+    listing = next(path for path in objects if path.suffix == ".dir")
+    entries = json.loads(listing.read_text())
+    entries[0]["relpath"] = "..\\\\escaped.jpg"
+    hostile = json.dumps(entries).encode()
+    digest = hashlib.md5(hostile).hexdigest()
+    place = listing.parents[1] / digest[:2] / f"{digest[2:]}.dir"
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(hostile)
+    tracked = yaml.safe_load((team_repository / "photos.dvc").read_text())
+    tracked["outs"][0]["md5"] = f"{digest}.dir"
+    (team_repository / "photos.dvc").write_text(yaml.safe_dump(tracked))
+    team_call(team_repository, "git", "commit", "-qam", "hostile")
+    head = team_call(team_repository, "git", "rev-parse", "HEAD").strip()
+    with pytest.raises(DataError, match=r"has a backslash\. The repository is refused"):
+        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+    assert not list(tmp_path.rglob("escaped.jpg"))
+
+
+def test_a_single_file_and_a_file_that_git_tracks_are_taken(
+    team_repository: Path, archives: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(archives / "set.zip", team_repository / "set.zip")
+    team_call(team_repository, "dvc", "add", "-q", "set.zip")
+    (team_repository / "notes").mkdir()
+    (team_repository / "notes/plain.txt").write_text("by git")
+    team_call(team_repository, "git", "add", "-A")
+    team_call(team_repository, "git", "commit", "-qm", "file")
+    commit = team_call(team_repository, "git", "rev-parse", "HEAD").strip()
+    fetch_tracked(str(team_repository), "set.zip", commit, tmp_path / "out", "set")
+    assert contents(tmp_path / "out") == {"set.zip": (archives / "set.zip").read_bytes()}
+    fetch_tracked(str(team_repository), "notes", commit, tmp_path / "out", "notes")
+    assert contents(tmp_path / "out") == {"notes/plain.txt": b"by git"}
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exec sleep 60", r"did not answer in 0\.2 s\. Check the address"),
+        ('echo "prompt $GIT_TERMINAL_PROMPT" >&2; exit 128', r"git cannot read the repository: prompt 0\."),
+        (None, r"git cannot be run .*Install it"),
+    ],
+)
+def test_git_neither_asks_nor_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
+) -> None:
+    if script is not None:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / "git").chmod(0o755)
+    system = os.environ["PATH"] if script else ""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{system}")
+    if script and "sleep" in script:
+        monkeypatch.setattr(sources, "GIT_TIMEOUT", 0.2)
+    with pytest.raises(DownloadError, match=message):
+        sources.DvcPath("https://host/team.git", "photos", "v1").state()
+
+
+# The stage `source`
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("dvc:https://me:pw@host/team.git#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:https://host/team.git?token=pw#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
+        ("dvc:ssh://git:pw@host/team.git#photos@v2", "dvc:ssh://git@host/team.git#photos@v2"),
+        ("dvc:git@host:team.git#photos@v2", "dvc:git@host:team.git#photos@v2"),
+        ("dvc:/home/team#photos@v2", "dvc:/home/team#photos@v2"),
+        ("s3://bucket/set#2/a?b", "s3://bucket/set#2/a?b"),
+        ("https://me:pw@host/set.tar?token=pw#x", "https://host/set.tar"),
+        ("photos#2", "photos#2"),
+    ],
+)
+def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
+    assert lineage.shown_source(source) == shown
+
+
+def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
+    repository: Path, tmp_path: Path, voc_set: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, state = tmp_path / "photos", tmp_path / "source.json"
+    shutil.copytree(voc_set, folder)
+    params = with_source(load_params(repository / "conf" / "base.yaml"), str(folder))
+    watch.run(params, state_file=state)
+    first = state.read_bytes()
+    assert json.loads(first)["files"] == len(contents(folder))
+    watch.run(params, state_file=state)
+    assert state.read_bytes() == first
+    photo = next((folder / "VOCdevkit/VOC2012/JPEGImages").iterdir())
+    photo.write_bytes(photo.read_bytes()[::-1])  # as many bytes as before
+    watch.run(params, state_file=state)
+    second = state.read_bytes()
+    assert second != first
+    photo.unlink()
+    watch.run(params, state_file=state)
+    assert state.read_bytes() not in (first, second)
+
+    third = state.read_bytes()
+    shutil.rmtree(folder)  # as on another machine
+    with caplog.at_level(logging.WARNING):
+        watch.run(params, state_file=state)
+    assert "taken as unchanged" in caplog.text
+    assert state.read_bytes() == third
+    with pytest.raises(DataError, match="does not exist"):
+        watch.run(params, state_file=tmp_path / "new.json")
+
+
+def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", "a.jpg", "deep/b.jpg")
+    folder = write(tmp_path / "set", "notes.txt")
+    (folder / "photos").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "self").symlink_to(folder, target_is_directory=True)
+    (folder / "broken").symlink_to(tmp_path / "nowhere")
+    names = {path.relative_to(folder).as_posix() for path in sources.files_below(folder)}
+    assert names == {"notes.txt", "photos/a.jpg", "photos/deep/b.jpg"}
+    first = sources.Local(folder).state()
+    assert (first.files, first.size) == (3, 3)
+    write(elsewhere, "deep/b.jpg", content=b"longer")
+    assert sources.Local(folder).state().fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_room_for_linked_folders_is_counted(
+    ingest: Callable, voc_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    folder = tmp_path / "VOC2012"
+    shutil.copytree(voc_set / "VOCdevkit" / "VOC2012", folder)
+    if linked:
+        (folder / "JPEGImages").rename(tmp_path / "photos")
+        (folder / "JPEGImages").symlink_to(tmp_path / "photos", target_is_directory=True)
+    asked = []
+    monkeypatch.setattr(step, "require_free_disk", lambda folder, size, what: asked.append(size))
+    copied = ingest(str(folder))
+    assert asked == [sum(map(len, copied.values()))]
+
+
+@pytest.mark.usefixtures("keys")
+def test_a_change_behind_an_address_is_seen(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_params(repository / "conf" / "base.yaml")
+    state = tmp_path / "source.json"
+    monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
+    with serving(FileServer(b"one")) as server:
+        watch.run(with_source(base, server.url), state_file=state)
+        first = state.read_text()
+        assert "hidden" not in first
+        server.content, server.etag = b"two", '"two"'
+        watch.run(with_source(base, server.url), state_file=state)
+    assert state.read_text() != first
+    watch.run(with_source(base, "s3://bucket/set"), state_file=state)
+    seen = state.read_text()
+    storage.make_client().put_object(Bucket="bucket", Key="set/new.txt", Body=b"x")
+    watch.run(with_source(base, "s3://bucket/set"), state_file=state)
+    assert json.loads(state.read_text())["files"] == json.loads(seen)["files"] + 1
+    storage.make_client().delete_object(Bucket="bucket", Key="set/new.txt")

@@ -1,0 +1,82 @@
+"""What was found in each photo, and in which photos two networks differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from yolact.evaluation.evaluator import IouType, chatter_to_log, prepare_evaluation
+
+MATCH_IOU = 0.5
+"""A detection that overlaps a true object of its class by this much finds it."""
+
+
+@dataclass(frozen=True)
+class PhotoResult:
+    """What was found in one photo."""
+
+    found: dict[int, float]
+    """By annotation id of each object that is no crowd region: IoU with the detection that finds it, else 0."""
+    false: int
+    """Detections that find nothing; those in crowd regions are not counted."""
+
+    @property
+    def num_found(self) -> int:
+        return sum(iou > 0 for iou in self.found.values())
+
+
+def measure_photos(
+    ground_truth: COCO, rows: Sequence[dict[str, Any]], min_score: float, iou_type: IouType = "mask"
+) -> dict[int, PhotoResult]:
+    """Match the detections of each photo with its objects, as pycocotools does at an IoU of `MATCH_IOU`.
+
+    Args:
+        ground_truth: see `yolact.evaluation.evaluator.index_ground_truth`.
+        rows: COCO results.
+        min_score: detections below it are left out.
+        iou_type: what overlaps.
+
+    Returns:
+        By image id; every image has an entry.
+
+    Raises:
+        DataError: a row belongs to an image or a category that is not in the ground truth.
+    """
+    evaluation = prepare_evaluation(ground_truth, [row for row in rows if row["score"] >= min_score], iou_type)
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    evaluation.params.iouThrs = np.array([MATCH_IOU])
+    with chatter_to_log():
+        evaluation.evaluate()
+    found: dict[int, dict[int, float]] = {image: {} for image in ground_truth.imgs}
+    false = dict.fromkeys(ground_truth.imgs, 0)
+    for item in evaluation.evalImgs:
+        if item is None:
+            continue
+        image = item["image_id"]
+        ious = evaluation.ious[image, item["category_id"]]  # (D, G), objects in the order of the file
+        columns = {truth["id"]: column for column, truth in enumerate(evaluation._gts[image, item["category_id"]])}
+        rows_of = {detection: row for row, detection in enumerate(item["dtIds"])}
+        for truth, ignored, match in zip(item["gtIds"], item["gtIgnore"], item["gtMatches"][0], strict=True):
+            if not ignored:
+                found[image][truth] = float(ious[rows_of[match], columns[truth]]) if match else 0.0
+        false[image] += int(np.count_nonzero((item["dtMatches"][0] == 0) & ~item["dtIgnore"][0].astype(bool)))
+    return {image: PhotoResult(found[image], false[image]) for image in ground_truth.imgs}
+
+
+def advantage(a: PhotoResult, b: PhotoResult) -> float:
+    """How much better ``b`` is in a photo: IoU gained over all objects, less half of each further false detection.
+
+    A false detection weighs half of an object, as in panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019,
+    equation 1).
+    """
+    return sum(b.found[truth] - iou for truth, iou in a.found.items()) - (b.false - a.false) / 2
+
+
+def disagreement(a: PhotoResult, b: PhotoResult) -> float:
+    """How much two networks differ in a photo, 0 or more: as `advantage`, but differences do not cancel."""
+    return sum(abs(b.found[truth] - iou) for truth, iou in a.found.items()) + abs(b.false - a.false) / 2

@@ -1,0 +1,465 @@
+"""COCO data sets as they come: instances JSON with polygons, run lengths and crowd regions, and a folder of photos.
+
+`yolact.data.coco` reads the tidy form of it that preprocess writes; this module reads what others wrote, trusts
+nothing of it, and names each fault.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from yolact.errors import DataError
+from yolact.formats.instances import AnnotatedPhoto, Box, Instance, Layout
+from yolact.formats.photos import photo_warnings, read_photo, stored_form
+from yolact.formats.problems import Problem, ProblemError, keep_problems, writable
+
+MAX_COORDINATE = 100_000
+"""Pixels; a polygon that reaches farther is a slip of the pen (and would take long to draw)."""
+
+MAX_OUTLINE = 2_000_000
+"""Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
+more than a hundred times the outline of a photo of 12 megapixels."""
+
+BOX_AGREES_IOU = 0.5
+"""Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
+
+AREA_AGREES = 2.0
+"""Largest factor between a stated area and the mask's pixels; beyond it, the pixels are used. Our choice: the areas
+that COCO states are those of the polygons, and differ a little from the pixels."""
+
+SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""Words in a file's or folder's name that say which split it is."""
+
+TRIED_PHOTOS = 20
+"""Photos of a file that are looked for in each folder that may be theirs."""
+
+
+@dataclass(frozen=True)
+class CocoPhoto:
+    """A photo of a COCO data set with its rows of ``annotations``; a `PhotoSource`."""
+
+    root: Path
+    photo_id: str
+    """The photo's file, relative to ``root``."""
+    json_file: str
+    """Relative to ``root``."""
+    stated_size: tuple[int, int] | None
+    """Width and height as the JSON says."""
+    annotations: tuple[Any, ...]
+    class_of: Mapping[Any, int]
+    """Class index (from 1) by the file's own category id."""
+
+    def read(self) -> AnnotatedPhoto:
+        """Read the photo and turn the rows into instances."""
+        photo = read_photo(self.root, self.photo_id)
+        size = self.stated_size or photo.stored_size
+        if size not in (photo.stored_size, photo.upright_size):
+            wide, high = photo.stored_size
+            reason = f"says that {self.photo_id} is {size[0]} x {size[1]} pixels, but it is {wide} x {high}; correct it"
+            raise ProblemError([Problem(self.json_file, reason)])
+        problems: list[Problem] = []
+        warnings: list[Problem] = [*photo_warnings(photo, size != photo.stored_size)]
+        instances = []
+        for number, row in enumerate(self.annotations, 1):
+            faults = _Faults(self.json_file, f"{_row_name(row, number)} of {self.photo_id}")
+            instance = keep_problems(problems, lambda: _instance(row, number, size, self.class_of, faults))  # noqa: B023
+            warnings += faults.warnings
+            if instance is not None:
+                instances.append(instance)
+        if problems:
+            raise ProblemError(problems)
+        return AnnotatedPhoto(self.photo_id, photo, *size, tuple(instances), tuple(warnings))
+
+
+@dataclass
+class _Faults:
+    """Names one row in what is found wrong with it."""
+
+    file: str
+    row: str
+    warnings: list[Problem] = field(default_factory=list)
+
+    def warn(self, reason: str) -> None:
+        self.warnings.append(Problem(self.file, f"{self.row} {reason}"))
+
+    def problem(self, reason: str) -> ProblemError:
+        return ProblemError([Problem(self.file, f"{self.row} {reason}")])
+
+
+def _row_name(row: Any, number: int) -> str:
+    return f"annotation {row['id']!r}" if isinstance(row, dict) and "id" in row else f"annotation number {number}"
+
+
+def _instance(
+    row: Any, number: int, size: tuple[int, int], class_of: Mapping[Any, int], faults: _Faults
+) -> Instance | None:
+    """One row of ``annotations`` as an object; None, with a warning, where its mask has no pixel.
+
+    Raises:
+        ProblemError: the row cannot be used.
+    """
+    if not isinstance(row, dict):
+        raise faults.problem("is no JSON object; correct or remove it")
+    category = row.get("category_id")
+    if not _is_id(category) or category not in class_of:
+        raise faults.problem(f"has category_id {category!r}, which is not in categories; correct it")
+    crowd = row.get("iscrowd", 0)
+    if not _is_number(crowd) or crowd not in (0, 1):
+        raise faults.problem(f"has iscrowd {crowd!r}; write 0 or 1")
+    counts = _counts(row.get("segmentation"), size, faults)
+    rle = {"size": [size[1], size[0]], "counts": counts}
+    pixels = int(mask_utils.area(rle))
+    if not pixels:
+        faults.warn("has a mask without a pixel inside the photo; it is left out")
+        return None
+    tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
+    box = tight if crowd else _box(row.get("bbox"), tight, size, faults)
+    return Instance(
+        number, class_of[category], box, _area(row.get("area"), pixels), size[1], size[0], counts, bool(crowd)
+    )
+
+
+def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
+    """Compressed run lengths of a segmentation in any of COCO's three forms."""
+    width, height = size
+    if isinstance(segmentation, dict):
+        runs = _runs(segmentation, size, faults)
+        return str(mask_utils.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode())
+    if not isinstance(segmentation, list) or not segmentation:
+        raise faults.problem("has no mask (segmentation is missing or empty); draw its outline, or remove the row")
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise faults.problem("has a polygon that is no list of x, y for at least 3 points; correct its outline")
+        if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
+            raise faults.problem(f"has a polygon with a value that is no number up to {MAX_COORDINATE}; correct it")
+        if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
+            raise faults.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
+    merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    return str(merged["counts"].decode())
+
+
+def _outline_length(polygon: list[float]) -> float:
+    """Steps that drawing takes from point to point and back to the first: the longer of width and height, in pixels."""
+    points = np.reshape(polygon, (-1, 2))
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:
+    """Run lengths that add up to the photo: pycocotools reads and writes beyond the mask when they do not."""
+    width, height = size
+    if segmentation.get("size") != [height, width]:
+        stated = segmentation.get("size")
+        raise faults.problem(f"has run lengths of size {stated!r}, but its photo has [{height}, {width}]; draw it anew")
+    runs = segmentation.get("counts")
+    if isinstance(runs, str):
+        runs = decompressed_runs(runs)
+    whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
+    if not whole or sum(cast(list[int], runs)) != height * width:
+        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; draw its mask anew")
+    return cast(list[int], runs)
+
+
+def decompressed_runs(text: str) -> list[int] | None:
+    """The run lengths behind COCO's compressed text; None where it is damaged.
+
+    Five bits a character, lowest first, 48 added; bit 5 says that more follow, bit 4 of the last is the sign; from
+    the fourth number on, each is the difference to the one before the last (pycocotools, ``rleToString``).
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
+            return None
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return None if shift else runs
+
+
+def _box(stated: Any, tight: Box, size: tuple[int, int], faults: _Faults) -> Box:
+    """The stated box inside the photo where it fits the mask, else the tight one."""
+    if stated is None:
+        return tight
+    if not (isinstance(stated, list) and len(stated) == 4 and all(_is_number(side) for side in stated)):
+        faults.warn("has a bbox that is no list of four numbers; the one around its mask is used")
+        return tight
+    x0, y0 = max(stated[0], 0), max(stated[1], 0)
+    x1, y1 = min(stated[0] + stated[2], size[0]), min(stated[1] + stated[3], size[1])
+    inside = (x0, y0, x1 - x0, y1 - y0)
+    if x1 <= x0 or y1 <= y0 or _iou(inside, tight) < BOX_AGREES_IOU:
+        faults.warn(f"has the bbox {stated}, which does not fit its mask; {list(tight)}, the one around it, is used")
+        return tight
+    return inside
+
+
+def _iou(a: Box, b: Box) -> float:
+    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    overlap = max(wide, 0) * max(high, 0)
+    return overlap / (a[2] * a[3] + b[2] * b[3] - overlap)
+
+
+def _area(stated: Any, pixels: int) -> float:
+    return stated if _is_number(stated) and pixels / AREA_AGREES <= stated <= pixels * AREA_AGREES else pixels
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it can be a coordinate or an area: finite, and no integer of JSON that is too long for a float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
+
+
+# Files
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a JSON file speaks of images and annotations, without parsing what may be half a gigabyte."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b'"images"') >= 0 and data.find(b'"annotations"') >= 0
+
+
+@dataclass(frozen=True)
+class _Instances:
+    """One instances file, checked as far as its photos can be told apart."""
+
+    path: Path
+    images: list[Any]
+    annotations: list[Any]
+    categories: dict[Any, str]
+    """Name by the file's own id."""
+
+
+def read_coco(root: Path, files: Sequence[Path]) -> Layout:
+    """The data set of all instances files below a folder.
+
+    Raises:
+        DataError: a file is no instances JSON, files contradict each other, or its photos are nowhere.
+    """
+    by_split = _by_split(root, files)
+    loaded = {split: [_load(path) for path in paths] for split, paths in by_split.items()}
+    every = [instances for group in loaded.values() for instances in group]
+    classes = _classes(every)
+    index_of = {name: index for index, name in enumerate(classes.values(), 1)}
+    splits: dict[str, list[CocoPhoto]] = {}
+    problems: dict[str, list[Problem]] = {}
+    strays: list[Problem] = []
+    numbers: dict[str, Any] = {}
+    for split, group in loaded.items():
+        splits[split] = []
+        seen: dict[str, str] = {}
+        for instances in group:
+            for photo, number in _photos(root, instances, index_of, problems, strays, seen):
+                splits[split].append(photo)
+                numbers[photo.photo_id] = number
+    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), strays)
+
+
+def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by split, as their names say, or else the folders they are in; a lone nameless file is all there is."""
+    by_split: dict[str, list[Path]] = {}
+    unnamed = []
+    for path in sorted(files):
+        split = _split_of(path.relative_to(root))
+        if split is None:
+            unnamed.append(path)
+        else:
+            by_split.setdefault(split, []).append(path)
+    by_split.pop("test", None)
+    if unnamed and not by_split and len(unnamed) == 1:
+        return {"train": unnamed}
+    if unnamed or "train" not in by_split:
+        found = ", ".join(path.relative_to(root).as_posix() for path in sorted(files))
+        raise DataError(
+            f"{root}: it is not clear which instances files are for training: {found}. Name them, or their folders, "
+            "so that `train` and `val` stand in them, or leave a single file, which is then split."
+        )
+    return by_split
+
+
+def _split_of(path: Path) -> str | None:
+    for part in reversed(path.with_suffix("").parts):
+        found = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
+        if len(found) == 1:
+            return found.pop()
+    return None
+
+
+def _load(path: Path) -> _Instances:
+    try:
+        tree = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}. Bring the file again.") from None
+    parts = [tree.get(name) if isinstance(tree, dict) else None for name in ("images", "annotations", "categories")]
+    if not all(isinstance(part, list) for part in parts):
+        raise DataError(f"{path}: not COCO instances JSON: it needs the lists images, annotations and categories.")
+    images, annotations, rows = cast(list[list[Any]], parts)
+    categories: dict[Any, str] = {}
+    for place, row in enumerate(rows):
+        name = row.get("name") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name.strip() or writable(name) != name or not _is_id(row.get("id")):
+            raise DataError(f"{path}: categories[{place}] needs an id and a name, but is {str(row)[:80]}. Correct it.")
+        if row["id"] in categories or name in categories.values():
+            raise DataError(
+                f"{path}: categories[{place}] repeats the id {row['id']!r} or the name {name!r}. Correct it."
+            )
+        categories[row["id"]] = name
+    if not categories:
+        raise DataError(f"{path}: categories is empty. List the classes there, each with an id and a name.")
+    return _Instances(path, images, annotations, categories)
+
+
+def _classes(files: Sequence[_Instances]) -> dict[int, str]:
+    """Name by category id: the files' own ids where all are whole numbers from 1 and agree, else 1, 2, …"""
+    merged: dict[Any, str] = {}
+    for instances in files:
+        for number, name in instances.categories.items():
+            if merged.setdefault(number, name) != name:
+                raise DataError(
+                    f"{instances.path}: category id {number!r} is {name!r} here and {merged[number]!r} in another "
+                    "file. Give each class one id."
+                )
+    names = list(merged.values())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{files[0].path.parent}: the class {twice!r} has two category ids. Give each class one id.")
+    if all(isinstance(number, int) and number >= 1 for number in merged):
+        return dict(sorted(merged.items()))
+    return dict(enumerate((merged[number] for number in sorted(merged, key=lambda n: (isinstance(n, str), n))), 1))
+
+
+def _photos(
+    root: Path,
+    instances: _Instances,
+    index_of: Mapping[str, int],
+    problems: dict[str, list[Problem]],
+    strays: list[Problem],
+    seen: dict[str, str],
+) -> Iterator[tuple[CocoPhoto, Any]]:
+    """The file's photos with their numbers; refused ones go to ``problems``, annotations of no photo to ``strays``.
+
+    Args:
+        root: the data set's folder.
+        instances: the file.
+        index_of: class index by name.
+        problems: is added to. The annotations of a refused photo go with it.
+        strays: is added to.
+        seen: the file that each of the split's photos so far is in, by photo id; is added to.
+    """
+    file = instances.path.relative_to(root).as_posix()
+
+    def refuse(place: str, reason: str) -> None:
+        problems[f"{file} {place}"] = [Problem(file, f"{place} {reason}")]
+
+    usable: dict[Any, dict[str, Any]] = {}
+    refused: set[Any] = set()
+    for place, row in enumerate(instances.images):
+        reason = _image_fault(row, usable)
+        if reason is None:
+            usable[row["id"]] = row
+        else:
+            refuse(f"images[{place}]", reason)
+            if isinstance(row, dict) and _is_id(row.get("id")):
+                refused.add(row["id"])
+    rows_of: dict[Any, list[Any]] = {number: [] for number in usable}
+    for place, row in enumerate(instances.annotations):
+        number = row.get("image_id") if isinstance(row, dict) else None
+        if _is_id(number) and number in rows_of:
+            rows_of[number].append(row)
+        elif not (_is_id(number) and number in refused):
+            strays.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
+    folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
+    class_of = {number: index_of[name] for number, name in instances.categories.items()}
+    for number, row in usable.items():
+        name = stored_form(folder, row["file_name"]) or row["file_name"]
+        photo_id = (folder / name).relative_to(root).as_posix()
+        if photo_id in seen:
+            where = "" if seen[photo_id] == file else f" in {seen[photo_id]}, whose objects would be lost"
+            way_out = "remove one" if seen[photo_id] == file else "put the photo's annotations into one file"
+            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {way_out}")
+            continue
+        seen[photo_id] = file
+        size = (row["width"], row["height"]) if "width" in row and "height" in row else None
+        yield CocoPhoto(root, photo_id, file, size, tuple(rows_of[number]), class_of), number
+
+
+def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
+    """Why a row of ``images`` cannot be used, or None."""
+    if not isinstance(row, dict) or row.get("id") is None:
+        return "has no id; give it one"
+    if not _is_id(row["id"]):
+        return f"has the id {str(row['id'])[:80]}; write a whole number"
+    if row["id"] in usable:
+        return f"has the id {row['id']!r} of another image; give each its own"
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        return "has no file_name; name its photo"
+    if "\\" in name:
+        return f"has the file_name {name[:80]!r}; write / for each backslash"
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        return f"has the file_name {name[:80]!r}, which leaves the folder of photos; correct it"
+    for side in ("width", "height"):
+        if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
+            return f"has the {side} {row[side]!r}, which is no number of pixels; correct it"
+    return None
+
+
+def _unknown_image(number: Any, known: Collection[Any]) -> str:
+    """What is wrong with an ``image_id`` that is not among the known ids; says so where only its type differs."""
+    same: Any = None
+    if isinstance(number, int):
+        same = str(number)
+    elif number.is_integer() if isinstance(number, float) else re.fullmatch("[0-9]{1,18}", str(number)):
+        same = int(number)
+    shown = repr(number)[:80]
+    if same in known:
+        return f"has image_id {shown}, but images has the id {same!r}; write both as the same whole number"
+    return f"has image_id {shown}, which no usable row of images has; correct it"
+
+
+def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
+    """The folder that the file names start from: of the usual places, the one that has most of the first photos."""
+    stem = instances.path.stem.removeprefix("instances_")
+    split = _split_of(instances.path.relative_to(root))
+    above = [instances.path.parent, *(p for p in instances.path.parents if p.is_relative_to(root))]
+    inner = [
+        f"{images}/{part}".strip("/") for part in (stem, split or "", "") for images in ("", "images", "JPEGImages")
+    ]
+    places = list(dict.fromkeys(base / part for base in above for part in inner))
+    tried = names[:TRIED_PHOTOS]
+    best = max(places, key=lambda place: sum(stored_form(place, name) is not None for name in tried))
+    if tried and not any(stored_form(best, name) for name in tried):
+        looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
+        raise DataError(
+            f"{instances.path}: none of its first {len(tried)} photos, such as {tried[0]!r}, is in any of these "
+            f"folders of {root}: {looked}. Put the photos into `images`, or beside the file."
+        )
+    return best
+
+
+def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:
+    """The files' own image ids where they are whole numbers from 1 and unique, else 1, 2, … in the photos' order."""
+    own = list(numbers.values())
+    if all(isinstance(number, int) and number >= 1 for number in own) and len(set(own)) == len(own):
+        return dict(numbers)
+    return {photo_id: number for number, photo_id in enumerate(sorted(numbers), 1)}

@@ -1,0 +1,304 @@
+"""From VOC's masks and XML to instances."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from yolact.formats.instances import AnnotatedPhoto, Instance, instances_from_index_mask
+from yolact.formats.photos import Photo, photo_warnings, read_photo
+from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.voc import (
+    VOC_CLASSES,
+    VOID,
+    VocAnnotation,
+    VocObject,
+    find_part,
+    find_photo,
+    read_annotation,
+    read_mask,
+)
+
+MAX_FOREIGN_SHARE = 0.05
+"""Largest share of an object's pixels that may carry another class than its majority; our choice: room for a
+brush's slip at the border, not for a second object."""
+
+BOX_MATCH_IOU = 0.5
+"""Least IoU of an XML box and an instance that are one object (the devkit's own threshold of a correct box)."""
+
+BOX_CONFLICT_IOU = 0.8
+"""IoU from which an XML box and an instance of different classes must be one object; our choice."""
+
+VOID_BAND = 5
+"""Pixels by which an XML box may reach beyond the mask on each side and still agree: boxes enclose the void
+border, about five pixels wide (Everingham et al., IJCV 2010), masks do not."""
+
+
+@dataclass(frozen=True)
+class VocPhoto:
+    """A photo of a VOC2012 folder; a `PhotoSource`."""
+
+    root: Path
+    photo_id: str
+
+    def read(self) -> AnnotatedPhoto:
+        """See `read_voc_image`."""
+        return read_voc_image(self.root, self.photo_id)
+
+
+def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
+    """Read one photo's size, masks and XML and turn them into instances.
+
+    The photo is decoded in full, so that a damaged one is noticed here. Instances come from
+    SegmentationObject, classes from SegmentationClass; the XML is optional, lends its flags and is compared.
+
+    Raises:
+        ProblemError: with all that is wrong with the photo's files.
+    """
+    problems: list[Problem] = []
+    photo = keep_problems(problems, lambda: read_photo(root, find_photo(root, "JPEGImages", image_id)))
+    object_file = find_part(root, "SegmentationObject", image_id, ".png")
+    class_file = find_part(root, "SegmentationClass", image_id, ".png")
+    xml_file = find_part(root, "Annotations", image_id, ".xml")
+    object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
+    class_mask = keep_problems(problems, lambda: read_mask(root, class_file))
+    annotation = keep_problems(problems, lambda: read_annotation(root, xml_file))
+    if photo is not None:
+        masks = {object_file: object_mask, class_file: class_mask}
+        problems += size_problems(photo, {file: mask for file, mask in masks.items() if mask is not None})
+    if photo is None or object_mask is None or class_mask is None or problems:
+        raise ProblemError(problems)
+
+    joint = joint_histogram(object_mask, class_mask)
+    problems += mask_problems(joint, object_file, class_file)
+    if problems:
+        raise ProblemError(problems)
+    instances = instances_from_index_mask(object_mask, object_classes(joint))
+    height, width = object_mask.shape
+    warnings = [*photo_warnings(photo, (width, height) != photo.stored_size), *_unowned_warnings(joint, class_file)]
+    if annotation is not None:
+        instances, differences = match_objects(instances, annotation, xml_file)
+        warnings += _size_warning(annotation, (width, height), xml_file) + differences
+    return AnnotatedPhoto(
+        image_id, photo, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
+    )
+
+
+def size_problems(photo: Photo, masks: Mapping[str, np.ndarray]) -> list[Problem]:
+    """Masks, by file, that have neither the photo's size as stored nor all of them its upright size."""
+    sizes = {file: (mask.shape[1], mask.shape[0]) for file, mask in masks.items()}
+    if set(sizes.values()) == {photo.upright_size}:
+        return []
+    wide, high = photo.stored_size
+    reason = f"pixels, but the photo is {wide} x {high}; save the mask at the photo's size, without smoothing"
+    return [
+        Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
+        for file, size in sizes.items()
+        if size != photo.stored_size
+    ]
+
+
+def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarray:
+    """Pixels by object index and class index.
+
+    Args:
+        object_mask: (H, W) uint8.
+        class_mask: (H, W) uint8.
+
+    Returns:
+        (256, 256) int64; row: object index, column: class index.
+    """
+    pairs = ((object_mask.astype(np.uint16) << 8) | class_mask).ravel()
+    # Counted by runs of equal pixels, of which there are a hundred times fewer.
+    starts = np.concatenate(([0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1))
+    lengths = np.diff(starts, append=pairs.size)
+    counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
+    return counts.astype(np.int64).reshape(256, 256)
+
+
+def object_classes(joint: np.ndarray) -> dict[int, int]:
+    """Class index (1 to 20) of each object index that has class pixels: the most frequent; of equals, the lowest."""
+    by_class = joint[1:VOID, 1 : len(VOC_CLASSES) + 1]  # (254, 20)
+    present = np.flatnonzero(by_class.any(axis=1))
+    return {int(row) + 1: int(by_class[row].argmax()) + 1 for row in present}
+
+
+def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
+    """What keeps the two masks of a photo from being used together; ``joint`` as `joint_histogram` gives it."""
+    foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
+    if len(foreign):
+        reason = (
+            f"holds class index {_listed(foreign)}, but there are 0 (background), 1 to {len(VOC_CLASSES)} and "
+            f"{VOID} (void) only; correct these pixels (classes of your own need COCO's layout)"
+        )
+        return [Problem(class_file, reason)]
+    problems = []
+    classes = object_classes(joint)
+    for index in (int(row) for row in np.flatnonzero(joint.any(axis=1)) if 0 < row < VOID):
+        pixels = int(joint[index].sum())
+        if index not in classes:
+            reason = (
+                f"object {index} ({pixels} pixels) has no class: SegmentationClass is background or void all over it; "
+                "draw its class there, or set the object's pixels to 0 (background) or 255 (void)"
+            )
+            problems.append(Problem(object_file, reason))
+            continue
+        decided = pixels - int(joint[index, VOID])
+        share = 1 - int(joint[index, classes[index]]) / decided
+        if share > MAX_FOREIGN_SHARE:
+            others = [c for c in np.flatnonzero(joint[index]).tolist() if c not in (classes[index], VOID)]
+            reason = (
+                f"object {index} is mostly {_class_name(classes[index])}, but {share:.0%} of it is "
+                f"{', '.join(_class_name(c) for c in others)} in SegmentationClass; give each object one class, "
+                "or split it into several objects"
+            )
+            problems.append(Problem(object_file, reason))
+    return problems + _orphan_problems(joint, class_file)
+
+
+def _orphan_problems(joint: np.ndarray, class_file: str) -> list[Problem]:
+    """Classes that are drawn although no object of the photo has them: their objects would be lost."""
+    drawn = set(np.flatnonzero(joint.any(axis=0)).tolist()) - {0, VOID}
+    owned = set(np.flatnonzero(joint[1:VOID].any(axis=0)).tolist())
+    return [
+        Problem(
+            class_file,
+            f"shows {_class_name(index)} on {joint[:, index].sum()} pixels, but SegmentationObject has no object "
+            "there; draw the object, or set these pixels to 0 (background) or 255 (void)",
+        )
+        for index in sorted(drawn - owned)
+    ]
+
+
+def _unowned_warnings(joint: np.ndarray, class_file: str) -> list[Problem]:
+    """Classes of which a noticeable part lies outside every object."""
+    warnings = []
+    for index in range(1, len(VOC_CLASSES) + 1):
+        total, outside = int(joint[:, index].sum()), int(joint[0, index] + joint[VOID, index])
+        if total and outside / total > MAX_FOREIGN_SHARE:
+            reason = f"{outside} of {total} pixels of {_class_name(index)} belong to no object; no instance shows them"
+            warnings.append(Problem(class_file, reason))
+    return warnings
+
+
+def _class_name(index: int) -> str:
+    return "background" if index == 0 else VOC_CLASSES[index - 1]
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(int(value)) for value in values)
+
+
+def match_objects(
+    instances: Sequence[Instance], annotation: VocAnnotation, file: str
+) -> tuple[list[Instance], list[Problem]]:
+    """Give each instance the flags of its XML object: same class, highest IoU first, at least `BOX_MATCH_IOU`.
+
+    Returns:
+        The instances, and a warning for each instance or object that stays alone.
+
+    Raises:
+        ProblemError: masks and XML give one object two classes (`BOX_CONFLICT_IOU`).
+    """
+    objects = annotation.objects
+    iou = _void_tolerant_iou(
+        np.array([instance.box for instance in instances], dtype=np.float64).reshape(-1, 4),
+        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+    )
+    classes = np.array([instance.class_index for instance in instances], dtype=np.int64)
+    same_class = classes[:, None] == np.array([item.class_index for item in objects], dtype=np.int64)[None, :]
+    pairs = _greedy_pairs(np.where(same_class, iou, 0.0), BOX_MATCH_IOU)
+    matched = list(instances)
+    for row, column in pairs.items():
+        item = objects[column]
+        matched[row] = replace(instances[row], difficult=item.difficult, truncated=item.truncated)
+    lone_rows = [row for row in range(len(instances)) if row not in pairs]
+    lone_columns = [column for column in range(len(objects)) if column not in pairs.values()]
+    problems = [
+        Problem(
+            file,
+            f"object {column + 1} is {_class_name(objects[column].class_index)}, but the masks show "
+            f"{_class_name(instances[row].class_index)} there (object index {instances[row].number}); "
+            "correct the XML or SegmentationClass",
+        )
+        for row in lone_rows
+        for column in lone_columns
+        if iou[row, column] >= BOX_CONFLICT_IOU
+    ]
+    if problems:
+        raise ProblemError(problems)
+    return matched, _lone_warnings(instances, objects, lone_rows, lone_columns, file)
+
+
+def _lone_warnings(
+    instances: Sequence[Instance],
+    objects: Sequence[VocObject],
+    lone_rows: list[int],
+    lone_columns: list[int],
+    file: str,
+) -> list[Problem]:
+    warnings = []
+    for row in lone_rows:
+        instance = instances[row]
+        reason = f"no box fits the mask of object index {instance.number} ({_class_name(instance.class_index)})"
+        warnings.append(Problem(file, f"{reason}; the instance is kept, without the flags difficult and truncated"))
+    for column in lone_columns:
+        reason = f"object {column + 1} ({_class_name(objects[column].class_index)}) fits no mask; no instance shows it"
+        warnings.append(Problem(file, reason))
+    return warnings
+
+
+def _void_tolerant_iou(mask_boxes: np.ndarray, xml_boxes: np.ndarray) -> np.ndarray:
+    """IoU after each mask box has grown towards the XML box, by up to `VOID_BAND` pixels a side.
+
+    Args:
+        mask_boxes: (I, 4) xywh, pixels.
+        xml_boxes: (J, 4) xyxy, pixels.
+
+    Returns:
+        (I, J) float64, 0 to 1.
+    """
+    low = mask_boxes[:, None, :2]  # (I, 1, 2)
+    high = low + mask_boxes[:, None, 2:]
+    xml_low, xml_high = xml_boxes[None, :, :2], xml_boxes[None, :, 2:]  # (1, J, 2)
+    low = low - np.clip(low - xml_low, 0, VOID_BAND)  # (I, J, 2)
+    high = high + np.clip(xml_high - high, 0, VOID_BAND)
+    overlap = np.clip(np.minimum(high, xml_high) - np.maximum(low, xml_low), 0, None).prod(axis=2)
+    union = (high - low).prod(axis=2) + (xml_high - xml_low).prod(axis=2) - overlap
+    return np.asarray(overlap / union)
+
+
+def _greedy_pairs(iou: np.ndarray, least: float) -> dict[int, int]:
+    """Column by row: best IoU first, each row and column once, none below ``least``; ties go to the lower index."""
+    pairs: dict[int, int] = {}
+    for flat in np.argsort(-iou, axis=None, kind="stable"):
+        row, column = divmod(int(flat), iou.shape[1])
+        if iou[row, column] < least:
+            break
+        if row not in pairs and column not in pairs.values():
+            pairs[row] = column
+    return pairs
+
+
+def _size_warning(annotation: VocAnnotation, size: tuple[int, int], file: str) -> list[Problem]:
+    if annotation.size is None or annotation.size == size:
+        return []
+    width, height = annotation.size
+    reason = f"states the size {width} x {height}, but the photo is {size[0]} x {size[1]}; its boxes may not fit"
+    return [Problem(file, reason)]
+
+
+def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
+    """A number for each image id, for COCO's integer ids.
+
+    VOC's own names (``2007_000032``) give their digits (2007000032), whatever other photos there are. When any
+    name is of another kind, all are numbered from 1 in sorted order.
+    """
+    names = sorted(image_ids)
+    if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
+        return {name: int(name.replace("_", "")) for name in names}
+    return {name: number for number, name in enumerate(names, 1)}

@@ -1,0 +1,215 @@
+"""A photo with its objects, as every layout is read into it, and what turning and reducing does to the objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from yolact.formats.photos import Photo, turned_mask
+from yolact.formats.problems import Problem
+
+Box = tuple[float, float, float, float]
+
+ROUNDING = 1e-9
+"""More than sums of fractions of pixels are wrong by, so that exactly half is never taken for more."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of one photo."""
+
+    number: int
+    """From 1, of the photo's objects: the index in a mask, or the place in a list."""
+    class_index: int
+    """From 1: place in the layout's class names."""
+    box: Box
+    """xywh, pixels."""
+    area: float
+    """Pixels."""
+    height: int
+    """Of the photo, pixels."""
+    width: int
+    counts: str
+    """COCO's compressed run lengths of the mask."""
+    crowd: bool = False
+    """The region of many objects that were not told apart (COCO's ``iscrowd``)."""
+    difficult: bool | None = None
+    """None where nothing says so."""
+    truncated: bool | None = None
+
+    def rle(self) -> dict[str, Any]:
+        """The mask as pycocotools takes it."""
+        return {"size": [self.height, self.width], "counts": self.counts}
+
+
+@dataclass(frozen=True)
+class AnnotatedPhoto:
+    """One photo with its objects, in the frame that their masks were drawn in."""
+
+    photo_id: str
+    photo: Photo
+    width: int
+    """Pixels of the masks' frame: the photo as stored, or turned upright."""
+    height: int
+    instances: tuple[Instance, ...]
+    warnings: tuple[Problem, ...]
+    """Oddities that do not keep the photo from being used."""
+    has_xml: bool | None = None
+    """Whether there was an annotation XML; None in layouts that have none."""
+
+    @property
+    def drawn_upright(self) -> bool:
+        """Whether the masks' frame is the upright photo. Where the size leaves it open, it is the photo as stored."""
+        return (self.width, self.height) != self.photo.stored_size
+
+
+class PhotoSource(Protocol):
+    """Where one annotated photo is; small enough to send to another process."""
+
+    @property
+    def photo_id(self) -> str:
+        """Its name, unique in the data set."""
+
+    def read(self) -> AnnotatedPhoto:
+        """Read the photo and its objects; raises `ProblemError` with all that is wrong with their files."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An annotated data set as it was found."""
+
+    name: str
+    """For people, such as ``PASCAL VOC``."""
+    root: str
+    """Folder that problems' files are relative to."""
+    classes: Mapping[int, str]
+    """Name by category id, in the order of the ids; instances count them from 1 in that order."""
+    splits: Mapping[str, Sequence[PhotoSource]]
+    """``train`` and ``val``; only ``train`` where the source does not say which photos to validate on."""
+    problems: Mapping[str, Sequence[Problem]]
+    """Faults that leave no photo to read, by an id that stands for it."""
+    image_ids: Mapping[str, int]
+    """The number of each photo in COCO files, by photo id."""
+    strays: Sequence[Problem] = ()
+    """Annotations that belong to no photo, so that nobody can say which photo lacks them."""
+    warnings: Sequence[Problem] = ()
+    """Oddities of no single photo."""
+
+
+def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:
+    """The instances of a mask whose pixels hold object numbers, by ascending number.
+
+    All masks are run-length encoded in one pass over the image, whatever their number.
+
+    Args:
+        object_mask: (H, W) unsigned integers.
+        classes: class index (from 1) by object number; objects that are not in it are not returned.
+    """
+    height, width = object_mask.shape
+    flat = object_mask.ravel(order="F")  # COCO's runs go down the columns
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    numbers = sorted(classes)
+    plain = []
+    for number in numbers:
+        own = values == number
+        edges = np.stack((starts[own], ends[own]), axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=flat.size)
+        plain.append({"size": [height, width], "counts": counts[:-1] if counts[-1] == 0 else counts})
+    if not plain:
+        return []
+    encoded = mask_utils.frPyObjects(plain, height, width)
+    return [
+        Instance(
+            number=number,
+            class_index=classes[number],
+            box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])),
+            area=int(area),
+            height=height,
+            width=width,
+            counts=rle["counts"].decode("ascii"),
+        )
+        for number, rle, box, area in zip(
+            numbers, encoded, mask_utils.toBbox(encoded), mask_utils.area(encoded), strict=True
+        )
+    ]
+
+
+def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]) -> Instance | None:
+    """An object after its photo was turned by ``orientation`` (EXIF) and brought to ``size`` (width, height).
+
+    A pixel belongs to the reduced mask where more than half of its area does, so that masks which touch still do
+    not overlap. Box and area are those of the new mask. None when nothing is left of it.
+    """
+    turned = turned_mask(mask_utils.decode(instance.rle()), orientation)  # (H, W) uint8, 0 or 1
+    mask = reduced_mask(turned, size)
+    rle = mask_utils.encode(np.asfortranarray(mask))
+    area = int(mask_utils.area(rle))
+    if not area:
+        return None
+    box = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
+    counts = rle["counts"].decode("ascii")
+    return replace(instance, box=box, area=area, height=size[1], width=size[0], counts=counts)
+
+
+def reduced_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask (H, W) uint8, 0 or 1, at ``size`` (width, height), at most its own; worked out around the object only.
+
+    A pixel is set where more than half of its area is.
+    """
+    height, width = mask.shape
+    if (width, height) == size:
+        return mask
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    reduced = np.zeros((size[1], size[0]), dtype=np.uint8)
+    if not len(rows):
+        return reduced
+    top, bottom, from_y, to_y = _cells(rows, height, size[1])
+    left, right, from_x, to_x = _cells(columns, width, size[0])
+    part = mask[math.floor(from_y) : math.ceil(to_y), math.floor(from_x) : math.ceil(to_x)]
+    edges_y = np.linspace(from_y, to_y, bottom - top + 1) - math.floor(from_y)
+    edges_x = np.linspace(from_x, to_x, right - left + 1) - math.floor(from_x)
+    covered = _sums_between(_sums_between(part, edges_y).T, edges_x).T  # pixels of the object in each cell
+    share = covered / (height / size[1] * width / size[0])
+    reduced[top:bottom, left:right] = share > 0.5 + ROUNDING
+    return reduced
+
+
+def _sums_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Sums of the rows between neighbouring edges, which may cut rows; (N, M) and (K + 1,) to (K, M) float64."""
+    totals = np.zeros((len(values) + 1, values.shape[1]))
+    np.cumsum(values, axis=0, out=totals[1:])
+    whole = np.minimum(edges.astype(np.int64), len(values) - 1)
+    up_to = totals[whole] + (edges - whole)[:, None] * values[whole]
+    return np.asarray(np.diff(up_to, axis=0))
+
+
+def _cells(used: np.ndarray, length: int, cells: int) -> tuple[int, int, float, float]:
+    """First and end cell that the used pixels touch, and where these cells begin and end in pixels."""
+    first = int(used[0]) * cells // length
+    end = -((-int(used[-1]) - 1) * cells // length)
+    return first, end, first * length / cells, min(float(length), end * length / cells)
+
+
+def coco_annotation(instance: Instance, category_id: int) -> dict[str, Any]:
+    """A row of COCO's ``annotations`` (cocodataset.org, "Data format") without its two ids.
+
+    Flags that the source states, ``difficult`` and ``truncated``, are there too, as 0 or 1.
+    """
+    row: dict[str, Any] = {
+        "category_id": category_id,
+        "bbox": list(instance.box),
+        "area": instance.area,
+        "iscrowd": int(instance.crowd),
+        "segmentation": {"size": [instance.height, instance.width], "counts": instance.counts},
+    }
+    for name, flag in (("difficult", instance.difficult), ("truncated", instance.truncated)):
+        if flag is not None:
+            row[name] = int(flag)
+    return row

@@ -1,0 +1,225 @@
+"""Photo files: decoded to their end, turned upright, reduced to a bound, and hashed by what they show."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from yolact.formats.problems import Problem, ProblemError
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Photo files that are read, in any upper or lower case."""
+
+EXIF_ORIENTATION = 0x0112
+"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
+
+UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns the stored pixels upright, by EXIF orientation (Pillow's turns go against the clock)."""
+
+HASH_ROWS, HASH_COLUMNS = 8, 9
+"""Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
+
+JPEG_QUALITY = 95
+"""Of photos that are written anew; nearly all VOC photos were saved with 92 to 96."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo's file, decoded once to see that it is whole."""
+
+    file: str
+    """Relative to the data set's folder."""
+    width: int
+    """Pixels as stored, before any turn by EXIF orientation."""
+    height: int
+    orientation: int
+    """EXIF orientation, 1 to 8; 1 where the file states none or no such number."""
+    mode: str
+    """Pillow's name of the pixel format, such as RGB, L or CMYK."""
+    difference_hash: int
+    """64 bits of what the upright photo shows, see `difference_hash`."""
+    data: bytes
+    """The file's content."""
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height as stored."""
+        return self.width, self.height
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height after the turn by EXIF orientation."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def stored_form(folder: Path, file: str) -> str | None:
+    """The name by which a file is in ``folder``: as given, or in Unicode's composed or decomposed form; else None.
+
+    File systems, archives and lists of macOS decompose letters with accents (NFD), others compose them (NFC).
+    """
+    forms = dict.fromkeys((file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)))
+    return next((form for form in forms if os.path.isfile(folder / form)), None)
+
+
+def read_bytes(root: Path, file: str, missing: str) -> bytes:
+    """A file's content.
+
+    Raises:
+        ProblemError: it is not there (``missing`` says what to do), cannot be read or is empty.
+    """
+    try:
+        data = (root / file).read_bytes()
+    except FileNotFoundError:
+        raise ProblemError([Problem(file, f"no such file; {missing}")]) from None
+    except OSError as error:
+        raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
+    if not data:
+        raise ProblemError([Problem(file, "is empty; bring the file again")])
+    return data
+
+
+def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
+    """Read an image's header.
+
+    Raises:
+        ProblemError: the file has none of the formats, or a damaged header.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
+    except Image.DecompressionBombError:
+        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses from twice its bound on
+        reason = f"is larger than {largest} megapixels; reduce the photo and its masks"
+    except Exception as error:  # decoders raise many types on damaged input
+        reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
+    raise ProblemError([Problem(file, reason)])
+
+
+def load_image(image: Image.Image, file: str) -> None:
+    """Decode all pixels.
+
+    Raises:
+        ProblemError: the file is damaged or cut short.
+    """
+    try:
+        image.load()
+    except Exception as error:  # decoders raise many types on damaged input
+        reason = f"cannot be decoded to its end ({error}): it is damaged or cut short; bring the file again"
+        raise ProblemError([Problem(file, reason)]) from None
+
+
+def read_photo(root: Path, file: str) -> Photo:
+    """Read a photo and decode it in full, which a damaged one does not survive.
+
+    Raises:
+        ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits a channel.
+    """
+    data = read_bytes(root, file, "bring the photo")
+    image = open_image(data, file, ("JPEG", "PNG"))
+    width, height = image.size
+    orientation = 1
+    with suppress(Exception):  # broken EXIF data does not make a photo unusable
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    mode = image.mode
+    # The bit depth stands in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
+    if mode.startswith(("I", "F")) or (image.format == "PNG" and data[24] == 16):
+        raise ProblemError([Problem(file, "has 16 or more bits a channel; save it with 8 bits a channel")])
+    frames = getattr(image, "n_frames", 1)
+    if image.format == "PNG" and frames > 1:
+        reason = f"is an animation of {frames} frames; save the one that the masks were drawn on as a plain picture"
+        raise ProblemError([Problem(file, reason)])
+    if image.format != "PNG":
+        # Grey and an eighth of the size, or what the hash needs: libjpeg still reads the file to its end, in less time.
+        image.draft("L", (max(width // 8, 4 * HASH_COLUMNS), max(height // 8, 4 * HASH_ROWS)))
+    load_image(image, file)
+    upright = orientation if orientation in UPRIGHT else 1
+    return Photo(file, width, height, upright, mode, difference_hash(_turned(image.convert("L"), upright)), data)
+
+
+def difference_hash(grey: Image.Image) -> int:
+    """A 64-bit number that is nearly the same for two files of one picture, whatever their size and quality.
+
+    Each bit says whether a cell of a grid of 9 x 8 mean grey levels is brighter than the one to its left (dHash;
+    N. Krawetz, "Kind of Like That", 2013). The first cell's bit is the highest.
+    """
+    cells = np.asarray(grey.resize((HASH_COLUMNS, HASH_ROWS), Image.Resampling.BOX))  # (8, 9)
+    return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def bounded_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """Width and height after the longer one is reduced to ``max_side``; as they are where none is longer, or no bound.
+
+    The aspect ratio is kept to rounding, and no side falls below a pixel.
+    """
+    longest = max(size)
+    if max_side is None or longest <= max_side:
+        return size
+    return max(1, round(size[0] * max_side / longest)), max(1, round(size[1] * max_side / longest))
+
+
+def redrawn(photo: Photo, size: tuple[int, int]) -> bytes:
+    """The photo as a new JPEG file: upright, without EXIF data, at another size.
+
+    Args:
+        photo: what to turn and reduce.
+        size: width and height of the upright result, at most those of the photo.
+
+    Raises:
+        ProblemError: pixels cannot be decoded.
+    """
+    image = open_image(photo.data, photo.file, ("JPEG", "PNG"))
+    stored = size if photo.orientation < 5 else (size[1], size[0])
+    # libjpeg decodes to a half, a quarter or an eighth in less time; the filter below does the rest.
+    image.draft(None, (2 * stored[0], 2 * stored[1]))
+    load_image(image, photo.file)
+    upright = _turned(image.convert("RGB").resize(stored, Image.Resampling.LANCZOS), photo.orientation)
+    written = io.BytesIO()
+    upright.save(written, "JPEG", quality=JPEG_QUALITY)
+    return written.getvalue()
+
+
+def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """A mask (H, W) turned as `UPRIGHT` turns a photo; a view, nothing is copied."""
+    turns = {
+        2: lambda: mask[:, ::-1],
+        3: lambda: mask[::-1, ::-1],
+        4: lambda: mask[::-1],
+        5: lambda: mask.T,
+        6: lambda: mask[::-1].T,
+        7: lambda: mask[::-1, ::-1].T,
+        8: lambda: mask.T[::-1],
+    }
+    return np.asarray(turns[orientation]()) if orientation in turns else mask
+
+
+def photo_warnings(photo: Photo, drawn_upright: bool) -> Sequence[Problem]:
+    """Oddities of a photo that can be used."""
+    warnings = []
+    if photo.orientation != 1:
+        frame = "are taken as drawn on the turned photo" if drawn_upright else "are turned with it"
+        reason = f"carries EXIF orientation {photo.orientation}: it was turned upright, and its masks {frame}"
+        warnings.append(Problem(photo.file, reason))
+    if photo.mode == "CMYK":
+        warnings.append(Problem(photo.file, "has print colours (CMYK), which are read without their colour profile"))
+    return warnings

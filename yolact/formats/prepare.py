@@ -1,0 +1,172 @@
+"""One photo's way from a source to the processed data: read, turned upright, reduced, written, summed up.
+
+What comes back to the caller is small, so that a data set of any size can be prepared by many processes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from yolact.formats.instances import AnnotatedPhoto, Instance, PhotoSource, coco_annotation, redrawn_instance
+from yolact.formats.photos import bounded_size, redrawn
+from yolact.formats.problems import Problem, ProblemError
+
+CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
+"""Columns of `PhotoSummary.instances`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoSummary:
+    """What is remembered of a photo while others are read."""
+
+    photo_id: str
+    file_name: str
+    """In the folder of written photos."""
+    width: int
+    """Pixels, as written."""
+    height: int
+    sha256: bytes
+    """Of the written file."""
+    source_sha256: bytes
+    """Of the file as it came."""
+    difference_hash: int
+    turned: bool
+    reduced: bool
+    has_xml: bool | None
+    instances: np.ndarray
+    """(N, 7) float32: category id, box width, box height and mask area in pixels, and the flags crowd, difficult and
+    truncated (NaN where nothing says so)."""
+    other_classes: tuple[int, ...]
+    """Class index of each object whose class is not kept."""
+    warnings: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class PreparedPhoto:
+    """A photo that was written, with its objects."""
+
+    summary: PhotoSummary
+    rows: tuple[str, ...]
+    """A row of COCO's ``annotations`` for each object as JSON, without the ids and the brace before them."""
+
+
+@dataclass(frozen=True)
+class RejectedPhoto:
+    """A photo that cannot be used."""
+
+    photo_id: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the photos of a data set are prepared."""
+
+    folder: Path
+    """Where photos are written to; exists."""
+    max_side: int | None
+    """Pixels; longer photos are reduced to it."""
+    category_of: Mapping[int, int]
+    """Category id by class index; objects of other classes are left out."""
+    short_names: bool
+    """Whether photos keep their own names; else the folders they were in are part of it."""
+
+    def __call__(self, source: PhotoSource) -> PreparedPhoto | RejectedPhoto:
+        """Prepare one photo; its problems are returned, not raised."""
+        try:
+            return self._prepare(source.read())
+        except ProblemError as error:
+            return RejectedPhoto(source.photo_id, error.problems)
+
+    def _prepare(self, found: AnnotatedPhoto) -> PreparedPhoto:
+        photo, warnings = found.photo, list(found.warnings)
+        size = bounded_size(photo.upright_size, self.max_side)
+        turned, reduced = photo.orientation != 1, size != photo.upright_size
+        kept = [instance for instance in found.instances if instance.class_index in self.category_of]
+        instances = _redrawn_instances(found, kept, size, warnings) if turned or reduced else kept
+        data = redrawn(photo, size) if turned or reduced else photo.data
+        name = self._file_name(found, redrawn=turned or reduced)
+        self._write(name, data, photo.file)
+        source_digest = hashlib.sha256(photo.data).digest()
+        summary = PhotoSummary(
+            photo_id=found.photo_id,
+            file_name=name,
+            width=size[0],
+            height=size[1],
+            sha256=source_digest if data is photo.data else hashlib.sha256(data).digest(),
+            source_sha256=source_digest,
+            difference_hash=photo.difference_hash,
+            turned=turned,
+            reduced=reduced,
+            has_xml=found.has_xml,
+            instances=_table(instances, self.category_of),
+            other_classes=tuple(i.class_index for i in found.instances if i.class_index not in self.category_of),
+            warnings=tuple(warnings),
+        )
+        rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
+        return PreparedPhoto(summary, tuple(row.removeprefix("{") for row in rows))
+
+    def _file_name(self, found: AnnotatedPhoto, *, redrawn: bool) -> str:
+        name = PurePosixPath(found.photo_id).name if self.short_names else found.photo_id.replace("/", "__")
+        suffix = PurePosixPath(found.photo.file).suffix
+        name = name if name.endswith(suffix) else name + suffix
+        return f"{name}.jpg" if redrawn and suffix.lower() not in (".jpg", ".jpeg") else name
+
+    def _write(self, name: str, data: bytes, file: str) -> None:
+        try:
+            with (self.folder / name).open("xb") as target:
+                target.write(data)
+        except FileExistsError:
+            raise ProblemError([Problem(file, f"another photo is written as {name!r}; rename one of them")]) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            reason = f"would be written under a name of {len(name.encode())} bytes, which is too long; shorten its name"
+            folders = "" if self.short_names else " or those of its folders"
+            raise ProblemError([Problem(file, reason + folders)]) from None
+
+
+def names_are_unique(photo_ids: Collection[str]) -> bool:
+    """Whether photos can keep their own names without their folders', also where upper and lower case are one."""
+    return len({PurePosixPath(photo_id).name.casefold() for photo_id in photo_ids}) == len(photo_ids)
+
+
+def _redrawn_instances(
+    found: AnnotatedPhoto, instances: list[Instance], size: tuple[int, int], warnings: list[Problem]
+) -> list[Instance]:
+    orientation = 1 if found.drawn_upright else found.photo.orientation
+    redrawn = []
+    for instance in instances:
+        result = redrawn_instance(instance, orientation, size)
+        if result is None:
+            reason = (
+                f"object {instance.number} ({instance.area:g} pixels) vanishes when the photo is reduced to "
+                f"{size[0]} x {size[1]}; it is left out"
+            )
+            warnings.append(Problem(found.photo.file, reason))
+        else:
+            redrawn.append(result)
+    return redrawn
+
+
+def _table(instances: list[Instance], category_of: Mapping[int, int]) -> np.ndarray:
+    rows = [
+        (
+            category_of[item.class_index],
+            item.box[2],
+            item.box[3],
+            item.area,
+            item.crowd,
+            np.nan if item.difficult is None else item.difficult,
+            np.nan if item.truncated is None else item.truncated,
+        )
+        for item in instances
+    ]
+    return np.array(rows, dtype=np.float32).reshape(-1, 7)

@@ -1,0 +1,269 @@
+"""What was found in a photo, and the forms it can be given on: tensors, COCO results, VOC annotations, a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from yolact.files import replaced_file, write_text_atomic
+from yolact.formats.voc import voc_palette
+from yolact.masks import InstanceMasks, Rle
+
+
+@dataclass
+class Detections:
+    """What was found in one photo, best score first. All tensors are on the CPU."""
+
+    boxes: Tensor
+    """(N, 4) float32, xyxy, photo pixels, inside the photo."""
+    scores: Tensor
+    """(N,) float32, 0 to 1: probability of the class."""
+    labels: Tensor
+    """(N,) int64, 0 to C - 1."""
+    instance_masks: InstanceMasks
+    """N masks, each stored as the part around its object; as large as the photo unless the predictor was told so."""
+    mask_scores: Tensor
+    """(N,) float32: ``scores`` times the predicted mask IoU with mask re-scoring (YOLACT++), else equal to
+    ``scores``. Evaluation ranks masks by it, boxes by ``scores``."""
+    class_names: tuple[str, ...] = ()
+    """Name of label 0, 1, ...; empty where they are not known."""
+    photo_size: tuple[int, int] | None = None
+    """Height and width of the photo, pixels; None where the masks are as large as it."""
+
+    @classmethod
+    def from_masks(
+        cls,
+        boxes: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        *,
+        mask_scores: Tensor | None = None,
+        class_names: Sequence[str] = (),
+    ) -> Detections:
+        """Detections from whole (N, H, W) masks, true or non-zero inside the object."""
+        mask_scores = scores if mask_scores is None else mask_scores
+        return cls(boxes, scores, labels, InstanceMasks.from_tensor(masks), mask_scores, tuple(class_names))
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, H, W) bool; made anew at each call, so keep it if it is needed twice."""
+        return self.instance_masks.to_tensor()
+
+    def rles(self) -> list[Rle]:
+        """The masks as COCO compressed RLE, without making them whole."""
+        return self.instance_masks.to_rle()
+
+    def polygons(self) -> list[list[np.ndarray]]:
+        """Each object's outline: a list of (n, 2) float32 x and y, photo pixels, one for each part of its mask.
+
+        The outlines follow the pixels' edges, so that rasterising them gives back the mask, but for its holes, which
+        are filled (`yolact.masks.outer_contours` has the exact rule). Those of masks that are not as large as the photo
+        are stretched to it.
+        """
+        height, width = self.instance_masks.height, self.instance_masks.width
+        photo_height, photo_width = self.photo_size or (height, width)
+        stretch = np.array([photo_width / width, photo_height / height], dtype=np.float32)
+        return [[contour * stretch for contour in parts] for parts in self.instance_masks.to_polygons()]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, rows: Tensor | slice | int) -> Detections:
+        """Those of a (N,) bool or (M,) int64 index, of a slice, or the one at a place.
+
+        Raises:
+            IndexError: there is no such place.
+        """
+        if isinstance(rows, int):
+            rows = torch.arange(len(self))[rows].reshape(1)
+        return Detections(
+            self.boxes[rows],
+            self.scores[rows],
+            self.labels[rows],
+            self.instance_masks[rows],
+            self.mask_scores[rows],
+            self.class_names,
+            self.photo_size,
+        )
+
+    def above(self, score: float) -> Detections:
+        """Only the detections whose score is greater than ``score``."""
+        return self[self.scores > score]
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Rows of the COCO results format (https://cocodataset.org/#format-results), best score first.
+
+        Args:
+            image_id: id of the photo in the ground truth.
+            category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
+                `yolact.models.published.COCO_CATEGORY_IDS`.
+
+        Raises:
+            ValueError: the masks are not as large as the photo.
+
+        Returns:
+            N rows with ``image_id``, ``category_id``, ``bbox`` (xywh, pixels, not rounded), ``score``, ``mask_score``
+            (no part of the format; other readers pass it over) and ``segmentation`` (compressed RLE).
+        """
+        self._check_masks_fit("to_coco")
+        boxes = self.boxes.numpy().astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]  # (N, 4) xywh
+        columns = (boxes.tolist(), self.scores.tolist(), self.mask_scores.tolist(), self.labels.tolist(), self.rles())
+        return [
+            {
+                "image_id": image_id,
+                "category_id": int(category_ids[label]) if category_ids is not None else label + 1,
+                "bbox": box,
+                "score": score,
+                "mask_score": mask_score,
+                "segmentation": rle,
+            }
+            for box, score, mask_score, label, rle in zip(*columns, strict=True)
+        ]
+
+    @classmethod
+    def from_coco(
+        cls,
+        rows: Sequence[dict[str, Any]],
+        category_ids: Sequence[int],
+        height: int,
+        width: int,
+        class_names: Sequence[str] = (),
+    ) -> Detections:
+        """The inverse of `to_coco`: the rows of one photo of ``height`` x ``width`` pixels, best score first.
+
+        Raises:
+            KeyError: a row has a category that is not in ``category_ids``.
+        """
+        rows = sorted(rows, key=lambda row: -row["score"])
+        label_of = {category_id: label for label, category_id in enumerate(category_ids)}
+        boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # (N, 4) xyxy
+        return cls(
+            boxes=boxes.float(),
+            scores=torch.tensor([row["score"] for row in rows], dtype=torch.float32),
+            labels=torch.tensor([label_of[row["category_id"]] for row in rows], dtype=torch.int64),
+            instance_masks=InstanceMasks.from_rle([row["segmentation"] for row in rows], height, width),
+            mask_scores=torch.tensor([row.get("mask_score", row["score"]) for row in rows], dtype=torch.float32),
+            class_names=tuple(class_names),
+        )
+
+    def _check_masks_fit(self, form: str) -> None:
+        height, width = self.instance_masks.height, self.instance_masks.width
+        if self.photo_size not in (None, (height, width)):
+            raise ValueError(
+                f"{form} needs masks as large as the photo, {self.photo_size}; these are {(height, width)}: "
+                "predict with mask_resolution='photo'"
+            )
+
+    def to_voc(self, file_name: str) -> VocDetections:
+        """The detections as PASCAL VOC annotations of the photo ``file_name``.
+
+        A pixel that several masks claim goes to the best score. Segmentation indices stand for at most 254 objects, so
+        only the best 254 are in them.
+
+        Raises:
+            ValueError: the masks are not as large as the photo, their classes have no names here, or more classes are
+                found than indices stand for.
+        """
+        self._check_masks_fit("to_voc")
+        if not self.class_names and len(self):
+            raise ValueError("to_voc needs class names: set class_names, as a Predictor does")
+        highest = max(self.labels.tolist(), default=-1)
+        if highest >= VOC_MAX_OBJECTS:
+            raise ValueError(f"to_voc: label {highest} has no index; VOC's indices stand for {VOC_MAX_OBJECTS} classes")
+        height, width = self.instance_masks.height, self.instance_masks.width
+        objects = np.zeros((height, width), dtype=np.uint8)
+        classes = np.zeros((height, width), dtype=np.uint8)
+        best = self[torch.arange(min(len(self), VOC_MAX_OBJECTS))]
+        rows = zip(best.instance_masks.corners, best.instance_masks.crops, best.labels.tolist(), strict=True)
+        for index, ((top, left), crop, label) in reversed(list(enumerate(rows, start=1))):
+            window = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
+            objects[window][crop] = index
+            classes[window][crop] = label + 1
+        return VocDetections(file_name, self._voc_xml(file_name, height, width), objects, classes)
+
+    def _voc_xml(self, file_name: str, height: int, width: int) -> str:
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "filename").text = file_name
+        size = ElementTree.SubElement(root, "size")
+        for name, value in (("width", width), ("height", height), ("depth", 3)):
+            ElementTree.SubElement(size, name).text = str(value)
+        ElementTree.SubElement(root, "segmented").text = "1"
+        for box, score, label in zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True):
+            item = ElementTree.SubElement(root, "object")
+            ElementTree.SubElement(item, "name").text = self.class_names[label]
+            ElementTree.SubElement(item, "score").text = f"{score:.6f}"
+            corners = ElementTree.SubElement(item, "bndbox")
+            left, right = _voc_ends(box[0], box[2], width)
+            top, bottom = _voc_ends(box[1], box[3], height)
+            for name, end in (("xmin", left), ("ymin", top), ("xmax", right), ("ymax", bottom)):
+                ElementTree.SubElement(corners, name).text = str(end)
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def plot(self, photo: np.ndarray | Tensor | str | Path, min_score: float = 0.0) -> np.ndarray:
+        """Draw the detections over the photo that they were found in.
+
+        Args:
+            photo: in any form that `Predictor.predict` takes.
+            min_score: only greater scores are drawn.
+
+        Returns:
+            (H', W', 3) uint8 RGB; larger than the photo where that is small.
+        """
+        from yolact.inference.predictor import read_photo  # these two import this module
+        from yolact.visualize import draw_detections
+
+        image = read_photo(photo).permute(1, 2, 0).cpu().numpy()
+        shown = self.above(min_score)
+        highest = max(shown.labels.tolist(), default=-1)
+        return draw_detections(image, shown, self.class_names or [f"class {label}" for label in range(1, highest + 2)])
+
+
+VOC_MAX_OBJECTS = 254
+"""Indices 1 to 254: 0 is the background and 255 the border (VOC2012 development kit, section 3)."""
+
+
+def _voc_ends(low: float, high: float, size: int) -> tuple[int, int]:
+    """First and last whole pixel between two edges, counted from 1; at least one, inside ``size`` pixels."""
+    first = min(round(low), size - 1)
+    return first + 1, max(round(high), first + 1)
+
+
+@dataclass(frozen=True)
+class VocDetections:
+    """Detections of one photo in the files of the VOC devkit."""
+
+    file_name: str
+    """Of the photo."""
+    xml: str
+    """Annotation with boxes; ``score`` in each object is no part of the format, other readers pass it over."""
+    segmentation_object: np.ndarray
+    """(H, W) uint8: 0 background, k the k-th best detection."""
+    segmentation_class: np.ndarray
+    """(H, W) uint8: 0 background, label + 1 elsewhere."""
+
+    def save(self, folder: Path | str) -> None:
+        """Write ``Annotations/NAME.xml``, ``SegmentationObject/NAME.png`` and ``SegmentationClass/NAME.png``."""
+        root, name = Path(folder), Path(self.file_name).stem
+        (root / "Annotations").mkdir(parents=True, exist_ok=True)
+        write_text_atomic(root / "Annotations" / f"{name}.xml", self.xml)
+        for kind, indices in (
+            ("SegmentationObject", self.segmentation_object),
+            ("SegmentationClass", self.segmentation_class),
+        ):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(indices)
+            image.putpalette(voc_palette().tobytes())  # makes the L image a P image with the same indices
+            with replaced_file(root / kind / f"{name}.png") as temporary:
+                image.save(temporary, format="PNG")

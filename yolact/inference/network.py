@@ -1,0 +1,129 @@
+"""A network made ready for inference: the same function, in fewer and cheaper operations.
+
+Batch norm is folded into the convolutions before it, the memory layout is the one that the device's convolutions like
+best, and numbers have the wanted precision. On CPUs the network is rebuilt from fused operations
+(`yolact.inference.onednn`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import itertools
+import sys
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from yolact.devices import check_compiler
+from yolact.errors import SettingsError
+from yolact.inference import onednn
+from yolact.models.anchors import config_anchors
+from yolact.models.backbone import DeformableConv2d
+from yolact.models.maskiou import MaskIouNet
+from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class InferenceNetwork:
+    """A network for inference; later changes of the original do not reach it.
+
+    Args:
+        model: on the device where it shall run.
+        precision: of weights and features. Anchors, and all that follows the network, are float32.
+        compile: let ``torch.compile`` make kernels for this network. The first run of each input shape then takes
+            minutes; on CPUs a C++ compiler is needed.
+        take_over: use up ``model`` itself instead of a copy, which spares its memory.
+
+    Raises:
+        SettingsError: the precision is unknown, or the device is no match for it; or there is no compiler.
+    """
+
+    def __init__(
+        self, model: Yolact, precision: Precision = "fp32", *, compile: bool = False, take_over: bool = False
+    ) -> None:
+        self.device = next(model.parameters()).device
+        self.dtype = _dtype(precision, self.device)
+        # On Apple GPUs some operations are wrong or slow in channels_last.
+        self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
+        self.config = model.config
+        network = (model if take_over else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
+        self.maskiou_net: MaskIouNet | None = network.maskiou_net
+        """In float32: it is small, and its output multiplies the scores."""
+        if self.maskiou_net is not None:
+            self.maskiou_net.to(self.device)
+        network.maskiou_net = None
+        fold_batch_norm(network)
+        network.to(self.device, self.dtype).to(memory_format=self.memory_format)
+        self._anchors: dict[tuple[int, int], Tensor] = {}
+        self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
+        if compile:
+            check_compiler(self.device, "compile")
+            # With "reduce-overhead" CUDA graphs replay the whole network without launching its kernels one by one.
+            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self._tensors = torch.compile(network.tensors, mode=mode, dynamic=False)
+        elif self.device.type == "cpu" and onednn.is_available(self.dtype):
+            self._tensors = onednn.OneDnnNetwork(network)
+            _return_freed_memory()
+
+    def __call__(self, images: Tensor) -> RawOutputs:
+        """Run (B, 3, S, S) normalised float32 images; the outputs have the network's precision."""
+        images = images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
+        with torch.no_grad():  # not inference_mode: callers may go on computing with the outputs
+            boxes, class_logits, mask_coefficients, prototypes = self._tensors(images)[:4]
+        anchors = self._anchors_of(images.shape[2], images.shape[3])
+        return RawOutputs(boxes, class_logits, mask_coefficients, prototypes, anchors, semantic_logits=None)
+
+    def _anchors_of(self, height: int, width: int) -> Tensor:
+        if (height, width) not in self._anchors:
+            anchors = config_anchors(self.config, Yolact.level_sizes(height, width))
+            self._anchors[height, width] = anchors.to(self.device)
+        return self._anchors[height, width]
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision not in DTYPES:
+        raise SettingsError(f"precision {precision!r} is unknown; there are {', '.join(get_args(Precision))}")
+    if precision == "fp16" and device.type == "cpu":
+        raise SettingsError(
+            "precision 'fp16' needs a GPU; on a CPU use bf16 (fast on those that compute with it) or fp32"
+        )
+    return DTYPES[precision]
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what loading freed; glibc keeps it otherwise, in pieces that fit no feature map."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Put every batch norm into the convolution before it, in place; the network must be in evaluation mode.
+
+    ``y = g (w x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights and bias.
+    """
+    for module in list(network.modules()):
+        children = dict(module.named_children())
+        if isinstance(module, nn.Sequential):
+            pairs = list(itertools.pairwise(children))
+        else:
+            pairs = [(name, name.replace("conv", "bn")) for name in children if name.startswith("conv")]
+        for conv_name, norm_name in pairs:
+            norm, conv = children.get(norm_name), children[conv_name]
+            if not isinstance(norm, nn.BatchNorm2d):
+                continue
+            assert isinstance(conv, (nn.Conv2d, DeformableConv2d))
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # rounded once, at the end
+            bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+            conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).float(), requires_grad=False)
+            conv.bias = nn.Parameter((gain * bias + norm.bias.double()).float(), requires_grad=False)
+            setattr(module, norm_name, nn.Identity())

@@ -1,0 +1,372 @@
+"""The network for inference on CPUs: oneDNN's convolutions with what follows them in one operation.
+
+PyTorch's own convolution reorders its weights at every call, and writes and reads each feature map again for bias,
+activation and shortcut. Here weights are reordered once, and activations and sums are done while the convolution's
+result is in the cache: the same operations that ``torch.compile`` uses, without needing a compiler. The widest 3x3
+convolutions use Winograd's minimal filtering instead, which needs 2.25 multiplications per output instead of 9.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolact.inference.winograd import EnlargingWinogradConv2d, WinogradConv2d
+from yolact.models.backbone import (
+    BasicBlock,
+    Bottleneck,
+    DarknetBackbone,
+    DarknetBlock,
+    DeformableConv2d,
+    ResNetBackbone,
+)
+from yolact.models.fpn import FPN
+from yolact.models.head import PredictionHead
+from yolact.models.yolact import Yolact
+
+Activation = Literal["none", "relu", "leaky_relu"]
+
+_InputSizes = dict[nn.Module, list[int]]
+"""Shape of the input that a convolution will see, or of the largest one: the best order of its weights depends on it,
+and a wrong one is slow."""
+
+LEAKY_SLOPE = 0.1
+"""Of Darknet's activation."""
+
+
+@functools.cache
+def is_available(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has oneDNN's fused convolutions of that precision for this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        with torch.no_grad():
+            conv = _conv_of(torch.zeros(4, 4, 3, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
+            _FusedConv(conv, "relu", {conv: [1, 4, 4, 4]})(torch.zeros(1, 4, 4, 4, dtype=dtype))
+    except (AttributeError, RuntimeError):  # PyTorch does not promise these operations
+        return False
+    return True
+
+
+class _FusedConv(nn.Module):
+    """A convolution, an optional sum and an activation."""
+
+    def __init__(self, conv: nn.Module, activation: Activation, sizes: _InputSizes) -> None:
+        super().__init__()
+        assert isinstance(conv, nn.Conv2d)
+        self.activation = activation
+        self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else []
+        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.weight = conv.weight.detach()
+        if conv in sizes:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, sizes[conv])
+            conv.weight = None  # type: ignore[assignment]  # two copies of all weights would be in memory otherwise
+        self.bias = None if conv.bias is None else conv.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.geometry, self.activation, self.scalars, None
+        )
+        return out
+
+    def add_to(self, other: Tensor, x: Tensor) -> Tensor:
+        """The activation of ``other`` + convolution of ``x``; written into ``other``."""
+        activation = None if self.activation == "none" else self.activation
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+            other, x, self.weight, self.bias, *self.geometry, "add", 1.0, activation, self.scalars, None
+        )
+        return out
+
+
+WINOGRAD_CHANNELS = 192
+WINOGRAD_PIXELS = 1200
+"""Least input and output channels, and least area of the feature map, from which it is used. On a CPU with AVX-512 it
+was faster than the direct convolution with 243 and 256 channels, not with 96; with 128 the network's time was 1 to 2 %
+less in one measurement and 2 % more in another. With 256 channels it was faster on 35 x 35 cells and more, and made no
+difference on 32 x 32."""
+
+
+class _WideConv(nn.Module):
+    """Winograd's convolution for large feature maps, the direct one for small ones."""
+
+    def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int, width: int) -> None:
+        super().__init__()
+        self.large = WinogradConv2d(conv, activation, height, width)
+        self.small = _FusedConv(conv, activation, {conv: [1, conv.in_channels, height, width]})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (self.large if x.shape[2] * x.shape[3] >= WINOGRAD_PIXELS else self.small)(x)
+        return out
+
+
+def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
+    """Whether Winograd's convolution is the faster one for feature maps of that size."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
+        and min(conv.in_channels, conv.out_channels) >= WINOGRAD_CHANNELS
+        and height * width >= WINOGRAD_PIXELS
+    )
+
+
+def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
+    """The faster convolution for a layer whose input has one size."""
+    assert isinstance(conv, nn.Conv2d)
+    if _suits_winograd(conv, *sizes[conv][2:]):
+        winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
+        conv.weight = None  # type: ignore[assignment]  # as in _FusedConv
+        return winograd
+    return _FusedConv(conv, activation, sizes)
+
+
+def _backbone_conv(conv: nn.Module, sizes: _InputSizes) -> nn.Module:
+    """`_conv` in bfloat16. In float32 Winograd's kernels, four times as large, would cost more than they gain: 42 MiB
+    for 4 % of a ResNet-50's time at 550 pixels."""
+    assert isinstance(conv, nn.Conv2d)
+    return _conv(conv, "relu", sizes) if conv.weight.dtype == torch.bfloat16 else _FusedConv(conv, "relu", sizes)
+
+
+def _convs(block: BasicBlock | Bottleneck) -> list[nn.Module]:
+    """Those of its residual branch, in order."""
+    return [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
+
+
+class _Block(nn.Module):
+    """A residual block of a ResNet whose batch norm is folded."""
+
+    def __init__(self, block: BasicBlock | Bottleneck, sizes: _InputSizes) -> None:
+        super().__init__()
+        *before, last = _convs(block)
+        self.before = nn.ModuleList(
+            nn.Sequential(conv, nn.ReLU(inplace=True))
+            if isinstance(conv, DeformableConv2d)
+            else _backbone_conv(conv, sizes)
+            for conv in before
+        )
+        self.last = _FusedConv(last, "relu", sizes)
+        self.shortcut = None if block.downsample is None else _FusedConv(block.downsample[0], "none", sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for conv in self.before:
+            out = conv(out)
+        # Writes into its input when there is no shortcut convolution.
+        return self.last.add_to(x if self.shortcut is None else self.shortcut(x), out)
+
+
+class _DarknetBlock(nn.Module):
+    def __init__(self, block: DarknetBlock, sizes: _InputSizes) -> None:
+        super().__init__()
+        self.conv1 = _FusedConv(block.conv1[0], "leaky_relu", sizes)
+        self.conv2 = _FusedConv(block.conv2[0], "leaky_relu", sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x)).add_(x)
+
+
+def _darknet_stage(stage: nn.Module, sizes: _InputSizes) -> nn.Sequential:
+    down, *blocks = cast(nn.Sequential, stage)
+    first = _FusedConv(cast(nn.Sequential, down)[0], "leaky_relu", sizes)
+    return nn.Sequential(first, *(_DarknetBlock(cast(DarknetBlock, block), sizes) for block in blocks))
+
+
+def _last_three(x: Tensor, stages: nn.ModuleList) -> list[Tensor]:
+    """C3, C4 and C5; the larger maps before them are freed on the way."""
+    features: list[Tensor] = []
+    for stage in stages:
+        x = stage(x)
+        features = [*features[-2:], x]
+    return features
+
+
+class _ResNet(nn.Module):
+    def __init__(self, backbone: ResNetBackbone, sizes: _InputSizes) -> None:
+        super().__init__()
+        self.stem = _FusedConv(backbone.conv1, "relu", sizes)
+        self.maxpool = backbone.maxpool
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(_Block(cast(BasicBlock | Bottleneck, block), sizes) for block in cast(nn.Sequential, stage))
+            )
+            for stage in backbone.layers
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return _last_three(self.maxpool(self.stem(images)), self.stages)
+
+
+class _Darknet(nn.Module):
+    def __init__(self, backbone: DarknetBackbone, sizes: _InputSizes) -> None:
+        super().__init__()
+        self.stem = _FusedConv(backbone._preconv[0], "leaky_relu", sizes)
+        self.stages = nn.ModuleList(_darknet_stage(stage, sizes) for stage in backbone.layers)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return _last_three(self.stem(images), self.stages)
+
+
+class _Pyramid(nn.Module):
+    def __init__(self, fpn: FPN, sizes: _InputSizes) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(_FusedConv(conv, "none", sizes) for conv in fpn.lat_layers)
+        self.smooths = nn.ModuleList(_conv(conv, "relu", sizes) for conv in fpn.pred_layers)
+        self.downsamples = nn.ModuleList(_FusedConv(conv, "none", sizes) for conv in fpn.downsample_layers)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        pyramid: list[Tensor] = []
+        merged: Tensor | None = None
+        for lateral, smooth, feature in zip(self.laterals, self.smooths, reversed(features), strict=True):
+            assert isinstance(lateral, _FusedConv)
+            if merged is None:
+                merged = lateral(feature)
+            else:
+                enlarged = F.interpolate(merged, size=feature.shape[-2:], mode="bilinear", align_corners=False)
+                merged = lateral.add_to(enlarged, feature)
+            pyramid.insert(0, smooth(merged))
+        for downsample in self.downsamples:
+            pyramid.append(downsample(pyramid[-1]))
+        return pyramid
+
+
+class _Head(nn.Module):
+    """The shared head; its three last convolutions read the same map, so they are one.
+
+    Args:
+        head: of the network, used up.
+        largest: height and width of the first level. The order of the weights that is best there is oneDNN's choice for
+            the smaller levels too (on AVX-512, with 256 to 384 channels and sides from 88 down to 5).
+    """
+
+    def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
+        super().__init__()
+        assert isinstance(head, PredictionHead)
+        self.upfeature = self._conv(head.upfeature[0], "relu", largest)
+        layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
+        self.channels = [layer.out_channels for layer in layers]
+        self.sizes = (4, head.num_classes + 1, head.num_prototypes)
+        self.outputs = self._conv(_joined(layers), "none", largest)
+        for layer in layers:
+            layer.weight = None  # type: ignore[assignment]  # as in _FusedConv
+
+    @staticmethod
+    def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: Sequence[int]) -> nn.Module:
+        assert isinstance(conv, nn.Conv2d)
+        if _suits_winograd(conv, *largest):
+            return _WideConv(conv, activation, *largest)
+        return _FusedConv(conv, activation, {conv: [1, conv.in_channels, *largest]})
+
+    def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
+        """Encoded boxes, class logits and mask coefficients, (B, A, 4), (B, A, C + 1) and (B, A, K), of all levels."""
+        batch = len(pyramid[0])
+        anchors = [level.shape[2] * level.shape[3] * self.channels[0] // self.sizes[0] for level in pyramid]
+        predicted = [pyramid[0].new_empty((batch, sum(anchors), size)) for size in self.sizes]
+        of_levels = zip(*(tensor.split(anchors, dim=1) for tensor in predicted), strict=True)
+        for level, places in zip(pyramid, of_levels, strict=True):
+            outputs = self.outputs(self.upfeature(level)).permute(0, 2, 3, 1).split(self.channels, dim=3)
+            for output, place in zip(outputs, places, strict=True):
+                place.view(output.shape).copy_(output)
+        predicted[2].tanh_()
+        return predicted
+
+
+def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One convolution with the outputs of several that read the same map."""
+    weight = torch.cat([conv.weight for conv in convs]).contiguous(memory_format=torch.channels_last)
+    return _conv_of(weight, torch.cat([cast(Tensor, conv.bias) for conv in convs]))
+
+
+def _conv_of(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A 3x3 convolution with padding and these weights.
+
+    Initial ones are not drawn: that would change the course of a training that validates.
+    """
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+    conv.weight, conv.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+    return conv
+
+
+def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
+    *before, last, to_prototypes = convs
+    layers = [_conv(conv, "relu", sizes) for conv in before]
+    if _suits_winograd(last, *sizes[last][2:]):
+        before_enlarging = sizes[convs[-3]][2:]
+        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {}), *before_enlarging))
+        last.weight = None  # type: ignore[assignment]  # as in _FusedConv
+    else:
+        enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        layers += [enlarge, _FusedConv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
+    return nn.Sequential(*layers)
+
+
+def _input_sizes(network: Yolact) -> _InputSizes:
+    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one photo.
+
+    They are counted, not seen: without numbers (on the device "meta") PyTorch would load its compiler, for seconds and
+    some 150 MiB.
+    """
+    sizes: _InputSizes = {}
+
+    def through(convs: Iterable[nn.Module], side: int) -> int:
+        """The side of a square map after these; a stride of 2 halves it, rounding up."""
+        for conv in convs:
+            if isinstance(conv, nn.Conv2d):
+                sizes[conv] = [1, conv.in_channels, side, side]
+                side = -(-side // conv.stride[0])
+            elif isinstance(conv, DeformableConv2d):
+                side = -(-side // conv.stride)
+            elif isinstance(conv, nn.MaxPool2d):
+                side = -(-side // cast(int, conv.stride))
+            elif isinstance(conv, nn.Upsample):
+                side = int(side * cast(float, conv.scale_factor))
+        return side
+
+    backbone, levels = network.backbone, []
+    if isinstance(backbone, ResNetBackbone):
+        side = through([backbone.conv1, backbone.maxpool], network.config.image_size)
+        for stage in backbone.layers:
+            for block in cast(nn.Sequential, stage):
+                assert isinstance(block, BasicBlock | Bottleneck)
+                if block.downsample is not None:
+                    through(block.downsample, side)
+                side = through(_convs(block), side)
+            levels.append(side)
+    else:
+        side = through(backbone._preconv, network.config.image_size)
+        for stage in backbone.layers:
+            side = through(stage.modules(), side)
+            levels.append(side)
+    fpn = network.fpn
+    for lateral, smooth, side in zip(fpn.lat_layers, fpn.pred_layers, reversed(levels[-3:]), strict=True):
+        through([lateral, smooth], side)
+    through(fpn.downsample_layers, levels[-1])
+    through(network.proto_net, levels[-3])
+    return sizes
+
+
+class OneDnnNetwork(nn.Module):
+    """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
+
+    The network given is used up.
+    """
+
+    def __init__(self, network: Yolact) -> None:
+        super().__init__()
+        sizes = _input_sizes(network)
+        backbone = network.backbone
+        self.backbone = _ResNet(backbone, sizes) if isinstance(backbone, ResNetBackbone) else _Darknet(backbone, sizes)
+        self.fpn = _Pyramid(network.fpn, sizes)
+        convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
+        self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])
+        self.protonet = _protonet(convs, sizes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encoded boxes, class logits, mask coefficients and prototypes, as `Yolact.tensors`."""
+        pyramid = self.fpn(self.backbone(images))
+        prototypes = self.protonet(pyramid[0]).permute(0, 2, 3, 1)
+        boxes, class_logits, mask_coefficients = self.head(pyramid)
+        return boxes, class_logits, mask_coefficients, prototypes

@@ -1,0 +1,137 @@
+"""Images in, detections out, with a network that `yolact.inference.export` wrote, run by onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from yolact.config import DEFAULT_DETECTION, DetectConfig, ModelConfig
+from yolact.errors import ExportError
+from yolact.inference.detections import Detections
+from yolact.inference.export import FORMAT, INPUT_NAME, MASKS_NAME, OUTPUT_NAMES, open_session, rescoring_path
+from yolact.inference.postprocess import detect_decoded
+from yolact.inference.predictor import DetectChanges, MaskResolution, PhotoPredictor, to_photos
+from yolact.transforms import to_padded_square, to_square
+
+
+class OnnxPredictor(PhotoPredictor):
+    """A network that `yolact export` wrote; used like `yolact.inference.predictor.Predictor`.
+
+    Args:
+        path: the ``.onnx`` file. That of mask re-scoring, if the network has it, must lie beside it.
+        config: settings of detection.
+        providers, threads: see `yolact.inference.export.open_session`.
+        mask_resolution: see `MaskResolution`.
+        batch_size: photos that pass the network at once; a file for a fixed number has its own.
+        **changes: fields of ``config``.
+
+    Raises:
+        ExportError: onnxruntime or a file is missing, or a file is none that `yolact export` wrote.
+        SettingsError: a setting has a wrong value.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        config: DetectConfig = DEFAULT_DETECTION,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        mask_resolution: MaskResolution = "photo",
+        batch_size: int = 8,
+        **changes: Unpack[DetectChanges],
+    ) -> None:
+        path = Path(path)
+        self._session = open_session(path, providers, threads)
+        classes, self.model_config = _read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
+        batch = self._session.get_inputs()[0].shape[0]
+        self._fixed_batch = batch if isinstance(batch, int) else None
+        super().__init__(classes, config.replace(**changes), mask_resolution, self._fixed_batch or batch_size)
+        self._maskiou_net: Callable[[Tensor], Tensor] | None = None
+        if self.model_config.mask_rescoring:
+            rescoring = open_session(rescoring_path(path), providers, threads)
+
+            def run_rescoring(masks: Tensor) -> Tensor:
+                return torch.from_numpy(rescoring.run(None, {MASKS_NAME: masks.numpy()})[0])
+
+            self._maskiou_net = run_rescoring
+
+    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        size = self.model_config.image_size
+        resize = to_padded_square if self.model_config.keep_aspect_ratio else to_square
+        batch = torch.zeros(self._fixed_batch or len(images), 3, size, size)
+        for row, image in zip(batch, images, strict=False):
+            row.copy_(resize(image.cpu(), size))
+        arrays = self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: batch.numpy()})
+        return detections_from_outputs(
+            {name: array[: len(images)] for name, array in zip(OUTPUT_NAMES, arrays, strict=True)},
+            [(image.shape[-2], image.shape[-1]) for image in images],
+            self.classes,
+            size,
+            self.config,
+            self.mask_resolution,
+            self._maskiou_net,
+            keep_aspect_ratio=self.model_config.keep_aspect_ratio,
+        )
+
+
+def detections_from_outputs(
+    outputs: Mapping[str, np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    classes: Sequence[str],
+    image_size: int,
+    config: DetectConfig = DEFAULT_DETECTION,
+    mask_resolution: MaskResolution = "photo",
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
+    *,
+    keep_aspect_ratio: bool = False,
+) -> list[Detections]:
+    """Detections from what an exported network gave, whichever runtime ran it.
+
+    Args:
+        outputs: arrays by the names in `export.OUTPUT_NAMES`; `export.DESCRIPTION` has their shapes.
+        sizes: height and width of each of the B photos, pixels.
+        classes: names by label.
+        image_size: side of the network's input, pixels.
+        config: settings of detection.
+        mask_resolution: see `MaskResolution`.
+        maskiou_net: runs the mask re-scoring network, (N, Hp, Wp) -> (N, C); None to give masks their boxes' scores.
+        keep_aspect_ratio: the photos were resized as the network's setting of that name says.
+
+    Returns:
+        B entries, in their photo's pixels.
+
+    Raises:
+        ValueError: an output is missing, or the sizes are not as many as the photos.
+    """
+    missing = [name for name in OUTPUT_NAMES if name not in outputs]
+    if missing:
+        raise ValueError(f"outputs: {', '.join(missing)} missing; found {', '.join(outputs) or 'none'}")
+    boxes, scores, coefficients, prototypes = (torch.from_numpy(np.asarray(outputs[name])) for name in OUTPUT_NAMES)
+    candidates = detect_decoded(boxes, scores, coefficients, config, image_size)
+    return to_photos(
+        candidates,
+        prototypes,
+        sizes,
+        classes,
+        config,
+        mask_resolution,
+        maskiou_net,
+        keep_aspect_ratio=keep_aspect_ratio,
+    )
+
+
+def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[list[str], ModelConfig]:
+    if metadata.get("format") != FORMAT or not {"classes", "model"} <= metadata.keys():
+        raise ExportError(f"{path}: no network that this version's `yolact export` wrote; export it anew")
+    try:
+        return json.loads(metadata["classes"]), ModelConfig.model_validate_json(metadata["model"])
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise ExportError(f"{path}: its metadata is damaged: {error}; export it anew") from error

@@ -1,0 +1,284 @@
+"""Inference: photos in, detections out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack, overload
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from yolact.config import DEFAULT_DETECTION, DetectConfig
+from yolact.crop import filled_share
+from yolact.devices import choose_device
+from yolact.errors import DataError, SettingsError
+from yolact.inference.detections import Detections
+from yolact.inference.network import InferenceNetwork, Precision
+from yolact.inference.postprocess import WHOLE, Candidates, detect, to_photo_frame
+from yolact.models.weights import load_model
+from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs
+from yolact.transforms import normalize, to_padded_square, to_square
+
+Photo = np.ndarray | Tensor | str | Path
+"""An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of a picture."""
+
+MaskResolution = Literal["photo", "prototypes"] | int
+"""How large masks are: as the photo; as the network's prototypes (coarse, and fastest), or as the part of them that the
+photo fills where its aspect ratio is kept; or as the photo reduced to this longest side, in pixels."""
+
+
+class DetectChanges(TypedDict, total=False):
+    """Fields of `DetectConfig`, to change some of them."""
+
+    score_threshold: float
+    nms: Literal["fast", "cross_class", "traditional"]
+    nms_iou: float
+    top_k: int
+    max_detections: int
+    low_score_tail: bool
+    integer_boxes: bool
+    crop_before_enlarging: bool
+
+
+class PhotoPredictor(ABC):
+    """What predictors share: they take photos in any form, in batches, and give what is found in each photo's frame.
+
+    Args:
+        classes: names by label.
+        config: settings of detection.
+        mask_resolution: see `MaskResolution`.
+        batch_size: photos that pass the network at once.
+
+    Raises:
+        SettingsError: the mask resolution is none of those that `MaskResolution` names, or the batch size is below 1.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], config: DetectConfig, mask_resolution: MaskResolution, batch_size: int
+    ) -> None:
+        pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
+        if not pixels and mask_resolution not in ("photo", "prototypes"):
+            raise SettingsError(
+                f"mask_resolution {mask_resolution!r}: must be 'photo', 'prototypes' or a number of pixels"
+            )
+        if batch_size < 1:
+            raise SettingsError(f"batch_size {batch_size}: must be at least 1")
+        self.classes = list(classes)
+        self.config = config
+        self.mask_resolution = mask_resolution
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        """Detections of at most ``batch_size`` (3, H, W) uint8 RGB images, sizes may differ."""
+
+    @overload
+    def predict(self, photos: Photo) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+
+    @overload
+    def predict(self, photos: Sequence[Photo]) -> list[Detections]: ...
+
+    def predict(self, photos: Photo | Sequence[Photo]) -> Detections | list[Detections]:
+        """Find the objects of one photo, or of several, whose sizes may differ.
+
+        Args:
+            photos: a `Photo`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
+
+        Raises:
+            ValueError: an image has another shape or dtype.
+            DataError: a file is missing or no picture.
+
+        Returns:
+            Detections in the photo's pixels, on the CPU; a list of them for a sequence.
+        """
+        if isinstance(photos, (str, Path)) or (isinstance(photos, (np.ndarray, Tensor)) and photos.ndim != 4):
+            return self.predict([photos])[0]
+        found: list[Detections] = []
+        for start in range(0, len(photos), self.batch_size):
+            images = [read_photo(photo) for photo in photos[start : start + self.batch_size]]
+            found += self._predict_batch(images)
+        return found
+
+
+class Predictor(PhotoPredictor):
+    """A trained network, ready to find objects in photos.
+
+    Args:
+        model: on the device where it shall run; the predictor works with a copy of it (see ``take_over``).
+        classes: names by label.
+        config: settings of detection.
+        precision: ``fp32``; ``bf16``, half the memory and faster where the processor computes with it; or ``fp16``, on
+            GPUs.
+        compile, take_over: see `InferenceNetwork`.
+        mask_resolution: see `MaskResolution`. Boxes are in the photo's pixels whatever it is.
+        batch_size: photos that pass the network at once.
+
+    Raises:
+        SettingsError: the device is no match for the precision, the mask resolution is none of those that
+            `MaskResolution` names, or the batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        model: Yolact,
+        classes: Sequence[str],
+        config: DetectConfig = DEFAULT_DETECTION,
+        *,
+        precision: Precision = "fp32",
+        compile: bool = False,
+        mask_resolution: MaskResolution = "photo",
+        batch_size: int = 8,
+        take_over: bool = False,
+    ) -> None:
+        super().__init__(classes, config, mask_resolution, batch_size)
+        self.network = InferenceNetwork(model, precision, compile=compile, take_over=take_over)
+        self.model_config = model.config
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path | str,
+        config: DetectConfig = DEFAULT_DETECTION,
+        *,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        compile: bool = False,
+        mask_resolution: MaskResolution = "photo",
+        batch_size: int = 8,
+        **changes: Unpack[DetectChanges],
+    ) -> Predictor:
+        """Read a model that training or `yolact import-weights` left in ``directory``.
+
+        ``changes`` are fields of ``config``: ``Predictor.load("models", score_threshold=0.3, nms="cross_class")``.
+
+        Raises:
+            WeightsError: see `load_model`.
+            SettingsError: a setting has a wrong value, or the device is not there or no match for the precision.
+        """
+        config = config.replace(**changes)
+        model, classes = load_model(Path(directory), choose_device(device))
+        return cls(
+            model,
+            classes,
+            config,
+            precision=precision,
+            compile=compile,
+            mask_resolution=mask_resolution,
+            batch_size=batch_size,
+            take_over=True,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
+
+    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        outputs = self.network(self.preprocess(images))
+        return self.postprocess(outputs, [(image.shape[-2], image.shape[-1]) for image in images])
+
+    @torch.no_grad()
+    def preprocess(self, images: Sequence[Tensor]) -> Tensor:
+        """Turn (3, H, W) uint8 RGB images, sizes may differ, into the network's (B, 3, S, S) float32 input."""
+        config = self.model_config
+        resize = to_padded_square if config.keep_aspect_ratio else to_square
+        batch = torch.stack([resize(image.to(self.device), config.image_size) for image in images])
+        return normalize(batch, config.backbone)
+
+    @torch.no_grad()
+    def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Detections from the network's outputs for B photos of (height, width) pixels."""
+        candidates = detect(outputs, self.config, self.model_config.image_size)
+        return to_photos(
+            candidates,
+            outputs.prototypes,
+            sizes,
+            self.classes,
+            self.config,
+            self.mask_resolution,
+            self.network.maskiou_net,
+            keep_aspect_ratio=self.model_config.keep_aspect_ratio,
+        )
+
+
+def to_photos(
+    candidates: Sequence[Candidates],
+    prototypes: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    classes: Sequence[str],
+    config: DetectConfig,
+    mask_resolution: MaskResolution = "photo",
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
+    *,
+    keep_aspect_ratio: bool,
+) -> list[Detections]:
+    """Candidates of B photos of (height, width) pixels, in their photos' frames.
+
+    Args:
+        candidates: of each photo.
+        prototypes: (B, Hp, Wp, K).
+        classes: names by label.
+        maskiou_net, keep_aspect_ratio: see `to_photo_frame`.
+    """
+    found = []
+    for one, of_image, (height, width) in zip(candidates, prototypes, sizes, strict=True):
+        share = filled_share(height, width) if keep_aspect_ratio else WHOLE
+        detections = to_photo_frame(
+            one,
+            of_image,
+            height,
+            width,
+            config,
+            maskiou_net,
+            _mask_size(mask_resolution, of_image, height, width, share),
+            keep_aspect_ratio=keep_aspect_ratio,
+        )
+        detections.class_names = tuple(classes)
+        found.append(detections)
+    return found
+
+
+def _mask_size(
+    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
+) -> tuple[int, int]:
+    if resolution == "photo":
+        return height, width
+    if resolution == "prototypes":
+        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
+    factor = min(1.0, resolution / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def read_photo(photo: Photo) -> Tensor:
+    """A `Photo` as (3, H, W) uint8 RGB; pictures are turned upright as their EXIF orientation says.
+
+    Raises:
+        ValueError: an array or a tensor has another shape or dtype.
+        DataError: a file is missing or no picture.
+    """
+    if isinstance(photo, (str, Path)):
+        return torch.from_numpy(_decode(Path(photo))).permute(2, 0, 1)
+    if isinstance(photo, Tensor):
+        if photo.ndim != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
+            raise ValueError(f"tensors must be (3, H, W) uint8 RGB, found {tuple(photo.shape)} {photo.dtype}")
+        return photo
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or 0 in photo.shape:
+        raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {photo.shape} {photo.dtype}")
+    return torch.from_numpy(np.array(photo, order="C")).permute(2, 0, 1)
+
+
+def _decode(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
+                raise ValueError("it has 16 or more bits a channel; save it with 8 bits a channel")
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        raise DataError(f"{path}: cannot be read as a picture: {error}") from error

@@ -1,0 +1,168 @@
+"""How two tensors are compared, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolact_bench.parity.fixture import Fixture
+
+TOLERANCE = 1e-4
+"""Greatest relative error of a comparison that passes."""
+
+Values = Tensor | np.ndarray | float | int | list[Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of ours against the expected one, or a check that could not be made."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    """Of the expected tensor; None where there is none."""
+    absolute_error: float | None
+    """The largest one; None where the two could not be compared."""
+    relative_error: float | None
+    """See `compare`."""
+    passed: bool
+    note: str = ""
+    """Why it failed, or what is special."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of ``yolact parity --json``."""
+        return {
+            "name": self.name,
+            "shape": None if self.shape is None else list(self.shape),
+            "absolute_error": self.absolute_error,
+            "relative_error": self.relative_error,
+            "passed": self.passed,
+            "note": self.note,
+        }
+
+
+def compare(name: str, found: Values, expected: Values, *, pixels: bool = False, note: str = "") -> Comparison:
+    """Compare a tensor of ours with the expected one.
+
+    The relative error of real numbers is the largest absolute error divided by the largest absolute expected value
+    (by 1 where that is 0). That of integers and booleans, which are decisions (classes, indices, matches, boxes in
+    whole pixels), is the share of entries that differ, and must be 0. With ``pixels`` they are the pixels of masks, a
+    few of which lie so near a threshold that rounding decides: the share may be up to `TOLERANCE`.
+    """
+    ours, theirs = _tensor(found), _tensor(expected)
+    shape = tuple(theirs.shape)
+    if ours.shape != theirs.shape:
+        return _failed(name, shape, f"our shape is {tuple(ours.shape)}", note)
+    if ours.dtype != theirs.dtype:
+        ours, theirs = ours.double(), theirs.double()
+    differs = ours != theirs  # where infinity equals infinity, and NaN not even NaN
+    ours, other = ours[differs].double(), theirs[differs].double()
+    for values, owner in ((other, "expected values"), (ours, "values of ours")):
+        if values.isnan().any():
+            return _failed(name, shape, f"{int(values.isnan().sum())} {owner} are NaN", note)
+    errors = (ours - other).abs()
+    if errors.isinf().any():
+        return _failed(name, shape, f"{int(errors.isinf().sum())} values differ by infinity", note)
+    absolute = errors.max().item() if len(errors) else 0.0
+    if _tensor(expected).is_floating_point():
+        finite = theirs[theirs.isfinite()]
+        scale = finite.abs().max().item() if len(finite) else 0.0
+        relative, limit = absolute / (scale or 1.0), TOLERANCE
+    else:
+        relative, limit = len(errors) / max(differs.numel(), 1), TOLERANCE if pixels else 0.0
+    return Comparison(name, shape, absolute, relative, passed=relative <= limit, note=note)
+
+
+def _failed(name: str, shape: tuple[int, ...], reason: str, note: str) -> Comparison:
+    return Comparison(name, shape, None, None, passed=False, note=f"{reason}; {note}" if note else reason)
+
+
+def _tensor(values: Values) -> Tensor:
+    return values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+
+
+@dataclass
+class FileReport:
+    """All that was checked of one file."""
+
+    file: str
+    kind: str
+    """In words; empty where it was not recognised."""
+    rows: list[Comparison] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    """Names of the arrays that no check used."""
+
+    @property
+    def failures(self) -> list[Comparison]:
+        """The comparisons that did not pass."""
+        return [row for row in self.rows if not row.passed]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of ``yolact parity --json``."""
+        rows = [row.to_json() for row in self.rows]
+        return {"file": self.file, "kind": self.kind, "rows": rows, "unused": self.unused}
+
+
+@dataclass
+class ParityReport:
+    """What a directory of fixtures came to."""
+
+    files: list[FileReport]
+    unrecognised: list[str]
+    """Files whose content is of no known kind, with what was found in them."""
+
+    @property
+    def comparisons(self) -> int:
+        """All that were made."""
+        return sum(len(file.rows) for file in self.files)
+
+    @property
+    def failures(self) -> int:
+        """Those that did not pass."""
+        return sum(len(file.failures) for file in self.files)
+
+    @property
+    def unused(self) -> int:
+        """Arrays that no check used."""
+        return sum(len(file.unused) for file in self.files)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``yolact parity --json`` prints."""
+        return {
+            "tolerance": TOLERANCE,
+            "comparisons": self.comparisons,
+            "failures": self.failures,
+            "unused": self.unused,
+            "unrecognised": self.unrecognised,
+            "files": [file.to_json() for file in self.files],
+        }
+
+
+class Checks:
+    """Collects the comparisons of one file; what raises becomes a failed one, and the rest still runs."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        self.fixture = fixture
+        self.rows: list[Comparison] = []
+
+    def array(self, name: str, found: Values, *, note: str = "") -> None:
+        """Compare with the array of that name."""
+        self.value(name, found, self.fixture.tensor(name), note=note)
+
+    def value(self, name: str, found: Values, expected: Values, *, pixels: bool = False, note: str = "") -> None:
+        """Compare with an expected value that is not stored under that name as it is."""
+        self.rows.append(compare(name, found, expected, pixels=pixels, note=note))
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """A part of the checks, named for its failure: whatever it raises is reported, and the next one runs."""
+        try:
+            yield
+        except Exception as error:  # every failure has to show, and none may keep the other checks from running
+            reason = str(error) or type(error).__name__
+            self.rows.append(Comparison(name, None, None, None, passed=False, note=f"could not be checked: {reason}"))

@@ -1,0 +1,144 @@
+"""Do two contestants compute the same?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yolact.boxes import box_iou
+from yolact_bench.speed.contestants import Found
+
+TOLERANCE = 1e-4
+"""Of raw outputs, relative to the greatest value of the tensor; of scores; of boxes, relative to the photo's longer
+side; of masks, wrong pixels for each pixel of the masks."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a contestant's results are from the reference's, over the photos of the first batch."""
+
+    raw_errors: dict[str, float | None] | None
+    """Greatest absolute difference over greatest absolute value, by tensor, None for a tensor that has another shape or
+    values that are no numbers; None in all where one of the two does not tell its outputs."""
+    detections: int
+    reference_detections: int
+    matched: int
+    """Pairs of detections with the same label whose boxes are equal within the tolerance or have an IoU over 0.5."""
+    unmatched: int
+    """Detections of either side that have no partner, but for those whose score is as low as the lowest that the other
+    side kept: rounding decides which of these pass."""
+    score_difference: float
+    """The greatest of all pairs."""
+    box_difference: float
+    """The greatest of all pairs, pixels."""
+    mask_difference: float
+    """Pixels in which the masks of the pairs differ, over the pixels of the reference's masks."""
+    tolerance: float
+    equal: bool
+    """All within the tolerance, and none unmatched."""
+
+
+def compare(
+    found: Sequence[Found],
+    reference: Sequence[Found],
+    raw: dict[str, Tensor] | None,
+    reference_raw: dict[str, Tensor] | None,
+    *,
+    integer_boxes: bool,
+) -> Agreement:
+    """Compare what two contestants found in the same photos, as sets.
+
+    Args:
+        found: a contestant's detections, photo by photo.
+        reference: the reference's.
+        raw: the contestant's raw outputs.
+        reference_raw: the reference's.
+        integer_boxes: boxes are truncated to whole pixels, so that rounding may move them by one.
+    """
+    errors = None if raw is None or reference_raw is None else _raw_errors(raw, reference_raw)
+    photos = [_match(one, other, integer_boxes) for one, other in zip(found, reference, strict=True)]
+    wrong = sum(photo.wrong_pixels for photo in photos)
+    pixels = sum(photo.pixels for photo in photos)
+    unmatched = sum(photo.unmatched for photo in photos)
+    mask_difference = wrong / pixels if pixels else float(wrong > 0)
+    equal = unmatched == 0 and mask_difference <= TOLERANCE and all(photo.within for photo in photos)
+    return Agreement(
+        raw_errors=errors,
+        detections=sum(len(one.scores) for one in found),
+        reference_detections=sum(len(one.scores) for one in reference),
+        matched=sum(photo.matched for photo in photos),
+        unmatched=unmatched,
+        score_difference=max((photo.score_difference for photo in photos), default=0.0),
+        box_difference=max((photo.box_difference for photo in photos), default=0.0),
+        mask_difference=mask_difference,
+        tolerance=TOLERANCE,
+        equal=equal and all(error is not None and error <= TOLERANCE for error in (errors or {}).values()),
+    )
+
+
+def _raw_errors(raw: dict[str, Tensor], reference: dict[str, Tensor]) -> dict[str, float | None]:
+    return {name: _relative_error(raw[name], expected) for name, expected in reference.items()}
+
+
+def _relative_error(values: Tensor, expected: Tensor) -> float | None:
+    if values.shape != expected.shape:
+        return None
+    largest = float(expected.abs().max())
+    error = float((values - expected).abs().max()) / (largest or 1.0)
+    return error if math.isfinite(error) else None
+
+
+@dataclass(frozen=True)
+class _Matches:
+    matched: int
+    unmatched: int
+    within: bool
+    """Scores and boxes of all pairs are equal within the tolerance."""
+    score_difference: float
+    box_difference: float
+    wrong_pixels: int
+    pixels: int
+
+
+def _match(found: Found, reference: Found, integer_boxes: bool) -> _Matches:
+    """Pair each of the reference's detections with the nearest one that may be the same object."""
+    side = max(reference.masks.shape[1:])
+    box_tolerance = TOLERANCE * side + (1 if integer_boxes else 0)
+    overlap = box_iou(reference.boxes, found.boxes)  # (N, M)
+    free = torch.ones(len(found.scores), dtype=torch.bool)
+    alone = torch.zeros(len(reference.scores), dtype=torch.bool)
+    scores, boxes, wrong, pixels = [0.0], [0.0], 0, 0
+    for row, mask in enumerate(reference.masks):
+        score_difference = (found.scores - reference.scores[row]).abs()
+        box_difference = (found.boxes - reference.boxes[row]).abs().amax(dim=1)
+        near = (score_difference <= TOLERANCE) & (box_difference <= box_tolerance)  # boxes without area overlap nothing
+        possible = free & (found.labels == reference.labels[row]) & (near | (overlap[row] > 0.5))
+        if not bool(possible.any()):
+            alone[row] = True
+            continue
+        distance = torch.where(possible, box_difference / side + score_difference, torch.inf)
+        partner = int(distance.argmin())
+        free[partner] = False
+        scores.append(float(score_difference[partner]))
+        boxes.append(float(box_difference[partner]))
+        wrong += int((found.masks[partner] != mask).sum())
+        pixels += int(mask.sum())
+    return _Matches(
+        matched=len(scores) - 1,
+        unmatched=_certain(reference.scores[alone], found.scores) + _certain(found.scores[free], reference.scores),
+        within=max(scores) <= TOLERANCE and max(boxes) <= box_tolerance,
+        score_difference=max(scores),
+        box_difference=max(boxes),
+        wrong_pixels=wrong,
+        pixels=pixels,
+    )
+
+
+def _certain(alone: Tensor, other: Tensor) -> int:
+    """How many of the scores ``alone`` are clearly above the lowest of ``other``."""
+    lowest = float(other.min()) if len(other) else 0.0
+    return int((alone > lowest * (1 + TOLERANCE)).sum())

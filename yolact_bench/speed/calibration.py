@@ -1,0 +1,174 @@
+"""Random weights with which a network behaves as a trained one does: some objects are found, most places are empty.
+
+A network with plain random weights finds nothing, or as much as it is allowed to, and then says little about how long
+NMS and masks take. Nothing here is meant to be right, only to be as much work as a trained network's results.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from yolact.boxes import SIZE_VARIANCE
+from yolact.config import DEFAULT_DETECTION, ModelConfig
+from yolact.inference.postprocess import Candidates, detect
+from yolact.models.backbone import BasicBlock, Bottleneck, DarknetBlock
+from yolact.models.head import PredictionHead
+from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs
+from yolact.transforms import normalize, to_square
+
+CLASS_LOGIT_SPREAD = 3.0
+"""Standard deviation of the class logits, so that a few classes stand out."""
+
+BOX_SHARE = 0.1
+"""Share of the photo that a box covers in the mean. Most anchors are small, so without this most boxes are too."""
+
+RESIDUAL_WEIGHT = 0.2
+"""Weight of the last batch norm in each residual block. With 1 random blocks multiply rounding errors: float32 alone
+then brings a ResNet-50's mask coefficients 1e-4 off, ten times as much as with this value."""
+
+SCORES_PER_OBJECT = 100
+"""Most scores over the threshold for each object that is left after NMS."""
+
+ROUNDS = 3
+"""Of fitting the boxes' sizes and the background, which depend on each other through NMS."""
+
+
+def calibrated_network(
+    config: ModelConfig, num_classes: int, photo: np.ndarray, objects: int = 20, seed: int = 0
+) -> Yolact:
+    """A network with random weights that finds about ``objects`` objects in ``photo`` with `DEFAULT_DETECTION`.
+
+    The weights are drawn from ``seed``. Residual blocks are calmed (`RESIDUAL_WEIGHT`), and batch norm takes the
+    statistics of the photo and its mirror image. The last convolutions of the heads are scaled so that offsets, mask
+    coefficients before tanh and prototypes have a standard deviation of 1, class logits of `CLASS_LOGIT_SPREAD`. Then
+    the background's bias is raised until few enough objects are left, and that of the boxes' sides until they cover
+    `BOX_SHARE` of the photo in the mean.
+
+    Args:
+        photo: (H, W, 3) uint8 RGB.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Yolact(config, num_classes).eval()
+    image = to_square(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1), config.image_size)
+    with torch.no_grad():
+        inputs = normalize(torch.stack([image, image.flip(2)]), config.backbone)
+        _calm_residual_blocks(model)
+        _calibrate_batch_norm(model, inputs)
+        outputs = _scale_heads(model, model(inputs[:1]))
+        _fit_sizes_and_background(model, outputs, objects)
+    return model
+
+
+def _calm_residual_blocks(model: Yolact) -> None:
+    for module in model.backbone.modules():
+        if isinstance(module, Bottleneck):
+            module.bn3.weight.fill_(RESIDUAL_WEIGHT)
+        elif isinstance(module, BasicBlock):
+            module.bn2.weight.fill_(RESIDUAL_WEIGHT)
+        elif isinstance(module, DarknetBlock):
+            cast(nn.BatchNorm2d, module.conv2[1]).weight.fill_(RESIDUAL_WEIGHT)
+
+
+def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # take the statistics of this batch
+    model.backbone(inputs)
+    for norm in norms:
+        norm.eval()
+
+
+def _scale_heads(model: Yolact, outputs: RawOutputs) -> RawOutputs:
+    """Scale the last convolutions; the outputs that the network gives then (biases are still zero)."""
+    boxes = 1 / outputs.boxes.std()
+    classes = CLASS_LOGIT_SPREAD / outputs.class_logits.std()
+    before_tanh = outputs.mask_coefficients.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+    coefficients = 1 / before_tanh.std()
+    prototypes = 1 / outputs.prototypes.std()
+    head = cast(PredictionHead, model.prediction_layers[0])
+    last = cast(nn.Conv2d, model.proto_net[-2])
+    for convolution, factor in (
+        (head.bbox_layer, boxes),
+        (head.conf_layer, classes),
+        (head.mask_layer, coefficients),
+        (last, prototypes),
+    ):
+        convolution.weight *= factor
+    return RawOutputs(
+        boxes=outputs.boxes * boxes,
+        class_logits=outputs.class_logits * classes,
+        mask_coefficients=(before_tanh * coefficients).tanh(),
+        prototypes=outputs.prototypes * prototypes,
+        anchors=outputs.anchors,
+        semantic_logits=None,
+    )
+
+
+def _fit_sizes_and_background(model: Yolact, outputs: RawOutputs, objects: int) -> None:
+    """Set the biases of box sizes and of the background; ``outputs`` are those of one photo with all biases zero."""
+    size = model.config.image_size
+    enlargement, background = 0.0, _background_for(outputs, objects, size)
+    for _ in range(ROUNDS):
+        found = _find(outputs, background, size)
+        if not len(found.scores):
+            break
+        share = _mean_share(found)
+        more = math.log(BOX_SHARE / share) / 2 / SIZE_VARIANCE
+        enlargement += more
+        outputs = replace(outputs, boxes=outputs.boxes + torch.tensor([0, 0, more, more]))
+        background = _background_for(outputs, objects, size)
+    head = cast(PredictionHead, model.prediction_layers[0])
+    for convolution, per_anchor, changed, value in (
+        (head.conf_layer, outputs.class_logits.shape[2], slice(0, 1), background),
+        (head.bbox_layer, 4, slice(2, 4), enlargement),
+    ):
+        assert convolution.bias is not None
+        convolution.bias.view(-1, per_anchor)[:, changed] = value
+
+
+def _background_for(outputs: RawOutputs, objects: int, image_size: int) -> float:
+    """The background's bias with which about ``objects`` objects are found, none of them just at the threshold."""
+    limits = _greatest_backgrounds(outputs)[: objects * SCORES_PER_OBJECT]
+    low, high = 0, len(limits) - 1  # with a bias between limits n - 1 and n, n scores pass
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = len(_find(outputs, _between(limits, middle), image_size).scores)
+        low, high = (low, middle) if found > objects else (middle, high)
+    return _between(limits, low)
+
+
+def _greatest_backgrounds(outputs: RawOutputs) -> Tensor:
+    """For each anchor and class the bias of the background up to which the score passes, in descending order.
+
+    ``exp(l_c) / (exp(l_0 + bias) + sum_k exp(l_k)) > t``, solved for the bias.
+    """
+    logits = outputs.class_logits[0].double()
+    of_class = logits[:, 1:].exp()
+    room = of_class / DEFAULT_DETECTION.score_threshold - of_class.sum(dim=1, keepdim=True)
+    limits = room.clamp(min=0).log() - logits[:, :1]
+    return limits[limits.isfinite()].sort(descending=True).values
+
+
+def _between(limits: Tensor, index: int) -> float:
+    return float(limits[max(index - 1, 0) : index + 1].mean())
+
+
+def _find(outputs: RawOutputs, background: float, image_size: int) -> Candidates:
+    logits = outputs.class_logits.clone()
+    logits[..., 0] += background
+    return detect(replace(outputs, class_logits=logits), DEFAULT_DETECTION, image_size)[0]
+
+
+def _mean_share(candidates: Candidates) -> float:
+    """Mean share of the photo that a box covers."""
+    left, top, right, bottom = candidates.boxes.clamp(0, 1).unbind(1)
+    return float(((right - left) * (bottom - top)).mean())

@@ -1,0 +1,36 @@
+"""Photos to measure with."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from yolact.config import SampleConfig
+from yolact.formats.sample import generate_sample
+from yolact.inference.predictor import read_photo
+
+HEIGHT, WIDTH = 375, 500
+"""The usual size of a PASCAL VOC photo, pixels."""
+
+
+def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
+    """Pictures as (H, W, 3) uint8 RGB arrays; without paths one picture of the generated sample, 500 x 375.
+
+    Raises:
+        DataError: a file is missing or no picture.
+    """
+    if not paths:
+        return [_example()]
+    return [read_photo(path).permute(1, 2, 0).contiguous().numpy() for path in paths]
+
+
+def _example() -> np.ndarray:
+    config = SampleConfig(seed=0, train_images=1, val_images=1, min_size=WIDTH, max_size=WIDTH, max_objects=3)
+    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder:
+        generate_sample(Path(folder), config)
+        [path, _] = sorted(Path(folder).rglob("*.jpg"))
+        [photo] = read_photos([path])
+    return photo[:HEIGHT]

@@ -1,0 +1,297 @@
+"""Who takes part in a benchmark of training: this project's losses and optimizer, and other implementations from files.
+
+A file that `yolact bench --train --against FILE.py` names has one function::
+
+    def load_training(
+        weights: Path, model: dict, num_classes: int, loss: dict, optimizer: dict, device: str
+    ) -> object: ...
+
+``weights``, ``model`` and ``device`` are as for inference, see `yolact_bench.speed.contestants`. ``loss`` has the
+fields of `yolact.config.LossConfig`, ``optimizer`` those of SGD: ``lr``, ``momentum`` and ``weight_decay``. Batch norm
+of the backbone is to be frozen: evaluation mode, no gradients. The object that ``load_training`` returns has the
+methods of the protocol `Learner`. It may also have two more, which are not timed:
+
+``terms(losses)``
+    What ``loss`` returned as a dict of floats for comparison: ``classification``, ``box``, ``mask`` and ``semantic``,
+    weighted and normalised, and ``mask_iou`` where there is re-scoring.
+``gradients()``
+    After ``backward``: a dict of the parameters' gradients by their published names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolact.config import LossConfig, ModelConfig
+from yolact.errors import SettingsError
+from yolact.inference.network import Precision
+from yolact.losses.criterion import Losses, YolactLoss
+from yolact.models.yolact import Yolact
+from yolact.structures import RawOutputs, Targets, targets_from_masks
+from yolact.transforms import normalize, to_square
+from yolact_bench.speed.contestants import PROTOCOL, Entry, explain, import_file
+from yolact_bench.speed.evaluation import draw_boxes
+
+TrainingStage = Literal["forward", "loss", "backward", "optimizer"]
+TRAINING_STAGES: tuple[TrainingStage, ...] = ("forward", "loss", "backward", "optimizer")
+METHODS = ("prepare", *TRAINING_STAGES)
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner(Protocol):
+    """One training step in stages."""
+
+    def prepare(self, images: np.ndarray, targets: list[dict[str, np.ndarray]]) -> Any:
+        """Bring a batch into the implementation's own form, on its device; not timed.
+
+        Args:
+            images: (B, 3, S, S) uint8 RGB.
+            targets: for each image ``boxes`` (n, 4) float32 xyxy, relative; ``labels`` (n,) int64 from 0; ``masks``
+                (n, S, S) uint8, 0 or 1. No crowd regions.
+        """
+
+    def forward(self, batch: Any) -> Any:
+        """Run the network."""
+
+    def loss(self, batch: Any, outputs: Any) -> Any:
+        """Matching and all terms of the loss."""
+
+    def backward(self, losses: Any) -> None:
+        """Gradients of the sum of the terms, in the place of those of the step before."""
+
+    def optimizer(self) -> None:
+        """Change the weights."""
+
+
+@dataclass(frozen=True)
+class SgdSettings:
+    """The optimizer of all learners: published, with the learning rate at which its warm-up begins."""
+
+    lr: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What all learners are given."""
+
+    weights: Path
+    """A state_dict in a ``.pth`` file, float32."""
+    model: ModelConfig
+    num_classes: int
+    loss: LossConfig
+    sgd: SgdSettings
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Photos and made-up objects, as every learner gets them; see `Learner.prepare`."""
+
+    images: np.ndarray
+    targets: list[dict[str, np.ndarray]]
+
+
+def make_batch(
+    photos: list[np.ndarray], batch: int, size: int, num_classes: int, objects: int, seed: int
+) -> TrainingBatch:
+    """A batch of photos with ``objects`` ellipses each, in boxes from `draw_boxes`.
+
+    What is in the photos has no part in how long a step takes; how large and how many the objects are, has.
+
+    Args:
+        photos: (H, W, 3) uint8 RGB; the batch takes them in turn.
+        size: S.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    squares = [(to_square(torch.from_numpy(photo).permute(2, 0, 1), size) + 0.5).byte() for photo in photos]
+    targets = []
+    for _ in range(batch):
+        boxes = draw_boxes(objects, generator)
+        targets.append(
+            {
+                "boxes": boxes.numpy(),
+                "labels": torch.randint(0, num_classes, (objects,), generator=generator).numpy(),
+                "masks": _ellipses(boxes, size).numpy(),
+            }
+        )
+    images = torch.stack([squares[index % len(squares)] for index in range(batch)])
+    return TrainingBatch(images.numpy(), targets)
+
+
+def _ellipses(boxes: Tensor, size: int) -> Tensor:
+    """(n, size, size) uint8 masks of the ellipses in (n, 4) relative xyxy boxes."""
+    centres, radii = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    pixels = (torch.arange(size) + 0.5) / size
+    x, y = ((pixels[:, None, None] - centres) / radii).unbind(2)  # (size, n)
+    return (x.T[:, None, :] ** 2 + y.T[:, :, None] ** 2 <= 1).to(torch.uint8)
+
+
+class OwnLearner:
+    """Our network, losses and optimizer as training uses them: channels_last, autocast, frozen batch norm."""
+
+    def __init__(self, task: TrainingTask, precision: Precision) -> None:
+        self.device = torch.device(task.device)
+        with torch.device("meta"):
+            model = Yolact(task.model, task.num_classes)
+        model.load_state_dict(torch.load(task.weights, "cpu", weights_only=True), assign=True)
+        self.network = freeze_batch_norm(model.to(self.device).to(memory_format=torch.channels_last).train())
+        self.precision = precision
+        self.criterion = YolactLoss(task.loss)
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.sgd = torch.optim.SGD(parameters, **asdict(task.sgd), fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+
+    def prepare(self, images: np.ndarray, targets: list[dict[str, np.ndarray]]) -> tuple[Tensor, Targets]:
+        """See `Learner`."""
+        config = self.network.config
+        height, width = Yolact.level_sizes(config.image_size, config.image_size)[0]
+        boxes, labels, masks = (
+            [torch.from_numpy(image[name]) for image in targets] for name in ("boxes", "labels", "masks")
+        )
+        crowd = [torch.zeros(len(rows), dtype=torch.bool) for rows in boxes]
+        size = (2 * height, 2 * width)
+        bundle = targets_from_masks(boxes, labels, masks, crowd, self.network.num_classes, size, (height, width))
+        inputs = normalize(torch.from_numpy(images).to(self.device), config.backbone)
+        return inputs.contiguous(memory_format=torch.channels_last), bundle.to(self.device)
+
+    def forward(self, batch: tuple[Tensor, Targets]) -> RawOutputs:
+        """See `Learner`."""
+        with self._autocast():
+            outputs: RawOutputs = self.network(batch[0])
+        return outputs
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def loss(self, batch: tuple[Tensor, Targets], outputs: RawOutputs) -> Losses:
+        """See `Learner`."""
+        losses: Losses = self.criterion(outputs, batch[1], self.network.maskiou_net)
+        return losses
+
+    def backward(self, losses: Losses) -> None:
+        """See `Learner`."""
+        self.sgd.zero_grad(set_to_none=True)
+        self.scaler.scale(losses.total).backward()
+
+    def optimizer(self) -> None:
+        """See `Learner`."""
+        self.scaler.step(self.sgd)
+        self.scaler.update()
+
+    def terms(self, losses: Losses) -> dict[str, float]:
+        """See this module's description."""
+        return {name: term.item() for name, term in losses.as_dict().items()}
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See this module's description."""
+        scale = self.scaler.get_scale()
+        named = self.network.named_parameters()
+        return {name: parameter.grad / scale for name, parameter in named if parameter.grad is not None}
+
+
+def freeze_batch_norm(network: Yolact) -> Yolact:
+    """Batch norm of the backbone in evaluation mode and without gradients, as in a pretrained network."""
+    for module in network.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval().requires_grad_(False)
+    return network
+
+
+class LearnerRunner:
+    """Runs a learner's stages; whatever goes wrong in its file becomes an error that names the place."""
+
+    def __init__(self, entry: Entry, task: TrainingTask) -> None:
+        self.name = entry.name
+        self.file = entry.file
+        self.learner: Any = OwnLearner(task, entry.precision) if entry.file is None else _load_file(entry.file, task)
+
+    def prepare(self, batch: TrainingBatch) -> Any:
+        """The batch in the learner's own form."""
+        return self._guarded(self.learner.prepare, batch.images, batch.targets)
+
+    def stages(self, batch: Any) -> list[Callable[[Any], Any]]:
+        """The four stages of a step; each takes what the one before returned (the first nothing).
+
+        ``loss`` and ``backward`` both return the losses.
+        """
+        learner = self.learner
+
+        def backward(losses: Any) -> Any:
+            learner.backward(losses)
+            return losses
+
+        methods: list[Callable[[Any], Any]] = [
+            lambda _: learner.forward(batch),
+            lambda outputs: learner.loss(batch, outputs),
+            backward,
+            lambda _: learner.optimizer(),
+        ]
+        return [partial(self._guarded, method) for method in methods]
+
+    def terms(self, losses: Any) -> dict[str, float] | None:
+        """The terms of the loss by name; None if the learner does not tell.
+
+        Raises:
+            SettingsError: they are no numbers.
+        """
+        method = getattr(self.learner, "terms", None)
+        if method is None:
+            return None
+        try:
+            terms = {str(name): float(value) for name, value in self._guarded(method, losses).items()}
+        except (AttributeError, TypeError, ValueError):
+            raise SettingsError(f"--against {self.file}: terms must return a dict of floats; {PROTOCOL}") from None
+        if not all(map(math.isfinite, terms.values())):
+            raise SettingsError(f"{self.name}: the loss of the first step is not finite: {terms}")
+        return terms
+
+    def gradients(self) -> dict[str, Tensor] | None:
+        """Float32 copies of the gradients on the CPU, by the parameters' names; None if the learner does not tell."""
+        method = getattr(self.learner, "gradients", None)
+        if method is None:
+            return None
+        return {name: value.detach().float().cpu().clone() for name, value in self._guarded(method).items()}
+
+    def _guarded(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        if self.file is None:
+            return method(*arguments)
+        try:
+            return method(*arguments)
+        except Exception as error:  # somebody else's code may raise anything
+            raise SettingsError(f"--against {self.file}: {explain(error)}") from error
+
+
+def _load_file(file: Path, task: TrainingTask) -> Any:
+    """What the file's ``load_training`` returns, with all methods in it."""
+    load = getattr(import_file(file), "load_training", None)
+    if not callable(load):
+        raise SettingsError(f"--against {file}: has no function load_training; {PROTOCOL}")
+    try:
+        learner = load(
+            weights=task.weights,
+            model=task.model.model_dump(mode="json"),
+            num_classes=task.num_classes,
+            loss=task.loss.model_dump(mode="json"),
+            optimizer=asdict(task.sgd),
+            device=task.device,
+        )
+    except Exception as error:  # somebody else's code may raise anything
+        raise SettingsError(f"--against {file}: load_training failed: {explain(error)}") from error
+    missing = ", ".join(method for method in METHODS if not callable(getattr(learner, method, None)))
+    if missing:
+        raise SettingsError(f"--against {file}: what load_training returned has no method {missing}; {PROTOCOL}")
+    return learner

@@ -1,0 +1,107 @@
+"""How many photos a second does the step `preprocess` prepare, and how much memory does it take as the data grows?
+
+    python yolact_bench/studies/preprocessing.py VOC [--copies 1,8] [--workers 2] [--long-side 0]
+        [--limit 0] [--work FOLDER]
+
+``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its photos are taken as often as
+``--copies`` says, under new names, for one measurement each. With ``--long-side 4000`` they are first enlarged to so
+many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over photos that the disk's cache holds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from components.ingest.layout import VOC2012
+from yolact.formats.voc import voc_palette
+
+MEASURED = """
+import json, resource, sys, time
+from pathlib import Path
+from components.preprocess.step import run
+from yolact.config import load_params
+params, work, workers = load_params(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+before, begin = time.process_time(), time.perf_counter()
+run(params, raw_dir=work / "raw", processed_dir=work / "processed", report_dir=work / "report", workers=workers)
+seconds = time.perf_counter() - begin
+main, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+cpu = sum(used.ru_utime + used.ru_stime for used in (main, children)) - before
+print(json.dumps({"seconds": seconds, "cpu": cpu, "main": main.ru_maxrss / 1024, "worker": children.ru_maxrss / 1024}))
+"""
+
+
+def main(
+    voc: Path,
+    copies: str = "1,8",
+    workers: int = 2,
+    long_side: Annotated[int, typer.Option(help="Pixels to enlarge photos to; 0: as they are.")] = 0,
+    limit: Annotated[int, typer.Option(help="Photos of each split that are taken; 0: all.")] = 0,
+    work: Annotated[Path | None, typer.Option(help="A new folder for what is made; else a temporary one.")] = None,
+) -> None:
+    """Measure once for each number of copies; one line each."""
+    settings = Path(__file__).resolve().parents[2] / "conf" / "base.yaml"
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in map(int, copies.split(",")):
+            folder = (work or Path(temporary)) / f"copies-{count}"
+            photos = make_set(voc / VOC2012, folder / "raw" / VOC2012, count, long_side, limit)
+            command = [sys.executable, "-c", MEASURED, str(settings), str(folder), str(workers)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found = json.loads(done.stdout)
+            speed = photos / found["seconds"]
+            print(
+                f"{photos} photos, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} photos/s; "
+                f"{1000 * found['cpu'] / photos:.1f} ms of CPU time a photo; peak memory {found['main']:.0f} MiB (main "
+                f"process), {found['worker']:.0f} MiB (largest worker)"
+            )
+
+
+def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int) -> int:
+    """Write a VOC folder with each photo ``copies`` times; how many photos it has."""
+    kinds = {"JPEGImages": ".jpg", "SegmentationObject": ".png", "SegmentationClass": ".png", "Annotations": ".xml"}
+    lists = target / "ImageSets" / "Segmentation"
+    for folder in (*(target / kind for kind in kinds), lists):
+        folder.mkdir(parents=True)
+    photos = 0
+    for split in ("train", "val"):
+        names = (source / "ImageSets/Segmentation" / f"{split}.txt").read_text(encoding="utf-8").split()
+        names = names[: limit or None]
+        for kind, suffix in kinds.items():
+            for name in names:
+                path = source / kind / f"{name}{suffix}"
+                if path.is_file() and not (long_side and suffix == ".xml"):
+                    data = path
+                    if long_side:
+                        data = target.parents[2] / "enlarged" / kind / path.name
+                        enlarge(path, data, long_side)
+                    for copy in range(copies):
+                        (target / kind / f"{name}_{copy}{suffix}").symlink_to(data.resolve())
+        lines = [f"{name}_{copy}\n" for name in names for copy in range(copies)]
+        (lists / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+        photos += len(lines)
+    return photos
+
+
+def enlarge(path: Path, target: Path, long_side: int) -> None:
+    """Write a photo (JPEG) or a mask (palette PNG) at another size."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(path) as image:
+        scale = long_side / max(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        if path.suffix == ".jpg":
+            image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(target, quality=90)
+        else:
+            larger = image.resize(size, Image.Resampling.NEAREST)
+            larger.putpalette(voc_palette().tobytes())
+            larger.save(target)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,225 @@
+"""The published configurations as tables for people, Markdown and JSON; sizes and costs are computed when called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Column, Table
+
+from yolact.models.complexity import Complexity, measure_complexity
+from yolact.models.published import BATCH_SIZE, PUBLISHED_MODELS, PublishedModel, find_published
+from yolact_cli.presets import flatten, shown
+
+PIPED_WIDTH = 100
+"""Columns of a table that does not go to a terminal."""
+
+COMPUTED = (
+    "params (millions) and GFLOPs are computed: the convolutions of one image's forward pass, the sampling of "
+    "deformable ones included, a multiply-add as two operations."
+)
+PUBLISHED = (
+    "AP (percent) and fps are the authors', not measured here; fps on a Titan Xp, one image at a time. The letters "
+    "name measure and source:"
+)
+
+HEADINGS = ("name", "backbone", "px", "anchors", "params", "GFLOPs", "prototypes", "data set", "AP", "fps")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published configuration with its computed size and cost."""
+
+    published: PublishedModel
+    complexity: Complexity
+
+
+def measure(names: Sequence[str] = ()) -> list[Entry]:
+    """The published configurations of those names, all by default.
+
+    Raises:
+        SettingsError: there is no published configuration of a name.
+    """
+    chosen = [find_published(name) for name in names] or list(PUBLISHED_MODELS.values())
+    return [Entry(model, measure_complexity(model.model, len(model.classes))) for model in chosen]
+
+
+def print_list(console: Console | None = None) -> None:
+    """Print all of them in a table that fits 100 columns."""
+    console = console or _console()
+    entries = measure()
+    table = Table(
+        *(Column(_heading(name), justify=_justify(name), vertical="bottom") for name in HEADINGS),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    sources = _sources(entries)
+    for entry in entries:
+        table.add_row(*_cells(entry, sources))
+    console.print(table)
+    console.print(f"\n{COMPUTED}\n{PUBLISHED}")
+    for source, letter in sources.items():
+        console.print(f"  {letter}  {source}")
+    console.print("\nOne in full: yolact models NAME. To train one: yolact preset use NAME.")
+
+
+def print_model(name: str, console: Console | None = None) -> None:
+    """Print one of them in full: size and cost, published figures, training, every setting, classes.
+
+    Raises:
+        SettingsError: there is no published configuration of that name.
+    """
+    console = console or _console()
+    (entry,) = measure([name])
+    console.print(f"[bold]{name}[/bold]: {entry.published.description}\n")
+    for title, facts in _facts(entry).items():
+        table = Table(
+            Column(min_width=38),
+            Column(overflow="fold"),
+            title=title,
+            title_justify="left",
+            show_header=False,
+            box=None,
+        )
+        for key, value in facts.items():
+            table.add_row(key, value)
+        console.print(table)
+        console.print()
+    classes = entry.published.classes
+    console.print(f"[italic]Classes ({len(classes)})[/italic]")
+    console.print(Padding(", ".join(classes), (0, 0, 0, 1)))
+
+
+def print_json(name: str | None = None) -> None:
+    """Print one of them as a JSON object, or all as a list of them.
+
+    Raises:
+        SettingsError: there is no published configuration of that name.
+    """
+    entries = [_as_json(entry) for entry in measure([name] if name else [])]
+    print(json.dumps(entries[0] if name else entries, indent=2))
+
+
+def print_markdown() -> None:
+    """Print all of them as the Markdown table of docs/models.md."""
+    entries = measure()
+    sources = _sources(entries)
+    print(f"| {' | '.join(HEADINGS)} |")
+    print(f"| {' | '.join('---:' if _justify(name) == 'right' else '---' for name in HEADINGS)} |")
+    for entry in entries:
+        print(f"| {' | '.join(_cells(entry, sources))} |")
+    print(f"\n{COMPUTED} {PUBLISHED}\n")
+    for source, letter in sources.items():
+        print(f"- {letter}: {source}")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, PIPED_WIDTH))
+
+
+def _heading(name: str) -> str:
+    return "proto-\ntypes" if name == "prototypes" else name
+
+
+def _justify(heading: str) -> Literal["left", "right"]:
+    return "left" if heading in ("name", "backbone", "data set") else "right"
+
+
+def _sources(entries: Sequence[Entry]) -> dict[str, str]:
+    """Each distinct source, with the measure that it gives, and the letter that stands for it."""
+    texts = dict.fromkeys(_source(entry.published) for entry in entries)
+    return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
+
+
+def _source(published: PublishedModel) -> str:
+    return f"{published.figures.metric}: {published.figures.source}"
+
+
+def _cells(entry: Entry, sources: dict[str, str]) -> list[str]:
+    """A row in the order of `HEADINGS`."""
+    published, complexity = entry.published, entry.complexity
+    height, width, _ = complexity.prototypes
+    return [
+        published.name,
+        published.model.backbone,
+        str(published.model.image_size),
+        str(complexity.anchors),
+        f"{complexity.parameters / 1e6:.2f}",
+        f"{complexity.flops / 1e9:.1f}",
+        f"{height}x{width}",
+        published.dataset,
+        f"{published.figures.mask_ap:.1f} {sources[_source(published)]}",
+        f"{published.figures.fps:.1f}",
+    ]
+
+
+def _facts(entry: Entry) -> dict[str, dict[str, str]]:
+    """Everything about one configuration but its classes, by heading."""
+    published, complexity = entry.published, entry.complexity
+    height, width, number = complexity.prototypes
+    computed = {
+        "parameters": f"{complexity.parameters:,}",
+        "GFLOPs": f"{complexity.flops / 1e9:.1f} for one image; a multiply-add counts as two",
+        "anchors": f"{complexity.anchors:,}, {published.model.anchors_per_cell} a cell",
+        "prototypes": f"{number} of {height} x {width}",
+        "residual blocks": ", ".join(map(str, published.model.blocks)),
+        "deformable convolutions": str(sum(map(len, published.model.deformable_blocks))),
+    }
+    if complexity.rescoring_flops:
+        computed["mask re-scoring"] = f"{complexity.rescoring_flops / 1e6:.1f} MFLOPs more for each mask"
+    figures = published.figures
+    steps = ", ".join(f"{step:,}" for step in published.lr_steps)
+    settings = flatten(published.settings())
+    return {
+        "Computed": computed,
+        "Published": {
+            figures.metric: f"{figures.mask_ap:.1f}",
+            "fps": f"{figures.fps:.1f} on a Titan Xp, one image at a time",
+            "source": figures.source,
+        },
+        "Training as published": {
+            "data set": f"{published.dataset}, {published.train_images:,} images",
+            "steps": f"{published.iterations:,} of {BATCH_SIZE} images",
+            "learning rate x 0.1 after": f"{steps} steps",
+        },
+        "Settings (all others as in conf/base.yaml)": {key: shown(value) for key, value in settings.items()},
+    }
+
+
+def _as_json(entry: Entry) -> dict[str, Any]:
+    published, complexity = entry.published, entry.complexity
+    return {
+        "name": published.name,
+        "description": published.description,
+        "parameters": complexity.parameters,
+        "flops": complexity.flops,
+        "rescoring_flops_per_mask": complexity.rescoring_flops,
+        "anchors": complexity.anchors,
+        "anchors_per_cell": published.model.anchors_per_cell,
+        "prototypes": list(complexity.prototypes),
+        "blocks": list(published.model.blocks),
+        "published": {
+            "mask_ap": published.figures.mask_ap,
+            "metric": published.figures.metric,
+            "fps": published.figures.fps,
+            "device": "Titan Xp",
+            "source": published.figures.source,
+        },
+        "training": {
+            "data_set": published.dataset,
+            "images": published.train_images,
+            "batch_size": BATCH_SIZE,
+            "steps": published.iterations,
+            "lr_steps": list(published.lr_steps),
+        },
+        "settings": published.settings(),
+        "classes": list(published.classes),
+    }

@@ -1,0 +1,117 @@
+"""Presets as the command ``yolact preset`` shows and uses them; `yolact_ops.settings.presets` composes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from yolact.errors import SettingsError
+from yolact.files import write_text_atomic
+from yolact.models.published import PUBLISHED_MODELS
+from yolact_ops.settings.presets import CONF, PARAMS, base_path, compose, describe, load_text, plain, preset_names, read
+
+LONG_LIST = 60
+"""Longest list of lists that is shown on one line."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that differs between two settings files; None stands for a key that is not there."""
+
+    key: str
+    old: str | None
+    new: str | None
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Settings that differ between two nested mappings, with dotted keys, in the order of ``new``, then ``old``."""
+    before, after = flatten(old), flatten(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    return [
+        Change(key, *(shown(side[key]) if key in side else None for side in (before, after)))
+        for key in keys
+        if (key in before) != (key in after) or before.get(key) != after.get(key)
+    ]
+
+
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{above}{key}."))
+        else:
+            flat[f"{above}{key}"] = value
+    return flat
+
+
+def shown(value: Any) -> str:
+    """A setting's value as YAML spells it; a long list of lists has a line for each row."""
+    if value is None:
+        return "null"
+    if isinstance(value, list) and len(str(value)) > LONG_LIST and isinstance(value[0], list):
+        return "\n".join(map(str, value))
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def print_list(console: Console | None = None) -> None:
+    """Print each preset's name and description: the project's, then the published configurations."""
+    console = console or Console(highlight=False)
+    for title, names in (("project", preset_names()), ("published", list(PUBLISHED_MODELS))):
+        table = Table(Column(f"{title} preset", no_wrap=True, min_width=22), Column("what it is for", ratio=1))
+        for name in names:
+            table.add_row(name, describe(name))
+        console.print(table)
+
+
+def print_preset(name: str, *, whole: bool, console: Console | None = None) -> None:
+    """Print what a preset changes in the base, or the whole settings file it makes."""
+    console = console or Console()
+    text = compose(name)
+    if whole:
+        print(text, end="")
+        return
+    console.print(f"[bold]{name}[/bold]: {describe(name)}", highlight=False)
+    differences = changes(plain(read(base_path(CONF))), load_text(text))
+    console.print(_table(differences, old="base", new=name))
+
+
+def use(name: str, overrides: Sequence[str] = (), model: str | None = None, console: Console | None = None) -> None:
+    """Write preset ``name``, with another ``model`` and ``overrides``, to ``params.yaml`` and print what changed there.
+
+    Raises:
+        SettingsError: see `compose`; ``params.yaml`` is then as it was.
+    """
+    console = console or Console()
+    text = compose(name, overrides, model=model)
+    what = f"{name} with the network {model}" if model else name
+    old = _old_params()
+    write_text_atomic(PARAMS, text)
+    if old is None:
+        console.print(f"{PARAMS} written from preset {what}; no readable one was there before.", highlight=False)
+        return
+    differences = changes(old, load_text(text))
+    if not differences:
+        console.print(f"{PARAMS} is preset {what}; no setting changed.", highlight=False)
+        return
+    console.print(f"{PARAMS} is preset {what} now. Changed:", highlight=False)
+    console.print(_table(differences, old="was", new="is"))
+
+
+def _old_params() -> dict[str, Any] | None:
+    """The settings in ``params.yaml`` as they are, valid or not; None when it is not there or not YAML."""
+    try:
+        return plain(read(PARAMS))
+    except (FileNotFoundError, SettingsError):
+        return None
+
+
+def _table(differences: Sequence[Change], old: str, new: str) -> Table:
+    table = Table(Column("setting", no_wrap=True), Column(old, overflow="fold"), Column(new, overflow="fold"))
+    for change in differences:
+        table.add_row(change.key, change.old or "-", change.new or "-")
+    return table

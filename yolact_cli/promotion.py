@@ -1,0 +1,132 @@
+"""`yolact promote`, `yolact rollback` and `yolact history`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from components.promote.promotion import Outcome, RefusedError, Request
+from components.promote.promotion import promote as promote_version
+from components.promote.promotion import rollback as roll_back
+from components.promote.report import headline
+from yolact.config import load_params
+from yolact_cli.runs import make_console
+from yolact_ops.registry.history import Decision, History, read_history
+from yolact_ops.registry.versions import Registered
+from yolact_ops.tracking.store import connect
+
+PARAMS = Path("params.yaml")
+PROCESSED = Path("data/processed")
+
+HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
+
+
+def promote(request: Request, *, as_json: bool) -> int:
+    """Promote a version; the exit code is 0, or `RefusedError.exit_code` where the gate refused."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    outcome = promote_version(load_params(PARAMS), request, processed_dir=PROCESSED)
+    if as_json:
+        print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
+    else:
+        _print_outcome(outcome, make_console(), name=request.name)
+    return RefusedError.exit_code if outcome.status == "refused" else 0
+
+
+def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: bool) -> None:
+    """Go back to an earlier champion and say so."""
+    params = load_params(PARAMS)
+    decision = roll_back(params, name=name, to=to, reason=reason)
+    if as_json:
+        print(json.dumps(asdict(decision), indent=2, allow_nan=False))
+        return
+    model = name or params.register_.model_name
+    print(f"{model}: version {decision.version} is the champion again (was: {decision.previous or 'none'})")
+
+
+def history(name: str | None, *, as_json: bool) -> None:
+    """Show all decisions, oldest first, and the champion of now."""
+    model = name or load_params(PARAMS).register_.model_name
+    found = read_history(Registered.open(connect(), model))
+    if as_json:
+        decisions = [asdict(decision) for decision in found.decisions]
+        tree = {
+            "name": model,
+            "champion": found.champion,
+            "moved_by_hand": found.moved_by_hand,
+            "missing": found.missing,
+            "decisions": decisions,
+        }
+        print(json.dumps(tree, indent=2, allow_nan=False))
+        return
+    _print_history(found, make_console())
+
+
+def _print_outcome(outcome: Outcome, console: Console, *, name: str | None) -> None:
+    """Print what came of it; ``name`` is the registered model if the command line named one."""
+    console.print(headline(outcome), style="bold", soft_wrap=True)
+    if outcome.assessment is None:
+        return
+    for rule in outcome.assessment.rules:
+        mark = "[green]passed [/green]" if rule.passed else "[red]REFUSED[/red]"
+        console.print(f"  {mark}  {rule.name}: ", end="")
+        console.print(rule.text, markup=False, soft_wrap=True)
+    for note in outcome.assessment.notes:
+        console.print(f"  note: {note}", markup=False, soft_wrap=True)
+    if outcome.status == "refused":
+        named = f"--name {shlex.quote(name)} " if name else ""
+        text = f'To promote it all the same: yolact promote {named}--version {outcome.version} --force --reason "..."'
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _print_history(found: History, console: Console) -> None:
+    if found.decisions:
+        table = Table("#", *(Column(title, overflow="fold") for title in HEADINGS))
+        for decision in found.decisions:
+            table.add_row(*map(escape, _row(decision)))
+        console.print(table)
+    else:
+        console.print(f"{found.name}: nothing was promoted yet")
+    console.print(f"champion of {found.name}: {found.champion or 'none'}", soft_wrap=True)
+    if found.missing:
+        console.print(
+            f"not here: decision {', '.join(map(str, found.missing))}. Decisions are deleted with the version that "
+            "they made champion.",
+            soft_wrap=True,
+        )
+    for decision in found.unsettled:
+        console.print(
+            f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its "
+            "process died; the next promotion or rollback settles it",
+            soft_wrap=True,
+        )
+    if found.moved_by_hand:
+        decided = found.decided_champion
+        console.print(
+            f"the alias was moved past this program: by the decisions the champion is {decided or 'none'}",
+            soft_wrap=True,
+        )
+
+
+def _row(decision: Decision) -> list[str]:
+    what = f"forced {decision.action}" if decision.forced else decision.action
+    if decision.state != "done":
+        what += f" ({decision.state})"
+    gain = decision.figures.get("gain")
+    shown = f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else "-"
+    return [
+        str(decision.number),
+        decision.time[:19].replace("T", " "),
+        what,
+        f"{decision.previous or 'none'} -> {decision.version}",
+        shown,
+        decision.who,
+        decision.reason or "",
+    ]

@@ -1,0 +1,169 @@
+"""The comparison as one HTML page: figures, classes, settings, and the photos in which the sides disagree most."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact.data.coco import CocoImage, CocoInstances, decode_masks
+from yolact.errors import DataError
+from yolact.files import write_json_atomic, write_text_atomic
+from yolact.inference.detections import Detections
+from yolact.visualize import draw_detections, draw_ground_truth
+from yolact_ops.comparison.comparison import Compared, Paired, PhotoDifference, restrict
+from yolact_ops.comparison.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows, points
+from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
+from yolact_ops.tracking.evaluations import content
+
+PICTURE_WIDTH = 640
+"""Pixels of each of the three pictures of a photo."""
+
+_TEMPLATE = Path(__file__).with_name("compare.html.j2")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Where the photos of the validation split are, or why there are none to show."""
+
+    data: CocoInstances | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A photo on the page."""
+
+    photo: PhotoDifference
+    pictures: list[str]
+    """Ground truth, A and B as addresses that hold the picture."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval drawn on a scale from 0 to 100, in percent of the drawing's width."""
+
+    low: float
+    high: float
+    value: float
+    zero: float
+    verdict: str
+    """``better``, ``worse`` or ``open``, for the colour."""
+
+
+def find_photos(compared: Compared, processed_dir: Path) -> Photos:
+    """The photos in ``processed_dir``, when its val split is the one that both sides were measured on."""
+    if compared.paired is None:
+        return Photos(None, "A and B were measured on different validation data, so they share no photos to show.")
+    path = processed_dir / "val.json"
+    way_out = (
+        "Get that data (`git checkout` of the commit that the run names, then `dvc pull`, or `dvc repro preprocess` "
+        "with its settings), and name its folder with --data."
+    )
+    try:
+        data = CocoInstances.load(path, processed_dir / "images")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except DataError as error:
+        return Photos(None, f"The photos are not here: {error} {way_out}")
+    truth = compared.paired.ground_truth
+    if content(restrict(tree, compared.classes)) != content(truth):
+        return Photos(None, f"{path} is not the validation split that A and B were measured on. {way_out}")
+    return Photos(data)
+
+
+def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, min_score: float) -> None:
+    """Write ``index.html``, which needs no other file, and ``comparison.json``; other files in ``folder`` stay.
+
+    Args:
+        folder: is created when it is not there.
+        compared: what to show.
+        photos: see `find_photos`.
+        top: most photos to show.
+        min_score: detections below it are not drawn; the one that ``compared`` was made with.
+
+    Raises:
+        DataError: a photo cannot be read.
+    """
+    shown = _draw(compared.paired, photos.data, top, min_score) if compared.paired and photos.data else []
+    rows = [*figure_rows(compared), *common_rows(compared)]
+    page = render_page(
+        _TEMPLATE,
+        compared=compared,
+        sides=[("A", compared.a), ("B", compared.b)],
+        cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
+        figures=_with_bars(rows),
+        points=points,
+        classes=_with_bars(class_rows(compared)),
+        empty=empty_classes(compared),
+        shown=shown,
+        no_photos=photos.reason,
+        min_score=min_score,
+        disagreeing=len(compared.paired.photos) if compared.paired else 0,
+        comparison=compared.paired.comparisons["mask"] if compared.paired else None,
+    )
+    write_text_atomic(folder / "index.html", page)
+    write_json_atomic(folder / "comparison.json", as_json(compared, top))
+
+
+def _with_bars(rows: Sequence[FigureRow]) -> list[tuple[Any, Bar | None]]:
+    """Each row with its interval on a scale that all of them fit."""
+    gains = [row.gain for row in rows if row.gain is not None]
+    reach = max((abs(end) for gain in gains for end in (gain.low, gain.high)), default=0.0) or 1.0
+
+    def at(value: float) -> float:
+        return 50 + 48 * value / reach
+
+    bars: list[tuple[Any, Bar | None]] = []
+    for row in rows:
+        gain = row.gain
+        if gain is None:
+            bars.append((row, None))
+            continue
+        verdict = "open" if not gain.excludes_zero else "better" if gain.value > 0 else "worse"
+        bars.append((row, Bar(at(gain.low), at(gain.high), at(gain.value), at(0), verdict)))
+    return bars
+
+
+def _draw(paired: Paired, data: CocoInstances, top: int, min_score: float) -> list[Shown]:
+    image_of = {image.file_name: image for image in data.images}
+    rows_a, rows_b = _by_image(paired.rows_a), _by_image(paired.rows_b)
+    shown = []
+    for photo in paired.photos[:top]:
+        image = image_of[photo.file_name]
+        pixels = data.read_image(image)
+        found = [_found(paired, image, rows[photo.image_id], pixels, min_score) for rows in (rows_a, rows_b)]
+        pictures = [_true(data, image, pixels), *found]
+        shown.append(Shown(photo, [data_uri(jpeg_bytes(narrowed(p, PICTURE_WIDTH), 80), "jpeg") for p in pictures]))
+    return shown
+
+
+def _by_image(rows: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["image_id"]].append(row)
+    return grouped
+
+
+def _true(data: CocoInstances, image: CocoImage, pixels: np.ndarray) -> np.ndarray:
+    objects = data.objects[image.id]
+    return draw_ground_truth(
+        pixels,
+        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+        [item.label for item in objects],
+        decode_masks(objects, image.height, image.width),
+        data.class_names,
+        crowd=[item.crowd for item in objects],
+    )
+
+
+def _found(
+    paired: Paired, image: CocoImage, rows: Sequence[dict[str, Any]], pixels: np.ndarray, min_score: float
+) -> np.ndarray:
+    categories = sorted(paired.ground_truth["categories"], key=lambda item: item["id"])
+    detections = Detections.from_coco(rows, [item["id"] for item in categories], image.height, image.width)
+    return draw_detections(pixels, detections.above(min_score), [item["name"] for item in categories])

@@ -1,0 +1,245 @@
+"""Runs as people look for them: a list with their key figures, and one of them by id, name or model version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from yolact.errors import DataError
+from yolact_ops.registry.versions import find_versions, resolve
+from yolact_ops.tracking.runs import TrackingError, reported, shown_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+ALL_EXPERIMENTS = "*"
+
+SHORT = 8
+"""Characters of an id, a commit or a digest that are shown."""
+
+_PAGE = 200
+"""Runs or versions asked for at once."""
+
+VERSION = "models:"
+"""With this begins what names a registered version."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run with the figures by which runs are told apart; None where it has no such figure."""
+
+    name: str
+    run_id: str
+    experiment: str
+    started: str
+    """UTC, ISO 8601, to the second."""
+    status: str
+    mask_ap: float | None
+    mask_ap50: float | None
+    box_ap: float | None
+    steps: int | None
+    train_seconds: float | None
+    """Steps times seconds per step: without validation."""
+    backbone: str | None
+    image_size: int | None
+    data_digest: str | None
+    git_commit: str | None
+    git_dirty: bool | None
+    versions: list[str]
+    """In the registry: ``yolact/3 @champion``."""
+
+
+def list_runs(
+    client: MlflowClient, *, experiment: str = ALL_EXPERIMENTS, limit: int = 20, filter_string: str = ""
+) -> list[RunRow]:
+    """The newest runs, newest first.
+
+    Args:
+        client: of the store.
+        experiment: name of the experiment, or `ALL_EXPERIMENTS`.
+        limit: most runs.
+        filter_string: MLflow's filter, as ``metrics.`eval/mask_AP` > 0.3``.
+
+    Raises:
+        TrackingError: the store fails or has no such experiment, or the filter is not one.
+    """
+    names = experiment_names(client)
+    if experiment != ALL_EXPERIMENTS:
+        names = {number: name for number, name in names.items() if name == experiment}
+        if not names:
+            known = ", ".join(sorted(experiment_names(client).values()))
+            raise TrackingError(
+                f"{shown_uri()} has no experiment {experiment!r}. There are: {known}. Choose one with --experiment, "
+                f"or all with --experiment '{ALL_EXPERIMENTS}'."
+            )
+    runs = search_runs(client, list(names), filter_string, limit)
+    versions = versions_of(client, [run.info.run_id for run in runs])
+    return [_row(run, names[run.info.experiment_id], versions.get(run.info.run_id, [])) for run in runs]
+
+
+def experiment_names(client: MlflowClient) -> dict[str, str]:
+    """Name by id of every experiment that was not deleted.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    with reported("list the experiments"):
+        found: dict[str, str] = {}
+        token = None
+        while True:
+            page = client.search_experiments(max_results=_PAGE, page_token=token)
+            found |= {item.experiment_id: item.name for item in page}
+            token = page.token
+            if not token:
+                return found
+
+
+def search_runs(client: MlflowClient, experiment_ids: Sequence[str], filter_string: str, limit: int) -> list[Run]:
+    """At most ``limit`` runs that were not deleted, newest first.
+
+    Raises:
+        TrackingError: the store fails, or the filter is not one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    runs: list[Run] = []
+    token = None
+    with reported("search runs"):
+        try:
+            while len(runs) < limit:
+                wanted = min(_PAGE, limit - len(runs))
+                page = client.search_runs(
+                    list(experiment_ids),
+                    filter_string,
+                    max_results=wanted,
+                    order_by=["start_time DESC"],
+                    page_token=token,
+                )
+                runs += page
+                token = page.token
+                if not token:
+                    break
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise TrackingError(
+                    f"the filter {filter_string!r} is not one that MLflow understands: {error.message}\n"
+                    "Examples: metrics.`eval/mask_AP` > 0.3, params.`model.backbone` = 'resnet50', tags.host = 'gpu1', "
+                    "attributes.status = 'FINISHED'; joined with `and`."
+                ) from error
+            raise
+    return runs
+
+
+def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Registered versions by run id, as ``yolact/3 @champion @candidate``.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    versions: list[ModelVersion] = []
+    for start in range(0, len(run_ids), _PAGE):
+        listed = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _PAGE])
+        versions += find_versions(client, f"run_id IN ({listed})")
+    with reported("read the aliases"):  # a search gives none
+        names = sorted({version.name for version in versions})
+        aliases_of = {name: client.get_registered_model(name).aliases for name in names}
+    found: dict[str, list[str]] = {}
+    for version in sorted(versions, key=lambda item: (item.name, int(item.version))):
+        aliases = [
+            f"@{name}" for name, number in aliases_of[version.name].items() if str(number) == str(version.version)
+        ]
+        found.setdefault(str(version.run_id), []).append(" ".join([f"{version.name}/{version.version}", *aliases]))
+    return found
+
+
+def find_run(client: MlflowClient, reference: str) -> Run:
+    """The run that a person means.
+
+    Args:
+        client: of the store.
+        reference: a run's id or the beginning of it, its name, or a registered model's version
+            (``models:/yolact@champion``, ``models:/yolact/3``), which stands for the run that it was made in.
+
+    Raises:
+        DataError: several runs fit.
+        RegistryError: there is no such version.
+        TrackingError: no run fits, or the store fails.
+    """
+    if reference.startswith(VERSION):
+        return run_of_version(client, resolve(client, reference))
+    experiments = list(experiment_names(client))
+    quoted = reference.replace("'", "")
+    by_name = search_runs(client, experiments, f"attributes.run_name = '{quoted}'", limit=10)
+    by_id = (
+        search_runs(client, experiments, f"attributes.run_id LIKE '{reference}%'", limit=10)
+        if re.fullmatch(r"[0-9a-f]{4,32}", reference)
+        else []
+    )
+    fitting = {run.info.run_id: run for run in [*by_id, *by_name]}
+    if not fitting:
+        raise TrackingError(
+            f"{shown_uri()} has no run {reference!r}. `yolact runs --experiment '{ALL_EXPERIMENTS}'` lists names and "
+            "ids. Also understood: four or more letters of an id, models:/NAME@ALIAS, models:/NAME/VERSION, a folder."
+        )
+    if len(fitting) > 1:
+        listed = ", ".join(f"{run.info.run_id[:12]} ({run.info.run_name}, {_when(run)})" for run in fitting.values())
+        raise DataError(f"{reference!r} may be several runs: {listed}. Give more of the id.")
+    return next(iter(fitting.values()))
+
+
+def run_of_version(client: MlflowClient, version: ModelVersion) -> Run:
+    """The run that a version was made in.
+
+    Raises:
+        TrackingError: there is none, or the store fails.
+    """
+    if not version.run_id:
+        raise TrackingError(
+            f"{version.name} version {version.version} was registered without a run, so nothing is known of it to "
+            "compare"
+        )
+    with reported(f"look for the run of {version.name} version {version.version}"):
+        return client.get_run(version.run_id)
+
+
+def _row(run: Run, experiment: str, versions: list[str]) -> RunRow:
+    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    steps, seconds = metrics.get("train/steps"), metrics.get("train/seconds_per_step")
+    size = params.get("model.image_size")
+    dirty = tags.get("git_dirty")
+    return RunRow(
+        name=run.info.run_name,
+        run_id=run.info.run_id,
+        experiment=experiment,
+        started=_when(run),
+        status=run.info.status,
+        mask_ap=metrics.get("eval/mask_AP"),
+        mask_ap50=metrics.get("eval/mask_AP50"),
+        box_ap=metrics.get("eval/box_AP"),
+        steps=None if steps is None else int(steps),
+        train_seconds=None if steps is None or seconds is None else steps * seconds,
+        backbone=params.get("model.backbone"),
+        image_size=int(size) if size and size.isdecimal() else None,
+        data_digest=data_digest(run),
+        git_commit=tags.get("git_commit"),
+        git_dirty=None if dirty is None else dirty == "true",
+        versions=versions,
+    )
+
+
+def data_digest(run: Run) -> str | None:
+    """Digest of the processed data that a run worked on, or what MLflow keeps of it; None where it is not known."""
+    tagged: Mapping[str, Any] = run.data.tags
+    if tagged.get("data_digest"):
+        return str(tagged["data_digest"])
+    datasets = run.inputs.dataset_inputs if run.inputs else []
+    return next((str(item.dataset.digest) for item in datasets), None)
+
+
+def _when(run: Run) -> str:
+    return datetime.fromtimestamp(run.info.start_time / 1000, tz=UTC).isoformat(timespec="seconds")

@@ -1,0 +1,169 @@
+"""The two sides of a comparison: runs of MLflow, or the working folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolact.config import DetectConfig, load_params
+from yolact_ops.commands.outputs import read_json
+from yolact_ops.comparison.runs import SHORT, VERSION, data_digest, find_run, run_of_version, versions_of
+from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.registry.versions import resolve
+from yolact_ops.tracking.evaluations import FOLDER, TOLERANCE, read_evaluation
+from yolact_ops.tracking.runs import TrackingError, connect, flatten, reported
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+REPORT = f"{FOLDER}/report.json"
+"""Artifact of a run: how its evaluation ran, and with what settings."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What was trained and evaluated, and what it found in the validation photos."""
+
+    name: str
+    """Of the run, or the folder."""
+    facts: dict[str, str]
+    """What tells it from others, as text: run, started, status, code, data, registered."""
+    params: dict[str, str]
+    """Every setting by its dotted key; those of ``evaluate`` as the evaluation really used them."""
+    ground_truth: dict[str, Any]
+    """The tree of the COCO instances file it was evaluated on."""
+    rows: list[dict[str, Any]]
+    """Its detections as COCO results."""
+    evaluate: dict[str, Any]
+    """Section ``evaluate`` of the settings, as the evaluation really used it; empty where that is not known."""
+    milliseconds: float | None
+    """To predict one photo, in that evaluation."""
+    device: str | None
+    remark: str | None = None
+    """What a reader should know first: that the run has not ended well, for one."""
+
+
+def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, MlflowClient | None]:
+    """Find a side and read its evaluation; the store is reached only when a run is asked for.
+
+    Args:
+        reference: a folder that the steps have written to, or a run, see `yolact_ops.comparison.runs.find_run`.
+        client: of the store, when it was reached before.
+
+    Raises:
+        DataError: the folder has no evaluation, or several runs fit.
+        RegistryError: there is no such version.
+        TrackingError: no run fits, it has not been evaluated, or the store fails.
+    """
+    if Path(reference).is_dir():
+        return read_folder(Path(reference)), client
+    client = client or connect()
+    if reference.startswith(VERSION):
+        version = resolve(client, reference)
+        return read_run(client, run_of_version(client, version), version), client
+    return read_run(client, find_run(client, reference)), client
+
+
+def read_folder(root: Path) -> Side:
+    """The side that the steps have written below ``root``.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    report = read_json(root / "reports" / "eval" / "report.json", "evaluate")
+    params = load_params(root / "params.yaml")
+    digest = read_json(root / "data" / "processed" / "stats.json", "preprocess").get("digest")
+    return Side(
+        name="working folder" if root.resolve() == Path.cwd() else str(root),
+        facts={"data": str(digest)[:SHORT]},
+        params=flatten(params.model_dump(mode="json", by_alias=True)),
+        ground_truth=read_json(root / "data" / "processed" / "val.json", "preprocess"),
+        rows=read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
+        **_measured(report),
+    )
+
+
+def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None) -> Side:
+    """The side that a run has kept.
+
+    Args:
+        client: of the store that has the run.
+        run: what was evaluated.
+        version: made in that run, where it is the version that is asked for: the side says so if the run was evaluated
+            again since.
+
+    Raises:
+        TrackingError: it has not been evaluated, or the store fails.
+    """
+    name, run_id, status = run.info.run_name, run.info.run_id, run.info.status
+    try:
+        ground_truth, rows = read_evaluation(client, run_id)
+    except TrackingError as error:
+        state = {"RUNNING": "is still running", "FINISHED": "is finished"}.get(status, f"ended as {status}")
+        raise TrackingError(f"run {name} {state}; its evaluation cannot be read.\n{error}") from error
+    report, tags = _read_report(client, run_id), run.data.tags
+    commit = tags.get("git_commit", "")[:SHORT] + ("*" if tags.get("git_dirty") == "true" else "")
+    facts = {
+        "run": run_id,
+        "status": status,
+        "code": commit,
+        "data": (data_digest(run) or "")[:SHORT],
+        "registered": ", ".join(versions_of(client, [run_id]).get(run_id, [])),
+    }
+    return Side(
+        name=name,
+        facts={key: value for key, value in facts.items() if value},
+        params=dict(run.data.params) | flatten({"evaluate": report.get("settings", {})}),
+        ground_truth=ground_truth,
+        rows=rows,
+        remark=" ".join(_remarks(run, report, version)) or None,
+        **_measured(report),
+    )
+
+
+def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> Iterator[str]:
+    name, status = run.info.run_name, run.info.status
+    if status != "FINISHED":
+        yield f"run {name} is {status}, not FINISHED: figures may change or miss."
+    if version is not None and not _is_of_version(run, report, version):
+        yield (
+            f"run {name} was evaluated again since {version.name} version {version.version} was made in it: what is "
+            "compared here is the run as it is now, not the version. Its own figures are on its page in the registry."
+        )
+
+
+def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> bool:
+    """Whether the evaluation that a run has now is, by all that is known, the one that the version was made with."""
+    for figure in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
+        stated, value = version.tags.get(figure), run.data.metrics.get(f"eval/{figure}")
+        if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
+            return False
+    try:
+        used = hash_params(DetectConfig.model_validate(report["settings"]["detect"]))
+    except (KeyError, ValueError):  # an evaluation by an older program
+        return True
+    return used == version.tags.get("detect_hash")
+
+
+def _read_report(client: MlflowClient, run_id: str) -> dict[str, Any]:
+    """How the evaluation ran; empty where the run does not say."""
+    with reported(f"read {REPORT} of run {run_id}"), tempfile.TemporaryDirectory() as folder:
+        if REPORT not in {file.path for file in client.list_artifacts(run_id, FOLDER)}:
+            return {}
+        tree: dict[str, Any] = json.loads(Path(client.download_artifacts(run_id, REPORT, folder)).read_bytes())
+        return tree
+
+
+def _measured(report: dict[str, Any]) -> dict[str, Any]:
+    seconds = report.get("seconds_per_image")
+    return {
+        "evaluate": report.get("settings", {}),
+        "milliseconds": None if seconds is None else 1000 * seconds,
+        "device": report.get("device"),
+    }

@@ -1,0 +1,147 @@
+"""The comparison as rows, for the terminal, the page and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from yolact.evaluation.bootstrap import Interval
+from yolact.evaluation.evaluator import IOU_TYPES
+from yolact_ops.comparison.comparison import Compared
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of both sides."""
+
+    name: str
+    a: float | None
+    b: float | None
+    gain: Interval | None
+    """None where no interval can be given."""
+
+    @property
+    def difference(self) -> float | None:
+        """``b - a``."""
+        return None if self.a is None or self.b is None else self.b - self.a
+
+    def interval(self) -> str:
+        """The interval in words, in percentage points; empty where there is none."""
+        if self.gain is None:
+            return ""
+        if self.a == self.b == 0:
+            return "neither finds any"  # in every draw of the bootstrap: there is nothing to be sure of
+        return f"{points(self.gain.low)} to {points(self.gain.high)}"
+
+
+@dataclass(frozen=True)
+class ClassRow(FigureRow):
+    """Mask AP of one class."""
+
+    objects: int
+    """In A's ground truth, which is B's where the sides are paired."""
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions in percentage points, with its sign; ``-`` where there is none."""
+    if difference is None:
+        return "-"
+    shown = f"{100 * difference:+.1f}"
+    return "0.0" if shown in ("+0.0", "-0.0") else shown
+
+
+def figure_rows(compared: Compared) -> list[FigureRow]:
+    """AP and AR of masks, then of boxes: AP, AP50 and AP75 have intervals where the sides are paired."""
+    rows = []
+    for kind in reversed(IOU_TYPES):
+        of_a, of_b = (summaries[kind].metrics() for summaries in compared.summaries)
+        gains = compared.paired.comparisons[kind].metrics if compared.paired and _all_common(compared) else {}
+        for name in of_a:
+            gain = gains[name].gain if name in gains else None
+            rows.append(FigureRow(f"{kind} {name.replace('_', ' ')}", of_a[name], of_b[name], gain))
+    return rows
+
+
+def common_rows(compared: Compared) -> list[FigureRow]:
+    """Where the sides know different classes: AP, AP50 and AP75 over the common ones."""
+    if compared.paired is None or _all_common(compared):
+        return []
+    return [
+        FigureRow(f"{kind} {name}, {len(compared.classes)} common classes", gain.a, gain.b, gain.gain)
+        for kind in reversed(IOU_TYPES)
+        for name, gain in compared.paired.comparisons[kind].metrics.items()
+    ]
+
+
+def class_rows(compared: Compared) -> list[ClassRow]:
+    """Mask AP of the common classes that have objects, the largest difference first."""
+    of_a, of_b = (summaries["mask"].per_class for summaries in compared.summaries)
+    gains = compared.paired.comparisons["mask"].per_class if compared.paired else {}
+    rows = [
+        ClassRow(
+            name=name,
+            a=of_a[name].AP,
+            b=of_b[name].AP,
+            gain=gains[name].gain if name in gains else None,
+            objects=of_a[name].num_instances,
+        )
+        for name in compared.classes
+        if of_a[name].AP is not None or of_b[name].AP is not None
+    ]
+    return sorted(rows, key=lambda row: -1.0 if row.difference is None else abs(row.difference), reverse=True)
+
+
+def empty_classes(compared: Compared) -> list[str]:
+    """The common classes without an object in either's validation photos."""
+    shown = {row.name for row in class_rows(compared)}
+    return [name for name in compared.classes if name not in shown]
+
+
+def as_json(compared: Compared, top: int) -> dict[str, Any]:
+    """Everything but the pictures, with the ``top`` photos in which the sides disagree most; fractions, not percent."""
+    paired = compared.paired
+    comparison = paired.comparisons["mask"] if paired else None
+    return {
+        "a": _side_json(compared, 0),
+        "b": _side_json(compared, 1),
+        "warnings": compared.warnings,
+        "paired": paired is not None,
+        "bootstrap": comparison
+        and {"images": comparison.images, "samples": comparison.samples, "confidence": comparison.confidence},
+        "params": {change.key: {"a": change.a, "b": change.b} for change in compared.params},
+        "figures": {row.name: _row_json(row) for row in [*figure_rows(compared), *common_rows(compared)]},
+        "per_class": {row.name: _row_json(row) | {"objects": row.objects} for row in class_rows(compared)},
+        "classes_only_in_a": compared.only_a,
+        "classes_only_in_b": compared.only_b,
+        "photos": [
+            {
+                "file_name": photo.file_name,
+                "objects": photo.objects,
+                "found": {"a": photo.a.num_found, "b": photo.b.num_found},
+                "false": {"a": photo.a.false, "b": photo.b.false},
+                "disagreement": photo.disagreement,
+                "advantage_of_b": photo.advantage,
+            }
+            for photo in (paired.photos[:top] if paired else [])
+        ],
+    }
+
+
+def _all_common(compared: Compared) -> bool:
+    return not compared.only_a and not compared.only_b
+
+
+def _side_json(compared: Compared, which: int) -> dict[str, Any]:
+    side = (compared.a, compared.b)[which]
+    return {
+        "name": side.name,
+        **side.facts,
+        "photos": len(side.ground_truth["images"]),
+        "milliseconds": side.milliseconds,
+        "device": side.device,
+    }
+
+
+def _row_json(row: FigureRow) -> dict[str, Any]:
+    gain = row.gain and {"low": row.gain.low, "high": row.gain.high}
+    return {"a": row.a, "b": row.b, "difference": row.difference, "interval": gain}

@@ -1,0 +1,387 @@
+"""Unpacking archives that nobody vouches for: what is not a plain file inside the folder is refused.
+
+An archive is told by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
+an archive says about owners, rights or times is used. Links become copies of the file that they lead to.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import gzip
+import io
+import lzma
+import os
+import posixpath
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, cast
+
+from tqdm import tqdm
+
+from yolact.errors import DataError
+from yolact_ops.transfer.compressed import GZIP_START, XZ_START, least_unpacked_size
+from yolact_ops.transfer.disk import BLOCK, require_free_disk
+
+MAX_RATIO = 200
+"""An archive may unpack to this many times its own size. Photos and masks are compressed already (about 1), annotation
+JSON shrinks to a tenth; archives made to fill disks reach thousands (1,032 is deflate's limit)."""
+
+ALWAYS_ALLOWED = 64 << 20
+"""Bytes that an archive may unpack to whatever its own size, so that small ones of long texts pass."""
+
+MAX_MEMBERS = 5_000_000
+"""Files in one archive; COCO has 164,000."""
+
+MAX_HEADER = 16 << 20
+"""Bytes that are read into memory at once: a tar's extended header that claims more is an attack."""
+
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
+"""What file managers leave in archives; not unpacked, nor names beginning with ``._``."""
+
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+"""How a zip begins: with its first file, or, if it has none, its directory's end (PKWARE APPNOTE 4.3.7, 4.3.16)."""
+
+OTHER_STARTS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
+"""How files of formats begin that are not read (7-Zip's 7zFormat.txt; RAR 5.0 archive format; RFC 8878, 3.1.1)."""
+
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+"""How a zip's entries may be packed; Windows packs entries from 2 GiB by another, Deflate64 (APPNOTE 4.4.5)."""
+
+BY_YOURSELF = "or unpack it yourself and name the folder"
+
+Kind = Literal["tar", "zip"]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One entry of an archive, in the terms that both formats share."""
+
+    name: str
+    """As the archive says it."""
+    kind: Literal["file", "folder", "link", "other"]
+    size: int
+    """Bytes, as the archive says."""
+    open: Callable[[], IO[bytes]]
+    link: str
+    """For links: the target's name, relative to the archive's root."""
+
+
+def archive_kind(path: Path) -> Kind | None:
+    """The format of a file by its content; None if it is no archive that `unpack` reads.
+
+    Raises:
+        DataError: it is an attack already by its first header.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start in ZIP_STARTS and zipfile.is_zipfile(path):  # is_zipfile alone looks at the end: a tar's last member
+        return "zip"
+    try:
+        with _open_tar(path, ALWAYS_ALLOWED):
+            return "tar"
+    except DataError:  # a tar that is an attack
+        raise
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        return None
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack ``archive`` into the new folder ``folder``; after an error the folder is incomplete.
+
+    Raises:
+        DataError: the file is no archive, is damaged, cut short or encrypted, unpacks to an absurd size or to more than
+            the disk has room for, or holds a name outside the folder, a link that leads out of it or to no file, a
+            device, or one name twice.
+        OSError: the folder cannot be written.
+    """
+    kind = archive_kind(archive)
+    if kind is None:
+        with archive.open("rb") as file:
+            start = file.read(16)
+        for magic, name in OTHER_STARTS.items():
+            if start.startswith(magic):
+                raise DataError(
+                    f"{archive}: is packed as {name}, which is not read. Pack it as .zip or .tar.gz, {BY_YOURSELF}."
+                )
+        raise DataError(
+            f"{archive}: is neither a tar (plain, gzip, bzip2, xz) nor a zip archive; it begins with {start!r}. "
+            "Was it downloaded to its end, and is it the archive itself, not a page about it?"
+        )
+    limit = max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size)
+    try:
+        if kind == "tar":
+            require_free_disk(folder.parent, least_unpacked_size(archive), f"unpacking {archive.name}")
+        members = _tar_members(archive, limit) if kind == "tar" else _zip_members(archive, limit, folder)
+        _write(archive, members, folder, limit)
+    except (DataError, OSError) as error:
+        # gzip and bz2 report damage without a number; a damaged zip may send zipfile to an offset that is none.
+        if isinstance(error, OSError) and error.errno in (None, errno.EINVAL):
+            raise _damaged(archive, error) from None
+        raise
+    except Exception as error:  # decoders raise many types on damaged input
+        raise _damaged(archive, error) from None
+
+
+def safe_name(name: str) -> PurePosixPath | None:
+    """A name from an archive or a bucket as a path inside a folder; None if it says the folder itself.
+
+    Raises:
+        ValueError: it is absolute, has ``..``, a backslash, a drive letter or a control character; the text says why.
+    """
+    if "\\" in name:
+        raise ValueError("has a backslash")
+    if any(ord(character) < 32 for character in name):
+        raise ValueError("has a control character")
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        raise ValueError("is an absolute path")
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise ValueError("leaves the folder by '..'")
+    return PurePosixPath(*parts) if parts else None
+
+
+def is_junk(path: PurePosixPath) -> bool:
+    """Whether a file manager left it; see `JUNK`."""
+    return any(part in JUNK or part.startswith("._") for part in path.parts)
+
+
+def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) -> None:
+    """Write files as they come, and links once the files that they lead to are there."""
+    folder.mkdir(parents=True)
+    files: dict[PurePosixPath, int] = {}  # bytes by path
+    links: dict[PurePosixPath, str] = {}
+    total = 0
+    bar = tqdm(desc=f"unpack {archive.name}", unit="B", unit_scale=True, unit_divisor=1024, disable=None)
+    with bar:
+        for count, member in enumerate(members, 1):
+            if count > MAX_MEMBERS:
+                raise DataError(f"{archive}: holds more than {MAX_MEMBERS:,} entries; it is refused as an attack.")
+            path = _checked_path(archive, member)
+            if path is None or is_junk(path):
+                continue
+            if member.kind == "folder":
+                _make_folder(archive, folder, path, member.name)
+                continue
+            if path in files or path in links:
+                raise DataError(f"{archive}: holds {member.name!r} twice. Make the archive anew.")
+            _make_folder(archive, folder, path.parent, member.name)
+            if member.kind == "link":
+                links[path] = member.link
+                continue
+            _require_room(archive, folder, member.name, member.size)
+            with member.open() as source:
+                files[path] = _copy(archive, source, folder / path, limit - total, bar)
+            total += files[path]
+        for path in links:
+            origin = _link_target(archive, path, links, files)
+            _require_room(archive, folder, str(path), files[origin])
+            with (folder / origin).open("rb") as source:
+                total += _copy(archive, source, folder / path, limit - total, bar)
+
+
+def _require_room(archive: Path, folder: Path, name: str, size: int) -> None:
+    """Look before each file whether it still fits: what a compressed archive unpacks to is known at its end only."""
+    require_free_disk(folder, size, f"unpacking {name!r} of {archive.name}")
+
+
+def _checked_path(archive: Path, member: _Member) -> PurePosixPath | None:
+    try:
+        path = safe_name(member.name)
+    except ValueError as error:
+        raise DataError(
+            f"{archive}: the entry {member.name!r} {error}. The archive is refused: nothing of it is used. Make it "
+            f"anew from inside its folder, with relative names and '/', {BY_YOURSELF}."
+        ) from None
+    if member.kind == "other":
+        raise DataError(
+            f"{archive}: the entry {member.name!r} is neither file, folder nor link (a device, a pipe or a sparse "
+            f"file). The archive is refused: nothing of it is used. Make it anew without it, {BY_YOURSELF}."
+        )
+    return path
+
+
+def _make_folder(archive: Path, folder: Path, path: PurePosixPath, name: str) -> None:
+    try:
+        (folder / path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DataError(f"{archive}: {name!r} is both a file and a folder. Make the archive anew.") from None
+
+
+def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm) -> int:
+    """Copy a stream into a new file; bytes written."""
+    written = 0
+    try:
+        with target.open("xb") as file:
+            while block := source.read(BLOCK):
+                written += len(block)
+                if written > limit:
+                    raise _too_large(archive)
+                file.write(block)
+                bar.update(len(block))
+    except (FileExistsError, IsADirectoryError):
+        raise DataError(f"{archive}: {target.name!r} is both a file and a folder. Make the archive anew.") from None
+    return written
+
+
+def _link_target(
+    archive: Path, path: PurePosixPath, links: dict[PurePosixPath, str], files: dict[PurePosixPath, int]
+) -> PurePosixPath:
+    """The file at the end of a chain of links."""
+    seen = {path}
+    at = path
+    while at in links:
+        target = posixpath.normpath(links[at])
+        if target.startswith(("/", "..")) or "\\" in target:
+            raise DataError(
+                f"{archive}: the link {str(at)!r} leads out of the folder. The archive is refused. Make it anew with "
+                f"the files themselves (tar --dereference), {BY_YOURSELF}."
+            )
+        at = PurePosixPath(target)
+        if at in seen:
+            raise DataError(
+                f"{archive}: the link {str(path)!r} leads to itself. The archive is refused. Make it anew without it."
+            )
+        seen.add(at)
+    if at not in files:
+        raise DataError(
+            f"{archive}: the link {str(path)!r} leads to {str(at)!r}, which is no file of the archive. Make the "
+            "archive anew with the files themselves (tar --dereference)."
+        )
+    return at
+
+
+def _too_large(archive: Path) -> DataError:
+    return DataError(
+        f"{archive}: unpacks to more than {MAX_RATIO} times its own size, which no set of photos does; it is refused "
+        "as an attack. If you trust it, unpack it yourself and name the folder."
+    )
+
+
+def _damaged(archive: Path, error: BaseException) -> DataError:
+    return DataError(f"{archive}: is damaged or cut short ({type(error).__name__}: {error}). Bring it again.")
+
+
+# tar
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that refuses to go beyond a position or to read much at once, which tar's headers could ask for."""
+
+    def __init__(self, stream: IO[bytes], archive: Path, limit: int) -> None:
+        self._stream, self._archive, self._limit = stream, archive, limit
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or size > MAX_HEADER:
+            raise DataError(f"{self._archive}: a header claims {size:,} bytes. The archive is refused as an attack.")
+        data = self._stream.read(size)
+        self._check()
+        return data
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_SET and position > self._limit:
+            raise _too_large(self._archive)
+        self._stream.seek(position, whence)
+        return self._check()
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _check(self) -> int:
+        position = self._stream.tell()
+        if position > self._limit:
+            raise _too_large(self._archive)
+        return position
+
+
+@contextmanager
+def _open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
+    """Open a tar whose unpacked stream, headers included, may have ``limit`` bytes besides the archive's own size."""
+    with archive.open("rb") as file:
+        start = file.read(len(XZ_START))
+    by_start: dict[bytes, Callable[..., Any]] = {
+        GZIP_START: gzip.open,
+        b"BZh": bz2.open,
+        XZ_START: lzma.open,
+    }
+    opener = next((found for magic, found in by_start.items() if start.startswith(magic)), open)
+    with (
+        opener(archive, "rb") as stream,
+        _Bounded(stream, archive, limit + archive.stat().st_size) as bounded,
+        tarfile.open(fileobj=cast("IO[bytes]", bounded), mode="r:") as tar,
+    ):
+        yield tar
+
+
+def _tar_members(archive: Path, limit: int) -> Iterator[_Member]:
+    with _open_tar(archive, limit) as tar:
+        while (info := tar.next()) is not None:
+            yield _tar_member(tar, info)
+            tar.members = []  # type: ignore[attr-defined]  # the library would keep all of them in memory
+        # The library takes anything that is no header for the end; the end is a block of zeros (POSIX ustar).
+        stream = cast("IO[bytes]", tar.fileobj)
+        stream.seek(tar.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"no end of archive at byte {tar.offset:,}")
+        while stream.read(BLOCK):  # to the end of the compressed stream, where its checksum is
+            pass
+
+
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    link = info.linkname
+    if info.isdir():
+        kind: Literal["file", "folder", "link", "other"] = "folder"
+    elif info.issym():
+        kind = "link"
+        link = link if link.startswith("/") else posixpath.join(posixpath.dirname(info.name), link)
+    elif info.islnk():
+        kind = "link"
+    elif info.isreg() and not info.issparse():
+        kind = "file"
+    else:
+        kind = "other"
+    return _Member(info.name, kind, info.size, lambda: cast("IO[bytes]", tar.extractfile(info)), link)
+
+
+# zip
+
+
+def _zip_members(archive: Path, limit: int, folder: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(archive) as file:
+        entries = file.infolist()
+        claimed = sum(entry.file_size for entry in entries)
+        if claimed > limit:
+            raise _too_large(archive)
+        require_free_disk(folder.parent, claimed, f"unpacking {archive.name}")
+        for entry in entries:
+            yield _zip_member(archive, file, entry)
+
+
+def _zip_member(archive: Path, file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> _Member:
+    if entry.flag_bits & 1:
+        raise DataError(f"{archive}: the entry {entry.filename!r} is encrypted. Unpack it yourself, name the folder.")
+    if entry.compress_type not in ZIP_METHODS:
+        method = "Deflate64" if entry.compress_type == 9 else f"method {entry.compress_type}"
+        raise DataError(
+            f"{archive}: the entry {entry.filename!r} is packed by {method}, which is not read. Pack it by Deflate "
+            f"(`zip -r`), or as .tar.gz, {BY_YOURSELF}."
+        )
+    mode = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0  # 3: Unix (APPNOTE 4.4.2)
+    link = ""
+    if entry.is_dir():
+        kind: Literal["file", "folder", "link", "other"] = "folder"
+    elif mode == stat.S_IFLNK:
+        kind = "link"
+        target = file.read(entry).decode() if entry.file_size <= 4096 else "/"
+        link = target if target.startswith("/") else posixpath.join(posixpath.dirname(entry.filename), target)
+    elif mode in (0, stat.S_IFREG):
+        kind = "file"
+    else:
+        kind = "other"
+    return _Member(entry.filename, kind, entry.file_size, lambda: file.open(entry), link)
