@@ -17,26 +17,26 @@ def build(cluster: ClusterConfig) -> BaseComponent:
     @dsl.pipeline(name="batch-prediction", description="YOLACT: a registered model over a folder in S3.")
     def batch_prediction(
         model: str,
-        photos: str,
+        images: str,
         code_version: str,
         destination: str = "",
         shards: int = 4,
         batch_size: int = 8,
         device: str = "auto",
     ) -> None:
-        """Find the objects of all photos of a folder in S3, with the detection settings that the model carries.
+        """Find the objects of all images of a folder in S3, with the detection settings that the model carries.
 
         Args:
             model: models:/NAME@ALIAS or models:/NAME/VERSION.
-            photos: s3://bucket/folder.
+            images: s3://bucket/folder.
             code_version: version of the code; another one runs cached tasks again.
             destination: s3://bucket/folder that gets the results too; empty for none.
             shards: tasks that predict side by side.
-            batch_size: photos that pass the network at once.
+            batch_size: images that pass the network at once.
             device: auto, cpu, cuda, or mps.
         """
         fetched = place(fetch(registered=model, code_version=code_version), cluster)
-        planned = place(split(photos=photos, shards=shards, code_version=code_version), cluster)
+        planned = place(split(images=images, shards=shards, code_version=code_version), cluster)
         with dsl.ParallelFor(planned.outputs["Output"]) as shard:
             found = place(
                 predict(

@@ -28,7 +28,7 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Kubeflow pipelines: from photos to a registered model, evaluation, prediction of many photos.",
+    help="Kubeflow pipelines: from images to a registered model, evaluation, prediction of many images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -18,7 +18,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
 
     @dsl.pipeline(
         name="training",
-        description="YOLACT: from photos to a registered model, and to the champion if the gate lets it.",
+        description="YOLACT: from images to a registered model, and to the champion if the gate lets it.",
     )
     def training(
         params: str,
@@ -29,7 +29,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
         checkpoints: str = volume,
         resume_run: str = "",
     ) -> None:
-        """From photos to a registered model.
+        """From images to a registered model.
 
         Args:
             params: the whole of params.yaml, as YAML or JSON.

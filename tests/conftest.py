@@ -50,10 +50,10 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def voc_mini() -> Path:
-    """A small set of real photos in VOC layout, kept beside the checkout on some machines."""
+    """A small set of real images in VOC layout, kept beside the checkout on some machines."""
     folder = SHARED / "voc-mini"
     if not folder.is_dir():
-        pytest.skip("real photos are not here: no folder ../shared/voc-mini beside the checkout")
+        pytest.skip("real images are not here: no folder ../shared/voc-mini beside the checkout")
     return folder
 
 

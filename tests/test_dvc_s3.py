@@ -80,7 +80,7 @@ def server(bucket: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pushed(repository: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """The stages `source` and `ingest` over a folder of photos; versions v1 and v2 are tagged and pushed."""
+    """The stages `source` and `ingest` over a folder of images; versions v1 and v2 are tagged and pushed."""
     root = tmp_path_factory.mktemp("work") / "project"
     for name in ("params.yaml", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,9 @@ def pushed(repository: Path, server: str, tmp_path_factory: pytest.TempPathFacto
     kept["ingest"]["deps"] = [dep for dep in kept["ingest"]["deps"] if dep.startswith("data/")]  # the code is elsewhere
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": kept}), encoding="utf-8")
     settings = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
-    settings["data"]["source"] = "../photos"
+    settings["data"]["source"] = "../images"
     (root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    generate_sample(root.parent / "photos", SAMPLE)
+    generate_sample(root.parent / "images", SAMPLE)
 
     checkout = Checkout(root, server)
     checkout.run("git", "init", "-q")
@@ -102,8 +102,8 @@ def pushed(repository: Path, server: str, tmp_path_factory: pytest.TempPathFacto
     checkout.commit("one")
     checkout.run("git", "tag", "v1")
     checkout.run("dvc", "push")
-    photo = next((root.parent / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir())
-    (photo.parent / "new.jpg").write_bytes(photo.read_bytes())
+    image = next((root.parent / "images/VOCdevkit/VOC2012/JPEGImages").iterdir())
+    (image.parent / "new.jpg").write_bytes(image.read_bytes())
     checkout.run("dvc", "repro")
     checkout.commit("two")
     checkout.run("git", "tag", "v2")
@@ -113,7 +113,7 @@ def pushed(repository: Path, server: str, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def clone(pushed: Checkout, server: str, tmp_path: Path) -> Checkout:
-    """A second checkout, on a machine that has neither the photos nor the cache."""
+    """A second checkout, on a machine that has neither the images nor the cache."""
     root = tmp_path / "elsewhere" / "project"
     pushed.run("git", "clone", "-q", str(pushed.root), str(root))
     return Checkout(root, server)

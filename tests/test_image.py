@@ -45,7 +45,7 @@ def patterns(repository: Path) -> list[str]:
         ".venv/bin/python",
         ".env",
         "s3.env",
-        "data/raw/photo.jpg",
+        "data/raw/image.jpg",
         "data/voc2012/x.dvc",
         "models/model.safetensors",
         "mlflow.db",

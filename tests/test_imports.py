@@ -230,7 +230,7 @@ def test_dvc_yaml_names_all_code_that_a_step_runs(repository: Path, step: str) -
 
 
 ROUNDING_ONLY = "params.evaluate.batch_size"
-"""Decides how many photos pass the network at once: as with all of ``runtime``, no step is run again for it."""
+"""Decides how many images pass the network at once: as with all of ``runtime``, no step is run again for it."""
 
 
 def sections_read(folder: Path) -> set[str]:

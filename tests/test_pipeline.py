@@ -98,7 +98,7 @@ def test_every_step_leaves_what_the_readme_says(finished):
     for kind in ("box", "mask"):
         assert {"AP", "AP50", "AP75", "AP70", "per_class"} <= scores[kind].keys()
         assert len(scores[kind]["per_class"]) == 20
-    assert finished.json("metrics/train.json")["steps"] == 6  # 2 epochs of 12 photos, 4 a step
+    assert finished.json("metrics/train.json")["steps"] == 6  # 2 epochs of 12 images, 4 a step
     assert finished.json("reports/registration.json")["version"] == 1
     with (finished.root / "plots/train/losses.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == list("012345")

@@ -37,7 +37,7 @@ class _Section(BaseModel):
 
 
 MIN_PHOTO_SIDE = 64
-"""Pixels; the least bound that photos are reduced to."""
+"""Pixels; the least bound that images are reduced to."""
 
 
 class SampleConfig(_Section):
@@ -47,11 +47,11 @@ class SampleConfig(_Section):
     train_images: PositiveInt
     val_images: PositiveInt
     min_size: Annotated[int, Field(ge=64)]
-    """Shortest photo side, pixels."""
+    """Shortest image side, pixels."""
     max_size: Annotated[int, Field(le=2000)]
-    """Longest photo side, pixels."""
+    """Longest image side, pixels."""
     max_objects: PositiveInt
-    """Most objects drawn in one photo."""
+    """Most objects drawn in one image."""
 
     @model_validator(mode="after")
     def _sizes_ordered(self) -> SampleConfig:
@@ -80,13 +80,13 @@ class DataConfig(_Section):
     """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
     names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
     max_side: NonNegativeInt
-    """Photos whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
+    """Images whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the photos to validate on where the source does not say which: about so many of each class."""
+    """Share of the images to validate on where the source does not say which: about so many of each class."""
     split_seed: NonNegativeInt
-    """Another one chooses other photos to validate on."""
+    """Another one chooses other images to validate on."""
     max_problems: NonNegativeInt
-    """Photos with faulty annotations that preprocess may leave out (each is reported) before it stops."""
+    """Images with faulty annotations that preprocess may leave out (each is reported) before it stops."""
     sample: SampleConfig
 
     @field_validator("max_side")
@@ -140,7 +140,7 @@ class ModelConfig(_Section):
     image_size: ImageSize
     """Side of the square network input, pixels."""
     keep_aspect_ratio: bool
-    """Resize photos so that their longer side is ``image_size``, and fill the rest of the square, right and below, with
+    """Resize images so that their longer side is ``image_size``, and fill the rest of the square, right and below, with
     the mean colour. False stretches them to the square, as published (paper section 4)."""
     fpn_channels: PositiveInt
     num_prototypes: PositiveInt
@@ -257,12 +257,12 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Photos of one optimizer step, of all processes and passes together."""
+    """Images of one optimizer step, of all processes and passes together."""
     sampling: Literal["uniform", "class_balanced"]
-    """``uniform`` shows each photo once an epoch; ``class_balanced`` shows photos of rare classes more often
+    """``uniform`` shows each image once an epoch; ``class_balanced`` shows images of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
     repeat_threshold: Annotated[float, Field(gt=0, le=1)]
-    """With ``class_balanced``: classes in a smaller share of the photos are shown more often, by the square root of how
+    """With ``class_balanced``: classes in a smaller share of the images are shown more often, by the square root of how
     much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
     """Passes of the network in which a batch is worked off, one after the other; its gradients are those of the whole
@@ -297,7 +297,7 @@ class TrainConfig(_Section):
     patience: NonNegativeInt
     """Stop after this many validations in a row without a better mask AP; 0 for never."""
     validation_pictures: NonNegativeInt
-    """Photos of the validation split that each validation draws its detections on, for MLflow."""
+    """Images of the validation split that each validation draws its detections on, for MLflow."""
     log_every: PositiveInt
     """Steps between logged loss values, which are means over the steps since the last ones."""
     augment: AugmentConfig
@@ -380,7 +380,7 @@ PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
 
 class EvaluateConfig(_Section):
     batch_size: PositiveInt
-    """Most photos in one pass of the network, also in validations during training, there of each process. Changes
+    """Most images in one pass of the network, also in validations during training, there of each process. Changes
     nothing of a result but rounding, so train is not run again for it."""
     gallery_images: NonNegativeInt
     gallery_score: Fraction
@@ -428,7 +428,7 @@ class PromoteConfig(_Section):
     """The lower end of the gain's interval may be this far below 0: with that confidence the candidate is no worse than
     that. At 0 the gain must be proven."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    """Of that interval (bootstrap over the validation photos)."""
+    """Of that interval (bootstrap over the validation images)."""
     samples: Annotated[int, Field(ge=100, le=100_000)]
     """Bootstrap samples."""
     max_class_loss: Fraction
@@ -436,7 +436,7 @@ class PromoteConfig(_Section):
     min_class_objects: PositiveInt
     """Classes with fewer validation objects do not count for that: their AP is chance."""
     max_latency_ms: NonNegativeFloat
-    """Most milliseconds a photo, see `components.promote.latency`; 0 for no limit."""
+    """Most milliseconds a image, see `components.promote.latency`; 0 for no limit."""
     min_first: Fraction
     """Least value of ``metric`` of a first champion."""
     fail_on_refusal: bool

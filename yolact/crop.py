@@ -1,4 +1,4 @@
-"""The part of a photo that becomes the network's input."""
+"""The part of a image that becomes the network's input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Window:
-    """The part of the plane that becomes the network's input, in photo pixels; it may reach beyond the photo."""
+    """The part of the plane that becomes the network's input, in image pixels; it may reach beyond the image."""
 
     left: int
     top: int
@@ -29,11 +29,11 @@ class Window:
 
 @dataclass(frozen=True)
 class VisiblePart:
-    """The photo's pixels inside a window, and where they go in the network's input before that is mirrored."""
+    """The image's pixels inside a window, and where they go in the network's input before that is mirrored."""
 
     source_rows: slice
     source_columns: slice
-    """In the photo."""
+    """In the image."""
     target_rows: slice
     target_columns: slice
     """In the network's input."""
@@ -57,21 +57,21 @@ def inside(points: np.ndarray, window: Window) -> np.ndarray:
 
 
 def filled_share(height: int, width: int) -> tuple[float, float]:
-    """Shares of the rows and of the columns of a square input that a photo fills whose aspect ratio is kept, 0 to 1."""
+    """Shares of the rows and of the columns of a square input that a image fills whose aspect ratio is kept, 0 to 1."""
     side = max(height, width)
     return height / side, width / side
 
 
 def visible_part(window: Window, height: int, width: int, size: int) -> VisiblePart | None:
-    """What of a height x width photo a network with an input of ``size`` pixels sees; None where that is nothing."""
+    """What of a height x width image a network with an input of ``size`` pixels sees; None where that is nothing."""
     rows = _visible_along(window.top, window.height, height, size)
     columns = _visible_along(window.left, window.width, width, size)
     return None if rows is None or columns is None else VisiblePart(rows[0], columns[0], rows[1], columns[1])
 
 
-def _visible_along(start: int, extent: int, photo: int, size: int) -> tuple[slice, slice] | None:
+def _visible_along(start: int, extent: int, image: int, size: int) -> tuple[slice, slice] | None:
     """Source and target of one axis."""
-    low, high = max(start, 0), min(start + extent, photo)
+    low, high = max(start, 0), min(start + extent, image)
     if low >= high:
         return None
     target = slice(round((low - start) * size / extent), round((high - start) * size / extent))

@@ -1,6 +1,6 @@
 """Instance masks, each stored as the part of the image around its object.
 
-The mask of a small object in a large photo is mostly empty. Storing its window alone makes a photo's masks some hundred
+The mask of a small object in a large image is mostly empty. Storing its window alone makes a image's masks some hundred
 kilobytes instead of tens of megabytes, and turns them into COCO's run lengths without visiting the empty pixels.
 """
 

@@ -1,4 +1,4 @@
-"""From a photo to the network's input, without randomness."""
+"""From a image to the network's input, without randomness."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _new_per_channel(values: tuple[float, float, float], device: torch.device) -
 
 
 def to_square(image: Tensor, size: int) -> Tensor:
-    """Resize a (3, H, W) uint8 RGB photo to (3, size, size) float32, 0 to 255, without keeping its aspect ratio.
+    """Resize a (3, H, W) uint8 RGB image to (3, size, size) float32, 0 to 255, without keeping its aspect ratio.
 
     Bilinear with half-pixel centres, no antialiasing and no rounding, as published.
     """
@@ -53,9 +53,9 @@ def to_square(image: Tensor, size: int) -> Tensor:
 
 
 def to_padded_square(image: Tensor, size: int) -> Tensor:
-    """Resize a (3, H, W) uint8 RGB photo so that its longer side is ``size``; (3, size, size) float32, 0 to 255.
+    """Resize a (3, H, W) uint8 RGB image so that its longer side is ``size``; (3, size, size) float32, 0 to 255.
 
-    Resizing is that of `to_square`. The rest of the square, to the right or below, has the colour `MEAN_RGB`. A photo
+    Resizing is that of `to_square`. The rest of the square, to the right or below, has the colour `MEAN_RGB`. A image
     so narrow that it would fill less than half a pixel is not to be seen.
     """
     height, width = image.shape[1:]
@@ -68,7 +68,7 @@ def to_padded_square(image: Tensor, size: int) -> Tensor:
 
 
 def aspect_ratio_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height of about ``size`` x ``size`` pixels in all, with a photo's aspect ratio; truncated.
+    """Width and height of about ``size`` x ``size`` pixels in all, with a image's aspect ratio; truncated.
 
     The published code's formula for its switch ``preserve_aspect_ratio``, which no published configuration turns on.
     """

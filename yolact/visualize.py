@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 MIN_SIDE = 640
-"""Photos whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
+"""Images whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
 
 FILL_OPACITY = 0.45
 
@@ -67,7 +67,7 @@ def instance_color(index: int) -> Color:
 
 
 def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: Sequence[str]) -> np.ndarray:
-    """Draw masks, boxes and labels with scores over a photo.
+    """Draw masks, boxes and labels with scores over a image.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
@@ -75,7 +75,7 @@ def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: S
         class_names: name of label 0, 1, ...
 
     Returns:
-        (H', W', 3) uint8 RGB; larger than the photo where that is small, see `MIN_SIDE`.
+        (H', W', 3) uint8 RGB; larger than the image where that is small, see `MIN_SIDE`.
     """
     captions = [
         f"{class_names[label]} {score:.2f}"
@@ -104,7 +104,7 @@ def draw_ground_truth(
         crowd: N; crowd regions are named as such.
 
     Returns:
-        (H', W', 3) uint8 RGB; larger than the photo where that is small, see `MIN_SIDE`.
+        (H', W', 3) uint8 RGB; larger than the image where that is small, see `MIN_SIDE`.
     """
     crowd = [False] * len(labels) if crowd is None else crowd
     captions = [
@@ -173,16 +173,16 @@ class _Style:
 
 
 def _draw(image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Draw N instances, the first on top; ``boxes`` (N, 4) xyxy and ``masks`` (N, H, W) in the photo's frame."""
+    """Draw N instances, the first on top; ``boxes`` (N, 4) xyxy and ``masks`` (N, H, W) in the image's frame."""
     height, width = image.shape[:2]
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, is {image.shape} {image.dtype}")
     scale = max(1.0, MIN_SIDE / max(width, height))
-    photo = Image.fromarray(image)
+    enlarged = Image.fromarray(image)
     if scale > 1:
-        photo = photo.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-    style = _Style.of(photo.width, photo.height)
-    canvas = np.array(photo)
+        enlarged = enlarged.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    style = _Style.of(enlarged.width, enlarged.height)
+    canvas = np.array(enlarged)
     for index in reversed(range(len(captions))):
         _paint_mask(canvas, masks[index], instance_color(index), scale, style)
     picture = Image.fromarray(canvas)

@@ -41,7 +41,7 @@ def print_report(report: AnchorReport, console: Console) -> None:
     present, suggested = report.present, report.suggested
     size = report.image_size
     resized = f"so that the longer side is {size} px" if report.keep_aspect_ratio else f"to {size} x {size} px"
-    console.print(f"{report.measured} of {report.boxes} boxes, photos resized {resized}")
+    console.print(f"{report.measured} of {report.boxes} boxes, images resized {resized}")
     table = Table()
     table.add_column("boxes")
     for name in ("number", f"recall at {RECALL_IOU:g}", "mean IoU", "with suggested anchors", "mean IoU"):

@@ -29,7 +29,7 @@ from yolact_bench.speed.agreement import Agreement
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_bench.speed.contestants import STAGES, Entry
 from yolact_bench.speed.evaluation import EvaluationWork
-from yolact_bench.speed.images import read_photos
+from yolact_bench.speed.images import read_images
 from yolact_bench.speed.inference import MEMORY_PROCESSES, ContestantResult, InferenceBenchmark
 from yolact_bench.speed.learners import TRAINING_STAGES
 from yolact_bench.speed.loading import LoadingBenchmark
@@ -141,13 +141,13 @@ def _plain(value: Any) -> Any:
 def _measure_inference(options: Options, device: torch.device, progress: Callable[[str], None]) -> InferenceBenchmark:
     entries = _entries(options)
     detection = _detection(options.detection or ("published-no-tail" if options.against else "default"))
-    photos = read_photos(options.images)
+    images = read_images(options.images)
     progress("making the network")
-    model, classes, weights = _network(options, photos)
+    model, classes, weights = _network(options, images)
     return inference.measure(
         model,
         classes,
-        photos,
+        images,
         entries,
         detection,
         weights=weights,
@@ -180,7 +180,7 @@ def _detection(name: str) -> DetectConfig:
     return DETECTIONS[name]
 
 
-def _network(options: Options, photos: Sequence[np.ndarray]) -> tuple[Yolact, Sequence[str], str]:
+def _network(options: Options, images: Sequence[np.ndarray]) -> tuple[Yolact, Sequence[str], str]:
     """The network, its classes' names and where its weights come from."""
     if options.model_dir is not None:
         if options.model is not None:
@@ -189,7 +189,7 @@ def _network(options: Options, photos: Sequence[np.ndarray]) -> tuple[Yolact, Se
     name = options.model or DEFAULT_MODEL
     published = _published(name)
     objects = options.objects if options.objects and not options.train else OBJECTS
-    model = calibrated_network(published.model, len(published.classes), photos[0], objects)
+    model = calibrated_network(published.model, len(published.classes), images[0], objects)
     return model, published.classes, f"{name}, random weights that find about {objects} objects"
 
 
@@ -212,9 +212,9 @@ def _show_inference(result: InferenceBenchmark, console: Console) -> None:
     table.add_row("speed", *(f"{contestant.speed:.2f}x" for contestant in contestants))
     table.add_row("peak memory, MiB", *(_memory(contestant.memory) for contestant in contestants))
     console.print(table)
-    sizes = ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in result.settings.photos))
+    sizes = ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in result.settings.images))
     console.print(
-        f"Photos: {sizes}; {contestants[0].detections:g} detections each by {result.reference}. "
+        f"Images: {sizes}; {contestants[0].detections:g} detections each by {result.reference}. "
         f"Medians of {result.settings.rounds} rounds; speed is that of {result.reference} times so much."
     )
     kinds = {contestant.memory.kind for contestant in contestants if contestant.memory}
@@ -253,12 +253,12 @@ def _agreement_line(contestant: ContestantResult, agreement: Agreement, referenc
 def _measure_training(options: Options, device: torch.device, progress: Callable[[str], None]) -> TrainingBenchmark:
     _refuse(options, "--train", "measures training steps, which have neither", "--compile", "--detection")
     entries = _entries(options)
-    photos = read_photos(options.images)
+    images = read_images(options.images)
     progress("making the network")
-    model, _, weights = _network(options, photos)
+    model, _, weights = _network(options, images)
     return training.measure(
         model,
-        photos,
+        images,
         entries,
         PUBLISHED_LOSS,
         weights=weights,
@@ -285,7 +285,7 @@ def _show_training(result: TrainingBenchmark, console: Console) -> None:
     table.add_row("peak memory, MiB", *(_memory(learner.memory) for learner in learners))
     console.print(table)
     console.print(
-        f"{settings.objects} made-up objects in each photo. Medians of {settings.rounds} rounds; speed is that of "
+        f"{settings.objects} made-up objects in each image. Medians of {settings.rounds} rounds; speed is that of "
         f"{result.reference} times so much."
     )
     if any(learner.memory for learner in learners):
@@ -323,7 +323,7 @@ def _measure_evaluation(options: Options, device: torch.device, progress: Callab
 
 
 def _show_evaluation(result: EvaluationWork, console: Console) -> None:
-    table = Table("milliseconds for a photo", "masks", "RLE", "total")
+    table = Table("milliseconds for a image", "masks", "RLE", "total")
     name = f"{result.detections} detections at {result.width} x {result.height}"
     table.add_row(name, f"{result.masks:.2f}", f"{result.rle:.2f}", f"{result.total:.2f}")
     console.print(table)
@@ -336,11 +336,11 @@ def _show_evaluation(result: EvaluationWork, console: Console) -> None:
 
 def _measure_loading(options: Options, device: torch.device, progress: Callable[[str], None]) -> LoadingBenchmark:
     if options.images:
-        raise SettingsError("--loader reads photos with their masks: name a folder that preprocess wrote, not --image")
+        raise SettingsError("--loader reads images with their masks: name a folder that preprocess wrote, not --image")
     _refuse(
         options,
         "--loader",
-        "reads and changes one photo at a time, and runs no network",
+        "reads and changes one image at a time, and runs no network",
         *("--precision", "--compile", "--detection", "--batch", "--objects", "--memory"),
     )
     size = _published(options.model or DEFAULT_MODEL).model.image_size
@@ -352,7 +352,7 @@ def _measure_loading(options: Options, device: torch.device, progress: Callable[
 def _show_loading(result: LoadingBenchmark, console: Console) -> None:
     times = result.milliseconds
     table = Table(title=f"Training data on one core, {result.data}, input {result.image_size}")
-    table.add_column("milliseconds for a photo")
+    table.add_column("milliseconds for a image")
     for name in ("yolact", *(other.name for other in result.against)):
         table.add_column(name, justify="right")
     blank = [""] * len(result.against)
@@ -369,8 +369,8 @@ def _show_loading(result: LoadingBenchmark, console: Console) -> None:
         table.add_row("speed of yolact", "", *(f"{other.speed:.2f}x" for other in result.against))
     console.print(table)
     console.print(
-        f"{result.photos} photos of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects in the "
-        f"mean. Means over {result.variants} photos, each changed at random, medians of {result.rounds} rounds."
+        f"{result.images} images of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects in the "
+        f"mean. Means over {result.variants} images, each changed at random, medians of {result.rounds} rounds."
     )
     console.print(_machine_line(result.machine))
 

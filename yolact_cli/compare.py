@@ -1,4 +1,4 @@
-"""Two runs beside each other: settings, figures with intervals, classes, and a page with photos."""
+"""Two runs beside each other: settings, figures with intervals, classes, and a page with images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from yolact_cli.runs import make_console, percent
 from yolact_ops.comparison.comparison import Compared, compare
-from yolact_ops.comparison.report import find_photos, write_report
+from yolact_ops.comparison.report import find_images, write_report
 from yolact_ops.comparison.sides import open_side
 from yolact_ops.comparison.tables import (
     ClassRow,
@@ -40,7 +40,7 @@ class Options:
     data: Path
     output: Path
     samples: int
-    photos: int
+    images: int
     min_score: float
     as_json: bool
 
@@ -55,15 +55,15 @@ def run(options: Options) -> None:
     a, client = open_side(options.a, None)
     b, _ = open_side(options.b, client)
     compared = compare(a, b, samples=options.samples, min_score=options.min_score)
-    photos = find_photos(compared, options.data)
-    write_report(options.output, compared, photos, top=options.photos, min_score=options.min_score)
+    images = find_images(compared, options.data)
+    write_report(options.output, compared, images, top=options.images, min_score=options.min_score)
     if options.as_json:
-        print(json.dumps(as_json(compared, options.photos), indent=2))
+        print(json.dumps(as_json(compared, options.images), indent=2))
         return
     console = make_console()
     _print(console, compared)
-    if photos.reason:
-        console.print(f"\n[yellow]No pictures on the page.[/yellow] {escape(photos.reason)}", soft_wrap=True)
+    if images.reason:
+        console.print(f"\n[yellow]No pictures on the page.[/yellow] {escape(images.reason)}", soft_wrap=True)
     console.print(f"\npage: {escape(os.path.join(options.output, 'index.html'))}", soft_wrap=True)
 
 
@@ -81,7 +81,7 @@ def _print(console: Console, compared: Compared) -> None:
         comparison = compared.paired.comparisons["mask"]
         console.print(
             f"[dim]{100 * comparison.confidence:g} % intervals: paired bootstrap over the {comparison.images} "
-            f"validation photos, {comparison.samples} draws. They do not cover the chance in training.[/dim]",
+            f"validation images, {comparison.samples} draws. They do not cover the chance in training.[/dim]",
             soft_wrap=True,
         )
     console.print()
@@ -92,7 +92,7 @@ def _print(console: Console, compared: Compared) -> None:
     empty = empty_classes(compared)
     if empty:
         console.print(
-            f"[dim]without an object in the validation photos: {escape(', '.join(empty))}[/dim]", soft_wrap=True
+            f"[dim]without an object in the validation images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
         )
     for letter, others in (("A", compared.only_a), ("B", compared.only_b)):
         if others:

@@ -51,7 +51,7 @@ def _print_summary(exported: Exported, console: Console) -> None:
     console.print(
         "\nTo find objects with it, in Python:\n"
         "  from yolact.inference.onnx_predictor import OnnxPredictor\n"
-        f'  detections = OnnxPredictor({str(exported.path)!r}).predict("photo.jpg")',
+        f'  detections = OnnxPredictor({str(exported.path)!r}).predict("image.jpg")',
         soft_wrap=True,
         markup=False,
     )

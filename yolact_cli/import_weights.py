@@ -74,7 +74,7 @@ def _next_steps(imported: ImportedModel, output: Path) -> str:
         "",
         "To find objects, in Python:",
         "  from yolact.inference.predictor import Predictor",
-        f'  detections = Predictor.load({str(output)!r}).predict("photo.jpg")',
+        f'  detections = Predictor.load({str(output)!r}).predict("image.jpg")',
         "To train it further on your own classes:",
     ]
     if imported.published:

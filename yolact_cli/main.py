@@ -139,7 +139,7 @@ def export(
         typer.Option("-o", "--output", metavar="FILE.onnx", help="File to write; model.onnx in MODEL_DIR if none."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Photos in each batch; any number if none.")
+        int | None, typer.Option(min=1, metavar="N", help="Images in each batch; any number if none.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32; or fp16, half the size, for GPUs.")] = "fp32",
     opset: Annotated[
@@ -212,7 +212,7 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and judge, and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version with the champion on the same photos; promote it, or exit with 3 if the gate refuses."""
+    """Compare a version with the champion on the same images; promote it, or exit with 3 if the gate refuses."""
     from components.promote.promotion import Request
     from yolact_cli import promotion
 
@@ -296,23 +296,23 @@ def compare(
         ),
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote, for the photos.")] = Path(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote, for the images.")] = Path(
         "data/processed"
     ),
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for index.html and comparison.json.")
     ] = Path("reports/compare"),
     samples: Annotated[int, typer.Option(min=100, metavar="N", help="Draws of the bootstrap.")] = 1000,
-    photos: Annotated[int, typer.Option(min=0, metavar="N", help="Most photos on the page.")] = 12,
+    images: Annotated[int, typer.Option(min=0, metavar="N", help="Most images on the page.")] = 12,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Detections below it are not drawn or counted in photos.")
+        float, typer.Option(min=0, max=1, help="Detections below it are not drawn or counted in images.")
     ] = 0.3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two runs: settings, figures with confidence intervals, classes, photos in which they disagree."""
+    """Compare two runs: settings, figures with confidence intervals, classes, images in which they disagree."""
     from yolact_cli import compare as command
 
-    command.run(command.Options(a, b, data, output, samples, photos, min_score, as_json))
+    command.run(command.Options(a, b, data, output, samples, images, min_score, as_json))
 
 
 @app.command()
@@ -335,7 +335,7 @@ def bench(
         str | None,
         typer.Option(help="Without MODEL_DIR: a published configuration with random weights (yolact_resnet50)."),
     ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A photo, a drawn one if none; may be repeated.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A image, a drawn one if none; may be repeated.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16, fp16; several with commas. fp32 if none.", show_default=False)
@@ -349,7 +349,7 @@ def bench(
         ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Photos that pass at once; 1, with --train 2.", show_default=False)
+        int | None, typer.Option(min=1, help="Images that pass at once; 1, with --train 2.", show_default=False)
     ] = None,
     rounds: Annotated[
         int | None,
@@ -359,7 +359,7 @@ def bench(
         int | None,
         typer.Option(
             min=1,
-            help="Detections that random weights shall lead to, 20; with --train objects in each photo, 8.",
+            help="Detections that random weights shall lead to, 20; with --train objects in each image, 8.",
             show_default=False,
         ),
     ] = None,

@@ -99,7 +99,7 @@ def _next_commands() -> list[tuple[str, str]]:
     show = "open" if sys.platform == "darwin" else "xdg-open"
     return [
         ("make mlflow", "the run in MLflow: curves, pictures, the registered model"),
-        (f"{show} reports/eval/index.html", "what it finds in the validation photos, and what it misses"),
+        (f"{show} reports/eval/index.html", "what it finds in the validation images, and what it misses"),
         (
             "source .venv/bin/activate && dvc exp run -S train.lr=5e-4 && dvc exp show",
             "another setting, compared with this one; only the steps it concerns run again",

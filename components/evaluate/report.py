@@ -43,14 +43,14 @@ class Evaluation:
     box: ApSummary
     mask: ApSummary
     seconds: float
-    """What prediction took in all, without reading photos."""
+    """What prediction took in all, without reading images."""
     device: str
     """Where it ran."""
 
 
 @dataclass(frozen=True)
 class GalleryPicture:
-    """One photo of the gallery: ground truth left, prediction right."""
+    """One image of the gallery: ground truth left, prediction right."""
 
     file: str
     """Path inside the report folder."""
@@ -200,12 +200,12 @@ def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list
 def _compare(
     evaluation: Evaluation, image: CocoImage, rows: Sequence[dict[str, Any]], score: float
 ) -> tuple[np.ndarray, str]:
-    """Ground truth and prediction of one photo side by side, and a line about them."""
+    """Ground truth and prediction of one image side by side, and a line about them."""
     data = evaluation.data
-    photo = data.read_image(image)
+    pixels = data.read_image(image)
     objects = data.objects[image.id]
     true = draw_ground_truth(
-        photo,
+        pixels,
         np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
         [item.label for item in objects],
         decode_masks(objects, image.height, image.width),
@@ -213,7 +213,7 @@ def _compare(
         crowd=[item.crowd for item in objects],
     )
     detections = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(score)
-    found = draw_detections(photo, detections, data.class_names)
+    found = draw_detections(pixels, detections, data.class_names)
     caption = f"{image.file_name}: {len(objects)} true, {len(detections)} found with a score above {score:g}"
     return side_by_side([true, found], ["ground truth", "prediction"]), caption
 

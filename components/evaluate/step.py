@@ -56,7 +56,7 @@ def run(
     annotations = processed_dir / "val.json"
     data = CocoInstances.load(annotations, processed_dir / "images")
     if not data.images:
-        raise DataError(f"{annotations}: has no images; add photos to the val split and run preprocess again")
+        raise DataError(f"{annotations}: has no images; add images to the val split and run preprocess again")
     predictor = Predictor.load(
         model_dir, params.evaluate.detect, device=params.runtime.device, batch_size=params.evaluate.batch_size
     )

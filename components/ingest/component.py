@@ -8,7 +8,7 @@ from yolact_ops.commands.task import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Dataset]) -> None:
-    """Bring the photos and their annotations, whatever their source.
+    """Bring the images and their annotations, whatever their source.
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.

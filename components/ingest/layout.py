@@ -67,17 +67,17 @@ def find_layout(folder: Path) -> list[Taken]:
 
 
 def _sbd(folder: Path, found: list[Path], folders: list[Path]) -> list[Taken]:
-    """SBD's annotations with their photos: their own, or those of a VOC folder beside them."""
+    """SBD's annotations with their images: their own, or those of a VOC folder beside them."""
     root = _only_one(folder, found)
     taken = [Taken(root, SBD, SBD_TAKEN)]
     if not (root / "img").is_dir():
-        photos = [path for path in folders if (path / "JPEGImages").is_dir()]
-        if not photos:
+        images = [path for path in folders if (path / "JPEGImages").is_dir()]
+        if not images:
             raise DataError(
                 f"data.source: {root} has SBD's annotations, but neither it (in img) nor a VOC folder beside it (in "
-                "JPEGImages) has the photos. Add them."
+                "JPEGImages) has the images. Add them."
             )
-        taken.append(Taken(_only_one(folder, photos), VOC2012, ("JPEGImages",)))
+        taken.append(Taken(_only_one(folder, images), VOC2012, ("JPEGImages",)))
     return taken
 
 

@@ -1,4 +1,4 @@
-"""The ingest step: bring the photos and their annotations, whatever their source, to ``data/raw``.
+"""The ingest step: bring the images and their annotations, whatever their source, to ``data/raw``.
 
 The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.sources` knows the kinds.
 """
@@ -55,9 +55,9 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
             _take_archive(found, raw_dir)
     files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    photos = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
+    images = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
     shown = shown_source(params.data.source)
-    log.info("%s: %d photos, %d files, %d bytes in %s", shown, photos, len(files), size, raw_dir)
+    log.info("%s: %d images, %d files, %d bytes in %s", shown, images, len(files), size, raw_dir)
 
 
 def _take_folder(folder: Path, raw_dir: Path) -> None:

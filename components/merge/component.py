@@ -26,8 +26,8 @@ def merge(
         model: what fetch brought.
         plan: what split wrote.
         results: what the predict tasks wrote.
-        predictions: detections.json (COCO results), photos.json (what the ids stand for), problems.json.
-        metrics: counts of photos, objects and photos that cannot be read.
+        predictions: detections.json (COCO results), images.json (what the ids stand for), problems.json.
+        metrics: counts of images, objects and images that cannot be read.
         summary: objects by class.
         destination: s3://bucket/folder that gets these files too; empty for none.
     """

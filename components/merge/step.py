@@ -21,14 +21,14 @@ from yolact_ops.transfer.storage import S3Address, explain, make_client
 
 log = logging.getLogger(__name__)
 
-FILES = ("detections.json", "photos.json", "problems.json")
+FILES = ("detections.json", "images.json", "problems.json")
 
 
 @dataclass(frozen=True)
 class Totals:
     """What was found in all."""
 
-    photos: int
+    images: int
     objects: int
     problems: int
     per_class: dict[str, int]
@@ -44,8 +44,8 @@ def run(
         model_dir: what fetch wrote; names the classes.
         plan_path: what split wrote.
         results: what the predict steps wrote, one for each shard, in any order.
-        output_dir: gets ``detections.json`` (COCO results), ``photos.json`` (COCO instances without annotations: what
-            the ids stand for) and ``problems.json`` (photos that cannot be read); what was there is replaced.
+        output_dir: gets ``detections.json`` (COCO results), ``images.json`` (COCO instances without annotations: what
+            the ids stand for) and ``problems.json`` (images that cannot be read); what was there is replaced.
         destination: ``s3://bucket/folder`` that gets these files too; empty: none.
 
     Raises:
@@ -58,19 +58,19 @@ def run(
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
     with replaced_directory(output_dir) as folder:
         write_json_atomic(folder / "detections.json", rows)
-        description = f"photos of {plan.address}; file names are below it"
+        description = f"images of {plan.address}; file names are below it"
         tree = {"info": {"description": description}, "images": images, "annotations": [], "categories": categories}
-        write_json_atomic(folder / "photos.json", tree)
+        write_json_atomic(folder / "images.json", tree)
         write_json_atomic(folder / "problems.json", problems)
     if destination:
         _upload(output_dir, S3Address.parse(destination))
     counts = Counter(classes[row["category_id"] - 1] for row in rows)
-    log.info("%d photos, %d objects in %s; %d photos not readable", len(images), len(rows), output_dir, len(problems))
+    log.info("%d images, %d objects in %s; %d images not readable", len(images), len(rows), output_dir, len(problems))
     return Totals(len(images), len(rows), len(problems), dict(counts.most_common()))
 
 
 def _join(results: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Photos and problems by id, and rows by photo, best first, whatever the order of the shards."""
+    """Images and problems by id, and rows by image, best first, whatever the order of the shards."""
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     problems: list[dict[str, Any]] = []
@@ -89,12 +89,12 @@ def _join(results: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str,
 
 
 def _check_complete(plan: Plan, ids: Sequence[int], plan_path: Path) -> None:
-    wanted = [photo.id for shard in plan.shards for photo in shard]
+    wanted = [image.id for shard in plan.shards for image in shard]
     if sorted(ids) != sorted(wanted):
         missing, extra = len(set(wanted) - set(ids)), len(ids) - len(set(ids) & set(wanted))
         raise DataError(
-            f"the results do not fit {plan_path}: of {len(wanted)} photos {missing} have none, and {extra} results are "
-            "of no photo there or come twice. Run the pipeline again."
+            f"the results do not fit {plan_path}: of {len(wanted)} images {missing} have none, and {extra} results are "
+            "of no image there or come twice. Run the pipeline again."
         )
 
 

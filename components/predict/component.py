@@ -16,16 +16,16 @@ def predict(
     device: str = "auto",
     batch_size: int = 8,
 ) -> None:
-    """Find the objects of one shard's photos.
+    """Find the objects of one shard's images.
 
     Args:
         shard: its number, as text.
         code_version: version of the code; another one is another task for the caches.
         model: what fetch brought.
         plan: what split wrote.
-        result: photos, rows of the COCO results format, and photos that cannot be read.
+        result: images, rows of the COCO results format, and images that cannot be read.
         device: auto, cpu, cuda, or mps.
-        batch_size: photos that pass the network at once.
+        batch_size: images that pass the network at once.
     """
     from pathlib import Path
 
@@ -41,4 +41,4 @@ def predict(
             device=device,
             batch_size=batch_size,
         )
-        result.metadata |= {"shard": shard, "photos": len(found.images), "objects": len(found.rows)}
+        result.metadata |= {"shard": shard, "images": len(found.images), "objects": len(found.rows)}

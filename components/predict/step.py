@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from components.fetch.step import read_detection
-from components.split.step import ListedPhoto, Plan
+from components.split.step import ListedImage, Plan
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
-from yolact.inference.predictor import Predictor, read_photo
+from yolact.inference.predictor import Predictor, read_image
 from yolact_ops.transfer.storage import fetch_objects, make_client
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,15 @@ class ShardResult:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Of the COCO results format."""
     problems: list[dict[str, Any]] = field(default_factory=list)
-    """``id``, ``file_name`` and ``reason`` of photos that cannot be read."""
+    """``id``, ``file_name`` and ``reason`` of images that cannot be read."""
 
 
 def run(
     *, model_dir: Path, plan_path: Path, shard: int, result_path: Path, device: str = "auto", batch_size: int = 8
 ) -> ShardResult:
-    """Find the objects of a shard's photos, which are turned upright first.
+    """Find the objects of a shard's images, which are turned upright first.
 
-    A photo that cannot be read is noted and passed over: one of many must not stop all others.
+    A image that cannot be read is noted and passed over: one of many must not stop all others.
 
     Args:
         model_dir: what fetch wrote; its settings of detection are used.
@@ -44,7 +44,7 @@ def run(
         shard: number, from 0.
         result_path: gets the result as JSON.
         device: as ``runtime.device``.
-        batch_size: photos that pass the network at once.
+        batch_size: images that pass the network at once.
 
     Raises:
         DataError: the plan has no such shard, or a file changed or cannot be fetched.
@@ -53,17 +53,17 @@ def run(
     plan = Plan.read(plan_path)
     if not 0 <= shard < len(plan.shards):
         raise DataError(f"{plan_path}: has {len(plan.shards)} shards, and so no shard {shard}")
-    photos = plan.shards[shard]
+    images = plan.shards[shard]
     predictor = Predictor.load(model_dir, read_detection(model_dir), device=device, batch_size=batch_size)
     result = ShardResult()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "photos"
-        fetch_objects(make_client(), plan.address, [photo.file for photo in photos], folder)
-        for start in range(0, len(photos), batch_size):
-            _predict(predictor, folder, photos[start : start + batch_size], result)
+        folder = Path(temporary) / "images"
+        fetch_objects(make_client(), plan.address, [image.file for image in images], folder)
+        for start in range(0, len(images), batch_size):
+            _predict(predictor, folder, images[start : start + batch_size], result)
     write_json_atomic(result_path, vars(result))
     log.info(
-        "shard %d: %d photos, %d objects, %d photos not readable",
+        "shard %d: %d images, %d objects, %d images not readable",
         shard,
         len(result.images),
         len(result.rows),
@@ -72,19 +72,19 @@ def run(
     return result
 
 
-def _predict(predictor: Predictor, folder: Path, photos: Sequence[ListedPhoto], result: ShardResult) -> None:
+def _predict(predictor: Predictor, folder: Path, images: Sequence[ListedImage], result: ShardResult) -> None:
     read = []
-    for photo in photos:
-        name = str(photo.file.path)
+    for image in images:
+        name = str(image.file.path)
         try:
-            image = read_photo(folder / photo.file.path)  # (3, H, W)
+            pixels = read_image(folder / image.file.path)  # (3, H, W)
         except DataError as error:
             reason = str(error).replace(f"{folder}/", "")
-            result.problems.append({"id": photo.id, "file_name": name, "reason": reason})
+            result.problems.append({"id": image.id, "file_name": name, "reason": reason})
             continue
-        height, width = image.shape[1:]
-        result.images.append({"id": photo.id, "file_name": name, "width": width, "height": height})
-        read.append((photo.id, image))
-    found = predictor.predict([image for _, image in read])
+        height, width = pixels.shape[1:]
+        result.images.append({"id": image.id, "file_name": name, "width": width, "height": height})
+        read.append((image.id, pixels))
+    found = predictor.predict([pixels for _, pixels in read])
     for (number, _), detections in zip(read, found, strict=True):
         result.rows += detections.to_coco(number)

@@ -14,7 +14,7 @@ def preprocess(
     processed: Output[Dataset],
     report: Output[HTML],
 ) -> None:
-    """Turn photos of any layout into COCO instances, name every problem found, and report.
+    """Turn images of any layout into COCO instances, name every problem found, and report.
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.

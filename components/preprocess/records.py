@@ -1,4 +1,4 @@
-"""Objects kept on disk between reading the photos and writing COCO instances JSON, so that memory stays flat."""
+"""Objects kept on disk between reading the images and writing COCO instances JSON, so that memory stays flat."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from yolact.formats.prepare import PhotoSummary
+from yolact.formats.prepare import ImageSummary
 
 
 class Records:
-    """The JSON rows of each photo's objects, in a file that is removed at the end."""
+    """The JSON rows of each image's objects, in a file that is removed at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,37 +28,37 @@ class Records:
         self._file.close()
         self._path.unlink()
 
-    def add(self, photo_id: str, rows: Sequence[str]) -> None:
-        """Keep the rows of one photo; a row has no line break."""
-        self._places[photo_id] = (self._file.seek(0, 2), len(rows))
+    def add(self, image_id: str, rows: Sequence[str]) -> None:
+        """Keep the rows of one image; a row has no line break."""
+        self._places[image_id] = (self._file.seek(0, 2), len(rows))
         self._file.writelines(f"{row}\n".encode() for row in rows)
 
-    def objects(self, photo_id: str) -> list[dict[str, Any]]:
-        """The rows of a photo, read; without ids."""
-        return [json.loads(f"{{{row}") for row in self.rows(photo_id)]
+    def objects(self, image_id: str) -> list[dict[str, Any]]:
+        """The rows of a image, read; without ids."""
+        return [json.loads(f"{{{row}") for row in self.rows(image_id)]
 
-    def rows(self, photo_id: str) -> list[str]:
-        """What was added for a photo."""
-        start, count = self._places[photo_id]
+    def rows(self, image_id: str) -> list[str]:
+        """What was added for a image."""
+        start, count = self._places[image_id]
         self._file.seek(start)
         return [self._file.readline().decode()[:-1] for _ in range(count)]
 
 
 def write_coco(
     path: Path,
-    photos: Sequence[PhotoSummary],
+    images: Sequence[ImageSummary],
     records: Records,
     numbers: Mapping[str, int],
     categories: Mapping[int, str],
     description: str,
 ) -> None:
-    """Write COCO's instances format (cocodataset.org, "Data format"), a line for each photo and each object.
+    """Write COCO's instances format (cocodataset.org, "Data format"), a line for each image and each object.
 
     Args:
         path: a new file.
-        photos: in the order to write.
+        images: in the order to write.
         records: has the objects of each.
-        numbers: COCO's image id by photo id.
+        numbers: COCO's image id by image id.
         categories: name by category id.
         description: what the data is.
     """
@@ -70,8 +70,8 @@ def write_coco(
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(head)[:-1])
         for name, rows in (
-            ("images", _images(photos, numbers)),
-            ("annotations", _annotations(photos, records, numbers)),
+            ("images", _images(images, numbers)),
+            ("annotations", _annotations(images, records, numbers)),
         ):
             file.write(f',\n"{name}": [')
             for place, row in enumerate(rows):
@@ -80,20 +80,20 @@ def write_coco(
         file.write("}\n")
 
 
-def _images(photos: Sequence[PhotoSummary], numbers: Mapping[str, int]) -> Iterator[str]:
-    for photo in photos:
+def _images(images: Sequence[ImageSummary], numbers: Mapping[str, int]) -> Iterator[str]:
+    for image in images:
         row = {
-            "id": numbers[photo.photo_id],
-            "file_name": photo.file_name,
-            "width": photo.width,
-            "height": photo.height,
+            "id": numbers[image.image_id],
+            "file_name": image.file_name,
+            "width": image.width,
+            "height": image.height,
         }
         yield json.dumps(row)
 
 
-def _annotations(photos: Sequence[PhotoSummary], records: Records, numbers: Mapping[str, int]) -> Iterator[str]:
+def _annotations(images: Sequence[ImageSummary], records: Records, numbers: Mapping[str, int]) -> Iterator[str]:
     number = 0
-    for photo in photos:
-        for row in records.rows(photo.photo_id):
+    for image in images:
+        for row in records.rows(image.image_id):
             number += 1  # from 1: pycocotools' evaluation takes id 0 for "not matched"
-            yield f'{{"id": {number}, "image_id": {numbers[photo.photo_id]}, {row}'
+            yield f'{{"id": {number}, "image_id": {numbers[image.image_id]}, {row}'

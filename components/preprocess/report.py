@@ -15,15 +15,15 @@ from pycocotools import mask as mask_utils
 
 from yolact.config import DataConfig
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
+from yolact.formats.images import bounded_size
 from yolact.formats.instances import reduced_mask
-from yolact.formats.photos import bounded_size
 from yolact.visualize import MIN_SIDE, draw_ground_truth
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 
 GALLERY_PHOTOS = 12
 """Of each split."""
 GALLERY_WIDTH = 520
-"""Pixels of a photo on the page."""
+"""Pixels of a image on the page."""
 
 LISTED_ROWS = 1000
 """Problems, and warnings, that the page lists, so that a browser can show it; `LISTING` has all."""
@@ -41,7 +41,7 @@ class Bar:
     label: str
     counts: Mapping[str, int]
     shares: Mapping[str, float]
-    """Of the split's objects or photos, 0 to 1."""
+    """Of the split's objects or images, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class GalleryPhoto:
-    """A photo to show with its objects."""
+class GalleryImage:
+    """A image to show with its objects."""
 
     path: Path
     width: int
@@ -74,7 +74,7 @@ def write_report(
     report_dir: Path,
     stats: Mapping[str, Any],
     categories: Mapping[int, str],
-    gallery: Mapping[str, Sequence[GalleryPhoto]],
+    gallery: Mapping[str, Sequence[GalleryImage]],
     data: DataConfig,
 ) -> None:
     """Write ``index.html``, which needs no other file, `LISTING`, and a copy of the numbers, ``stats.json``.
@@ -83,21 +83,21 @@ def write_report(
         report_dir: replaced as a whole.
         stats: the content of ``stats.json``.
         categories: class name by category id.
-        gallery: photos to show, by split.
+        gallery: images to show, by split.
         data: the settings to show.
     """
     shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
-    photos = len({entry["image"] for entry in stats["problems"]} - {""})
+    images = len({entry["image"] for entry in stats["problems"]} - {""})
     strays = sum(not entry["image"] for entry in stats["problems"])
     page = render_page(
         _TEMPLATE,
         stats=stats,
-        left_out=counted(photos, strays),
+        left_out=counted(images, strays),
         strays=strays,
-        stops=photos + strays > data.max_problems,
+        stops=images + strays > data.max_problems,
         classes=_class_rows(stats),
         charts=_charts(stats),
-        gallery={split: [_gallery_entry(photo, categories) for photo in photos] for split, photos in gallery.items()},
+        gallery={split: [_gallery_entry(image, categories) for image in images] for split, images in gallery.items()},
         listed=LISTED_ROWS,
         listing=LISTING,
         settings=data.model_dump(mode="json", include=shown),
@@ -108,14 +108,14 @@ def write_report(
         write_json_atomic(folder / "stats.json", stats)
 
 
-def counted(photos: int, strays: int) -> str:
-    """Photos that cannot be used and annotations that belong to no photo, in words; empty where there are none."""
+def counted(images: int, strays: int) -> str:
+    """Images that cannot be used and annotations that belong to no image, in words; empty where there are none."""
     parts = []
-    if photos:
-        parts.append(f"{photos} photo{'' if photos == 1 else 's'}")
+    if images:
+        parts.append(f"{images} image{'' if images == 1 else 's'}")
     if strays:
         parts.append(
-            f"{strays} annotation{'' if strays == 1 else 's'} that belong{'s' if strays == 1 else ''} to no photo"
+            f"{strays} annotation{'' if strays == 1 else 's'} that belong{'s' if strays == 1 else ''} to no image"
         )
     return " and ".join(parts)
 
@@ -143,9 +143,9 @@ def _charts(stats: Mapping[str, Any]) -> list[Chart]:
     described = {
         "box_side": ("Box size", "square root of width times height, pixels", lambda edge: f"{edge:g}"),
         "box_aspect": ("Box aspect", "width over height", lambda edge: f"{edge:g}" if edge >= 1 else f"1:{1 / edge:g}"),
-        "mask_share": ("Mask area", "share of the photo, percent", lambda edge: f"{100 * edge:g}"),
+        "mask_share": ("Mask area", "share of the image, percent", lambda edge: f"{100 * edge:g}"),
     }
-    charts = [instances_per_photo(stats)]
+    charts = [instances_per_image(stats)]
     for name, (title, note, label) in described.items():
         edges = histograms["train"][name]["edges"]
         labels = [_span(edges, place, label) for place in range(len(edges) + 1)]
@@ -164,22 +164,22 @@ def _span(edges: Sequence[float], place: int, label: Any) -> str:
     return f"{label(edges[place - 1])} – {label(edges[place])}"
 
 
-def instances_per_photo(stats: Mapping[str, Any]) -> Chart:
-    """Photos by their number of objects."""
+def instances_per_image(stats: Mapping[str, Any]) -> Chart:
+    """Images by their number of objects."""
     limits = [(count, count) for count in range(6)] + [(6, 10), (11, 20), (21, 50), (51, None)]
     labels = [str(low) if low == high else f"{low} – {high}" if high else f"≥ {low}" for low, high in limits]
     counts = {
         split: [
             sum(
-                photos
-                for found, photos in _int_keys(part["instances_per_image"])
+                images
+                for found, images in _int_keys(part["instances_per_image"])
                 if low <= found and (high is None or found <= high)
             )
             for low, high in limits
         ]
         for split, part in stats["splits"].items()
     }
-    return Chart("Objects per photo", "number of photos", _without_empty_ends(_bars(labels, counts)))
+    return Chart("Objects per image", "number of images", _without_empty_ends(_bars(labels, counts)))
 
 
 def _int_keys(counts: Mapping[str, int]) -> Iterable[tuple[int, int]]:
@@ -203,29 +203,29 @@ def _without_empty_ends(bars: Sequence[Bar]) -> Sequence[Bar]:
     return bars[used[0] : used[-1] + 1] if used else []
 
 
-def _gallery_entry(photo: GalleryPhoto, categories: Mapping[int, str]) -> tuple[str, str]:
+def _gallery_entry(image: GalleryImage, categories: Mapping[int, str]) -> tuple[str, str]:
     """Caption and picture."""
-    count = len(photo.objects)
-    caption = f"{photo.path.name}: {photo.width} x {photo.height}, {count} object{'' if count == 1 else 's'}"
-    return caption, data_uri(jpeg_bytes(_drawn(photo, categories), quality=80), "jpeg")
+    count = len(image.objects)
+    caption = f"{image.path.name}: {image.width} x {image.height}, {count} object{'' if count == 1 else 's'}"
+    return caption, data_uri(jpeg_bytes(_drawn(image, categories), quality=80), "jpeg")
 
 
-def _drawn(photo: GalleryPhoto, categories: Mapping[int, str]) -> np.ndarray:
-    """A photo with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
-    size = bounded_size((photo.width, photo.height), MIN_SIDE)
-    with Image.open(photo.path) as image:
-        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS))
-    masks = [reduced_mask(mask_utils.decode(row["segmentation"]), size) for row in photo.objects]
-    scale = np.array([size[0] / photo.width, size[1] / photo.height] * 2)
-    boxes = np.array([row["bbox"] for row in photo.objects], dtype=np.float64).reshape(-1, 4) * scale
+def _drawn(image: GalleryImage, categories: Mapping[int, str]) -> np.ndarray:
+    """A image with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
+    size = bounded_size((image.width, image.height), MIN_SIDE)
+    with Image.open(image.path) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    masks = [reduced_mask(mask_utils.decode(row["segmentation"]), size) for row in image.objects]
+    scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
+    boxes = np.array([row["bbox"] for row in image.objects], dtype=np.float64).reshape(-1, 4) * scale
     boxes[:, 2:] += boxes[:, :2]  # xywh to xyxy
     ids = list(categories)
     picture = draw_ground_truth(
         pixels,
         boxes,
-        [ids.index(row["category_id"]) for row in photo.objects],
+        [ids.index(row["category_id"]) for row in image.objects],
         np.array(masks, dtype=np.uint8).reshape(-1, size[1], size[0]),
         list(categories.values()),
-        crowd=[bool(row["iscrowd"]) for row in photo.objects],
+        crowd=[bool(row["iscrowd"]) for row in image.objects],
     )
     return narrowed(picture, GALLERY_WIDTH)

@@ -1,4 +1,4 @@
-"""The step `preprocess`: annotated photos of any layout in, photos with COCO instances JSON and a report out."""
+"""The step `preprocess`: annotated images of any layout in, images with COCO instances JSON and a report out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from components.preprocess.records import Records, write_coco
-from components.preprocess.report import GALLERY_PHOTOS, GalleryPhoto, counted, write_report
+from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, counted, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
 from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.config import DataConfig, DataParams
@@ -21,7 +21,7 @@ from yolact.formats.classes import select_classes
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
 from yolact.formats.instances import Layout
 from yolact.formats.layouts import find_layout
-from yolact.formats.prepare import CATEGORY, PhotoSummary, Preparation, RejectedPhoto, names_are_unique
+from yolact.formats.prepare import CATEGORY, ImageSummary, Preparation, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
 from yolact.formats.split import Choice, choose_validation
 from yolact_ops.commands.step import run_command
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 
 LISTED_PROBLEMS = 20
-"""Photos, and annotations of no photo, that an error message lists; the rest is counted."""
+"""Images, and annotations of no image, that an error message lists; the rest is counted."""
 
 
 def run(
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Turn the data set below ``raw_dir`` into ``processed_dir``, which is replaced as a whole or left as it was.
 
-    Written: ``images/`` (photos, byte for byte where nothing is to change), ``train.json`` and ``val.json`` (COCO
+    Written: ``images/`` (images, byte for byte where nothing is to change), ``train.json`` and ``val.json`` (COCO
     instances), and ``stats.json``; and into ``report_dir``, also when problems then stop the step, a page that shows
     them. The same input gives the same bytes, whatever the number of workers.
 
@@ -49,11 +49,11 @@ def run(
         raw_dir: holds the data set, in any layout that `find_layout` knows.
         processed_dir: see above.
         report_dir: likewise.
-        workers: processes that read photos; None: one for each CPU core.
+        workers: processes that read images; None: one for each CPU core.
 
     Raises:
-        DataError: the layout or a list of photos is faulty, more photos and annotations of no photo than
-            ``data.max_problems`` are, or a split has no photo or no instance.
+        DataError: the layout or a list of images is faulty, more images and annotations of no image than
+            ``data.max_problems`` are, or a split has no image or no instance.
         SettingsError: ``data.classes`` names a class that is not there.
     """
     layout = find_layout(raw_dir)
@@ -65,18 +65,18 @@ def run(
             folder=folder / "images",
             max_side=params.data.max_side or None,
             category_of=category_of,
-            short_names=names_are_unique([source.photo_id for found in layout.splits.values() for source in found]),
+            short_names=names_are_unique([source.image_id for found in layout.splits.values() for source in found]),
         )
         with Records(folder / ".records") as records:
-            photos, rejected = _prepare_all(layout, preparation, records, workers or usable_cpus())
-            outcome = _outcome(layout, categories, photos, rejected, params.data)
+            images, rejected = _prepare_all(layout, preparation, records, workers or usable_cpus())
+            outcome = _outcome(layout, categories, images, rejected, params.data)
             for split in SPLITS:
                 what = f"{layout.name} layout, split {split}"
-                write_coco(folder / f"{split}.json", outcome.photos[split], records, layout.image_ids, categories, what)
-            digests = _digests(folder, outcome.photos)
+                write_coco(folder / f"{split}.json", outcome.images[split], records, layout.image_ids, categories, what)
+            digests = _digests(folder, outcome.images)
             stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
             stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
-            gallery = {split: _gallery(folder, outcome.photos[split], records) for split in SPLITS}
+            gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
             write_report(report_dir, stats, categories, gallery, params.data)
         write_json_atomic(folder / "stats.json", stats)
         _check_problems(layout, outcome, params.data, report_dir)
@@ -85,92 +85,92 @@ def run(
 
 
 def _check_disjoint(layout: Layout) -> None:
-    train, val = ({source.photo_id for source in layout.splits.get(split, ())} for split in SPLITS)
+    train, val = ({source.image_id for source in layout.splits.get(split, ())} for split in SPLITS)
     common = sorted(train & val)
     if common:
         raise DataError(
-            f"{layout.root}: photos in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
-            "judged on photos it has learned: take them out of one of the two lists."
+            f"{layout.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
+            "judged on images it has learned: take them out of one of the two lists."
         )
 
 
 def _prepare_all(
     layout: Layout, preparation: Preparation, records: Records, workers: int
-) -> tuple[dict[str, PhotoSummary], dict[str, Sequence[Problem]]]:
-    """The photos that can be used, written, and the problems of the others; both by photo id, in its order."""
-    sources = sorted((source for found in layout.splits.values() for source in found), key=lambda s: s.photo_id)
-    accepted: dict[str, PhotoSummary] = {}
+) -> tuple[dict[str, ImageSummary], dict[str, Sequence[Problem]]]:
+    """The images that can be used, written, and the problems of the others; both by image id, in its order."""
+    sources = sorted((source for found in layout.splits.values() for source in found), key=lambda s: s.image_id)
+    accepted: dict[str, ImageSummary] = {}
     rejected: dict[str, Sequence[Problem]] = dict(layout.problems)
-    log.info("%s: reading %d photos from %s", layout.name, len(sources), layout.root)
-    results = map_in_order(preparation, sources, workers, lambda source: source.photo_id)
-    for result in tqdm(results, total=len(sources), unit="photo", disable=None):  # None: only on a terminal
-        if isinstance(result, RejectedPhoto):
-            rejected[result.photo_id] = result.problems
+    log.info("%s: reading %d images from %s", layout.name, len(sources), layout.root)
+    results = map_in_order(preparation, sources, workers, lambda source: source.image_id)
+    for result in tqdm(results, total=len(sources), unit="image", disable=None):  # None: only on a terminal
+        if isinstance(result, RejectedImage):
+            rejected[result.image_id] = result.problems
         else:
-            accepted[result.summary.photo_id] = result.summary
-            records.add(result.summary.photo_id, result.rows)
+            accepted[result.summary.image_id] = result.summary
+            records.add(result.summary.image_id, result.rows)
     return accepted, rejected
 
 
 def _outcome(
     layout: Layout,
     categories: Mapping[int, str],
-    photos: Mapping[str, PhotoSummary],
+    images: Mapping[str, ImageSummary],
     rejected: Mapping[str, Sequence[Problem]],
     data: DataConfig,
 ) -> Outcome:
-    """Photos by split: the source's, or chosen by `data.val_fraction`."""
-    split_of = {source.photo_id: split for split, found in layout.splits.items() for source in found}
+    """Images by split: the source's, or chosen by `data.val_fraction`."""
+    split_of = {source.image_id: split for split, found in layout.splits.items() for source in found}
     by_source = "val" in layout.splits
     choice = Choice(set())
     if not by_source:
-        choice = _choose_validation(list(photos.values()), data)
+        choice = _choose_validation(list(images.values()), data)
         split_of |= dict.fromkeys(choice.validation, "val")
     return Outcome(
         layout=layout.name,
         split_by_source=by_source,
         classes=layout.classes,
         categories=categories,
-        photos={split: [photo for name, photo in photos.items() if split_of[name] == split] for split in SPLITS},
+        images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
         strays=layout.strays,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
         source_warnings=layout.warnings,
-        parted=[[photos[name].file_name for name in names] for names in choice.parted],
+        parted=[[images[name].file_name for name in names] for names in choice.parted],
     )
 
 
-def _choose_validation(photos: Sequence[PhotoSummary], data: DataConfig) -> Choice:
-    """Photos to validate on, photos of one picture all in one split where these are not too many."""
-    names = [photo.photo_id for photo in photos]
+def _choose_validation(images: Sequence[ImageSummary], data: DataConfig) -> Choice:
+    """Images to validate on, images of one picture all in one split where these are not too many."""
+    names = [image.image_id for image in images]
     groups = {
-        name: names[first] for name, first in zip(names, picture_groups(hashes(photos), MAX_DISTANCE), strict=True)
+        name: names[first] for name, first in zip(names, picture_groups(hashes(images), MAX_DISTANCE), strict=True)
     }
-    classes = {photo.photo_id: set(photo.instances[:, CATEGORY].astype(int).tolist()) for photo in photos}
-    log.info("no validation photos are named: %g of the photos are chosen (data.val_fraction)", data.val_fraction)
+    classes = {image.image_id: set(image.instances[:, CATEGORY].astype(int).tolist()) for image in images}
+    log.info("no validation images are named: %g of the images are chosen (data.val_fraction)", data.val_fraction)
     choice = choose_validation(classes, groups, data.val_fraction, data.split_seed)
     for parted in choice.parted:
         log.warning(
-            "%d photos look nearly the same, %s and %s among them: too many to keep in one split, so they are in both. "
-            "AP on val is too good on them; name validation photos of your own (val.txt) if you can tell them apart",
+            "%d images look nearly the same, %s and %s among them: too many to keep in one split, so they are in both. "
+            "AP on val is too good on them; name validation images of your own (val.txt) if you can tell them apart",
             *(len(parted), parted[0], parted[-1]),
         )
     return choice
 
 
-def _gallery(folder: Path, photos: Sequence[PhotoSummary], records: Records) -> list[GalleryPhoto]:
-    """Photos that are evenly spaced over a split, with their objects."""
-    chosen = [photos[place] for place in evenly_spaced(len(photos), GALLERY_PHOTOS)]
+def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> list[GalleryImage]:
+    """Images that are evenly spaced over a split, with their objects."""
+    chosen = [images[place] for place in evenly_spaced(len(images), GALLERY_PHOTOS)]
     return [
-        GalleryPhoto(folder / "images" / photo.file_name, photo.width, photo.height, records.objects(photo.photo_id))
-        for photo in chosen
+        GalleryImage(folder / "images" / image.file_name, image.width, image.height, records.objects(image.image_id))
+        for image in chosen
     ]
 
 
 def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
-    """Refuse more than ``data.max_problems`` photos with problems and annotations of no photo; warn about allowed ones.
+    """Refuse more than ``data.max_problems`` images with problems and annotations of no image; warn about allowed ones.
 
-    An annotation of no photo counts like a photo: the one that it was meant for is used without it.
+    An annotation of no image counts like a image: the one that it was meant for is used without it.
     """
     rejected, strays, allowed = outcome.rejected, outcome.strays, data.max_problems
     count = len(rejected) + len(strays)
@@ -188,31 +188,31 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
             "Or leave them out with "
             f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
-    kept = "; the photos that such annotations were meant for are used without them" if strays else ""
+    kept = "; the images that such annotations were meant for are used without them" if strays else ""
     log.warning("left out: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
 
 
 def _check_usable(layout: Layout, outcome: Outcome) -> None:
-    showing = {split: sum(len(photo.instances) > 0 for photo in outcome.photos[split]) for split in SPLITS}
+    showing = {split: sum(len(image.instances) > 0 for image in outcome.images[split]) for split in SPLITS}
     empty = [split for split in SPLITS if not showing[split]]
     if not empty:
         return
     if outcome.split_by_source:
-        advice = "Annotate objects in its photos, choose other photos for the split, or look at data.classes."
+        advice = "Annotate objects in its images, choose other images for the split, or look at data.classes."
     else:
         advice = (
-            f"Only {sum(showing.values())} of all photos show an object, and each split needs one that does: annotate "
-            "objects in more photos, or look at data.classes."
+            f"Only {sum(showing.values())} of all images show an object, and each split needs one that does: annotate "
+            "objects in more images, or look at data.classes."
         )
-    count = len(outcome.photos[empty[0]])
-    raise DataError(f"{layout.root}: split {empty[0]!r} has {count} usable photos and no instance in them. {advice}")
+    count = len(outcome.images[empty[0]])
+    raise DataError(f"{layout.root}: split {empty[0]!r} has {count} usable images and no instance in them. {advice}")
 
 
-def _digests(folder: Path, photos: Mapping[str, Sequence[PhotoSummary]]) -> dict[str, dict[str, str]]:
-    """By split, SHA-256 (hex) of its JSON file and its photos, by name."""
+def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, dict[str, str]]:
+    """By split, SHA-256 (hex) of its JSON file and its images, by name."""
     digests = {}
     for split in SPLITS:
-        digests[split] = {f"images/{photo.file_name}": photo.sha256.hex() for photo in photos[split]}
+        digests[split] = {f"images/{image.file_name}": image.sha256.hex() for image in images[split]}
         with (folder / f"{split}.json").open("rb") as file:
             digests[split][f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
@@ -226,8 +226,8 @@ def _joint(digests: Mapping[str, str]) -> str:
 
 def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -> None:
     parts = [
-        f"{split}: {len(photos)} photos, {sum(len(photo.instances) for photo in photos)} instances"
-        for split, photos in outcome.photos.items()
+        f"{split}: {len(images)} images, {sum(len(image.instances) for image in images)} instances"
+        for split, images in outcome.images.items()
     ]
     page = report_dir / "index.html"
     left_out = counted(len(outcome.rejected), len(outcome.strays)) or "nothing"

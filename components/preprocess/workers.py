@@ -68,9 +68,9 @@ def map_in_order(
         except BrokenProcessPool:
             in_hand = [name(items[place.value]) for place in places if place.value >= 0]
             raise DataError(
-                "a process that read photos was killed, most likely because memory ran out. In hand were: "
+                "a process that read images was killed, most likely because memory ran out. In hand were: "
                 f"{', '.join(in_hand) or 'none'}. Run it again with fewer CPU cores (as with `taskset -c 0`) or more "
-                "memory. If one of these photos is in hand again, look at its files or take it out."
+                "memory. If one of these images is in hand again, look at its files or take it out."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

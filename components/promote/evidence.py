@@ -1,6 +1,6 @@
-"""What a version found in validation photos: from its run, from an earlier evaluation, or evaluated anew.
+"""What a version found in validation images: from its run, from an earlier evaluation, or evaluated anew.
 
-Two versions are compared on one ground truth, photo by photo. Where a version was measured on another one, or its run
+Two versions are compared on one ground truth, image by image. Where a version was measured on another one, or its run
 has been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its
 own, so that it is done once. Each version is measured with the detection settings that it carries, as it is served.
 """

@@ -39,7 +39,7 @@ class PackagedModel:
         return Predictor.load(self.folder / "artifacts" / "model", config, device=device, batch_size=batch_size)
 
     def example(self) -> bytes:
-        """The photo of the input example, a JPEG or PNG.
+        """The image of the input example, a JPEG or PNG.
 
         Raises:
             RegistryError: there is none.
@@ -48,7 +48,7 @@ class PackagedModel:
             text = json.loads(self._text("input_example.json"))["data"][0][0]
             return base64.b64decode(text, validate=True)
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise RegistryError(f"{self.folder}: input_example.json has no photo ({error})") from error
+            raise RegistryError(f"{self.folder}: input_example.json has no image ({error})") from error
 
     def _text(self, name: str) -> str:
         try:

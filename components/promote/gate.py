@@ -45,7 +45,7 @@ class Latency:
     """How long the candidate takes."""
 
     milliseconds: float
-    """A photo: the median."""
+    """A image: the median."""
     machine: str
     """What it was measured on, and how."""
 
@@ -61,7 +61,7 @@ def judge_first(config: PromoteConfig, value: float | None, latency: Latency | N
 
     Args:
         config: the limits.
-        value: the candidate's ``config.metric``; None where its validation photos show nothing to find.
+        value: the candidate's ``config.metric``; None where its validation images show nothing to find.
         latency: the candidate's; None where there is no limit.
     """
     return [_first(config, value), *_latency(config, latency)]
@@ -148,7 +148,7 @@ def _latency(config: PromoteConfig, latency: Latency | None) -> list[Rule]:
         return []
     if latency is None:
         return [Rule("promote.max_latency_ms", False, None, config.max_latency_ms, None, "latency was not measured")]
-    text = f"{latency.milliseconds:.1f} ms a photo ({latency.machine})"
+    text = f"{latency.milliseconds:.1f} ms a image ({latency.machine})"
     return [_at_most("promote.max_latency_ms", latency.milliseconds, config.max_latency_ms, text)]
 
 

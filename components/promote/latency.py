@@ -1,7 +1,7 @@
-"""How long a version takes for a photo, measured here and now.
+"""How long a version takes for a image, measured here and now.
 
-One photo at a time (the version's input example, a real validation photo), from decoded pixels to boxes and masks in
-the photo's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It
+One image at a time (the version's input example, a real validation image), from decoded pixels to boxes and masks in
+the image's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It
 says something about another machine only as far as that is alike; promote where, or as, you serve.
 """
 
@@ -33,15 +33,15 @@ def measure_latency(model: PackagedModel, device: str) -> Latency:
         SettingsError: the device is not there.
     """
     predictor = model.predictor(device, batch_size=1)
-    photo = np.array(Image.open(io.BytesIO(model.example())).convert("RGB"))
+    image = np.array(Image.open(io.BytesIO(model.example())).convert("RGB"))
     for _ in range(WARM_UP):
-        predictor.predict(photo)
+        predictor.predict(image)
     laps = Laps(predictor.device)
     times = []
     for _ in range(ROUNDS):
-        predictor.predict(photo)
+        predictor.predict(image)
         times.append(laps.lap())
     machine = describe_machine(predictor.device)
     place = machine.gpu or f"{machine.processor}, {machine.threads} threads"
-    height, width = photo.shape[:2]
-    return Latency(median(times), f"median of {ROUNDS}, one photo of {width}x{height} at a time, {place}")
+    height, width = image.shape[:2]
+    return Latency(median(times), f"median of {ROUNDS}, one image of {width}x{height} at a time, {place}")

@@ -2,7 +2,7 @@
 
 What happens, in this order:
 
-1. Candidate and champion are compared on the same validation photos (`components.promote.evidence`), and the gate
+1. Candidate and champion are compared on the same validation images (`components.promote.evidence`), and the gate
    judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
 2. A refusal ends here.
 3. Under the lock (`yolact_ops.registry.lock`): what interrupted promotions left is settled; the champion is looked at
@@ -371,7 +371,7 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
         )
     if version.tags.get("data_digest") != champion.tags.get("data_digest"):
         notes.append(
-            "the champion was made from other data: if some of these validation photos were among its training photos, "
+            "the champion was made from other data: if some of these validation images were among its training images, "
             "it looks better here than it is"
         )
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):

@@ -1,4 +1,4 @@
-"""The network as an MLflow model: photos in, detections as plain JSON values out.
+"""The network as an MLflow model: images in, detections as plain JSON values out.
 
 MLflow copies this file and the package ``yolact`` into the model ("models from code", no pickle), so the
 model loads without this repository. It must therefore import nothing of ``components``.
@@ -33,7 +33,7 @@ COLUMN = "image"
 
 MODEL_CONFIG = {"device": "auto", "batch_size": 8}
 """What ``mlflow.pyfunc.load_model(..., model_config={"device": "cpu"})`` may set: where the network runs (``auto``,
-``cpu``, ``cuda``, ...) and how many photos pass it at once."""
+``cpu``, ``cuda``, ...) and how many images pass it at once."""
 
 
 def signature(config: DetectConfig) -> ModelSignature:
@@ -63,7 +63,7 @@ def signature(config: DetectConfig) -> ModelSignature:
 
 
 class YolactModel(PythonModel):
-    """Instance segmentation of encoded photos.
+    """Instance segmentation of encoded images.
 
     Artifacts: ``model``, the folder that `yolact.models.weights.save_model` wrote, and ``detect``, the
     JSON file with the settings of detection. Configuration: see `MODEL_CONFIG`.
@@ -83,12 +83,12 @@ class YolactModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Find the objects of each photo.
+        """Find the objects of each image.
 
         Args:
             context: not read.
             model_input: column ``image``: a JPEG or PNG as base64 text or as bytes, or an (H, W, 3) uint8 RGB array,
-                also as nested lists. Encoded photos are turned upright, as `Predictor` does with files.
+                also as nested lists. Encoded images are turned upright, as `Predictor` does with files.
             params: ``score_threshold`` and ``max_detections``, where they shall differ from the version's settings.
 
         Returns:
@@ -96,7 +96,7 @@ class YolactModel(PythonModel):
             (class names) and ``masks`` (COCO compressed RLE: ``size`` is [height, width], ``counts`` text).
 
         Raises:
-            DataError: the column is missing, or a row is no photo; names the row.
+            DataError: the column is missing, or a row is no image; names the row.
             SettingsError: a parameter is out of range.
         """
         if COLUMN not in model_input:
@@ -115,7 +115,7 @@ def read_image(value: Any, row: int) -> np.ndarray:
     """A row as (H, W, 3) uint8 RGB.
 
     Raises:
-        DataError: it is no photo; names the row.
+        DataError: it is no image; names the row.
     """
     if isinstance(value, list) or hasattr(value, "__array__"):
         return check_array(value, row)
@@ -155,16 +155,16 @@ def decode_image(value: Any, row: int) -> np.ndarray:
     except (binascii.Error, ValueError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as photo:
-            if photo.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
                 raise OSError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(photo).convert("RGB"))
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not a readable JPEG or PNG: {error}") from error
 
 
 def to_json(found: Detections, classes: list[str]) -> dict[str, Any]:
-    """Detections of one photo as plain values, see `YolactModel.predict`."""
+    """Detections of one image as plain values, see `YolactModel.predict`."""
     return {
         "boxes": found.boxes.tolist(),
         "scores": found.scores.tolist(),

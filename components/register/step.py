@@ -106,7 +106,7 @@ class Candidate:
 
     model_dir: Path
     example: Path
-    """A photo of the val split."""
+    """A image of the val split."""
     figures: Figures
     card: CardFacts
 
@@ -296,7 +296,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
     detect = candidate.params.evaluate.detect
     write_json_atomic(parts / "detect.json", detect.model_dump(mode="json"))
     write_text_atomic(parts / PARAMS_FILE, params_text(candidate.params))
-    photo = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
+    image = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=pyfunc_model.__file__,
@@ -307,7 +307,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
         },
         code_paths=[str(Path(yolact.__file__).parent)],
         signature=pyfunc_model.signature(detect),
-        input_example=pd.DataFrame({pyfunc_model.COLUMN: [photo]}),
+        input_example=pd.DataFrame({pyfunc_model.COLUMN: [image]}),
         pip_requirements=pinned_requirements(),
         model_config=pyfunc_model.MODEL_CONFIG,
         mlflow_model=Model(

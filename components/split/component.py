@@ -7,14 +7,14 @@ from yolact_ops.commands.task import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def split(photos: str, shards: int, code_version: str, plan: Output[Artifact]) -> list[str]:
-    """List the photos of a folder in S3 and deal them out in shards.
+def split(images: str, shards: int, code_version: str, plan: Output[Artifact]) -> list[str]:
+    """List the images of a folder in S3 and deal them out in shards.
 
     Args:
-        photos: s3://bucket/folder.
-        shards: how many; fewer where there are fewer photos.
+        images: s3://bucket/folder.
+        shards: how many; fewer where there are fewer images.
         code_version: version of the code; another one is another task for the caches.
-        plan: the photos' keys, sizes, ETags and ids, by shard.
+        plan: the images' keys, sizes, ETags and ids, by shard.
 
     Returns:
         The shards' numbers, as text.
@@ -25,6 +25,6 @@ def split(photos: str, shards: int, code_version: str, plan: Output[Artifact]) -
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("split", code_version):
-        numbers = step.run(photos=photos, shards=shards, plan_path=Path(plan.path))
-        plan.metadata |= {"photos": photos, "shards": len(numbers)}
+        numbers = step.run(images=images, shards=shards, plan_path=Path(plan.path))
+        plan.metadata |= {"images": images, "shards": len(numbers)}
         return numbers

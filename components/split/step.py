@@ -1,4 +1,4 @@
-"""The step `split`: which photos a folder in S3 has, dealt out in shards that are predicted side by side."""
+"""The step `split`: which images a folder in S3 has, dealt out in shards that are predicted side by side."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from yolact_ops.transfer.storage import S3Address, S3Object, list_objects, make_
 log = logging.getLogger(__name__)
 
 PHOTOS = (".jpg", ".jpeg", ".png")
-"""Endings of photos' names; other files are passed over."""
+"""Endings of images' names; other files are passed over."""
 
 
 @dataclass(frozen=True)
-class ListedPhoto:
-    """A photo of the plan."""
+class ListedImage:
+    """A image of the plan."""
 
     id: int
-    """From 1, in the order of the keys: the photo's id in the results."""
+    """From 1, in the order of the keys: the image's id in the results."""
     file: S3Object
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Photos by shard, and the folder that they are in."""
+    """Images by shard, and the folder that they are in."""
 
     address: S3Address
-    shards: list[list[ListedPhoto]]
+    shards: list[list[ListedImage]]
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -44,49 +44,49 @@ class Plan:
         """
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            shards = [[_read_photo(entry) for entry in shard] for shard in tree["shards"]]
-            return cls(S3Address.parse(tree["photos"]), shards)
+            shards = [[_read_image(entry) for entry in shard] for shard in tree["shards"]]
+            return cls(S3Address.parse(tree["images"]), shards)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not what the split step writes ({error!r}). Run it again.") from error
 
 
-def run(*, photos: str, shards: int, plan_path: Path) -> list[str]:
-    """List the photos below an address and deal them out in runs of neighbouring keys.
+def run(*, images: str, shards: int, plan_path: Path) -> list[str]:
+    """List the images below an address and deal them out in runs of neighbouring keys.
 
     Args:
-        photos: ``s3://bucket/folder``.
-        shards: how many, at least 1; fewer where there are fewer photos.
-        plan_path: gets the photos' keys, sizes, ETags and ids, by shard.
+        images: ``s3://bucket/folder``.
+        shards: how many, at least 1; fewer where there are fewer images.
+        plan_path: gets the images' keys, sizes, ETags and ids, by shard.
 
     Returns:
         The shards' numbers, as text: kfp's local runner turns whole numbers in a list into others.
 
     Raises:
         SettingsError: ``shards`` is below 1, or the address is not one of S3.
-        DataError: the folder cannot be read, or has no photo.
+        DataError: the folder cannot be read, or has no image.
     """
     if shards < 1:
         raise SettingsError(f"shards: must be at least 1 (found {shards})")
-    if not photos.startswith("s3://"):
-        raise SettingsError(f"photos: must be s3://BUCKET/FOLDER (found {photos!r})")
-    address = S3Address.parse(photos)
+    if not images.startswith("s3://"):
+        raise SettingsError(f"images: must be s3://BUCKET/FOLDER (found {images!r})")
+    address = S3Address.parse(images)
     objects = [item for item in list_objects(make_client(), address) if item.path.suffix.lower() in PHOTOS]
     if not objects:
         raise DataError(f"{address}: has files, but none that ends in {', '.join(PHOTOS)}")
-    listed = [ListedPhoto(number, item) for number, item in enumerate(sorted(objects, key=lambda item: item.key), 1)]
+    listed = [ListedImage(number, item) for number, item in enumerate(sorted(objects, key=lambda item: item.key), 1)]
     count = min(shards, len(listed))
     bounds = [len(listed) * number // count for number in range(count + 1)]
-    dealt = [[_entry(photo) for photo in listed[a:b]] for a, b in itertools.pairwise(bounds)]
-    write_json_atomic(plan_path, {"photos": str(address), "shards": dealt})
-    log.info("%s: %d photos in %d shards", address, len(listed), count)
+    dealt = [[_entry(image) for image in listed[a:b]] for a, b in itertools.pairwise(bounds)]
+    write_json_atomic(plan_path, {"images": str(address), "shards": dealt})
+    log.info("%s: %d images in %d shards", address, len(listed), count)
     return [str(number) for number in range(count)]
 
 
-def _entry(photo: ListedPhoto) -> dict[str, Any]:
-    file = photo.file
-    return {"id": photo.id, "key": file.key, "path": str(file.path), "size": file.size, "etag": file.etag}
+def _entry(image: ListedImage) -> dict[str, Any]:
+    file = image.file
+    return {"id": image.id, "key": file.key, "path": str(file.path), "size": file.size, "etag": file.etag}
 
 
-def _read_photo(entry: dict[str, Any]) -> ListedPhoto:
+def _read_image(entry: dict[str, Any]) -> ListedImage:
     file = S3Object(entry["key"], PurePosixPath(entry["path"]), int(entry["size"]), entry["etag"])
-    return ListedPhoto(int(entry["id"]), file)
+    return ListedImage(int(entry["id"]), file)

@@ -74,7 +74,7 @@ class TrackingListener:
     tracker: Tracker
     validation: Validation
     pictures: int
-    """Photos, the first of the validation split, that each validation draws."""
+    """Images, the first of the validation split, that each validation draws."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
@@ -91,7 +91,7 @@ class TrackingListener:
 
 
 def draw_validation(folder: Path, validation: Validation, count: int) -> None:
-    """Write ``ID.jpg`` for the first ``count`` validation photos, with what the last network found in them."""
+    """Write ``ID.jpg`` for the first ``count`` validation images, with what the last network found in them."""
     data = validation.data
     for image in data.images[:count]:
         rows = [row for row in validation.rows if row["image_id"] == image.id]
@@ -138,7 +138,7 @@ def run(
             ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
 
     Raises:
-        DataError: the data is missing or faulty, or a split has no photo or no object.
+        DataError: the data is missing or faulty, or a split has no image or no object.
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
@@ -277,7 +277,7 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
     data = CocoInstances.load(path, processed_dir / "images")
     if not any(data.objects.values()):
         raise DataError(
-            f"{path}: {len(data.images)} photos and no object in them; check the source and preprocess again"
+            f"{path}: {len(data.images)} images and no object in them; check the source and preprocess again"
         )
     return data
 

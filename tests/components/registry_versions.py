@@ -53,7 +53,7 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def detections(tree: dict[str, Any], found: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Exact detections of each class's objects in the first so many photos, and none in the others."""
+    """Exact detections of each class's objects in the first so many images, and none in the others."""
     first = tree["images"][0]["id"]
     name_of = {category["id"]: category["name"] for category in tree["categories"]}
     return [

@@ -37,7 +37,7 @@ def rectangle(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
 
 
 def write_data(folder: Path, images: int = IMAGES) -> None:
-    """One object of each of the first two classes per photo; the photo's first pixel names it."""
+    """One object of each of the first two classes per image; the image's first pixel names it."""
     (folder / "images").mkdir(parents=True)
     tree: dict[str, list[Any]] = {
         "images": [],
@@ -47,8 +47,8 @@ def write_data(folder: Path, images: int = IMAGES) -> None:
     for number in range(images):
         pixels = np.full((HEIGHT, WIDTH, 3), 90, dtype=np.uint8)
         pixels[0, 0] = number
-        Image.fromarray(pixels).save(folder / "images" / f"photo{number}.png")
-        tree["images"].append({"id": number + 1, "file_name": f"photo{number}.png", "width": WIDTH, "height": HEIGHT})
+        Image.fromarray(pixels).save(folder / "images" / f"image{number}.png")
+        tree["images"].append({"id": number + 1, "file_name": f"image{number}.png", "width": WIDTH, "height": HEIGHT})
         for category, mask in ((3, rectangle(10, 10, 60, 50)), (5, rectangle(70, 20, 110, 80))):
             rle = mask_utils.encode(np.asfortranarray(mask))
             tree["annotations"].append(
@@ -66,7 +66,7 @@ def write_data(folder: Path, images: int = IMAGES) -> None:
 
 
 class KnownPredictor:
-    """Finds every circle exactly, and nothing else; nothing at all on photo 0."""
+    """Finds every circle exactly, and nothing else; nothing at all on image 0."""
 
     classes = CLASSES
 
@@ -189,12 +189,12 @@ def test_report_files(evaluated):
     assert table[0]["detections"] == "6"
     assert table[2]["mask_AP50"] == ""
     assert sorted(path.name for path in (report / "gallery").iterdir()) == [
-        "01_photo0.jpg",
-        "02_photo2.jpg",
-        "03_photo4.jpg",
-        "04_photo6.jpg",
+        "01_image0.jpg",
+        "02_image2.jpg",
+        "03_image4.jpg",
+        "04_image6.jpg",
     ]
-    for name in ("pr_curves.png", "gallery.jpg", "gallery/01_photo0.jpg"):
+    for name in ("pr_curves.png", "gallery.jpg", "gallery/01_image0.jpg"):
         with Image.open(report / name) as picture:
             picture.load()
     facts = json.loads((report / "report.json").read_text())
@@ -212,8 +212,8 @@ def test_gallery_shows_the_detection_only_where_there_is_one(evaluated):
         half = pixels.shape[1] // 2
         return bool((spread[:, :half] > 60).any()), bool((spread[:, half:] > 60).any())
 
-    assert colourful("01_photo0.jpg") == (True, False)
-    assert colourful("02_photo2.jpg") == (True, True)
+    assert colourful("01_image0.jpg") == (True, False)
+    assert colourful("02_image2.jpg") == (True, True)
 
 
 def test_plots_tables(evaluated):
@@ -283,7 +283,7 @@ def test_the_table_per_class_is_one_that_mlflow_shows(evaluated, tracker):
 
 def test_the_description_of_the_run_has_the_figures(tracker, evaluated):
     note = tracker.tags["mlflow.note.content"]
-    for part in ("resnet50", "550 px", f"{IMAGES} photos", f"| mask AP50 | {50 * CIRCLE_AP:.1f} |"):
+    for part in ("resnet50", "550 px", f"{IMAGES} images", f"| mask AP50 | {50 * CIRCLE_AP:.1f} |"):
         assert part in note
 
 

@@ -18,8 +18,8 @@ from yolact.config import Params, load_params
 from yolact.errors import DataError
 
 SOURCE_FILES = {
-    "JPEGImages/2012_000001.jpg": b"photo one",
-    "JPEGImages/2012_000002.jpg": b"photo two",
+    "JPEGImages/2012_000001.jpg": b"image one",
+    "JPEGImages/2012_000002.jpg": b"image two",
     "Annotations/2012_000001.xml": b"<annotation/>",
     "SegmentationClass/2012_000001.png": b"classes",
     "SegmentationObject/2012_000001.png": b"objects",
@@ -91,9 +91,9 @@ def test_all_lists_may_be_missing(params: Params, source: Path, tmp_path: Path) 
 
 
 def test_links_become_files(params: Params, source: Path, tmp_path: Path) -> None:
-    photo = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
-    photo.rename(tmp_path / "elsewhere.jpg")
-    photo.symlink_to(tmp_path / "elsewhere.jpg")
+    image = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
+    image.rename(tmp_path / "elsewhere.jpg")
+    image.symlink_to(tmp_path / "elsewhere.jpg")
     classes = source / "VOCdevkit" / "VOC2012" / "SegmentationClass"
     classes.rename(tmp_path / "classes")
     classes.symlink_to(tmp_path / "classes", target_is_directory=True)
@@ -128,12 +128,12 @@ def test_a_link_to_a_folder_around_it_is_not_followed(params: Params, source: Pa
 
 
 def test_links_in_a_circle_are_followed_once(params: Params, source: Path, tmp_path: Path) -> None:
-    photos = source / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    images = source / "VOCdevkit" / "VOC2012" / "JPEGImages"
     other = tmp_path / "other"
     other.mkdir()
     (other / "more.jpg").write_bytes(b"more")
-    (other / "back").symlink_to(photos, target_is_directory=True)
-    (photos / "on").symlink_to(other, target_is_directory=True)
+    (other / "back").symlink_to(images, target_is_directory=True)
+    (images / "on").symlink_to(other, target_is_directory=True)
     run(with_source(params, source), raw_dir=tmp_path / "raw")
     found = contents(tmp_path / "raw" / "VOCdevkit" / "VOC2012")
     assert found == SOURCE_FILES | {"JPEGImages/on/more.jpg": b"more"}
@@ -157,13 +157,13 @@ def test_the_sample_is_generated_into_the_same_place_with_the_same_bytes(params:
     assert len([name for name in first if name.startswith("VOCdevkit/VOC2012/JPEGImages/")]) == 3
 
 
-def test_the_summary_counts_photos_and_bytes(
+def test_the_summary_counts_images_and_bytes(
     params: Params, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger=step.__name__):
         run(with_source(params, source), raw_dir=tmp_path / "raw")
     (line,) = [record.getMessage() for record in caplog.records if record.name == step.__name__]
-    assert f"{source}: 2 photos, {len(SOURCE_FILES)} files, {sum(map(len, SOURCE_FILES.values()))} bytes" in line
+    assert f"{source}: 2 images, {len(SOURCE_FILES)} files, {sum(map(len, SOURCE_FILES.values()))} bytes" in line
 
 
 def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_pa
     [
         ("ftp://host/voc.tar", "unknown kind.*Supported are"),
         ("s3:///voc.tar", "names no bucket"),
-        ("dvc:repository", "lacks a part.*#data/photos@v2"),
+        ("dvc:repository", "lacks a part.*#data/images@v2"),
         ("dvc:repository#path", "lacks a part"),
         ("dvc:--upload-pack=x#path@v1", "can begin with '-'"),
     ],
@@ -207,9 +207,9 @@ def test_a_file_that_cannot_be_read_is_named_and_the_old_output_stays(
 ) -> None:
     raw = tmp_path / "out" / "raw"
     run(with_source(params, source), raw_dir=raw)
-    photo = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
-    photo.unlink()
-    photo.symlink_to(source / "gone.jpg")  # also root cannot read it
+    image = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
+    image.unlink()
+    image.symlink_to(source / "gone.jpg")  # also root cannot read it
     with pytest.raises(DataError, match=r"(?s)1 files below .*JPEGImages.*2012_000002\.jpg: .*No such file"):
         run(with_source(params, source), raw_dir=raw)
     assert contents(raw / "VOCdevkit" / "VOC2012") == SOURCE_FILES
@@ -294,7 +294,7 @@ def test_under_dvc_repro_a_failure_says_how_the_data_of_before_comes_back(
     assert contents(tmp_path / "data/raw/VOCdevkit/VOC2012") == SOURCE_FILES
 
 
-def test_real_photos_are_copied_byte_for_byte(params: Params, voc_mini: Path, tmp_path: Path) -> None:
+def test_real_images_are_copied_byte_for_byte(params: Params, voc_mini: Path, tmp_path: Path) -> None:
     run(with_source(params, voc_mini), raw_dir=tmp_path / "raw")
     for folder in ("JPEGImages", "SegmentationObject"):
         origin, copy = (root / "VOCdevkit" / "VOC2012" / folder for root in (voc_mini, tmp_path / "raw"))

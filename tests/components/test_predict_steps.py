@@ -33,20 +33,20 @@ TURNED = 6
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("s3")
-    photos = folder / "bucket/photos"
-    (photos / "sub").mkdir(parents=True)
+    images = folder / "bucket/images"
+    (images / "sub").mkdir(parents=True)
     random = np.random.default_rng(0)
     for number, name in enumerate(["a.jpg", "b.png", "sub/c.JPG", "d.jpeg", "e.jpg"]):
         pixels = random.integers(0, 256, (40, 60 + number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / name)
+        Image.fromarray(pixels).save(images / name)
     exif = Image.Exif()
     exif[0x0112] = TURNED
-    Image.fromarray(random.integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(photos / "turned.jpg", exif=exif)
-    (photos / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
-    (photos / "readme.txt").write_text("no photo")
-    (folder / "bucket/neighbour.jpg").write_bytes(b"not below photos/")
+    Image.fromarray(random.integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(images / "turned.jpg", exif=exif)
+    (images / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    (images / "readme.txt").write_text("no image")
+    (folder / "bucket/neighbour.jpg").write_bytes(b"not below images/")
     (folder / "bucket/texts").mkdir()
-    (folder / "bucket/texts/readme.txt").write_text("no photo")
+    (folder / "bucket/texts/readme.txt").write_text("no image")
     with s3_server(folder) as address:
         yield folder / "bucket", address
 
@@ -81,37 +81,37 @@ def predicted(model_dir: Path, plan: Path, shards: list[str]) -> list[Path]:
     return results
 
 
-def test_photos_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) -> None:
+def test_images_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    assert split.run(photos="s3://bucket/photos/", shards=3, plan_path=path) == ["0", "1", "2"]
+    assert split.run(images="s3://bucket/images/", shards=3, plan_path=path) == ["0", "1", "2"]
     plan = split.Plan.read(path)
-    assert plan.address == S3Address("bucket", "photos")
-    listed = [(photo.id, photo.file.key) for shard in plan.shards for photo in shard]
+    assert plan.address == S3Address("bucket", "images")
+    listed = [(image.id, image.file.key) for shard in plan.shards for image in shard]
     names = ["a.jpg", "b.png", "broken.jpg", "d.jpeg", "e.jpg", "sub/c.JPG", "turned.jpg"]
-    assert listed == [(number, f"photos/{name}") for number, name in enumerate(names, 1)]
+    assert listed == [(number, f"images/{name}") for number, name in enumerate(names, 1)]
     assert [len(shard) for shard in plan.shards] == [2, 2, 3]
 
 
 def test_there_are_no_empty_shards(tmp_path: Path) -> None:
-    assert len(split.run(photos="s3://bucket/photos", shards=50, plan_path=tmp_path / "plan.json")) == 7
+    assert len(split.run(images="s3://bucket/images", shards=50, plan_path=tmp_path / "plan.json")) == 7
     assert all(split.Plan.read(tmp_path / "plan.json").shards)
 
 
 @pytest.mark.parametrize(
-    ("photos", "shards", "error", "message"),
+    ("images", "shards", "error", "message"),
     [
-        ("s3://bucket/photos", 0, SettingsError, "shards: must be at least 1"),
-        ("/data/photos", 1, SettingsError, "photos: must be s3://"),
+        ("s3://bucket/images", 0, SettingsError, "shards: must be at least 1"),
+        ("/data/images", 1, SettingsError, "images: must be s3://"),
         ("s3://bucket/texts", 1, DataError, "none that ends in .jpg"),
         ("s3://bucket/nothing", 1, DataError, "neither a file of this name nor one below it"),
         ("s3://nobucket/x", 1, DataError, "nobucket"),
     ],
 )
 def test_what_cannot_be_split_is_named(
-    tmp_path: Path, photos: str, shards: int, error: type[Exception], message: str
+    tmp_path: Path, images: str, shards: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        split.run(photos=photos, shards=shards, plan_path=tmp_path / "plan.json")
+        split.run(images=images, shards=shards, plan_path=tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -122,7 +122,7 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
         folder = tmp_path / str(shards)
         folder.mkdir()
         plan = folder / "plan.json"
-        results = predicted(model_dir, plan, split.run(photos="s3://bucket/photos", shards=shards, plan_path=plan))
+        results = predicted(model_dir, plan, split.run(images="s3://bucket/images", shards=shards, plan_path=plan))
         totals = merge.run(
             model_dir=model_dir,
             plan_path=plan,
@@ -130,14 +130,14 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
             output_dir=folder / "out",
             destination="s3://bucket/found",
         )
-        assert (totals.photos, totals.problems) == (6, 1)
+        assert (totals.images, totals.problems) == (6, 1)
         assert totals.objects == sum(totals.per_class.values()) > 0
         written[shards] = {name: (folder / "out" / name).read_bytes() for name in merge.FILES}
         uploaded = {name: (bucket[0] / "found" / name).read_bytes() for name in merge.FILES}
         assert uploaded == written[shards]
-    photos, problems = (json.loads(written[1][name]) for name in ("photos.json", "problems.json"))
+    images, problems = (json.loads(written[1][name]) for name in ("images.json", "problems.json"))
     rows = {shards: json.loads(files["detections.json"]) for shards, files in written.items()}
-    assert photos == json.loads(written[7]["photos.json"])
+    assert images == json.loads(written[7]["images.json"])
     assert problems == json.loads(written[7]["problems.json"])
     assert len(rows[1]) == len(rows[7])  # another batch may round scores differently
     for one, other in zip(rows[1], rows[7], strict=True):
@@ -145,9 +145,9 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
-def test_turned_photos_are_upright_and_broken_ones_are_noted(model_dir: Path, tmp_path: Path) -> None:
+def test_turned_images_are_upright_and_broken_ones_are_noted(model_dir: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    [path] = predicted(model_dir, plan, split.run(photos="s3://bucket/photos", shards=1, plan_path=plan))
+    [path] = predicted(model_dir, plan, split.run(images="s3://bucket/images", shards=1, plan_path=plan))
     result = json.loads(path.read_text())
     sizes = {entry["file_name"]: (entry["width"], entry["height"]) for entry in result["images"]}
     assert sizes["turned.jpg"] == (30, 50)
@@ -157,24 +157,24 @@ def test_turned_photos_are_upright_and_broken_ones_are_noted(model_dir: Path, tm
     assert problem["reason"].startswith("broken.jpg: cannot be read as a picture")
 
 
-def test_a_photo_that_changes_after_it_was_listed_is_an_error(
+def test_a_image_that_changes_after_it_was_listed_is_an_error(
     model_dir: Path, tmp_path: Path, bucket: tuple[Path, str]
 ) -> None:
     plan = tmp_path / "plan.json"
-    split.run(photos="s3://bucket/photos", shards=7, plan_path=plan)
-    photo = bucket[0] / "photos/e.jpg"
-    kept = photo.read_bytes()
-    photo.write_bytes(kept[:-4] + b"more")
+    split.run(images="s3://bucket/images", shards=7, plan_path=plan)
+    image = bucket[0] / "images/e.jpg"
+    kept = image.read_bytes()
+    image.write_bytes(kept[:-4] + b"more")
     try:
         with pytest.raises(DataError, match="what arrived has the md5"):
             predict.run(model_dir=model_dir, plan_path=plan, shard=4, result_path=tmp_path / "r.json", device="cpu")
     finally:
-        photo.write_bytes(kept)
+        image.write_bytes(kept)
     assert not (tmp_path / "r.json").exists()
 
 
 def test_a_shard_that_is_not_there_is_named(model_dir: Path, tmp_path: Path) -> None:
-    split.run(photos="s3://bucket/photos", shards=2, plan_path=tmp_path / "plan.json")
+    split.run(images="s3://bucket/images", shards=2, plan_path=tmp_path / "plan.json")
     with pytest.raises(DataError, match="has 2 shards, and so no shard 2"):
         predict.run(model_dir=model_dir, plan_path=tmp_path / "plan.json", shard=2, result_path=tmp_path / "r.json")
 
@@ -187,12 +187,12 @@ def entry(number: int) -> dict[str, Any]:
     ids=st.lists(st.integers(1, 5), min_size=0, max_size=7),
     shards=st.integers(1, 5),
 )
-def test_results_are_merged_only_if_every_photo_comes_once(
+def test_results_are_merged_only_if_every_image_comes_once(
     tmp_path_factory: pytest.TempPathFactory, model_dir: Path, ids: list[int], shards: int
 ) -> None:
     folder = tmp_path_factory.mktemp("merge")
     dealt = [[entry(number) for number in range(1, 6) if number % shards == shard] for shard in range(shards)]
-    (folder / "plan.json").write_text(json.dumps({"photos": "s3://b/p", "shards": dealt}))
+    (folder / "plan.json").write_text(json.dumps({"images": "s3://b/p", "shards": dealt}))
     images = [{"id": number, "file_name": f"{number}.jpg", "width": 2, "height": 2} for number in ids]
     (folder / "r.json").write_text(json.dumps({"images": images, "rows": [], "problems": []}))
 
@@ -201,7 +201,7 @@ def test_results_are_merged_only_if_every_photo_comes_once(
         return merge.run(model_dir=model_dir, plan_path=plan, results=results, output_dir=folder / "out")
 
     if sorted(ids) == [1, 2, 3, 4, 5]:
-        assert run().photos == 5
+        assert run().images == 5
     else:
         with pytest.raises(DataError, match="the results do not fit"):
             run()

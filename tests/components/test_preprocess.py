@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from scipy.io import savemat
 
 from components.preprocess import report
-from components.preprocess.report import instances_per_photo
+from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
 from yolact.config import Params, load_params
 from yolact.errors import DataError, SettingsError
@@ -41,8 +41,8 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
     image.save(path)
 
 
-def add_photo(root: Path, image_id: str, class_index: int | None, width: int = 4) -> None:
-    """A 12 x 10 photo; with a class, an object of ``width`` x 5 pixels whose corner is (2, 2)."""
+def add_image(root: Path, image_id: str, class_index: int | None, width: int = 4) -> None:
+    """A 12 x 10 image; with a class, an object of ``width`` x 5 pixels whose corner is (2, 2)."""
     rng = np.random.default_rng(len(image_id))
     Image.fromarray(rng.integers(0, 255, (10, 12, 3), dtype=np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg")
     objects = np.zeros((10, 12), dtype=np.uint8)
@@ -60,15 +60,15 @@ def set_split(root: Path, split: str, *image_ids: str) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Three train photos (person 4 wide, dog 6 wide, a negative) and one val photo (person 4 wide)."""
+    """Three train images (person 4 wide, dog 6 wide, a negative) and one val image (person 4 wide)."""
     folder = tmp_path / "raw"
     root = folder / "VOCdevkit/VOC2012"
     for part in ("ImageSets/Segmentation", "JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations"):
         (root / part).mkdir(parents=True)
-    add_photo(root, "2007_000001", PERSON)
-    add_photo(root, "2007_000002", DOG, width=6)
-    add_photo(root, "2007_000003", None)
-    add_photo(root, "2008_000001", PERSON)
+    add_image(root, "2007_000001", PERSON)
+    add_image(root, "2007_000002", DOG, width=6)
+    add_image(root, "2007_000003", None)
+    add_image(root, "2008_000001", PERSON)
     set_split(root, "train", "2007_000003", "2007_000001", "2007_000002")
     set_split(root, "val", "2008_000001")
     return folder
@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_photos_json_and_statistics_are_written(
+def test_images_json_and_statistics_are_written(
     preprocess: Callable[..., dict[str, Any]], processed: Path, voc: Path
 ) -> None:
     stats = preprocess()
@@ -165,12 +165,12 @@ def test_same_input_in_another_place_gives_the_same_bytes(
     assert contents(tmp_path / "first-report") == contents(tmp_path / "second-report")
 
 
-def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_digest_follows_images_and_annotations(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     digests = [preprocess()["digest"]]
-    add_photo(voc, "2007_000001", PERSON, width=5)
+    add_image(voc, "2007_000001", PERSON, width=5)
     digests.append(preprocess()["digest"])
-    photo = voc / "JPEGImages/2007_000001.jpg"
-    photo.write_bytes(photo.read_bytes() + b"\0")
+    image = voc / "JPEGImages/2007_000001.jpg"
+    image.write_bytes(image.read_bytes() + b"\0")
     digests.append(preprocess()["digest"])
     assert len(set(digests)) == 3
     assert len(digests[0]) == 64
@@ -179,13 +179,13 @@ def test_digest_follows_photos_and_annotations(preprocess: Callable[..., dict[st
 def test_each_split_has_a_digest_of_its_own(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     before = preprocess()["split_digests"]
     assert before["train"] != before["val"]
-    photo = voc / "JPEGImages/2007_000001.jpg"  # in train
-    photo.write_bytes(photo.read_bytes() + b"\0")
+    image = voc / "JPEGImages/2007_000001.jpg"  # in train
+    image.write_bytes(image.read_bytes() + b"\0")
     after = preprocess()["split_digests"]
     assert (after["train"] == before["train"], after["val"] == before["val"]) == (False, True)
 
 
-def damage_photo(root: Path, image_id: str) -> None:
+def damage_image(root: Path, image_id: str) -> None:
     path = root / "JPEGImages" / f"{image_id}.jpg"
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -195,13 +195,13 @@ def test_problems_are_collected_and_stop_the_step(
 ) -> None:
     preprocess()
     before = contents(processed)
-    damage_photo(voc, "2007_000001")
+    damage_image(voc, "2007_000001")
     (voc / "SegmentationClass/2007_000002.png").unlink()
     (voc / "SegmentationObject/2007_000002.png").unlink()
     with pytest.raises(DataError) as caught:
         preprocess()
     message = str(caught.value)
-    assert "with problems: 2 photos; data.max_problems allows 0." in message
+    assert "with problems: 2 images; data.max_problems allows 0." in message
     assert "JPEGImages/2007_000001.jpg: cannot be decoded to its end" in message
     assert "SegmentationObject/2007_000002.png: no such file" in message
     assert "SegmentationClass/2007_000002.png: no such file" in message
@@ -215,7 +215,7 @@ def test_problems_are_collected_and_stop_the_step(
 def test_as_many_problems_as_allowed_are_left_out_and_listed(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    damage_photo(voc, "2007_000001")
+    damage_image(voc, "2007_000001")
     with caplog.at_level(logging.WARNING):
         stats = preprocess(max_problems=1)
     assert "JPEGImages/2007_000001.jpg: cannot be decoded" in caplog.text
@@ -242,10 +242,10 @@ def test_long_lists_of_problems_are_cut_in_the_message_and_whole_on_the_page(
     with pytest.raises(DataError) as caught:
         preprocess(max_problems=24)
     message = str(caught.value)
-    assert message.count("no such photo") == 20
+    assert message.count("no such image") == 20
     assert "and 5 more, see " in message
     page = (processed.with_name("report") / "index.html").read_text()
-    assert page.count("no such photo") == 25
+    assert page.count("no such image") == 25
     assert "the data was not written" in page
     assert not processed.exists()
 
@@ -257,7 +257,7 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     assert "no box fits the mask of object index 1 (person)" in warning["reason"]
 
 
-def test_photos_that_have_no_mask_are_a_warning_with_their_number(
+def test_images_that_have_no_mask_are_a_warning_with_their_number(
     preprocess: Callable[..., dict[str, Any]], voc: Path
 ) -> None:
     for split in ("train", "val"):
@@ -265,10 +265,10 @@ def test_photos_that_have_no_mask_are_a_warning_with_their_number(
     (voc / "SegmentationObject/2007_000003.png").unlink()
     (warning,) = preprocess()["warnings"]
     assert (warning["image"], warning["file"]) == ("", "JPEGImages")
-    assert warning["reason"].startswith("photos without a mask in SegmentationObject are not used: 1, such as '2007_")
+    assert warning["reason"].startswith("images without a mask in SegmentationObject are not used: 1, such as '2007_")
 
 
-def test_a_photo_whose_name_is_not_utf_8_is_left_out_as_a_problem(
+def test_a_image_whose_name_is_not_utf_8_is_left_out_as_a_problem(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
@@ -282,7 +282,7 @@ def test_a_photo_whose_name_is_not_utf_8_is_left_out_as_a_problem(
     assert "udcdcbung" in (processed.with_name("report") / "index.html").read_text()
 
 
-def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_image_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "val", "2008_000001", "2007_000001")
     with pytest.raises(DataError, match="both train and val: 1, such as '2007_000001'"):
         preprocess()
@@ -291,7 +291,7 @@ def test_photo_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any
 def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "train", "2007_000001", "2007_000002")
     set_split(voc, "val", "2007_000003")
-    with pytest.raises(DataError, match="split 'val' has 1 usable photos and no instance"):
+    with pytest.raises(DataError, match="split 'val' has 1 usable images and no instance"):
         preprocess()
 
 
@@ -358,7 +358,7 @@ def test_command_reports_a_fault_in_one_message_and_exits_with_1(repository: Pat
     assert "Traceback" not in done.stderr
 
 
-def test_real_photos_convert_and_their_masks_equal_the_png(
+def test_real_images_convert_and_their_masks_equal_the_png(
     voc_mini: Path, processed: Path, params: Callable[..., Params]
 ) -> None:
     run(params(), raw_dir=voc_mini, processed_dir=processed, report_dir=processed.with_name("report"))
@@ -386,7 +386,7 @@ def test_real_photos_convert_and_their_masks_equal_the_png(
                 assert set(classes[mask].tolist()) <= {annotation["category_id"], 255}
 
 
-def test_photo_bytes_survive_unusual_jpeg(
+def test_image_bytes_survive_unusual_jpeg(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     buffer = io.BytesIO()
@@ -406,20 +406,20 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def make_coco(raw: Path, photos: int = 40) -> None:
-    """One file without a split; photo n shows a square of class 1 (`red`), each fourth one of class 2 (`blue`) too."""
+def make_coco(raw: Path, images: int = 40) -> None:
+    """One file without a split; image n shows a square of class 1 (`red`), each fourth one of class 2 (`blue`) too."""
     (raw / "images").mkdir(parents=True)
-    images, annotations = [], []
-    for n in range(photos):
+    arrays, annotations = [], []
+    for n in range(images):
         name = f"Bild {n} \N{SNOWFLAKE}.JPG"
         picture(40, 30, seed=n).save(raw / "images" / name, "JPEG", quality=92)
-        images.append({"id": 100 + n, "file_name": name, "width": 40, "height": 30})
+        arrays.append({"id": 100 + n, "file_name": name, "width": 40, "height": 30})
         for category in (1, 2) if n % 4 == 0 else (1,):
             x = 15 * category - 13
             outline = [[x, 5, x + 10, 5, x + 10, 15, x, 15]]
             annotations.append({"image_id": 100 + n, "category_id": category, "segmentation": outline})
     categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
-    tree = {"images": images, "annotations": annotations, "categories": categories}
+    tree = {"images": arrays, "annotations": annotations, "categories": categories}
     (raw / "labels.json").write_text(json.dumps(tree))
 
 
@@ -444,10 +444,10 @@ def test_a_coco_file_without_split_is_split_by_class(
     assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
 
 
-def test_photos_that_all_look_alike_are_split_with_a_warning(
+def test_images_that_all_look_alike_are_split_with_a_warning(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_coco(tmp_path / "coco", photos=20)
+    make_coco(tmp_path / "coco", images=20)
     for path in (tmp_path / "coco/images").iterdir():
         picture(40, 30, seed=0).save(path, "JPEG", quality=92)
     settings = params(val_fraction=0.2)
@@ -458,19 +458,19 @@ def test_photos_that_all_look_alike_are_split_with_a_warning(
     (parted,) = stats["duplicates"]["parted"]
     assert (parted["images"], len(parted["such_as"])) == (20, 5)
     assert stats["duplicates"]["across_splits"]["count"] == 64
-    assert "20 photos look nearly the same" in caplog.text
-    assert "20 photos show nearly the same picture, such as Bild 0" in (tmp_path / "report/index.html").read_text()
+    assert "20 images look nearly the same" in caplog.text
+    assert "20 images show nearly the same picture, such as Bild 0" in (tmp_path / "report/index.html").read_text()
 
 
-def test_a_single_photo_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
+def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
-    make_coco(tmp_path / "coco", photos=5)
+    make_coco(tmp_path / "coco", images=5)
     path = tmp_path / "coco/labels.json"
     tree = json.loads(path.read_text())
     tree["annotations"] = tree["annotations"][:1]
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=r"no instance in them\. Only 1 of all photos show an object.*annotate objects"):
+    with pytest.raises(DataError, match=r"no instance in them\. Only 1 of all images show an object.*annotate objects"):
         run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
 
 
@@ -484,7 +484,7 @@ def test_the_number_of_workers_changes_no_byte(
         make_coco(folder)
     else:
         for n in range(40):
-            add_photo(raw / "VOCdevkit/VOC2012", f"2009_{n:06}", DOG, width=3 + n % 5)
+            add_image(raw / "VOCdevkit/VOC2012", f"2009_{n:06}", DOG, width=3 + n % 5)
         set_split(raw / "VOCdevkit/VOC2012", "train", *(f"2009_{n:06}" for n in range(40)))
     for workers in (1, 2, 3):
         out, report = tmp_path / f"out{workers}", tmp_path / f"report{workers}"
@@ -516,10 +516,10 @@ def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any
     assert not processed.exists()
 
 
-def test_large_and_turned_photos_are_written_anew_with_their_masks(
+def test_large_and_turned_images_are_written_anew_with_their_masks(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
-    """A red square in a photo of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
+    """A red square in a image of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
     objects = np.zeros((300, 400), dtype=np.uint8)
     objects[60:180, 248:368] = 1
     pixels = np.where(objects[:, :, None] == 1, [220, 20, 20], [30, 60, 200]).astype(np.uint8)
@@ -532,17 +532,17 @@ def test_large_and_turned_photos_are_written_anew_with_their_masks(
     train = preprocess(max_side=100)["splits"]["train"]
     assert (train["images_turned"], train["images_reduced"]) == (1, 1)
     coco = COCO(processed / "train.json")
-    (image,) = coco.loadImgs([2007000001])
+    (pixels,) = coco.loadImgs([2007000001])
     (row,) = coco.loadAnns(coco.getAnnIds(imgIds=[2007000001]))
-    assert (image["width"], image["height"], image["file_name"]) == (75, 100, "2007_000001.jpg")
-    with Image.open(processed / "images/2007_000001.jpg") as photo:
-        red = np.asarray(photo)[:, :, 0] > 125
+    assert (pixels["width"], pixels["height"], pixels["file_name"]) == (75, 100, "2007_000001.jpg")
+    with Image.open(processed / "images/2007_000001.jpg") as image:
+        red = np.asarray(image)[:, :, 0] > 125
     mask = coco.annToMask(row).astype(bool)
     assert (red ^ mask).sum() <= 16, "more than smeared corners"
     assert (row["bbox"], row["area"]) == ([15, 8, 30, 30], 900)
 
 
-def test_photos_of_twelve_megapixels_become_as_small_as_the_settings_say_with_their_objects(
+def test_images_of_twelve_megapixels_become_as_small_as_the_settings_say_with_their_objects(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     """Four discs in 4000 x 3000 pixels; their reduced masks have the discs' share of the area, box and middle."""
@@ -558,8 +558,8 @@ def test_photos_of_twelve_megapixels_become_as_small_as_the_settings_say_with_th
         (voc / f"Annotations/{name}.xml").unlink()
     stats = preprocess()
     assert [stats["splits"][split]["images_reduced"] for split in ("train", "val")] == [1, 1]
-    with Image.open(processed / "images/2008_000001.jpg") as photo:
-        assert photo.size == (768, 576)
+    with Image.open(processed / "images/2008_000001.jpg") as image:
+        assert image.size == (768, 576)
     scale = 768 / 4000
     for row, (x, y, radius) in zip(load_split(processed, "val")["annotations"], discs.values(), strict=True):
         assert row["area"] == pytest.approx(np.pi * (radius * scale) ** 2, rel=0.05)
@@ -571,14 +571,14 @@ def test_photos_of_twelve_megapixels_become_as_small_as_the_settings_say_with_th
 def test_a_png_that_is_reduced_becomes_a_jpeg(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
-    with Image.open(voc / "JPEGImages/2007_000003.jpg") as photo:
-        photo.resize((200, 100)).save(voc / "JPEGImages/2007_000003.png")
+    with Image.open(voc / "JPEGImages/2007_000003.jpg") as image:
+        image.resize((200, 100)).save(voc / "JPEGImages/2007_000003.png")
     for kind in ("Object", "Class"):
         save_mask(voc / f"Segmentation{kind}/2007_000003.png", np.zeros((100, 200), dtype=np.uint8))
     (voc / "JPEGImages/2007_000003.jpg").unlink()
     preprocess(max_side=64)
-    with Image.open(processed / "images/2007_000003.png.jpg") as photo:
-        assert (photo.size, photo.format) == ((64, 32), "JPEG")
+    with Image.open(processed / "images/2007_000003.png.jpg") as image:
+        assert (image.size, image.format) == ((64, 32), "JPEG")
 
 
 def test_one_picture_in_both_splits_is_found_and_reported(
@@ -600,29 +600,29 @@ def test_one_picture_in_both_splits_is_found_and_reported(
     assert duplicates["equal_files_within"] == {"train": [["2007_000001.jpg", "2007_000003.jpg"]], "val": []}
 
 
-def test_photos_of_two_folders_with_one_name_both_keep_a_name(
+def test_images_of_two_folders_with_one_name_both_keep_a_name(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
         folder = tmp_path / "coco" / split
-        make_coco(folder, photos=1)
+        make_coco(folder, images=1)
         (folder / "labels.json").rename(folder / "_annotations.coco.json")
     run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     names = sorted(path.name for path in (processed / "images").iterdir())
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
-def test_a_photo_that_would_be_written_under_too_long_a_name_is_a_problem(
+def test_a_image_that_would_be_written_under_too_long_a_name_is_a_problem(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
-    make_coco(tmp_path / "coco", photos=8)
+    make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
     tree = json.loads(path.read_text())
-    for image, folder in zip(tree["images"], (f"{'x' * 130}/{'y' * 130}", "z"), strict=False):
-        photo = tmp_path / "coco/images" / image["file_name"]
-        image["file_name"] = f"{folder}/a.jpg"
-        (photo.parent / folder).mkdir(parents=True)
-        photo.rename(photo.parent / image["file_name"])
+    for pixels, folder in zip(tree["images"], (f"{'x' * 130}/{'y' * 130}", "z"), strict=False):
+        image = tmp_path / "coco/images" / pixels["file_name"]
+        pixels["file_name"] = f"{folder}/a.jpg"
+        (image.parent / folder).mkdir(parents=True)
+        image.rename(image.parent / pixels["file_name"])
     path.write_text(json.dumps(tree))
     run(params(max_problems=1), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     (problem,) = json.loads((processed / "stats.json").read_text())["problems"]
@@ -642,56 +642,56 @@ def test_faults_of_a_coco_file_count_as_problems(
     del tree["images"][3]["id"]
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    counts = r"1 photo and 1 annotation that belongs to no photo; data\.max_problems allows 1"
+    counts = r"1 image and 1 annotation that belongs to no image; data\.max_problems allows 1"
     with pytest.raises(DataError, match=rf"{counts}(.|\n)*labels\.json: images\[3\] has no id"):
         run(params(max_problems=1), **folders)
     run(params(max_problems=2), **folders)
     assert len(json.loads((processed / "stats.json").read_text())["problems"]) == 2
 
 
-def test_a_refused_photo_counts_once_however_many_annotations_it_has(
+def test_a_refused_image_counts_once_however_many_annotations_it_has(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
-    make_coco(tmp_path / "coco", photos=8)
+    make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
     tree = json.loads(path.read_text())
     for n in (0, 4):  # these have two annotations each
-        tree["images"][n]["file_name"] = f"/photos/{n}.jpg"
+        tree["images"][n]["file_name"] = f"/images/{n}.jpg"
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    with pytest.raises(DataError, match=r"with problems: 2 photos; data\.max_problems allows 1"):
+    with pytest.raises(DataError, match=r"with problems: 2 images; data\.max_problems allows 1"):
         run(params(max_problems=1), **folders)
-    assert "Not usable: 2 photos." in (tmp_path / "report/index.html").read_text()
+    assert "Not usable: 2 images." in (tmp_path / "report/index.html").read_text()
     run(params(max_problems=2), **folders)
     problems = json.loads((processed / "stats.json").read_text())["problems"]
     assert [problem["image"] for problem in problems] == ["labels.json images[0]", "labels.json images[4]"]
 
 
-def test_annotations_of_no_photo_are_counted_apart_and_their_photos_are_said_to_stay(
+def test_annotations_of_no_image_are_counted_apart_and_their_images_are_said_to_stay(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_coco(tmp_path / "coco", photos=8)
+    make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
     tree = json.loads(path.read_text())
     del tree["annotations"][0]["image_id"]
     tree["annotations"][1]["image_id"] = 12345
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    with pytest.raises(DataError, match=r"with problems: 2 annotations that belong to no photo; .* allows 1"):
+    with pytest.raises(DataError, match=r"with problems: 2 annotations that belong to no image; .* allows 1"):
         run(params(max_problems=1), **folders)
     page = tmp_path / "report/index.html"
-    assert "Not usable: 2 annotations that belong to no photo.\nThat is more than" in page.read_text()
+    assert "Not usable: 2 annotations that belong to no image.\nThat is more than" in page.read_text()
     with caplog.at_level(logging.WARNING):
         run(params(max_problems=2), **folders)
     assert "left out: 2 annotations" in caplog.text
-    assert "the photos that such annotations were meant for are used without them" in caplog.text
+    assert "the images that such annotations were meant for are used without them" in caplog.text
     assert "meant for are used without them" in page.read_text()
     stats = json.loads((processed / "stats.json").read_text())
     assert [problem["image"] for problem in stats["problems"]] == ["", ""]
     assert sum(stats["splits"][split]["images"] for split in ("train", "val")) == 8
 
 
-def test_semantic_boundaries_and_voc_masks_of_one_photo_give_the_same_objects(
+def test_semantic_boundaries_and_voc_masks_of_one_image_give_the_same_objects(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, params: Callable[..., Params], tmp_path: Path
 ) -> None:
     preprocess()
@@ -737,7 +737,7 @@ def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_where_it_sh
 ) -> None:
     monkeypatch.setattr(report, "LISTED_ROWS", 2)
     for name in ("2007_000001", "2007_000002", "2007_000003"):
-        damage_photo(voc, name)
+        damage_image(voc, name)
     (voc / "Annotations/2008_000001.xml").write_text("<annotation></annotation>")
     with pytest.raises(DataError):
         preprocess()
@@ -770,7 +770,7 @@ def test_text_from_files_is_shown_as_text(
 
 
 def test_histograms_count_every_object_once(preprocess: Callable[..., dict[str, Any]]) -> None:
-    found = preprocess()["histograms"]["train"]  # boxes of 4 x 5 and 6 x 5 pixels in photos of 120
+    found = preprocess()["histograms"]["train"]  # boxes of 4 x 5 and 6 x 5 pixels in images of 120
     assert [sum(part["counts"]) for part in found.values()] == [2, 2, 2]
     assert found["box_side"]["counts"][1] == 2  # 0 to 8
     edges, counts = found["mask_share"]["edges"], found["mask_share"]["counts"]
@@ -778,6 +778,6 @@ def test_histograms_count_every_object_once(preprocess: Callable[..., dict[str, 
     assert counts[edges.index(0.2) + 1] == 1  # 30 / 120
 
 
-def test_the_chart_of_objects_per_photo_parts_the_photos(preprocess: Callable[..., dict[str, Any]]) -> None:
-    bars = instances_per_photo(preprocess()).bars
+def test_the_chart_of_objects_per_image_parts_the_images(preprocess: Callable[..., dict[str, Any]]) -> None:
+    bars = instances_per_image(preprocess()).bars
     assert [(bar.label, bar.counts) for bar in bars] == [("0", {"train": 1, "val": 0}), ("1", {"train": 2, "val": 1})]

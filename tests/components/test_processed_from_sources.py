@@ -18,8 +18,8 @@ from yolact.formats.sample import generate_sample
 
 
 @pytest.fixture(scope="module", params=["generated", "real"])
-def photos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with VOCdevkit: generated photos always, real ones where they are kept beside the checkout."""
+def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with VOCdevkit: generated images always, real ones where they are kept beside the checkout."""
     if request.param == "real":
         return Path(request.getfixturevalue("voc_mini"))
     folder = tmp_path_factory.mktemp("generated")
@@ -29,18 +29,18 @@ def photos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def sources(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def sources(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """What ``data.source`` may say, and the address of the S3 server under ``server``."""
     folder = tmp_path_factory.mktemp("sources")
     with tarfile.open(folder / "set.tar.gz", "w:gz", compresslevel=1) as tar:
-        tar.add(photos / "VOCdevkit", "some/folder/VOCdevkit")
+        tar.add(images / "VOCdevkit", "some/folder/VOCdevkit")
     with zipfile.ZipFile(folder / "set.zip", "w") as file:
-        for path in sorted((photos / "VOCdevkit").rglob("*"), reverse=True):
-            file.write(path, path.relative_to(photos))
-    shutil.copytree(photos / "VOCdevkit", folder / "s3/bucket/set/VOCdevkit", copy_function=shutil.copyfile)
+        for path in sorted((images / "VOCdevkit").rglob("*"), reverse=True):
+            file.write(path, path.relative_to(images))
+    shutil.copytree(images / "VOCdevkit", folder / "s3/bucket/set/VOCdevkit", copy_function=shutil.copyfile)
     with s3_server(folder / "s3") as server:
         yield {
-            "folder": str(photos),
+            "folder": str(images),
             "tar": str(folder / "set.tar.gz"),
             "zip": str(folder / "set.zip"),
             "s3": "s3://bucket/set",

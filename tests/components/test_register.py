@@ -95,13 +95,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starting_point: Pat
 
 def write_data(digest: str) -> None:
     PHOTO.parent.mkdir(parents=True, exist_ok=True)
-    photo = Image.new("RGB", (90, 60), "navy")
-    ImageDraw.Draw(photo).ellipse((20, 10, 60, 50), fill="orange")
-    photo.save(PHOTO)
-    image = {"id": 1, "file_name": PHOTO.name, "width": 90, "height": 60}
+    image = Image.new("RGB", (90, 60), "navy")
+    ImageDraw.Draw(image).ellipse((20, 10, 60, 50), fill="orange")
+    image.save(PHOTO)
+    pixels = {"id": 1, "file_name": PHOTO.name, "width": 90, "height": 60}
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
     folder = PHOTO.parent.parent
-    (folder / "val.json").write_text(json.dumps({"images": [image], "annotations": [], "categories": categories}))
+    (folder / "val.json").write_text(json.dumps({"images": [pixels], "annotations": [], "categories": categories}))
     splits = {split: {"images": count, "instances": 3 * count} for split, count in (("train", 20), ("val", 1))}
     stats = {"digest": digest, "splits": splits, "duplicates": {"across_splits": {"count": 2}}}
     (folder / "stats.json").write_text(json.dumps(stats))
@@ -239,11 +239,11 @@ def test_the_model_card_tells_figures_data_training_use_limits_and_licence(param
         "| mask | 25.0 | 62.5 | - |",
         "| box | 37.5 | 75.0 | - |",
         "| bicycle | 41 | 25.0 | - | 25.0 | - |",
-        "on the 1 photos of the val split",
+        "on the 1 images of the val split",
         "Source: `sample`",
         "`digest-of-the-data`",
-        "train: 20 photos, 60 objects",
-        "2 pairs of photos, one in train and one in val, show the same picture",
+        "train: 20 images, 60 objects",
+        "2 pairs of images, one in train and one in val, show the same picture",
         "resnet18, 64 px",
         run_id,
         "Not for decisions about people",
@@ -542,12 +542,12 @@ def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predict_alone(uri: str, photo: Path, folder: Path, packages: Path, store: str) -> dict[str, Any]:
+def predict_alone(uri: str, image: Path, folder: Path, packages: Path, store: str) -> dict[str, Any]:
     """Load and predict in a fresh process, in an empty folder, with ``packages`` as the only installed ones."""
     folder.mkdir()
-    encoded_photo = base64.b64encode(photo.read_bytes()).decode()
+    encoded_image = base64.b64encode(image.read_bytes()).decode()
     done = subprocess.run(
-        [sys.executable, "-S", "-c", PREDICT, uri, encoded_photo],
+        [sys.executable, "-S", "-c", PREDICT, uri, encoded_image],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(packages), "MLFLOW_TRACKING_URI": store},
         capture_output=True,
@@ -559,8 +559,8 @@ def predict_alone(uri: str, photo: Path, folder: Path, packages: Path, store: st
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def assert_same_detections(row: dict[str, Any], predictor: Predictor, photo: Path) -> None:
-    pixels = np.array(Image.open(photo).convert("RGB"))
+def assert_same_detections(row: dict[str, Any], predictor: Predictor, image: Path) -> None:
+    pixels = np.array(Image.open(image).convert("RGB"))
     (expected,) = predictor.predict([pixels])
     assert len(expected) > 0
     np.testing.assert_allclose(row["boxes"], expected.boxes.numpy(), atol=1e-2)
@@ -582,7 +582,7 @@ def test_the_registered_model_predicts_without_this_repository(
     assert not Path(result["code"]).is_relative_to(repository)
 
 
-def test_base64_text_and_bytes_are_the_same_photo() -> None:
+def test_base64_text_and_bytes_are_the_same_image() -> None:
     data = PHOTO.read_bytes()
     expected = np.array(Image.open(PHOTO).convert("RGB"))
     np.testing.assert_array_equal(decode_image(data, 0), expected)
@@ -596,7 +596,7 @@ def encoded(format: str, mode: str) -> str:
 
 
 @pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist, lambda pixels: pixels.astype(int)])
-def test_an_array_a_tensor_and_nested_lists_are_the_same_photo(form: Any) -> None:
+def test_an_array_a_tensor_and_nested_lists_are_the_same_image(form: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     read = read_image(form(pixels), 0)
     assert read.dtype == np.uint8
@@ -624,12 +624,12 @@ def test_every_kind_of_jpeg_and_png_is_turned_into_rgb(format: str, mode: str) -
         (None, "row 3: 'image' must be base64 text, bytes or an array; found NoneType"),
     ],
 )
-def test_what_is_no_photo_is_refused_with_its_row(value: Any, message: str) -> None:
+def test_what_is_no_image_is_refused_with_its_row(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_image(value, 3)
 
 
-def test_a_photo_that_is_cut_short_is_refused() -> None:
+def test_a_image_that_is_cut_short_is_refused() -> None:
     with pytest.raises(DataError, match="row 0: 'image' is not a readable"):
         decode_image(PHOTO.read_bytes()[:-40], 0)
 
@@ -677,20 +677,20 @@ def test_a_bare_array_is_refused_by_mlflow_as_the_signature_has_a_column(loaded:
 
 
 def test_a_request_can_ask_for_higher_scores_and_fewer_detections(loaded: mlflow.pyfunc.PyFuncModel) -> None:
-    photo = [{"image": PHOTO.read_bytes()}]
-    (found,) = loaded.predict(photo)
+    image = [{"image": PHOTO.read_bytes()}]
+    (found,) = loaded.predict(image)
     assert len(found["scores"]) == 5
-    (fewer,) = loaded.predict(photo, params={"max_detections": 2})
+    (fewer,) = loaded.predict(image, params={"max_detections": 2})
     assert fewer["scores"] == found["scores"][:2]
-    (surer,) = loaded.predict(photo, params={"score_threshold": found["scores"][1] - 1e-6})
+    (surer,) = loaded.predict(image, params={"score_threshold": found["scores"][1] - 1e-6})
     assert surer["scores"] == found["scores"][:2]
-    assert loaded.predict(photo) == [found]  # what one asks does not stay for the next
+    assert loaded.predict(image) == [found]  # what one asks does not stay for the next
     with pytest.raises(SettingsError, match="score_threshold"):
-        loaded.predict(photo, params={"score_threshold": 1.5})
+        loaded.predict(image, params={"score_threshold": 1.5})
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_a_turned_photo_gives_what_the_predictor_finds_in_its_file(
+def test_a_turned_image_gives_what_the_predictor_finds_in_its_file(
     loaded: mlflow.pyfunc.PyFuncModel, params: Params, network: Yolact, tmp_path: Path, orientation: int
 ) -> None:
     exif = Image.Exif()
@@ -765,7 +765,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait(30)
 
 
-def test_a_model_on_a_server_predicts_a_real_photo(
+def test_a_model_on_a_server_predicts_a_real_image(
     params: Params, network: Yolact, server: str, voc_mini: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
@@ -774,10 +774,10 @@ def test_a_model_on_a_server_predicts_a_real_photo(
     register(params)
     assert candidate() == 1
     assert not Path("mlruns").exists()
-    photo = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
+    image = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
     model = mlflow.pyfunc.load_model("models:/yolact@candidate", model_config={"device": "cpu"})
-    (row,) = model.predict([{"image": base64.b64encode(photo.read_bytes()).decode()}])
-    assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), photo)
+    (row,) = model.predict([{"image": base64.b64encode(image.read_bytes()).decode()}])
+    assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), image)
 
 
 @pytest.fixture(scope="module")
@@ -850,18 +850,18 @@ def invoke(address: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return list(json.load(answer)["predictions"])
 
 
-def test_mlflow_serves_the_champion_from_a_bare_environment_and_answers_a_real_photo(
+def test_mlflow_serves_the_champion_from_a_bare_environment_and_answers_a_real_image(
     params: Params, network: Yolact, project: Path, bare_environment: Path, voc_mini: Path
 ) -> None:
     train(params)
     register(params)
     client().set_registered_model_alias("yolact", "champion", "1")
-    photo = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
-    text = base64.b64encode(photo.read_bytes()).decode()
+    image = min((voc_mini / "VOCdevkit" / "VOC2012" / "JPEGImages").glob("*.jpg"))
+    text = base64.b64encode(image.read_bytes()).decode()
     with serving("models:/yolact@champion", bare_environment, project / "empty") as address:
         (row,) = invoke(address, {"dataframe_split": {"columns": ["image"], "data": [[text]]}})
-        assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), photo)
-        pixels = np.array(Image.open(photo).convert("RGB"))
+        assert_same_detections(row, Predictor(network, CLASSES, params.evaluate.detect), image)
+        pixels = np.array(Image.open(image).convert("RGB"))
         for body in (
             {"dataframe_records": [{"image": text}]},
             {"instances": [{"image": text}]},

@@ -39,7 +39,7 @@ from yolact_ops.tracking.runs import Tracker, TrackingError
 SIZE = 64
 DIGEST = "0123456789abcdef" * 4
 OBJECTS = [(3, (6, 8, 40, 50)), (7, (28, 20, 60, 60))]
-"""Category and xyxy of the objects of every photo; the second photo of a split has the first one alone."""
+"""Category and xyxy of the objects of every image; the second image of a split has the first one alone."""
 
 MODEL = {
     "backbone": "resnet18",
@@ -116,7 +116,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def make_workplace(folder: Path, settings: dict[str, Any], empty_store: Path) -> Path:
-    """A folder with settings, processed data of two training and one validation photo, and an empty store."""
+    """A folder with settings, processed data of two training and one validation image, and an empty store."""
     processed = folder / "data" / "processed"
     (processed / "images").mkdir(parents=True)
     make_split(processed, "train", [1, 2])
@@ -284,13 +284,13 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         "train": "training",
         "val": "validation",
     }
-    for name, photos in (("train", 2), ("val", 1)):
-        assert json.loads(inputs[name].dataset.profile) == {"num_rows": photos, "digest": SPLIT_DIGESTS[name]}
+    for name, images in (("train", 2), ("val", 1)):
+        assert json.loads(inputs[name].dataset.profile) == {"num_rows": images, "digest": SPLIT_DIGESTS[name]}
         assert json.loads(inputs[name].dataset.source) == {"uri": "sample", "path": f"data/processed/{name}.json"}
     assert run.data.tags["data_digest"] == DIGEST
     note = run.data.tags["mlflow.note.content"]
     best = max(row["mask_AP"] for row in validations)
-    for part in ("resnet18", "`sample`", "2 classes (red, blue)", "1 photos in val", f"{100 * best:.1f}"):
+    for part in ("resnet18", "`sample`", "2 classes (red, blue)", "1 images in val", f"{100 * best:.1f}"):
         assert part in note
 
 
@@ -300,7 +300,7 @@ def test_mlflow_has_speed_and_machine_and_what_validations_saw(straight: Path) -
     assert "system/cpu_utilization_percentage" in run.data.metrics
     for epoch in (4, 8, 10):
         (picture,) = store(straight).list_artifacts(run.info.run_id, f"validation/epoch_{epoch:04d}")
-        assert picture.path.endswith("/3.jpg")  # the one validation photo
+        assert picture.path.endswith("/3.jpg")  # the one validation image
 
 
 # --- What a run starts from
@@ -487,7 +487,7 @@ class StoppedError(RuntimeError):
 def test_processes_that_train_together_draw_the_same(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each then takes the rows of its own photos, so that it draws for them what a single process does."""
+    """Each then takes the rows of its own images, so that it draws for them what a single process does."""
     states: list[torch.Tensor] = []
 
     def stop(*_: Any) -> None:
@@ -652,8 +652,8 @@ def test_missing_data_says_what_to_run(fails: Any) -> None:
 def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
     path = Path("data/processed") / f"{split}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
-    photos = {"train": 2, "val": 1}[split]
-    assert fails().startswith(f"data/processed/{split}.json: {photos} photos and no object in them")
+    images = {"train": 2, "val": 1}[split]
+    assert fails().startswith(f"data/processed/{split}.json: {images} images and no object in them")
     assert not Path("models").exists()
 
 
@@ -668,9 +668,9 @@ def test_data_without_digests_of_its_splits_sends_one_back_to_preprocess(fails: 
     assert not Path("models").exists()
 
 
-def test_a_missing_photo_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:
+def test_a_missing_image_is_named_and_the_run_marked_as_failed(fails: Any, workplace: Path) -> None:
     Path("data/processed/images/2.png").unlink()
-    assert "data/processed/images/2.png: no such photo" in fails()
+    assert "data/processed/images/2.png: no such image" in fails()
     (run,) = runs(workplace)
     assert run.info.status == "FAILED"
 

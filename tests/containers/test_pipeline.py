@@ -235,8 +235,8 @@ def test_the_image_serves_the_registered_model(
     workshop: Workshop, as_processes: Path, image: str, docker: Docker
 ) -> None:
     port = free_port()
-    photo = next((as_processes / "preprocess/processed/images").iterdir())
-    rows = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(photo.read_bytes()).decode()]]}}
+    picture = next((as_processes / "preprocess/processed/images").iterdir())
+    rows = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture.read_bytes()).decode()]]}}
     with served(docker, image, workshop, port):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", json.dumps(rows).encode(), {"Content-Type": "application/json"}

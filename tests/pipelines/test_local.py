@@ -38,7 +38,7 @@ OUTPUT = """\
       model   folder/model
     [train] Wrote executor output file to /tmp/executor_output.json.
 
-    train failed: photo.jpg: is broken
+    train failed: image.jpg: is broken
     Mend it.
 
 22:26:41.002 - INFO - Task 'train' outputs:
@@ -60,13 +60,13 @@ def test_people_see_tasks_and_their_words_and_the_file_gets_all(size: int) -> No
         "    [train] epoch 1 of 2\n"
         "    [train] done: 6 steps\n"
         "      model   folder/model\n"
-        "    train failed: photo.jpg: is broken\n"
+        "    train failed: image.jpg: is broken\n"
         "    Mend it.\n"
         "    Task train failed (attempt 1/3). Retrying in 1.0s...\n"
         "    something odd\n"
     )
     assert file.getvalue() == OUTPUT.replace("\x1b[96m", "").replace("\x1b[0m", "")
-    assert progress.failure[:2] == ["train failed: photo.jpg: is broken", "Mend it."]
+    assert progress.failure[:2] == ["train failed: image.jpg: is broken", "Mend it."]
 
 
 def test_code_has_a_version_that_changes_with_it_and_with_nothing_else(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from yolact_ops.settings.presets import choose
 DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
 """Kept beside the checkout on some machines; without it the requests are compared with a fixed list."""
 
-REVISION = ["data_repository=https://git.example/data.git", "data_path=photos", "data_revision=v2"]
+REVISION = ["data_repository=https://git.example/data.git", "data_path=images", "data_revision=v2"]
 """Arguments that name a revision of the data."""
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
@@ -139,7 +139,7 @@ def test_submit_uploads_a_version_named_by_the_commit_and_starts_a_run(
 def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: Server, clean_code: str) -> None:
     done = call(
         *("submit", "--preset", "smoke", "-S", "train.lr=5e-4", "-C", "tasks.train.gpus=0"),
-        *("-A", "data_repository=https://git.example/data.git", "-A", "data_path=photos", "-A", "data_revision=1.0"),
+        *("-A", "data_repository=https://git.example/data.git", "-A", "data_path=images", "-A", "data_revision=1.0"),
     )
     assert done.code == 0, done.err
     assert only(server.pipelines)["name"] == "training"
@@ -161,7 +161,7 @@ def test_a_pipeline_of_the_project_is_compiled_for_the_cluster_and_sent(server: 
     [
         ("training", []),
         ("evaluation", ["model=models:/yolact@champion", *REVISION]),
-        ("batch_prediction", ["model=models:/yolact@champion", "photos=s3://bucket/photos", "shards=8"]),
+        ("batch_prediction", ["model=models:/yolact@champion", "images=s3://bucket/images", "shards=8"]),
     ],
 )
 def test_every_pipeline_of_the_project_can_be_submitted(server: Server, name: str, arguments: list[str]) -> None:
@@ -268,7 +268,7 @@ def test_code_that_is_not_committed_is_named_by_its_content(
             "the data's git repository: its address holds a password",
         ),
         (
-            ["evaluation", "-A", "model=models:/y/1", "-S", "data.source=https://bob:hidden@host.example/photos.zip"],
+            ["evaluation", "-A", "model=models:/y/1", "-S", "data.source=https://bob:hidden@host.example/images.zip"],
             "data.source: its address holds a password",
         ),
     ],
@@ -371,7 +371,7 @@ def test_a_failed_run_ends_with_code_3_the_task_and_the_end_of_its_log(
     server: Server, compiled: dict[str, Path]
 ) -> None:
     server.progress = progress("FAILED")
-    server.logs["tiny-x7-retry-impl-24"] = "begin\n" * 50 + "train failed: params.yaml: no photos\n\n"
+    server.logs["tiny-x7-retry-impl-24"] = "begin\n" * 50 + "train failed: params.yaml: no images\n\n"
     failed = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
     assert failed.code == 3
     lines = failed.err.splitlines()
@@ -379,7 +379,7 @@ def test_a_failed_run_ends_with_code_3_the_task_and_the_end_of_its_log(
     assert lines[begin] == f"[submit] failed: run nightly ({failed.run_id}) ended as FAILED"
     assert lines[begin + 1] == "task train: failed after 1 min 15 s (attempt 2)"
     assert lines[-2:] == [
-        "  train failed: params.yaml: no photos",
+        "  train failed: params.yaml: no images",
         f"See {server.host}/#/runs/details/{failed.run_id}",
     ]
     assert sum("begin" in line for line in lines) == watch.LOG_LINES - 1

@@ -95,13 +95,13 @@ def environment() -> dict[str, str]:
 def finished(repository: Path, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Finished:
     root = tmp_path_factory.mktemp("work")
     data = tmp_path_factory.mktemp("data")
-    generate_sample(data / "photos", SAMPLE)
+    generate_sample(data / "images", SAMPLE)
     git(data, "init", "-q")
     git(data, "add", "-A")
-    git(data, "commit", "-qm", "photos")
+    git(data, "commit", "-qm", "images")
     git(data, "tag", "v1")
     shutil.copytree(repository / "conf", root / "conf")
-    overrides = [*SETTINGS, f"data.source=dvc:{data}#photos@v1"]
+    overrides = [*SETTINGS, f"data.source=dvc:{data}#images@v1"]
     command = [sys.executable, "-m", "pipelines", "run-local", "--preset", "smoke", "-o", "out"]
     command += [part for override in overrides for part in ("-S", override)]
     process = subprocess.Popen(
@@ -189,7 +189,7 @@ def test_people_see_the_tasks_and_their_words_and_where_the_results_are(finished
 
 
 def test_the_datas_revision_arrives_on_the_registered_version(finished: Finished) -> None:
-    pinned = f"dvc:{finished.repository}#photos@{finished.commit}"
+    pinned = f"dvc:{finished.repository}#images@{finished.commit}"
     version = finished.store.get_model_version("yolact-smoke", "1")
     assert version.tags["data_source"] == pinned
     assert version.tags["data_digest"] == finished.json("preprocess/processed/stats.json")["digest"]
@@ -205,7 +205,7 @@ def outputs(finished: Finished, task: str) -> dict[str, Any]:
 
 def test_artifacts_carry_what_the_interface_shows(finished: Finished) -> None:
     raw = outputs(finished, "ingest")["raw"]
-    assert raw["photos"] == SAMPLE.train_images + SAMPLE.val_images
+    assert raw["images"] == SAMPLE.train_images + SAMPLE.val_images
     assert raw["source"].endswith(finished.commit)
     data = outputs(finished, "preprocess")["processed"]
     assert (data["train_images"], data["val_images"]) == (SAMPLE.train_images, SAMPLE.val_images)
@@ -234,7 +234,7 @@ def test_a_registered_model_is_evaluated_on_a_revision_and_unchanged_data_is_not
         "code_version": code_version(),
         "model": "models:/yolact-smoke/1",
         "data_repository": str(finished.repository),
-        "data_path": "photos",
+        "data_path": "images",
         "data_revision": "v1",
     }
     done = run_pipeline("evaluation", arguments, load_cluster(), finished.root / "out")
@@ -251,13 +251,13 @@ def test_a_registered_model_is_evaluated_on_a_revision_and_unchanged_data_is_not
 
 @pytest.fixture
 def bucket(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a real S3 server, with the data set's photos in it."""
-    photos = tmp_path / "bucket" / "photos"
-    (photos / "more").mkdir(parents=True)
-    for number, photo in enumerate(sorted((finished.repository / "photos").rglob("*.jpg"))[:5]):
-        shutil.copy2(photo, photos / ("more" if number % 2 else "") / photo.name)
-    (photos / "broken.jpg").write_bytes(b"no picture")
-    (photos / "notes.txt").write_text("not a photo")
+    """A folder of a real S3 server, with the data set's images in it."""
+    images = tmp_path / "bucket" / "images"
+    (images / "more").mkdir(parents=True)
+    for number, image in enumerate(sorted((finished.repository / "images").rglob("*.jpg"))[:5]):
+        shutil.copy2(image, images / ("more" if number % 2 else "") / image.name)
+    (images / "broken.jpg").write_bytes(b"no picture")
+    (images / "notes.txt").write_text("not a image")
     with s3_server(tmp_path) as address:
         for name, value in {
             "AWS_ENDPOINT_URL": address,
@@ -274,7 +274,7 @@ def bucket(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finished: Finished, bucket: Path) -> None:
     arguments = {
         "model": "models:/yolact-smoke/1",
-        "photos": "s3://bucket/photos",
+        "images": "s3://bucket/images",
         "destination": "s3://bucket/found",
         "code_version": code_version(),
         "shards": 2,
@@ -283,14 +283,14 @@ def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finis
     }
     done = run_pipeline("batch_prediction", arguments, load_cluster(), finished.root / "out")
     rows = json.loads((done.folder / "merge/predictions/detections.json").read_text())
-    listed = json.loads((done.folder / "merge/predictions/photos.json").read_text())
+    listed = json.loads((done.folder / "merge/predictions/images.json").read_text())
     assert [entry["id"] for entry in listed["images"]] == [1, 2, 3, 5, 6], "4 is broken.jpg, by its name"
     predictor = Predictor.load(
         finished.folder / "train/model", finished.params.evaluate.detect, device="cpu", batch_size=1
     )
     expected = []
     for entry in listed["images"]:
-        found = predictor.predict(bucket / "photos" / entry["file_name"])
+        found = predictor.predict(bucket / "images" / entry["file_name"])
         assert found.instance_masks.height == entry["height"]
         expected += found.to_coco(entry["id"])
     assert rows == json.loads(json.dumps(expected))
@@ -299,7 +299,7 @@ def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finis
     assert list(names.values()) == predictor.classes
     [problem] = json.loads((bucket / "found/problems.json").read_text())
     assert (problem["id"], problem["file_name"]) == (4, "broken.jpg")
-    for file in ("detections.json", "photos.json"):
+    for file in ("detections.json", "images.json"):
         assert (bucket / "found" / file).read_bytes() == (done.folder / "merge/predictions" / file).read_bytes()
 
 
@@ -308,7 +308,7 @@ def test_a_failed_task_ends_the_pipeline_with_its_message(
     finished: Finished, environment: dict[str, str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "pipelines", "run-local", "--preset", "smoke", "-o", str(tmp_path)]
-    command += ["-S", f"data.source=dvc:{finished.repository}#photos@v9"]
+    command += ["-S", f"data.source=dvc:{finished.repository}#images@v9"]
     done = subprocess.run(
         command, cwd=finished.root, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )

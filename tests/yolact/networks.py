@@ -46,7 +46,7 @@ def trained_like(variant: str, num_classes: int = 3, **changes: object) -> Yolac
 
 
 def images(batch: int, height: int = 64, width: int = 64) -> Tensor:
-    """(B, 3, height, width), as normalised photos are."""
+    """(B, 3, height, width), as normalised images are."""
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 

@@ -27,7 +27,7 @@ def channels_first(image: np.ndarray) -> Tensor:
 
 
 def resize_with_scipy(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear with half-pixel centres: output pixel j reads the photo at (j + 0.5) * W / size - 0.5; (3, S, S)."""
+    """Bilinear with half-pixel centres: output pixel j reads the image at (j + 0.5) * W / size - 0.5; (3, S, S)."""
     height, width = image.shape[:2]
     rows = (np.arange(size) + 0.5) * height / size - 0.5
     columns = (np.arange(size) + 0.5) * width / size - 0.5
@@ -38,7 +38,7 @@ def resize_with_scipy(image: np.ndarray, size: int) -> np.ndarray:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 64), st.integers(0, 9))
-def test_any_photo_becomes_a_square_as_scipy_interpolates_it(height: int, width: int, size: int, seed: int) -> None:
+def test_any_image_becomes_a_square_as_scipy_interpolates_it(height: int, width: int, size: int, seed: int) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     square = to_square(channels_first(image), size)
     assert square.dtype == torch.float32
@@ -52,7 +52,7 @@ def test_resizing_does_not_round() -> None:
     assert to_square(image, 4)[:, 3].tolist() == expected
 
 
-def test_a_photo_of_the_right_size_stays_as_it_is() -> None:
+def test_a_image_of_the_right_size_stays_as_it_is() -> None:
     image = channels_first(np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8))
     assert torch.equal(to_square(image, 9), image.float())
 
@@ -113,12 +113,12 @@ def test_darknet_takes_values_from_0_to_1(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("photo", "expected"),
+    ("image", "expected"),
     [((550, 550), (550, 550)), ((400, 100), (1100, 275)), ((100, 400), (275, 1100)), ((640, 480), (635, 476))],
 )
-def test_a_size_of_equal_area_keeps_the_aspect_ratio(photo: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_a_size_of_equal_area_keeps_the_aspect_ratio(image: tuple[int, int], expected: tuple[int, int]) -> None:
     """By hand: sqrt(400 / 100) = 2; sqrt(640 / 480) = 1.1547, and 550 times and over it are 635.1 and 476.3."""
-    assert aspect_ratio_size(*photo, 550) == expected
+    assert aspect_ratio_size(*image, 550) == expected
 
 
 @pytest.mark.parametrize("size", [(300, 200), (137, 137), (550, 550)])

@@ -1,4 +1,4 @@
-"""What drawing changes in a photo, and what it leaves alone."""
+"""What drawing changes in a image, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def detections(boxes: list[list[int]], height: int, width: int, scores: list[flo
     )
 
 
-def test_a_large_photo_without_detections_is_unchanged():
+def test_a_large_image_without_detections_is_unchanged():
     image = noise(480, 700)
     assert np.array_equal(draw_detections(image, detections([], 480, 700), ["cat"]), image)
 
 
-def test_a_small_photo_is_only_enlarged_and_keeps_its_shape():
+def test_a_small_image_is_only_enlarged_and_keeps_its_shape():
     image = noise(80, 160)
     drawn = draw_detections(image, detections([], 80, 160), ["cat"])
     assert drawn.shape == (MIN_SIDE // 2, MIN_SIDE, 3)

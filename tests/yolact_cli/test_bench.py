@@ -56,8 +56,8 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
     return path
 
@@ -73,8 +73,8 @@ def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(app, ["bench", *map(str, arguments)])
 
 
-def test_the_table_has_every_stage_and_every_contestant(model_dir: Path, photo: Path, other: Path) -> None:
-    result = run(model_dir, "--image", photo, "--against", other, "--precision", "fp32,bf16", *FAST)
+def test_the_table_has_every_stage_and_every_contestant(model_dir: Path, image: Path, other: Path) -> None:
+    result = run(model_dir, "--image", image, "--against", other, "--precision", "fp32,bf16", *FAST)
     assert result.exit_code == 0, result.output
     for text in ("preprocess", "network", "nms", "masks", "total", "images per second", "speed", "1.00x"):
         assert text in result.stdout
@@ -85,8 +85,8 @@ def test_the_table_has_every_stage_and_every_contestant(model_dir: Path, photo: 
     assert f"PyTorch {torch.__version__}" in words
 
 
-def test_json_has_the_figures_and_what_they_were_measured_with(model_dir: Path, photo: Path, other: Path) -> None:
-    result = run(model_dir, "--image", photo, "--against", other, "--batch", "2", "--json", *FAST)
+def test_json_has_the_figures_and_what_they_were_measured_with(model_dir: Path, image: Path, other: Path) -> None:
+    result = run(model_dir, "--image", image, "--against", other, "--batch", "2", "--json", *FAST)
     assert result.exit_code == 0, result.output
     tree = json.loads(result.stdout)["inference"]
     assert tree["reference"] == "other"
@@ -100,7 +100,7 @@ def test_json_has_the_figures_and_what_they_were_measured_with(model_dir: Path, 
     assert reference["agreement"] is None
     settings = tree["settings"]
     assert settings["model"] == CONFIG.model_dump(mode="json")
-    assert settings["photos"] == [[40, 60]]
+    assert settings["images"] == [[40, 60]]
     assert (settings["batch"], settings["rounds"], settings["num_classes"]) == (2, 2, 3)
     assert settings["weights"] == str(model_dir)
     assert settings["detection"]["integer_boxes"] is True
@@ -113,26 +113,26 @@ def test_json_has_the_figures_and_what_they_were_measured_with(model_dir: Path, 
 
 
 def test_without_another_implementation_our_settings_and_the_first_precision_are_the_reference(
-    model_dir: Path, photo: Path
+    model_dir: Path, image: Path
 ) -> None:
-    result = run(model_dir, "--image", photo, "--precision", "bf16,fp32", "--json", *FAST)
+    result = run(model_dir, "--image", image, "--precision", "bf16,fp32", "--json", *FAST)
     tree = json.loads(result.stdout)["inference"]
     assert tree["reference"] == "yolact bf16"
     assert tree["settings"]["detection"]["integer_boxes"] is False
 
 
 @pytest.mark.parametrize("name", ["default", "published", "published-no-tail"])
-def test_the_settings_of_detection_can_be_chosen(model_dir: Path, photo: Path, name: str) -> None:
-    result = run(model_dir, "--image", photo, "--detection", name, "--json", *FAST)
+def test_the_settings_of_detection_can_be_chosen(model_dir: Path, image: Path, name: str) -> None:
+    result = run(model_dir, "--image", image, "--detection", name, "--json", *FAST)
     detection = json.loads(result.stdout)["inference"]["settings"]["detection"]
     assert detection["integer_boxes"] is (name != "default")
     assert detection["low_score_tail"] is (name == "published")
 
 
-def test_a_published_configuration_gets_random_weights(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_configuration_gets_random_weights(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(PUBLISHED_MODELS["yolact_resnet50"], name="small", model=CONFIG, classes=CLASSES)
     monkeypatch.setitem(bench.PUBLISHED_MODELS, "small", small)
-    result = run("--model", "small", "--image", photo, "--objects", "4", "--json", *FAST)
+    result = run("--model", "small", "--image", image, "--objects", "4", "--json", *FAST)
     assert result.exit_code == 0, result.output
     tree = json.loads(result.stdout)["inference"]
     assert tree["settings"]["weights"] == "small, random weights that find about 4 objects"
@@ -169,7 +169,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["--loader", "--evaluation-work"], "--evaluation-work and --loader: one measurement at a time"),
-        (["--loader", "--image", "a.jpg"], "--loader reads photos with their masks"),
+        (["--loader", "--image", "a.jpg"], "--loader reads images with their masks"),
         (["nowhere", "--loader"], "nowhere/train.json: no such file"),
         (["--precision", "fp32,int8"], "--precision int8: unknown; there are fp32, bf16, fp16"),
         (["--precision", "fp32,fp32"], "each contestant can take part once, found yolact fp32, yolact fp32"),
@@ -197,10 +197,10 @@ def test_what_is_impossible_is_said_on_one_line(
     assert "Traceback" not in result.output
 
 
-def test_a_file_that_is_no_contestant_is_refused(model_dir: Path, photo: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_contestant_is_refused(model_dir: Path, image: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.py"
     empty.touch()
-    result = run(model_dir, "--image", photo, "--against", empty, *FAST)
+    result = run(model_dir, "--image", image, "--against", empty, *FAST)
     assert result.exit_code == 1
     assert result.stderr.strip() == f"--against {empty}: has no function load; docs/benchmarks.md has the protocol"
 
@@ -246,7 +246,7 @@ def test_training_figures_are_printed_as_json(model_dir: Path) -> None:
         (["--train", "--compile"], "--train measures training steps, which have neither: leave out --compile"),
         (["--train", "--detection", "nonsense"], "leave out --detection"),
         (["--train", "--evaluation-work"], "one measurement at a time"),
-        (["--loader", "--precision", "nonsense"], "--loader reads and changes one photo at a time"),
+        (["--loader", "--precision", "nonsense"], "--loader reads and changes one image at a time"),
         (["--loader", "--precision", "fp32"], "leave out --precision"),
         (["--loader", "--compile", "--batch", "4"], "leave out --compile, --batch"),
         (["--loader", "--objects", "3", "--detection", "default"], "leave out --detection, --objects"),

@@ -46,7 +46,7 @@ def test_the_file_lies_beside_the_model_and_the_summary_says_what_is_in_it(model
     assert f"OnnxPredictor('{model_dir / 'model.onnx'}')" in result.stdout
     predictor = OnnxPredictor(model_dir / "model.onnx")
     assert predictor.classes == ["cat", "dog"]
-    assert predictor.predict(np.zeros((20, 30, 3), dtype=np.uint8)).photo_size == (20, 30)
+    assert predictor.predict(np.zeros((20, 30, 3), dtype=np.uint8)).image_size == (20, 30)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_the_summary_says_what_it_is_what_was_left_out_and_what_to_do_next(
         f"parameters {counted:,}",
         "left out 2 tensors that version 1.0 saved and never used",
         "written to a model",
-        "Predictor.load('a model').predict(\"photo.jpg\")",
+        "Predictor.load('a model').predict(\"image.jpg\")",
         "yolact preset use voc2012-r50 -S 'model.initial_weights=a model'",
         "copy the other settings of section model from a model/model.json into params.yaml",
     ):

@@ -234,10 +234,10 @@ def test_published_steps_are_epochs_of_the_published_data_set(workspace: Path, n
 
 
 def test_a_published_preset_is_written_like_any_other(workspace: Path) -> None:
-    result = run("use", "yolact_plus_base", "-S", "data.source=photos")
+    result = run("use", "yolact_plus_base", "-S", "data.source=images")
     assert result.exit_code == 0
     params = load_params("params.yaml")
-    assert params.data.source == "photos"
+    assert params.data.source == "images"
     assert params.model == PUBLISHED_MODELS["yolact_plus_base"].model
     head = " ".join(line.lstrip("# ") for line in (workspace / "params.yaml").read_text().split("\n\n")[0].splitlines())
     assert head.startswith("Preset yolact_plus_base, written by `yolact preset use yolact_plus_base -S data.source=")

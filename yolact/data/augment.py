@@ -1,10 +1,10 @@
-"""Random changes of training photos: the SSD chain that YOLACT trains with (SSD section 2.2, published code).
+"""Random changes of training images: the SSD chain that YOLACT trains with (SSD section 2.2, published code).
 
 The order and the probabilities are the published ones. Three things differ on purpose. Pixels are uint8 before and
 after each of the two steps that change them, colours and resizing, so values are clipped to 0..255. Expand, crop,
 mirror and resize are worked out as one window first, so that each pixel is resampled once. Colours are changed after
 resizing where that leaves fewer pixels to change. The published test for a crop's smallest overlap never rejects
-anything; it is left out, which leaves one mode in six that keeps the whole photo.
+anything; it is left out, which leaves one mode in six that keeps the whole image.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MIN_SIDE = 1.0
 
 @dataclass
 class Sample:
-    """A photo and its objects, as stored."""
+    """A image and its objects, as stored."""
 
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
@@ -56,11 +56,11 @@ def augment(
     *,
     keep_aspect_ratio: bool = False,
 ) -> tuple[Tensor, Targets]:
-    """Draw a random variant of a photo.
+    """Draw a random variant of a image.
 
     Args:
         keep_aspect_ratio: see `ModelConfig`. The window that is drawn then grows to a square, to the right or below: as
-            far as there is photo it shows more of that, and beyond it the mean colour.
+            far as there is image it shows more of that, and beyond it the mean colour.
 
     Returns:
         (3, S, S) uint8 RGB and its targets, as a batch of one image. Objects whose centre is outside the window are
@@ -77,7 +77,7 @@ def augment(
 
 
 def draw_window(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Window:
-    """Choose the part of the photo, or of a larger canvas around it, that the network will see."""
+    """Choose the part of the image, or of a larger canvas around it, that the network will see."""
     height, width = sample.image.shape[:2]
     window = Window(0, 0, width, height)
     if config.expand and rng.random() < 0.5:
@@ -110,7 +110,7 @@ def _draw_crop(sample: Sample, canvas: Window, rng: np.random.Generator) -> Wind
 def render(
     image: np.ndarray, window: Window, size: int, recolor: Callable[[np.ndarray], np.ndarray] = lambda planes: planes
 ) -> Tensor:
-    """The window's content as the network's input; what lies outside the photo has the mean colour.
+    """The window's content as the network's input; what lies outside the image has the mean colour.
 
     Resizing is bilinear with half-pixel centres, without antialiasing, by torch's operation for uint8: it rounds after
     each of the two axes, which makes levels differ by 1 at most from those rounded once.
@@ -170,7 +170,7 @@ def window_targets(sample: Sample, window: Window, grids: Grids, num_classes: in
 
 
 def _boxes_in(window: Window, boxes: np.ndarray, size: int) -> np.ndarray:
-    """(N, 4) xyxy boxes of the photo, cut at the window, in pixels of a network's input of that size."""
+    """(N, 4) xyxy boxes of the image, cut at the window, in pixels of a network's input of that size."""
     scale = np.array([size / window.width, size / window.height] * 2)
     placed = ((boxes - np.array([window.left, window.top] * 2)) * scale).clip(0, size)
     if window.mirrored:

@@ -1,4 +1,4 @@
-"""Reading COCO instances JSON with its photos: the format between preprocess, train and evaluate."""
+"""Reading COCO instances JSON with its images: the format between preprocess, train and evaluate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolact.masks import Rle
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One photo of the data set."""
+    """One image of the data set."""
 
     id: int
     file_name: str
@@ -40,7 +40,7 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoInstances:
-    """A data set: photos, their objects and the classes. Label k stands for ``category_ids[k]``."""
+    """A data set: images, their objects and the classes. Label k stands for ``category_ids[k]``."""
 
     images: list[CocoImage]
     objects: dict[int, list[CocoObject]]
@@ -55,7 +55,7 @@ class CocoInstances:
 
         Raises:
             DataError: the file is missing, is not COCO instances JSON, names an unknown image or category, or has a
-                segmentation that does not fit its photo.
+                segmentation that does not fit its image.
         """
         try:
             tree = json.loads(json_path.read_text(encoding="utf-8"))
@@ -94,17 +94,17 @@ class CocoInstances:
         return cls(images, objects, [c["id"] for c in categories], [c["name"] for c in categories], images_dir)
 
     def read_image(self, image: CocoImage) -> np.ndarray:
-        """Decode a photo to (H, W, 3) uint8 RGB.
+        """Decode a image to (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: the photo is missing, cannot be decoded, or has another size than the file says.
+            DataError: the image is missing, cannot be decoded, or has another size than the file says.
         """
         path = self.images_dir / image.file_name
         try:
-            with Image.open(path) as photo:
-                pixels = np.asarray(photo if photo.mode == "RGB" else photo.convert("RGB"))
+            with Image.open(path) as opened:
+                pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
         except FileNotFoundError:
-            raise DataError(f"{path}: no such photo. Run the preprocess step again: dvc repro -f preprocess") from None
+            raise DataError(f"{path}: no such image. Run the preprocess step again: dvc repro -f preprocess") from None
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
             raise DataError(f"{path}: cannot be decoded: {error}") from error
         if pixels.shape[:2] != (image.height, image.width):
@@ -129,10 +129,10 @@ def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label
         return
     height, width = segmentation["size"]
     if (height, width) != (image.height, image.width):
-        raise ValueError(f"{name} has a mask of {width}x{height} pixels, its photo has {image.width}x{image.height}")
+        raise ValueError(f"{name} has a mask of {width}x{height} pixels, its image has {image.width}x{image.height}")
     counts = segmentation["counts"]
     if isinstance(counts, list) and sum(counts) != height * width:
-        raise ValueError(f"{name} has runs of {sum(counts)} pixels, its photo has {height * width}")
+        raise ValueError(f"{name} has runs of {sum(counts)} pixels, its image has {height * width}")
 
 
 def run_lengths(item: CocoObject, height: int, width: int) -> Rle:

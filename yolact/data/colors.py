@@ -1,4 +1,4 @@
-"""Random changes of a photo's colours (SSD section 2.2, published code), worked out in float32 and rounded once."""
+"""Random changes of a image's colours (SSD section 2.2, published code), worked out in float32 and rounded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches for training: which photos in which order and of which size, and how they become tensors."""
+"""Batches for training: which images in which order and of which size, and how they become tensors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ WHOLE = 2**20
 
 
 class SampleKey(NamedTuple):
-    """Which variant of which photo: its randomness depends on these and the seed, never on the worker."""
+    """Which variant of which image: its randomness depends on these and the seed, never on the worker."""
 
     epoch: int
-    photo: int
+    image: int
     """Its number in the data set."""
     copy: int
     """Which time it is shown in the epoch, from 0."""
@@ -59,7 +59,7 @@ class Batch:
 
 
 class TrainingSet(Dataset[Batch]):
-    """Augmented photos of a data set, addressed by `SampleKey`; each is a batch of one image."""
+    """Augmented images of a data set, addressed by `SampleKey`; each is a batch of one image."""
 
     def __init__(
         self, data: CocoInstances, config: AugmentConfig, seed: int, *, keep_aspect_ratio: bool = False
@@ -73,13 +73,13 @@ class TrainingSet(Dataset[Batch]):
         return len(self.data.images)
 
     def __getitem__(self, key: SampleKey) -> Batch:
-        """Decode a photo and draw a variant of it.
+        """Decode a image and draw a variant of it.
 
         Raises:
             DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
         """
-        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.photo, key.copy])
-        sample, image = read_sample(self.data, key.photo), self.data.images[key.photo]
+        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.image, key.copy])
+        sample, image = read_sample(self.data, key.image), self.data.images[key.image]
         try:
             pixels, targets = augment(
                 sample,
@@ -96,7 +96,7 @@ class TrainingSet(Dataset[Batch]):
 
 
 def read_sample(data: CocoInstances, index: int) -> Sample:
-    """Decode photo number ``index``; its masks stay run lengths.
+    """Decode image number ``index``; its masks stay run lengths.
 
     Raises:
         DataError: see `CocoInstances.read_image`.
@@ -113,43 +113,43 @@ def read_sample(data: CocoInstances, index: int) -> Sample:
 
 
 def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
-    """How often each photo is to be shown in the mean (Gupta et al. 2019, "LVIS", repeat factor sampling).
+    """How often each image is to be shown in the mean (Gupta et al. 2019, "LVIS", repeat factor sampling).
 
-    A class in the share f of the photos has the factor max(1, sqrt(threshold / f)), a photo the largest of its classes;
+    A class in the share f of the images has the factor max(1, sqrt(threshold / f)), a image the largest of its classes;
     one without objects has 1. Crowd regions do not count, since no network learns their class.
 
     Returns:
-        (photos,) float64, 1 or more.
+        (images,) float64, 1 or more.
     """
-    classes = _classes_of_photos(data)
-    photos = _photos_of_classes(data)
-    factors = np.sqrt(threshold * len(classes) / photos.clip(min=1)).clip(min=1)
+    classes = _classes_of_images(data)
+    images = _images_of_classes(data)
+    factors = np.sqrt(threshold * len(classes) / images.clip(min=1)).clip(min=1)
     return np.array([factors[list(labels)].max(initial=1) for labels in classes])
 
 
-def _classes_of_photos(data: CocoInstances) -> list[set[int]]:
-    """Labels of each photo's objects, crowd regions left out."""
+def _classes_of_images(data: CocoInstances) -> list[set[int]]:
+    """Labels of each image's objects, crowd regions left out."""
     return [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
 
 
-def _photos_of_classes(data: CocoInstances) -> np.ndarray:
-    """How many photos show each class; (classes,) int64."""
-    photos = np.zeros(len(data.category_ids), dtype=np.int64)
-    for labels in _classes_of_photos(data):
-        photos[list(labels)] += 1
-    return photos
+def _images_of_classes(data: CocoInstances) -> np.ndarray:
+    """How many images show each class; (classes,) int64."""
+    images = np.zeros(len(data.category_ids), dtype=np.int64)
+    for labels in _classes_of_images(data):
+        images[list(labels)] += 1
+    return images
 
 
 def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> np.ndarray:
     """`repeat_factors`, with a warning where they change nothing."""
     factors = repeat_factors(data, threshold)
-    photos = _photos_of_classes(data)
-    if warn and photos.any() and not (factors > 1).any():
-        rarest = int(np.where(photos > 0, photos, photos.max() + 1).argmin())
-        share = photos[rarest] / len(data.images)
+    images = _images_of_classes(data)
+    if warn and images.any() and not (factors > 1).any():
+        rarest = int(np.where(images > 0, images, images.max() + 1).argmin())
+        share = images[rarest] / len(data.images)
         log.warning(
-            "train.sampling: class_balanced shows every photo once, as uniform does: the rarest class, %s, is in a "
-            "share of %.3g of the photos, which is not below train.repeat_threshold, %g. %s",
+            "train.sampling: class_balanced shows every image once, as uniform does: the rarest class, %s, is in a "
+            "share of %.3g of the images, which is not below train.repeat_threshold, %g. %s",
             data.class_names[rarest],
             share,
             threshold,
@@ -163,15 +163,15 @@ def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> n
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of one epoch, or this process's part of each; they depend only on the seed and the epoch.
 
-    An epoch shows each photo as often as its repeat factor says: the whole part of it, and once more with the rest as
-    probability, so that an epoch has always as many photos as the factors' sum, rounded down. Without factors it shows
-    each photo once. The last batch is left out when it is not full, as published, unless it is the only one.
+    An epoch shows each image as often as its repeat factor says: the whole part of it, and once more with the rest as
+    probability, so that an epoch has always as many images as the factors' sum, rounded down. Without factors it shows
+    each image once. The last batch is left out when it is not full, as published, unless it is the only one.
 
     Set ``epoch`` before each pass, and ``start`` to the first batch that is wanted, to go on in the middle of an epoch.
 
     Args:
-        repeats: (photos,) how often each photo is shown in the mean, 1 or more.
-        batch_size: photos of one step, over all processes.
+        repeats: (images,) how often each image is shown in the mean, 1 or more.
+        batch_size: images of one step, over all processes.
         sizes: of the network's input, pixels; one of them is drawn for each batch.
         seed: of all that is drawn.
         rank: this process, 0 to ``world_size`` - 1. The parts of all of them, one after the other, are the batch that
@@ -179,19 +179,19 @@ class EpochSampler(Sampler[list[SampleKey]]):
         world_size: how many processes train together.
 
     Raises:
-        SettingsError: there would be processes without a photo.
+        SettingsError: there would be processes without a image.
     """
 
     def __init__(
         self, repeats: np.ndarray, batch_size: int, sizes: Sequence[int], seed: int, *, rank: int, world_size: int
     ) -> None:
         self.shares = np.rint(repeats * WHOLE).astype(np.int64)
-        self.photos = int(self.shares.sum() // WHOLE)
-        self.batch_size = min(batch_size, self.photos)
+        self.images = int(self.shares.sum() // WHOLE)
+        self.batch_size = min(batch_size, self.images)
         if self.batch_size < world_size:
             raise SettingsError(
                 f"{world_size} processes cannot share a batch of {self.batch_size} (train.batch_size {batch_size}, "
-                f"{self.photos} photos in an epoch): start {self.batch_size} processes or fewer"
+                f"{self.images} images in an epoch): start {self.batch_size} processes or fewer"
             )
         self.sizes = list(sizes)
         self.seed = seed
@@ -202,17 +202,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever the next pass starts."""
-        return self.photos // self.batch_size
+        return self.images // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        photos, copies = self._order()
+        images, copies = self._order()
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size
             low, high = first + self.share.start, first + self.share.stop
             size = self._size_of(batch)
             yield [
-                SampleKey(self.epoch, photo, copy, size)
-                for photo, copy in zip(photos[low:high].tolist(), copies[low:high].tolist(), strict=True)
+                SampleKey(self.epoch, image, copy, size)
+                for image, copy in zip(images[low:high].tolist(), copies[low:high].tolist(), strict=True)
             ]
 
     @property
@@ -221,20 +221,20 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return slice(*(self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1)))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """The photos of the epoch in order, and which time each is shown; both (photos of an epoch,) int64."""
+        """The images of the epoch in order, and which time each is shown; both (images of an epoch,) int64."""
         order = np.random.default_rng([self.seed, ORDER, self.epoch])
         first = order.permutation(len(self.shares))
         if (self.shares == WHOLE).all():
             return first, np.zeros_like(first)
         # Systematic sampling: cumulative sums in random order, from a random offset, and how many whole numbers each
-        # photo takes them over.
+        # image takes them over.
         rng = np.random.default_rng([self.seed, REPEATS, self.epoch])
         offset = rng.integers(WHOLE)
         counts = np.diff((self.shares[first].cumsum() + offset) // WHOLE, prepend=0)
-        photos = first.repeat(counts)
-        copies = np.arange(len(photos)) - (counts.cumsum() - counts).repeat(counts)
-        chosen = rng.permutation(len(photos))[: self.photos]
-        return photos[chosen], copies[chosen]
+        images = first.repeat(counts)
+        copies = np.arange(len(images)) - (counts.cumsum() - counts).repeat(counts)
+        chosen = rng.permutation(len(images))[: self.images]
+        return images[chosen], copies[chosen]
 
     def _size_of(self, batch: int) -> int:
         if len(self.sizes) == 1:

@@ -1,6 +1,6 @@
 """True masks at the resolutions where the losses need them, straight from run lengths.
 
-A mask passes two steps on its way: it is resized with the photo to the network's input and rounded there, and then
+A mask passes two steps on its way: it is resized with the image to the network's input and rounded there, and then
 reduced to the prototypes' and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear
 without antialiasing, so it reads two rows and two columns of the input-sized mask for each pixel; only there is that
 mask worked out, and only around the object. The result is that of the two whole steps, to the last pixel.
@@ -71,7 +71,7 @@ class _Crop:
     """The part of one axis where an object is."""
 
     source: slice
-    """The photo's pixels that are read."""
+    """The image's pixels that are read."""
     cells: slice
     """The cells that may show the object."""
     taps: Taps
@@ -82,14 +82,14 @@ class _Crop:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where one axis of the input-sized mask is read, and where that lies in the photo."""
+    """Where one axis of the input-sized mask is read, and where that lies in the image."""
 
     taps: Taps
-    """Of the pixels of `_Reduction`, (2 n,) each, counted from the photo's edge; without weight outside the photo."""
+    """Of the pixels of `_Reduction`, (2 n,) each, counted from the image's edge; without weight outside the image."""
     visible: np.ndarray
-    """(2 n,) bool: whether the pixel shows the photo."""
+    """(2 n,) bool: whether the pixel shows the image."""
     source: slice
-    """The photo's pixels that are visible."""
+    """The image's pixels that are visible."""
     weights: np.ndarray
     """(2 n,) float32, of `_Reduction`."""
 
@@ -107,7 +107,7 @@ class _Axis:
         return cls(taps, visible, source, reduction.weights)
 
     def crop(self, start: int, stop: int) -> _Crop | None:
-        """What is read of an object between two pixels of the photo; None where it is not to be seen."""
+        """What is read of an object between two pixels of the image; None where it is not to be seen."""
         taps, start, stop = self.taps, max(start, self.source.start), min(stop, self.source.stop)
         touched = (self.visible & (taps.low < stop) & (taps.high >= start)).nonzero()[0]
         if start >= stop or not len(touched):
@@ -124,7 +124,7 @@ class _Axis:
 
 
 class MaskReducer:
-    """Reduces masks of one photo, seen through a window, to ``cells`` x ``cells``."""
+    """Reduces masks of one image, seen through a window, to ``cells`` x ``cells``."""
 
     def __init__(self, part: VisiblePart, size: int, cells: int, *, mirrored: bool) -> None:
         self._rows = _Axis.make(part.source_rows, part.target_rows, size, cells, mirrored=False)
@@ -134,7 +134,7 @@ class MaskReducer:
         """Set the pixels of an object in ``out``.
 
         Args:
-            mask: (H, W) uint8, 0 or 1, in the photo's size.
+            mask: (H, W) uint8, 0 or 1, in the image's size.
             box: xyxy, whole pixels: the mask is empty outside.
             out: (cells, cells) uint8; ones are added, zeros are left as they are.
         """
@@ -162,13 +162,13 @@ def reduce_masks(
     *,
     mirrored: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of one photo's objects, seen through a window, as the losses need them.
+    """The masks of one image's objects, seen through a window, as the losses need them.
 
     Args:
-        masks: N run lengths in the photo's size; those of crowd regions are not decoded.
+        masks: N run lengths in the image's size; those of crowd regions are not decoded.
         labels: (N,) int64, 0 to C - 1.
         crowd: (N,) bool.
-        part: what is visible of the photo; None shows nothing.
+        part: what is visible of the image; None shows nothing.
         mirrored: whether the network's input is.
 
     Returns:

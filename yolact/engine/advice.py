@@ -35,11 +35,11 @@ class OutOfMemoryError(YolactError):
 
 
 def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
-    """A warning where an epoch has fewer photos, ``batch_size``, than a batch is to have; None if not."""
+    """A warning where an epoch has fewer images, ``batch_size``, than a batch is to have; None if not."""
     if batch_size == config.batch_size:
         return None
     return (
-        f"train.batch_size is {config.batch_size}, but an epoch has {batch_size} photos: each step takes all "
+        f"train.batch_size is {config.batch_size}, but an epoch has {batch_size} images: each step takes all "
         f"{batch_size}. Set train.batch_size: {batch_size} or less"
     )
 
@@ -51,7 +51,7 @@ def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
     rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
 
     Args:
-        batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer photos.
+        batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer images.
     """
     if config.optimizer != "sgd":
         return None
@@ -103,7 +103,7 @@ def step_out_of_memory(
 
     Args:
         image_size: side of that step's network input, pixels.
-        batch_size: of that step; less than ``train.batch_size`` where an epoch has fewer photos.
+        batch_size: of that step; less than ``train.batch_size`` where an epoch has fewer images.
         processes: that share a batch.
         on_cpu: where bf16 needs inputs of more than `BF16_CPU_SIZE` pixels.
     """
@@ -116,20 +116,20 @@ def step_out_of_memory(
         ways.append("train.precision: bf16")
     least = BF16_CPU_SIZE + 1 if on_cpu and config.precision == "bf16" else 0
     ways += _smaller_images(params, image_size, least)
-    what = f"{at_once} photos of {image_size} px at once in {config.precision}"
+    what = f"{at_once} images of {image_size} px at once in {config.precision}"
     return _out_of_memory(what, ways, error)
 
 
 def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemoryError:
     """The message about a validation that does not fit into memory; what it proposes, the settings accept.
 
-    Each process shows the network ``evaluate.batch_size`` photos at once, at most.
+    Each process shows the network ``evaluate.batch_size`` images at once, at most.
     """
     at_once, size = params.evaluate.batch_size, params.model.image_size
     ways = [f"evaluate.batch_size: {at_once // 2} ({GOES_ON})"] if at_once > 1 else []
     if not params.train.augment.image_sizes:
         ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if params.train.precision == "bf16" else 0)
-    return _out_of_memory(f"{at_once} photos of {size} px at once in a validation", ways, error)
+    return _out_of_memory(f"{at_once} images of {size} px at once in a validation", ways, error)
 
 
 def _smaller_batches(params: Params, batch_size: int, processes: int, most: int) -> list[str]:
@@ -140,7 +140,7 @@ def _smaller_batches(params: Params, batch_size: int, processes: int, most: int)
     if more:
         told = f"the same result with less memory, in {more} passes a step; {GOES_ON}"
         if not params.model.pretrained:
-            told = f"less memory, in {more} passes a step; batch norm, which is trained, sees fewer photos at once"
+            told = f"less memory, in {more} passes a step; batch norm, which is trained, sees fewer images at once"
         ways.append(f"train.accumulate: {more} ({told})")
     half = batch_size // 2 // config.accumulate * config.accumulate
     if half >= processes and half:

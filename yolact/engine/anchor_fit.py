@@ -157,7 +157,7 @@ class Shapes:
 
     @classmethod
     def ascending(cls, scales: np.ndarray, ratios: np.ndarray) -> Shapes:
-        """With the scales in order over all levels: larger objects belong to the levels that see more of the photo."""
+        """With the scales in order over all levels: larger objects belong to the levels that see more of the image."""
         return cls(np.sort(scales, axis=None).reshape(scales.shape), np.sort(ratios))
 
 

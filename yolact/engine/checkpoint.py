@@ -43,7 +43,7 @@ _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{D
 class TrainingState:
     """Everything that a run needs to go on from where it was, in the middle of an epoch too.
 
-    The order of the data and its random changes follow from seed, epoch and photo, so the position in them is
+    The order of the data and its random changes follow from seed, epoch and image, so the position in them is
     ``epochs_done`` and ``batches_done``; the learning rate follows from ``step``.
     """
 

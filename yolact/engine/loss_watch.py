@@ -28,7 +28,7 @@ from yolact.losses.criterion import Losses
 
 
 class DivergedError(YolactError):
-    """A loss term or a gradient became infinite or not a number; names the terms, the step and the photos."""
+    """A loss term or a gradient became infinite or not a number; names the terms, the step and the images."""
 
 
 @dataclass
@@ -154,9 +154,9 @@ class LossWatch:
         else:
             where = f"the loss is not finite {at}: {terms}. "
             if local.isfinite().all():
-                raise DivergedError(f"{where}The photos are those of another process, whose message names them.")
+                raise DivergedError(f"{where}The images are those of another process, whose message names them.")
         raise DivergedError(
-            f"{where}Photos of the batch, by id: {', '.join(map(str, step.batch.image_ids))}. "
+            f"{where}Images of the batch, by id: {', '.join(map(str, step.batch.image_ids))}. "
             f"The batch is in {self._dump(step)}. Try a smaller train.lr, a longer train.warmup_steps, "
             "or train.max_grad_norm: 10."
         )

@@ -12,7 +12,7 @@ from yolact.devices import peak_resident
 
 
 class SpeedMeter:
-    """Counts photos and waiting since the last look.
+    """Counts images and waiting since the last look.
 
     Args:
         device: whose memory is told: a GPU's, or on a CPU that of the process.
@@ -38,9 +38,9 @@ class SpeedMeter:
                 return
             yield batch
 
-    def count(self, photos: int) -> None:
-        """Note a step with that many photos."""
-        self._photos += photos
+    def count(self, images: int) -> None:
+        """Note a step with that many images."""
+        self._images += images
         self._steps += 1
 
     def take(self, steps_done: int) -> dict[str, float]:
@@ -54,7 +54,7 @@ class SpeedMeter:
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         figures = {
-            "images_per_second": self._photos / seconds,
+            "images_per_second": self._images / seconds,
             "data_wait": min(self._waited / seconds, 1.0),
             "seconds_left": seconds / self._steps * (self.total_steps - steps_done),
         }
@@ -76,6 +76,6 @@ class SpeedMeter:
 
     def _reset(self) -> None:
         self._start = time.perf_counter()
-        self._photos = 0
+        self._images = 0
         self._steps = 0
         self._waited = 0.0

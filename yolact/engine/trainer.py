@@ -95,7 +95,7 @@ class Trainer:
 
     Args:
         model: on its device, with its initial weights.
-        data: training photos; must hold at least one.
+        data: training images; must hold at least one.
         params: settings; ``model``, ``train`` and ``runtime`` are read.
         model_dir: gets the model files at the end, and the batch whose loss or gradients are not finite.
         checkpoints: where checkpoints go; the main process alone writes.

@@ -149,21 +149,21 @@ class Predictions:
     rows: list[dict[str, Any]]
     """COCO results, see `Detections.to_coco`."""
     seconds: float
-    """Spent in the predictor, without reading photos and writing masks as run lengths."""
+    """Spent in the predictor, without reading images and writing masks as run lengths."""
 
 
 def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | None = None) -> Predictions:
-    """Run the predictor over all photos of a data set, in order; a progress bar shows on a terminal.
+    """Run the predictor over all images of a data set, in order; a progress bar shows on a terminal.
 
     Several processes share the work by dealing out the batches of `cut_evenly`, which do not depend on how many
-    processes there are: each photo is computed beside the same others as in one, and the rows are the same to the last
+    processes there are: each image is computed beside the same others as in one, and the rows are the same to the last
     bit.
 
     Args:
         world: the processes that share the work; every one gets all rows.
 
     Raises:
-        DataError: a photo cannot be read.
+        DataError: a image cannot be read.
     """
     world = world or World()
     batches = cut_evenly(len(data.images), predictor.batch_size)
@@ -174,21 +174,21 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
     return Predictions(rows, max(seconds for _, seconds in parts))
 
 
-def cut_evenly(photos: int, batch_size: int) -> list[range]:
-    """Batches of at most ``batch_size`` photos whose lengths differ by 1 at most.
+def cut_evenly(images: int, batch_size: int) -> list[range]:
+    """Batches of at most ``batch_size`` images whose lengths differ by 1 at most.
 
-    Their number is a multiple of `DEALT`, so that 2, 4, 8 or 16 processes get as many each, and as many photos but for
-    one; where there are fewer photos than that, each is a batch.
+    Their number is a multiple of `DEALT`, so that 2, 4, 8 or 16 processes get as many each, and as many images but for
+    one; where there are fewer images than that, each is a batch.
     """
-    wanted = -(-photos // (batch_size * DEALT)) * DEALT
-    count = min(wanted, photos)
-    return [range(photos * part // count, photos * (part + 1) // count) for part in range(count)]
+    wanted = -(-images // (batch_size * DEALT)) * DEALT
+    count = min(wanted, images)
+    return [range(images * part // count, images * (part + 1) // count) for part in range(count)]
 
 
 def _predict_batches(
     predictor: Predictor, data: CocoInstances, batches: Sequence[range], *, show: bool
 ) -> tuple[dict[int, list[dict[str, Any]]], float]:
-    """COCO results of these batches, by the first photo's number, and the seconds spent."""
+    """COCO results of these batches, by the first image's number, and the seconds spent."""
     found_by_start: dict[int, list[dict[str, Any]]] = {}
     seconds = 0.0
     hidden = not (show and sys.stderr.isatty())
@@ -196,9 +196,9 @@ def _predict_batches(
         for numbers in batches:
             rows = found_by_start[numbers.start] = []
             batch = data.images[numbers.start : numbers.stop]
-            photos = [data.read_image(image) for image in batch]
+            images = [data.read_image(image) for image in batch]
             began = time.perf_counter()
-            found = predictor.predict(photos)
+            found = predictor.predict(images)
             seconds += time.perf_counter() - began
             for image, detections in zip(batch, found, strict=True):
                 rows += detections.to_coco(image.id, data.category_ids)
@@ -210,9 +210,9 @@ class Validation:
     """Measures a network during training, with `DEFAULT_DETECTION` whatever ``evaluate`` says.
 
     Args:
-        data: the validation photos.
+        data: the validation images.
         annotations: the file that ``data`` was read from.
-        batch_size: most photos in one pass of the network.
+        batch_size: most images in one pass of the network.
         world: the processes that share the work; each must call.
     """
 

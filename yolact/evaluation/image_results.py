@@ -1,4 +1,4 @@
-"""What was found in each photo, and in which photos two networks differ most."""
+"""What was found in each image, and in which images two networks differ most."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MATCH_IOU = 0.5
 
 
 @dataclass(frozen=True)
-class PhotoResult:
-    """What was found in one photo."""
+class ImageResult:
+    """What was found in one image."""
 
     found: dict[int, float]
     """By annotation id of each object that is no crowd region: IoU with the detection that finds it, else 0."""
@@ -29,10 +29,10 @@ class PhotoResult:
         return sum(iou > 0 for iou in self.found.values())
 
 
-def measure_photos(
+def measure_images(
     ground_truth: COCO, rows: Sequence[dict[str, Any]], min_score: float, iou_type: IouType = "mask"
-) -> dict[int, PhotoResult]:
-    """Match the detections of each photo with its objects, as pycocotools does at an IoU of `MATCH_IOU`.
+) -> dict[int, ImageResult]:
+    """Match the detections of each image with its objects, as pycocotools does at an IoU of `MATCH_IOU`.
 
     Args:
         ground_truth: see `yolact.evaluation.evaluator.index_ground_truth`.
@@ -65,11 +65,11 @@ def measure_photos(
             if not ignored:
                 found[image][truth] = float(ious[rows_of[match], columns[truth]]) if match else 0.0
         false[image] += int(np.count_nonzero((item["dtMatches"][0] == 0) & ~item["dtIgnore"][0].astype(bool)))
-    return {image: PhotoResult(found[image], false[image]) for image in ground_truth.imgs}
+    return {image: ImageResult(found[image], false[image]) for image in ground_truth.imgs}
 
 
-def advantage(a: PhotoResult, b: PhotoResult) -> float:
-    """How much better ``b`` is in a photo: IoU gained over all objects, less half of each further false detection.
+def advantage(a: ImageResult, b: ImageResult) -> float:
+    """How much better ``b`` is in a image: IoU gained over all objects, less half of each further false detection.
 
     A false detection weighs half of an object, as in panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019,
     equation 1).
@@ -77,6 +77,6 @@ def advantage(a: PhotoResult, b: PhotoResult) -> float:
     return sum(b.found[truth] - iou for truth, iou in a.found.items()) - (b.false - a.false) / 2
 
 
-def disagreement(a: PhotoResult, b: PhotoResult) -> float:
-    """How much two networks differ in a photo, 0 or more: as `advantage`, but differences do not cancel."""
+def disagreement(a: ImageResult, b: ImageResult) -> float:
+    """How much two networks differ in a image, 0 or more: as `advantage`, but differences do not cancel."""
     return sum(abs(b.found[truth] - iou) for truth, iou in a.found.items()) + abs(b.false - a.false) / 2

@@ -1,4 +1,4 @@
-"""COCO data sets as they come: instances JSON with polygons, run lengths and crowd regions, and a folder of photos.
+"""COCO data sets as they come: instances JSON with polygons, run lengths and crowd regions, and a folder of images.
 
 `yolact.data.coco` reads the tidy form of it that preprocess writes; this module reads what others wrote, trusts
 nothing of it, and names each fault.
@@ -18,8 +18,8 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
-from yolact.formats.instances import AnnotatedPhoto, Box, Instance, Layout
-from yolact.formats.photos import photo_warnings, read_photo, stored_form
+from yolact.formats.images import image_warnings, read_image, stored_form
+from yolact.formats.instances import AnnotatedImage, Box, Instance, Layout
 from yolact.formats.problems import Problem, ProblemError, keep_problems, writable
 
 MAX_COORDINATE = 100_000
@@ -27,7 +27,7 @@ MAX_COORDINATE = 100_000
 
 MAX_OUTLINE = 2_000_000
 """Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
-more than a hundred times the outline of a photo of 12 megapixels."""
+more than a hundred times the outline of a image of 12 megapixels."""
 
 BOX_AGREES_IOU = 0.5
 """Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
@@ -40,16 +40,16 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 """Words in a file's or folder's name that say which split it is."""
 
 TRIED_PHOTOS = 20
-"""Photos of a file that are looked for in each folder that may be theirs."""
+"""Images of a file that are looked for in each folder that may be theirs."""
 
 
 @dataclass(frozen=True)
-class CocoPhoto:
-    """A photo of a COCO data set with its rows of ``annotations``; a `PhotoSource`."""
+class CocoImage:
+    """A image of a COCO data set with its rows of ``annotations``; a `ImageSource`."""
 
     root: Path
-    photo_id: str
-    """The photo's file, relative to ``root``."""
+    image_id: str
+    """The image's file, relative to ``root``."""
     json_file: str
     """Relative to ``root``."""
     stated_size: tuple[int, int] | None
@@ -58,26 +58,26 @@ class CocoPhoto:
     class_of: Mapping[Any, int]
     """Class index (from 1) by the file's own category id."""
 
-    def read(self) -> AnnotatedPhoto:
-        """Read the photo and turn the rows into instances."""
-        photo = read_photo(self.root, self.photo_id)
-        size = self.stated_size or photo.stored_size
-        if size not in (photo.stored_size, photo.upright_size):
-            wide, high = photo.stored_size
-            reason = f"says that {self.photo_id} is {size[0]} x {size[1]} pixels, but it is {wide} x {high}; correct it"
+    def read(self) -> AnnotatedImage:
+        """Read the image and turn the rows into instances."""
+        image = read_image(self.root, self.image_id)
+        size = self.stated_size or image.stored_size
+        if size not in (image.stored_size, image.upright_size):
+            wide, high = image.stored_size
+            reason = f"says that {self.image_id} is {size[0]} x {size[1]} pixels, but it is {wide} x {high}; correct it"
             raise ProblemError([Problem(self.json_file, reason)])
         problems: list[Problem] = []
-        warnings: list[Problem] = [*photo_warnings(photo, size != photo.stored_size)]
+        warnings: list[Problem] = [*image_warnings(image, size != image.stored_size)]
         instances = []
         for number, row in enumerate(self.annotations, 1):
-            faults = _Faults(self.json_file, f"{_row_name(row, number)} of {self.photo_id}")
+            faults = _Faults(self.json_file, f"{_row_name(row, number)} of {self.image_id}")
             instance = keep_problems(problems, lambda: _instance(row, number, size, self.class_of, faults))  # noqa: B023
             warnings += faults.warnings
             if instance is not None:
                 instances.append(instance)
         if problems:
             raise ProblemError(problems)
-        return AnnotatedPhoto(self.photo_id, photo, *size, tuple(instances), tuple(warnings))
+        return AnnotatedImage(self.image_id, image, *size, tuple(instances), tuple(warnings))
 
 
 @dataclass
@@ -119,7 +119,7 @@ def _instance(
     rle = {"size": [size[1], size[0]], "counts": counts}
     pixels = int(mask_utils.area(rle))
     if not pixels:
-        faults.warn("has a mask without a pixel inside the photo; it is left out")
+        faults.warn("has a mask without a pixel inside the image; it is left out")
         return None
     tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
     box = tight if crowd else _box(row.get("bbox"), tight, size, faults)
@@ -154,11 +154,11 @@ def _outline_length(polygon: list[float]) -> float:
 
 
 def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:
-    """Run lengths that add up to the photo: pycocotools reads and writes beyond the mask when they do not."""
+    """Run lengths that add up to the image: pycocotools reads and writes beyond the mask when they do not."""
     width, height = size
     if segmentation.get("size") != [height, width]:
         stated = segmentation.get("size")
-        raise faults.problem(f"has run lengths of size {stated!r}, but its photo has [{height}, {width}]; draw it anew")
+        raise faults.problem(f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; draw it anew")
     runs = segmentation.get("counts")
     if isinstance(runs, str):
         runs = decompressed_runs(runs)
@@ -192,7 +192,7 @@ def decompressed_runs(text: str) -> list[int] | None:
 
 
 def _box(stated: Any, tight: Box, size: tuple[int, int], faults: _Faults) -> Box:
-    """The stated box inside the photo where it fits the mask, else the tight one."""
+    """The stated box inside the image where it fits the mask, else the tight one."""
     if stated is None:
         return tight
     if not (isinstance(stated, list) and len(stated) == 4 and all(_is_number(side) for side in stated)):
@@ -240,7 +240,7 @@ def is_coco(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Instances:
-    """One instances file, checked as far as its photos can be told apart."""
+    """One instances file, checked as far as its images can be told apart."""
 
     path: Path
     images: list[Any]
@@ -253,14 +253,14 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
     """The data set of all instances files below a folder.
 
     Raises:
-        DataError: a file is no instances JSON, files contradict each other, or its photos are nowhere.
+        DataError: a file is no instances JSON, files contradict each other, or its images are nowhere.
     """
     by_split = _by_split(root, files)
     loaded = {split: [_load(path) for path in paths] for split, paths in by_split.items()}
     every = [instances for group in loaded.values() for instances in group]
     classes = _classes(every)
     index_of = {name: index for index, name in enumerate(classes.values(), 1)}
-    splits: dict[str, list[CocoPhoto]] = {}
+    splits: dict[str, list[CocoImage]] = {}
     problems: dict[str, list[Problem]] = {}
     strays: list[Problem] = []
     numbers: dict[str, Any] = {}
@@ -268,9 +268,9 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
         splits[split] = []
         seen: dict[str, str] = {}
         for instances in group:
-            for photo, number in _photos(root, instances, index_of, problems, strays, seen):
-                splits[split].append(photo)
-                numbers[photo.photo_id] = number
+            for image, number in _images(root, instances, index_of, problems, strays, seen):
+                splits[split].append(image)
+                numbers[image.image_id] = number
     return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), strays)
 
 
@@ -347,23 +347,23 @@ def _classes(files: Sequence[_Instances]) -> dict[int, str]:
     return dict(enumerate((merged[number] for number in sorted(merged, key=lambda n: (isinstance(n, str), n))), 1))
 
 
-def _photos(
+def _images(
     root: Path,
     instances: _Instances,
     index_of: Mapping[str, int],
     problems: dict[str, list[Problem]],
     strays: list[Problem],
     seen: dict[str, str],
-) -> Iterator[tuple[CocoPhoto, Any]]:
-    """The file's photos with their numbers; refused ones go to ``problems``, annotations of no photo to ``strays``.
+) -> Iterator[tuple[CocoImage, Any]]:
+    """The file's images with their numbers; refused ones go to ``problems``, annotations of no image to ``strays``.
 
     Args:
         root: the data set's folder.
         instances: the file.
         index_of: class index by name.
-        problems: is added to. The annotations of a refused photo go with it.
+        problems: is added to. The annotations of a refused image go with it.
         strays: is added to.
-        seen: the file that each of the split's photos so far is in, by photo id; is added to.
+        seen: the file that each of the split's images so far is in, by image id; is added to.
     """
     file = instances.path.relative_to(root).as_posix()
 
@@ -387,19 +387,19 @@ def _photos(
             rows_of[number].append(row)
         elif not (_is_id(number) and number in refused):
             strays.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
-    folder = _photo_folder(root, instances, [row["file_name"] for row in usable.values()])
+    folder = _image_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():
         name = stored_form(folder, row["file_name"]) or row["file_name"]
-        photo_id = (folder / name).relative_to(root).as_posix()
-        if photo_id in seen:
-            where = "" if seen[photo_id] == file else f" in {seen[photo_id]}, whose objects would be lost"
-            way_out = "remove one" if seen[photo_id] == file else "put the photo's annotations into one file"
+        image_id = (folder / name).relative_to(root).as_posix()
+        if image_id in seen:
+            where = "" if seen[image_id] == file else f" in {seen[image_id]}, whose objects would be lost"
+            way_out = "remove one" if seen[image_id] == file else "put the image's annotations into one file"
             refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {way_out}")
             continue
-        seen[photo_id] = file
+        seen[image_id] = file
         size = (row["width"], row["height"]) if "width" in row and "height" in row else None
-        yield CocoPhoto(root, photo_id, file, size, tuple(rows_of[number]), class_of), number
+        yield CocoImage(root, image_id, file, size, tuple(rows_of[number]), class_of), number
 
 
 def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
@@ -412,12 +412,12 @@ def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
         return f"has the id {row['id']!r} of another image; give each its own"
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        return "has no file_name; name its photo"
+        return "has no file_name; name its image"
     if "\\" in name:
         return f"has the file_name {name[:80]!r}; write / for each backslash"
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        return f"has the file_name {name[:80]!r}, which leaves the folder of photos; correct it"
+        return f"has the file_name {name[:80]!r}, which leaves the folder of images; correct it"
     for side in ("width", "height"):
         if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
             return f"has the {side} {row[side]!r}, which is no number of pixels; correct it"
@@ -437,8 +437,8 @@ def _unknown_image(number: Any, known: Collection[Any]) -> str:
     return f"has image_id {shown}, which no usable row of images has; correct it"
 
 
-def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
-    """The folder that the file names start from: of the usual places, the one that has most of the first photos."""
+def _image_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
+    """The folder that the file names start from: of the usual places, the one that has most of the first images."""
     stem = instances.path.stem.removeprefix("instances_")
     split = _split_of(instances.path.relative_to(root))
     above = [instances.path.parent, *(p for p in instances.path.parents if p.is_relative_to(root))]
@@ -451,15 +451,15 @@ def _photo_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Pa
     if tried and not any(stored_form(best, name) for name in tried):
         looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
         raise DataError(
-            f"{instances.path}: none of its first {len(tried)} photos, such as {tried[0]!r}, is in any of these "
-            f"folders of {root}: {looked}. Put the photos into `images`, or beside the file."
+            f"{instances.path}: none of its first {len(tried)} images, such as {tried[0]!r}, is in any of these "
+            f"folders of {root}: {looked}. Put the images into `images`, or beside the file."
         )
     return best
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:
-    """The files' own image ids where they are whole numbers from 1 and unique, else 1, 2, … in the photos' order."""
+    """The files' own image ids where they are whole numbers from 1 and unique, else 1, 2, … in the images' order."""
     own = list(numbers.values())
     if all(isinstance(number, int) and number >= 1 for number in own) and len(set(own)) == len(own):
         return dict(numbers)
-    return {photo_id: number for number, photo_id in enumerate(sorted(numbers), 1)}
+    return {image_id: number for number, image_id in enumerate(sorted(numbers), 1)}

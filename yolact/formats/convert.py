@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from yolact.formats.instances import AnnotatedPhoto, Instance, instances_from_index_mask
-from yolact.formats.photos import Photo, photo_warnings, read_photo
+from yolact.formats.images import ImageFile, image_warnings, read_image
+from yolact.formats.instances import AnnotatedImage, Instance, instances_from_index_mask
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 from yolact.formats.voc import (
     VOC_CLASSES,
     VOID,
     VocAnnotation,
     VocObject,
+    find_image,
     find_part,
-    find_photo,
     read_annotation,
     read_mask,
 )
@@ -39,38 +39,38 @@ border, about five pixels wide (Everingham et al., IJCV 2010), masks do not."""
 
 
 @dataclass(frozen=True)
-class VocPhoto:
-    """A photo of a VOC2012 folder; a `PhotoSource`."""
+class VocImage:
+    """A image of a VOC2012 folder; a `ImageSource`."""
 
     root: Path
-    photo_id: str
+    image_id: str
 
-    def read(self) -> AnnotatedPhoto:
+    def read(self) -> AnnotatedImage:
         """See `read_voc_image`."""
-        return read_voc_image(self.root, self.photo_id)
+        return read_voc_image(self.root, self.image_id)
 
 
-def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
-    """Read one photo's size, masks and XML and turn them into instances.
+def read_voc_image(root: Path, image_id: str) -> AnnotatedImage:
+    """Read one image's size, masks and XML and turn them into instances.
 
-    The photo is decoded in full, so that a damaged one is noticed here. Instances come from
+    The image is decoded in full, so that a damaged one is noticed here. Instances come from
     SegmentationObject, classes from SegmentationClass; the XML is optional, lends its flags and is compared.
 
     Raises:
-        ProblemError: with all that is wrong with the photo's files.
+        ProblemError: with all that is wrong with the image's files.
     """
     problems: list[Problem] = []
-    photo = keep_problems(problems, lambda: read_photo(root, find_photo(root, "JPEGImages", image_id)))
+    image = keep_problems(problems, lambda: read_image(root, find_image(root, "JPEGImages", image_id)))
     object_file = find_part(root, "SegmentationObject", image_id, ".png")
     class_file = find_part(root, "SegmentationClass", image_id, ".png")
     xml_file = find_part(root, "Annotations", image_id, ".xml")
     object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
     class_mask = keep_problems(problems, lambda: read_mask(root, class_file))
     annotation = keep_problems(problems, lambda: read_annotation(root, xml_file))
-    if photo is not None:
+    if image is not None:
         masks = {object_file: object_mask, class_file: class_mask}
-        problems += size_problems(photo, {file: mask for file, mask in masks.items() if mask is not None})
-    if photo is None or object_mask is None or class_mask is None or problems:
+        problems += size_problems(image, {file: mask for file, mask in masks.items() if mask is not None})
+    if image is None or object_mask is None or class_mask is None or problems:
         raise ProblemError(problems)
 
     joint = joint_histogram(object_mask, class_mask)
@@ -79,26 +79,26 @@ def read_voc_image(root: Path, image_id: str) -> AnnotatedPhoto:
         raise ProblemError(problems)
     instances = instances_from_index_mask(object_mask, object_classes(joint))
     height, width = object_mask.shape
-    warnings = [*photo_warnings(photo, (width, height) != photo.stored_size), *_unowned_warnings(joint, class_file)]
+    warnings = [*image_warnings(image, (width, height) != image.stored_size), *_unowned_warnings(joint, class_file)]
     if annotation is not None:
         instances, differences = match_objects(instances, annotation, xml_file)
         warnings += _size_warning(annotation, (width, height), xml_file) + differences
-    return AnnotatedPhoto(
-        image_id, photo, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
+    return AnnotatedImage(
+        image_id, image, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
     )
 
 
-def size_problems(photo: Photo, masks: Mapping[str, np.ndarray]) -> list[Problem]:
-    """Masks, by file, that have neither the photo's size as stored nor all of them its upright size."""
+def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Problem]:
+    """Masks, by file, that have neither the image's size as stored nor all of them its upright size."""
     sizes = {file: (mask.shape[1], mask.shape[0]) for file, mask in masks.items()}
-    if set(sizes.values()) == {photo.upright_size}:
+    if set(sizes.values()) == {image.upright_size}:
         return []
-    wide, high = photo.stored_size
-    reason = f"pixels, but the photo is {wide} x {high}; save the mask at the photo's size, without smoothing"
+    wide, high = image.stored_size
+    reason = f"pixels, but the image is {wide} x {high}; save the mask at the image's size, without smoothing"
     return [
         Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
         for file, size in sizes.items()
-        if size != photo.stored_size
+        if size != image.stored_size
     ]
 
 
@@ -128,7 +128,7 @@ def object_classes(joint: np.ndarray) -> dict[int, int]:
 
 
 def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
-    """What keeps the two masks of a photo from being used together; ``joint`` as `joint_histogram` gives it."""
+    """What keeps the two masks of a image from being used together; ``joint`` as `joint_histogram` gives it."""
     foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
     if len(foreign):
         reason = (
@@ -161,7 +161,7 @@ def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[
 
 
 def _orphan_problems(joint: np.ndarray, class_file: str) -> list[Problem]:
-    """Classes that are drawn although no object of the photo has them: their objects would be lost."""
+    """Classes that are drawn although no object of the image has them: their objects would be lost."""
     drawn = set(np.flatnonzero(joint.any(axis=0)).tolist()) - {0, VOID}
     owned = set(np.flatnonzero(joint[1:VOID].any(axis=0)).tolist())
     return [
@@ -288,14 +288,14 @@ def _size_warning(annotation: VocAnnotation, size: tuple[int, int], file: str) -
     if annotation.size is None or annotation.size == size:
         return []
     width, height = annotation.size
-    reason = f"states the size {width} x {height}, but the photo is {size[0]} x {size[1]}; its boxes may not fit"
+    reason = f"states the size {width} x {height}, but the image is {size[0]} x {size[1]}; its boxes may not fit"
     return [Problem(file, reason)]
 
 
 def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
     """A number for each image id, for COCO's integer ids.
 
-    VOC's own names (``2007_000032``) give their digits (2007000032), whatever other photos there are. When any
+    VOC's own names (``2007_000032``) give their digits (2007000032), whatever other images there are. When any
     name is of another kind, all are numbered from 1 in sorted order.
     """
     names = sorted(image_ids)

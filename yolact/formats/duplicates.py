@@ -1,4 +1,4 @@
-"""Photos that show the same picture, found by their difference hashes."""
+"""Images that show the same picture, found by their difference hashes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 6
-"""Bits of 64 in which the difference hashes of one picture may differ. Our choice, measured on 258 real photos: halved
+"""Bits of 64 in which the difference hashes of one picture may differ. Our choice, measured on 258 real images: halved
 or enlarged and saved anew with quality 60, or brightened by a fifth, 99 of 100 stay within 6 bits, while any two
-different photos are more than 10 apart."""
+different images are more than 10 apart."""
 
 HASH_BITS = 64
 
@@ -69,7 +69,7 @@ def _equal_keys(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def picture_groups(hashes: np.ndarray, max_distance: int) -> np.ndarray:
-    """For each photo the first one of its group, (N,) int64; like photos, also through others, are one group.
+    """For each image the first one of its group, (N,) int64; like images, also through others, are one group.
 
     Args:
         hashes: (N,) uint64.
@@ -106,7 +106,7 @@ def first_similar_pairs(
     for pairs in similar_hashes(rows.hashes, columns.hashes, max_distance):
         count += int(rows.counts[pairs[:, 0]] @ columns.counts[pairs[:, 1]])
         kept = np.concatenate((kept, pairs))
-        # Each of these stands for a pair of photos at least, its first ones: those beyond the limit are never needed.
+        # Each of these stands for a pair of images at least, its first ones: those beyond the limit are never needed.
         kept = kept[np.lexsort((columns.firsts[kept[:, 1]], rows.firsts[kept[:, 0]]))[:limit]]
     partners: dict[int, list[int]] = defaultdict(list)
     for row, column in kept.tolist():

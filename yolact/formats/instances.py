@@ -1,4 +1,4 @@
-"""A photo with its objects, as every layout is read into it, and what turning and reducing does to the objects."""
+"""A image with its objects, as every layout is read into it, and what turning and reducing does to the objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from yolact.formats.photos import Photo, turned_mask
+from yolact.formats.images import ImageFile, turned_mask
 from yolact.formats.problems import Problem
 
 Box = tuple[float, float, float, float]
@@ -21,10 +21,10 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Instance:
-    """One object of one photo."""
+    """One object of one image."""
 
     number: int
-    """From 1, of the photo's objects: the index in a mask, or the place in a list."""
+    """From 1, of the image's objects: the index in a mask, or the place in a list."""
     class_index: int
     """From 1: place in the layout's class names."""
     box: Box
@@ -32,7 +32,7 @@ class Instance:
     area: float
     """Pixels."""
     height: int
-    """Of the photo, pixels."""
+    """Of the image, pixels."""
     width: int
     counts: str
     """COCO's compressed run lengths of the mask."""
@@ -48,35 +48,35 @@ class Instance:
 
 
 @dataclass(frozen=True)
-class AnnotatedPhoto:
-    """One photo with its objects, in the frame that their masks were drawn in."""
+class AnnotatedImage:
+    """One image with its objects, in the frame that their masks were drawn in."""
 
-    photo_id: str
-    photo: Photo
+    image_id: str
+    image: ImageFile
     width: int
-    """Pixels of the masks' frame: the photo as stored, or turned upright."""
+    """Pixels of the masks' frame: the image as stored, or turned upright."""
     height: int
     instances: tuple[Instance, ...]
     warnings: tuple[Problem, ...]
-    """Oddities that do not keep the photo from being used."""
+    """Oddities that do not keep the image from being used."""
     has_xml: bool | None = None
     """Whether there was an annotation XML; None in layouts that have none."""
 
     @property
     def drawn_upright(self) -> bool:
-        """Whether the masks' frame is the upright photo. Where the size leaves it open, it is the photo as stored."""
-        return (self.width, self.height) != self.photo.stored_size
+        """Whether the masks' frame is the upright image. Where the size leaves it open, it is the image as stored."""
+        return (self.width, self.height) != self.image.stored_size
 
 
-class PhotoSource(Protocol):
-    """Where one annotated photo is; small enough to send to another process."""
+class ImageSource(Protocol):
+    """Where one annotated image is; small enough to send to another process."""
 
     @property
-    def photo_id(self) -> str:
+    def image_id(self) -> str:
         """Its name, unique in the data set."""
 
-    def read(self) -> AnnotatedPhoto:
-        """Read the photo and its objects; raises `ProblemError` with all that is wrong with their files."""
+    def read(self) -> AnnotatedImage:
+        """Read the image and its objects; raises `ProblemError` with all that is wrong with their files."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,16 @@ class Layout:
     """Folder that problems' files are relative to."""
     classes: Mapping[int, str]
     """Name by category id, in the order of the ids; instances count them from 1 in that order."""
-    splits: Mapping[str, Sequence[PhotoSource]]
-    """``train`` and ``val``; only ``train`` where the source does not say which photos to validate on."""
+    splits: Mapping[str, Sequence[ImageSource]]
+    """``train`` and ``val``; only ``train`` where the source does not say which images to validate on."""
     problems: Mapping[str, Sequence[Problem]]
-    """Faults that leave no photo to read, by an id that stands for it."""
+    """Faults that leave no image to read, by an id that stands for it."""
     image_ids: Mapping[str, int]
-    """The number of each photo in COCO files, by photo id."""
+    """The number of each image in COCO files, by image id."""
     strays: Sequence[Problem] = ()
-    """Annotations that belong to no photo, so that nobody can say which photo lacks them."""
+    """Annotations that belong to no image, so that nobody can say which image lacks them."""
     warnings: Sequence[Problem] = ()
-    """Oddities of no single photo."""
+    """Oddities of no single image."""
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:
@@ -142,7 +142,7 @@ def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int
 
 
 def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]) -> Instance | None:
-    """An object after its photo was turned by ``orientation`` (EXIF) and brought to ``size`` (width, height).
+    """An object after its image was turned by ``orientation`` (EXIF) and brought to ``size`` (width, height).
 
     A pixel belongs to the reduced mask where more than half of its area does, so that masks which touch still do
     not overlap. Box and area are those of the new mask. None when nothing is left of it.

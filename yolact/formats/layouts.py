@@ -1,4 +1,4 @@
-"""Which layout a folder of annotated photos has, told by looking: PASCAL VOC, Semantic Boundaries or COCO."""
+"""Which layout a folder of annotated images has, told by looking: PASCAL VOC, Semantic Boundaries or COCO."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from yolact.errors import DataError
 from yolact.formats.coco import is_coco, read_coco
-from yolact.formats.convert import VocPhoto, image_numbers
-from yolact.formats.instances import Layout, PhotoSource
-from yolact.formats.photos import PHOTO_SUFFIXES
+from yolact.formats.convert import VocImage, image_numbers
+from yolact.formats.images import PHOTO_SUFFIXES
+from yolact.formats.instances import ImageSource, Layout
 from yolact.formats.problems import Problem, writable
-from yolact.formats.sbd import SbdPhoto
-from yolact.formats.voc import SEGMENTATION_SETS, VOC_CLASSES, has_photo, read_photo_list
+from yolact.formats.sbd import SbdImage
+from yolact.formats.voc import SEGMENTATION_SETS, VOC_CLASSES, has_image, read_image_list
 
 log = logging.getLogger(__name__)
 
@@ -25,20 +25,20 @@ MAX_DEPTH = 5
 """Folders below the one that is looked through."""
 
 CROWDED = 200
-"""Folders with more files than this hold photos: no layout starts inside them."""
+"""Folders with more files than this hold images: no layout starts inside them."""
 
 OTHER_COCO_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
 """How COCO's files that hold no instances begin."""
 
 
 def find_layout(folder: Path) -> Layout:
-    """Find the annotated data set below ``folder`` and list its photos; none of them is read yet.
+    """Find the annotated data set below ``folder`` and list its images; none of them is read yet.
 
     A folder with ``SegmentationObject`` or ``SegmentationClass`` is PASCAL VOC; one with ``inst/*.mat`` is Semantic
-    Boundaries, whose photos are in its ``img`` or in a PASCAL VOC beside it; JSON files are COCO.
+    Boundaries, whose images are in its ``img`` or in a PASCAL VOC beside it; JSON files are COCO.
 
     Raises:
-        DataError: there is none or more than one, or its lists of photos are faulty.
+        DataError: there is none or more than one, or its lists of images are faulty.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it brings the raw data there.")
@@ -57,20 +57,20 @@ def find_layout(folder: Path) -> Layout:
     if coco:
         return _with_writable_names(read_coco(folder, coco))
     raise DataError(
-        f"{folder}: holds no annotated photos. Looked for the folders SegmentationObject and SegmentationClass (PASCAL "
+        f"{folder}: holds no annotated images. Looked for the folders SegmentationObject and SegmentationClass (PASCAL "
         "VOC), for inst/*.mat (Semantic Boundaries) and for *.json with instances (COCO). Check data.source."
     )
 
 
 def _with_writable_names(layout: Layout) -> Layout:
-    """Photos whose names cannot be written into JSON and pages become problems."""
-    names = [source.photo_id for sources in layout.splits.values() for source in sources]
+    """Images whose names cannot be written into JSON and pages become problems."""
+    names = [source.image_id for sources in layout.splits.values() for source in sources]
     faulty = {name for name in names if writable(name) != name}
     reason = "has a name that is not UTF-8; rename it and its annotations, as with `convmv -f latin1 -t utf8`"
     return replace(
         layout,
         splits={
-            split: [source for source in sources if source.photo_id not in faulty]
+            split: [source for source in sources if source.image_id not in faulty]
             for split, sources in layout.splits.items()
         },
         problems={**layout.problems, **{writable(name): [Problem(name, reason)] for name in sorted(faulty)}},
@@ -109,31 +109,31 @@ def _voc_layout(root: Path) -> Layout:
         if not (root / part).is_dir():
             raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check data.source.")
     masks = root / "SegmentationObject"
-    ids = _listed(root / SEGMENTATION_SETS, partial(has_photo, root, "JPEGImages"))
+    ids = _listed(root / SEGMENTATION_SETS, partial(has_image, root, "JPEGImages"))
     warnings: list[Problem] = []
     if not ids:
         ids = {"train": _stems(masks, ".png")}
         if not ids["train"]:
-            raise DataError(f"{masks}: holds no *.png. Each photo needs a mask there and one in SegmentationClass.")
-        warnings = _unused_photos(root / "JPEGImages", ids["train"], "a mask in SegmentationObject")
-    splits = {split: [VocPhoto(root, name) for name in names] for split, names in ids.items()}
+            raise DataError(f"{masks}: holds no *.png. Each image needs a mask there and one in SegmentationClass.")
+        warnings = _unused_images(root / "JPEGImages", ids["train"], "a mask in SegmentationObject")
+    splits = {split: [VocImage(root, name) for name in names] for split, names in ids.items()}
     return _voc_like("PASCAL VOC", root, splits, warnings)
 
 
 def _sbd_layout(root: Path, places: Sequence[Path]) -> Layout:
-    photo_folders = [(root, "img"), *((place, "JPEGImages") for place in places)]
-    found = next(((place, name) for place, name in photo_folders if (place / name).is_dir()), None)
+    image_folders = [(root, "img"), *((place, "JPEGImages") for place in places)]
+    found = next(((place, name) for place, name in image_folders if (place / name).is_dir()), None)
     if found is None:
         raise DataError(
-            f"{root}: Semantic Boundaries annotations without photos. Put them into {root / 'img'}, or PASCAL VOC's "
+            f"{root}: Semantic Boundaries annotations without images. Put them into {root / 'img'}, or PASCAL VOC's "
             "JPEGImages beside the annotations."
         )
-    ids = _listed(root, partial(has_photo, *found))
+    ids = _listed(root, partial(has_image, *found))
     warnings: list[Problem] = []
     if not ids:
         ids = {"train": _stems(root / "inst", ".mat")}
-        warnings = _unused_photos(found[0] / found[1], ids["train"], "annotations in inst")
-    splits = {split: [SbdPhoto(root, *found, name) for name in names] for split, names in ids.items()}
+        warnings = _unused_images(found[0] / found[1], ids["train"], "annotations in inst")
+    splits = {split: [SbdImage(root, *found, name) for name in names] for split, names in ids.items()}
     return _voc_like("Semantic Boundaries", root, splits, warnings)
 
 
@@ -146,28 +146,28 @@ def _stems(folder: Path, *suffixes: str) -> list[str]:
 
 
 def _listed(folder: Path, exists: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Photo ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does.
+    """Image ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does.
 
     Args:
         folder: holds them.
-        exists: whether there is a photo of an id.
+        exists: whether there is a image of an id.
     """
     if (folder / "val.txt").is_file() or (folder / "train.txt").is_file():
         names = [name for name in ("train", "val") if name == "train" or (folder / "val.txt").is_file()]
-        return {name: read_photo_list(folder / f"{name}.txt", name, exists) for name in names}
+        return {name: read_image_list(folder / f"{name}.txt", name, exists) for name in names}
     if (folder / "trainval.txt").is_file():
-        return {"train": read_photo_list(folder / "trainval.txt", "train", exists)}
+        return {"train": read_image_list(folder / "trainval.txt", "train", exists)}
     return {}
 
 
-def _unused_photos(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
-    """A warning about the photos in a folder that have no annotations, where no list says which photos are meant."""
+def _unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
+    """A warning about the images in a folder that have no annotations, where no list says which images are meant."""
     known = {unicodedata.normalize("NFC", name) for name in used}
     unused = [name for name in _stems(folder, *PHOTO_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
     if not unused:
         return []
     reason = (
-        f"photos without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; photos that show no object can "
+        f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; images that show no object can "
         "be learned from too: give them annotations without one"
     )
     log.warning("%s: %s", folder, reason)
@@ -175,7 +175,7 @@ def _unused_photos(folder: Path, used: Sequence[str], lacking: str) -> list[Prob
 
 
 def _voc_like(
-    name: str, root: Path, splits: Mapping[str, Sequence[PhotoSource]], warnings: Sequence[Problem]
+    name: str, root: Path, splits: Mapping[str, Sequence[ImageSource]], warnings: Sequence[Problem]
 ) -> Layout:
-    ids = {source.photo_id for sources in splits.values() for source in sources}
+    ids = {source.image_id for sources in splits.values() for source in sources}
     return Layout(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, image_numbers(ids), warnings=warnings)

@@ -1,4 +1,4 @@
-"""One photo's way from a source to the processed data: read, turned upright, reduced, written, summed up.
+"""One image's way from a source to the processed data: read, turned upright, reduced, written, summed up.
 
 What comes back to the caller is small, so that a data set of any size can be prepared by many processes.
 """
@@ -14,21 +14,21 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from yolact.formats.instances import AnnotatedPhoto, Instance, PhotoSource, coco_annotation, redrawn_instance
-from yolact.formats.photos import bounded_size, redrawn
+from yolact.formats.images import bounded_size, redrawn
+from yolact.formats.instances import AnnotatedImage, ImageSource, Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
 CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
-"""Columns of `PhotoSummary.instances`."""
+"""Columns of `ImageSummary.instances`."""
 
 
 @dataclass(frozen=True, slots=True)
-class PhotoSummary:
-    """What is remembered of a photo while others are read."""
+class ImageSummary:
+    """What is remembered of a image while others are read."""
 
-    photo_id: str
+    image_id: str
     file_name: str
-    """In the folder of written photos."""
+    """In the folder of written images."""
     width: int
     """Pixels, as written."""
     height: int
@@ -49,60 +49,60 @@ class PhotoSummary:
 
 
 @dataclass(frozen=True)
-class PreparedPhoto:
-    """A photo that was written, with its objects."""
+class PreparedImage:
+    """A image that was written, with its objects."""
 
-    summary: PhotoSummary
+    summary: ImageSummary
     rows: tuple[str, ...]
     """A row of COCO's ``annotations`` for each object as JSON, without the ids and the brace before them."""
 
 
 @dataclass(frozen=True)
-class RejectedPhoto:
-    """A photo that cannot be used."""
+class RejectedImage:
+    """A image that cannot be used."""
 
-    photo_id: str
+    image_id: str
     problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How the photos of a data set are prepared."""
+    """How the images of a data set are prepared."""
 
     folder: Path
-    """Where photos are written to; exists."""
+    """Where images are written to; exists."""
     max_side: int | None
-    """Pixels; longer photos are reduced to it."""
+    """Pixels; longer images are reduced to it."""
     category_of: Mapping[int, int]
     """Category id by class index; objects of other classes are left out."""
     short_names: bool
-    """Whether photos keep their own names; else the folders they were in are part of it."""
+    """Whether images keep their own names; else the folders they were in are part of it."""
 
-    def __call__(self, source: PhotoSource) -> PreparedPhoto | RejectedPhoto:
-        """Prepare one photo; its problems are returned, not raised."""
+    def __call__(self, source: ImageSource) -> PreparedImage | RejectedImage:
+        """Prepare one image; its problems are returned, not raised."""
         try:
             return self._prepare(source.read())
         except ProblemError as error:
-            return RejectedPhoto(source.photo_id, error.problems)
+            return RejectedImage(source.image_id, error.problems)
 
-    def _prepare(self, found: AnnotatedPhoto) -> PreparedPhoto:
-        photo, warnings = found.photo, list(found.warnings)
-        size = bounded_size(photo.upright_size, self.max_side)
-        turned, reduced = photo.orientation != 1, size != photo.upright_size
+    def _prepare(self, found: AnnotatedImage) -> PreparedImage:
+        image, warnings = found.image, list(found.warnings)
+        size = bounded_size(image.upright_size, self.max_side)
+        turned, reduced = image.orientation != 1, size != image.upright_size
         kept = [instance for instance in found.instances if instance.class_index in self.category_of]
         instances = _redrawn_instances(found, kept, size, warnings) if turned or reduced else kept
-        data = redrawn(photo, size) if turned or reduced else photo.data
+        data = redrawn(image, size) if turned or reduced else image.data
         name = self._file_name(found, redrawn=turned or reduced)
-        self._write(name, data, photo.file)
-        source_digest = hashlib.sha256(photo.data).digest()
-        summary = PhotoSummary(
-            photo_id=found.photo_id,
+        self._write(name, data, image.file)
+        source_digest = hashlib.sha256(image.data).digest()
+        summary = ImageSummary(
+            image_id=found.image_id,
             file_name=name,
             width=size[0],
             height=size[1],
-            sha256=source_digest if data is photo.data else hashlib.sha256(data).digest(),
+            sha256=source_digest if data is image.data else hashlib.sha256(data).digest(),
             source_sha256=source_digest,
-            difference_hash=photo.difference_hash,
+            difference_hash=image.difference_hash,
             turned=turned,
             reduced=reduced,
             has_xml=found.has_xml,
@@ -111,11 +111,11 @@ class Preparation:
             warnings=tuple(warnings),
         )
         rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
-        return PreparedPhoto(summary, tuple(row.removeprefix("{") for row in rows))
+        return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows))
 
-    def _file_name(self, found: AnnotatedPhoto, *, redrawn: bool) -> str:
-        name = PurePosixPath(found.photo_id).name if self.short_names else found.photo_id.replace("/", "__")
-        suffix = PurePosixPath(found.photo.file).suffix
+    def _file_name(self, found: AnnotatedImage, *, redrawn: bool) -> str:
+        name = PurePosixPath(found.image_id).name if self.short_names else found.image_id.replace("/", "__")
+        suffix = PurePosixPath(found.image.file).suffix
         name = name if name.endswith(suffix) else name + suffix
         return f"{name}.jpg" if redrawn and suffix.lower() not in (".jpg", ".jpeg") else name
 
@@ -124,7 +124,7 @@ class Preparation:
             with (self.folder / name).open("xb") as target:
                 target.write(data)
         except FileExistsError:
-            raise ProblemError([Problem(file, f"another photo is written as {name!r}; rename one of them")]) from None
+            raise ProblemError([Problem(file, f"another image is written as {name!r}; rename one of them")]) from None
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
@@ -133,24 +133,24 @@ class Preparation:
             raise ProblemError([Problem(file, reason + folders)]) from None
 
 
-def names_are_unique(photo_ids: Collection[str]) -> bool:
-    """Whether photos can keep their own names without their folders', also where upper and lower case are one."""
-    return len({PurePosixPath(photo_id).name.casefold() for photo_id in photo_ids}) == len(photo_ids)
+def names_are_unique(image_ids: Collection[str]) -> bool:
+    """Whether images can keep their own names without their folders', also where upper and lower case are one."""
+    return len({PurePosixPath(image_id).name.casefold() for image_id in image_ids}) == len(image_ids)
 
 
 def _redrawn_instances(
-    found: AnnotatedPhoto, instances: list[Instance], size: tuple[int, int], warnings: list[Problem]
+    found: AnnotatedImage, instances: list[Instance], size: tuple[int, int], warnings: list[Problem]
 ) -> list[Instance]:
-    orientation = 1 if found.drawn_upright else found.photo.orientation
+    orientation = 1 if found.drawn_upright else found.image.orientation
     redrawn = []
     for instance in instances:
         result = redrawn_instance(instance, orientation, size)
         if result is None:
             reason = (
-                f"object {instance.number} ({instance.area:g} pixels) vanishes when the photo is reduced to "
+                f"object {instance.number} ({instance.area:g} pixels) vanishes when the image is reduced to "
                 f"{size[0]} x {size[1]}; it is left out"
             )
-            warnings.append(Problem(found.photo.file, reason))
+            warnings.append(Problem(found.image.file, reason))
         else:
             redrawn.append(result)
     return redrawn

@@ -1,4 +1,4 @@
-"""Faults of annotated photos, collected rather than stopped at: each names its file, the reason and the way out."""
+"""Faults of annotated images, collected rather than stopped at: each names its file, the reason and the way out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolact.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of one photo's files."""
+    """One fault of one image's files."""
 
     file: str
     """Relative to the data set's folder, with ``/``."""
@@ -28,7 +28,7 @@ class Problem:
 
 
 class ProblemError(DataError):
-    """The files of one photo cannot be used; holds every `Problem` found."""
+    """The files of one image cannot be used; holds every `Problem` found."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)

@@ -38,7 +38,7 @@ HueRange = tuple[float, float, float, float, float, float]
 _SPLIT_STREAM: dict[Split, int] = {"train": 0, "val": 1}
 _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 500_001}
 _MOST_PHOTOS = 499_999
-"""Photos in one split, so that the six digits of an id hold both splits."""
+"""Images in one split, so that the six digits of an id hold both splits."""
 _OVERSAMPLING = 3
 _JPEG_QUALITY = 90
 _MIN_VISIBLE_PIXELS = 40
@@ -55,7 +55,7 @@ _MOST_OBJECTS = VOID - 1
 def generate_sample(root: Path, config: SampleConfig) -> None:
     """Write the sample to ``root/VOCdevkit/VOC2012``, in the layout of the VOC2012 development kit.
 
-    Photos are RGB JPEG files. SegmentationObject holds indices 1..N in the order of the objects in the XML
+    Images are RGB JPEG files. SegmentationObject holds indices 1..N in the order of the objects in the XML
     file, SegmentationClass the class indices; both are palette PNG files with the VOC colour map. Pixels whose
     3x3 neighbourhood holds more than one object (or object and background) are void (255), a border of two
     pixels. Boxes in the XML files are the tight boxes of the visible pixels before that border is drawn, in
@@ -65,11 +65,11 @@ def generate_sample(root: Path, config: SampleConfig) -> None:
     splits keep the earlier pictures. The bytes are the same on every run with the same numpy and Pillow.
 
     Raises:
-        DataError: more photos are asked for than there are ids.
+        DataError: more images are asked for than there are ids.
     """
     for split, count in (("train", config.train_images), ("val", config.val_images)):
         if count > _MOST_PHOTOS:
-            raise DataError(f"data.sample.{split}_images: {count} photos; at most {_MOST_PHOTOS} have an id")
+            raise DataError(f"data.sample.{split}_images: {count} images; at most {_MOST_PHOTOS} have an id")
     with replaced_directory(Path(root) / "VOCdevkit" / "VOC2012") as folder:
         for name in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
             (folder / name).mkdir()
@@ -88,7 +88,7 @@ def _write_split(folder: Path, config: SampleConfig, split: Split, count: int, i
     for number in range(count):
         image_id = f"2012_{_FIRST_NUMBER[split] + number:06d}"
         rng = np.random.default_rng((config.seed, _SPLIT_STREAM[split], number))
-        _write_photo(folder, image_id, _draw_photo(rng, config))
+        _write_image(folder, image_id, _draw_image(rng, config))
         ids.append(image_id)
 
 
@@ -96,14 +96,14 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_bytes("".join(f"{line}\n" for line in lines).encode("ascii"))
 
 
-def _write_photo(folder: Path, image_id: str, photo: _Photo) -> None:
-    border = _void_border(photo.instances)
-    class_of = np.array([0] + [VOC_CLASSES.index(found.name) + 1 for found in photo.objects], dtype=np.uint8)
-    classes = class_of[photo.instances]
-    Image.fromarray(photo.pixels).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=_JPEG_QUALITY)
+def _write_image(folder: Path, image_id: str, image: _Image) -> None:
+    border = _void_border(image.instances)
+    class_of = np.array([0] + [VOC_CLASSES.index(found.name) + 1 for found in image.objects], dtype=np.uint8)
+    classes = class_of[image.instances]
+    Image.fromarray(image.pixels).save(folder / "JPEGImages" / f"{image_id}.jpg", quality=_JPEG_QUALITY)
     _write_indices(folder / "SegmentationClass" / f"{image_id}.png", np.where(border, VOID, classes))
-    _write_indices(folder / "SegmentationObject" / f"{image_id}.png", np.where(border, VOID, photo.instances))
-    xml = _annotation(image_id, photo)
+    _write_indices(folder / "SegmentationObject" / f"{image_id}.png", np.where(border, VOID, image.instances))
+    xml = _annotation(image_id, image)
     (folder / "Annotations" / f"{image_id}.xml").write_bytes(xml.encode("utf-8"))
 
 
@@ -124,9 +124,9 @@ def _void_border(instances: np.ndarray) -> np.ndarray:
     return np.asarray(highest != lowest)
 
 
-def _annotation(image_id: str, photo: _Photo) -> str:
+def _annotation(image_id: str, image: _Image) -> str:
     """The XML file as the VOC devkit writes it (tabs, this order of elements)."""
-    height, width = photo.instances.shape
+    height, width = image.instances.shape
     lines = [
         "<annotation>",
         "\t<folder>VOC2012</folder>",
@@ -143,7 +143,7 @@ def _annotation(image_id: str, photo: _Photo) -> str:
         "\t</size>",
         "\t<segmented>1</segmented>",
     ]
-    for found in photo.objects:
+    for found in image.objects:
         xmin, ymin, xmax, ymax = found.box
         lines += [
             "\t<object>",
@@ -162,7 +162,7 @@ def _annotation(image_id: str, photo: _Photo) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-# --- One photo --------------------------------------------------------------------------------------------
+# --- One image --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class _Object:
 
 
 @dataclass(frozen=True)
-class _Photo:
+class _Image:
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
     instances: np.ndarray
@@ -187,7 +187,7 @@ class _Photo:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A rendered drawing; its canvas may reach over the edges of the photo."""
+    """A rendered drawing; its canvas may reach over the edges of the image."""
 
     left: int
     top: int
@@ -202,19 +202,19 @@ class _Layer:
 
     @property
     def pixels(self) -> int:
-        """Pixels of the whole drawing, also of its part outside the photo."""
+        """Pixels of the whole drawing, also of its part outside the image."""
         return int((self.alpha >= 0.5).sum())
 
     def windows(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where photo (of ``shape``) and canvas meet, as slices into the photo and into the canvas."""
+        """Where image (of ``shape``) and canvas meet, as slices into the image and into the canvas."""
         height, width = self.alpha.shape
         top, bottom = max(self.top, 0), max(min(self.top + height, shape[0]), 0)
         left, right = max(self.left, 0), max(min(self.left + width, shape[1]), 0)
-        in_photo = slice(top, bottom), slice(left, right)
-        return in_photo, (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left))
+        in_image = slice(top, bottom), slice(left, right)
+        return in_image, (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left))
 
 
-def _draw_photo(rng: np.random.Generator, config: SampleConfig) -> _Photo:
+def _draw_image(rng: np.random.Generator, config: SampleConfig) -> _Image:
     height, width = (int(side) for side in rng.integers(config.min_size, config.max_size + 1, size=2))
     while True:
         kind = _KINDS[rng.integers(len(_KINDS))]
@@ -231,7 +231,7 @@ def _draw_photo(rng: np.random.Generator, config: SampleConfig) -> _Photo:
     for layer in [*layers, *front]:
         _lay_over(canvas, layer)
     objects = [_describe(layer, instances == index) for index, layer in enumerate(layers, start=1)]
-    return _Photo(_develop(rng, canvas), instances, objects)
+    return _Image(_develop(rng, canvas), instances, objects)
 
 
 def _companion(rng: np.random.Generator, scene: _Scene) -> _Kind:
@@ -288,8 +288,8 @@ def _keep_visible(
     while True:
         instances = np.zeros(shape, dtype=np.uint8)
         for index, layer in enumerate([*layers, *front], start=1):
-            in_photo, in_canvas = layer.windows(shape)
-            instances[in_photo][layer.alpha[in_canvas] >= 0.5] = index if layer.kind else 0
+            in_image, in_canvas = layer.windows(shape)
+            instances[in_image][layer.alpha[in_canvas] >= 0.5] = index if layer.kind else 0
         inner = np.bincount(instances[~_void_border(instances)], minlength=len(layers) + 1)
         shown = np.bincount(instances.ravel(), minlength=len(layers) + 1)
         hidden = [
@@ -328,9 +328,9 @@ def _lay_over(canvas: np.ndarray, layer: _Layer) -> None:
         fall_y = np.exp(-((y / (0.06 * height + 2)) ** 2))
         fall_x = np.exp(-((x / (0.42 * width)) ** 4))
         canvas *= (1 - 0.5 * fall_y[:, None] * fall_x[None])[..., None]
-    in_photo, in_canvas = layer.windows(canvas.shape)
-    canvas[in_photo] *= 1 - layer.alpha[in_canvas][..., None]
-    canvas[in_photo] += layer.colour[in_canvas]
+    in_image, in_canvas = layer.windows(canvas.shape)
+    canvas[in_image] *= 1 - layer.alpha[in_canvas][..., None]
+    canvas[in_image] += layer.colour[in_canvas]
 
 
 def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
@@ -846,7 +846,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class _Scene:
-    """``above`` and ``below`` are the colours on both sides of the horizon (its height a share of the photo's)."""
+    """``above`` and ``below`` are the colours on both sides of the horizon (its height a share of the image's)."""
 
     name: str
     horizon: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Semantic Boundaries annotations (Hariharan et al., ICCV 2011): MATLAB files with the objects of VOC photos.
+"""Semantic Boundaries annotations (Hariharan et al., ICCV 2011): MATLAB files with the objects of VOC images.
 
 The published YOLACT for PASCAL VOC learned from these. ``inst/<id>.mat`` holds the struct ``GTinst`` with
 ``Segmentation``, (H, W) object numbers from 1, and ``Categories``, the class (1 to 20, in VOC's order) of each.
@@ -13,47 +13,47 @@ from pathlib import Path
 import numpy as np
 
 from yolact.formats.convert import size_problems
-from yolact.formats.instances import AnnotatedPhoto, instances_from_index_mask
+from yolact.formats.images import image_warnings, read_bytes, read_image
+from yolact.formats.instances import AnnotatedImage, instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
-from yolact.formats.photos import photo_warnings, read_bytes, read_photo
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc import VOC_CLASSES, find_part, find_photo
+from yolact.formats.voc import VOC_CLASSES, find_image, find_part
 
 
 @dataclass(frozen=True)
-class SbdPhoto:
-    """A photo with Semantic Boundaries annotations; a `PhotoSource`."""
+class SbdImage:
+    """A image with Semantic Boundaries annotations; a `ImageSource`."""
 
     root: Path
     """Holds ``inst``."""
-    photos_root: Path
-    photos_folder: str
-    """Inside ``photos_root``: SBD's own ``img``, or VOC's ``JPEGImages``."""
-    photo_id: str
+    images_root: Path
+    images_folder: str
+    """Inside ``images_root``: SBD's own ``img``, or VOC's ``JPEGImages``."""
+    image_id: str
 
-    def read(self) -> AnnotatedPhoto:
-        """Read the photo and its ``inst`` file."""
+    def read(self) -> AnnotatedImage:
+        """Read the image and its ``inst`` file."""
         problems: list[Problem] = []
-        photo = keep_problems(
+        image = keep_problems(
             problems,
-            lambda: read_photo(self.photos_root, find_photo(self.photos_root, self.photos_folder, self.photo_id)),
+            lambda: read_image(self.images_root, find_image(self.images_root, self.images_folder, self.image_id)),
         )
-        file = find_part(self.root, "inst", self.photo_id, ".mat")
+        file = find_part(self.root, "inst", self.image_id, ".mat")
         found = keep_problems(problems, lambda: read_instances(self.root, file))
-        if photo is not None and found is not None:
-            problems += size_problems(photo, {file: found[0]})
-        if photo is None or found is None or problems:
+        if image is not None and found is not None:
+            problems += size_problems(image, {file: found[0]})
+        if image is None or found is None or problems:
             raise ProblemError(problems)
         segmentation, classes = found
         height, width = segmentation.shape
-        return AnnotatedPhoto(
-            self.photo_id,
-            photo,
+        return AnnotatedImage(
+            self.image_id,
+            image,
             width,
             height,
             tuple(instances_from_index_mask(segmentation, classes)),
             (
-                *photo_warnings(photo, (width, height) != photo.stored_size),
+                *image_warnings(image, (width, height) != image.stored_size),
                 *_empty_warnings(segmentation, classes, file),
             ),
         )
@@ -68,7 +68,7 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
     Raises:
         ProblemError: the file is missing, damaged, not what SBD has, or an object has no known class.
     """
-    data = read_bytes(root, file, "each photo needs its annotations; bring them, or take the id out of the split file")
+    data = read_bytes(root, file, "each image needs its annotations; bring them, or take the id out of the split file")
     try:
         segmentation, categories = _fields(data)
     except MatlabError as error:

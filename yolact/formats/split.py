@@ -1,4 +1,4 @@
-"""Choosing validation photos where the source names none: seeded, balanced by class, copies kept together."""
+"""Choosing validation images where the source names none: seeded, balanced by class, copies kept together."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 ENOUGH = 0.5
-"""Share of the wanted photos with objects below which validation is too small to be left so. Our choice."""
+"""Share of the wanted images with objects below which validation is too small to be left so. Our choice."""
 
 LARGEST_SHARE = 1 / 3
-"""Of the photos with objects, that validation may grow to so as to keep a large group whole, as in threefold
+"""Of the images with objects, that validation may grow to so as to keep a large group whole, as in threefold
 cross-validation. Our choice."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Photos to validate on, and what it took to find enough of them."""
+    """Images to validate on, and what it took to find enough of them."""
 
     validation: set[str]
     parted: tuple[tuple[str, ...], ...] = ()
-    """Groups too large to be kept together: their photos' names."""
+    """Groups too large to be kept together: their images' names."""
 
 
 def choose_validation(
     classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str], fraction: float, seed: int
 ) -> Choice:
-    """Photos to validate on: about ``fraction`` of those of each class, and of those without objects.
+    """Images to validate on: about ``fraction`` of those of each class, and of those without objects.
 
-    Photos of a group stay together. Where groups are so large that this leaves less than half of the wanted photos
+    Images of a group stay together. Where groups are so large that this leaves less than half of the wanted images
     with objects, whole groups are added, the smallest first, until there are enough, but not beyond a third of
-    these photos. Where that does not do, the largest group is parted, and the choice is made anew. So both splits
-    have objects if two photos show any.
+    these images. Where that does not do, the largest group is parted, and the choice is made anew. So both splits
+    have objects if two images show any.
 
-    The order of choice hangs on the seed and on names alone, so other photos' order changes nothing.
+    The order of choice hangs on the seed and on names alone, so other images' order changes nothing.
 
     Args:
-        classes_of: classes that each photo shows, by name.
-        group_of: each photo's group, by the name of one of its photos.
-        fraction: share of the photos, between 0 and 1.
+        classes_of: classes that each image shows, by name.
+        group_of: each image's group, by the name of one of its images.
+        fraction: share of the images, between 0 and 1.
         seed: another one gives another choice.
     """
     groups = dict(group_of)
@@ -77,11 +77,11 @@ def _stratified(
     """Iterative stratification (Sechidis et al., ECML 2011); the groups that are chosen.
 
     The rarest class is dealt with first, since later choices cannot mend it. Each in turn takes groups until it has
-    its share; those that an earlier class took count. A class with two photos or more in groups of one photo has at
-    least one in each split where those are free; what is in one group only is learned. Photos without objects
+    its share; those that an earlier class took count. A class with two images or more in groups of one image has at
+    least one in each split where those are free; what is in one group only is learned. Images without objects
     come last, so that no class is decided about by them.
     """
-    shows: dict[int, list[str]] = defaultdict(list)  # groups by class; -1: photos without objects
+    shows: dict[int, list[str]] = defaultdict(list)  # groups by class; -1: images without objects
     for group in order:
         for label in {label for name in members[group] for label in classes_of[name] or (-1,)}:
             shows[label].append(group)
@@ -105,7 +105,7 @@ def _deal(
 
 
 def _is_enough(have: int, total: int, fraction: float) -> bool:
-    """Whether ``have`` of the photos with objects are at least half of those wanted, and leave some to learn from."""
+    """Whether ``have`` of the images with objects are at least half of those wanted, and leave some to learn from."""
     return max(1, ENOUGH * fraction * total) <= have < total
 
 

@@ -19,7 +19,7 @@ from defusedxml import DefusedXmlException
 from PIL import Image
 
 from yolact.errors import DataError
-from yolact.formats.photos import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
+from yolact.formats.images import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 
 VOC_CLASSES = (
@@ -111,18 +111,18 @@ def read_split(root: Path, split: str) -> list[str]:
     """Image ids of an official split (``ImageSets/Segmentation/<split>.txt``), in the file's order.
 
     Raises:
-        DataError: see `read_photo_list`.
+        DataError: see `read_image_list`.
     """
-    return read_photo_list(root / SEGMENTATION_SETS / f"{split}.txt", split, partial(has_photo, root, "JPEGImages"))
+    return read_image_list(root / SEGMENTATION_SETS / f"{split}.txt", split, partial(has_image, root, "JPEGImages"))
 
 
-def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) -> list[str]:
+def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) -> list[str]:
     """Image ids of a split's file, one a line, in the file's order and Unicode's composed form (NFC).
 
     Args:
         path: the file.
         split: its name, for messages.
-        has_photo: whether there is a photo of an id; tells a class list from ids that end in a number.
+        has_image: whether there is a image of an id; tells a class list from ids that end in a number.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
@@ -130,14 +130,14 @@ def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) ->
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file. It lists the photos of split {split!r}, one id a line.") from None
+        raise DataError(f"{path}: no such file. It lists the images of split {split!r}, one id a line.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
-    text = unicodedata.normalize("NFC", text)  # one form, so that no photo is taken for two
+    text = unicodedata.normalize("NFC", text)  # one form, so that no image is taken for two
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
-        raise DataError(f"{path}: empty. It must list the photos of split {split!r}, one id a line.")
-    if _is_class_list(list(lines.values()), has_photo):
+        raise DataError(f"{path}: empty. It must list the images of split {split!r}, one id a line.")
+    if _is_class_list(list(lines.values()), has_image):
         example = next(iter(lines.values()))
         raise DataError(
             f"{path}: every line ends in a column of -1, 0 or 1, such as {example!r}: this is a class list of "
@@ -154,11 +154,11 @@ def read_photo_list(path: Path, split: str, has_photo: Callable[[str], bool]) ->
     return list(first_seen)
 
 
-def _is_class_list(lines: Sequence[str], has_photo: Callable[[str], bool]) -> bool:
-    """Whether all lines end in a class list's column, and what stands before it, not the lines, are the photos."""
+def _is_class_list(lines: Sequence[str], has_image: Callable[[str], bool]) -> bool:
+    """Whether all lines end in a class list's column, and what stands before it, not the lines, are the images."""
     if not all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines):
         return False
-    return any(has_photo(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_photo(line) for line in lines)
+    return any(has_image(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_image(line) for line in lines)
 
 
 def _id_fault(line: str) -> str | None:
@@ -172,8 +172,8 @@ def _id_fault(line: str) -> str | None:
     return None
 
 
-def has_photo(root: Path, folder: str, image_id: str) -> bool:
-    """Whether `find_photo` finds one."""
+def has_image(root: Path, folder: str, image_id: str) -> bool:
+    """Whether `find_image` finds one."""
     return find_file(root, folder, image_id, PHOTO_SUFFIXES) is not None
 
 
@@ -201,8 +201,8 @@ def find_part(root: Path, folder: str, image_id: str, suffix: str) -> str:
     return find_file(root, folder, image_id, (suffix,)) or f"{folder}/{image_id}{suffix}"
 
 
-def find_photo(root: Path, folder: str, image_id: str) -> str:
-    """The photo of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
+def find_image(root: Path, folder: str, image_id: str) -> str:
+    """The image of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
 
     Raises:
         ProblemError: there is none.
@@ -210,7 +210,7 @@ def find_photo(root: Path, folder: str, image_id: str) -> str:
     file = find_file(root, folder, image_id, PHOTO_SUFFIXES)
     if file is not None:
         return file
-    reason = "no such photo (nor .jpeg or .png); bring it, or take the id out of the split file"
+    reason = "no such image (nor .jpeg or .png); bring it, or take the id out of the split file"
     raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
 
 
@@ -223,7 +223,7 @@ def read_mask(root: Path, file: str) -> np.ndarray:
     Raises:
         ProblemError: the file is missing, damaged, or holds colours or renumbered indices.
     """
-    data = read_bytes(root, file, "each photo needs its mask; draw it, or take the id out of the split file")
+    data = read_bytes(root, file, "each image needs its mask; draw it, or take the id out of the split file")
     image = open_image(data, file, ("PNG",))
     # Bit depth and colour type as the PNG's header chunk IHDR states them (PNG specification, section 11.2.2):
     # Pillow stretches grey of fewer bits to 0 to 255 and shows it as 8-bit.

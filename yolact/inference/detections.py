@@ -1,4 +1,4 @@
-"""What was found in a photo, and the forms it can be given on: tensors, COCO results, VOC annotations, a picture."""
+"""What was found in a image, and the forms it can be given on: tensors, COCO results, VOC annotations, a picture."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from yolact.masks import InstanceMasks, Rle
 
 @dataclass
 class Detections:
-    """What was found in one photo, best score first. All tensors are on the CPU."""
+    """What was found in one image, best score first. All tensors are on the CPU."""
 
     boxes: Tensor
-    """(N, 4) float32, xyxy, photo pixels, inside the photo."""
+    """(N, 4) float32, xyxy, image pixels, inside the image."""
     scores: Tensor
     """(N,) float32, 0 to 1: probability of the class."""
     labels: Tensor
     """(N,) int64, 0 to C - 1."""
     instance_masks: InstanceMasks
-    """N masks, each stored as the part around its object; as large as the photo unless the predictor was told so."""
+    """N masks, each stored as the part around its object; as large as the image unless the predictor was told so."""
     mask_scores: Tensor
     """(N,) float32: ``scores`` times the predicted mask IoU with mask re-scoring (YOLACT++), else equal to
     ``scores``. Evaluation ranks masks by it, boxes by ``scores``."""
     class_names: tuple[str, ...] = ()
     """Name of label 0, 1, ...; empty where they are not known."""
-    photo_size: tuple[int, int] | None = None
-    """Height and width of the photo, pixels; None where the masks are as large as it."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the image, pixels; None where the masks are as large as it."""
 
     @classmethod
     def from_masks(
@@ -63,15 +63,15 @@ class Detections:
         return self.instance_masks.to_rle()
 
     def polygons(self) -> list[list[np.ndarray]]:
-        """Each object's outline: a list of (n, 2) float32 x and y, photo pixels, one for each part of its mask.
+        """Each object's outline: a list of (n, 2) float32 x and y, image pixels, one for each part of its mask.
 
         The outlines follow the pixels' edges, so that rasterising them gives back the mask, but for its holes, which
-        are filled (`yolact.masks.outer_contours` has the exact rule). Those of masks that are not as large as the photo
+        are filled (`yolact.masks.outer_contours` has the exact rule). Those of masks that are not as large as the image
         are stretched to it.
         """
         height, width = self.instance_masks.height, self.instance_masks.width
-        photo_height, photo_width = self.photo_size or (height, width)
-        stretch = np.array([photo_width / width, photo_height / height], dtype=np.float32)
+        image_height, image_width = self.image_size or (height, width)
+        stretch = np.array([image_width / width, image_height / height], dtype=np.float32)
         return [[contour * stretch for contour in parts] for parts in self.instance_masks.to_polygons()]
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class Detections:
             self.instance_masks[rows],
             self.mask_scores[rows],
             self.class_names,
-            self.photo_size,
+            self.image_size,
         )
 
     def above(self, score: float) -> Detections:
@@ -103,12 +103,12 @@ class Detections:
         """Rows of the COCO results format (https://cocodataset.org/#format-results), best score first.
 
         Args:
-            image_id: id of the photo in the ground truth.
+            image_id: id of the image in the ground truth.
             category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
                 `yolact.models.published.COCO_CATEGORY_IDS`.
 
         Raises:
-            ValueError: the masks are not as large as the photo.
+            ValueError: the masks are not as large as the image.
 
         Returns:
             N rows with ``image_id``, ``category_id``, ``bbox`` (xywh, pixels, not rounded), ``score``, ``mask_score``
@@ -139,7 +139,7 @@ class Detections:
         width: int,
         class_names: Sequence[str] = (),
     ) -> Detections:
-        """The inverse of `to_coco`: the rows of one photo of ``height`` x ``width`` pixels, best score first.
+        """The inverse of `to_coco`: the rows of one image of ``height`` x ``width`` pixels, best score first.
 
         Raises:
             KeyError: a row has a category that is not in ``category_ids``.
@@ -159,20 +159,20 @@ class Detections:
 
     def _check_masks_fit(self, form: str) -> None:
         height, width = self.instance_masks.height, self.instance_masks.width
-        if self.photo_size not in (None, (height, width)):
+        if self.image_size not in (None, (height, width)):
             raise ValueError(
-                f"{form} needs masks as large as the photo, {self.photo_size}; these are {(height, width)}: "
-                "predict with mask_resolution='photo'"
+                f"{form} needs masks as large as the image, {self.image_size}; these are {(height, width)}: "
+                "predict with mask_resolution='image'"
             )
 
     def to_voc(self, file_name: str) -> VocDetections:
-        """The detections as PASCAL VOC annotations of the photo ``file_name``.
+        """The detections as PASCAL VOC annotations of the image ``file_name``.
 
         A pixel that several masks claim goes to the best score. Segmentation indices stand for at most 254 objects, so
         only the best 254 are in them.
 
         Raises:
-            ValueError: the masks are not as large as the photo, their classes have no names here, or more classes are
+            ValueError: the masks are not as large as the image, their classes have no names here, or more classes are
                 found than indices stand for.
         """
         self._check_masks_fit("to_voc")
@@ -211,23 +211,23 @@ class Detections:
         ElementTree.indent(root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
-    def plot(self, photo: np.ndarray | Tensor | str | Path, min_score: float = 0.0) -> np.ndarray:
-        """Draw the detections over the photo that they were found in.
+    def plot(self, image: np.ndarray | Tensor | str | Path, min_score: float = 0.0) -> np.ndarray:
+        """Draw the detections over the image that they were found in.
 
         Args:
-            photo: in any form that `Predictor.predict` takes.
+            image: in any form that `Predictor.predict` takes.
             min_score: only greater scores are drawn.
 
         Returns:
-            (H', W', 3) uint8 RGB; larger than the photo where that is small.
+            (H', W', 3) uint8 RGB; larger than the image where that is small.
         """
-        from yolact.inference.predictor import read_photo  # these two import this module
+        from yolact.inference.predictor import read_image  # these two import this module
         from yolact.visualize import draw_detections
 
-        image = read_photo(photo).permute(1, 2, 0).cpu().numpy()
+        pixels = read_image(image).permute(1, 2, 0).cpu().numpy()
         shown = self.above(min_score)
         highest = max(shown.labels.tolist(), default=-1)
-        return draw_detections(image, shown, self.class_names or [f"class {label}" for label in range(1, highest + 2)])
+        return draw_detections(pixels, shown, self.class_names or [f"class {label}" for label in range(1, highest + 2)])
 
 
 VOC_MAX_OBJECTS = 254
@@ -242,10 +242,10 @@ def _voc_ends(low: float, high: float, size: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VocDetections:
-    """Detections of one photo in the files of the VOC devkit."""
+    """Detections of one image in the files of the VOC devkit."""
 
     file_name: str
-    """Of the photo."""
+    """Of the image."""
     xml: str
     """Annotation with boxes; ``score`` in each object is no part of the format, other readers pass it over."""
     segmentation_object: np.ndarray

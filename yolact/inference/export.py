@@ -52,14 +52,14 @@ TOLERANCES: dict[ExportPrecision, float] = {"fp32": 1e-3, "fp16": 5e-2}
 FORMAT = "1"
 """Of the metadata; raised when a reader of the old one would go wrong."""
 
-DESCRIPTION = """YOLACT, exported for inference. B photos, S side of the input, A anchors, C classes, K prototypes.
+DESCRIPTION = """YOLACT, exported for inference. B images, S side of the input, A anchors, C classes, K prototypes.
 
-Input: images (B, 3, S, S) float32 RGB, 0 to 255, each photo resized to S x S (bilinear, half-pixel centres, no
+Input: images (B, 3, S, S) float32 RGB, 0 to 255, each image resized to S x S (bilinear, half-pixel centres, no
 antialiasing, aspect ratio not kept). Normalisation is inside.
-Outputs, all float32: boxes (B, A, 4) left, top, right, bottom, as fractions of the photo's sides, not clipped;
+Outputs, all float32: boxes (B, A, 4) left, top, right, bottom, as fractions of the image's sides, not clipped;
 scores (B, A, C) probabilities of the classes, background left out; mask_coefficients (B, A, K), -1 to 1;
 prototypes (B, Hp, Wp, K). After NMS over boxes and scores, an object's mask is where prototypes @ mask_coefficients,
-enlarged to the photo, is positive, inside its box.
+enlarged to the image, is positive, inside its box.
 Metadata: classes (JSON list, by label), model (JSON, the network's settings), precision, format."""
 
 RESCORING_DESCRIPTION = """Mask re-scoring of YOLACT++. N objects, C classes.
@@ -126,7 +126,7 @@ def export_onnx(
         model: on any device; it stays as it is.
         classes: names by label.
         path: must end in ``.onnx``. Written whole or not at all.
-        batch: photos in each batch; None for any number.
+        batch: images in each batch; None for any number.
         precision: of weights and features inside; inputs and outputs are float32.
         opset: ONNX operator set, one of `OPSETS`; None for the lowest that has the network's operators.
 

@@ -304,7 +304,7 @@ def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
 
 
 def _input_sizes(network: Yolact) -> _InputSizes:
-    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one photo.
+    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one image.
 
     They are counted, not seen: without numbers (on the device "meta") PyTorch would load its compiler, for seconds and
     some 150 MiB.

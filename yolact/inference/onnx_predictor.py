@@ -17,11 +17,11 @@ from yolact.errors import ExportError
 from yolact.inference.detections import Detections
 from yolact.inference.export import FORMAT, INPUT_NAME, MASKS_NAME, OUTPUT_NAMES, open_session, rescoring_path
 from yolact.inference.postprocess import detect_decoded
-from yolact.inference.predictor import DetectChanges, MaskResolution, PhotoPredictor, to_photos
+from yolact.inference.predictor import DetectChanges, ImagePredictor, MaskResolution, to_images
 from yolact.transforms import to_padded_square, to_square
 
 
-class OnnxPredictor(PhotoPredictor):
+class OnnxPredictor(ImagePredictor):
     """A network that `yolact export` wrote; used like `yolact.inference.predictor.Predictor`.
 
     Args:
@@ -29,7 +29,7 @@ class OnnxPredictor(PhotoPredictor):
         config: settings of detection.
         providers, threads: see `yolact.inference.export.open_session`.
         mask_resolution: see `MaskResolution`.
-        batch_size: photos that pass the network at once; a file for a fixed number has its own.
+        batch_size: images that pass the network at once; a file for a fixed number has its own.
         **changes: fields of ``config``.
 
     Raises:
@@ -44,7 +44,7 @@ class OnnxPredictor(PhotoPredictor):
         *,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
-        mask_resolution: MaskResolution = "photo",
+        mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
         **changes: Unpack[DetectChanges],
     ) -> None:
@@ -88,7 +88,7 @@ def detections_from_outputs(
     classes: Sequence[str],
     image_size: int,
     config: DetectConfig = DEFAULT_DETECTION,
-    mask_resolution: MaskResolution = "photo",
+    mask_resolution: MaskResolution = "image",
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     *,
     keep_aspect_ratio: bool = False,
@@ -97,26 +97,26 @@ def detections_from_outputs(
 
     Args:
         outputs: arrays by the names in `export.OUTPUT_NAMES`; `export.DESCRIPTION` has their shapes.
-        sizes: height and width of each of the B photos, pixels.
+        sizes: height and width of each of the B images, pixels.
         classes: names by label.
         image_size: side of the network's input, pixels.
         config: settings of detection.
         mask_resolution: see `MaskResolution`.
         maskiou_net: runs the mask re-scoring network, (N, Hp, Wp) -> (N, C); None to give masks their boxes' scores.
-        keep_aspect_ratio: the photos were resized as the network's setting of that name says.
+        keep_aspect_ratio: the images were resized as the network's setting of that name says.
 
     Returns:
-        B entries, in their photo's pixels.
+        B entries, in their image's pixels.
 
     Raises:
-        ValueError: an output is missing, or the sizes are not as many as the photos.
+        ValueError: an output is missing, or the sizes are not as many as the images.
     """
     missing = [name for name in OUTPUT_NAMES if name not in outputs]
     if missing:
         raise ValueError(f"outputs: {', '.join(missing)} missing; found {', '.join(outputs) or 'none'}")
     boxes, scores, coefficients, prototypes = (torch.from_numpy(np.asarray(outputs[name])) for name in OUTPUT_NAMES)
     candidates = detect_decoded(boxes, scores, coefficients, config, image_size)
-    return to_photos(
+    return to_images(
         candidates,
         prototypes,
         sizes,

@@ -20,10 +20,10 @@ CROP_PADDING = 1
 """Prototype pixels by which a box grows on every side before its mask is cropped there, as published."""
 
 WHOLE = (1.0, 1.0)
-"""Share of the rows and of the columns of the network's input that a photo fills which was stretched to it."""
+"""Share of the rows and of the columns of the network's input that a image fills which was stretched to it."""
 
 ENLARGED_PIXELS = 2**25
-"""Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large photos take."""
+"""Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large images take."""
 
 
 @dataclass
@@ -172,7 +172,7 @@ def traditional_nms(
     return survivors, classes, scores[survivors, classes]
 
 
-def to_photo_frame(
+def to_image_frame(
     candidates: Candidates,
     prototypes: Tensor,
     height: int,
@@ -183,26 +183,26 @@ def to_photo_frame(
     *,
     keep_aspect_ratio: bool = False,
 ) -> Detections:
-    """Bring one image's candidates into the photo's frame.
+    """Bring one image's candidates into the image's frame.
 
-    Boxes outside the photo are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
+    Boxes outside the image are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
     ones.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
-        height, width: of the photo, pixels.
+        height, width: of the image, pixels.
         maskiou_net: of a network with mask re-scoring: as `yolact.models.maskiou.MaskIouNet`.
-        mask_size: height and width of the masks, pixels; None for those of the photo.
-        keep_aspect_ratio: the network's, see `ModelConfig`: whether the photo fills but a part of its input.
+        mask_size: height and width of the masks, pixels; None for those of the image.
+        keep_aspect_ratio: the network's, see `ModelConfig`: whether the image fills but a part of its input.
 
     Returns:
         Detections on the CPU.
     """
-    share, in_photo = WHOLE, candidates.boxes
+    share, in_image = WHOLE, candidates.boxes
     if keep_aspect_ratio:
         share = filled_share(height, width)
-        in_photo = in_photo / in_photo.new_tensor([share[1], share[0]] * 2)
-    boxes = _photo_boxes(in_photo, height, width, integer=config.integer_boxes)
+        in_image = in_image / in_image.new_tensor([share[1], share[0]] * 2)
+    boxes = _image_boxes(in_image, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes
     if keep_aspect_ratio or not config.integer_boxes:
@@ -219,11 +219,11 @@ def to_photo_frame(
     masks = enlarge_masks(
         logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share
     )
-    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), photo_size=(height, width))
+    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), image_size=(height, width))
 
 
-def _photo_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:
-    """(N, 4) float32 pixels, inside the photo; ``integer`` truncates them, and turns swapped corners round."""
+def _image_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:
+    """(N, 4) float32 pixels, inside the image; ``integer`` truncates them, and turns swapped corners round."""
     if integer:
         left, right = pixel_window(boxes[:, 0], boxes[:, 2], width, 0)
         top, bottom = pixel_window(boxes[:, 1], boxes[:, 3], height, 0)
@@ -248,7 +248,7 @@ def enlarge_masks(
     crop_first: bool,
     share: tuple[float, float] = WHOLE,
 ) -> InstanceMasks:
-    """Turn mask logits at the prototypes' resolution into masks of the photo.
+    """Turn mask logits at the prototypes' resolution into masks of the image.
 
     The logits are enlarged bilinearly (half-pixel centres), and a pixel with a positive one belongs to the mask if its
     centre lies in the box. With ``crop_first``, sigmoid and the crop to the box, grown by `CROP_PADDING` prototype
@@ -258,8 +258,8 @@ def enlarge_masks(
     Args:
         logits: (N, Hp, Wp).
         boxes: (N, 4) xyxy, relative to the network's input.
-        height, width: of the masks, which show the whole photo, pixels.
-        share: of the input's rows and of its columns that the photo fills, see `filled_share`.
+        height, width: of the masks, which show the whole image, pixels.
+        share: of the input's rows and of its columns that the image fills, see `filled_share`.
     """
     rows, columns = logits.shape[1:]
     threshold, padding = 0.0, 0.0
@@ -269,8 +269,8 @@ def enlarge_masks(
         padding = CROP_PADDING + 2  # bilinear enlargement carries a pixel beyond the crop
     windows = np.concatenate(
         [
-            _photo_window(boxes[:, 1::2].cpu().numpy(), padding / rows, height, share[0]),
-            _photo_window(boxes[:, 0::2].cpu().numpy(), padding / columns, width, share[1]),
+            _image_window(boxes[:, 1::2].cpu().numpy(), padding / rows, height, share[0]),
+            _image_window(boxes[:, 0::2].cpu().numpy(), padding / columns, width, share[1]),
         ],
         axis=1,
     )  # (N, 4) top, bottom, left, right
@@ -279,10 +279,10 @@ def enlarge_masks(
     return InstanceMasks(height, width, [(int(top), int(left)) for top, _, left, _ in windows], crops)
 
 
-def _photo_window(edges: np.ndarray, padding: float, size: int, share: float) -> np.ndarray:
+def _image_window(edges: np.ndarray, padding: float, size: int, share: float) -> np.ndarray:
     """First pixel and one past the last (N, 2) with centres between relative ``edges`` (N, 2), grown by ``padding``.
 
-    The photo's ``size`` pixels fill a ``share`` of the axis that edges and padding are relative to.
+    The image's ``size`` pixels fill a ``share`` of the axis that edges and padding are relative to.
     """
     extent = size / share
     low = np.ceil((edges.min(axis=1) - padding) * extent - 0.5).clip(0, size)

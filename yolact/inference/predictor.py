@@ -1,4 +1,4 @@
-"""Inference: photos in, detections out."""
+"""Inference: images in, detections out."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
-from yolact.inference.postprocess import WHOLE, Candidates, detect, to_photo_frame
+from yolact.inference.postprocess import WHOLE, Candidates, detect, to_image_frame
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
 
-Photo = np.ndarray | Tensor | str | Path
+ImageInput = np.ndarray | Tensor | str | Path
 """An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of a picture."""
 
-MaskResolution = Literal["photo", "prototypes"] | int
-"""How large masks are: as the photo; as the network's prototypes (coarse, and fastest), or as the part of them that the
-photo fills where its aspect ratio is kept; or as the photo reduced to this longest side, in pixels."""
+MaskResolution = Literal["image", "prototypes"] | int
+"""How large masks are: as the image; as the network's prototypes (coarse, and fastest), or as the part of them that the
+image fills where its aspect ratio is kept; or as the image reduced to this longest side, in pixels."""
 
 
 class DetectChanges(TypedDict, total=False):
@@ -45,14 +45,14 @@ class DetectChanges(TypedDict, total=False):
     crop_before_enlarging: bool
 
 
-class PhotoPredictor(ABC):
-    """What predictors share: they take photos in any form, in batches, and give what is found in each photo's frame.
+class ImagePredictor(ABC):
+    """What predictors share: they take images in any form, in batches, and give what is found in each image's frame.
 
     Args:
         classes: names by label.
         config: settings of detection.
         mask_resolution: see `MaskResolution`.
-        batch_size: photos that pass the network at once.
+        batch_size: images that pass the network at once.
 
     Raises:
         SettingsError: the mask resolution is none of those that `MaskResolution` names, or the batch size is below 1.
@@ -62,9 +62,9 @@ class PhotoPredictor(ABC):
         self, classes: Sequence[str], config: DetectConfig, mask_resolution: MaskResolution, batch_size: int
     ) -> None:
         pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
-        if not pixels and mask_resolution not in ("photo", "prototypes"):
+        if not pixels and mask_resolution not in ("image", "prototypes"):
             raise SettingsError(
-                f"mask_resolution {mask_resolution!r}: must be 'photo', 'prototypes' or a number of pixels"
+                f"mask_resolution {mask_resolution!r}: must be 'image', 'prototypes' or a number of pixels"
             )
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: must be at least 1")
@@ -78,35 +78,35 @@ class PhotoPredictor(ABC):
         """Detections of at most ``batch_size`` (3, H, W) uint8 RGB images, sizes may differ."""
 
     @overload
-    def predict(self, photos: Photo) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+    def predict(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
 
     @overload
-    def predict(self, photos: Sequence[Photo]) -> list[Detections]: ...
+    def predict(self, images: Sequence[ImageInput]) -> list[Detections]: ...
 
-    def predict(self, photos: Photo | Sequence[Photo]) -> Detections | list[Detections]:
-        """Find the objects of one photo, or of several, whose sizes may differ.
+    def predict(self, images: ImageInput | Sequence[ImageInput]) -> Detections | list[Detections]:
+        """Find the objects of one image, or of several, whose sizes may differ.
 
         Args:
-            photos: a `Photo`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
+            images: an `ImageInput`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
 
         Raises:
             ValueError: an image has another shape or dtype.
             DataError: a file is missing or no picture.
 
         Returns:
-            Detections in the photo's pixels, on the CPU; a list of them for a sequence.
+            Detections in the image's pixels, on the CPU; a list of them for a sequence.
         """
-        if isinstance(photos, (str, Path)) or (isinstance(photos, (np.ndarray, Tensor)) and photos.ndim != 4):
-            return self.predict([photos])[0]
+        if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
+            return self.predict([images])[0]
         found: list[Detections] = []
-        for start in range(0, len(photos), self.batch_size):
-            images = [read_photo(photo) for photo in photos[start : start + self.batch_size]]
-            found += self._predict_batch(images)
+        for start in range(0, len(images), self.batch_size):
+            decoded = [read_image(image) for image in images[start : start + self.batch_size]]
+            found += self._predict_batch(decoded)
         return found
 
 
-class Predictor(PhotoPredictor):
-    """A trained network, ready to find objects in photos.
+class Predictor(ImagePredictor):
+    """A trained network, ready to find objects in images.
 
     Args:
         model: on the device where it shall run; the predictor works with a copy of it (see ``take_over``).
@@ -115,8 +115,8 @@ class Predictor(PhotoPredictor):
         precision: ``fp32``; ``bf16``, half the memory and faster where the processor computes with it; or ``fp16``, on
             GPUs.
         compile, take_over: see `InferenceNetwork`.
-        mask_resolution: see `MaskResolution`. Boxes are in the photo's pixels whatever it is.
-        batch_size: photos that pass the network at once.
+        mask_resolution: see `MaskResolution`. Boxes are in the image's pixels whatever it is.
+        batch_size: images that pass the network at once.
 
     Raises:
         SettingsError: the device is no match for the precision, the mask resolution is none of those that
@@ -131,7 +131,7 @@ class Predictor(PhotoPredictor):
         *,
         precision: Precision = "fp32",
         compile: bool = False,
-        mask_resolution: MaskResolution = "photo",
+        mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
         take_over: bool = False,
     ) -> None:
@@ -148,7 +148,7 @@ class Predictor(PhotoPredictor):
         device: str = "auto",
         precision: Precision = "fp32",
         compile: bool = False,
-        mask_resolution: MaskResolution = "photo",
+        mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
         **changes: Unpack[DetectChanges],
     ) -> Predictor:
@@ -192,9 +192,9 @@ class Predictor(PhotoPredictor):
 
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Detections from the network's outputs for B photos of (height, width) pixels."""
+        """Detections from the network's outputs for B images of (height, width) pixels."""
         candidates = detect(outputs, self.config, self.model_config.image_size)
-        return to_photos(
+        return to_images(
             candidates,
             outputs.prototypes,
             sizes,
@@ -206,29 +206,29 @@ class Predictor(PhotoPredictor):
         )
 
 
-def to_photos(
+def to_images(
     candidates: Sequence[Candidates],
     prototypes: Tensor,
     sizes: Sequence[tuple[int, int]],
     classes: Sequence[str],
     config: DetectConfig,
-    mask_resolution: MaskResolution = "photo",
+    mask_resolution: MaskResolution = "image",
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     *,
     keep_aspect_ratio: bool,
 ) -> list[Detections]:
-    """Candidates of B photos of (height, width) pixels, in their photos' frames.
+    """Candidates of B images of (height, width) pixels, in their images' frames.
 
     Args:
-        candidates: of each photo.
+        candidates: of each image.
         prototypes: (B, Hp, Wp, K).
         classes: names by label.
-        maskiou_net, keep_aspect_ratio: see `to_photo_frame`.
+        maskiou_net, keep_aspect_ratio: see `to_image_frame`.
     """
     found = []
     for one, of_image, (height, width) in zip(candidates, prototypes, sizes, strict=True):
         share = filled_share(height, width) if keep_aspect_ratio else WHOLE
-        detections = to_photo_frame(
+        detections = to_image_frame(
             one,
             of_image,
             height,
@@ -246,7 +246,7 @@ def to_photos(
 def _mask_size(
     resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
 ) -> tuple[int, int]:
-    if resolution == "photo":
+    if resolution == "image":
         return height, width
     if resolution == "prototypes":
         return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
@@ -254,22 +254,22 @@ def _mask_size(
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def read_photo(photo: Photo) -> Tensor:
-    """A `Photo` as (3, H, W) uint8 RGB; pictures are turned upright as their EXIF orientation says.
+def read_image(image: ImageInput) -> Tensor:
+    """An `ImageInput` as (3, H, W) uint8 RGB; pictures are turned upright as their EXIF orientation says.
 
     Raises:
         ValueError: an array or a tensor has another shape or dtype.
         DataError: a file is missing or no picture.
     """
-    if isinstance(photo, (str, Path)):
-        return torch.from_numpy(_decode(Path(photo))).permute(2, 0, 1)
-    if isinstance(photo, Tensor):
-        if photo.ndim != 3 or photo.shape[0] != 3 or photo.dtype != torch.uint8 or 0 in photo.shape:
-            raise ValueError(f"tensors must be (3, H, W) uint8 RGB, found {tuple(photo.shape)} {photo.dtype}")
-        return photo
-    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8 or 0 in photo.shape:
-        raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {photo.shape} {photo.dtype}")
-    return torch.from_numpy(np.array(photo, order="C")).permute(2, 0, 1)
+    if isinstance(image, (str, Path)):
+        return torch.from_numpy(_decode(Path(image))).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or 0 in image.shape:
+            raise ValueError(f"tensors must be (3, H, W) uint8 RGB, found {tuple(image.shape)} {image.dtype}")
+        return image
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {image.shape} {image.dtype}")
+    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
 
 
 def _decode(path: Path) -> np.ndarray:

@@ -55,7 +55,7 @@ INWARD, OUTWARD = _evaluation(INPUT_TILE).inverse().T, _evaluation(OUTPUT_TILE).
 
 
 class _Winograd(nn.Module):
-    """The kernels, and the way of one photo's tiles through transforms and products.
+    """The kernels, and the way of one image's tiles through transforms and products.
 
     Tiles lie in memory one after the other, (T, 36, channels), so that what is done to few of them stays in the cache.
     Their products are one convolution with 1x1 kernels in 36 groups: oneDNN's, which is faster at it than a batch of
@@ -82,7 +82,7 @@ class _Winograd(nn.Module):
         """Convolve the tiles of some rows.
 
         Args:
-            patches: (rows, columns, h, w, I), a view of the photo's overlapping patches.
+            patches: (rows, columns, h, w, I), a view of the image's overlapping patches.
             to_input: (rows * columns, 36, h * w), what transforms each of them.
             out: (rows, 4, columns, 4, O), to be filled.
         """
@@ -108,9 +108,9 @@ class _Winograd(nn.Module):
 
     def _products(self, transformed: Tensor) -> Tensor:
         """(T, 36, O) of (T, 36, I): each of the 36 by its own matrix."""
-        as_photo = transformed.view(1, len(transformed), 1, -1).permute(0, 3, 1, 2)  # (1, 36 * I, T, 1)
+        as_image = transformed.view(1, len(transformed), 1, -1).permute(0, 3, 1, 2)  # (1, 36 * I, T, 1)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            as_photo, self.weight, None, *self.GEOMETRY, "none", [], None
+            as_image, self.weight, None, *self.GEOMETRY, "none", [], None
         )
         return out.permute(0, 2, 3, 1).reshape(len(transformed), PRODUCTS, -1)
 

@@ -18,7 +18,7 @@ BACKGROUND = 0
 NEUTRAL = -1
 
 ROWS_AT_ONCE = 128
-"""Objects whose overlaps with all anchors are held at one time, so that crowded photos do not fill the memory."""
+"""Objects whose overlaps with all anchors are held at one time, so that crowded images do not fill the memory."""
 
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1

@@ -93,7 +93,7 @@ class Architecture:
         anchor_ratios: Sequence[float],
         square_anchors: bool,
     ) -> ModelConfig:
-        """The configuration with these anchors, of a network trained from ImageNet weights on stretched photos.
+        """The configuration with these anchors, of a network trained from ImageNet weights on stretched images.
 
         Raises:
             pydantic.ValidationError: the values are impossible or do not go together.

@@ -1,4 +1,4 @@
-"""Checks of what follows the network: detection, masks in the photo's frame, average precision."""
+"""Checks of what follows the network: detection, masks in the image's frame, average precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolact.config import PUBLISHED_DETECTION, DetectConfig
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import IOU_TYPES
 from yolact.inference.detections import Detections
-from yolact.inference.postprocess import Candidates, detect, to_photo_frame
+from yolact.inference.postprocess import Candidates, detect, to_image_frame
 from yolact.models.yolact import Yolact
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.report import Checks
@@ -34,7 +34,7 @@ def check_detection(checks: Checks, network: Yolact | None) -> None:
     for folder in fixture.children("post"):
         for image in fixture.children(f"post/{folder}"):
             with checks.part(f"post/{folder}/{image}"):
-                _check_photo_frame(checks, network, folder, image)
+                _check_image_frame(checks, network, folder, image)
     if fixture.has("eval"):
         with checks.part("eval"):
             _check_average_precision(checks)
@@ -107,8 +107,8 @@ def _order_of_ties(fixture: Fixture, folder: str, found: Candidates) -> Tensor:
 
 
 @torch.no_grad()
-def _check_photo_frame(checks: Checks, network: Yolact | None, folder: str, image: str) -> None:
-    """Detections of a mode in the photo's frame; ``_st0.30`` after the mode is a score threshold."""
+def _check_image_frame(checks: Checks, network: Yolact | None, folder: str, image: str) -> None:
+    """Detections of a mode in the image's frame; ``_st0.30`` after the mode is a score threshold."""
     fixture = checks.fixture
     mode, score = _mode_and_score(fixture, folder)
     source = f"det/{mode}/{image}"
@@ -118,7 +118,7 @@ def _check_photo_frame(checks: Checks, network: Yolact | None, folder: str, imag
         labels=fixture.tensor(f"{source}/classes"),
         mask_coefficients=fixture.tensor(f"{source}/coeffs").float(),
     )
-    found = to_photo_frame(
+    found = to_image_frame(
         candidates,
         fixture.tensor("train/proto")[int(image)].float(),
         int(fixture.meta["detect", "target_h"]),

@@ -1,4 +1,4 @@
-"""Checks of single functions: boxes, masks, matching, NMS, average precision, preparation of photos."""
+"""Checks of single functions: boxes, masks, matching, NMS, average precision, preparation of images."""
 
 from __future__ import annotations
 
@@ -234,29 +234,29 @@ def _check_preparation(checks: Checks) -> None:
                 )
 
 
-def _rgb_photo(fixture: Fixture) -> np.ndarray:
+def _rgb_image(fixture: Fixture) -> np.ndarray:
     return fixture.tensor("prep/image_bgr").numpy()[:, :, ::-1].copy()
 
 
 def _check_transform(checks: Checks, folder: str) -> None:
-    """One path serves both of the published ones, for photos (``cv``) and for tensors (``torch``)."""
+    """One path serves both of the published ones, for images (``cv``) and for tensors (``torch``)."""
     fixture = checks.fixture
-    photo = torch.from_numpy(_rgb_photo(fixture)).permute(2, 0, 1)
+    image = torch.from_numpy(_rgb_image(fixture)).permute(2, 0, 1)
     for path in fixture.children(f"prep/{folder}"):
         expected = fixture.tensor(f"prep/{folder}/{path}")
-        found = normalize(to_square(photo, expected.shape[-1])[None], BACKBONES[folder])[0]
+        found = normalize(to_square(image, expected.shape[-1])[None], BACKBONES[folder])[0]
         checks.value(f"prep/{folder}/{path}", found, expected)
 
 
 def _check_training_chain(checks: Checks) -> None:
     """The training chain with all its random steps off.
 
-    Two things are taken as the published chain has them, where ours differs on purpose: the photo before it is rounded
-    to uint8, and masks in the arithmetic of OpenCV. How far training's own photo is from that, and how many pixels of
+    Two things are taken as the published chain has them, where ours differs on purpose: the image before it is rounded
+    to uint8, and masks in the arithmetic of OpenCV. How far training's own image is from that, and how many pixels of
     the masks differ by ours, is noted.
     """
     fixture = checks.fixture
-    image = _rgb_photo(fixture)
+    image = _rgb_image(fixture)
     height, width = image.shape[:2]
     masks = fixture.tensor("prep/gt_masks").to(torch.uint8)
     sample = Sample(

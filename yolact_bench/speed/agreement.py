@@ -13,13 +13,13 @@ from yolact.boxes import box_iou
 from yolact_bench.speed.contestants import Found
 
 TOLERANCE = 1e-4
-"""Of raw outputs, relative to the greatest value of the tensor; of scores; of boxes, relative to the photo's longer
+"""Of raw outputs, relative to the greatest value of the tensor; of scores; of boxes, relative to the image's longer
 side; of masks, wrong pixels for each pixel of the masks."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a contestant's results are from the reference's, over the photos of the first batch."""
+    """How far a contestant's results are from the reference's, over the images of the first batch."""
 
     raw_errors: dict[str, float | None] | None
     """Greatest absolute difference over greatest absolute value, by tensor, None for a tensor that has another shape or
@@ -50,30 +50,30 @@ def compare(
     *,
     integer_boxes: bool,
 ) -> Agreement:
-    """Compare what two contestants found in the same photos, as sets.
+    """Compare what two contestants found in the same images, as sets.
 
     Args:
-        found: a contestant's detections, photo by photo.
+        found: a contestant's detections, image by image.
         reference: the reference's.
         raw: the contestant's raw outputs.
         reference_raw: the reference's.
         integer_boxes: boxes are truncated to whole pixels, so that rounding may move them by one.
     """
     errors = None if raw is None or reference_raw is None else _raw_errors(raw, reference_raw)
-    photos = [_match(one, other, integer_boxes) for one, other in zip(found, reference, strict=True)]
-    wrong = sum(photo.wrong_pixels for photo in photos)
-    pixels = sum(photo.pixels for photo in photos)
-    unmatched = sum(photo.unmatched for photo in photos)
+    images = [_match(one, other, integer_boxes) for one, other in zip(found, reference, strict=True)]
+    wrong = sum(image.wrong_pixels for image in images)
+    pixels = sum(image.pixels for image in images)
+    unmatched = sum(image.unmatched for image in images)
     mask_difference = wrong / pixels if pixels else float(wrong > 0)
-    equal = unmatched == 0 and mask_difference <= TOLERANCE and all(photo.within for photo in photos)
+    equal = unmatched == 0 and mask_difference <= TOLERANCE and all(image.within for image in images)
     return Agreement(
         raw_errors=errors,
         detections=sum(len(one.scores) for one in found),
         reference_detections=sum(len(one.scores) for one in reference),
-        matched=sum(photo.matched for photo in photos),
+        matched=sum(image.matched for image in images),
         unmatched=unmatched,
-        score_difference=max((photo.score_difference for photo in photos), default=0.0),
-        box_difference=max((photo.box_difference for photo in photos), default=0.0),
+        score_difference=max((image.score_difference for image in images), default=0.0),
+        box_difference=max((image.box_difference for image in images), default=0.0),
         mask_difference=mask_difference,
         tolerance=TOLERANCE,
         equal=equal and all(error is not None and error <= TOLERANCE for error in (errors or {}).values()),

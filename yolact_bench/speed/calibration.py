@@ -27,7 +27,7 @@ CLASS_LOGIT_SPREAD = 3.0
 """Standard deviation of the class logits, so that a few classes stand out."""
 
 BOX_SHARE = 0.1
-"""Share of the photo that a box covers in the mean. Most anchors are small, so without this most boxes are too."""
+"""Share of the image that a box covers in the mean. Most anchors are small, so without this most boxes are too."""
 
 RESIDUAL_WEIGHT = 0.2
 """Weight of the last batch norm in each residual block. With 1 random blocks multiply rounding errors: float32 alone
@@ -41,25 +41,25 @@ ROUNDS = 3
 
 
 def calibrated_network(
-    config: ModelConfig, num_classes: int, photo: np.ndarray, objects: int = 20, seed: int = 0
+    config: ModelConfig, num_classes: int, image: np.ndarray, objects: int = 20, seed: int = 0
 ) -> Yolact:
-    """A network with random weights that finds about ``objects`` objects in ``photo`` with `DEFAULT_DETECTION`.
+    """A network with random weights that finds about ``objects`` objects in ``image`` with `DEFAULT_DETECTION`.
 
     The weights are drawn from ``seed``. Residual blocks are calmed (`RESIDUAL_WEIGHT`), and batch norm takes the
-    statistics of the photo and its mirror image. The last convolutions of the heads are scaled so that offsets, mask
+    statistics of the image and its mirror image. The last convolutions of the heads are scaled so that offsets, mask
     coefficients before tanh and prototypes have a standard deviation of 1, class logits of `CLASS_LOGIT_SPREAD`. Then
     the background's bias is raised until few enough objects are left, and that of the boxes' sides until they cover
-    `BOX_SHARE` of the photo in the mean.
+    `BOX_SHARE` of the image in the mean.
 
     Args:
-        photo: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Yolact(config, num_classes).eval()
-    image = to_square(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1), config.image_size)
+    square = to_square(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), config.image_size)
     with torch.no_grad():
-        inputs = normalize(torch.stack([image, image.flip(2)]), config.backbone)
+        inputs = normalize(torch.stack([square, square.flip(2)]), config.backbone)
         _calm_residual_blocks(model)
         _calibrate_batch_norm(model, inputs)
         outputs = _scale_heads(model, model(inputs[:1]))
@@ -114,7 +114,7 @@ def _scale_heads(model: Yolact, outputs: RawOutputs) -> RawOutputs:
 
 
 def _fit_sizes_and_background(model: Yolact, outputs: RawOutputs, objects: int) -> None:
-    """Set the biases of box sizes and of the background; ``outputs`` are those of one photo with all biases zero."""
+    """Set the biases of box sizes and of the background; ``outputs`` are those of one image with all biases zero."""
     size = model.config.image_size
     enlargement, background = 0.0, _background_for(outputs, objects, size)
     for _ in range(ROUNDS):
@@ -169,6 +169,6 @@ def _find(outputs: RawOutputs, background: float, image_size: int) -> Candidates
 
 
 def _mean_share(candidates: Candidates) -> float:
-    """Mean share of the photo that a box covers."""
+    """Mean share of the image that a box covers."""
     left, top, right, bottom = candidates.boxes.clamp(0, 1).unbind(1)
     return float(((right - left) * (bottom - top)).mean())

@@ -36,8 +36,8 @@ from torch import Tensor
 from yolact.config import DetectConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.inference.network import Precision
-from yolact.inference.postprocess import Candidates, detect, to_photo_frame
-from yolact.inference.predictor import Predictor, read_photo
+from yolact.inference.postprocess import Candidates, detect, to_image_frame
+from yolact.inference.predictor import Predictor, read_image
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
 
@@ -48,29 +48,29 @@ RAW_NAMES = ("boxes", "class_scores", "mask_coefficients", "prototypes")
 
 
 class Contestant(Protocol):
-    """The four stages from photos to masks; each takes what the one before returned."""
+    """The four stages from images to masks; each takes what the one before returned."""
 
     def preprocess(self, images: list[Any]) -> Any:
-        """From B photos, each as ``read`` gave it ((H, W, 3) uint8 RGB arrays without one), to the network's input."""
+        """From B images, each as ``read`` gave it ((H, W, 3) uint8 RGB arrays without one), to the network's input."""
 
     def network(self, inputs: Any) -> Any:
         """Run the network."""
 
     def nms(self, raw: Any) -> Any:
-        """Choose the detections of each photo."""
+        """Choose the detections of each image."""
 
     def masks(self, detections: Any, sizes: list[tuple[int, int]]) -> Sequence[Any]:
-        """Masks of the size of the photos, whose (height, width) in pixels are given.
+        """Masks of the size of the images, whose (height, width) in pixels are given.
 
         Returns:
-            B tuples (boxes, scores, labels, masks), tensors or arrays: (N, 4) xyxy in the photo's pixels, (N,), (N,)
+            B tuples (boxes, scores, labels, masks), tensors or arrays: (N, 4) xyxy in the image's pixels, (N,), (N,)
             from 0, and (N, height, width), non-zero inside the object.
         """
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a contestant found in one photo, on the CPU."""
+    """What a contestant found in one image, on the CPU."""
 
     boxes: Tensor
     """(N, 4) float32, xyxy, pixels."""
@@ -144,7 +144,7 @@ class OwnContestant:
 
     def preprocess(self, images: list[np.ndarray]) -> Tensor:
         """See `Contestant`."""
-        return self.predictor.preprocess([read_photo(image) for image in images])
+        return self.predictor.preprocess([read_image(image) for image in images])
 
     def network(self, inputs: Tensor) -> RawOutputs:
         """See `Contestant`."""
@@ -160,11 +160,11 @@ class OwnContestant:
         """See `Contestant`."""
         config, maskiou_net = self.predictor.config, self.predictor.network.maskiou_net
         keep = self.predictor.model_config.keep_aspect_ratio
-        photos = [
-            to_photo_frame(candidates, prototypes, height, width, config, maskiou_net, keep_aspect_ratio=keep)
+        images = [
+            to_image_frame(candidates, prototypes, height, width, config, maskiou_net, keep_aspect_ratio=keep)
             for candidates, prototypes, (height, width) in zip(*detections, sizes, strict=True)
         ]
-        return [(photo.boxes, photo.scores, photo.labels, photo.masks) for photo in photos]
+        return [(image.boxes, image.scores, image.labels, image.masks) for image in images]
 
     def raw_outputs(self, raw: RawOutputs) -> dict[str, Tensor]:
         """See this module's description."""
@@ -182,12 +182,12 @@ class Runner:
         self._file = file
 
     def read(self, image: np.ndarray) -> Any:
-        """An (H, W, 3) uint8 RGB photo as the contestant's own reader of pictures would give it."""
+        """An (H, W, 3) uint8 RGB image as the contestant's own reader of pictures would give it."""
         method = getattr(self._contestant, "read", None)
         return image if method is None else self._guarded(method, image)
 
     def stages(self, images: list[Any], sizes: list[tuple[int, int]]) -> list[Callable[[Any], Any]]:
-        """The four stages for photos that `read` gave; each takes what the one before returned (the first nothing)."""
+        """The four stages for images that `read` gave; each takes what the one before returned (the first nothing)."""
         contestant = self._contestant
         methods: list[Callable[[Any], Any]] = [
             lambda _: contestant.preprocess(images),
@@ -212,25 +212,25 @@ class Runner:
         return {name: torch.as_tensor(outputs[name]).detach().float().cpu().clone() for name in RAW_NAMES}
 
     def found(self, result: Any, sizes: list[tuple[int, int]]) -> list[Found]:
-        """What the stage ``masks`` returned for photos of ``sizes``, checked.
+        """What the stage ``masks`` returned for images of ``sizes``, checked.
 
         Raises:
             SettingsError: it has not the shape that the protocol asks for.
         """
         if not isinstance(result, Sequence) or len(result) != len(sizes):
-            raise self._malformed(f"a list of {len(sizes)} photos")
-        return [self._found_in_one(photo, height, width) for photo, (height, width) in zip(result, sizes, strict=True)]
+            raise self._malformed(f"a list of {len(sizes)} images")
+        return [self._found_in_one(image, height, width) for image, (height, width) in zip(result, sizes, strict=True)]
 
-    def _found_in_one(self, photo: Any, height: int, width: int) -> Found:
+    def _found_in_one(self, image: Any, height: int, width: int) -> Found:
         try:
-            boxes, scores, labels, masks = (torch.as_tensor(part).detach().cpu() for part in photo)
+            boxes, scores, labels, masks = (torch.as_tensor(part).detach().cpu() for part in image)
         except (TypeError, ValueError, RuntimeError):
-            raise self._malformed("(boxes, scores, labels, masks) for each photo") from None
+            raise self._malformed("(boxes, scores, labels, masks) for each image") from None
         count = len(scores)
         expected = {(count,): labels, (count, 4): boxes, (count, height, width): masks}
         for shape, tensor in expected.items():
             if tuple(tensor.shape) != shape and tensor.numel() + count > 0:  # none found: any empty tensors will do
-                raise self._malformed(f"a tensor {shape}, found {tuple(tensor.shape)}, for a photo with {count} scores")
+                raise self._malformed(f"a tensor {shape}, found {tuple(tensor.shape)}, for a image with {count} scores")
         if not bool(scores.isfinite().all() & boxes.isfinite().all()):  # a comparison with NaN would hide it
             raise self._malformed("scores and boxes that are numbers, found NaN or infinity")
         return Found(

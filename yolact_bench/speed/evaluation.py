@@ -1,4 +1,4 @@
-"""What evaluation does with a photo besides the network: boxes and masks of the chosen detections, and their RLE."""
+"""What evaluation does with a image besides the network: boxes and masks of the chosen detections, and their RLE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolact.config import DEFAULT_DETECTION, DetectConfig
 from yolact.inference.machine import Machine, describe_machine
-from yolact.inference.postprocess import Candidates, to_photo_frame
+from yolact.inference.postprocess import Candidates, to_image_frame
 from yolact.inference.timing import Laps, median
 from yolact_bench.speed.images import HEIGHT, WIDTH
 
@@ -29,7 +29,7 @@ SCENES = 5
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """Milliseconds for a photo, medians over the rounds."""
+    """Milliseconds for a image, medians over the rounds."""
 
     machine: Machine
     height: int
@@ -38,14 +38,14 @@ class EvaluationWork:
     rounds: int
     detection: DetectConfig
     masks: float
-    """Boxes in the photo's frame, and each mask inside its window."""
+    """Boxes in the image's frame, and each mask inside its window."""
     rle: float
     """The masks' run lengths, as COCO compresses them."""
     total: float
 
 
 def measure(*, device: torch.device, rounds: int = 20, detection: DetectConfig = DEFAULT_DETECTION) -> EvaluationWork:
-    """Turn 100 detections of a 500 x 375 photo into boxes and RLE masks, round by round."""
+    """Turn 100 detections of a 500 x 375 image into boxes and RLE masks, round by round."""
     machine = describe_machine(device)
     scenes = [make_scene(seed, device) for seed in range(SCENES)]
     times = []
@@ -53,7 +53,7 @@ def measure(*, device: torch.device, rounds: int = 20, detection: DetectConfig =
         for number in range(WARM_UP + rounds):
             candidates, prototypes = scenes[number % SCENES]
             laps = Laps(device)
-            detections = to_photo_frame(candidates, prototypes, HEIGHT, WIDTH, detection)
+            detections = to_image_frame(candidates, prototypes, HEIGHT, WIDTH, detection)
             masks = laps.lap()
             detections.rles()
             times.append((masks, laps.lap()))
@@ -63,7 +63,7 @@ def measure(*, device: torch.device, rounds: int = 20, detection: DetectConfig =
 
 
 def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
-    """Made-up detections of one photo, with its prototypes (Hp, Wp, K).
+    """Made-up detections of one image, with its prototypes (Hp, Wp, K).
 
     Boxes are those of `draw_boxes`. Prototypes are smooth random maps, so that masks have smooth edges and some
     have holes or several parts.
@@ -82,16 +82,16 @@ def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
 
 
 def draw_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """Made-up boxes (count, 4) xyxy, relative to a photo of 500 x 375.
+    """Made-up boxes (count, 4) xyxy, relative to a image of 500 x 375.
 
     Sizes are drawn log-uniformly within COCO's three groups (`SIZE_SHARES`), aspect ratios log-uniformly from 1/2 to
-    2, places uniformly inside the photo.
+    2, places uniformly inside the image.
     """
     shares, low, high = torch.tensor(SIZE_SHARES).T
     group = torch.multinomial(shares, count, replacement=True, generator=generator)
     side = low[group] * (high[group] / low[group]) ** torch.rand(count, generator=generator)
     ratio = 4 ** (torch.rand(count, generator=generator) - 0.5)
-    photo = torch.tensor([WIDTH, HEIGHT])
-    sizes = torch.stack([side * ratio.sqrt(), side / ratio.sqrt()], dim=1).minimum(photo)  # (N, 2) width, height
-    corners = torch.rand(count, 2, generator=generator) * (photo - sizes)
-    return torch.cat([corners, corners + sizes], dim=1) / photo.repeat(2)
+    image = torch.tensor([WIDTH, HEIGHT])
+    sizes = torch.stack([side * ratio.sqrt(), side / ratio.sqrt()], dim=1).minimum(image)  # (N, 2) width, height
+    corners = torch.rand(count, 2, generator=generator) * (image - sizes)
+    return torch.cat([corners, corners + sizes], dim=1) / image.repeat(2)

@@ -1,4 +1,4 @@
-"""Photos to measure with."""
+"""Images to measure with."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from yolact.config import SampleConfig
 from yolact.formats.sample import generate_sample
-from yolact.inference.predictor import read_photo
+from yolact.inference.predictor import read_image
 
 HEIGHT, WIDTH = 375, 500
-"""The usual size of a PASCAL VOC photo, pixels."""
+"""The usual size of a PASCAL VOC image, pixels."""
 
 
-def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
+def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
     """Pictures as (H, W, 3) uint8 RGB arrays; without paths one picture of the generated sample, 500 x 375.
 
     Raises:
@@ -24,7 +24,7 @@ def read_photos(paths: Sequence[Path]) -> list[np.ndarray]:
     """
     if not paths:
         return [_example()]
-    return [read_photo(path).permute(1, 2, 0).contiguous().numpy() for path in paths]
+    return [read_image(path).permute(1, 2, 0).contiguous().numpy() for path in paths]
 
 
 def _example() -> np.ndarray:
@@ -32,5 +32,5 @@ def _example() -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder:
         generate_sample(Path(folder), config)
         [path, _] = sorted(Path(folder).rglob("*.jpg"))
-        [photo] = read_photos([path])
-    return photo[:HEIGHT]
+        [image] = read_images([path])
+    return image[:HEIGHT]

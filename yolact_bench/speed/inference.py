@@ -1,4 +1,4 @@
-"""From photos to masks of their size, stage by stage: how long, how much memory, and is the result the same."""
+"""From images to masks of their size, stage by stage: how long, how much memory, and is the result the same."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class StageTimes:
     """Milliseconds for a batch."""
 
     preprocess: float
-    """From (H, W, 3) uint8 RGB photos to the network's input."""
+    """From (H, W, 3) uint8 RGB images to the network's input."""
     network: float
     nms: float
     masks: float
-    """From the chosen boxes to masks as large as the photos."""
+    """From the chosen boxes to masks as large as the images."""
     total: float
 
 
@@ -57,7 +57,7 @@ class ContestantResult:
     speed: float
     """Median over the rounds of the reference's total over this one's in the same round."""
     detections: float
-    """Per photo, mean over the first batch."""
+    """Per image, mean over the first batch."""
     memory: PeakMemory | None
     agreement: Agreement | None
     """With the reference; None for the reference itself."""
@@ -72,7 +72,7 @@ class InferenceSettings:
     model: ModelConfig
     num_classes: int
     detection: DetectConfig
-    photos: list[tuple[int, int]]
+    images: list[tuple[int, int]]
     """Height and width, pixels; batches take them in turn."""
     batch: int
     rounds: int
@@ -95,7 +95,7 @@ class InferenceBenchmark:
 def measure(
     model: Yolact,
     classes: Sequence[str],
-    photos: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     entries: Sequence[Entry],
     detection: DetectConfig,
     *,
@@ -106,7 +106,7 @@ def measure(
     memory: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> InferenceBenchmark:
-    """Let contestants with the same weights find the objects of the same photos, in turn, round by round.
+    """Let contestants with the same weights find the objects of the same images, in turn, round by round.
 
     All of them run once in each round, so that a machine whose speed changes hits all alike. The first entry is the
     reference of speeds and of agreement.
@@ -114,7 +114,7 @@ def measure(
     Args:
         model: whose weights all get, on the CPU.
         classes: names by label.
-        photos: (H, W, 3) uint8 RGB; a batch takes the next ones in turn.
+        images: (H, W, 3) uint8 RGB; a batch takes the next ones in turn.
         entries: at least one.
         detection: settings of all; other implementations follow them as far as they can.
         weights: where the weights come from, for the record.
@@ -134,8 +134,8 @@ def measure(
             task = Task(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
             machine = describe_machine(device)
             # Before any contestant is loaded here: other implementations may leave traces that a new process inherits.
-            memories = _memories(task, photos, entries, batch, progress) if memory else [None] * len(entries)
-            race = _Race(task, photos, entries, batch, progress)
+            memories = _memories(task, images, entries, batch, progress) if memory else [None] * len(entries)
+            race = _Race(task, images, entries, batch, progress)
             race.run(rounds)
             results = race.results(memories)
     except torch.OutOfMemoryError as error:
@@ -147,7 +147,7 @@ def measure(
         model=model.config,
         num_classes=len(classes),
         detection=detection,
-        photos=[(photo.shape[0], photo.shape[1]) for photo in photos],
+        images=[(image.shape[0], image.shape[1]) for image in images],
         batch=batch,
         rounds=rounds,
         warm_up=WARM_UP,
@@ -157,9 +157,9 @@ def measure(
 
 
 def _memories(
-    task: Task, photos: Sequence[np.ndarray], entries: Sequence[Entry], batch: int, progress: Callable[[str], None]
+    task: Task, images: Sequence[np.ndarray], entries: Sequence[Entry], batch: int, progress: Callable[[str], None]
 ) -> list[PeakMemory | None]:
-    first = [photos[index] for index in _chosen(0, batch, len(photos))]
+    first = [images[index] for index in _chosen(0, batch, len(images))]
     peaks: list[PeakMemory | None] = []
     for entry in entries:
         progress(f"{entry.name}: measuring memory")
@@ -174,25 +174,25 @@ class _Work:
 
     entry: Entry
     task: Task
-    photos: list[np.ndarray]
+    images: list[np.ndarray]
 
     def load(self) -> Callable[[], object]:
         """See `yolact_bench.speed.memory.Work`."""
         runner = self.entry.load(self.task)
-        sizes = [photo.shape[:2] for photo in self.photos]
+        sizes = [image.shape[:2] for image in self.images]
 
         def run() -> None:
             value = None
             with torch.no_grad():
-                for stage in runner.stages([runner.read(photo) for photo in self.photos], sizes):
+                for stage in runner.stages([runner.read(image) for image in self.images], sizes):
                     value = stage(value)
 
         return run
 
 
-def _chosen(number: int, batch: int, photos: int) -> list[int]:
-    """Which of the photos are in batch ``number``."""
-    return [(number * batch + index) % photos for index in range(batch)]
+def _chosen(number: int, batch: int, images: int) -> list[int]:
+    """Which of the images are in batch ``number``."""
+    return [(number * batch + index) % images for index in range(batch)]
 
 
 @dataclass
@@ -202,7 +202,7 @@ class _Lane:
     entry: Entry
     runner: Runner
     images: list[Any]
-    """The photos as its own reader gives them."""
+    """The images as its own reader gives them."""
     rounds: list[list[float]] = field(default_factory=list)
     """Milliseconds of each stage, round by round."""
 
@@ -219,13 +219,13 @@ class _Race:
     def __init__(
         self,
         task: Task,
-        photos: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         entries: Sequence[Entry],
         batch: int,
         progress: Callable[[str], None],
     ) -> None:
         self.task = task
-        self.photos = photos
+        self.images = images
         self.batch = batch
         self.progress = progress
         self.device = torch.device(task.device)
@@ -251,14 +251,14 @@ class _Race:
     def _load(self, entry: Entry) -> _Lane:
         self.progress(f"{entry.name}: loading")
         runner = entry.load(self.task)
-        return _Lane(entry, runner, [runner.read(photo) for photo in self.photos])
+        return _Lane(entry, runner, [runner.read(image) for image in self.images])
 
     def _stages(self, lane: _Lane, number: int) -> list[Callable[[Any], Any]]:
-        images = [lane.images[index] for index in _chosen(number, self.batch, len(self.photos))]
+        images = [lane.images[index] for index in _chosen(number, self.batch, len(self.images))]
         return lane.runner.stages(images, self._sizes(number))
 
     def _sizes(self, number: int) -> list[tuple[int, int]]:
-        return [self.photos[index].shape[:2] for index in _chosen(number, self.batch, len(self.photos))]
+        return [self.images[index].shape[:2] for index in _chosen(number, self.batch, len(self.images))]
 
     def _times(self, lane: _Lane, number: int) -> list[float]:
         value, times = None, []

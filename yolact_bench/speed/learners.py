@@ -99,25 +99,25 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Photos and made-up objects, as every learner gets them; see `Learner.prepare`."""
+    """Images and made-up objects, as every learner gets them; see `Learner.prepare`."""
 
     images: np.ndarray
     targets: list[dict[str, np.ndarray]]
 
 
 def make_batch(
-    photos: list[np.ndarray], batch: int, size: int, num_classes: int, objects: int, seed: int
+    images: list[np.ndarray], batch: int, size: int, num_classes: int, objects: int, seed: int
 ) -> TrainingBatch:
-    """A batch of photos with ``objects`` ellipses each, in boxes from `draw_boxes`.
+    """A batch of images with ``objects`` ellipses each, in boxes from `draw_boxes`.
 
-    What is in the photos has no part in how long a step takes; how large and how many the objects are, has.
+    What is in the images has no part in how long a step takes; how large and how many the objects are, has.
 
     Args:
-        photos: (H, W, 3) uint8 RGB; the batch takes them in turn.
+        images: (H, W, 3) uint8 RGB; the batch takes them in turn.
         size: S.
     """
     generator = torch.Generator().manual_seed(seed)
-    squares = [(to_square(torch.from_numpy(photo).permute(2, 0, 1), size) + 0.5).byte() for photo in photos]
+    squares = [(to_square(torch.from_numpy(image).permute(2, 0, 1), size) + 0.5).byte() for image in images]
     targets = []
     for _ in range(batch):
         boxes = draw_boxes(objects, generator)
@@ -128,8 +128,8 @@ def make_batch(
                 "masks": _ellipses(boxes, size).numpy(),
             }
         )
-    images = torch.stack([squares[index % len(squares)] for index in range(batch)])
-    return TrainingBatch(images.numpy(), targets)
+    inputs = torch.stack([squares[index % len(squares)] for index in range(batch)])
+    return TrainingBatch(inputs.numpy(), targets)
 
 
 def _ellipses(boxes: Tensor, size: int) -> Tensor:

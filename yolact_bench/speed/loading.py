@@ -1,4 +1,4 @@
-"""What the training data loader does with a photo, stage by stage, on one core; alone or beside another augmentation.
+"""What the training data loader does with a image, stage by stage, on one core; alone or beside another augmentation.
 
 A file that `yolact bench --loader --against FILE.py` names has a function::
 
@@ -8,7 +8,7 @@ The object has one method, which is timed::
 
     augment(image, boxes, labels, masks, crowd)
 
-``image`` is (H, W, 3) uint8 RGB, ``boxes`` (N, 4) float64 xyxy relative to the photo, ``labels`` (N,) int64 from 0,
+``image`` is (H, W, 3) uint8 RGB, ``boxes`` (N, 4) float64 xyxy relative to the image, ``labels`` (N,) int64 from 0,
 ``masks`` (N, H, W) uint8, 0 or 1, and ``crowd`` (N,) bool; all of them are its own to change. What it returns is not
 looked at. It may also have ``read(image)``, which is not timed: it turns the array into what the implementation's own
 reader of pictures gives (OpenCV's channel order, for example), and ``augment`` gets that.
@@ -50,26 +50,26 @@ FULL_CHAIN = AugmentConfig(photometric=True, expand=True, random_crop=True, mirr
 """The published chain."""
 
 INSTANCES = 3
-"""Objects in a generated photo."""
+"""Objects in a generated image."""
 
 CANDIDATES = 32
-"""Photos that are drawn; those with as many objects in the part that is kept are used."""
+"""Images that are drawn; those with as many objects in the part that is kept are used."""
 
 VARIANTS = 60
-"""Photos loaded in each round, each with changes of its own; the same ones in every round."""
+"""Images loaded in each round, each with changes of its own; the same ones in every round."""
 
 JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
 class LoadingTimes:
-    """Milliseconds for a photo: means over the variants of a round, medians of these over the rounds."""
+    """Milliseconds for a image: means over the variants of a round, medians of these over the rounds."""
 
     decode: float
     """The JPEG file to (H, W, 3) uint8; masks stay run lengths."""
     colors: float
     geometry: float
-    """Choice of the window, crop, expand, mirror and resize of the photo."""
+    """Choice of the window, crop, expand, mirror and resize of the image."""
     masks: float
     """Run lengths to masks and semantic maps, and boxes."""
     augmentation: float
@@ -85,7 +85,7 @@ class OtherAugmentation:
     name: str
     file: str
     milliseconds: float
-    """Of its augmentation of a photo and masks that are decoded already."""
+    """Of its augmentation of a image and masks that are decoded already."""
     images_per_second: float
     speed: float
     """Its time over `LoadingTimes.augmentation`, which includes decoding masks, in the same round; median."""
@@ -97,11 +97,11 @@ class LoadingBenchmark:
 
     machine: Machine
     data: str
-    photos: int
+    images: int
     width: float
     height: float
     objects: float
-    """Means over the photos."""
+    """Means over the images."""
     image_size: int
     rounds: int
     variants: int
@@ -109,7 +109,7 @@ class LoadingBenchmark:
     images_per_second: float
     """Of one core, with decoding."""
     augmentation_per_second: float
-    """Of one core, without decoding the photo."""
+    """Of one core, without decoding the image."""
     against: list[OtherAugmentation]
 
 
@@ -121,10 +121,10 @@ def measure(
     against: list[Path],
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoadingBenchmark:
-    """Load photos with the published chain of random changes, on one core.
+    """Load images with the published chain of random changes, on one core.
 
     Args:
-        folder: what preprocess wrote; None generates photos of 500 x 375 with three objects each.
+        folder: what preprocess wrote; None generates images of 500 x 375 with three objects each.
         image_size: side of the network's input, pixels.
         against: files with other augmentations, which run in turn with ours.
         progress: is told what is being done.
@@ -135,17 +135,17 @@ def measure(
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, _one_thread():
         if folder is None:
-            progress("drawing photos")
-            write_photos(Path(temporary))
+            progress("drawing images")
+            write_images(Path(temporary))
         data = CocoInstances.load((folder or Path(temporary)) / "train.json", (folder or Path(temporary)) / "images")
         if not data.images:
-            raise SettingsError(f"{folder}: train.json has no photo")
+            raise SettingsError(f"{folder}: train.json has no image")
         machine = describe_machine(torch.device("cpu"))
         race = _Race(data, image_size, against)
         for number in range(rounds + 1):
             progress(f"round {number} of {rounds}")
             race.run(warm_up=number == 0)
-        return race.result(machine, "generated photos" if folder is None else str(folder), rounds)
+        return race.result(machine, "generated images" if folder is None else str(folder), rounds)
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Race:
-    """Ours and the other augmentations, in turn with each photo."""
+    """Ours and the other augmentations, in turn with each image."""
 
     def __init__(self, data: CocoInstances, image_size: int, against: list[Path]) -> None:
         self.data = data
@@ -188,8 +188,8 @@ class _Race:
         total = (time.perf_counter() - start) * 1000
         others = []
         if self.others:
-            sample = read_sample(self.data, key.photo)
-            image = self.data.images[key.photo]
+            sample = read_sample(self.data, key.image)
+            image = self.data.images[key.image]
             masks = decode_masks(self.data.objects[image.id], image.height, image.width)
             others = [other.time(sample, masks) for _, other in self.others]
         return [*stages, total, *others]
@@ -207,7 +207,7 @@ class _Race:
         return LoadingBenchmark(
             machine=machine,
             data=name,
-            photos=len(images),
+            images=len(images),
             width=float(np.mean([image.width for image in images])),
             height=float(np.mean([image.height for image in images])),
             objects=float(np.mean([len(self.data.objects[image.id]) for image in images])),
@@ -225,7 +225,7 @@ def _time_stages(data: CocoInstances, key: SampleKey) -> list[float]:
     """Milliseconds of decoding, colours, geometry and masks, as `augment` does them."""
     rng = np.random.default_rng(key[:2])
     times = [time.perf_counter()]
-    sample = read_sample(data, key.photo)
+    sample = read_sample(data, key.image)
     times.append(time.perf_counter())
     change, inner = draw_colors(rng), 0.0
 
@@ -256,7 +256,7 @@ class _Other:
             raise SettingsError(f"--against {file}: what load_augmentation returned has no method augment")
 
     def time(self, sample: Sample, masks: np.ndarray) -> float:
-        """Milliseconds for one photo."""
+        """Milliseconds for one image."""
         height, width = sample.image.shape[:2]
         read = getattr(self._augmentation, "read", np.array)
         image = guard(self._file, read, sample.image)
@@ -267,11 +267,11 @@ class _Other:
         return (time.perf_counter() - start) * 1000
 
 
-# --- Generated photos -----------------------------------------------------------------------------------------------
+# --- Generated images -----------------------------------------------------------------------------------------------
 
 
-def write_photos(folder: Path) -> None:
-    """Write generated photos of 500 x 375 with three objects each, as preprocess lays them out."""
+def write_images(folder: Path) -> None:
+    """Write generated images of 500 x 375 with three objects each, as preprocess lays them out."""
     (folder / "images").mkdir()
     config = SampleConfig(
         seed=0, train_images=CANDIDATES, val_images=1, min_size=WIDTH, max_size=WIDTH, max_objects=INSTANCES
@@ -285,8 +285,8 @@ def write_photos(folder: Path) -> None:
         if len(objects) < INSTANCES:
             continue
         number = len(images) + 1
-        with Image.open(root / image.photo.file) as photo:
-            lower = photo.crop((0, image.height - HEIGHT, WIDTH, image.height))
+        with Image.open(root / image.image.file) as opened:
+            lower = opened.crop((0, image.height - HEIGHT, WIDTH, image.height))
         lower.save(folder / "images" / f"{number}.jpg", quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})
         annotations += [
@@ -299,7 +299,7 @@ def write_photos(folder: Path) -> None:
 
 
 def _lower_part(instance: Instance) -> dict[str, Any]:
-    """The annotation of what an instance has in the photo's last `HEIGHT` rows."""
+    """The annotation of what an instance has in the image's last `HEIGHT` rows."""
     mask = coco_mask.decode({"size": [instance.height, instance.width], "counts": instance.counts})
     rle = coco_mask.encode(np.asfortranarray(mask[-HEIGHT:]))
     return {

@@ -32,7 +32,7 @@ WARM_UP = 2
 """Steps of each learner before the first round, the first of which is the one that is compared."""
 
 OBJECTS = 8
-"""In each photo: COCO's mean is 7.7 (Lin et al. 2014, section 5)."""
+"""In each image: COCO's mean is 7.7 (Lin et al. 2014, section 5)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TrainingSettings:
     sgd: SgdSettings
     batch: int
     objects: int
-    """In each photo."""
+    """In each image."""
     rounds: int
     warm_up: int
 
@@ -102,7 +102,7 @@ class TrainingBenchmark:
 
 def measure(
     model: Yolact,
-    photos: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     entries: Sequence[Entry],
     loss: LossConfig,
     *,
@@ -121,11 +121,11 @@ def measure(
 
     Args:
         model: whose weights all begin with, on the CPU.
-        photos: (H, W, 3) uint8 RGB; the batch takes them in turn.
+        images: (H, W, 3) uint8 RGB; the batch takes them in turn.
         entries: at least one.
         weights: where the weights come from, for the record.
         device: where all run.
-        objects: in each photo.
+        objects: in each image.
         memory: measure it too, in one new process for each learner.
         progress: is told what is being done.
 
@@ -135,7 +135,7 @@ def measure(
     tuned = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = tuned or device.type == "cuda"
     size = model.config.image_size
-    made = make_batch(list(photos), batch, size, model.num_classes, objects, seed=0)
+    made = make_batch(list(images), batch, size, model.num_classes, objects, seed=0)
     try:
         with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder:
             path = Path(folder) / "weights.pth"

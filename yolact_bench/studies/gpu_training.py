@@ -146,14 +146,14 @@ class HeldBatches:
 
 @app.command()
 def speed(
-    batches: Annotated[str, typer.Option(help="Photos of one step, separated by commas.")] = "8,16,32,64",
+    batches: Annotated[str, typer.Option(help="Images of one step, separated by commas.")] = "8,16,32,64",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "bf16",
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 550,
     steps: Annotated[int, typer.Option(min=1, help="Of a round.")] = 30,
     rounds: Annotated[int, typer.Option(min=1, help="After one to warm up.")] = 3,
     compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    data: Annotated[Path | None, typer.Option(help="What preprocess wrote; else generated photos.")] = None,
+    data: Annotated[Path | None, typer.Option(help="What preprocess wrote; else generated images.")] = None,
     from_loader: Annotated[bool, typer.Option("--from-loader", help="Make each batch anew.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes, with --from-loader.")] = 8,
     peak_tflops: Annotated[float | None, typer.Option(help="Of this device; else by its name.")] = None,
@@ -199,25 +199,25 @@ def measure_speed(task: SpeedTask) -> Speed | str:
     prepare_device(device, deterministic=params.runtime.deterministic)
     torch.manual_seed(params.train.seed)
     steps = 1 + task.steps * (1 + task.rounds)
-    photos = _repeated(CocoInstances.load(task.processed / "train.json", task.processed / "images"), params, steps)
+    images = _repeated(CocoInstances.load(task.processed / "train.json", task.processed / "images"), params, steps)
     listener = Rounds()
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="speed")
-        photo = photos.read_image(photos.images[0]).copy()  # PyTorch wants arrays that can be written to
-        model = calibrated_network(params.model, len(photos.class_names), photo).to(device)
-        trainer = Trainer(model, photos, params, Path(folder), store, _no_validation, listener, extra={})
+        image = images.read_image(images.images[0]).copy()  # PyTorch wants arrays that can be written to
+        model = calibrated_network(params.model, len(images.class_names), image).to(device)
+        trainer = Trainer(model, images, params, Path(folder), store, _no_validation, listener, extra={})
         if not task.from_loader:
             trainer.loader = HeldBatches(list(islice(trainer.loader, HELD_BATCHES)), steps)  # type: ignore[assignment]
         try:
             trainer.fit()
         except OutOfMemoryError as error:
             return str(error)
-    flops = PASSES_OF_FORWARD * measure_complexity(params.model, len(photos.class_names)).flops
+    flops = PASSES_OF_FORWARD * measure_complexity(params.model, len(images.class_names)).flops
     return _speed(params.train.batch_size, listener.measured, flops, task.peak_tflops)
 
 
 def _speed(batch: int, rounds: Sequence[Metrics], flops: int, peak_tflops: float | None) -> Speed:
-    """Figures from what the trainer told of each round; ``flops`` is what a photo takes."""
+    """Figures from what the trainer told of each round; ``flops`` is what a image takes."""
     rates = [row["images_per_second"] for row in rounds]
     tflops = statistics.median(rates) * flops / 1e12
     last = rounds[-1]
@@ -251,7 +251,7 @@ def _no_validation(model: Yolact) -> Metrics:
 
 
 def _repeated(data: CocoInstances, params: Params, steps: int) -> CocoInstances:
-    """The photos in turn, so many that one epoch has that many steps."""
+    """The images in turn, so many that one epoch has that many steps."""
     return replace(data, images=list(islice(cycle(data.images), steps * params.train.batch_size)))
 
 
@@ -260,7 +260,7 @@ def _settings(*overrides: str) -> Params:
 
 
 def _generate(work: Path) -> Path:
-    """Photos of the generated sample, of VOC's size, prepared once; their folder."""
+    """Images of the generated sample, of VOC's size, prepared once; their folder."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "processed").is_dir():
         sizes = [f"data.sample.{name}_size={side}" for name, side in (("min", 375), ("max", 500))]
@@ -301,7 +301,7 @@ def converge(
     overrides: Overrides = None,
     work: Work = Path("gpu_convergence"),
 ) -> None:
-    """Train on real photos, and say what was learned, how fast, and where the pictures are."""
+    """Train on real images, and say what was learned, how fast, and where the pictures are."""
     source = yaml.safe_dump(str(voc.resolve()), default_flow_style=True).splitlines()[0]
     chosen = [f"data.source={source}", f"train.epochs={epochs}", "promote.min_first=0", *(overrides or ())]
     params = parse_params(yaml.safe_load(compose(preset, chosen)))
@@ -354,7 +354,7 @@ def _run_steps(params: Params) -> dict[str, float]:
 
 
 def _loader_speed(params: Params) -> float:
-    """Photos a second that the loader processes of this run give when nobody else works; over its second epoch."""
+    """Images a second that the loader processes of this run give when nobody else works; over its second epoch."""
     processed = Path("data/processed")
     data = CocoInstances.load(processed / "train.json", processed / "images")
     loader, sampler = training_loader(
@@ -367,8 +367,8 @@ def _loader_speed(params: Params) -> float:
     )
     for sampler.epoch in range(2):  # the first one starts the processes
         began = time.perf_counter()
-        photos = sum(len(batch.image_ids) for batch in loader)
-    return photos / (time.perf_counter() - began)
+        images = sum(len(batch.image_ids) for batch in loader)
+    return images / (time.perf_counter() - began)
 
 
 def _training_speed(record: Path) -> dict[str, float]:
@@ -387,7 +387,7 @@ def _training_speed(record: Path) -> dict[str, float]:
 
 def _show_convergence(result: dict[str, Any]) -> None:
     mask = result["evaluation"]["mask"]
-    table = Table("mask", "AP", "AP50", title="Percent on the validation photos")
+    table = Table("mask", "AP", "AP50", title="Percent on the validation images")
     rows = {"all classes": mask}
     if "person" in mask["per_class"]:
         rows["person"] = mask["per_class"]["person"]

@@ -3,19 +3,19 @@
     python yolact_bench/studies/learning.py --against FILE.py [--seeds 0,1,2] [--epochs 5] [--work FOLDER]
 
 Both train the same small network (a ResNet of four bottlenecks, 128 px) on the generated sample of the preset
-sample-cpu, from the same initial weights, for as many steps of as many photos, with the same optimizer, learning rates
+sample-cpu, from the same initial weights, for as many steps of as many images, with the same optimizer, learning rates
 and kinds of augmentation. Their last weights are evaluated by the same code. One line is printed for each seed, and a
 JSON file with all figures is left in the folder.
 
 ``FILE.py`` has a function::
 
     def train_network(
-        weights: Path, model: dict, classes: list[str], annotations: Path, photos: Path, train: dict,
+        weights: Path, model: dict, classes: list[str], annotations: Path, images: Path, train: dict,
         learning_rate: Callable[[int, int], float], seed: int,
     ) -> dict[str, Tensor]: ...
 
 ``weights`` is a ``.pth`` file with the initial state_dict under the published names; ``model`` and ``train`` are the
-fields of `ModelConfig` and `TrainConfig`; ``annotations`` is a COCO instances file of photos in ``photos``;
+fields of `ModelConfig` and `TrainConfig`; ``annotations`` is a COCO instances file of images in ``images``;
 ``learning_rate`` takes the step and the number of steps. It returns the trained state_dict. docs/benchmarks.md has the
 file for the published code.
 """
@@ -70,7 +70,7 @@ def prepare_data(folder: Path) -> None:
 def main(
     against: Annotated[Path, typer.Option(help="The other implementation.")],
     seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
-    epochs: Annotated[int, typer.Option(min=1, help="Of 150 steps of 8 photos.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Of 150 steps of 8 images.")] = 5,
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("learning"),
 ) -> None:
     """Train both for each seed and compare."""
@@ -94,7 +94,7 @@ def main(
             model=params.model.model_dump(mode="json"),
             classes=train.class_names,
             annotations=processed / "train.json",
-            photos=processed / "images",
+            images=processed / "images",
             train=params.train.model_dump(mode="json"),
             learning_rate=lambda step, steps, config=params.train: learning_rate(step, steps, config),
             seed=seed,
@@ -123,7 +123,7 @@ def _train_ours(model: Yolact, data: CocoInstances, params: Params, folder: Path
 
 def _show(rows: list[dict[str, Any]], name: str) -> None:
     names = ("mask_AP", "mask_AP50", "box_AP", "box_AP50")
-    table = Table("seed", "by", *names, "seconds", title="Percent on the validation photos, last weights")
+    table = Table("seed", "by", *names, "seconds", title="Percent on the validation images, last weights")
     for row in rows:
         for key, title in (("ours", "yolact"), ("other", name)):
             figures = (f"{100 * row[key][metric]:.2f}" for metric in names)

@@ -1,11 +1,11 @@
-"""How many photos a second does the step `preprocess` prepare, and how much memory does it take as the data grows?
+"""How many images a second does the step `preprocess` prepare, and how much memory does it take as the data grows?
 
     python yolact_bench/studies/preprocessing.py VOC [--copies 1,8] [--workers 2] [--long-side 0]
         [--limit 0] [--work FOLDER]
 
-``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its photos are taken as often as
+``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
 ``--copies`` says, under new names, for one measurement each. With ``--long-side 4000`` they are first enlarged to so
-many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over photos that the disk's cache holds.
+many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over images that the disk's cache holds.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def main(
     voc: Path,
     copies: str = "1,8",
     workers: int = 2,
-    long_side: Annotated[int, typer.Option(help="Pixels to enlarge photos to; 0: as they are.")] = 0,
-    limit: Annotated[int, typer.Option(help="Photos of each split that are taken; 0: all.")] = 0,
+    long_side: Annotated[int, typer.Option(help="Pixels to enlarge images to; 0: as they are.")] = 0,
+    limit: Annotated[int, typer.Option(help="Images of each split that are taken; 0: all.")] = 0,
     work: Annotated[Path | None, typer.Option(help="A new folder for what is made; else a temporary one.")] = None,
 ) -> None:
     """Measure once for each number of copies; one line each."""
@@ -51,25 +51,25 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, copies.split(",")):
             folder = (work or Path(temporary)) / f"copies-{count}"
-            photos = make_set(voc / VOC2012, folder / "raw" / VOC2012, count, long_side, limit)
+            images = make_set(voc / VOC2012, folder / "raw" / VOC2012, count, long_side, limit)
             command = [sys.executable, "-c", MEASURED, str(settings), str(folder), str(workers)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout)
-            speed = photos / found["seconds"]
+            speed = images / found["seconds"]
             print(
-                f"{photos} photos, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} photos/s; "
-                f"{1000 * found['cpu'] / photos:.1f} ms of CPU time a photo; peak memory {found['main']:.0f} MiB (main "
+                f"{images} images, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} images/s; "
+                f"{1000 * found['cpu'] / images:.1f} ms of CPU time a image; peak memory {found['main']:.0f} MiB (main "
                 f"process), {found['worker']:.0f} MiB (largest worker)"
             )
 
 
 def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int) -> int:
-    """Write a VOC folder with each photo ``copies`` times; how many photos it has."""
+    """Write a VOC folder with each image ``copies`` times; how many images it has."""
     kinds = {"JPEGImages": ".jpg", "SegmentationObject": ".png", "SegmentationClass": ".png", "Annotations": ".xml"}
     lists = target / "ImageSets" / "Segmentation"
     for folder in (*(target / kind for kind in kinds), lists):
         folder.mkdir(parents=True)
-    photos = 0
+    images = 0
     for split in ("train", "val"):
         names = (source / "ImageSets/Segmentation" / f"{split}.txt").read_text(encoding="utf-8").split()
         names = names[: limit or None]
@@ -85,12 +85,12 @@ def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int
                         (target / kind / f"{name}_{copy}{suffix}").symlink_to(data.resolve())
         lines = [f"{name}_{copy}\n" for name in names for copy in range(copies)]
         (lists / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-        photos += len(lines)
-    return photos
+        images += len(lines)
+    return images
 
 
 def enlarge(path: Path, target: Path, long_side: int) -> None:
-    """Write a photo (JPEG) or a mask (palette PNG) at another size."""
+    """Write a image (JPEG) or a mask (palette PNG) at another size."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(path) as image:
         scale = long_side / max(image.size)

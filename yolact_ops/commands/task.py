@@ -145,7 +145,7 @@ def describe_raw(raw: Artifact, params: DataParams, fingerprint: str) -> None:
     raw.metadata |= {
         "source": shown_source(params.data.source),
         "fingerprint": fingerprint,
-        "photos": sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files),
+        "images": sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files),
         "bytes": sum(path.stat().st_size for path in files),
     }
 
@@ -195,16 +195,16 @@ def describe_evaluation(evaluation: Artifact, metrics: MetricsArtifact, summary:
     ]
     overall = markdown_table(("", *names), figures)
     each = markdown_table(("class", "mask AP", "mask AP50", "box AP", "box AP50"), classes)
-    text = f"# {scores['images']} photos, in percent\n\n{overall}\n{each}"
+    text = f"# {scores['images']} images, in percent\n\n{overall}\n{each}"
     write_text_atomic(summary.path, text)
 
 
 def describe_predictions(totals: Totals, metrics: MetricsArtifact, summary: Artifact) -> None:
     """Show how much was found, and of which classes."""
-    for name, value in (("photos", totals.photos), ("objects", totals.objects), ("not_readable", totals.problems)):
+    for name, value in (("images", totals.images), ("objects", totals.objects), ("not_readable", totals.problems)):
         metrics.log_metric(name, value)
     rows = [(name, str(count)) for name, count in totals.per_class.items()]
-    write_text_atomic(summary.path, f"# {totals.photos} photos\n\n{markdown_table(('class', 'objects'), rows)}")
+    write_text_atomic(summary.path, f"# {totals.images} images\n\n{markdown_table(('class', 'objects'), rows)}")
 
 
 def show_page(page: Artifact, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What differs between two sides: settings, figures with intervals, classes, photos."""
+"""What differs between two sides: settings, figures with intervals, classes, images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from yolact.errors import DataError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
 from yolact.evaluation.evaluator import IOU_TYPES, ApSummary, IouType, evaluate_coco, index_ground_truth
-from yolact.evaluation.image_results import PhotoResult, advantage, disagreement, measure_photos
+from yolact.evaluation.image_results import ImageResult, advantage, disagreement, measure_images
 from yolact_ops.comparison.sides import Side
 from yolact_ops.tracking.evaluations import content, renumbered
 
@@ -24,13 +24,13 @@ class ParamChange:
 
 
 @dataclass(frozen=True)
-class PhotoDifference:
-    """One photo on which both were measured."""
+class ImageDifference:
+    """One image on which both were measured."""
 
     image_id: int
     file_name: str
-    a: PhotoResult
-    b: PhotoResult
+    a: ImageResult
+    b: ImageResult
     objects: int
     disagreement: float
     """See `yolact.evaluation.image_results.disagreement`."""
@@ -40,14 +40,14 @@ class PhotoDifference:
 
 @dataclass(frozen=True)
 class Paired:
-    """Both sides on the same photos and objects."""
+    """Both sides on the same images and objects."""
 
     comparisons: dict[IouType, Comparison]
     ground_truth: dict[str, Any]
     """The tree of COCO instances, of the common classes."""
     rows_a: list[dict[str, Any]]
     rows_b: list[dict[str, Any]]
-    photos: list[PhotoDifference]
+    images: list[ImageDifference]
     """Those in which they disagree, most first."""
 
 
@@ -59,27 +59,27 @@ class Compared:
     b: Side
     params: list[ParamChange]
     summaries: tuple[dict[IouType, ApSummary], dict[IouType, ApSummary]]
-    """Of A and of B, each on all of its own photos and classes."""
+    """Of A and of B, each on all of its own images and classes."""
     classes: list[str]
     """That both know, in A's order."""
     only_a: list[str]
     only_b: list[str]
     paired: Paired | None
-    """None where they were measured on different photos or objects."""
+    """None where they were measured on different images or objects."""
     warnings: list[str]
 
 
 def compare(a: Side, b: Side, *, samples: int, min_score: float) -> Compared:
     """Compare two sides.
 
-    They are paired where both were measured on the same photos with the same objects of the classes that both know;
+    They are paired where both were measured on the same images with the same objects of the classes that both know;
     else figures only stand side by side.
 
     Args:
         a: one side.
         b: the other; differences are ``b - a``.
         samples: draws of the bootstrap.
-        min_score: detections below it do not count in single photos (AP counts all).
+        min_score: detections below it do not count in single images (AP counts all).
 
     Raises:
         DataError: a side's ground truth or detections are damaged.
@@ -118,19 +118,19 @@ def _pair(a: Side, b: Side, classes: Sequence[str], samples: int, min_score: flo
     comparisons = {
         kind: compare_detections(truth, rows_a, rows_b, iou_type=kind, samples=samples) for kind in IOU_TYPES
     }
-    return Paired(comparisons, truth, rows_a, rows_b, _photo_differences(truth, rows_a, rows_b, min_score))
+    return Paired(comparisons, truth, rows_a, rows_b, _image_differences(truth, rows_a, rows_b, min_score))
 
 
-def _photo_differences(
+def _image_differences(
     truth: dict[str, Any], rows_a: list[dict[str, Any]], rows_b: list[dict[str, Any]], min_score: float
-) -> list[PhotoDifference]:
+) -> list[ImageDifference]:
     indexed = index_ground_truth(truth, "ground truth")
-    results_a, results_b = (measure_photos(indexed, rows, min_score) for rows in (rows_a, rows_b))
-    photos = []
+    results_a, results_b = (measure_images(indexed, rows, min_score) for rows in (rows_a, rows_b))
+    images = []
     for image in truth["images"]:
         result_a, result_b = results_a[image["id"]], results_b[image["id"]]
-        photos.append(
-            PhotoDifference(
+        images.append(
+            ImageDifference(
                 image_id=image["id"],
                 file_name=image["file_name"],
                 a=result_a,
@@ -140,7 +140,7 @@ def _photo_differences(
                 advantage=advantage(result_a, result_b),
             )
         )
-    return sorted((item for item in photos if item.disagreement > 0), key=lambda item: -item.disagreement)
+    return sorted((item for item in images if item.disagreement > 0), key=lambda item: -item.disagreement)
 
 
 def _summaries(side: Side) -> dict[IouType, ApSummary]:
@@ -156,9 +156,9 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
     if a.facts.get("run") and a.facts.get("run") == b.facts.get("run"):
         yield f"A and B are the same run ({a.name}), with one evaluation: there is nothing to compare."
     if not is_paired:
-        photos = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
+        images = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
         yield (
-            f"A and B were measured on different validation data ({photos} photos): the figures stand side by side, "
+            f"A and B were measured on different validation data ({images} images): the figures stand side by side, "
             "but their differences say as much about the data as about the networks, and have no interval. Evaluate "
             "both on the same data to compare them."
         )

@@ -1,4 +1,4 @@
-"""The comparison as one HTML page: figures, classes, settings, and the photos in which the sides disagree most."""
+"""The comparison as one HTML page: figures, classes, settings, and the images in which the sides disagree most."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import draw_detections, draw_ground_truth
-from yolact_ops.comparison.comparison import Compared, Paired, PhotoDifference, restrict
+from yolact_ops.comparison.comparison import Compared, ImageDifference, Paired, restrict
 from yolact_ops.comparison.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows, points
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact_ops.tracking.evaluations import content
 
 PICTURE_WIDTH = 640
-"""Pixels of each of the three pictures of a photo."""
+"""Pixels of each of the three pictures of a image."""
 
 _TEMPLATE = Path(__file__).with_name("compare.html.j2")
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Where the photos of the validation split are, or why there are none to show."""
+class Images:
+    """Where the images of the validation split are, or why there are none to show."""
 
     data: CocoInstances | None
     reason: str = ""
@@ -37,9 +37,9 @@ class Photos:
 
 @dataclass(frozen=True)
 class Shown:
-    """A photo on the page."""
+    """A image on the page."""
 
-    photo: PhotoDifference
+    image: ImageDifference
     pictures: list[str]
     """Ground truth, A and B as addresses that hold the picture."""
 
@@ -56,10 +56,10 @@ class Bar:
     """``better``, ``worse`` or ``open``, for the colour."""
 
 
-def find_photos(compared: Compared, processed_dir: Path) -> Photos:
-    """The photos in ``processed_dir``, when its val split is the one that both sides were measured on."""
+def find_images(compared: Compared, processed_dir: Path) -> Images:
+    """The images in ``processed_dir``, when its val split is the one that both sides were measured on."""
     if compared.paired is None:
-        return Photos(None, "A and B were measured on different validation data, so they share no photos to show.")
+        return Images(None, "A and B were measured on different validation data, so they share no images to show.")
     path = processed_dir / "val.json"
     way_out = (
         "Get that data (`git checkout` of the commit that the run names, then `dvc pull`, or `dvc repro preprocess` "
@@ -69,27 +69,27 @@ def find_photos(compared: Compared, processed_dir: Path) -> Photos:
         data = CocoInstances.load(path, processed_dir / "images")
         tree = json.loads(path.read_text(encoding="utf-8"))
     except DataError as error:
-        return Photos(None, f"The photos are not here: {error} {way_out}")
+        return Images(None, f"The images are not here: {error} {way_out}")
     truth = compared.paired.ground_truth
     if content(restrict(tree, compared.classes)) != content(truth):
-        return Photos(None, f"{path} is not the validation split that A and B were measured on. {way_out}")
-    return Photos(data)
+        return Images(None, f"{path} is not the validation split that A and B were measured on. {way_out}")
+    return Images(data)
 
 
-def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, min_score: float) -> None:
+def write_report(folder: Path, compared: Compared, images: Images, *, top: int, min_score: float) -> None:
     """Write ``index.html``, which needs no other file, and ``comparison.json``; other files in ``folder`` stay.
 
     Args:
         folder: is created when it is not there.
         compared: what to show.
-        photos: see `find_photos`.
-        top: most photos to show.
+        images: see `find_images`.
+        top: most images to show.
         min_score: detections below it are not drawn; the one that ``compared`` was made with.
 
     Raises:
-        DataError: a photo cannot be read.
+        DataError: a image cannot be read.
     """
-    shown = _draw(compared.paired, photos.data, top, min_score) if compared.paired and photos.data else []
+    shown = _draw(compared.paired, images.data, top, min_score) if compared.paired and images.data else []
     rows = [*figure_rows(compared), *common_rows(compared)]
     page = render_page(
         _TEMPLATE,
@@ -101,9 +101,9 @@ def write_report(folder: Path, compared: Compared, photos: Photos, *, top: int, 
         classes=_with_bars(class_rows(compared)),
         empty=empty_classes(compared),
         shown=shown,
-        no_photos=photos.reason,
+        no_images=images.reason,
         min_score=min_score,
-        disagreeing=len(compared.paired.photos) if compared.paired else 0,
+        disagreeing=len(compared.paired.images) if compared.paired else 0,
         comparison=compared.paired.comparisons["mask"] if compared.paired else None,
     )
     write_text_atomic(folder / "index.html", page)
@@ -133,12 +133,14 @@ def _draw(paired: Paired, data: CocoInstances, top: int, min_score: float) -> li
     image_of = {image.file_name: image for image in data.images}
     rows_a, rows_b = _by_image(paired.rows_a), _by_image(paired.rows_b)
     shown = []
-    for photo in paired.photos[:top]:
-        image = image_of[photo.file_name]
+    for difference in paired.images[:top]:
+        image = image_of[difference.file_name]
         pixels = data.read_image(image)
-        found = [_found(paired, image, rows[photo.image_id], pixels, min_score) for rows in (rows_a, rows_b)]
+        found = [_found(paired, image, rows[difference.image_id], pixels, min_score) for rows in (rows_a, rows_b)]
         pictures = [_true(data, image, pixels), *found]
-        shown.append(Shown(photo, [data_uri(jpeg_bytes(narrowed(p, PICTURE_WIDTH), 80), "jpeg") for p in pictures]))
+        shown.append(
+            Shown(difference, [data_uri(jpeg_bytes(narrowed(p, PICTURE_WIDTH), 80), "jpeg") for p in pictures])
+        )
     return shown
 
 

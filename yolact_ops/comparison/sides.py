@@ -28,7 +28,7 @@ REPORT = f"{FOLDER}/report.json"
 
 @dataclass(frozen=True)
 class Side:
-    """What was trained and evaluated, and what it found in the validation photos."""
+    """What was trained and evaluated, and what it found in the validation images."""
 
     name: str
     """Of the run, or the folder."""
@@ -43,7 +43,7 @@ class Side:
     evaluate: dict[str, Any]
     """Section ``evaluate`` of the settings, as the evaluation really used it; empty where that is not known."""
     milliseconds: float | None
-    """To predict one photo, in that evaluation."""
+    """To predict one image, in that evaluation."""
     device: str | None
     remark: str | None = None
     """What a reader should know first: that the run has not ended well, for one."""

@@ -92,13 +92,13 @@ def class_rows(compared: Compared) -> list[ClassRow]:
 
 
 def empty_classes(compared: Compared) -> list[str]:
-    """The common classes without an object in either's validation photos."""
+    """The common classes without an object in either's validation images."""
     shown = {row.name for row in class_rows(compared)}
     return [name for name in compared.classes if name not in shown]
 
 
 def as_json(compared: Compared, top: int) -> dict[str, Any]:
-    """Everything but the pictures, with the ``top`` photos in which the sides disagree most; fractions, not percent."""
+    """Everything but the pictures, with the ``top`` images in which the sides disagree most; fractions, not percent."""
     paired = compared.paired
     comparison = paired.comparisons["mask"] if paired else None
     return {
@@ -113,16 +113,16 @@ def as_json(compared: Compared, top: int) -> dict[str, Any]:
         "per_class": {row.name: _row_json(row) | {"objects": row.objects} for row in class_rows(compared)},
         "classes_only_in_a": compared.only_a,
         "classes_only_in_b": compared.only_b,
-        "photos": [
+        "images": [
             {
-                "file_name": photo.file_name,
-                "objects": photo.objects,
-                "found": {"a": photo.a.num_found, "b": photo.b.num_found},
-                "false": {"a": photo.a.false, "b": photo.b.false},
-                "disagreement": photo.disagreement,
-                "advantage_of_b": photo.advantage,
+                "file_name": image.file_name,
+                "objects": image.objects,
+                "found": {"a": image.a.num_found, "b": image.b.num_found},
+                "false": {"a": image.a.false, "b": image.b.false},
+                "disagreement": image.disagreement,
+                "advantage_of_b": image.advantage,
             }
-            for photo in (paired.photos[:top] if paired else [])
+            for image in (paired.images[:top] if paired else [])
         ],
     }
 
@@ -136,7 +136,7 @@ def _side_json(compared: Compared, which: int) -> dict[str, Any]:
     return {
         "name": side.name,
         **side.facts,
-        "photos": len(side.ground_truth["images"]),
+        "images": len(side.ground_truth["images"]),
         "milliseconds": side.milliseconds,
         "device": side.device,
     }

@@ -236,7 +236,7 @@ def read_data_digest(processed_dir: Path) -> str:
 
 
 def read_split_digests(processed_dir: Path) -> dict[str, str]:
-    """The digests of ``train`` and ``val``, each of its photos and annotations, from ``stats.json``.
+    """The digests of ``train`` and ``val``, each of its images and annotations, from ``stats.json``.
 
     Raises:
         DataError: the file is missing, is not JSON or has no such digests.

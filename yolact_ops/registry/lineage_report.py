@@ -31,7 +31,7 @@ GROUPS = {
 """Tags by what they tell about, in the order in which they are shown; all other tags follow."""
 
 FIXED_SOURCES = ("sample", "voc2012", "sbd")
-"""Values of ``data.source`` that always give the same photos: generated from a seed, or checked against a sum."""
+"""Values of ``data.source`` that always give the same images: generated from a seed, or checked against a sum."""
 
 
 @dataclass(frozen=True)

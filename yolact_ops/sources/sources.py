@@ -33,7 +33,7 @@ VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84
 """The devkit's VOCtrainval_11-May-2012.tar."""
 
 SBD_FILE = KnownFile(size=1_419_539_633, md5="82b4d87ceb2ed10f6038a1cba92111cb")
-"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds photos too."""
+"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds images too."""
 
 SPELLINGS = (
     "Supported are: sample; voc2012; sbd; a folder; an archive (.tar, .tar.gz, .tgz, .zip); https://HOST/ARCHIVE, "
@@ -298,7 +298,7 @@ def _dvc_path(text: str) -> DvcPath:
     if not (repository and path and revision):
         raise DataError(
             f"data.source: {text!r} lacks a part. Write dvc:REPOSITORY#PATH@REVISION, such as "
-            "dvc:https://example.com/team/photos.git#data/photos@v2."
+            "dvc:https://example.com/team/images.git#data/images@v2."
         )
     if revision.startswith("-") or repository.startswith("-"):
         raise DataError(f"data.source: {text!r}: neither repository nor revision can begin with '-'.")

@@ -17,7 +17,7 @@ def run_note(params: Params, classes: Sequence[str], val_images: int, figures: M
     Args:
         params: the settings in use.
         classes: names of the classes.
-        val_images: photos of the val split.
+        val_images: images of the val split.
         figures: 0 to 1 by name; None where there was nothing to measure on. Empty: not measured yet.
     """
     model, train = params.model, params.train
@@ -26,7 +26,7 @@ def run_note(params: Params, classes: Sequence[str], val_images: int, figures: M
         names += f" and {len(classes) - NAMED_CLASSES} more"
     lines = [
         f"**YOLACT**, {model.backbone}, {model.image_size} px; {train.epochs} epochs in batches of {train.batch_size}.",
-        f"**Data** `{data_source(params)}`: {len(classes)} classes ({names}), {val_images} photos in val.",
+        f"**Data** `{data_source(params)}`: {len(classes)} classes ({names}), {val_images} images in val.",
     ]
     if figures:
         shown = [f"| {name} | {'-' if value is None else f'{100 * value:.1f}'} |" for name, value in figures.items()]

@@ -125,7 +125,7 @@ class DataSet:
     context: str
     """What it was used for, as ``training`` or ``validation``."""
     num_images: int
-    """Photos in it; MLflow shows them as rows."""
+    """Images in it; MLflow shows them as rows."""
 
 
 class Tracker:

@@ -30,7 +30,7 @@ from yolact_ops.transfer.compressed import GZIP_START, XZ_START, least_unpacked_
 from yolact_ops.transfer.disk import BLOCK, require_free_disk
 
 MAX_RATIO = 200
-"""An archive may unpack to this many times its own size. Photos and masks are compressed already (about 1), annotation
+"""An archive may unpack to this many times its own size. Images and masks are compressed already (about 1), annotation
 JSON shrinks to a tenth; archives made to fill disks reach thousands (1,032 is deflate's limit)."""
 
 ALWAYS_ALLOWED = 64 << 20
@@ -259,7 +259,7 @@ def _link_target(
 
 def _too_large(archive: Path) -> DataError:
     return DataError(
-        f"{archive}: unpacks to more than {MAX_RATIO} times its own size, which no set of photos does; it is refused "
+        f"{archive}: unpacks to more than {MAX_RATIO} times its own size, which no set of images does; it is refused "
         "as an attack. If you trust it, unpack it yourself and name the folder."
     )
 

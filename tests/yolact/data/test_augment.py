@@ -32,7 +32,7 @@ def switches(**on: bool) -> AugmentConfig:
 
 
 def sample_of(height: int, width: int, *boxes: tuple[int, int, int, int], crowd: tuple[int, ...] = ()) -> Sample:
-    """A photo with filled rectangles as objects; object k has the label k."""
+    """A image with filled rectangles as objects; object k has the label k."""
     masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
@@ -83,7 +83,7 @@ def rectangles(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int,
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[Sample, Window]:
-    """A photo with up to six objects, and a window inside it, across its border, around it or beside it."""
+    """A image with up to six objects, and a window inside it, across its border, around it or beside it."""
     height, width = draw(st.integers(2, 60)), draw(st.integers(2, 60))
     boxes = draw(st.lists(rectangles(height, width), max_size=6))
     window = Window(
@@ -153,7 +153,7 @@ def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
-    """A window of 3 x 5 pixels, one row of it above the photo, on 45 x 45: blocks of 15 x 9 pixels."""
+    """A window of 3 x 5 pixels, one row of it above the image, on 45 x 45: blocks of 15 x 9 pixels."""
     sample = sample_of(8, 7, (2, 1, 4, 3))
     pixels, targets = seen_through(sample, Window(2, -1, 3, 5, mirrored), 45)
     blocks = pixels[:, 4::9, 7::15].permute(1, 2, 0).numpy()  # the blocks' centres: (5, 3, 3)
@@ -165,7 +165,7 @@ def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
     assert tight_box(targets.masks[0]) == ([4, 5, 12, 10] if mirrored else [0, 5, 8, 10])
 
 
-def test_what_lies_outside_the_photo_has_the_mean_colour() -> None:
+def test_what_lies_outside_the_image_has_the_mean_colour() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
     pixels, targets = seen_through(sample, Window(-4, -8, 16, 16), 32)
     outside = torch.ones(32, 32, dtype=torch.bool)
@@ -175,7 +175,7 @@ def test_what_lies_outside_the_photo_has_the_mean_colour() -> None:
     assert targets.masks.sum() == 4
 
 
-def test_a_window_beside_the_photo_shows_the_mean_colour_alone() -> None:
+def test_a_window_beside_the_image_shows_the_mean_colour_alone() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
     pixels, targets = seen_through(sample, Window(4, 0, 4, 4), 16)
     assert set(map(tuple, pixels.flatten(1).T.tolist())) == {MEAN}
@@ -199,7 +199,7 @@ def test_objects_narrower_or_lower_than_a_pixel_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_photo_without_objects_is_augmented_too(seed: int) -> None:
+def test_a_image_without_objects_is_augmented_too(seed: int) -> None:
     sample = sample_of(30, 40)
     everything = switches(photometric=True, expand=True, random_crop=True, mirror=True)
     pixels, targets = varied(sample, everything, 32, seed)
@@ -216,7 +216,7 @@ def test_a_photo_without_objects_is_augmented_too(seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(scenes(), st.integers(16, 64), st.integers(0, 999))
-def test_with_every_switch_off_the_photo_is_resized_and_nothing_else(
+def test_with_every_switch_off_the_image_is_resized_and_nothing_else(
     scene: tuple[Sample, Window], size: int, seed: int
 ) -> None:
     sample, _ = scene
@@ -256,7 +256,7 @@ def test_colours_change_on_whichever_has_fewer_pixels(size: int) -> None:
 
 
 def test_colours_before_or_after_resizing_look_the_same() -> None:
-    """On a photo as smooth as real ones, reduced to half: the mean difference is far below a level."""
+    """On a image as smooth as real ones, reduced to half: the mean difference is far below a level."""
     rows, columns = np.mgrid[0:120, 0:160] / 20
     image = np.stack([np.sin(rows + columns), np.cos(rows), np.sin(2 * columns)], axis=-1)
     image = (127.5 + 90 * image).astype(np.uint8)
@@ -268,7 +268,7 @@ def test_colours_before_or_after_resizing_look_the_same() -> None:
     assert difference.mean().abs() < 0.2
 
 
-def test_augmenting_does_not_change_the_stored_photo() -> None:
+def test_augmenting_does_not_change_the_stored_image() -> None:
     sample = sample_of(40, 40, (5, 5, 30, 30))
     before = [sample.image.copy(), sample.boxes.copy()]
     for array in (sample.image, sample.boxes):
@@ -293,7 +293,7 @@ def near(probability: float, count: int) -> object:
     return pytest.approx(probability, abs=4 * math.sqrt(probability * (1 - probability) / count))
 
 
-def test_one_crop_mode_in_six_keeps_the_whole_photo() -> None:
+def test_one_crop_mode_in_six_keeps_the_whole_image() -> None:
     sample = sample_of(90, 120, (50, 40, 70, 50))
     drawn = windows(sample, switches(random_crop=True), 6000)
     whole = [window == Window(0, 0, 120, 90) for window in drawn]
@@ -319,7 +319,7 @@ def test_one_crop_mode_in_six_keeps_the_whole_photo() -> None:
     assert max(ratios) > 1.6
 
 
-def test_crops_reach_every_corner_of_the_photo() -> None:
+def test_crops_reach_every_corner_of_the_image() -> None:
     sample = sample_of(100, 100, (0, 0, 20, 20), (80, 0, 100, 20), (0, 80, 20, 100), (80, 80, 100, 100))
     small = [window for window in windows(sample, switches(random_crop=True), 2000) if window.width < 60]
     for x in (4, 95):
@@ -335,12 +335,12 @@ def test_a_crop_holds_the_centre_of_an_object_that_is_no_crowd() -> None:
 
 
 @pytest.mark.parametrize("crowd", [(), (0,)])
-def test_without_an_object_to_keep_the_photo_is_not_cropped(crowd: tuple[int, ...]) -> None:
+def test_without_an_object_to_keep_the_image_is_not_cropped(crowd: tuple[int, ...]) -> None:
     sample = sample_of(50, 60, (10, 10, 20, 20), crowd=crowd) if crowd else sample_of(50, 60)
     assert set(windows(sample, switches(random_crop=True), 30)) == {Window(0, 0, 60, 50)}
 
 
-def test_half_of_the_photos_are_put_on_a_canvas_up_to_four_times_as_wide() -> None:
+def test_half_of_the_images_are_put_on_a_canvas_up_to_four_times_as_wide() -> None:
     sample = sample_of(90, 120, (0, 0, 10, 10))
     drawn = windows(sample, switches(expand=True), 2000)
     expanded = [window for window in drawn if window.width > 120 or window.height > 90]
@@ -348,7 +348,7 @@ def test_half_of_the_photos_are_put_on_a_canvas_up_to_four_times_as_wide() -> No
     for window in expanded:
         assert -window.left >= 0
         assert -window.top >= 0
-        assert window.left + window.width >= 120  # the photo is on the canvas, whole
+        assert window.left + window.width >= 120  # the image is on the canvas, whole
         assert window.top + window.height >= 90
         assert window.height / 90 == pytest.approx(window.width / 120, abs=1 / 90)
     ratios = np.array([window.width / 120 for window in expanded])
@@ -358,7 +358,7 @@ def test_half_of_the_photos_are_put_on_a_canvas_up_to_four_times_as_wide() -> No
     assert places.mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_half_of_the_photos_are_mirrored() -> None:
+def test_half_of_the_images_are_mirrored() -> None:
     drawn = windows(sample_of(20, 20, (0, 0, 9, 9)), switches(mirror=True), 2000)
     assert np.mean([window.mirrored for window in drawn]) == near(0.5, 2000)
     assert {(window.left, window.top, window.width, window.height) for window in drawn} == {(0, 0, 20, 20)}

@@ -87,7 +87,7 @@ def test_labels_count_the_category_ids_from_the_smallest(tmp_path: Path) -> None
     assert [item.label for item in data.objects[7]] == [2, 0, 1]
 
 
-def test_photos_keep_their_order_and_may_have_no_object(tmp_path: Path) -> None:
+def test_images_keep_their_order_and_may_have_no_object(tmp_path: Path) -> None:
     data = load(tmp_path, tree(annotation(1)))
     assert data.images == [CocoImage(7, "a.png", WIDTH, HEIGHT), CocoImage(2, "b.png", 5, 5)]
     assert data.objects[2] == []
@@ -102,7 +102,7 @@ def test_boxes_become_corners_and_crowds_are_marked(tmp_path: Path) -> None:
     assert [item.crowd for item in data.objects[7]] == [False, True, False]
 
 
-def test_photos_are_read_as_rgb_whatever_their_mode(tmp_path: Path) -> None:
+def test_images_are_read_as_rgb_whatever_their_mode(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     data = load(tmp_path, tree())
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -201,14 +201,14 @@ def test_a_fault_in_the_annotations_is_named(tmp_path: Path, content: Any, said:
         load(tmp_path, content)
 
 
-def test_a_missing_photo_is_named(tmp_path: Path) -> None:
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
     data = load(tmp_path, tree())
-    with pytest.raises(DataError, match=r"a\.png: no such photo"):
+    with pytest.raises(DataError, match=r"a\.png: no such image"):
         data.read_image(data.images[0])
 
 
 @pytest.mark.parametrize("length", [0, 20, 60])
-def test_a_damaged_photo_is_named(tmp_path: Path, length: int) -> None:
+def test_a_damaged_image_is_named(tmp_path: Path, length: int) -> None:
     data = load(tmp_path, tree())
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -232,7 +232,7 @@ def test_a_header_without_sense_is_named_too(tmp_path: Path, header: bytes) -> N
         data.read_image(data.images[0])
 
 
-def test_a_photo_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+def test_a_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
     data = load(tmp_path, tree())
     Image.new("RGB", (9, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: is 9x4 pixels, the annotations say 8x6"):

@@ -53,7 +53,7 @@ def test_colours_are_those_of_an_independent_version_in_floats_rounded_once(chan
         assert np.abs(found - with_colorsys(planes, change)).max() <= 0.5 + 1e-3
 
 
-def test_photos_are_changed_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_changed_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     change = ColorChange(10, 1.2, False, 1.3, -7)
     whole = change_colors(COLOURS, change)
     monkeypatch.setattr(colors, "BLOCK", 5)
@@ -62,7 +62,7 @@ def test_photos_are_changed_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyP
 
 @settings(max_examples=30, deadline=None)
 @given(changes)
-def test_the_stored_photo_stays_as_it_is(change: ColorChange) -> None:
+def test_the_stored_image_stays_as_it_is(change: ColorChange) -> None:
     planes = COLOURS.copy()
     planes.setflags(write=False)
     change_colors(planes, change)

@@ -1,4 +1,4 @@
-"""Batches: which photos in which order, the same ones whatever the number of loader processes."""
+"""Batches: which images in which order, the same ones whatever the number of loader processes."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def uniform(length: int, batch_size: int, seed: int = 0, *, rank: int = 0, world
 
 @pytest.fixture
 def data(tmp_path: Path) -> CocoInstances:
-    """Photos 100, 101, ... of 24 x 20 pixels; photo number k has k rectangles."""
+    """Images 100, 101, ... of 24 x 20 pixels; image number k has k rectangles."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for photo in range(PHOTOS):
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{photo}.png")
-        images.append({"id": 100 + photo, "file_name": f"{photo}.png", "width": 24, "height": 20})
-        for number in range(photo):
+    for image in range(PHOTOS):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{image}.png")
+        images.append({"id": 100 + image, "file_name": f"{image}.png", "width": 24, "height": 20})
+        for number in range(image):
             polygon = [2 + number, 2, 14 + number, 2, 14 + number, 16, 2 + number, 16]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
-                    "image_id": 100 + photo,
+                    "image_id": 100 + image,
                     "category_id": 1 + number % 2,
                     "bbox": [2 + number, 2, 12, 14],
                     "segmentation": [polygon],
@@ -121,27 +121,27 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_is_full_batches_of_different_photos(length: int, batch_size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_is_full_batches_of_different_images(length: int, batch_size: int, seed: int, epoch: int) -> None:
     sampler = uniform(length, batch_size, seed)
     sampler.epoch = epoch
     batches = list(sampler)
     keys = [key for batch in batches for key in batch]
-    photos = [key.photo for key in keys]
+    images = [key.image for key in keys]
     assert len(sampler) == len(batches) == max(length // batch_size, 1)
     assert {len(batch) for batch in batches} == {min(batch_size, length)}
-    assert len(photos) == len(set(photos))
-    assert set(photos) <= set(range(length))
+    assert len(images) == len(set(images))
+    assert set(images) <= set(range(length))
     assert {key.epoch for key in keys} == {epoch}
     if length % batch_size == 0 or length < batch_size:
-        assert sorted(photos) == list(range(length))
+        assert sorted(images) == list(range(length))
 
 
-def test_every_photo_is_left_out_of_some_epoch_only() -> None:
+def test_every_image_is_left_out_of_some_epoch_only() -> None:
     sampler = uniform(5, 2)
     seen = set()
     for epoch in range(10):
         sampler.epoch = epoch
-        seen |= {key.photo for batch in sampler for key in batch}
+        seen |= {key.image for batch in sampler for key in batch}
     assert seen == set(range(5))
 
 
@@ -149,7 +149,7 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         sampler = uniform(100, 10, seed)
         sampler.epoch = epoch
-        return [key.photo for batch in sampler for key in batch]
+        return [key.image for batch in sampler for key in batch]
 
     np.random.seed(1)
     first = order(0, 0)
@@ -176,7 +176,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(3, 8), (20, 3), (0, 8)])
-def test_processes_without_a_photo_are_refused(length: int, batch_size: int) -> None:
+def test_processes_without_a_image_are_refused(length: int, batch_size: int) -> None:
     with pytest.raises(SettingsError, match=rf"4 processes cannot share a batch of {min(length, batch_size)} "):
         uniform(length, batch_size, rank=0, world_size=4)
 
@@ -204,23 +204,23 @@ def test_each_batch_has_one_size_that_depends_on_seed_epoch_and_batch() -> None:
     assert all(first.count(size) == pytest.approx(100 / 3, abs=4 * 4.7) for size in (64, 96, 128))
 
 
-# --- Photos of rare classes
+# --- Images of rare classes
 
 
-def labelled(*photos: list[int], classes: int, crowd: tuple[int, ...] = ()) -> CocoInstances:
-    """Photos with objects of these labels; those of labels in ``crowd`` are crowd regions."""
+def labelled(*images: list[int], classes: int, crowd: tuple[int, ...] = ()) -> CocoInstances:
+    """Images with objects of these labels; those of labels in ``crowd`` are crowd regions."""
     objects = {
-        photo: [CocoObject(label, (0, 0, 1, 1), label in crowd, []) for label in labels]
-        for photo, labels in enumerate(photos)
+        image: [CocoObject(label, (0, 0, 1, 1), label in crowd, []) for label in labels]
+        for image, labels in enumerate(images)
     }
-    images = [CocoImage(photo, "", 1, 1) for photo in range(len(photos))]
-    return CocoInstances(images, objects, list(range(classes)), [str(label) for label in range(classes)], Path())
+    arrays = [CocoImage(image, "", 1, 1) for image in range(len(images))]
+    return CocoInstances(arrays, objects, list(range(classes)), [str(label) for label in range(classes)], Path())
 
 
 def test_repeat_factors_by_hand() -> None:
-    """Of 8 photos 6 have class 0, 1 has class 1, 2 have class 2; the crowd's class 3 does not count."""
-    photos = [[0], [0], [0], [0], [0, 2], [0, 1, 1], [2, 3], []]
-    data = labelled(*photos, classes=5, crowd=(3,))
+    """Of 8 images 6 have class 0, 1 has class 1, 2 have class 2; the crowd's class 3 does not count."""
+    images = [[0], [0], [0], [0], [0, 2], [0, 1, 1], [2, 3], []]
+    data = labelled(*images, classes=5, crowd=(3,))
     rare, seldom = (0.5 / (1 / 8)) ** 0.5, (0.5 / (2 / 8)) ** 0.5
     assert repeat_factors(data, 0.5).tolist() == pytest.approx([1, 1, 1, 1, seldom, rare, seldom, 1])
     assert repeat_factors(data, 1e-3).tolist() == [1] * 8
@@ -230,35 +230,35 @@ def test_repeat_factors_by_hand() -> None:
 @given(
     st.lists(st.integers(64, 384), min_size=1, max_size=30), st.integers(1, 10), st.integers(0, 5), st.integers(0, 5)
 )
-def test_an_epoch_shows_each_photo_as_often_as_its_factor_says(
+def test_an_epoch_shows_each_image_as_often_as_its_factor_says(
     parts: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
     factors = np.array(parts) / 64
     sampler = EpochSampler(factors, batch_size, [SIZE], seed, rank=0, world_size=1)
     sampler.epoch = epoch
     keys = [key for batch in sampler for key in batch]
-    photos = sum(parts) // 64
-    batch = min(batch_size, photos)
-    assert len(keys) == photos // batch * batch
-    assert len({(key.photo, key.copy) for key in keys}) == len(keys)
-    counts = np.bincount([key.photo for key in keys], minlength=len(factors))
+    images = sum(parts) // 64
+    batch = min(batch_size, images)
+    assert len(keys) == images // batch * batch
+    assert len({(key.image, key.copy) for key in keys}) == len(keys)
+    counts = np.bincount([key.image for key in keys], minlength=len(factors))
     assert (counts <= np.ceil(factors)).all()
-    # What is missing was in the last batch, or was the one photo more that an epoch may have.
-    assert (np.floor(factors) - counts).clip(min=0).sum() <= photos % batch + 1
+    # What is missing was in the last batch, or was the one image more that an epoch may have.
+    assert (np.floor(factors) - counts).clip(min=0).sum() <= images % batch + 1
 
 
-def test_over_many_epochs_photos_are_shown_in_proportion_to_their_factors() -> None:
+def test_over_many_epochs_images_are_shown_in_proportion_to_their_factors() -> None:
     factors = np.array([1, 1.25, 2.5, 1, 3.75, 1, 1.5, 1])
     sampler = EpochSampler(factors, 13, [SIZE], 0, rank=0, world_size=1)  # their sum is 13
     counts = np.zeros(8)
     for epoch in range(1000):
         sampler.epoch = epoch
         [batch] = sampler
-        counts += np.bincount([key.photo for key in batch], minlength=8)
+        counts += np.bincount([key.image for key in batch], minlength=8)
     assert counts / 1000 == pytest.approx(factors, abs=4 * 0.5 / 1000**0.5)
 
 
-def test_copies_of_a_photo_are_changed_in_different_ways(data: CocoInstances) -> None:
+def test_copies_of_a_image_are_changed_in_different_ways(data: CocoInstances) -> None:
     dataset = TrainingSet(data, EVERYTHING, seed=0)
     first, again, second = (dataset[SampleKey(0, 4, copy, SIZE)] for copy in (0, 0, 1))
     assert torch.equal(first.images, again.images)
@@ -268,7 +268,7 @@ def test_copies_of_a_photo_are_changed_in_different_ways(data: CocoInstances) ->
 def test_rare_classes_are_shown_more_often_where_the_settings_say_so(
     batches_of: Callable[..., list[Batch]],
 ) -> None:
-    """Class dog is in photos 2, 3 and 4 of 5, cat in 1 to 4."""
+    """Class dog is in images 2, 3 and 4 of 5, cat in 1 to 4."""
     balanced = batches_of(sampling="class_balanced", repeat_threshold=1.0, batch_size=1, epochs=tuple(range(12)))
     shown = [batch.image_ids[0] for batch in balanced]
     factor = (5 / 3) ** 0.5
@@ -289,11 +289,11 @@ def loader_of(repository: Path) -> Callable[..., None]:
 def test_balancing_that_changes_nothing_names_the_rarest_class_and_its_share(
     loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of 8 photos 1 has class 1, none has class 3."""
+    """Of 8 images 1 has class 1, none has class 3."""
     data = labelled([0], [0], [0], [0], [0, 2], [0, 1, 1], [2], [], classes=4)
     loader_of(data, repeat_threshold=1e-3)
     [message] = caplog.messages
-    assert "the rarest class, 1, is in a share of 0.125 of the photos" in message
+    assert "the rarest class, 1, is in a share of 0.125 of the images" in message
     assert "train.repeat_threshold, 0.001" in message
     assert "Set a repeat_threshold above that share" in message
 
@@ -308,7 +308,7 @@ def test_nobody_is_warned_of_balancing_that_acts(
     assert caplog.messages == []
 
 
-def test_where_every_photo_has_every_class_no_threshold_is_advised(
+def test_where_every_image_has_every_class_no_threshold_is_advised(
     loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     loader_of(labelled([0, 1], [0, 1], classes=2), repeat_threshold=1.0)
@@ -316,7 +316,7 @@ def test_where_every_photo_has_every_class_no_threshold_is_advised(
 
 
 def test_the_base_settings_balance_data_with_classes_as_rare_as_those_of_voc(repository: Path) -> None:
-    """The 20th class in 4 of 100 photos is shown sqrt(0.1 / 0.04) times as often."""
+    """The 20th class in 4 of 100 images is shown sqrt(0.1 / 0.04) times as often."""
     data = labelled(*[[0]] * 96, *[[19]] * 4, classes=20)
     threshold = load_params(repository / "conf" / "base.yaml").train.repeat_threshold
     assert repeat_factors(data, threshold).tolist() == pytest.approx([1] * 96 + [2.5**0.5] * 4)
@@ -325,7 +325,7 @@ def test_the_base_settings_balance_data_with_classes_as_rare_as_those_of_voc(rep
 # --- Content
 
 
-def test_a_sample_is_the_stored_photo_with_its_objects(data: CocoInstances, tmp_path: Path) -> None:
+def test_a_sample_is_the_stored_image_with_its_objects(data: CocoInstances, tmp_path: Path) -> None:
     sample = read_sample(data, 4)
     assert np.array_equal(sample.image, np.asarray(Image.open(tmp_path / "4.png")))
     assert sample.boxes.tolist() == [[2 + k, 2, 14 + k, 16] for k in range(4)]
@@ -337,16 +337,16 @@ def test_a_sample_is_the_stored_photo_with_its_objects(data: CocoInstances, tmp_
     assert np.array_equal(coco_mask.decode(sample.masks).transpose(2, 0, 1), expected)
 
 
-def test_a_sample_of_a_photo_without_objects_is_empty(data: CocoInstances) -> None:
+def test_a_sample_of_a_image_without_objects_is_empty(data: CocoInstances) -> None:
     sample = read_sample(data, 0)
     assert sample.boxes.shape == (0, 4)
     assert sample.labels.shape == sample.crowd.shape == (0,)
     assert sample.masks == []
 
 
-def test_a_batch_holds_images_targets_and_ids_of_the_same_photos(data: CocoInstances) -> None:
+def test_a_batch_holds_images_targets_and_ids_of_the_same_images(data: CocoInstances) -> None:
     dataset = TrainingSet(data, NOTHING, seed=0)
-    batch = collate([dataset[SampleKey(0, photo, 0, 72)] for photo in (3, 0, 2)])
+    batch = collate([dataset[SampleKey(0, image, 0, 72)] for image in (3, 0, 2)])
     assert batch.images.shape == (3, 3, 72, 72)
     assert batch.images.dtype == torch.uint8
     assert batch.image_ids == [103, 100, 102]
@@ -361,16 +361,16 @@ def test_a_batch_holds_images_targets_and_ids_of_the_same_photos(data: CocoInsta
 
 
 def test_a_batch_is_what_input_sized_masks_of_its_images_give(data: CocoInstances) -> None:
-    """72 pixels are 3 and 3.6 times the photo's sides, so that the whole mask can be made by hand."""
+    """72 pixels are 3 and 3.6 times the image's sides, so that the whole mask can be made by hand."""
     dataset = TrainingSet(data, NOTHING, seed=0)
-    batch = collate([dataset[SampleKey(0, photo, 0, 72)] for photo in (4, 0, 1)])
+    batch = collate([dataset[SampleKey(0, image, 0, 72)] for image in (4, 0, 1)])
     boxes, labels, masks, crowd = [], [], [], []
-    for photo in (4, 0, 1):
-        sample = read_sample(data, photo)
+    for image in (4, 0, 1):
+        sample = read_sample(data, image)
         boxes.append(torch.from_numpy(sample.boxes / [24, 20, 24, 20]))
         labels.append(torch.from_numpy(sample.labels))
         crowd.append(torch.from_numpy(sample.crowd))
-        masks.append(torch.zeros(photo, 72, 72, dtype=torch.uint8))
+        masks.append(torch.zeros(image, 72, 72, dtype=torch.uint8))
         for number, mask in enumerate(masks[-1]):
             mask[7:58, 3 * (2 + number) : 3 * (14 + number)] = 1  # rows 7.2 to 57.6
     expected = targets_from_masks(boxes, labels, masks, crowd, 2, (18, 18), (9, 9))
@@ -381,23 +381,23 @@ def test_a_batch_is_what_input_sized_masks_of_its_images_give(data: CocoInstance
         assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
 
 
-def write_data(folder: Path, *photos: list[list[int]], height: int = 100, width: int = 120) -> CocoInstances:
-    """Photos with rectangles [x, y, width, height] of one class."""
-    images, annotations = [], []
-    for number, boxes in enumerate(photos):
+def write_data(folder: Path, *images: list[list[int]], height: int = 100, width: int = 120) -> CocoInstances:
+    """Images with rectangles [x, y, width, height] of one class."""
+    arrays, annotations = [], []
+    for number, boxes in enumerate(images):
         pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+        arrays.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
         for x, y, w, h in boxes:
             polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
             row = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": [x, y, w, h]}
             annotations.append(row | {"segmentation": [polygon], "iscrowd": 0})
-    tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    tree = {"images": arrays, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "train.json").write_text(json.dumps(tree))
     return CocoInstances.load(folder / "train.json", folder)
 
 
-def test_a_photo_with_six_hundred_objects_of_a_single_class_is_loaded(tmp_path: Path) -> None:
+def test_a_image_with_six_hundred_objects_of_a_single_class_is_loaded(tmp_path: Path) -> None:
     boxes = [[4 * column, 5 * row, 3, 4] for row in range(20) for column in range(30)]
     dataset = TrainingSet(write_data(tmp_path, boxes), NOTHING, seed=0)
     targets = dataset[SampleKey(0, 0, 0, 480)].targets
@@ -419,9 +419,9 @@ def test_slivers_and_tiny_boxes_are_loaded_with_every_change(tmp_path: Path, box
         assert len(targets.masks) == len(targets.labels) == targets.counts[0]
 
 
-def test_photos_without_objects_are_batches_too(tmp_path: Path) -> None:
+def test_images_without_objects_are_batches_too(tmp_path: Path) -> None:
     dataset = TrainingSet(write_data(tmp_path, [], []), EVERYTHING, seed=0)
-    targets = collate([dataset[SampleKey(0, photo, 0, 64)] for photo in (0, 1)]).targets
+    targets = collate([dataset[SampleKey(0, image, 0, 64)] for image in (0, 1)]).targets
     assert targets.counts == [0, 0]
     assert targets.boxes.shape == (0, 4)
     assert targets.masks.shape == (0, 16, 16)
@@ -430,7 +430,7 @@ def test_photos_without_objects_are_batches_too(tmp_path: Path) -> None:
     assert not targets.semantic.any()
 
 
-def test_a_damaged_mask_is_reported_with_its_photo(data: CocoInstances, tmp_path: Path) -> None:
+def test_a_damaged_mask_is_reported_with_its_image(data: CocoInstances, tmp_path: Path) -> None:
     tree = json.loads((tmp_path / "train.json").read_text())
     tree["annotations"][0]["segmentation"] = {"size": [20, 24], "counts": "garbage!!"}
     (tmp_path / "train.json").write_text(json.dumps(tree))

@@ -1,4 +1,4 @@
-"""Masks for the losses: those of the whole two steps, photo to input and input to prototypes, to the last pixel."""
+"""Masks for the losses: those of the whole two steps, image to input and input to prototypes, to the last pixel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scene:
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
-    """Up to four objects, solid or frayed, and a window inside the photo, across its border, around it or beside it."""
+    """Up to four objects, solid or frayed, and a window inside the image, across its border, around it or beside it."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     masks = np.zeros((draw(st.integers(0, 4)), height, width), dtype=np.uint8)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
@@ -106,7 +106,7 @@ def test_masks_are_those_of_the_whole_steps_in_every_window(scene: Scene) -> Non
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("window", [Window(0, 0, 500, 375), Window(-333, -120, 1100, 825), Window(141, 33, 217, 300)])
-def test_masks_of_a_photo_are_those_of_the_published_composite(window: Window, mirrored: bool) -> None:
+def test_masks_of_a_image_are_those_of_the_published_composite(window: Window, mirrored: bool) -> None:
     """By torch alone, in double precision: pixels so near one half that rounding decides are left out."""
     rows, columns = np.mgrid[0:375, 0:500]
     discs = ((150, 260, 90), (200, 330, 60), (37, 300, 4))

@@ -29,8 +29,8 @@ SIZE = 64
 COLOURS = {1: (220, 40, 40), 2: (40, 60, 220)}
 
 
-def make_photos(folder: Path, count: int) -> Path:
-    """Photos with one or two coloured boxes each; the path of their annotations."""
+def make_images(folder: Path, count: int) -> Path:
+    """Images with one or two coloured boxes each; the path of their annotations."""
     tree: dict[str, Any] = {"images": [], "annotations": []}
     tree["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | Non
 
 def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
     """A trainer on a device that nothing but its steps is wanted of; ``settings`` are those of `small_params`."""
-    annotations = make_photos(folder / "photos", 8)
+    annotations = make_images(folder / "images", 8)
     data = CocoInstances.load(annotations, annotations.parent)
     params = small_params(**settings)
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
 
 def train(settings: dict[str, Any], world: World) -> Trainer:
     """Train in the current folder, from a checkpoint where there is one."""
-    annotations = make_photos(Path(f"photos{world.rank}"), settings.pop("photos"))
+    annotations = make_images(Path(f"images{world.rank}"), settings.pop("images"))
     params = small_params(**settings)
     data = CocoInstances.load(annotations, annotations.parent)
     store = CheckpointStore(Path("models/checkpoints"), params.runtime.keep_checkpoints, "test run")

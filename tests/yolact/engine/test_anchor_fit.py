@@ -75,7 +75,7 @@ def test_a_box_on_an_anchor_is_covered_wholly() -> None:
 
 
 def data_of(boxes: torch.Tensor, side: int = 1000) -> CocoInstances:
-    """A data set with one photo of ``side`` x ``side`` pixels that has these (N, 4) xyxy relative boxes."""
+    """A data set with one image of ``side`` x ``side`` pixels that has these (N, 4) xyxy relative boxes."""
     rows = (boxes.double() * side).tolist()
     objects = [CocoObject(0, (left, top, right, bottom), False, []) for left, top, right, bottom in rows]
     return CocoInstances([CocoImage(1, "1.jpg", side, side)], {1: objects}, [1], ["thing"], Path("images"))
@@ -202,12 +202,12 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_boxes_are_those_of_the_resized_photo_without_crowd_regions(data: Path) -> None:
+def test_boxes_are_those_of_the_resized_image_without_crowd_regions(data: Path) -> None:
     boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"), keep_aspect_ratio=False)
     assert boxes.tolist() == [pytest.approx([0.1, 0.1, 0.6, 0.5]), pytest.approx([0.025, 0.05, 0.075, 0.15])]
 
 
-def test_boxes_of_a_photo_that_keeps_its_aspect_ratio_are_relative_to_its_longer_side(data: Path) -> None:
+def test_boxes_of_a_image_that_keeps_its_aspect_ratio_are_relative_to_its_longer_side(data: Path) -> None:
     """200 x 100 pixels in a square of 200."""
     boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"), keep_aspect_ratio=True)
     assert boxes.tolist() == [pytest.approx([0.1, 0.05, 0.6, 0.25]), pytest.approx([0.025, 0.025, 0.075, 0.075])]
@@ -242,7 +242,7 @@ def test_the_command_prints_a_table_or_json(
     (data / "params.yaml").write_text(yaml.safe_dump(params))
     command.run(data, data / "params.yaml", as_json=False)
     shown = capsys.readouterr().out
-    assert "2 of 2 boxes, photos resized to 128 x 128 px" in shown
+    assert "2 of 2 boxes, images resized to 128 x 128 px" in shown
     assert "anchor_scales: [[" in shown
     command.run(data / "train.json", data / "params.yaml", as_json=True)
     report = json.loads(capsys.readouterr().out)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.yolact.engine.runs import REPOSITORY, make_photos
+from tests.yolact.engine.runs import REPOSITORY, make_images
 from yolact.engine.distributed import joined_world
 from yolact.errors import SettingsError
 
 BASE: dict[str, Any] = {
-    "photos": 8,
+    "images": 8,
     "batch_size": 8,
     "epochs": 3,
     "optimizer": "sgd",
@@ -49,7 +49,7 @@ def run(folder: Path, processes: int, settings: dict[str, Any], expect: int = 0)
     [
         {"model": {"backbone_weights": "imagenet"}},  # nothing is loaded: batch norm is frozen
         {
-            "photos": 7,
+            "images": 7,
             "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
             "max_grad_norm": 1.0,
             "ema_decay": 0.5,
@@ -104,13 +104,13 @@ from yolact.engine.distributed import World
 from yolact.evaluation.evaluator import predict_dataset
 from yolact.models.yolact import Yolact
 from yolact.inference.predictor import Predictor
-rank, size, batch_size, meeting, photos = *map(int, sys.argv[1:4]), *sys.argv[4:]
+rank, size, batch_size, meeting, images = *map(int, sys.argv[1:4]), *sys.argv[4:]
 torch.set_num_threads(1)
 if size > 1:
     dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=size)
 torch.manual_seed(0)
 model = Yolact(small_params().model, 2)
-data = CocoInstances.load(Path(photos) / "train.json", Path(photos))
+data = CocoInstances.load(Path(images) / "train.json", Path(images))
 predictor = Predictor(model, data.class_names, DEFAULT_DETECTION, batch_size=batch_size)
 lengths, network = [], predictor.predict
 def predict(images):
@@ -122,11 +122,11 @@ json.dump({"rows": rows, "batches": lengths}, sys.stdout)
 """
 
 
-def evaluate(folder: Path, processes: int, batch_size: int, photos: Path) -> list[dict[str, Any]]:
+def evaluate(folder: Path, processes: int, batch_size: int, images: Path) -> list[dict[str, Any]]:
     """What each process says: all rows, and the lengths of the batches that it computed."""
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", EVALUATION, *map(str, (rank, processes, batch_size, folder / "meeting", photos))],
+            [sys.executable, "-c", EVALUATION, *map(str, (rank, processes, batch_size, folder / "meeting", images))],
             env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -143,10 +143,10 @@ def evaluate(folder: Path, processes: int, batch_size: int, photos: Path) -> lis
 
 
 def test_two_processes_find_with_the_same_weights_what_one_does_to_the_last_bit(tmp_path: Path) -> None:
-    """18 photos; full batches of 4, dealt out in turn, would be 10 and 8."""
-    photos = make_photos(tmp_path / "photos", 18).parent
-    (one,) = evaluate(tmp_path, 1, 4, photos)
-    two = evaluate(tmp_path, 2, 4, photos)
+    """18 images; full batches of 4, dealt out in turn, would be 10 and 8."""
+    images = make_images(tmp_path / "images", 18).parent
+    (one,) = evaluate(tmp_path, 1, 4, images)
+    two = evaluate(tmp_path, 2, 4, images)
     assert len(one["rows"]) > 18
     assert {row["image_id"] for row in one["rows"]} == set(range(1, 19))
     assert two[0]["rows"] == two[1]["rows"] == one["rows"]

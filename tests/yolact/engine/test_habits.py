@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from tests.helpers import tiny_config
-from tests.yolact.engine.runs import make_photos, small_params
+from tests.yolact.engine.runs import make_images, small_params
 from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
@@ -45,7 +45,7 @@ FROZEN_NORM = {"backbone_weights": "imagenet"}
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    annotations = make_photos(tmp_path / "photos", 4)
+    annotations = make_images(tmp_path / "images", 4)
     data = CocoInstances.load(annotations, annotations.parent)
 
     def make(name: str = "models", scores: list[float] | None = None, **settings: Any) -> Trainer:
@@ -74,7 +74,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_passes_have_the_gradients_of_the_whole_batch(
     trainer: Callable[..., Trainer], passes: int, max_masks: int
 ) -> None:
-    """Photos have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
+    """Images have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
     loss = {"max_masks_per_image": max_masks, "positive_iou": 0.2, "negative_iou": 0.1}
     settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM, "loss": loss}
     whole, parts = trainer("whole", **settings), trainer("parts", accumulate=passes, **settings)
@@ -306,10 +306,10 @@ def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
 def test_a_learning_rate_is_judged_by_the_batch_that_there_is(
     trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of four photos, so that a rate for batches of 64 is 16 times too high."""
+    """Of four images, so that a rate for batches of 64 is 16 times too high."""
     trainer(batch_size=64, lr=8e-3)
     reduced, rate = (record.getMessage() for record in caplog.records)
-    assert reduced.startswith("train.batch_size is 64, but an epoch has 4 photos: each step takes all 4. Set ")
+    assert reduced.startswith("train.batch_size is 64, but an epoch has 4 images: each step takes all 4. Set ")
     assert rate.startswith("train.lr is 0.008, 16 times what SGD takes for batches of 4 by linear scaling (0.0005, ")
 
 
@@ -322,7 +322,7 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(learner.network, "forward", fail)
-    with pytest.raises(Exception, match="out of memory with 4 photos of 64 px at once in fp32") as caught:
+    with pytest.raises(Exception, match="out of memory with 4 images of 64 px at once in fp32") as caught:
         learner.fit()
     message = str(caught.value)
     assert "train.accumulate: 2 (less memory, in 2 passes a step; batch norm, which is trained, sees fewer" in message
@@ -337,8 +337,8 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([], r"4 photos of 64 px at once in fp32\. Try one of these: train\.accumulate: 2 \("),
-        ([96, 128], r"4 photos of 128 px at once in fp32\. .*; train\.augment\.image_sizes: \[96\]"),
+        ([], r"4 images of 64 px at once in fp32\. Try one of these: train\.accumulate: 2 \("),
+        ([96, 128], r"4 images of 128 px at once in fp32\. .*; train\.augment\.image_sizes: \[96\]"),
     ],
 )
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
@@ -434,7 +434,7 @@ def test_a_validation_that_does_not_fit_into_memory_says_what_to_try(trainer: Ca
 
     learner.validate = fail
     expected = (
-        r"8 photos of 64 px at once in a validation.*: evaluate\.batch_size: 4 \(the run goes on from .*\)\. \(CUDA"
+        r"8 images of 64 px at once in a validation.*: evaluate\.batch_size: 4 \(the run goes on from .*\)\. \(CUDA"
     )
     with pytest.raises(OutOfMemoryError, match=expected):
         learner.fit()
@@ -544,7 +544,7 @@ def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_
 
 def test_progress_on_a_cpu_tells_the_memory_of_the_process() -> None:
     meter = SpeedMeter(torch.device("cpu"), total_steps=10)
-    meter.count(photos=4)
+    meter.count(images=4)
     figures = meter.take(steps_done=1)
     assert figures["resident_memory_gib"] == pytest.approx(peak_resident() / 2**30, rel=0.01)
     assert meter.describe(figures).endswith(f" left, {figures['resident_memory_gib']:.1f} GiB")

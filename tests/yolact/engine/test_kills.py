@@ -21,7 +21,7 @@ from tests.yolact.engine.runs import REPOSITORY
 from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts, dead_workers_reported
 
 SETTINGS: dict[str, Any] = {
-    "photos": 6,
+    "images": 6,
     "epochs": 5,
     "validate_every": 2,
     "checkpoint_every_steps": 1,
@@ -182,11 +182,11 @@ def test_a_loader_process_that_hangs_ends_with_the_program() -> None:
     program = (
         "import multiprocessing, time\n"
         "from yolact.data import loader\n"
-        "from tests.yolact.engine.runs import make_photos, small_params\n"
+        "from tests.yolact.engine.runs import make_images, small_params\n"
         "from pathlib import Path\n"
         "from tempfile import TemporaryDirectory\n"
         "with TemporaryDirectory() as folder:\n"
-        "    annotations = make_photos(Path(folder), 4)\n"
+        "    annotations = make_images(Path(folder), 4)\n"
         "    data = loader.CocoInstances.load(annotations, annotations.parent)\n"
         "    started = multiprocessing.Event()\n"
         "    def hang(*_):\n"

@@ -1,4 +1,4 @@
-"""The training loop on two photos: it learns, goes on exactly where it was stopped, and keeps the best weights."""
+"""The training loop on two images: it learns, goes on exactly where it was stopped, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PHOTOS = {
     10: [(RED, (8, 8, 40, 48)), (BLUE, (44, 30, 62, 60))],
     11: [(BLUE, (4, 20, 34, 60)), (RED, (30, 4, 60, 24))],
 }
-"""Objects by photo: category, xyxy."""
+"""Objects by image: category, xyxy."""
 
 SMALL_MODEL = {
     "backbone": "resnet18",
@@ -64,17 +64,17 @@ ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
+    folder = tmp_path_factory.mktemp("images")
     tree: dict[str, Any] = {"images": [], "annotations": []}
     tree["categories"] = [{"id": RED, "name": "red"}, {"id": BLUE, "name": "blue"}]
-    for photo, objects in PHOTOS.items():
-        image = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
+    for image, objects in PHOTOS.items():
+        pixels = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
         for category, (left, top, right, bottom) in objects:
-            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
+            ImageDraw.Draw(pixels).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
             tree["annotations"].append(
                 {
                     "id": len(tree["annotations"]) + 1,
-                    "image_id": photo,
+                    "image_id": image,
                     "category_id": category,
                     "bbox": [left, top, right - left, bottom - top],
                     "area": (right - left) * (bottom - top),
@@ -82,8 +82,8 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
                 }
             )
-        image.save(folder / f"{photo}.png")
-        tree["images"].append({"id": photo, "file_name": f"{photo}.png", "width": SIZE, "height": SIZE})
+        pixels.save(folder / f"{image}.png")
+        tree["images"].append({"id": image, "file_name": f"{image}.png", "width": SIZE, "height": SIZE})
     path = folder / "train.json"
     path.write_text(json.dumps(tree))
     return path
@@ -187,7 +187,7 @@ def latest(trainer: Trainer) -> TrainingState:
 # --- Learning
 
 
-def test_two_photos_are_learned_by_heart(
+def test_two_images_are_learned_by_heart(
     trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path
 ) -> None:
     learner = trainer(
@@ -551,7 +551,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert_same_end(resumed, straight)
 
 
-def test_every_epoch_shows_the_photos_in_its_own_way(
+def test_every_epoch_shows_the_images_in_its_own_way(
     trainer: Callable[..., Trainer], data: CocoInstances, params: Callable[..., Params]
 ) -> None:
     learner = trainer(epochs=2, augment=ALL_ON)
@@ -570,13 +570,13 @@ def test_every_epoch_shows_the_photos_in_its_own_way(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_photos_keep_their_aspect_ratio_where_the_network_says_so(trainer: Callable[..., Trainer], keep: bool) -> None:
+def test_images_keep_their_aspect_ratio_where_the_network_says_so(trainer: Callable[..., Trainer], keep: bool) -> None:
     learner = trainer(model={"keep_aspect_ratio": keep})
     assert learner.loader.dataset.keep_aspect_ratio is keep
 
 
 def test_another_seed_gives_other_weights(trainer: Callable[..., Trainer]) -> None:
-    """Else the equality above would say nothing of the order of photos and their changes."""
+    """Else the equality above would say nothing of the order of images and their changes."""
     ends = []
     for number, seed in enumerate((0, 0, 1)):
         learner = trainer(name=f"run {number}", augment=ALL_ON)  # the first weights are the same in all three
@@ -620,8 +620,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
     assert "not finite at step 3 (epoch 2)" in message
     assert "semantic inf" in message or "semantic nan" in message
     learner.sampler.epoch = 1
-    _, (key,) = learner.sampler  # its second batch, of one photo
-    assert f"Photos of the batch, by id: {data.images[key.photo].id}." in message
+    _, (key,) = learner.sampler  # its second batch, of one image
+    assert f"Images of the batch, by id: {data.images[key.image].id}." in message
     assert "train.lr" in message
 
     after = dict(learner.model.named_parameters())

@@ -317,10 +317,10 @@ def test_detections_made_by_the_network_are_scored_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8, 32, 64])
-@pytest.mark.parametrize("photos", [0, 1, 15, 16, 17, 65, 120, 1449])
-def test_photos_are_cut_into_equal_batches_that_can_be_dealt_out_evenly(photos: int, batch_size: int) -> None:
-    batches = cut_evenly(photos, batch_size)
-    assert [number for batch in batches for number in batch] == list(range(photos))
+@pytest.mark.parametrize("images", [0, 1, 15, 16, 17, 65, 120, 1449])
+def test_images_are_cut_into_equal_batches_that_can_be_dealt_out_evenly(images: int, batch_size: int) -> None:
+    batches = cut_evenly(images, batch_size)
+    assert [number for batch in batches for number in batch] == list(range(images))
     lengths = [len(batch) for batch in batches]
     assert max(lengths, default=0) <= batch_size
     assert max(lengths, default=0) - min(lengths, default=0) <= 1

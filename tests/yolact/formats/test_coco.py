@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
 from yolact.formats.coco import decompressed_runs, read_coco
-from yolact.formats.instances import AnnotatedPhoto, Layout
+from yolact.formats.instances import AnnotatedImage, Layout
 from yolact.formats.problems import ProblemError
 
 WIDTH, HEIGHT = 12, 8
@@ -46,7 +46,7 @@ def write(root: Path, content: Any, name: str = "instances.json") -> Path:
     return path
 
 
-def save_photo(root: Path, name: str = "images/a.jpg", orientation: int = 1) -> None:
+def save_image(root: Path, name: str = "images/a.jpg", orientation: int = 1) -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -55,7 +55,7 @@ def save_photo(root: Path, name: str = "images/a.jpg", orientation: int = 1) -> 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    save_photo(tmp_path)
+    save_image(tmp_path)
     return tmp_path
 
 
@@ -63,19 +63,19 @@ def load(root: Path, content: Any) -> Layout:
     return read_coco(root, [write(root, content)])
 
 
-def read_one(root: Path, *annotations: Any, **changes: Any) -> AnnotatedPhoto:
+def read_one(root: Path, *annotations: Any, **changes: Any) -> AnnotatedImage:
     (source,) = load(root, tree(*annotations, **changes)).splits["train"]
     return source.read()
 
 
 def test_a_polygon_gives_mask_class_and_stated_box(root: Path) -> None:
-    photo = read_one(root, annotation(bbox=[2.25, 1.5, 3.5, 3.25], area=15.5))
-    (instance,) = photo.instances
+    image = read_one(root, annotation(bbox=[2.25, 1.5, 3.5, 3.25], area=15.5))
+    (instance,) = image.instances
     wanted = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
     wanted[1:5, 2:6] = 1
     assert np.array_equal(mask_utils.decode(instance.rle()), wanted)
     assert (instance.class_index, instance.box, instance.area) == (2, (2.25, 1.5, 3.5, 3.25), 15.5)
-    assert (instance.crowd, instance.difficult, photo.warnings) == (False, None, ())
+    assert (instance.crowd, instance.difficult, image.warnings) == (False, None, ())
 
 
 def test_several_polygons_are_one_object(root: Path) -> None:
@@ -98,8 +98,8 @@ def test_crowds_stay_crowds(root: Path) -> None:
 
 
 def test_300_objects_are_read(root: Path) -> None:
-    photo = read_one(root, *(annotation(id=number) for number in range(300)))
-    assert len(photo.instances) == 300
+    image = read_one(root, *(annotation(id=number) for number in range(300)))
+    assert len(image.instances) == 300
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_300_objects_are_read(root: Path) -> None:
         ({"bbox": None}, (2, 1, 4, 4), None),
     ],
 )
-def test_boxes_outside_the_photo_or_off_the_mask_are_mended(
+def test_boxes_outside_the_image_or_off_the_mask_are_mended(
     root: Path, changes: dict[str, Any], box: tuple[int, ...], warning: str | None
 ) -> None:
-    photo = read_one(root, annotation(**changes))
-    assert photo.instances[0].box == box
-    reasons = [str(found) for found in photo.warnings]
+    image = read_one(root, annotation(**changes))
+    assert image.instances[0].box == box
+    reasons = [str(found) for found in image.warnings]
     assert len(reasons) == (warning is not None)
     if warning is not None:
         assert reasons[0].startswith("instances.json: annotation 1 of images/a.jpg ")
@@ -127,10 +127,10 @@ def test_boxes_outside_the_photo_or_off_the_mask_are_mended(
 
 @pytest.mark.parametrize("outline", [[[50, 50, 60, 50, 60, 60]], [[3, 3, 3, 3, 3, 3]]], ids=["outside", "point"])
 def test_an_object_without_a_pixel_is_left_out_with_a_warning(root: Path, outline: list[list[int]]) -> None:
-    photo = read_one(root, annotation(segmentation=outline), annotation(id=2))
-    assert [instance.number for instance in photo.instances] == [2]
-    (warning,) = photo.warnings
-    assert "annotation 1 of images/a.jpg has a mask without a pixel inside the photo" in str(warning)
+    image = read_one(root, annotation(segmentation=outline), annotation(id=2))
+    assert [instance.number for instance in image.instances] == [2]
+    (warning,) = image.warnings
+    assert "annotation 1 of images/a.jpg has a mask without a pixel inside the image" in str(warning)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_a_row_that_cannot_be_used_is_a_problem(root: Path, row: dict[str, Any],
 
 
 def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
-    photo = read_one(root, annotation(segmentation=[[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]]))
-    assert photo.instances[0].area == WIDTH * HEIGHT
+    image = read_one(root, annotation(segmentation=[[0, 0, 99_999, 0, 99_999, 99_999, 0, 99_999]]))
+    assert image.instances[0].area == WIDTH * HEIGHT
     zigzag = [value for n in range(5000) for value in (100_000 * (-1) ** n, n)]
     with pytest.raises(ProblemError, match="has a polygon whose outline is longer than 2000000 pixels; correct it"):
         read_one(root, annotation(segmentation=[zigzag]))
@@ -175,14 +175,14 @@ def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
     assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
 
 
-def test_a_photo_of_another_size_is_a_problem(root: Path) -> None:
+def test_a_image_of_another_size_is_a_problem(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "width": 99, "height": HEIGHT}]
     with pytest.raises(ProblemError, match=r"says that images/a\.jpg is 99 x 8 pixels, but it is 12 x 8"):
         read_one(root, annotation(), images=images)
 
 
-def test_sizes_tell_which_way_a_turned_photo_was_annotated(root: Path) -> None:
-    save_photo(root, orientation=6)
+def test_sizes_tell_which_way_a_turned_image_was_annotated(root: Path) -> None:
+    save_image(root, orientation=6)
     assert not read_one(root, annotation()).drawn_upright
     upright = [{"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}]
     assert read_one(root, annotation(), images=upright).drawn_upright
@@ -200,8 +200,8 @@ def test_sizes_tell_which_way_a_turned_photo_was_annotated(root: Path) -> None:
         ("b.jpg", "images[1]", "has no id"),
         ({"id": 1, "file_name": "b.jpg"}, "images[1]", "has the id 1 of another image"),
         ({"id": 2}, "images[1]", "has no file_name"),
-        ({"id": 2, "file_name": "../../etc/passwd"}, "images[1]", "leaves the folder of photos"),
-        ({"id": 2, "file_name": "/etc/passwd"}, "images[1]", "leaves the folder of photos"),
+        ({"id": 2, "file_name": "../../etc/passwd"}, "images[1]", "leaves the folder of images"),
+        ({"id": 2, "file_name": "/etc/passwd"}, "images[1]", "leaves the folder of images"),
         ({"id": 2, "file_name": "b.jpg", "width": 0}, "images[1]", "has the width 0"),
         ({"id": 2, "file_name": "a.jpg"}, "image 2", "has the file_name 'a.jpg' of another image"),
     ],
@@ -228,7 +228,7 @@ def test_an_annotation_of_no_image_is_named(root: Path) -> None:
     ]
 
 
-def test_annotations_of_a_refused_photo_go_with_it(root: Path) -> None:
+def test_annotations_of_a_refused_image_go_with_it(root: Path) -> None:
     content = tree(annotation(), annotation(image_id=2), annotation(image_id=2))
     content["images"].append({"id": 2, "file_name": "/etc/passwd"})
     layout = load(root, content)
@@ -261,7 +261,7 @@ def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
         (tree(categories=[{"id": 1, "name": "\ud800"}]), r"categories\[0\] needs an id and a name"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), r"categories\[1\] repeats"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), r"categories\[1\] repeats"),
-        (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 photos, such as 'none.jpg'"),
+        (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 images, such as 'none.jpg'"),
     ],
 )
 def test_a_file_that_is_no_instances_json_is_refused(root: Path, content: Any, message: str) -> None:
@@ -273,16 +273,16 @@ def test_a_file_that_is_no_instances_json_is_refused(root: Path, content: Any, m
 # Files, splits, classes
 
 
-def test_files_of_the_official_layout_are_found_with_their_photos(tmp_path: Path) -> None:
-    save_photo(tmp_path, "train2017/a.jpg")
-    save_photo(tmp_path, "val2017/b.jpg")
+def test_files_of_the_official_layout_are_found_with_their_images(tmp_path: Path) -> None:
+    save_image(tmp_path, "train2017/a.jpg")
+    save_image(tmp_path, "val2017/b.jpg")
     val = tree(images=[{"id": 5, "file_name": "b.jpg", "width": WIDTH, "height": HEIGHT}])
     files = [
         write(tmp_path, tree(annotation()), "annotations/instances_train2017.json"),
         write(tmp_path, val, "annotations/instances_val2017.json"),
     ]
     layout = read_coco(tmp_path, files)
-    assert {split: [source.photo_id for source in found] for split, found in layout.splits.items()} == {
+    assert {split: [source.image_id for source in found] for split, found in layout.splits.items()} == {
         "train": ["train2017/a.jpg"],
         "val": ["val2017/b.jpg"],
     }
@@ -293,10 +293,10 @@ def test_files_of_the_official_layout_are_found_with_their_photos(tmp_path: Path
 def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) -> None:
     files = []
     for folder in ("train", "valid", "test"):
-        save_photo(tmp_path, f"{folder}/a.jpg")
+        save_image(tmp_path, f"{folder}/a.jpg")
         files.append(write(tmp_path, tree(annotation()), f"{folder}/_annotations.coco.json"))
     layout = read_coco(tmp_path, files)
-    assert {split: [source.photo_id for source in found] for split, found in layout.splits.items()} == {
+    assert {split: [source.image_id for source in found] for split, found in layout.splits.items()} == {
         "train": ["train/a.jpg"],
         "val": ["valid/a.jpg"],
     }
@@ -304,27 +304,27 @@ def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("stored", "named"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
-def test_photos_are_found_in_another_unicode_form(tmp_path: Path, stored: str, named: str) -> None:
-    save_photo(tmp_path, f"images/{stored}.jpg")
+def test_images_are_found_in_another_unicode_form(tmp_path: Path, stored: str, named: str) -> None:
+    save_image(tmp_path, f"images/{stored}.jpg")
     images = [{"id": 1, "file_name": f"{named}.jpg"}, {"id": 2, "file_name": f"{stored}.jpg"}]
     layout = load(tmp_path, tree(annotation(), images=images))
     (source,) = layout.splits["train"]
-    assert (source.photo_id, len(source.read().instances)) == (f"images/{stored}.jpg", 1)
+    assert (source.image_id, len(source.read().instances)) == (f"images/{stored}.jpg", 1)
     ((problem,),) = layout.problems.values()
     assert "of another image" in problem.reason
 
 
-def test_a_photo_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
+def test_a_image_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
-        save_photo(tmp_path, f"images/{name}")
+        save_image(tmp_path, f"images/{name}")
     second = tree(images=[{"id": 7, "file_name": "b.jpg"}, {"id": 8, "file_name": "./a.jpg"}])
     files = [write(tmp_path, content, name) for content, name in ((tree(), "train_1.json"), (second, "train_2.json"))]
     layout = read_coco(tmp_path, files)
-    assert [source.photo_id for source in layout.splits["train"]] == ["images/a.jpg", "images/b.jpg"]
+    assert [source.image_id for source in layout.splits["train"]] == ["images/a.jpg", "images/b.jpg"]
     ((problem,),) = layout.problems.values()
     assert str(problem) == (
         "train_2.json: image 8 has the file_name './a.jpg' of another image in train_1.json, whose objects would be "
-        "lost; put the photo's annotations into one file"
+        "lost; put the image's annotations into one file"
     )
 
 
@@ -383,17 +383,17 @@ def test_damaged_json_raises_nothing_but_problems(root: Path, data: st.DataObjec
         for key in path[:-1]:
             place = place[key]
         place[path[-1]] = data.draw(JSON_VALUES)
-    photos, problems = [], []
+    images, problems = [], []
     try:
-        photos = [source.read() for source in load(root, content).splits["train"]]
+        images = [source.read() for source in load(root, content).splits["train"]]
     except ProblemError as error:
         problems = [str(problem) for problem in error.problems]
     except DataError as error:
         problems = [str(error)]
     assert all(".json" in problem or "a.jpg" in problem for problem in problems)
-    for photo in photos:
-        masks = [mask_utils.decode(instance.rle()) for instance in photo.instances]
-        assert all(mask.shape == (photo.height, photo.width) and mask.any() for mask in masks)
+    for image in images:
+        masks = [mask_utils.decode(instance.rle()) for instance in image.instances]
+        assert all(mask.shape == (image.height, image.width) and mask.any() for mask in masks)
 
 
 @given(st.text(st.characters(min_codepoint=32, max_codepoint=127), max_size=12))

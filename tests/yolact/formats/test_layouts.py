@@ -23,7 +23,7 @@ from yolact.formats import matlab
 from yolact.formats.layouts import find_layout
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError
-from yolact.formats.sbd import SbdPhoto, read_instances
+from yolact.formats.sbd import SbdImage, read_instances
 from yolact.formats.voc import VOC_CLASSES
 
 SEGMENTATION = np.array([[0, 1, 1, 0], [2, 1, 0, 0], [2, 2, 0, 0]], dtype=np.uint8)
@@ -46,7 +46,7 @@ def put(path: Path, data: bytes = b"x") -> None:
     path.write_bytes(data)
 
 
-def photo_bytes(width: int = 4, height: int = 3) -> bytes:
+def image_bytes(width: int = 4, height: int = 3) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -59,14 +59,14 @@ def png(indices: np.ndarray) -> bytes:
 
 
 def ids(folder: Path) -> dict[str, list[str]]:
-    return {split: [source.photo_id for source in found] for split, found in find_layout(folder).splits.items()}
+    return {split: [source.image_id for source in found] for split, found in find_layout(folder).splits.items()}
 
 
 @pytest.fixture
 def sbd(tmp_path: Path) -> Path:
     root = tmp_path / "benchmark_RELEASE/dataset"
     put(root / "inst/2008_000002.mat", mat(do_compression=True))
-    put(root / "img/2008_000002.jpg", photo_bytes())
+    put(root / "img/2008_000002.jpg", image_bytes())
     put(root / "train.txt", b"2008_000002\n")
     return root
 
@@ -88,18 +88,18 @@ def test_objects_of_a_matlab_file_have_masks_and_classes(sbd: Path, tmp_path: Pa
     assert np.array_equal(mask_utils.decode(dog.rle()), SEGMENTATION == 2)
 
 
-def test_photos_are_found_in_voc_beside_it(sbd: Path, tmp_path: Path) -> None:
-    put(tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg", photo_bytes())
+def test_images_are_found_in_voc_beside_it(sbd: Path, tmp_path: Path) -> None:
+    put(tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg", image_bytes())
     (tmp_path / "VOCdevkit/VOC2012/SegmentationObject").mkdir()
     (sbd / "img/2008_000002.jpg").unlink()
     (sbd / "img").rmdir()
     (source,) = find_layout(tmp_path).splits["train"]
-    assert source.read().photo.file == "JPEGImages/2008_000002.jpg"
+    assert source.read().image.file == "JPEGImages/2008_000002.jpg"
 
 
-def test_annotations_without_any_photos_are_refused(sbd: Path, tmp_path: Path) -> None:
+def test_annotations_without_any_images_are_refused(sbd: Path, tmp_path: Path) -> None:
     (sbd / "img").rename(sbd / "elsewhere")
-    with pytest.raises(DataError, match="Semantic Boundaries annotations without photos"):
+    with pytest.raises(DataError, match="Semantic Boundaries annotations without images"):
         find_layout(tmp_path)
 
 
@@ -113,9 +113,9 @@ def test_255_objects_and_more_are_read(sbd: Path) -> None:
 
 def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
     put(sbd / "inst/2008_000002.mat", mat(np.where(SEGMENTATION == 1, 0, SEGMENTATION).astype(np.uint8)))
-    photo = SbdPhoto(sbd, sbd, "img", "2008_000002").read()
-    assert [instance.number for instance in photo.instances] == [2]
-    assert [str(warning) for warning in photo.warnings] == [
+    image = SbdImage(sbd, sbd, "img", "2008_000002").read()
+    assert [instance.number for instance in image.instances] == [2]
+    assert [str(warning) for warning in image.warnings] == [
         "inst/2008_000002.mat: object 1 has no pixel; no instance shows it"
     ]
 
@@ -134,13 +134,13 @@ def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
         (mat(segmentation="text"), "is no MATLAB file with"),
         (mat(categories=(15,)), "object 2 has no class: GTinst.Categories lists 1"),
         (mat(categories=(15, 21)), "object 2 has class 21, but there are 1 to 20 only"),
-        (mat(segmentation=SEGMENTATION[:2]), "is 4 x 2 pixels, but the photo is 4 x 3"),
+        (mat(segmentation=SEGMENTATION[:2]), "is 4 x 2 pixels, but the image is 4 x 3"),
     ],
 )
 def test_a_damaged_matlab_file_is_a_problem(sbd: Path, data: bytes, message: str) -> None:
     put(sbd / "inst/2008_000002.mat", data)
     with pytest.raises(ProblemError) as caught:
-        SbdPhoto(sbd, sbd, "img", "2008_000002").read()
+        SbdImage(sbd, sbd, "img", "2008_000002").read()
     (problem,) = caught.value.problems
     assert problem.file == "inst/2008_000002.mat"
     assert message in problem.reason
@@ -148,7 +148,7 @@ def test_a_damaged_matlab_file_is_a_problem(sbd: Path, data: bytes, message: str
 
 def test_missing_files_are_named_together(sbd: Path) -> None:
     with pytest.raises(ProblemError) as caught:
-        SbdPhoto(sbd, sbd, "img", "2009_000001").read()
+        SbdImage(sbd, sbd, "img", "2009_000001").read()
     assert [problem.file for problem in caught.value.problems] == ["img/2009_000001.jpg", "inst/2009_000001.mat"]
 
 
@@ -249,11 +249,11 @@ def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest
 # Telling layouts apart
 
 
-def make_voc(root: Path, *photo_ids: str) -> None:
+def make_voc(root: Path, *image_ids: str) -> None:
     for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for photo_id in photo_ids:
-        put(root / f"SegmentationObject/{photo_id}.png")
+    for image_id in image_ids:
+        put(root / f"SegmentationObject/{image_id}.png")
 
 
 @pytest.mark.parametrize("place", ["", "VOC2012", "VOCdevkit/VOC2012", "a/b/c/mine"])
@@ -266,8 +266,8 @@ def test_voc_is_found_wherever_it_lies(tmp_path: Path, place: str) -> None:
 
 
 def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> None:
-    make_voc(tmp_path, "a", "b", "my photo")
-    assert ids(tmp_path) == {"train": ["a", "b", "my photo"]}
+    make_voc(tmp_path, "a", "b", "my image")
+    assert ids(tmp_path) == {"train": ["a", "b", "my image"]}
     put(tmp_path / "ImageSets/Segmentation/trainval.txt", b"a\nb\n")
     assert ids(tmp_path) == {"train": ["a", "b"]}
     put(tmp_path / "ImageSets/Segmentation/train.txt", b"a\n")
@@ -276,7 +276,7 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
 
 def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
     make_voc(tmp_path)
-    put(tmp_path / "JPEGImages/a.JPG", photo_bytes())
+    put(tmp_path / "JPEGImages/a.JPG", image_bytes())
     with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
         find_layout(tmp_path)
     put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
@@ -284,30 +284,30 @@ def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
     put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
     put(tmp_path / "Annotations/a.XML", b"<annotation/>")
     (source,) = find_layout(tmp_path).splits["train"]
-    photo = source.read()
-    assert [(instance.number, instance.class_index) for instance in photo.instances] == [(1, 1), (2, 2)]
-    assert photo.has_xml
-    assert {warning.file for warning in photo.warnings} == {"Annotations/a.XML"}
+    image = source.read()
+    assert [(instance.number, instance.class_index) for instance in image.instances] == [(1, 1), (2, 2)]
+    assert image.has_xml
+    assert {warning.file for warning in image.warnings} == {"Annotations/a.XML"}
 
 
-def test_photos_without_annotations_are_counted_where_no_list_names_the_photos(
+def test_images_without_annotations_are_counted_where_no_list_names_the_images(
     sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_voc(tmp_path / "VOC", "a", "\u00dcbung")
     for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
-        put(tmp_path / "VOC/JPEGImages" / name, photo_bytes())
+        put(tmp_path / "VOC/JPEGImages" / name, image_bytes())
     (warning,) = find_layout(tmp_path / "VOC").warnings
     assert str(warning).startswith(
-        "JPEGImages: photos without a mask in SegmentationObject are not used: 2, such as 'b'"
+        "JPEGImages: images without a mask in SegmentationObject are not used: 2, such as 'b'"
     )
-    assert "JPEGImages: photos without a mask" in caplog.text
+    assert "JPEGImages: images without a mask" in caplog.text
     put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
     assert not find_layout(tmp_path / "VOC").warnings  # what a list leaves out is meant
-    put(sbd / "img/more.jpg", photo_bytes())
+    put(sbd / "img/more.jpg", image_bytes())
     assert not find_layout(sbd).warnings
     (sbd / "train.txt").unlink()
     (warning,) = find_layout(sbd).warnings
-    assert str(warning).startswith("img: photos without annotations in inst are not used: 1, such as 'more'")
+    assert str(warning).startswith("img: images without annotations in inst are not used: 1, such as 'more'")
 
 
 def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
@@ -332,8 +332,8 @@ def test_a_folder_that_voc_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None:
-    put(tmp_path / "photos.json/readme.txt")  # a folder with such a name is no file
-    put(tmp_path / "coco/val2017/a.jpg", photo_bytes())
+    put(tmp_path / "images.json/readme.txt")  # a folder with such a name is no file
+    put(tmp_path / "coco/val2017/a.jpg", image_bytes())
     tree = {
         "images": [{"id": 3, "file_name": "a.jpg"}],
         "annotations": [],
@@ -355,7 +355,7 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("stray", [b"{}", b'{"images": []}', b"", b"[1, 2]", b"no json"])
 def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: bytes) -> None:
-    put(tmp_path / "images/a.jpg", photo_bytes())
+    put(tmp_path / "images/a.jpg", image_bytes())
     tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     put(tmp_path / "train.json", json.dumps(tree).encode())
     put(tmp_path / "settings.json", stray)
@@ -365,7 +365,7 @@ def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: byte
 def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) -> None:
     make_voc(tmp_path, "a", "\udcdcbung")  # Übung in Latin-1
     layout = find_layout(tmp_path)
-    assert [source.photo_id for source in layout.splits["train"]] == ["a"]
+    assert [source.image_id for source in layout.splits["train"]] == ["a"]
     ((name, (problem,)),) = layout.problems.items()
     assert name == "\\udcdcbung"
     assert str(problem).startswith("\\udcdcbung: has a name that is not UTF-8; rename it and its annotations, as with ")
@@ -378,9 +378,9 @@ def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
         find_layout(tmp_path)
 
 
-def test_a_folder_of_photos_alone_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
-    put(tmp_path / "a.jpg", photo_bytes())
-    with pytest.raises(DataError, match=r"holds no annotated photos\. Looked for .*SegmentationObject"):
+def test_a_folder_of_images_alone_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", image_bytes())
+    with pytest.raises(DataError, match=r"holds no annotated images\. Looked for .*SegmentationObject"):
         find_layout(tmp_path)
     with pytest.raises(DataError, match="Run the step `ingest` first"):
         find_layout(tmp_path / "nothing")

@@ -23,7 +23,7 @@ SMALL = SampleConfig(seed=5, train_images=3, val_images=2, min_size=96, max_size
 
 
 class Annotated(NamedTuple):
-    """One photo as another program would read it; boxes are xyxy from 0, right and lower edge exclusive."""
+    """One image as another program would read it; boxes are xyxy from 0, right and lower edge exclusive."""
 
     classes: np.ndarray
     instances: np.ndarray
@@ -39,7 +39,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photos(voc: Path) -> dict[str, Annotated]:
+def images(voc: Path) -> dict[str, Annotated]:
     return {image_id: read(voc, image_id) for image_id in lines(voc, "trainval")}
 
 
@@ -75,7 +75,7 @@ def test_equal_settings_give_equal_files(tmp_path: Path) -> None:
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
 
 
-def test_another_seed_gives_other_photos(tmp_path: Path) -> None:
+def test_another_seed_gives_other_images(tmp_path: Path) -> None:
     generate_sample(tmp_path / "one", SMALL)
     generate_sample(tmp_path / "two", SMALL.model_copy(update={"seed": 6}))
     one, two = hashes(tmp_path / "one"), hashes(tmp_path / "two")
@@ -84,7 +84,7 @@ def test_another_seed_gives_other_photos(tmp_path: Path) -> None:
     assert not {one[name] for name in jpegs} & set(two.values())
 
 
-def test_more_photos_keep_the_earlier_ones(tmp_path: Path) -> None:
+def test_more_images_keep_the_earlier_ones(tmp_path: Path) -> None:
     generate_sample(tmp_path / "few", SMALL)
     generate_sample(tmp_path / "more", SMALL.model_copy(update={"train_images": 5, "val_images": 4}))
     few = {name: digest for name, digest in hashes(tmp_path / "few").items() if not name.endswith(".txt")}
@@ -113,7 +113,7 @@ def test_layout_is_that_of_voc2012(voc: Path) -> None:
         assert {path.name for path in (voc / folder).iterdir()} == {f"{name}.{suffix}" for name in train + val}
 
 
-def test_photos_are_rgb_jpegs_of_the_asked_size_in_both_orientations(voc: Path) -> None:
+def test_images_are_rgb_jpegs_of_the_asked_size_in_both_orientations(voc: Path) -> None:
     sizes = []
     for path in (voc / "JPEGImages").iterdir():
         with Image.open(path) as image:
@@ -128,16 +128,16 @@ def test_photos_are_rgb_jpegs_of_the_asked_size_in_both_orientations(voc: Path) 
 @pytest.mark.parametrize("folder", ["SegmentationClass", "SegmentationObject"])
 def test_masks_are_palette_images_with_the_voc_colour_map(voc: Path, folder: str) -> None:
     for path in (voc / folder).iterdir():
-        with Image.open(path) as mask, Image.open(voc / "JPEGImages" / f"{path.stem}.jpg") as photo:
-            assert (mask.format, mask.mode, mask.size) == ("PNG", "P", photo.size)
+        with Image.open(path) as mask, Image.open(voc / "JPEGImages" / f"{path.stem}.jpg") as image:
+            assert (mask.format, mask.mode, mask.size) == ("PNG", "P", image.size)
             assert mask.getpalette() == voc_palette().ravel().tolist()
 
 
 def test_xml_has_the_elements_of_the_devkit_in_their_order(voc: Path) -> None:
     image_id = lines(voc, "train")[0]
     root = ElementTree.parse(voc / "Annotations" / f"{image_id}.xml").getroot()
-    with Image.open(voc / "JPEGImages" / f"{image_id}.jpg") as photo:
-        size = photo.size
+    with Image.open(voc / "JPEGImages" / f"{image_id}.jpg") as image:
+        size = image.size
     found = root.find("object")
     assert [child.tag for child in root][:5] == ["folder", "filename", "source", "size", "segmented"]
     assert {child.tag for child in root[5:]} == {"object"}
@@ -149,33 +149,33 @@ def test_xml_has_the_elements_of_the_devkit_in_their_order(voc: Path) -> None:
     assert [child.tag for child in found.find("bndbox")] == ["xmin", "ymin", "xmax", "ymax"]
 
 
-def test_every_object_index_has_one_xml_object_and_its_class_in_both_masks(photos: dict[str, Annotated]) -> None:
-    for photo in photos.values():
-        expected = [0, *range(1, len(photo.names) + 1)]
-        assert 1 <= len(photo.names) <= CONFIG.max_objects
-        assert [index for index in np.unique(photo.instances) if index != VOID] == expected
-        assert ((photo.instances == VOID) == (photo.classes == VOID)).all()
-        for index, name in enumerate(photo.names, start=1):
-            assert set(photo.classes[photo.instances == index]) == {VOC_CLASSES.index(name) + 1}
-        assert (photo.classes[photo.instances == 0] == 0).all()
+def test_every_object_index_has_one_xml_object_and_its_class_in_both_masks(images: dict[str, Annotated]) -> None:
+    for image in images.values():
+        expected = [0, *range(1, len(image.names) + 1)]
+        assert 1 <= len(image.names) <= CONFIG.max_objects
+        assert [index for index in np.unique(image.instances) if index != VOID] == expected
+        assert ((image.instances == VOID) == (image.classes == VOID)).all()
+        for index, name in enumerate(image.names, start=1):
+            assert set(image.classes[image.instances == index]) == {VOC_CLASSES.index(name) + 1}
+        assert (image.classes[image.instances == 0] == 0).all()
 
 
-def test_void_separates_every_object_from_all_that_is_not_it(photos: dict[str, Annotated]) -> None:
-    for photo in photos.values():
-        decided = photo.instances != VOID
-        for index in range(len(photo.names) + 1):
-            around = ndimage.binary_dilation(photo.instances == index, np.ones((3, 3)))
-            assert set(photo.instances[around & decided]) == {index}
+def test_void_separates_every_object_from_all_that_is_not_it(images: dict[str, Annotated]) -> None:
+    for image in images.values():
+        decided = image.instances != VOID
+        for index in range(len(image.names) + 1):
+            around = ndimage.binary_dilation(image.instances == index, np.ones((3, 3)))
+            assert set(image.instances[around & decided]) == {index}
 
 
-def test_boxes_enclose_the_masks_and_are_held_by_object_or_void_on_every_side(photos: dict[str, Annotated]) -> None:
-    for photo in photos.values():
-        for index, (left, top, right, bottom) in enumerate(photo.boxes, start=1):
-            own_or_void = (photo.instances == index) | (photo.instances == VOID)
-            outside = np.ones(photo.instances.shape, dtype=bool)
+def test_boxes_enclose_the_masks_and_are_held_by_object_or_void_on_every_side(images: dict[str, Annotated]) -> None:
+    for image in images.values():
+        for index, (left, top, right, bottom) in enumerate(image.boxes, start=1):
+            own_or_void = (image.instances == index) | (image.instances == VOID)
+            outside = np.ones(image.instances.shape, dtype=bool)
             outside[top:bottom, left:right] = False
             # The body without its one inner pixel of border, grown back by it, never leaves the box.
-            grown = ndimage.binary_dilation(photo.instances == index, np.ones((3, 3)))
+            grown = ndimage.binary_dilation(image.instances == index, np.ones((3, 3)))
             assert not (grown & outside).any()
             sides = (
                 own_or_void[top, left:right],
@@ -190,29 +190,29 @@ def test_boxes_and_void_are_exactly_those_of_the_visible_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = sample_module._draw_photo
+    draw = sample_module._draw_image
 
     def remember(*arguments: object) -> object:
         drawn.append(draw(*arguments))  # type: ignore[arg-type]
         return drawn[-1]
 
-    monkeypatch.setattr(sample_module, "_draw_photo", remember)
+    monkeypatch.setattr(sample_module, "_draw_image", remember)
     generate_sample(tmp_path, SMALL)
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     for image_id, visible in zip(lines(voc, "train") + lines(voc, "val"), drawn, strict=True):
-        photo, instances = read(voc, image_id), visible.instances
-        assert photo.boxes == [tight_box(instances == index) for index in range(1, len(photo.boxes) + 1)]
+        image, instances = read(voc, image_id), visible.instances
+        assert image.boxes == [tight_box(instances == index) for index in range(1, len(image.boxes) + 1)]
         highest = ndimage.maximum_filter(instances, size=3, mode="nearest")
         lowest = ndimage.minimum_filter(instances, size=3, mode="nearest")
-        np.testing.assert_array_equal(photo.instances, np.where(highest == lowest, instances, VOID))
+        np.testing.assert_array_equal(image.instances, np.where(highest == lowest, instances, VOID))
 
 
-def test_objects_are_large_enough_to_learn_from(photos: dict[str, Annotated]) -> None:
-    areas = [(photo.instances == k).sum() for photo in photos.values() for k in range(1, len(photo.names) + 1)]
+def test_objects_are_large_enough_to_learn_from(images: dict[str, Annotated]) -> None:
+    areas = [(image.instances == k).sum() for image in images.values() for k in range(1, len(image.names) + 1)]
     assert min(areas) >= 40
 
 
-def test_train_and_val_share_no_id_and_no_photo(voc: Path) -> None:
+def test_train_and_val_share_no_id_and_no_image(voc: Path) -> None:
     train, val = lines(voc, "train"), lines(voc, "val")
     assert not set(train) & set(val)
     digests = {name: hashlib.sha256((voc / "JPEGImages" / f"{name}.jpg").read_bytes()).digest() for name in train + val}
@@ -220,22 +220,22 @@ def test_train_and_val_share_no_id_and_no_photo(voc: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_each_split_shows_at_least_six_classes(voc: Path, photos: dict[str, Annotated], split: str) -> None:
-    names = {name for image_id in lines(voc, split) for name in photos[image_id].names}
+def test_each_split_shows_at_least_six_classes(voc: Path, images: dict[str, Annotated], split: str) -> None:
+    names = {name for image_id in lines(voc, split) for name in images[image_id].names}
     assert len(names) >= 6
     assert names <= set(VOC_CLASSES)
 
 
-def test_many_objects_in_a_tiny_photo_still_agree(tmp_path: Path) -> None:
+def test_many_objects_in_a_tiny_image_still_agree(tmp_path: Path) -> None:
     crowded = SampleConfig(seed=1, train_images=2, val_images=1, min_size=64, max_size=72, max_objects=300)
     generate_sample(tmp_path, crowded)
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     for image_id in lines(voc, "trainval"):
-        photo = read(voc, image_id)
-        assert set(np.unique(photo.instances)) - {0, VOID} == set(range(1, len(photo.names) + 1))
+        image = read(voc, image_id)
+        assert set(np.unique(image.instances)) - {0, VOID} == set(range(1, len(image.names) + 1))
 
 
-def test_more_photos_than_ids_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.sample\.val_images: 500000 photos; at most 499999"):
+def test_more_images_than_ids_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.sample\.val_images: 500000 images; at most 499999"):
         generate_sample(tmp_path, SMALL.model_copy(update={"val_images": 500_000}))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Choosing validation photos, finding photos of one picture, and picking classes."""
+"""Choosing validation images, finding images of one picture, and picking classes."""
 
 from __future__ import annotations
 
@@ -18,86 +18,86 @@ def alone(classes_of: dict[str, set[int]]) -> dict[str, str]:
     return {name: name for name in classes_of}
 
 
-def many_photos() -> dict[str, set[int]]:
-    """1000 photos; class k of 0 to 5 is in about one of 2, 4, 8, … 64 of them."""
+def many_images() -> dict[str, set[int]]:
+    """1000 images; class k of 0 to 5 is in about one of 2, 4, 8, … 64 of them."""
     rng = np.random.default_rng(0)
     return {f"p{n}": {k for k in range(6) if rng.random() < 0.5 ** (k + 1)} for n in range(1000)}
 
 
-def test_every_class_and_the_photos_without_objects_have_their_share() -> None:
-    photos = many_photos()
-    val = choose_validation(photos, alone(photos), 0.2, seed=0).validation
+def test_every_class_and_the_images_without_objects_have_their_share() -> None:
+    images = many_images()
+    val = choose_validation(images, alone(images), 0.2, seed=0).validation
     assert abs(len(val) - 200) <= 10
     for label in range(6):
-        showing = {name for name, classes in photos.items() if label in classes}
+        showing = {name for name, classes in images.items() if label in classes}
         assert abs(len(val & showing) - 0.2 * len(showing)) <= max(2, 0.03 * len(showing))
-    empty = {name for name, classes in photos.items() if not classes}
+    empty = {name for name, classes in images.items() if not classes}
     assert len(val & empty) == round(0.2 * len(empty))
 
 
 def test_the_choice_hangs_on_the_seed_and_the_names_alone() -> None:
-    photos = many_photos()
-    shuffled = {name: photos[name] for name in sorted(photos, key=lambda name: name[::-1])}
-    first = choose_validation(photos, alone(photos), 0.1, seed=0)
+    images = many_images()
+    shuffled = {name: images[name] for name in sorted(images, key=lambda name: name[::-1])}
+    first = choose_validation(images, alone(images), 0.1, seed=0)
     assert first == choose_validation(shuffled, alone(shuffled), 0.1, seed=0)
-    assert first != choose_validation(photos, alone(photos), 0.1, seed=1)
+    assert first != choose_validation(images, alone(images), 0.1, seed=1)
 
 
-def test_a_class_of_two_photos_is_in_both_splits() -> None:
-    photos = {f"p{n}": {0} for n in range(50)} | {"rare1": {0, 1}, "rare2": {1}}
-    assert len(choose_validation(photos, alone(photos), 0.1, seed=3).validation & {"rare1", "rare2"}) == 1
+def test_a_class_of_two_images_is_in_both_splits() -> None:
+    images = {f"p{n}": {0} for n in range(50)} | {"rare1": {0, 1}, "rare2": {1}}
+    assert len(choose_validation(images, alone(images), 0.1, seed=3).validation & {"rare1", "rare2"}) == 1
 
 
 PHOTOS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30)
 GROUPS = st.lists(st.integers(0, 5), min_size=30, max_size=30)
 
 
-def grouped(photos: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
-    """Each photo's group, called as its first photo: photos of one number, or those of number 0 alone."""
+def grouped(images: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
+    """Each image's group, called as its first image: images of one number, or those of number 0 alone."""
     group_of: dict[str, str] = {}
     first: dict[int, str] = {}
-    for name, number in zip(sorted(photos), numbers, strict=False):
+    for name, number in zip(sorted(images), numbers, strict=False):
         group_of[name] = first.setdefault(number, name) if number else name
     return group_of
 
 
 @given(PHOTOS, GROUPS, st.sampled_from([0.02, 0.1, 0.3, 0.7, 0.95]), st.integers(0, 5))
 def test_both_splits_have_objects_and_only_groups_said_to_be_parted_are(
-    photos: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
+    images: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
 ) -> None:
-    group_of = grouped(photos, numbers)
-    choice = choose_validation(photos, group_of, fraction, seed)
-    assert choice.validation <= set(photos)
+    group_of = grouped(images, numbers)
+    choice = choose_validation(images, group_of, fraction, seed)
+    assert choice.validation <= set(images)
     parted = {name for names in choice.parted for name in names}
     for name, group in group_of.items():
         if name not in parted:
             assert (name in choice.validation) == (group in choice.validation)
-    showing = {name for name, classes in photos.items() if classes}
+    showing = {name for name, classes in images.items() if classes}
     if len(showing) >= 2:
         assert 0 < len(showing & choice.validation) < len(showing)
 
 
-def test_photos_that_all_look_alike_are_parted_by_the_share_that_was_asked_for() -> None:
-    photos = many_photos()
-    choice = choose_validation(photos, dict.fromkeys(photos, "p0"), 0.2, seed=0)
-    assert [set(names) for names in choice.parted] == [set(photos)]
-    assert choice.validation == choose_validation(photos, alone(photos), 0.2, seed=0).validation
+def test_images_that_all_look_alike_are_parted_by_the_share_that_was_asked_for() -> None:
+    images = many_images()
+    choice = choose_validation(images, dict.fromkeys(images, "p0"), 0.2, seed=0)
+    assert [set(names) for names in choice.parted] == [set(images)]
+    assert choice.validation == choose_validation(images, alone(images), 0.2, seed=0).validation
 
 
 def test_a_large_group_stays_whole_where_the_others_are_enough() -> None:
-    photos = {f"p{number:03}": {0} for number in range(200)}
-    group_of = {name: "p000" if name < "p100" else name for name in photos}
-    choice = choose_validation(photos, group_of, 0.1, seed=0)
+    images = {f"p{number:03}": {0} for number in range(200)}
+    group_of = {name: "p000" if name < "p100" else name for name in images}
+    choice = choose_validation(images, group_of, 0.1, seed=0)
     assert choice.parted == ()
     assert len(choice.validation) == 20
     assert min(choice.validation) >= "p100"
 
 
 @pytest.mark.parametrize(("groups", "size"), [(10, 10), (3, 33), (2, 5)])
-def test_whole_groups_are_taken_up_to_a_third_of_the_photos_and_parted_beyond(groups: int, size: int) -> None:
-    photos = {f"p{number:03}": {0} for number in range(100)}
-    group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in photos}
-    choice = choose_validation(photos, group_of, 0.05, seed=0)
+def test_whole_groups_are_taken_up_to_a_third_of_the_images_and_parted_beyond(groups: int, size: int) -> None:
+    images = {f"p{number:03}": {0} for number in range(100)}
+    group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in images}
+    choice = choose_validation(images, group_of, 0.05, seed=0)
     assert len(choice.validation) == size
     assert len(choice.parted) == (1 if groups == 2 else 0)
 

@@ -75,7 +75,7 @@ DOG_XML = xml_object("dog", (5, 2, 6, 4), "<truncated>1</truncated><difficult>1<
 
 @dataclass
 class Voc:
-    """A VOC2012 folder with the photo ``a``, whose files a test replaces."""
+    """A VOC2012 folder with the image ``a``, whose files a test replaces."""
 
     root: Path
 
@@ -84,7 +84,7 @@ class Voc:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def photo(self, data: bytes) -> None:
+    def image(self, data: bytes) -> None:
         self.put("JPEGImages/a.jpg", data)
 
     def objects(self, data: bytes) -> None:
@@ -109,7 +109,7 @@ class Voc:
 def make_voc(folder: Path) -> Voc:
     made = Voc(folder / "VOCdevkit" / "VOC2012")
     made.put("ImageSets/Segmentation/train.txt", b"a\n")
-    made.photo(jpeg())
+    made.image(jpeg())
     made.objects(png(OBJECTS))
     made.classes(png(CLASSES))
     return made
@@ -125,7 +125,7 @@ def voc(tmp_path: Path) -> Voc:
 
 def test_touching_instances_give_tight_boxes_areas_classes_and_masks_without_void(voc: Voc) -> None:
     image = read_voc_image(voc.root, "a")
-    assert (image.width, image.height, image.photo.file, image.has_xml) == (8, 6, "JPEGImages/a.jpg", False)
+    assert (image.width, image.height, image.image.file, image.has_xml) == (8, 6, "JPEGImages/a.jpg", False)
     person, dog = image.instances
     assert (person.class_index, person.box, person.area) == (PERSON, (1, 1, 3, 3), 9)
     assert (dog.class_index, dog.box, dog.area) == (DOG, (4, 1, 2, 3), 6)
@@ -147,7 +147,7 @@ def test_instance_takes_majority_class_and_ignores_void_under_it(voc: Voc) -> No
     assert (instance.number, instance.class_index, instance.area) == (7, PERSON, 30)
 
 
-def test_photo_without_objects_is_a_negative(voc: Voc) -> None:
+def test_image_without_objects_is_a_negative(voc: Voc) -> None:
     voc.objects(png(np.zeros((6, 8), dtype=np.uint8)))
     voc.classes(png(np.zeros((6, 8), dtype=np.uint8)))
     image = read_voc_image(voc.root, "a")
@@ -205,7 +205,7 @@ def test_two_of_one_class_are_paired_by_overlap_not_by_order(voc: Voc) -> None:
 
 
 def large_square(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """A person of ``side`` x ``side`` pixels at (30, 30) of a 100 x 100 photo."""
+    """A person of ``side`` x ``side`` pixels at (30, 30) of a 100 x 100 image."""
     objects = np.zeros((100, 100), dtype=np.uint8)
     objects[30 : 30 + side, 30 : 30 + side] = 1
     return objects, np.where(objects == 1, PERSON, 0).astype(np.uint8)
@@ -225,7 +225,7 @@ def large_square(side: int) -> tuple[np.ndarray, np.ndarray]:
 )
 def test_boxes_match_within_the_void_band(voc: Voc, side: int, box: tuple[float, ...], fits: bool) -> None:
     objects, classes = large_square(side)
-    voc.photo(jpeg((100, 100)))
+    voc.image(jpeg((100, 100)))
     voc.objects(png(objects))
     voc.classes(png(classes))
     voc.annotation(xml(xml_object("person", box), head=""))
@@ -243,7 +243,7 @@ def test_xml_of_another_size_is_a_warning(voc: Voc) -> None:
     head = "<size><width>16</width><height>12</height></size>"
     voc.annotation(xml(PERSON_XML, DOG_XML, head=head))
     (warning,) = read_voc_image(voc.root, "a").warnings
-    assert str(warning).startswith("Annotations/a.xml: states the size 16 x 12, but the photo is 8 x 6")
+    assert str(warning).startswith("Annotations/a.xml: states the size 16 x 12, but the image is 8 x 6")
 
 
 def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
@@ -282,25 +282,25 @@ def test_boxes_with_decimals_are_read(voc: Voc) -> None:
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-# Photos
+# Images
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_colour_grey_and_cmyk_photos_are_read(voc: Voc, mode: str) -> None:
-    voc.photo(jpeg(mode=mode))
+def test_colour_grey_and_cmyk_images_are_read(voc: Voc, mode: str) -> None:
+    voc.image(jpeg(mode=mode))
     assert len(read_voc_image(voc.root, "a").instances) == 2
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.PNG"])
-def test_photo_is_found_whatever_the_case_of_its_ending(voc: Voc, name: str) -> None:
+def test_image_is_found_whatever_the_case_of_its_ending(voc: Voc, name: str) -> None:
     (voc.root / "JPEGImages" / "a.jpg").unlink()
     voc.put(
         f"JPEGImages/{name}", jpeg() if "j" in name.lower() else png(np.zeros((6, 8, 3), dtype=np.uint8), mode="RGB")
     )
-    assert read_voc_image(voc.root, "a").photo.file == f"JPEGImages/{name}"
+    assert read_voc_image(voc.root, "a").image.file == f"JPEGImages/{name}"
 
 
-@pytest.mark.parametrize("name", ["my photo 7", "été 夏", "-1"])
+@pytest.mark.parametrize("name", ["my image 7", "été 夏", "-1"])
 def test_names_with_spaces_and_other_scripts_are_read(voc: Voc, name: str) -> None:
     for folder, ending in (("JPEGImages", "jpg"), ("SegmentationObject", "png"), ("SegmentationClass", "png")):
         (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{name}.{ending}")
@@ -317,8 +317,8 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
         (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{stored}.{ending}")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n".encode())
     (image_id,) = read_split(voc.root, "train")
-    photo = read_voc_image(voc.root, image_id)
-    assert (len(photo.instances), photo.has_xml, photo.photo.file) == (2, True, f"JPEGImages/{stored}.jpg")
+    image = read_voc_image(voc.root, image_id)
+    assert (len(image.instances), image.has_xml, image.image.file) == (2, True, f"JPEGImages/{stored}.jpg")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
     with pytest.raises(DataError, match=r"line 2: .* stands on line 1 already"):
         read_split(voc.root, "train")
@@ -335,15 +335,15 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
     ],
     ids=["empty", "web page", "half", "header only", "16-bit"],
 )
-def test_damaged_photo_is_a_problem(voc: Voc, data: bytes, message: str) -> None:
-    voc.photo(data)
+def test_damaged_image_is_a_problem(voc: Voc, data: bytes, message: str) -> None:
+    voc.image(data)
     problem = voc.problem()
     assert problem.startswith("JPEGImages/a.jpg: ")
     assert message in problem
 
 
-def test_masks_of_the_stored_photo_are_read_in_its_frame(voc: Voc) -> None:
-    voc.photo(jpeg(orientation=6))
+def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
+    voc.image(jpeg(orientation=6))
     image = read_voc_image(voc.root, "a")
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
     (warning,) = image.warnings
@@ -352,27 +352,27 @@ def test_masks_of_the_stored_photo_are_read_in_its_frame(voc: Voc) -> None:
     )
 
 
-def test_masks_drawn_on_the_turned_photo_are_told_by_their_size(voc: Voc) -> None:
-    voc.photo(jpeg((6, 8), orientation=6))
+def test_masks_drawn_on_the_turned_image_are_told_by_their_size(voc: Voc) -> None:
+    voc.image(jpeg((6, 8), orientation=6))
     image = read_voc_image(voc.root, "a")
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
     (warning,) = image.warnings
-    assert "its masks are taken as drawn on the turned photo" in warning.reason
+    assert "its masks are taken as drawn on the turned image" in warning.reason
 
 
-def test_masks_of_one_photo_in_two_frames_are_a_problem(voc: Voc) -> None:
-    voc.photo(jpeg((6, 8), orientation=6))
+def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
+    voc.image(jpeg((6, 8), orientation=6))
     voc.classes(png(np.ascontiguousarray(CLASSES.T)))
-    assert voc.problem().startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the photo is 6 x 8")
+    assert voc.problem().startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the image is 6 x 8")
 
 
 def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
-    voc.photo(jpeg(orientation=9))
+    voc.image(jpeg(orientation=9))
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_a_photo_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
-    voc.photo(jpeg(mode="CMYK"))
+def test_a_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
+    voc.image(jpeg(mode="CMYK"))
     (warning,) = read_voc_image(voc.root, "a").warnings
     assert str(warning).startswith("JPEGImages/a.jpg: has print colours (CMYK)")
 
@@ -385,13 +385,13 @@ def animated_png() -> bytes:
 
 
 def test_an_animated_picture_is_a_problem(voc: Voc) -> None:
-    voc.photo(animated_png())
+    voc.image(animated_png())
     assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the one that")
 
 
 def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
     objects = np.repeat(np.arange(256, dtype=np.uint8), 2).reshape(16, 32)
-    voc.photo(jpeg((32, 16)))
+    voc.image(jpeg((32, 16)))
     voc.objects(png(objects))
     voc.classes(png(np.where((objects > 0) & (objects < 255), PERSON, 0).astype(np.uint8)))
     image = read_voc_image(voc.root, "a")
@@ -423,7 +423,7 @@ def grey_png(bits: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "no such file; each photo needs its mask"),
+        (None, "no such file; each image needs its mask"),
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
         (png(OBJECTS)[:60], "bring the file again"),
@@ -432,7 +432,7 @@ def grey_png(bits: int) -> bytes:
         (grey_png(1), "is 1-bit grey"),
         (grey_png(4), "is 4-bit grey"),
         (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "is 16-bit grey"),
-        (png(OBJECTS[:, :7]), "is 7 x 6 pixels, but the photo is 8 x 6"),
+        (png(OBJECTS[:, :7]), "is 7 x 6 pixels, but the image is 8 x 6"),
     ],
     ids=["missing", "empty", "jpeg", "cut", "rgb", "alpha", "1-bit", "4-bit", "16-bit", "size"],
 )
@@ -499,7 +499,7 @@ def test_class_pixels_beside_their_object_are_a_warning(voc: Voc) -> None:
     assert str(warning).startswith("SegmentationClass/a.png: 2 of 6 pixels of dog belong to no object")
 
 
-def test_all_faults_of_a_photo_are_reported_together(voc: Voc) -> None:
+def test_all_faults_of_a_image_are_reported_together(voc: Voc) -> None:
     (voc.root / "JPEGImages/a.jpg").unlink()
     (voc.root / "SegmentationObject/a.png").unlink()
     voc.classes(b"x")
@@ -585,7 +585,7 @@ def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
     with pytest.raises(DataError, match="'Übung 1': this is a class list"):
         read_split(voc.root, "train")
     (voc.root / "JPEGImages/dog.jpg").unlink()
-    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing photo
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing image
 
 
 def test_missing_split_file_and_folders_are_refused(voc: Voc, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Input that keeps the photo's aspect ratio: where pixels, boxes and masks land on the way in and back out."""
+"""Input that keeps the image's aspect ratio: where pixels, boxes and masks land on the way in and back out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact.crop import Window, filled_share
 from yolact.data.augment import Sample, augment, render, window_targets
 from yolact.data.target_masks import Grids
 from yolact.inference import postprocess
-from yolact.inference.postprocess import Candidates, enlarge_masks, to_photo_frame
+from yolact.inference.postprocess import Candidates, enlarge_masks, to_image_frame
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
@@ -44,8 +44,8 @@ def predictor_of(model: Yolact, **options: Any) -> Predictor:
     return Predictor(model, ["a", "b", "c"], **options)
 
 
-def photo_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sample:
-    """A black photo with a white rectangle as its only object."""
+def image_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sample:
+    """A black image with a white rectangle as its only object."""
     left, top, right, bottom = box
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[top:bottom, left:right] = 1
@@ -84,19 +84,19 @@ def test_the_longer_side_is_the_inputs_and_the_rest_to_the_right_or_below_has_th
     assert torch.equal(square[:, :rows, :columns], stretched)
 
 
-def test_a_square_photo_is_what_it_is_without_the_setting() -> None:
+def test_a_square_image_is_what_it_is_without_the_setting() -> None:
     image = channels_first(np.random.default_rng(0).integers(0, 256, (37, 37, 3), dtype=np.uint8))
     assert torch.equal(to_padded_square(image, SIZE), to_square(image, SIZE))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1)])
-def test_a_photo_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
+def test_a_image_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
     image = np.full((height, width, 3), 255, dtype=np.uint8)
     square = to_padded_square(channels_first(image), SIZE)
     assert square.flatten(1).std(dim=1).max() == 0
-    sample = photo_with(height, width, (0, 0, width, height))
+    sample = image_with(height, width, (0, 0, width, height))
     assert (render(sample.image, Window(0, 0, width, height).squared(), SIZE).float() - square).abs().max() <= 0.5
-    for resolution in ("photo", "prototypes", 7):
+    for resolution in ("image", "prototypes", 7):
         found = predictor_of(model, mask_resolution=resolution).predict(image)
         assert len(found.masks) == len(found)
 
@@ -104,7 +104,7 @@ def test_a_photo_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yola
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(16, 64), st.booleans(), st.integers(0, 99))
 def test_training_and_inference_see_the_same(height: int, width: int, size: int, mirrored: bool, seed: int) -> None:
-    """A mirrored window is the mirrored photo in the same corner."""
+    """A mirrored window is the mirrored image in the same corner."""
     side = max(height, width)
     # What ends at half a pixel is rounded the other way when it is counted from the other end.
     assume(not mirrored or 2 * width * size % (2 * side) != side)
@@ -137,7 +137,7 @@ def test_a_squared_window_is_the_least_square_that_begins_with_the_window(
 
 def test_training_keeps_the_aspect_ratio_of_whatever_window_is_drawn() -> None:
     """A square that is seen as a whole stays a square."""
-    sample = photo_with(60, 120, (30, 20, 50, 40))
+    sample = image_with(60, 120, (30, 20, 50, 40))
     config = AugmentConfig(**(dict.fromkeys(SWITCHES, True) | {"image_sizes": []}))
     grids = Grids.of_input(256)
     ratios: dict[bool, list[float]] = {True: [], False: []}
@@ -155,8 +155,8 @@ def test_training_keeps_the_aspect_ratio_of_whatever_window_is_drawn() -> None:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_targets_lie_on_the_object_in_the_input(mirrored: bool) -> None:
-    """100 x 200 pixels at 200: rows 40 to 80 and columns 20 to 120 are where they are in the photo."""
-    sample = photo_with(100, 200, (20, 40, 120, 80))
+    """100 x 200 pixels at 200: rows 40 to 80 and columns 20 to 120 are where they are in the image."""
+    sample = image_with(100, 200, (20, 40, 120, 80))
     window = Window(0, 0, 200, 100, mirrored).squared()
     pixels = render(sample.image, window, 200)
     targets = window_targets(sample, window, Grids.of_input(200), 3)
@@ -167,7 +167,7 @@ def test_targets_lie_on_the_object_in_the_input(mirrored: bool) -> None:
     [mask] = targets.masks  # 50 x 50 cells of 4 pixels
     assert mask[10:20, left // 4 : right // 4].all()
     assert mask.sum() == 10 * 25
-    assert targets.semantic[0, 1, 13:].sum() == 0  # below the photo
+    assert targets.semantic[0, 1, 13:].sum() == 0  # below the image
 
 
 # --- and back out -------------------------------------------------------------------------------------------------
@@ -206,15 +206,15 @@ PHOTOS = [
     (128, 128, (32, 16, 96, 80)),
     (64, 128, (96, 32, 128, 64)),  # in the corner that the padding begins at
 ]
-"""Height, width and rectangle, so that each cell of the prototypes, 8 photo pixels, is wholly white or wholly not."""
+"""Height, width and rectangle, so that each cell of the prototypes, 8 image pixels, is wholly white or wholly not."""
 
 
-def found_again(model: Yolact, photos: list[tuple[int, int, tuple[int, int, int, int]]], **options: Any) -> list[Any]:
-    """What a network that sees through the photos finds in a batch of them."""
+def found_again(model: Yolact, images: list[tuple[int, int, tuple[int, int, int, int]]], **options: Any) -> list[Any]:
+    """What a network that sees through the images finds in a batch of them."""
     predictor = predictor_of(model, **options)
-    images = [channels_first(photo_with(*photo).image) for photo in photos]
-    inputs = predictor.preprocess(images)
-    squares = [to_padded_square(image, SIZE) for image in images]
+    arrays = [channels_first(image_with(*image).image) for image in images]
+    inputs = predictor.preprocess(arrays)
+    squares = [to_padded_square(pixels, SIZE) for pixels in arrays]
     assert torch.equal(inputs, normalize(torch.stack(squares), "resnet18"))
     single = []
     for square in squares:
@@ -229,17 +229,17 @@ def found_again(model: Yolact, photos: list[tuple[int, int, tuple[int, int, int,
         anchors=single[0].anchors,
         semantic_logits=None,
     )
-    return predictor.postprocess(together, [photo[:2] for photo in photos])
+    return predictor.postprocess(together, [image[:2] for image in images])
 
 
-def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_photo(model: Yolact) -> None:
+def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_image(model: Yolact) -> None:
     for found, (height, width, box) in zip(found_again(model, PHOTOS), PHOTOS, strict=True):
         left, top, right, bottom = box
         assert len(found) == 1
         assert found.labels.tolist() == [1]
         torch.testing.assert_close(found.boxes, torch.tensor([box], dtype=torch.float32), atol=1e-3, rtol=0)
         assert found.masks.shape == (1, height, width)
-        assert found.photo_size == (height, width)
+        assert found.image_size == (height, width)
         expected = torch.zeros(height, width, dtype=torch.bool)
         expected[top:bottom, left:right] = True
         assert not (found.masks[0] & ~expected).any()
@@ -249,12 +249,12 @@ def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_photo(mo
 @pytest.mark.parametrize(
     ("resolution", "sizes"),
     [
-        ("photo", [(64, 128), (128, 64), (128, 128), (64, 128)]),
+        ("image", [(64, 128), (128, 64), (128, 128), (64, 128)]),
         ("prototypes", [(8, 16), (16, 8), (16, 16), (8, 16)]),
         (32, [(16, 32), (32, 16), (32, 32), (16, 32)]),
     ],
 )
-def test_masks_of_every_resolution_show_the_photo_and_nothing_else(
+def test_masks_of_every_resolution_show_the_image_and_nothing_else(
     model: Yolact, resolution: Any, sizes: list[tuple[int, int]]
 ) -> None:
     all_found = found_again(model, PHOTOS, mask_resolution=resolution)
@@ -268,10 +268,10 @@ def test_masks_of_every_resolution_show_the_photo_and_nothing_else(
         torch.testing.assert_close(found.boxes, torch.tensor([box], dtype=torch.float32), atol=1e-3, rtol=0)
 
 
-def test_photos_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
+def test_images_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
     together = found_again(model, PHOTOS)
-    for found, photo in zip(together, PHOTOS, strict=True):
-        [alone] = found_again(model, [photo])
+    for found, image in zip(together, PHOTOS, strict=True):
+        [alone] = found_again(model, [image])
         assert torch.equal(found.boxes, alone.boxes)
         assert torch.equal(found.masks, alone.masks)
 
@@ -279,18 +279,18 @@ def test_photos_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(40, 120), st.integers(40, 120), st.data())
 def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, width: int, draw: st.DataObject) -> None:
-    """What training asks for at an input of 128 pixels, taken for the network's output, is the object in the photo."""
+    """What training asks for at an input of 128 pixels, taken for the network's output, is the object in the image."""
     left, top = draw.draw(st.integers(0, width - 20)), draw.draw(st.integers(0, height - 20))
     right, bottom = draw.draw(st.integers(left + 20, width)), draw.draw(st.integers(top + 20, height))
-    sample = photo_with(height, width, (left, top, right, bottom))
+    sample = image_with(height, width, (left, top, right, bottom))
     targets = window_targets(sample, Window(0, 0, width, height).squared(), Grids.of_input(128), 3)
     prototypes = targets.masks[0].float()[:, :, None] - 0.5  # (32, 32, 1)
     candidates = Candidates(targets.boxes, torch.tensor([0.9]), targets.labels, torch.ones(1, 1))
-    found = to_photo_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, keep_aspect_ratio=True)
+    found = to_image_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, keep_aspect_ratio=True)
     torch.testing.assert_close(found.boxes, torch.tensor(sample.boxes).float(), atol=1e-3, rtol=0)
     expected = torch.from_numpy(coco_mask.decode(sample.masks)[:, :, 0] != 0)
     assert not (found.masks[0] & ~expected).any()
-    cell = max(height, width) / 32  # a prototype pixel in photo pixels
+    cell = max(height, width) / 32  # a prototype pixel in image pixels
     lost_edge = 2 * cell * (right - left + bottom - top)  # each edge may lie a cell off
     assert (expected & ~found.masks[0]).sum() <= lost_edge
 
@@ -301,10 +301,10 @@ def candidates_of(boxes: list[list[float]]) -> Candidates:
 
 
 @pytest.mark.parametrize("integer", [False, True])
-def test_boxes_are_cut_at_the_photo_and_those_in_the_padding_are_dropped(integer: bool) -> None:
-    """A photo of 40 x 100 pixels in a square of 100; the second box lies below it."""
+def test_boxes_are_cut_at_the_image_and_those_in_the_padding_are_dropped(integer: bool) -> None:
+    """A image of 40 x 100 pixels in a square of 100; the second box lies below it."""
     boxes = [[0.505, 0.105, 0.905, 0.905], [0.105, 0.505, 0.205, 0.605], [0.105, 0.205, 0.205, 0.305]]
-    found = to_photo_frame(
+    found = to_image_frame(
         candidates_of(boxes),
         torch.ones(4, 4, 1),
         40,
@@ -324,7 +324,7 @@ def test_boxes_are_cut_at_the_photo_and_those_in_the_padding_are_dropped(integer
 @pytest.mark.parametrize("crop_first", [False, True])
 @pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(37, 90), (90, 37), (90, 90), (1, 90)])
-def test_masks_are_those_of_the_square_cut_to_the_photo(
+def test_masks_are_those_of_the_square_cut_to_the_image(
     height: int, width: int, on_gpu: bool, crop_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if on_gpu:

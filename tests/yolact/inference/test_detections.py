@@ -61,11 +61,11 @@ def assert_equal(first: Detections, second: Detections) -> None:
     assert first.class_names == second.class_names
 
 
-def test_polygons_are_in_photo_pixels_whatever_the_size_of_the_masks() -> None:
+def test_polygons_are_in_image_pixels_whatever_the_size_of_the_masks() -> None:
     found = squares([[1, 2, 4, 6]], height=10, width=8)
     [[polygon]] = found.polygons()
     assert polygon.tolist() == [[1, 2], [4, 2], [4, 6], [1, 6]]
-    [[polygon]] = dataclasses.replace(found, photo_size=(30, 16)).polygons()
+    [[polygon]] = dataclasses.replace(found, image_size=(30, 16)).polygons()
     assert polygon.tolist() == [[2, 6], [8, 6], [8, 18], [2, 18]]
     assert polygon.dtype == np.float32
     assert squares([], height=10, width=8).polygons() == []
@@ -179,7 +179,7 @@ def test_a_row_of_an_unknown_category_is_refused() -> None:
 
 def test_a_pixel_goes_to_the_best_of_the_masks_that_claim_it() -> None:
     found = squares([[1, 1, 4, 3], [0, 0, 3, 2], [3, 2, 6, 4]], 4, 6, labels=[2, 0, 1])
-    voc = found.to_voc("photo.jpg")
+    voc = found.to_voc("image.jpg")
     assert voc.segmentation_object.dtype == voc.segmentation_class.dtype == np.uint8
     assert voc.segmentation_object.tolist() == [
         [2, 2, 2, 0, 0, 0],
@@ -236,7 +236,7 @@ def test_voc_xml_counts_whole_pixels_from_1_and_has_scores_and_sizes() -> None:
     st.tuples(st.floats(0, 7), st.floats(0, 7)).map(sorted),
     st.tuples(st.floats(0, 5), st.floats(0, 5)).map(sorted),
 )
-def test_voc_boxes_hold_at_least_one_pixel_of_the_photo(horizontal: list[float], vertical: list[float]) -> None:
+def test_voc_boxes_hold_at_least_one_pixel_of_the_image(horizontal: list[float], vertical: list[float]) -> None:
     (left, right), (top, bottom) = horizontal, vertical
     empty = InstanceMasks(5, 7, [(0, 0)], [np.zeros((0, 0), dtype=bool)])
     box, score = torch.tensor([[left, top, right, bottom]]), torch.tensor([0.9])
@@ -306,57 +306,57 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_plot_draws_the_detections_over_the_photo() -> None:
-    photo = noise(500, 700)
-    before = photo.copy()
+def test_a_plot_draws_the_detections_over_the_image() -> None:
+    image = noise(500, 700)
+    before = image.copy()
     found = squares([[300, 250, 420, 400]], 500, 700)
-    picture = found.plot(photo)
+    picture = found.plot(image)
     assert picture.shape == (500, 700, 3)
     assert picture.dtype == np.uint8
-    assert np.array_equal(picture, draw_detections(photo, found, NAMES))
-    assert (picture[300:350, 320:400] != photo[300:350, 320:400]).any()
-    assert np.array_equal(picture[:100, :100], photo[:100, :100])
-    assert np.array_equal(photo, before)
+    assert np.array_equal(picture, draw_detections(image, found, NAMES))
+    assert (picture[300:350, 320:400] != image[300:350, 320:400]).any()
+    assert np.array_equal(picture[:100, :100], image[:100, :100])
+    assert np.array_equal(image, before)
 
 
-def test_nothing_found_leaves_a_large_photo_as_it_is_and_enlarges_a_small_one() -> None:
-    photo = noise(500, 700)
-    assert np.array_equal(squares([], 500, 700).plot(photo), photo)
+def test_nothing_found_leaves_a_large_image_as_it_is_and_enlarges_a_small_one() -> None:
+    image = noise(500, 700)
+    assert np.array_equal(squares([], 500, 700).plot(image), image)
     assert squares([], 80, 160).plot(noise(80, 160)).shape == (MIN_SIDE // 2, MIN_SIDE, 3)
 
 
-def test_a_photo_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
-    photo = noise(500, 700)
+def test_a_image_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
+    image = noise(500, 700)
     found = squares([[300, 250, 420, 400]], 500, 700)
-    path = tmp_path / "photo.png"
-    Image.fromarray(photo).save(path)
-    expected = found.plot(photo)
-    for form in (torch.from_numpy(photo).permute(2, 0, 1), path, str(path)):
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    expected = found.plot(image)
+    for form in (torch.from_numpy(image).permute(2, 0, 1), path, str(path)):
         assert np.array_equal(found.plot(form), expected)
 
 
 def test_only_scores_above_the_least_are_drawn() -> None:
-    photo = noise(500, 700)
+    image = noise(500, 700)
     found = squares([[300, 250, 420, 400], [10, 10, 90, 90]], 500, 700)  # 0.9 and 0.5
-    assert np.array_equal(found.plot(photo, min_score=0.5), found[torch.tensor([0])].plot(photo))
-    assert not np.array_equal(found.plot(photo, min_score=0.49), found.plot(photo, min_score=0.5))
-    assert np.array_equal(found.plot(photo, min_score=0.95), photo)
+    assert np.array_equal(found.plot(image, min_score=0.5), found[torch.tensor([0])].plot(image))
+    assert not np.array_equal(found.plot(image, min_score=0.49), found.plot(image, min_score=0.5))
+    assert np.array_equal(found.plot(image, min_score=0.95), image)
 
 
 def test_classes_without_names_are_numbered() -> None:
-    photo = noise(500, 700)
+    image = noise(500, 700)
     found = squares([[300, 250, 420, 400], [10, 10, 90, 90]], 500, 700, labels=[2, 0])
     found.class_names = ()
-    assert np.array_equal(found.plot(photo), draw_detections(photo, found, ["class 1", "class 2", "class 3"]))
+    assert np.array_equal(found.plot(image), draw_detections(image, found, ["class 1", "class 2", "class 3"]))
 
 
 def test_masks_of_another_resolution_are_drawn_at_their_place() -> None:
-    photo = np.full((480, 640, 3), 100, dtype=np.uint8)
+    image = np.full((480, 640, 3), 100, dtype=np.uint8)
     found = squares([[320, 120, 480, 360]], 480, 640)
     found.instance_masks = squares([[80, 30, 120, 90]], 120, 160).instance_masks  # a quarter
-    picture = found.plot(photo)
-    assert picture.shape == photo.shape
-    changed = (picture != photo).any(axis=2)
+    picture = found.plot(image)
+    assert picture.shape == image.shape
+    changed = (picture != image).any(axis=2)
     assert changed[130:350, 330:470].all()
     assert not changed[:, :300].any()
     assert not changed[380:].any()

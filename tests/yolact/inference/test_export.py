@@ -29,7 +29,7 @@ CLASSES = ["circle", "square", "a \"third\" 'één'"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def photos(batch: int, side: int = 64) -> Tensor:
+def images(batch: int, side: int = 64) -> Tensor:
     """(B, 3, side, side) float32, 0 to 255."""
     return 255 * torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(batch))
 
@@ -62,7 +62,7 @@ def exported(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Exporte
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_file_for_any_batch_gives_what_the_network_gives(model: Yolact, exported: Exported, batch: int) -> None:
-    assert_outputs_close(run(exported.path, photos(batch)), expected(model, photos(batch)), tolerance=1e-4)
+    assert_outputs_close(run(exported.path, images(batch)), expected(model, images(batch)), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["bottlenecks", "darknet", "deformable"])
@@ -70,7 +70,7 @@ def test_every_backbone_gives_what_the_network_gives(variant: str, tmp_path: Pat
     model = trained_like(variant)
     found = export_onnx(model, CLASSES, tmp_path / "model.onnx", batch=1)
     assert found.shapes["images"] == (1, 3, 64, 64)
-    assert_outputs_close(run(found.path, photos(1)), expected(model, photos(1)), tolerance=1e-4)
+    assert_outputs_close(run(found.path, images(1)), expected(model, images(1)), tolerance=1e-4)
 
 
 def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_path: Path) -> None:
@@ -85,16 +85,16 @@ def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_pat
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert_outputs_close(
-        run(tmp_path / "model.onnx", photos(1)), expected(trained_like("deformable"), photos(1)), tolerance=1e-4
+        run(tmp_path / "model.onnx", images(1)), expected(trained_like("deformable"), images(1)), tolerance=1e-4
     )
 
 
 def test_half_precision_is_inside_alone_and_rounds_little(model: Yolact, exported: Exported, tmp_path: Path) -> None:
     half = export_onnx(model, CLASSES, tmp_path / "half.onnx", precision="fp16", batch=2)
     assert half.path.stat().st_size < 0.51 * exported.path.stat().st_size
-    found = run(half.path, photos(2))
+    found = run(half.path, images(2))
     assert {output.dtype for output in found} == {torch.float32}
-    assert_outputs_close(found, expected(model, photos(2)), tolerance=1e-2)
+    assert_outputs_close(found, expected(model, images(2)), tolerance=1e-2)
     assert half.errors is not None
     assert max(half.errors.values()) > 1e-5, "nothing was rounded to float16"
 
@@ -243,11 +243,11 @@ def test_what_the_exporter_cannot_translate_is_an_error_with_the_versions(
 
 def test_errors_are_parts_of_the_greatest_value(exported: Exported) -> None:
     class Twice(nn.Module):
-        def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            outputs = list(run(exported.path, images))
+        def forward(self, arrays: Tensor) -> tuple[Tensor, ...]:
+            outputs = list(run(exported.path, arrays))
             outputs[3] = outputs[3] * 2
             return tuple(outputs)
 
-    errors = export._errors(exported.path, Twice(), photos(1))
+    errors = export._errors(exported.path, Twice(), images(1))
     assert errors is not None
     np.testing.assert_allclose([errors["boxes"], errors["prototypes"]], [0, 0.5], atol=1e-6)

@@ -92,7 +92,7 @@ def winograd_convs(network: OneDnnNetwork) -> int:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("batch", "height", "width"),
-    [(1, 64, 64), (3, 64, 64), (1, 96, 96), (2, 50, 50), (1, 70, 130)],  # made for one photo of 64 x 64
+    [(1, 64, 64), (3, 64, 64), (1, 96, 96), (2, 50, 50), (1, 70, 130)],  # made for one image of 64 x 64
 )
 def test_outputs_are_those_of_the_network_for_any_batch_and_size(
     variant: str, batch: int, height: int, width: int

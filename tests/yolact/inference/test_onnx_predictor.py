@@ -41,7 +41,7 @@ def path(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rescored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Yolact, Path]:
-    """A network of YOLACT++, for two photos at once."""
+    """A network of YOLACT++, for two images at once."""
     model = trained_like("deformable", mask_rescoring=True, image_size=249)
     return model, export_onnx(model, CLASSES, tmp_path_factory.mktemp("two") / "model.onnx", batch=2).path
 
@@ -61,7 +61,7 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
         torch.testing.assert_close(one.mask_scores[rows], other.mask_scores, atol=1e-4, rtol=0)
         assert one.masks.shape == other.masks.shape
         assert (one.masks[rows] != other.masks).float().mean() < 1e-3
-        assert one.photo_size == other.photo_size
+        assert one.image_size == other.image_size
         assert one.class_names == other.class_names == tuple(CLASSES)
 
 
@@ -91,7 +91,7 @@ def test_the_aspect_ratio_is_kept_where_the_predictor_keeps_it(tmp_path: Path) -
     assert_same(OnnxPredictor(exported).predict(PHOTOS), Predictor(model, CLASSES).predict(PHOTOS))
 
 
-def test_one_photo_gives_its_detections_alone(path: Path) -> None:
+def test_one_image_gives_its_detections_alone(path: Path) -> None:
     predictor = OnnxPredictor(path)
     assert_same([predictor.predict(PHOTOS[0])], predictor.predict(PHOTOS[:1]))
 
@@ -106,11 +106,11 @@ def test_rescored_masks_and_a_batch_that_is_not_full(rescored: tuple[Yolact, Pat
 
 
 def test_outputs_of_any_runtime_become_detections(model: Yolact, path: Path) -> None:
-    images = torch.stack([to_square(torch.from_numpy(photo).permute(2, 0, 1), 64) for photo in PHOTOS])
+    images = torch.stack([to_square(torch.from_numpy(image).permute(2, 0, 1), 64) for image in PHOTOS])
     session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
-    sizes = [(photo.shape[0], photo.shape[1]) for photo in PHOTOS]
+    sizes = [(image.shape[0], image.shape[1]) for image in PHOTOS]
     found = detections_from_outputs(outputs, sizes, CLASSES, image_size=64)
     assert_same(found, Predictor(model, CLASSES).predict(PHOTOS))
     del outputs["scores"]

@@ -1,4 +1,4 @@
-"""NMS, mask assembly and the photo's frame against loops in plain Python."""
+"""NMS, mask assembly and the image's frame against loops in plain Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact.inference.postprocess import (
     detect,
     enlarge_masks,
     fast_nms,
-    to_photo_frame,
+    to_image_frame,
     traditional_nms,
 )
 from yolact.structures import RawOutputs
@@ -413,7 +413,7 @@ def plain_bilinear(image: list[list[float]], height: int, width: int) -> list[li
 def plain_excess(
     logits: list[list[float]], box: list[float], height: int, width: int, *, crop_first: bool
 ) -> list[list[float]]:
-    """By how much each photo pixel is over the threshold: the mask is where this is more than 0."""
+    """By how much each image pixel is over the threshold: the mask is where this is more than 0."""
     if crop_first:
         soft = plain_bilinear(plain_soft_mask(logits, box), height, width)
         return [[value - 0.5 for value in row] for row in soft]
@@ -443,7 +443,7 @@ def random_mask_parts(rows: int, columns: int, seed: int = 3) -> tuple[Tensor, T
     generator = torch.Generator().manual_seed(seed)
     prototypes = torch.rand(rows, columns, 3, generator=generator) * 2
     coefficients = torch.rand(len(BOXES), 3, generator=generator) * 6 - 2.2
-    coefficients[4:].abs_()  # only the crop keeps these from filling the photo
+    coefficients[4:].abs_()  # only the crop keeps these from filling the image
     return prototypes, coefficients, torch.tensor(BOXES)
 
 
@@ -480,7 +480,7 @@ def test_the_random_masks_have_an_inside_and_an_outside() -> None:
 
 
 def test_the_crop_is_sharp_by_default_and_blurred_as_published() -> None:
-    """A mask that fills everything, 8 prototype pixels a side and 4 photo pixels to each.
+    """A mask that fills everything, 8 prototype pixels a side and 4 image pixels to each.
 
     The published crop keeps the prototype pixels c with low - 1 <= c < high + 1, and the enlarged ones reach to their
     edges, where the value is one half: one prototype pixel too much on both sides, or on one and a half.
@@ -557,7 +557,7 @@ def test_half_precision_prototypes_are_combined_in_float32() -> None:
     torch.testing.assert_close(logits, torch.full((1, 4, 4), 0.001), rtol=1e-4, atol=0)
 
 
-# --- the photo's frame --------------------------------------------------------------------------------------------
+# --- the image's frame --------------------------------------------------------------------------------------------
 
 ONES = torch.ones(4, 4, 1)
 """Prototypes of which every coefficient of 1 makes a mask that fills its box."""
@@ -573,15 +573,15 @@ def candidates_of(boxes: list[list[float]]) -> Candidates:
     )
 
 
-def test_boxes_are_scaled_to_the_photo_and_clipped_to_it() -> None:
-    found = to_photo_frame(candidates_of([[0.25, 0.5, 0.5, 0.75], [-0.1, 0.2, 1.3, 1.01]]), ONES, 40, 80, config())
+def test_boxes_are_scaled_to_the_image_and_clipped_to_it() -> None:
+    found = to_image_frame(candidates_of([[0.25, 0.5, 0.5, 0.75], [-0.1, 0.2, 1.3, 1.01]]), ONES, 40, 80, config())
     torch.testing.assert_close(found.boxes, torch.tensor([[20.0, 20, 40, 30], [0, 8, 80, 40]]))
     assert found.masks.shape == (2, 40, 80)
     assert found.masks[1].sum() > found.masks[0].sum() > 0
 
 
 def test_boxes_keep_parts_of_pixels() -> None:
-    found = to_photo_frame(candidates_of([[0.123, 0.5, 0.456, 0.789]]), ONES, 10, 100, config())
+    found = to_image_frame(candidates_of([[0.123, 0.5, 0.456, 0.789]]), ONES, 10, 100, config())
     torch.testing.assert_close(found.boxes, torch.tensor([[12.3, 5, 45.6, 7.89]]))
 
 
@@ -589,9 +589,9 @@ OUTSIDE = [[1.1, 0.2, 1.4, 0.5], [0.2, -0.5, 0.4, -0.1], [-0.3, 0.1, 0.0, 0.5], 
 """To the right, above, to the left with an edge in common, and without area."""
 
 
-def test_boxes_outside_the_photo_are_dropped_with_all_that_belongs_to_them() -> None:
+def test_boxes_outside_the_image_are_dropped_with_all_that_belongs_to_them() -> None:
     candidates = candidates_of([OUTSIDE[0], [0.2, 0.2, 0.4, 0.4], *OUTSIDE[1:], [math.nan, 0.1, 0.5, 0.5]])
-    found = to_photo_frame(candidates, ONES, 10, 10, config())
+    found = to_image_frame(candidates, ONES, 10, 10, config())
     torch.testing.assert_close(found.boxes, torch.tensor([[2.0, 2, 4, 4]]))
     assert found.labels.tolist() == [1]
     torch.testing.assert_close(found.scores, candidates.scores[1:2])
@@ -602,7 +602,7 @@ def test_boxes_outside_the_photo_are_dropped_with_all_that_belongs_to_them() -> 
 def test_integer_boxes_are_truncated_turned_round_and_kept_without_area() -> None:
     """By hand, for 10 x 20 pixels; beyond the right edge the left side stays where it is, as published."""
     boxes = [[0.26, 0.59, 0.51, 0.79], [0.51, 0.79, 0.26, 0.59], [0.31, 0.2, 0.39, 0.4], [-0.5, 0.5, -0.1, 1.5]]
-    found = to_photo_frame(candidates_of([*boxes, OUTSIDE[0]]), ONES, 20, 10, config(integer_boxes=True))
+    found = to_image_frame(candidates_of([*boxes, OUTSIDE[0]]), ONES, 20, 10, config(integer_boxes=True))
     assert found.boxes.dtype == torch.float32
     assert found.boxes.tolist() == [[2, 11, 5, 15], [2, 11, 5, 15], [3, 4, 3, 8], [0, 10, -1, 20], [11, 4, 10, 10]]
     assert found.labels.tolist() == [0, 1, 2, 3, 4]
@@ -616,7 +616,7 @@ def test_the_setting_chooses_how_masks_are_cropped(crop_first: bool) -> None:
     candidates = Candidates(
         boxes[inside], torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), coefficients[inside]
     )
-    found = to_photo_frame(candidates, prototypes, 50, 41, config(crop_before_enlarging=crop_first))
+    found = to_image_frame(candidates, prototypes, 50, 41, config(crop_before_enlarging=crop_first))
     logits = assemble(prototypes, coefficients[inside])
     expected, other = (
         enlarge_masks(logits, boxes[inside], 50, 41, crop_first=first).to_tensor()
@@ -626,16 +626,16 @@ def test_the_setting_chooses_how_masks_are_cropped(crop_first: bool) -> None:
     assert not torch.equal(found.masks, other)
 
 
-def test_masks_may_have_another_size_than_the_photo() -> None:
+def test_masks_may_have_another_size_than_the_image() -> None:
     candidates = candidates_of([[0.25, 0.5, 0.5, 0.75], [1.1, 0.2, 1.4, 0.5]])
-    found = to_photo_frame(candidates, ONES, 400, 800, config(), mask_size=(13, 7))
+    found = to_image_frame(candidates, ONES, 400, 800, config(), mask_size=(13, 7))
     torch.testing.assert_close(found.boxes, torch.tensor([[200.0, 200, 400, 300]]))
     expected = enlarge_masks(torch.ones(1, 4, 4), candidates.boxes[:1], 13, 7, crop_first=False)
     assert torch.equal(found.masks, expected.to_tensor())
 
 
-def test_no_candidates_give_empty_detections_of_the_photos_size() -> None:
-    found = to_photo_frame(candidates_of([]), ONES, 5, 6, config())
+def test_no_candidates_give_empty_detections_of_the_images_size() -> None:
+    found = to_image_frame(candidates_of([]), ONES, 5, 6, config())
     assert len(found) == 0
     assert found.boxes.shape == (0, 4)
     assert found.masks.shape == (0, 5, 6)
@@ -645,7 +645,7 @@ def test_no_candidates_give_empty_detections_of_the_photos_size() -> None:
 def test_candidates_are_left_as_they_are(settings: DetectConfig) -> None:
     candidates = candidates_of([[-0.1, 0.2, 1.3, 1.01], [0.9, 0.9, 0.1, 0.1]])
     before = candidates.boxes.clone()
-    to_photo_frame(candidates, ONES, 40, 80, settings)
+    to_image_frame(candidates, ONES, 40, 80, settings)
     assert torch.equal(candidates.boxes, before)
 
 
@@ -667,7 +667,7 @@ class FixedMaskIou(nn.Module):
 def test_mask_scores_are_scores_times_the_predicted_iou_of_the_detections_class() -> None:
     candidates = candidates_of([[0.1, 0.1, 0.6, 0.6], [0.2, 0.2, 0.9, 0.9], [0.0, 0.0, 0.5, 1.0]])
     candidates.labels = torch.tensor([3, 0, 1])
-    found = to_photo_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
+    found = to_image_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))  # neither changed nor sorted anew
     torch.testing.assert_close(found.mask_scores, torch.tensor([0.9 * 0.4, 0.7 * 1.1, 0.5 * 2.2]))
 
@@ -675,7 +675,7 @@ def test_mask_scores_are_scores_times_the_predicted_iou_of_the_detections_class(
 def test_boxes_that_are_dropped_are_not_scored_again() -> None:
     candidates = candidates_of([OUTSIDE[0], [0.2, 0.2, 0.9, 0.9]])
     candidates.labels = torch.tensor([3, 1])
-    found = to_photo_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
+    found = to_image_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
     torch.testing.assert_close(found.mask_scores, torch.tensor([0.5 * 0.2]))
 
 
@@ -687,7 +687,7 @@ def test_mask_rescoring_sees_soft_cropped_masks_of_the_prototypes_size(settings:
         boxes[inside], torch.full((3,), 0.9), torch.zeros(3, dtype=torch.int64), coefficients[inside]
     )
     net = FixedMaskIou()
-    to_photo_frame(candidates, prototypes, 50, 41, settings, net, mask_size=(9, 9))
+    to_image_frame(candidates, prototypes, 50, 41, settings, net, mask_size=(9, 9))
     [seen] = net.seen
     expected = [
         plain_soft_mask(plain_logits(prototypes, coefficients[index].tolist()), BOXES[index]) for index in inside
@@ -697,7 +697,7 @@ def test_mask_rescoring_sees_soft_cropped_masks_of_the_prototypes_size(settings:
 
 def test_nothing_found_is_not_scored_again() -> None:
     net = FixedMaskIou()
-    found = to_photo_frame(candidates_of([]), ONES, 5, 6, config(), net)
+    found = to_image_frame(candidates_of([]), ONES, 5, 6, config(), net)
     assert found.mask_scores.shape == (0,)
     assert net.seen == []
 

@@ -1,4 +1,4 @@
-"""From photos to detections in each photo's own frame."""
+"""From images to detections in each image's own frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.detections import Detections
-from yolact.inference.predictor import Photo, Predictor, read_photo
+from yolact.inference.predictor import ImageInput, Predictor, read_image
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
@@ -57,11 +57,11 @@ def model_dir(model: Yolact, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-PHOTOS = [photo(40, 60, 1), photo(64, 64, 2), photo(90, 30, 3)]
+PHOTOS = [image(40, 60, 1), image(64, 64, 2), image(90, 30, 3)]
 
 
 def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -> None:
@@ -76,7 +76,7 @@ def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -
 # --- batches ----------------------------------------------------------------------------------------------------
 
 
-def test_photos_of_a_batch_are_found_as_if_alone(predictor: Predictor) -> None:
+def test_images_of_a_batch_are_found_as_if_alone(predictor: Predictor) -> None:
     together = predictor.predict(PHOTOS)
     assert len(together) == 3
     for found, image in zip(together, PHOTOS, strict=True):
@@ -91,7 +91,7 @@ def test_the_batch_size_changes_no_result(model: Yolact, predictor: Predictor, b
         assert_same(first, second, tolerance=1e-3)
 
 
-def test_detections_lie_in_their_own_photo(predictor: Predictor) -> None:
+def test_detections_lie_in_their_own_image(predictor: Predictor) -> None:
     for found, image in zip(predictor.predict(PHOTOS), PHOTOS, strict=True):
         height, width = image.shape[:2]
         assert found.masks.shape == (len(found), height, width)
@@ -115,7 +115,7 @@ def test_predicting_twice_gives_the_same(predictor: Predictor) -> None:
         assert_same(first, second)
 
 
-def test_no_photos_no_detections(predictor: Predictor) -> None:
+def test_no_images_no_detections(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
     assert predictor.predict(torch.zeros(0, 3, 8, 8, dtype=torch.uint8)) == []
 
@@ -128,7 +128,7 @@ def test_detections_may_be_changed_by_the_caller(predictor: Predictor) -> None:
     assert torch.equal(predictor.predict(PHOTOS[0]).boxes, before)
 
 
-# --- the forms of a photo ----------------------------------------------------------------------------------------
+# --- the forms of a image ----------------------------------------------------------------------------------------
 
 
 def saved(image: np.ndarray, path: Path, **options: Any) -> Path:
@@ -154,23 +154,23 @@ def read_only(image: np.ndarray) -> np.ndarray:
         lambda image, _: np.asfortranarray(image),
         lambda image, _: negatively_strided(image),
         lambda image, _: read_only(image),
-        lambda image, folder: saved(image, folder / "photo.png"),
-        lambda image, folder: str(saved(image, folder / "photo.png")),
+        lambda image, folder: saved(image, folder / "image.png"),
+        lambda image, folder: str(saved(image, folder / "image.png")),
     ],
     ids=["tensor", "contiguous tensor", "Fortran order", "negative strides", "read-only", "path", "path as text"],
 )
-def test_a_photo_has_many_forms(
-    predictor: Predictor, tmp_path: Path, form: Callable[[np.ndarray, Path], Photo]
+def test_a_image_has_many_forms(
+    predictor: Predictor, tmp_path: Path, form: Callable[[np.ndarray, Path], ImageInput]
 ) -> None:
-    image = photo(40, 60, 1)
-    given = form(image, tmp_path)
+    pixels = image(40, 60, 1)
+    given = form(pixels, tmp_path)
     found = predictor.predict(given)
     assert isinstance(found, Detections)
-    assert_same(found, predictor.predict(image))
+    assert_same(found, predictor.predict(pixels))
     [listed] = predictor.predict([given])
     assert_same(listed, found)
     if not isinstance(given, (str, Path)):
-        assert np.array_equal(read_photo(given).permute(1, 2, 0).numpy(), image)  # and nothing was written into it
+        assert np.array_equal(read_image(given).permute(1, 2, 0).numpy(), pixels)  # and nothing was written into it
 
 
 def test_a_sequence_gives_a_list_in_its_order(predictor: Predictor) -> None:
@@ -182,8 +182,8 @@ def test_a_sequence_gives_a_list_in_its_order(predictor: Predictor) -> None:
             assert_same(first, second, tolerance=1e-3)
 
 
-def test_a_tensor_or_an_array_of_photos_is_a_sequence(predictor: Predictor) -> None:
-    images = np.stack([photo(30, 50, 1), photo(30, 50, 2)])
+def test_a_tensor_or_an_array_of_images_is_a_sequence(predictor: Predictor) -> None:
+    images = np.stack([image(30, 50, 1), image(30, 50, 2)])
     expected = predictor.predict(list(images))
     for stacked in (torch.from_numpy(images).permute(0, 3, 1, 2), images):
         found = predictor.predict(stacked)
@@ -194,13 +194,13 @@ def test_a_tensor_or_an_array_of_photos_is_a_sequence(predictor: Predictor) -> N
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_a_photo_is_turned_upright_as_its_file_says(
+def test_a_image_is_turned_upright_as_its_file_says(
     predictor: Predictor, tmp_path: Path, orientation: int, turns: int
 ) -> None:
     """EXIF 2.3, section 4.6.4: 6 is to be turned by 90 degrees clockwise, 8 the other way round."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = saved(photo(24, 40, 5), tmp_path / "photo.jpg", exif=exif)
+    path = saved(image(24, 40, 5), tmp_path / "image.jpg", exif=exif)
     with Image.open(path) as stored:
         pixels = np.array(stored)
     upright = np.rot90(pixels, turns)
@@ -213,13 +213,13 @@ def test_a_photo_is_turned_upright_as_its_file_says(
     ("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "jpg")]
 )
 def test_every_kind_of_picture_is_turned_into_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
-    path = tmp_path / f"photo.{suffix}"
-    Image.fromarray(photo(6, 9)).convert(mode).save(path)
-    image = read_photo(path)
-    assert image.shape == (3, 6, 9)
-    assert image.dtype == torch.uint8
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(image(6, 9)).convert(mode).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (3, 6, 9)
+    assert pixels.dtype == torch.uint8
     with Image.open(path) as stored:
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(stored.convert("RGB")))
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(stored.convert("RGB")))
 
 
 NO_PHOTOS: list[Any] = [
@@ -236,7 +236,7 @@ NO_PHOTOS: list[Any] = [
 
 
 @pytest.mark.parametrize("image", NO_PHOTOS, ids=lambda image: f"{type(image).__name__} {tuple(image.shape)}")
-def test_what_is_no_photo_is_refused_with_its_shape_and_dtype(predictor: Predictor, image: Any) -> None:
+def test_what_is_no_image_is_refused_with_its_shape_and_dtype(predictor: Predictor, image: Any) -> None:
     wanted = "tensors must be (3, H, W)" if isinstance(image, Tensor) else "images must be (H, W, 3)"
     message = re.escape(f"{wanted} uint8 RGB") + ".*" + re.escape(f"found {tuple(image.shape)} {image.dtype}")
     with pytest.raises(ValueError, match=message):
@@ -255,7 +255,7 @@ def broken_pictures(folder: Path) -> list[Path]:
     text.write_text("no picture")
     empty = folder / "empty.png"
     empty.write_bytes(b"")
-    cut = saved(photo(60, 60), folder / "cut.jpg")
+    cut = saved(image(60, 60), folder / "cut.jpg")
     cut.write_bytes(cut.read_bytes()[:-600])
     return [text, empty, cut, folder]
 
@@ -336,7 +336,7 @@ def test_loading_from_an_empty_directory_is_refused(tmp_path: Path) -> None:
     [
         ({"precision": "int8"}, "precision 'int8' is unknown; there are fp32, bf16, fp16"),
         ({"precision": "fp16"}, "precision 'fp16' needs a GPU; on a CPU use bf16"),
-        ({"mask_resolution": 0}, "mask_resolution 0: must be 'photo', 'prototypes' or a number of pixels"),
+        ({"mask_resolution": 0}, "mask_resolution 0: must be 'image', 'prototypes' or a number of pixels"),
         ({"mask_resolution": -3}, "mask_resolution -3: must be"),
         ({"mask_resolution": "full"}, "mask_resolution 'full': must be"),
         ({"mask_resolution": 0.5}, "mask_resolution 0.5: must be"),
@@ -354,11 +354,11 @@ def test_a_wrong_option_is_named(model: Yolact, model_dir: Path, options: Any, m
 @pytest.mark.parametrize(
     ("resolution", "sizes"),
     [
-        ("photo", [(40, 60), (64, 64), (90, 30)]),
+        ("image", [(40, 60), (64, 64), (90, 30)]),
         ("prototypes", [(16, 16)] * 3),
         (30, [(20, 30), (30, 30), (30, 10)]),
         (1, [(1, 1)] * 3),
-        (70, [(40, 60), (64, 64), (70, 23)]),  # never larger than the photo
+        (70, [(40, 60), (64, 64), (70, 23)]),  # never larger than the image
     ],
 )
 def test_masks_have_the_resolution_that_is_asked_for(
@@ -464,8 +464,8 @@ def stubbed(model: Yolact, **options: Any) -> tuple[Predictor, Stub]:
 
 @pytest.mark.parametrize("config", [DEFAULT_DETECTION, PUBLISHED_DETECTION.replace(low_score_tail=False)])
 @pytest.mark.parametrize(("height", "width"), [(32, 64), (48, 16)])
-def test_masks_and_boxes_are_in_the_photos_frame(model: Yolact, height: int, width: int, config: Any) -> None:
-    found = stubbed(model, config=config)[0].predict(photo(height, width))
+def test_masks_and_boxes_are_in_the_images_frame(model: Yolact, height: int, width: int, config: Any) -> None:
+    found = stubbed(model, config=config)[0].predict(image(height, width))
     assert found.labels.tolist() == [1]
     torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0, width / 2, height / 2]]))
     expected = torch.zeros(height, width, dtype=torch.bool)
@@ -493,9 +493,9 @@ def test_darknet_sees_values_from_0_to_1(model: Yolact) -> None:
     torch.testing.assert_close(stub.seen[0], torch.full((1, 3, 64, 64), 0.2))
 
 
-def test_no_more_photos_than_the_batch_size_pass_the_network_at_once(model: Yolact) -> None:
+def test_no_more_images_than_the_batch_size_pass_the_network_at_once(model: Yolact) -> None:
     predictor, stub = stubbed(model, batch_size=2)
-    assert len(predictor.predict([photo(8, 9)] * 5)) == 5
+    assert len(predictor.predict([image(8, 9)] * 5)) == 5
     assert [len(batch) for batch in stub.seen] == [2, 2, 1]
 
 
@@ -531,7 +531,7 @@ def test_an_unknown_device_is_refused(model_dir: Path) -> None:
 
 def test_libraries_that_take_seconds_to_load_stay_outside(model_dir: Path, tmp_path: Path) -> None:
     """torchvision and PyTorch's compiler take longer to load than all the rest, and some 170 MiB."""
-    Image.fromarray(photo(40, 60)).save(tmp_path / "photo.png")
+    Image.fromarray(image(40, 60)).save(tmp_path / "image.png")
     program = (
         "import sys\n"
         "from yolact.inference.predictor import Predictor\n"
@@ -539,6 +539,6 @@ def test_libraries_that_take_seconds_to_load_stay_outside(model_dir: Path, tmp_p
         "found.rles()\n"
         "print(*{'torchvision', 'torch._dynamo', 'sympy', 'matplotlib'} & set(sys.modules))\n"
     )
-    command = [sys.executable, "-c", program, str(model_dir), str(tmp_path / "photo.png")]
+    command = [sys.executable, "-c", program, str(model_dir), str(tmp_path / "image.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

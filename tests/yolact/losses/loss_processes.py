@@ -70,11 +70,11 @@ def gradients(batch: slice, counts: list[int]) -> dict[str, Tensor]:
     """
     torch.manual_seed(2)
     network = Yolact(tiny_config(backbone_weights="imagenet"), 3).double()
-    photos = torch.randn(len(counts), 3, SIDE, SIDE, dtype=torch.float64)
-    outputs = network(photos[batch])
-    images = [objects(count, seed) for seed, count in enumerate(counts)]
+    images = torch.randn(len(counts), 3, SIDE, SIDE, dtype=torch.float64)
+    outputs = network(images[batch])
+    arrays = [objects(count, seed) for seed, count in enumerate(counts)]
     loss = YolactLoss(published_loss(max_masks_per_image=3))
-    loss(outputs, batch_for(outputs, images[batch]), None).total.backward()
+    loss(outputs, batch_for(outputs, arrays[batch]), None).total.backward()
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
 
 

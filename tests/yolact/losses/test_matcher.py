@@ -200,7 +200,7 @@ def test_how_many_objects_are_worked_on_at_a_time_changes_nothing(rows: int, mon
     assert torch.equal(whole.objects, parts.objects)
 
 
-def test_a_photo_with_more_than_512_objects_gives_each_an_anchor() -> None:
+def test_a_image_with_more_than_512_objects_gives_each_an_anchor() -> None:
     """A grid of 25 x 25 equal squares, with an anchor on each."""
     side = 25
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)

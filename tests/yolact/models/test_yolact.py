@@ -24,7 +24,7 @@ def tiny(seed: int = 0, **changes: object) -> Yolact:
     return Yolact(tiny_config(**changes), 3)
 
 
-def photo_batch(batch: int = 2, size: int = 64) -> Tensor:
+def image_batch(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -35,7 +35,7 @@ def photo_batch(batch: int = 2, size: int = 64) -> Tensor:
 def test_every_input_size_gives_one_prediction_per_anchor(size: int, cells: list[int]) -> None:
     network = tiny(image_size=size).eval()
     with torch.no_grad():
-        outputs = network(photo_batch(2, size))
+        outputs = network(image_batch(2, size))
     count = 3 * sum(side * side for side in cells)
     assert outputs.boxes.shape == (2, count, 4)
     assert outputs.class_logits.shape == (2, count, 4)
@@ -46,12 +46,12 @@ def test_every_input_size_gives_one_prediction_per_anchor(size: int, cells: list
 
 @pytest.mark.parametrize("scales", [[[8, 12], [16, 20], [24, 30], [40, 50], [60, 64]]])
 def test_several_scales_per_level_widen_the_head(scales: list[list[float]]) -> None:
-    outputs = tiny(anchor_scales=scales).eval()(photo_batch(1))
+    outputs = tiny(anchor_scales=scales).eval()(image_batch(1))
     assert outputs.boxes.shape[1] == outputs.anchors.shape[0] == 6 * (64 + 16 + 4 + 1 + 1)
 
 
 def test_ranges_of_the_outputs() -> None:
-    outputs = tiny()(photo_batch())
+    outputs = tiny()(image_batch())
     assert outputs.mask_coefficients.abs().max() <= 1
     assert outputs.mask_coefficients.min() < 0
     assert outputs.prototypes.min() >= 0
@@ -60,13 +60,13 @@ def test_ranges_of_the_outputs() -> None:
 
 def test_semantic_logits_exist_in_training_only() -> None:
     network = tiny()
-    assert network.train()(photo_batch()).semantic_logits.shape == (2, 3, 8, 8)
-    assert network.eval()(photo_batch()).semantic_logits is None
+    assert network.train()(image_batch()).semantic_logits.shape == (2, 3, 8, 8)
+    assert network.eval()(image_batch()).semantic_logits is None
 
 
 def test_images_of_a_batch_do_not_meet_in_evaluation() -> None:
     network = tiny().eval()
-    images = photo_batch(3)
+    images = image_batch(3)
     with torch.no_grad():
         together, alone = network(images), network(images[1:2])
     torch.testing.assert_close(together.boxes[1:2], alone.boxes, atol=1e-5, rtol=1e-4)
@@ -76,9 +76,9 @@ def test_images_of_a_batch_do_not_meet_in_evaluation() -> None:
 def test_anchors_are_kept_per_shape_and_are_no_weights() -> None:
     network = tiny().eval()
     with torch.no_grad():
-        first = network(photo_batch(1)).anchors
-        other = network(photo_batch(1, 96)).anchors
-        again = network(photo_batch(1)).anchors
+        first = network(image_batch(1)).anchors
+        other = network(image_batch(1, 96)).anchors
+        again = network(image_batch(1)).anchors
     assert again is first
     assert len(other) > len(first)
     assert not any("anchor" in key for key in network.state_dict())
@@ -87,9 +87,9 @@ def test_anchors_are_kept_per_shape_and_are_no_weights() -> None:
 def test_channels_last_computes_the_same() -> None:
     network = tiny().eval()
     with torch.no_grad():
-        plain = network(photo_batch())
+        plain = network(image_batch())
         network.to(memory_format=torch.channels_last)
-        turned = network(photo_batch().contiguous(memory_format=torch.channels_last))
+        turned = network(image_batch().contiguous(memory_format=torch.channels_last))
     for name in ("boxes", "class_logits", "mask_coefficients", "prototypes"):
         torch.testing.assert_close(getattr(turned, name), getattr(plain, name), atol=1e-5, rtol=1e-4)
 
@@ -145,7 +145,7 @@ def statistics(network: Yolact) -> dict[str, Tensor]:
 
 
 def training_step(network: Yolact) -> None:
-    outputs = network(photo_batch())
+    outputs = network(image_batch())
     (outputs.class_logits.square().sum() + outputs.semantic_logits.sum() + outputs.prototypes.sum()).backward()
 
 
@@ -195,7 +195,7 @@ def test_evaluation_leaves_batch_norm_statistics_alone() -> None:
     network = tiny(backbone_weights="none").eval()
     before = statistics(network)
     with torch.no_grad():
-        network(photo_batch())
+        network(image_batch())
     assert all(torch.equal(before[key], value) for key, value in statistics(network).items())
 
 
@@ -279,11 +279,11 @@ def test_training_goes_on_after_inference_mode() -> None:
     """The anchors that inference leaves behind must not poison the next training step."""
     network = tiny()
     with torch.inference_mode():
-        network.eval()(photo_batch(1))
+        network.eval()(image_batch(1))
     masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
     masks[0, 10:40, 10:40] = 1
     objects = objects_of([[10 / 64, 10 / 64, 40 / 64, 40 / 64]], [1], masks)
-    outputs = network.train()(photo_batch(1))
+    outputs = network.train()(image_batch(1))
     YolactLoss(published_loss())(outputs, batch_for(outputs, [objects])).total.backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name

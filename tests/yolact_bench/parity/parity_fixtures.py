@@ -26,7 +26,7 @@ PROTOTYPES = 4
 SCALES = [[8], [16], [24], [40], [60]]
 RATIOS = [1, 0.5, 2]
 HEIGHT, WIDTH = 30, 41
-"""Of the photo in whose frame detections are stored."""
+"""Of the image in whose frame detections are stored."""
 
 
 def fixture_set() -> dict[str, Arrays]:
@@ -216,10 +216,10 @@ def network_arrays() -> Arrays:
         for image in range(2):
             rows = detections(train, image, settings, DETECT)
             arrays |= {f"det/{mode}/{image}/{name}": array for name, array in rows.items()}
-            arrays |= photo_frame(rows, train["proto"][image], f"post/{mode}/{image}")
+            arrays |= image_frame(rows, train["proto"][image], f"post/{mode}/{image}")
             high = rows["scores"] > 0.7
             kept = {name: array[high] for name, array in rows.items()}
-            arrays |= photo_frame(kept, train["proto"][image], f"post/{mode}_st0.7/{image}")
+            arrays |= image_frame(kept, train["proto"][image], f"post/{mode}_st0.7/{image}")
     arrays |= evaluation(arrays)
     arrays["meta_json"] = {
         "aspect_ratios": RATIOS,
@@ -313,7 +313,7 @@ def soft_masks(rows: Arrays, proto: np.ndarray) -> np.ndarray:
     return soft
 
 
-def photo_frame(rows: Arrays, proto: np.ndarray, folder: str) -> Arrays:
+def image_frame(rows: Arrays, proto: np.ndarray, folder: str) -> Arrays:
     soft = soft_masks(rows, proto)
     masks = (enlarged(torch.from_numpy(soft)[None], (HEIGHT, WIDTH))[0] > 0.5).numpy()
     pixels = (rows["boxes"] * np.float32([WIDTH, HEIGHT] * 2)).clip(0, [WIDTH, HEIGHT] * 2)
@@ -481,7 +481,7 @@ def plus_arrays() -> Arrays:
     rows = detections(train, 0, arrays["meta_json"]["detect"]["modes"]["swift"], DETECT)
     arrays |= {f"det/swift/0/{name}": array for name, array in rows.items()}
     proto = arrays["train/proto"][0]
-    frame = photo_frame(rows, proto, "post/swift/0")
+    frame = image_frame(rows, proto, "post/swift/0")
     ious = maskiou(state, torch.from_numpy(soft_masks(rows, proto))[:, None]).numpy()
     scores = frame.pop("post/swift/0/scores")
     chosen = ious[np.arange(len(scores)), rows["classes"]]
@@ -626,10 +626,10 @@ def nms_arrays() -> Arrays:
 
 
 def other_units() -> Arrays:
-    """Matching of one object to two anchors; AP by hand; a photo that keeps its size."""
-    photo = np.random.default_rng(6).integers(0, 256, (12, 12, 3), dtype=np.uint8)  # BGR
+    """Matching of one object to two anchors; AP by hand; a image that keeps its size."""
+    image = np.random.default_rng(6).integers(0, 256, (12, 12, 3), dtype=np.uint8)  # BGR
     mean, std = np.array([103.94, 116.78, 123.68]), np.array([57.38, 57.12, 58.40])
-    resnet = ((photo - mean) / std)[:, :, ::-1].transpose(2, 0, 1)
+    resnet = ((image - mean) / std)[:, :, ::-1].transpose(2, 0, 1)
     mask = np.zeros((1, 12, 12), dtype=np.uint8)
     mask[0, 3:9, 3:6] = 1
     return {
@@ -644,9 +644,9 @@ def other_units() -> Arrays:
         "ap/0/true": np.array([True, False, True]),
         "ap/0/num_gt": np.array(2),
         "ap/0/ap": np.array((51 + 50 * 2 / 3) / 101),
-        "prep/image_bgr": photo,
+        "prep/image_bgr": image,
         "prep/resnet/cv": resnet,
-        "prep/darknet/torch": photo[:, :, ::-1].transpose(2, 0, 1) / 255,
+        "prep/darknet/torch": image[:, :, ::-1].transpose(2, 0, 1) / 255,
         "prep/gt_boxes": np.array([[0.25, 0.25, 0.5, 0.75]]),
         "prep/gt_labels": np.array([4.0]),
         "prep/gt_masks": mask,

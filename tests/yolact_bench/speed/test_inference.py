@@ -26,7 +26,7 @@ from yolact_bench.speed import agreement, evaluation, inference, memory
 from yolact_bench.speed.agreement import Agreement, compare
 from yolact_bench.speed.calibration import BOX_SHARE, calibrated_network
 from yolact_bench.speed.contestants import RAW_NAMES, STAGES, Entry, Found
-from yolact_bench.speed.images import read_photos
+from yolact_bench.speed.images import read_images
 from yolact_bench.speed.inference import InferenceBenchmark
 from yolact_bench.speed.memory import restart_peak_resident
 
@@ -94,7 +94,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def measure(
     model: Yolact,
     *entries: Entry,
-    photos: tuple[np.ndarray, ...] = (PHOTO,),
+    images: tuple[np.ndarray, ...] = (PHOTO,),
     batch: int = 1,
     rounds: int = 2,
     with_memory: bool = False,
@@ -102,7 +102,7 @@ def measure(
     return inference.measure(
         model,
         CLASSES,
-        photos,
+        images,
         entries,
         PUBLISHED_DETECTION,
         weights="made up",
@@ -117,7 +117,7 @@ def measure(
 
 
 def test_every_contestant_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
-    result = measure(model, Entry.own("fp32"), Entry.own("bf16"), photos=(PHOTO, PHOTO[:30]), batch=2)
+    result = measure(model, Entry.own("fp32"), Entry.own("bf16"), images=(PHOTO, PHOTO[:30]), batch=2)
     assert [contestant.name for contestant in result.contestants] == ["yolact fp32", "yolact bf16"]
     assert result.reference == "yolact fp32"
     for contestant in result.contestants:
@@ -127,7 +127,7 @@ def test_every_contestant_has_times_of_all_stages_and_the_settings_are_recorded(
         assert contestant.memory is None
     settings = result.settings
     assert settings.model == CONFIG
-    assert settings.photos == [(40, 60), (30, 60)]
+    assert settings.images == [(40, 60), (30, 60)]
     assert (settings.batch, settings.rounds, settings.weights) == (2, 2, "made up")
     assert result.machine.torch == torch.__version__
     assert result.machine.threads == torch.get_num_threads()
@@ -176,16 +176,16 @@ def test_contestants_take_turns_within_each_round(model: Yolact, write: Callable
     assert log.read_text(encoding="utf-8") == warm_up + "ababab" + "ab"  # the last for the comparison
 
 
-def test_batches_take_the_photos_in_turn(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_batches_take_the_images_in_turn(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
     text = STUB.replace("return images", f"open({str(log)!r}, 'a').write(str(len(images[0]))); return images")
-    photos = tuple(np.zeros((height, 5, 3), np.uint8) for height in (1, 2, 3))
-    measure(model, Entry.other(write(text)), photos=photos, rounds=4)
+    images = tuple(np.zeros((height, 5, 3), np.uint8) for height in (1, 2, 3))
+    measure(model, Entry.other(write(text)), images=images, rounds=4)
     assert log.read_text(encoding="utf-8") == "12312" + "1231" + "1"
 
 
 def test_another_implementation_with_the_same_results_is_equal(model: Yolact, write: Callable[..., Path]) -> None:
-    result = measure(model, Entry.other(write(WRAPPER)), Entry.own("fp32"), photos=(PHOTO, PHOTO[:30]), batch=2)
+    result = measure(model, Entry.other(write(WRAPPER)), Entry.own("fp32"), images=(PHOTO, PHOTO[:30]), batch=2)
     other, own = result.contestants
     assert result.reference == "other"
     assert (other.precision, other.compiled) == (None, None)
@@ -252,9 +252,9 @@ def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> 
         (STUB.replace("def nms", "def suppress"), "no method nms; docs"),
         (STUB.replace("return raw", "return 1 / 0"), r"ZeroDivisionError: .*other\.py:7\)"),
         (STUB + "Contestant.read = lambda self, image: image.missing\n", "AttributeError: .*missing"),
-        (STUB.replace("for size in sizes", "for size in sizes * 2"), "masks must return a list of 1 photos"),
+        (STUB.replace("for size in sizes", "for size in sizes * 2"), "masks must return a list of 1 images"),
         (STUB.replace("np.zeros(1), ", ""), r"masks must return \(boxes, scores, labels, masks\)"),
-        (STUB.replace("*size", "7, 7"), r"a tensor \(1, 40, 60\), found \(1, 7, 7\), for a photo with 1 scores"),
+        (STUB.replace("*size", "7, 7"), r"a tensor \(1, 40, 60\), found \(1, 7, 7\), for a image with 1 scores"),
         (STUB.replace("np.zeros(1), ", "np.zeros(2), "), r"a tensor \(1,\), found \(2,\)"),
         (STUB.replace("(1, 4)", "(1, 5)"), r"a tensor \(1, 4\), found \(1, 5\)"),
         (
@@ -278,7 +278,7 @@ def test_a_file_that_is_not_there_or_no_python_is_refused(model: Yolact, write: 
         measure(model, Entry.other(write("load = 1", "other.txt")))
 
 
-def test_photos_without_detections_may_come_as_any_empty_tensors(model: Yolact, write: Callable[..., Path]) -> None:
+def test_images_without_detections_may_come_as_any_empty_tensors(model: Yolact, write: Callable[..., Path]) -> None:
     text = STUB.replace("(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size)))", "[np.zeros(0)] * 4")
     [result] = measure(model, Entry.other(write(text)), rounds=1).contestants
     assert result.detections == 0
@@ -301,7 +301,7 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30]])
 def found(
     boxes: Tensor = BOXES, scores: tuple[float, ...] = (0.9, 0.8, 0.7), labels: tuple[int, ...] = (0, 1, 0)
 ) -> Found:
-    """Masks fill their boxes; the photo has 100 x 200 pixels."""
+    """Masks fill their boxes; the image has 100 x 200 pixels."""
     masks = torch.zeros(len(boxes), 100, 200, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
         mask[top:bottom, left:right] = True
@@ -423,7 +423,7 @@ def test_evaluation_work_is_masks_and_run_lengths() -> None:
     assert result.total > 0
 
 
-def test_made_up_candidates_lie_in_the_photo_and_have_cocos_sizes() -> None:
+def test_made_up_candidates_lie_in_the_image_and_have_cocos_sizes() -> None:
     sides = []
     for seed in range(20):
         candidates, prototypes = evaluation.make_scene(seed, CPU)
@@ -487,16 +487,16 @@ def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: py
         measure(model, Entry.own("fp32"), rounds=1, with_memory=True)
 
 
-# --- photos ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_photo_one_is_drawn() -> None:
-    [photo] = read_photos([])
-    assert photo.shape == (375, 500, 3)
-    assert photo.dtype == np.uint8
-    assert photo.std() > 10
+def test_without_a_image_one_is_drawn() -> None:
+    [image] = read_images([])
+    assert image.shape == (375, 500, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 10
 
 
-def test_a_photo_that_is_not_there_is_named() -> None:
+def test_a_image_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError, match=r"nowhere\.jpg"):
-        read_photos([Path("nowhere.jpg")])
+        read_images([Path("nowhere.jpg")])

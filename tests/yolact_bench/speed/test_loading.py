@@ -11,7 +11,7 @@ import torch
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.errors import DataError, SettingsError
 from yolact_bench.speed import loading
-from yolact_bench.speed.loading import LoadingBenchmark, measure, write_photos
+from yolact_bench.speed.loading import LoadingBenchmark, measure, write_images
 
 OTHER = """
 import numpy as np
@@ -64,7 +64,7 @@ def test_every_stage_is_measured(result: LoadingBenchmark) -> None:
     assert (result.rounds, result.variants, result.image_size) == (2, 4, 64)
 
 
-def test_another_augmentation_gets_its_own_decoded_photos(result: LoadingBenchmark) -> None:
+def test_another_augmentation_gets_its_own_decoded_images(result: LoadingBenchmark) -> None:
     [other] = result.against  # it has checked what it was given, and spoilt it
     assert other.name == "other"
     assert other.milliseconds >= 50
@@ -75,8 +75,8 @@ def test_it_is_measured_with_one_thread_as_in_a_worker(result: LoadingBenchmark)
     assert result.machine.threads == 1
 
 
-def test_generated_photos_have_three_objects_with_tight_boxes(tmp_path: Path) -> None:
-    write_photos(tmp_path)
+def test_generated_images_have_three_objects_with_tight_boxes(tmp_path: Path) -> None:
+    write_images(tmp_path)
     data = CocoInstances.load(tmp_path / "train.json", tmp_path / "images")
     assert data.images
     for image in data.images:
@@ -89,7 +89,7 @@ def test_generated_photos_have_three_objects_with_tight_boxes(tmp_path: Path) ->
 
 
 def test_a_folder_of_ones_own_is_measured(tmp_path: Path) -> None:
-    write_photos(tmp_path)
+    write_images(tmp_path)
     threads = torch.get_num_threads()
     found = measure(tmp_path, image_size=64, rounds=1, against=[])
     assert found.data == str(tmp_path)

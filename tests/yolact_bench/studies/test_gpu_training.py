@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from components.ingest import step as ingest
-from tests.yolact.engine.runs import make_photos, small_params
+from tests.yolact.engine.runs import make_images, small_params
 from yolact.engine.trainer import Trainer
 from yolact.models.complexity import measure_complexity
 from yolact_bench.studies import gpu_training
@@ -40,8 +40,8 @@ def test_a_cpu_has_no_peak_of_its_own() -> None:
 
 @pytest.fixture
 def task(tmp_path: Path) -> gpu_training.SpeedTask:
-    """Two rounds of three steps of two photos."""
-    make_photos(tmp_path / "images", 3).rename(tmp_path / "train.json")
+    """Two rounds of three steps of two images."""
+    make_images(tmp_path / "images", 3).rename(tmp_path / "train.json")
     params = small_params(batch_size=2, epochs=1, log_every=3, precision="fp32")
     return gpu_training.SpeedTask(params, tmp_path, 3, 2, from_loader=False, peak_tflops=0.5, folder=tmp_path)
 
@@ -76,7 +76,7 @@ def test_a_batch_that_does_not_fit_is_told_not_raised(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Trainer, "_train_step", fail)
-    assert str(gpu_training.measure_speed(task)).startswith("out of memory with 2 photos of 64 px")
+    assert str(gpu_training.measure_speed(task)).startswith("out of memory with 2 images of 64 px")
 
 
 def test_a_folder_in_vocs_layout_goes_through_all_steps(

@@ -65,8 +65,8 @@ def test_settings_can_come_from_another_file(command: Callable[..., int], workpl
 def test_what_a_user_can_mend_is_a_message_and_exit_code_1(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], kind: type[YolactError]
 ) -> None:
-    assert command(failing(kind("photo.jpg: is broken; replace it"))) == 1
-    assert capsys.readouterr() == ("", "\ntrain failed: photo.jpg: is broken; replace it\n")
+    assert command(failing(kind("image.jpg: is broken; replace it"))) == 1
+    assert capsys.readouterr() == ("", "\ntrain failed: image.jpg: is broken; replace it\n")
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,13 @@ def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture
     try:
         with pytest.raises(SystemExit) as caught, kubeflow.task("train", "abc"):
             logging.getLogger("x").info("hello")
-            raise HeldError("photo.jpg: is broken")
+            raise HeldError("image.jpg: is broken")
     finally:
         logging.getLogger().handlers[:] = handlers
         logging.getLogger().setLevel(level)
         os.environ.pop(CODE_VARIABLE, None)
     assert caught.value.code == 75
-    assert capfd.readouterr().err == "[train] hello\n\ntrain failed: photo.jpg: is broken\n"
+    assert capfd.readouterr().err == "[train] hello\n\ntrain failed: image.jpg: is broken\n"
 
 
 def test_in_a_pod_a_step_that_is_tracked_needs_a_server(
@@ -209,7 +209,7 @@ def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(param
         "dvc:https://me:hidden@git.example/x.git#data@v1",
         "dvc:ssh://git:hidden@git.example/x.git#data@v1",
         "dvc:https://me:hidden@git.example/x.git",
-        "https://me:hidden@host.example/photos.zip",
+        "https://me:hidden@host.example/images.zip",
     ],
 )
 def test_a_password_in_the_settings_is_refused_and_not_repeated(params: Params, address: str) -> None:

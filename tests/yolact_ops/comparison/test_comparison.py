@@ -47,17 +47,17 @@ def region(x: int, y: int, width: int, height: int) -> dict[str, Any]:
     }
 
 
-def ground_truth(photos: int = 6, classes: dict[int, str] = CLASSES, first: int = 1) -> dict[str, Any]:
-    """One object of each of the first two classes in each photo; photos are numbered from ``first``."""
+def ground_truth(images: int = 6, classes: dict[int, str] = CLASSES, first: int = 1) -> dict[str, Any]:
+    """One object of each of the first two classes in each image; images are numbered from ``first``."""
     objects = [
-        {"image_id": first + photo, "category_id": category, "iscrowd": 0, "area": float(p[2] * p[3]), **region(*p)}
-        for photo in range(photos)
+        {"image_id": first + image, "category_id": category, "iscrowd": 0, "area": float(p[2] * p[3]), **region(*p)}
+        for image in range(images)
         for category, p in zip(list(classes)[:2], PLACES, strict=True)
     ]
     return {
         "images": [
-            {"id": first + photo, "file_name": f"photo{photo}.png", "width": SIDE, "height": SIDE}
-            for photo in range(photos)
+            {"id": first + image, "file_name": f"image{image}.png", "width": SIDE, "height": SIDE}
+            for image in range(images)
         ],
         "categories": [{"id": number, "name": name} for number, name in classes.items()],
         "annotations": [{"id": number, **item} for number, item in enumerate(objects, start=1)],
@@ -65,7 +65,7 @@ def ground_truth(photos: int = 6, classes: dict[int, str] = CLASSES, first: int 
 
 
 def rows_of(truth: dict[str, Any], *, missed: Collection[str] = (), shift: int = 0) -> list[dict[str, Any]]:
-    """Everything is found, ``shift`` pixels aside, but for objects in the photos ``missed``."""
+    """Everything is found, ``shift`` pixels aside, but for objects in the images ``missed``."""
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     return [
         {"image_id": item["image_id"], "category_id": item["category_id"], "score": 0.9, **region(*place)}
@@ -90,7 +90,7 @@ def side(truth: dict[str, Any], rows: list[dict[str, Any]], name: str = "a", **c
 class TestComparison:
     def test_figures_are_the_evaluators_with_intervals_where_they_are_paired(self) -> None:
         truth = ground_truth()
-        a, b = rows_of(truth, missed={"photo0.png", "photo1.png"}), rows_of(truth, shift=3)
+        a, b = rows_of(truth, missed={"image0.png", "image1.png"}), rows_of(truth, shift=3)
         compared = compare(side(truth, a), side(truth, b, "b"), samples=100, min_score=0.3)
         rows = {row.name: row for row in figure_rows(compared)}
         for kind in ("mask", "box"):
@@ -105,20 +105,20 @@ class TestComparison:
         assert compared.warnings == []
         assert common_rows(compared) == []
 
-    def test_photos_and_classes_in_another_order_are_the_same_data(self) -> None:
+    def test_images_and_classes_in_another_order_are_the_same_data(self) -> None:
         truth, other = ground_truth(), ground_truth(classes={30: "cat", 20: "<dog>", 10: "never seen"}, first=50)
         other["images"].reverse()
         other["annotations"].reverse()
         renumbered = compare(side(truth, rows_of(truth)), side(other, rows_of(other)), samples=100, min_score=0.3)
         assert renumbered.paired is not None
-        assert renumbered.paired.photos == []
+        assert renumbered.paired.images == []
         gain = renumbered.paired.comparisons["mask"].metrics["AP"].gain
         assert gain is not None
         assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
-    @pytest.mark.parametrize("what", ["photos", "mask", "class"])
+    @pytest.mark.parametrize("what", ["images", "mask", "class"])
     def test_other_data_is_said_and_has_no_interval(self, what: str) -> None:
-        truth, other = ground_truth(), ground_truth(photos=5 if what == "photos" else 6)
+        truth, other = ground_truth(), ground_truth(images=5 if what == "images" else 6)
         if what == "mask":
             other["annotations"][3] |= region(0, 0, 20, 20)
         if what == "class":
@@ -136,7 +136,7 @@ class TestComparison:
             "categories": [{"id": 1, "name": "cat"}, {"id": 7, "name": "cow"}],
             "annotations": [item for item in truth["annotations"] if item["category_id"] == 1],
         }
-        a, b = side(truth, rows_of(truth, missed={"photo1.png"})), side(fewer, rows_of(fewer))
+        a, b = side(truth, rows_of(truth, missed={"image1.png"})), side(fewer, rows_of(fewer))
         compared = compare(a, b, samples=100, min_score=0.3)
         assert (compared.classes, compared.only_a, compared.only_b) == (["cat"], ["<dog>", "never seen"], ["cow"])
         assert all(row.gain is None for row in figure_rows(compared))  # these are over different classes
@@ -164,7 +164,7 @@ class TestComparison:
         assert warnings[0] == "run b is FAILED"
         assert "other detection settings (max_detections)" in warnings[1]
 
-    def test_detections_of_other_photos_are_named_with_their_side(self) -> None:
+    def test_detections_of_other_images_are_named_with_their_side(self) -> None:
         truth = ground_truth()
         with pytest.raises(DataError, match="wrong one: detections: image_id 99"):
             compare(
@@ -385,7 +385,7 @@ class TestRuns:
         assert "is not one that MLflow understands" in wrong.stderr
 
 
-def write_photos(folder: Path, truth: dict[str, Any]) -> None:
+def write_images(folder: Path, truth: dict[str, Any]) -> None:
     """What preprocess leaves."""
     (folder / "images").mkdir(parents=True)
     for image in truth["images"]:
@@ -395,10 +395,10 @@ def write_photos(folder: Path, truth: dict[str, Any]) -> None:
 
 
 class TestCompare:
-    def test_two_runs_with_a_page_of_the_photos_in_which_they_differ(self, log_run: Any, workplace: Path) -> None:
+    def test_two_runs_with_a_page_of_the_images_in_which_they_differ(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_photos(workplace / "data" / "processed", truth)
-        log_run("before", truth, rows_of(truth, missed={"photo2.png"}), params={"train.lr": "0.1", "same": "1"})
+        write_images(workplace / "data" / "processed", truth)
+        log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.1", "same": "1"})
         log_run("after", truth, rows_of(truth), params={"train.lr": "[bold]", "same": "1"})
         result = yolact("compare", "before", "after", "--samples", "100")
         assert result.exit_code == 0, result.output
@@ -416,14 +416,14 @@ class TestCompare:
             assert text in result.stdout
         assert "same" not in result.stdout
         page = (workplace / "reports" / "compare" / "index.html").read_text()
-        assert page.count("photo2.png: disagreement 2.00") == 1
-        assert "photo1.png" not in page
+        assert page.count("image2.png: disagreement 2.00") == 1
+        assert "image1.png" not in page
         assert page.count('src="data:image/jpeg') == 3
         assert "&lt;dog&gt;" in page
         assert "<dog>" not in page
         kept = json.loads((workplace / "reports" / "compare" / "comparison.json").read_text())
-        assert kept["photos"][0] == {
-            "file_name": "photo2.png",
+        assert kept["images"][0] == {
+            "file_name": "image2.png",
             "objects": 2,
             "found": {"a": 0, "b": 2},
             "false": {"a": 0, "b": 0},
@@ -433,7 +433,7 @@ class TestCompare:
 
     def test_json_has_figures_intervals_classes_and_settings(self, log_run: Any) -> None:
         truth = ground_truth()
-        log_run("before", truth, rows_of(truth, missed={"photo2.png"}), params={"train.lr": "0.1"})
+        log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.1"})
         log_run("after", truth, rows_of(truth), params={"train.lr": "0.2"})
         got = printed_json("compare", "before", "after")
         assert got["params"] == {"train.lr": {"a": "0.1", "b": "0.2"}}
@@ -446,7 +446,7 @@ class TestCompare:
         assert got["per_class"]["cat"]["objects"] == 6
         assert got["a"]["milliseconds"] == 20
 
-    def test_without_the_photos_the_page_says_how_to_get_them(self, log_run: Any, workplace: Path) -> None:
+    def test_without_the_images_the_page_says_how_to_get_them(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
         log_run("before", truth, [])
         log_run("after", truth, rows_of(truth))
@@ -454,7 +454,7 @@ class TestCompare:
         assert missing.exit_code == 0
         assert "No pictures on the page" in missing.stdout
         assert "dvc pull" in (workplace / "reports" / "compare" / "index.html").read_text()
-        write_photos(workplace / "other", ground_truth(photos=5))
+        write_images(workplace / "other", ground_truth(images=5))
         (workplace / "out").mkdir()
         (workplace / "out" / "mine.txt").write_text("stays")
         other = yolact("compare", "before", "after", "--samples", "100", "--data", "other", "-o", "out")
@@ -463,22 +463,22 @@ class TestCompare:
 
     def test_a_run_with_itself_differs_in_nothing(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_photos(workplace / "data" / "processed", truth)
+        write_images(workplace / "data" / "processed", truth)
         run_id = log_run("same", truth, rows_of(truth))
         result = yolact("compare", run_id, "same", "--samples", "100")
         assert result.exit_code == 0
         assert "No setting differs." in result.stdout
-        assert "In no photo" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "In no image" in (workplace / "reports" / "compare" / "index.html").read_text()
 
     def test_runs_on_different_data_stand_side_by_side_with_a_warning(self, log_run: Any, workplace: Path) -> None:
-        for name, photos in (("before", 6), ("after", 5)):
-            truth = ground_truth(photos)
+        for name, images in (("before", 6), ("after", 5)):
+            truth = ground_truth(images)
             log_run(name, truth, rows_of(truth))
         result = yolact("compare", "before", "after")
         assert result.exit_code == 0
-        assert "different validation data (6 and 5 photos)" in result.stdout
+        assert "different validation data (6 and 5 images)" in result.stdout
         assert "interval" not in result.stdout.replace("have no interval", "")
-        assert "share no photos" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "share no images" in (workplace / "reports" / "compare" / "index.html").read_text()
 
     def test_a_run_without_evaluation_is_named_with_what_to_do(self, log_run: Any) -> None:
         log_run("done", ground_truth(), [])
@@ -491,9 +491,9 @@ class TestCompare:
 
     def test_the_working_folder_is_a_side(self, log_run: Any, workplace: Path) -> None:
         truth = ground_truth()
-        write_photos(workplace / "data" / "processed", truth)
+        write_images(workplace / "data" / "processed", truth)
         detect = yaml.safe_load((workplace / "params.yaml").read_text())["evaluate"]["detect"]
-        log_run("before", truth, rows_of(truth, missed={"photo2.png"}), params={"train.lr": "0.5"}, settings=detect)
+        log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.5"}, settings=detect)
         missing = yolact("compare", "before", ".")
         assert missing.exit_code == 1
         assert (

@@ -85,8 +85,8 @@ def server(tmp_path: Path) -> Iterator[GitServer]:
     if not program.is_file():
         pytest.skip("git has no git-http-backend here")
     work = tmp_path / "work"
-    (work / "photos").mkdir(parents=True)
-    (work / "photos/one.txt").write_text("first")
+    (work / "images").mkdir(parents=True)
+    (work / "images/one.txt").write_text("first")
     git("-C", str(work), "init", "-q")
     git("-C", str(work), "add", "-A")
     git("-C", str(work), "commit", "-qm", "one")
@@ -102,7 +102,7 @@ def server(tmp_path: Path) -> Iterator[GitServer]:
 
 
 def source(server: GitServer) -> DvcPath:
-    return DvcPath(f"http://127.0.0.1:{server.server_address[1]}/data.git", "photos", "v1")
+    return DvcPath(f"http://127.0.0.1:{server.server_address[1]}/data.git", "images", "v1")
 
 
 def test_the_environments_password_opens_the_repository_to_git_and_dvc(

@@ -37,7 +37,7 @@ from yolact_ops.transfer.download import DownloadError
 
 @pytest.fixture(scope="module")
 def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A folder with VOCdevkit/VOC2012: real photos where they are kept beside the checkout, else generated ones."""
+    """A folder with VOCdevkit/VOC2012: real images where they are kept beside the checkout, else generated ones."""
     folder = tmp_path_factory.mktemp("set")
     real = repository.parent / "shared" / "voc-mini" / "VOCdevkit"
     if real.is_dir():
@@ -50,7 +50,7 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated photos in VOC's layout, few enough to put under DVC in every test."""
+    """Generated images in VOC's layout, few enough to put under DVC in every test."""
     folder = tmp_path_factory.mktemp("small")
     few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
     generate_sample(folder, few)
@@ -163,10 +163,10 @@ HOSTILE = {
     "up.tar": (("../../escaped.jpg", tarfile.REGTYPE, ""), r"leaves the folder by '\.\.'.*unpack it yourself"),
     "absolute.tar": (("/escaped.jpg", tarfile.REGTYPE, ""), r"is an absolute path.*unpack it yourself"),
     "link.tar": (
-        ("photo.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
+        ("image.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
         r"leads out of the folder.*unpack it yourself",
     ),
-    "device.tar": (("photo.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
+    "device.tar": (("image.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
 }
 """Name, kind and link of an archive's last entry, and what is said of it."""
 
@@ -267,9 +267,9 @@ def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_c
     assert contents(tmp_path / "data/raw") == before
 
 
-def test_sbd_without_photos_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
+def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
-    with pytest.raises(DataError, match="has the photos"):
+    with pytest.raises(DataError, match="has the images"):
         ingest(str(folder))
     write(folder, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
     assert ingest(str(folder)).keys() == {
@@ -304,19 +304,19 @@ def team_template(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> 
     root = tmp_path_factory.mktemp("team")
     team_call(root, "git", "init", "-q", "-b", "main")
     team_call(root, "dvc", "init", "-q")
-    shutil.copytree(small_set, root / "photos")
+    shutil.copytree(small_set, root / "images")
     for tag in ("v1", "v2"):
-        team_call(root, "dvc", "add", "-q", "photos")
+        team_call(root, "dvc", "add", "-q", "images")
         team_call(root, "git", "add", "-A")
         team_call(root, "git", "commit", "-qm", tag)
         team_call(root, "git", "tag", tag)
-        next((root / "photos/VOCdevkit/VOC2012/JPEGImages").iterdir()).unlink()
+        next((root / "images/VOCdevkit/VOC2012/JPEGImages").iterdir()).unlink()
     return root
 
 
 @pytest.fixture
 def team_repository(team_template: Path, tmp_path: Path) -> Path:
-    """A git repository whose DVC cache holds the set at the tag v1, and one photo less at v2."""
+    """A git repository whose DVC cache holds the set at the tag v1, and one image less at v2."""
     shutil.copytree(team_template, tmp_path / "team", symlinks=True)
     return tmp_path / "team"
 
@@ -324,42 +324,42 @@ def team_repository(team_template: Path, tmp_path: Path) -> Path:
 def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     ingest: Callable, team_repository: Path, small_set: Path, tmp_path: Path
 ) -> None:
-    first = ingest(f"dvc:{team_repository}#photos@v1")
+    first = ingest(f"dvc:{team_repository}#images@v1")
     assert first == contents(small_set)
-    assert len(ingest(f"dvc:{team_repository}#photos@main")) == len(first) - 1
+    assert len(ingest(f"dvc:{team_repository}#images@main")) == len(first) - 1
     shutil.rmtree(team_repository / ".dvc" / "cache")
-    assert ingest(f"dvc:{team_repository}#photos@v1") == first  # it was fetched before
+    assert ingest(f"dvc:{team_repository}#images@v1") == first  # it was fetched before
     with pytest.raises(DownloadError, match=r"no branch, tag or commit 'v3'"):
-        ingest(f"dvc:{team_repository}#photos@v3")
+        ingest(f"dvc:{team_repository}#images@v3")
     with pytest.raises(DownloadError, match=r"dvc:.*#nothing@v1: .*Check the path and the revision"):
         ingest(f"dvc:{team_repository}#nothing@v1")
     with pytest.raises(DownloadError, match="git cannot read the repository"):
-        ingest(f"dvc:{tmp_path}/nowhere#photos@v1")
+        ingest(f"dvc:{tmp_path}/nowhere#images@v1")
     assert contents(tmp_path / "data/raw") == first
 
 
 def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_nothing_else(
     ingest: Callable, team_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    address = f"dvc:{team_repository}#photos@v1"
+    address = f"dvc:{team_repository}#images@v1"
     first = ingest(address)
-    photos = sorted((tmp_path / "data/downloads").rglob("content/**/*.jpg"))
-    inodes = {path: path.stat().st_ino for path in photos[2:]}
-    photos[0].write_bytes(photos[0].read_bytes()[::-1])  # as many bytes as before
-    photos[1].unlink()
-    (photos[2].parent / "stray.jpg").write_bytes(b"x")
+    images = sorted((tmp_path / "data/downloads").rglob("content/**/*.jpg"))
+    inodes = {path: path.stat().st_ino for path in images[2:]}
+    images[0].write_bytes(images[0].read_bytes()[::-1])  # as many bytes as before
+    images[1].unlink()
+    (images[2].parent / "stray.jpg").write_bytes(b"x")
     with caplog.at_level(logging.WARNING):
         assert ingest(address) == first
     assert "they are fetched again" in caplog.text
     assert {path: path.stat().st_ino for path in inodes} == inodes
     (record,) = (tmp_path / "data/downloads").rglob("commit.json")
     for damage in ('"0123"', "{", '{"commit": 1}'):
-        photos[0].write_bytes(b"damaged")
+        images[0].write_bytes(b"damaged")
         record.write_text(damage)
         assert ingest(address) == first
     shutil.rmtree(team_repository / ".dvc" / "cache")
     assert ingest(address) == first
-    photos[0].unlink()
+    images[0].unlink()
     with pytest.raises(DownloadError, match="files that arrived are kept"):
         ingest(address)
     assert contents(tmp_path / "data/raw") == first
@@ -392,18 +392,18 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # each of the library's many tries takes seconds
     monkeypatch.setattr(tracked, "MAX_TRIES", 1)
-    address = f"dvc:{team_repository}#photos@v3"
+    address = f"dvc:{team_repository}#images@v3"
     total = sum(map(len, contents(small_set).values()))
     remote_repository.dead_after = remote_repository.passed + total // 2
-    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v3: .*files that arrived are kept"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v3: .*files that arrived are kept"):
         ingest(address)
     assert not (tmp_path / "data/raw").exists()
-    arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("photos/**/*.*")}
+    arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("images/**/*.*")}
     assert 0 < len(arrived) < len(contents(small_set)) - 1
 
     remote_repository.dead_after = None
     found = ingest(address)
-    assert found.items() < contents(small_set).items()  # v2 has a photo less
+    assert found.items() < contents(small_set).items()  # v2 has a image less
     assert len(found) == len(contents(small_set)) - 1
     assert {path: path.stat().st_ino for path in arrived} == arrived  # not fetched again
     before = remote_repository.passed
@@ -448,7 +448,7 @@ def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_sho
     monkeypatch.setattr(tracked, "THREADS", 1)
     monkeypatch.setattr(tracked, "tqdm", _Bar)
     monkeypatch.setattr(tracked, "time", SimpleNamespace(sleep=pauses.append))  # other threads sleep too
-    assert ingest(f"dvc:{team_repository}#photos@v1") == contents(small_set)
+    assert ingest(f"dvc:{team_repository}#images@v1") == contents(small_set)
     assert pauses == [0.5, 1.0, 0.5]
     assert _Bar.last.total == _Bar.last.shown == sum(map(len, contents(small_set).values()))
 
@@ -468,8 +468,8 @@ def test_what_no_other_try_can_mend_is_not_tried_again(
     monkeypatch.setattr(DVCFileSystem, "get_file", failing)
     monkeypatch.setattr(tracked, "THREADS", 1)
     monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
-    with pytest.raises(DownloadError, match=r"dvc:.*#photos@v1: .*files that arrived are kept"):
-        ingest(f"dvc:{team_repository}#photos@v1")
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v1: .*files that arrived are kept"):
+        ingest(f"dvc:{team_repository}#images@v1")
     assert max(calls.count(name) for name in calls) == tries
 
 
@@ -478,8 +478,8 @@ def test_a_dvc_source_that_will_not_fit_is_refused_before_it_is_fetched(
 ) -> None:
     monkeypatch.setattr(disk, "SPARE", 1 << 60)
     total = sum(map(len, contents(small_set).values()))
-    with pytest.raises(DataError, match=rf"fetching dvc:.*#photos@v1 needs {total:,} bytes, but the disk has"):
-        ingest(f"dvc:{team_repository}#photos@v1")
+    with pytest.raises(DataError, match=rf"fetching dvc:.*#images@v1 needs {total:,} bytes, but the disk has"):
+        ingest(f"dvc:{team_repository}#images@v1")
     assert contents(tmp_path / "data") == {}
 
 
@@ -488,11 +488,11 @@ def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refus
 ) -> None:
     head = team_call(team_repository, "git", "rev-parse", "v1").strip()
     objects = sorted((team_repository / ".dvc/cache/files/md5").rglob("*"))
-    photo = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
-    photo.chmod(0o644)
-    photo.write_bytes(photo.read_bytes()[::-1])
+    image = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
+    image.chmod(0o644)
+    image.write_bytes(image.read_bytes()[::-1])
     with pytest.raises(DataError, match="what arrived has the md5"):
-        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+        fetch_tracked(str(team_repository), "images", head, tmp_path / "out", "images")
 
     listing = next(path for path in objects if path.suffix == ".dir")
     entries = json.loads(listing.read_text())
@@ -502,13 +502,13 @@ def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refus
     place = listing.parents[1] / digest[:2] / f"{digest[2:]}.dir"
     place.parent.mkdir(exist_ok=True)
     place.write_bytes(hostile)
-    tracked = yaml.safe_load((team_repository / "photos.dvc").read_text())
+    tracked = yaml.safe_load((team_repository / "images.dvc").read_text())
     tracked["outs"][0]["md5"] = f"{digest}.dir"
-    (team_repository / "photos.dvc").write_text(yaml.safe_dump(tracked))
+    (team_repository / "images.dvc").write_text(yaml.safe_dump(tracked))
     team_call(team_repository, "git", "commit", "-qam", "hostile")
     head = team_call(team_repository, "git", "rev-parse", "HEAD").strip()
     with pytest.raises(DataError, match=r"has a backslash\. The repository is refused"):
-        fetch_tracked(str(team_repository), "photos", head, tmp_path / "out", "photos")
+        fetch_tracked(str(team_repository), "images", head, tmp_path / "out", "images")
     assert not list(tmp_path.rglob("escaped.jpg"))
 
 
@@ -548,7 +548,7 @@ def test_git_neither_asks_nor_waits_for_ever(
     if script and "sleep" in script:
         monkeypatch.setattr(sources, "GIT_TIMEOUT", 0.2)
     with pytest.raises(DownloadError, match=message):
-        sources.DvcPath("https://host/team.git", "photos", "v1").state()
+        sources.DvcPath("https://host/team.git", "images", "v1").state()
 
 
 # The stage `source`
@@ -557,14 +557,14 @@ def test_git_neither_asks_nor_waits_for_ever(
 @pytest.mark.parametrize(
     ("source", "shown"),
     [
-        ("dvc:https://me:pw@host/team.git#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
-        ("dvc:https://host/team.git?token=pw#data/photos@v2", "dvc:https://host/team.git#data/photos@v2"),
-        ("dvc:ssh://git:pw@host/team.git#photos@v2", "dvc:ssh://git@host/team.git#photos@v2"),
-        ("dvc:git@host:team.git#photos@v2", "dvc:git@host:team.git#photos@v2"),
-        ("dvc:/home/team#photos@v2", "dvc:/home/team#photos@v2"),
+        ("dvc:https://me:pw@host/team.git#data/images@v2", "dvc:https://host/team.git#data/images@v2"),
+        ("dvc:https://host/team.git?token=pw#data/images@v2", "dvc:https://host/team.git#data/images@v2"),
+        ("dvc:ssh://git:pw@host/team.git#images@v2", "dvc:ssh://git@host/team.git#images@v2"),
+        ("dvc:git@host:team.git#images@v2", "dvc:git@host:team.git#images@v2"),
+        ("dvc:/home/team#images@v2", "dvc:/home/team#images@v2"),
         ("s3://bucket/set#2/a?b", "s3://bucket/set#2/a?b"),
         ("https://me:pw@host/set.tar?token=pw#x", "https://host/set.tar"),
-        ("photos#2", "photos#2"),
+        ("images#2", "images#2"),
     ],
 )
 def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
@@ -574,7 +574,7 @@ def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: 
 def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
     repository: Path, tmp_path: Path, voc_set: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, state = tmp_path / "photos", tmp_path / "source.json"
+    folder, state = tmp_path / "images", tmp_path / "source.json"
     shutil.copytree(voc_set, folder)
     params = with_source(load_params(repository / "conf" / "base.yaml"), str(folder))
     watch.run(params, state_file=state)
@@ -582,12 +582,12 @@ def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
     assert json.loads(first)["files"] == len(contents(folder))
     watch.run(params, state_file=state)
     assert state.read_bytes() == first
-    photo = next((folder / "VOCdevkit/VOC2012/JPEGImages").iterdir())
-    photo.write_bytes(photo.read_bytes()[::-1])  # as many bytes as before
+    image = next((folder / "VOCdevkit/VOC2012/JPEGImages").iterdir())
+    image.write_bytes(image.read_bytes()[::-1])  # as many bytes as before
     watch.run(params, state_file=state)
     second = state.read_bytes()
     assert second != first
-    photo.unlink()
+    image.unlink()
     watch.run(params, state_file=state)
     assert state.read_bytes() not in (first, second)
 
@@ -604,11 +604,11 @@ def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
 def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Path) -> None:
     elsewhere = write(tmp_path / "elsewhere", "a.jpg", "deep/b.jpg")
     folder = write(tmp_path / "set", "notes.txt")
-    (folder / "photos").symlink_to(elsewhere, target_is_directory=True)
+    (folder / "images").symlink_to(elsewhere, target_is_directory=True)
     (folder / "self").symlink_to(folder, target_is_directory=True)
     (folder / "broken").symlink_to(tmp_path / "nowhere")
     names = {path.relative_to(folder).as_posix() for path in sources.files_below(folder)}
-    assert names == {"notes.txt", "photos/a.jpg", "photos/deep/b.jpg"}
+    assert names == {"notes.txt", "images/a.jpg", "images/deep/b.jpg"}
     first = sources.Local(folder).state()
     assert (first.files, first.size) == (3, 3)
     write(elsewhere, "deep/b.jpg", content=b"longer")
@@ -622,8 +622,8 @@ def test_the_room_for_linked_folders_is_counted(
     folder = tmp_path / "VOC2012"
     shutil.copytree(voc_set / "VOCdevkit" / "VOC2012", folder)
     if linked:
-        (folder / "JPEGImages").rename(tmp_path / "photos")
-        (folder / "JPEGImages").symlink_to(tmp_path / "photos", target_is_directory=True)
+        (folder / "JPEGImages").rename(tmp_path / "images")
+        (folder / "JPEGImages").symlink_to(tmp_path / "images", target_is_directory=True)
     asked = []
     monkeypatch.setattr(step, "require_free_disk", lambda folder, size, what: asked.append(size))
     copied = ingest(str(folder))

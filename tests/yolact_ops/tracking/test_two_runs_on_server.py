@@ -95,7 +95,7 @@ def test_two_trained_models_are_compared_refused_promoted_and_rolled_back(
     assert "version 2 is the champion now (champion was: version 1)" in yolact("promote")
     assert "version 1 is the champion again (was: 2)" in yolact("rollback", "--reason", "a test")
 
-    photo = next((PROCESSED / "images").iterdir())
+    image = next((PROCESSED / "images").iterdir())
     champion = mlflow.pyfunc.load_model(f"models:/{name}@champion", model_config={"device": "cpu"})
-    [found] = champion.predict([{"image": photo.read_bytes()}])
+    [found] = champion.predict([{"image": image.read_bytes()}])
     assert set(found) == {"boxes", "scores", "labels", "masks"}

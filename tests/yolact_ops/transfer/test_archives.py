@@ -24,7 +24,7 @@ from yolact_ops.transfer import archives, disk
 from yolact_ops.transfer.archives import archive_kind, safe_name, unpack
 from yolact_ops.transfer.compressed import least_unpacked_size
 
-FILES = {"set/photo.jpg": b"p" * 5000, "set/sub/ünï code.txt": b"text", "set/empty": b"", "other.json": b"{}" * 300}
+FILES = {"set/image.jpg": b"p" * 5000, "set/sub/ünï code.txt": b"text", "set/empty": b"", "other.json": b"{}" * 300}
 TAR_MODES = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
 
 
@@ -111,13 +111,13 @@ def test_files_come_out_as_they_went_in_whatever_the_archive_is_called(unpacked:
 
 
 def test_rights_owners_and_what_file_managers_leave_are_not_taken(unpacked: Callable, tmp_path: Path) -> None:
-    info, content = tar_entry("photo.jpg", b"p")
+    info, content = tar_entry("image.jpg", b"p")
     info.mode, info.uid = 0o6777, 12345
-    junk = [tar_entry(name, b"x") for name in ("__MACOSX/photo.jpg", "._photo.jpg", "sub/.DS_Store")]
-    assert unpacked(tar_bytes((info, content), *junk)) == {"photo.jpg": b"p"}
-    mode = (tmp_path / "out" / "photo.jpg").stat().st_mode
+    junk = [tar_entry(name, b"x") for name in ("__MACOSX/image.jpg", "._image.jpg", "sub/.DS_Store")]
+    assert unpacked(tar_bytes((info, content), *junk)) == {"image.jpg": b"p"}
+    mode = (tmp_path / "out" / "image.jpg").stat().st_mode
     assert not mode & 0o6111
-    assert (tmp_path / "out" / "photo.jpg").stat().st_uid == tmp_path.stat().st_uid
+    assert (tmp_path / "out" / "image.jpg").stat().st_uid == tmp_path.stat().st_uid
 
 
 @pytest.mark.parametrize("name", ["/abs", "../up", "a/../../up", "a/..", "C:/x", "a\\..\\..\\b", "a\nb", "..", "//x"])
@@ -223,14 +223,14 @@ def test_a_zip_that_will_not_fit_is_refused(unpacked: Callable, monkeypatch: pyt
 def test_a_tar_that_will_not_fit_is_refused_before_a_file_is_written(
     unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    data = tar_bytes(tar_entry("photo.jpg", bytes(1 << 20)), mode=TAR_MODES[suffix])
+    data = tar_bytes(tar_entry("image.jpg", bytes(1 << 20)), mode=TAR_MODES[suffix])
     room = (1 << 20) + 512 if suffix in (".tar", ".tar.gz", ".tgz", ".tar.xz") else len(data)
     free = FreeDisk(monkeypatch, room - 1)
     with pytest.raises(DataError, match=rf"unpacking archive needs [\d,]+ bytes, but the disk has {room - 1:,} free"):
         unpacked(data)
     assert not (tmp_path / "out").exists()
     free.bytes = 1 << 30
-    assert unpacked(data).keys() == {"photo.jpg"}
+    assert unpacked(data).keys() == {"image.jpg"}
 
 
 @pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
@@ -238,7 +238,7 @@ def test_a_disk_that_fills_while_files_are_written_is_noticed_before_it_is_full(
     unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     free = FreeDisk(monkeypatch, 1 << 30)
-    files = {f"photo{number}.jpg": bytes(1000 + number) for number in range(5)}
+    files = {f"image{number}.jpg": bytes(1000 + number) for number in range(5)}
     entries = [tar_entry(name, content) for name, content in files.items()]
     data = zip_bytes(files) if suffix == ".zip" else tar_bytes(*entries, mode=TAR_MODES[suffix])
 
@@ -247,9 +247,9 @@ def test_a_disk_that_fills_while_files_are_written_is_noticed_before_it_is_full(
         return DiskUsage(free.bytes if not written else 3000 - written)
 
     monkeypatch.setattr(shutil, "disk_usage", shrinking)
-    with pytest.raises(DataError, match=r"unpacking 'photo2\.jpg' of archive needs 1,002 bytes, but the disk has 999"):
+    with pytest.raises(DataError, match=r"unpacking 'image2\.jpg' of archive needs 1,002 bytes, but the disk has 999"):
         unpacked(data)
-    assert contents(tmp_path / "out").keys() == {"photo0.jpg", "photo1.jpg"}
+    assert contents(tmp_path / "out").keys() == {"image0.jpg", "image1.jpg"}
 
 
 def test_links_count_as_the_files_that_they_become(unpacked: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,11 +31,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "empty").mkdir()
     for name, content in {
         "set/voc.tar": LARGE,
-        "set/photos/a b.jpg": b"a" * 5000,
-        "set/photos/ünï.JPG": b"u" * 7000,
-        "set/photos/zero.txt": b"",
-        "set/photos/.DS_Store": b"junk",
-        "set/photos-of-others/b.jpg": b"b",
+        "set/images/a b.jpg": b"a" * 5000,
+        "set/images/ünï.JPG": b"u" * 7000,
+        "set/images/zero.txt": b"",
+        "set/images/.DS_Store": b"junk",
+        "set/images-of-others/b.jpg": b"b",
     }.items():
         path = folder / "bucket" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,9 @@ PHOTOS = {"a b.jpg": b"a" * 5000, "ünï.JPG": b"u" * 7000, "zero.txt": b""}
 
 
 def test_a_folder_is_fetched_once_without_its_neighbour_of_like_name(tmp_path: Path) -> None:
-    assert fetch("s3://bucket/set/photos/", tmp_path / "files") == 12_000
+    assert fetch("s3://bucket/set/images/", tmp_path / "files") == 12_000
     assert contents(tmp_path / "files") == PHOTOS
-    assert fetch("s3://bucket/set/photos", tmp_path / "files") == 0
+    assert fetch("s3://bucket/set/images", tmp_path / "files") == 0
     assert contents(tmp_path / "files") == PHOTOS
 
 

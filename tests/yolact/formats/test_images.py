@@ -1,4 +1,4 @@
-"""Photo files: upright, reduced, hashed; and what that does to masks."""
+"""Image files: upright, reduced, hashed; and what that does to masks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from hypothesis.extra import numpy as np_st
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
+from yolact.formats.images import bounded_size, read_image, redrawn, turned_mask
 from yolact.formats.instances import instances_from_index_mask, redrawn_instance, reduced_mask
-from yolact.formats.photos import bounded_size, read_photo, redrawn, turned_mask
 from yolact.formats.problems import ProblemError
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours, as photos have."""
+    """Smooth colours, as images have."""
     cells = np.random.default_rng(seed).integers(0, 255, (6, 7, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -34,20 +34,20 @@ def save(folder: Path, picture: Image.Image, orientation: int = 1, quality: int 
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photo_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orientation: int) -> None:
+def test_image_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orientation: int) -> None:
     mask = np.zeros((40, 60), dtype=np.uint8)
     mask[5:15, 10:40] = 1
     mask[5:30, 10:18] = 1
     save(tmp_path, Image.fromarray(np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2)), orientation)
     with Image.open(tmp_path / "a.jpg") as stored:
         shown = np.asarray(ImageOps.exif_transpose(stored).convert("L")) > 127
-    photo = read_photo(tmp_path, "a.jpg")
-    assert (photo.upright_size[1], photo.upright_size[0]) == shown.shape
-    written = np.asarray(Image.open(io.BytesIO(redrawn(photo, photo.upright_size))).convert("L")) > 127
+    image = read_image(tmp_path, "a.jpg")
+    assert (image.upright_size[1], image.upright_size[0]) == shown.shape
+    written = np.asarray(Image.open(io.BytesIO(redrawn(image, image.upright_size))).convert("L")) > 127
     assert np.array_equal(written, shown)
     assert np.array_equal(turned_mask(mask, orientation), shown)
     (instance,) = instances_from_index_mask(mask, {1: 1})
-    moved = redrawn_instance(instance, orientation, photo.upright_size)
+    moved = redrawn_instance(instance, orientation, image.upright_size)
     assert moved is not None
     assert np.array_equal(mask_utils.decode(moved.rle()), shown)
     rows, columns = np.nonzero(shown)
@@ -55,20 +55,20 @@ def test_photo_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     assert moved.area == shown.sum()
 
 
-def test_a_photo_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+def test_a_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
-    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the photo and its masks"):
-        read_photo(tmp_path, "a.png")
+    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the image and its masks"):
+        read_image(tmp_path, "a.png")
 
 
-def test_a_redrawn_photo_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> None:
+def test_a_redrawn_image_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> None:
     save(tmp_path, scene(1200, 800), orientation=6)
-    photo = read_photo(tmp_path, "a.jpg")
-    with Image.open(io.BytesIO(redrawn(photo, (200, 300)))) as small:
+    image = read_image(tmp_path, "a.jpg")
+    with Image.open(io.BytesIO(redrawn(image, (200, 300)))) as small:
         assert (small.size, small.mode, small.format, len(small.getexif())) == ((200, 300), "RGB", "JPEG", 0)
         wanted = scene(1200, 800).transpose(Image.Transpose.ROTATE_270).resize((200, 300), Image.Resampling.BOX)
         assert np.abs(np.asarray(small, dtype=int) - np.asarray(wanted, dtype=int)).mean() < 2
@@ -115,7 +115,7 @@ def test_an_object_that_is_too_small_to_see_is_gone() -> None:
 
 
 def bits_apart(folder: Path, first: str, second: str) -> int:
-    return (read_photo(folder, first).difference_hash ^ read_photo(folder, second).difference_hash).bit_count()
+    return (read_image(folder, first).difference_hash ^ read_image(folder, second).difference_hash).bit_count()
 
 
 def test_the_hash_knows_a_picture_again_by_what_it_shows(tmp_path: Path) -> None:
@@ -133,4 +133,4 @@ def test_hash_bits_say_which_cell_is_brighter_than_its_left_neighbour(tmp_path: 
     cells[0, 4:] = 200  # one step up in the first row, after its fourth cell
     cells[7, 8] = 200  # and in the last row at the end
     Image.fromarray(np.kron(cells, np.ones((16, 16), dtype=np.uint8))).save(tmp_path / "a.png")
-    assert read_photo(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1
+    assert read_image(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1

@@ -1,4 +1,4 @@
-"""Photo files: decoded to their end, turned upright, reduced to a bound, and hashed by what they show."""
+"""Image files: decoded to their end, turned upright, reduced to a bound, and hashed by what they show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from yolact.formats.problems import Problem, ProblemError
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Photo files that are read, in any upper or lower case."""
+"""Endings of image files that are read, in any upper or lower case."""
 
 EXIF_ORIENTATION = 0x0112
 """EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
@@ -36,12 +36,12 @@ HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
 
 JPEG_QUALITY = 95
-"""Of photos that are written anew; nearly all VOC photos were saved with 92 to 96."""
+"""Of images that are written anew; nearly all VOC images were saved with 92 to 96."""
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A photo's file, decoded once to see that it is whole."""
+class ImageFile:
+    """A image's file, decoded once to see that it is whole."""
 
     file: str
     """Relative to the data set's folder."""
@@ -53,7 +53,7 @@ class Photo:
     mode: str
     """Pillow's name of the pixel format, such as RGB, L or CMYK."""
     difference_hash: int
-    """64 bits of what the upright photo shows, see `difference_hash`."""
+    """64 bits of what the upright image shows, see `difference_hash`."""
     data: bytes
     """The file's content."""
 
@@ -106,7 +106,7 @@ def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
         reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
     except Image.DecompressionBombError:
         largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses from twice its bound on
-        reason = f"is larger than {largest} megapixels; reduce the photo and its masks"
+        reason = f"is larger than {largest} megapixels; reduce the image and its masks"
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
     raise ProblemError([Problem(file, reason)])
@@ -125,17 +125,17 @@ def load_image(image: Image.Image, file: str) -> None:
         raise ProblemError([Problem(file, reason)]) from None
 
 
-def read_photo(root: Path, file: str) -> Photo:
-    """Read a photo and decode it in full, which a damaged one does not survive.
+def read_image(root: Path, file: str) -> ImageFile:
+    """Read a image and decode it in full, which a damaged one does not survive.
 
     Raises:
         ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits a channel.
     """
-    data = read_bytes(root, file, "bring the photo")
+    data = read_bytes(root, file, "bring the image")
     image = open_image(data, file, ("JPEG", "PNG"))
     width, height = image.size
     orientation = 1
-    with suppress(Exception):  # broken EXIF data does not make a photo unusable
+    with suppress(Exception):  # broken EXIF data does not make a image unusable
         orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
     mode = image.mode
     # The bit depth stands in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
@@ -150,7 +150,7 @@ def read_photo(root: Path, file: str) -> Photo:
         image.draft("L", (max(width // 8, 4 * HASH_COLUMNS), max(height // 8, 4 * HASH_ROWS)))
     load_image(image, file)
     upright = orientation if orientation in UPRIGHT else 1
-    return Photo(file, width, height, upright, mode, difference_hash(_turned(image.convert("L"), upright)), data)
+    return ImageFile(file, width, height, upright, mode, difference_hash(_turned(image.convert("L"), upright)), data)
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -178,29 +178,29 @@ def bounded_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
     return max(1, round(size[0] * max_side / longest)), max(1, round(size[1] * max_side / longest))
 
 
-def redrawn(photo: Photo, size: tuple[int, int]) -> bytes:
-    """The photo as a new JPEG file: upright, without EXIF data, at another size.
+def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
+    """The image as a new JPEG file: upright, without EXIF data, at another size.
 
     Args:
-        photo: what to turn and reduce.
-        size: width and height of the upright result, at most those of the photo.
+        image: what to turn and reduce.
+        size: width and height of the upright result, at most those of the image.
 
     Raises:
         ProblemError: pixels cannot be decoded.
     """
-    image = open_image(photo.data, photo.file, ("JPEG", "PNG"))
-    stored = size if photo.orientation < 5 else (size[1], size[0])
+    decoded = open_image(image.data, image.file, ("JPEG", "PNG"))
+    stored = size if image.orientation < 5 else (size[1], size[0])
     # libjpeg decodes to a half, a quarter or an eighth in less time; the filter below does the rest.
-    image.draft(None, (2 * stored[0], 2 * stored[1]))
-    load_image(image, photo.file)
-    upright = _turned(image.convert("RGB").resize(stored, Image.Resampling.LANCZOS), photo.orientation)
+    decoded.draft(None, (2 * stored[0], 2 * stored[1]))
+    load_image(decoded, image.file)
+    upright = _turned(decoded.convert("RGB").resize(stored, Image.Resampling.LANCZOS), image.orientation)
     written = io.BytesIO()
     upright.save(written, "JPEG", quality=JPEG_QUALITY)
     return written.getvalue()
 
 
 def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """A mask (H, W) turned as `UPRIGHT` turns a photo; a view, nothing is copied."""
+    """A mask (H, W) turned as `UPRIGHT` turns a image; a view, nothing is copied."""
     turns = {
         2: lambda: mask[:, ::-1],
         3: lambda: mask[::-1, ::-1],
@@ -213,13 +213,13 @@ def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(turns[orientation]()) if orientation in turns else mask
 
 
-def photo_warnings(photo: Photo, drawn_upright: bool) -> Sequence[Problem]:
-    """Oddities of a photo that can be used."""
+def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
+    """Oddities of a image that can be used."""
     warnings = []
-    if photo.orientation != 1:
-        frame = "are taken as drawn on the turned photo" if drawn_upright else "are turned with it"
-        reason = f"carries EXIF orientation {photo.orientation}: it was turned upright, and its masks {frame}"
-        warnings.append(Problem(photo.file, reason))
-    if photo.mode == "CMYK":
-        warnings.append(Problem(photo.file, "has print colours (CMYK), which are read without their colour profile"))
+    if image.orientation != 1:
+        frame = "are taken as drawn on the turned image" if drawn_upright else "are turned with it"
+        reason = f"carries EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
+        warnings.append(Problem(image.file, reason))
+    if image.mode == "CMYK":
+        warnings.append(Problem(image.file, "has print colours (CMYK), which are read without their colour profile"))
     return warnings
