@@ -70,7 +70,7 @@ clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and 
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info dvc_plots
 
-lock: $(BIN)/uv ## Pin anew what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
+lock: $(BIN)/uv ## Pin again what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
 	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
 

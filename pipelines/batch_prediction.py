@@ -8,7 +8,7 @@ from components.merge.component import merge
 from components.predict.component import predict
 from components.split.component import split
 from pipelines.config import ClusterConfig
-from pipelines.placement import place
+from pipelines.placement import configure_task
 
 
 def build(cluster: ClusterConfig) -> BaseComponent:
@@ -35,10 +35,10 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             batch_size: images that pass the network at once.
             device: auto, cpu, cuda, or mps.
         """
-        fetched = place(fetch(registered=model, code_version=code_version), cluster)
-        planned = place(split(images=images, shards=shards, code_version=code_version), cluster)
+        fetched = configure_task(fetch(registered=model, code_version=code_version), cluster)
+        planned = configure_task(split(images=images, shards=shards, code_version=code_version), cluster)
         with dsl.ParallelFor(planned.outputs["Output"]) as shard:
-            found = place(
+            found = configure_task(
                 predict(
                     shard=shard,
                     code_version=code_version,
@@ -49,7 +49,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
                 ),
                 cluster,
             )
-        place(
+        configure_task(
             merge(
                 code_version=code_version,
                 model=fetched.outputs["model"],

@@ -83,7 +83,7 @@ class Connection:
     """Kubernetes namespace; a server for several users needs one."""
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
-    """File with a token, read anew for each request; an expired one can be replaced while a command waits."""
+    """File with a token, read again for each request; an expired one can be replaced while a command waits."""
     cookie: str | None = field(default=None, repr=False)
     """A browser's session, ``NAME=VALUE``, for a server behind a login page."""
     ca_cert: Path | None = None

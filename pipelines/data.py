@@ -11,7 +11,7 @@ from components.ingest.component import ingest
 from components.preprocess.component import preprocess
 from components.source.component import source
 from pipelines.config import ClusterConfig
-from pipelines.placement import place
+from pipelines.placement import configure_task
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def prepare_data(
     revision: PipelineChannel,
 ) -> PreparedData:
     """Add the tasks `source`, `ingest` and `preprocess` to the pipeline that is being built."""
-    named = place(
+    named = configure_task(
         source(
             params=params,
             code_version=code_version,
@@ -45,6 +45,8 @@ def prepare_data(
         cluster,
     )
     settings, fingerprint = named.outputs["data_params"], named.outputs["fingerprint"]
-    brought = place(ingest(data_params=settings, fingerprint=fingerprint, code_version=code_version), cluster)
-    prepared = place(preprocess(data_params=settings, code_version=code_version, raw=brought.outputs["raw"]), cluster)
+    brought = configure_task(ingest(data_params=settings, fingerprint=fingerprint, code_version=code_version), cluster)
+    prepared = configure_task(
+        preprocess(data_params=settings, code_version=code_version, raw=brought.outputs["raw"]), cluster
+    )
     return PreparedData(named.outputs["params"], prepared.outputs["processed"], prepared)

@@ -7,7 +7,7 @@ from components.evaluate.component import evaluate
 from components.fetch.component import fetch
 from pipelines.config import ClusterConfig
 from pipelines.data import prepare_data
-from pipelines.placement import place
+from pipelines.placement import configure_task
 
 
 def build(cluster: ClusterConfig) -> BaseComponent:
@@ -34,8 +34,8 @@ def build(cluster: ClusterConfig) -> BaseComponent:
         """
         data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
         fetched = fetch(registered=model, code_version=code_version, params=data.params)
-        place(fetched.after(data.last_task), cluster)  # an alias is read when the data is there
-        place(
+        configure_task(fetched.after(data.last_task), cluster)  # an alias is read when the data is there
+        configure_task(
             evaluate(
                 params=fetched.outputs["params"],
                 code_version=code_version,

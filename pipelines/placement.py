@@ -14,7 +14,7 @@ RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow Pipelines writes the run's id on its pods; the lineage has it."""
 
 
-def place(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
+def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     """Give a task its image, resources, secrets, time limit, retries and cache setting.
 
     Args:

@@ -115,7 +115,7 @@ TokenFile = Annotated[
         exists=True,
         dir_okay=False,
         readable=True,
-        help="File with a token, as a service account's; read anew for each request.",
+        help="File with a token, as a service account's; read again for each request.",
         show_default=False,
     ),
 ]

@@ -59,11 +59,11 @@ def _tell(done: LocalRun) -> None:
     version = json.loads((done.folder / "register" / "registration").read_text(encoding="utf-8"))
     for kind in ("mask", "box"):
         names = ("AP", "AP50", "AP75", "AP70")
-        figures = (f"{name} {'-' if (value := scores[kind][name]) is None else f'{value:.3f}'}" for name in names)
-        print(f"{kind:5s} {'  '.join(figures)}")
+        metrics = (f"{name} {'-' if (value := scores[kind][name]) is None else f'{value:.3f}'}" for name in names)
+        print(f"{kind:5s} {'  '.join(metrics)}")
     places = {
         "model": "train/model",
-        "figures": "evaluate/evaluation/eval.json",
+        "metrics": "evaluate/evaluation/eval.json",
         "report": "evaluate/evaluation/report/index.html",
         "log": done.log.name,
     }

@@ -9,7 +9,7 @@ from components.register.component import register
 from components.train.component import train
 from pipelines.config import ClusterConfig
 from pipelines.data import prepare_data
-from pipelines.placement import mount_checkpoints, place
+from pipelines.placement import configure_task, mount_checkpoints
 
 
 def build(cluster: ClusterConfig) -> BaseComponent:
@@ -49,12 +49,12 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             resume_run=resume_run,
         )
-        mount_checkpoints(place(trained, cluster), cluster)
+        mount_checkpoints(configure_task(trained, cluster), cluster)
         model = trained.outputs["model"]
-        evaluated = place(
+        evaluated = configure_task(
             evaluate(params=data.params, code_version=code_version, processed=data.processed, model=model), cluster
         )
-        registered = place(
+        registered = configure_task(
             register(
                 params=data.params,
                 code_version=code_version,
@@ -64,7 +64,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             ),
             cluster,
         )
-        place(
+        configure_task(
             promote(
                 params=data.params,
                 code_version=code_version,

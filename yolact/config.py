@@ -265,7 +265,7 @@ class TrainConfig(_Section):
     """With ``class_balanced``: classes in a smaller share of the images are shown more often, by the square root of how
     much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
-    """Passes of the network in which a batch is worked off, one after the other; its gradients are those of the whole
+    """Passes of the network in which a batch is processed, one after the other; its gradients are those of the whole
     batch. Divides ``batch_size``."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Of the network's passes (automatic mixed precision); weights, losses and the optimizer stay in float32. ``fp16``

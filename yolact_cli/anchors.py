@@ -59,7 +59,7 @@ def print_report(report: AnchorReport, console: Console) -> None:
             after = suggested.by_size[name]
             if before.recall is not None and after.recall is not None and after.recall < before.recall:
                 console.print(f"They lose recall on {name} boxes: {before.recall:.3f} becomes {after.recall:.3f}.")
-        console.print("Weights that were trained with other anchors have to be trained anew with these.")
+        console.print("Weights that were trained with other anchors have to be trained again with these.")
     else:
         console.print("Of as many scales and ratios, none were found that fit clearly better than the present ones.")
     _print_low_recall(suggested, console)

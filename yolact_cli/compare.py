@@ -1,4 +1,4 @@
-"""Two runs beside each other: settings, figures with intervals, classes, and a page with images."""
+"""Two runs beside each other: settings, metrics with intervals, classes, and a page with images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from yolact_ops.comparison.report import find_images, write_report
 from yolact_ops.comparison.sides import open_side
 from yolact_ops.comparison.tables import (
     ClassRow,
-    FigureRow,
+    MetricRow,
     as_json,
     class_rows,
     common_rows,
     empty_classes,
-    figure_rows,
+    metric_rows,
     points,
 )
 
@@ -75,8 +75,8 @@ def _print(console: Console, compared: Compared) -> None:
         console.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     console.print()
     _print_params(console, compared)
-    figures = [*figure_rows(compared), *common_rows(compared)]
-    console.print(_table("figure (percent)", [row for row in figures if row.a is not None or row.b is not None]))
+    metrics = [*metric_rows(compared), *common_rows(compared)]
+    console.print(_table("metric (percent)", [row for row in metrics if row.a is not None or row.b is not None]))
     if compared.paired:
         comparison = compared.paired.comparisons["mask"]
         console.print(
@@ -117,7 +117,7 @@ def _print_params(console: Console, compared: Compared) -> None:
     console.print()
 
 
-def _table(title: str, rows: list[FigureRow] | list[ClassRow]) -> Table:
+def _table(title: str, rows: list[MetricRow] | list[ClassRow]) -> Table:
     with_intervals = any(row.gain for row in rows)
     with_objects = any(isinstance(row, ClassRow) for row in rows)
     table = Table(

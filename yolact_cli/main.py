@@ -279,7 +279,7 @@ def runs(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List runs with their key figures, settings, data, code and registered versions."""
+    """List runs with their key metrics, settings, data, code and registered versions."""
     from yolact_cli import runs as command
 
     command.run(experiment, limit, filter_string, as_json=as_json)
@@ -309,7 +309,7 @@ def compare(
     ] = 0.3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two runs: settings, figures with confidence intervals, classes, images in which they disagree."""
+    """Compare two runs: settings, metrics with confidence intervals, classes, images in which they disagree."""
     from yolact_cli import compare as command
 
     command.run(command.Options(a, b, data, output, samples, images, min_score, as_json))

@@ -71,7 +71,7 @@ def print_list(console: Console | None = None) -> None:
 
 
 def print_model(name: str, console: Console | None = None) -> None:
-    """Print one of them in full: size and cost, published figures, training, every setting, classes.
+    """Print one of them in full: size and cost, published metrics, training, every setting, classes.
 
     Raises:
         SettingsError: there is no published configuration of that name.
@@ -140,7 +140,7 @@ def _sources(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def _source(published: PublishedModel) -> str:
-    return f"{published.figures.metric}: {published.figures.source}"
+    return f"{published.metrics.metric}: {published.metrics.source}"
 
 
 def _cells(entry: Entry, sources: dict[str, str]) -> list[str]:
@@ -156,8 +156,8 @@ def _cells(entry: Entry, sources: dict[str, str]) -> list[str]:
         f"{complexity.flops / 1e9:.1f}",
         f"{height}x{width}",
         published.dataset,
-        f"{published.figures.mask_ap:.1f} {sources[_source(published)]}",
-        f"{published.figures.fps:.1f}",
+        f"{published.metrics.mask_ap:.1f} {sources[_source(published)]}",
+        f"{published.metrics.fps:.1f}",
     ]
 
 
@@ -175,15 +175,15 @@ def _facts(entry: Entry) -> dict[str, dict[str, str]]:
     }
     if complexity.rescoring_flops:
         computed["mask re-scoring"] = f"{complexity.rescoring_flops / 1e6:.1f} MFLOPs more for each mask"
-    figures = published.figures
+    metrics = published.metrics
     steps = ", ".join(f"{step:,}" for step in published.lr_steps)
     settings = flatten(published.settings())
     return {
         "Computed": computed,
         "Published": {
-            figures.metric: f"{figures.mask_ap:.1f}",
-            "fps": f"{figures.fps:.1f} on a Titan Xp, one image at a time",
-            "source": figures.source,
+            metrics.metric: f"{metrics.mask_ap:.1f}",
+            "fps": f"{metrics.fps:.1f} on a Titan Xp, one image at a time",
+            "source": metrics.source,
         },
         "Training as published": {
             "data set": f"{published.dataset}, {published.train_images:,} images",
@@ -207,11 +207,11 @@ def _as_json(entry: Entry) -> dict[str, Any]:
         "prototypes": list(complexity.prototypes),
         "blocks": list(published.model.blocks),
         "published": {
-            "mask_ap": published.figures.mask_ap,
-            "metric": published.figures.metric,
-            "fps": published.figures.fps,
+            "mask_ap": published.metrics.mask_ap,
+            "metric": published.metrics.metric,
+            "fps": published.metrics.fps,
             "device": "Titan Xp",
-            "source": published.figures.source,
+            "source": published.metrics.source,
         },
         "training": {
             "data_set": published.dataset,

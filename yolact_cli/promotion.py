@@ -20,7 +20,7 @@ from components.promote.report import headline
 from yolact.config import load_params
 from yolact_cli.runs import make_console
 from yolact_ops.registry.history import Decision, History, read_history
-from yolact_ops.registry.versions import Registered
+from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.tracking.store import connect
 
 PARAMS = Path("params.yaml")
@@ -54,7 +54,7 @@ def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: b
 def history(name: str | None, *, as_json: bool) -> None:
     """Show all decisions, oldest first, and the champion of now."""
     model = name or load_params(PARAMS).register_.model_name
-    found = read_history(Registered.open(connect(), model))
+    found = read_history(RegisteredModel.open(connect(), model))
     if as_json:
         decisions = [asdict(decision) for decision in found.decisions]
         tree = {
@@ -119,7 +119,7 @@ def _row(decision: Decision) -> list[str]:
     what = f"forced {decision.action}" if decision.forced else decision.action
     if decision.state != "done":
         what += f" ({decision.state})"
-    gain = decision.figures.get("gain")
+    gain = decision.metrics.get("gain")
     shown = f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})" if gain else "-"
     return [
         str(decision.number),

@@ -1,4 +1,4 @@
-"""Runs in a table, with the figures by which they are told apart."""
+"""Runs in a table, with the metrics by which they are told apart."""
 
 from __future__ import annotations
 

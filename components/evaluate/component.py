@@ -27,7 +27,7 @@ def evaluate(
         evaluation: eval.json; report/ with detections in the COCO results format, tables, gallery; plots/.
         metrics: box and mask AP, AP50, AP75, AP70, by size.
         report: the page with curves and gallery.
-        summary: the figures, overall and by class.
+        summary: the metrics, overall and by class.
     """
     from pathlib import Path
 

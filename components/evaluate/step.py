@@ -77,8 +77,8 @@ def run(
         tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
     for summary in (evaluation.box, evaluation.mask):
-        figures = "  ".join(f"{name} {_number(value)}" for name, value in summary.metrics().items())
-        log.info("%-4s  %s", summary.iou_type, figures)
+        metrics = "  ".join(f"{name} {_number(value)}" for name, value in summary.metrics().items())
+        log.info("%-4s  %s", summary.iou_type, metrics)
     log.info("%d images; report: %s", len(data.images), report_dir / "index.html")
 
 

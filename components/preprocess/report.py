@@ -88,13 +88,13 @@ def write_report(
     """
     shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
     images = len({entry["image"] for entry in stats["problems"]} - {""})
-    strays = sum(not entry["image"] for entry in stats["problems"])
+    orphans = sum(not entry["image"] for entry in stats["problems"])
     page = render_page(
         _TEMPLATE,
         stats=stats,
-        left_out=counted(images, strays),
-        strays=strays,
-        stops=images + strays > data.max_problems,
+        left_out=counted(images, orphans),
+        orphans=orphans,
+        stops=images + orphans > data.max_problems,
         classes=_class_rows(stats),
         charts=_charts(stats),
         gallery={split: [_gallery_entry(image, categories) for image in images] for split, images in gallery.items()},
@@ -108,14 +108,14 @@ def write_report(
         write_json_atomic(folder / "stats.json", stats)
 
 
-def counted(images: int, strays: int) -> str:
+def counted(images: int, orphans: int) -> str:
     """Images that cannot be used and annotations that belong to no image, in words; empty where there are none."""
     parts = []
     if images:
         parts.append(f"{images} image{'' if images == 1 else 's'}")
-    if strays:
+    if orphans:
         parts.append(
-            f"{strays} annotation{'' if strays == 1 else 's'} that belong{'s' if strays == 1 else ''} to no image"
+            f"{orphans} annotation{'' if orphans == 1 else 's'} that belong{'s' if orphans == 1 else ''} to no image"
         )
     return " and ".join(parts)
 

@@ -45,7 +45,7 @@ class Outcome:
     """By split, in the order of their ids."""
     rejected: Mapping[str, Sequence[Problem]]
     """By image id."""
-    strays: Sequence[Problem]
+    orphans: Sequence[Problem]
     """Annotations that belong to no image."""
     rejected_split: Mapping[str, str]
     """Which split each rejected image was listed in."""
@@ -79,7 +79,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "duplicates": {**_duplicates(outcome.images), "parted": [_parted(names) for names in outcome.parted]},
         "problems": [
             *(_entry(image, problem) for image, found in outcome.rejected.items() for problem in found),
-            *(_entry("", problem) for problem in outcome.strays),
+            *(_entry("", problem) for problem in outcome.orphans),
         ],
         "warnings": [
             *(_entry("", warning) for warning in outcome.source_warnings),

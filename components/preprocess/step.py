@@ -133,7 +133,7 @@ def _outcome(
         categories=categories,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
-        strays=layout.strays,
+        orphans=layout.orphans,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
         source_warnings=layout.warnings,
         parted=[[images[name].file_name for name in names] for names in choice.parted],
@@ -172,15 +172,15 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
 
     An annotation of no image counts like a image: the one that it was meant for is used without it.
     """
-    rejected, strays, allowed = outcome.rejected, outcome.strays, data.max_problems
-    count = len(rejected) + len(strays)
+    rejected, orphans, allowed = outcome.rejected, outcome.orphans, data.max_problems
+    count = len(rejected) + len(orphans)
     if not count:
         return
-    groups = [*rejected.values(), *([problem] for problem in strays)]
+    groups = [*rejected.values(), *([problem] for problem in orphans)]
     lines = [f"  {problem}" for problems in groups[:LISTED_PROBLEMS] for problem in problems]
     if count > LISTED_PROBLEMS:
         lines.append(f"  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
-    listing, found = "\n".join(lines), counted(len(rejected), len(strays))
+    listing, found = "\n".join(lines), counted(len(rejected), len(orphans))
     if count > allowed:
         raise DataError(
             f"{layout.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
@@ -188,7 +188,7 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
             "Or leave them out with "
             f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
-    kept = "; the images that such annotations were meant for are used without them" if strays else ""
+    kept = "; the images that such annotations were meant for are used without them" if orphans else ""
     log.warning("left out: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
 
 
@@ -230,7 +230,7 @@ def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -
         for split, images in outcome.images.items()
     ]
     page = report_dir / "index.html"
-    left_out = counted(len(outcome.rejected), len(outcome.strays)) or "nothing"
+    left_out = counted(len(outcome.rejected), len(outcome.orphans)) or "nothing"
     log.info("%s; left out: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
     if others := stats["other_classes"]:
         names = ", ".join(f"{name} ({count})" for name, count in others.items())

@@ -1,4 +1,4 @@
-"""What a version found in validation images: from its run, from an earlier evaluation, or evaluated anew.
+"""What a version found in validation images: from its run, from an earlier evaluation, or evaluated again.
 
 Two versions are compared on one ground truth, image by image. Where a version was measured on another one, or its run
 has been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its
@@ -24,7 +24,7 @@ from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
 from yolact_ops.lineage.lineage import read_data_digest
-from yolact_ops.registry.versions import Registered, RegistryError
+from yolact_ops.registry.versions import RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import (
     FOLDER,
     TOLERANCE,
@@ -81,7 +81,7 @@ class Evidence:
 class Evaluator:
     """Runs versions on the processed data of this working folder."""
 
-    model: Registered
+    model: RegisteredModel
     processed_dir: Path
     device: str
     batch_size: int
@@ -95,7 +95,7 @@ class Evaluator:
                 images and classes. None where the version's own will do.
 
         Raises:
-            RegistryError: it must be evaluated anew, and the data for that are not here.
+            RegistryError: it must be evaluated again, and the data for that are not here.
             TrackingError: the store fails.
         """
         digest = None if on is None else on.digest
@@ -115,7 +115,7 @@ class Evaluator:
         return None
 
     def _of_own_run(self, version: ModelVersion) -> Evidence | None:
-        """Detections of the run that made the version, if they are still those that its figures come from."""
+        """Detections of the run that made the version, if they are still those that its metrics come from."""
         number = int(version.version)
         try:
             found = _read(self.model.client, number, _run_id(version))
@@ -158,7 +158,7 @@ class Evaluator:
                 f"{annotations} is not what the other version was measured on, though {self.processed_dir} has the "
                 "same digest. Run the evaluate and register steps of that version again."
             )
-        log.info("%s version %d is evaluated anew on %s", self.model.name, number, annotations)
+        log.info("%s version %d is evaluated again on %s", self.model.name, number, annotations)
         with tempfile.TemporaryDirectory() as folder:
             packaged = PackagedModel.fetch(self.model.name, number, Path(folder))
             predictor = packaged.predictor(self.device, self.batch_size)
@@ -175,11 +175,11 @@ class Evaluator:
             here = read_data_digest(self.processed_dir)
         except DataError as error:
             raise RegistryError(
-                f"{self.model.name} version {number} must be evaluated anew: {error} {way_out}"
+                f"{self.model.name} version {number} must be evaluated again: {error} {way_out}"
             ) from None
         if data_digest is None or here != data_digest:
             raise RegistryError(
-                f"{self.model.name} version {number} must be evaluated anew on the data with the digest "
+                f"{self.model.name} version {number} must be evaluated again on the data with the digest "
                 f"{(data_digest or 'unknown')[:12]}, but {self.processed_dir} has {here[:12]}. {way_out}"
             )
 
@@ -197,7 +197,7 @@ class Evaluator:
         with reported("start a run"):
             experiment = client.get_run(_run_id(version)).info.experiment_id
             run = client.create_run(experiment, tags=tags, run_name=name)
-        figures = tracked_metrics(evidence.measure("box"), evidence.measure("mask"))
+        metrics = tracked_metrics(evidence.measure("box"), evidence.measure("mask"))
         with _finished(client, run), tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / FOLDER
             folder.mkdir()
@@ -205,16 +205,16 @@ class Evaluator:
             write_json_atomic(detections, evidence.rows)
             pack_evaluation(folder, annotations, detections)
             with reported("keep the evaluation"):
-                client.log_batch(run.info.run_id, metrics=_as_metrics(figures))
+                client.log_batch(run.info.run_id, metrics=_as_metrics(metrics))
                 client.log_artifacts(run.info.run_id, str(folder), FOLDER)
         return str(run.info.run_id)
 
 
-def _as_metrics(figures: dict[str, float]) -> list[Metric]:
+def _as_metrics(metrics: dict[str, float]) -> list[Metric]:
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
-    return [Metric(allowed_name(name), value, now, 0) for name, value in figures.items()]
+    return [Metric(allowed_name(name), value, now, 0) for name, value in metrics.items()]
 
 
 def _run_id(version: ModelVersion) -> str:

@@ -1,4 +1,4 @@
-"""The gate between candidate and champion: pure decisions on figures that others measured.
+"""The gate between candidate and champion: pure decisions on metrics that others measured.
 
 Each rule gives its verdict with the value, the limit and by how much the value fell short, so that a refusal can be
 read without knowing the code. All AP values and their differences lie in 0 to 1.
@@ -33,7 +33,7 @@ class Rule:
     shortfall: float | None
     """How far the value is on the wrong side of the limit; None where the rule passed or nothing was measured."""
     text: str
-    """The rule as a sentence, figures included."""
+    """The rule as a sentence, metrics included."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain values."""
@@ -51,7 +51,7 @@ class Latency:
 
 
 def split_metric(metric: str) -> tuple[IouType, str]:
-    """The kind of overlap and the name of the figure: ``mask_AP50`` is (``mask``, ``AP50``)."""
+    """The kind of overlap and the name of the metric: ``mask_AP50`` is (``mask``, ``AP50``)."""
     kind, _, name = metric.partition("_")
     return ("mask" if kind == "mask" else "box"), name
 

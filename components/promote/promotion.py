@@ -6,7 +6,7 @@ What happens, in this order:
    judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
 2. A refusal ends here.
 3. Under the lock (`yolact_ops.registry.lock`): what interrupted promotions left is settled; the champion is looked at
-   once more, and if it is no longer the one that was compared, all begins anew; the decision is written as a tag of
+   once more, and if it is no longer the one that was compared, all begins again; the decision is written as a tag of
    the version (``intended``); the alias moves; the decision becomes ``done``.
 
 Killed at any moment, there is one champion, the old or the new, and the next promotion or rollback settles the decision
@@ -44,7 +44,7 @@ from yolact_ops.registry.history import (
     write,
 )
 from yolact_ops.registry.lock import Hold, hold
-from yolact_ops.registry.versions import CANDIDATE, CHAMPION, Registered, RegistryError
+from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel, RegistryError
 from yolact_ops.tracking.store import connect
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often to compare anew because somebody else promoted meanwhile."""
+"""How often to compare again because somebody else promoted meanwhile."""
 
 Status = Literal["promoted", "refused", "unchanged", "possible"]
 
@@ -69,7 +69,7 @@ class Assessment:
     """What the gate made of a version."""
 
     rules: list[Rule]
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """What was compared: data, metric, values, gain with its interval, per class (not kept with decisions, whose runs
     have it), latency."""
     notes: list[str]
@@ -109,7 +109,7 @@ class Outcome:
             "reason": None if decision is None else decision.reason,
             "decision": None if decision is None else decision.key,
             "rules": [] if assessment is None else [rule.to_json() for rule in assessment.rules],
-            "figures": {} if assessment is None else assessment.figures,
+            "metrics": {} if assessment is None else assessment.metrics,
             "notes": [] if assessment is None else assessment.notes,
         }
 
@@ -135,7 +135,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     Args:
         params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime.device`` are read too.
         request: what to promote, and how.
-        processed_dir: what preprocess wrote; read only where a version must be evaluated anew.
+        processed_dir: what preprocess wrote; read only where a version must be evaluated again.
 
     Raises:
         RegistryError: the registry has no such model, version or alias; the versions cannot be compared; somebody else
@@ -144,7 +144,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     """
     if request.force and not request.reason:
         raise RegistryError("a forced promotion needs a reason, which is kept: --force --reason '...'")
-    model = Registered.open(connect(), request.name or params.register_.model_name)
+    model = RegisteredModel.open(connect(), request.name or params.register_.model_name)
     version = model.version(_wanted(model, request))
     number = int(version.version)
     evaluator = Evaluator(model, processed_dir, params.runtime.device, params.evaluate.batch_size)
@@ -180,7 +180,7 @@ def rollback(params: Params, *, name: str | None = None, to: int | None = None, 
         RegistryError: there is no such champion to go back to, or somebody else holds the lock.
         TrackingError: the store fails.
     """
-    model = Registered.open(connect(), name or params.register_.model_name)
+    model = RegisteredModel.open(connect(), name or params.register_.model_name)
     with hold(model.client, model.name, _owner()) as lock:
         history = settle(model, read_history(model))
         version = _earlier_champion(history) if to is None else _former_champion(history, to)
@@ -188,7 +188,7 @@ def rollback(params: Params, *, name: str | None = None, to: int | None = None, 
         return _move(model, lock, decision)
 
 
-def _wanted(model: Registered, request: Request) -> int:
+def _wanted(model: RegisteredModel, request: Request) -> int:
     if request.version is not None:
         return request.version
     number = model.alias(CANDIDATE)
@@ -201,7 +201,7 @@ def _wanted(model: Registered, request: Request) -> int:
 
 
 def _carry_out(
-    model: Registered, number: int, previous: int | None, assessment: Assessment, request: Request
+    model: RegisteredModel, number: int, previous: int | None, assessment: Assessment, request: Request
 ) -> Decision | None:
     """Write the decision and move the alias, under the lock; None where the champion is no longer ``previous``."""
     with hold(model.client, model.name, _owner()) as lock:
@@ -216,13 +216,13 @@ def _carry_out(
             host=_host(),
             forced=bool(assessment.refusals),
             reason=request.reason,
-            figures={key: value for key, value in assessment.figures.items() if key != "per_class"},
+            metrics={key: value for key, value in assessment.metrics.items() if key != "per_class"},
             gate=[rule.to_json() for rule in assessment.rules],
         )
         return _move(model, lock, decision)
 
 
-def _move(model: Registered, lock: Hold, decision: Decision) -> Decision:
+def _move(model: RegisteredModel, lock: Hold, decision: Decision) -> Decision:
     """The decision, then the alias, then that it is done: a kill in between is seen by who comes next."""
     lock.check()
     write(model, decision)
@@ -282,7 +282,7 @@ def _assess(
         return Assessment([Rule("comparison", False, None, None, None, text)], {}, [])
 
 
-def _rolled_back(model: Registered, number: int) -> list[Rule]:
+def _rolled_back(model: RegisteredModel, number: int) -> list[Rule]:
     """A version that somebody took out of use is not put back by a schedule."""
     decision = rolled_back(read_history(model), number)
     if decision is None:
@@ -303,10 +303,10 @@ def _assess_first(
     config: PromoteConfig, evaluator: Evaluator, version: ModelVersion, latency: Latency | None
 ) -> Assessment:
     evidence = evaluator.of(version)
-    kind, figure = split_metric(config.metric)
-    value = evidence.measure(kind).metrics()[figure]
-    figures = _figures(config, evidence, latency) | {"champion": None, "candidate": value, "gain": None}
-    return Assessment(judge_first(config, value, latency), figures, [])
+    kind, metric = split_metric(config.metric)
+    value = evidence.measure(kind).metrics()[metric]
+    metrics = _metrics(config, evidence, latency) | {"champion": None, "candidate": value, "gain": None}
+    return Assessment(judge_first(config, value, latency), metrics, [])
 
 
 def _assess_against(
@@ -318,7 +318,7 @@ def _assess_against(
 ) -> Assessment:
     evidence = evaluator.of(version)
     other = evaluator.of(champion, on=evidence)
-    kind, figure = split_metric(config.metric)
+    kind, metric = split_metric(config.metric)
     comparison = compare_detections(
         evidence.ground_truth,
         other.rows,
@@ -327,8 +327,8 @@ def _assess_against(
         samples=config.samples,
         confidence=config.confidence,
     )
-    gain = comparison.metrics[figure]
-    figures = _figures(config, evidence, latency) | {
+    gain = comparison.metrics[metric]
+    metrics = _metrics(config, evidence, latency) | {
         "champion": gain.a,
         "candidate": gain.b,
         "gain": None if gain.gain is None else vars(gain.gain),
@@ -337,10 +337,10 @@ def _assess_against(
         "per_class": _per_class(comparison),
     }
     lost = _lost_classes(evaluator.model.name, int(version.version), int(champion.version))
-    return Assessment(judge(config, comparison, lost, latency), figures, _notes(version, champion, other))
+    return Assessment(judge(config, comparison, lost, latency), metrics, _notes(version, champion, other))
 
 
-def _figures(config: PromoteConfig, evidence: Evidence, latency: Latency | None) -> dict[str, Any]:
+def _metrics(config: PromoteConfig, evidence: Evidence, latency: Latency | None) -> dict[str, Any]:
     return {
         "metric": config.metric,
         "images": len(evidence.ground_truth["images"]),
@@ -367,7 +367,7 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
     if other.run_id != champion.run_id:
         notes.append(
             f"the champion (version {champion.version}) was measured on other data, or its run was evaluated again "
-            f"since: its figures come from run {other.run_id}"
+            f"since: its metrics come from run {other.run_id}"
         )
     if version.tags.get("data_digest") != champion.tags.get("data_digest"):
         notes.append(

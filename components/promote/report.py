@@ -25,7 +25,7 @@ def headline(outcome: Outcome) -> str:
 
 
 def to_markdown(outcome: Outcome) -> str:
-    """The outcome with its rules, figures by class and notes."""
+    """The outcome with its rules, metrics by class and notes."""
     parts = [f"# {headline(outcome)}"]
     if outcome.decision is not None:
         decision = outcome.decision
@@ -39,7 +39,7 @@ def to_markdown(outcome: Outcome) -> str:
         parts.append("\n".join(["| | rule | what was found |", "| --- | --- | --- |", *rows]))
         if assessment.notes:
             parts.append("\n".join(f"- {note}" for note in assessment.notes))
-        per_class = assessment.figures.get("per_class")
+        per_class = assessment.metrics.get("per_class")
         if per_class:
             parts.append(_class_table(per_class))
     return "\n\n".join(parts) + "\n"

@@ -1,7 +1,7 @@
 """The promote step: the version that was just registered becomes champion, if the gate lets it.
 
 The last step of the training pipeline; it is not part of ``dvc repro``, where a person decides (`yolact promote`).
-Reads ``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated anew;
+Reads ``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated again;
 writes ``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
 ``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written.
 """
@@ -19,7 +19,7 @@ from yolact.config import Params
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact_ops.commands.step import run_command
-from yolact_ops.registry.versions import CANDIDATE, CHAMPION, Registered
+from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel
 from yolact_ops.tracking.store import connect
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         params: ``promote`` is the gate.
         registration_path: what register wrote.
         processed_dir: what preprocess wrote.
-        report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused`` or ``unchanged``), rules, figures.
+        report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused`` or ``unchanged``), rules, metrics.
         page_path: gets the same for people, as Markdown.
 
     Returns:
@@ -74,7 +74,7 @@ def _below_floor(name: str, version: int, floor: float) -> Outcome:
     """A version that is no candidate is not compared."""
     text = f"the version did not reach the floor of {floor:g}, and is no candidate"
     rule = Rule("register.min_mask_ap50", False, None, floor, None, text)
-    champion = Registered.open(connect(), name).alias(CHAMPION)
+    champion = RegisteredModel.open(connect(), name).alias(CHAMPION)
     return Outcome("refused", name, version, champion, Assessment([rule], {}, []))
 
 

@@ -24,7 +24,7 @@ def register(
         processed: what preprocess wrote.
         model: what train wrote.
         evaluation: what evaluate wrote.
-        registration: name, version, alias, figures and identity as JSON.
+        registration: name, version, alias, metrics and identity as JSON.
         summary: the same as a table.
 
     Returns:

@@ -20,7 +20,7 @@ DESCRIPTION_LENGTH = 5000
 """Most characters of a version's description (MLflow's table model_versions)."""
 
 OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-"""Figures over all classes, as the columns of a table."""
+"""Metrics over all classes, as the columns of a table."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def description(facts: CardFacts) -> str:
 def _card(facts: CardFacts, class_rows: int) -> str:
     parts = [
         _head(facts),
-        "## Figures\n\n" + _figures(facts),
+        "## Metrics\n\n" + _metrics(facts),
         _classes(facts, class_rows),
         "## Data\n\n" + _data(facts),
         "## Training\n\n" + _training(facts),
@@ -76,7 +76,7 @@ def _head(facts: CardFacts) -> str:
     )
 
 
-def _figures(facts: CardFacts) -> str:
+def _metrics(facts: CardFacts) -> str:
     header = "| | " + " | ".join(name.replace("_", " ") for name in OVERALL) + " |"
     ruler = "| --- |" + " ---: |" * len(OVERALL)
     rows = [
@@ -102,8 +102,8 @@ def _classes(facts: CardFacts, count: int) -> str:
 
 
 def _class_row(name: str, mask: Mapping[str, Any], box: Mapping[str, Any]) -> str:
-    figures = [_percent(found.get(key)) for found in (mask, box) for key in ("AP", "AP50")]
-    return f"| {name} | {mask['instances']} | " + " | ".join(figures) + " |"
+    metrics = [_percent(found.get(key)) for found in (mask, box) for key in ("AP", "AP50")]
+    return f"| {name} | {mask['instances']} | " + " | ".join(metrics) + " |"
 
 
 def _data(facts: CardFacts) -> str:

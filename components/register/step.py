@@ -1,4 +1,4 @@
-"""The register step: the model becomes a version in the MLflow registry, with its figures and its lineage.
+"""The register step: the model becomes a version in the MLflow registry, with its metrics and its lineage.
 
 Reads ``models/``, ``data/processed/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
 whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``; `components.promote` decides about
@@ -30,7 +30,7 @@ from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.lineage import data_source, gather_lineage, hash_files, hash_params
-from yolact_ops.registry.versions import CANDIDATE, IDENTITY, Registered
+from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
 from yolact_ops.tracking.runs import (
     TRAIN_RUN_TAG,
     RunRecord,
@@ -77,8 +77,8 @@ VERSIONS_TAG = "mlflow.modelVersions"
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures of evaluation that a version carries, 0 to 1; None where there was nothing to measure on."""
+class Metrics:
+    """The metrics of evaluation that a version carries, 0 to 1; None where there was nothing to measure on."""
 
     box_ap: float | None
     box_ap50: float | None
@@ -86,14 +86,14 @@ class Figures:
     mask_ap50: float | None
 
     @classmethod
-    def of(cls, tree: Any, path: Path) -> Figures:
+    def of(cls, tree: Any, path: Path) -> Metrics:
         """Take them from the content of ``metrics/eval.json``, which lies at ``path``.
 
         Raises:
-            DataError: a figure is missing or no number from 0 to 1.
+            DataError: a metric is missing or no number from 0 to 1.
         """
         keys = [(kind, name) for kind in ("box", "mask") for name in ("AP", "AP50")]
-        return cls(**{f"{kind}_{name}".lower(): _read_figure(path, tree, kind, name) for kind, name in keys})
+        return cls(**{f"{kind}_{name}".lower(): _read_metric(path, tree, kind, name) for kind, name in keys})
 
     def measured(self) -> dict[str, float]:
         """Value by name (``mask_AP50``), without those that are None."""
@@ -107,7 +107,7 @@ class Candidate:
     model_dir: Path
     example: Path
     """A image of the val split."""
-    figures: Figures
+    metrics: Metrics
     card: CardFacts
 
     @property
@@ -125,7 +125,7 @@ class Candidate:
 
     @property
     def reaches_floor(self) -> bool:
-        value = self.figures.mask_ap50
+        value = self.metrics.mask_ap50
         return value is not None and value >= self.params.register_.min_mask_ap50
 
 
@@ -133,14 +133,14 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     """Register the model in ``model_dir``.
 
     The same model, data and detection settings are one version, however often they are registered: that version gets
-    its figures, description and alias again, and no second one is made.
+    its metrics, description and alias again, and no second one is made.
 
     Args:
         params: all settings; ``register`` names the model and the floor.
         model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
         processed_dir: what preprocess wrote: ``stats.json``, ``val.json`` and ``images/``.
         metrics_path: what evaluate wrote.
-        report_path: gets name, version, alias (or null), figures and identity as JSON.
+        report_path: gets name, version, alias (or null), metrics and identity as JSON.
 
     Raises:
         DataError: an input is missing or faulty.
@@ -151,7 +151,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     candidate = _gather(params, model_dir, processed_dir, metrics_path)
     run_file = model_dir / "run.json"
     with resume_run(params, run_file) as tracker:
-        model = Registered.open_or_create(tracker.client, candidate.name)
+        model = RegisteredModel.open_or_create(tracker.client, candidate.name)
         candidate = _of_run(candidate, tracker.run_id, RunRecord.read(run_file).run_id)
         version, reused = _find_or_create_version(tracker, model, candidate)
         _set_alias(model, candidate, version)
@@ -165,8 +165,8 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
 
 def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: Path) -> Candidate:
     load_model(model_dir)
-    metrics = read_json(metrics_path, "evaluate")
-    figures = Figures.of(metrics, metrics_path)
+    evaluation = read_json(metrics_path, "evaluate")
+    metrics = Metrics.of(evaluation, metrics_path)
     val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
@@ -177,8 +177,8 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
     if BASE.is_file():
         tags["params_changes"] = json.dumps(changed_settings(params, load_params(BASE)))
     stats = read_json(processed_dir / "stats.json", "preprocess")
-    card = CardFacts(params.register_.model_name, params, metrics, stats, tags)
-    return Candidate(model_dir, val.images_dir / val.images[0].file_name, figures, card)
+    card = CardFacts(params.register_.model_name, params, evaluation, stats, tags)
+    return Candidate(model_dir, val.images_dir / val.images[0].file_name, metrics, card)
 
 
 def changed_settings(params: Params, base: Params) -> dict[str, str]:
@@ -190,7 +190,7 @@ def changed_settings(params: Params, base: Params) -> dict[str, str]:
     return changed
 
 
-def _read_figure(path: Path, tree: Any, kind: str, name: str) -> float | None:
+def _read_metric(path: Path, tree: Any, kind: str, name: str) -> float | None:
     try:
         value = tree[kind][name]
     except (KeyError, TypeError):
@@ -208,13 +208,13 @@ def _of_run(candidate: Candidate, run_id: str, train_run_id: str) -> Candidate:
     return replace(candidate, card=replace(candidate.card, tags={**candidate.card.tags, **runs}))
 
 
-def _find_or_create_version(tracker: Tracker, model: Registered, candidate: Candidate) -> tuple[int, bool]:
+def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate: Candidate) -> tuple[int, bool]:
     """Number of the candidate's version, and whether it was there before."""
     client = tracker.client
-    figures = {name: repr(value) for name, value in candidate.figures.measured().items()}
+    metrics = {name: repr(value) for name, value in candidate.metrics.measured().items()}
     found = _find_version(model, candidate)
     if found is not None:
-        for name, value in figures.items():
+        for name, value in metrics.items():
             model.set_tag(found, name, value)
         with reported(f"describe {model.name} version {found}"):
             client.update_model_version(model.name, str(found), description=description(candidate.card))
@@ -227,7 +227,7 @@ def _find_or_create_version(tracker: Tracker, model: Registered, candidate: Cand
             source=f"models:/{model_id}",
             run_id=tracker.run_id,
             model_id=model_id,
-            tags=candidate.tags | figures,
+            tags=candidate.tags | metrics,
             description=description(candidate.card),
         )
         link = [{"name": candidate.name, "version": version.version}]
@@ -235,7 +235,7 @@ def _find_or_create_version(tracker: Tracker, model: Registered, candidate: Cand
     return int(version.version), False
 
 
-def _find_version(model: Registered, candidate: Candidate) -> int | None:
+def _find_version(model: RegisteredModel, candidate: Candidate) -> int | None:
     """Newest version with the candidate's `IDENTITY` whose files are complete."""
     same = {tag: candidate.tags[tag] for tag in IDENTITY}.items()
     versions = model.versions().items()
@@ -246,7 +246,7 @@ def _find_version(model: Registered, candidate: Candidate) -> int | None:
 
 
 def _log_model(tracker: Tracker, candidate: Candidate) -> str:
-    """Store the model with the run, with its figures, and return its id."""
+    """Store the model with the run, with its metrics, and return its id."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client
@@ -268,8 +268,8 @@ def _log_model(tracker: Tracker, candidate: Candidate) -> str:
     with reported("link the model with its run"):
         client.finalize_logged_model(entry.model_id, "READY")
         client.log_outputs(tracker.run_id, [LoggedModelOutput(entry.model_id, step=0)])
-    figures = {f"eval/{name}": value for name, value in candidate.figures.measured().items()}
-    tracker.log_metrics(figures, model_id=entry.model_id)
+    metrics = {f"eval/{name}": value for name, value in candidate.metrics.measured().items()}
+    tracker.log_metrics(metrics, model_id=entry.model_id)
     return str(entry.model_id)
 
 
@@ -332,8 +332,8 @@ def pinned_requirements() -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
-def _set_alias(model: Registered, candidate: Candidate, version: int) -> None:
-    """Give the version the alias, or take it away where the figures no longer reach the floor."""
+def _set_alias(model: RegisteredModel, candidate: Candidate, version: int) -> None:
+    """Give the version the alias, or take it away where the metrics no longer reach the floor."""
     if candidate.reaches_floor:
         model.set_alias(CANDIDATE, version)
     elif model.alias(CANDIDATE) == version:
@@ -341,7 +341,7 @@ def _set_alias(model: Registered, candidate: Candidate, version: int) -> None:
 
 
 def _log_gate(candidate: Candidate, version: int) -> None:
-    floor, value = candidate.params.register_.min_mask_ap50, candidate.figures.mask_ap50
+    floor, value = candidate.params.register_.min_mask_ap50, candidate.metrics.mask_ap50
     if value is None:
         log.warning("version %s gets no alias: its mask AP50 could not be measured (no objects in val)", version)
     elif candidate.reaches_floor:
@@ -357,7 +357,7 @@ def _log_gate(candidate: Candidate, version: int) -> None:
 
 
 def _report(candidate: Candidate, version: int, run_id: str) -> dict[str, Any]:
-    figures = candidate.figures
+    metrics = candidate.metrics
     return {
         "name": candidate.name,
         "version": version,
@@ -367,8 +367,8 @@ def _report(candidate: Candidate, version: int, run_id: str) -> dict[str, Any]:
         "tracking_uri": shown_uri(),
         "min_mask_ap50": candidate.params.register_.min_mask_ap50,
         "metrics": {
-            "box": {"AP": figures.box_ap, "AP50": figures.box_ap50},
-            "mask": {"AP": figures.mask_ap, "AP50": figures.mask_ap50},
+            "box": {"AP": metrics.box_ap, "AP50": metrics.box_ap50},
+            "mask": {"AP": metrics.mask_ap, "AP50": metrics.mask_ap50},
         },
         **{tag: candidate.tags[tag] for tag in IDENTITY},
     }

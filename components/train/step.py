@@ -2,7 +2,7 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data goes on from there, in the same MLflow run. After a finished run the next one begins anew,
+the same settings and data goes on from there, in the same MLflow run. After a finished run the next one begins again,
 unless its folder of checkpoints belongs to one run of a pipeline: then results that were lost on their way, as where
 their upload failed, are written again without training. Several processes train together under
 ``torchrun --nproc-per-node N -m components.train.step``.
@@ -247,7 +247,7 @@ def _tell(result: TrainingResult, paths: _Paths) -> None:
     log.info(
         "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
         "  model        %s, %s\n"
-        "  figures      %s\n"
+        "  metrics      %s\n"
         "  curves       %s (dvc plots show)\n"
         "  MLflow run   %s in experiment %r (yolact mlflow)\n"
         "  checkpoints  %s",

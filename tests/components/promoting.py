@@ -12,7 +12,7 @@ from typing import Any
 from components.promote import promotion
 from yolact.config import load_params
 from yolact_ops.registry.lock import hold
-from yolact_ops.registry.versions import Registered
+from yolact_ops.registry.versions import RegisteredModel
 
 
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:
@@ -24,14 +24,14 @@ def promote_version(params_file: str, name: str, version: int) -> tuple[str, int
 
 def promote_and_die(params_file: str, name: str, version: int, moment: str, lifetime: float) -> None:
     """Promote, and be killed ``before`` or ``after`` the alias moves; the lock lives for ``lifetime`` seconds."""
-    move = Registered.set_alias
+    move = RegisteredModel.set_alias
 
-    def killed(model: Registered, *arguments: Any) -> None:
+    def killed(model: RegisteredModel, *arguments: Any) -> None:
         if moment == "after":
             move(model, *arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Registered.set_alias = killed  # type: ignore[method-assign]
+    RegisteredModel.set_alias = killed  # type: ignore[method-assign]
     promotion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
     promote_version(params_file, name, version)
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from pycocotools import mask as coco_mask
 
 from yolact.evaluation.evaluator import evaluate_coco, index_ground_truth
-from yolact_ops.registry.versions import Registered
+from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 
 PHOTOS = 40
@@ -94,7 +94,7 @@ def add_version(
         client.log_artifacts(run.info.run_id, f"{folder}/{FOLDER}", FOLDER)
         client.log_artifacts(run.info.run_id, f"{folder}/packed", "packed")
     client.set_terminated(run.info.run_id)
-    model = Registered.open_or_create(client, name)
+    model = RegisteredModel.open_or_create(client, name)
     tags = summary | {"data_digest": data_digest, "detect_hash": detect_hash, "run_id": run.info.run_id}
     tags["model_digest"] = f"weights of {run.info.run_id}"
     source = f"{run.info.artifact_uri}/packed"

@@ -281,7 +281,7 @@ def test_the_table_per_class_is_one_that_mlflow_shows(evaluated, tracker):
     assert never["mask_AP50"] is None
 
 
-def test_the_description_of_the_run_has_the_figures(tracker, evaluated):
+def test_the_description_of_the_run_has_the_metrics(tracker, evaluated):
     note = tracker.tags["mlflow.note.content"]
     for part in ("resnet50", "550 px", f"{IMAGES} images", f"| mask AP50 | {50 * CIRCLE_AP:.1f} |"):
         assert part in note

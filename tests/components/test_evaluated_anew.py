@@ -1,4 +1,4 @@
-"""Real, untrained networks in the registry: a champion that was measured on other data is evaluated anew."""
+"""Real, untrained networks in the registry: a champion that was measured on other data is evaluated again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.registry.lineage_report import report_lineage
-from yolact_ops.registry.versions import Registered
+from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 from yolact_ops.tracking.runs import start_run
 
@@ -134,8 +134,8 @@ def test_a_champion_of_other_data_is_evaluated_anew_on_the_candidates_once(
 
     outcome = ask(params, 2)
     assert outcome.status == "promoted"
-    figures = outcome.assessment.figures
-    run = client.get_run(figures["champion_evaluation_run"])
+    metrics = outcome.assessment.metrics
+    run = client.get_run(metrics["champion_evaluation_run"])
     assert run.info.status == "FINISHED"
     assert run.data.tags[evidence.VERSION_TAG] == "yolact/1"
     assert run.data.tags["data_digest"] == "data-2"
@@ -144,15 +144,15 @@ def test_a_champion_of_other_data_is_evaluated_anew_on_the_candidates_once(
     assert len(rows) == len(expected) > 0
     ground_truth = load_ground_truth(PROCESSED / "val.json")
     value = evaluate_coco(ground_truth, expected, "mask").AP
-    assert figures["champion"] == pytest.approx(value, abs=1e-6)
+    assert metrics["champion"] == pytest.approx(value, abs=1e-6)
     assert run.data.metrics["eval/mask_AP"] == pytest.approx(value, abs=1e-6)
-    assert figures["candidate_evaluation_run"] == Registered.open(client, "yolact").version(2).run_id
+    assert metrics["candidate_evaluation_run"] == RegisteredModel.open(client, "yolact").version(2).run_id
     assert any("measured on other data" in note for note in outcome.assessment.notes)
 
     client.set_registered_model_alias("yolact", "champion", "1")
     shutil.rmtree(PROCESSED)  # not needed again
     again = ask(params, 2)
-    assert again.assessment.figures["champion_evaluation_run"] == run.info.run_id
+    assert again.assessment.metrics["champion_evaluation_run"] == run.info.run_id
 
 
 def test_detections_are_told_by_the_names_of_their_classes(client: MlflowClient, params: Params) -> None:
@@ -177,7 +177,7 @@ def test_latency_is_measured_where_there_is_a_ceiling(client: MlflowClient, para
     assert rule.name == "promote.max_latency_ms"
     assert rule.value > 0
     assert "80x60" in rule.text
-    assert outcome.assessment.figures["latency_ms"] == rule.value
+    assert outcome.assessment.metrics["latency_ms"] == rule.value
 
 
 def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The gate on figures made by hand: each rule at its limit, just inside and just outside."""
+"""The gate on metrics made by hand: each rule at its limit, just inside and just outside."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from yolact.errors import DataError
 from yolact_cli.main import app
 from yolact_ops.registry import lock
 from yolact_ops.registry.history import History, read_history
-from yolact_ops.registry.versions import CHAMPION, Registered, RegistryError
+from yolact_ops.registry.versions import CHAMPION, RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import hash_ground_truth
 from yolact_ops.tracking.store import TrackingError
 
@@ -62,11 +62,11 @@ def ask(params: Params, version: int | None = None, **options: Any) -> Outcome:
 
 
 def history_of(client: MlflowClient) -> History:
-    return read_history(Registered.open(client, "yolact"))
+    return read_history(RegisteredModel.open(client, "yolact"))
 
 
 def champion(client: MlflowClient) -> int | None:
-    return Registered.open(client, "yolact").alias(CHAMPION)
+    return RegisteredModel.open(client, "yolact").alias(CHAMPION)
 
 
 def registry_state(client: MlflowClient) -> Any:
@@ -74,11 +74,11 @@ def registry_state(client: MlflowClient) -> Any:
     models = client.search_registered_models()
     return (
         [(model.name, dict(model.aliases), dict(model.tags)) for model in models],
-        {number: dict(version.tags) for number, version in Registered.open(client, "yolact").versions().items()},
+        {number: dict(version.tags) for number, version in RegisteredModel.open(client, "yolact").versions().items()},
     )
 
 
-def test_a_first_champion_needs_a_least_figure(client: MlflowClient, params: Params) -> None:
+def test_a_first_champion_needs_a_least_metric(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20, "dog": 20})
     refused = ask(with_gate(params, min_first=0.9))
     assert refused.status == "refused"
@@ -93,7 +93,7 @@ def test_a_first_champion_needs_a_least_figure(client: MlflowClient, params: Par
     assert champion(client) == 1
     (decision,) = history_of(client).decisions
     assert (decision.action, decision.state, decision.version, decision.previous) == ("promote", "done", 1, None)
-    assert decision.figures["candidate"] == rule.value
+    assert decision.metrics["candidate"] == rule.value
     assert decision.who
     assert decision.host
 
@@ -105,11 +105,11 @@ def test_a_better_candidate_is_promoted_with_its_gain_and_interval(client: Mlflo
     outcome = ask(params)
     assert (outcome.status, outcome.version, outcome.previous) == ("promoted", 2, 1)
     assert champion(client) == 2
-    figures = history_of(client).decisions[-1].figures
-    assert figures["gain"]["value"] == pytest.approx(figures["candidate"] - figures["champion"])
-    assert 0 < figures["gain"]["low"] < figures["gain"]["value"] < figures["gain"]["high"]
-    assert figures["images"] == 40
-    assert outcome.to_json()["figures"]["per_class"]["cat"][2] == 40
+    metrics = history_of(client).decisions[-1].metrics
+    assert metrics["gain"]["value"] == pytest.approx(metrics["candidate"] - metrics["champion"])
+    assert 0 < metrics["gain"]["low"] < metrics["gain"]["value"] < metrics["gain"]["high"]
+    assert metrics["images"] == 40
+    assert outcome.to_json()["metrics"]["per_class"]["cat"][2] == 40
     json.dumps(outcome.to_json(), allow_nan=False)
 
 
@@ -186,7 +186,7 @@ def test_classes_that_the_candidate_does_not_know_are_a_refusal(client: MlflowCl
     add_version(client, {"cat": 30})
     evaluated = add_version(client, {"cat": 10}, name="helper")
     run = client.get_model_version("helper", str(evaluated)).run_id
-    tags = Registered.open(client, "yolact").version(1).tags
+    tags = RegisteredModel.open(client, "yolact").version(1).tags
     tree, _ = evidence.read_evaluation(client, run)
     for tag, value in (
         (evidence.MODEL_TAG, tags["model_digest"]),
@@ -207,7 +207,9 @@ def test_a_champion_of_other_data_is_not_compared_without_the_candidates_data(
     add_version(client, {"cat": 20})
     ask(params)
     add_version(client, {"cat": 30}, shift=2, data_digest="data-2")
-    with pytest.raises(RegistryError, match=r"version 1 must be evaluated anew: .*stats\.json: no such file.*dvc pull"):
+    with pytest.raises(
+        RegistryError, match=r"version 1 must be evaluated again: .*stats\.json: no such file.*dvc pull"
+    ):
         ask(params)
     Path("data/processed").mkdir(parents=True)
     Path("data/processed/stats.json").write_text(json.dumps({"digest": "data-3"}))
@@ -225,17 +227,17 @@ def test_a_ground_truth_that_is_numbered_otherwise_is_the_same(client: MlflowCli
     add_version(client, {"cat": 32, "dog": 32}, first=500)
     outcome = ask(params)
     assert outcome.status == "promoted"
-    figures = outcome.assessment.figures
-    assert (figures["champion"], figures["candidate"]) == pytest.approx((0.5, 0.8), abs=0.02)
+    metrics = outcome.assessment.metrics
+    assert (metrics["champion"], metrics["candidate"]) == pytest.approx((0.5, 0.8), abs=0.02)
     assert outcome.assessment.notes == []
 
 
-def test_detections_that_are_not_those_of_the_versions_figures_do_not_count(
+def test_detections_that_are_not_those_of_the_versions_metrics_do_not_count(
     client: MlflowClient, params: Params
 ) -> None:
     number = add_version(client, {"cat": 20})
     client.set_model_version_tag("yolact", str(number), "mask_AP", "0.75")  # as if its run was evaluated again
-    with pytest.raises(RegistryError, match="version 1 must be evaluated anew"):
+    with pytest.raises(RegistryError, match="version 1 must be evaluated again"):
         ask(params)
 
 
@@ -359,7 +361,11 @@ def test_no_candidate_and_no_model_are_told(client: MlflowClient, params: Params
 def test_a_name_that_is_taken_by_another_model_is_refused(client: MlflowClient, params: Params) -> None:
     client.create_registered_model("yolact")
     client.create_model_version("yolact", "s3://elsewhere/forecast")
-    for attempt in (lambda: ask(params), lambda: rollback(params), lambda: Registered.open_or_create(client, "yolact")):
+    for attempt in (
+        lambda: ask(params),
+        lambda: rollback(params),
+        lambda: RegisteredModel.open_or_create(client, "yolact"),
+    ):
         with pytest.raises(RegistryError, match="taken by another model: its version 1 was not registered by this"):
             attempt()
 
@@ -367,7 +373,7 @@ def test_a_name_that_is_taken_by_another_model_is_refused(client: MlflowClient, 
 def test_a_name_that_is_taken_by_a_prompt_is_refused(client: MlflowClient) -> None:
     client.register_prompt("yolact", "Say {{this}}")
     with pytest.raises(RegistryError, match="taken by a prompt"):
-        Registered.open_or_create(client, "yolact")
+        RegisteredModel.open_or_create(client, "yolact")
 
 
 def test_a_version_that_was_made_by_hand_is_refused(client: MlflowClient, params: Params) -> None:
@@ -384,14 +390,14 @@ def test_a_lock_that_is_lost_after_the_alias_moved_leaves_the_decision_to_the_ne
     client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_version(client, {"cat": 10})
-    move = Registered.set_alias
+    move = RegisteredModel.set_alias
 
-    def moved_too_slowly(model: Registered, alias: str, version: int) -> None:
+    def moved_too_slowly(model: RegisteredModel, alias: str, version: int) -> None:
         move(model, alias, version)
         client.delete_registered_model("yolact.promotion-lock")  # as one who took this process for dead
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registered, "set_alias", moved_too_slowly)
+        patch.setattr(RegisteredModel, "set_alias", moved_too_slowly)
         with pytest.raises(lock.LockedError, match=r"was lost: .*yolact history"):
             ask(params)
     assert [decision.state for decision in history_of(client).decisions] == ["intended"]

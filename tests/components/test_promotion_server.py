@@ -28,7 +28,7 @@ from yolact.config import Params, load_params
 from yolact_cli.main import app
 from yolact_ops.registry import lock
 from yolact_ops.registry.history import read_history
-from yolact_ops.registry.versions import CHAMPION, Registered
+from yolact_ops.registry.versions import CHAMPION, RegisteredModel
 
 PROCESSES = 3
 
@@ -68,7 +68,7 @@ def test_promotions_at_once_leave_one_champion_and_every_decision(
         asked = [pool.submit(promote_version, str(params_file), name, version) for version in versions]
         outcomes = [future.result(timeout=300) for future in asked]
     assert [status for status, _ in outcomes] == ["promoted"] * PROCESSES
-    history = read_history(Registered.open(client, name))
+    history = read_history(RegisteredModel.open(client, name))
     decisions = history.decisions
     assert [decision.number for decision in decisions] == list(range(1, PROCESSES + 1))
     assert sorted(decision.version for decision in decisions) == versions
@@ -96,7 +96,7 @@ def test_a_promotion_that_is_killed_beside_the_move_of_the_alias_is_settled_by_t
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    model = Registered.open(client, name)
+    model = RegisteredModel.open(client, name)
     history = read_history(model)
     assert [decision.state for decision in history.decisions] == ["done", "intended"]
     assert history.champion == champion
@@ -180,7 +180,7 @@ def test_the_whole_loop_by_command_two_runs_refused_promoted_and_rolled_back(
     assert f'yolact promote --name {name} --version 2 --force --reason "..."' in refusal
     add_version(client, {"cat": 30, "dog": 30}, name=name)
     assert "version 3 would be promoted" in yolact("promote", "--dry-run")
-    assert Registered.open(client, name).alias(CHAMPION) == 1
+    assert RegisteredModel.open(client, name).alias(CHAMPION) == 1
     promoted = json.loads(yolact("promote", "--json"))
     assert (promoted["status"], promoted["previous_champion"]) == ("promoted", 1)
     assert "is the champion already" in yolact("promote")

@@ -87,7 +87,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starting_point: Pat
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     write_data("digest-of-the-data")
-    write_figures(mask_ap50=0.625)
+    write_metrics(mask_ap50=0.625)
     shutil.copytree(starting_point / "models", "models", copy_function=os.link)
     shutil.copy(starting_point / "mlflow.db", "mlflow.db")
     return tmp_path
@@ -107,13 +107,13 @@ def write_data(digest: str) -> None:
     (folder / "stats.json").write_text(json.dumps(stats))
 
 
-def write_figures(mask_ap50: float | None) -> None:
+def write_metrics(mask_ap50: float | None) -> None:
     Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/eval.json").write_text(json.dumps(figures(mask_ap50, CLASSES)))
+    Path("metrics/eval.json").write_text(json.dumps(metrics(mask_ap50, CLASSES)))
 
 
-def figures(mask_ap50: float | None, classes: list[str]) -> dict[str, Any]:
-    """What evaluate would write, with invented figures."""
+def metrics(mask_ap50: float | None, classes: list[str]) -> dict[str, Any]:
+    """What evaluate would write, with invented metrics."""
     per_class = {name: {"AP": 0.25, "AP50": None, "AP70": 0.5, "instances": 40 + k} for k, name in enumerate(classes)}
     return {
         "images": 1,
@@ -185,7 +185,7 @@ def test_a_good_model_becomes_version_1_and_candidate(params: Params) -> None:
     ]
 
 
-def test_the_version_carries_its_lineage_and_figures(params: Params, project: Path) -> None:
+def test_the_version_carries_its_lineage_and_metrics(params: Params, project: Path) -> None:
     for arguments in (
         ["init", "--quiet"],
         ["add", "data/processed/stats.json"],
@@ -230,7 +230,7 @@ def test_the_version_carries_its_lineage_and_figures(params: Params, project: Pa
     assert "s3cret" not in json.dumps(tags)
 
 
-def test_the_model_card_tells_figures_data_training_use_limits_and_licence(params: Params) -> None:
+def test_the_model_card_tells_metrics_data_training_use_limits_and_licence(params: Params) -> None:
     run_id = train(params)
     register(params)
     card = (model_folder() / "model_card.md").read_text()
@@ -254,7 +254,7 @@ def test_the_model_card_tells_figures_data_training_use_limits_and_licence(param
 
 def facts(params: Params, classes: list[str]) -> CardFacts:
     stats = json.loads(Path("data/processed/stats.json").read_text())
-    return CardFacts("yolact", params, figures(0.5, classes), stats, {"data_digest": "d"})
+    return CardFacts("yolact", params, metrics(0.5, classes), stats, {"data_digest": "d"})
 
 
 def test_a_description_fits_however_many_classes_there_are_and_the_card_has_them_all(params: Params) -> None:
@@ -283,7 +283,7 @@ def test_the_card_says_whose_terms_hold(params: Params, section: str, changes: d
     assert "secret" not in card
 
 
-def test_the_model_page_shows_the_figures(params: Params) -> None:
+def test_the_model_page_shows_the_metrics(params: Params) -> None:
     train(params)
     register(params)
     model = client().get_logged_model(model_id())
@@ -299,7 +299,7 @@ def test_below_the_floor_there_is_a_version_without_alias_and_the_shortfall_is_t
     params: Params, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(params)
-    write_figures(mask_ap50=0.31)
+    write_metrics(mask_ap50=0.31)
     report = register(params)
     assert report["alias"] is None
     assert set(versions()) == {1}
@@ -309,13 +309,13 @@ def test_below_the_floor_there_is_a_version_without_alias_and_the_shortfall_is_t
 
 def test_exactly_at_the_floor_is_enough(params: Params) -> None:
     train(params)
-    write_figures(mask_ap50=params.register_.min_mask_ap50)
+    write_metrics(mask_ap50=params.register_.min_mask_ap50)
     assert register(params)["alias"] == "candidate"
 
 
 def test_a_model_that_could_not_be_measured_gets_no_alias(params: Params, caplog: pytest.LogCaptureFixture) -> None:
     train(params)
-    write_figures(mask_ap50=None)
+    write_metrics(mask_ap50=None)
     assert register(params)["alias"] is None
     assert "could not be measured" in caplog.text
     assert "mask_AP50" not in versions()[1].tags
@@ -331,10 +331,10 @@ def test_the_same_model_again_is_the_same_version(params: Params, caplog: pytest
     assert "was registered before and is reused" in caplog.text
 
 
-def test_a_reused_version_shows_the_latest_figures_and_loses_the_alias_with_them(params: Params) -> None:
+def test_a_reused_version_shows_the_latest_metrics_and_loses_the_alias_with_them(params: Params) -> None:
     train(params)
     register(params)
-    write_figures(mask_ap50=0.125)
+    write_metrics(mask_ap50=0.125)
     register(params)
     assert candidate() is None
     assert float(versions()[1].tags["mask_AP50"]) == 0.125
@@ -370,7 +370,7 @@ def test_a_worse_version_leaves_the_candidate_as_it_is(params: Params) -> None:
     train(params)
     register(params)
     write_data("digest-of-other-data")
-    write_figures(mask_ap50=0.25)
+    write_metrics(mask_ap50=0.25)
     assert register(params)["version"] == 2
     assert candidate() == 1
 
@@ -415,7 +415,7 @@ def test_a_missing_input_names_the_file_and_the_step(
         ('{"box": {"AP": 37.5, "AP50": 0.1}, "mask": {"AP": 0.1, "AP50": 0.1}}', r"box\.AP must be .* found 37\.5"),
     ],
 )
-def test_faulty_figures_are_named(params: Params, content: str, message: str) -> None:
+def test_faulty_metrics_are_named(params: Params, content: str, message: str) -> None:
     Path("metrics/eval.json").write_text(content)
     with pytest.raises(DataError, match=message):
         register(params)
@@ -646,7 +646,7 @@ def loaded(
         write_data("digest")
         save_model(network, CLASSES, parts / "models")
         candidate = step.Candidate(
-            parts / "models", PHOTO, step.Figures(None, None, None, None), facts(params, CLASSES)
+            parts / "models", PHOTO, step.Metrics(None, None, None, None), facts(params, CLASSES)
         )
         entry = SimpleNamespace(artifact_location="", source_run_id=None, model_id=None)
         step.package_model(candidate, parts / "parts", parts / "packed", entry)

@@ -338,10 +338,10 @@ def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
     monkeypatch.setattr(Trainer, "fit", keep_start)
     train(starting_from(settings, imported, epochs=1))
     file, (start,) = load_file(imported / "model.safetensors"), begun
-    anew = {name for name, tensor in start.items() if not torch.equal(tensor, file[name])}
-    assert {name.rpartition(".")[0] for name in anew} == {"prediction_layers.0.conf_layer", "semantic_seg_conv"}
+    again = {name for name, tensor in start.items() if not torch.equal(tensor, file[name])}
+    assert {name.rpartition(".")[0] for name in again} == {"prediction_layers.0.conf_layer", "semantic_seg_conv"}
     assert (
-        "initialised anew: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
+        "initialised again: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
         in caplog.text
     )
     trained = load_file("models/model.safetensors")
@@ -359,14 +359,14 @@ def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, params)
     assert "going on after epoch 2 of 2" in caplog.text
-    assert "initialised anew" not in caplog.text
+    assert "initialised again" not in caplog.text
 
     caplog.clear()
     tensors = load_file(imported / "model.safetensors")
     save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
     interrupt_before_the_validation(monkeypatch, params)
     assert "going on" not in caplog.text
-    assert "initialised anew" in caplog.text
+    assert "initialised again" in caplog.text
 
 
 # --- Going on
@@ -586,7 +586,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
 
-    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins anew
+    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins again
     assert len(runs(workplace)) == 2
 
 
@@ -693,8 +693,8 @@ def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
     monkeypatch.setattr(part, fail)
     assert fails() == (
         "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
-        "averaged weights); a smaller model.backbone. The run then begins anew. (CUDA out of memory. Tried to allocate "
-        "20.00 MiB.)"
+        "averaged weights); a smaller model.backbone. The run then begins again. (CUDA out of memory. Tried to "
+        "allocate 20.00 MiB.)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The pipeline in containers of the image: the same figures as without, also after a kill; and the model served."""
+"""The pipeline in containers of the image: the same metrics as without, also after a kill; and the model served."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_container_killed_in_the_middle_of_training_is_tried_again_and_goes_on
     assert re.search(r"\[train\] going on after epoch [123] of 4", in_containers.output), in_containers.output
 
 
-def test_figures_and_weights_are_the_same_to_the_last_digit(as_processes: Path, in_containers: KilledRun) -> None:
+def test_metrics_and_weights_are_the_same_to_the_last_digit(as_processes: Path, in_containers: KilledRun) -> None:
     for file in ("evaluate/evaluation/eval.json", "preprocess/processed/stats.json"):
         assert read(in_containers.folder, file) == read(as_processes, file)
     for file in ("train/model/model.safetensors", "train/curves/plots/losses.csv", "train/curves/plots/ap.csv"):

@@ -134,7 +134,7 @@ def here(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_pipeline_gives_the_figures_of_the_steps_to_the_last_digit_though_train_was_killed(
+def test_the_pipeline_gives_the_metrics_of_the_steps_to_the_last_digit_though_train_was_killed(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,7 +182,7 @@ def test_people_see_the_tasks_and_their_words_and_where_the_results_are(finished
     assert "executor_input" not in finished.shown
     assert "KFP Executor" not in finished.shown
     assert "\x1b[" not in finished.shown
-    for line in ("model", "figures", "report", "log"):
+    for line in ("model", "metrics", "report", "log"):
         [place] = [found.split()[1] for found in lines if found.startswith(f"{line} ")]
         assert Path(place).exists()
     assert "registered models:/yolact-smoke/1" in lines
@@ -241,12 +241,12 @@ def test_a_registered_model_is_evaluated_on_a_revision_and_unchanged_data_is_not
     shown = capsys.readouterr().out
     assert shown.count("cache hit") == 2
     assert not (done.folder / "ingest").exists()
-    figures = (done.folder / "evaluate/evaluation/eval.json").read_bytes()
-    assert figures == (finished.folder / "evaluate/evaluation/eval.json").read_bytes()
+    metrics = (done.folder / "evaluate/evaluation/eval.json").read_bytes()
+    assert metrics == (finished.folder / "evaluate/evaluation/eval.json").read_bytes()
     run = finished.store.get_run(json.loads((done.folder / "fetch/model/run.json").read_text())["run_id"])
     assert run.info.run_id != finished.json("train/model/run.json")["run_id"]
     assert run.data.tags["evaluated_version"] == "yolact-smoke/1"
-    assert run.data.metrics["eval/box_AR_100"] == json.loads(figures)["box"]["AR_100"]
+    assert run.data.metrics["eval/box_AR_100"] == json.loads(metrics)["box"]["AR_100"]
 
 
 @pytest.fixture

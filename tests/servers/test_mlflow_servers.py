@@ -18,7 +18,7 @@ def params(repository: Path) -> Params:
     return load_params(repository / "conf" / "base.yaml")
 
 
-def test_figures_are_in_postgresql_and_files_in_the_bucket(
+def test_metrics_are_in_postgresql_and_files_in_the_bucket(
     params: Params, on_server: MlflowServer, postgres: str, s3: S3Server, tmp_path: Path
 ) -> None:
     (tmp_path / "page.html").write_text("page")

@@ -85,7 +85,7 @@ def test_the_table_has_every_stage_and_every_contestant(model_dir: Path, image: 
     assert f"PyTorch {torch.__version__}" in words
 
 
-def test_json_has_the_figures_and_what_they_were_measured_with(model_dir: Path, image: Path, other: Path) -> None:
+def test_json_has_the_metrics_and_what_they_were_measured_with(model_dir: Path, image: Path, other: Path) -> None:
     result = run(model_dir, "--image", image, "--against", other, "--batch", "2", "--json", *FAST)
     assert result.exit_code == 0, result.output
     tree = json.loads(result.stdout)["inference"]
@@ -230,7 +230,7 @@ def test_training_is_measured_stage_by_stage_against_another_implementation(mode
     assert "First step of yolact bf16 and other" in words
 
 
-def test_training_figures_are_printed_as_json(model_dir: Path) -> None:
+def test_training_metrics_are_printed_as_json(model_dir: Path) -> None:
     result = run(model_dir, "--train", "--batch", "1", "--json", *FAST)
     assert result.exit_code == 0, result.output
     tree = json.loads(result.stdout)["training"]

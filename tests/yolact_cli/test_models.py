@@ -57,11 +57,11 @@ def test_the_list_has_a_whole_row_for_each_and_fits_100_columns_when_piped(table
     assert rows["yolact_plus_base"][-3:] == ["34.6", "c", "27.3"]
 
 
-def test_the_list_names_the_source_of_each_figure_and_whose_it_is(table: str) -> None:
+def test_the_list_names_the_source_of_each_metric_and_whose_it_is(table: str) -> None:
     text = " ".join(table.split())
     assert "AP (percent) and fps are the authors', not measured here; fps on a Titan Xp" in text
     for model in PUBLISHED_MODELS.values():
-        assert f"{model.figures.metric}: {model.figures.source}" in text
+        assert f"{model.metrics.metric}: {model.metrics.source}" in text
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_the_list_names_the_source_of_each_figure_and_whose_it_is(table: str) ->
         ("yolact_plus_resnet50", 33_766_460, 57_744, [138, 138, 32], 34.1, 33.5),
     ],
 )
-def test_json_gives_the_size_of_the_published_network_and_the_published_figures(
+def test_json_gives_the_size_of_the_published_network_and_the_published_metrics(
     listed: list[dict[str, Any]],
     name: str,
     parameters: int,

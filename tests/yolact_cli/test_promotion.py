@@ -14,7 +14,7 @@ from components.promote.promotion import rollback
 from tests.components.registry_versions import add_version
 from yolact.config import load_params
 from yolact_cli.main import app
-from yolact_ops.registry.versions import CHAMPION, Registered
+from yolact_ops.registry.versions import CHAMPION, RegisteredModel
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_narrow_window_and_a_file_get_digests_and_reasons_whole(
     digest, reason = "0123456789abcdef" * 4, "it stumbles in the rain [and at night]"
     for found in (10, 20):
         add_version(client, {"cat": found}, data_digest=digest)
-        Registered.open(client, "yolact").set_alias(CHAMPION, found // 10)
+        RegisteredModel.open(client, "yolact").set_alias(CHAMPION, found // 10)
     first = CliRunner().invoke(app, ["promote", "--version", "1", "--force", "--reason", reason])
     assert first.exit_code == 0, first.output
     rollback(load_params("params.yaml"), reason=reason)

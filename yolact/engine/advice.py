@@ -166,5 +166,5 @@ def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMem
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
     others = sum(GOES_ON not in way for way in ways)
     if others:
-        advice += ". Any other begins it anew" if others < len(ways) else ". The run then begins anew"
+        advice += ". Any other begins it again" if others < len(ways) else ". The run then begins again"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

@@ -35,7 +35,7 @@ MIRROR_FOLDER = ".mirror"
 """Folder among the checkpoints in which a mirror may hold on to files that it uploads; `CheckpointStore.begin` removes
 what a killed run left there."""
 DAMAGED = ".damaged"
-"""Ending of the name of a checkpoint that could not be read; it stays until the next run begins anew."""
+"""Ending of the name of a checkpoint that could not be read; it stays until the next run begins again."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
@@ -179,12 +179,12 @@ class CheckpointStore:
         if path.is_file() and not name.endswith(f"-{digest_of(path)}"):
             raise WeightsError(
                 f"{path}: has changed since it was written. The same command goes on from a checkpoint whose best "
-                "weights are intact, or validates anew where there is none"
+                "weights are intact, or validates again where there is none"
             )
         return load_model(self.directory / name)
 
     def begin(self, *, with_finished: bool = False) -> TrainingState | None:
-        """The checkpoint from which the run goes on, or None when it begins anew.
+        """The checkpoint from which the run goes on, or None when it begins again.
 
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
         step, are removed; with ``with_finished``, the last one of a finished run with the same settings and data is
@@ -194,7 +194,7 @@ class CheckpointStore:
 
         Where the best weights of the newest checkpoint are missing or damaged, the run goes on from the newest one
         whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
-        anew: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
+        again: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
         shutil.rmtree(self.directory / MIRROR_FOLDER, ignore_errors=True)
         if self.mirror is not None and not self._paths():
@@ -217,7 +217,7 @@ class CheckpointStore:
         aside = self._move_aside(fingerprint[:8])
         log.warning(
             "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To go on with it, "
-            "restore its settings and move the folder back. This run begins anew.",
+            "restore its settings and move the folder back. This run begins again.",
             self.directory,
             state.epochs_done,
             aside,

@@ -33,7 +33,7 @@ class DivergedError(YolactError):
 
 @dataclass
 class _Step:
-    """What is known of a step whose figures are on their way to the host."""
+    """What is known of a step whose metrics are on their way to the host."""
 
     number: int
     epoch: int

@@ -44,7 +44,7 @@ class SpeedMeter:
         self._steps += 1
 
     def take(self, steps_done: int) -> dict[str, float]:
-        """Figures since the last call; call it when the device has done its work.
+        """Metrics since the last call; call it when the device has done its work.
 
         Returns:
             ``images_per_second``; ``data_wait``, the share of the time in which the next batch was waited for, 0 to 1;
@@ -53,25 +53,25 @@ class SpeedMeter:
             counted.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        figures = {
+        metrics = {
             "images_per_second": self._images / seconds,
             "data_wait": min(self._waited / seconds, 1.0),
             "seconds_left": seconds / self._steps * (self.total_steps - steps_done),
         }
         if self.device.type == "cuda":
-            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         elif self.device.type == "cpu":
-            figures["resident_memory_gib"] = peak_resident() / 2**30
+            metrics["resident_memory_gib"] = peak_resident() / 2**30
         self._reset()
-        return figures
+        return metrics
 
     @staticmethod
-    def describe(figures: dict[str, float]) -> str:
-        """The figures for a progress bar."""
-        minutes, seconds = divmod(round(figures["seconds_left"]), 60)
+    def describe(metrics: dict[str, float]) -> str:
+        """The metrics for a progress bar."""
+        minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
         hours, minutes = divmod(minutes, 60)
-        text = f"{figures['images_per_second']:.1f} img/s, {hours}:{minutes:02}:{seconds:02} left"
-        memory = figures.get("gpu_memory_gib", figures.get("resident_memory_gib"))
+        text = f"{metrics['images_per_second']:.1f} img/s, {hours}:{minutes:02}:{seconds:02} left"
+        memory = metrics.get("gpu_memory_gib", metrics.get("resident_memory_gib"))
         return text if memory is None else f"{text}, {memory:.1f} GiB"
 
     def _reset(self) -> None:

@@ -400,8 +400,8 @@ class Trainer:
         total = self.watch.take_total()
         if total is None or self._shows_progress or not self.world.is_main:
             return
-        figures = speed.describe(speed.take(self.step))
-        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.epochs, total, figures)
+        metrics = speed.describe(speed.take(self.step))
+        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.epochs, total, metrics)
 
     @property
     def _shows_progress(self) -> bool:

@@ -64,7 +64,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gain:
-    """One figure of two networks, 0 to 1; all None where there is nothing to find."""
+    """One metric of two networks, 0 to 1; all None where there is nothing to find."""
 
     a: float | None
     b: float | None
@@ -143,7 +143,7 @@ def compare_detections(
 
 
 def _gain(a: np.ndarray, b: np.ndarray, confidence: float) -> Gain:
-    """The figures and their difference; ``a`` and ``b`` are (1 + samples,), the value itself first.
+    """The metrics and their difference; ``a`` and ``b`` are (1 + samples,), the value itself first.
 
     NaN stands where there was nothing to find, for both in the same draws; those draws do not count. A class that is in
     no draw has the interval -1 to 1: nothing is known.

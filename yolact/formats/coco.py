@@ -158,13 +158,15 @@ def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) 
     width, height = size
     if segmentation.get("size") != [height, width]:
         stated = segmentation.get("size")
-        raise faults.problem(f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; draw it anew")
+        raise faults.problem(
+            f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; draw it again"
+        )
     runs = segmentation.get("counts")
     if isinstance(runs, str):
         runs = decompressed_runs(runs)
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(cast(list[int], runs)) != height * width:
-        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; draw its mask anew")
+        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; draw its mask again")
     return cast(list[int], runs)
 
 
@@ -262,16 +264,16 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
     index_of = {name: index for index, name in enumerate(classes.values(), 1)}
     splits: dict[str, list[CocoImage]] = {}
     problems: dict[str, list[Problem]] = {}
-    strays: list[Problem] = []
+    orphans: list[Problem] = []
     numbers: dict[str, Any] = {}
     for split, group in loaded.items():
         splits[split] = []
         seen: dict[str, str] = {}
         for instances in group:
-            for image, number in _images(root, instances, index_of, problems, strays, seen):
+            for image, number in _images(root, instances, index_of, problems, orphans, seen):
                 splits[split].append(image)
                 numbers[image.image_id] = number
-    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), strays)
+    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), orphans)
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -352,17 +354,17 @@ def _images(
     instances: _Instances,
     index_of: Mapping[str, int],
     problems: dict[str, list[Problem]],
-    strays: list[Problem],
+    orphans: list[Problem],
     seen: dict[str, str],
 ) -> Iterator[tuple[CocoImage, Any]]:
-    """The file's images with their numbers; refused ones go to ``problems``, annotations of no image to ``strays``.
+    """The file's images with their numbers; refused ones go to ``problems``, annotations of no image to ``orphans``.
 
     Args:
         root: the data set's folder.
         instances: the file.
         index_of: class index by name.
         problems: is added to. The annotations of a refused image go with it.
-        strays: is added to.
+        orphans: is added to.
         seen: the file that each of the split's images so far is in, by image id; is added to.
     """
     file = instances.path.relative_to(root).as_posix()
@@ -386,7 +388,7 @@ def _images(
         if _is_id(number) and number in rows_of:
             rows_of[number].append(row)
         elif not (_is_id(number) and number in refused):
-            strays.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
+            orphans.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
     folder = _image_folder(root, instances, [row["file_name"] for row in usable.values()])
     class_of = {number: index_of[name] for number, name in instances.categories.items()}
     for number, row in usable.items():

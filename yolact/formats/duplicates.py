@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 6
 """Bits of 64 in which the difference hashes of one picture may differ. Our choice, measured on 258 real images: halved
-or enlarged and saved anew with quality 60, or brightened by a fifth, 99 of 100 stay within 6 bits, while any two
+or enlarged and saved again with quality 60, or brightened by a fifth, 99 of 100 stay within 6 bits, while any two
 different images are more than 10 apart."""
 
 HASH_BITS = 64

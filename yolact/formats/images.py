@@ -36,7 +36,7 @@ HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
 
 JPEG_QUALITY = 95
-"""Of images that are written anew; nearly all VOC images were saved with 92 to 96."""
+"""Of images that are written again; nearly all VOC images were saved with 92 to 96."""
 
 
 @dataclass(frozen=True)

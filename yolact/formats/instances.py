@@ -95,7 +95,7 @@ class Layout:
     """Faults that leave no image to read, by an id that stands for it."""
     image_ids: Mapping[str, int]
     """The number of each image in COCO files, by image id."""
-    strays: Sequence[Problem] = ()
+    orphans: Sequence[Problem] = ()
     """Annotations that belong to no image, so that nobody can say which image lacks them."""
     warnings: Sequence[Problem] = ()
     """Oddities of no single image."""

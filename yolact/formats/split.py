@@ -31,7 +31,7 @@ def choose_validation(
 
     Images of a group stay together. Where groups are so large that this leaves less than half of the wanted images
     with objects, whole groups are added, the smallest first, until there are enough, but not beyond a third of
-    these images. Where that does not do, the largest group is parted, and the choice is made anew. So both splits
+    these images. Where that does not do, the largest group is parted, and the choice is made again. So both splits
     have objects if two images show any.
 
     The order of choice hangs on the seed and on names alone, so other images' order changes nothing.

@@ -55,7 +55,7 @@ class Detections:
 
     @property
     def masks(self) -> Tensor:
-        """(N, H, W) bool; made anew at each call, so keep it if it is needed twice."""
+        """(N, H, W) bool; made again at each call, so keep it if it is needed twice."""
         return self.instance_masks.to_tensor()
 
     def rles(self) -> list[Rle]:

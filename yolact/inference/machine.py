@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware, software and the moment: without them a figure says nothing."""
+    """Hardware, software and the moment: without them a metric says nothing."""
 
     date: str
     """ISO 8601, UTC."""
@@ -25,7 +25,7 @@ class Machine:
     """Logical cores that this process may use."""
     memory_gib: float | None
     load_average: float | None
-    """Running processes, mean of the minute before the measurement: other work makes figures unreliable."""
+    """Running processes, mean of the minute before the measurement: other work makes metrics unreliable."""
     gpu: str | None
     gpu_memory_gib: float | None
     python: str

@@ -39,21 +39,21 @@ class InferenceNetwork:
         precision: of weights and features. Anchors, and all that follows the network, are float32.
         compile: let ``torch.compile`` make kernels for this network. The first run of each input shape then takes
             minutes; on CPUs a C++ compiler is needed.
-        take_over: use up ``model`` itself instead of a copy, which spares its memory.
+        in_place: use up ``model`` itself instead of a copy, which spares its memory.
 
     Raises:
         SettingsError: the precision is unknown, or the device is no match for it; or there is no compiler.
     """
 
     def __init__(
-        self, model: Yolact, precision: Precision = "fp32", *, compile: bool = False, take_over: bool = False
+        self, model: Yolact, precision: Precision = "fp32", *, compile: bool = False, in_place: bool = False
     ) -> None:
         self.device = next(model.parameters()).device
         self.dtype = _dtype(precision, self.device)
         # On Apple GPUs some operations are wrong or slow in channels_last.
         self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         self.config = model.config
-        network = (model if take_over else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
+        network = (model if in_place else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
         self.maskiou_net: MaskIouNet | None = network.maskiou_net
         """In float32: it is small, and its output multiplies the scores."""
         if self.maskiou_net is not None:

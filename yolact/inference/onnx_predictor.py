@@ -130,8 +130,8 @@ def detections_from_outputs(
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[list[str], ModelConfig]:
     if metadata.get("format") != FORMAT or not {"classes", "model"} <= metadata.keys():
-        raise ExportError(f"{path}: no network that this version's `yolact export` wrote; export it anew")
+        raise ExportError(f"{path}: no network that this version's `yolact export` wrote; export it again")
     try:
         return json.loads(metadata["classes"]), ModelConfig.model_validate_json(metadata["model"])
     except (json.JSONDecodeError, ValidationError) as error:
-        raise ExportError(f"{path}: its metadata is damaged: {error}; export it anew") from error
+        raise ExportError(f"{path}: its metadata is damaged: {error}; export it again") from error

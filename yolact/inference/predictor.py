@@ -109,12 +109,12 @@ class Predictor(ImagePredictor):
     """A trained network, ready to find objects in images.
 
     Args:
-        model: on the device where it shall run; the predictor works with a copy of it (see ``take_over``).
+        model: on the device where it shall run; the predictor works with a copy of it (see ``in_place``).
         classes: names by label.
         config: settings of detection.
         precision: ``fp32``; ``bf16``, half the memory and faster where the processor computes with it; or ``fp16``, on
             GPUs.
-        compile, take_over: see `InferenceNetwork`.
+        compile, in_place: see `InferenceNetwork`.
         mask_resolution: see `MaskResolution`. Boxes are in the image's pixels whatever it is.
         batch_size: images that pass the network at once.
 
@@ -133,10 +133,10 @@ class Predictor(ImagePredictor):
         compile: bool = False,
         mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
-        take_over: bool = False,
+        in_place: bool = False,
     ) -> None:
         super().__init__(classes, config, mask_resolution, batch_size)
-        self.network = InferenceNetwork(model, precision, compile=compile, take_over=take_over)
+        self.network = InferenceNetwork(model, precision, compile=compile, in_place=in_place)
         self.model_config = model.config
 
     @classmethod
@@ -170,7 +170,7 @@ class Predictor(ImagePredictor):
             compile=compile,
             mask_resolution=mask_resolution,
             batch_size=batch_size,
-            take_over=True,
+            in_place=True,
         )
 
     @property

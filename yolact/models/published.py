@@ -1,7 +1,7 @@
 """The eight published configurations, in one place (dbolya/yolact, ``data/config.py``, and the papers).
 
 Each is a `ModelConfig` with the settings of detection, the training facts that differ between them and the published
-figures. `yolact models` lists them, `yolact preset use NAME` trains them, and `yolact import-weights` recognises their
+metrics. `yolact models` lists them, `yolact preset use NAME` trains them, and `yolact import-weights` recognises their
 weights. The settings that all eight share in training and that this file leaves out are in ``conf/base.yaml``.
 """
 
@@ -56,7 +56,7 @@ COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68
 
 
 @dataclass(frozen=True)
-class PublishedFigures:
+class PublishedMetrics:
     """What the authors report; nothing here was measured by this project."""
 
     mask_ap: float
@@ -83,7 +83,7 @@ class PublishedModel:
     lr_steps: tuple[int, ...]
     """Iterations at which the learning rate is multiplied by 0.1."""
     max_masks_per_image: int
-    figures: PublishedFigures
+    metrics: PublishedMetrics
     detect: DetectConfig = PUBLISHED_DETECTION
 
     @property
@@ -182,7 +182,7 @@ def _coco(
         train_images=117_266,
         lr_steps=_BASE_STEPS,
         max_masks_per_image=max_masks_per_image,
-        figures=PublishedFigures(mask_ap=ap, metric="mask AP on COCO test-dev", fps=fps, source=source),
+        metrics=PublishedMetrics(mask_ap=ap, metric="mask AP on COCO test-dev", fps=fps, source=source),
     )
 
 
@@ -208,7 +208,7 @@ _MODELS = [
         train_images=8_498,
         lr_steps=(60_000, 100_000),
         max_masks_per_image=100,
-        figures=PublishedFigures(
+        metrics=PublishedMetrics(
             mask_ap=72.3,
             metric="mask AP50 on the val split of PASCAL SBD",
             fps=47.6,

@@ -141,7 +141,7 @@ def _family(backbone: BackboneName) -> int:
 def _report(directory: Path, result: InitialWeights, layers: int) -> None:
     log.info("model.initial_weights: %d of %d layers are taken from %s", len(result.taken), layers, directory)
     if result.reinitialised:
-        log.info("initialised anew: %s", ", ".join(result.reinitialised))
+        log.info("initialised again: %s", ", ".join(result.reinitialised))
     if result.unused:
         log.info("not in this network and left out: %s", ", ".join(result.unused))
 

@@ -38,7 +38,7 @@ OTHER_STARTS = {
     b"\x1f\x8b": "a gzip archive",
     b"\x89HDF": "an HDF5 file",
     b"version https://git-lfs": "a Git LFS pointer, which stands for the file; run `git lfs pull`",
-    b"<": "a web page or XML, as servers send in place of a file; download it anew",
+    b"<": "a web page or XML, as servers send in place of a file; download it again",
     b"\x80": "a pickle that PyTorch did not write",
 }
 """Kinds of files that people take for weights, by what they start with."""

@@ -131,7 +131,7 @@ class Entry:
             task.detection,
             precision=self.precision,
             compile=self.compile,
-            take_over=True,
+            in_place=True,
         )
         return Runner(self.name, OwnContestant(predictor))
 

@@ -43,7 +43,7 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class ContestantResult:
-    """One contestant's figures."""
+    """One contestant's metrics."""
 
     name: str
     precision: str | None
@@ -243,7 +243,7 @@ class _Race:
                 lane.rounds.append(self._times(lane, number))
 
     def results(self, memories: Sequence[PeakMemory | None]) -> list[ContestantResult]:
-        """Figures of the rounds that were run, with agreement; ``memories`` were measured apart."""
+        """Metrics of the rounds that were run, with agreement; ``memories`` were measured apart."""
         self.progress("comparing results")
         outcomes = [self._outcome(lane) for lane in self.lanes]
         return [self._result(*each, outcomes[0]) for each in zip(self.lanes, outcomes, memories, strict=True)]

@@ -80,7 +80,7 @@ class LoadingTimes:
 
 @dataclass(frozen=True)
 class OtherAugmentation:
-    """Another implementation's figures."""
+    """Another implementation's metrics."""
 
     name: str
     file: str
@@ -195,7 +195,7 @@ class _Race:
         return [*stages, total, *others]
 
     def result(self, machine: Machine, name: str, rounds: int) -> LoadingBenchmark:
-        """The figures of all counted rounds."""
+        """The metrics of all counted rounds."""
         images, totals = self.data.images, median(self.totals)
         augmentation = [sum(stages[1:]) for stages in self.stages]
         others = []

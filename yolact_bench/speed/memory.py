@@ -30,7 +30,7 @@ class PeakMemory:
     loading: float
     """While libraries were imported and the network was built."""
     work: float
-    """While images were processed or trained on; where the system cannot start the count anew (it can on Linux and on
+    """While images were processed or trained on; where the system cannot start the count again (it can on Linux and on
     GPUs), with loading."""
 
 

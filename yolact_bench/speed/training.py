@@ -49,7 +49,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class LearnerResult:
-    """One learner's figures."""
+    """One learner's metrics."""
 
     name: str
     precision: str | None
@@ -262,7 +262,7 @@ class _Race:
         return times
 
     def results(self, memories: Sequence[PeakMemory | None]) -> list[LearnerResult]:
-        """Figures of the rounds that were run; ``memories`` were measured apart."""
+        """Metrics of the rounds that were run; ``memories`` were measured apart."""
         return [self._result(lane, memory) for lane, memory in zip(self.lanes, memories, strict=True)]
 
     def _result(self, lane: _Lane, memory: PeakMemory | None) -> LearnerResult:

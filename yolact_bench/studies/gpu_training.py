@@ -6,13 +6,13 @@
 
 ``speed`` takes steps of `yolact.engine.trainer.Trainer` itself: with the norm of the gradients, the averaged weights
 where ``-S train.ema_decay`` sets them, and batches that are copied while the one before is worked on. Batches are drawn
-once and held in memory, so that the network is measured; with ``--from-loader`` loader processes make each anew, as in
+once and held in memory, so that the network is measured; with ``--from-loader`` loader processes make each again, as in
 a real run. The weights are those of `yolact_bench.speed.calibration`. Each batch size has a new process.
 
 ``converge`` sends a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it, through the steps ingest,
 preprocess, train and evaluate, in a folder of its own and with MLflow in a file there.
 
-Both run on a CPU too, with small settings, to see that they work. Both leave a JSON file with all figures.
+Both run on a CPU too, with small settings, to see that they work. Both leave a JSON file with all metrics.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class SpeedTask:
 
 @dataclass(frozen=True)
 class Speed:
-    """Figures of one batch size; memory is that of the whole process on a CPU, of tensors on a GPU."""
+    """Metrics of one batch size; memory is that of the whole process on a CPU, of tensors on a GPU."""
 
     batch: int
     images_per_second: float
@@ -154,7 +154,7 @@ def speed(
     compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data: Annotated[Path | None, typer.Option(help="What preprocess wrote; else generated images.")] = None,
-    from_loader: Annotated[bool, typer.Option("--from-loader", help="Make each batch anew.")] = False,
+    from_loader: Annotated[bool, typer.Option("--from-loader", help="Make each batch again.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes, with --from-loader.")] = 8,
     peak_tflops: Annotated[float | None, typer.Option(help="Of this device; else by its name.")] = None,
     overrides: Overrides = None,
@@ -217,7 +217,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
 
 
 def _speed(batch: int, rounds: Sequence[Metrics], flops: int, peak_tflops: float | None) -> Speed:
-    """Figures from what the trainer told of each round; ``flops`` is what a image takes."""
+    """Metrics from what the trainer told of each round; ``flops`` is what a image takes."""
     rates = [row["images_per_second"] for row in rounds]
     tflops = statistics.median(rates) * flops / 1e12
     last = rounds[-1]
@@ -372,17 +372,17 @@ def _loader_speed(params: Params) -> float:
 
 
 def _training_speed(record: Path) -> dict[str, float]:
-    """What the run told MLflow about its speed; medians, without the first figures, which include the start."""
+    """What the run told MLflow about its speed; medians, without the first metrics, which include the start."""
     from mlflow import MlflowClient
 
     run = RunRecord.read(record)
     client = MlflowClient(run.tracking_uri)
-    figures = {}
+    metrics = {}
     for name in ("images_per_second", "data_wait"):
         history = sorted(client.get_metric_history(run.run_id, f"speed/{name}"), key=lambda metric: metric.step)
         values = [metric.value for metric in history]
-        figures[f"training_{name}"] = statistics.median(values[1:] or values)
-    return figures
+        metrics[f"training_{name}"] = statistics.median(values[1:] or values)
+    return metrics
 
 
 def _show_convergence(result: dict[str, Any]) -> None:

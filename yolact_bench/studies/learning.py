@@ -5,7 +5,7 @@
 Both train the same small network (a ResNet of four bottlenecks, 128 px) on the generated sample of the preset
 sample-cpu, from the same initial weights, for as many steps of as many images, with the same optimizer, learning rates
 and kinds of augmentation. Their last weights are evaluated by the same code. One line is printed for each seed, and a
-JSON file with all figures is left in the folder.
+JSON file with all metrics is left in the folder.
 
 ``FILE.py`` has a function::
 
@@ -126,8 +126,8 @@ def _show(rows: list[dict[str, Any]], name: str) -> None:
     table = Table("seed", "by", *names, "seconds", title="Percent on the validation images, last weights")
     for row in rows:
         for key, title in (("ours", "yolact"), ("other", name)):
-            figures = (f"{100 * row[key][metric]:.2f}" for metric in names)
-            table.add_row(str(row["seed"]), title, *figures, f"{row['seconds'][key]:.0f}")
+            metrics = (f"{100 * row[key][metric]:.2f}" for metric in names)
+            table.add_row(str(row["seed"]), title, *metrics, f"{row['seconds'][key]:.0f}")
     Console().print(table)
 
 

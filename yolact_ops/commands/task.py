@@ -131,7 +131,7 @@ def checkpoints_folder(volume: str, run: str, resume: str, model: Path) -> Path:
         if resume:
             raise SettingsError(f"resume_run: {resume}: there is no volume of checkpoints at {volume!r} to find it on")
         if volume:
-            log.warning("%s is no folder: checkpoints go with this task, and a retry begins anew", volume)
+            log.warning("%s is no folder: checkpoints go with this task, and a retry begins again", volume)
         return model.with_name(f"{model.name}-checkpoints")
     folder = Path(volume) / (resume or run)
     if resume and resume not in {path.name for path in Path(volume).iterdir() if path.is_dir()}:
@@ -166,7 +166,7 @@ def describe_data(processed: Artifact) -> None:
 
 
 def describe_model(model: Artifact, metrics: MetricsArtifact, summary: Path) -> None:
-    """Say of a trained model which run made it, and show the figures of training."""
+    """Say of a trained model which run made it, and show the metrics of training."""
     record = _read_json(Path(model.path) / "run.json")
     model.metadata |= {
         "framework": "pytorch",
@@ -178,7 +178,7 @@ def describe_model(model: Artifact, metrics: MetricsArtifact, summary: Path) -> 
 
 
 def describe_evaluation(evaluation: Artifact, metrics: MetricsArtifact, summary: Artifact) -> None:
-    """Show the figures of ``eval.json``, and the table of classes as Markdown."""
+    """Show the metrics of ``eval.json``, and the table of classes as Markdown."""
     folder = Path(evaluation.path)
     scores = _read_json(folder / "eval.json")
     evaluation.metadata |= {"images": scores["images"]}
@@ -188,12 +188,12 @@ def describe_evaluation(evaluation: Artifact, metrics: MetricsArtifact, summary:
             if isinstance(value, float):
                 metrics.log_metric(f"{kind}_{name}", value)
     names = ("AP", "AP50", "AP75", "AP70")
-    figures = [(kind, *(_percent(scores[kind][name]) for name in names)) for kind in kinds]
+    overall_rows = [(kind, *(_percent(scores[kind][name]) for name in names)) for kind in kinds]
     classes = [
-        (name, *(_percent(scores[kind]["per_class"][name][figure]) for kind in kinds for figure in ("AP", "AP50")))
+        (name, *(_percent(scores[kind]["per_class"][name][metric]) for kind in kinds for metric in ("AP", "AP50")))
         for name in scores["mask"]["per_class"]
     ]
-    overall = markdown_table(("", *names), figures)
+    overall = markdown_table(("", *names), overall_rows)
     each = markdown_table(("class", "mask AP", "mask AP50", "box AP", "box AP50"), classes)
     text = f"# {scores['images']} images, in percent\n\n{overall}\n{each}"
     write_text_atomic(summary.path, text)

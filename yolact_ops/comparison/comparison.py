@@ -1,4 +1,4 @@
-"""What differs between two sides: settings, figures with intervals, classes, images."""
+"""What differs between two sides: settings, metrics with intervals, classes, images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def compare(a: Side, b: Side, *, samples: int, min_score: float) -> Compared:
     """Compare two sides.
 
     They are paired where both were measured on the same images with the same objects of the classes that both know;
-    else figures only stand side by side.
+    else metrics only stand side by side.
 
     Args:
         a: one side.
@@ -158,7 +158,7 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
     if not is_paired:
         images = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
         yield (
-            f"A and B were measured on different validation data ({images} images): the figures stand side by side, "
+            f"A and B were measured on different validation data ({images} images): the metrics stand side by side, "
             "but their differences say as much about the data as about the networks, and have no interval. Evaluate "
             "both on the same data to compare them."
         )

@@ -1,4 +1,4 @@
-"""The comparison as one HTML page: figures, classes, settings, and the images in which the sides disagree most."""
+"""The comparison as one HTML page: metrics, classes, settings, and the images in which the sides disagree most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import draw_detections, draw_ground_truth
 from yolact_ops.comparison.comparison import Compared, ImageDifference, Paired, restrict
-from yolact_ops.comparison.tables import FigureRow, as_json, class_rows, common_rows, empty_classes, figure_rows, points
+from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows, points
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact_ops.tracking.evaluations import content
 
@@ -90,13 +90,13 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
         DataError: a image cannot be read.
     """
     shown = _draw(compared.paired, images.data, top, min_score) if compared.paired and images.data else []
-    rows = [*figure_rows(compared), *common_rows(compared)]
+    rows = [*metric_rows(compared), *common_rows(compared)]
     page = render_page(
         _TEMPLATE,
         compared=compared,
         sides=[("A", compared.a), ("B", compared.b)],
         cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
-        figures=_with_bars(rows),
+        metrics=_with_bars(rows),
         points=points,
         classes=_with_bars(class_rows(compared)),
         empty=empty_classes(compared),
@@ -110,7 +110,7 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
     write_json_atomic(folder / "comparison.json", as_json(compared, top))
 
 
-def _with_bars(rows: Sequence[FigureRow]) -> list[tuple[Any, Bar | None]]:
+def _with_bars(rows: Sequence[MetricRow]) -> list[tuple[Any, Bar | None]]:
     """Each row with its interval on a scale that all of them fit."""
     gains = [row.gain for row in rows if row.gain is not None]
     reach = max((abs(end) for gain in gains for end in (gain.low, gain.high)), default=0.0) or 1.0

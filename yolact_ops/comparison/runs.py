@@ -1,4 +1,4 @@
-"""Runs as people look for them: a list with their key figures, and one of them by id, name or model version."""
+"""Runs as people look for them: a list with their key metrics, and one of them by id, name or model version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VERSION = "models:"
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run with the figures by which runs are told apart; None where it has no such figure."""
+    """One run with the metrics by which runs are told apart; None where it has no such metric."""
 
     name: str
     run_id: str

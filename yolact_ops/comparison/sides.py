@@ -130,18 +130,18 @@ def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None
 def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> Iterator[str]:
     name, status = run.info.run_name, run.info.status
     if status != "FINISHED":
-        yield f"run {name} is {status}, not FINISHED: figures may change or miss."
+        yield f"run {name} is {status}, not FINISHED: metrics may change or miss."
     if version is not None and not _is_of_version(run, report, version):
         yield (
             f"run {name} was evaluated again since {version.name} version {version.version} was made in it: what is "
-            "compared here is the run as it is now, not the version. Its own figures are on its page in the registry."
+            "compared here is the run as it is now, not the version. Its own metrics are on its page in the registry."
         )
 
 
 def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> bool:
     """Whether the evaluation that a run has now is, by all that is known, the one that the version was made with."""
-    for figure in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
-        stated, value = version.tags.get(figure), run.data.metrics.get(f"eval/{figure}")
+    for metric in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
+        stated, value = version.tags.get(metric), run.data.metrics.get(f"eval/{metric}")
         if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
             return False
     try:

@@ -11,8 +11,8 @@ from yolact_ops.comparison.comparison import Compared
 
 
 @dataclass(frozen=True)
-class FigureRow:
-    """One figure of both sides."""
+class MetricRow:
+    """One metric of both sides."""
 
     name: str
     a: float | None
@@ -35,7 +35,7 @@ class FigureRow:
 
 
 @dataclass(frozen=True)
-class ClassRow(FigureRow):
+class ClassRow(MetricRow):
     """Mask AP of one class."""
 
     objects: int
@@ -50,7 +50,7 @@ def points(difference: float | None) -> str:
     return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
-def figure_rows(compared: Compared) -> list[FigureRow]:
+def metric_rows(compared: Compared) -> list[MetricRow]:
     """AP and AR of masks, then of boxes: AP, AP50 and AP75 have intervals where the sides are paired."""
     rows = []
     for kind in reversed(IOU_TYPES):
@@ -58,16 +58,16 @@ def figure_rows(compared: Compared) -> list[FigureRow]:
         gains = compared.paired.comparisons[kind].metrics if compared.paired and _all_common(compared) else {}
         for name in of_a:
             gain = gains[name].gain if name in gains else None
-            rows.append(FigureRow(f"{kind} {name.replace('_', ' ')}", of_a[name], of_b[name], gain))
+            rows.append(MetricRow(f"{kind} {name.replace('_', ' ')}", of_a[name], of_b[name], gain))
     return rows
 
 
-def common_rows(compared: Compared) -> list[FigureRow]:
+def common_rows(compared: Compared) -> list[MetricRow]:
     """Where the sides know different classes: AP, AP50 and AP75 over the common ones."""
     if compared.paired is None or _all_common(compared):
         return []
     return [
-        FigureRow(f"{kind} {name}, {len(compared.classes)} common classes", gain.a, gain.b, gain.gain)
+        MetricRow(f"{kind} {name}, {len(compared.classes)} common classes", gain.a, gain.b, gain.gain)
         for kind in reversed(IOU_TYPES)
         for name, gain in compared.paired.comparisons[kind].metrics.items()
     ]
@@ -109,7 +109,7 @@ def as_json(compared: Compared, top: int) -> dict[str, Any]:
         "bootstrap": comparison
         and {"images": comparison.images, "samples": comparison.samples, "confidence": comparison.confidence},
         "params": {change.key: {"a": change.a, "b": change.b} for change in compared.params},
-        "figures": {row.name: _row_json(row) for row in [*figure_rows(compared), *common_rows(compared)]},
+        "metrics": {row.name: _row_json(row) for row in [*metric_rows(compared), *common_rows(compared)]},
         "per_class": {row.name: _row_json(row) | {"objects": row.objects} for row in class_rows(compared)},
         "classes_only_in_a": compared.only_a,
         "classes_only_in_b": compared.only_b,
@@ -142,6 +142,6 @@ def _side_json(compared: Compared, which: int) -> dict[str, Any]:
     }
 
 
-def _row_json(row: FigureRow) -> dict[str, Any]:
+def _row_json(row: MetricRow) -> dict[str, Any]:
     gain = row.gain and {"low": row.gain.low, "high": row.gain.high}
     return {"a": row.a, "b": row.b, "difference": row.difference, "interval": gain}

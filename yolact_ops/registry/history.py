@@ -1,7 +1,7 @@
 """Decisions about the champion, kept as tags on the versions, and what follows from them.
 
 A decision is one tag ``decision.NUMBER-TIME-ID`` on the version that it made champion, with JSON: who, when, from which
-version, why, figures and gate. It is written before the alias moves, as ``intended``, and becomes ``done`` after that.
+version, why, metrics and gate. It is written before the alias moves, as ``intended``, and becomes ``done`` after that.
 A process that dies in between leaves an intended decision: the next one to hold the lock sees by the alias whether it
 came to pass, and calls it ``done`` or ``abandoned`` (`settle`).
 
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from yolact_ops.registry.versions import CHAMPION, Registered
+from yolact_ops.registry.versions import CHAMPION, RegisteredModel
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Decision:
     forced: bool
     """The gate refused, and was overruled."""
     reason: str | None
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """What was measured."""
     gate: list[dict[str, Any]]
     """The rules with their verdicts, see `components.promote.gate.Rule`."""
@@ -109,7 +109,7 @@ class History:
         return not self.unsettled and self.champion != self.decided_champion
 
 
-def read_history(model: Registered) -> History:
+def read_history(model: RegisteredModel) -> History:
     """Read all decisions.
 
     Raises:
@@ -141,7 +141,7 @@ def new_decision(
     host: str,
     forced: bool = False,
     reason: str | None = None,
-    figures: dict[str, Any] | None = None,
+    metrics: dict[str, Any] | None = None,
     gate: Sequence[dict[str, Any]] = (),
 ) -> Decision:
     """A decision that is about to be carried out, as the next of the history."""
@@ -159,19 +159,19 @@ def new_decision(
         host=host,
         forced=forced,
         reason=reason,
-        figures=figures or {},
+        metrics=metrics or {},
         gate=list(gate),
     )
 
 
-def write(model: Registered, decision: Decision) -> None:
+def write(model: RegisteredModel, decision: Decision) -> None:
     """Keep a decision on its version; one that is there gets the new state."""
     if decision.state == "intended":
         model.set_model_tag(COUNTER, str(decision.number))
     model.set_tag(decision.version, decision.key, decision.to_tag())
 
 
-def settle(model: Registered, history: History) -> History:
+def settle(model: RegisteredModel, history: History) -> History:
     """Decide what became of decisions whose process died; only for who holds the lock.
 
     The alias tells: if it is at the version of the last unsettled decision, that one came to pass.

@@ -14,7 +14,7 @@ from components.register.step import PARAMS_FILE
 from yolact.config import Params, load_params
 from yolact.errors import SettingsError
 from yolact_ops.lineage.lineage import find_lock_commit
-from yolact_ops.registry.versions import Registered, fetch_files, resolve
+from yolact_ops.registry.versions import RegisteredModel, fetch_files, resolve
 from yolact_ops.tracking.runs import TRAIN_RUN_TAG
 from yolact_ops.tracking.store import TrackingError
 
@@ -129,7 +129,7 @@ class LineageReport:
             if value not in ("none", "imagenet"):
                 doubts.append(f"training began from a file of the machine of then: model.{key} = {value}")
         doubts.append(
-            "figures are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU adds "
+            "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU adds "
             "in changing order, so there they are close"
         )
         return doubts
@@ -161,7 +161,7 @@ def report_lineage(client: MlflowClient, spec: str, *, root: Path = Path()) -> L
         TrackingError: the store fails.
     """
     found = resolve(client, spec)
-    model, number = Registered.open(client, found.name), int(found.version)
+    model, number = RegisteredModel.open(client, found.name), int(found.version)
     tags = {key: value for key, value in found.tags.items() if not key.startswith("decision.")}
     lock_hash = tags.get("dvc_lock_hash")
     return LineageReport(

@@ -12,7 +12,8 @@ from yolact_ops.tracking.store import default_environment, quiet_mlflow, reporte
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import RegisteredModel as MlflowModel
 
 CANDIDATE = "candidate"
 """Alias of the version that was registered last of those that reached the floor."""
@@ -39,14 +40,14 @@ class RegistryError(YolactError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredModel:
     """A registered model of this project. Every method raises `TrackingError` when the store fails."""
 
     client: MlflowClient
     name: str
 
     @classmethod
-    def open(cls, client: MlflowClient, name: str) -> Registered:
+    def open(cls, client: MlflowClient, name: str) -> RegisteredModel:
         """The registered model ``name``.
 
         Raises:
@@ -61,7 +62,7 @@ class Registered:
         return cls(client, name)
 
     @classmethod
-    def open_or_create(cls, client: MlflowClient, name: str) -> Registered:
+    def open_or_create(cls, client: MlflowClient, name: str) -> RegisteredModel:
         """The registered model ``name``, made when it is not there; two processes may do so at once.
 
         Raises:
@@ -151,7 +152,7 @@ def resolve(client: MlflowClient, spec: str) -> ModelVersion:
     match = _SPEC.match(spec)
     if match is None:
         raise RegistryError(f"{spec!r} names no version; write models:/yolact@champion or models:/yolact/3")
-    model = Registered.open(client, match["name"])
+    model = RegisteredModel.open(client, match["name"])
     if match["version"]:
         return model.version(int(match["version"]))
     number = model.alias(match["alias"])
@@ -183,7 +184,7 @@ def _hint(alias: str) -> str:
     }.get(alias, "")
 
 
-def _find(client: MlflowClient, name: str) -> RegisteredModel | None:
+def _find(client: MlflowClient, name: str) -> MlflowModel | None:
     from mlflow.exceptions import MlflowException
 
     with reported(f"look for the model {name}"):
@@ -195,7 +196,7 @@ def _find(client: MlflowClient, name: str) -> RegisteredModel | None:
             raise
 
 
-def _check_ours(client: MlflowClient, model: RegisteredModel) -> None:
+def _check_ours(client: MlflowClient, model: MlflowModel) -> None:
     """Refuse a name that is taken by something else, before anything is written."""
     if model.tags.get(KIND_TAG) == KIND:
         return

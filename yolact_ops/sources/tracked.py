@@ -1,6 +1,6 @@
 """A path of a git repository that DVC or git tracks, brought here file by file, so that a broken transfer goes on.
 
-DVC's own ``get`` fetches all anew after a break, and does not look whether there is room.
+DVC's own ``get`` fetches all again after a break, and does not look whether there is room.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str, 
 def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
     require_free_disk(temporary, 0, f"fetching {file.name}")
     progress = _Progress(bar)
-    _patiently(lambda: tracked.get_file(file.name, str(temporary), callback=progress.anew()), file.name)
+    _patiently(lambda: tracked.get_file(file.name, str(temporary), callback=progress.again()), file.name)
     progress.show(temporary.stat().st_size)  # a copy by the file system itself reports nothing
     if file.md5 is not None and (found := file_digest(temporary, "md5")) != file.md5:
         temporary.unlink()
         raise DataError(
-            f"{file.name}: what arrived has the md5 {found}, not {file.md5}. Run it again, or push it anew."
+            f"{file.name}: what arrived has the md5 {found}, not {file.md5}. Run it again, or push it again."
         )
     file.place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(temporary, file.place)
@@ -151,7 +151,7 @@ class _Progress(Callback):
         self._bar.update(value - self._shown)
         self._shown = value
 
-    def anew(self) -> _Progress:
+    def again(self) -> _Progress:
         """The same for a try that begins at the first byte."""
         self.absolute_update(0)
         return self

@@ -25,7 +25,7 @@ GZIP = b"\x1f\x8b"
 """Every gzip file begins so (RFC 1952, 2.3.1)."""
 
 TOLERANCE = 1e-9
-"""Most difference between a version's figures and those that its detections give, which are the same sums."""
+"""Most difference between a version's metrics and those that its detections give, which are the same sums."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:

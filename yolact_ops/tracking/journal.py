@@ -1,7 +1,7 @@
 """What a run has to tell MLflow, kept in files until MLflow has it.
 
 A journal is the folder ``models/tracking/<run id>/``: two lists of entries in the order in which they are to be sent,
-figures, tags and the like (`Journal.records`), and files (`Journal.files`, with copies of those files), each with a
+metrics, tags and the like (`Journal.records`), and files (`Journal.files`, with copies of those files), each with a
 note of how far it was sent. Lists are only added to, so a killed process leaves what it had written. The folder is
 removed once everything is sent.
 """
@@ -30,7 +30,7 @@ Entry = dict[str, Any]
 FOLDER = "tracking"
 """Of the journals, beside ``run.json``."""
 COMPACTED_ABOVE = 1 << 20
-"""Bytes; a longer list that is sent in full begins anew."""
+"""Bytes; a longer list that is sent in full begins again."""
 LOCK_PATIENCE = 60.0
 """Seconds that a step waits for another process that sends the same journal."""
 UNREADABLE = "unreadable"
@@ -257,12 +257,12 @@ class Journal:
         return self.records.is_empty and self.files.is_empty
 
     def left(self) -> str:
-        """What is not sent, for people: ``312 figures and 4 files``."""
+        """What is not sent, for people: ``312 metrics and 4 files``."""
         entries = [entry for entry, _ in self.records.read(1_000_000_000)]
-        figures = sum(len(entry.get("metrics", ())) for entry in entries)
+        metrics = sum(len(entry.get("metrics", ())) for entry in entries)
         files = len(self.files.read(1_000_000_000))
         others = sum(1 for entry in entries if "metrics" not in entry)
-        counted = [(figures, "figure"), (files, "file"), (others, "note"), (self.refused, "refused entry")]
+        counted = [(metrics, "metric"), (files, "file"), (others, "note"), (self.refused, "refused entry")]
         parts = [f"{count} {_plural(word, count)}" for count, word in counted if count]
         return " and ".join(parts) or "nothing"
 

@@ -3,7 +3,7 @@
 Where it goes: ``MLFLOW_TRACKING_URI`` when that is set, else the SQLite file ``mlflow.db`` in the working
 folder (the repository's root), with artifacts in ``mlruns/`` beside it. ``mlflow ui`` there shows both
 (so does ``mlflow ui --backend-store-uri sqlite:///mlflow.db``). MLflow notes the artifact folder's absolute
-path when it creates an experiment: after the folder has been moved, figures and parameters of old runs are
+path when it creates an experiment: after the folder has been moved, metrics and parameters of old runs are
 still there, but their artifacts are looked for at the old place, and new runs of the same experiment write
 there. Whoever moves folders should run ``mlflow server`` and set ``MLFLOW_TRACKING_URI`` to it.
 
@@ -150,7 +150,7 @@ class Tracker:
 
         Args:
             metrics: value by name.
-            step: training step; None for figures that have no course, which MLflow keeps as step 0.
+            step: training step; None for metrics that have no course, which MLflow keeps as step 0.
             model_id: the logged model that the numbers are also about.
         """
         named = {allowed_name(name): float(value) for name, value in metrics.items()}

@@ -1,8 +1,8 @@
 """Sending a journal to MLflow, in a thread of its own, so that a run never waits for the network.
 
-What is sent twice, because the answer got lost, does no harm: MLflow's SQL stores know a figure by its name, step, time
+What is sent twice, because the answer got lost, does no harm: MLflow's SQL stores know a metric by its name, step, time
 and value and keep one; tags, parameters, inputs, the run's state and files are replaced by what is equal. Only MLflow's
-old store of plain files (``mlruns/`` without a database) shows figures that were sent again twice.
+old store of plain files (``mlruns/`` without a database) shows metrics that were sent again twice.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Sender:
         journal: whose lane it is.
         lane: of the journal.
         send: how its entries are sent.
-        what: its content in messages, as ``figures``.
+        what: its content in messages, as ``metrics``.
     """
 
     def __init__(
@@ -243,11 +243,11 @@ class RunGoneError(TrackingError):
 
 
 class JournalSender:
-    """Sends a journal: its two lanes side by side, so that a full artifact store does not hold figures back."""
+    """Sends a journal: its two lanes side by side, so that a full artifact store does not hold metrics back."""
 
     def __init__(self, client: MlflowClient, journal: Journal) -> None:
         self.journal = journal
-        self.records = Sender(client, journal, journal.records, send_records, "figures")
+        self.records = Sender(client, journal, journal.records, send_records, "metrics")
         self.files = Sender(client, journal, journal.files, send_files, "files")
 
     def start(self) -> None:

@@ -32,7 +32,7 @@ class Outcome:
 
     folder: Path
     sent: str
-    """For people, as ``312 figures and 4 files``."""
+    """For people, as ``312 metrics and 4 files``."""
     problem: str
     """Why something of it is left; empty where nothing is."""
 

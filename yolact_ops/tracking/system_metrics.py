@@ -1,4 +1,4 @@
-"""MLflow's monitor of the machine, with figures that go where the run's other figures go."""
+"""MLflow's monitor of the machine, with metrics that go where the run's other metrics go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Monitor(SystemMetricsMonitor):
         run_id: of the run.
         tracking_uri: of its store, which is asked for the last step if ``resume``.
         resume: count on from the last step that the store has; else from 0.
-        log_metrics: takes figures by name, and their step.
+        log_metrics: takes metrics by name, and their step.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Monitor(SystemMetricsMonitor):
             self.publish_metrics(self.aggregate_metrics())
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Log figures under ``system/``, with the node's name where MLflow was told one."""
+        """Log metrics under ``system/``, with the node's name where MLflow was told one."""
         prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
         self._log_metrics({prefix + name: value for name, value in metrics.items()}, self._logging_step)
         self._logging_step += 1

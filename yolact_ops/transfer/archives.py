@@ -170,7 +170,7 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) 
                 _make_folder(archive, folder, path, member.name)
                 continue
             if path in files or path in links:
-                raise DataError(f"{archive}: holds {member.name!r} twice. Make the archive anew.")
+                raise DataError(f"{archive}: holds {member.name!r} twice. Make the archive again.")
             _make_folder(archive, folder, path.parent, member.name)
             if member.kind == "link":
                 links[path] = member.link
@@ -197,12 +197,12 @@ def _checked_path(archive: Path, member: _Member) -> PurePosixPath | None:
     except ValueError as error:
         raise DataError(
             f"{archive}: the entry {member.name!r} {error}. The archive is refused: nothing of it is used. Make it "
-            f"anew from inside its folder, with relative names and '/', {BY_YOURSELF}."
+            f"again from inside its folder, with relative names and '/', {BY_YOURSELF}."
         ) from None
     if member.kind == "other":
         raise DataError(
             f"{archive}: the entry {member.name!r} is neither file, folder nor link (a device, a pipe or a sparse "
-            f"file). The archive is refused: nothing of it is used. Make it anew without it, {BY_YOURSELF}."
+            f"file). The archive is refused: nothing of it is used. Make it again without it, {BY_YOURSELF}."
         )
     return path
 
@@ -211,7 +211,7 @@ def _make_folder(archive: Path, folder: Path, path: PurePosixPath, name: str) ->
     try:
         (folder / path).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise DataError(f"{archive}: {name!r} is both a file and a folder. Make the archive anew.") from None
+        raise DataError(f"{archive}: {name!r} is both a file and a folder. Make the archive again.") from None
 
 
 def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm) -> int:
@@ -226,7 +226,7 @@ def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm)
                 file.write(block)
                 bar.update(len(block))
     except (FileExistsError, IsADirectoryError):
-        raise DataError(f"{archive}: {target.name!r} is both a file and a folder. Make the archive anew.") from None
+        raise DataError(f"{archive}: {target.name!r} is both a file and a folder. Make the archive again.") from None
     return written
 
 
@@ -240,19 +240,19 @@ def _link_target(
         target = posixpath.normpath(links[at])
         if target.startswith(("/", "..")) or "\\" in target:
             raise DataError(
-                f"{archive}: the link {str(at)!r} leads out of the folder. The archive is refused. Make it anew with "
+                f"{archive}: the link {str(at)!r} leads out of the folder. The archive is refused. Make it again with "
                 f"the files themselves (tar --dereference), {BY_YOURSELF}."
             )
         at = PurePosixPath(target)
         if at in seen:
             raise DataError(
-                f"{archive}: the link {str(path)!r} leads to itself. The archive is refused. Make it anew without it."
+                f"{archive}: the link {str(path)!r} leads to itself. The archive is refused. Make it again without it."
             )
         seen.add(at)
     if at not in files:
         raise DataError(
             f"{archive}: the link {str(path)!r} leads to {str(at)!r}, which is no file of the archive. Make the "
-            "archive anew with the files themselves (tar --dereference)."
+            "archive again with the files themselves (tar --dereference)."
         )
     return at
 

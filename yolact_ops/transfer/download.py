@@ -228,7 +228,7 @@ def _at_the_end(response: requests.Response, part: Path, held: int) -> Version:
     if stated == str(held):
         return Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""), held)
     part.unlink()
-    raise _InterruptedError("the file changed on the server; beginning anew")
+    raise _InterruptedError("the file changed on the server; beginning again")
 
 
 def _check(url: str, part: Path, known: KnownFile | None) -> str:

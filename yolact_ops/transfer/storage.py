@@ -445,7 +445,7 @@ def _require_all(address: S3Address, missing: Sequence[S3Object], journal: _Jour
     if lost:
         raise DownloadError(
             f"s3://{address.bucket}/{lost[0].key}: the record of what had arrived was wrong for {len(lost)} files, "
-            "and was removed. Run it again: they are fetched anew."
+            "and was removed. Run it again: they are fetched again."
         )
 
 

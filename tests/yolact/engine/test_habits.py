@@ -326,7 +326,7 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
         learner.fit()
     message = str(caught.value)
     assert "train.accumulate: 2 (less memory, in 2 passes a step; batch norm, which is trained, sees fewer" in message
-    assert "(and train.lr in proportion). The run then begins anew." in message
+    assert "(and train.lr in proportion). The run then begins again." in message
     assert "train.batch_size: 2 (" in message
     assert "image_size: " not in message  # 64 pixels are the fewest
     assert "bf16" not in message  # nor does a CPU compute that with so few
@@ -376,7 +376,7 @@ def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_
     params = small_params(batch_size=4, model=FROZEN_NORM)
     message = str(step_out_of_memory(params, 64, 4, 1, on_cpu=True, error=RuntimeError("out of memory")))
     assert "train.accumulate: 2 (the same result with less memory, in 2 passes a step; the run goes on" in message
-    assert "(and train.lr in proportion). Any other begins it anew." in message
+    assert "(and train.lr in proportion). Any other begins it again." in message
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -545,9 +545,9 @@ def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_
 def test_progress_on_a_cpu_tells_the_memory_of_the_process() -> None:
     meter = SpeedMeter(torch.device("cpu"), total_steps=10)
     meter.count(images=4)
-    figures = meter.take(steps_done=1)
-    assert figures["resident_memory_gib"] == pytest.approx(peak_resident() / 2**30, rel=0.01)
-    assert meter.describe(figures).endswith(f" left, {figures['resident_memory_gib']:.1f} GiB")
+    metrics = meter.take(steps_done=1)
+    assert metrics["resident_memory_gib"] == pytest.approx(peak_resident() / 2**30, rel=0.01)
+    assert meter.describe(metrics).endswith(f" left, {metrics['resident_memory_gib']:.1f} GiB")
 
 
 def test_no_warning_without_reason(trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture) -> None:

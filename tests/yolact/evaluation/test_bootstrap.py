@@ -125,7 +125,7 @@ def many_images(count: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[st
 
 class TestComparison:
     @pytest.mark.parametrize("iou_type", ["box", "mask"])
-    def test_figures_are_those_of_the_evaluator(self, iou_type):
+    def test_metrics_are_those_of_the_evaluator(self, iou_type):
         truth, fair, poor = many_images(60)
         got = compare_detections(truth, poor, fair, iou_type=iou_type, samples=5)
         indexed = index_ground_truth(truth, "truth")
@@ -209,7 +209,7 @@ class TestAtTheEdges:
         nothing = compare_detections(truth, [], [], iou_type="mask", samples=50).metrics["AP"]
         assert (nothing.a, nothing.b, nothing.gain.low, nothing.gain.high) == (0, 0, 0, 0)
 
-    def test_no_objects_have_no_figures(self):
+    def test_no_objects_have_no_metrics(self):
         truth = instances(2, [])
         row = found_object(1, 3, (0, 0, 10, 10), 0.9)
         got = compare_detections(truth, [row], [], iou_type="box", samples=10)

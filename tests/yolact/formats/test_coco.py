@@ -220,7 +220,7 @@ def test_a_row_of_images_that_cannot_be_used_is_named(root: Path, row: Any, plac
 def test_an_annotation_of_no_image_is_named(root: Path) -> None:
     layout = load(root, tree(annotation(), annotation(image_id=7), annotation(image_id=None), 5))
     assert layout.problems == {}
-    reasons = [str(problem) for problem in layout.strays]
+    reasons = [str(problem) for problem in layout.orphans]
     assert [reason.split(",")[0] for reason in reasons] == [
         "instances.json: annotations[1] has image_id 7",
         "instances.json: annotations[2] has image_id None",
@@ -233,7 +233,7 @@ def test_annotations_of_a_refused_image_go_with_it(root: Path) -> None:
     content["images"].append({"id": 2, "file_name": "/etc/passwd"})
     layout = load(root, content)
     assert list(layout.problems) == ["instances.json images[1]"]
-    assert layout.strays == []
+    assert layout.orphans == []
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
     root: Path, in_images: Any, in_annotations: Any
 ) -> None:
     images = [{"id": in_images, "file_name": "a.jpg"}]
-    (problem,) = load(root, tree(annotation(image_id=in_annotations), images=images)).strays
+    (problem,) = load(root, tree(annotation(image_id=in_annotations), images=images)).orphans
     assert problem.reason.startswith(
         f"annotations[0] has image_id {in_annotations!r}, but images has the id {in_images!r}; write both as the same "
     )

@@ -124,7 +124,7 @@ def test_the_input_is_not_changed_and_the_outputs_are_repeatable(memory_format: 
 def test_a_model_may_be_used_up_instead_of_copied() -> None:
     model = trained_like("bottlenecks")
     expected = tensors_of(InferenceNetwork(model)(images(1)))
-    found = tensors_of(InferenceNetwork(model, take_over=True)(images(1)))
+    found = tensors_of(InferenceNetwork(model, in_place=True)(images(1)))
     assert_outputs_close(found, expected, 0)
 
 

@@ -668,7 +668,7 @@ def test_mask_scores_are_scores_times_the_predicted_iou_of_the_detections_class(
     candidates = candidates_of([[0.1, 0.1, 0.6, 0.6], [0.2, 0.2, 0.9, 0.9], [0.0, 0.0, 0.5, 1.0]])
     candidates.labels = torch.tensor([3, 0, 1])
     found = to_image_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))  # neither changed nor sorted anew
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))  # neither changed nor sorted again
     torch.testing.assert_close(found.mask_scores, torch.tensor([0.9 * 0.4, 0.7 * 1.1, 0.5 * 2.2]))
 
 

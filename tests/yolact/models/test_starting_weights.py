@@ -70,11 +70,11 @@ def start(folder: Path, classes: list[str], **settings: object) -> tuple[Yolact,
     return model, before, load_initial_weights(model, classes)
 
 
-def assert_taken(model: Yolact, before: dict[str, Tensor], folder: Path, anew: set[str]) -> None:
-    """All tensors are those of the file, but for those of the layers ``anew``, which are as they were."""
+def assert_taken(model: Yolact, before: dict[str, Tensor], folder: Path, again: set[str]) -> None:
+    """All tensors are those of the file, but for those of the layers ``again``, which are as they were."""
     file = load_file(folder / WEIGHTS_FILE)
     for name, tensor in model.state_dict().items():
-        kept = name.rpartition(".")[0] in anew
+        kept = name.rpartition(".")[0] in again
         assert torch.equal(tensor, (before if kept else file)[name]), name
 
 
@@ -99,7 +99,7 @@ def test_other_classes_keep_all_but_the_class_layers_bit_for_bit(saved: Path, ca
     ]
     assert report.unused == []
     assert any(
-        message.startswith("initialised anew: ") and all(item in message for item in report.reinitialised)
+        message.startswith("initialised again: ") and all(item in message for item in report.reinitialised)
         for message in caplog.messages
     )
     assert not any(record.levelname == "WARNING" for record in caplog.records)
@@ -123,8 +123,8 @@ def test_other_anchors_are_told(saved: Path, caplog: pytest.LogCaptureFixture) -
 def test_modules_that_one_side_lacks_are_named_as_a_whole(saved: Path) -> None:
     model, before, report = start(saved, CLASSES, backbone_blocks=[1, 2, 1, 1], image_size=256, mask_rescoring=True)
     assert sorted(report.reinitialised) == ["backbone.layers.1.1 (not in the file)", "maskiou_net (not in the file)"]
-    anew = {name.rpartition(".")[0] for name in before if name.startswith(("backbone.layers.1.1.", "maskiou_net."))}
-    assert_taken(model, before, saved, anew)
+    again = {name.rpartition(".")[0] for name in before if name.startswith(("backbone.layers.1.1.", "maskiou_net."))}
+    assert_taken(model, before, saved, again)
 
 
 def test_modules_of_the_file_that_the_network_lacks_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,9 +140,9 @@ def test_modules_of_the_file_that_the_network_lacks_are_named(tmp_path: Path, ca
 def test_a_layer_of_which_one_tensor_does_not_fit_is_left_as_a_whole(saved: Path) -> None:
     """The last convolution's bias of 8 channels would fit, its weight of other inputs does not."""
     model, before, report = start(saved, CLASSES, fpn_channels=16)
-    anew = {item.partition(" ")[0] for item in report.reinitialised}
-    assert "prediction_layers.0.bbox_layer" in anew
-    assert_taken(model, before, saved, anew)
+    again = {item.partition(" ")[0] for item in report.reinitialised}
+    assert "prediction_layers.0.bbox_layer" in again
+    assert_taken(model, before, saved, again)
     assert "prediction_layers.0.bbox_layer (8 -> 16 input channels)" in report.reinitialised
     assert "fpn.lat_layers.0 (8 -> 16 channels)" in report.reinitialised
     assert "fpn.pred_layers.0 ((8, 8, 3, 3) -> (16, 16, 3, 3))" in report.reinitialised

@@ -147,7 +147,7 @@ class ScriptedLaps:
         return next(self.times)
 
 
-def test_figures_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
+def test_metrics_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
     model: Yolact, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both contestants in turn in each of three rounds; in the third the machine is ten times slower."""
@@ -442,7 +442,7 @@ def test_made_up_candidates_lie_in_the_image_and_have_cocos_sizes() -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count anew")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
 def test_the_peak_of_resident_memory_can_be_counted_anew() -> None:
     size = 200 * 2**20
     restart_peak_resident()
@@ -454,7 +454,7 @@ def test_the_peak_of_resident_memory_can_be_counted_anew() -> None:
     assert peak_resident() < risen - 0.9 * size
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count anew")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
 def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[..., Path]) -> None:
     np.ones(500 * 2**20, np.uint8)  # of this process: must not count
     text = STUB.replace("return inputs", "np.ones(300 * 2**20, np.uint8); return inputs")

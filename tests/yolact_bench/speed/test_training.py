@@ -167,7 +167,7 @@ def test_a_file_that_breaks_the_protocol_is_named(
         measure(model, Entry.other(write(text)), Entry.own("fp32"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count anew")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
 def test_memory_of_training_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[[str], Path]) -> None:
     text = WRAPPER.replace(
         "\n    pass\n",

@@ -52,9 +52,9 @@ def test_the_trainer_takes_all_steps_and_the_warm_up_does_not_count(
 ) -> None:
     seen: list[list[int]] = []
     told: list[list[dict[str, float]]] = []
-    step, figures = Trainer._train_step, gpu_training._speed
+    step, metrics = Trainer._train_step, gpu_training._speed
     monkeypatch.setattr(Trainer, "_train_step", lambda self, batch: (seen.append(batch.image_ids), step(self, batch)))
-    monkeypatch.setattr(gpu_training, "_speed", lambda *args: (told.append(args[1]), figures(*args))[1])
+    monkeypatch.setattr(gpu_training, "_speed", lambda *args: (told.append(args[1]), metrics(*args))[1])
     found = gpu_training.measure_speed(gpu_training.replace(task, from_loader=from_loader))
     assert len(seen) == 1 + 3 + 2 * 3
     repeated = [seen[k] == seen[k % gpu_training.HELD_BATCHES] for k in range(len(seen))]

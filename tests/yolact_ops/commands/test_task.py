@@ -148,7 +148,7 @@ def test_without_a_volume_checkpoints_are_no_part_of_the_artifact(
     assert folder != model
     assert not caplog.text
     assert kubeflow.checkpoints_folder(str(tmp_path / "none"), "run-2", "", model) == folder
-    assert "a retry begins anew" in caplog.text
+    assert "a retry begins again" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["../other", "a/b", ".", ".."])

@@ -26,9 +26,9 @@ from yolact_cli.main import app
 from yolact_ops.comparison.comparison import compare, param_changes
 from yolact_ops.comparison.runs import find_run, list_runs
 from yolact_ops.comparison.sides import Side, open_side
-from yolact_ops.comparison.tables import FigureRow, class_rows, common_rows, figure_rows, points
+from yolact_ops.comparison.tables import MetricRow, class_rows, common_rows, metric_rows, points
 from yolact_ops.lineage.lineage import hash_params
-from yolact_ops.registry.versions import IDENTITY, Registered, RegistryError
+from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
 from yolact_ops.tracking.runs import TrackingError
 
@@ -88,11 +88,11 @@ def side(truth: dict[str, Any], rows: list[dict[str, Any]], name: str = "a", **c
 
 
 class TestComparison:
-    def test_figures_are_the_evaluators_with_intervals_where_they_are_paired(self) -> None:
+    def test_metrics_are_the_evaluators_with_intervals_where_they_are_paired(self) -> None:
         truth = ground_truth()
         a, b = rows_of(truth, missed={"image0.png", "image1.png"}), rows_of(truth, shift=3)
         compared = compare(side(truth, a), side(truth, b, "b"), samples=100, min_score=0.3)
-        rows = {row.name: row for row in figure_rows(compared)}
+        rows = {row.name: row for row in metric_rows(compared)}
         for kind in ("mask", "box"):
             of_a, of_b = (evaluate_coco(index_ground_truth(truth, ""), found, kind).metrics() for found in (a, b))
             for name in of_a:
@@ -125,8 +125,8 @@ class TestComparison:
             other["annotations"][3]["category_id"] = 1
         compared = compare(side(truth, rows_of(truth)), side(other, rows_of(other)), samples=100, min_score=0.3)
         assert compared.paired is None
-        assert all(row.gain is None for row in [*figure_rows(compared), *class_rows(compared)])
-        assert figure_rows(compared)[0].difference is not None
+        assert all(row.gain is None for row in [*metric_rows(compared), *class_rows(compared)])
+        assert metric_rows(compared)[0].difference is not None
         assert "different validation data" in compared.warnings[0]
 
     def test_of_different_class_lists_the_common_ones_are_compared(self) -> None:
@@ -139,7 +139,7 @@ class TestComparison:
         a, b = side(truth, rows_of(truth, missed={"image1.png"})), side(fewer, rows_of(fewer))
         compared = compare(a, b, samples=100, min_score=0.3)
         assert (compared.classes, compared.only_a, compared.only_b) == (["cat"], ["<dog>", "never seen"], ["cow"])
-        assert all(row.gain is None for row in figure_rows(compared))  # these are over different classes
+        assert all(row.gain is None for row in metric_rows(compared))  # these are over different classes
         common = {row.name: row for row in common_rows(compared)}
         cats = {**fewer, "categories": fewer["categories"][:1]}
         found = [row for row in a.rows if row["category_id"] == 1]
@@ -154,7 +154,7 @@ class TestComparison:
         assert compare(side(truth, []), side(other, []), samples=100, min_score=0.3).classes == []
         same = compare(side(truth, []), side(truth, []), samples=100, min_score=0.3)
         assert same.paired is not None
-        assert figure_rows(same)[0].difference == 0
+        assert metric_rows(same)[0].difference == 0
 
     def test_other_detection_settings_and_unfinished_runs_are_said(self) -> None:
         truth = ground_truth()
@@ -183,9 +183,9 @@ class TestComparison:
             "+0.1",
             "-2.1",
         ]
-        assert FigureRow("cat", 0.0, 0.0, Interval(0.0, 0.0, 0.0)).interval() == "neither finds any"
-        assert FigureRow("cat", 0.5, 0.5, Interval(0.0, -0.0004, 0.01)).interval() == "0.0 to +1.0"
-        assert FigureRow("cat", 0.5, 0.5, None).interval() == ""
+        assert MetricRow("cat", 0.0, 0.0, Interval(0.0, 0.0, 0.0)).interval() == "neither finds any"
+        assert MetricRow("cat", 0.5, 0.5, Interval(0.0, -0.0004, 0.01)).interval() == "0.0 to +1.0"
+        assert MetricRow("cat", 0.5, 0.5, None).interval() == ""
 
     def test_params_that_differ_or_are_not_there(self) -> None:
         changes = param_changes({"x": "1", "same": "2", "old": "3"}, {"new": "4", "same": "2", "x": "5"})
@@ -257,7 +257,7 @@ def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
 
 
 def register(client: MlflowClient, run_id: str, alias: str | None = None, **tags: str) -> str:
-    Registered.open_or_create(client, "yolact")
+    RegisteredModel.open_or_create(client, "yolact")
     tags = dict.fromkeys(IDENTITY, "some") | tags
     version = client.create_model_version("yolact", source=f"runs:/{run_id}/model", run_id=run_id, tags=tags)
     if alias:
@@ -322,7 +322,7 @@ class TestFindingARun:
 
 
 class TestRuns:
-    def test_a_run_with_its_figures(self, client: MlflowClient, log_run: Any) -> None:
+    def test_a_run_with_its_metrics(self, client: MlflowClient, log_run: Any) -> None:
         tags = {"git_commit": "c0ffee" + "0" * 34, "git_dirty": "true", "data_digest": "d1ce" * 16}
         params = {"model.backbone": "resnet18", "model.image_size": "128"}
         run_id = log_run("fine", ground_truth(), [], params=params, tags=tags)
@@ -431,17 +431,17 @@ class TestCompare:
             "advantage_of_b": 2.0,
         }
 
-    def test_json_has_figures_intervals_classes_and_settings(self, log_run: Any) -> None:
+    def test_json_has_metrics_intervals_classes_and_settings(self, log_run: Any) -> None:
         truth = ground_truth()
         log_run("before", truth, rows_of(truth, missed={"image2.png"}), params={"train.lr": "0.1"})
         log_run("after", truth, rows_of(truth), params={"train.lr": "0.2"})
         got = printed_json("compare", "before", "after")
         assert got["params"] == {"train.lr": {"a": "0.1", "b": "0.2"}}
         assert got["bootstrap"] == {"images": 6, "samples": 1000, "confidence": 0.95}
-        figure = got["figures"]["mask AP"]
-        assert figure["b"] == pytest.approx(1)
-        assert figure["difference"] == pytest.approx(figure["b"] - figure["a"])
-        assert figure["interval"]["low"] <= figure["difference"] <= figure["interval"]["high"]
+        metric = got["metrics"]["mask AP"]
+        assert metric["b"] == pytest.approx(1)
+        assert metric["difference"] == pytest.approx(metric["b"] - metric["a"])
+        assert metric["interval"]["low"] <= metric["difference"] <= metric["interval"]["high"]
         assert got["per_class"].keys() == {"cat", "<dog>"}
         assert got["per_class"]["cat"]["objects"] == 6
         assert got["a"]["milliseconds"] == 20
@@ -506,5 +506,5 @@ class TestCompare:
         got = printed_json("compare", "before", ".")
         assert got["b"]["name"] == "working folder"
         assert got["params"]["train.lr"] == {"a": "0.5", "b": "0.001"}
-        assert got["figures"]["mask AP"]["b"] == pytest.approx(1)
+        assert got["metrics"]["mask AP"]["b"] == pytest.approx(1)
         assert (got["warnings"], got["paired"]) == ([], True)

@@ -182,7 +182,7 @@ def test_a_damaged_line_is_set_aside_and_the_rest_is_sent(tmp_path: Path, caplog
     journal.release()
     journal = open_journal(tmp_path)
     journal.records.append(metric("c", 3.0))
-    assert journal.left() == "2 figures and 2 notes"
+    assert journal.left() == "2 metrics and 2 notes"
     sender = JournalSender(store, journal)
     sender.start()
     sender.close(10)
@@ -208,7 +208,7 @@ def test_what_is_sent_leaves_no_folder_and_what_is_not_outlives_the_process(tmp_
     (tmp_path / "page.html").write_text("first")
     journal.add_file(tmp_path / "page.html", "eval")
     (tmp_path / "page.html").write_text("second")
-    assert journal.left() == "1 figure and 1 file"
+    assert journal.left() == "1 metric and 1 file"
     journal.release()
 
     again = Journal(journal.folder)
@@ -310,11 +310,11 @@ def test_a_deleted_run_makes_no_entry_a_bad_one(tmp_path: Path) -> None:
     journal.records.append(metric("a", 1.0))
     with pytest.raises(Exception, match="was deleted; `mlflow runs restore"):
         JournalSender(store, journal).records.send_all()
-    assert journal.left() == "1 figure"
+    assert journal.left() == "1 metric"
     journal.release()
 
 
-def test_a_full_artifact_store_does_not_hold_figures_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_artifact_store_does_not_hold_metrics_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal, store = open_journal(tmp_path), Store()
     (tmp_path / "page.html").write_text("page")
     journal.add_file(tmp_path / "page.html", "eval")

@@ -165,7 +165,7 @@ def test_a_server_that_never_comes_back_costs_no_file_and_sync_sends_the_rest(
         tracker.log_artifact(Path("page.html"), "eval")
         Path("page.html").unlink()
     warning = caplog.messages[-1]
-    assert re.search(rf"yet: 1 figure and 1 file and \d notes? of run {tracker.run_id}", warning)
+    assert re.search(rf"yet: 1 metric and 1 file and \d notes? of run {tracker.run_id}", warning)
     assert warning.endswith(f"kept in models/tracking/{tracker.run_id}; send them later with: yolact sync")
 
     assert "could not reach the tracking store" in problems()[0]
@@ -450,9 +450,9 @@ def test_a_password_that_changes_during_training_stops_nothing_and_is_told(
     with start_run(params, RUN_FILE) as tracker:
         accounts.update_user_password(ADMIN, OTHER_PASSWORD, current_password=PASSWORD)
         tracker.log_metrics({"loss": 0.5}, 3)
-        wait_for(lambda: "refuses the figures" in caplog.text)
+        wait_for(lambda: "refuses the metrics" in caplog.text)
     assert "401" in caplog.text
-    assert re.search(rf"yet: 1 figure and \d notes? of run {tracker.run_id}", caplog.messages[-1])
+    assert re.search(rf"yet: 1 metric and \d notes? of run {tracker.run_id}", caplog.messages[-1])
     assert "401" in problems()[0]
     login(OTHER_PASSWORD)
     assert problems() == []

@@ -126,7 +126,7 @@ def test_names_outside_the_folder_are_refused(unpacked: Callable, tmp_path: Path
     data = zip_bytes({"fine": b"x", name: b"x"}) if kind == "zip" else tar_bytes(tar_entry(name, b"x"))
     before = set(tmp_path.parent.rglob("*"))
     with pytest.raises(
-        DataError, match=r"refused: nothing of it is used\. Make it anew from inside.*unpack it yourself"
+        DataError, match=r"refused: nothing of it is used\. Make it again from inside.*unpack it yourself"
     ):
         unpacked(data)
     outside = set(tmp_path.parent.rglob("*")) - before - {tmp_path / "archive", tmp_path / "out"}
@@ -179,7 +179,7 @@ def test_zip_links_follow_the_same_rules(unpacked: Callable, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_and_pipes_are_refused(unpacked: Callable, kind: bytes) -> None:
-    with pytest.raises(DataError, match=r"'dev' is neither file, folder nor link.*Make it anew without it"):
+    with pytest.raises(DataError, match=r"'dev' is neither file, folder nor link.*Make it again without it"):
         unpacked(tar_bytes(tar_entry("dev", kind=kind)))
 
 
