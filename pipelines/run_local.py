@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipelines.config import ClusterConfig
 from pipelines.local import Containers, LocalRun, run_pipeline
-from yolact.config import Params
 from yolact_ops.commands.task import as_text
 from yolact_ops.lineage.code import code_version
+from yolact_ops.settings.params import Params
 from yolact_ops.sources.sources import DvcPath, Local, find_source
 
 

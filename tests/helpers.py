@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolact.config import LossConfig, ModelConfig
+from yolact.settings import LossConfig, ModelConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from pipelines.config import load_cluster
 from tests.servers.servers import s3_server
-from yolact.config import load_params
+from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
 """Version whose schemas the manifests are held against."""

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, free_port, s3_server, serving
-from yolact.config import SampleConfig
 from yolact.formats.sample import generate_sample
+from yolact.settings import SampleConfig
 
 SAMPLE = SampleConfig(seed=0, train_images=6, val_images=3, min_size=64, max_size=80, max_objects=2)
 

@@ -144,7 +144,7 @@ def test_the_check_finds_a_breach(tmp_path: Path, file: str, line: str) -> None:
         ("yolact/net.py", "import torch\nfrom yolact.errors import DataError"),
         ("yolact/models/net.py", "from . import fpn\nfrom .. import boxes"),
         ("components/train/component.py", "from kfp import dsl"),
-        ("components/train/step.py", "import mlflow\nfrom yolact_ops import tracking\nimport yolact.config"),
+        ("components/train/step.py", "import mlflow\nfrom yolact_ops import tracking\nimport yolact.settings"),
         ("yolact_cli/main.py", "def run():\n    from pipelines import graph"),
     ],
 )
@@ -175,7 +175,7 @@ def test_importing_all_of_yolact_loads_no_other_room_and_no_tracking_or_optional
 # What re-runs a step -------------------------------------------------------------------------------------------
 
 NO_EFFECT = {
-    "yolact/config.py",
+    "yolact/settings.py",
     "yolact/errors.py",
     "yolact/files.py",
     "yolact_ops/commands/step.py",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolact.config import BackboneName
 from yolact.crop import Window, visible_part
+from yolact.settings import BackboneName
 
 MEAN_RGB = (123.68, 116.78, 103.94)
 STD_RGB = (58.40, 57.12, 57.38)

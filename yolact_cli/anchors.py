@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from yolact.config import load_params
 from yolact.data.coco import CocoInstances
 from yolact.engine.anchor_fit import RECALL_IOU, AnchorFit, AnchorReport, Coverage, as_yaml, fit_anchors
+from yolact_ops.settings.params import load_params
 
 GAIN = 0.005
 """A suggestion that gains less in both recall and mean IoU is called none."""

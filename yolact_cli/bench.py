@@ -15,7 +15,6 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
 from yolact.inference.machine import Machine
@@ -23,6 +22,7 @@ from yolact.inference.network import Precision
 from yolact.models.published import PUBLISHED_MODELS, PublishedModel
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact_bench.parity.losses import PUBLISHED_LOSS
 from yolact_bench.speed import evaluation, inference, loading, training
 from yolact_bench.speed.agreement import Agreement

@@ -17,10 +17,10 @@ from components.promote.promotion import Outcome, RefusedError, Request
 from components.promote.promotion import promote as promote_version
 from components.promote.promotion import rollback as roll_back
 from components.promote.report import headline
-from yolact.config import load_params
 from yolact_cli.runs import make_console
 from yolact_ops.registry.history import Decision, History, read_history
 from yolact_ops.registry.versions import RegisteredModel
+from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.store import connect
 
 PARAMS = Path("params.yaml")

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from yolact.config import load_params
 from yolact_cli.models import PIPED_WIDTH
 from yolact_ops.comparison.runs import ALL_EXPERIMENTS, SHORT, RunRow, list_runs
+from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.runs import connect, shown_uri
 
 PARAMS = Path("params.yaml")

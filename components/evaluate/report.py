@@ -15,13 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from yolact.config import Params
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.evaluation.evaluator import ApSummary
 from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 from yolact_ops.reports.pages import EMBEDDED_WIDTH, data_uri, evenly_spaced, jpeg_bytes, narrowed, render_page
+from yolact_ops.settings.params import Params
 
 DETECTIONS_FILE = "detections.json"
 PER_CLASS_TABLE = "per_class.json"

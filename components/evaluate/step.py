@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
-from yolact.config import Params
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, evaluate_coco, load_ground_truth, predict_dataset
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import FOLDER, log_evaluation
 from yolact_ops.tracking.notes import run_note
 from yolact_ops.tracking.runs import NOTE_TAG, resume_run

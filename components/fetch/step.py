@@ -9,10 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from yolact.config import DetectConfig, Params
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.settings import DetectConfig
 from yolact_ops.registry.versions import RegistryError, fetch_files, resolve
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.runs import connect, start_run
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact.config import DetectConfig
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import DESCRIPTION_FILE
+from yolact.settings import DetectConfig
 from yolact_ops.registry.versions import RegistryError, fetch_files
 
 

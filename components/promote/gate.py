@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from yolact.config import PromoteConfig
 from yolact.evaluation.bootstrap import ClassGain, Comparison, Gain
+from yolact_ops.settings.params import PromoteConfig
 
 IouType = Literal["box", "mask"]
 

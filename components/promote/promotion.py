@@ -28,7 +28,6 @@ from components.promote.evidence import Evaluator, Evidence
 from components.promote.files import PackagedModel, fetch_classes
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
 from components.promote.latency import measure_latency
-from yolact.config import Params, PromoteConfig
 from yolact.errors import YolactError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
 from yolact_ops.lineage.lineage import user_name
@@ -45,6 +44,7 @@ from yolact_ops.registry.history import (
 )
 from yolact_ops.registry.lock import Hold, hold
 from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel, RegistryError
+from yolact_ops.settings.params import Params, PromoteConfig
 from yolact_ops.tracking.store import connect
 
 if TYPE_CHECKING:

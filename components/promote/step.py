@@ -15,11 +15,11 @@ from pathlib import Path
 from components.promote.gate import Rule
 from components.promote.promotion import Assessment, Outcome, RefusedError, Request, promote
 from components.promote.report import to_markdown
-from yolact.config import Params
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact_ops.commands.step import run_command
 from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.store import connect
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolact.config import Params
 from yolact_ops.lineage.lineage import data_source
+from yolact_ops.settings.params import Params
 
 CARD_FILE = "model_card.md"
 """Its name among the model's files."""

@@ -22,8 +22,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, Tens
 from mlflow.types.schema import AnyType, Array, Object, Property
 from PIL import Image, ImageOps
 
-from yolact.config import DetectConfig
 from yolact.errors import DataError
+from yolact.settings import DetectConfig
 
 if TYPE_CHECKING:
     from yolact.inference.detections import Detections

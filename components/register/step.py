@@ -22,7 +22,6 @@ import yaml
 
 import yolact
 from components.register.model_card import CARD_FILE, CardFacts, description, model_card
-from yolact.config import Params, load_params
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
@@ -31,6 +30,7 @@ from yolact_ops.commands.outputs import read_json
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.lineage import data_source, gather_lineage, hash_files, hash_params
 from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
+from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.runs import (
     TRAIN_RUN_TAG,
     RunRecord,

@@ -28,8 +28,8 @@ def source(
         The settings with the revision pinned, all and those of the data, and a fingerprint of the data.
     """
     from components.source import step
-    from yolact.config import DataParams
     from yolact_ops.commands import task as kubeflow
+    from yolact_ops.settings.params import DataParams
 
     with kubeflow.task("source", code_version):
         found = step.run(kubeflow.settings(params), repository=data_repository, path=data_path, revision=data_revision)

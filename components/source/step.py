@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from yolact.config import Params
 from yolact.errors import SettingsError
 from yolact_ops.lineage.lineage import redact, shown_source, without_credentials
+from yolact_ops.settings.params import Params
 from yolact_ops.sources.sources import DvcPath, find_source, state_of
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 
 from components.train.mirror import S3Mirror
-from yolact.config import ModelConfig, Params
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import start_advised
@@ -41,9 +40,11 @@ from yolact.inference.detections import Detections
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact.visualize import draw_detections
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.lineage import data_source, hash_files, read_data_digest, read_split_digests
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.notes import run_note
 from yolact_ops.tracking.runs import NOTE_TAG, DataSet, RunRecord, Tracker, start_run

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from components.promote import promotion
-from yolact.config import load_params
 from yolact_ops.registry.lock import hold
 from yolact_ops.registry.versions import RegisteredModel
+from yolact_ops.settings.params import load_params
 
 
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:

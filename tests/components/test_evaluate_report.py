@@ -21,9 +21,9 @@ from pycocotools import mask as mask_utils
 
 from components.evaluate import step
 from components.evaluate.report import evenly_spaced
-from yolact.config import Params, load_params
 from yolact.errors import DataError, WeightsError
 from yolact.inference.detections import Detections
+from yolact_ops.settings.params import Params, load_params
 
 CLASSES = ["circle", "<b>cat & dog</b>", "never/seen"]
 CATEGORY_IDS = [3, 5, 9]

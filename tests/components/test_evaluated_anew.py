@@ -21,7 +21,6 @@ from PIL import Image
 from components.promote import evidence
 from components.promote.promotion import Outcome, Request, promote
 from components.register import step as register_step
-from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predict_dataset
 from yolact.inference.predictor import Predictor
@@ -29,6 +28,7 @@ from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.registry.lineage_report import report_lineage
 from yolact_ops.registry.versions import RegisteredModel
+from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 from yolact_ops.tracking.runs import start_run
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from components.promote.gate import LISTED_CLASSES, Latency, Rule, judge, judge_first, refused
-from yolact.config import PromoteConfig, parse_params
 from yolact.evaluation.bootstrap import ClassGain, Comparison, Gain, Interval
+from yolact_ops.settings.params import PromoteConfig, parse_params
 
 
 @pytest.fixture(scope="module")

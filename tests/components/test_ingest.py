@@ -14,8 +14,8 @@ import pytest
 
 from components.ingest import step
 from components.ingest.step import run as run_step
-from yolact.config import Params, load_params
 from yolact.errors import DataError
+from yolact_ops.settings.params import Params, load_params
 
 SOURCE_FILES = {
     "JPEGImages/2012_000001.jpg": b"image one",

@@ -19,10 +19,10 @@ from components.predict import step as predict
 from components.split import step as split
 from tests.helpers import tiny_config
 from tests.servers.servers import KEY, SECRET, s3_server
-from yolact.config import DEFAULT_DETECTION
 from yolact.errors import DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION
 from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]

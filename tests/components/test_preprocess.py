@@ -24,9 +24,9 @@ from scipy.io import savemat
 from components.preprocess import report
 from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
-from yolact.config import Params, load_params
 from yolact.errors import DataError, SettingsError
 from yolact.formats.voc import voc_palette
+from yolact_ops.settings.params import Params, load_params
 
 PERSON, DOG = 15, 12
 XML = (
@@ -307,7 +307,7 @@ HANGS_BEFORE_THE_LAST_FILE = """
 import sys, time
 from pathlib import Path
 from components.preprocess import step
-from yolact.config import load_params
+from yolact_ops.settings.params import load_params
 
 def hang(path, tree, write=step.write_json_atomic):
     if path.name == "stats.json":

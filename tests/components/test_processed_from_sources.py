@@ -13,8 +13,9 @@ import pytest
 from components.ingest.step import run as ingest
 from components.preprocess.step import run as preprocess
 from tests.servers.servers import KEY, SECRET, s3_server
-from yolact.config import SampleConfig, load_params
 from yolact.formats.sample import generate_sample
+from yolact.settings import SampleConfig
+from yolact_ops.settings.params import load_params
 
 
 @pytest.fixture(scope="module", params=["generated", "real"])

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from components.promote import evidence, step
 from components.promote.promotion import Outcome, RefusedError, Request, promote, rollback
 from tests.components.registry_versions import add_version
-from yolact.config import Params, parse_params
 from yolact.errors import DataError
 from yolact_cli.main import app
 from yolact_ops.registry import lock
 from yolact_ops.registry.history import History, read_history
 from yolact_ops.registry.versions import CHAMPION, RegisteredModel, RegistryError
+from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.tracking.evaluations import hash_ground_truth
 from yolact_ops.tracking.store import TrackingError
 

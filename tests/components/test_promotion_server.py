@@ -24,11 +24,11 @@ from components.promote.promotion import Request, promote, rollback
 from tests.components.promoting import promote_version
 from tests.components.registry_versions import add_version
 from tests.servers.mlflow_servers import MlflowServer
-from yolact.config import Params, load_params
 from yolact_cli.main import app
 from yolact_ops.registry import lock
 from yolact_ops.registry.history import read_history
 from yolact_ops.registry.versions import CHAMPION, RegisteredModel
+from yolact_ops.settings.params import Params, load_params
 
 PROCESSES = 3
 

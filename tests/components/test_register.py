@@ -38,13 +38,13 @@ from components.register import step
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
 from tests.servers.servers import free_port
-from yolact.config import Params, load_params, parse_params
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.lineage.lineage import hash_params
 from yolact_ops.registry.versions import RegistryError
+from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.runs import RunRecord, start_run
 
 CLASSES = ["aeroplane", "bicycle"]

@@ -27,13 +27,13 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from components.train import step
-from yolact.config import Params, load_params, parse_params
 from yolact.engine.distributed import World
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
+from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.runs import Tracker, TrackingError
 
 SIZE = 64

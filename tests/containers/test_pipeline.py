@@ -24,8 +24,8 @@ from tests.containers.conftest import Docker
 from tests.containers.test_image import LOCKED
 from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server
 from tests.servers.servers import free_port, s3_server
-from yolact.config import SampleConfig
 from yolact.formats.sample import generate_sample
+from yolact.settings import SampleConfig
 
 SAMPLE = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
 SETTINGS = ("-S", "train.epochs=4", "-S", "runtime.device=cpu")

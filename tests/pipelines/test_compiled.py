@@ -275,7 +275,7 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
         f"components.{name}.step",
         "yolact_ops.commands.task",
         "pathlib.Path",
-        "yolact.config.DataParams",
+        "yolact_ops.settings.params.DataParams",
     }
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count("step.run") == 1

@@ -31,7 +31,7 @@ from pipelines.compiler import PIPELINES
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
 from tests.pipelines.tiny import compile_to
-from yolact.config import parse_params
+from yolact_ops.settings.params import parse_params
 from yolact_ops.settings.presets import choose
 
 DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"

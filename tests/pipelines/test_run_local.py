@@ -25,11 +25,12 @@ from components.train import step as train
 from pipelines.config import load_cluster
 from pipelines.local import run_pipeline
 from tests.servers.servers import KEY, SECRET, s3_server
-from yolact.config import Params, SampleConfig
 from yolact.formats.sample import generate_sample
 from yolact.inference.predictor import Predictor
+from yolact.settings import SampleConfig
 from yolact_ops.commands.task import as_text
 from yolact_ops.lineage.code import code_version
+from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
 SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)

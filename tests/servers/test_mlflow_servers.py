@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server, s3_keys
-from yolact.config import Params, load_params
+from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.runs import start_run
 
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from yolact.config import ModelConfig
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact_bench.speed import loading
 from yolact_cli import bench
 from yolact_cli.main import app
@@ -30,7 +30,7 @@ FAST = ["--rounds", "2", "--threads", "1", "--device", "cpu", "--no-memory"]
 
 WRAPPER = """
 from yolact_bench.speed.contestants import Entry, Task
-from yolact.config import DetectConfig, ModelConfig
+from yolact.settings import DetectConfig, ModelConfig
 
 def load(weights, model, num_classes, detection, device):
     classes = tuple(str(label) for label in range(num_classes))
@@ -207,7 +207,7 @@ def test_a_file_that_is_no_contestant_is_refused(model_dir: Path, image: Path, t
 
 TRAINER = """
 from yolact_bench.speed.learners import OwnLearner, SgdSettings, TrainingTask
-from yolact.config import LossConfig, ModelConfig
+from yolact.settings import LossConfig, ModelConfig
 
 def load_training(weights, model, num_classes, loss, optimizer, device):
     task = TrainingTask(

@@ -10,11 +10,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from yolact.config import PUBLISHED_DETECTION, Params, load_params, parse_params
 from yolact.errors import SettingsError
 from yolact.models.published import PUBLISHED_MODELS
+from yolact.settings import PUBLISHED_DETECTION
 from yolact_cli import presets
 from yolact_cli.main import app
+from yolact_ops.settings.params import Params, load_params, parse_params
 
 PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50", "voc2012-r50-bf16"]
 PUBLISHED = list(PUBLISHED_MODELS)

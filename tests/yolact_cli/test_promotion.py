@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from components.promote.promotion import rollback
 from tests.components.registry_versions import add_version
-from yolact.config import load_params
 from yolact_cli.main import app
 from yolact_ops.registry.versions import CHAMPION, RegisteredModel
+from yolact_ops.settings.params import load_params
 
 
 @pytest.fixture(scope="module")

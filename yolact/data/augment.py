@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolact.config import AugmentConfig
 from yolact.crop import Window, inside, visible_part
 from yolact.data.colors import ColorChange, change_colors, draw_colors
 from yolact.data.target_masks import Grids, reduce_masks
 from yolact.masks import Rle
+from yolact.settings import AugmentConfig
 from yolact.structures import Targets
 from yolact.transforms import MEAN_RGB
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from yolact.config import AugmentConfig, TrainConfig
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, run_lengths
 from yolact.data.target_masks import Grids
 from yolact.errors import DataError, SettingsError
+from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import Targets
 
 log = logging.getLogger(__name__)

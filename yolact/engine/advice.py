@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from yolact.config import MIN_RESCORING_SIZE, Params, TrainConfig
 from yolact.errors import YolactError
+from yolact.settings import MIN_RESCORING_SIZE, TrainConfig, TrainingParams
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ LR_MARGIN = 4.0
 
 
 MIN_IMAGE_SIZE = 64
-"""Of `yolact.config.ImageSize`, pixels."""
+"""Of `yolact.settings.ImageSize`, pixels."""
 BF16_CPU_SIZE = 64
 """Largest input, pixels, for which oneDNN computes bf16 wrongly: the weight gradient of a strided convolution on a
 single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
@@ -78,7 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def start_advised(params: Params, device: torch.device) -> Iterator[None]:
+def start_advised(params: TrainingParams, device: torch.device) -> Iterator[None]:
     """Within this a network, its averages and what the optimizer keeps come to the device.
 
     Raises:
@@ -97,7 +97,7 @@ def start_advised(params: Params, device: torch.device) -> Iterator[None]:
 
 
 def step_out_of_memory(
-    params: Params, image_size: int, batch_size: int, processes: int, *, on_cpu: bool, error: BaseException
+    params: TrainingParams, image_size: int, batch_size: int, processes: int, *, on_cpu: bool, error: BaseException
 ) -> OutOfMemoryError:
     """The message about a training step that does not fit into memory; what it proposes, the settings accept.
 
@@ -120,7 +120,7 @@ def step_out_of_memory(
     return _out_of_memory(what, ways, error)
 
 
-def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemoryError:
+def validation_out_of_memory(params: TrainingParams, error: BaseException) -> OutOfMemoryError:
     """The message about a validation that does not fit into memory; what it proposes, the settings accept.
 
     Each process shows the network ``evaluate.batch_size`` images at once, at most.
@@ -132,7 +132,7 @@ def validation_out_of_memory(params: Params, error: BaseException) -> OutOfMemor
     return _out_of_memory(f"{at_once} images of {size} px at once in a validation", ways, error)
 
 
-def _smaller_batches(params: Params, batch_size: int, processes: int, most: int) -> list[str]:
+def _smaller_batches(params: TrainingParams, batch_size: int, processes: int, most: int) -> list[str]:
     """More passes, ``most`` at most and equally long; half the batch."""
     config, ways = params.train, []
     passes = range(2 * config.accumulate, most + 1)
@@ -148,7 +148,7 @@ def _smaller_batches(params: Params, batch_size: int, processes: int, most: int)
     return ways
 
 
-def _smaller_images(params: Params, image_size: int, least: int) -> list[str]:
+def _smaller_images(params: TrainingParams, image_size: int, least: int) -> list[str]:
     """Three quarters of the side, but no less than ``least`` and what the settings accept."""
     least = max(least, MIN_RESCORING_SIZE if params.model.mask_rescoring else MIN_IMAGE_SIZE)
     smaller = max(image_size * 3 // 4, least)

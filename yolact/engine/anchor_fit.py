@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.config import PYRAMID_LEVELS, ModelConfig
 from yolact.crop import Window
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.models.anchors import pyramid_anchors
 from yolact.models.yolact import Yolact
+from yolact.settings import PYRAMID_LEVELS, ModelConfig
 
 RECALL_IOU = 0.5
 """An anchor with this IoU finds the box; also the published threshold of a positive anchor."""

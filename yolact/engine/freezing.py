@@ -11,7 +11,7 @@ from yolact.models.yolact import Yolact
 def freeze(model: Yolact, up_to: str) -> None:
     """Freeze the backbone up to and including a part: no gradients.
 
-    Freezing needs pretrained weights (`Params`), and with those batch norm is frozen in the whole backbone anyway.
+    Freezing needs pretrained weights (`TrainingParams`); with those, batch norm is frozen in the whole backbone.
 
     Args:
         up_to: the setting ``train.freeze``: ``none``, ``stem``, ``stageN`` (from 1) or ``backbone``.

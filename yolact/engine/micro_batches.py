@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yolact.config import LossConfig
 from yolact.data.loader import Batch
 from yolact.engine.distributed import World
 from yolact.losses.criterion import Losses
 from yolact.losses.matcher import match
+from yolact.settings import LossConfig
 from yolact.structures import Targets
 
 

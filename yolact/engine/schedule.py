@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from yolact.config import TrainConfig
+from yolact.settings import TrainConfig
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from yolact.config import Params, TrainConfig
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.devices import check_compiler
@@ -45,6 +44,7 @@ from yolact.inference.network import DTYPES
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.settings import TrainConfig, TrainingParams
 from yolact.structures import RawOutputs, Targets
 from yolact.transforms import normalize
 
@@ -110,7 +110,7 @@ class Trainer:
         self,
         model: Yolact,
         data: CocoInstances,
-        params: Params,
+        params: TrainingParams,
         model_dir: Path,
         checkpoints: CheckpointStore,
         validate: Callable[[Yolact], Metrics],
@@ -501,7 +501,7 @@ class _NetworkWithLoss(nn.Module):
         return losses
 
 
-def _check_precision(params: Params, device: torch.device) -> None:
+def _check_precision(params: TrainingParams, device: torch.device) -> None:
     """Refuse what oneDNN computes wrongly, see `BF16_CPU_SIZE`."""
     smallest = min(params.train.augment.image_sizes or [params.model.image_size])
     if device.type == "cpu" and params.train.precision == "bf16" and smallest <= BF16_CPU_SIZE:

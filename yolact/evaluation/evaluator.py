@@ -22,12 +22,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from yolact.config import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
 from yolact.engine.distributed import World
 from yolact.errors import DataError
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from yolact.config import SampleConfig
 from yolact.errors import DataError
 from yolact.files import replaced_directory
 from yolact.formats.voc import VOC_CLASSES, VOID, voc_palette
+from yolact.settings import SampleConfig
 
 Split = Literal["train", "val"]
 Points = np.ndarray

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from yolact.boxes import box_iou, crop_mask, decode, pixel_window
-from yolact.config import DetectConfig
 from yolact.crop import filled_share
 from yolact.inference.detections import Detections
 from yolact.masks import InstanceMasks
+from yolact.settings import DetectConfig
 from yolact.structures import RawOutputs
 
 CROP_PADDING = 1

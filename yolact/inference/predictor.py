@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from yolact.config import DEFAULT_DETECTION, DetectConfig
 from yolact.crop import filled_share
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError
@@ -21,6 +20,7 @@ from yolact.inference.network import InferenceNetwork, Precision
 from yolact.inference.postprocess import WHOLE, Candidates, detect, to_image_frame
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.boxes import crop_mask, encode
-from yolact.config import LossConfig
 from yolact.losses.matcher import BACKGROUND, Matches, match
 from yolact.models.maskiou import MaskIouNet
+from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets
 
 

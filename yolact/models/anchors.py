@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolact.config import ModelConfig
+from yolact.settings import ModelConfig
 
 
 def level_anchors(

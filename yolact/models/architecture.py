@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from yolact.config import BACKBONE_BLOCKS, PYRAMID_LEVELS, BackboneName, ModelConfig
 from yolact.errors import WeightsError
 from yolact.models.state_dicts import shortened
 from yolact.models.yolact import Yolact
+from yolact.settings import BACKBONE_BLOCKS, PYRAMID_LEVELS, BackboneName, ModelConfig
 
 PARTS = ("fpn.", "proto_net.", "prediction_layers.", "semantic_seg_conv.")
 """What the names of tensors outside the backbone start with."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.config import ModelConfig
+from yolact.settings import ModelConfig
 
 
 def _draw_weights(weight: Tensor, **how: Any) -> None:

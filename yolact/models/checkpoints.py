@@ -17,7 +17,6 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from yolact.config import ModelConfig
 from yolact.errors import DataError, WeightsError
 from yolact.models.architecture import Architecture
 from yolact.models.published import (
@@ -32,6 +31,7 @@ from yolact.models.published import (
 from yolact.models.state_dicts import read_state_dict, shortened
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 
 log = logging.getLogger(__name__)
 

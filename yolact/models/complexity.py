@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolact.config import ModelConfig
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact.structures import RawOutputs
 
 SAMPLING_FLOPS = 8

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolact.config import BACKBONE_BLOCKS, PUBLISHED_DETECTION, BackboneName, DetectConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.formats.voc import VOC_CLASSES
+from yolact.settings import BACKBONE_BLOCKS, PUBLISHED_DETECTION, BackboneName, DetectConfig, ModelConfig
 
 REFERENCE_SIZE = 550
 """Input side, pixels, for which the anchor scales are given; other sizes truncate ``scale / 550 * size``."""

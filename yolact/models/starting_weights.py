@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from yolact.config import BACKBONE_BLOCKS, BackboneName, ModelConfig
 from yolact.errors import WeightsError
 from yolact.models.architecture import FAMILIES, missing_names
 from yolact.models.state_dicts import read_state_dict, shortened
 from yolact.models.weights import DESCRIPTION_FILE, SavedModel, read_saved
 from yolact.models.yolact import Yolact
+from yolact.settings import BACKBONE_BLOCKS, BackboneName, ModelConfig
 
 log = logging.getLogger(__name__)
 

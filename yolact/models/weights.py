@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from yolact.config import ModelConfig
 from yolact.errors import WeightsError
 from yolact.files import replaced_file, write_json_atomic
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"

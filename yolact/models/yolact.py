@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolact.config import PYRAMID_LEVELS, ModelConfig
 from yolact.models.anchors import config_anchors
 from yolact.models.backbone import build_backbone
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.protonet import Protonet
+from yolact.settings import PYRAMID_LEVELS, ModelConfig
 from yolact.structures import RawOutputs
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from yolact.config import ModelConfig
 from yolact.errors import DataError
 from yolact.models.checkpoints import infer_model_config
+from yolact.settings import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolact.config import PYRAMID_LEVELS, ModelConfig
 from yolact.errors import DataError
 from yolact.models.anchors import pyramid_anchors
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact
+from yolact.settings import PYRAMID_LEVELS, ModelConfig
 from yolact_bench.parity.anchors import AnchorSettings
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.report import Checks

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolact.config import PUBLISHED_DETECTION, DetectConfig
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import IOU_TYPES
 from yolact.inference.detections import Detections
 from yolact.inference.postprocess import Candidates, detect, to_image_frame
 from yolact.models.yolact import Yolact
+from yolact.settings import PUBLISHED_DETECTION, DetectConfig
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.report import Checks
 from yolact_bench.parity.stored import input_size, stored_outputs

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.boxes import encode
-from yolact.config import LossConfig
 from yolact.errors import DataError
 from yolact.losses.criterion import YolactLoss, classification_loss, mask_iou_samples, mask_samples
 from yolact.losses.matcher import Matches, match
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact
+from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.report import Checks

@@ -23,11 +23,11 @@ from yolact.boxes import (
     pixel_window,
     xyxy_to_cxcywh,
 )
-from yolact.config import DEFAULT_DETECTION, AugmentConfig, BackboneName
 from yolact.data.augment import Sample, draw_window, render, window_targets
 from yolact.data.target_masks import Grids
 from yolact.inference.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
 from yolact.losses.matcher import match
+from yolact.settings import DEFAULT_DETECTION, AugmentConfig, BackboneName
 from yolact.structures import RawOutputs, targets_from_masks
 from yolact.transforms import aspect_ratio_size, normalize, resize_masks, resize_planes_like_opencv, to_square
 from yolact_bench.parity.detection import check_candidates

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from yolact.boxes import SIZE_VARIANCE
-from yolact.config import DEFAULT_DETECTION, ModelConfig
 from yolact.inference.postprocess import Candidates, detect
 from yolact.models.backbone import BasicBlock, Bottleneck, DarknetBlock
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, ModelConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_square
 

@@ -5,7 +5,7 @@ A file that `yolact bench --against FILE.py` names has one function::
     def load(weights: Path, model: dict, num_classes: int, detection: dict, device: str) -> object: ...
 
 ``weights`` is a ``.pth`` file with a state_dict: float32, under the published names. ``model`` and ``detection`` are
-the fields of `yolact.config.ModelConfig` and `DetectConfig`; ``device`` is as `torch.device` takes it. PyTorch's number
+the fields of `settings.ModelConfig` and `DetectConfig`; ``device`` is as `torch.device` takes it. PyTorch's number
 of threads is set before. The object that ``load`` returns has the four stages of the protocol `Contestant`. It may also
 have two more methods, which are not timed:
 
@@ -33,12 +33,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.config import DetectConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.inference.network import Precision
 from yolact.inference.postprocess import Candidates, detect, to_image_frame
 from yolact.inference.predictor import Predictor, read_image
 from yolact.models.yolact import Yolact
+from yolact.settings import DetectConfig, ModelConfig
 from yolact.structures import RawOutputs
 
 Stage = Literal["preprocess", "network", "nms", "masks"]

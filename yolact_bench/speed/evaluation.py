@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolact.config import DEFAULT_DETECTION, DetectConfig
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.postprocess import Candidates, to_image_frame
 from yolact.inference.timing import Laps, median
+from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact_bench.speed.images import HEIGHT, WIDTH
 
 DETECTIONS = 100

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from yolact.config import SampleConfig
 from yolact.formats.sample import generate_sample
 from yolact.inference.predictor import read_image
+from yolact.settings import SampleConfig
 
 HEIGHT, WIDTH = 375, 500
 """The usual size of a PASCAL VOC image, pixels."""

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.config import DetectConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import Laps, median
 from yolact.models.yolact import Yolact
+from yolact.settings import DetectConfig, ModelConfig
 from yolact_bench.speed.agreement import Agreement, compare
 from yolact_bench.speed.contestants import Entry, Found, Runner, Task
 from yolact_bench.speed.memory import PeakMemory, measure_memory

@@ -7,7 +7,7 @@ A file that `yolact bench --train --against FILE.py` names has one function::
     ) -> object: ...
 
 ``weights``, ``model`` and ``device`` are as for inference, see `yolact_bench.speed.contestants`. ``loss`` has the
-fields of `yolact.config.LossConfig`, ``optimizer`` those of SGD: ``lr``, ``momentum`` and ``weight_decay``. Batch norm
+fields of `settings.LossConfig`, ``optimizer`` those of SGD: ``lr``, ``momentum`` and ``weight_decay``. Batch norm
 of the backbone is to be frozen: evaluation mode, no gradients. The object that ``load_training`` returns has the
 methods of the protocol `Learner`. It may also have two more, which are not timed:
 
@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.config import LossConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.inference.network import Precision
 from yolact.losses.criterion import Losses, YolactLoss
 from yolact.models.yolact import Yolact
+from yolact.settings import LossConfig, ModelConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
 from yolact.transforms import normalize, to_square
 from yolact_bench.speed.contestants import PROTOCOL, Entry, explain, import_file

@@ -30,7 +30,6 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from yolact.config import AugmentConfig, SampleConfig
 from yolact.data.augment import Sample, draw_window, render, window_targets
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
@@ -43,6 +42,7 @@ from yolact.formats.sample import generate_sample
 from yolact.formats.voc import VOC_CLASSES, read_split, voc_root
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import median
+from yolact.settings import AugmentConfig, SampleConfig
 from yolact_bench.speed.contestants import guard, load_function
 from yolact_bench.speed.images import HEIGHT, WIDTH
 

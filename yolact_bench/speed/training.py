@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.config import LossConfig, ModelConfig
 from yolact.errors import SettingsError
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import Laps, median
 from yolact.models.yolact import Yolact
+from yolact.settings import LossConfig, ModelConfig
 from yolact_bench.speed.contestants import Entry
 from yolact_bench.speed.learners import (
     LearnerRunner,

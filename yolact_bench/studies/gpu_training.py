@@ -41,7 +41,6 @@ from components.evaluate import step as evaluate
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
 from components.train import step as train
-from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.devices import choose_device, prepare_device
@@ -53,6 +52,7 @@ from yolact.inference.machine import describe_machine
 from yolact.models.complexity import measure_complexity
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.calibration import calibrated_network
+from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.settings.presets import compose
 from yolact_ops.tracking.journal import RunRecord
 from yolact_ops.tracking.store import DEFAULT_TRACKING_URI

@@ -35,7 +35,6 @@ from rich.table import Table
 
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
-from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.schedule import learning_rate
@@ -43,6 +42,7 @@ from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.contestants import import_file
+from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.settings.presets import compose
 
 SMALL = (

@@ -27,7 +27,7 @@ MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
 from components.preprocess.step import run
-from yolact.config import load_params
+from yolact_ops.settings.params import load_params
 params, work, workers = load_params(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 before, begin = time.process_time(), time.perf_counter()
 run(params, raw_dir=work / "raw", processed_dir=work / "processed", report_dir=work / "report", workers=workers)

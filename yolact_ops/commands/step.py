@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 import yaml
 
-from yolact.config import Params, load_params
 from yolact.errors import YolactError
+from yolact_ops.settings.params import Params, load_params
 
 log = logging.getLogger(__name__)
 

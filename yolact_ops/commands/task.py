@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from yolact.config import DataParams, Params, read_params
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
 from yolact_ops.commands.step import clear_errors
 from yolact_ops.lineage.lineage import CODE_VARIABLE, COMMIT_VARIABLE, shown_source
+from yolact_ops.settings.params import DataParams, Params, read_params
 
 if TYPE_CHECKING:
     from components.merge.step import Totals
@@ -92,7 +92,7 @@ def settings(params: str) -> Params:
     """Check all settings, which came as YAML or JSON text.
 
     Raises:
-        SettingsError: see `yolact.config.load_params`.
+        SettingsError: see `yolact_ops.settings.params.load_params`.
     """
     return read_params(params, Params, origin="parameter params")
 
@@ -101,7 +101,7 @@ def data_settings(params: str) -> DataParams:
     """Check the settings of the data, which came as YAML or JSON text.
 
     Raises:
-        SettingsError: see `yolact.config.load_params`.
+        SettingsError: see `yolact_ops.settings.params.load_params`.
     """
     return read_params(params, DataParams, origin="parameter params")
 

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from yolact.config import Params
 from yolact.errors import DataError
+from yolact_ops.settings.params import Params
 
 LIBRARIES = ("torch", "torchvision", "numpy", "mlflow", "dvc", "kfp")
 """Distributions whose versions are recorded, besides Python's own."""

@@ -22,9 +22,9 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
-from yolact.config import Params, load_params, parse_params
 from yolact.errors import SettingsError
 from yolact.models.published import PUBLISHED_MODELS, find_published
+from yolact_ops.settings.params import Params, load_params, parse_params
 
 BASE = "base"
 WIDTH = 120
@@ -244,7 +244,7 @@ def _header(name: str, description: str, overrides: Sequence[str], model: str | 
     network = f"Its network is that of {model}." if model else ""
     text = f"Preset {name}, written by `{command}`. {description} {network}".rstrip()
     lines = textwrap.wrap(text, width=116, break_long_words=False, break_on_hyphens=False)
-    lines.append("What each key means and allows: yolact/config.py. This file is the only one that the steps read.")
+    lines.append("What each key means and allows: yolact/settings.py. This file is the only one that the steps read.")
     return "\n".join(f"# {line}" for line in lines)
 
 

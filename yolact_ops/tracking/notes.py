@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from yolact.config import Params
 from yolact_ops.lineage.lineage import data_source
+from yolact_ops.settings.params import Params
 
 NAMED_CLASSES = 20
 """Most classes that are named."""

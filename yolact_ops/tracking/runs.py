@@ -36,10 +36,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact.config import Params
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.files import write_json_atomic
 from yolact_ops.lineage.lineage import gather_lineage, user_name
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER, Journal, RunRecord
 from yolact_ops.tracking.sender import JournalSender
 from yolact_ops.tracking.store import (

@@ -13,11 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from yolact.config import AugmentConfig
 from yolact.crop import Window
 from yolact.data.augment import Sample, augment, draw_window, render, window_targets
 from yolact.data.colors import ColorChange, change_colors
 from yolact.data.target_masks import Grids
+from yolact.settings import AugmentConfig
 from yolact.structures import Targets
 from yolact.transforms import to_square
 

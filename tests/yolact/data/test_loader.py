@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
 from tests.helpers import tiny_config
-from yolact.config import AugmentConfig, TrainConfig, load_params
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.data.loader import (
     Batch,
@@ -33,8 +32,10 @@ from yolact.data.loader import (
 from yolact.errors import DataError, SettingsError
 from yolact.losses.criterion import YolactLoss
 from yolact.models.yolact import Yolact
+from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import targets_from_masks
 from yolact.transforms import normalize
+from yolact_ops.settings.params import load_params
 
 PHOTOS = 5
 EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.distributed import World, joined_world
@@ -23,6 +22,7 @@ from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import YolactError
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
+from yolact_ops.settings.params import Params, load_params, parse_params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SIZE = 64

@@ -16,12 +16,12 @@ from rich.console import Console
 
 from tests.helpers import tiny_config
 from yolact.boxes import box_iou, cxcywh_to_xyxy
-from yolact.config import ModelConfig
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.engine.anchor_fit import SIZES, AnchorReport, dataset_boxes, fit_anchors, measure_anchors
 from yolact.errors import DataError
 from yolact.models.anchors import config_anchors
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact_cli import anchors as command
 
 

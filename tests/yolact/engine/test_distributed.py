@@ -98,7 +98,7 @@ EVALUATION = """
 import json, sys, torch, torch.distributed as dist
 from pathlib import Path
 from tests.yolact.engine.runs import small_params
-from yolact.config import DEFAULT_DETECTION
+from yolact.settings import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
 from yolact.engine.distributed import World
 from yolact.evaluation.evaluator import predict_dataset

@@ -18,7 +18,6 @@ from torch import nn
 
 from tests.helpers import tiny_config
 from tests.yolact.engine.runs import make_images, small_params
-from yolact.config import Params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
 from yolact.engine import prefetch
@@ -36,6 +35,7 @@ from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
 from yolact.inference.network import fold_batch_norm
 from yolact.models.yolact import Yolact
+from yolact_ops.settings.params import Params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

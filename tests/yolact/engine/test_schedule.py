@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolact.config import TrainConfig, load_params
 from yolact.engine.schedule import learning_rate
+from yolact.settings import TrainConfig
+from yolact_ops.settings.params import load_params
 
 BASE = load_params(Path(__file__).resolve().parents[3] / "conf" / "base.yaml").train
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from yolact.config import Params, load_params, parse_params
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
@@ -28,6 +27,7 @@ from yolact.evaluation.evaluator import Validation
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 from yolact.transforms import normalize
+from yolact_ops.settings.params import Params, load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

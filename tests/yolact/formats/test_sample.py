@@ -12,11 +12,11 @@ from defusedxml import ElementTree
 from PIL import Image
 from scipy import ndimage
 
-from yolact.config import SampleConfig
 from yolact.errors import DataError
 from yolact.formats import sample as sample_module
 from yolact.formats.sample import generate_sample
 from yolact.formats.voc import VOC_CLASSES, VOID, voc_palette
+from yolact.settings import SampleConfig
 
 CONFIG = SampleConfig(seed=3, train_images=28, val_images=20, min_size=140, max_size=200, max_objects=4)
 SMALL = SampleConfig(seed=5, train_images=3, val_images=2, min_size=96, max_size=128, max_objects=3)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tests.helpers import tiny_config
 from yolact.boxes import encode
-from yolact.config import DEFAULT_DETECTION, AugmentConfig
 from yolact.crop import Window, filled_share
 from yolact.data.augment import Sample, augment, render, window_targets
 from yolact.data.target_masks import Grids
@@ -22,6 +21,7 @@ from yolact.inference import postprocess
 from yolact.inference.postprocess import Candidates, enlarge_masks, to_image_frame
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, AugmentConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from tests.yolact.networks import assert_outputs_close, trained_like
 from yolact.boxes import decode
-from yolact.config import ModelConfig
 from yolact.errors import ExportError, SettingsError
 from yolact.inference import export
 from yolact.inference.export import Exported, export_onnx
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact.transforms import normalize
 
 CLASSES = ["circle", "square", "a \"third\" 'één'"]

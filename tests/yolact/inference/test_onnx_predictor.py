@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.yolact.networks import trained_like
-from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.errors import ExportError, SettingsError
 from yolact.inference.detections import Detections
 from yolact.inference.export import export_onnx
 from yolact.inference.onnx_predictor import OnnxPredictor, detections_from_outputs
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.transforms import to_square
 
 CLASSES = ["circle", "square", "triangle"]

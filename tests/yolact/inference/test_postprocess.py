@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.inference import postprocess
 from yolact.inference.postprocess import (
     Candidates,
@@ -22,6 +21,7 @@ from yolact.inference.postprocess import (
     to_image_frame,
     traditional_nms,
 )
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
 
 # --- NMS --------------------------------------------------------------------------------------------------------

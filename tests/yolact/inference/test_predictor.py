@@ -18,13 +18,13 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from tests.helpers import tiny_config
-from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.detections import Detections
 from yolact.inference.predictor import ImageInput, Predictor, read_image
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION
 from yolact.structures import RawOutputs
 
 CLASSES = ["circle", "square", "triangle"]

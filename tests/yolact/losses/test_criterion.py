@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.helpers import ImageObjects, batch_for, batch_of, objects_of, published_loss
-from yolact.config import LossConfig
 from yolact.losses import criterion as losses_module
 from yolact.losses.criterion import (
     Losses,
@@ -30,6 +29,7 @@ from yolact.losses.criterion import (
 )
 from yolact.losses.matcher import Matches
 from yolact.models.maskiou import MaskIouNet
+from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets, downsample_masks
 
 PUBLISHED = published_loss()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from yolact.config import PUBLISHED_DETECTION, load_params, parse_params
 from yolact.models.published import PUBLISHED_MODELS, every, scaled, thirds
 from yolact.models.yolact import Yolact
+from yolact.settings import PUBLISHED_DETECTION
+from yolact_ops.settings.params import load_params, parse_params
 
 PARAMETERS = {
     "yolact_base": 50_157_071,

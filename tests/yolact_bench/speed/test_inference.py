@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolact.config import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
 from yolact.devices import peak_resident
 from yolact.errors import DataError, SettingsError
 from yolact.inference.postprocess import detect
 from yolact.inference.predictor import Predictor
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
 from yolact_bench.speed import agreement, evaluation, inference, memory
 from yolact_bench.speed.agreement import Agreement, compare
 from yolact_bench.speed.calibration import BOX_SHARE, calibrated_network
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 
 WRAPPER = """
 from yolact_bench.speed.contestants import Entry, OwnContestant, Task
-from yolact.config import DetectConfig, ModelConfig
+from yolact.settings import DetectConfig, ModelConfig
 
 class Contestant(OwnContestant):
     pass

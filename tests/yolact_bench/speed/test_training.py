@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 WRAPPER = """
 from yolact_bench.speed.learners import OwnLearner, SgdSettings, TrainingTask
-from yolact.config import LossConfig, ModelConfig
+from yolact.settings import LossConfig, ModelConfig
 
 class Learner(OwnLearner):
     pass

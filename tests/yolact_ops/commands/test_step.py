@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolact.config import Params, load_params
 from yolact.errors import DataError, SettingsError, WeightsError, YolactError
 from yolact_ops.commands.step import run_command
+from yolact_ops.settings.params import Params, load_params
 
 
 @pytest.fixture(autouse=True)

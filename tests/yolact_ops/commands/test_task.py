@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from components.evaluate.component import evaluate
 from components.source import step as source
 from pipelines.compiler import COMPONENTS
-from yolact.config import DataParams, Params, load_params
 from yolact.errors import DataError, SettingsError
 from yolact_ops.commands import task as kubeflow
 from yolact_ops.lineage.lineage import CODE_VARIABLE
+from yolact_ops.settings.params import DataParams, Params, load_params
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner, Result
 
-from yolact.config import load_params
 from yolact.errors import DataError
 from yolact.evaluation.bootstrap import Interval
 from yolact.evaluation.evaluator import evaluate_coco, index_ground_truth
@@ -29,6 +28,7 @@ from yolact_ops.comparison.sides import Side, open_side
 from yolact_ops.comparison.tables import MetricRow, class_rows, common_rows, metric_rows, points
 from yolact_ops.lineage.lineage import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
+from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
 from yolact_ops.tracking.runs import TrackingError
 

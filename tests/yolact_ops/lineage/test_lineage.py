@@ -14,7 +14,6 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from yolact.config import Params, load_params, parse_params
 from yolact.errors import DataError
 from yolact_ops.lineage.lineage import (
     gather_lineage,
@@ -26,6 +25,7 @@ from yolact_ops.lineage.lineage import (
     redact,
     without_credentials,
 )
+from yolact_ops.settings.params import Params, load_params, parse_params
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -25,10 +25,11 @@ from components.ingest.layout import VOC_NEEDED
 from components.ingest.step import run as run_step
 from components.source import watch
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
-from yolact.config import Params, SampleConfig, load_params
 from yolact.errors import DataError
 from yolact.formats.sample import generate_sample
+from yolact.settings import SampleConfig
 from yolact_ops.lineage import lineage
+from yolact_ops.settings.params import Params, load_params
 from yolact_ops.sources import sources, tracked
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer import disk, download, storage

@@ -25,8 +25,8 @@ from mlflow import MlflowClient
 from mlflow.data import get_source
 from requests import ConnectionError as NoConnection
 
-from yolact.config import Params, load_params, parse_params
 from yolact.errors import DataError
+from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.journal import Journal
 from yolact_ops.tracking.runs import (
     RESTORED_TAG,
@@ -181,7 +181,7 @@ def test_an_error_is_seen_in_the_status_and_the_next_attempt_continues_the_run(
 
 def test_a_killed_training_is_continued(params: Params, repository: Path) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from yolact.config import load_params\n"
+        "import os, signal; from pathlib import Path; from yolact.settings import load_params\n"
         "from yolact_ops.tracking.runs import start_run\n"
         f"params = load_params({str(repository / 'conf' / 'base.yaml')!r})\n"
         "with start_run(params, Path('models/run.json')) as tracker:\n"
@@ -434,7 +434,7 @@ def test_nothing_is_imported_or_set_until_it_is_needed(repository: Path) -> None
 def test_the_console_shows_our_lines_only_and_telemetry_is_off(repository: Path) -> None:
     Path("mlflow.db").unlink()
     code = (
-        "import logging, sys; from pathlib import Path; from yolact.config import load_params\n"
+        "import logging, sys; from pathlib import Path; from yolact.settings import load_params\n"
         "logging.basicConfig(level=logging.INFO, format='[step] %(message)s', stream=sys.stderr)\n"
         "from yolact_ops.tracking.runs import resume_run, start_run\n"
         f"params = load_params({str(repository / 'conf' / 'base.yaml')!r})\n"

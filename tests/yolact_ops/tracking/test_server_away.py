@@ -24,7 +24,7 @@ from components.evaluate import step as evaluate
 from tests.components.test_evaluate_report import KnownPredictor, write_data
 from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server
 from tests.servers.servers import CuttingProxy, s3_server
-from yolact.config import Params, load_params
+from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking import sender as sender_module
 from yolact_ops.tracking.evaluations import read_evaluation
 from yolact_ops.tracking.runs import RunRecord, StoreAwayError, TrackingError, resume_run, start_run
@@ -240,7 +240,7 @@ def test_a_training_goes_on_from_its_checkpoint_while_the_server_is_away(
 
 
 KILLED = """
-import sys; from pathlib import Path; from yolact.config import load_params
+import sys; from pathlib import Path; from yolact.settings import load_params
 from yolact_ops.tracking.runs import start_run
 with start_run(load_params(Path(sys.argv[1])), Path("models/run.json")) as tracker:
     print("ready", flush=True)

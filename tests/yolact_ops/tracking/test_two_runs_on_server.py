@@ -18,8 +18,8 @@ from components.preprocess import step as preprocess
 from components.register import step as register
 from components.train import step as train
 from tests.servers.mlflow_servers import MlflowServer
-from yolact.config import Params
 from yolact_cli.main import app
+from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
 SETTINGS = [

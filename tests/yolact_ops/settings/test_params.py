@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from yolact.config import DEFAULT_DETECTION, load_params, parse_params
 from yolact.errors import SettingsError, YolactError
+from yolact.settings import DEFAULT_DETECTION
+from yolact_ops.settings.params import load_params, parse_params
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +257,7 @@ def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> 
 @pytest.mark.parametrize("nothing", [None, [], "train", 3])
 def test_settings_that_are_no_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
     assert refusal(nothing) == (
-        "params.yaml: must be a mapping with the sections data, model, train, evaluate, register, promote, runtime"
+        "params.yaml: must be a mapping with the sections data, model, train, evaluate, runtime, register, promote"
     )
 
 

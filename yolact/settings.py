@@ -1,20 +1,16 @@
-"""Every setting of the project, typed and checked.
+"""The settings of the library, typed and checked: network, training, detection, evaluation, runtime.
 
-``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no defaults, so a
-value is never in two places (`DEFAULT_DETECTION` and `PUBLISHED_DETECTION` are no settings but facts). Unknown keys,
-wrong types and impossible combinations are refused with the key's path and the way out (`SettingsError`).
+The models mirror sections of ``params.yaml``, the only place where a setting has its value, and so have no defaults
+(`DEFAULT_DETECTION` and `PUBLISHED_DETECTION` are facts, not settings). The whole file, with the sections of the
+pipeline's steps, is `yolact_ops.settings.params`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolact.errors import SettingsError
@@ -32,15 +28,13 @@ ImageSize = Annotated[int, Field(ge=64, le=4096)]
 larger number is a slip."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section of ``params.yaml``: unknown keys, missing keys and values of another type are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-MIN_PHOTO_SIDE = 64
-"""Pixels; the least bound that images are reduced to."""
-
-
-class SampleConfig(_Section):
+class SampleConfig(Section):
     """The generated VOC-layout sample (`yolact.formats.sample`)."""
 
     seed: NonNegativeInt
@@ -60,53 +54,6 @@ class SampleConfig(_Section):
         return self
 
 
-Addresses = Annotated[list[Annotated[str, Field(pattern="^https?://")]], Field(min_length=1)]
-
-
-class MirrorsConfig(_Section):
-    """Addresses of published archives, tried in this order; a checksum decides whether the right file came."""
-
-    voc2012: Addresses
-    """Of ``VOCtrainval_11-May-2012.tar``."""
-    sbd: Addresses
-    """Of SBD's ``benchmark.tgz``."""
-
-
-class DataConfig(_Section):
-    source: Annotated[str, Field(min_length=1)]
-    """Where the raw data comes from; `yolact_ops.sources.sources` has the spellings."""
-    mirrors: MirrorsConfig
-    classes: list[str] | dict[str, str] | None
-    """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
-    names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
-    max_side: NonNegativeInt
-    """Images whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images to validate on where the source does not say which: about so many of each class."""
-    split_seed: NonNegativeInt
-    """Another one chooses other images to validate on."""
-    max_problems: NonNegativeInt
-    """Images with faulty annotations that preprocess may leave out (each is reported) before it stops."""
-    sample: SampleConfig
-
-    @field_validator("max_side")
-    @classmethod
-    def _side_is_large_enough(cls, max_side: int) -> int:
-        if 0 < max_side < MIN_PHOTO_SIDE:
-            raise ValueError(f"must be 0 (never reduce) or at least {MIN_PHOTO_SIDE} pixels")
-        return max_side
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _classes_are_names(cls, classes: object) -> object:
-        names = [*classes, *classes.values()] if isinstance(classes, dict) else classes
-        usable = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
-        repeated = usable and isinstance(classes, list) and len(set(classes)) < len(classes)
-        if classes is not None and (not usable or repeated):
-            raise ValueError("must be null (all), a list of different names, or a mapping from names to new names")
-        return classes
-
-
 BACKBONE_BLOCKS: dict[str, tuple[int, ...]] = {
     "resnet18": (2, 2, 2, 2),
     "resnet34": (3, 4, 6, 3),
@@ -122,7 +69,7 @@ MIN_RESCORING_SIZE = 249
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "darknet53"]
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network. `yolact.models.published` has the published ones."""
 
     backbone: BackboneName
@@ -210,7 +157,7 @@ class ModelConfig(_Section):
         return len(self.anchor_ratios) * len(self.anchor_scales[0])
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """SSD-style augmentation (SSD section 2.2, as in the published code); see `yolact.data.augment` for the chances."""
 
     photometric: bool
@@ -222,7 +169,7 @@ class AugmentConfig(_Section):
     ``model.image_size``."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Weights and thresholds of the training loss (paper section 3.3 and the published code)."""
 
     class_weight: NonNegativeFloat
@@ -253,7 +200,7 @@ class LossConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -323,7 +270,7 @@ class TrainConfig(_Section):
         return milestones
 
 
-class DetectConfig(_Section):
+class DetectConfig(Section):
     """From raw outputs to detections (`yolact.inference.postprocess`).
 
     The last three are faults of the published code, off unless its results are wanted; docs/accuracy.md has what each
@@ -356,7 +303,7 @@ class DetectConfig(_Section):
             return DetectConfig.model_validate(self.model_dump() | changes)
         except ValidationError as error:
             raise SettingsError(
-                "\n".join(f"detection: {_explain(detail, DetectConfig)}" for detail in error.errors())
+                "\n".join(f"detection: {explain(detail, DetectConfig)}" for detail in error.errors())
             ) from error
 
 
@@ -378,7 +325,7 @@ PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
 """What the published code does, faults included."""
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Section):
     batch_size: PositiveInt
     """Most images in one pass of the network, also in validations during training, there of each process. Changes
     nothing of a result but rounding, so train is not run again for it."""
@@ -388,7 +335,7 @@ class EvaluateConfig(_Section):
     detect: DetectConfig
 
 
-class RuntimeConfig(_Section):
+class RuntimeConfig(Section):
     """How and where to run: nothing of it is meant to change a result, so no step is run again for it."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
@@ -408,59 +355,16 @@ class RuntimeConfig(_Section):
     """``none``, or ``s3://bucket/prefix``: a second place for checkpoints, from which a machine without any goes on."""
 
 
-class RegisterConfig(_Section):
-    experiment: Annotated[str, Field(min_length=1)]
-    """MLflow experiment of the runs."""
-    model_name: Annotated[str, Field(pattern=r"^[^/:@'\"]+$")]
-    """Registered model name; MLflow allows neither ``/`` nor ``:``, and quotes and ``@`` could not be searched for."""
-    min_mask_ap50: Fraction
-    """A version below this is registered without the alias ``candidate``."""
-
-
-class PromoteConfig(_Section):
-    """The gate between the aliases ``candidate`` and ``champion``. Gains and losses are differences of AP, 0 to 1."""
-
-    metric: Literal["mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"]
-    """What the candidate must be better at."""
-    min_gain: Annotated[float, Field(ge=-1, le=1)]
-    """Candidate minus champion, at least; below 0 lets a slightly worse model pass."""
-    max_doubt: Fraction
-    """The lower end of the gain's interval may be this far below 0: with that confidence the candidate is no worse than
-    that. At 0 the gain must be proven."""
-    confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    """Of that interval (bootstrap over the validation images)."""
-    samples: Annotated[int, Field(ge=100, le=100_000)]
-    """Bootstrap samples."""
-    max_class_loss: Fraction
-    """Most AP that any one class may lose, by the kind of overlap that ``metric`` names."""
-    min_class_objects: PositiveInt
-    """Classes with fewer validation objects do not count for that: their AP is chance."""
-    max_latency_ms: NonNegativeFloat
-    """Most milliseconds a image, see `components.promote.latency`; 0 for no limit."""
-    min_first: Fraction
-    """Least value of ``metric`` of a first champion."""
-    fail_on_refusal: bool
-    """Whether a refusal makes the step ``promote`` of a pipeline fail; the command always exits with 3 then."""
-
-
-class DataParams(_Section):
-    """The section of ``params.yaml`` that the steps of the data read; a file of it alone has all that they need."""
-
-    data: DataConfig
-
-
-class Params(DataParams):
-    """The whole of ``params.yaml``."""
+class TrainingParams(Section):
+    """The sections that training reads, checked against each other."""
 
     model: ModelConfig
     train: TrainConfig
     evaluate: EvaluateConfig
-    register_: Annotated[RegisterConfig, Field(alias="register")]
-    promote: PromoteConfig
     runtime: RuntimeConfig
 
     @model_validator(mode="after")
-    def _training_sizes_large_enough(self) -> Params:
+    def _training_sizes_large_enough(self) -> TrainingParams:
         sizes = self.train.augment.image_sizes
         if self.model.mask_rescoring and sizes and min(sizes) < MIN_RESCORING_SIZE:
             raise ValueError(
@@ -470,7 +374,7 @@ class Params(DataParams):
         return self
 
     @model_validator(mode="after")
-    def _frozen_layers_have_weights(self) -> Params:
+    def _frozen_layers_have_weights(self) -> TrainingParams:
         freeze = self.train.freeze
         if freeze == "none":
             return self
@@ -485,84 +389,8 @@ class Params(DataParams):
         return self
 
 
-def load_params(path: Path | str = "params.yaml") -> Params:
-    """Read and check a settings file.
-
-    Raises:
-        SettingsError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value; or it is a
-            preset, which lies beside a ``base.yaml`` and has only what differs from that.
-    """
-    path = Path(path)
-    try:
-        tree = _load_yaml(path.read_text(encoding="utf-8"), origin=str(path))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    beside_base = path.name != "base.yaml" and (path.parent / "base.yaml").is_file()
-    return _parse(Params, tree, origin=str(path), preset=path.stem if beside_base else None)
-
-
-def parse_params(tree: Any, origin: str = "params") -> Params:
-    """Check a nested mapping of settings; ``origin`` is named in errors.
-
-    Raises:
-        SettingsError: see `load_params`.
-    """
-    return _parse(Params, tree, origin)
-
-
-SomeParams = TypeVar("SomeParams", bound=DataParams)
-
-
-def read_params(text: str, model: type[SomeParams], origin: str = "params") -> SomeParams:
-    """Check settings that came as YAML or JSON text, all of them (`Params`) or the data's alone (`DataParams`).
-
-    Raises:
-        SettingsError: see `load_params`.
-    """
-    try:
-        tree = json.loads(text)  # first: YAML reads JSON's two escapes of one emoji as two characters
-    except ValueError:
-        tree = _load_yaml(text, origin)
-    return _parse(model, tree, origin)
-
-
-def _load_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{origin}: not valid YAML: {error}") from error
-
-
-def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None = None) -> SomeParams:
-    """See `parse_params`; ``preset`` is the name of the preset that the tree may be, if keys are all that it lacks."""
-    if not isinstance(tree, dict):
-        raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(_key_names(model))}")
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        if preset and all(detail["type"] == "missing" for detail in error.errors()):
-            raise SettingsError(
-                f"{origin}: a preset, which has only what differs from base.yaml beside it. Write the whole settings "
-                f"to params.yaml with `yolact preset use {preset}`, and use that file."
-            ) from error
-        problems = [_explain(detail, model) for detail in error.errors()]
-        raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, as YAML 1.2 does (PyYAML follows 1.1, where it is a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def _key_names(model: type[BaseModel]) -> list[str]:
+def key_names(model: type[BaseModel]) -> list[str]:
+    """The keys of a section, as ``params.yaml`` spells them."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -576,13 +404,13 @@ def _section_at(path: Sequence[str | int], model: type[BaseModel]) -> type[BaseM
     return model
 
 
-def _explain(detail: Any, model: type[BaseModel] = Params) -> str:
+def explain(detail: Any, model: type[BaseModel]) -> str:
     """One pydantic error on ``model`` as a line: key path, what was found, what is allowed."""
     path = detail["loc"]
     key = ".".join(str(part) for part in path)
     if detail["type"] == "extra_forbidden":
         section = _section_at(path, model)
-        allowed = _key_names(section) if section else []
+        allowed = key_names(section) if section else []
         close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(allowed)}"
         return f"{key}: unknown key; {hint}"
