@@ -6,7 +6,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
-from yolact_ops.lineage.lineage import IMAGE_VARIABLE, KUBEFLOW_RUN_VARIABLE
+from yolact_ops.lineage.lineage import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 
 SHARED_MEMORY = "/dev/shm"
 
@@ -29,7 +29,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
     kubernetes.set_timeout(task, config.time_limit)
     task.set_env_variable(IMAGE_VARIABLE, cluster.image)
-    kubernetes.use_field_path_as_env(task, KUBEFLOW_RUN_VARIABLE, RUN_LABEL)
+    kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, RUN_LABEL)
     if config.retries:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_tries(config, retry)}s")

@@ -38,7 +38,7 @@ COMMIT_VARIABLE = "YOLACT_COMMIT"
 """The commit that an image was built from, where there is no git repository."""
 CODE_VARIABLE = "YOLACT_CODE_VERSION"
 """The code's version, where there is no git repository."""
-KUBEFLOW_RUN_VARIABLE = "KFP_RUN_ID"
+PIPELINE_RUN_VARIABLE = "KFP_RUN_ID"
 """Id of the Kubeflow pipeline run."""
 
 PIPELINE_OUTPUTS = ("data", "dvc.lock", "metrics", "plots", "reports")
@@ -69,7 +69,7 @@ class Lineage:
     image: str | None
     """Container image, see `IMAGE_VARIABLE`."""
     image_digest: str | None
-    kubeflow_run_id: str | None
+    pipeline_run_id: str | None
     dvc_lock_hash: str | None
     """SHA-256 of what ``dvc.lock`` says of the steps before this one, see `hash_dvc_lock`."""
     params_hash: str
@@ -94,7 +94,7 @@ class Lineage:
             "package_version": self.package_version,
             "image": self.image,
             "image_digest": self.image_digest,
-            "kubeflow_run_id": self.kubeflow_run_id,
+            "pipeline_run_id": self.pipeline_run_id,
             "dvc_lock_hash": self.dvc_lock_hash,
             "params_hash": self.params_hash,
             "data_digest": self.data_digest,
@@ -133,7 +133,7 @@ def gather_lineage(
         package_version=_version("yolact-pipeline"),
         image=_stated(IMAGE_VARIABLE),
         image_digest=_stated(IMAGE_DIGEST_VARIABLE),
-        kubeflow_run_id=_stated(KUBEFLOW_RUN_VARIABLE),
+        pipeline_run_id=_stated(PIPELINE_RUN_VARIABLE),
         dvc_lock_hash=hash_dvc_lock(lock, before=step) if lock.is_file() else None,
         params_hash=hash_params(params),
         data_digest=None if processed_dir is None else read_data_digest(processed_dir),

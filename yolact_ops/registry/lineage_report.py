@@ -25,7 +25,7 @@ GROUPS = {
     "code": ("git_commit", "git_dirty", "git_branch", "git_remote", "code_version", "package_version"),
     "data": ("data_source", "data_digest", "dvc_lock_hash"),
     "settings": ("params_hash", "detect_hash", "params_changes"),
-    "run": ("run_id", TRAIN_RUN_TAG, "kubeflow_run_id", "image", "image_digest", "host", "user", "gpu"),
+    "run": ("run_id", TRAIN_RUN_TAG, "pipeline_run_id", "image", "image_digest", "host", "user", "gpu"),
     "model": ("model_digest", "mask_AP", "mask_AP50", "box_AP", "box_AP50"),
 }
 """Tags by what they tell about, in the order in which they are shown; all other tags follow."""

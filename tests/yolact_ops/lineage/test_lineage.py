@@ -213,7 +213,7 @@ def test_what_only_the_environment_knows_is_in_the_tags(
     for name, value in (stated | {"YOLACT_COMMIT": "c0ffee", "YOLACT_CODE_VERSION": "unknown"}).items():
         monkeypatch.setenv(name, value)
     tags = gather_lineage(params, root=tmp_path).as_tags()
-    assert [tags[name] for name in ("image", "image_digest", "kubeflow_run_id")] == list(stated.values())
+    assert [tags[name] for name in ("image", "image_digest", "pipeline_run_id")] == list(stated.values())
     assert tags["git_commit"] == "c0ffee"
     assert "code_version" not in tags
 
