@@ -48,6 +48,7 @@ lint: $(STAMP) ## Check style and types
 	@ruff check
 	@ruff format --check
 	@mypy
+	@lint-imports --no-cache >/dev/null || lint-imports --no-cache
 
 format: $(STAMP) ## Put code into the project's style
 	@ruff check --fix
