@@ -84,7 +84,7 @@ a new key, or a comment in another section, does not retrain."""
 
 @functools.cache
 def import_graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True)
+    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
 
 
 def module_file(root: Path, module: str) -> Path:
