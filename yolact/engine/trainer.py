@@ -348,7 +348,7 @@ class Trainer:
         shares = []
         for number, part in enumerate(parts, start=1):
             with self._without_averaging(number < len(parts)):
-                images = normalize(part.batch.images, self.model.config.backbone)
+                images = normalize(part.batch.images, self.model.backbone.normalization)
                 images = images.contiguous(memory_format=self.memory_format)
                 losses = self.network(images, part.batch.targets, part.priorities)
                 share = part.weighted(losses)

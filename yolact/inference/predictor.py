@@ -188,7 +188,7 @@ class Predictor(ImagePredictor):
         config = self.model_config
         resize = to_padded_square if config.keep_aspect_ratio else to_square
         batch = torch.stack([resize(image.to(self.device), config.image_size) for image in images])
-        return normalize(batch, config.backbone)
+        return normalize(batch, self.network.normalization)
 
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
