@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from yolact.losses.criterion import Losses, YolactLoss, random_priorities
+from yolact.models.maskiou import MaskIouNet
 from yolact.settings import LossConfig, ModelConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
 
@@ -34,11 +36,7 @@ def tiny_config(**changes: object) -> ModelConfig:
 def published_loss(**changes: object) -> LossConfig:
     """The published weights and thresholds of the loss."""
     settings: dict[str, object] = {
-        "class_weight": 1.0,
-        "box_weight": 1.5,
-        "mask_weight": 6.125,
-        "semantic_weight": 1.0,
-        "mask_iou_weight": 25.0,
+        "weights": {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0},
         "mask_iou_min_area": 25,
         "positive_iou": 0.5,
         "negative_iou": 0.4,
@@ -96,3 +94,16 @@ def batch_for(outputs: RawOutputs, images: list[ImageObjects]) -> Targets:
     _, num_classes, *semantic_size = outputs.semantic_logits.shape
     _, height, width, _ = outputs.prototypes.shape
     return batch_of(images, num_classes, (height, width), (semantic_size[0], semantic_size[1]))
+
+
+def losses_of(
+    criterion: YolactLoss,
+    outputs: RawOutputs,
+    targets: Targets,
+    maskiou_net: MaskIouNet | None = None,
+    priorities: Tensor | None = None,
+) -> Losses:
+    """The losses of a batch that one process has as a whole; masks are drawn at random if ``priorities`` is None."""
+    if priorities is None:
+        priorities = random_priorities(*outputs.boxes.shape[:2], outputs.boxes.device)
+    return criterion(outputs, targets, criterion.match(targets, outputs.anchors), priorities, maskiou_net)

@@ -170,12 +170,9 @@ class AugmentConfig(Section):
 class LossConfig(Section):
     """Weights and thresholds of the training loss (paper section 3.3 and the published code)."""
 
-    class_weight: NonNegativeFloat
-    box_weight: NonNegativeFloat
-    mask_weight: NonNegativeFloat
-    semantic_weight: NonNegativeFloat
-    mask_iou_weight: NonNegativeFloat
-    """Read only with ``model.mask_rescoring``."""
+    weights: dict[str, NonNegativeFloat]
+    """One for each term of `yolact.losses.terms.LOSS_TERMS`, by name; training checks the names. ``mask_iou`` is read
+    only with ``model.mask_rescoring``."""
     mask_iou_min_area: NonNegativeInt
     """Objects of no more prototype pixels do not train the mask re-scoring (published: 25)."""
     positive_iou: Fraction

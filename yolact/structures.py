@@ -7,7 +7,7 @@ height and width of an image, Hp and Wp those of the prototypes, H3 and W3 those
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,33 @@ class Targets:
     def pin_memory(self) -> Targets:
         """A copy in page-locked memory."""
         return self._with(Tensor.pin_memory)
+
+    def rows(self, start: int, stop: int) -> Targets:
+        """The images ``start`` to ``stop`` as a batch of their own, without copying them."""
+        objects = slice(sum(self.counts[:start]), sum(self.counts[:stop]))
+        return Targets(
+            boxes=self.boxes[objects],
+            labels=self.labels[objects],
+            crowd=self.crowd[objects],
+            images=self.images[objects] - start,
+            masks=self.masks[objects],
+            semantic=self.semantic[start:stop],
+            counts=self.counts[start:stop],
+        )
+
+    @staticmethod
+    def cat(batches: Sequence[Targets]) -> Targets:
+        """The images of several batches, one batch after the other."""
+        counts = [count for targets in batches for count in targets.counts]
+        return Targets(
+            boxes=torch.cat([targets.boxes for targets in batches]),
+            labels=torch.cat([targets.labels for targets in batches]),
+            crowd=torch.cat([targets.crowd for targets in batches]),
+            images=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+            masks=torch.cat([targets.masks for targets in batches]),
+            semantic=torch.cat([targets.semantic for targets in batches]),
+            counts=counts,
+        )
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> Targets:
         return Targets(

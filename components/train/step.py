@@ -37,6 +37,7 @@ from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
+from yolact.losses.terms import LOSS_TERMS, check_weights
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
@@ -50,17 +51,6 @@ from yolact_ops.tracking.notes import run_note
 from yolact_ops.tracking.runs import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
 
 log = logging.getLogger(__name__)
-
-LOSS_COLUMNS = {
-    "total": "total",
-    "classification": "class",
-    "box": "box",
-    "mask": "mask",
-    "semantic": "semantic",
-    "mask_iou": "mask_iou",
-}
-"""Column of ``plots/train/losses.csv`` by name of the loss term; a term that the network has not has no column."""
-
 
 PICTURE_SCORE = 0.3
 """Detections below it are not drawn in validation pictures."""
@@ -162,6 +152,7 @@ def run(
 
 def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) -> None:
     """See `run`. A request to stop is followed between the parts of the start; results are written to the end."""
+    check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
     interrupts.stop_if_requested()
@@ -348,8 +339,8 @@ def _summary(result: TrainingResult) -> dict[str, float]:
 
 
 def _loss_columns(row: Metrics) -> Metrics:
-    """The loss terms of a logged step under their columns' names, in order."""
-    return {column: row[term] for term, column in LOSS_COLUMNS.items() if term in row}
+    """Total and unweighted terms of a logged step; a term that the network does not have has no column."""
+    return {name: row[name] for name in ("total", *LOSS_TERMS) if name in row}
 
 
 def _write_plots(folder: Path, result: TrainingResult) -> None:

@@ -211,7 +211,8 @@ def test_the_curves_are_those_of_the_run(straight: Path, settings: dict[str, Any
     assert [row["step"] for row in losses] == steps
     assert [row["epoch"] for row in losses] == [1 + step // 2 for step in steps]
     for row in losses:
-        assert row["total"] == pytest.approx(row["class"] + row["box"] + row["mask"] + row["semantic"], rel=1e-5)
+        weighted = row["classification"] + 1.5 * row["box"] + 6.125 * row["mask"] + row["semantic"]
+        assert row["total"] == pytest.approx(weighted, rel=1e-5)
     assert losses[-1]["total"] < losses[0]["total"]
 
     config = parse_params(settings).train
@@ -226,7 +227,7 @@ def test_the_curves_are_those_of_the_run(straight: Path, settings: dict[str, Any
 def test_the_summary_is_the_end_of_the_curves(straight: Path) -> None:
     summary = json.loads((straight / "metrics/train.json").read_text())
     last = rows(straight / "plots/train/losses.csv")[-1]
-    for column in ("total", "class", "box", "mask", "semantic"):
+    for column in ("total", "classification", "box", "mask", "semantic"):
         assert summary[f"loss_{column}"] == last[column]
     assert summary["steps"] == 20
     assert summary["best_val_mask_AP"] == max(row["mask_AP"] for row in rows(straight / "plots/train/ap.csv"))
@@ -247,7 +248,7 @@ def test_the_term_of_mask_rescoring_has_a_column_where_it_is_trained(straight: P
     result = TrainingResult({"steps": logged, "epochs": validated}, steps=4, best_score=0.1, seconds_per_step=1.0)
     step._write_plots(tmp_path, result)
     losses = rows(tmp_path / "losses.csv")
-    assert list(losses[0]) == ["epoch", "step", "total", "class", "box", "mask", "semantic", "mask_iou"]
+    assert list(losses[0]) == ["epoch", "step", "total", "classification", "box", "mask", "semantic", "mask_iou"]
     assert [row["mask_iou"] for row in losses] == [1.5, 1.25, 1.0, 0.75]
     assert step._summary(result)["loss_mask_iou"] == pytest.approx((1.0 + 0.75) / 2)
 
@@ -267,8 +268,8 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         return sorted((m.step, m.value) for m in store(straight).get_metric_history(run.info.run_id, name))
 
     losses = rows(straight / "plots/train/losses.csv")
-    for name, column in (("total", "total"), ("classification", "class"), ("mask", "mask")):
-        assert history(f"train/{name}") == [(row["step"], row[column]) for row in losses]
+    for name in ("total", "classification", "mask"):
+        assert history(f"train/{name}") == [(row["step"], row[name]) for row in losses]
     assert history("train/lr") == [(row["step"], row["lr"]) for row in rows(straight / "plots/train/lr.csv")]
     validations = rows(straight / "plots/train/ap.csv")
     for name in ("mask_AP", "mask_AP50", "box_AP", "box_AP50", "epoch"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers import batch_for, published_loss
+from tests.helpers import batch_for, losses_of, published_loss
 from tests.yolact.losses.loss_processes import ANCHORS, FIELDS, SIDE, objects
 from yolact.losses.criterion import YolactLoss
 from yolact.models.maskiou import MaskIouNet
@@ -58,20 +58,20 @@ def test_loss_and_gradients_are_those_of_the_cpu_without_waiting(
     network = MaskIouNet(3)
     criterion = YolactLoss(published_loss())
     host = on("cpu", outputs)
-    expected = criterion(host, targets, network)
+    expected = losses_of(criterion, host, targets, network)
     expected.total.backward()
 
     device = on("cuda", outputs)
     network, moved = network.cuda(), targets.to("cuda")
-    criterion(device, moved, network).total.backward()  # libraries are loaded
+    losses_of(criterion, device, moved, network).total.backward()  # libraries are loaded
     for name in FIELDS:
         getattr(device, name).grad = None
     request.getfixturevalue("no_waiting")
-    found = criterion(device, moved, network)
+    found = losses_of(criterion, device, moved, network)
     found.total.backward()
     torch.cuda.set_sync_debug_mode("default")
-    for name, term in expected.as_dict().items():
-        assert found.as_dict()[name].item() == pytest.approx(term.item(), rel=1e-4), name
+    for name, term in expected.terms.items():
+        assert found.terms[name].item() == pytest.approx(term.item(), rel=1e-4), name
     for name in FIELDS:
         torch.testing.assert_close(
             getattr(device, name).grad.cpu(), getattr(host, name).grad, rtol=1e-3, atol=1e-5, msg=name

@@ -244,19 +244,9 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
 def collate(rows: list[Batch]) -> Batch:
     """Join batches of images of the same size."""
-    targets = [row.targets for row in rows]
-    counts = [count for target in targets for count in target.counts]
     return Batch(
         images=torch.cat([row.images for row in rows]),
-        targets=Targets(
-            boxes=torch.cat([target.boxes for target in targets]),
-            labels=torch.cat([target.labels for target in targets]),
-            crowd=torch.cat([target.crowd for target in targets]),
-            images=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
-            masks=torch.cat([target.masks for target in targets]),
-            semantic=torch.cat([target.semantic for target in targets]),
-            counts=counts,
-        ),
+        targets=Targets.cat([row.targets for row in rows]),
         image_ids=[image_id for row in rows for image_id in row.image_ids],
     )
 

@@ -83,7 +83,7 @@ class LossWatch:
             DivergedError: loss or gradients of this step, or of the one before, are not finite. Every process raises
                 it.
         """
-        terms = [part.as_dict() | {"total": part.total} for part in parts]
+        terms = [part.terms | {"total": part.total} for part in parts]
         self._names = list(terms[0])
         local = torch.stack([torch.stack(list(part.values())) for part in terms]).detach().float().sum(dim=0)  # (T,)
         shared = torch.cat([local, local.new_full((1,), float(stop))])

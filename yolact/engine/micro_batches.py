@@ -1,13 +1,13 @@
-"""A batch in several passes (gradient accumulation), with the gradients that it has in one.
+"""Gradient accumulation: a batch in several micro-batches, with the gradients that it has as a whole.
 
-The loss terms of a pass are divided by that pass's positive anchors and images. To make the sum over the passes the
-loss of the whole batch, each pass's terms are weighted: the semantic term by its share of the images, all others by
-its share of the positives. Which anchors are positive depends on the targets alone, so it is known before the first
-pass. Which of an image's positives enter the mask loss, where there are too many, is drawn for the whole batch.
+The loss divides the terms of a micro-batch by that micro-batch's positive anchors or images. To make their sum the loss
+of the whole batch, each term is multiplied by the micro-batch's share of the batch's positives or images. Which anchors
+are positive depends on the targets alone, so it is known before the network runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,78 +16,55 @@ from torch import Tensor
 
 from yolact.data.loader import Batch
 from yolact.engine.distributed import World
-from yolact.losses.criterion import Losses
-from yolact.losses.matcher import match
-from yolact.settings import LossConfig
-from yolact.structures import Targets
+from yolact.losses.matcher import Matches
+from yolact.losses.terms import Normaliser
 
 
 @dataclass(frozen=True)
-class Part:
-    """One pass's images of a batch, and the weights of its loss terms."""
+class MicroBatch:
+    """Some of a batch's images, with their share of the loss."""
 
     batch: Batch
+    matches: Matches
     priorities: Tensor
-    """(B, A) float32 of its images, see `YolactLoss`."""
-    positives: Tensor | float
-    """Share of the global batch's positive anchors, 0 to 1."""
-    images: Tensor | float
-    """Share of the global batch's images, 0 to 1."""
-
-    def weighted(self, losses: Losses) -> Losses:
-        """The pass's share in the loss terms of the batch."""
-        return Losses(
-            classification=losses.classification * self.positives,
-            box=losses.box * self.positives,
-            mask=losses.mask * self.positives,
-            semantic=losses.semantic * self.images,
-            mask_iou=None if losses.mask_iou is None else losses.mask_iou * self.positives,
-        )
+    """(B, A) float32, see `YolactLoss.forward`."""
+    shares: Mapping[Normaliser, Tensor | float]
+    """Its share of each normaliser of the global batch, 0 to 1."""
 
 
-def split_batch(
-    batch: Batch, priorities: Tensor, passes: int, anchors: Tensor, config: LossConfig, world: World
-) -> list[Part]:
-    """Divide a batch into consecutive parts, as equal as they can be.
+def split_batch(batch: Batch, matches: Matches, priorities: Tensor, count: int, world: World) -> list[MicroBatch]:
+    """Divide a batch into consecutive micro-batches, as equal as they can be.
 
     Args:
         batch: this process's, on its device.
+        matches: of its targets.
         priorities: (B, A) float32, of its images.
-        passes: number of parts, the same in every process; not more than any process has images.
-        anchors: (A, 4) cxcywh, relative.
+        count: micro-batches, the same in every process; not more than any process has images.
     """
-    if passes == 1:
-        return [Part(batch, priorities, 1.0, 1.0)]
-    count = len(batch.image_ids)
-    bounds = [(count * i // passes, count * (i + 1) // passes) for i in range(passes)]
-    per_image = positives_of(batch, anchors, config)  # (B,)
+    if count == 1:
+        return [MicroBatch(batch, matches, priorities, {"positives": 1.0, "images": 1.0})]
+    size = len(batch.image_ids)
+    bounds = [(size * i // count, size * (i + 1) // count) for i in range(count)]
+    per_image = (matches.classes > 0).sum(dim=1)  # (B,)
     shares = [torch.stack([per_image[a:b].sum(), per_image.new_full((), b - a)]) for a, b in bounds]
     sums = torch.stack(shares).float()
     if world.size > 1:
         dist.all_reduce(sums)
-    positives, images = sums.unbind(dim=1)  # (passes,) each
+    positives, images = sums.unbind(dim=1)  # (count,) each
     positives = positives.clamp(min=1) / positives.sum().clamp(min=1)  # a loss never divides by less than 1
     images = images / images.sum()
-    return [Part(rows(batch, a, b), priorities[a:b], positives[i], images[i]) for i, (a, b) in enumerate(bounds)]
+    return [
+        MicroBatch(
+            Batch(batch.images[a:b], batch.targets.rows(a, b), batch.image_ids[a:b]),
+            _rows(matches, a, b, first_object=sum(batch.targets.counts[:a])),
+            priorities[a:b],
+            {"positives": positives[i], "images": images[i]},
+        )
+        for i, (a, b) in enumerate(bounds)
+    ]
 
 
-def positives_of(batch: Batch, anchors: Tensor, config: LossConfig) -> Tensor:
-    """Positive anchors of each image; (B,) int64."""
-    matches = match(batch.targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
-    return (matches.classes > 0).sum(dim=1)
-
-
-def rows(batch: Batch, start: int, stop: int) -> Batch:
-    """The images ``start`` to ``stop`` of a batch, without copying them."""
-    targets = batch.targets
-    objects = slice(sum(targets.counts[:start]), sum(targets.counts[:stop]))
-    part = Targets(
-        boxes=targets.boxes[objects],
-        labels=targets.labels[objects],
-        crowd=targets.crowd[objects],
-        images=targets.images[objects] - start,
-        masks=targets.masks[objects],
-        semantic=targets.semantic[start:stop],
-        counts=targets.counts[start:stop],
-    )
-    return Batch(batch.images[start:stop], part, batch.image_ids[start:stop])
+def _rows(matches: Matches, start: int, stop: int, first_object: int) -> Matches:
+    """The matches of the images ``start`` to ``stop``, whose objects begin at row ``first_object`` of the targets."""
+    objects = matches.objects[start:stop] - first_object
+    return Matches(matches.classes[start:stop], objects.clamp(min=0))  # images without objects have row 0 everywhere

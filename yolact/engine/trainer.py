@@ -42,6 +42,7 @@ from yolact.engine.speed import SpeedMeter
 from yolact.errors import SettingsError
 from yolact.inference.network import DTYPES
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
+from yolact.losses.matcher import Matches
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import TrainConfig, TrainingParams
@@ -138,6 +139,7 @@ class Trainer:
         if self.world.size > 1 and not model.config.pretrained:
             synchronise_batch_norm(self.model)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        self.criterion = YolactLoss(self.config.loss, self.world.size)
         self.network = self._network()
         self.optimizer = build_optimizer(self.model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
@@ -151,7 +153,7 @@ class Trainer:
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        self.passes = min(self.config.accumulate, max(self.sampler.batch_size // self.world.size, 1))
+        self.micro_batches = min(self.config.accumulate, max(self.sampler.batch_size // self.world.size, 1))
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = self.config.epochs * self.steps_per_epoch
         self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
@@ -231,7 +233,7 @@ class Trainer:
         if self.runtime.compile:
             check_compiler(self.device, "runtime.compile")
             forward = torch.compile(self.model)
-        network: nn.Module = _NetworkWithLoss(self.model, forward, YolactLoss(self.config.loss), dtype)
+        network: nn.Module = _NetworkWithLoss(self.model, forward, self.criterion, dtype)
         if self.world.size > 1:
             # Buffers are equal everywhere: batch norm is frozen, or synchronised. PyTorch 2.15 renamed the switch.
             names = inspect.signature(DistributedDataParallel).parameters
@@ -342,16 +344,17 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
-        # Drawn for the global batch, so that neither passes nor processes change which masks are chosen.
+        matches = self.criterion.match(batch.targets, anchors)
+        # Drawn for the global batch: neither micro-batches nor processes change which masks are chosen.
         priorities = random_priorities(self.sampler.batch_size, len(anchors), self.device)[self.sampler.share]
-        parts = split_batch(batch, priorities, self.passes, anchors, self.config.loss, self.world)
+        parts = split_batch(batch, matches, priorities, self.micro_batches, self.world)
         shares = []
         for number, part in enumerate(parts, start=1):
             with self._without_averaging(number < len(parts)):
                 images = normalize(part.batch.images, self.model.backbone.normalization)
                 images = images.contiguous(memory_format=self.memory_format)
-                losses = self.network(images, part.batch.targets, part.priorities)
-                share = part.weighted(losses)
+                losses: Losses = self.network(images, part.batch.targets, part.matches, part.priorities)
+                share = losses.scaled(part.shares)
                 self.scaler.scale(share.total).backward()
             shares.append(share)
         norm = self._clip_gradients()
@@ -489,15 +492,11 @@ class _NetworkWithLoss(nn.Module):
         self.dtype = dtype
         self.run = forward
 
-    def forward(self, images: Tensor, targets: Targets, priorities: Tensor) -> Losses:
-        """Loss terms of (B, 3, S, S) normalised images; the network computes in ``dtype`` where that is sound.
-
-        Args:
-            priorities: (B, A) float32, see `YolactLoss`.
-        """
+    def forward(self, images: Tensor, targets: Targets, matches: Matches, priorities: Tensor) -> Losses:
+        """The loss terms of (B, 3, S, S) normalised images, see `YolactLoss.forward`; the network runs in ``dtype``."""
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
             outputs = self.run(images)
-        losses: Losses = self.criterion(outputs, targets, self.model.maskiou_net, priorities)
+        losses: Losses = self.criterion(outputs, targets, matches, priorities, self.model.maskiou_net)
         return losses
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from yolact.boxes import encode
 from yolact.errors import DataError
-from yolact.losses.criterion import YolactLoss, classification_loss, mask_iou_samples, mask_samples
-from yolact.losses.matcher import Matches, match
+from yolact.losses.criterion import YolactLoss
+from yolact.losses.masks import mask_iou_samples, mask_samples
+from yolact.losses.matcher import Matches
+from yolact.losses.terms import classification_loss
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact
 from yolact.settings import LossConfig
@@ -23,11 +25,7 @@ from yolact_bench.parity.report import Checks
 from yolact_bench.parity.stored import FIELDS, stored_outputs, stored_targets
 
 PUBLISHED_LOSS = LossConfig(
-    class_weight=1.0,
-    box_weight=1.5,
-    mask_weight=6.125,
-    semantic_weight=1.0,
-    mask_iou_weight=25.0,
+    weights={"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0},
     mask_iou_min_area=25,
     positive_iou=0.5,
     negative_iou=0.4,
@@ -96,7 +94,7 @@ def _check_variant(
 ) -> None:
     fixture = checks.fixture
     config = variant_config(fixture, variant)
-    matches = match(targets, outputs.anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
+    matches = YolactLoss(config).match(targets, outputs.anchors)
     with checks.part(f"{variant}/conf_t"):
         check_matches(checks, variant, matches, targets, outputs.anchors)
     if f"{variant}/ohem_target" in fixture or f"{variant}/ohem_ce" in fixture:
@@ -105,7 +103,7 @@ def _check_variant(
     permutations = [fixture.tensor(f"{variant}/perm/{k}") for k in _numbered(fixture, f"{variant}/perm")]
     with checks.part(f"{variant}/loss"):
         priorities = stored_priorities(matches, config.max_masks_per_image, permutations)
-        _check_terms(checks, variant, config, outputs, targets, maskiou_net, priorities)
+        _check_terms(checks, variant, config, outputs, targets, matches, maskiou_net, priorities)
     if any(name.startswith("maskiou_") for name in fixture.children(variant)):
         with checks.part(f"{variant}/maskiou"):
             priorities = stored_priorities(matches, config.max_masks_per_image, permutations)
@@ -163,29 +161,29 @@ def _check_terms(
     config: LossConfig,
     outputs: RawOutputs,
     targets: Targets,
+    matches: Matches,
     maskiou_net: MaskIouNet | None,
     priorities: Tensor,
 ) -> None:
     """Every stored term, and every stored gradient: of B + C + M + S under ``grad``, of I under ``dI_d<output>``."""
     fixture = checks.fixture
     leaves = _leaves(outputs)
-    losses = YolactLoss(config)(leaves, targets, maskiou_net, priorities)
+    losses = YolactLoss(config)(leaves, targets, matches, priorities, maskiou_net).weighted
     for letter in sorted(TERMS.keys() & fixture.children(f"{variant}/loss")):
         with checks.part(f"{variant}/loss/{letter}"):
-            term: Tensor | None = getattr(losses, TERMS[letter])
-            if term is None:
+            if TERMS[letter] not in losses:
                 raise DataError("a network with mask re-scoring is needed, whose weights are not in the file")
-            checks.array(f"{variant}/loss/{letter}", term)
-    total = losses.box + losses.classification + losses.mask + losses.semantic
+            checks.array(f"{variant}/loss/{letter}", losses[TERMS[letter]])
+    total = losses["box"] + losses["classification"] + losses["mask"] + losses["semantic"]
     for name in fixture.children(f"{variant}/grad"):
         checks.array(f"{variant}/grad/{name}", _gradient(total, leaves, name))
-    if losses.mask_iou is not None:
+    if "mask_iou" in losses:
         for name in FIELDS:
             if f"{variant}/dI_d{name}" in fixture:
-                checks.array(f"{variant}/dI_d{name}", _gradient(losses.mask_iou, leaves, name))
+                checks.array(f"{variant}/dI_d{name}", _gradient(losses["mask_iou"], leaves, name))
             norm = fixture.meta.get(variant, f"norm_dI_d{name}")
             if norm is not None:
-                found = _gradient(losses.mask_iou, leaves, name).norm()
+                found = _gradient(losses["mask_iou"], leaves, name).norm()
                 checks.value(f"meta_json.{variant}.norm_dI_d{name}", found, float(norm))
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from yolact.errors import SettingsError
 from yolact.inference.network import Precision
-from yolact.losses.criterion import Losses, YolactLoss
+from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.yolact import Yolact
 from yolact.settings import LossConfig, ModelConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
@@ -179,7 +179,10 @@ class OwnLearner:
 
     def loss(self, batch: tuple[Tensor, Targets], outputs: RawOutputs) -> Losses:
         """See `Learner`."""
-        losses: Losses = self.criterion(outputs, batch[1], self.network.maskiou_net)
+        targets = batch[1]
+        matches = self.criterion.match(targets, outputs.anchors)
+        priorities = random_priorities(len(batch[0]), len(outputs.anchors), self.device)
+        losses: Losses = self.criterion(outputs, targets, matches, priorities, self.network.maskiou_net)
         return losses
 
     def backward(self, losses: Losses) -> None:
@@ -194,7 +197,7 @@ class OwnLearner:
 
     def terms(self, losses: Losses) -> dict[str, float]:
         """See this module's description."""
-        return {name: term.item() for name, term in losses.as_dict().items()}
+        return {name: term.item() for name, term in losses.weighted.items()}
 
     def gradients(self) -> dict[str, Tensor]:
         """See this module's description."""

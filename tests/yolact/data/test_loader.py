@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
-from tests.helpers import tiny_config
+from tests.helpers import losses_of, tiny_config
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.data.loader import (
     Batch,
@@ -527,10 +527,10 @@ def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, reposi
     assert outputs.prototypes.shape[1:3] == batch.targets.masks.shape[1:]
     assert outputs.semantic_logits is not None
     assert outputs.semantic_logits.shape == batch.targets.semantic.shape
-    losses = YolactLoss(config.loss)(outputs, batch.targets)
+    losses = losses_of(YolactLoss(config.loss), outputs, batch.targets)
     losses.total.backward()
     assert losses.total.isfinite()
-    assert losses.mask > 0
+    assert losses.terms["mask"] > 0
 
 
 # --- Page-locked memory

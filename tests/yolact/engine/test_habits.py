@@ -8,13 +8,14 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from tests.helpers import tiny_config
 from tests.yolact.engine.runs import make_images, small_params
@@ -29,12 +30,13 @@ from yolact.engine.ema import Ema
 from yolact.engine.freezing import frozen_parts
 from yolact.engine.interrupts import InterruptedRunError, Interrupts
 from yolact.engine.loss_watch import DivergedError
-from yolact.engine.micro_batches import positives_of, rows, split_batch
+from yolact.engine.micro_batches import split_batch
 from yolact.engine.speed import SpeedMeter
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
 from yolact.inference.network import fold_batch_norm
 from yolact.models.yolact import Yolact
+from yolact.structures import Targets
 from yolact_ops.settings.params import Params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,25 +123,36 @@ def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weight
         assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
 
 
-def test_parts_of_a_batch_are_its_images_with_their_objects(trainer: Callable[..., Trainer]) -> None:
+def test_micro_batches_are_the_batchs_images_with_their_objects_and_matches(trainer: Callable[..., Trainer]) -> None:
+    """Matches are those of each micro-batch alone, to the last index, though computed once for the batch."""
     learner = trainer(batch_size=4)
     batch = next(iter(learner.loader))
     anchors = learner.model.anchors(learner.model.level_sizes(64, 64), torch.device("cpu"))
+    matches = learner.criterion.match(batch.targets, anchors)
     priorities = torch.rand(4, len(anchors))
-    parts = split_batch(batch, priorities, 2, anchors, learner.config.loss, World())
+    parts = split_batch(batch, matches, priorities, 2, World())
     assert torch.equal(torch.cat([part.priorities for part in parts]), priorities)
     assert [part.batch.image_ids for part in parts] == [batch.image_ids[:2], batch.image_ids[2:]]
-    positives = positives_of(batch, anchors, learner.config.loss)
-    assert [float(part.positives) for part in parts] == pytest.approx(
+    positives = (matches.classes > 0).sum(dim=1)
+    assert [float(part.shares["positives"]) for part in parts] == pytest.approx(
         [float(positives[:2].sum() / positives.sum()), float(positives[2:].sum() / positives.sum())]
     )
-    assert [float(part.images) for part in parts] == [0.5, 0.5]
-    single = [rows(batch, k, k + 1) for k in range(4)]
-    for name in ("boxes", "labels", "crowd", "masks", "semantic"):
-        joined = torch.cat([getattr(part.targets, name) for part in single])
-        assert torch.equal(joined, getattr(batch.targets, name))
-    assert all(part.targets.counts == [len(part.targets.boxes)] for part in single)
-    assert all(not part.targets.images.any() for part in single)
+    assert [float(part.shares["images"]) for part in parts] == [0.5, 0.5]
+    for part in split_batch(batch, matches, priorities, 4, World()):
+        alone = learner.criterion.match(part.batch.targets, anchors)
+        assert torch.equal(part.matches.classes, alone.classes)
+        assert torch.equal(part.matches.objects, alone.objects)
+
+
+def test_targets_of_single_images_together_are_those_of_the_batch(trainer: Callable[..., Trainer]) -> None:
+    targets = next(iter(trainer(batch_size=4).loader)).targets
+    single = [targets.rows(image, image + 1) for image in range(4)]
+    joined = Targets.cat(single)
+    for field in fields(Targets):
+        found, expected = getattr(joined, field.name), getattr(targets, field.name)
+        assert torch.equal(found, expected) if isinstance(expected, Tensor) else found == expected, field.name
+    assert all(part.counts == [len(part.boxes)] for part in single)
+    assert all(not part.images.any() for part in single)
 
 
 # --- Averages, frozen layers, early stopping

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from tests.helpers import ImageObjects, batch_for, objects_of, published_loss, tiny_config
-from yolact.losses.criterion import YolactLoss
+from tests.helpers import ImageObjects, batch_for, losses_of, objects_of, published_loss, tiny_config
+from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
@@ -56,9 +56,9 @@ def results(batch: slice, counts: list[int]) -> dict[str, Tensor]:
     outputs = RawOutputs(**part, anchors=anchors)
     torch.manual_seed(1)
     network = MaskIouNet(3)
-    losses = YolactLoss(published_loss(max_masks_per_image=3))(outputs, batch_for(outputs, images[batch]), network)
+    losses = loss_of_part(outputs, images, batch, network)
     losses.total.backward()
-    found = {f"term {name}": term.detach() for name, term in losses.as_dict().items()}
+    found = {f"term {name}": term.detach() for name, term in losses.weighted.items()}
     found |= {f"output {name}": part[name].grad for name in FIELDS}
     return found | {f"network {name}": parameter.grad for name, parameter in network.named_parameters()}
 
@@ -73,9 +73,16 @@ def gradients(batch: slice, counts: list[int]) -> dict[str, Tensor]:
     images = torch.randn(len(counts), 3, SIDE, SIDE, dtype=torch.float64)
     outputs = network(images[batch])
     arrays = [objects(count, seed) for seed, count in enumerate(counts)]
-    loss = YolactLoss(published_loss(max_masks_per_image=3))
-    loss(outputs, batch_for(outputs, arrays[batch]), None).total.backward()
+    loss_of_part(outputs, arrays, batch, None).total.backward()
     return {name: parameter.grad for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+
+def loss_of_part(outputs: RawOutputs, images: list[ImageObjects], batch: slice, network: MaskIouNet | None) -> Losses:
+    """The loss of a part of the batch of ``images``; masks are drawn for the whole batch."""
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    criterion = YolactLoss(published_loss(max_masks_per_image=3), world_size)
+    priorities = random_priorities(len(images), len(outputs.anchors), outputs.boxes.device)[batch]
+    return losses_of(criterion, outputs, batch_for(outputs, images[batch]), network, priorities)
 
 
 def _process(rank: int, processes: int, find: Find, counts: list[int], folder: str) -> None:

@@ -11,29 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import ImageObjects, batch_for, batch_of, objects_of, published_loss
-from yolact.losses import criterion as losses_module
-from yolact.losses.criterion import (
-    Losses,
+from tests.helpers import ImageObjects, batch_for, batch_of, losses_of, objects_of, published_loss
+from yolact.losses import masks as masks_module
+from yolact.losses.criterion import Losses, YolactLoss, random_priorities
+from yolact.losses.masks import (
     MaskIouSamples,
     MaskSamples,
-    YolactLoss,
-    box_loss,
-    classification_loss,
     mask_iou_loss,
     mask_iou_samples,
     mask_loss,
     mask_samples,
-    random_priorities,
-    semantic_loss,
 )
 from yolact.losses.matcher import Matches
+from yolact.losses.terms import box_loss, classification_loss, semantic_loss
 from yolact.models.maskiou import MaskIouNet
 from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets, downsample_masks
 
 PUBLISHED = published_loss()
-UNWEIGHTED = PUBLISHED.model_copy(update={"box_weight": 1.0, "mask_weight": 1.0})
 
 
 def matches_of(classes: list[list[int]], objects: list[list[int]]) -> Matches:
@@ -336,7 +331,7 @@ def test_empty_slots_change_neither_loss_nor_gradients(mask_scene: MaskScene, mo
         return [loss, *torch.autograd.grad(loss, scene)]
 
     expected = gradients()
-    monkeypatch.setattr(losses_module, "_slots", lambda counts, targets, max_masks: max_masks)
+    monkeypatch.setattr(masks_module, "_slots", lambda counts, targets, max_masks: max_masks)
     for found, value in zip(gradients(), expected, strict=True):
         torch.testing.assert_close(found, value, rtol=1e-6, atol=1e-6)
 
@@ -485,17 +480,20 @@ def two_objects(side: int = 16) -> ImageObjects:
 def compute(
     config: LossConfig, outputs: RawOutputs, images: list[ImageObjects], network: nn.Module | None = None
 ) -> Losses:
-    return YolactLoss(config)(outputs, batch_for(outputs, images), network)
+    return losses_of(YolactLoss(config), outputs, batch_for(outputs, images), network)
 
 
 def values(losses: Losses) -> dict[str, float]:
-    return {name: term.item() for name, term in losses.as_dict().items()}
+    """The unweighted terms."""
+    return {name: term.item() for name, term in losses.terms.items()}
 
 
-def test_the_total_is_the_sum_of_the_four_terms() -> None:
+def test_the_total_is_the_weighted_sum_of_the_four_terms() -> None:
     losses = compute(PUBLISHED, scene([two_objects()]), [two_objects()])
-    assert set(losses.as_dict()) == {"classification", "box", "mask", "semantic"}
-    assert losses.total.item() == pytest.approx(sum(values(losses).values()), rel=1e-6)
+    found = values(losses)
+    assert found.keys() == {"classification", "box", "mask", "semantic"}
+    weighted = found["classification"] + 1.5 * found["box"] + 6.125 * found["mask"] + found["semantic"]
+    assert losses.total.item() == pytest.approx(weighted, rel=1e-6)
     assert all(value > 0 for value in values(losses).values())
 
 
@@ -510,11 +508,13 @@ def rescoring(seed: int = 3) -> MaskIouNet:
 def test_a_network_with_rescoring_has_a_fifth_term() -> None:
     targets = [two_objects(), two_objects()]
     without = values(compute(PUBLISHED, scene(targets, side=64), targets))
+    four = compute(PUBLISHED, scene(targets, side=64), targets).total.item()
     losses = compute(PUBLISHED, scene(targets, side=64), targets, rescoring())
     terms = values(losses)
-    assert terms.pop("mask_iou") > 0
+    mask_iou = terms.pop("mask_iou")
+    assert mask_iou > 0
     assert terms == without
-    assert losses.total.item() == pytest.approx(sum(values(losses).values()), rel=1e-6)
+    assert losses.total.item() == pytest.approx(four + 25 * mask_iou, rel=1e-6)
 
 
 def test_the_rescoring_term_is_divided_by_all_positives_of_the_batch() -> None:
@@ -533,14 +533,14 @@ def test_the_rescoring_term_is_divided_by_all_positives_of_the_batch() -> None:
     )
     config = published_loss(mask_iou_min_area=15)
     losses = compute(config, outputs, [quarter(4), small], StoredIous(torch.tensor([0.24, 9.0])))
-    assert losses.mask_iou.item() == pytest.approx(25 * 2 * 0.5 * (0.64 - 0.24) ** 2 / 3, rel=1e-5)
+    assert losses.terms["mask_iou"].item() == pytest.approx(2 * 0.5 * (0.64 - 0.24) ** 2 / 3, rel=1e-5)
 
 
 def test_rescoring_teaches_the_masks_as_well() -> None:
     """The published code does not cut the gradient between the two."""
     targets = [two_objects()]
     outputs, network = scene(targets, side=64), rescoring()
-    compute(PUBLISHED, outputs, targets, network).mask_iou.backward()
+    compute(PUBLISHED, outputs, targets, network).terms["mask_iou"].backward()
     assert outputs.prototypes.grad.abs().sum() > 0
     assert outputs.mask_coefficients.grad.abs().sum() > 0
     assert outputs.boxes.grad is None
@@ -552,7 +552,7 @@ def test_without_samples_the_rescoring_term_and_its_gradients_are_zero(objects: 
     """Zero, not absent: processes that train together exchange the same gradients in every step."""
     outputs, network = scene([objects], side=64), rescoring()
     losses = compute(PUBLISHED, outputs, [objects], network)
-    assert losses.mask_iou.item() == 0
+    assert losses.terms["mask_iou"].item() == 0
     losses.total.backward()
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in network.parameters())
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves(outputs).values())
@@ -562,20 +562,20 @@ def test_rescoring_is_trained_in_float32_too() -> None:
     targets, network = [two_objects()], rescoring()
     half = scene(targets, torch.bfloat16, side=64)
     full = RawOutputs(**{name: leaf.detach().float() for name, leaf in leaves(half).items()}, anchors=half.anchors)
-    expected = compute(PUBLISHED, full, targets, network).mask_iou
+    expected = compute(PUBLISHED, full, targets, network).terms["mask_iou"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = compute(PUBLISHED, half, targets, network).mask_iou
+        found = compute(PUBLISHED, half, targets, network).terms["mask_iou"]
     assert found.dtype == torch.float32
     assert found.item() == expected.item()
 
 
-def test_weights_scale_their_terms() -> None:
+def test_weights_scale_their_terms_in_the_total_alone() -> None:
     targets = [two_objects()]
-    plain = values(compute(UNWEIGHTED, scene(targets), targets))
-    weights = {"class_weight": 2.0, "box_weight": 3.0, "mask_weight": 0.5, "semantic_weight": 0.0}
-    weighted = values(compute(PUBLISHED.model_copy(update=weights), scene(targets), targets))
-    factors = {"classification": 2, "box": 3, "mask": 0.5, "semantic": 0}
-    assert weighted == {name: pytest.approx(plain[name] * factor, rel=1e-6) for name, factor in factors.items()}
+    plain = values(compute(PUBLISHED, scene(targets), targets))
+    weights = {"classification": 2.0, "box": 3.0, "mask": 0.5, "semantic": 0.0, "mask_iou": 1.0}
+    losses = compute(published_loss(weights=weights), scene(targets), targets)
+    assert values(losses) == plain
+    assert losses.total.item() == pytest.approx(sum(weights[name] * value for name, value in plain.items()), rel=1e-6)
 
 
 def quarter(corner: int) -> ImageObjects:
@@ -606,7 +606,7 @@ def test_terms_are_divided_by_the_positives_of_the_whole_batch(
         anchors=torch.tensor([[0.75, 0.75, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]),
         semantic_logits=torch.zeros(batch, 2, 4, 4),
     )
-    assert values(compute(UNWEIGHTED, outputs, targets)) == {
+    assert values(compute(PUBLISHED, outputs, targets)) == {
         "classification": pytest.approx(chosen * math.log(3) / positives, rel=1e-5),
         "box": pytest.approx(4 * 0.125, rel=1e-5),
         "mask": pytest.approx(25 * math.log(2) / 16, rel=1e-5),
@@ -678,7 +678,7 @@ def test_bfloat16_outputs_are_computed_in_float32() -> None:
     full = RawOutputs(**{name: leaf.detach().float() for name, leaf in leaves(half).items()}, anchors=half.anchors)
     expected = values(compute(PUBLISHED, full, targets))
     losses = compute(PUBLISHED, half, targets)
-    assert all(term.dtype == torch.float32 for term in losses.as_dict().values())
+    assert all(term.dtype == torch.float32 for term in losses.terms.values())
     assert values(losses) == expected
 
 
@@ -687,7 +687,7 @@ def test_autocast_does_not_reach_into_the_loss() -> None:
     outside = values(compute(PUBLISHED, scene(targets), targets))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = compute(PUBLISHED, scene(targets), targets)
-    assert all(term.dtype == torch.float32 for term in inside.as_dict().values())
+    assert all(term.dtype == torch.float32 for term in inside.terms.values())
     assert values(inside) == outside
 
 
@@ -705,7 +705,7 @@ def test_a_network_in_evaluation_mode_is_refused() -> None:
     outputs = scene([two_objects()])
     outputs.semantic_logits = None
     with pytest.raises(AssertionError, match="training mode"):
-        YolactLoss(PUBLISHED)(outputs, batch_of([two_objects()], 3, (8, 8)))
+        losses_of(YolactLoss(PUBLISHED), outputs, batch_of([two_objects()], 3, (8, 8)))
 
 
 @pytest.mark.parametrize("images", [[two_objects(), no_objects(16)], [no_objects(16)]], ids=["objects", "none"])
@@ -721,7 +721,7 @@ def test_no_shape_depends_on_values_so_that_a_gpu_is_never_waited_for(
         anchors=outputs.anchors.to("meta"),
     )
     priorities = torch.empty(len(images), 20, device="meta")
-    losses = YolactLoss(PUBLISHED)(on_meta, targets, rescoring().to("meta"), priorities)
+    losses = losses_of(YolactLoss(PUBLISHED), on_meta, targets, rescoring().to("meta"), priorities)
     losses.total.backward()
     assert all(leaf.grad.shape == leaf.shape for leaf in leaves(on_meta).values())
 

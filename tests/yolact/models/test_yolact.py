@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import batch_for, objects_of, published_loss, tiny_config
+from tests.helpers import batch_for, losses_of, objects_of, published_loss, tiny_config
 from yolact.losses.criterion import YolactLoss
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.fpn import FPN
@@ -284,6 +284,6 @@ def test_training_goes_on_after_inference_mode() -> None:
     masks[0, 10:40, 10:40] = 1
     objects = objects_of([[10 / 64, 10 / 64, 40 / 64, 40 / 64]], [1], masks)
     outputs = network.train()(image_batch(1))
-    YolactLoss(published_loss())(outputs, batch_for(outputs, [objects])).total.backward()
+    losses_of(YolactLoss(published_loss()), outputs, batch_for(outputs, [objects])).total.backward()
     for name, parameter in network.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name

@@ -50,8 +50,8 @@ def test_base_is_valid_and_holds_the_published_values(repository: Path) -> None:
         5e-4,
     )
     loss = params.train.loss
-    assert (loss.class_weight, loss.box_weight, loss.mask_weight, loss.semantic_weight) == (1.0, 1.5, 6.125, 1.0)
-    assert (loss.mask_iou_weight, loss.mask_iou_min_area) == (25.0, 25)
+    assert loss.weights == {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0}
+    assert loss.mask_iou_min_area == 25
     assert params.model.anchor_scales == [[32], [64], [128], [256], [512]]
     assert params.model.anchors_per_cell == 3
     assert params.model.pretrained
@@ -71,7 +71,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
     [
         ("train.learning_rates", 1, "train.learning_rates: unknown key; allowed here: seed, epochs, batch_size"),
         ("train.epoch", 1, "train.epoch: unknown key; did you mean 'epochs'?"),
-        ("train.loss.mask_wieght", 1, "train.loss.mask_wieght: unknown key; did you mean 'mask_weight'?"),
+        ("train.loss.wieghts", 1, "train.loss.wieghts: unknown key; did you mean 'weights'?"),
         ("evalute", {}, "evalute: unknown key; did you mean 'evaluate'?"),
         ("registr", {}, "registr: unknown key; did you mean 'register'?"),
         ("train.lr", "fast", "train.lr: input should be a valid number (found 'fast')"),
@@ -236,7 +236,7 @@ def test_a_faulty_replacement_is_refused_with_its_key(changes: dict[str, Any], m
         DEFAULT_DETECTION.replace(**changes)
 
 
-@pytest.mark.parametrize("key", ["train.lr", "register", "train.loss.mask_weight", "data.sample.seed"])
+@pytest.mark.parametrize("key", ["train.lr", "register", "train.loss.weights", "data.sample.seed"])
 def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
     *above, last = key.split(".")
     section = tree

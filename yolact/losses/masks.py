@@ -1,0 +1,169 @@
+"""The mask loss and the loss of mask re-scoring: masks assembled from prototypes against the true ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolact.boxes import crop_mask
+from yolact.losses.matcher import Matches
+from yolact.models.maskiou import MaskIouNet
+from yolact.structures import Targets
+
+
+@dataclass
+class MaskSamples:
+    """The positives that enter the mask loss, at the prototypes' resolution, in P slots for each image."""
+
+    logits: Tensor
+    """(B, P, Hp, Wp) assembled masks before sigmoid and crop (paper equation 1)."""
+    truth: Tensor
+    """(B, P, Hp, Wp) uint8, 0 or 1."""
+    inside: Tensor
+    """(B, P, Hp, Wp) bool: the true box, see `yolact.boxes.crop_mask`."""
+    boxes: Tensor
+    """(B, P, 4) true boxes, xyxy, relative."""
+    labels: Tensor
+    """(B, P) int64 true classes, 0 to C - 1."""
+    filled: Tensor
+    """(B, P) bool; the other slots have no meaning."""
+    scale: Tensor
+    """(B, 1) float32: positives of the image over those in slots: 1 where all of them take part."""
+
+    def masks(self) -> Tensor:
+        """(B, P, Hp, Wp) 0 to 1; zero outside the true box."""
+        return torch.sigmoid(self.logits) * self.inside
+
+
+@dataclass
+class MaskIouSamples:
+    """What one batch teaches the mask re-scoring, in M slots."""
+
+    masks: Tensor
+    """(M, Hp, Wp) assembled masks, soft and cropped; gradients flow back through them."""
+    labels: Tensor
+    """(M,) int64 true classes, 0 to C - 1."""
+    ious: Tensor
+    """(M,) 0 to 1: how well each mask, binarised, fits the true one."""
+    chosen: Tensor
+    """(M,) bool; the other slots teach nothing."""
+
+
+def mask_samples(
+    prototypes: Tensor,
+    coefficients: Tensor,
+    matches: Matches,
+    targets: Targets,
+    priorities: Tensor,
+    max_masks: int,
+) -> MaskSamples:
+    """Assemble the masks of the positives (paper equation 1) beside the true masks.
+
+    Args:
+        prototypes: (B, Hp, Wp, K).
+        coefficients: (B, A, K).
+        priorities: (B, A); of the positives of an image, those with the greatest are taken.
+        max_masks: positives per image that take part at most.
+
+    Returns:
+        Each image's positives by descending priority, filled slots first.
+    """
+    batch, height, width, _ = prototypes.shape
+    positive = matches.classes > 0
+    counts = positive.sum(dim=1, keepdim=True)  # (B, 1)
+    slots = _slots(counts, targets, min(max_masks, positive.shape[1]))
+    anchors = torch.where(positive, priorities, -torch.inf).topk(slots, dim=1).indices  # (B, P)
+    objects = matches.objects.gather(1, anchors)
+    boxes = targets.boxes[objects]
+    chosen = coefficients.gather(1, anchors[..., None].expand(-1, -1, coefficients.shape[2]))  # (B, P, K)
+    return MaskSamples(
+        logits=(chosen @ prototypes.flatten(1, 2).mT).view(batch, slots, height, width),
+        truth=targets.masks[objects],
+        inside=crop_mask(boxes.flatten(0, 1), height, width).view(batch, slots, height, width),
+        boxes=boxes,
+        labels=targets.labels[objects],
+        filled=positive.gather(1, anchors),
+        scale=(counts / max_masks).clamp(min=1),
+    )
+
+
+def _slots(counts: Tensor, targets: Targets, max_masks: int) -> int:
+    """Slots for each image's masks: the most that an image can need, or on a CPU, where looking is free, does need."""
+    if not len(targets.boxes):
+        return 0
+    return min(max_masks, int(counts.max())) if counts.device.type == "cpu" else max_masks
+
+
+def mask_loss(samples: MaskSamples) -> Tensor:
+    """Pixel cross-entropy of assembled masks inside the true box, divided by that box's area, summed.
+
+    The area is in prototype pixels. A true pixel outside the crop costs 100, the clamp of PyTorch's cross-entropy.
+    Where only some of an image's positives take part, their sum is scaled up to all of them.
+    """
+    height, width = samples.logits.shape[2:]
+    cost = _CroppedCrossEntropy.apply(samples.logits, samples.truth, samples.inside)  # (B, P)
+    sides = samples.boxes[..., 2:] - samples.boxes[..., :2]
+    area = (sides[..., 0] * width) * (sides[..., 1] * height)
+    return (cost * torch.where(samples.filled, samples.scale / area, 0.0)).sum()
+
+
+class _CroppedCrossEntropy(torch.autograd.Function):
+    """``F.binary_cross_entropy(sigmoid(logits) * inside, truth)``, summed over the pixels of each mask.
+
+    Values and gradients are those of PyTorch's functions, their clamps included: logarithms end at -100, and the
+    gradient of a pixel vanishes where the sigmoid is saturated. Written as one function because the pixels are many,
+    and because PyTorch's cross-entropy stops at NaN (on a GPU by a device assertion), which here has to reach the loss.
+    """
+
+    SMALLEST = 1e-12
+    """Least divisor in the gradient of PyTorch's cross-entropy (ATen, ``EPSILON``)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
+        predicted = torch.sigmoid(logits).mul_(inside)
+        ctx.save_for_backward(predicted, truth)
+        # The probability given to what is true: p where truth is 1, else 1 - p.
+        right = torch.where(truth != 0, predicted, 1 - predicted)
+        return right.log_().clamp_(min=-100).sum(dim=(-2, -1)).neg_()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        predicted, truth = ctx.saved_tensors
+        slope = predicted * (1 - predicted)  # of the sigmoid; 0 outside the crop
+        gradient = (predicted - truth).mul_(slope).div_(slope.clamp(min=_CroppedCrossEntropy.SMALLEST))
+        return gradient.mul_(gradients[0][..., None, None]), None, None
+
+
+def mask_iou_samples(samples: MaskSamples, min_area: int) -> MaskIouSamples:
+    """The masks of a batch that train its mask re-scoring (YOLACT++ paper, "Fast Mask Re-Scoring Network").
+
+    Args:
+        samples: those of the mask loss.
+        min_area: objects of no more prototype pixels are left out, as published.
+    """
+    masks, truth = samples.masks().flatten(0, 1), samples.truth.flatten(0, 1)
+    binary = masks > 0.5
+    area = truth.sum(dim=(1, 2))
+    shared = (binary & (truth != 0)).sum(dim=(1, 2))
+    union = binary.sum(dim=(1, 2)) + area - shared
+    return MaskIouSamples(
+        masks=masks,
+        labels=samples.labels.flatten(),
+        ious=shared / union.clamp(min=1),
+        chosen=samples.filled.flatten() & (area > min_area),
+    )
+
+
+def mask_iou_loss(maskiou_net: MaskIouNet, samples: MaskIouSamples) -> Tensor:
+    """Smooth-L1 (beta 1) between predicted and measured IoU of each mask with the true one, summed.
+
+    Without samples it is zero, and so are the gradients of ``maskiou_net``: the published code leaves the term out
+    then, which processes that train together could not.
+    """
+    labels = torch.where(samples.chosen, samples.labels, 0)
+    predicted = maskiou_net(samples.masks).gather(1, labels[:, None]).squeeze(1)
+    return (F.smooth_l1_loss(predicted, samples.ious, reduction="none") * samples.chosen).sum()

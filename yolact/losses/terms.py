@@ -1,0 +1,172 @@
+"""The table of loss terms, and the terms that are no masks (paper section 3.3; normalisers as in the published code).
+
+A term is an entry in `LOSS_TERMS` and a weight in ``train.loss.weights``. The total, the logs, ``losses.csv``,
+``metrics/train.json``, MLflow and checkpoints take their terms from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolact.boxes import encode
+from yolact.errors import SettingsError
+from yolact.losses.masks import MaskSamples, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
+from yolact.losses.matcher import BACKGROUND, Matches
+from yolact.models.maskiou import MaskIouNet
+from yolact.settings import LossConfig
+from yolact.structures import RawOutputs, Targets
+
+Normaliser = Literal["positives", "images"]
+"""What a term is divided by: the positive anchors (at least 1) or the images of the whole batch."""
+
+
+@dataclass
+class LossContext:
+    """What every loss term can read."""
+
+    outputs: RawOutputs
+    """Of a network in training mode, float32."""
+    targets: Targets
+    matches: Matches
+    priorities: Tensor
+    """(B, A) float32, see `YolactLoss.forward`."""
+    maskiou_net: MaskIouNet | None
+    config: LossConfig
+
+    @cached_property
+    def masks(self) -> MaskSamples:
+        """The assembled masks of the positives beside the true ones; computed once for all terms."""
+        return mask_samples(
+            self.outputs.prototypes,
+            self.outputs.mask_coefficients,
+            self.matches,
+            self.targets,
+            self.priorities,
+            self.config.max_masks_per_image,
+        )
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the training loss."""
+
+    function: Callable[[LossContext], Tensor | None]
+    """Sum over the batch, a float32 scalar, neither weighted nor normalised; None where the network has no such term.
+    No shape may depend on values computed on a GPU, so that the host never waits for it."""
+    normaliser: Normaliser
+
+
+def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:
+    """Softmax cross-entropy over positives and the hardest background anchors (OHEM, SSD section 2.2), summed.
+
+    An anchor's hardness is ``-log p(background)``. Per image, the hardest ``negatives_per_positive`` times as many
+    anchors as there are positives are ranked (positives and neutrals with hardness 0), and the background ones
+    among them are taken.
+
+    Args:
+        logits: (B, A, C + 1), background first.
+        classes: (B, A) of `Matches.classes`.
+    """
+    log_probabilities = F.log_softmax(logits, dim=-1)
+    hardness = -log_probabilities.detach()[..., BACKGROUND]  # (B, A)
+    hardness = torch.where(classes == BACKGROUND, hardness, 0.0)
+    order = hardness.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    positive = classes > 0
+    quota = (negatives_per_positive * positive.sum(dim=1, keepdim=True)).clamp(max=classes.shape[1] - 1)
+    selected = positive | ((rank < quota) & (classes == BACKGROUND))
+    ignored = -100
+    chosen = torch.where(selected, classes, ignored)
+    return F.nll_loss(log_probabilities.flatten(0, 1), chosen.flatten(), ignore_index=ignored, reduction="sum")
+
+
+def box_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:
+    """Smooth-L1 (beta 1) between predicted and true offsets of the positives, summed over the 4 coordinates.
+
+    Args:
+        encoded: (B, A, 4) predicted offsets.
+        anchors: (A, 4) cxcywh, relative.
+    """
+    if not len(targets.boxes):
+        return encoded[:0].sum()
+    positive = (matches.classes > 0)[..., None]
+    truth = torch.where(positive, encode(targets.boxes[matches.objects], anchors), 0.0)  # (B, A, 4)
+    return F.smooth_l1_loss(torch.where(positive, encoded, 0.0), truth, reduction="sum")
+
+
+def semantic_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Per-pixel, per-class binary cross-entropy against the union of each class's masks (paper section 5).
+
+    Args:
+        logits: (B, C, H3, W3).
+        truth: (B, C, H3, W3) uint8, 0 or 1, see `Targets.semantic`.
+
+    Returns:
+        Sum over images, classes and pixels, divided by H3 * W3.
+    """
+    height, width = logits.shape[2:]
+    return F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="sum") / (height * width)
+
+
+def _classification(context: LossContext) -> Tensor:
+    return classification_loss(
+        context.outputs.class_logits, context.matches.classes, context.config.negatives_per_positive
+    )
+
+
+def _box(context: LossContext) -> Tensor:
+    return box_loss(context.outputs.boxes, context.outputs.anchors, context.matches, context.targets)
+
+
+def _mask(context: LossContext) -> Tensor:
+    return mask_loss(context.masks)
+
+
+def _semantic(context: LossContext) -> Tensor:
+    assert context.outputs.semantic_logits is not None
+    return semantic_loss(context.outputs.semantic_logits, context.targets.semantic)
+
+
+def _mask_iou(context: LossContext) -> Tensor | None:
+    if context.maskiou_net is None:
+        return None
+    return mask_iou_loss(context.maskiou_net, mask_iou_samples(context.masks, context.config.mask_iou_min_area))
+
+
+LOSS_TERMS: dict[str, LossTerm] = {
+    "classification": LossTerm(_classification, "positives"),
+    "box": LossTerm(_box, "positives"),
+    "mask": LossTerm(_mask, "positives"),
+    "semantic": LossTerm(_semantic, "images"),
+    "mask_iou": LossTerm(_mask_iou, "positives"),
+}
+"""Every term by name, in the order in which the total adds them up."""
+
+
+def check_weights(weights: Collection[str]) -> None:
+    """Check that ``train.loss.weights`` names exactly the terms of `LOSS_TERMS`.
+
+    Raises:
+        SettingsError: a term has no weight, or a weight no term.
+    """
+    for name in weights:
+        if name not in LOSS_TERMS:
+            close = difflib.get_close_matches(name, LOSS_TERMS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the terms are: {', '.join(LOSS_TERMS)}"
+            raise SettingsError(f"train.loss.weights.{name}: unknown loss term; {hint}")
+    missing = [name for name in LOSS_TERMS if name not in weights]
+    if missing:
+        raise SettingsError(
+            f"train.loss.weights.{missing[0]}: missing; every loss term needs a weight (conf/base.yaml has the "
+            "published ones; 0 leaves a term out of the total)"
+        )
