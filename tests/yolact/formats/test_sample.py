@@ -13,8 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from yolact.errors import DataError
-from yolact.formats import sample as sample_module
-from yolact.formats.sample import generate_sample
+from yolact.formats.sample import generate_sample, writer
 from yolact.formats.voc import VOC_CLASSES, VOID, voc_palette
 from yolact.settings import SampleConfig
 
@@ -190,13 +189,13 @@ def test_boxes_and_void_are_exactly_those_of_the_visible_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = sample_module._draw_image
+    draw = writer.draw_image
 
     def remember(*arguments: object) -> object:
         drawn.append(draw(*arguments))  # type: ignore[arg-type]
         return drawn[-1]
 
-    monkeypatch.setattr(sample_module, "_draw_image", remember)
+    monkeypatch.setattr(writer, "draw_image", remember)
     generate_sample(tmp_path, SMALL)
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     for image_id, visible in zip(lines(voc, "train") + lines(voc, "val"), drawn, strict=True):
