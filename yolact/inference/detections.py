@@ -107,7 +107,7 @@ class Detections:
         Args:
             image_id: id of the image in the ground truth.
             category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
-                `yolact.models.published.COCO_CATEGORY_IDS`.
+                `yolact.class_names.COCO_CATEGORY_IDS`.
 
         Raises:
             ValueError: the masks are not as large as the image.

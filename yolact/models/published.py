@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolact.class_names import COCO_CLASSES, VOC_CLASSES
 from yolact.errors import SettingsError
-from yolact.formats.voc import VOC_CLASSES
 from yolact.settings import BACKBONE_BLOCKS, PUBLISHED_DETECTION, BackboneName, DetectConfig, ModelConfig
 
 REFERENCE_SIZE = 550
@@ -38,21 +38,6 @@ BACKBONE_TITLES: dict[BackboneName, str] = {
     "darknet53": "Darknet-53",
 }
 """The backbones as people write them."""
-
-COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-"""The 80 categories of COCO 2017, by ascending category id."""
-
-COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
-"""Category ids of `COCO_CLASSES` in COCO's annotation files, which leave out ten numbers: for `Detections.to_coco`."""
 
 
 @dataclass(frozen=True)

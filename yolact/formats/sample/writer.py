@@ -10,10 +10,11 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
+from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.files import replaced_directory
 from yolact.formats.sample.scenes import DrawnImage, draw_image, void_border
-from yolact.formats.voc import VOC_CLASSES, VOID, voc_palette
+from yolact.formats.voc import VOID, voc_palette
 from yolact.settings import SampleConfig
 
 Split = Literal["train", "val"]
