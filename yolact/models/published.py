@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact.backbone_registry import find_backbone
+from yolact.class_names import COCO_CLASSES, VOC_CLASSES
 from yolact.errors import SettingsError
-from yolact.formats.voc import VOC_CLASSES
 from yolact.settings import PUBLISHED_DETECTION, DetectConfig, ModelConfig
 
 REFERENCE_SIZE = 550
@@ -30,21 +30,6 @@ PASCAL_SCALES = (32, 64, 128, 256, 512)
 
 RATIOS = (1.0, 0.5, 2.0)
 """width / height of the anchors."""
-
-COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-"""The 80 categories of COCO 2017, by ascending category id."""
-
-COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
-"""Category ids of `COCO_CLASSES` in COCO's annotation files, which leave out ten numbers: for `Detections.to_coco`."""
 
 
 @dataclass(frozen=True)
