@@ -23,7 +23,7 @@ from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
-from yolact_ops.lineage.lineage import read_data_digest
+from yolact_ops.lineage.statistics import read_data_digest
 from yolact_ops.registry.versions import RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import (
     FOLDER,

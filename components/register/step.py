@@ -28,7 +28,8 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import data_source, gather_lineage, hash_files, hash_params
+from yolact_ops.lineage.hashing import hash_files, hash_params
+from yolact_ops.lineage.lineage import data_source, gather_lineage
 from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.runs import (

@@ -43,7 +43,9 @@ from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact.visualize import draw_detections
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import data_source, hash_files, read_data_digest, read_split_digests
+from yolact_ops.lineage.hashing import hash_files
+from yolact_ops.lineage.lineage import data_source
+from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.notes import run_note

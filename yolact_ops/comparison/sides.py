@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from yolact.settings import DetectConfig
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.comparison.runs import SHORT, VERSION, data_digest, find_run, run_of_version, versions_of
-from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import resolve
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import FOLDER, TOLERANCE, read_evaluation

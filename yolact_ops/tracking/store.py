@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.errors import YolactError
-from yolact_ops.lineage.lineage import redact, without_credentials
+from yolact_ops.lineage.redaction import redact, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
