@@ -33,8 +33,8 @@ from yolact_ops.tracking.evaluations import (
     read_evaluation,
     renumbered,
 )
-from yolact_ops.tracking.runs import allowed_name
 from yolact_ops.tracking.store import TrackingError, reported
+from yolact_ops.tracking.tracker import allowed_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

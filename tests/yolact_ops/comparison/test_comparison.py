@@ -30,7 +30,7 @@ from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
-from yolact_ops.tracking.runs import TrackingError
+from yolact_ops.tracking.store import TrackingError
 
 SIDE = 80
 CLASSES = {1: "cat", 2: "<dog>", 3: "never seen"}
