@@ -17,21 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.evaluate.step import tracked_metrics
-from components.promote.files import PackagedModel
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
 from yolact_ops.lineage.statistics import read_data_digest
+from yolact_ops.registry.packaged_model import PackagedModel
 from yolact_ops.registry.versions import RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import (
     FOLDER,
     TOLERANCE,
+    VERSION_TAG,
     hash_ground_truth,
     pack_evaluation,
     read_evaluation,
     renumbered,
+    tracked_metrics,
 )
 from yolact_ops.tracking.store import TrackingError, reported
 from yolact_ops.tracking.tracker import allowed_name
@@ -49,8 +50,6 @@ DETECTION_TAG = "evaluated_detect_hash"
 """With which detection settings."""
 GROUND_TRUTH_TAG = "evaluated_ground_truth"
 """On what, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
-VERSION_TAG = "evaluated_version"
-"""For people: which version of which registered model."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from components.promote.files import PackagedModel
 from components.promote.gate import Latency
 from yolact.inference.machine import describe_machine
 from yolact.inference.timing import Laps, median
+from yolact_ops.registry.packaged_model import PackagedModel
 
 WARM_UP = 3
 ROUNDS = 20

@@ -16,8 +16,6 @@ Killed at any moment, there is one champion, the old or the new, and the next pr
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.promote.evidence import Evaluator, Evidence
-from components.promote.files import PackagedModel, fetch_classes
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
 from components.promote.latency import measure_latency
 from yolact.errors import YolactError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
-from yolact_ops.lineage.lineage import user_name
-from yolact_ops.registry.history import (
-    Decision,
-    History,
-    champions,
-    ever_champions,
-    new_decision,
-    read_history,
-    rolled_back,
-    settle,
-    write,
-)
-from yolact_ops.registry.lock import Hold, hold
+from yolact_ops.registry.champion import exclusive
+from yolact_ops.registry.history import Decision, History, champions, ever_champions, read_history, rolled_back
+from yolact_ops.registry.packaged_model import PackagedModel, fetch_classes
 from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel, RegistryError
 from yolact_ops.settings.params import Params, PromoteConfig
 from yolact_ops.tracking.store import connect
@@ -181,11 +168,9 @@ def rollback(params: Params, *, name: str | None = None, to: int | None = None, 
         TrackingError: the store fails.
     """
     model = RegisteredModel.open(connect(), name or params.register_.model_name)
-    with hold(model.client, model.name, _owner()) as lock:
-        history = settle(model, read_history(model))
-        version = _earlier_champion(history) if to is None else _former_champion(history, to)
-        decision = new_decision(history, "rollback", version, who=_who(), host=_host(), reason=reason)
-        return _move(model, lock, decision)
+    with exclusive(model) as access:
+        version = _earlier_champion(access.history) if to is None else _former_champion(access.history, to)
+        return access.record("rollback", version, reason=reason)
 
 
 def _wanted(model: RegisteredModel, request: Request) -> int:
@@ -204,34 +189,17 @@ def _carry_out(
     model: RegisteredModel, number: int, previous: int | None, assessment: Assessment, request: Request
 ) -> Decision | None:
     """Write the decision and move the alias, under the lock; None where the champion is no longer ``previous``."""
-    with hold(model.client, model.name, _owner()) as lock:
-        history = settle(model, read_history(model))
-        if history.champion != previous:
+    with exclusive(model) as access:
+        if access.history.champion != previous:
             return None
-        decision = new_decision(
-            history,
+        return access.record(
             "promote",
             number,
-            who=_who(),
-            host=_host(),
             forced=bool(assessment.refusals),
             reason=request.reason,
             metrics={key: value for key, value in assessment.metrics.items() if key != "per_class"},
             gate=[rule.to_json() for rule in assessment.rules],
         )
-        return _move(model, lock, decision)
-
-
-def _move(model: RegisteredModel, lock: Hold, decision: Decision) -> Decision:
-    """The decision, then the alias, then that it is done: a kill in between is seen by who comes next."""
-    lock.check()
-    write(model, decision)
-    lock.check()
-    model.set_alias(CHAMPION, decision.version)
-    lock.check()  # else it stays intended, and the next one to hold the lock settles it by the alias
-    done = replace(decision, state="done")
-    write(model, done)
-    return done
 
 
 def _earlier_champion(history: History) -> int:
@@ -377,16 +345,3 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):
         notes.append("the versions carry different detection settings; each was measured with its own, as it is served")
     return notes
-
-
-def _who() -> str:
-    """The login at the MLflow server where there is one, else the user of this machine."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME") or user_name()
-
-
-def _host() -> str:
-    return platform.node() or "unknown"
-
-
-def _owner() -> str:
-    return f"{_who()} on {_host()} (process {os.getpid()})"

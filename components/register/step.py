@@ -30,7 +30,7 @@ from yolact_ops.commands.outputs import read_json
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.hashing import hash_files, hash_params
 from yolact_ops.lineage.lineage import data_source, gather_lineage
-from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
+from yolact_ops.registry.versions import CANDIDATE, DETECT_FILE, IDENTITY, PARAMS_FILE, RegisteredModel
 from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.run_record import RUN_FILE, TRAIN_RUN_TAG
@@ -62,9 +62,6 @@ BASE = Path("conf/base.yaml")
 """Settings that a version's are shown against."""
 
 MODEL_TYPE = "instance-segmentation"
-
-PARAMS_FILE = "params.yaml"
-"""The settings, among the model's artifacts."""
 
 VERSIONS_TAG = "mlflow.modelVersions"
 """MLflow's tag on a stored model for the link to its versions (mlflow.utils.mlflow_tags)."""
@@ -287,7 +284,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
     for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
         shutil.copy2(candidate.model_dir / name, model_dir)
     detect = candidate.params.evaluate.detect
-    write_json_atomic(parts / "detect.json", detect.model_dump(mode="json"))
+    write_json_atomic(parts / DETECT_FILE, detect.model_dump(mode="json"))
     write_text_atomic(parts / PARAMS_FILE, params_text(candidate.params))
     image = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
     mlflow.pyfunc.save_model(
@@ -295,7 +292,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
         python_model=pyfunc_model.__file__,
         artifacts={
             "model": str(model_dir),
-            "detect": str(parts / "detect.json"),
+            "detect": str(parts / DETECT_FILE),
             "params": str(parts / PARAMS_FILE),
         },
         code_paths=[str(Path(yolact.__file__).parent)],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.promote import promotion
+from yolact_ops.registry import champion
 from yolact_ops.registry.lock import hold
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.settings.params import load_params
@@ -32,7 +33,7 @@ def promote_and_die(params_file: str, name: str, version: int, moment: str, life
         os.kill(os.getpid(), signal.SIGKILL)
 
     RegisteredModel.set_alias = killed  # type: ignore[method-assign]
-    promotion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
+    champion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
     promote_version(params_file, name, version)
 
 

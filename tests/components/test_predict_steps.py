@@ -23,6 +23,7 @@ from yolact.errors import DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION
+from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]
@@ -84,7 +85,7 @@ def predicted(model_dir: Path, plan: Path, shards: list[str]) -> list[Path]:
 def test_images_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     assert split.run(images="s3://bucket/images/", shards=3, plan_path=path) == ["0", "1", "2"]
-    plan = split.Plan.read(path)
+    plan = Plan.read(path)
     assert plan.address == S3Address("bucket", "images")
     listed = [(image.id, image.file.key) for shard in plan.shards for image in shard]
     names = ["a.jpg", "b.png", "broken.jpg", "d.jpeg", "e.jpg", "sub/c.JPG", "turned.jpg"]
@@ -94,7 +95,7 @@ def test_images_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) 
 
 def test_there_are_no_empty_shards(tmp_path: Path) -> None:
     assert len(split.run(images="s3://bucket/images", shards=50, plan_path=tmp_path / "plan.json")) == 7
-    assert all(split.Plan.read(tmp_path / "plan.json").shards)
+    assert all(Plan.read(tmp_path / "plan.json").shards)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_there_are_no_empty_shards(tmp_path: Path) -> None:
     [
         ("s3://bucket/images", 0, SettingsError, "shards: must be at least 1"),
         ("/data/images", 1, SettingsError, "images: must be s3://"),
-        ("s3://bucket/texts", 1, DataError, "none that ends in .jpg"),
+        ("s3://bucket/texts", 1, DataError, "none ends in .jpg"),
         ("s3://bucket/nothing", 1, DataError, "neither a file of this name nor one below it"),
         ("s3://nobucket/x", 1, DataError, "nobucket"),
     ],
@@ -175,7 +176,7 @@ def test_a_image_that_changes_after_it_was_listed_is_an_error(
 
 def test_a_shard_that_is_not_there_is_named(model_dir: Path, tmp_path: Path) -> None:
     split.run(images="s3://bucket/images", shards=2, plan_path=tmp_path / "plan.json")
-    with pytest.raises(DataError, match="has 2 shards, and so no shard 2"):
+    with pytest.raises(DataError, match="has 2 shards, so no shard 2"):
         predict.run(model_dir=model_dir, plan_path=tmp_path / "plan.json", shard=2, result_path=tmp_path / "r.json")
 
 
@@ -203,6 +204,6 @@ def test_results_are_merged_only_if_every_image_comes_once(
     if sorted(ids) == [1, 2, 3, 4, 5]:
         assert run().images == 5
     else:
-        with pytest.raises(DataError, match="the results do not fit"):
+        with pytest.raises(DataError, match="the results do not match"):
             run()
         assert not (folder / "out").exists()

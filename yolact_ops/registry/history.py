@@ -62,14 +62,17 @@ class Decision:
         """The tag's text."""
         tree = asdict(self)
         del tree["key"]
+        tree["figures"] = tree.pop("metrics")  # the key in the tags that registries hold already
         return json.dumps(tree, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_tag(cls, key: str, text: str) -> Decision | None:
         """Read a tag; None for one that is no decision (it was edited by hand)."""
         try:
-            return cls(key=key, **json.loads(text))
-        except (ValueError, TypeError):
+            tree = json.loads(text)
+            tree["metrics"] = tree.pop("figures")
+            return cls(key=key, **tree)
+        except (ValueError, TypeError, KeyError, AttributeError):
             log.warning("the tag %s is not a decision and is passed over: %.80s", key, text)
             return None
 

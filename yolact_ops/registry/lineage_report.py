@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.register.step import PARAMS_FILE
 from yolact.errors import SettingsError
 from yolact_ops.lineage.dvc_lock import find_lock_commit
-from yolact_ops.registry.versions import RegisteredModel, fetch_files, resolve
+from yolact_ops.registry.history import PREFIX as DECISION_PREFIX
+from yolact_ops.registry.versions import PARAMS_FILE, RegisteredModel, fetch_files, resolve
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.run_record import TRAIN_RUN_TAG
 from yolact_ops.tracking.store import TrackingError
@@ -162,7 +162,7 @@ def report_lineage(client: MlflowClient, spec: str, *, root: Path = Path()) -> L
     """
     found = resolve(client, spec)
     model, number = RegisteredModel.open(client, found.name), int(found.version)
-    tags = {key: value for key, value in found.tags.items() if not key.startswith("decision.")}
+    tags = {key: value for key, value in found.tags.items() if not key.startswith(DECISION_PREFIX)}
     lock_hash = tags.get("dvc_lock_hash")
     return LineageReport(
         name=model.name,

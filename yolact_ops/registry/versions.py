@@ -27,6 +27,11 @@ KIND_TAG = "yolact.kind"
 KIND = "instance-segmentation"
 """Tag on registered models of this project."""
 
+PARAMS_FILE = "params.yaml"
+"""All settings, among a version's artifacts."""
+DETECT_FILE = "detect.json"
+"""The detection settings that a version is served with, among its artifacts."""
+
 _TAKEN = "Set another register.model_name in params.yaml; nothing was changed."
 
 _PAGE = 1000
