@@ -1,7 +1,7 @@
-"""The register step: the model becomes a version in the MLflow registry, with its metrics and its lineage.
+"""The register step: add the model to the MLflow registry as a version with its metrics and lineage.
 
 Reads ``models/``, ``data/processed/`` and ``metrics/eval.json``; writes ``reports/registration.json``. A version
-whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``; `components.promote` decides about
+whose mask AP50 reaches ``register.min_mask_ap50`` gets the alias ``candidate``; the promote step decides about
 ``champion``.
 """
 
@@ -56,10 +56,10 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
 )
-"""Distributions that predicting needs; the model pins the versions it was registered with."""
+"""Distributions that prediction needs; the model pins the installed versions."""
 
 BASE = Path("conf/base.yaml")
-"""Settings that a version's are shown against."""
+"""Settings that a version's are compared with."""
 
 MODEL_TYPE = "instance-segmentation"
 
@@ -69,7 +69,7 @@ VERSIONS_TAG = "mlflow.modelVersions"
 
 @dataclass(frozen=True)
 class Metrics:
-    """The metrics of evaluation that a version carries, 0 to 1; None where there was nothing to measure on."""
+    """The evaluation metrics that a version carries, 0 to 1; None if the val split has no objects."""
 
     box_ap: float | None
     box_ap50: float | None
@@ -78,10 +78,10 @@ class Metrics:
 
     @classmethod
     def of(cls, tree: Any, path: Path) -> Metrics:
-        """Take them from the content of ``metrics/eval.json``, which lies at ``path``.
+        """From the content of ``metrics/eval.json``, which was read from ``path``.
 
         Raises:
-            DataError: a metric is missing or no number from 0 to 1.
+            DataError: a metric is missing or not a number from 0 to 1.
         """
         keys = [(kind, name) for kind in ("box", "mask") for name in ("AP", "AP50")]
         return cls(**{f"{kind}_{name}".lower(): _read_metric(path, tree, kind, name) for kind, name in keys})
@@ -93,11 +93,11 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Candidate:
-    """All that goes into a version, read and checked before the registry is touched."""
+    """Everything that goes into a version, read and checked before the registry is written."""
 
     model_dir: Path
     example: Path
-    """A image of the val split."""
+    """An image of the val split."""
     metrics: Metrics
     card: CardFacts
 
@@ -123,8 +123,8 @@ class Candidate:
 def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: Path, report_path: Path) -> None:
     """Register the model in ``model_dir``.
 
-    The same model, data and detection settings are one version, however often they are registered: that version gets
-    its metrics, description and alias again, and no second one is made.
+    The same model, data and detection settings are one version: registering them again updates its metrics, description
+    and alias.
 
     Args:
         params: all settings; ``register`` names the model and the floor.
@@ -134,10 +134,10 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         report_path: gets name, version, alias (or null), metrics and identity as JSON.
 
     Raises:
-        DataError: an input is missing or faulty.
+        DataError: an input is missing or damaged.
         WeightsError: the model is missing or damaged.
         TrackingError: the MLflow store fails.
-        RegistryError: the registry has something else under ``register.model_name``.
+        RegistryError: ``register.model_name`` is taken by another model.
     """
     candidate = _gather(params, model_dir, processed_dir, metrics_path)
     with resume_run(params, model_dir / RUN_FILE) as tracker:
@@ -159,7 +159,7 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
     metrics = Metrics.of(evaluation, metrics_path)
     val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
     if not val.images:
-        raise DataError(f"{processed_dir / 'val.json'}: has no images; the model's input example is one of them")
+        raise DataError(f"{processed_dir / 'val.json'}: has no images; one is needed as the model's input example")
     tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
     tags["data_source"] = data_source(params)
     tags["detect_hash"] = hash_params(params.evaluate.detect)
@@ -172,7 +172,7 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
 
 
 def changed_settings(params: Params, base: Params) -> dict[str, str]:
-    """Settings that differ from the base, as ``train.lr`` with their values as YAML writes them; ``runtime`` aside."""
+    """Settings that differ from the base, as ``train.lr`` with their values as in YAML; without ``runtime``."""
     ours, theirs = (flatten_text(side.model_dump(mode="json", by_alias=True)) for side in (params, base))
     changed = {key: value for key, value in ours.items() if theirs.get(key) != value and not key.startswith("runtime.")}
     if "data.source" in changed:
@@ -193,13 +193,13 @@ def _read_metric(path: Path, tree: Any, kind: str, name: str) -> float | None:
 
 
 def _of_run(candidate: Candidate, run_id: str, train_run_id: str) -> Candidate:
-    """The candidate with the runs that it comes from among its tags."""
+    """The candidate with the tags that name its runs."""
     runs = {"run_id": run_id} | ({TRAIN_RUN_TAG: train_run_id} if train_run_id != run_id else {})
     return replace(candidate, card=replace(candidate.card, tags={**candidate.card.tags, **runs}))
 
 
 def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate: Candidate) -> tuple[int, bool]:
-    """Number of the candidate's version, and whether it was there before."""
+    """Number of the candidate's version, and whether it existed already."""
     client = tracker.client
     metrics = {name: repr(value) for name, value in candidate.metrics.measured().items()}
     found = _find_version(model, candidate)
@@ -226,7 +226,7 @@ def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate:
 
 
 def _find_version(model: RegisteredModel, candidate: Candidate) -> int | None:
-    """Newest version with the candidate's `IDENTITY` whose files are complete."""
+    """The newest complete version with the candidate's `IDENTITY`."""
     same = {tag: candidate.tags[tag] for tag in IDENTITY}.items()
     versions = model.versions().items()
     return max(
@@ -236,7 +236,7 @@ def _find_version(model: RegisteredModel, candidate: Candidate) -> int | None:
 
 
 def _log_model(tracker: Tracker, candidate: Candidate) -> str:
-    """Store the model with the run, with its metrics, and return its id."""
+    """Store the model and its metrics with the run and return the model's id."""
     from mlflow.entities import LoggedModelOutput
 
     client = tracker.client
@@ -252,7 +252,7 @@ def _log_model(tracker: Tracker, candidate: Candidate) -> str:
             with reported("store the model"):
                 client.log_model_artifacts(entry.model_id, str(folder))
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
+        with suppress(Exception):  # report the first error
             client.finalize_logged_model(entry.model_id, "FAILED")
         raise
     with reported("link the model with its run"):
@@ -268,8 +268,8 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
 
     Args:
         candidate: what to pack.
-        parts: a folder to gather the artifacts in; not there yet.
-        folder: not there yet.
+        parts: folder to gather the artifacts in; must not exist.
+        folder: must not exist.
         entry: the model's entry in the store, named in its ``MLmodel`` file.
     """
     quiet_mlflow()
@@ -311,19 +311,19 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
 
 
 def params_text(params: Params) -> str:
-    """All settings as YAML; a source is named without its password, if it has one."""
+    """All settings as YAML, without passwords in ``data.source``."""
     tree = params.model_dump(mode="json", by_alias=True)
     tree["data"]["source"] = data_source(params)
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def pinned_requirements() -> list[str]:
-    """`REQUIREMENTS` with the installed versions; local parts as ``+cpu`` are no version that pip can fetch."""
+    """`REQUIREMENTS` with the installed versions; without local parts such as ``+cpu``, which pip cannot fetch."""
     return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
 
 
 def _set_alias(model: RegisteredModel, candidate: Candidate, version: int) -> None:
-    """Give the version the alias, or take it away where the metrics no longer reach the floor."""
+    """Set the alias, or remove it if the metrics no longer reach the floor."""
     if candidate.reaches_floor:
         model.set_alias(CANDIDATE, version)
     elif model.alias(CANDIDATE) == version:

@@ -331,7 +331,7 @@ def test_a_deleted_version_takes_its_decisions_but_their_numbers_are_not_given_a
     assert [(decision.number, decision.action) for decision in history.decisions] == [(1, "promote"), (3, "rollback")]
     assert history.missing == [2]
     assert (
-        "not here: decision 2. Decisions are deleted with the version"
+        "missing: decision 2. Decisions are deleted with the version"
         in CliRunner().invoke(app, ["history", "--name", "yolact"]).output
     )
 
@@ -430,7 +430,7 @@ def test_a_registry_that_forbids_to_break_a_dead_lock_is_told_at_once(
 def test_a_lock_whose_name_mlflow_hides_is_not_waited_for_for_ever(client: MlflowClient) -> None:
     client.register_prompt("yolact.promotion-lock", "Say {{this}}")
     with (
-        pytest.raises(lock.LockedError, match=r"could not be had: .* a prompt has that name"),
+        pytest.raises(lock.LockedError, match=r"could not get the lock .*: .* a prompt has that name"),
         lock.hold(client, "yolact", "Bob", patience=0.3),
     ):
         pytest.fail("there is no lock to hold")

@@ -244,7 +244,7 @@ def test_the_model_card_tells_metrics_data_training_use_limits_and_licence(param
         "Source: `sample`",
         "`digest-of-the-data`",
         "train: 20 images, 60 objects",
-        "2 pairs of images, one in train and one in val, show the same picture",
+        "2 pairs of images, one in train and one in val, are near-duplicates",
         "resnet18, 64 px",
         run_id,
         "Not for decisions about people",
@@ -274,7 +274,7 @@ def test_a_description_fits_however_many_classes_there_are_and_the_card_has_them
         ("data", {"source": "voc2012"}, "Flickr"),
         ("data", {"source": "https://me:secret@host.example/set.zip?key=1"}, "licence is not known"),
         ("model", {"backbone_weights": "imagenet"}, "non-commercial"),
-        ("model", {"initial_weights": "models/other"}, "weights that training began from"),
+        ("model", {"initial_weights": "models/other"}, "weights that training started from"),
     ],
 )
 def test_the_card_says_whose_terms_hold(params: Params, section: str, changes: dict[str, str], note: str) -> None:

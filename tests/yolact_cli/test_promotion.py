@@ -102,5 +102,5 @@ def test_the_lineage_of_a_version_that_says_little_says_so(project: Path) -> Non
     add_version(client, {"cat": 10})
     result = CliRunner().invoke(app, ["lineage", "yolact/1"])
     assert result.exit_code == 0
-    for part in ("yolact version 1 (candidate)", "data_digest", "to rebuild it:", "the code is not known"):
+    for part in ("yolact version 1 (candidate)", "data_digest", "to rebuild it:", "the code is unknown"):
         assert part in result.output
