@@ -34,7 +34,8 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from components.register import step
+from components.register import packaging, step
+from components.register.candidate import Candidate, Metrics
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
 from tests.servers.servers import free_port
@@ -477,7 +478,7 @@ def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
     assert hash_params(load_params(folder / "artifacts/params.yaml")) == versions()[1].tags["params_hash"]
     assert not [name for name in files if name.endswith((".pkl", ".pyc", ".pt"))]
     requirements = (folder / "requirements.txt").read_text().split()
-    assert sorted(requirements) == sorted(step.pinned_requirements())
+    assert sorted(requirements) == sorted(packaging.pinned_requirements())
     assert all("==" in line and "+" not in line for line in requirements)
 
 
@@ -521,7 +522,7 @@ print(json.dumps({"found": found, "code": yolact.__file__}))
 @pytest.fixture(scope="module")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with what the model requires, what that requires in turn, and nothing else."""
-    wanted, needed = list(step.REQUIREMENTS), {}
+    wanted, needed = list(packaging.REQUIREMENTS), {}
     while wanted:
         name = canonicalize_name(wanted.pop())
         if name in needed:
@@ -646,11 +647,9 @@ def loaded(
         patch.setattr(sys, "path", list(sys.path))  # loading the model adds its code
         write_data("digest")
         save_model(network, CLASSES, parts / "models")
-        candidate = step.Candidate(
-            parts / "models", PHOTO, step.Metrics(None, None, None, None), facts(params, CLASSES)
-        )
+        candidate = Candidate(parts / "models", PHOTO, Metrics(None, None, None, None), facts(params, CLASSES))
         entry = SimpleNamespace(artifact_location="", source_run_id=None, model_id=None)
-        step.package_model(candidate, parts / "parts", parts / "packed", entry)
+        packaging.package_model(candidate, parts / "parts", parts / "packed", entry)
         yield mlflow.pyfunc.load_model(str(parts / "packed"), model_config={"device": "cpu"})
 
 
@@ -785,7 +784,7 @@ def test_a_model_on_a_server_predicts_a_real_image(
 def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that has what the model's ``requirements.txt`` names, installed by uv."""
     folder = tmp_path_factory.mktemp("bare")
-    (folder / "requirements.txt").write_text("\n".join(step.pinned_requirements()))
+    (folder / "requirements.txt").write_text("\n".join(packaging.pinned_requirements()))
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     programs = folder / "venv" / "bin"
 
