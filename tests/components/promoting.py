@@ -1,4 +1,4 @@
-"""What processes of their own do in the tests of promotions at once; the environment names the server."""
+"""What child processes do in the tests of concurrent promotions; the environment names the server."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from yolact_ops.settings.params import load_params
 
 
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:
-    """Promote; gives status and the champion before."""
+    """Promote; return the status and the previous champion."""
     request = promotion.Request(version=version, name=name)
     outcome = promotion.promote(load_params(params_file), request, processed_dir=Path("nowhere"))
     return outcome.status, outcome.previous
 
 
 def promote_and_die(params_file: str, name: str, version: int, moment: str, lifetime: float) -> None:
-    """Promote, and be killed ``before`` or ``after`` the alias moves; the lock lives for ``lifetime`` seconds."""
+    """Promote, and be killed ``before`` or ``after`` the alias moves; the lock expires after ``lifetime`` seconds."""
     move = RegisteredModel.set_alias
 
     def killed(model: RegisteredModel, *arguments: Any) -> None:
