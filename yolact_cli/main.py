@@ -182,13 +182,16 @@ def anchors(
     command.run(data, params, as_json=as_json)
 
 
+REGISTRY = "Model registry"
+"""Heading of its commands in the help."""
+
 ModelName = Annotated[
     str | None, typer.Option(metavar="NAME", help="Registered model; register.model_name of params.yaml if none.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def lineage(
     spec: Annotated[
         str, typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/NUMBER, or without models:/.")
@@ -201,7 +204,7 @@ def lineage(
     command.show(spec, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def promote(
     version: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Version to promote; the candidate if none.")
@@ -220,7 +223,7 @@ def promote(
     raise typer.Exit(promotion.promote(request, as_json=as_json))
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def rollback(
     to: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="An earlier champion; the previous one if none.")
@@ -235,7 +238,7 @@ def rollback(
     promotion.rollback(name, to, reason, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def history(name: ModelName = None, as_json: AsJson = False) -> None:
     """Show who promoted which version when and why, and every rollback."""
     from yolact_cli import promotion
