@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from yolact.errors import YolactError
+from yolact_cli.bench import bench_app
 
 
 class _Group(TyperGroup):
@@ -40,6 +41,7 @@ preset_app = typer.Typer(
     "among them."
 )
 app.add_typer(preset_app, name="preset", no_args_is_help=True)
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
 
 PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A preset; `yolact preset list` names them.")]
 
@@ -321,95 +323,6 @@ def summary() -> None:
     from yolact_cli import summary as results
 
     results.print_summary()
-
-
-@app.command()
-def bench(
-    model_dir: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL_DIR", help="Folder with model.safetensors and model.json; with --loader, of the data."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Without MODEL_DIR: a published configuration with random weights (yolact_resnet50)."),
-    ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A image, a drawn one if none; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16; several with commas. fp32 if none.", show_default=False)
-    ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Measure each precision compiled as well.")] = False,
-    detection: Annotated[
-        str | None,
-        typer.Option(
-            help="default, published, or published-no-tail (published, but for its detections below the score "
-            "threshold), which is the one that --against takes."
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images that pass at once; 1, with --train 2.", show_default=False)
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs of each contestant that count; 20, with --train 5.", show_default=False),
-    ] = None,
-    objects: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Detections that random weights shall lead to, 20; with --train objects in each image, 8.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; PyTorch's choice if none.")] = None,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="Another implementation, see docs/benchmarks.md; may be repeated. The first is the reference.",
-        ),
-    ] = None,
-    memory: Annotated[
-        bool | None,
-        typer.Option("--memory/--no-memory", help="Measure peak memory too; yes if not said.", show_default=False),
-    ] = None,
-    evaluation_work: Annotated[
-        bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
-    ] = False,
-    loader: Annotated[
-        bool, typer.Option("--loader", help="Instead: the training data loader, by stage, on one core.")
-    ] = False,
-    train: Annotated[
-        bool, typer.Option("--train", help="Instead: training steps; each --precision, and each --against.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure speed and memory, stage by stage."""
-    from yolact_cli import bench as command
-
-    command.run(
-        command.Options(
-            model_dir=model_dir,
-            model=model,
-            images=image or [],
-            device=device,
-            precision=precision,
-            compile=compile,
-            detection=detection,
-            batch=batch,
-            rounds=rounds,
-            objects=objects,
-            threads=threads,
-            against=against or [],
-            memory=memory,
-            evaluation_work=evaluation_work,
-            loader=loader,
-            train=train,
-            as_json=as_json,
-        )
-    )
 
 
 if __name__ == "__main__":
