@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from yolact.errors import SettingsError
+from yolact_cli.options import AsJson
 
 bench_app = typer.Typer(help="Measure speed and memory, stage by stage.", no_args_is_help=True)
 
@@ -27,13 +28,13 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"Published configuration; `yolact models` lists them. [default: {DEFAULT_MODEL}]",
-        show_default=False,
+        help="Published configuration; `yolact models` lists them.",
+        show_default=DEFAULT_MODEL,
     ),
 ]
 Images = Annotated[
     list[Path] | None,
-    typer.Option("--image", metavar="FILE", help="Image file; repeat for several. [default: one generated image]"),
+    typer.Option("--image", metavar="FILE", help="Image file; repeatable.", show_default="one generated image"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precisions = Annotated[str, typer.Option("--precision", help="fp32, bf16 or fp16; several separated by commas.")]
@@ -43,25 +44,28 @@ Detection = Annotated[
         metavar="NAME",
         help="Detection settings: default, published, or published-no-tail (published without the detections below the "
         "score threshold).",
-        show_default=False,
+        show_default="default; with --against published-no-tail",
     ),
 ]
 Batch = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 RoundCount = Annotated[int, typer.Option("--rounds", min=1, help="Timed runs of each backend, after the warm-up.")]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="PyTorch's threads on the CPU. [default: PyTorch's choice]", show_default=False),
+    typer.Option(
+        min=1,
+        help="PyTorch's threads on the CPU.",
+        show_default="PyTorch's choice",
+    ),
 ]
 Against = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FILE.py",
-        help="Another implementation to compare with (see docs/benchmarks.md); repeat for several. The first one is "
+        help="Another implementation to compare with (see docs/benchmarks.md); repeatable. The first one is "
         "the reference.",
     ),
 ]
 Memory = Annotated[bool, typer.Option("--memory/--no-memory", help="Also measure peak memory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @bench_app.command()
@@ -83,10 +87,7 @@ def inference(
     memory: Memory = True,
     as_json: AsJson = False,
 ) -> None:
-    """Measure inference, from images in memory to full-size masks.
-
-    Detection settings are "default", with --against "published-no-tail".
-    """
+    """Measure inference, from images in memory to full-size masks."""
     _refuse_two_models(model_dir, model)
     from yolact_bench.speed.images import read_images
     from yolact_bench.speed.inference import measure
@@ -165,9 +166,7 @@ def train(
 def loader(
     data: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="DATA", help="Folder that preprocess wrote; generated images by default.", show_default=False
-        ),
+        typer.Argument(metavar="DATA", help="Folder that preprocess wrote.", show_default="generated images"),
     ] = None,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="Published configuration whose input size to use.")

@@ -55,7 +55,7 @@ def test_without_a_run_the_pages_start_all_the_same(started: list[list[str]]) ->
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
-    assert "without a run of this folder yet: http://127.0.0.1:5000\n" in result.stdout
+    assert "(this folder has no run yet): http://127.0.0.1:5000\n" in result.stdout
     assert started[0][4:] == ["--backend-store-uri", "sqlite:///mlflow.db", "--port", "5000"]
 
 
@@ -66,7 +66,7 @@ def test_without_a_run_a_server_is_named_all_the_same(
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
-    assert "None was made here yet." in result.stdout
+    assert "This folder has none yet." in result.stdout
     assert not started
 
 

@@ -59,7 +59,7 @@ def test_the_list_has_a_whole_row_for_each_and_fits_100_columns_when_piped(table
 
 def test_the_list_names_the_source_of_each_metric_and_whose_it_is(table: str) -> None:
     text = " ".join(table.split())
-    assert "AP (percent) and fps are the authors', not measured here; fps on a Titan Xp" in text
+    assert "AP (percent) and fps are published numbers, not measured here; fps on a Titan Xp" in text
     for model in PUBLISHED_MODELS.values():
         assert f"{model.metrics.metric}: {model.metrics.source}" in text
 
@@ -132,7 +132,7 @@ def test_one_in_full_shows_every_setting_the_classes_and_the_training(monkeypatc
 def test_one_with_deformable_convolutions_says_how_many_and_what_rescoring_costs() -> None:
     text = " ".join(run("yolact_plus_base").stdout.split())
     assert "deformable convolutions 11" in text
-    assert "MFLOPs more for each mask" in text
+    assert "MFLOPs more per mask" in text
 
 
 def test_the_table_of_the_document_is_what_the_command_prints(repository: Path) -> None:

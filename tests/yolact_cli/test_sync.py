@@ -27,7 +27,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_send(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     result = CliRunner().invoke(app, ["sync"])
-    assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing is left to send\n")
+    assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing to send\n")
     assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
 
 
