@@ -140,7 +140,7 @@ def _first_step_line(backend: TrainingResult, reference: str) -> str:
 
 
 def _show_evaluation(result: EvaluationWork, console: Console) -> None:
-    table = Table("milliseconds for a image", "masks", "RLE", "total")
+    table = Table("milliseconds per image", "masks", "RLE", "total")
     name = f"{result.detections} detections at {result.width} x {result.height}"
     table.add_row(name, f"{result.masks:.2f}", f"{result.rle:.2f}", f"{result.total:.2f}")
     console.print(table)
@@ -151,7 +151,7 @@ def _show_evaluation(result: EvaluationWork, console: Console) -> None:
 def _show_loading(result: LoadingBenchmark, console: Console) -> None:
     times = result.milliseconds
     table = Table(title=f"Training data on one core, {result.data}, input {result.image_size}")
-    table.add_column("milliseconds for a image")
+    table.add_column("milliseconds per image")
     for name in ("yolact", *(other.name for other in result.against)):
         table.add_column(name, justify="right")
     blank = [""] * len(result.against)
