@@ -1,4 +1,4 @@
-"""`yolact mlflow`: where the last run is to be seen."""
+"""`yolact mlflow`: the address of the last run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_server_is_only_named(started: list[list[str]], monkeypatch: pytest.Mo
     assert not started
 
 
-def test_without_a_run_the_pages_start_all_the_same(started: list[list[str]]) -> None:
+def test_without_a_run_the_web_interface_starts_too(started: list[list[str]]) -> None:
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
@@ -59,9 +59,7 @@ def test_without_a_run_the_pages_start_all_the_same(started: list[list[str]]) ->
     assert started[0][4:] == ["--backend-store-uri", "sqlite:///mlflow.db", "--port", "5000"]
 
 
-def test_without_a_run_a_server_is_named_all_the_same(
-    started: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_run_a_server_is_named_too(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker.example")
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])

@@ -255,7 +255,7 @@ def shown_for(boxes: torch.Tensor, config: ModelConfig, capsys: pytest.CaptureFi
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_low_recall_is_said_with_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_low_recall_is_reported_with_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
     boxes = tiny_boxes(np.random.default_rng(0))
     shown = shown_for(boxes, tiny_config(image_size=128), capsys)
     assert re.search(r"leave \d+% of the boxes without an anchor of IoU 0.5 or more \(\d+ small\)", shown)

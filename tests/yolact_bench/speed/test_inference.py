@@ -342,13 +342,13 @@ def test_scores_labels_and_numbers_of_detections_must_be_equal() -> None:
     assert (fewer.detections, fewer.reference_detections, fewer.unmatched, fewer.equal) == (2, 3, 1, False)
 
 
-def test_one_detection_is_no_partner_of_two() -> None:
+def test_a_detection_is_paired_only_once() -> None:
     doubled = found(torch.cat([BOXES, BOXES[:1]]), (0.9, 0.8, 0.7, 0.9), (0, 1, 0, 0))
     result = agree(doubled, found())
     assert (result.matched, result.unmatched, result.equal) == (3, 1, False)
 
 
-def test_detections_at_the_end_of_the_list_may_be_others() -> None:
+def test_detections_at_the_end_of_the_list_may_differ() -> None:
     """Which of several equally bad ones pass is decided by rounding."""
     shifted = torch.cat([BOXES[:2], torch.tensor([[50.0, 50, 60, 60]])])
     assert agree(found(shifted), found()).equal
@@ -385,7 +385,7 @@ def test_raw_outputs_are_compared_relative_to_the_greatest_value() -> None:
     assert compare([], [], raw, {"boxes": reference["boxes"]}, integer_boxes=False).equal
 
 
-def test_nothing_found_by_both_is_equal() -> None:
+def test_two_empty_results_are_equal() -> None:
     nothing = found(torch.zeros(0, 4), (), ())
     assert agree(nothing, nothing).equal
     assert not agree(found(), nothing).equal
