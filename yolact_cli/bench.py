@@ -172,7 +172,13 @@ def loader(
         str, typer.Option(metavar="NAME", help="Published configuration whose input size to use.")
     ] = DEFAULT_MODEL,
     rounds: RoundCount = 20,
-    against: Against = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Another augmentation to compare with (see docs/benchmarks.md); repeatable.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the training data loader on one core: decoding, colours, geometry, masks."""

@@ -20,12 +20,12 @@ PIPED_WIDTH = 100
 """Width of a table that is not printed to a terminal, in columns."""
 
 COMPUTED = (
-    "params (millions) and GFLOPs are computed: the convolutions of one image's forward pass, including the sampling "
-    "of deformable ones; a multiply-add counts as two operations."
+    "params (millions) and GFLOPs are computed: the convolutions of one image's forward pass, the sampling of "
+    "deformable ones included, a multiply-add as two operations."
 )
 PUBLISHED = (
-    "AP (percent) and fps are published numbers, not measured here; fps on a Titan Xp at batch size 1. The letters "
-    "stand for measure and source:"
+    "AP (percent) and fps are the authors' and were not measured here; fps on a Titan Xp, one image at a time. The "
+    "letters refer to metric and source:"
 )
 
 HEADINGS = ("name", "backbone", "px", "anchors", "params", "GFLOPs", "prototypes", "data set", "AP", "fps")

@@ -59,7 +59,7 @@ def test_the_list_has_a_whole_row_for_each_and_fits_100_columns_when_piped(table
 
 def test_the_list_names_the_source_of_each_metric(table: str) -> None:
     text = " ".join(table.split())
-    assert "AP (percent) and fps are published numbers, not measured here; fps on a Titan Xp" in text
+    assert "AP (percent) and fps are the authors' and were not measured here; fps on a Titan Xp" in text
     for model in PUBLISHED_MODELS.values():
         assert f"{model.metrics.metric}: {model.metrics.source}" in text
 
