@@ -33,7 +33,7 @@ def print_training(result: TrainingBenchmark, *, as_json: bool) -> None:
 
 
 def print_loading(result: LoadingBenchmark, *, as_json: bool) -> None:
-    """Print times by stage of the training data loader, beside other augmentations."""
+    """Print times by stage of the training data loader, and those of other augmentations."""
     _print("loader", result, _show_loading, as_json=as_json)
 
 
@@ -57,11 +57,11 @@ def _plain(value: Any) -> Any:
 def _show_inference(result: InferenceBenchmark, console: Console) -> None:
     backends = result.backends
     title = f"{result.settings.weights}, batch {result.settings.batch}"
-    console.print(_stage_table(title, "milliseconds for a batch", STAGES, backends, decimals=1))
+    console.print(_stage_table(title, "milliseconds per batch", STAGES, backends, decimals=1))
     sizes = ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in result.settings.images))
     console.print(
         f"Images: {sizes}; {backends[0].detections:g} detections each by {result.reference}. "
-        f"Medians of {result.settings.rounds} rounds; speed is that of {result.reference} times so much."
+        f"Medians of {result.settings.rounds} rounds; speed is relative to {result.reference}."
     )
     kinds = {backend.memory.kind for backend in backends if backend.memory}
     if kinds:
@@ -105,10 +105,12 @@ def _agreement_line(backend: InferenceResult, agreement: Agreement, reference: s
     raw = "not compared"
     if agreement.raw_errors is not None:
         errors = agreement.raw_errors.values()
-        raw = "shapes differ or no numbers" if None in errors else f"{max(filter(None, errors), default=0.0):.1e}"
+        raw = (
+            "have other shapes or are not finite" if None in errors else f"{max(filter(None, errors), default=0.0):.1e}"
+        )
     return (
         f"{backend.name} and {reference}: {verdict}. Raw outputs {raw}; {agreement.matched} of "
-        f"{agreement.reference_detections} detections found again, {agreement.unmatched} without partner; scores "
+        f"{agreement.reference_detections} detections matched, {agreement.unmatched} unmatched; scores "
         f"{agreement.score_difference:.1e}, boxes {agreement.box_difference:.2g} px, mask pixels "
         f"{agreement.mask_difference:.1e}."
     )
@@ -117,10 +119,10 @@ def _agreement_line(backend: InferenceResult, agreement: Agreement, reference: s
 def _show_training(result: TrainingBenchmark, console: Console) -> None:
     backends, settings = result.backends, result.settings
     title = f"training, {settings.weights}, {settings.model.image_size} px, batch {settings.batch}"
-    console.print(_stage_table(title, "milliseconds for a step", TRAINING_STAGES, backends, decimals=2))
+    console.print(_stage_table(title, "milliseconds per step", TRAINING_STAGES, backends, decimals=2))
     console.print(
-        f"{settings.objects} made-up objects in each image. Medians of {settings.rounds} rounds; speed is that of "
-        f"{result.reference} times so much."
+        f"{settings.objects} made-up objects in each image. Medians of {settings.rounds} rounds; speed is "
+        f"relative to {result.reference}."
     )
     if any(backend.memory for backend in backends):
         console.print("Memory: each in a process of its own, during training (while loading).")
@@ -168,8 +170,8 @@ def _show_loading(result: LoadingBenchmark, console: Console) -> None:
         table.add_row("speed of yolact", "", *(f"{other.speed:.2f}x" for other in result.against))
     console.print(table)
     console.print(
-        f"{result.images} images of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects in the "
-        f"mean. Means over {result.variants} images, each changed at random, medians of {result.rounds} rounds."
+        f"{result.images} images of {result.width:.0f} x {result.height:.0f} with {result.objects:.1f} objects on "
+        f"average. Means over {result.variants} randomly augmented images, medians of {result.rounds} rounds."
     )
     console.print(_machine_line(result.machine))
 
