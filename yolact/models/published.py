@@ -75,7 +75,7 @@ class PublishedModel:
         backbone = find_backbone(self.model.backbone).title
         return (
             f"The published YOLACT{plus}, {backbone} at {self.model.image_size} px, for "
-            f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, faults "
+            f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, bugs "
             "included."
         )
 
