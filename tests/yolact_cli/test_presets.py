@@ -243,7 +243,7 @@ def test_a_published_preset_is_written_like_any_other(workspace: Path) -> None:
     head = " ".join(line.lstrip("# ") for line in (workspace / "params.yaml").read_text().split("\n\n")[0].splitlines())
     assert head.startswith("Preset yolact_plus_base, written by `yolact preset use yolact_plus_base -S data.source=")
     assert "The published YOLACT++, ResNet-101 at 550 px, for COCO 2017" in head
-    assert "faults included" in head
+    assert "bugs included" in head
 
 
 @pytest.mark.parametrize("name", ["base", *PRESETS, *PUBLISHED])

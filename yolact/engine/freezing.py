@@ -1,4 +1,4 @@
-"""Layers that training leaves as they are."""
+"""Freeze the first layers of the backbone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from yolact.models.yolact import Yolact
 
 
 def freeze(model: Yolact, up_to: str) -> None:
-    """Freeze the backbone up to and including a part: no gradients.
+    """Freeze the backbone up to and including a part: its parameters get no gradients.
 
-    Freezing needs pretrained weights (`TrainingParams`); with those, batch norm is frozen in the whole backbone.
+    Freezing needs pretrained weights (`TrainingParams`); with them, batch norm is frozen in the whole backbone.
 
     Args:
         up_to: the setting ``train.freeze``: ``none``, ``stem``, ``stageN`` (from 1) or ``backbone``.

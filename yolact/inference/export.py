@@ -1,8 +1,8 @@
-"""The network as an ONNX file, for runtimes other than PyTorch (onnxruntime, OpenVINO, TensorRT).
+"""Export the network to ONNX, for runtimes other than PyTorch (onnxruntime, OpenVINO, TensorRT).
 
-The file holds all that can be had in plain operators: normalisation, network, softmax and decoding of the boxes. NMS
-and mask assembly, whose sizes depend on what is found, follow outside, in `yolact.inference.onnx_predictor`. Mask
-re-scoring (YOLACT++) looks at the assembled masks, so its small network has a file of its own.
+The file has everything that plain operators can express: normalisation, network, softmax and box decoding. NMS and mask
+assembly, whose shapes depend on the detections, follow outside, in `yolact.inference.onnx_predictor`. Mask re-scoring
+(YOLACT++) reads the assembled masks, so its small network has a file of its own.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ MASKS_NAME, MASK_IOUS_NAME = "masks", "mask_ious"
 """Input and output of the mask re-scoring network."""
 
 OPSETS = range(18, 24)
-"""ONNX operator sets that can be asked for. PyTorch's exporter begins with 18."""
+"""Supported ONNX operator sets. PyTorch's exporter starts at 18."""
 DEFORMABLE_OPSET = 19
 """The first operator set with ``DeformConv``."""
 
 TOLERANCES: dict[ExportPrecision, float] = {"fp32": 1e-3, "fp16": 5e-2}
-"""Largest error of an output, as a part of its greatest value, against this network in float32. float16 rounds to
-2**-11 in each of some hundred layers."""
+"""Largest error of an output relative to its largest value, against this network in float32. float16 rounds to 2**-11
+in each of some hundred layers."""
 
 FORMAT = "1"
-"""Of the metadata; raised when a reader of the old one would go wrong."""
+"""Version of the metadata; raised when readers of the old one would misread it."""
 
 DESCRIPTION = """YOLACT, exported for inference. B images, S side of the input, A anchors, C classes, K prototypes.
 
@@ -71,24 +71,24 @@ score is that times its class score."""
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export_onnx` wrote."""
+    """The result of `export_onnx`."""
 
     path: Path
     rescoring_path: Path | None
     """The mask re-scoring network; None for a network without one."""
     opset: int
     shapes: dict[str, tuple[int | str, ...]]
-    """Of the input and the outputs; a side that may vary has a name."""
+    """Shapes of the input and the outputs; a dynamic dimension has a name."""
     errors: dict[str, float] | None
-    """Of each output, against this network in float32, as a part of its greatest value; None without onnxruntime."""
+    """Error of each output against this network in float32, relative to its largest value; None without onnxruntime."""
 
 
 class ExportedNetwork(nn.Module):
-    """`Yolact` with the fixed work around it: normalisation before, softmax and decoding after.
+    """`Yolact` with normalisation before it, softmax and box decoding after it.
 
     Args:
         model: in evaluation mode.
-        dtype: of the network; what is before and after it is float32.
+        dtype: of the network; everything before and after it is float32.
     """
 
     anchors: Tensor
@@ -118,20 +118,20 @@ def export_onnx(
     precision: ExportPrecision = "fp32",
     opset: int | None = None,
 ) -> Exported:
-    """Write a network to an ONNX file, checked; of one with mask re-scoring, `rescoring_path` too.
+    """Write a network to an ONNX file and check it; with mask re-scoring, write `rescoring_path` too.
 
-    The file is run by onnxruntime, where that is installed, and its outputs are compared with this network's.
+    If onnxruntime is installed, the file is run and its outputs are compared with this network's.
 
     Args:
-        model: on any device; it stays as it is.
+        model: on any device; not changed.
         classes: names by label.
-        path: must end in ``.onnx``. Written whole or not at all.
-        batch: images in each batch; None for any number.
-        precision: of weights and features inside; inputs and outputs are float32.
-        opset: ONNX operator set, one of `OPSETS`; None for the lowest that has the network's operators.
+        path: must end in ``.onnx``. Written atomically.
+        batch: fixed batch size; None for any.
+        precision: dtype of weights and features; inputs and outputs are float32.
+        opset: ONNX operator set, one of `OPSETS`; None for the lowest that supports the network.
 
     Raises:
-        SettingsError: an argument has a wrong value, or does not fit the network.
+        SettingsError: an argument is invalid, or does not fit the network.
         ExportError: a library is missing, the exporter cannot translate the network, or the file's outputs differ from
             the network's by more than `TOLERANCES`.
     """
@@ -166,12 +166,12 @@ def export_onnx(
 
 
 def rescoring_path(path: Path) -> Path:
-    """Where the mask re-scoring network of an exported one lies: ``model.onnx`` has ``model.maskiou.onnx``."""
+    """The file of the mask re-scoring network: ``model.maskiou.onnx`` for ``model.onnx``."""
     return path.with_suffix(".maskiou.onnx")
 
 
 def require(*names: str) -> Any:
-    """Import libraries that only exporting needs; the last one is returned.
+    """Import libraries that only export needs; returns the last one.
 
     Raises:
         ExportError: one is missing or cannot be loaded.
@@ -218,7 +218,7 @@ def _cpu_copy(model: Yolact) -> Yolact:
 def _to_onnx(
     network: nn.Module, example: Tensor, input_name: str, output_names: Sequence[str], opset: int, varying: str | None
 ) -> onnx.ModelProto:
-    """Translate a network of one input; ``varying`` names the first dimension if it may have any size."""
+    """Translate a network with one input; ``varying`` names the first dimension if it is dynamic."""
     shapes = None if varying is None else ({0: torch.export.Dim(varying)},)
     try:
         with torch.no_grad(), _quiet():
@@ -246,7 +246,7 @@ def _to_onnx(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about itself; errors still come."""
+    """Silence the exporter's warnings, not its errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -259,7 +259,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter notes about this machine's source files."""
+    """Remove the exporter's notes on source files of this machine."""
     del proto.metadata_props[:]
     graph = proto.graph
     for part in [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
@@ -285,7 +285,7 @@ def _write_rescoring(network: nn.Module, model: Yolact, path: Path, opset: int) 
 def _write_checked(
     proto: onnx.ModelProto, path: Path, reference: nn.Module, example: Tensor, tolerance: float
 ) -> dict[str, float] | None:
-    """Write a file that is valid and gives what ``reference`` gives for ``example``; else leave ``path`` as it was."""
+    """Write a valid file whose outputs for ``example`` are those of ``reference``; else leave ``path`` unchanged."""
     onnx_library = require("onnx")
     with replaced_file(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
@@ -297,14 +297,14 @@ def _write_checked(
         if errors is not None and not all(error <= tolerance for error in errors.values()):
             found = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
             raise ExportError(
-                f"{path}: not written, because its outputs are not the network's: they are wrong by these parts of the "
-                f"greatest value, of which {tolerance:g} is allowed: {found}"
+                f"{path}: not written, because its outputs are not the network's: they differ by these fractions of "
+                f"the largest value, {tolerance:g} being allowed: {found}"
             )
     return errors
 
 
 def _errors(path: Path, reference: nn.Module, example: Tensor) -> dict[str, float] | None:
-    """Greatest error of each output, as a part of its greatest value; None if onnxruntime is not installed."""
+    """Largest error of each output relative to its largest value; None if onnxruntime is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     session = open_session(path, ["CPUExecutionProvider"])
@@ -321,11 +321,11 @@ def _errors(path: Path, reference: nn.Module, example: Tensor) -> dict[str, floa
 
 
 def open_session(path: Path, providers: Sequence[str] | None = None, threads: int | None = None) -> Any:
-    """An onnxruntime session for a file.
+    """Open an onnxruntime session for a file.
 
     Args:
-        providers: what may run it, best first, as onnxruntime names them; None for all that are there.
-        threads: on the CPU; None for as many as PyTorch takes.
+        providers: onnxruntime's execution providers, best first; None for all available ones.
+        threads: CPU threads; None for as many as PyTorch uses.
 
     Raises:
         ExportError: onnxruntime is missing, or cannot load the file.
@@ -335,14 +335,14 @@ def open_session(path: Path, providers: Sequence[str] | None = None, threads: in
         raise ExportError(f"{path}: no such file; `yolact export` writes it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors: it warns of each constant that it folds
+    options.log_severity_level = 3  # errors only: it warns of each constant that it folds
     available = onnxruntime.get_available_providers()
     unknown = [name for name in providers or [] if name not in available]
     if unknown:
         raise SettingsError(f"providers: onnxruntime has no {', '.join(unknown)} here; it has {', '.join(available)}")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=list(providers or available))
-    except Exception as error:  # it raises classes of its own, without a common base
+    except Exception as error:  # its exceptions have no common base class
         raise ExportError(f"{path}: onnxruntime cannot load it: {error}") from error
 
 

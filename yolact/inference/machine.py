@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""Describe the machine that a measurement ran on."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import torch
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware, software and the moment: without them a metric says nothing."""
+    """Hardware, software and time: without them a measurement means nothing."""
 
     date: str
     """ISO 8601, UTC."""
     system: str
     processor: str
     instructions: str
-    """The best vector instructions that PyTorch uses here, such as AVX512."""
+    """The best vector instruction set that PyTorch uses here, such as AVX512."""
     cores: int
     """Logical cores that this process may use."""
     memory_gib: float | None
     load_average: float | None
-    """Running processes, mean of the minute before the measurement: other work makes metrics unreliable."""
+    """One-minute load average before the measurement: other work makes timings unreliable."""
     gpu: str | None
     gpu_memory_gib: float | None
     python: str
     torch: str
     cuda: str | None
-    """Version of CUDA that PyTorch was built for, where a GPU was measured."""
+    """The CUDA version that PyTorch was built for, if a GPU was measured."""
     threads: int
-    """Threads of PyTorch on the CPU."""
+    """PyTorch's CPU threads."""
 
 
 def describe_machine(device: torch.device) -> Machine:
-    """This machine, now, with the GPU if ``device`` is one."""
+    """Describe this machine now, with its GPU if ``device`` is one."""
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Machine(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -72,5 +72,5 @@ def _cores() -> int:
 def _memory_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # not a POSIX system, or it does not tell
+    except (AttributeError, ValueError, OSError):  # not POSIX, or unknown
         return None

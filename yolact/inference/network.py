@@ -1,8 +1,7 @@
-"""A network made ready for inference: the same function, in fewer and cheaper operations.
+"""A network prepared for inference: the same function in fewer, cheaper operations.
 
-Batch norm is folded into the convolutions before it, the memory layout is the one that the device's convolutions like
-best, and numbers have the wanted precision. On CPUs the network is rebuilt from fused operations
-(`yolact.inference.onednn`).
+Batch norm is folded into the convolutions before it, tensors have the memory format that is fastest on the device, and
+weights have the chosen precision. On CPUs the network is rebuilt from fused operations (`yolact.inference.onednn`).
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 
 
 class InferenceNetwork:
-    """A network for inference; later changes of the original do not reach it.
+    """A network for inference; later changes to the original do not affect it.
 
     Args:
-        model: on the device where it shall run.
-        precision: of weights and features. Anchors, and all that follows the network, are float32.
-        compile: let ``torch.compile`` make kernels for this network. The first run of each input shape then takes
-            minutes; on CPUs a C++ compiler is needed.
-        in_place: use up ``model`` itself instead of a copy, which spares its memory.
+        model: on the device to run on.
+        precision: dtype of weights and features. Anchors, and everything after the network, are float32.
+        compile: compile the network with ``torch.compile``. The first run of each input shape then takes minutes; on
+            CPUs a C++ compiler is needed.
+        in_place: convert ``model`` itself instead of a copy, to save memory.
 
     Raises:
-        SettingsError: the precision is unknown, or the device is no match for it; or there is no compiler.
+        SettingsError: the precision is unknown or not supported on the device, or there is no compiler.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class InferenceNetwork:
         self.normalization = model.backbone.normalization
         network = (model if in_place else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
         self.maskiou_net: MaskIouNet | None = network.maskiou_net
-        """In float32: it is small, and its output multiplies the scores."""
+        """float32: it is small, and its output multiplies the scores."""
         if self.maskiou_net is not None:
             self.maskiou_net.to(self.device)
         network.maskiou_net = None
@@ -76,7 +75,7 @@ class InferenceNetwork:
     def __call__(self, images: Tensor) -> RawOutputs:
         """Run (B, 3, S, S) normalised float32 images; the outputs have the network's precision."""
         images = images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
-        with torch.no_grad():  # not inference_mode: callers may go on computing with the outputs
+        with torch.no_grad():  # not inference_mode: callers may take gradients through the outputs later
             boxes, class_logits, mask_coefficients, prototypes = self._tensors(images)[:4]
         anchors = self._anchors_of(images.shape[2], images.shape[3])
         return RawOutputs(boxes, class_logits, mask_coefficients, prototypes, anchors, semantic_logits=None)
@@ -99,14 +98,14 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _return_freed_memory() -> None:
-    """Give the system back what loading freed; glibc keeps it otherwise, in pieces that fit no feature map."""
+    """Return freed memory to the system; glibc otherwise keeps it, too fragmented for feature maps."""
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def fold_batch_norm(backbone: Backbone) -> None:
-    """Fold batch norm into the convolutions before it, in place, where the backbone knows that nothing else reads them.
+    """Fold batch norm into the convolutions before it, in place, for the pairs that the backbone declares.
 
     The backbone must be in evaluation mode.
     """
@@ -121,9 +120,9 @@ def fold_batch_norm(backbone: Backbone) -> None:
 
 
 def fold_into(conv: nn.Conv2d | DeformableConv2d, norm: nn.BatchNorm2d) -> None:
-    """Give a convolution the weights and bias with which it also does what the batch norm behind it does.
+    """Change a convolution's weights and bias to include the batch norm after it.
 
-    ``g (w x + b - mean) / sqrt(var + eps) + beta``.
+    ``g (w x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights and bias.
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -1,7 +1,7 @@
-"""The network for inference on CPUs: oneDNN's convolutions with what follows them in one operation.
+"""The network for inference on CPUs: oneDNN's convolutions fused with what follows them.
 
-PyTorch's own convolution reorders its weights at every call, and writes and reads each feature map again for bias,
-activation and shortcut. Here weights are reordered once, and activations and sums are done while the convolution's
+PyTorch's own convolution reorders its weights at every call, and writes and rereads each feature map for bias,
+activation and shortcut. Here weights are reordered once, and activations and sums are computed while the convolution's
 result is in the cache: the same operations that ``torch.compile`` uses, without needing a compiler. The widest 3x3
 convolutions use Winograd's minimal filtering instead, which needs 2.25 multiplications per output instead of 9.
 """
@@ -28,23 +28,23 @@ from yolact.models.yolact import Yolact
 Activation = Literal["none", "relu", "leaky_relu"]
 
 _InputSizes = dict[nn.Module, list[int]]
-"""Shape of the input that a convolution will see, or of the largest one: the best order of its weights depends on it,
-and a wrong one is slow."""
+"""Shape of each convolution's input, or of its largest one: the fastest memory order of the weights depends on it, and
+another order is slow."""
 
 LEAKY_SLOPE = 0.1
-"""Of Darknet's activation."""
+"""Negative slope of Darknet's activation."""
 
 
 @functools.cache
 def is_available(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's fused convolutions of that precision for this processor."""
+    """Whether PyTorch has oneDNN's fused convolutions with that dtype on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     try:
         with torch.no_grad():
             conv = _conv_of(torch.zeros(4, 4, 3, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
             _FusedConv(conv, "relu", {conv: [1, 4, 4, 4]})(torch.zeros(1, 4, 4, 4, dtype=dtype))
-    except (AttributeError, RuntimeError):  # PyTorch does not promise these operations
+    except (AttributeError, RuntimeError):  # these operations are not a public interface
         return False
     return True
 
@@ -61,7 +61,7 @@ class _FusedConv(nn.Module):
         self.weight = conv.weight.detach()
         if conv in sizes:
             self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, sizes[conv])
-            conv.weight = None  # type: ignore[assignment]  # two copies of all weights would be in memory otherwise
+            conv.weight = None  # type: ignore[assignment]  # otherwise all weights would be in memory twice
         self.bias = None if conv.bias is None else conv.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class _FusedConv(nn.Module):
 
 WINOGRAD_CHANNELS = 192
 WINOGRAD_PIXELS = 1200
-"""Least input and output channels, and least area of the feature map, from which it is used. On a CPU with AVX-512 it
-was faster than the direct convolution with 243 and 256 channels, not with 96; with 128 the network's time was 1 to 2 %
-less in one measurement and 2 % more in another. With 256 channels it was faster on 35 x 35 cells and more, and made no
-difference on 32 x 32."""
+"""Winograd's convolution is used from this many input and output channels, and this area of the feature map. On a CPU
+with AVX-512 it was faster than the direct convolution with 243 and 256 channels, not with 96; with 128 the network's
+time was 1 to 2 % less in one measurement and 2 % more in another. With 256 channels it was faster on 35 x 35 cells and
+more, and made no difference on 32 x 32."""
 
 
 class _WideConv(nn.Module):
@@ -101,7 +101,7 @@ class _WideConv(nn.Module):
 
 
 def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
-    """Whether Winograd's convolution is the faster one for feature maps of that size."""
+    """Whether Winograd's convolution is faster for feature maps of that size."""
     return (
         isinstance(conv, nn.Conv2d)
         and (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
@@ -111,7 +111,7 @@ def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
 
 
 def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
-    """The faster convolution for a layer whose input has one size."""
+    """The faster convolution for a layer with a single input size."""
     assert isinstance(conv, nn.Conv2d)
     if _suits_winograd(conv, *sizes[conv][2:]):
         winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
@@ -121,19 +121,19 @@ def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSiz
 
 
 def _backbone_conv(conv: nn.Module, sizes: _InputSizes) -> nn.Module:
-    """`_conv` in bfloat16. In float32 Winograd's kernels, four times as large, would cost more than they gain: 42 MiB
-    for 4 % of a ResNet-50's time at 550 pixels."""
+    """`_conv` in bfloat16, the direct convolution in float32: there Winograd's kernels, four times as large, are not
+    worth it (42 MiB for 4 % of a ResNet-50's time at 550 pixels)."""
     assert isinstance(conv, nn.Conv2d)
     return _conv(conv, "relu", sizes) if conv.weight.dtype == torch.bfloat16 else _FusedConv(conv, "relu", sizes)
 
 
 def _convs(block: BasicBlock | Bottleneck) -> list[nn.Module]:
-    """Those of its residual branch, in order."""
+    """The convolutions of the residual branch, in order."""
     return [getattr(block, name) for name in ("conv1", "conv2", "conv3") if hasattr(block, name)]
 
 
 class _Block(nn.Module):
-    """A residual block of a ResNet whose batch norm is folded."""
+    """A ResNet's residual block with folded batch norm."""
 
     def __init__(self, block: BasicBlock | Bottleneck, sizes: _InputSizes) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def _darknet_stage(stage: nn.Module, sizes: _InputSizes) -> nn.Sequential:
 
 
 def _last_three(x: Tensor, stages: nn.ModuleList) -> list[Tensor]:
-    """C3, C4 and C5; the larger maps before them are freed on the way."""
+    """C3, C4 and C5; earlier, larger maps are freed on the way."""
     features: list[Tensor] = []
     for stage in stages:
         x = stage(x)
@@ -207,7 +207,7 @@ class _Darknet(nn.Module):
 
 
 class _PlainBackbone(nn.Module):
-    """A backbone of another class, as it is."""
+    """A backbone of another class, not rebuilt."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -218,9 +218,9 @@ class _PlainBackbone(nn.Module):
 
 
 def supports(backbone: Backbone) -> bool:
-    """Whether the backbone is rebuilt from fused operations.
+    """Whether the backbone can be rebuilt from fused operations.
 
-    Only these classes are: a subclass may compute something else.
+    Subclasses cannot: they may compute something else.
     """
     return type(backbone) in (BasicResNet, BottleneckResNet, Darknet)
 
@@ -255,12 +255,12 @@ class _Pyramid(nn.Module):
 
 
 class _Head(nn.Module):
-    """The shared head; its three last convolutions read the same map, so they are one.
+    """The shared head; its last three convolutions read the same map, so they are merged into one.
 
     Args:
-        head: of the network, used up.
-        largest: height and width of the first level. The order of the weights that is best there is oneDNN's choice for
-            the smaller levels too (on AVX-512, with 256 to 384 channels and sides from 88 down to 5).
+        head: the network's head; its weights are moved.
+        largest: height and width of the first level. oneDNN chooses the same memory order of the weights for the
+            smaller levels (on AVX-512, with 256 to 384 channels and sides from 88 down to 5).
     """
 
     def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
@@ -282,7 +282,7 @@ class _Head(nn.Module):
         return _FusedConv(conv, activation, {conv: [1, conv.in_channels, *largest]})
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
-        """Encoded boxes, class logits and mask coefficients, (B, A, 4), (B, A, C + 1) and (B, A, K), of all levels."""
+        """Encoded boxes (B, A, 4), class logits (B, A, C + 1) and mask coefficients (B, A, K) of all levels."""
         batch = len(pyramid[0])
         anchors = [level.shape[2] * level.shape[3] * self.channels[0] // self.sizes[0] for level in pyramid]
         predicted = [pyramid[0].new_empty((batch, sum(anchors), size)) for size in self.sizes]
@@ -296,7 +296,7 @@ class _Head(nn.Module):
 
 
 def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """One convolution with the outputs of several that read the same map."""
+    """Merge convolutions that read the same map into one."""
     weight = torch.cat([conv.weight for conv in convs]).contiguous(memory_format=torch.channels_last)
     return _conv_of(weight, torch.cat([cast(Tensor, conv.bias) for conv in convs]))
 
@@ -304,7 +304,7 @@ def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 def _conv_of(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """A 3x3 convolution with padding and these weights.
 
-    Initial ones are not drawn: that would change the course of a training that validates.
+    No initial weights are drawn: that would change the random state of a training run that validates.
     """
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
     conv.weight, conv.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
@@ -325,15 +325,15 @@ def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
 
 
 def _input_sizes(network: Yolact) -> _InputSizes:
-    """Shapes in front of the backbone's, pyramid's and protonet's convolutions for one image.
+    """Input shapes of the backbone's, pyramid's and protonet's convolutions for one image.
 
-    They are counted, not seen: without numbers (on the device "meta") PyTorch would load its compiler, for seconds and
-    some 150 MiB.
+    They are computed, not measured: on the device "meta" PyTorch would load its compiler, which takes seconds and some
+    150 MiB.
     """
     sizes: _InputSizes = {}
 
     def through(convs: Iterable[nn.Module], side: int) -> int:
-        """The side of a square map after these; a stride of 2 halves it, rounding up."""
+        """Record input shapes; the side of a square map after these modules. Stride 2 halves it, rounding up."""
         for conv in convs:
             if isinstance(conv, nn.Conv2d):
                 sizes[conv] = [1, conv.in_channels, side, side]
@@ -373,7 +373,7 @@ def _input_sizes(network: Yolact) -> _InputSizes:
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
-    A backbone of a class that is not known here runs as it is. The network given is used up.
+    A backbone of another class (`supports`) runs as it is. The weights of ``network`` are moved, not copied.
     """
 
     def __init__(self, network: Yolact) -> None:

@@ -1,4 +1,4 @@
-"""Images in, detections out, with a network that `yolact.inference.export` wrote, run by onnxruntime."""
+"""Predict with an exported network (`yolact.inference.export`) in onnxruntime."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from yolact.transforms import to_padded_square, to_square
 
 
 class OnnxPredictor(ImagePredictor):
-    """A network that `yolact export` wrote; used like `yolact.inference.predictor.Predictor`.
+    """An exported network with the interface of `yolact.inference.predictor.Predictor`.
 
     Args:
-        path: the ``.onnx`` file. That of mask re-scoring, if the network has it, must lie beside it.
-        config: settings of detection.
+        path: the ``.onnx`` file. If the network re-scores masks, that file must be beside it.
+        config: detection settings.
         providers, threads: see `yolact.inference.export.open_session`.
         mask_resolution: see `MaskResolution`.
-        batch_size: images that pass the network at once; a file for a fixed number has its own.
+        batch_size: images per forward pass; a file exported for a fixed batch size has its own.
         **changes: fields of ``config``.
 
     Raises:
-        ExportError: onnxruntime or a file is missing, or a file is none that `yolact export` wrote.
+        ExportError: onnxruntime or a file is missing, or a file was not written by `yolact export`.
         SettingsError: a setting has a wrong value.
     """
 
@@ -93,23 +93,23 @@ def detections_from_outputs(
     *,
     keep_aspect_ratio: bool = False,
 ) -> list[Detections]:
-    """Detections from what an exported network gave, whichever runtime ran it.
+    """Detections from the outputs of an exported network, whichever runtime ran it.
 
     Args:
         outputs: arrays by the names in `export.OUTPUT_NAMES`; `export.DESCRIPTION` has their shapes.
-        sizes: height and width of each of the B images, pixels.
+        sizes: (height, width) of each of the B images, pixels.
         classes: names by label.
         image_size: side of the network's input, pixels.
-        config: settings of detection.
+        config: detection settings.
         mask_resolution: see `MaskResolution`.
-        maskiou_net: runs the mask re-scoring network, (N, Hp, Wp) -> (N, C); None to give masks their boxes' scores.
-        keep_aspect_ratio: the images were resized as the network's setting of that name says.
+        maskiou_net: the mask re-scoring network, (N, Hp, Wp) -> (N, C); None to keep the boxes' scores.
+        keep_aspect_ratio: the network's setting: whether resizing kept the aspect ratio.
 
     Returns:
-        B entries, in their image's pixels.
+        B entries, in pixels of each image.
 
     Raises:
-        ValueError: an output is missing, or the sizes are not as many as the images.
+        ValueError: an output is missing, or the number of sizes is not B.
     """
     missing = [name for name in OUTPUT_NAMES if name not in outputs]
     if missing:

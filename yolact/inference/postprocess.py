@@ -156,7 +156,7 @@ def traditional_nms(
     Returns:
         As `fast_nms`.
     """
-    from torchvision.ops import nms  # as in yolact/models/backbone.py: it takes seconds
+    from torchvision.ops import nms  # takes seconds, as in yolact/models/backbones/deformable.py
 
     if pixels is not None:
         boxes = boxes * pixels + boxes.new_tensor([0, 0, 1, 1])

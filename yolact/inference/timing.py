@@ -1,4 +1,4 @@
-"""Clocks that are right on CPUs and GPUs."""
+"""Timing that is right on CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for all work that was handed to a GPU; without it a clock shows only how long handing over took."""
+    """Wait for all work queued on a GPU; otherwise only the time to launch it would be measured."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -18,7 +18,7 @@ def synchronise(device: torch.device) -> None:
 
 
 class Laps:
-    """Milliseconds from one call of `lap` to the next."""
+    """Measure milliseconds from one call of `lap` to the next."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -26,7 +26,7 @@ class Laps:
         self._last = time.perf_counter()
 
     def lap(self) -> float:
-        """Milliseconds since the last call, or since the start; all work on the device has ended."""
+        """Milliseconds since the last call, or since the start; waits for the device."""
         synchronise(self._device)
         now = time.perf_counter()
         elapsed = (now - self._last) * 1000
@@ -35,5 +35,5 @@ class Laps:
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; half of the rounds were faster."""
+    """The median as a Python float."""
     return float(np.median(values))

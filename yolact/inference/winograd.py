@@ -21,22 +21,22 @@ OUTPUT_TILE, INPUT_TILE = 4, 6
 PRODUCTS = INPUT_TILE**2
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)
-"""Where the polynomials are evaluated, besides infinity. Of the sets tried these round least: half of what the usual
-0, 1, -1, 2, -2 (Lavin and Gray 2016) do, in bfloat16 and in float32."""
+"""Where the polynomials are evaluated, besides infinity. Of the sets tried these have the smallest rounding error: half
+that of the usual 0, 1, -1, 2, -2 (Lavin and Gray 2016), in bfloat16 and in float32."""
 
 TILES_AT_ONCE = 200
-"""Tiles whose products are computed together: enough that reading all kernels pays, few enough that they stay in the
-processor's last cache."""
+"""Tiles whose products are computed together: enough to amortise reading all kernels, few enough to stay in the
+last-level cache."""
 
 TILES_TRANSFORMED_AT_ONCE = 36
-"""Tiles that are transformed together: they stay in the second cache."""
+"""Tiles that are transformed together: they stay in the L2 cache."""
 
 KERNELS_AT_ONCE = 16
-"""Output channels whose kernels are transformed together; few, to need little memory."""
+"""Output channels whose kernels are transformed together; few, to save memory."""
 
 CHANNELS_IN_STEP = 64
-"""oneDNN takes 1.3 times as long for 352 output channels as for 384, four registers of AVX-512: there are zeros in
-place of what is missing."""
+"""Output channels are padded with zeros to a multiple of this, four AVX-512 registers: oneDNN takes 1.3 times as long
+for 352 output channels as for 384."""
 
 
 def _evaluation(coefficients: int) -> Tensor:
@@ -46,7 +46,7 @@ def _evaluation(coefficients: int) -> Tensor:
 
 
 def _both_axes(along_rows: Tensor, along_columns: Tensor) -> Tensor:
-    """The matrix that transforms a tile's rows by one matrix and its columns by the other, on flattened tiles."""
+    """One matrix that transforms flattened tiles: rows by the first matrix, columns by the second."""
     return torch.kron(along_rows, along_columns)
 
 
@@ -55,11 +55,10 @@ INWARD, OUTWARD = _evaluation(INPUT_TILE).inverse().T, _evaluation(OUTPUT_TILE).
 
 
 class _Winograd(nn.Module):
-    """The kernels, and the way of one image's tiles through transforms and products.
+    """The transformed kernels, and the transforms and products of one image's tiles.
 
-    Tiles lie in memory one after the other, (T, 36, channels), so that what is done to few of them stays in the cache.
-    Their products are one convolution with 1x1 kernels in 36 groups: oneDNN's, which is faster at it than a batch of
-    matrix products.
+    Tiles are contiguous in memory, (T, 36, channels), so that work on a few of them stays in the cache. Their products
+    are one convolution with 1x1 kernels in 36 groups: oneDNN computes it faster than a batch of matrix products.
     """
 
     GEOMETRY = ((0, 0), (1, 1), (1, 1), PRODUCTS)
@@ -72,7 +71,7 @@ class _Winograd(nn.Module):
         self.out_channels, self.in_channels = conv.out_channels, conv.in_channels
         self.product_channels = -(-conv.out_channels // CHANNELS_IN_STEP) * CHANNELS_IN_STEP
         kernels = _transformed_kernels(conv.weight.detach(), self.product_channels)
-        # The best order of the kernels depends on the number of tiles; a wrong one is corrected in each call, slowly.
+        # The fastest memory order of the kernels depends on the number of tiles; another one is converted at each call.
         size = [1, PRODUCTS * conv.in_channels, tiles, 1]
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(kernels, *self.GEOMETRY, size)
         self.bias = conv.bias.detach()
@@ -82,9 +81,9 @@ class _Winograd(nn.Module):
         """Convolve the tiles of some rows.
 
         Args:
-            patches: (rows, columns, h, w, I), a view of the image's overlapping patches.
-            to_input: (rows * columns, 36, h * w), what transforms each of them.
-            out: (rows, 4, columns, 4, O), to be filled.
+            patches: (rows, columns, h, w, I) view of the image's overlapping patches.
+            to_input: (rows * columns, 36, h * w), the transform of each patch.
+            out: (rows, 4, columns, 4, O), filled in place.
         """
         rows, columns = patches.shape[:2]
         tiles, pixels = rows * columns, to_input.shape[2]
@@ -107,7 +106,7 @@ class _Winograd(nn.Module):
                 out[some].relu_()
 
     def _products(self, transformed: Tensor) -> Tensor:
-        """(T, 36, O) of (T, 36, I): each of the 36 by its own matrix."""
+        """Map (T, 36, I) to (T, 36, O): each of the 36 by its own matrix."""
         as_image = transformed.view(1, len(transformed), 1, -1).permute(0, 3, 1, 2)  # (1, 36 * I, T, 1)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             as_image, self.weight, None, *self.GEOMETRY, "none", [], None
@@ -116,7 +115,7 @@ class _Winograd(nn.Module):
 
 
 def _transformed_kernels(weight: Tensor, out_channels: int) -> Tensor:
-    """(36 * out_channels, I, 1, 1) of (O, I, 3, 3), computed in float64 and rounded once; zeros beyond O."""
+    """Map (O, I, 3, 3) to (36 * out_channels, I, 1, 1), computed in float64 and rounded once; zeros beyond O."""
     given, in_channels = weight.shape[:2]
     both = _both_axes(_evaluation(3), _evaluation(3))  # (36, 9)
     transformed = weight.new_zeros((PRODUCTS, out_channels, in_channels))
@@ -127,7 +126,7 @@ def _transformed_kernels(weight: Tensor, out_channels: int) -> Tensor:
 
 
 def _part(memory: Tensor, *shape: int) -> Tensor:
-    """The first elements of a flat tensor, in that shape."""
+    """The first elements of a flat tensor, viewed in that shape."""
     return memory[: math.prod(shape)].view(shape)
 
 
@@ -139,7 +138,7 @@ def _patches(image: Tensor, size: int, stride: int, rows: int, columns: int) -> 
 
 
 def _slices(count: int, at_once: int) -> Iterator[slice]:
-    """``count`` things in portions of ``at_once``, and what is left."""
+    """Slices of ``at_once`` elements that cover ``count``; the last may be shorter."""
     for first in range(0, count, at_once):
         yield slice(first, min(first + at_once, count))
 
@@ -153,22 +152,22 @@ def _tiles(height: int, width: int, stride: int) -> int:
 def _bands(rows: int, columns: int) -> Iterator[slice]:
     """Bands of rows with about `TILES_AT_ONCE` tiles.
 
-    They are of nearly equal height: a narrow one would read all kernels for little.
+    Their heights are nearly equal: a narrow band would read all kernels for little work.
     """
     bands = -(-rows * columns // TILES_AT_ONCE)
     return _slices(rows, -(-rows // bands))
 
 
 class WinogradConv2d(_Winograd):
-    """A 3x3 convolution of stride 1 and padding 1, with ReLU or without.
+    """A 3x3 convolution of stride 1 and padding 1, with or without ReLU.
 
-    The result differs from the direct convolution's by rounding: by some 1e-6 of the greatest value in float32, eight
+    The result differs from the direct convolution's by rounding: by some 1e-6 of the largest value in float32, by eight
     times the direct convolution's own error in bfloat16 (root mean square).
 
     Args:
         conv: the convolution.
-        activation: what follows it.
-        height, width: of the maps that it will see, where that is known. Others are mapped too, some of them slowly.
+        activation: applied to the result.
+        height, width: size of the input maps, if known. Others work too, some of them slowly.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int = 64, width: int = 64) -> None:
@@ -191,18 +190,18 @@ class WinogradConv2d(_Winograd):
 
 
 SOURCE_TILE, SOURCE_STRIDE = 4, 2
-"""Pixels of the small map that a tile of the enlarged one is made of along one axis, and between two tiles."""
+"""Pixels of the small map that a tile of the enlarged map depends on along one axis, and the distance between tiles."""
 
 
 def _enlarge(tile: int, tiles: int, pixels: int) -> Tensor:
-    """Matrix (6, 4), float64: six pixels of an enlarged axis, of which a tile makes four outputs, from four small ones.
+    """Matrix (6, 4), float64: the six pixels of an enlarged axis that a tile reads, from four small pixels.
 
     Bilinear with half-pixel centres: pixels 2i - 1 and 2i of the enlarged axis lie between i - 1 and i of the small
     one, a quarter from the nearer. What lies outside the enlarged axis is the convolution's padding: zero.
 
     Args:
-        tile: number of the tile, of ``tiles``.
-        pixels: of the small axis; if they are odd, half of the last tile lies outside.
+        tile: index of the tile, below ``tiles``.
+        pixels: length of the small axis; if odd, half of the last tile lies outside.
     """
     near, far = 0.75, 0.25
     matrix = torch.zeros(INPUT_TILE, SOURCE_TILE, dtype=torch.float64)
@@ -217,16 +216,16 @@ def _enlarge(tile: int, tiles: int, pixels: int) -> Tensor:
 
 
 class EnlargingWinogradConv2d(_Winograd):
-    """A map enlarged twofold (bilinear, as ``nn.Upsample``), then a 3x3 convolution with ReLU, then ``head``.
+    """Bilinear upsampling by 2 (as ``nn.Upsample``), then a 3x3 convolution with ReLU, then ``head``.
 
-    The enlarging is linear, so it is part of the transform of the input: a tile is transformed from 4x4 pixels of the
-    small map instead of 6x6 of the large one, and neither the enlarged map nor the convolution's output is ever whole
-    in memory.
+    The upsampling is linear, so it is merged into the input transform: a tile is transformed from 4x4 pixels of the
+    small map instead of 6x6 of the large one, and neither the enlarged map nor the convolution's output is ever
+    complete in memory.
 
     Args:
         conv: the 3x3 convolution, stride 1, padding 1.
-        head: maps (1, O, h, w) to (1, K, h, w), each pixel by itself: a 1x1 convolution.
-        height, width: of the small maps that it will see, as in `WinogradConv2d`.
+        head: maps (1, O, h, w) to (1, K, h, w), pixel by pixel: a 1x1 convolution.
+        height, width: size of the small maps, as in `WinogradConv2d`.
     """
 
     def __init__(self, conv: nn.Conv2d, head: nn.Module, height: int = 64, width: int = 64) -> None:
@@ -238,7 +237,7 @@ class EnlargingWinogradConv2d(_Winograd):
         """Map (B, I, h, w), h and w at least 3, to (B, K, 2h, 2w), in channels_last."""
         height, width = x.shape[2:]
         rows, columns = -(-height // SOURCE_STRIDE), -(-width // SOURCE_STRIDE)
-        # Beyond its edge the small map goes on with its last pixel, as bilinear enlarging has it.
+        # Beyond its edge the small map repeats its last pixel, as in bilinear upsampling.
         padding = (1, SOURCE_STRIDE * columns + 1 - width, 1, SOURCE_STRIDE * rows + 1 - height)
         padded = F.pad(x, padding, mode="replicate").permute(0, 2, 3, 1).contiguous()
         to_input = self._matrices(height, width, rows, columns)
@@ -256,7 +255,7 @@ class EnlargingWinogradConv2d(_Winograd):
         return torch.cat(images)
 
     def _matrices(self, height: int, width: int, rows: int, columns: int) -> Tensor:
-        """(rows, columns, 36, 16): what transforms each tile's small pixels, at the edges and inside."""
+        """(rows, columns, 36, 16): the transform of each tile's small pixels, at the edges and inside."""
         if (height, width) not in self._to_input:
             along_rows = torch.stack([INWARD @ _enlarge(row, rows, height) for row in range(rows)])
             along_columns = torch.stack([INWARD @ _enlarge(column, columns, width) for column in range(columns)])

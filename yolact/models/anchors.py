@@ -1,4 +1,4 @@
-"""Anchors: the boxes from which the head measures (paper section 4, "YOLACT Detector")."""
+"""Anchors: the boxes that the head's offsets are relative to (paper section 4, "YOLACT Detector")."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def level_anchors(
         scales: sides of the square anchor, network pixels.
         ratios: width / height.
         image_size: side of the network input, pixels.
-        square: make the height equal to the width (a slip of the published code that the v1.0 weights rely on;
+        square: make the height equal to the width (a bug of the published code that the v1.0 weights rely on;
             the three ratios then give three squares).
 
     Returns:
@@ -62,7 +62,7 @@ def pyramid_anchors(
 
 
 def config_anchors(config: ModelConfig, level_sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Anchors (A, 4) of a network for levels of that many cells; see `pyramid_anchors`."""
+    """Anchors (A, 4) of a network for these level sizes; see `pyramid_anchors`."""
     return pyramid_anchors(
         level_sizes, config.anchor_scales, config.anchor_ratios, config.image_size, config.square_anchors
     )

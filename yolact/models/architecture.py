@@ -1,4 +1,4 @@
-"""What the names and shapes of a network's tensors tell of it."""
+"""Infer a network's architecture from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from yolact.models.yolact import Yolact
 from yolact.settings import PYRAMID_LEVELS, ModelConfig
 
 PARTS = ("fpn.", "proto_net.", "prediction_layers.", "semantic_seg_conv.")
-"""What the names of tensors outside the backbone start with."""
+"""Prefixes of the tensors outside the backbone."""
 
 COUNTER = ".num_batches_tracked"
-"""End of the names of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and nothing here reads them."""
+"""Suffix of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and nothing here reads them."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The part of a `ModelConfig` that decides the names and shapes of tensors, and the number of classes."""
+    """The settings that determine the names and shapes of tensors, and the number of classes."""
 
     backbone: str
     blocks: tuple[int, ...]
@@ -38,12 +38,12 @@ class Architecture:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Architecture:
-        """That of a network with these tensors, of which only names and shapes are read.
+        """The architecture of a network with these tensors; only names and shapes are read.
 
-        A backbone of a depth that has no name is a ``resnet18`` or ``resnet50`` with other blocks.
+        A backbone with an unnamed depth is a ``resnet18`` or ``resnet50`` with other blocks.
 
         Raises:
-            WeightsError: names or shapes are not those of a YOLACT, whole and without contradiction.
+            WeightsError: names or shapes are not those of a complete, consistent YOLACT.
         """
         if not any(name.startswith(PARTS) for name in state):
             raise WeightsError(
@@ -67,7 +67,7 @@ class Architecture:
 
     @classmethod
     def of_config(cls, config: ModelConfig, num_classes: int) -> Architecture:
-        """That of a network with this configuration."""
+        """The architecture of a network with this configuration."""
         chosen = tuple(tuple(sorted(stage)) for stage in config.deformable_blocks)
         return cls(
             backbone=config.backbone,
@@ -87,10 +87,10 @@ class Architecture:
         anchor_ratios: Sequence[float],
         square_anchors: bool,
     ) -> ModelConfig:
-        """The configuration with these anchors, of a network trained from ImageNet weights on stretched images.
+        """The configuration with these anchors, for a network trained from ImageNet weights on stretched images.
 
         Raises:
-            pydantic.ValidationError: the values are impossible or do not go together.
+            pydantic.ValidationError: a value is invalid, or the values are inconsistent.
         """
         named = self.blocks == find_backbone(self.backbone).blocks
         return ModelConfig(
@@ -110,7 +110,7 @@ class Architecture:
         )
 
     def differences(self, other: Architecture) -> list[str]:
-        """Fields in which this differs from another, the number of classes aside: ``blocks: ..., not ...``."""
+        """The fields that differ, except the number of classes: ``blocks ..., not ...``."""
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         del pairs["num_classes"]
         return [
@@ -119,14 +119,14 @@ class Architecture:
 
 
 def _listed(value: object) -> object:
-    """Tuples as the lists that they are in settings."""
+    """Tuples as lists, as settings spell them."""
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Structure]:
-    """Name and structure, from the class that knows the names of the tensors.
+    """Name and structure, from the first class that recognises the tensor names.
 
-    Those registered later are asked first: a ResNet of basic blocks has nothing that no other backbone could have.
+    Classes registered last are asked first: a ResNet of basic blocks has the least specific names.
     """
     names = [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]
     specs = backbones()
@@ -139,14 +139,14 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Structure]:
 
 
 def _channels(state: Mapping[str, Tensor], layer: str) -> int:
-    """Outputs of a layer; 1 where it is not there or empty, which `_check` then reports."""
+    """Output channels of a layer; 1 if it is missing or empty, which `_check` then reports."""
     shapes = (state[name].shape for name in (f"{layer}.weight", f"{layer}.bias") if name in state)
     return next((shape[0] for shape in shapes if len(shape) and shape[0]), 1)
 
 
 def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Refuse a state that is not whole, or whose shapes do not go together."""
-    anchors = [[1.0] * architecture.anchors_per_cell] * PYRAMID_LEVELS  # decide neither names nor shapes
+    """Refuse an incomplete state, or one with inconsistent shapes."""
+    anchors = [[1.0] * architecture.anchors_per_cell] * PYRAMID_LEVELS  # affect neither names nor shapes
     config = architecture.model_config(550, anchors, [1.0], square_anchors=True)
     with torch.device("meta"):
         expected = Yolact(config, architecture.num_classes).state_dict()
@@ -168,5 +168,5 @@ def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
 
 
 def missing_names(state: Collection[str], expected: Collection[str]) -> list[str]:
-    """Names that a state needs and has not; counters of batch norm are not needed."""
+    """Required names that a state lacks; batch norm's counters are optional."""
     return [name for name in expected if name not in state and not name.endswith(COUNTER)]

@@ -1,8 +1,8 @@
-"""Published checkpoints: which network a file is of, and that network with its weights.
+"""Import published checkpoints: infer the network from the file, and load its weights.
 
-The published ``.pth`` files are bare state_dicts under the names that this project has too. Names and shapes tell
-everything of a `ModelConfig` but the size of the input and the anchors; those are taken from the published
-configuration with the same network.
+The published ``.pth`` files are plain state_dicts with the names that this project uses too. Names and shapes determine
+the whole `ModelConfig` except the input size and the anchors; those come from the published configuration with the same
+network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from yolact.settings import ModelConfig
 log = logging.getLogger(__name__)
 
 DOWNSAMPLE_LAYERS = 2
-"""Of the pyramid, for P6 and P7; files of version 1.0 have more, which it never used."""
+"""Downsampling layers of the pyramid, for P6 and P7; files of version 1.0 have more, which it never used."""
+
+_COPY = re.compile(r"backbone\.layer[1-4]\.")
+"""The second copy of a ResNet in files of version 1.0, under torchvision's names."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ class ImportedModel:
     """In evaluation mode, on the CPU, in float32."""
     classes: list[str]
     published: str | None
-    """The published configuration that it has, whatever its classes; None where there is none."""
+    """The matching published configuration, whatever the classes; None if there is none."""
     dropped: list[str]
-    """Tensors of the file that version 1.0 wrote and never used."""
+    """Tensors in the file that version 1.0 wrote and never used."""
 
 
 def import_checkpoint(
@@ -65,14 +68,14 @@ def import_checkpoint(
     """Read a checkpoint of the published code.
 
     Args:
-        path: a ``.pth`` or a safetensors file, see `read_state_dict`.
-        model: name of the published configuration that the network is of.
+        path: a ``.pth`` or safetensors file, see `read_state_dict`.
+        model: name of the published configuration.
         image_size, anchor_scales, anchor_ratios, square_anchors: see `infer_model_config`.
-        classes: names; by default those of COCO for 80 classes, of PASCAL VOC for 20, else ``class_1`` and so on.
+        classes: names; by default COCO's for 80 classes, PASCAL VOC's for 20, else ``class_1`` and so on.
 
     Raises:
-        WeightsError: the file cannot be read, is not of a YOLACT, is not whole, contradicts itself or ``model``, has
-            numbers that are not finite, or another number of classes than there are names.
+        WeightsError: the file cannot be read, is not a complete, consistent YOLACT, contradicts ``model``, has values
+            that are not finite, or has a different number of classes than there are names.
         SettingsError: there is no published configuration ``model``.
     """
     if path.name == WEIGHTS_FILE and (path.parent / DESCRIPTION_FILE).is_file():
@@ -98,12 +101,13 @@ def import_checkpoint(
 
 
 def without_unused(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The state without what version 1.0 of the published code saved and never used, and the names of that.
+    """The state without the tensors that version 1.0 of the published code saved and never used, and their names.
 
     Its files have a second copy of a ResNet under torchvision's names (``backbone.layer1`` to ``backbone.layer4``), and
-    more layers that halve the pyramid than there are levels.
+    more downsampling layers than the pyramid has levels.
     """
-    unused = [name for name in state if _is_unused(name)]
+    published = any(name.startswith("backbone.layers.") for name in state)
+    unused = [name for name in state if (published and _COPY.match(name)) or _is_unused_level(name)]
     return {name: tensor for name, tensor in state.items() if name not in set(unused)}, unused
 
 
@@ -117,25 +121,25 @@ def infer_model_config(
     name_hint: str | None = None,
     model: str | None = None,
 ) -> ModelConfig:
-    """The configuration of the network whose tensors these are.
+    """Infer the configuration of the network that has these tensors.
 
-    Only names and shapes are read, so tensors may be on the device ``meta``. What they do not tell (size of the input,
-    anchors) and is not given is taken from a published configuration: from ``model``; else from one with the same
-    network; else from ``yolact_base`` or ``yolact_plus_base``, by anchors per cell. A warning says so wherever others
-    would fit as well. Anchor scales are for the published size, and are changed in proportion for another one.
+    Only names and shapes are read, so tensors may be on the device ``meta``. They do not determine the input size and
+    the anchors; those not given come from a published configuration: ``model``, else one with the same network, else
+    ``yolact_base`` or ``yolact_plus_base``, by anchors per cell. A warning is logged wherever others would fit as well.
+    Anchor scales are for the published input size, and are scaled in proportion for another one.
 
     Args:
-        state: tensors by published name, all of a network (without what `without_unused` takes away).
+        state: all tensors of a network by published name, after `without_unused`.
         image_size: side of the network's input, pixels.
         anchor_scales: sides in those pixels, a list per level P3 to P7.
         anchor_ratios: width / height.
         square_anchors: see `ModelConfig`.
-        name_hint: name of the file; of published configurations with the same network, that one is taken whose name
-            is the longest that the file's starts with (``yolact_im700_54_800000.pth``).
-        model: name of the published configuration that it must be, but for the number of classes.
+        name_hint: name of the file; among published configurations with the same network, the one with the longest
+            name that the file name starts with is taken (``yolact_im700_54_800000.pth``).
+        model: name of the published configuration that it must match, except the number of classes.
 
     Raises:
-        WeightsError: the tensors are not those of a whole YOLACT, contradict each other, ``model`` or the given
+        WeightsError: the tensors are not those of a complete YOLACT, contradict each other, ``model`` or the given
             anchors, or no published configuration has as many anchors per cell.
         SettingsError: there is no published configuration ``model``.
     """
@@ -161,10 +165,10 @@ def infer_model_config(
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Class names from a text file, one in each line; empty lines do not count.
+    """Read class names from a text file, one per line; empty lines are skipped.
 
     Raises:
-        DataError: the file is missing, is not UTF-8, or has a name twice.
+        DataError: the file is missing, is not UTF-8, or repeats a name.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -179,15 +183,13 @@ def read_class_names(path: Path) -> list[str]:
     return names
 
 
-def _is_unused(name: str) -> bool:
-    if name.startswith("backbone.layer"):
-        return not name.startswith("backbone.layers")
+def _is_unused_level(name: str) -> bool:
     downsample = re.match(r"fpn\.downsample_layers\.(\d{1,4})\.", name)
     return downsample is not None and int(downsample[1]) >= DOWNSAMPLE_LAYERS
 
 
 def _named(architecture: Architecture, name: str) -> PublishedModel:
-    """The published configuration of that name, which must have the same network."""
+    """The published configuration with that name; it must have the same network."""
     published = find_published(name)
     differences = architecture.differences(Architecture.of_config(published.model, len(published.classes)))
     if differences:
@@ -200,10 +202,10 @@ def _named(architecture: Architecture, name: str) -> PublishedModel:
 
 
 def _most_alike(architecture: Architecture, file_name: str, sized: bool) -> PublishedModel:
-    """The published configuration to take anchors and image size from; warns where that is a guess.
+    """The published configuration to take anchors and image size from; warns if that is a guess.
 
     Args:
-        sized: the image size is known, so configurations that differ in nothing else are one.
+        sized: the image size is known, so configurations that differ only in it count as one.
     """
     number = architecture.num_classes
     same = [known for known in PUBLISHED_MODELS.values() if Architecture.of_config(known.model, number) == architecture]
@@ -215,7 +217,7 @@ def _most_alike(architecture: Architecture, file_name: str, sized: bool) -> Publ
         if chosen not in exact:
             why = f"the file is named like it, though it has {number} classes"
     elif exact:
-        chosen = exact[0]  # the one of the reference size
+        chosen = exact[0]  # the one with the reference size
         if len(exact) > 1 and not sized:
             why = f"{', '.join(known.name for known in exact)} have the same keys and shapes"
     elif same:

@@ -1,4 +1,4 @@
-"""How large and how costly a network is: parameters, and floating-point operations of its forward pass."""
+"""Count a network's parameters and the floating-point operations of its forward pass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolact.settings import ModelConfig
 from yolact.structures import RawOutputs
 
 SAMPLING_FLOPS = 8
-"""Operations for one bilinearly sampled and modulated value: four products, three sums, one product."""
+"""Operations per bilinearly sampled and modulated value: four products, three sums, one product."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Complexity:
 
     parameters: int
     flops: int
-    """Of the forward pass of one image, see `count_flops`."""
+    """For the forward pass of one image, see `count_flops`."""
     rescoring_flops: int
-    """Of re-scoring one mask (YOLACT++), which runs for detections only and is not in ``flops``; 0 without it."""
+    """For re-scoring one mask (YOLACT++), which runs only on detections and is not in ``flops``; 0 without it."""
     anchors: int
     prototypes: tuple[int, int, int]
     """Height, width and number."""
 
 
 def measure_complexity(config: ModelConfig, num_classes: int) -> Complexity:
-    """Size and cost of the network that ``config`` describes; no weights are made.
+    """Size and cost of the network that ``config`` describes; no weights are allocated.
 
     Args:
         config: the network.
@@ -51,28 +51,28 @@ def measure_complexity(config: ModelConfig, num_classes: int) -> Complexity:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers in ``model`` that are learned or were; the statistics of batch norm do not count."""
+    """The number of parameters, frozen ones included; batch norm's running statistics are not counted."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: Yolact, height: int | None = None, width: int | None = None) -> int:
-    """Floating-point operations of the forward pass of one image in evaluation mode, so without the semantic branch.
+    """Floating-point operations of the forward pass of one image in evaluation mode, without the semantic branch.
 
-    Counted are the convolutions, a multiply-add as two, and the bilinear sampling of deformable ones (`SAMPLING_FLOPS`
-    a value). Not counted are biases, batch norm, activations, pooling, the enlarging in the pyramid and the protonet,
-    and all that follows the network: NMS, masks and their re-scoring. The model itself is not run or changed.
+    Counted are convolutions, with a multiply-add as two operations, and the bilinear sampling of deformable ones
+    (`SAMPLING_FLOPS` per value). Not counted are biases, batch norm, activations, pooling, upsampling, and everything
+    after the network: NMS, masks and their re-scoring. The model itself is neither run nor changed.
 
     Args:
-        model: a network on any device; its configuration is what counts.
-        height: of the input, pixels; the configured size by default.
-        width: likewise.
+        model: a network on any device; only its configuration is read.
+        height: input height, pixels; the configured size by default.
+        width: input width, likewise.
     """
     size = model.config.image_size
     return _run(build_on_meta(model.config, model.num_classes), height or size, width or size)[1]
 
 
 def build_on_meta(config: ModelConfig, num_classes: int) -> Yolact:
-    """A network of shapes without storage, in evaluation mode."""
+    """A network without storage (device "meta"), in evaluation mode."""
     with torch.device("meta"):
         return Yolact(config, num_classes).eval()
 
@@ -94,7 +94,7 @@ def _count_rescoring(model: Yolact, height: int, width: int) -> int:
 
 
 def _flop_counter() -> FlopCounterMode:
-    import torchvision.ops  # noqa: F401  # makes the operation known to PyTorch
+    import torchvision.ops  # noqa: F401  # registers the operation with PyTorch
 
     return FlopCounterMode(
         display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _count_deformable_convolution}
@@ -104,9 +104,9 @@ def _flop_counter() -> FlopCounterMode:
 def _count_deformable_convolution(
     input_shape: torch.Size, weight_shape: torch.Size, *_: Any, out_shape: torch.Size
 ) -> int:
-    """One ``torchvision::deform_conv2d``: sampling its inputs, then the products of an ordinary convolution.
+    """One ``torchvision::deform_conv2d``: sampling its inputs, then the products of a plain convolution.
 
-    The offsets and modulations come from an ordinary convolution of its own.
+    The plain convolution that predicts offsets and modulation is counted by itself.
     """
     batch, out_channels, height, width = out_shape
     in_channels_of_group, kernel_height, kernel_width = weight_shape[1:]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LevelPredictions(NamedTuple):
-    """What the head says of one level, for a = cells * anchors per cell."""
+    """The head's output for one level, with a = cells * anchors per cell."""
 
     boxes: Tensor
     """(B, a, 4) encoded offsets."""

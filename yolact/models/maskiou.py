@@ -7,11 +7,11 @@ import itertools
 from torch import Tensor, nn
 
 CHANNELS = (1, 8, 16, 32, 64, 128)
-"""Of the mask and of the five convolutions, as published."""
+"""Channels of the mask and of the five convolutions, as published."""
 
 
 class MaskIouNet(nn.Module):
-    """Five unpadded stride-2 convolutions and a 1x1 to the classes, ReLU after each; then the greatest over the grid.
+    """Five unpadded stride-2 convolutions and a 1x1 to the classes, ReLU after each; then the maximum over the grid.
 
     The published network's key names, ``maskiou_net.0`` to ``maskiou_net.10``, are kept.
     """
@@ -31,6 +31,6 @@ class MaskIouNet(nn.Module):
             masks: (N, Hp, Wp), 0 to 1, at the prototypes' resolution, at least 63 x 63.
 
         Returns:
-            (N, C), 0 or more, one for each class that the mask could be of; not bounded by 1.
+            (N, C), one IoU for each class that the mask could have; 0 or more, not bounded by 1.
         """
         return self.maskiou_net(masks[:, None]).amax(dim=(2, 3))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Protonet(nn.Sequential):
     """Three 3x3 convolutions, bilinear x2, one more, and a 1x1 to the prototypes; ReLU after each.
 
-    The ReLU behind the upsampling changes nothing but keeps its place in the published key names.
+    The ReLU after the upsampling has no effect; it keeps the numbering of the published key names.
     """
 
     def __init__(self, channels: int, num_prototypes: int) -> None:

@@ -1,8 +1,8 @@
-"""The eight published configurations, in one place (dbolya/yolact, ``data/config.py``, and the papers).
+"""The eight published configurations (dbolya/yolact, ``data/config.py``, and the papers).
 
-Each is a `ModelConfig` with the settings of detection, the training facts that differ between them and the published
+Each is a `ModelConfig` with detection settings, the training settings that differ between them, and the published
 metrics. `yolact models` lists them, `yolact preset use NAME` trains them, and `yolact import-weights` recognises their
-weights. The settings that all eight share in training and that this file leaves out are in ``conf/base.yaml``.
+weights. The training settings that all eight share are in ``conf/base.yaml``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REFERENCE_SIZE = 550
 """Input side, pixels, for which the anchor scales are given; other sizes truncate ``scale / 550 * size``."""
 
 BATCH_SIZE = 8
-"""Images of a training step, in all eight."""
+"""Images per optimizer step, in all eight."""
 
 COCO_SCALES = (24, 48, 96, 192, 384)
 """Anchor sides of P3 to P7, pixels of the reference size."""
@@ -34,14 +34,14 @@ RATIOS = (1.0, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class PublishedMetrics:
-    """What the authors report; nothing here was measured by this project."""
+    """The authors' results; nothing here was measured by this project."""
 
     mask_ap: float
-    """Percent; ``metric`` says of which measure."""
+    """Percent; ``metric`` says which AP."""
     metric: str
-    """The measure and the images that it was taken on."""
+    """The metric, and the images that it was measured on."""
     fps: float
-    """Images a second on a Titan Xp, batch 1."""
+    """Images per second on a Titan Xp, batch size 1."""
     source: str
 
 
@@ -54,9 +54,9 @@ class PublishedModel:
     dataset: str
     classes: tuple[str, ...]
     iterations: int
-    """Training steps of `BATCH_SIZE` images."""
+    """Optimizer steps of `BATCH_SIZE` images."""
     train_images: int
-    """Images of the training split, which turn iterations into epochs."""
+    """Images in the training split; they convert iterations to epochs."""
     lr_steps: tuple[int, ...]
     """Iterations at which the learning rate is multiplied by 0.1."""
     max_masks_per_image: int
@@ -70,12 +70,12 @@ class PublishedModel:
 
     @property
     def description(self) -> str:
-        """What the configuration is, in two sentences."""
+        """A description in two sentences."""
         plus = "++" if self.model.mask_rescoring else ""
         backbone = find_backbone(self.model.backbone).title
         return (
             f"The published YOLACT{plus}, {backbone} at {self.model.image_size} px, for "
-            f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, faults "
+            f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, bugs "
             "included."
         )
 
@@ -109,7 +109,7 @@ def every(interval: int, blocks: Sequence[int], first_stage: int = 1) -> list[li
     Args:
         interval: 1 takes every block.
         blocks: residual blocks per stage.
-        first_stage: the stages before it, which make C2, have none.
+        first_stage: the first stage with deformable blocks.
     """
     return [
         [] if stage < first_stage else [block for block in range(count) if block % interval == 0]
@@ -226,10 +226,10 @@ PUBLISHED_MODELS: dict[str, PublishedModel] = {model.name: model for model in _M
 
 
 def find_published(name: str) -> PublishedModel:
-    """The published configuration of that name.
+    """The published configuration with that name.
 
     Raises:
-        SettingsError: there is none; names the nearest one or all.
+        SettingsError: there is none; the message has the closest name or all of them.
     """
     if name not in PUBLISHED_MODELS:
         close = difflib.get_close_matches(name, PUBLISHED_MODELS, n=1)

@@ -1,4 +1,4 @@
-"""What a network starts training from: a backbone's weights, or all that fits of another network."""
+"""Load the weights that training starts from: a backbone's, or every layer of another network that fits."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from yolact.settings import ModelConfig
 log = logging.getLogger(__name__)
 
 INPUT_SETTINGS = ("image_size", "keep_aspect_ratio", "anchor_scales", "anchor_ratios", "square_anchors")
-"""Settings that no tensor depends on, but what the tensors learned does."""
+"""Settings that change no tensor's shape, but what the tensors learned."""
 
 
 def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
-    """Give a network the weights that its configuration names: ``initial_weights``, or else ``backbone_weights``.
+    """Load the weights that the network's configuration names: ``initial_weights``, or else ``backbone_weights``.
 
     Args:
-        classes: names of its classes.
+        classes: the network's class names.
 
     Raises:
         WeightsError: see `load_initial_weights` and `load_backbone_weights`.
@@ -47,28 +47,28 @@ def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What became of the layers when a network started from another one."""
+    """Which layers were taken from another network."""
 
     taken: list[str]
-    """Layers whose weights were taken."""
+    """Layers with weights from the file."""
     reinitialised: list[str]
-    """Layers, or modules of them, that keep their new random weights, each with the reason."""
+    """Layers, or whole modules, that keep their random weights, each with the reason."""
     unused: list[str]
-    """Layers, or modules of them, that only the file has."""
+    """Layers, or whole modules, that only the file has."""
 
 
 def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeights:
-    """Take every layer that fits, by name and shape, from the folder ``model.config.initial_weights``.
+    """Load every layer that fits, by name and shape, from the folder ``model.config.initial_weights``.
 
-    The other layers stay as they are. A layer of which a tensor has another shape is left alone as a whole; one of
-    which the file lacks a tensor takes the rest, so a deformable convolution can start from a plain one. What was not
-    taken is logged.
+    The other layers keep their weights. A layer is skipped as a whole if one of its tensors has another shape; if the
+    file lacks some of its tensors, it takes the rest, so a deformable convolution can start from a plain one. Skipped
+    layers are logged.
 
     Args:
-        classes: names of the network's classes; a warning is logged where the file has as many with other names.
+        classes: the network's class names; a warning is logged if the file has as many with other names.
 
     Raises:
-        WeightsError: the folder has no readable model, or its backbone does not fit.
+        WeightsError: the folder has no readable model, or its backbone belongs to another family.
     """
     directory = Path(model.config.initial_weights)
     try:
@@ -90,7 +90,7 @@ def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeight
 
 
 def _match_layers(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], InitialWeights]:
-    """Tensors of the saved network that can be taken, and what becomes of each layer."""
+    """The saved tensors that fit, and the outcome for each layer."""
     own_layers, saved_layers = _by_layer(own), _by_layer(saved)
     fitting: dict[str, Tensor] = {}
     result = InitialWeights([], [], _topmost(saved_layers.keys() - own_layers.keys(), own_layers))
@@ -109,7 +109,7 @@ def _match_layers(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> tup
 
 
 def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names of tensors by the layer that they are of."""
+    """Tensor names by layer."""
     layers: dict[str, list[str]] = defaultdict(list)
     for name in names:
         layers[name.rpartition(".")[0]].append(name)
@@ -117,7 +117,7 @@ def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _topmost(layers: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The largest modules that hold these layers and none of the others, sorted."""
+    """The largest modules that contain these layers and none of the others, sorted."""
     shared = {module for layer in others for module in _modules(layer)}
     return sorted({next((m for m in _modules(layer) if m not in shared), layer) for layer in layers})
 
@@ -128,7 +128,7 @@ def _modules(layer: str) -> Iterator[str]:
 
 
 def _change(saved: Tensor, own: Tensor) -> str:
-    """How the shapes of a weight differ, in words."""
+    """How two shapes of a weight differ, for the log."""
     before, after = tuple(saved.shape), tuple(own.shape)
     if before[1:] == after[1:]:
         return f"{before[0]} -> {after[0]} channels"
@@ -150,7 +150,7 @@ def _report(directory: Path, result: InitialWeights, layers: int) -> None:
 
 
 def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConfig, classes: Sequence[str]) -> None:
-    """Shapes that agree do not say that the numbers mean the same."""
+    """Warn of classes and input settings that differ: equal shapes do not mean equal semantics."""
     others = [(theirs, ours) for theirs, ours in zip(saved.classes, classes, strict=False) if theirs != ours]
     if len(saved.classes) == len(classes) and others:
         log.warning(
@@ -170,11 +170,10 @@ def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConf
 
 
 def load_backbone_weights(model: Yolact) -> None:
-    """Give the backbone the weights that ``model.config.backbone_weights`` names; ``none`` leaves it as it is.
+    """Load the backbone's weights that ``model.config.backbone_weights`` names; ``none`` keeps the random ones.
 
     A file may have the backbone's own names or those that `Backbone.rename_weights` knows. Where it has no deformable
-    convolutions and the backbone does, their 3x3 weights are those of the plain ones and the rest stays zero, as
-    published.
+    convolutions and the backbone does, they take the weights of the plain ones and the rest stays zero, as published.
 
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit the backbone.
@@ -192,7 +191,7 @@ def load_backbone_weights(model: Yolact) -> None:
 
 
 def _misfits(state: Mapping[str, Tensor], backbone: Backbone) -> str:
-    """Why a state is not one of the backbone; empty when it is."""
+    """Why a state does not fit the backbone; empty if it does."""
     own = backbone.state_dict()
     missing = missing_names(state, own)
     if not any(".conv_offset_mask." in name for name in state):
@@ -215,7 +214,7 @@ def _misfits(state: Mapping[str, Tensor], backbone: Backbone) -> str:
 
 
 def _deformable_only(backbone: Backbone) -> set[str]:
-    """Names of the tensors that a deformable convolution has and a plain one without bias has not."""
+    """Names of the tensors that only deformable convolutions have, not plain ones without bias."""
     layers = [(name, module) for name, module in backbone.named_modules() if isinstance(module, DeformableConv2d)]
     return {f"{name}.{tensor}" for name, module in layers for tensor in module.state_dict() if tensor != "weight"}
 

@@ -1,6 +1,6 @@
-"""Reading files of tensors by name (``.pth`` of PyTorch, ``.safetensors``), with an error for each way to be none.
+"""Read state_dicts (PyTorch's ``.pth``, ``.safetensors``), with a specific error for each kind of bad file.
 
-Nothing in a file is run: PyTorch's pickles are read with ``weights_only=True``.
+No code in a file is run: PyTorch's pickles are read with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 from yolact.errors import WeightsError
 
 ZIP_START = b"PK\x03\x04"
-"""What files of ``torch.save`` start with since PyTorch 1.6."""
+"""First bytes of ``torch.save`` files since PyTorch 1.6."""
 
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""What they started with before, the published weights among them: a pickled magic number."""
+"""First bytes of older ones, the published weights among them: a pickled magic number."""
 
 WRAPPERS = ("state_dict", "model")
-"""Keys under which training programs put the state_dict beside other things."""
+"""Keys under which training programs save the state_dict beside other data."""
 
 DATA_PARALLEL_PREFIX = "module."
-"""What ``torch.nn.DataParallel`` puts before every name."""
+"""Prefix that ``torch.nn.DataParallel`` adds to every name."""
 
 OTHER_STARTS = {
     b"\x89PNG": "a PNG picture",
@@ -41,19 +41,19 @@ OTHER_STARTS = {
     b"<": "a web page or XML, as servers send in place of a file; download it again",
     b"\x80": "a pickle that PyTorch did not write",
 }
-"""Kinds of files that people take for weights, by what they start with."""
+"""Kinds of files that are mistaken for weights, by their first bytes."""
 
 SHOWN = 3
 """Names that a message lists before it counts the rest."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU, from a file of ``torch.save`` or safetensors.
+    """Read tensors by name, on the CPU, from a ``torch.save`` or safetensors file.
 
-    A state_dict alone under one of the keys `WRAPPERS` is found, and the prefix of ``DataParallel`` is taken away.
+    A state_dict under one of the keys `WRAPPERS` is unwrapped, and the prefix of ``DataParallel`` is removed.
 
     Raises:
-        WeightsError: the file is missing, of another kind, cut short or damaged, holds other objects than plain data
+        WeightsError: the file is missing, of another kind, truncated or corrupt, holds objects other than plain data
             and tensors, or no state_dict.
     """
     state = _find_state_dict(_read(path), path)
@@ -69,7 +69,7 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _read(path: Path) -> Any:
-    """What the file holds."""
+    """The file's content."""
     if path.is_dir():
         raise WeightsError(f"{path}: is a folder; name the file of weights in it")
     try:
@@ -82,7 +82,7 @@ def _read(path: Path) -> Any:
     _check_kind(path, start)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a file that is unsafe or damaged
+    except Exception as error:  # torch.load raises many kinds for an unsafe or corrupt file
         raise WeightsError(_explained(path, str(error))) from error
 
 
@@ -94,7 +94,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_kind(path: Path, start: bytes) -> None:
-    """Refuse a file that ``torch.save`` did not write, or of which the end is missing."""
+    """Refuse a file that ``torch.save`` did not write, or that is truncated."""
     if not start:
         raise WeightsError(f"{path}: is empty")
     if start.startswith(ZIP_START):
@@ -127,7 +127,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def _explained(path: Path, error: str) -> str:
-    """Why ``torch.load`` could not read a file of PyTorch, from what it says."""
+    """Why ``torch.load`` could not read a file, from its error message."""
     refused = re.search(r"GLOBAL ([\w.]+)", error)
     if refused:
         return _refusal(path, refused[1])
@@ -170,7 +170,7 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def _described(content: Any) -> str:
-    """What a file holds, for people: ``a dictionary of epoch (int), weights (list)``."""
+    """The content in words: ``a dictionary of epoch (int), weights (list)``."""
     if isinstance(content, Tensor):
         return f"one tensor of shape {tuple(content.shape)}"
     if isinstance(content, dict):

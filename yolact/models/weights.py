@@ -1,4 +1,4 @@
-"""Weights on disk, in this project's own format."""
+"""Save and load models in this project's own format."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ DESCRIPTION_FILE = "model.json"
 FORMAT = 2
 
 ADDED_SETTINGS = {"keep_aspect_ratio": False}
-"""Settings that models of format 2 may lack, with the only value that there was before."""
+"""Settings that models of format 2 may lack, with the value that was fixed before the setting existed."""
 
 MAKE_ONE = "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`)"
 
 
 def save_model(model: Yolact, classes: list[str], directory: Path) -> None:
-    """Write ``model.safetensors`` and ``model.json`` (configuration and class names), each whole or not at all.
+    """Write ``model.safetensors`` and ``model.json`` (configuration and class names), each atomically.
 
     Raises:
         WeightsError: the disk is full.
@@ -48,7 +48,7 @@ def save_model(model: Yolact, classes: list[str], directory: Path) -> None:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What `save_model` wrote."""
+    """The content of a model folder."""
 
     config: ModelConfig
     classes: list[str]
@@ -59,7 +59,7 @@ def read_saved(directory: Path) -> SavedModel:
     """Read the files that `save_model` wrote, without building the network.
 
     Raises:
-        WeightsError: a file is missing or damaged, or from another version.
+        WeightsError: a file is missing, corrupt, or from another version.
     """
     description = _read_description(directory / DESCRIPTION_FILE)
     try:
@@ -77,13 +77,13 @@ def read_saved(directory: Path) -> SavedModel:
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu") -> tuple[Yolact, list[str]]:
-    """Read a network that `save_model` wrote; it comes in evaluation mode, with its class names.
+    """Read a network that `save_model` wrote, in evaluation mode, and its class names.
 
     Raises:
-        WeightsError: a file is missing or damaged, or the weights do not fit the configuration.
+        WeightsError: a file is missing or corrupt, or the weights do not fit the configuration.
     """
     saved = read_saved(directory)
-    with torch.device("meta"):  # random weights would only cost time and memory
+    with torch.device("meta"):  # random weights would waste time and memory
         model = Yolact(saved.config, len(saved.classes))
     try:
         model.load_state_dict(saved.tensors, assign=True)

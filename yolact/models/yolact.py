@@ -59,7 +59,7 @@ class Yolact(nn.Module):
         return self
 
     def anchors(self, level_sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-        """Anchors (A, 4) cxcywh, relative, float32, for levels of (height, width) cells; made once per shape."""
+        """Anchors (A, 4) cxcywh, relative, float32, for levels of (height, width) cells; cached per shape."""
         known = self._anchors.get(level_sizes)
         if known is None or known.device != device:
             known = config_anchors(self.config, level_sizes).to(device)
@@ -90,7 +90,7 @@ class Yolact(nn.Module):
     def forward(self, images: Tensor) -> RawOutputs:
         """Run the network on (B, 3, S, S) normalised images, see `yolact.transforms.normalize`.
 
-        The semantic branch, which only helps training (paper section 5), runs in training mode alone.
+        The semantic branch, which only helps training (paper section 5), runs only in training mode.
         """
         boxes, class_logits, mask_coefficients, prototypes, p3 = self.tensors(images)
         return RawOutputs(

@@ -437,6 +437,8 @@ def test_only_those_keys_are_left_out(state: State) -> None:
     kept, dropped = without_unused(odd)  # type: ignore[arg-type]
     assert (kept, dropped) == (odd, [])
     assert without_unused(state) == (state, [])
+    other = {"backbone.layer1.0.weight": 1}  # of a backbone that is no published ResNet
+    assert without_unused(other) == (other, [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

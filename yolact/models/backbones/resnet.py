@@ -130,10 +130,12 @@ class ResNet(Backbone):
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
         """``convN`` and ``bnN`` of the stem and of each block, and those of the shortcuts."""
-        names = [name for name, _ in self.named_modules()]
-        convs = [name for name in names if re.search(r"(^|\.)conv\d$", name)]
-        named = [(conv, re.sub(r"conv(\d)$", r"bn\1", conv)) for conv in convs]
-        return named + sequential_pairs(self)
+        pairs = [("conv1", "bn1")]
+        for name, module in self.named_modules():
+            if type(module) in (BasicBlock, Bottleneck):
+                numbers = [number for number in (1, 2, 3) if hasattr(module, f"conv{number}")]
+                pairs.extend((f"{name}.conv{number}", f"{name}.bn{number}") for number in numbers)
+        return pairs + sequential_pairs(self)
 
     @classmethod
     def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
