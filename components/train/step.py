@@ -10,39 +10,34 @@ their upload failed, are written again without training. Several processes train
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
-from tempfile import TemporaryDirectory
 
 import torch
-from PIL import Image
 
+from components.train.listener import TrackingListener
 from components.train.mirror import S3Mirror
+from components.train.results import summary, write_plots
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.interrupts import Interrupts
-from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
+from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
-from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.inference.detections import Detections
-from yolact.losses.terms import LOSS_TERMS, check_weights
+from yolact.files import replaced_directory, write_json_atomic
+from yolact.losses.terms import check_weights
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
-from yolact.visualize import draw_detections
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.lineage import data_source, hash_files, read_data_digest, read_split_digests
 from yolact_ops.settings.params import Params
@@ -52,43 +47,8 @@ from yolact_ops.tracking.runs import NOTE_TAG, DataSet, RunRecord, Tracker, star
 
 log = logging.getLogger(__name__)
 
-PICTURE_SCORE = 0.3
-"""Detections below it are not drawn in validation pictures."""
 UPLOAD_PATIENCE = 20.0
 """Seconds that the end of a run waits for its mirror; a pod that is moved is killed after 30 by default."""
-
-
-@dataclass
-class TrackingListener:
-    """Sends the run's progress to MLflow, with pictures of what the validations found."""
-
-    tracker: Tracker
-    validation: Validation
-    pictures: int
-    """Images, the first of the validation split, that each validation draws."""
-
-    def on_step(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
-
-    def on_speed(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"speed/{name}": value for name, value in row.items()}, step)
-
-    def on_epoch(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"val/{name}": value for name, value in row.items() if name != "step"}, step)
-        if self.pictures:
-            with TemporaryDirectory() as folder:
-                draw_validation(Path(folder), self.validation, self.pictures)
-                self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
-
-
-def draw_validation(folder: Path, validation: Validation, count: int) -> None:
-    """Write ``ID.jpg`` for the first ``count`` validation images, with what the last network found in them."""
-    data = validation.data
-    for image in data.images[:count]:
-        rows = [row for row in validation.rows if row["image_id"] == image.id]
-        found = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(PICTURE_SCORE)
-        picture = draw_detections(data.read_image(image), found, data.class_names)
-        Image.fromarray(picture).save(folder / f"{image.id}.jpg", quality=90)
 
 
 @dataclass(frozen=True)
@@ -226,11 +186,11 @@ def _mirror(address: str, fingerprint: str, world: World) -> Iterator[S3Mirror |
 
 
 def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> None:
-    summary = _summary(result)
+    metrics = summary(result)
     with replaced_directory(paths.plots) as folder:
-        _write_plots(folder, result)
-    write_json_atomic(paths.metrics, summary)
-    tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
+        write_plots(folder, result)
+    write_json_atomic(paths.metrics, metrics)
+    tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
 
 
 def _tell(result: TrainingResult, paths: _Paths) -> None:
@@ -323,40 +283,6 @@ def _log_data(
         )
     note = run_note(params, splits["val"].class_names, len(splits["val"].images), {})
     tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
-
-
-def _summary(result: TrainingResult) -> dict[str, float]:
-    """``metrics/train.json``: mean of the losses logged in the last epoch, the best validation and the speed."""
-    last = result.history["steps"][-1]["epoch"]
-    rows = [row for row in result.history["steps"] if row["epoch"] == last]
-    losses = [_loss_columns(row) for row in rows]
-    return {
-        "steps": result.steps,
-        "best_val_mask_AP": result.best_score,
-        "seconds_per_step": result.seconds_per_step,
-        **{f"loss_{column}": fmean(row[column] for row in losses) for column in losses[0]},
-    }
-
-
-def _loss_columns(row: Metrics) -> Metrics:
-    """Total and unweighted terms of a logged step; a term that the network does not have has no column."""
-    return {name: row[name] for name in ("total", *LOSS_TERMS) if name in row}
-
-
-def _write_plots(folder: Path, result: TrainingResult) -> None:
-    steps, epochs = result.history["steps"], result.history["epochs"]
-    losses = [{"epoch": row["epoch"], "step": row["step"]} | _loss_columns(row) for row in steps]
-    _write_csv(folder / "losses.csv", losses)
-    _write_csv(folder / "lr.csv", [{"step": row["step"], "lr": row["lr"]} for row in steps])
-    _write_csv(folder / "ap.csv", [{name: value for name, value in row.items() if name != "step"} for row in epochs])
-
-
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomic(path, text.getvalue())
 
 
 if __name__ == "__main__":
