@@ -2,9 +2,9 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data goes on from there, in the same MLflow run. After a finished run the next one begins again,
-unless its folder of checkpoints belongs to one run of a pipeline: then results that were lost on their way, as where
-their upload failed, are written again without training. Several processes train together under
+the same settings and data resumes from there, in the same MLflow run. After a finished run the next one starts over,
+unless its folder of checkpoints belongs to one pipeline run: then results that were lost, as when their upload
+failed, are written again without training. Several processes train together under
 ``torchrun --nproc-per-node N -m components.train.step``.
 """
 
@@ -61,7 +61,7 @@ class _Paths:
     plots: Path
     checkpoints: Path
     checkpoints_are_own: bool
-    """Of one run of a pipeline, so a finished training in it is this one."""
+    """They belong to one pipeline run, so a finished training among them is this one."""
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
         model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
         plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
-        checkpoints_dir: keeps what an interrupted run goes on from, for this run of a pipeline alone: once it has
+        checkpoints_dir: keeps what an interrupted run resumes from, for this pipeline run alone: once it has
             finished, the same results are written again. What MLflow has not got yet is kept there too. None:
             ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
 
@@ -93,12 +93,13 @@ def run(
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run goes on from the
+        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run resumes from the
             checkpoint.
         OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
-        TrackingError: the MLflow store fails at the start; later it may be away, see yolact_ops/tracking/runs.py.
+        TrackingError: the MLflow store fails at the start; it may be unavailable later, see
+            yolact_ops/tracking/runs.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
     paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
@@ -169,7 +170,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
                 tracker.set_tags({NOTE_TAG: run_note(params, val.class_names, len(val.images), best)})
         trainer.finish()
     if world.is_main:
-        _tell(result, paths)
+        _log_results(result, paths)
 
 
 @contextmanager
@@ -193,8 +194,8 @@ def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> N
     tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
 
 
-def _tell(result: TrainingResult, paths: _Paths) -> None:
-    """Say what came out and where everything lies."""
+def _log_results(result: TrainingResult, paths: _Paths) -> None:
+    """Log the results and where they are."""
     record = RunRecord.read(paths.model / "run.json")
     log.info(
         "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
@@ -237,8 +238,8 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
 def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
     """SHA-256 (hex) of what the weights of a step depend on; checkpoints of another one are not used.
 
-    When a run validates and gives up does not change its steps: what was best so far stays so, and patience is counted
-    from the validations that there were. Passes change rounding alone, unless batch norm is trained.
+    When a run validates and stops does not change its steps: the best stays the best, and patience counts past
+    validations. Gradient accumulation changes rounding alone, unless batch norm is trained.
     """
     harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
     if params.model.pretrained:
@@ -269,7 +270,8 @@ def _log_data(
     digests: Mapping[str, str],
     splits: Mapping[str, CocoInstances],
 ) -> None:
-    """Tell what the run learns from and is measured on; ``digests`` and ``splits`` are by ``train`` and ``val``."""
+    """Log the data that the run is trained and validated on; ``digests`` and ``splits`` have keys ``train``
+    and ``val``."""
     for split, context in (("train", "training"), ("val", "validation")):
         tracker.log_dataset(
             DataSet(

@@ -398,14 +398,14 @@ def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
     interrupt_before_the_validation(monkeypatch, params)
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, params)
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
     assert "initialised again" not in caplog.text
 
     caplog.clear()
     tensors = load_file(imported / "model.safetensors")
     save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
     interrupt_before_the_validation(monkeypatch, params)
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     assert "initialised again" in caplog.text
 
 
@@ -445,7 +445,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: P
     with start(repository) as process:
         _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    assert any(f"[train] going on after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
+    assert any(f"[train] resuming after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
     assert "Traceback" not in log
 
     (run,) = runs(workplace)
@@ -578,16 +578,16 @@ def test_only_settings_that_change_nothing_may_change_in_between(
     assert first.info.status == "FAILED"
 
     interrupt_before_the_validation(monkeypatch, changed(settings, **quick, log_every=1, keep_checkpoints=1))
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
     assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
 
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, changed(settings, **quick | {"validate_every": 1}, patience=1))
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
 
     caplog.clear()
     train(changed(settings, **quick, lr=2e-3))
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
     assert second.info.status == "FINISHED"
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
@@ -608,7 +608,7 @@ def test_more_passes_a_step_go_on_with_the_run_unless_batch_norm_is_trained(
     interrupt_before_the_validation(monkeypatch, changed(tree, **quick))
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, changed(tree, **quick, accumulate=2))
-    assert ("going on after epoch 2 of 2" in caplog.text) == frozen
+    assert ("resuming after epoch 2 of 2" in caplog.text) == frozen
 
 
 def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
@@ -635,7 +635,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setattr(Trainer, "_train_step", train_again)
         train(params)
-    assert "going on after epoch 1 of 1" in caplog.text
+    assert "resuming after epoch 1 of 1" in caplog.text
     (run,) = runs(workplace)
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
@@ -668,7 +668,7 @@ def test_a_task_whose_results_were_lost_after_training_writes_them_again_without
         patch.setattr(Trainer, "_train_step", train_again)
         patch.setattr(Trainer, "_validate", train_again)
         train(params, checkpoints)
-    assert "has finished its training before, and writes its results again" in caplog.text
+    assert "has already finished; rewriting its outputs" in caplog.text
     assert written() == first
     assert sorted(checkpoints.iterdir()) == kept
     assert (checkpoints / "tracking").is_dir()
