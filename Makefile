@@ -44,10 +44,11 @@ pipeline: $(STAMP) ## Run the Kubeflow training pipeline here, on the sample; it
 test: $(STAMP) ## Run the tests
 	@pytest
 
-lint: $(STAMP) ## Check style and types
+lint: $(STAMP) ## Check style, types and import contracts
 	@ruff check
 	@ruff format --check
 	@mypy
+	@lint-imports --no-logo --no-cache
 
 format: $(STAMP) ## Put code into the project's style
 	@ruff check --fix

@@ -420,7 +420,7 @@ class _Order:
         from pipelines.spec import parse_arguments, version_names
         from yolact_ops.commands.task import as_text
         from yolact_ops.lineage.code import code_version
-        from yolact_ops.lineage.lineage import git_state
+        from yolact_ops.lineage.git import git_state
         from yolact_ops.settings.presets import choose
 
         self.pipeline = pipeline

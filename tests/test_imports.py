@@ -1,164 +1,67 @@
-"""The walls between the rooms: who may import whom, read from the source and checked in a running Python."""
+"""Import contracts (in pyproject.toml), and what `dvc.yaml` must list because of what a step imports."""
 
 from __future__ import annotations
 
 import ast
-import graphlib
+import functools
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
-ROOMS: dict[str, set[str]] = {
-    "yolact": set(),
-    "components": {"yolact"},
-    "pipelines": {"components", "yolact"},
-    "serving": {"yolact"},
-    "yolact_cli": {"yolact", "components", "pipelines", "serving"},
-}
-"""Each room with the other rooms that it may import."""
+PACKAGES = ("yolact", "yolact_ops", "components", "pipelines", "yolact_bench", "yolact_cli")
 
-TRACKING = {"mlflow", "dvc", "kfp", "boto3", "botocore", "fastapi", "uvicorn", "typer", "ruamel"}
-"""Libraries of tracking, orchestration, clouds and commands: the network's room stays free of them."""
+PIPELINE_LIBRARIES = {"mlflow", "dvc", "kfp", "boto3", "botocore", "fastapi", "uvicorn", "typer", "ruamel"}
+"""Libraries of tracking, orchestration, clouds and commands, which the library `yolact` must not need."""
 
 OPTIONAL = {"onnx", "onnxscript", "onnxruntime"}
 """Libraries of the extra ``export``: imported only when they are used, so that all else works without them."""
 
-STEPS = ["ingest", "preprocess", "train", "evaluate", "register"]
+
+def stages(repository: Path) -> dict[str, dict]:
+    return yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
-@dataclass(frozen=True)
-class Import:
-    file: Path
-    line: int
-    module: str
-    """Dotted and absolute."""
-
-    @property
-    def top(self) -> str:
-        return self.module.partition(".")[0]
+STAGES = list(stages(Path(__file__).parents[1]))
 
 
-def find_imports(root: Path, file: Path) -> Iterator[Import]:
-    """Every import in a file, at any depth, also under TYPE_CHECKING and through `importlib.import_module("...")`."""
-    package = file.relative_to(root).parent.parts
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
-        match node:
-            case ast.Import(names=names):
-                for name in names:
-                    yield Import(file, node.lineno, name.name)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                above = package[: len(package) - level + 1] if level else ()
-                base = ".".join([*above, *([module] if module else [])])
-                for name in names:
-                    yield Import(file, node.lineno, f"{base}.{name.name}")
-            case ast.Call(func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__")):
-                if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
-                    yield Import(file, node.lineno, node.args[0].value)
+# Contracts -------------------------------------------------------------------------------------------------------
 
 
-def room_imports(root: Path) -> dict[str, list[Import]]:
-    """All imports of each room that is there."""
-    return {
-        room: [found for file in sorted((root / room).rglob("*.py")) for found in find_imports(root, file)]
-        for room in ROOMS
-        if (root / room).is_dir()
+def test_each_import_contract_finds_a_breach(repository: Path, tmp_path: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(repository / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(repository / "pyproject.toml", tmp_path)
+    breaches = {
+        "yolact/boxes.py": "from yolact_ops.tracking import store",
+        "yolact/losses/matcher.py": "def later():\n    import yolact.engine.trainer",
+        "yolact/masks.py": "def later():\n    import mlflow",
+        "yolact_ops/lineage/__init__.py": "import yolact_ops.comparison.tables",
+        "yolact/formats/split.py": "import yolact.formats.prepare",
+        "yolact/formats/prepare.py": "import yolact.formats.split",
+        "components/train/step.py": "import components.ingest.step",
+        "components/evaluate/step.py": "import kfp",
     }
+    for file, line in breaches.items():
+        with (tmp_path / file).open("a", encoding="utf-8") as code:
+            code.write(f"\n{line}\n")
+    program = "from importlinter.cli import lint_imports_command as main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--no-cache"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    config = (repository / "pyproject.toml").read_text(encoding="utf-8")
+    names = [line.split('"')[1] for line in config.splitlines() if line.startswith('name = "')][1:]
+    assert len(names) >= 7
+    assert [name for name in names if f"{name} BROKEN" not in done.stdout] == []
 
 
-def find_breaches(root: Path) -> list[str]:
-    """Imports that a wall forbids, as ``file:line: room imports module``."""
-    breaches = []
-    for room, imports in room_imports(root).items():
-        for found in imports:
-            is_foreign_room = found.top in ROOMS and found.top != room and found.top not in ROOMS[room]
-            is_tracking = room == "yolact" and found.top in TRACKING
-            is_kfp = room == "components" and found.top == "kfp" and found.file.name != "component.py"
-            if is_foreign_room or is_tracking or is_kfp or found.top == "tests":
-                breaches.append(f"{found.file.relative_to(root)}:{found.line}: {room} imports {found.module}")
-    return breaches
-
-
-def find_cycle(root: Path) -> list[str]:
-    """Rooms that import each other in a circle, or an empty list."""
-    graph = {
-        room: {found.top for found in imports} & ROOMS.keys() - {room} for room, imports in room_imports(root).items()
-    }
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        return list(error.args[1])
-    return []
-
-
-def write_tree(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-
-
-def test_no_file_imports_what_its_room_must_not(repository: Path) -> None:
-    checked = room_imports(repository)
-    assert {"yolact", "components", "yolact_cli"} <= checked.keys()
-    assert all(len(imports) > 5 for imports in checked.values()), "the check read next to nothing"
-    assert find_breaches(repository) == []
-
-
-def test_rooms_do_not_import_each_other_in_a_circle(repository: Path) -> None:
-    assert find_cycle(repository) == []
-
-
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("yolact/models/net.py", "import mlflow"),
-        ("yolact/models/net.py", "from dvc.api import open"),
-        ("yolact/net.py", "import torch, kfp"),
-        ("yolact/net.py", "def later():\n    import boto3"),
-        ("yolact/net.py", "import importlib\nimportlib.import_module('fastapi')"),
-        ("yolact/net.py", "from yolact_ops import tracking"),
-        ("yolact/models/net.py", "from ...components import train"),
-        ("components/train/step.py", "from pipelines import graph"),
-        ("components/train/step.py", "import yolact_cli.main"),
-        ("components/train/step.py", "from serving.app import app"),
-        ("components/train/step.py", "from kfp import dsl"),
-        ("yolact_ops/commands/task.py", "from kfp import dsl"),
-        ("components/train/step.py", "from tests.conftest import x"),
-        ("serving/app.py", "from yolact_ops import tracking"),
-        ("pipelines/graph.py", "import yolact_cli"),
-    ],
-)
-def test_the_check_finds_a_breach(tmp_path: Path, file: str, line: str) -> None:
-    write_tree(tmp_path, {file: line})
-    assert len(find_breaches(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("yolact/net.py", "import torch\nfrom yolact.errors import DataError"),
-        ("yolact/models/net.py", "from . import fpn\nfrom .. import boxes"),
-        ("components/train/component.py", "from kfp import dsl"),
-        ("components/train/step.py", "import mlflow\nfrom yolact_ops import tracking\nimport yolact.settings"),
-        ("yolact_cli/main.py", "def run():\n    from pipelines import graph"),
-    ],
-)
-def test_the_check_lets_through_what_is_allowed(tmp_path: Path, file: str, line: str) -> None:
-    write_tree(tmp_path, {file: line})
-    assert find_breaches(tmp_path) == []
-
-
-def test_the_check_finds_a_circle(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"yolact/a.py": "import serving", "serving/b.py": "from yolact import a"})
-    assert set(find_cycle(tmp_path)) == {"yolact", "serving"}
-
-
-def test_importing_all_of_yolact_loads_no_other_room_and_no_tracking_or_optional_library(repository: Path) -> None:
+def test_importing_all_of_yolact_loads_no_other_package_and_no_pipeline_or_optional_library(repository: Path) -> None:
     program = (
         "import importlib, pkgutil, sys, yolact\n"
         "for module in pkgutil.walk_packages(yolact.__path__, 'yolact.'):\n"
@@ -169,68 +72,114 @@ def test_importing_all_of_yolact_loads_no_other_room_and_no_tracking_or_optional
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
     assert {"yolact", "torch"} <= loaded
-    assert loaded & (TRACKING | OPTIONAL | ROOMS.keys() - {"yolact"}) == set()
+    assert loaded & (PIPELINE_LIBRARIES | OPTIONAL | set(PACKAGES) - {"yolact"}) == set()
 
 
-# What re-runs a step -------------------------------------------------------------------------------------------
+# What re-runs a stage --------------------------------------------------------------------------------------------
 
-NO_EFFECT = {
-    "yolact/settings.py",
-    "yolact/errors.py",
-    "yolact/files.py",
-    "yolact_ops/commands/step.py",
-    "yolact_ops/transfer/disk.py",
-    "yolact_ops/transfer/download.py",
-    "yolact_ops/lineage/lineage.py",
-    "yolact_ops/transfer/storage.py",
-}
-"""Reading settings (each value is tracked in params.yaml), errors, atomic writes, the command line, transfers that
-give every byte or fail: what a step computes does not depend on them, so an edit there need not re-run ingest and
-preprocess."""
+TRACKED_BY_VALUE = ("yolact/settings.py", "yolact_ops/settings/")
+"""Code that only reads and checks settings. It has no defaults, so a stage sees it through the values in ``params``:
+a new key, or a comment in another section, does not retrain."""
 
 
-def module_file(root: Path, module: str) -> Path | None:
-    """The project's file behind ``a.b.c``, where ``c`` may be a name inside the module; None for other libraries."""
-    for dotted in (module, module.rpartition(".")[0]):
-        path = root.joinpath(*dotted.split("."))
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if dotted and candidate.is_file():
-                return candidate
-    return None
+@functools.cache
+def import_graph() -> grimp.ImportGraph:
+    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
 
 
-def files_behind(root: Path, start: Path) -> set[str]:
-    """The project's files that ``start`` imports, directly or through others; empty ones aside."""
-    seen: set[Path] = set()
-    waiting = [start]
-    while waiting:
-        file = waiting.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        targets = (module_file(root, found.module) for found in find_imports(root, file) if found.top in ROOMS)
-        waiting += [target for target in targets if target]
-    return {file.relative_to(root).as_posix() for file in seen if file.read_text(encoding="utf-8").strip()}
+def module_file(root: Path, module: str) -> Path:
+    path = root.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_dvc_yaml_names_all_code_that_a_step_runs(repository: Path, step: str) -> None:
-    stage = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"][step]
-    start = repository / "components" / step / "step.py"
-    behind = files_behind(repository, start)
-    assert start.relative_to(repository).as_posix() in behind
-    missing = {
-        file
-        for file in behind - NO_EFFECT
-        if not any(file == dep or file.startswith(f"{dep.rstrip('/')}/") for dep in stage["deps"])
-    }
-    assert missing == set()
-    code = [dep for dep in stage["deps"] if dep.startswith(("components", "yolact"))]
-    assert [dep for dep in code if not (repository / dep).exists()] == []
+def has_code(path: Path) -> bool:
+    """Whether a file holds more than a docstring."""
+    if path.suffix != ".py":
+        return True
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in body)
+
+
+def templates_of(files: Iterable[Path]) -> set[Path]:
+    """Templates beside ``files`` that these, or other templates of theirs, name."""
+    named: set[Path] = set()
+    texts = {file: file.read_text(encoding="utf-8") for file in files}
+    candidates = {template for file in texts for template in file.parent.glob("*.j2")}
+    while found := {t for t in candidates - named if any(t.name in text for text in texts.values())}:
+        named |= found
+        texts |= {template: template.read_text(encoding="utf-8") for template in found}
+    return named
+
+
+def code_behind(root: Path, module: str) -> set[str]:
+    """The project's files that run when ``module`` runs, below ``root``; those without code aside."""
+    graph = import_graph()
+    modules = {module, *graph.find_upstream_modules(module)}
+    modules |= {above for name in modules for above in parents(name)}
+    files = {module_file(root, name) for name in modules}
+    files |= templates_of(files)
+    names = {file.relative_to(root).as_posix() for file in files if has_code(file)}
+    return {name for name in names if not name.startswith(TRACKED_BY_VALUE)}
+
+
+def parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def listed_code(root: Path, deps: Iterable[str]) -> set[str]:
+    """Files with code that the entries of ``deps`` name or, where they are folders, hold, less those in .dvcignore."""
+    files: set[Path] = set()
+    for dep in deps:
+        path = root / dep
+        if dep.partition("/")[0] in PACKAGES:
+            assert path.exists(), f"dvc.yaml names {dep}, which does not exist"
+            files |= {path} if path.is_file() else {*path.rglob("*.py"), *path.rglob("*.j2")}
+    names = {file.relative_to(root).as_posix() for file in files if has_code(file)}
+    ignored = {name for name in names if name.startswith("components/") and name.endswith("/component.py")}
+    return names - ignored
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_yaml_names_exactly_the_code_that_a_stage_runs(repository: Path, stage: str) -> None:
+    entry = stages(repository)[stage]
+    module = entry["cmd"].split()[-1]
+    needed, listed = code_behind(repository, module), listed_code(repository, entry["deps"])
+    assert f"{module.replace('.', '/')}.py" in needed
+    assert {"missing": needed - listed, "superfluous": listed - needed} == {"missing": set(), "superfluous": set()}
+
+
+def test_an_edit_of_a_benchmark_a_format_or_an_exporter_does_not_retrain(repository: Path) -> None:
+    listed = listed_code(repository, stages(repository)["train"]["deps"])
+    assert "yolact/losses/criterion.py" in listed
+    assert not [
+        file for file in listed if file.startswith(("yolact_bench", "yolact/formats", "yolact/inference/export"))
+    ]
+
+
+def test_the_check_sees_lazy_imports_and_passes_over_type_checking_ones(tmp_path: Path) -> None:
+    package = tmp_path / "made_up"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "lazy.py").touch()
+    (package / "types_only.py").touch()
+    (package / "start.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import made_up.types_only\n"
+        "def later():\n    from made_up import lazy\n",
+        encoding="utf-8",
+    )
+    program = (
+        "import grimp\n"
+        "graph = grimp.build_graph('made_up', exclude_type_checking_imports=True, cache_dir=None)\n"
+        "print(*sorted(graph.find_upstream_modules('made_up.start')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["made_up.lazy"]
 
 
 ROUNDING_ONLY = "params.evaluate.batch_size"
-"""Decides how many images pass the network at once: as with all of ``runtime``, no step is run again for it."""
+"""Decides how many images pass the network at once: as with all of ``runtime``, no stage runs again for it."""
 
 
 def sections_read(folder: Path) -> set[str]:
@@ -249,18 +198,16 @@ def sections_read(folder: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_dvc_yaml_names_all_settings_that_a_step_reads(repository: Path, step: str) -> None:
-    stage = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"][step]
-    read = sections_read(repository / "components" / step)
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_yaml_names_all_settings_that_a_stage_reads(repository: Path, stage: str) -> None:
+    read = sections_read(repository / "components" / stage)
     assert read, "the check found no setting read"
-    assert read <= {key.split(".")[0] for key in stage["params"]}
+    assert read <= {key.split(".")[0] for key in stages(repository)[stage]["params"]}
 
 
-def test_a_training_setting_does_not_re_run_the_data_steps(repository: Path) -> None:
-    stages = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert list(stages) == ["source", *STEPS]
-    for step in ("ingest", "preprocess"):
-        assert {key.split(".")[0] for key in stages[step]["params"]} == {"data"}
-        assert "yolact" not in stages[step]["deps"]
-        assert not any(dep.startswith(("models", "metrics")) for dep in stages[step]["deps"])
+def test_a_training_setting_does_not_re_run_the_data_stages(repository: Path) -> None:
+    found = stages(repository)
+    assert list(found) == ["source", "ingest", "preprocess", "train", "evaluate", "register"]
+    for stage in ("source", "ingest", "preprocess"):
+        assert {key.split(".")[0] for key in found[stage]["params"]} == {"data"}
+        assert not any(dep.startswith(("models", "metrics")) for dep in found[stage]["deps"])

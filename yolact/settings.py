@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from yolact.backbone_registry import backbones, find_backbone
 from yolact.errors import SettingsError
 
 PYRAMID_LEVELS = 5
@@ -54,32 +55,22 @@ class SampleConfig(Section):
         return self
 
 
-BACKBONE_BLOCKS: dict[str, tuple[int, ...]] = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet34": (3, 4, 6, 3),
-    "resnet50": (3, 4, 6, 3),
-    "resnet101": (3, 4, 23, 3),
-    "darknet53": (1, 2, 8, 8, 4),
-}
-"""Residual blocks per stage (He et al. 2016, table 1; Redmon and Farhadi 2018, table 1)."""
-
 MIN_RESCORING_SIZE = 249
 """Smallest input for which five unpadded stride-2 convolutions leave at least one cell of the prototype grid."""
-
-BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "darknet53"]
 
 
 class ModelConfig(Section):
     """The network. `yolact.models.published` has the published ones."""
 
-    backbone: BackboneName
+    backbone: str
+    """A name that `yolact.backbone_registry` has."""
     backbone_blocks: Annotated[list[PositiveInt], Field(min_length=1)] | None
     """Residual blocks per stage; None takes those of the named backbone."""
     deformable_blocks: list[list[NonNegativeInt]]
     """YOLACT++: per stage of a bottleneck ResNet, the blocks (from 0) whose 3x3 convolution is deformable; empty for
     none (YOLACT++ paper, "Deformable Convolution with Intervals")."""
     backbone_weights: Annotated[str, Field(min_length=1)]
-    """``none`` (from scratch, batch norm is trained), ``imagenet`` (torchvision's weights; batch norm is
+    """``none`` (train from scratch, batch norm included), ``imagenet`` (the backbone's ImageNet weights; batch norm is
     frozen), or a file with a backbone's ``state_dict`` (likewise)."""
     initial_weights: Annotated[str, Field(min_length=1)]
     """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is taken from it,
@@ -102,6 +93,14 @@ class ModelConfig(Section):
     """YOLACT++: predict each mask's IoU and multiply the class score by it (YOLACT++ paper, "Fast Mask Re-Scoring
     Network"). Needs prototypes of at least 63 x 63, so an image_size of at least 249."""
 
+    @field_validator("backbone")
+    @classmethod
+    def _backbone_is_registered(cls, name: str) -> str:
+        try:
+            return find_backbone(name).name
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
     @field_validator("anchor_scales")
     @classmethod
     def _every_level_has_a_scale(cls, scales: list[list[float]]) -> list[list[float]]:
@@ -112,7 +111,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> ModelConfig:
-        own = BACKBONE_BLOCKS[self.backbone]
+        own = find_backbone(self.backbone).blocks
         if len(self.blocks) != len(own):
             raise ValueError(f"backbone_blocks must have {len(own)} numbers for {self.backbone}")
         return self
@@ -121,10 +120,9 @@ class ModelConfig(Section):
     def _deformable_blocks_exist(self) -> ModelConfig:
         if not any(self.deformable_blocks):
             return self
-        if self.backbone not in ("resnet50", "resnet101"):
-            raise ValueError(
-                f"deformable_blocks need a ResNet of bottlenecks (resnet50, resnet101), not {self.backbone}"
-            )
+        if not find_backbone(self.backbone).deformable:
+            allowed = ", ".join(spec.name for spec in backbones() if spec.deformable)
+            raise ValueError(f"deformable_blocks need one of the backbones {allowed}, not {self.backbone}")
         blocks = self.blocks
         if len(self.deformable_blocks) != len(blocks):
             raise ValueError(f"deformable_blocks must be empty or have a list for each of the {len(blocks)} stages")
@@ -145,7 +143,7 @@ class ModelConfig(Section):
     @property
     def blocks(self) -> tuple[int, ...]:
         """Residual blocks per stage."""
-        return tuple(self.backbone_blocks or BACKBONE_BLOCKS[self.backbone])
+        return tuple(self.backbone_blocks or find_backbone(self.backbone).blocks)
 
     @property
     def pretrained(self) -> bool:

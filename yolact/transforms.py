@@ -12,21 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.crop import Window, visible_part
-from yolact.settings import BackboneName
 
 MEAN_RGB = (123.68, 116.78, 103.94)
 STD_RGB = (58.40, 57.12, 57.38)
-"""ImageNet statistics on the 0 to 255 scale, as the published code has them; for ResNets."""
+"""ImageNet statistics on the 0 to 255 scale, as the published code has them."""
 
 
-def normalize(images: Tensor, backbone: BackboneName) -> Tensor:
-    """Turn (B, 3, H, W) RGB values on the 0 to 255 scale, any dtype, into the network's float32 input.
+@dataclass(frozen=True)
+class Normalization:
+    """What a backbone expects: (x - mean) / std, per RGB channel, for x from 0 to 255."""
 
-    ResNets take ImageNet's mean and standard deviation out; Darknet takes values from 0 to 1.
-    """
-    if backbone == "darknet53":
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Normalization(MEAN_RGB, STD_RGB)
+UNIT_RANGE = Normalization((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+"""Values from 0 to 1."""
+
+
+def normalize(images: Tensor, normalization: Normalization) -> Tensor:
+    """Turn (B, 3, H, W) RGB values on the 0 to 255 scale, any dtype, into the network's float32 input."""
+    if normalization == UNIT_RANGE:  # by a number, as published: GPUs round that division otherwise
         return images.float() / 255
-    return (images.float() - _per_channel(MEAN_RGB, images.device)) / _per_channel(STD_RGB, images.device)
+    mean, std = (_per_channel(values, images.device) for values in (normalization.mean, normalization.std))
+    return (images.float() - mean) / std
 
 
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:

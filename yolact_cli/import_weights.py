@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
 from yolact.models.checkpoints import ImportedModel, import_checkpoint, read_class_names
-from yolact.models.published import BACKBONE_TITLES
 from yolact.models.state_dicts import shortened
 from yolact.models.weights import save_model
 
@@ -87,7 +87,7 @@ def _next_steps(imported: ImportedModel, output: Path) -> str:
 
 def _facts(imported: ImportedModel) -> dict[str, str]:
     config = imported.network.config
-    backbone = BACKBONE_TITLES[config.backbone]
+    backbone = find_backbone(config.backbone).title
     if config.backbone_blocks is not None:
         backbone = f"as {backbone}, with {', '.join(map(str, config.blocks))} blocks"
     deformable = sum(map(len, config.deformable_blocks))

@@ -26,9 +26,9 @@ def serve(port: int, root: Path = Path()) -> int:
     Raises:
         DataError: ``models/run.json`` is not the record of a run.
     """
-    from yolact_ops.tracking.runs import RunRecord
+    from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 
-    path = root / "models" / "run.json"
+    path = root / "models" / RUN_FILE
     record = RunRecord.read(path) if path.exists() else None
     page = f"/#/experiments/{record.experiment_id}/runs/{record.run_id}?{AS_TRAINING}" if record else ""
     store = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")

@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from yolact_cli.models import PIPED_WIDTH
 from yolact_ops.comparison.runs import ALL_EXPERIMENTS, SHORT, RunRow, list_runs
 from yolact_ops.settings.params import load_params
-from yolact_ops.tracking.runs import connect, shown_uri
+from yolact_ops.tracking.store import connect, shown_uri
 
 PARAMS = Path("params.yaml")
 

@@ -19,8 +19,9 @@ from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import FOLDER, log_evaluation
-from yolact_ops.tracking.notes import run_note
-from yolact_ops.tracking.runs import NOTE_TAG, resume_run
+from yolact_ops.tracking.notes import NOTE_TAG, run_note
+from yolact_ops.tracking.run_record import RUN_FILE
+from yolact_ops.tracking.runs import resume_run
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def run(
     )
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
-    with resume_run(params, model_dir / "run.json", step="evaluate", needs_store=needs_store) as tracker:
+    with resume_run(params, model_dir / RUN_FILE, step="evaluate", needs_store=needs_store) as tracker:
         evaluation = _evaluate(predictor, data, annotations)
         with replaced_directory(report_dir) as folder:
             write_report(folder, evaluation, params)

@@ -14,7 +14,9 @@ from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.settings import DetectConfig
 from yolact_ops.registry.versions import RegistryError, fetch_files, resolve
 from yolact_ops.settings.params import Params
-from yolact_ops.tracking.runs import connect, start_run
+from yolact_ops.tracking.run_record import RUN_FILE
+from yolact_ops.tracking.runs import start_run
+from yolact_ops.tracking.store import connect
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,6 @@ def begin_evaluation(params: Params, *, model: str, model_dir: Path) -> Params:
     """
     evaluation = params.evaluate.model_copy(update={"detect": read_detection(model_dir)})
     params = params.model_copy(update={"evaluate": evaluation})
-    with start_run(params, model_dir / "run.json") as tracker:
+    with start_run(params, model_dir / RUN_FILE) as tracker:
         tracker.set_tags({EVALUATED_TAG: model.removeprefix("models:/")})
     return params

@@ -16,7 +16,7 @@ from yolact.errors import DataError
 from yolact.files import replaced_directory
 from yolact.formats.sample import generate_sample
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import shown_source
+from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import DataParams
 from yolact_ops.sources.sources import Local, files_below, find_source, walk
 from yolact_ops.transfer.archives import JUNK, unpack

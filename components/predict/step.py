@@ -13,7 +13,8 @@ from components.fetch.step import read_detection
 from components.split.step import ListedImage, Plan
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
-from yolact.inference.predictor import Predictor, read_image
+from yolact.images import read_image
+from yolact.inference.predictor import Predictor
 from yolact_ops.transfer.storage import fetch_objects, make_client
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
-from yolact_ops.lineage.lineage import read_data_digest
+from yolact_ops.lineage.statistics import read_data_digest
 from yolact_ops.registry.versions import RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import (
     FOLDER,
@@ -33,8 +33,8 @@ from yolact_ops.tracking.evaluations import (
     read_evaluation,
     renumbered,
 )
-from yolact_ops.tracking.runs import allowed_name
 from yolact_ops.tracking.store import TrackingError, reported
+from yolact_ops.tracking.tracker import allowed_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,8 +20,8 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
-from PIL import Image, ImageOps
 
+from yolact import images
 from yolact.errors import DataError
 from yolact.settings import DetectConfig
 
@@ -106,8 +106,8 @@ class YolactModel(PythonModel):
         rows = list(model_input[COLUMN])
         results: list[dict[str, Any]] = []
         for start in range(0, len(rows), self.batch_size):
-            images = [read_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
-            results += [to_json(found, predictor.classes) for found in predictor.predict(images)]
+            decoded = [read_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
+            results += [to_json(found, predictor.classes) for found in predictor.predict(decoded)]
         return results
 
 
@@ -155,11 +155,8 @@ def decode_image(value: Any, row: int) -> np.ndarray:
     except (binascii.Error, ValueError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
-                raise OSError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return images.decode_image(io.BytesIO(data), formats=("JPEG", "PNG"))
+    except images.DecodingError as error:
         raise DataError(f"row {row}: {COLUMN!r} is not a readable JPEG or PNG: {error}") from error
 
 

@@ -28,21 +28,15 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import data_source, gather_lineage, hash_files, hash_params
+from yolact_ops.lineage.hashing import hash_files, hash_params
+from yolact_ops.lineage.lineage import data_source, gather_lineage
 from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
+from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import Params, load_params
-from yolact_ops.tracking.runs import (
-    TRAIN_RUN_TAG,
-    RunRecord,
-    Tracker,
-    default_environment,
-    flatten,
-    quiet_mlflow,
-    reported,
-    resume_run,
-    shown_uri,
-    tracking_uri,
-)
+from yolact_ops.tracking.run_record import RUN_FILE, TRAIN_RUN_TAG
+from yolact_ops.tracking.runs import resume_run
+from yolact_ops.tracking.store import default_environment, quiet_mlflow, reported, shown_uri, tracking_uri
+from yolact_ops.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -149,10 +143,9 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         RegistryError: the registry has something else under ``register.model_name``.
     """
     candidate = _gather(params, model_dir, processed_dir, metrics_path)
-    run_file = model_dir / "run.json"
-    with resume_run(params, run_file) as tracker:
+    with resume_run(params, model_dir / RUN_FILE) as tracker:
         model = RegisteredModel.open_or_create(tracker.client, candidate.name)
-        candidate = _of_run(candidate, tracker.run_id, RunRecord.read(run_file).run_id)
+        candidate = _of_run(candidate, tracker.run_id, tracker.train_run_id)
         version, reused = _find_or_create_version(tracker, model, candidate)
         _set_alias(model, candidate, version)
         tracker.set_tags({"registered_model": f"{candidate.name}/{version}"})
@@ -183,7 +176,7 @@ def _gather(params: Params, model_dir: Path, processed_dir: Path, metrics_path: 
 
 def changed_settings(params: Params, base: Params) -> dict[str, str]:
     """Settings that differ from the base, as ``train.lr`` with their values as YAML writes them; ``runtime`` aside."""
-    ours, theirs = (flatten(side.model_dump(mode="json", by_alias=True)) for side in (params, base))
+    ours, theirs = (flatten_text(side.model_dump(mode="json", by_alias=True)) for side in (params, base))
     changed = {key: value for key, value in ours.items() if theirs.get(key) != value and not key.startswith("runtime.")}
     if "data.source" in changed:
         changed["data.source"] = data_source(params)

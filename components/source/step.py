@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from yolact.errors import SettingsError
-from yolact_ops.lineage.lineage import redact, shown_source, without_credentials
+from yolact_ops.lineage.redaction import redact, shown_source, without_credentials
 from yolact_ops.settings.params import Params
 from yolact_ops.sources.sources import DvcPath, find_source, state_of
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import shown_source
+from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import Params
 from yolact_ops.sources.sources import find_source, state_of
 

@@ -12,7 +12,7 @@ from yolact.engine.trainer import Metrics
 from yolact.evaluation.evaluator import Validation
 from yolact.inference.detections import Detections
 from yolact.visualize import draw_detections
-from yolact_ops.tracking.runs import Tracker
+from yolact_ops.tracking.tracker import Tracker
 
 PICTURE_SCORE = 0.3
 """Detections below it are not drawn in validation pictures."""

@@ -23,7 +23,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from yolact.engine.checkpoint import MIRROR_FOLDER
 from yolact.errors import YolactError
-from yolact_ops.lineage.lineage import redact
+from yolact_ops.lineage.redaction import redact
 
 log = logging.getLogger(__name__)
 

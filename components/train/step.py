@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,11 +39,15 @@ from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.lineage import data_source, hash_files, read_data_digest, read_split_digests
+from yolact_ops.lineage.hashing import hash_files
+from yolact_ops.lineage.lineage import data_source
+from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
-from yolact_ops.tracking.notes import run_note
-from yolact_ops.tracking.runs import NOTE_TAG, DataSet, RunRecord, Tracker, start_run
+from yolact_ops.tracking.notes import NOTE_TAG, run_note
+from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
+from yolact_ops.tracking.runs import start_run
+from yolact_ops.tracking.tracker import DataSet, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -158,11 +162,11 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
         else:
             resume = RunRecord.from_json(state.extra) if state else None
             journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
-            with start_run(params, paths.model / "run.json", resume=resume, journals=journals) as tracker:
+            with start_run(params, paths.model / RUN_FILE, resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
                 interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures)
-                trainer = make_trainer(listener, asdict(tracker.record))
+                trainer = make_trainer(listener, tracker.record.to_json())
                 with tracker.system_metrics():
                     result = trainer.fit()
                 _write_results(result, paths, tracker)
@@ -170,7 +174,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
                 tracker.set_tags({NOTE_TAG: run_note(params, val.class_names, len(val.images), best)})
         trainer.finish()
     if world.is_main:
-        _log_results(result, paths)
+        _log_results(result, paths, tracker.record)
 
 
 @contextmanager
@@ -194,9 +198,8 @@ def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> N
     tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
 
 
-def _log_results(result: TrainingResult, paths: _Paths) -> None:
+def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
     """Log the results and where they are."""
-    record = RunRecord.read(paths.model / "run.json")
     log.info(
         "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
         "  model        %s, %s\n"

@@ -154,7 +154,7 @@ def test_turned_images_are_upright_and_broken_ones_are_noted(model_dir: Path, tm
     assert sizes["sub/c.JPG"] == (62, 40)
     [problem] = result["problems"]
     assert (problem["id"], problem["file_name"]) == (3, "broken.jpg")
-    assert problem["reason"].startswith("broken.jpg: cannot be read as a picture")
+    assert problem["reason"].startswith("broken.jpg: cannot be read as an image")
 
 
 def test_a_image_that_changes_after_it_was_listed_is_an_error(

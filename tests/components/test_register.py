@@ -42,10 +42,11 @@ from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import RegistryError
 from yolact_ops.settings.params import Params, load_params, parse_params
-from yolact_ops.tracking.runs import RunRecord, start_run
+from yolact_ops.tracking.run_record import RunRecord
+from yolact_ops.tracking.runs import start_run
 
 CLASSES = ["aeroplane", "bicycle"]
 PHOTO = Path("data/processed/images/drawn.png")

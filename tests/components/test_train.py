@@ -38,7 +38,8 @@ from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params, parse_params
-from yolact_ops.tracking.runs import Tracker, TrackingError
+from yolact_ops.tracking.store import TrackingError
+from yolact_ops.tracking.tracker import Tracker
 
 SIZE = 64
 DIGEST = "0123456789abcdef" * 4

@@ -101,7 +101,7 @@ def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> It
 def clean_code(monkeypatch: pytest.MonkeyPatch) -> str:
     """The code counts as committed; gives the commit."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): (commit, False))
+    monkeypatch.setattr("yolact_ops.lineage.git.git_state", lambda root, ignoring=(): (commit, False))
     return commit
 
 
@@ -226,12 +226,12 @@ def test_other_content_under_the_same_commit_becomes_a_version_of_its_own(
 def test_code_that_is_not_committed_is_named_by_its_content(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): ("f" * 40, True))
+    monkeypatch.setattr("yolact_ops.lineage.git.git_state", lambda root, ignoring=(): ("f" * 40, True))
     done = call("submit", compiled["tiny"])
     assert re.fullmatch("f{12}-dirty-[0-9a-f]{8}", only(server.versions)["name"])
     assert only(server.versions)["tags"]["git_dirty"] == "true"
     assert "not committed" in done.err
-    monkeypatch.setattr("yolact_ops.lineage.lineage.git_state", lambda root, ignoring=(): (None, None))
+    monkeypatch.setattr("yolact_ops.lineage.git.git_state", lambda root, ignoring=(): (None, None))
     call("submit", compiled["tiny"])
     assert [version["name"] for version in server.versions.values()][1].startswith("content-")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers import tiny_config
-from yolact.models.backbone import DeformableConv2d
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.yolact import Yolact
 
 VARIANTS: dict[str, dict[str, object]] = {

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from yolact import transforms
 from yolact.transforms import (
+    IMAGENET,
+    UNIT_RANGE,
     aspect_ratio_size,
     normalize,
     resize_masks,
@@ -60,7 +62,7 @@ def test_a_image_of_the_right_size_stays_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 def test_normalisation_takes_rgb_from_0_to_255(dtype: torch.dtype) -> None:
     images = torch.tensor([0, 128, 255], dtype=dtype).view(1, 3, 1, 1)
-    normal = normalize(images, "resnet50")
+    normal = normalize(images, IMAGENET)
     assert normal.dtype == torch.float32
     by_hand = [(0 - 123.68) / 58.40, (128 - 116.78) / 57.12, (255 - 103.94) / 57.38]
     assert normal.flatten().tolist() == pytest.approx(by_hand, rel=1e-6)
@@ -70,15 +72,15 @@ def test_normalisation_is_the_usual_one_on_another_scale() -> None:
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 5, 4), dtype=np.uint8))
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
     usual = (images / 255 - mean) / std  # of ImageNet, as torchvision documents it
-    assert (normalize(images, "resnet18") - usual).abs().max() < 0.01
+    assert (normalize(images, IMAGENET) - usual).abs().max() < 0.01
 
 
 def test_the_constants_are_brought_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU each time makes the host wait."""
     images = torch.rand(2, 3, 4, 5) * 255
-    first = normalize(images, "resnet50")
+    first = normalize(images, IMAGENET)
     monkeypatch.setattr(torch, "tensor", None)
-    assert torch.equal(normalize(images, "resnet50"), first)
+    assert torch.equal(normalize(images, IMAGENET), first)
 
 
 @pytest.mark.parametrize("before", ["inference", "export"])
@@ -87,7 +89,7 @@ def test_what_was_normalised_before_does_not_matter(before: str) -> None:
 
     class Network(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return normalize(images, "resnet50")
+            return normalize(images, IMAGENET)
 
     transforms._new_per_channel.cache_clear()
     images = torch.full((1, 3, 2, 2), 100.0)
@@ -95,9 +97,9 @@ def test_what_was_normalised_before_does_not_matter(before: str) -> None:
         torch.export.export(Network(), (images,))
     else:
         with torch.inference_mode():
-            normalize(images, "resnet50")
+            normalize(images, IMAGENET)
     images.requires_grad_()
-    normal = normalize(images, "resnet50")
+    normal = normalize(images, IMAGENET)
     normal.sum().backward()
     assert normal[0, :, 0, 0].tolist() == pytest.approx([-0.405479, -0.293767, -0.068665], abs=1e-5)
     assert images.grad is not None
@@ -107,7 +109,7 @@ def test_what_was_normalised_before_does_not_matter(before: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_darknet_takes_values_from_0_to_1(dtype: torch.dtype) -> None:
     images = torch.tensor([0, 51, 255], dtype=dtype).view(1, 3, 1, 1)
-    normal = normalize(images, "darknet53")
+    normal = normalize(images, UNIT_RANGE)
     assert normal.dtype == torch.float32
     assert normal.flatten().tolist() == pytest.approx([0, 0.2, 1])
 

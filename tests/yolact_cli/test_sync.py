@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from tests.servers.servers import free_port
 from yolact_cli.main import app
-from yolact_ops.tracking.journal import Journal, RunRecord
+from yolact_ops.tracking.journal import Journal
+from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.store import DEFAULT_TRACKING_URI
 
 RECORD = RunRecord("a" * 32, "1", "yolact", "")
@@ -36,7 +37,7 @@ def test_a_folder_that_is_not_there_is_not_called_sent() -> None:
     assert "nowhere: no such folder" in result.stderr
 
 
-def test_a_server_that_is_still_away_is_named_and_the_journal_stays(tmp_path: Path) -> None:
+def test_a_server_that_is_still_unavailable_is_named_and_the_journal_stays(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     folder = tmp_path / "models" / "tracking" / RECORD.run_id
     journal = Journal(folder, RunRecord(RECORD.run_id, "1", "yolact", address))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from yolact.errors import DataError
+from yolact.images import DecodingError, decode_image
 from yolact.masks import Rle
 
 
@@ -94,18 +94,17 @@ class CocoInstances:
         return cls(images, objects, [c["id"] for c in categories], [c["name"] for c in categories], images_dir)
 
     def read_image(self, image: CocoImage) -> np.ndarray:
-        """Decode a image to (H, W, 3) uint8 RGB.
+        """Decode an image to (H, W, 3) uint8 RGB.
 
         Raises:
             DataError: the image is missing, cannot be decoded, or has another size than the file says.
         """
         path = self.images_dir / image.file_name
         try:
-            with Image.open(path) as opened:
-                pixels = np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
+            pixels = decode_image(path, upright=False)  # the annotations are in the frame of the stored pixels
         except FileNotFoundError:
             raise DataError(f"{path}: no such image. Run the preprocess step again: dvc repro -f preprocess") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
+        except DecodingError as error:
             raise DataError(f"{path}: cannot be decoded: {error}") from error
         if pixels.shape[:2] != (image.height, image.width):
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from yolact.models.backbone import DarknetBackbone
+from yolact.models.backbones.base import Backbone
 from yolact.models.yolact import Yolact
 
 
@@ -20,14 +20,11 @@ def freeze(model: Yolact, up_to: str) -> None:
         part.requires_grad_(False)
 
 
-def frozen_parts(backbone: nn.Module, up_to: str) -> list[nn.Module]:
-    """The stem (what comes before the first stage of residual blocks) and the first stages, as `freeze` names them."""
+def frozen_parts(backbone: Backbone, up_to: str) -> list[nn.Module]:
+    """The modules that `freeze` freezes."""
     if up_to == "none":
         return []
-    stages = backbone.layers
-    assert isinstance(stages, nn.ModuleList)
-    stem = [backbone._preconv] if isinstance(backbone, DarknetBackbone) else [backbone.conv1, backbone.bn1]
-    count = {"stem": 0, "backbone": len(stages)}.get(up_to)
-    if count is None:
-        count = int(up_to.removeprefix("stage"))
-    return [*stem, *stages[:count]]
+    if up_to == "backbone":
+        return [backbone]
+    stages = 0 if up_to == "stem" else int(up_to.removeprefix("stage"))
+    return [*backbone.stem_modules(), *backbone.stage_modules()[:stages]]

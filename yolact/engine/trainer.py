@@ -351,7 +351,7 @@ class Trainer:
         shares = []
         for number, part in enumerate(parts, start=1):
             with self._without_averaging(number < len(parts)):
-                images = normalize(part.batch.images, self.model.config.backbone)
+                images = normalize(part.batch.images, self.model.backbone.normalization)
                 images = images.contiguous(memory_format=self.memory_format)
                 losses: Losses = self.network(images, part.batch.targets, part.matches, part.priorities)
                 share = losses.scaled(part.shares)

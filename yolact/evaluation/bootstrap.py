@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import TrainingParams
+from pycocotools.cocoeval import Params
 
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import IouType, chatter_to_log, index_ground_truth, prepare_evaluation
@@ -35,7 +35,7 @@ METRICS = ("AP", "AP50", "AP75")
 _MAX_DETECTIONS = 100
 """Per image and class, the last of pycocotools' ``maxDets``."""
 
-_PARAMETERS = TrainingParams(iouType="bbox")
+_PARAMETERS = Params(iouType="bbox")
 """pycocotools' own; those of masks are the same."""
 
 _RECALLS = np.asarray(_PARAMETERS.recThrs)

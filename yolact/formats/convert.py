@@ -9,19 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from yolact.class_names import VOC_CLASSES
 from yolact.formats.images import ImageFile, image_warnings, read_image
 from yolact.formats.instances import AnnotatedImage, Instance, instances_from_index_mask
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc import (
-    VOC_CLASSES,
-    VOID,
-    VocAnnotation,
-    VocObject,
-    find_image,
-    find_part,
-    read_annotation,
-    read_mask,
-)
+from yolact.formats.voc import VOID, VocAnnotation, VocObject, find_image, find_part, read_annotation, read_mask
 
 MAX_FOREIGN_SHARE = 0.05
 """Largest share of an object's pixels that may carry another class than its majority; our choice: room for a

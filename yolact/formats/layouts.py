@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats.coco import is_coco, read_coco
 from yolact.formats.convert import VocImage, image_numbers
@@ -17,7 +18,7 @@ from yolact.formats.images import PHOTO_SUFFIXES
 from yolact.formats.instances import ImageSource, Layout
 from yolact.formats.problems import Problem, writable
 from yolact.formats.sbd import SbdImage
-from yolact.formats.voc import SEGMENTATION_SETS, VOC_CLASSES, has_image, read_image_list
+from yolact.formats.voc import SEGMENTATION_SETS, has_image, read_image_list
 
 log = logging.getLogger(__name__)
 

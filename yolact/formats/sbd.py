@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from yolact.class_names import VOC_CLASSES
 from yolact.formats.convert import size_problems
 from yolact.formats.images import image_warnings, read_bytes, read_image
 from yolact.formats.instances import AnnotatedImage, instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc import VOC_CLASSES, find_image, find_part
+from yolact.formats.voc import find_image, find_part
 
 
 @dataclass(frozen=True)

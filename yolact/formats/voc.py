@@ -18,33 +18,10 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from PIL import Image
 
+from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats.images import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
-"""The 20 classes; class k (from 0) has index k + 1 in SegmentationClass (VOC2012 development kit, section 3)."""
 
 VOID = 255
 """Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from yolact.files import replaced_file, write_text_atomic
 from yolact.formats.voc import voc_palette
+from yolact.images import ImageInput, read_image
 from yolact.masks import InstanceMasks, Rle
+from yolact.visualize import draw_detections
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Detections:
         Args:
             image_id: id of the image in the ground truth.
             category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
-                `yolact.models.published.COCO_CATEGORY_IDS`.
+                `yolact.class_names.COCO_CATEGORY_IDS`.
 
         Raises:
             ValueError: the masks are not as large as the image.
@@ -211,7 +213,7 @@ class Detections:
         ElementTree.indent(root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
-    def plot(self, image: np.ndarray | Tensor | str | Path, min_score: float = 0.0) -> np.ndarray:
+    def plot(self, image: ImageInput, min_score: float = 0.0) -> np.ndarray:
         """Draw the detections over the image that they were found in.
 
         Args:
@@ -221,9 +223,6 @@ class Detections:
         Returns:
             (H', W', 3) uint8 RGB; larger than the image where that is small.
         """
-        from yolact.inference.predictor import read_image  # these two import this module
-        from yolact.visualize import draw_detections
-
         pixels = read_image(image).permute(1, 2, 0).cpu().numpy()
         shown = self.above(min_score)
         highest = max(shown.labels.tolist(), default=-1)

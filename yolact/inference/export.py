@@ -102,7 +102,7 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Map (B, 3, S, S) float32 RGB, 0 to 255, to the outputs that `DESCRIPTION` lists."""
-        images = normalize(images, self.model.config.backbone).to(self.dtype)
+        images = normalize(images, self.model.backbone.normalization).to(self.dtype)
         encoded, class_logits, mask_coefficients, prototypes = self.model.tensors(images)[:4]
         boxes = decode(encoded.float(), self.anchors)
         scores = class_logits.float().softmax(dim=-1)[..., 1:]
@@ -142,7 +142,7 @@ def export_onnx(
     reference = ExportedNetwork(_cpu_copy(model))
     network = _cpu_copy(model)
     network.maskiou_net = None
-    fold_batch_norm(network)
+    fold_batch_norm(network.backbone)
     exported = ExportedNetwork(network, torch.float16 if precision == "fp16" else torch.float32).eval()
     side = model.config.image_size
     images = 255 * torch.rand(batch or 2, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-import itertools
 import sys
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -22,7 +21,8 @@ from yolact.devices import check_compiler
 from yolact.errors import SettingsError
 from yolact.inference import onednn
 from yolact.models.anchors import config_anchors
-from yolact.models.backbone import DeformableConv2d
+from yolact.models.backbones.base import Backbone
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
@@ -53,13 +53,14 @@ class InferenceNetwork:
         # On Apple GPUs some operations are wrong or slow in channels_last.
         self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         self.config = model.config
+        self.normalization = model.backbone.normalization
         network = (model if in_place else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
         self.maskiou_net: MaskIouNet | None = network.maskiou_net
         """In float32: it is small, and its output multiplies the scores."""
         if self.maskiou_net is not None:
             self.maskiou_net.to(self.device)
         network.maskiou_net = None
-        fold_batch_norm(network)
+        fold_batch_norm(network.backbone)
         network.to(self.device, self.dtype).to(memory_format=self.memory_format)
         self._anchors: dict[tuple[int, int], Tensor] = {}
         self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
@@ -104,26 +105,29 @@ def _return_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def fold_batch_norm(network: nn.Module) -> None:
-    """Put every batch norm into the convolution before it, in place; the network must be in evaluation mode.
+def fold_batch_norm(backbone: Backbone) -> None:
+    """Fold batch norm into the convolutions before it, in place, where the backbone knows that nothing else reads them.
 
-    ``y = g (w x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights and bias.
+    The backbone must be in evaluation mode.
     """
-    for module in list(network.modules()):
-        children = dict(module.named_children())
-        if isinstance(module, nn.Sequential):
-            pairs = list(itertools.pairwise(children))
-        else:
-            pairs = [(name, name.replace("conv", "bn")) for name in children if name.startswith("conv")]
-        for conv_name, norm_name in pairs:
-            norm, conv = children.get(norm_name), children[conv_name]
-            if not isinstance(norm, nn.BatchNorm2d):
-                continue
-            assert isinstance(conv, (nn.Conv2d, DeformableConv2d))
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # rounded once, at the end
-            bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
-            conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).float(), requires_grad=False)
-            conv.bias = nn.Parameter((gain * bias + norm.bias.double()).float(), requires_grad=False)
-            setattr(module, norm_name, nn.Identity())
+    for conv_name, norm_name in backbone.conv_norm_pairs():
+        conv, norm = backbone.get_submodule(conv_name), backbone.get_submodule(norm_name)
+        if not (isinstance(conv, (nn.Conv2d, DeformableConv2d)) and isinstance(norm, nn.BatchNorm2d)):
+            raise TypeError(
+                f"{type(backbone).__name__}.conv_norm_pairs: {conv_name}, {norm_name} are no convolution and batch norm"
+            )
+        fold_into(conv, norm)
+        backbone.set_submodule(norm_name, nn.Identity())
+
+
+def fold_into(conv: nn.Conv2d | DeformableConv2d, norm: nn.BatchNorm2d) -> None:
+    """Give a convolution the weights and bias with which it also does what the batch norm behind it does.
+
+    ``g (w x + b - mean) / sqrt(var + eps) + beta``.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # rounded once, at the end
+    bias = -norm.running_mean.double() if conv.bias is None else conv.bias.double() - norm.running_mean.double()
+    conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).float(), requires_grad=False)
+    conv.bias = nn.Parameter((gain * bias + norm.bias.double()).float(), requires_grad=False)

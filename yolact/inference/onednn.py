@@ -17,14 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.inference.winograd import EnlargingWinogradConv2d, WinogradConv2d
-from yolact.models.backbone import (
-    BasicBlock,
-    Bottleneck,
-    DarknetBackbone,
-    DarknetBlock,
-    DeformableConv2d,
-    ResNetBackbone,
-)
+from yolact.models.backbones.base import Backbone
+from yolact.models.backbones.darknet import Darknet, DarknetBlock
+from yolact.models.backbones.deformable import DeformableConv2d
+from yolact.models.backbones.resnet import BasicBlock, BasicResNet, Bottleneck, BottleneckResNet, ResNet
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
@@ -185,7 +181,7 @@ def _last_three(x: Tensor, stages: nn.ModuleList) -> list[Tensor]:
 
 
 class _ResNet(nn.Module):
-    def __init__(self, backbone: ResNetBackbone, sizes: _InputSizes) -> None:
+    def __init__(self, backbone: ResNet, sizes: _InputSizes) -> None:
         super().__init__()
         self.stem = _FusedConv(backbone.conv1, "relu", sizes)
         self.maxpool = backbone.maxpool
@@ -201,13 +197,38 @@ class _ResNet(nn.Module):
 
 
 class _Darknet(nn.Module):
-    def __init__(self, backbone: DarknetBackbone, sizes: _InputSizes) -> None:
+    def __init__(self, backbone: Darknet, sizes: _InputSizes) -> None:
         super().__init__()
         self.stem = _FusedConv(backbone._preconv[0], "leaky_relu", sizes)
         self.stages = nn.ModuleList(_darknet_stage(stage, sizes) for stage in backbone.layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return _last_three(self.stem(images), self.stages)
+
+
+class _PlainBackbone(nn.Module):
+    """A backbone of another class, as it is."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [feature.contiguous(memory_format=torch.channels_last) for feature in self.backbone(images)]
+
+
+def supports(backbone: Backbone) -> bool:
+    """Whether the backbone is rebuilt from fused operations.
+
+    Only these classes are: a subclass may compute something else.
+    """
+    return type(backbone) in (BasicResNet, BottleneckResNet, Darknet)
+
+
+def _backbone(backbone: Backbone, sizes: _InputSizes) -> nn.Module:
+    if not supports(backbone):
+        return _PlainBackbone(backbone)
+    return _Darknet(backbone, sizes) if isinstance(backbone, Darknet) else _ResNet(cast(ResNet, backbone), sizes)
 
 
 class _Pyramid(nn.Module):
@@ -325,40 +346,40 @@ def _input_sizes(network: Yolact) -> _InputSizes:
                 side = int(side * cast(float, conv.scale_factor))
         return side
 
-    backbone, levels = network.backbone, []
-    if isinstance(backbone, ResNetBackbone):
-        side = through([backbone.conv1, backbone.maxpool], network.config.image_size)
-        for stage in backbone.layers:
-            for block in cast(nn.Sequential, stage):
-                assert isinstance(block, BasicBlock | Bottleneck)
-                if block.downsample is not None:
-                    through(block.downsample, side)
-                side = through(_convs(block), side)
-            levels.append(side)
-    else:
-        side = through(backbone._preconv, network.config.image_size)
-        for stage in backbone.layers:
-            side = through(stage.modules(), side)
-            levels.append(side)
+    backbone, image_size = network.backbone, network.config.image_size
+    if supports(backbone):
+        if isinstance(backbone, Darknet):
+            side = through(backbone._preconv, image_size)
+            for stage in backbone.layers:
+                side = through(stage.modules(), side)
+        else:
+            assert isinstance(backbone, ResNet)
+            side = through([backbone.conv1, backbone.maxpool], image_size)
+            for stage in backbone.layers:
+                for block in cast(nn.Sequential, stage):
+                    assert isinstance(block, BasicBlock | Bottleneck)
+                    if block.downsample is not None:
+                        through(block.downsample, side)
+                    side = through(_convs(block), side)
+    c3, c4, c5 = (side for side, _ in network.level_sizes(image_size, image_size)[:3])
     fpn = network.fpn
-    for lateral, smooth, side in zip(fpn.lat_layers, fpn.pred_layers, reversed(levels[-3:]), strict=True):
+    for lateral, smooth, side in zip(fpn.lat_layers, fpn.pred_layers, (c5, c4, c3), strict=True):
         through([lateral, smooth], side)
-    through(fpn.downsample_layers, levels[-1])
-    through(network.proto_net, levels[-3])
+    through(fpn.downsample_layers, c5)
+    through(network.proto_net, c3)
     return sizes
 
 
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
-    The network given is used up.
+    A backbone of a class that is not known here runs as it is. The network given is used up.
     """
 
     def __init__(self, network: Yolact) -> None:
         super().__init__()
         sizes = _input_sizes(network)
-        backbone = network.backbone
-        self.backbone = _ResNet(backbone, sizes) if isinstance(backbone, ResNetBackbone) else _Darknet(backbone, sizes)
+        self.backbone = _backbone(network.backbone, sizes)
         self.fpn = _Pyramid(network.fpn, sizes)
         convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
         self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])

@@ -9,12 +9,12 @@ from typing import Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from yolact.crop import filled_share
 from yolact.devices import choose_device
-from yolact.errors import DataError, SettingsError
+from yolact.errors import SettingsError
+from yolact.images import ImageInput, read_image
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
 from yolact.inference.postprocess import WHOLE, Candidates, detect, to_image_frame
@@ -23,9 +23,6 @@ from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
-
-ImageInput = np.ndarray | Tensor | str | Path
-"""An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of a picture."""
 
 MaskResolution = Literal["image", "prototypes"] | int
 """How large masks are: as the image; as the network's prototypes (coarse, and fastest), or as the part of them that the
@@ -91,7 +88,7 @@ class ImagePredictor(ABC):
 
         Raises:
             ValueError: an image has another shape or dtype.
-            DataError: a file is missing or no picture.
+            DataError: a file is missing or cannot be decoded.
 
         Returns:
             Detections in the image's pixels, on the CPU; a list of them for a sequence.
@@ -188,7 +185,7 @@ class Predictor(ImagePredictor):
         config = self.model_config
         resize = to_padded_square if config.keep_aspect_ratio else to_square
         batch = torch.stack([resize(image.to(self.device), config.image_size) for image in images])
-        return normalize(batch, config.backbone)
+        return normalize(batch, self.network.normalization)
 
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
@@ -252,33 +249,3 @@ def _mask_size(
         return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
     factor = min(1.0, resolution / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def read_image(image: ImageInput) -> Tensor:
-    """An `ImageInput` as (3, H, W) uint8 RGB; pictures are turned upright as their EXIF orientation says.
-
-    Raises:
-        ValueError: an array or a tensor has another shape or dtype.
-        DataError: a file is missing or no picture.
-    """
-    if isinstance(image, (str, Path)):
-        return torch.from_numpy(_decode(Path(image))).permute(2, 0, 1)
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or 0 in image.shape:
-            raise ValueError(f"tensors must be (3, H, W) uint8 RGB, found {tuple(image.shape)} {image.dtype}")
-        return image
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(f"images must be (H, W, 3) uint8 RGB arrays, found {image.shape} {image.dtype}")
-    return torch.from_numpy(np.array(image, order="C")).permute(2, 0, 1)
-
-
-def _decode(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # Pillow would cut off all above 255
-                raise ValueError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of these
-        raise DataError(f"{path}: cannot be read as a picture: {error}") from error

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from yolact.backbone_registry import backbones, find_backbone
 from yolact.errors import WeightsError
+from yolact.models.backbones.base import Structure, backbone_class
 from yolact.models.state_dicts import shortened
 from yolact.models.yolact import Yolact
-from yolact.settings import BACKBONE_BLOCKS, PYRAMID_LEVELS, BackboneName, ModelConfig
+from yolact.settings import PYRAMID_LEVELS, ModelConfig
 
 PARTS = ("fpn.", "proto_net.", "prediction_layers.", "semantic_seg_conv.")
 """What the names of tensors outside the backbone start with."""
 
-FAMILIES: tuple[tuple[BackboneName, ...], ...] = (("resnet18", "resnet34"), ("resnet50", "resnet101"), ("darknet53",))
-"""Backbones that are made of the same blocks, and differ in their number alone."""
-
 COUNTER = ".num_batches_tracked"
 """End of the names of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and nothing here reads them."""
-
-_BLOCK = re.compile(r"backbone\.layers\.(\d{1,4})\.(\d{1,4})\.")
-_DEFORMABLE = re.compile(r"backbone\.layers\.(\d{1,4})\.(\d{1,4})\.conv2\.conv_offset_mask\.")
 
 
 @dataclass(frozen=True)
 class Architecture:
     """The part of a `ModelConfig` that decides the names and shapes of tensors, and the number of classes."""
 
-    backbone: BackboneName
+    backbone: str
     blocks: tuple[int, ...]
     deformable_blocks: tuple[tuple[int, ...], ...]
     """Empty for none."""
@@ -56,12 +50,12 @@ class Architecture:
                 f"is no YOLACT: no key starts with {', '.join(PARTS)}; its keys are {shortened(list(state))}. "
                 "For the weights of a backbone there is the setting model.backbone_weights"
             )
-        backbone, blocks = _backbone(state)
+        backbone, (blocks, deformable_blocks) = _backbone(state)
         anchors_per_cell = _channels(state, "prediction_layers.0.bbox_layer") // 4
         architecture = cls(
             backbone=backbone,
             blocks=blocks,
-            deformable_blocks=_deformable_blocks(state, blocks) if backbone in ("resnet50", "resnet101") else (),
+            deformable_blocks=deformable_blocks,
             fpn_channels=_channels(state, "fpn.lat_layers.0"),
             num_prototypes=_channels(state, "proto_net.10"),
             anchors_per_cell=max(1, anchors_per_cell),
@@ -98,7 +92,7 @@ class Architecture:
         Raises:
             pydantic.ValidationError: the values are impossible or do not go together.
         """
-        named = self.blocks == BACKBONE_BLOCKS[self.backbone]
+        named = self.blocks == find_backbone(self.backbone).blocks
         return ModelConfig(
             backbone=self.backbone,
             backbone_blocks=None if named else list(self.blocks),
@@ -129,29 +123,19 @@ def _listed(value: object) -> object:
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _backbone(state: Mapping[str, Tensor]) -> tuple[BackboneName, tuple[int, ...]]:
-    """Name and residual blocks per stage.
+def _backbone(state: Mapping[str, Tensor]) -> tuple[str, Structure]:
+    """Name and structure, from the class that knows the names of the tensors.
 
-    Blocks are counted, so that a name with a huge number costs nothing; holes are found by comparing names later.
+    Those registered later are asked first: a ResNet of basic blocks has nothing that no other backbone could have.
     """
-    found: dict[int, set[int]] = defaultdict(set)
-    for match in filter(None, map(_BLOCK.match, state)):
-        found[int(match[1])].add(int(match[2]))
-    darknet = any(name.startswith("backbone._preconv.") for name in state)
-    if darknet:  # number 0 of each stage is the convolution that halves the size
-        found = defaultdict(set, {stage: blocks - {0} for stage, blocks in found.items()})
-    bottleneck = any(name.startswith("backbone.layers.") and ".conv3." in name for name in state)
-    family = FAMILIES[2 if darknet else 1 if bottleneck else 0]
-    stages = range(len(BACKBONE_BLOCKS[family[0]]))
-    blocks = tuple(max(1, len(found[stage])) for stage in stages)
-    return next((name for name in family if BACKBONE_BLOCKS[name] == blocks), family[0]), blocks
-
-
-def _deformable_blocks(state: Mapping[str, Tensor], blocks: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Per stage, the blocks with a layer of offsets."""
-    found = {(int(match[1]), int(match[2])) for match in filter(None, map(_DEFORMABLE.match, state))}
-    chosen = tuple(tuple(b for b in range(count) if (stage, b) in found) for stage, count in enumerate(blocks))
-    return chosen if any(chosen) else ()
+    names = [name.removeprefix("backbone.") for name in state if name.startswith("backbone.")]
+    specs = backbones()
+    for implementation in dict.fromkeys(spec.implementation for spec in reversed(specs)):
+        family = [spec for spec in specs if spec.implementation == implementation]
+        structure = backbone_class(family[0]).infer_structure(names)
+        if structure is not None:
+            return next((spec.name for spec in family if spec.blocks == structure.blocks), family[0].name), structure
+    return specs[0].name, Structure((1,) * len(specs[0].blocks))  # `_check` lists what is missing
 
 
 def _channels(state: Mapping[str, Tensor], layer: str) -> int:

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yolact.backbone_registry import find_backbone
+from yolact.class_names import COCO_CLASSES, VOC_CLASSES
 from yolact.errors import SettingsError
-from yolact.formats.voc import VOC_CLASSES
-from yolact.settings import BACKBONE_BLOCKS, PUBLISHED_DETECTION, BackboneName, DetectConfig, ModelConfig
+from yolact.settings import PUBLISHED_DETECTION, DetectConfig, ModelConfig
 
 REFERENCE_SIZE = 550
 """Input side, pixels, for which the anchor scales are given; other sizes truncate ``scale / 550 * size``."""
@@ -29,30 +30,6 @@ PASCAL_SCALES = (32, 64, 128, 256, 512)
 
 RATIOS = (1.0, 0.5, 2.0)
 """width / height of the anchors."""
-
-BACKBONE_TITLES: dict[BackboneName, str] = {
-    "resnet18": "ResNet-18",
-    "resnet34": "ResNet-34",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "darknet53": "Darknet-53",
-}
-"""The backbones as people write them."""
-
-COCO_CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
-    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant",
-    "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard",
-    "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli",
-    "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet",
-    "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink",
-    "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-"""The 80 categories of COCO 2017, by ascending category id."""
-
-COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
-"""Category ids of `COCO_CLASSES` in COCO's annotation files, which leave out ten numbers: for `Detections.to_coco`."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +72,9 @@ class PublishedModel:
     def description(self) -> str:
         """What the configuration is, in two sentences."""
         plus = "++" if self.model.mask_rescoring else ""
+        backbone = find_backbone(self.model.backbone).title
         return (
-            f"The published YOLACT{plus}, {BACKBONE_TITLES[self.model.backbone]} at {self.model.image_size} px, for "
+            f"The published YOLACT{plus}, {backbone} at {self.model.image_size} px, for "
             f"{self.dataset} ({self.epochs} epochs of {self.train_images:,} images). Detects as published, faults "
             "included."
         )
@@ -140,7 +118,7 @@ def every(interval: int, blocks: Sequence[int], first_stage: int = 1) -> list[li
 
 
 def _model(
-    backbone: BackboneName,
+    backbone: str,
     anchor_scales: list[list[float]],
     *,
     image_size: int = REFERENCE_SIZE,
@@ -221,7 +199,7 @@ _MODELS = [
             "resnet101",
             thirds(COCO_SCALES),
             square_anchors=False,
-            deformable_blocks=every(3, BACKBONE_BLOCKS["resnet101"]),
+            deformable_blocks=every(3, find_backbone("resnet101").blocks),
             mask_rescoring=True,
         ),
         34.6,
@@ -234,7 +212,7 @@ _MODELS = [
             "resnet50",
             thirds(COCO_SCALES),
             square_anchors=False,
-            deformable_blocks=every(1, BACKBONE_BLOCKS["resnet50"]),
+            deformable_blocks=every(1, find_backbone("resnet50").blocks),
             mask_rescoring=True,
         ),
         34.1,

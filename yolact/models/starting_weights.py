@@ -11,12 +11,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
-from yolact.models.architecture import FAMILIES, missing_names
+from yolact.models.architecture import missing_names
+from yolact.models.backbones.base import Backbone
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.state_dicts import read_state_dict, shortened
 from yolact.models.weights import DESCRIPTION_FILE, SavedModel, read_saved
 from yolact.models.yolact import Yolact
-from yolact.settings import BACKBONE_BLOCKS, BackboneName, ModelConfig
+from yolact.settings import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +78,7 @@ def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeight
     own = model.state_dict()
     fitting, result = _match_layers(own, saved.tensors)
     fits = any(layer.startswith("backbone.") for layer in result.taken)
-    if not fits or _family(saved.config.backbone) != _family(model.config.backbone):
+    if not fits or not _same_family(saved.config.backbone, model.config.backbone):
         raise WeightsError(
             f"model.initial_weights: {directory}: its backbone ({saved.config.backbone}) does not fit this network "
             f"({model.config.backbone}); take the settings of section model from its {DESCRIPTION_FILE}"
@@ -134,8 +137,8 @@ def _change(saved: Tensor, own: Tensor) -> str:
     return f"{before} -> {after}"
 
 
-def _family(backbone: BackboneName) -> int:
-    return next(index for index, family in enumerate(FAMILIES) if backbone in family)
+def _same_family(backbone: str, other: str) -> bool:
+    return find_backbone(backbone).implementation == find_backbone(other).implementation
 
 
 def _report(directory: Path, result: InitialWeights, layers: int) -> None:
@@ -169,8 +172,9 @@ def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConf
 def load_backbone_weights(model: Yolact) -> None:
     """Give the backbone the weights that ``model.config.backbone_weights`` names; ``none`` leaves it as it is.
 
-    A file may have torchvision's names or the backbone's own. Where it has no deformable convolutions and the
-    backbone does, their 3x3 weights are those of the plain ones and the rest stays zero, as published.
+    A file may have the backbone's own names or those that `Backbone.rename_weights` knows. Where it has no deformable
+    convolutions and the backbone does, their 3x3 weights are those of the plain ones and the rest stays zero, as
+    published.
 
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit the backbone.
@@ -178,20 +182,22 @@ def load_backbone_weights(model: Yolact) -> None:
     source = model.config.backbone_weights
     if source == "none":
         return
-    state = _imagenet_weights(model.config) if source == "imagenet" else _read_backbone(Path(source))
-    renamed = {_published_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    own = model.backbone.state_dict()
-    problems = _misfits(renamed, own)
+    backbone = model.backbone
+    state = _imagenet_weights(model) if source == "imagenet" else _read_backbone(Path(source))
+    renamed = backbone.rename_weights(state)
+    problems = _misfits(renamed, backbone)
     if problems:
         raise WeightsError(f"model.backbone_weights: {source}: does not fit {model.config.backbone}: {problems}")
-    model.backbone.load_state_dict(own | renamed)
+    backbone.load_state_dict(backbone.state_dict() | renamed)
 
 
-def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def _misfits(state: Mapping[str, Tensor], backbone: Backbone) -> str:
     """Why a state is not one of the backbone; empty when it is."""
+    own = backbone.state_dict()
     missing = missing_names(state, own)
     if not any(".conv_offset_mask." in name for name in state):
-        missing = [name for name in missing if not _of_deformable_alone(name)]
+        deformable = _deformable_only(backbone)
+        missing = [name for name in missing if name not in deformable]
     shapes = [
         f"{name} {tuple(state[name].shape)}"
         for name, tensor in own.items()
@@ -208,31 +214,21 @@ def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     )
 
 
-def _of_deformable_alone(name: str) -> bool:
-    """Whether a deformable convolution has this tensor, and a plain one has not."""
-    return ".conv_offset_mask." in name or name.endswith(".conv2.bias")
+def _deformable_only(backbone: Backbone) -> set[str]:
+    """Names of the tensors that a deformable convolution has and a plain one without bias has not."""
+    layers = [(name, module) for name, module in backbone.named_modules() if isinstance(module, DeformableConv2d)]
+    return {f"{name}.{tensor}" for name, module in layers for tensor in module.state_dict() if tensor != "weight"}
 
 
-def _imagenet_weights(config: ModelConfig) -> dict[str, Tensor]:
-    backbone = config.backbone
-    if backbone == "darknet53":
-        raise WeightsError(
-            "model.backbone_weights: imagenet: torchvision has no darknet53; name a file, such as the darknet53.pth of "
-            "the published YOLACT, or set it to none"
-        )
-    if config.blocks != BACKBONE_BLOCKS[backbone]:
-        raise WeightsError(
-            f"model.backbone_weights: imagenet: is for the {backbone} of blocks {list(BACKBONE_BLOCKS[backbone])}, not "
-            f"{list(config.blocks)}; name a file or set it to none"
-        )
-    from torchvision.models import get_model_weights  # as in yolact/models/backbone.py: it takes seconds
-
-    weights = get_model_weights(backbone)["IMAGENET1K_V1"]
+def _imagenet_weights(model: Yolact) -> dict[str, Tensor]:
+    name = model.config.backbone
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        return model.backbone.imagenet_weights(name, model.config.blocks)
+    except WeightsError as error:
+        raise WeightsError(f"model.backbone_weights: imagenet: {error}") from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"model.backbone_weights: the ImageNet weights of {backbone} could not be downloaded ({error}). "
+            f"model.backbone_weights: the ImageNet weights of {name} could not be downloaded ({error}). "
             "Download them elsewhere and name the file in model.backbone_weights, or set it to none."
         ) from error
 
@@ -242,10 +238,3 @@ def _read_backbone(path: Path) -> dict[str, Tensor]:
         return read_state_dict(path)
     except WeightsError as error:
         raise WeightsError(f"model.backbone_weights: {error}") from error
-
-
-def _published_name(name: str) -> str:
-    """``layer3.0.conv1.weight`` (torchvision) -> ``layers.2.0.conv1.weight`` (published)."""
-    for stage in range(4):
-        name = name.replace(f"layer{stage + 1}.", f"layers.{stage}.", 1)
-    return name

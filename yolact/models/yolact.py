@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from yolact.models.anchors import config_anchors
-from yolact.models.backbone import build_backbone
+from yolact.models.backbones.base import build_backbone
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.maskiou import MaskIouNet

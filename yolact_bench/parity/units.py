@@ -27,9 +27,17 @@ from yolact.data.augment import Sample, draw_window, render, window_targets
 from yolact.data.target_masks import Grids
 from yolact.inference.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
 from yolact.losses.matcher import match
-from yolact.settings import DEFAULT_DETECTION, AugmentConfig, BackboneName
+from yolact.settings import DEFAULT_DETECTION, AugmentConfig
 from yolact.structures import RawOutputs, targets_from_masks
-from yolact.transforms import aspect_ratio_size, normalize, resize_masks, resize_planes_like_opencv, to_square
+from yolact.transforms import (
+    IMAGENET,
+    UNIT_RANGE,
+    aspect_ratio_size,
+    normalize,
+    resize_masks,
+    resize_planes_like_opencv,
+    to_square,
+)
 from yolact_bench.parity.detection import check_candidates
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.losses import PUBLISHED_LOSS, check_matches
@@ -37,8 +45,8 @@ from yolact_bench.parity.report import Checks
 from yolact_bench.parity.stored import crowd_last
 from yolact_bench.published_ap import average_precision
 
-BACKBONES: dict[str, BackboneName] = {"resnet": "resnet50", "darknet": "darknet53"}
-"""Published name of each transform, and a backbone of ours that has it."""
+NORMALIZATIONS = {"resnet": IMAGENET, "darknet": UNIT_RANGE}
+"""Ours for the published name of each transform."""
 
 NO_AUGMENTATION = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
 
@@ -222,7 +230,7 @@ def _check_preparation(checks: Checks) -> None:
     fixture = checks.fixture
     for folder in fixture.children("prep"):
         with checks.part(f"prep/{folder}"):
-            if folder in BACKBONES:
+            if folder in NORMALIZATIONS:
                 _check_transform(checks, folder)
             elif folder == "train_noaug":
                 _check_training_chain(checks)
@@ -244,7 +252,7 @@ def _check_transform(checks: Checks, folder: str) -> None:
     image = torch.from_numpy(_rgb_image(fixture)).permute(2, 0, 1)
     for path in fixture.children(f"prep/{folder}"):
         expected = fixture.tensor(f"prep/{folder}/{path}")
-        found = normalize(to_square(image, expected.shape[-1])[None], BACKBONES[folder])[0]
+        found = normalize(to_square(image, expected.shape[-1])[None], NORMALIZATIONS[folder])[0]
         checks.value(f"prep/{folder}/{path}", found, expected)
 
 
@@ -273,7 +281,7 @@ def _check_training_chain(checks: Checks) -> None:
     levels = float((render(image, window, size) - exact).abs().max())
     name = "prep/train_noaug/image (before rounding to uint8)"
     note = f"in training, rounding changes levels by up to {levels:.2f} of 255"
-    checks.value(name, normalize(exact[None], "resnet50")[0], expected, note=note)
+    checks.value(name, normalize(exact[None], IMAGENET)[0], expected, note=note)
     targets = window_targets(sample, window, Grids.of_input(size), int(sample.labels.max(initial=0)) + 1)
     checks.array("prep/train_noaug/boxes", targets.boxes)
     published = fixture.tensor("prep/train_noaug/masks")

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from yolact.boxes import SIZE_VARIANCE
 from yolact.inference.postprocess import Candidates, detect
-from yolact.models.backbone import BasicBlock, Bottleneck, DarknetBlock
+from yolact.models.backbones.darknet import DarknetBlock
+from yolact.models.backbones.resnet import BasicBlock, Bottleneck
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, ModelConfig
@@ -59,7 +60,7 @@ def calibrated_network(
         model = Yolact(config, num_classes).eval()
     square = to_square(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), config.image_size)
     with torch.no_grad():
-        inputs = normalize(torch.stack([square, square.flip(2)]), config.backbone)
+        inputs = normalize(torch.stack([square, square.flip(2)]), model.backbone.normalization)
         _calm_residual_blocks(model)
         _calibrate_batch_norm(model, inputs)
         outputs = _scale_heads(model, model(inputs[:1]))

@@ -34,9 +34,10 @@ import torch
 from torch import Tensor
 
 from yolact.errors import SettingsError
+from yolact.images import read_image
 from yolact.inference.network import Precision
 from yolact.inference.postprocess import Candidates, detect, to_image_frame
-from yolact.inference.predictor import Predictor, read_image
+from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DetectConfig, ModelConfig
 from yolact.structures import RawOutputs

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from yolact.formats.sample import generate_sample
-from yolact.inference.predictor import read_image
+from yolact.images import read_image
 from yolact.settings import SampleConfig
 
 HEIGHT, WIDTH = 375, 500

@@ -165,7 +165,7 @@ class OwnLearner:
         crowd = [torch.zeros(len(rows), dtype=torch.bool) for rows in boxes]
         size = (2 * height, 2 * width)
         bundle = targets_from_masks(boxes, labels, masks, crowd, self.network.num_classes, size, (height, width))
-        inputs = normalize(torch.from_numpy(images).to(self.device), config.backbone)
+        inputs = normalize(torch.from_numpy(images).to(self.device), self.network.backbone.normalization)
         return inputs.contiguous(memory_format=torch.channels_last), bundle.to(self.device)
 
     def forward(self, batch: tuple[Tensor, Targets]) -> RawOutputs:

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from yolact.class_names import VOC_CLASSES
 from yolact.data.augment import Sample, draw_window, render, window_targets
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
@@ -39,7 +40,7 @@ from yolact.errors import SettingsError
 from yolact.formats.convert import read_voc_image
 from yolact.formats.instances import Instance
 from yolact.formats.sample import generate_sample
-from yolact.formats.voc import VOC_CLASSES, read_split, voc_root
+from yolact.formats.voc import read_split, voc_root
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import median
 from yolact.settings import AugmentConfig, SampleConfig

@@ -54,7 +54,7 @@ from yolact.models.yolact import Yolact
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.settings.presets import compose
-from yolact_ops.tracking.journal import RunRecord
+from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.store import DEFAULT_TRACKING_URI
 
 PRESET = "voc2012-r50"

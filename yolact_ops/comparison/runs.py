@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact.errors import DataError
 from yolact_ops.registry.versions import find_versions, resolve
-from yolact_ops.tracking.runs import TrackingError, reported, shown_uri
+from yolact_ops.tracking.store import TrackingError, reported, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

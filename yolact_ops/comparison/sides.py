@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from yolact.settings import DetectConfig
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.comparison.runs import SHORT, VERSION, data_digest, find_run, run_of_version, versions_of
-from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import resolve
+from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import FOLDER, TOLERANCE, read_evaluation
-from yolact_ops.tracking.runs import TrackingError, connect, flatten, reported
+from yolact_ops.tracking.store import TrackingError, connect, reported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,7 +84,7 @@ def read_folder(root: Path) -> Side:
     return Side(
         name="working folder" if root.resolve() == Path.cwd() else str(root),
         facts={"data": str(digest)[:SHORT]},
-        params=flatten(params.model_dump(mode="json", by_alias=True)),
+        params=flatten_text(params.model_dump(mode="json", by_alias=True)),
         ground_truth=read_json(root / "data" / "processed" / "val.json", "preprocess"),
         rows=read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
         **_measured(report),
@@ -120,7 +121,7 @@ def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None
     return Side(
         name=name,
         facts={key: value for key, value in facts.items() if value},
-        params=dict(run.data.params) | flatten({"evaluate": report.get("settings", {})}),
+        params=dict(run.data.params) | flatten_text({"evaluate": report.get("settings", {})}),
         ground_truth=ground_truth,
         rows=rows,
         remark=" ".join(_remarks(run, report, version)) or None,

@@ -6,7 +6,7 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-from yolact_ops.lineage.lineage import git_output
+from yolact_ops.lineage.git import git_output
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("yolact", "components")

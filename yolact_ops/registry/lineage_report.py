@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from components.register.step import PARAMS_FILE
 from yolact.errors import SettingsError
-from yolact_ops.lineage.lineage import find_lock_commit
+from yolact_ops.lineage.dvc_lock import find_lock_commit
 from yolact_ops.registry.versions import RegisteredModel, fetch_files, resolve
 from yolact_ops.settings.params import Params, load_params
-from yolact_ops.tracking.runs import TRAIN_RUN_TAG
+from yolact_ops.tracking.run_record import TRAIN_RUN_TAG
 from yolact_ops.tracking.store import TrackingError
 
 if TYPE_CHECKING:

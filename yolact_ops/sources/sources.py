@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
-from yolact_ops.lineage.lineage import redact, without_credentials
+from yolact_ops.lineage.redaction import redact, without_credentials
 from yolact_ops.settings.params import DataConfig
 from yolact_ops.sources.access import git_access
 from yolact_ops.sources.tracked import fetch_tracked

@@ -1,7 +1,7 @@
-"""What evaluate found, kept with its MLflow run so that runs can be compared without their machines.
+"""The evaluation of a run, stored with it in MLflow, so that runs compare without the machines that made them.
 
-Below the run's folder ``eval/`` lie `GROUND_TRUTH` (the COCO instances file of the evaluated split) and `DETECTIONS`
-(COCO results, box and mask in one row), both gzipped: run lengths shrink to a third.
+The run's artifact folder ``eval/`` has `GROUND_TRUTH` (the COCO instances file of the evaluated split) and `DETECTIONS`
+(COCO results, box and mask in one row), both gzipped: RLE shrinks to a third.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_ops.tracking.runs import Tracker, TrackingError, reported, shown_uri
+from yolact_ops.tracking.store import TrackingError, reported, shown_uri
+from yolact_ops.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,18 +23,18 @@ FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 GZIP = b"\x1f\x8b"
-"""Every gzip file begins so (RFC 1952, 2.3.1)."""
+"""First bytes of every gzip file (RFC 1952, 2.3.1)."""
 
 TOLERANCE = 1e-9
-"""Most difference between a version's metrics and those that its detections give, which are the same sums."""
+"""Maximum difference between a version's metrics and those computed from its detections, which are the same sums."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
-    """Keep both files with the run; equal files give equal archives.
+    """Store both files with the run; equal files give equal archives.
 
     Args:
-        tracker: of the run.
-        ground_truth: the COCO instances file that was evaluated on.
+        tracker: the run's tracker.
+        ground_truth: the COCO instances file of the evaluated split.
         detections: JSON list of COCO results.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +43,7 @@ def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> No
 
 
 def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[Path]:
-    """Write what belongs below the run's folder `FOLDER` into ``folder``, see `log_evaluation`."""
+    """Write the content of the run's artifact folder `FOLDER` to ``folder``, see `log_evaluation`."""
     written = []
     for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
         packed = folder / Path(name).name
@@ -52,17 +53,17 @@ def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[
 
 
 def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What `log_evaluation` kept with a run.
+    """Read what `log_evaluation` stored with a run.
 
     Args:
-        client: of the store that has the run.
-        run_id: of the run.
+        client: client of the store that has the run.
+        run_id: the run's id.
 
     Returns:
         The ground truth as a COCO instances tree, and the rows of COCO results.
 
     Raises:
-        TrackingError: the store fails, or the run was not evaluated, or by a version that kept no ground truth.
+        TrackingError: the store fails, or the run was not evaluated, or by a version that stored no ground truth.
     """
     with reported(f"read the evaluation of run {run_id}"):
         there = {file.path for file in client.list_artifacts(run_id, FOLDER)}
@@ -70,13 +71,13 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
     if missing:
         raise TrackingError(
             f"run {run_id} at {shown_uri()} has no {' and no '.join(missing)}. It was not evaluated, or by an older "
-            "version: run the evaluate step of its model again. If the server was away then: yolact sync"
+            "version: run the evaluate step of its model again. If the server was unavailable then: yolact sync"
         )
     return _read(client, run_id, GROUND_TRUTH), _read(client, run_id, DETECTIONS)
 
 
 def content(tree: dict[str, Any]) -> tuple[Any, ...]:
-    """What a COCO instances tree says, however its images, classes and objects are numbered and ordered."""
+    """The content of a COCO instances tree, independent of ids and order."""
     names = {item["id"]: item["name"] for item in tree["categories"]}
     files = {item["id"]: item["file_name"] for item in tree["images"]}
     objects = [
@@ -98,12 +99,12 @@ def hash_ground_truth(tree: dict[str, Any]) -> str:
 
 
 def renumbered(rows: list[dict[str, Any]], tree: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """Detections with the numbers that another tree of the same content has for images and classes.
+    """Detections with the image and category ids of another tree with the same content.
 
     Args:
         rows: COCO results.
         tree: the COCO instances tree that they belong to.
-        other: one with the same files and class names.
+        other: the tree with the same files and class names whose ids to use.
     """
     images = {item["file_name"]: item["id"] for item in other["images"]}
     classes = {item["name"]: item["id"] for item in other["categories"]}
@@ -118,7 +119,7 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
             path = Path(client.download_artifacts(run_id, name, folder))
         data = path.read_bytes()
         try:
-            # An MLflow server in front of S3 says that gzip is how it sends the file, so its client has unpacked it.
+            # An MLflow server in front of S3 declares gzip a transfer encoding, so its client has unpacked the file.
             return json.loads(gzip.decompress(data) if data.startswith(GZIP) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(

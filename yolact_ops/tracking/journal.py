@@ -1,9 +1,8 @@
-"""What a run has to tell MLflow, kept in files until MLflow has it.
+"""The journal of a run: everything logged, on disk until MLflow has it.
 
-A journal is the folder ``models/tracking/<run id>/``: two lists of entries in the order in which they are to be sent,
-metrics, tags and the like (`Journal.records`), and files (`Journal.files`, with copies of those files), each with a
-note of how far it was sent. Lists are only added to, so a killed process leaves what it had written. The folder is
-removed once everything is sent.
+A journal is the folder ``models/tracking/<run id>/`` with two lists of entries in sending order, metrics, tags and the
+like (`Journal.records`), and files (`Journal.files`, with copies of them), each with its sent position. Lists are
+append-only, so a killed process loses nothing that it logged. The folder is removed once everything is sent.
 """
 
 from __future__ import annotations
@@ -13,68 +12,36 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from yolact.errors import DataError, YolactError
-from yolact.files import write_json_atomic
+from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 
 Entry = dict[str, Any]
-"""JSON tree; yolact_ops/tracking/sender.py has the kinds."""
+"""A JSON object; `yolact_ops.tracking.sender.send_records` has its forms."""
 
 FOLDER = "tracking"
-"""Of the journals, beside ``run.json``."""
+"""Folder of the journals, beside ``run.json``."""
 COMPACTED_ABOVE = 1 << 20
-"""Bytes; a longer list that is sent in full begins again."""
+"""Bytes; a longer list is emptied once all of it is sent."""
 LOCK_PATIENCE = 60.0
-"""Seconds that a step waits for another process that sends the same journal."""
+"""Seconds that a step waits while another process sends the same journal."""
 UNREADABLE = "unreadable"
-"""Key of the entry that stands for a line which is no JSON object: its text."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """Which MLflow run made a model; content of ``models/run.json``."""
-
-    run_id: str
-    experiment_id: str
-    experiment: str
-    tracking_uri: str
-    """Without credentials."""
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, str]) -> RunRecord:
-        """The record that a checkpoint carries; older ones know the run's id alone."""
-        return cls(**{field.name: tree.get(field.name, "") for field in fields(cls)})
-
-    @classmethod
-    def read(cls, path: Path) -> RunRecord:
-        """Read the file that train wrote.
-
-        Raises:
-            DataError: the file is missing or is not such a record.
-        """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such file. Run the train step first: dvc repro train") from None
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{path}: not the record of a run ({error}). Run the train step again.") from error
+"""Key of the entry for a line that is not a JSON object; the value is its text."""
 
 
 class JournalBusyError(YolactError):
-    """Another process sends the journal."""
+    """Another process is sending the journal."""
 
 
 class Lane:
-    """A list of entries in a file, one JSON object a line, and how many bytes of it were sent.
+    """A list of entries in a file, one JSON object per line, and the number of bytes sent.
 
-    One process at a time may have a lane open, with as many threads as it likes.
+    Thread-safe; only one process may have a lane open.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,13 +53,13 @@ class Lane:
         self._sent = self._read_sent()
 
     def append(self, entry: Entry) -> None:
-        """Add an entry, which outlives the process from now on; one that cannot be written whole leaves no trace."""
+        """Append an entry, which then outlives the process; one that cannot be written whole leaves no trace."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._changed:
             try:
                 with self.path.open("ab") as file:
                     file.write(line)
-            except BaseException:  # a full disk may have taken half of the line
+            except BaseException:  # a full disk may have stored half of the line
                 with suppress(OSError):
                     os.truncate(self.path, self._size)
                 raise
@@ -100,9 +67,9 @@ class Lane:
             self._changed.notify_all()
 
     def read(self, limit: int) -> list[tuple[Entry, int]]:
-        """The oldest entries that are not sent, at most ``limit``, each with its length in bytes for `mark_sent`.
+        """The oldest unsent entries, at most ``limit``, each with its length in bytes for `mark_sent`.
 
-        A damaged line comes as ``{UNREADABLE: text}``.
+        A damaged line is returned as ``{UNREADABLE: text}``.
         """
         with self._changed:
             if self._sent == self._size:
@@ -113,11 +80,11 @@ class Lane:
         return [(_parse(line), len(line)) for line in lines]
 
     def mark_sent(self, length: int) -> None:
-        """Note that MLflow has the next ``length`` bytes. Without this note they are sent again."""
+        """Record that MLflow has the next ``length`` bytes; otherwise they are sent again."""
         with self._changed:
             self._sent += length
             if self._sent == self._size > COMPACTED_ABOVE:
-                self._note_sent(0)  # first: what a kill before the next line leaves is sent again, and nothing is lost
+                self._note_sent(0)  # first: after a kill here entries are sent again, none is lost
                 os.truncate(self.path, 0)
                 self._sent = self._size = 0
             else:
@@ -130,7 +97,7 @@ class Lane:
         os.replace(temporary, self._sent_path)
 
     def wait(self, timeout: float) -> None:
-        """Return when something is to be sent or `wake` is called, or after ``timeout`` seconds."""
+        """Return when there is something to send, when `wake` is called, or after ``timeout`` seconds."""
         with self._changed:
             if self._sent == self._size:
                 self._changed.wait(timeout)
@@ -148,12 +115,12 @@ class Lane:
 
     @property
     def position(self) -> int:
-        """Bytes that were sent; changes with each success."""
+        """Number of bytes sent; changes with each success."""
         with self._changed:
             return self._sent
 
     def _cut_torn_end(self) -> None:
-        """Remove the part of a line that a power cut may have left."""
+        """Remove an incomplete last line, which a power cut may leave."""
         if not self.path.exists():
             return
         data = self.path.read_bytes()
@@ -170,29 +137,29 @@ class Lane:
 
 
 class Journal:
-    """The journal of one run, held by this process until `release`.
+    """The journal of one run, locked by this process until `release`.
 
     Args:
-        folder: of the journal; made if it is not there.
-        record: of the run; None reads it from the folder.
-        patience: seconds to wait for another process that holds it.
+        folder: the journal's folder; created if necessary.
+        record: the run's record; None reads it from the folder.
+        patience: seconds to wait for another process that has it locked.
 
     Raises:
-        JournalBusyError: another process holds it.
-        DataError: there is no journal, or it does not say of which run it is.
+        JournalBusyError: another process has it locked.
+        DataError: there is no journal, or its record is invalid.
     """
 
     def __init__(self, folder: Path, record: RunRecord | None = None, *, patience: float = LOCK_PATIENCE) -> None:
         self.folder = folder
         self.is_new = False
-        """Whether it was begun here and now, so that it has nothing of an earlier step."""
+        """Whether this call created it, so nothing in it is from an earlier step."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=patience)
         try:
             self._lock.acquire()
         except Timeout:
             raise JournalBusyError(
-                f"{folder}: another process sends it, a step or `yolact sync`. Wait until it has ended, and try again."
+                f"{folder}: in use by another process, a step or `yolact sync`. Wait until it has ended, and try again."
             ) from None
         try:
             self._open(record)
@@ -201,24 +168,24 @@ class Journal:
             raise
 
     def _open(self, record: RunRecord | None) -> None:
-        note = self.folder / "run.json"
+        note = self.folder / RUN_FILE
         if record is None:
             if not note.is_file():
-                raise DataError(f"{note}: no such file, so this is no journal of a run")
+                raise DataError(f"{note}: no such file, so the folder is not the journal of a run")
             record = RunRecord.read(note)
         else:
             with suppress(FileExistsError):
                 self.folder.mkdir()
                 self.is_new = True
             if not note.is_file():
-                write_json_atomic(note, asdict(record))
+                record.write(note)
         self.record = record
         self.records = Lane(self.folder / "records.jsonl")
         self.files = Lane(self.folder / "files.jsonl")
         self._refused_path = self.folder / "refused.jsonl"
 
     def add_file(self, source: Path, artifact_path: str | None) -> None:
-        """Keep a copy of a file, to be stored under ``artifact_path`` of the run (None: at its top)."""
+        """Copy a file, to be stored under ``artifact_path`` of the run (None: at its top)."""
         parent = self.folder / "copies"
         parent.mkdir(exist_ok=True)
         copy = Path(tempfile.mkdtemp(dir=parent)) / source.name
@@ -226,7 +193,7 @@ class Journal:
         self.files.append({"copy": f"{copy.parent.name}/{copy.name}", "path": artifact_path})
 
     def copy_of(self, entry: Entry) -> Path:
-        """Where the copy of an entry of `files` lies."""
+        """Path of the copy that belongs to an entry of `files`."""
         return self.folder / "copies" / str(entry["copy"])
 
     def drop_copy(self, entry: Entry) -> None:
@@ -234,13 +201,13 @@ class Journal:
         shutil.rmtree(self.copy_of(entry).parent, ignore_errors=True)
 
     def set_aside(self, entry: Entry, reason: str) -> None:
-        """Note an entry that MLflow will never take, with what it said."""
+        """Record an entry that MLflow rejects as invalid, with the reason."""
         with self._refused_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, "entry": entry}) + "\n")
 
     @property
     def refused(self) -> int:
-        """How many entries were set aside."""
+        """Number of entries set aside."""
         if not self._refused_path.is_file():
             return 0
         with self._refused_path.open("rb") as file:
@@ -253,11 +220,11 @@ class Journal:
 
     @property
     def is_taken(self) -> bool:
-        """Whether MLflow has everything but what it refused."""
+        """Whether MLflow has everything except what it rejected."""
         return self.records.is_empty and self.files.is_empty
 
     def left(self) -> str:
-        """What is not sent, for people: ``312 metrics and 4 files``."""
+        """Human-readable count of unsent entries: ``312 metrics and 4 files``."""
         entries = [entry for entry, _ in self.records.read(1_000_000_000)]
         metrics = sum(len(entry.get("metrics", ())) for entry in entries)
         files = len(self.files.read(1_000_000_000))
@@ -267,11 +234,11 @@ class Journal:
         return " and ".join(parts) or "nothing"
 
     def discard(self) -> None:
-        """Forget what is in the journal."""
+        """Delete the journal's content."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
-        """Let other processes have the journal; it is removed where MLflow has everything."""
+        """Unlock the journal; remove it if MLflow has everything."""
         try:
             if self.is_sent:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -279,7 +246,7 @@ class Journal:
             self._unlock()
 
     def _unlock(self) -> None:
-        """Give the lock up; its file goes with the folder. Whoever waits sees that (filelock) and makes a new one."""
+        """Release the lock; its file goes with the folder, which a waiting process notices (filelock)."""
         try:
             if not self.folder.exists():
                 Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -288,8 +255,8 @@ class Journal:
 
 
 def find_journals(parent: Path) -> list[Path]:
-    """Folders of the journals below ``parent`` (``models/tracking``), in the order of their names."""
-    return sorted(note.parent for note in parent.glob("*/run.json"))
+    """Folders of the journals below ``parent`` (``models/tracking``), sorted by name."""
+    return sorted(note.parent for note in parent.glob(f"*/{RUN_FILE}"))
 
 
 def _parse(line: bytes) -> Entry:

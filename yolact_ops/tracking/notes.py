@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from yolact_ops.lineage.lineage import data_source
+from yolact_ops.reports.formatting import percent
 from yolact_ops.settings.params import Params
 
+NOTE_TAG = "mlflow.note.content"
+"""MLflow's tag for the description of a run, Markdown (mlflow.utils.mlflow_tags)."""
+
 NAMED_CLASSES = 20
-"""Most classes that are named."""
+"""Maximum number of classes that are named."""
 
 
 def run_note(params: Params, classes: Sequence[str], val_images: int, metrics: Mapping[str, float | None]) -> str:
@@ -17,8 +21,8 @@ def run_note(params: Params, classes: Sequence[str], val_images: int, metrics: M
     Args:
         params: the settings in use.
         classes: names of the classes.
-        val_images: images of the val split.
-        metrics: 0 to 1 by name; None where there was nothing to measure on. Empty: not measured yet.
+        val_images: number of images in the val split.
+        metrics: value, 0 to 1, by name; None where undefined. Empty: not measured yet.
     """
     model, train = params.model, params.train
     names = ", ".join(classes[:NAMED_CLASSES])
@@ -29,6 +33,6 @@ def run_note(params: Params, classes: Sequence[str], val_images: int, metrics: M
         f"**Data** `{data_source(params)}`: {len(classes)} classes ({names}), {val_images} images in val.",
     ]
     if metrics:
-        shown = [f"| {name} | {'-' if value is None else f'{100 * value:.1f}'} |" for name, value in metrics.items()]
+        shown = [f"| {name} | {percent(value)} |" for name, value in metrics.items()]
         lines.append("\n".join(["| on val | % |", "| --- | --- |", *shown]))
     return "\n\n".join(lines)

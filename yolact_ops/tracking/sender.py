@@ -1,8 +1,8 @@
-"""Sending a journal to MLflow, in a thread of its own, so that a run never waits for the network.
+"""Sending a journal to MLflow in background threads, so that a run never waits for the network.
 
-What is sent twice, because the answer got lost, does no harm: MLflow's SQL stores know a metric by its name, step, time
-and value and keep one; tags, parameters, inputs, the run's state and files are replaced by what is equal. Only MLflow's
-old store of plain files (``mlruns/`` without a database) shows metrics that were sent again twice.
+Sending is idempotent, for when a response is lost: MLflow's SQL stores identify a metric by name, step, time and value;
+tags, parameters, inputs, the run's status and files are replaced by equal ones. Only MLflow's old file store
+(``mlruns/`` without a database) shows such metrics twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_ops.tracking.journal import UNREADABLE, Entry, Journal, Lane
-from yolact_ops.tracking.store import TrackingError, Trouble, reason_of, shown_uri, trouble_of
+from yolact_ops.tracking.store import Failure, TrackingError, failure_of, reason_of, shown_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100
-"""In one request (mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH)."""
+"""Limits per request (mlflow.utils.validation: MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH)."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
-"""Seconds between tries, doubled after each that fails."""
+"""Seconds between attempts, doubled after each failure."""
 CLOSING_PATIENCE = 60.0
-"""Seconds without progress after which the end of a run does not wait any longer; MLflow's requests take minutes to
-give a silent server up."""
+"""Seconds without progress after which the end of a run stops waiting; MLflow's own timeouts take minutes."""
 
 
 def send_records(client: MlflowClient, journal: Journal, entries: Sequence[Entry]) -> int:
-    """Send the first entries of `Journal.records` that fit into one request, and return how many those are.
+    """Send the first entries of `Journal.records` that fit into one request, and return their number.
 
     An entry is one of ``{"metrics": {name: value}, "time": ms, "step": n, "model_id": id or null}``,
     ``{"tags": {name: value}}``, ``{"params": {name: value}}``, ``{"status": name, "time": ms or null}`` and
@@ -96,21 +95,21 @@ def send_files(client: MlflowClient, journal: Journal, entries: Sequence[Entry])
     """Store the file of the first entry (`Journal.add_file`) with the run, remove its copy, and return 1."""
     entry = entries[0]
     copy = journal.copy_of(entry)
-    if copy.is_file():  # else it was sent, and the process died before it could note that
+    if copy.is_file():  # otherwise it was sent, and the process died before recording that
         client.log_artifact(journal.record.run_id, str(copy), entry["path"])
         journal.drop_copy(entry)
     return 1
 
 
 class Sender:
-    """Sends one lane of a journal. A failure is told once, and tried again until it works or the run ends.
+    """Sends one lane of a journal. A failure is reported once and retried until it succeeds or the run ends.
 
     Args:
-        client: of the store that has the run.
-        journal: whose lane it is.
-        lane: of the journal.
-        send: how its entries are sent.
-        what: its content in messages, as ``metrics``.
+        client: client of the store that has the run.
+        journal: the journal.
+        lane: the journal's lane to send.
+        send: sends entries, and returns how many it sent.
+        what: name of the content in messages, as ``metrics``.
     """
 
     def __init__(
@@ -124,31 +123,31 @@ class Sender:
         self._client, self._journal, self._lane, self._send, self._what = client, journal, lane, send, what
         self._closing = threading.Event()
         self._abandoned = False
-        self._singly = 0  # so many of the next entries go one by one, because one of them is at fault
+        self._singly = 0  # number of entries to send one by one, because one of them is invalid
         self._thread = threading.Thread(target=self._work, name=f"MLflow {what}", daemon=True)
-        self.trouble: Exception | None = None
-        """What the last try failed with; None after a success."""
+        self.error: Exception | None = None
+        """Error of the last attempt; None after a success."""
 
     def start(self) -> None:
-        """Begin to send in the background, until `close`."""
+        """Send in the background, until `close`."""
         self._thread.start()
 
     def send_all(self) -> None:
-        """Send everything here and now.
+        """Send everything in this thread.
 
         Raises:
-            Exception: what the store raised; the entry at fault and all later ones stay in the lane.
+            Exception: an error of the store; the failed entry and all later ones stay in the lane.
         """
         while not self._lane.is_empty:
             self._step()
 
     def hurry(self) -> None:
-        """Try at once, and stop after a failure."""
+        """Retry at once, and stop after the next failure."""
         self._closing.set()
         self._lane.wake()
 
     def close(self, patience: float) -> None:
-        """Wait until all is sent, a try fails, or nothing gets through for ``patience`` seconds; then stop."""
+        """Wait until everything is sent, an attempt fails, or ``patience`` seconds pass without progress; then stop."""
         self.hurry()
         position, end = self._lane.position, time.monotonic() + patience
         while self._thread.is_alive() and time.monotonic() < end:
@@ -167,8 +166,8 @@ class Sender:
                 continue
             try:
                 self._step()
-            except Exception as error:  # whatever it is, it must not end the thread in silence
-                self._tell(error)
+            except Exception as error:  # any error: it must not end the thread silently
+                self._report(error)
                 if self._closing.is_set():
                     return
                 self._closing.wait(wait)
@@ -177,7 +176,7 @@ class Sender:
                 wait = FIRST_WAIT
 
     def _step(self) -> None:
-        """Send one request. An entry that the store will never take, or that cannot be read, is set aside."""
+        """Send one request. Entries that the store rejects as invalid, or that are unreadable, are set aside."""
         pending = self._lane.read(1 if self._singly else MOST_METRICS)
         entries = [entry for entry, _ in pending]
         try:
@@ -187,7 +186,7 @@ class Sender:
             else:
                 count = self._send(self._client, self._journal, entries)
         except Exception as error:
-            if trouble_of(error) is not Trouble.INVALID:
+            if failure_of(error) is not Failure.INVALID:
                 raise
             if len(pending) > 1:
                 self._singly = len(pending)
@@ -199,24 +198,24 @@ class Sender:
             return
         self._lane.mark_sent(sum(length for _, length in pending[:count]))
         self._singly = max(0, self._singly - count)
-        if self.trouble is not None:
-            log.info("%s takes the %s of run %s again", shown_uri(), self._what, self._journal.record.run_id)
-            self.trouble = None
+        if self.error is not None:
+            log.info("%s accepts the %s of run %s again", shown_uri(), self._what, self._journal.record.run_id)
+            self.error = None
 
     def _check_run(self) -> None:
-        """MLflow calls an entry of a deleted run invalid; then it is not the entry's fault.
+        """Check that the run exists: MLflow calls valid entries of a deleted run invalid.
 
         Raises:
             RunGoneError: the run was deleted.
         """
         run_id = self._journal.record.run_id
         if self._client.get_run(run_id).info.lifecycle_stage != "active":
-            raise RunGoneError(f"run {run_id} was deleted; `mlflow runs restore --run-id {run_id}` brings it back")
+            raise RunGoneError(f"run {run_id} was deleted; restore it with `mlflow runs restore --run-id {run_id}`")
 
     def _set_aside(self, entry: Entry, reason: str) -> None:
         self._journal.set_aside(entry, reason)
         log.warning(
-            "%s cannot be given some of the %s of run %s (%s); they are kept in %s",
+            "%s rejects some of the %s of run %s (%s); they are kept in %s",
             shown_uri(),
             self._what,
             self._journal.record.run_id,
@@ -224,13 +223,13 @@ class Sender:
             self._journal.folder / "refused.jsonl",
         )
 
-    def _tell(self, error: Exception) -> None:
-        first, self.trouble = self.trouble is None, error
+    def _report(self, error: Exception) -> None:
+        first, self.error = self.error is None, error
         if first:
             log.warning(
-                "%s %s the %s of run %s: %s\nThe run goes on; they are kept in %s and sent as soon as that works.",
+                "%s %s; the %s of run %s cannot be logged: %s\nThe run continues; they are kept in %s and sent later.",
                 shown_uri(),
-                "refuses" if trouble_of(error) is not Trouble.AWAY else "is away or in trouble, and cannot take",
+                "is unavailable" if failure_of(error) is Failure.UNAVAILABLE else "refuses",
                 self._what,
                 self._journal.record.run_id,
                 reason_of(error),
@@ -239,11 +238,11 @@ class Sender:
 
 
 class RunGoneError(TrackingError):
-    """The run of a journal was deleted in the store."""
+    """The journal's run was deleted in the store."""
 
 
 class JournalSender:
-    """Sends a journal: its two lanes side by side, so that a full artifact store does not hold metrics back."""
+    """Sends the two lanes of a journal in parallel, so that a full artifact store does not block metrics."""
 
     def __init__(self, client: MlflowClient, journal: Journal) -> None:
         self.journal = journal
@@ -251,12 +250,12 @@ class JournalSender:
         self.files = Sender(client, journal, journal.files, send_files, "files")
 
     def start(self) -> None:
-        """Begin to send in the background."""
+        """Send in the background, until `close`."""
         for sender in (self.records, self.files):
             sender.start()
 
     def close(self, patience: float = CLOSING_PATIENCE) -> None:
-        """Stop sending, release the journal, and say what is left of it and how to send that later."""
+        """Stop sending, release the journal, and report what is left and how to send it later."""
         for sender in (self.records, self.files):
             sender.hurry()
         for sender in (self.records, self.files):

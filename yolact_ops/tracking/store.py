@@ -1,7 +1,6 @@
-"""Reaching the MLflow store: its address, a client that has answered, and what its errors mean.
+"""The MLflow store: its address, a connected client, and the classes of its errors.
 
-MLflow is imported when it is first needed, with its usage telemetry, links and progress bars switched off
-unless the environment says otherwise.
+MLflow is imported when first needed, with telemetry, links and progress bars off unless the environment says otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.errors import YolactError
-from yolact_ops.lineage.lineage import redact, without_credentials
+from yolact_ops.lineage.redaction import redact, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,49 +30,48 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""What MLflow is told unless the environment already says something else."""
+"""Defaults of MLflow's environment variables."""
 
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""A server that is away is reported after seconds; later calls have MLflow's own patience (minutes)."""
+"""An unavailable server is reported within seconds; later calls keep MLflow's own timeouts (minutes)."""
 
 
 class TrackingError(YolactError):
-    """The tracking store cannot be reached, refuses, or lacks what it should have; names its URI."""
+    """The tracking store is unavailable, refuses, or lacks something; names its URI."""
 
 
-class StoreAwayError(TrackingError):
-    """The tracking or artifact store cannot be reached, or has trouble of its own that may pass."""
+class StoreUnavailableError(TrackingError):
+    """The tracking or artifact store cannot be reached, or has a problem of its own that may pass."""
 
 
-class Trouble(Enum):
-    """What an error of the store means for what was to be sent."""
+class Failure(Enum):
+    """Why the store did not accept an entry."""
 
-    AWAY = "away"
-    """Not there, overloaded or broken: later it may work."""
-    REFUSES = "refuses"
-    """It answers, but not to us: login, rights, run or bucket are not as they must be, which people can mend."""
+    UNAVAILABLE = "unavailable"
+    """Unreachable, overloaded or broken: a retry may succeed."""
+    REFUSED = "refused"
+    """Authentication or permission failure, or the run or the bucket is missing: the user can fix it."""
     INVALID = "invalid"
-    """It will never take what it was given."""
+    """The entry itself is invalid: a retry is useless."""
 
 
-def trouble_of(error: BaseException) -> Trouble:
-    """What an error of the tracking or artifact store means; unknown ones count as refusals."""
+def failure_of(error: BaseException) -> Failure:
+    """Class of an error of the tracking or artifact store; unknown errors count as refusals."""
     status = _http_status(error)
     if status is not None:
         if status in (408, 429) or status >= 500:
-            return Trouble.AWAY
-        return Trouble.INVALID if status in (400, 409, 413, 422) else Trouble.REFUSES
+            return Failure.UNAVAILABLE
+        return Failure.INVALID if status in (400, 409, 413, 422) else Failure.REFUSED
     from botocore.exceptions import BotoCoreError
     from requests import RequestException  # type: ignore[import-untyped]
     from sqlalchemy.exc import DBAPIError
 
-    return (
-        Trouble.AWAY if isinstance(error, RequestException | BotoCoreError | DBAPIError | OSError) else Trouble.REFUSES
-    )
+    unavailable = isinstance(error, RequestException | BotoCoreError | DBAPIError | OSError)
+    return Failure.UNAVAILABLE if unavailable else Failure.REFUSED
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The HTTP status behind an error, or the one that MLflow's or S3's code stands for; None where there is none."""
+    """HTTP status of an error, or the one equivalent to MLflow's or S3's error code; None if there is none."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
     from mlflow.exceptions import MlflowException
@@ -84,7 +82,7 @@ def _http_status(error: BaseException) -> int | None:
     if isinstance(error, HTTPError) and error.response is not None:
         return int(error.response.status_code)
     if isinstance(error, ClientError):
-        # S3 says 400 also to a key that it does not know, or to a clock that is wrong: never that of a file.
+        # S3 answers 400 to an unknown key or a wrong clock too, never because of the file.
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
         return 403 if status < 500 else status
     if isinstance(error, Boto3Error):  # wraps the error of the request
@@ -99,7 +97,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """What the tracking store, its database driver and the artifact store may raise."""
+    """Exceptions of the tracking store, its database driver and the artifact store."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from mlflow.exceptions import MlflowException
@@ -111,10 +109,10 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def reported(doing: str) -> Iterator[None]:
-    """Turn what the tracking or artifact store raises into a `TrackingError` that names the way out.
+    """Turn errors of the tracking or artifact store into a `TrackingError` that says how to fix it.
 
     Raises:
-        StoreAwayError: the store cannot be reached.
+        StoreUnavailableError: the store is unavailable.
         TrackingError: it refuses.
     """
     try:
@@ -122,8 +120,8 @@ def reported(doing: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, store_errors()):
             raise
-        is_away = trouble_of(error) is Trouble.AWAY
-        raise (StoreAwayError if is_away else TrackingError)(
+        is_unavailable = failure_of(error) is Failure.UNAVAILABLE
+        raise (StoreUnavailableError if is_unavailable else TrackingError)(
             f"could not {doing} at {shown_uri()}: {reason_of(error)}\n"
             "Check that the MLflow server runs and that MLFLOW_TRACKING_URI is right (with a login, also "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or unset "
@@ -132,23 +130,23 @@ def reported(doing: str) -> Iterator[None]:
 
 
 def tracking_uri() -> str:
-    """Address of the tracking store, credentials included.
+    """Address of the tracking store, including credentials.
 
-    The default has the absolute path: MLflow keeps one store per address, wherever the process goes.
+    The default has an absolute path: MLflow keeps one store per address even if the working folder changes.
     """
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
 def shown_uri() -> str:
-    """Address of the tracking store for files and messages: no credentials, no path of this machine by default."""
+    """Address of the tracking store for files and messages: no credentials, and a relative path by default."""
     return without_credentials(os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_TRACKING_URI)
 
 
 def connect() -> MlflowClient:
-    """A client of the tracking store that has answered once.
+    """A client of the tracking store, after a first successful request.
 
     Raises:
-        StoreAwayError: the store does not answer within seconds.
+        StoreUnavailableError: the store does not answer within seconds.
         TrackingError: it refuses.
     """
     client = new_client()
@@ -158,10 +156,10 @@ def connect() -> MlflowClient:
 
 
 def new_client() -> MlflowClient:
-    """A client of the tracking store that was not tried yet.
+    """A client of the tracking store, before any request.
 
     Raises:
-        TrackingError: the address is none, or the store's file cannot be written.
+        TrackingError: the address is invalid, or the store's file cannot be written.
     """
     quiet_mlflow()
     _check_default_store()
@@ -172,7 +170,7 @@ def new_client() -> MlflowClient:
 
 
 def _check_default_store() -> None:
-    """Refuse a store file that cannot be written before SQLAlchemy retries for a minute and blames the query."""
+    """Refuse a read-only store file here: SQLAlchemy would retry for a minute and blame the query."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return
     store = Path("mlflow.db").resolve()
@@ -185,7 +183,7 @@ def _check_default_store() -> None:
 
 
 def quiet_mlflow() -> None:
-    """Switch MLflow's telemetry, links, progress bars and routine log lines off, where not set by the user."""
+    """Switch off MLflow's telemetry, links, progress bars and routine log lines, unless set by the user."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
@@ -195,7 +193,7 @@ def quiet_mlflow() -> None:
 
 @contextmanager
 def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, and take them away again at the end."""
+    """Set environment variables that are not set, and unset them at the end."""
     missing = [name for name in defaults if name not in os.environ]
     os.environ.update({name: defaults[name] for name in missing})
     try:

@@ -1,4 +1,4 @@
-"""Sending what runs could not send while their server was away: ``yolact sync``, and at the start of each run."""
+"""Sending journals left by earlier runs: ``yolact sync``, and at the start of each run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.errors import YolactError
-from yolact_ops.tracking.journal import Journal, JournalBusyError, RunRecord, find_journals
+from yolact_ops.tracking.journal import Journal, JournalBusyError, find_journals
+from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 from yolact_ops.tracking.sender import JournalSender
 from yolact_ops.tracking.store import (
     DEFAULT_TRACKING_URI,
@@ -28,36 +29,36 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one journal."""
+    """Result of sending one journal."""
 
     folder: Path
     sent: str
-    """For people, as ``312 metrics and 4 files``."""
+    """Human-readable, as ``312 metrics and 4 files``."""
     problem: str
-    """Why something of it is left; empty where nothing is."""
+    """Why some of it is left; empty if nothing is."""
 
 
 def sync(parent: Path) -> Iterator[Outcome]:
     """Send every journal below ``parent`` (``models/tracking``), one after the other.
 
-    They go to ``MLFLOW_TRACKING_URI``, or to where their runs had begun where that is not set.
+    They go to ``MLFLOW_TRACKING_URI`` or, if that is not set, to the store where their runs began.
     """
     for folder in find_journals(parent):
         try:
-            record = RunRecord.read(folder / "run.json")
+            record = RunRecord.read(folder / RUN_FILE)
             begun = {} if record.tracking_uri == DEFAULT_TRACKING_URI else {"MLFLOW_TRACKING_URI": record.tracking_uri}
             with default_environment(begun):
                 yield send_journal(folder, connect())
-        except (YolactError, OSError, ValueError) as error:  # one bad journal must not hold the others back
+        except (YolactError, OSError, ValueError) as error:  # one bad journal must not block the others
             yield Outcome(folder, "nothing", str(error))
 
 
 def send_journal(folder: Path, client: MlflowClient) -> Outcome:
-    """Send what is left in a journal; it is removed when MLflow has everything.
+    """Send the rest of a journal, and remove it when MLflow has everything.
 
     Raises:
-        JournalBusyError: a step is working with it, and sends it itself.
-        DataError: it is no journal.
+        JournalBusyError: a step is using it, and sends it itself.
+        DataError: the folder is not a journal.
     """
     journal = Journal(folder, patience=0)
     try:
@@ -65,25 +66,25 @@ def send_journal(folder: Path, client: MlflowClient) -> Outcome:
         for lane in (sender.records, sender.files):
             try:
                 lane.send_all()
-            except Exception as error:  # the other lane may get through
+            except Exception as error:  # the other lane may succeed
                 problems.append(f"{shown_uri()}: {reason_of(error)}")
         if journal.refused:
-            problems.append(f"what MLflow will never take, and why, is in {folder / 'refused.jsonl'}")
+            problems.append(f"what MLflow rejected, and why, is in {folder / 'refused.jsonl'}")
         left = journal.left()
         if problems:
-            problems.insert(0, f"{left} left; remove {folder} to give that up")
-        return Outcome(folder, before if left == "nothing" else f"{before}, but for {left}", "\n".join(problems))
+            problems.insert(0, f"{left} left; remove {folder} to drop them")
+        return Outcome(folder, before if left == "nothing" else f"{before}, except {left}", "\n".join(problems))
     finally:
         journal.release()
 
 
 def send_leftovers(parent: Path, but: str, client: MlflowClient) -> None:
-    """Begin to send the journals of other runs of the same store, in a thread that nothing waits for.
+    """Start a background thread that sends the journals of other runs of the same store.
 
     Args:
-        parent: of the journals.
-        but: id of the run whose journal is left alone.
-        client: of the store, which has answered.
+        parent: folder of the journals.
+        but: id of the run whose journal is skipped.
+        client: a connected client of the store.
     """
     found = [folder for folder in find_journals(parent) if folder.name != but]
     if found:
@@ -93,7 +94,7 @@ def send_leftovers(parent: Path, but: str, client: MlflowClient) -> None:
 def _send_each(folders: list[Path], client: MlflowClient) -> None:
     for folder in folders:
         try:
-            if RunRecord.read(folder / "run.json").tracking_uri != shown_uri():
+            if RunRecord.read(folder / RUN_FILE).tracking_uri != shown_uri():
                 continue
             outcome = send_journal(folder, client)
         except JournalBusyError:
@@ -103,4 +104,4 @@ def _send_each(folders: list[Path], client: MlflowClient) -> None:
         if outcome.problem:
             log.warning("%s of an earlier run: %s", folder, outcome.problem)
         else:
-            log.info("an earlier run's %s went to %s", outcome.sent, shown_uri())
+            log.info("sent %s of an earlier run to %s", outcome.sent, shown_uri())

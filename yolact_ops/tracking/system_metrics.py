@@ -1,4 +1,4 @@
-"""MLflow's monitor of the machine, with metrics that go where the run's other metrics go."""
+"""MLflow's monitor of the machine, logging through the run's journal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 
 class Monitor(SystemMetricsMonitor):
-    """Measures as MLflow's monitor does, but neither asks the store whether the run goes on nor sends anything.
+    """Measures as MLflow's monitor does, but neither asks the store for the run's status nor sends anything.
 
     Args:
-        run_id: of the run.
-        tracking_uri: of its store, which is asked for the last step if ``resume``.
-        resume: count on from the last step that the store has; else from 0.
-        log_metrics: takes metrics by name, and their step.
+        run_id: the run's id.
+        tracking_uri: address of its store, which is asked for the last step if ``resume``.
+        resume: count steps from the last one in the store; otherwise from 0.
+        log_metrics: called with metrics by name, and their step.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Monitor(SystemMetricsMonitor):
             self.publish_metrics(self.aggregate_metrics())
 
     def publish_metrics(self, metrics: dict[str, float]) -> None:
-        """Log metrics under ``system/``, with the node's name where MLflow was told one."""
+        """Log metrics under ``system/``, with the node's name if MLflow has one."""
         prefix = self._metrics_prefix + (f"{self.node_id}/" if self.node_id else "")
         self._log_metrics({prefix + name: value for name, value in metrics.items()}, self._logging_step)
         self._logging_step += 1

@@ -21,7 +21,7 @@ from urllib3.exceptions import HTTPError
 
 from yolact.errors import DataError
 from yolact.files import write_json_atomic
-from yolact_ops.lineage.lineage import without_credentials
+from yolact_ops.lineage.redaction import without_credentials
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
 
 log = logging.getLogger(__name__)

@@ -40,7 +40,7 @@ from urllib3.exceptions import HTTPError
 
 from yolact.errors import DataError
 from yolact.files import write_text_atomic
-from yolact_ops.lineage.lineage import without_credentials
+from yolact_ops.lineage.redaction import without_credentials
 from yolact_ops.transfer.archives import is_junk, safe_name
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
 from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError

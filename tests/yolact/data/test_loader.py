@@ -34,7 +34,7 @@ from yolact.losses.criterion import YolactLoss
 from yolact.models.yolact import Yolact
 from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import targets_from_masks
-from yolact.transforms import normalize
+from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import load_params
 
 PHOTOS = 5
@@ -522,7 +522,7 @@ def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, reposi
     loader, _ = training_loader(data, config, 64, workers=0, pin=False)
     [batch] = loader
     model = Yolact(tiny_config(image_size=64), len(data.class_names))
-    outputs = model(normalize(batch.images, "resnet18"))
+    outputs = model(normalize(batch.images, IMAGENET))
     assert batch.images.shape[-2:] == (size, size)
     assert outputs.prototypes.shape[1:3] == batch.targets.masks.shape[1:]
     assert outputs.semantic_logits is not None

@@ -26,7 +26,7 @@ from yolact.errors import SettingsError
 from yolact.evaluation.evaluator import Validation
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
-from yolact.transforms import normalize
+from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import Params, load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -564,7 +564,7 @@ def test_every_epoch_shows_the_images_in_its_own_way(
     loader, sampler = training_loader(data, config, SIZE, workers=0, pin=False)
     expected = []
     for sampler.epoch in (0, 1):
-        expected += [normalize(batch.images, "resnet18") for batch in loader]
+        expected += [normalize(batch.images, IMAGENET) for batch in loader]
     assert len(seen) == len(expected) == 4
     assert all(map(torch.equal, seen, expected))
     assert not any(torch.equal(seen[i], seen[j]) for i in range(4) for j in range(i))

@@ -18,13 +18,13 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from scipy.io import loadmat, savemat
 
+from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import matlab
 from yolact.formats.layouts import find_layout
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError
 from yolact.formats.sbd import SbdImage, read_instances
-from yolact.formats.voc import VOC_CLASSES
 
 SEGMENTATION = np.array([[0, 1, 1, 0], [2, 1, 0, 0], [2, 2, 0, 0]], dtype=np.uint8)
 

@@ -12,10 +12,10 @@ from defusedxml import ElementTree
 from PIL import Image
 from scipy import ndimage
 
+from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats import sample as sample_module
-from yolact.formats.sample import generate_sample
-from yolact.formats.voc import VOC_CLASSES, VOID, voc_palette
+from yolact.formats.sample import generate_sample, writer
+from yolact.formats.voc import VOID, voc_palette
 from yolact.settings import SampleConfig
 
 CONFIG = SampleConfig(seed=3, train_images=28, val_images=20, min_size=140, max_size=200, max_objects=4)
@@ -190,13 +190,13 @@ def test_boxes_and_void_are_exactly_those_of_the_visible_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    draw = sample_module._draw_image
+    draw = writer.draw_image
 
     def remember(*arguments: object) -> object:
         drawn.append(draw(*arguments))  # type: ignore[arg-type]
         return drawn[-1]
 
-    monkeypatch.setattr(sample_module, "_draw_image", remember)
+    monkeypatch.setattr(writer, "draw_image", remember)
     generate_sample(tmp_path, SMALL)
     voc = tmp_path / "VOCdevkit" / "VOC2012"
     for image_id, visible in zip(lines(voc, "train") + lines(voc, "val"), drawn, strict=True):

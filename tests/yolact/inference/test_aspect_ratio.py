@@ -23,7 +23,7 @@ from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, AugmentConfig
 from yolact.structures import RawOutputs
-from yolact.transforms import normalize, to_padded_square, to_square
+from yolact.transforms import IMAGENET, normalize, to_padded_square, to_square
 
 MEAN = (123.68, 116.78, 103.94)
 SIZE = 64
@@ -215,7 +215,7 @@ def found_again(model: Yolact, images: list[tuple[int, int, tuple[int, int, int,
     arrays = [channels_first(image_with(*image).image) for image in images]
     inputs = predictor.preprocess(arrays)
     squares = [to_padded_square(pixels, SIZE) for pixels in arrays]
-    assert torch.equal(inputs, normalize(torch.stack(squares), "resnet18"))
+    assert torch.equal(inputs, normalize(torch.stack(squares), IMAGENET))
     single = []
     for square in squares:
         rows, columns = (square[0] == 255).nonzero().unbind(1)

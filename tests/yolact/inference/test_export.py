@@ -44,7 +44,7 @@ def run(path: Path, inputs: Tensor) -> tuple[Tensor, ...]:
 @torch.no_grad()
 def expected(model: Yolact, images: Tensor) -> tuple[Tensor, ...]:
     """Boxes, scores, mask coefficients and prototypes from the network's raw outputs."""
-    raw = model(normalize(images, model.config.backbone))
+    raw = model(normalize(images, model.backbone.normalization))
     boxes = torch.stack([decode(encoded, raw.anchors) for encoded in raw.boxes])
     scores = raw.class_logits.exp() / raw.class_logits.exp().sum(dim=2, keepdim=True)
     return boxes, scores[:, :, 1:], raw.mask_coefficients, raw.prototypes

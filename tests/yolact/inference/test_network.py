@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.yolact.networks import VARIANTS, assert_outputs_close, images, trained_like
 from yolact.errors import SettingsError
 from yolact.inference import onednn
-from yolact.inference.network import InferenceNetwork, fold_batch_norm
+from yolact.inference.network import InferenceNetwork, fold_batch_norm, fold_into
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
@@ -37,17 +37,15 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_batch_norm_is_folded_by_its_formula() -> None:
     """By hand: 3 (2 x + 1 - 5) / sqrt(15 + 1) + 7 = 1.5 x + 4."""
-    pair = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=1.0)).eval()
-    conv, norm = pair
+    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=1.0).eval()
     for parameter, value in ((conv.weight, 2), (conv.bias, 1), (norm.weight, 3), (norm.bias, 7)):
         nn.init.constant_(parameter, value)
     norm.running_mean.fill_(5)
     norm.running_var.fill_(15)
-    fold_batch_norm(pair)
-    assert not isinstance(pair[1], nn.BatchNorm2d)
-    assert pair[0].weight.item() == pytest.approx(1.5)
-    assert pair[0].bias.item() == pytest.approx(4)
-    torch.testing.assert_close(pair(torch.full((1, 1, 1, 1), 2.0)), torch.full((1, 1, 1, 1), 7.0))
+    fold_into(conv, norm)
+    assert conv.weight.item() == pytest.approx(1.5)
+    assert conv.bias.item() == pytest.approx(4)
+    torch.testing.assert_close(conv(torch.full((1, 1, 1, 1), 2.0)), torch.full((1, 1, 1, 1), 7.0))
 
 
 def test_a_convolution_without_bias_gets_one() -> None:
@@ -55,8 +53,8 @@ def test_a_convolution_without_bias_gets_one() -> None:
     nn.init.normal_(pair[1].running_mean)
     x = torch.randn(2, 3, 5, 5)
     expected = pair(x)
-    fold_batch_norm(pair)
-    torch.testing.assert_close(pair(x), expected)
+    fold_into(*pair)
+    torch.testing.assert_close(pair[0](x), expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -64,7 +62,7 @@ def test_folding_batch_norm_keeps_the_outputs(variant: str) -> None:
     network = trained_like(variant)
     with torch.no_grad():
         expected = network.tensors(images(2))
-        fold_batch_norm(network)
+        fold_batch_norm(network.backbone)
         found = network.tensors(images(2))
     assert not [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert_outputs_close(found[:4], expected[:4], 1e-5)

@@ -15,7 +15,7 @@ from yolact.inference import onednn
 from yolact.inference.network import fold_batch_norm
 from yolact.inference.onednn import OneDnnNetwork, is_available
 from yolact.inference.winograd import EnlargingWinogradConv2d, WinogradConv2d
-from yolact.models.backbone import DeformableConv2d
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.yolact import Yolact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,7 +74,7 @@ def winograd_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def ready(variant: str, **changes: Any) -> Yolact:
     """With folded batch norm and in channels_last, as `OneDnnNetwork` wants it."""
     network = trained_like(variant, **changes).requires_grad_(False)
-    fold_batch_norm(network)
+    fold_batch_norm(network.backbone)
     return network.to(memory_format=torch.channels_last)
 
 

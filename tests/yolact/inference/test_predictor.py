@@ -20,8 +20,9 @@ from torchvision.ops import box_iou
 from tests.helpers import tiny_config
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
+from yolact.images import ImageInput, read_image
 from yolact.inference.detections import Detections
-from yolact.inference.predictor import ImageInput, Predictor, read_image
+from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION
@@ -246,7 +247,7 @@ def test_what_is_no_image_is_refused_with_its_shape_and_dtype(predictor: Predict
 
 
 def test_a_picture_that_is_not_there_is_named(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'none.jpg'}: no such picture")):
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'none.jpg'}: no such image")):
         predictor.predict(tmp_path / "none.jpg")
 
 
@@ -262,7 +263,7 @@ def broken_pictures(folder: Path) -> list[Path]:
 
 def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:
     for path in broken_pictures(tmp_path):
-        with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as a picture: ")):
+        with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as an image: ")):
             predictor.predict([path])
 
 

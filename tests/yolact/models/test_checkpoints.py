@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.helpers import tiny_config
+from yolact.class_names import COCO_CLASSES, VOC_CLASSES
 from yolact.errors import DataError, SettingsError, WeightsError
-from yolact.formats.voc import VOC_CLASSES
 from yolact.models.checkpoints import import_checkpoint, infer_model_config, read_class_names, without_unused
-from yolact.models.published import COCO_CLASSES, PUBLISHED_MODELS
+from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig

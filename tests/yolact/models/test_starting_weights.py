@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum
 
 from tests.helpers import tiny_config
 from yolact.errors import WeightsError
-from yolact.models.backbone import DeformableConv2d
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.starting_weights import (
     InitialWeights,
     load_backbone_weights,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.helpers import batch_for, losses_of, objects_of, published_loss, tiny_config
 from yolact.losses.criterion import YolactLoss
-from yolact.models.backbone import DeformableConv2d
+from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
 from yolact.models.protonet import Protonet

@@ -26,11 +26,11 @@ from yolact_ops.comparison.comparison import compare, param_changes
 from yolact_ops.comparison.runs import find_run, list_runs
 from yolact_ops.comparison.sides import Side, open_side
 from yolact_ops.comparison.tables import MetricRow, class_rows, common_rows, metric_rows, points
-from yolact_ops.lineage.lineage import hash_params
+from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
-from yolact_ops.tracking.runs import TrackingError
+from yolact_ops.tracking.store import TrackingError
 
 SIDE = 80
 CLASSES = {1: "cat", 2: "<dog>", 3: "never seen"}

@@ -15,16 +15,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from yolact.errors import DataError
-from yolact_ops.lineage.lineage import (
-    gather_lineage,
-    git_state,
-    hash_dvc_lock,
-    hash_files,
-    hash_params,
-    read_data_digest,
-    redact,
-    without_credentials,
-)
+from yolact_ops.lineage.dvc_lock import hash_dvc_lock
+from yolact_ops.lineage.git import git_state
+from yolact_ops.lineage.hashing import hash_files, hash_params
+from yolact_ops.lineage.lineage import gather_lineage
+from yolact_ops.lineage.redaction import redact, without_credentials
+from yolact_ops.lineage.statistics import read_data_digest
 from yolact_ops.settings.params import Params, load_params, parse_params
 
 

@@ -104,7 +104,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         (
             "model.backbone",
             "resnet5",
-            "model.backbone: input should be 'resnet18', 'resnet34', 'resnet50', 'resnet101' or 'darknet53'",
+            "model.backbone: must be one of resnet18, resnet34, resnet50, resnet101, darknet53 (found 'resnet5')",
         ),
         ("model.backbone_blocks", [3, 4, 6], "model: backbone_blocks must have 4 numbers for resnet50"),
         ("model.backbone_blocks", [], "model.backbone_blocks: list should have at least 1 item"),
@@ -149,7 +149,7 @@ def test_a_faulty_setting_is_refused_with_its_key_and_what_is_allowed(
 def test_deformable_convolutions_need_bottlenecks(tree: dict[str, Any], backbone: str) -> None:
     tree["model"] |= {"backbone": backbone, "deformable_blocks": [[], [0], [0], [0]]}
     assert refusal(tree) == (
-        f"params.yaml: model: deformable_blocks need a ResNet of bottlenecks (resnet50, resnet101), not {backbone}"
+        f"params.yaml: model: deformable_blocks need one of the backbones resnet50, resnet101, not {backbone}"
     )
     tree["model"]["deformable_blocks"] = [[], [], [], []]  # none at all
     assert parse_params(tree).model.backbone == backbone

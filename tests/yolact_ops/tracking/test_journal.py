@@ -25,9 +25,10 @@ from sqlalchemy.exc import OperationalError
 
 from yolact.errors import DataError
 from yolact_ops.tracking import journal as journal_module
-from yolact_ops.tracking.journal import Journal, JournalBusyError, Lane, RunRecord
+from yolact_ops.tracking.journal import Journal, JournalBusyError, Lane
+from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.sender import JournalSender
-from yolact_ops.tracking.store import Trouble, trouble_of
+from yolact_ops.tracking.store import Failure, failure_of
 
 RECORD = RunRecord("r" * 32, "1", "yolact", "http://127.0.0.1:1")
 
@@ -225,14 +226,15 @@ def test_what_is_sent_leaves_no_folder_and_what_is_not_outlives_the_process(tmp_
 
 def test_a_journal_is_sent_by_one_process_at_a_time(tmp_path: Path) -> None:
     first = open_journal(tmp_path)
-    with pytest.raises(JournalBusyError, match="another process sends it"):
+    with pytest.raises(JournalBusyError, match="in use by another process"):
         open_journal(tmp_path)
     first.release()
     open_journal(tmp_path).release()
 
 
 HELD = """
-import sys; from pathlib import Path; from yolact_ops.tracking.journal import Journal, RunRecord
+import sys; from pathlib import Path; from yolact_ops.tracking.journal import Journal
+from yolact_ops.tracking.run_record import RunRecord
 folder = Path(sys.argv[1])
 for number in range(int(sys.argv[2])):
     journal = Journal(folder, RunRecord(folder.name, "1", "yolact", ""))
@@ -358,30 +360,30 @@ def wrapped(inner: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "trouble"),
+    ("error", "failure"),
     [
-        (MlflowException("API request failed with exception"), Trouble.AWAY),
-        (rest("TEMPORARILY_UNAVAILABLE"), Trouble.AWAY),
-        (rest("REQUEST_LIMIT_EXCEEDED"), Trouble.AWAY),
-        (rest("PERMISSION_DENIED"), Trouble.REFUSES),
-        (rest("UNAUTHENTICATED"), Trouble.REFUSES),
-        (rest("RESOURCE_DOES_NOT_EXIST"), Trouble.REFUSES),
-        (rest("INVALID_PARAMETER_VALUE"), Trouble.INVALID),
-        (http(500), Trouble.AWAY),
-        (http(507), Trouble.AWAY),
-        (http(403), Trouble.REFUSES),
-        (http(413), Trouble.INVALID),
-        (NoConnection("refused"), Trouble.AWAY),
-        (OperationalError("SELECT", {}, Exception("database is locked")), Trouble.AWAY),
-        (EndpointConnectionError(endpoint_url="http://s3"), Trouble.AWAY),
-        (s3("NoSuchBucket", 404), Trouble.REFUSES),
-        (s3("XMinioStorageFull", 507), Trouble.AWAY),
-        (wrapped(s3("AccessDenied", 403)), Trouble.REFUSES),
-        (wrapped(s3("SlowDown", 503)), Trouble.AWAY),
-        (OSError(28, "No space left on device"), Trouble.AWAY),
-        (ZeroDivisionError(), Trouble.REFUSES),
+        (MlflowException("API request failed with exception"), Failure.UNAVAILABLE),
+        (rest("TEMPORARILY_UNAVAILABLE"), Failure.UNAVAILABLE),
+        (rest("REQUEST_LIMIT_EXCEEDED"), Failure.UNAVAILABLE),
+        (rest("PERMISSION_DENIED"), Failure.REFUSED),
+        (rest("UNAUTHENTICATED"), Failure.REFUSED),
+        (rest("RESOURCE_DOES_NOT_EXIST"), Failure.REFUSED),
+        (rest("INVALID_PARAMETER_VALUE"), Failure.INVALID),
+        (http(500), Failure.UNAVAILABLE),
+        (http(507), Failure.UNAVAILABLE),
+        (http(403), Failure.REFUSED),
+        (http(413), Failure.INVALID),
+        (NoConnection("refused"), Failure.UNAVAILABLE),
+        (OperationalError("SELECT", {}, Exception("database is locked")), Failure.UNAVAILABLE),
+        (EndpointConnectionError(endpoint_url="http://s3"), Failure.UNAVAILABLE),
+        (s3("NoSuchBucket", 404), Failure.REFUSED),
+        (s3("XMinioStorageFull", 507), Failure.UNAVAILABLE),
+        (wrapped(s3("AccessDenied", 403)), Failure.REFUSED),
+        (wrapped(s3("SlowDown", 503)), Failure.UNAVAILABLE),
+        (OSError(28, "No space left on device"), Failure.UNAVAILABLE),
+        (ZeroDivisionError(), Failure.REFUSED),
     ],
     ids=str,
 )
-def test_what_an_error_of_the_store_means(error: Exception, trouble: Trouble) -> None:
-    assert trouble_of(error) is trouble
+def test_errors_of_the_store_are_classified(error: Exception, failure: Failure) -> None:
+    assert failure_of(error) is failure

@@ -28,16 +28,10 @@ from requests import ConnectionError as NoConnection
 from yolact.errors import DataError
 from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.journal import Journal
-from yolact_ops.tracking.runs import (
-    RESTORED_TAG,
-    TRAIN_RUN_TAG,
-    DataSet,
-    RunRecord,
-    StoreAwayError,
-    TrackingError,
-    resume_run,
-    start_run,
-)
+from yolact_ops.tracking.run_record import RESTORED_TAG, TRAIN_RUN_TAG, RunRecord
+from yolact_ops.tracking.runs import resume_run, start_run
+from yolact_ops.tracking.store import StoreUnavailableError, TrackingError
+from yolact_ops.tracking.tracker import DataSet
 
 RUN_FILE = Path("models/run.json")
 STORE = "sqlite:///mlflow.db"
@@ -181,7 +175,7 @@ def test_an_error_is_seen_in_the_status_and_the_next_attempt_continues_the_run(
 
 def test_a_killed_training_is_continued(params: Params, repository: Path) -> None:
     code = (
-        "import os, signal; from pathlib import Path; from yolact.settings import load_params\n"
+        "import os, signal; from pathlib import Path; from yolact_ops.settings.params import load_params\n"
         "from yolact_ops.tracking.runs import start_run\n"
         f"params = load_params({str(repository / 'conf' / 'base.yaml')!r})\n"
         "with start_run(params, Path('models/run.json')) as tracker:\n"
@@ -243,8 +237,8 @@ def test_a_given_run_of_a_later_step_points_at_the_run_of_train(
     assert client().get_run(given).data.tags[TRAIN_RUN_TAG] == train.run_id
 
 
-def away(*arguments: object, **options: object) -> None:
-    raise NoConnection("away")
+def unavailable(*arguments: object, **options: object) -> None:
+    raise NoConnection("unavailable")
 
 
 def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
@@ -258,8 +252,8 @@ def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
     evaluate.records.append({"metrics": {"eval/mask_AP": 0.5}, "time": 1, "step": 0, "model_id": None})
     evaluate.release()
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_batch", away)
-        with pytest.raises(StoreAwayError, match="away"), resume_run(params, RUN_FILE):
+        patch.setattr(MlflowClient, "log_batch", unavailable)
+        with pytest.raises(StoreUnavailableError, match="unavailable"), resume_run(params, RUN_FILE):
             pytest.fail("must not start")
     with resume_run(params, RUN_FILE):
         assert client().get_run(given).data.metrics["eval/mask_AP"] == 0.5
@@ -267,8 +261,8 @@ def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
 
 
 def test_a_new_run_that_cannot_begin_is_marked_as_failed(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MlflowClient, "update_run", away)
-    with pytest.raises(StoreAwayError, match="away"), start_run(params, RUN_FILE):
+    monkeypatch.setattr(MlflowClient, "update_run", unavailable)
+    with pytest.raises(StoreUnavailableError, match="unavailable"), start_run(params, RUN_FILE):
         pytest.fail("must not start")
     (run_id,) = run_ids()
     assert status(run_id) == "FAILED"
@@ -434,7 +428,7 @@ def test_nothing_is_imported_or_set_until_it_is_needed(repository: Path) -> None
 def test_the_console_shows_our_lines_only_and_telemetry_is_off(repository: Path) -> None:
     Path("mlflow.db").unlink()
     code = (
-        "import logging, sys; from pathlib import Path; from yolact.settings import load_params\n"
+        "import logging, sys; from pathlib import Path; from yolact_ops.settings.params import load_params\n"
         "logging.basicConfig(level=logging.INFO, format='[step] %(message)s', stream=sys.stderr)\n"
         "from yolact_ops.tracking.runs import resume_run, start_run\n"
         f"params = load_params({str(repository / 'conf' / 'base.yaml')!r})\n"
@@ -449,7 +443,7 @@ def test_the_console_shows_our_lines_only_and_telemetry_is_off(repository: Path)
     assert [line for line in done.stderr.splitlines() if not line.startswith("[step] MLflow run ")] == []
 
 
-def test_a_server_that_is_away_is_named_without_its_password(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_server_is_named_without_its_password(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:s3cret@127.0.0.1:{free_port()}")
     before = dict(os.environ)
     with pytest.raises(TrackingError) as raised, start_run(params, RUN_FILE):

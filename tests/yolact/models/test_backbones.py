@@ -13,15 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 from tests.helpers import tiny_config
-from yolact.models.backbone import (
-    BasicBlock,
-    Bottleneck,
-    DarknetBackbone,
-    DarknetBlock,
-    DeformableConv2d,
-    ResNetBackbone,
-    build_backbone,
-)
+from yolact.models.backbones.base import build_backbone
+from yolact.models.backbones.darknet import Darknet, DarknetBlock
+from yolact.models.backbones.deformable import DeformableConv2d
+from yolact.models.backbones.resnet import BasicBlock, Bottleneck, BottleneckResNet
 from yolact.models.published import PUBLISHED_MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,7 +116,7 @@ def test_darknet_has_the_convolutions_of_its_paper() -> None:
     for channels, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
         expected += darknet_stage(channels, blocks)
     with torch.device("meta"):
-        backbone = DarknetBackbone((1, 2, 8, 8, 4))
+        backbone = Darknet((1, 2, 8, 8, 4))
     convolutions = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     assert [(conv.out_channels, conv.kernel_size[0], conv.stride[0]) for conv in convolutions] == expected
     assert len(convolutions) == 52
@@ -145,7 +140,7 @@ def test_a_darknet_block_adds_two_leaky_convolutions_to_its_input() -> None:
 def test_a_new_darknet_keeps_the_scale_of_its_input() -> None:
     """Else its deepest features would vanish or explode, and nothing could be trained from scratch."""
     torch.manual_seed(0)
-    backbone = DarknetBackbone((1, 1, 1, 1, 1))
+    backbone = Darknet((1, 1, 1, 1, 1))
     with torch.no_grad():
         features = backbone(torch.rand(2, 3, 64, 64))
     assert all(0.1 < feature.std() < 10 for feature in features)
@@ -258,7 +253,7 @@ def test_deformable_convolutions_are_where_the_published_networks_have_them(name
 
 def test_a_deformable_convolution_keeps_the_stride_of_the_one_it_replaces() -> None:
     with torch.device("meta"):
-        backbone = ResNetBackbone(Bottleneck, [2, 2, 2, 2], [[1], [0, 1], [0], []])
+        backbone = BottleneckResNet([2, 2, 2, 2], [[1], [0, 1], [0], []])
         strides = {
             key: module.stride for key, module in backbone.named_modules() if isinstance(module, DeformableConv2d)
         }

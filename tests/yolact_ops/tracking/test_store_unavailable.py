@@ -1,4 +1,4 @@
-"""Servers that go away, refuse or lose answers while a run works: MLflow on PostgreSQL, artifacts on S3, all real."""
+"""Servers that fail, refuse or lose responses during a run: real MLflow on PostgreSQL with artifacts on S3."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.servers.servers import CuttingProxy, s3_server
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking import sender as sender_module
 from yolact_ops.tracking.evaluations import read_evaluation
-from yolact_ops.tracking.runs import RunRecord, StoreAwayError, TrackingError, resume_run, start_run
+from yolact_ops.tracking.run_record import RunRecord
+from yolact_ops.tracking.runs import resume_run, start_run
+from yolact_ops.tracking.store import StoreUnavailableError, TrackingError
 from yolact_ops.tracking.sync import sync
 
 RUN_FILE = Path("models/run.json")
@@ -120,7 +122,7 @@ def test_a_server_that_is_killed_and_started_again_during_training_gets_everythi
                 for step in range(11, 31):
                     tracker.log_metrics({"loss": 1 / step}, step)
                 tracker.log_artifact(Path("picture.txt"), "validation")
-                wait_for(lambda: "is away" in caplog.text)
+                wait_for(lambda: "is unavailable" in caplog.text)
             finally:
                 on_server.start()
             for step in range(31, 41):
@@ -148,7 +150,7 @@ def test_an_answer_that_is_lost_doubles_nothing(
         wait_for(lambda: history(on_server.address, tracker.run_id, "warm") == [(1, 1.0)])
         proxy.cuts_at = [proxy.passed + 1]  # the server gets the next request, and its answer does not come back
         tracker.log_metrics({"loss": 0.5, "nan": float("nan"), "inf": float("inf")}, 2)
-        wait_for(lambda: "is away" in caplog.text)
+        wait_for(lambda: "is unavailable" in caplog.text)
     assert not proxy.cuts_at
     assert history(on_server.address, tracker.run_id, "loss") == [(2, 0.5)]
     for name in ("nan", "inf"):
@@ -177,7 +179,7 @@ def test_a_server_that_never_comes_back_costs_no_file_and_sync_sends_the_rest(
     assert not list(JOURNALS.glob("*/*"))
 
 
-def test_evaluate_ends_with_its_files_while_the_server_is_away(
+def test_evaluate_ends_with_its_files_while_the_server_is_unavailable(
     params: Params, proxy: CuttingProxy, on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     small = params.evaluate.model_copy(update={"batch_size": 3, "gallery_images": 1})
@@ -215,15 +217,15 @@ def test_register_needs_the_server_and_a_new_training_too(params: Params, proxy:
     with start_run(params, RUN_FILE) as tracker:
         pass
     cut(proxy)
-    with pytest.raises(StoreAwayError, match="could not reach the tracking store"), resume_run(params, RUN_FILE):
+    with pytest.raises(StoreUnavailableError, match="could not reach the tracking store"), resume_run(params, RUN_FILE):
         pytest.fail("must not start")
-    with pytest.raises(StoreAwayError), start_run(params, RUN_FILE):
+    with pytest.raises(StoreUnavailableError), start_run(params, RUN_FILE):
         pytest.fail("must not start")
     assert RunRecord.read(RUN_FILE) == tracker.record
     assert not list(JOURNALS.glob("*/*"))
 
 
-def test_a_training_goes_on_from_its_checkpoint_while_the_server_is_away(
+def test_a_training_resumes_from_its_checkpoint_while_the_server_is_unavailable(
     params: Params, proxy: CuttingProxy, on_server: MlflowServer
 ) -> None:
     with pytest.raises(KeyboardInterrupt), start_run(params, RUN_FILE) as first:
@@ -240,7 +242,7 @@ def test_a_training_goes_on_from_its_checkpoint_while_the_server_is_away(
 
 
 KILLED = """
-import sys; from pathlib import Path; from yolact.settings import load_params
+import sys; from pathlib import Path; from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.runs import start_run
 with start_run(load_params(Path(sys.argv[1])), Path("models/run.json")) as tracker:
     print("ready", flush=True)
@@ -436,7 +438,7 @@ def test_a_wrong_password_is_told_at_the_start_also_of_evaluate(params: Params, 
     for opening in (start_run(params, RUN_FILE), resume_run(params, RUN_FILE, needs_store=False)):
         with pytest.raises(TrackingError, match=r"(?s)401.*MLFLOW_TRACKING_PASSWORD") as raised, opening:
             pytest.fail("must not start")
-        assert not isinstance(raised.value, StoreAwayError)
+        assert not isinstance(raised.value, StoreUnavailableError)
         assert "wrong" not in str(raised.value)
     assert RUN_FILE.read_bytes() == before
     assert not list(JOURNALS.glob("*/*"))

@@ -1,0 +1,91 @@
+"""The backbones that settings can name. Importing this module does not import PyTorch.
+
+A backbone is one class (`yolact.models.backbones.base.Backbone`) and one or more entries here, one per published size.
+A backbone of another package is found through the entry point group `PLUGINS`, or by importing the module that calls
+`register_backbone` before settings are read.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from dataclasses import dataclass
+
+from yolact.errors import SettingsError
+
+PLUGINS = "yolact.backbones"
+"""Entry point group: each entry names a module that calls `register_backbone` when it is imported."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What the settings need to know of a backbone before its class is imported."""
+
+    name: str
+    """Value of the setting ``model.backbone``."""
+    title: str
+    """The name in running text: ``ResNet-50``."""
+    blocks: tuple[int, ...]
+    """Default blocks per stage."""
+    implementation: str
+    """``module:Class``, a `yolact.models.backbones.base.Backbone`. Entries that share a class are one family: they
+    differ only in their blocks."""
+    deformable: bool = False
+    """Whether the class takes ``model.deformable_blocks``."""
+
+
+_BASIC = "yolact.models.backbones.resnet:BasicResNet"
+_BOTTLENECK = "yolact.models.backbones.resnet:BottleneckResNet"
+
+# Blocks per stage: He et al. 2016, table 1; Redmon and Farhadi 2018, table 1.
+_SPECS: dict[str, BackboneSpec] = {
+    spec.name: spec
+    for spec in (
+        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC),
+        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC),
+        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True),
+        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True),
+        BackboneSpec("darknet53", "Darknet-53", (1, 2, 8, 8, 4), "yolact.models.backbones.darknet:Darknet"),
+    )
+}
+
+
+def register_backbone(spec: BackboneSpec) -> None:
+    """Make a backbone available to settings.
+
+    Raises:
+        ValueError: another backbone has the name.
+    """
+    if _SPECS.setdefault(spec.name, spec) != spec:
+        raise ValueError(f"there is already a backbone {spec.name!r}: {_SPECS[spec.name].implementation}")
+
+
+def backbones() -> tuple[BackboneSpec, ...]:
+    """All registered backbones, in the order of their registration."""
+    _import_plugins()
+    return tuple(_SPECS.values())
+
+
+def find_backbone(name: str) -> BackboneSpec:
+    """The backbone of that name. Installed plugins are imported only if no other has it.
+
+    Raises:
+        SettingsError: there is none, or a plugin cannot be imported.
+    """
+    if name not in _SPECS:
+        _import_plugins()
+    if name not in _SPECS:
+        raise SettingsError(f"must be one of {', '.join(_SPECS)}")
+    return _SPECS[name]
+
+
+@functools.cache
+def _import_plugins() -> None:
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        try:
+            entry.load()
+        except Exception as error:  # whatever the other package raises
+            raise SettingsError(
+                f"the plugin {entry.value!r} (entry point group {PLUGINS}) cannot be imported: {error}; fix it or "
+                "uninstall it"
+            ) from error

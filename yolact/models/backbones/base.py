@@ -1,0 +1,146 @@
+"""What every backbone provides, and building the one that the settings name."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+import pkgutil
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from yolact.backbone_registry import BackboneSpec, find_backbone
+from yolact.errors import SettingsError, WeightsError
+from yolact.settings import ModelConfig
+from yolact.transforms import IMAGENET, Normalization
+
+
+class Structure(NamedTuple):
+    """The settings of a backbone that its tensors show."""
+
+    blocks: tuple[int, ...]
+    """Per stage."""
+    deformable_blocks: tuple[tuple[int, ...], ...] = ()
+    """Per stage; empty for none."""
+
+
+class Backbone(nn.Module, abc.ABC):
+    """A convolutional network without its classifier.
+
+    Subclasses are registered in `yolact.backbone_registry` and built as ``Class(blocks)``, or as ``Class(blocks,
+    deformable_blocks)`` where the registry entry says that they take those. They must also build on the device "meta".
+    """
+
+    normalization: ClassVar[Normalization] = IMAGENET
+    """What the input is normalised with."""
+
+    channels: tuple[int, int, int]
+    """Channels of C3, C4 and C5; set by the constructor."""
+
+    @abc.abstractmethod
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map (B, 3, H, W) normalised images to C3, C4 and C5.
+
+        They have ceil(H / s) x ceil(W / s) cells for s = 8, 16 and 32.
+        """
+
+    @abc.abstractmethod
+    def stem_modules(self) -> Sequence[nn.Module]:
+        """Modules with parameters before the first stage: ``train.freeze: stem``."""
+
+    @abc.abstractmethod
+    def stage_modules(self) -> Sequence[nn.Module]:
+        """The stages in order, one for each entry of ``blocks``: ``train.freeze: stageN``."""
+
+    def conv_norm_pairs(self) -> list[tuple[str, str]]:
+        """Names of each convolution and of the batch norm that alone reads its output.
+
+        For inference, the batch norm is folded into the convolution. Without such pairs, the default, it is computed.
+        """
+        return []
+
+    @classmethod
+    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+        """The weights for ``model.backbone_weights: imagenet``, under names that `rename_weights` knows.
+
+        Args:
+            name: the registered name.
+            blocks: blocks per stage.
+
+        Raises:
+            WeightsError: there are none for this backbone.
+            OSError, RuntimeError: the download failed.
+        """
+        raise WeightsError(f"there are none for {name}; name a file or set it to none")
+
+    @classmethod
+    def rename_weights(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the names of this class, from those of a file or of `imagenet_weights`; what another program
+        adds (a classifier) is left out."""
+        return state
+
+    @classmethod
+    def infer_structure(cls, names: Collection[str]) -> Structure | None:
+        """The structure of a backbone with tensors of these names (relative to it); None if it is of another class.
+
+        Only `yolact import-weights` asks. Names and shapes are then compared with those of the class.
+        """
+        return None
+
+
+def build_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that ``config`` names, with random weights.
+
+    Raises:
+        SettingsError: its class cannot be imported.
+    """
+    spec = find_backbone(config.backbone)
+    build: Any = backbone_class(spec)
+    backbone: Backbone = build(config.blocks, config.deformable_blocks) if spec.deformable else build(config.blocks)
+    return backbone
+
+
+def backbone_class(spec: BackboneSpec) -> type[Backbone]:
+    """The class of a registered backbone.
+
+    Raises:
+        SettingsError: it cannot be imported, or is no `Backbone`.
+    """
+    try:
+        found = pkgutil.resolve_name(spec.implementation)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"model.backbone: {spec.name}: {spec.implementation} cannot be imported: {error}; it is named where the "
+            "backbone is registered"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Backbone)):
+        raise SettingsError(f"model.backbone: {spec.name}: {spec.implementation} is not a {Backbone.__name__} class")
+    return found
+
+
+def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
+    """Pairs for `Backbone.conv_norm_pairs`: a convolution directly before a batch norm in an ``nn.Sequential``.
+
+    Right for a backbone that runs its ``nn.Sequential`` modules as wholes. Modules that stand in several places, and
+    batch norm without statistics or weights of its own, are left out.
+    """
+    uses = Counter(module for _, module in backbone.named_modules(remove_duplicate=False))
+    pairs = []
+    for name, module in backbone.named_modules():
+        if type(module) is not nn.Sequential:
+            continue
+        children = list(module._modules.items())  # named_children lists a module that stands twice once
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            foldable = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.affine
+            if foldable and norm.track_running_stats and uses[conv] == uses[norm] == 1:
+                prefix = f"{name}." if name else ""
+                pairs.append((prefix + conv_name, prefix + norm_name))
+    return pairs
+
+
+def draw_weights(weight: Tensor, **how: Any) -> None:
+    """`nn.init.kaiming_normal_`, but not on the device "meta": there it draws nothing, and loads PyTorch's compiler."""
+    if not weight.is_meta:
+        nn.init.kaiming_normal_(weight, **how)

@@ -1,0 +1,40 @@
+"""Addresses and messages without credentials."""
+
+from __future__ import annotations
+
+import re
+
+_USER = re.compile(r"(?<=://)[^/\s]*@")
+_SSH_PASSWORD = re.compile(r"(?<=://)([^/:\s]*):[^/\s]*@")
+_QUERY = re.compile(r"[?#].*$")
+
+
+def without_credentials(url: str) -> str:
+    """A URL without user, password, query and fragment; an SSH login name (``git@``) is not a secret and stays.
+
+    Text that is not a URL, such as a path or ``git@host:folder``, is returned unchanged.
+    """
+    if "://" not in url:
+        return url
+    is_ssh = url.split("://")[0].endswith("ssh")
+    url = _SSH_PASSWORD.sub(r"\1@", url) if is_ssh else _USER.sub("", url)
+    return _QUERY.sub("", url)
+
+
+def shown_source(text: str) -> str:
+    """A value of ``data.source`` without passwords, for messages and records.
+
+    Only a web address loses what follows ``?`` and ``#``: in ``dvc:REPOSITORY#PATH@REVISION`` and in bucket keys these
+    are part of the name, not secrets.
+    """
+    if text.startswith(("https://", "http://")):
+        return without_credentials(text)
+    if text.startswith("dvc:"):
+        repository, mark, rest = text.rpartition("#")
+        return f"{without_credentials(repository)}{mark}{rest}"
+    return redact(text)
+
+
+def redact(text: str) -> str:
+    """``text`` without the user and password of any URL in it."""
+    return _USER.sub("", text)
