@@ -185,7 +185,7 @@ def test_equal_settings_give_equal_metrics_also_after_a_kill_in_train(fresh):
     assert not (fresh.root / "models/model.safetensors").exists()
 
     output = fresh.run("dvc", "repro")
-    assert "going on after epoch 1 of 2" in output
+    assert "resuming after epoch 1 of 2" in output
     resumed = fresh.json("metrics/eval.json"), (fresh.root / "models/model.safetensors").read_bytes()
 
     output = fresh.run("dvc", "repro", "--force", "--single-item", "train")

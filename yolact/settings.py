@@ -178,9 +178,9 @@ class LossConfig(Section):
     positive_iou: Fraction
     """An anchor with IoU >= this is positive."""
     negative_iou: Fraction
-    """An anchor with IoU < this is background; in between it is neutral."""
+    """An anchor with IoU < this is background; in between it is ignored."""
     crowd_overlap: Fraction
-    """An anchor that is not positive and lies in a crowd box by more than this share of its area is neutral."""
+    """An anchor that is not positive and lies in a crowd box by more than this share of its area is ignored."""
     negatives_per_positive: PositiveInt
     """Online hard example mining, SSD section 2.2."""
     max_masks_per_image: PositiveInt
@@ -199,7 +199,7 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: PositiveInt
     batch_size: PositiveInt
-    """Images of one optimizer step, of all processes and passes together."""
+    """Images per optimizer step, over all processes and gradient-accumulation steps."""
     sampling: Literal["uniform", "class_balanced"]
     """``uniform`` shows each image once an epoch; ``class_balanced`` shows images of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
@@ -207,22 +207,21 @@ class TrainConfig(Section):
     """With ``class_balanced``: classes in a smaller share of the images are shown more often, by the square root of how
     much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
-    """Passes of the network in which a batch is processed, one after the other; its gradients are those of the whole
-    batch. Divides ``batch_size``."""
+    """Gradient-accumulation steps per batch; the gradients are those of the whole batch. Divides ``batch_size``."""
     precision: Literal["fp32", "bf16", "fp16"]
-    """Of the network's passes (automatic mixed precision); weights, losses and the optimizer stay in float32. ``fp16``
-    scales the gradients (Micikevicius et al. 2018, section 3.2)."""
+    """Precision of the network's forward and backward pass (automatic mixed precision); weights, losses and optimizer
+    stay in float32. ``fp16`` scales the gradients (Micikevicius et al. 2018, section 3.2)."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "stage5", "backbone"]
     """Layers of the backbone that stay as they are: ``none``; ``stem``, all before the first stage of residual blocks;
     ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs weights to start from."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Of the moving average of the weights, which is then what is validated and kept; 0 for none."""
+    """Decay of the moving average of the weights, which is then validated and kept; 0 for none."""
     optimizer: Literal["sgd", "adamw"]
     """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
     lr: PositiveFloat
     """Peak learning rate."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """Of ``sgd``; beta 1 of ``adamw``."""
+    """Momentum of ``sgd``; beta 1 of ``adamw``."""
     weight_decay: NonNegativeFloat
     schedule: Literal["step", "cosine"]
     """``step``: x ``lr_gamma`` at each of ``lr_milestones``; ``cosine``: from the peak to zero after warm-up."""
@@ -233,7 +232,7 @@ class TrainConfig(Section):
     warmup_start_lr: NonNegativeFloat
     """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``; not above ``lr``."""
     max_grad_norm: NonNegativeFloat
-    """Clip the gradient's global norm; 0 leaves it alone, as published."""
+    """Clip the gradients to this global norm; 0 does not clip, as published."""
     validate_every: PositiveInt
     """Epochs between validations; the last epoch is always validated."""
     patience: NonNegativeInt
@@ -246,7 +245,7 @@ class TrainConfig(Section):
     loss: LossConfig
 
     @model_validator(mode="after")
-    def _passes_are_equal(self) -> TrainConfig:
+    def _micro_batches_are_equal(self) -> TrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate ({self.accumulate}) must divide batch_size ({self.batch_size})")
         return self

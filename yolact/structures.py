@@ -1,4 +1,4 @@
-"""The bundles of tensors that pass between the parts of the project.
+"""Dataclasses of tensors that pass between the packages.
 
 Letters used in shapes everywhere: B images in a batch, A anchors, C classes (without background),
 K prototypes, N objects of a batch, or objects or detections of one image, S side of the square network input, H and W
@@ -17,14 +17,14 @@ from torch import Tensor
 
 @dataclass
 class Targets:
-    """What is true of a batch's images. N objects in all, image after image; crowd regions among them."""
+    """Ground truth of a batch: N objects in all, image after image, crowd regions included."""
 
     boxes: Tensor
     """(N, 4) float32, xyxy, relative to the image (0 to 1)."""
     labels: Tensor
     """(N,) int64, 0 to C - 1."""
     crowd: Tensor
-    """(N,) bool; crowd regions only make anchors neutral."""
+    """(N,) bool; crowd regions only make anchors ignored."""
     images: Tensor
     """(N,) int64, ascending: which image of the batch each object belongs to."""
     masks: Tensor
@@ -32,7 +32,7 @@ class Targets:
     semantic: Tensor
     """(B, C, H3, W3) uint8, 0 or 1: the union of each class's masks, crowd regions left out, at P3's resolution."""
     counts: list[int]
-    """Objects (crowd regions included) of each image; on the host, so that shapes are known without asking a GPU."""
+    """Objects (crowd regions included) of each image; on the host: shapes are known without a GPU sync."""
 
     def to(self, device: torch.device | str) -> Targets:
         """A copy on a device; from page-locked memory without waiting for it."""

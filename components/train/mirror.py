@@ -1,4 +1,4 @@
-"""Checkpoints in an S3 bucket too, so that a run outlives its machine.
+"""Mirror of the checkpoints in an S3 bucket: a run outlives its machine.
 
 Credentials, region and address come from where boto3 finds them: the environment (``AWS_ACCESS_KEY_ID``,
 ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL_S3`` for MinIO and others), its files, or the machine's role.
@@ -32,12 +32,12 @@ _CALM = Config(connect_timeout=20, read_timeout=60, retries={"max_attempts": 5, 
 
 
 class MirrorError(YolactError):
-    """The bucket cannot be read at the start of a run; names it and the way out."""
+    """The bucket cannot be read at the start of a run; names it and how to fix it."""
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the bucket shall hold."""
+    """What the bucket is to hold."""
 
     directory: Path
     checkpoints: list[list[str]]
@@ -142,7 +142,7 @@ class S3Mirror:
                 self._client.upload_file(str(path), self.bucket, self.prefix + name)
 
     def _remove(self, names: set[str]) -> None:
-        """Checkpoints before best weights, so that none is left without its own."""
+        """Checkpoints before best weights, so none is left without them."""
         for name in sorted(names):
             self._client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 

@@ -2,47 +2,42 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data goes on from there, in the same MLflow run. After a finished run the next one begins again,
-unless its folder of checkpoints belongs to one run of a pipeline: then results that were lost on their way, as where
-their upload failed, are written again without training. Several processes train together under
+the same settings and data resumes from there, in the same MLflow run. After a finished run the next one starts over,
+unless its folder of checkpoints belongs to one pipeline run: then results that were lost, as when their upload
+failed, are written again without training. Several processes train together under
 ``torchrun --nproc-per-node N -m components.train.step``.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from tempfile import TemporaryDirectory
 
 import torch
-from PIL import Image
 
+from components.train.listener import TrackingListener
 from components.train.mirror import S3Mirror
+from components.train.results import summary, write_plots
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
 from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.interrupts import Interrupts
-from yolact.engine.trainer import Listener, Metrics, SilentListener, Trainer, TrainingResult
+from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
-from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.inference.detections import Detections
-from yolact.losses.terms import LOSS_TERMS, check_weights
+from yolact.files import replaced_directory, write_json_atomic
+from yolact.losses.terms import check_weights
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
-from yolact.visualize import draw_detections
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.lineage.lineage import data_source
@@ -56,43 +51,8 @@ from yolact_ops.tracking.tracker import DataSet, Tracker
 
 log = logging.getLogger(__name__)
 
-PICTURE_SCORE = 0.3
-"""Detections below it are not drawn in validation pictures."""
 UPLOAD_PATIENCE = 20.0
 """Seconds that the end of a run waits for its mirror; a pod that is moved is killed after 30 by default."""
-
-
-@dataclass
-class TrackingListener:
-    """Sends the run's progress to MLflow, with pictures of what the validations found."""
-
-    tracker: Tracker
-    validation: Validation
-    pictures: int
-    """Images, the first of the validation split, that each validation draws."""
-
-    def on_step(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
-
-    def on_speed(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"speed/{name}": value for name, value in row.items()}, step)
-
-    def on_epoch(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"val/{name}": value for name, value in row.items() if name != "step"}, step)
-        if self.pictures:
-            with TemporaryDirectory() as folder:
-                draw_validation(Path(folder), self.validation, self.pictures)
-                self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
-
-
-def draw_validation(folder: Path, validation: Validation, count: int) -> None:
-    """Write ``ID.jpg`` for the first ``count`` validation images, with what the last network found in them."""
-    data = validation.data
-    for image in data.images[:count]:
-        rows = [row for row in validation.rows if row["image_id"] == image.id]
-        found = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(PICTURE_SCORE)
-        picture = draw_detections(data.read_image(image), found, data.class_names)
-        Image.fromarray(picture).save(folder / f"{image.id}.jpg", quality=90)
 
 
 @dataclass(frozen=True)
@@ -105,7 +65,7 @@ class _Paths:
     plots: Path
     checkpoints: Path
     checkpoints_are_own: bool
-    """Of one run of a pipeline, so a finished training in it is this one."""
+    """They belong to one pipeline run, so a finished training among them is this one."""
 
 
 def run(
@@ -128,7 +88,7 @@ def run(
         model_dir: gets the model and the MLflow run's id.
         metrics_path: gets a summary of the run as JSON.
         plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
-        checkpoints_dir: keeps what an interrupted run goes on from, for this run of a pipeline alone: once it has
+        checkpoints_dir: keeps what an interrupted run resumes from, for this pipeline run alone: once it has
             finished, the same results are written again. What MLflow has not got yet is kept there too. None:
             ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
 
@@ -137,12 +97,13 @@ def run(
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
         WeightsError: the weights to start from cannot be had or do not fit.
         DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run goes on from the
+        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run resumes from the
             checkpoint.
         OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
-        TrackingError: the MLflow store fails at the start; later it may be away, see yolact_ops/tracking/runs.py.
+        TrackingError: the MLflow store fails at the start; it may be unavailable later, see
+            yolact_ops/tracking/runs.py.
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
     paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
@@ -213,7 +174,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
                 tracker.set_tags({NOTE_TAG: run_note(params, val.class_names, len(val.images), best)})
         trainer.finish()
     if world.is_main:
-        _tell(result, paths, tracker.record)
+        _log_results(result, paths, tracker.record)
 
 
 @contextmanager
@@ -230,15 +191,15 @@ def _mirror(address: str, fingerprint: str, world: World) -> Iterator[S3Mirror |
 
 
 def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> None:
-    summary = _summary(result)
+    metrics = summary(result)
     with replaced_directory(paths.plots) as folder:
-        _write_plots(folder, result)
-    write_json_atomic(paths.metrics, summary)
-    tracker.log_metrics({f"train/{name}": value for name, value in summary.items()}, result.steps)
+        write_plots(folder, result)
+    write_json_atomic(paths.metrics, metrics)
+    tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
 
 
-def _tell(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
-    """Say what came out and where everything lies."""
+def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
+    """Log the results and where they are."""
     log.info(
         "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
         "  model        %s, %s\n"
@@ -280,8 +241,8 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
 def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
     """SHA-256 (hex) of what the weights of a step depend on; checkpoints of another one are not used.
 
-    When a run validates and gives up does not change its steps: what was best so far stays so, and patience is counted
-    from the validations that there were. Passes change rounding alone, unless batch norm is trained.
+    When a run validates and stops does not change its steps: the best stays the best, and patience counts past
+    validations. Gradient accumulation changes rounding alone, unless batch norm is trained.
     """
     harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
     if params.model.pretrained:
@@ -312,7 +273,8 @@ def _log_data(
     digests: Mapping[str, str],
     splits: Mapping[str, CocoInstances],
 ) -> None:
-    """Tell what the run learns from and is measured on; ``digests`` and ``splits`` are by ``train`` and ``val``."""
+    """Log the data that the run is trained and validated on; ``digests`` and ``splits`` have keys ``train``
+    and ``val``."""
     for split, context in (("train", "training"), ("val", "validation")):
         tracker.log_dataset(
             DataSet(
@@ -326,40 +288,6 @@ def _log_data(
         )
     note = run_note(params, splits["val"].class_names, len(splits["val"].images), {})
     tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
-
-
-def _summary(result: TrainingResult) -> dict[str, float]:
-    """``metrics/train.json``: mean of the losses logged in the last epoch, the best validation and the speed."""
-    last = result.history["steps"][-1]["epoch"]
-    rows = [row for row in result.history["steps"] if row["epoch"] == last]
-    losses = [_loss_columns(row) for row in rows]
-    return {
-        "steps": result.steps,
-        "best_val_mask_AP": result.best_score,
-        "seconds_per_step": result.seconds_per_step,
-        **{f"loss_{column}": fmean(row[column] for row in losses) for column in losses[0]},
-    }
-
-
-def _loss_columns(row: Metrics) -> Metrics:
-    """Total and unweighted terms of a logged step; a term that the network does not have has no column."""
-    return {name: row[name] for name in ("total", *LOSS_TERMS) if name in row}
-
-
-def _write_plots(folder: Path, result: TrainingResult) -> None:
-    steps, epochs = result.history["steps"], result.history["epochs"]
-    losses = [{"epoch": row["epoch"], "step": row["step"]} | _loss_columns(row) for row in steps]
-    _write_csv(folder / "losses.csv", losses)
-    _write_csv(folder / "lr.csv", [{"step": row["step"], "lr": row["lr"]} for row in steps])
-    _write_csv(folder / "ap.csv", [{name: value for name, value in row.items() if name != "step"} for row in epochs])
-
-
-def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomic(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -25,11 +25,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from components.train import step
+from components.train.results import summary, write_plots
+from tests.yolact.losses.dice import DICE
 from yolact.engine.distributed import World
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
+from yolact.losses.terms import LOSS_TERMS
 from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
@@ -196,13 +200,17 @@ def test_everything_that_dvc_expects_is_there(straight: Path, repository: Path) 
     written = [item if isinstance(item, str) else next(iter(item)) for item in stage["outs"] + stage["metrics"]]
     assert len(written) > 5
     for path in written:
-        assert (straight / path).is_file(), path
+        assert (straight / path).exists(), path
     for plot in pipeline["plots"]:
-        for settings in plot.values():
-            for path, columns in settings["y"].items():
+        for name, settings in plot.items():
+            files = {name: settings["y"]} if isinstance(settings["y"], str) else settings["y"]
+            for path, columns in files.items():
                 if path.startswith("plots/train/"):
-                    header = (straight / path).read_text().splitlines()[0].split(",")
-                    assert {settings["x"]} | set([columns] if isinstance(columns, str) else columns) <= set(header)
+                    wanted = {settings["x"]} | set([columns] if isinstance(columns, str) else columns)
+                    tables = [straight / path] if (straight / path).is_file() else list((straight / path).iterdir())
+                    assert tables
+                    for table in tables:
+                        assert wanted <= set(table.read_text().splitlines()[0].split(","))
     assert not list(straight.rglob("*.part"))
 
 
@@ -247,11 +255,42 @@ def test_the_term_of_mask_rescoring_has_a_column_where_it_is_trained(straight: P
     ]
     validated = [{"epoch": 2, "step": 4, "mask_AP": 0.1}]
     result = TrainingResult({"steps": logged, "epochs": validated}, steps=4, best_score=0.1, seconds_per_step=1.0)
-    step._write_plots(tmp_path, result)
+    write_plots(tmp_path, result)
     losses = rows(tmp_path / "losses.csv")
     assert list(losses[0]) == ["epoch", "step", "total", "classification", "box", "mask", "semantic", "mask_iou"]
     assert [row["mask_iou"] for row in losses] == [1.5, 1.25, 1.0, 0.75]
-    assert step._summary(result)["loss_mask_iou"] == pytest.approx((1.0 + 0.75) / 2)
+    assert summary(result)["loss_mask_iou"] == pytest.approx((1.0 + 0.75) / 2)
+
+
+def test_a_loss_term_from_outside_is_in_all_that_a_run_writes_and_outlives_an_interruption(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within the steps of a logged mean; the run after the resumed one is not interrupted."""
+    monkeypatch.setitem(LOSS_TERMS, "dice", DICE)
+    progress: list[str] = []
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda _, text: progress.append(text))
+    weights = settings["train"]["loss"]["weights"] | {"dice": 2.0}
+    params = changed(settings, epochs=2, loss=settings["train"]["loss"] | {"weights": weights}, checkpoint_every=1)
+    interrupt_before_epoch(1, monkeypatch, params)
+    train(params)
+    losses = rows(Path("plots/train/losses.csv"))
+    assert [row["step"] for row in losses] == [0, 3]
+    for row in losses:
+        assert 0 < row["dice"] < 1
+        assert row["total"] == pytest.approx(sum(weights.get(name, 0) * value for name, value in row.items()), rel=1e-5)
+    assert rows(Path("plots/train/loss_terms/dice.csv")) == [
+        {"step": row["step"], "loss": row["dice"]} for row in losses
+    ]
+    assert json.loads(Path("metrics/train.json").read_text())["loss_dice"] == losses[-1]["dice"]
+    assert f"dice {losses[-1]['dice']:.2f}" in progress[-1]
+    (run,) = runs(workplace)
+    history = store(workplace).get_metric_history(run.info.run_id, "train/dice")
+    assert sorted((metric.step, metric.value) for metric in history) == [(row["step"], row["dice"]) for row in losses]
+    assert run.data.metrics["train/loss_dice"] == losses[-1]["dice"]
+    assert run.data.params["train.loss.weights.dice"] == "2.0"
+
+    train(params)
+    assert rows(Path("plots/train/losses.csv")) == losses
 
 
 def test_the_model_knows_its_classes_and_settings(straight: Path, settings: dict[str, Any]) -> None:
@@ -360,14 +399,14 @@ def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
     interrupt_before_the_validation(monkeypatch, params)
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, params)
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
     assert "initialised again" not in caplog.text
 
     caplog.clear()
     tensors = load_file(imported / "model.safetensors")
     save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
     interrupt_before_the_validation(monkeypatch, params)
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     assert "initialised again" in caplog.text
 
 
@@ -407,7 +446,7 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: P
     with start(repository) as process:
         _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    assert any(f"[train] going on after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
+    assert any(f"[train] resuming after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
     assert "Traceback" not in log
 
     (run,) = runs(workplace)
@@ -506,6 +545,20 @@ def test_processes_that_train_together_draw_the_same(
     assert torch.equal(states[0], states[2])
 
 
+def interrupt_before_epoch(epochs_done: int, patch: pytest.MonkeyPatch, params: Params) -> None:
+    train_epoch = Trainer._train_epoch
+
+    def stop(trainer: Trainer) -> None:
+        if trainer.epochs_done == epochs_done:
+            raise StoppedError
+        train_epoch(trainer)
+
+    with patch.context() as inner:
+        inner.setattr(Trainer, "_train_epoch", stop)
+        with pytest.raises(StoppedError):
+            train(params)
+
+
 def interrupt_before_the_validation(patch: pytest.MonkeyPatch, params: Params) -> None:
     def stop(trainer: Trainer) -> None:
         raise StoppedError
@@ -526,16 +579,16 @@ def test_only_settings_that_change_nothing_may_change_in_between(
     assert first.info.status == "FAILED"
 
     interrupt_before_the_validation(monkeypatch, changed(settings, **quick, log_every=1, keep_checkpoints=1))
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
     assert [run.info.run_id for run in runs(workplace)] == [first.info.run_id]
 
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, changed(settings, **quick | {"validate_every": 1}, patience=1))
-    assert "going on after epoch 2 of 2" in caplog.text
+    assert "resuming after epoch 2 of 2" in caplog.text
 
     caplog.clear()
     train(changed(settings, **quick, lr=2e-3))
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
     assert second.info.status == "FINISHED"
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
@@ -556,7 +609,7 @@ def test_more_passes_a_step_go_on_with_the_run_unless_batch_norm_is_trained(
     interrupt_before_the_validation(monkeypatch, changed(tree, **quick))
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, changed(tree, **quick, accumulate=2))
-    assert ("going on after epoch 2 of 2" in caplog.text) == frozen
+    assert ("resuming after epoch 2 of 2" in caplog.text) == frozen
 
 
 def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
@@ -583,7 +636,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setattr(Trainer, "_train_step", train_again)
         train(params)
-    assert "going on after epoch 1 of 1" in caplog.text
+    assert "resuming after epoch 1 of 1" in caplog.text
     (run,) = runs(workplace)
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
@@ -616,7 +669,7 @@ def test_a_task_whose_results_were_lost_after_training_writes_them_again_without
         patch.setattr(Trainer, "_train_step", train_again)
         patch.setattr(Trainer, "_validate", train_again)
         train(params, checkpoints)
-    assert "has finished its training before, and writes its results again" in caplog.text
+    assert "has already finished; rewriting its outputs" in caplog.text
     assert written() == first
     assert sorted(checkpoints.iterdir()) == kept
     assert (checkpoints / "tracking").is_dir()

@@ -171,7 +171,7 @@ def read(folder: Path, file: str) -> Any:
 
 
 def test_a_container_killed_in_the_middle_of_training_is_tried_again_and_goes_on(in_containers: KilledRun) -> None:
-    assert re.search(r"\[train\] going on after epoch [123] of 4", in_containers.output), in_containers.output
+    assert re.search(r"\[train\] resuming after epoch [123] of 4", in_containers.output), in_containers.output
 
 
 def test_metrics_and_weights_are_the_same_to_the_last_digit(as_processes: Path, in_containers: KilledRun) -> None:

@@ -172,7 +172,7 @@ def test_a_killed_training_is_tried_again_and_goes_on_from_its_checkpoint(finish
     log = (finished.folder / "pipeline.log").read_text()
     assert log.count("Executing task 'train'") == 2
     assert "Task train failed (attempt 1/6). Retrying in 1.0s" in finished.shown
-    assert "[train] going on after epoch" in finished.shown
+    assert "[train] resuming after epoch" in finished.shown
     assert not any((finished.root / "out/checkpoints").iterdir()), "checkpoints of a finished run were kept"
 
 

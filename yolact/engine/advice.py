@@ -20,14 +20,15 @@ LR_MARGIN = 4.0
 
 
 MIN_IMAGE_SIZE = 64
-"""Of `yolact.settings.ImageSize`, pixels."""
+"""Least value of `yolact.settings.ImageSize`, pixels."""
 BF16_CPU_SIZE = 64
 """Largest input, pixels, for which oneDNN computes bf16 wrongly: the weight gradient of a strided convolution on a
 single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
 
 
-GOES_ON = "the run goes on from its last checkpoint"
-"""With another number of passes, unless that changes the result, with another GPU or another batch of validation."""
+RESUMES = "the run resumes from its last checkpoint"
+"""With another number of gradient-accumulation steps (unless that changes the result), another GPU or another
+``evaluate.batch_size``."""
 
 
 class OutOfMemoryError(YolactError):
@@ -92,7 +93,7 @@ def start_advised(params: TrainingParams, device: torch.device) -> Iterator[None
         ways = ["train.ema_decay: 0 (no second network of averaged weights)"] if params.train.ema_decay else []
         ways.append("a smaller model.backbone")
         if device.type == "cuda":
-            ways.append(f"a GPU that no other process uses (nvidia-smi lists them; {GOES_ON})")
+            ways.append(f"a GPU that no other process uses (nvidia-smi lists them; {RESUMES})")
         raise _out_of_memory(f"the network alone on {device}", ways, error) from error
 
 
@@ -126,22 +127,25 @@ def validation_out_of_memory(params: TrainingParams, error: BaseException) -> Ou
     Each process shows the network ``evaluate.batch_size`` images at once, at most.
     """
     at_once, size = params.evaluate.batch_size, params.model.image_size
-    ways = [f"evaluate.batch_size: {at_once // 2} ({GOES_ON})"] if at_once > 1 else []
+    ways = [f"evaluate.batch_size: {at_once // 2} ({RESUMES})"] if at_once > 1 else []
     if not params.train.augment.image_sizes:
         ways += _smaller_images(params, size, BF16_CPU_SIZE + 1 if params.train.precision == "bf16" else 0)
     return _out_of_memory(f"{at_once} images of {size} px at once in a validation", ways, error)
 
 
 def _smaller_batches(params: TrainingParams, batch_size: int, processes: int, most: int) -> list[str]:
-    """More passes, ``most`` at most and equally long; half the batch."""
+    """More gradient-accumulation steps, at most ``most`` and equally large; half the batch."""
     config, ways = params.train, []
-    passes = range(2 * config.accumulate, most + 1)
-    more = next((n for n in passes if config.batch_size % n == 0), None)
+    counts = range(2 * config.accumulate, most + 1)
+    more = next((n for n in counts if config.batch_size % n == 0), None)
     if more:
-        told = f"the same result with less memory, in {more} passes a step; {GOES_ON}"
+        effect = f"the same result with less memory, in {more} gradient-accumulation steps; {RESUMES}"
         if not params.model.pretrained:
-            told = f"less memory, in {more} passes a step; batch norm, which is trained, sees fewer images at once"
-        ways.append(f"train.accumulate: {more} ({told})")
+            effect = (
+                f"less memory, in {more} gradient-accumulation steps; batch norm, which is trained, sees fewer images "
+                "at once"
+            )
+        ways.append(f"train.accumulate: {more} ({effect})")
     half = batch_size // 2 // config.accumulate * config.accumulate
     if half >= processes and half:
         ways.append(f"train.batch_size: {half} (and train.lr in proportion)")
@@ -164,7 +168,7 @@ def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMem
     lines = str(error).splitlines()
     reason = next((line for line in lines if any(part in line for part in OUT_OF_MEMORY)), "".join(lines[:1]))
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
-    others = sum(GOES_ON not in way for way in ways)
+    others = sum(RESUMES not in way for way in ways)
     if others:
         advice += ". Any other begins it again" if others < len(ways) else ". The run then begins again"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a training run, so that a killed run goes on as if nothing had happened.
+"""Checkpoints: the whole state of a training run, from which a killed run resumes as if nothing had happened.
 
 A checkpoint is one file, ``NNNNNN-step_SSSSSSSS-DDDDDDDDDDDDDDDD.pt``: its number in the run, the steps done, and the
-first 16 digits of its content's SHA-256. The digest is in the name, so that file and digest appear together, whole or
+first 16 digits of its content's SHA-256. The digest is in the name, so file and digest appear together, whole or
 not at all; a checkpoint of which a bit has changed since is noticed and set aside, as ``….damaged``. Best weights lie
 beside, in folders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
 """
@@ -41,17 +41,17 @@ _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{D
 
 @dataclass
 class TrainingState:
-    """Everything that a run needs to go on from where it was, in the middle of an epoch too.
+    """Everything that a run needs to resume, also within an epoch.
 
     The order of the data and its random changes follow from seed, epoch and image, so the position in them is
     ``epochs_done`` and ``batches_done``; the learning rate follows from ``step``.
     """
 
     settings: dict[str, Any]
-    """Of the run, as in ``params.yaml``; for people, what must agree is in the fingerprint."""
+    """The run's settings, as in ``params.yaml``, for people to read; the fingerprint decides what must agree."""
     epochs_done: int
     batches_done: int
-    """Of the epoch after those."""
+    """Batches done of the next epoch."""
     step: int
     """Optimizer steps done."""
     validation_due: bool
@@ -59,7 +59,7 @@ class TrainingState:
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    """Of the gradients' scaling with ``fp16``; empty with other precisions."""
+    """State of the gradient scaler with ``fp16``; empty with other precisions."""
     ema: dict[str, Any]
     """Averaged weights; empty without averaging."""
     random: dict[str, Any]
@@ -105,7 +105,7 @@ class CheckpointStore:
         keep: number of checkpoints, at least 1.
         fingerprint: digest of the settings and data that the run's result depends on; checkpoints of another one are
             of another run.
-        mirror: told about everything that is saved, and asked when the folder is empty.
+        mirror: gets everything that is saved, and fills an empty folder.
     """
 
     def __init__(self, directory: Path, keep: int, fingerprint: str, mirror: Mirror | None = None) -> None:
@@ -178,13 +178,13 @@ class CheckpointStore:
         path = self.directory / name / WEIGHTS_FILE
         if path.is_file() and not name.endswith(f"-{digest_of(path)}"):
             raise WeightsError(
-                f"{path}: has changed since it was written. The same command goes on from a checkpoint whose best "
+                f"{path}: has changed since it was written. The same command resumes from a checkpoint whose best "
                 "weights are intact, or validates again where there is none"
             )
         return load_model(self.directory / name)
 
     def begin(self, *, with_finished: bool = False) -> TrainingState | None:
-        """The checkpoint from which the run goes on, or None when it begins again.
+        """The checkpoint from which the run resumes, or None when it starts over.
 
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
         step, are removed; with ``with_finished``, the last one of a finished run with the same settings and data is
@@ -192,8 +192,8 @@ class CheckpointStore:
         unfinished run with other settings or data are moved aside, with a warning that says where to and how to take
         that run up again; so are checkpoints of which none can be read.
 
-        Where the best weights of the newest checkpoint are missing or damaged, the run goes on from the newest one
-        whose best weights are intact. Without such a one it goes on from the newest and looks for the best weights
+        Where the best weights of the newest checkpoint are missing or damaged, the run resumes from the newest one
+        whose best weights are intact. Without such a one it resumes from the newest and looks for the best weights
         again: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
         shutil.rmtree(self.directory / MIRROR_FOLDER, ignore_errors=True)
@@ -216,7 +216,7 @@ class CheckpointStore:
             return None
         aside = self._move_aside(fingerprint[:8])
         log.warning(
-            "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To go on with it, "
+            "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To resume it, "
             "restore its settings and move the folder back. This run begins again.",
             self.directory,
             state.epochs_done,
@@ -225,20 +225,20 @@ class CheckpointStore:
         return None
 
     def _with_best(self, newest: TrainingState, older: Iterable[TrainingState]) -> TrainingState:
-        """The newest state, or what a run whose best weights are damaged goes on from, see `begin`."""
+        """The newest state, or the one from which a run with damaged best weights resumes, see `begin`."""
         if self._has_best(newest.best):
             return newest
         for state in older:
             if state.best != newest.best and self._has_best(state.best):
                 log.warning(
-                    "%s: the best weights are missing or damaged; the run goes on from the checkpoint of step %d, "
+                    "%s: the best weights are missing or damaged; the run resumes from the checkpoint of step %d, "
                     "which names others",
                     self.directory / newest.best,
                     state.step,
                 )
                 return state
         log.warning(
-            "%s: the best weights are missing or damaged, and no older ones are kept; the run goes on, and the best of "
+            "%s: the best weights are missing or damaged, and no older ones are kept; the run resumes, and the best of "
             "the validations from here on are kept",
             self.directory / newest.best,
         )

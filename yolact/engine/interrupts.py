@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, as when a pod is moved, and SIGINT, Ctrl-C."""
+"""Requests to stop: SIGTERM, as when a pod is moved, and SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 from yolact.errors import YolactError
 
 EX_TEMPFAIL = 75
-"""Exit code (sysexits.h) that says: nothing is wrong, start me again and I go on."""
+"""Exit code (sysexits.h) for a temporary failure: nothing is wrong, and the same command resumes."""
 
 
 class InterruptedRunError(YolactError):
-    """The run was asked to stop; the same command goes on from its last checkpoint."""
+    """The run was asked to stop; the same command resumes from its last checkpoint."""
 
     exit_code = EX_TEMPFAIL
 
@@ -70,7 +70,7 @@ class Interrupts:
         """
         if self.requested:
             raise InterruptedRunError(
-                f"stopped by {self.requested} before a step was trained. The same command begins again, or goes on "
+                f"stopped by {self.requested} before a step was trained. The same command begins again, or resumes "
                 f"from the last checkpoint (exit code {EX_TEMPFAIL})"
             )
 
@@ -105,7 +105,7 @@ def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
         if interrupts.requested is None or "DataLoader worker" not in str(error):
             raise
         raise InterruptedRunError(
-            f"stopped by {interrupts.requested}, which ended a loader process as well. The same command goes on from "
+            f"stopped by {interrupts.requested}, which ended a loader process as well. The same command resumes from "
             f"the last checkpoint (exit code {EX_TEMPFAIL})"
         ) from error
 
@@ -113,6 +113,6 @@ def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
 def stop_message(signal_name: str | None) -> str:
     """What the end of an interrupted run says."""
     return (
-        f"stopped by {signal_name or 'a signal to another process'}; a checkpoint is written. The same command goes on "
+        f"stopped by {signal_name or 'a signal to another process'}; a checkpoint is written. The same command resumes "
         f"from there (exit code {EX_TEMPFAIL})"
     )

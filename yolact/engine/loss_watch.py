@@ -1,4 +1,4 @@
-"""Loss terms and gradients of the steps: summed on the device, read late, and never infinite unnoticed.
+"""Loss terms and gradients of each step: summed on the device, read one step late, checked to be finite.
 
 Reading a number from a GPU makes the host wait until everything before it is computed, and the GPU then waits for the
 host. So each step's terms begin their way to the host when they are known, and are looked at one step later, when they
@@ -46,7 +46,7 @@ class _Step:
 
 
 class LossWatch:
-    """The loss terms of a run.
+    """The unweighted loss terms of a run, their weighted total, and whether they are finite.
 
     Args:
         device: where the losses are computed.
@@ -72,7 +72,7 @@ class LossWatch:
         """Take in the terms of a step, and whether its gradients are finite.
 
         Args:
-            parts: of its micro-batches; they add up.
+            parts: the losses of its micro-batches; they add up.
             batch: on the device; it is kept until its terms are looked at.
             gradient_norm: scalar on the device, of the gradients that all processes share; None where gradients may
                 be infinite.
@@ -128,7 +128,7 @@ class LossWatch:
         return {"names": self._names, "sums": sums, "count": self._count}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self._names, self._count = state["names"], state["count"]
         self._sums = None if state["sums"] is None else state["sums"].to(device, copy=True)
 

@@ -15,7 +15,7 @@ class SpeedMeter:
     """Counts images and waiting since the last look.
 
     Args:
-        device: whose memory is told: a GPU's, or on a CPU that of the process.
+        device: whose memory is reported: the GPU's, or on a CPU the process's.
         total_steps: of the run.
     """
 

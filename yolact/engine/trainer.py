@@ -55,7 +55,7 @@ Metrics = dict[str, float]
 
 
 class Listener(Protocol):
-    """Told about the run while it goes on: a tracker, a file, a test. Only the main process has one."""
+    """Receives the run's progress: a tracker, a file, a test. Only the main process has one."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         """Called every ``log_every`` steps with means of loss terms and total, and the learning rate."""
@@ -68,7 +68,7 @@ class Listener(Protocol):
 
 
 class SilentListener:
-    """Of processes that do not track the run, and of runs that nobody tracks."""
+    """For processes that do not track the run, and runs that nobody tracks."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         """Do nothing."""
@@ -101,10 +101,10 @@ class Trainer:
         model_dir: gets the model files at the end, and the batch whose loss or gradients are not finite.
         checkpoints: where checkpoints go; the main process alone writes.
         validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
-        listener: told about progress.
+        listener: receives progress.
         extra: kept in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
-        interrupts: tells that the run shall stop; None: its own, watched while it trains.
+        interrupts: requests to stop; None: its own, watched while it trains.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Trainer:
             self._warn()
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
@@ -190,10 +190,10 @@ class Trainer:
         self.best = state.best
         self.history = state.history
         if self.finished and self.world.is_main:
-            log.info("this run has finished its training before, and writes its results again")
+            log.info("this run has already finished; rewriting its outputs")
         elif self.world.is_main:
             within = f" and {self.batches_done} steps" if self.batches_done else ""
-            log.info("going on after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
+            log.info("resuming after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
 
     def fit(self) -> TrainingResult:
         """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
@@ -227,7 +227,7 @@ class Trainer:
             self._save(finished=True)
 
     def _network(self) -> nn.Module:
-        """The network with its loss, compiled and distributed as the settings and the world want it."""
+        """The network with its loss, compiled and distributed as settings and world require."""
         dtype = DTYPES[self.config.precision]
         forward: Callable[[Tensor], RawOutputs] = self.model
         if self.runtime.compile:
@@ -367,7 +367,7 @@ class Trainer:
             self.ema.update()
 
     def _clip_gradients(self) -> Tensor | None:
-        """Clip the gradients as the settings want it.
+        """Clip the gradients as the settings require.
 
         Returns:
             Their norm before that, a scalar on the device, which is finite where they are; None with ``fp16``, whose
@@ -381,7 +381,7 @@ class Trainer:
         return None if self.scaler.is_enabled() else norm
 
     def _without_averaging(self, wanted: bool) -> AbstractContextManager[None]:
-        """Gradients of all passes but the last stay in their process."""
+        """Gradients of all micro-batches but the last stay in their process."""
         if wanted and isinstance(self.network, DistributedDataParallel):
             return self.network.no_sync()
         return nullcontext()
@@ -398,8 +398,8 @@ class Trainer:
         self.listener.on_speed(step, rates)
 
     def _log_epoch(self, speed: SpeedMeter) -> None:
-        """Tell how the epoch that is done went, where no progress bar has shown it."""
-        self.watch.settle()  # in every process, so that all notice at the same place that a loss is not finite
+        """Log a line for the finished epoch where no progress bar has shown it."""
+        self.watch.settle()  # in every process: all notice a loss that is not finite at the same place
         total = self.watch.take_total()
         if total is None or self._shows_progress or not self.world.is_main:
             return
@@ -422,9 +422,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
-        if (
-            self.watch.stop_agreed
-        ):  # by all processes, of which only one may have been asked: the others would wait for it
+        if self.watch.stop_agreed:  # by all processes: one alone that was asked would leave the others waiting
             self._stop()
         model = self.ema.model if self.ema else self.model
         try:
@@ -481,7 +479,7 @@ class Trainer:
 
 
 class _NetworkWithLoss(nn.Module):
-    """The network and its loss in one module, so that all that has weights is within one forward pass."""
+    """The network and its loss in one module: everything with weights is within one forward pass, as DDP needs it."""
 
     def __init__(
         self, model: Yolact, forward: Callable[[Tensor], RawOutputs], criterion: YolactLoss, dtype: torch.dtype
@@ -515,7 +513,7 @@ def build_optimizer(model: Yolact, config: TrainConfig) -> torch.optim.Optimizer
     """The optimizer over all trainable parameters; weight decay is on everything, biases too, as published.
 
     Where PyTorch has it for the device, one fused kernel changes all parameters. Not so SGD with scaled gradients: when
-    its first step is skipped, as scaling does to find its scale, PyTorch's fused SGD goes on from a momentum that was
+    its first step is skipped, as scaling does to find its scale, PyTorch's fused SGD continues from a momentum that was
     never set (seen with 2.15).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

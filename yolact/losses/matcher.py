@@ -15,10 +15,10 @@ from yolact.boxes import box_area, cxcywh_to_xyxy, intersection
 from yolact.structures import Targets
 
 BACKGROUND = 0
-NEUTRAL = -1
+IGNORED = -1
 
 ROWS_AT_ONCE = 128
-"""Objects whose overlaps with all anchors are held at one time, so that crowded images do not fill the memory."""
+"""Objects whose overlaps with all anchors are held at one time, to bound memory for crowded images."""
 
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -31,7 +31,7 @@ class Matches:
     """The role of every anchor in every image."""
 
     classes: Tensor
-    """(B, A) int64: class + 1 for positives, 0 for background, -1 for neutral anchors, which are not trained."""
+    """(B, A) int64: class + 1 for positives, 0 for background, -1 for ignored anchors, which are not trained."""
     objects: Tensor
     """(B, A) int64: row of the matched object in `Targets`; meaningful where ``classes`` is greater than 0."""
 
@@ -39,9 +39,9 @@ class Matches:
 def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: float, crowd_overlap: float) -> Matches:
     """Match the objects of each image to anchors.
 
-    Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, neutral
+    Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, ignored
     in between. Besides, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor
-    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is neutral. Among equals
+    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is ignored. Among equals
     the first object counts, then the first anchor.
 
     Args:
@@ -58,10 +58,10 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
     objects = _reversed_index(best, num_objects)  # (B, A)
     iou = torch.where(own > _NONE, 2.0, _value(overlaps.best))
     classes = targets.labels[objects] + 1
-    classes = torch.where(iou < positive_iou, NEUTRAL, classes)
+    classes = torch.where(iou < positive_iou, IGNORED, classes)
     classes = torch.where(iou < negative_iou, BACKGROUND, classes)
     in_crowd = (classes <= BACKGROUND) & (overlaps.in_crowd > crowd_overlap)
-    return Matches(torch.where(in_crowd, NEUTRAL, classes), objects)
+    return Matches(torch.where(in_crowd, IGNORED, classes), objects)
 
 
 @dataclass
@@ -108,9 +108,9 @@ def _forced(targets: Targets, overlaps: _Overlaps, num_anchors: int) -> Tensor:
     """Give each object a distinct anchor, best remaining pair of an image first; (B, A) keys with the object's row.
 
     The pairs are those of a stable matching in which both sides prefer greater keys, so objects can propose all at
-    once (Gale and Shapley 1962): each to its best anchor that no better pair holds. An object that is driven out goes
-    on in the next round. The n-th best pair stands after n rounds at the latest, so there are as many rounds as an
-    image has objects; on a CPU, where looking costs nothing, they end when nothing changes any more.
+    once (Gale and Shapley 1962): each to its best anchor that no better pair holds. An object that is driven out
+    proposes again in the next round. The n-th best pair stands after n rounds at the latest, so there are as many
+    rounds as an image has objects; on a CPU, where looking costs nothing, they end when nothing changes any more.
     """
     num_objects, length = overlaps.candidates.shape
     countdown = torch.arange(num_objects - 1, -1, -1, device=overlaps.candidates.device)[:, None]

@@ -33,7 +33,7 @@ class LossContext:
     """What every loss term can read."""
 
     outputs: RawOutputs
-    """Of a network in training mode, float32."""
+    """From a network in training mode; float32."""
     targets: Targets
     matches: Matches
     priorities: Tensor
@@ -68,7 +68,7 @@ def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive:
     """Softmax cross-entropy over positives and the hardest background anchors (OHEM, SSD section 2.2), summed.
 
     An anchor's hardness is ``-log p(background)``. Per image, the hardest ``negatives_per_positive`` times as many
-    anchors as there are positives are ranked (positives and neutrals with hardness 0), and the background ones
+    anchors as there are positives are ranked (positive and ignored anchors with hardness 0), and the background ones
     among them are taken.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from tests.yolact.losses.dice import DICE
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.distributed import World, joined_world
@@ -21,6 +22,7 @@ from yolact.engine.interrupts import InterruptedRunError
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import YolactError
 from yolact.evaluation.evaluator import Validation
+from yolact.losses.terms import LOSS_TERMS
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params, parse_params
 
@@ -91,6 +93,8 @@ def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
 def train(settings: dict[str, Any], world: World) -> Trainer:
     """Train in the current folder, from a checkpoint where there is one."""
     annotations = make_images(Path(f"images{world.rank}"), settings.pop("images"))
+    if "dice" in settings.get("loss", {}).get("weights", {}):
+        LOSS_TERMS["dice"] = DICE
     params = small_params(**settings)
     data = CocoInstances.load(annotations, annotations.parent)
     store = CheckpointStore(Path("models/checkpoints"), params.runtime.keep_checkpoints, "test run")

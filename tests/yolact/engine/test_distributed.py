@@ -50,14 +50,19 @@ def run(folder: Path, processes: int, settings: dict[str, Any], expect: int = 0)
         {"model": {"backbone_weights": "imagenet"}},  # nothing is loaded: batch norm is frozen
         {
             "images": 7,
-            "loss": {"max_masks_per_image": 1, "positive_iou": 0.2, "negative_iou": 0.1},
+            "loss": {
+                "max_masks_per_image": 1,
+                "positive_iou": 0.2,
+                "negative_iou": 0.1,
+                "weights": {"classification": 1, "box": 1.5, "mask": 6, "semantic": 1, "mask_iou": 25, "dice": 2},
+            },
             "max_grad_norm": 1.0,
             "ema_decay": 0.5,
             "accumulate": 2,
             "model": {"backbone_weights": "imagenet"},
         },
     ],
-    ids=["frozen batch norm", "clipped, averaged, in two passes, unequal shares, masks drawn"],
+    ids=["frozen batch norm", "clipped, averaged, in two passes, unequal shares, masks drawn, another term"],
 )
 def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     one = run(tmp_path / "one", 1, BASE | changes | {"accumulate": 1})

@@ -69,11 +69,11 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-# --- A batch in several passes
+# --- Gradient accumulation
 
 
 @pytest.mark.parametrize(("passes", "max_masks"), [(2, 100), (4, 1)])
-def test_passes_have_the_gradients_of_the_whole_batch(
+def test_micro_batches_have_the_gradients_of_the_whole_batch(
     trainer: Callable[..., Trainer], passes: int, max_masks: int
 ) -> None:
     """Images have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
@@ -338,7 +338,10 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
     with pytest.raises(Exception, match="out of memory with 4 images of 64 px at once in fp32") as caught:
         learner.fit()
     message = str(caught.value)
-    assert "train.accumulate: 2 (less memory, in 2 passes a step; batch norm, which is trained, sees fewer" in message
+    assert (
+        "train.accumulate: 2 (less memory, in 2 gradient-accumulation steps; batch norm, which is trained, sees fewer"
+        in message
+    )
     assert "(and train.lr in proportion). The run then begins again." in message
     assert "train.batch_size: 2 (" in message
     assert "image_size: " not in message  # 64 pixels are the fewest
@@ -388,7 +391,10 @@ def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
 def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_frozen() -> None:
     params = small_params(batch_size=4, model=FROZEN_NORM)
     message = str(step_out_of_memory(params, 64, 4, 1, on_cpu=True, error=RuntimeError("out of memory")))
-    assert "train.accumulate: 2 (the same result with less memory, in 2 passes a step; the run goes on" in message
+    assert (
+        "train.accumulate: 2 (the same result with less memory, in 2 gradient-accumulation steps; the run resumes"
+        in message
+    )
     assert "(and train.lr in proportion). Any other begins it again." in message
 
 
@@ -447,7 +453,7 @@ def test_a_validation_that_does_not_fit_into_memory_says_what_to_try(trainer: Ca
 
     learner.validate = fail
     expected = (
-        r"8 images of 64 px at once in a validation.*: evaluate\.batch_size: 4 \(the run goes on from .*\)\. \(CUDA"
+        r"8 images of 64 px at once in a validation.*: evaluate\.batch_size: 4 \(the run resumes from .*\)\. \(CUDA"
     )
     with pytest.raises(OutOfMemoryError, match=expected):
         learner.fit()

@@ -211,7 +211,7 @@ def test_the_death_of_a_loader_process_is_an_error_unless_a_stop_was_requested()
         raise death
     interrupts.requested = "SIGTERM"
     with (
-        pytest.raises(InterruptedRunError, match="goes on from the last checkpoint"),
+        pytest.raises(InterruptedRunError, match="resumes from the last checkpoint"),
         dead_workers_reported(interrupts),
     ):
         raise death

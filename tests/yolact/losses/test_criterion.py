@@ -115,7 +115,7 @@ def test_every_positive_is_taken() -> None:
     assert trained_anchors([1, 1, 1, 0], ratio=1) == [True, True, True, True]
 
 
-def test_neutral_anchors_have_no_part_in_the_classification() -> None:
+def test_ignored_anchors_have_no_part_in_the_classification() -> None:
     logits = torch.tensor([[[0.0, 9.0], [0.0, 1.0], [0.0, 0.5]]], requires_grad=True)
     classification_loss(logits, torch.tensor([[-1, 1, 0]]), 3).backward()
     assert logits.grad[0, 0].abs().sum() == 0

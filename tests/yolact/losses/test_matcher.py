@@ -217,7 +217,7 @@ def test_thresholds_are_exact() -> None:
     anchors = [
         (0, 0, 10, 1),  # IoU 1, the object's own anchor
         (0, 0, 5, 1),  # exactly 5 / 10: positive
-        (0, 0, 4, 1),  # exactly 4 / 10: neutral
+        (0, 0, 4, 1),  # exactly 4 / 10: ignored
         (0, 0, 3, 1),  # 3 / 10: background
     ]
     assert matched([thing], anchors).classes.tolist() == [1, 1, -1, 0]
@@ -244,7 +244,7 @@ def test_an_object_far_from_all_anchors_still_gets_one() -> None:
     assert sorted(result.classes.tolist()) == [0, 1]
 
 
-def test_anchors_inside_a_crowd_region_are_neutral() -> None:
+def test_anchors_inside_a_crowd_region_are_ignored() -> None:
     anchors = [
         (0, 0, 2, 2),  # the object's
         (4, 0, 14, 1),  # 7 / 10 inside the region: not more than 0.7

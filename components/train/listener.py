@@ -1,0 +1,51 @@
+"""What MLflow gets while training runs: metrics, and drawings of what the validations found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+
+from yolact.engine.trainer import Metrics
+from yolact.evaluation.evaluator import Validation
+from yolact.inference.detections import Detections
+from yolact.visualize import draw_detections
+from yolact_ops.tracking.tracker import Tracker
+
+PICTURE_SCORE = 0.3
+"""Detections below it are not drawn in validation pictures."""
+
+
+@dataclass
+class TrackingListener:
+    """Sends the run's progress to MLflow, with pictures of what the validations found."""
+
+    tracker: Tracker
+    validation: Validation
+    pictures: int
+    """Images, the first of the validation split, that each validation draws."""
+
+    def on_step(self, step: int, row: Metrics) -> None:
+        self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
+
+    def on_speed(self, step: int, row: Metrics) -> None:
+        self.tracker.log_metrics({f"speed/{name}": value for name, value in row.items()}, step)
+
+    def on_epoch(self, step: int, row: Metrics) -> None:
+        self.tracker.log_metrics({f"val/{name}": value for name, value in row.items() if name != "step"}, step)
+        if self.pictures:
+            with TemporaryDirectory() as folder:
+                draw_validation(Path(folder), self.validation, self.pictures)
+                self.tracker.log_artifacts(Path(folder), f"validation/epoch_{int(row['epoch']):04d}")
+
+
+def draw_validation(folder: Path, validation: Validation, count: int) -> None:
+    """Write ``ID.jpg`` for the first ``count`` validation images, with what the last network found in them."""
+    data = validation.data
+    for image in data.images[:count]:
+        rows = [row for row in validation.rows if row["image_id"] == image.id]
+        found = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(PICTURE_SCORE)
+        picture = draw_detections(data.read_image(image), found, data.class_names)
+        Image.fromarray(picture).save(folder / f"{image.id}.jpg", quality=90)
