@@ -8,11 +8,9 @@ how to fix it (`SettingsError`).
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from yolact.errors import SettingsError
@@ -27,6 +25,7 @@ from yolact.settings import (
     explain,
     key_names,
 )
+from yolact_ops.settings.yaml_text import parse_yaml, plain
 
 MIN_IMAGE_SIDE = 64
 """Pixels; the least bound that images are reduced to."""
@@ -136,7 +135,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        tree = _load_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+        tree = plain(parse_yaml(path.read_text(encoding="utf-8"), origin=str(path)))
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
@@ -168,15 +167,8 @@ def read_params(text: str, model: type[SomeParams], origin: str = "params") -> S
     try:
         tree = json.loads(text)  # first: YAML reads JSON's two escapes of one emoji as two characters
     except ValueError:
-        tree = _load_yaml(text, origin)
+        tree = plain(parse_yaml(text, origin))
     return _parse(model, tree, origin)
-
-
-def _load_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{origin}: not valid YAML: {error}") from error
 
 
 def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None = None) -> SomeParams:
@@ -193,12 +185,3 @@ def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None =
             ) from error
         problems = [explain(detail, model) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, as YAML 1.2 does (PyYAML follows 1.1, where it is a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
