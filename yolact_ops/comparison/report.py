@@ -17,7 +17,8 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import draw_detections, draw_ground_truth
 from yolact_ops.comparison.comparison import Compared, ImageDifference, Paired, restrict
-from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows, points
+from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows
+from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact_ops.tracking.evaluations import content
 
@@ -97,7 +98,7 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
         sides=[("A", compared.a), ("B", compared.b)],
         cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
         metrics=_with_bars(rows),
-        points=points,
+        points=percentage_points,
         classes=_with_bars(class_rows(compared)),
         empty=empty_classes(compared),
         shown=shown,

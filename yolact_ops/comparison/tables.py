@@ -8,6 +8,7 @@ from typing import Any
 from yolact.evaluation.bootstrap import Interval
 from yolact.evaluation.evaluator import IOU_TYPES
 from yolact_ops.comparison.comparison import Compared
+from yolact_ops.reports.formatting import percentage_points
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MetricRow:
             return ""
         if self.a == self.b == 0:
             return "neither finds any"  # in every draw of the bootstrap: there is nothing to be sure of
-        return f"{points(self.gain.low)} to {points(self.gain.high)}"
+        return f"{percentage_points(self.gain.low)} to {percentage_points(self.gain.high)}"
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,6 @@ class ClassRow(MetricRow):
 
     objects: int
     """In A's ground truth, which is B's where the sides are paired."""
-
-
-def points(difference: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign; ``-`` where there is none."""
-    if difference is None:
-        return "-"
-    shown = f"{100 * difference:+.1f}"
-    return "0.0" if shown in ("+0.0", "-0.0") else shown
 
 
 def metric_rows(compared: Compared) -> list[MetricRow]:
