@@ -1,6 +1,6 @@
 """Unpacking untrusted archives: anything but a plain file inside the folder is refused.
 
-An archive is told by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
+An archive is recognized by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
 an archive says about owners, rights or times is used. Links become copies of the file that they lead to.
 """
 

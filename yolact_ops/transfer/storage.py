@@ -154,7 +154,7 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
     """Make ``folder`` hold these files and no others; what it holds already is not fetched again.
 
     Each file appears whole or not at all. After an error or a kill, finished files and finished parts of large ones
-    are kept, and the next call goes on from them.
+    are kept, and the next call resumes from them.
 
     Returns:
         Bytes fetched.
