@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from components.register.step import BASE
+from components.register.candidate import BASE
 
 
 def ignored(patterns: list[str], path: str) -> bool:

@@ -1,11 +1,11 @@
-"""Average precision as the published YOLACT computes it, to compare with the paper's PASCAL table (table 3).
+"""Average precision as the published YOLACT computes it, for comparison with the paper's PASCAL table (table 3).
 
-It is not COCO's AP (`yolact.evaluation.evaluator` has that one) and differs from it in these ways:
+It differs from COCO's AP (`yolact.evaluation.evaluator`):
 
 - Boxes of detections are truncated to whole pixels before they are compared.
-- A detection needs an IoU strictly above the threshold, and there is no limit of detections per image.
+- A detection needs an IoU strictly above the threshold; detections per image are not limited.
 - Objects whose width or height is at most 4/550 of the image's are dropped (`MIN_RELATIVE_SIDE`).
-- Crowd regions have no effect: they are not objects, and a detection on one is a false positive.
+- Crowd regions have no effect: a detection on one is a false positive.
 - The objects of an image without any detection are not counted as missed.
 - A class with detections but without objects counts as AP 0; a class with neither is left out of the mean.
 
@@ -32,19 +32,19 @@ RECALL_POINTS = np.array([point / 100 for point in range(101)])
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is true of one image of H x W pixels."""
+    """Annotations of an image of H x W pixels."""
 
     boxes: Tensor
     """(M, 4) xyxy, relative to the image (0 to 1)."""
     labels: Tensor
-    """(M,) int64, 0 to C - 1; not read where ``crowd`` is true."""
+    """(M,) int64, 0 to C - 1; ignored where ``crowd`` is true."""
     masks: Tensor
     """(M, H, W), 0 or 1."""
     crowd: Tensor
     """(M,) bool."""
 
     def __getitem__(self, rows: Tensor) -> GroundTruth:
-        """Those of a (M,) bool index."""
+        """The annotations that an (M,) bool index selects."""
         return GroundTruth(self.boxes[rows], self.labels[rows], self.masks[rows], self.crowd[rows])
 
 
@@ -62,19 +62,19 @@ class PublishedAp:
     """(C,) int64."""
 
     def mean(self) -> np.ndarray:
-        """(T,) means over the classes that have an object or a detection; 0 where none has."""
+        """(T,) means over the classes with an object or a detection; 0 without any."""
         counted = (self.num_objects > 0) | (self.num_detections > 0)
         return self.per_class[:, counted].mean(axis=1) if counted.any() else np.zeros(len(self.thresholds))
 
     def percent(self) -> dict[str, float]:
-        """The published table's row: ``all`` (the mean over the thresholds), ``50``, ``55``, ... to two digits."""
+        """The row of the published table: ``all`` (mean over the thresholds), ``50``, ``55``, ..., to two decimals."""
         means = 100 * self.mean()
         named = {str(round(100 * at)): float(mean) for at, mean in zip(self.thresholds, means, strict=True)}
         return {name: round(value, 2) for name, value in {"all": float(means.mean()), **named}.items()}
 
 
 class PublishedEvaluation:
-    """Collects the detections of a data set's images, one after the other, and computes the published AP.
+    """Collects the detections of a data set image by image, and computes the published AP.
 
     Args:
         num_classes: classes without background.
@@ -95,13 +95,13 @@ class PublishedEvaluation:
         self._ranked: dict[IouType, dict[int, list[_Ranked]]] = {kind: defaultdict(list) for kind in IOU_TYPES}
 
     def add(self, detections: Detections, truth: GroundTruth) -> None:
-        """Match one image's detections with its objects.
+        """Match an image's detections with its objects.
 
-        An image without any annotation is not evaluated, as published; nor is one without detections.
+        As published, images without annotations or without detections are skipped.
 
         Args:
-            detections: in the frame of the image, masks as large as it; boxes may have fractions.
-            truth: all annotations of the image, crowd regions included.
+            detections: in image pixels, with full-size masks; boxes may have fractions.
+            truth: all annotations of the image, including crowd regions.
         """
         if not len(detections) or not len(truth.labels):
             return
@@ -145,11 +145,11 @@ class _Ranked:
     scores: np.ndarray
     """(n,)."""
     correct: np.ndarray
-    """(T, n) bool: whether each took an object, at each threshold."""
+    """(T, n) bool: whether each matched an object, at each threshold."""
 
 
 def _match(iou: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Let (n, m) detections, best first, take one object each; (T, n) bool, whether they got one."""
+    """Match detections, best first, to one object each by (n, m) IoU; (T, n) bool, whether each found one."""
     limits = np.array(thresholds)
     count, num_objects = iou.shape
     correct = np.zeros((len(limits), count), dtype=bool)
@@ -168,7 +168,7 @@ def _match(iou: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
 def average_precision(scores: np.ndarray, correct: np.ndarray, num_objects: int) -> float:
     """Area under the precision-recall curve, sampled at 101 recalls.
 
-    Precision at a recall is the highest one at that recall or beyond; where the list never reaches it, 0.
+    Precision at a recall is the highest one at that recall or above, and 0 if no detection reaches it.
 
     Args:
         scores: (n,), in any order.

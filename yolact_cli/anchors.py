@@ -1,8 +1,7 @@
-"""The result of `yolact anchors` as a table or JSON."""
+"""`yolact anchors`: how well the anchors fit a data set, as a table or JSON."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,37 +9,38 @@ from rich.table import Table
 
 from yolact.data.coco import CocoInstances
 from yolact.engine.anchor_fit import RECALL_IOU, AnchorFit, AnchorReport, Coverage, as_yaml, fit_anchors
+from yolact_cli.output import print_json
 from yolact_ops.settings.params import load_params
 
 GAIN = 0.005
-"""A suggestion that gains less in both recall and mean IoU is called none."""
+"""Smallest gain in recall or mean IoU that makes a suggestion worth showing."""
 LOW_RECALL = 0.9
-"""Below it, many objects are hard to learn, and the output says so."""
+"""Recall below which many objects are hard to learn, which the output says."""
 
 
 def run(data: Path, params: Path, *, as_json: bool, console: Console | None = None) -> None:
-    """Measure the anchors of a settings file on a data set, and print what would be better.
+    """Measure how well the anchors of a settings file fit a data set, and print better ones.
 
     Args:
-        data: a folder that preprocess wrote (its ``train.json`` is read) or a COCO instances file.
+        data: folder that preprocess wrote (its ``train.json`` is read), or a COCO instances file.
 
     Raises:
-        DataError: the data cannot be read, or has no object.
+        DataError: the data cannot be read, or have no object.
         SettingsError: see `load_params`.
     """
     path = data / "train.json" if data.is_dir() else data
     report = fit_anchors(CocoInstances.load(path, path.parent / "images"), load_params(params).model)
     if as_json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        print_json(report.to_json())
     else:
         print_report(report, console or Console(highlight=False))
 
 
 def print_report(report: AnchorReport, console: Console) -> None:
-    """A table of both choices, by size and by level, and the suggestion as lines of params.yaml."""
+    """Print a table of the present and the suggested anchors by size and level, and the suggestion as YAML."""
     present, suggested = report.present, report.suggested
     size = report.image_size
-    resized = f"so that the longer side is {size} px" if report.keep_aspect_ratio else f"to {size} x {size} px"
+    resized = f"to a longer side of {size} px" if report.keep_aspect_ratio else f"to {size} x {size} px"
     console.print(f"{report.measured} of {report.boxes} boxes, images resized {resized}")
     table = Table()
     table.add_column("boxes")
@@ -58,10 +58,10 @@ def print_report(report: AnchorReport, console: Console) -> None:
         for name, before in present.by_size.items():
             after = suggested.by_size[name]
             if before.recall is not None and after.recall is not None and after.recall < before.recall:
-                console.print(f"They lose recall on {name} boxes: {before.recall:.3f} becomes {after.recall:.3f}.")
-        console.print("Weights that were trained with other anchors have to be trained again with these.")
+                console.print(f"They lower the recall of {name} boxes from {before.recall:.3f} to {after.recall:.3f}.")
+        console.print("Models trained with other anchors must be trained again with these.")
     else:
-        console.print("Of as many scales and ratios, none were found that fit clearly better than the present ones.")
+        console.print("No anchors with as many scales and ratios fit clearly better than the present ones.")
     _print_low_recall(suggested, console)
 
 
@@ -74,17 +74,17 @@ def _gains(present: Coverage, suggested: Coverage) -> bool:
 
 
 def _print_low_recall(best: AnchorFit, console: Console) -> None:
-    """Say that even the best anchors leave many boxes out, which ones, and what helps."""
+    """Print which boxes even the best anchors miss and what helps, if they are many."""
     assert best.all.recall is not None
     if best.all.recall >= LOW_RECALL:
         return
     missed = {name: round(c.boxes * (1 - (c.recall or 0))) for name, c in best.by_size.items() if c.boxes}
     console.print(
-        f"Even the best anchors found leave {1 - best.all.recall:.0%} of the boxes without an anchor that overlaps by "
-        f"{RECALL_IOU:g} or more ({', '.join(f'{count} {name}' for name, count in missed.items() if count)}), which "
-        "are hard to learn. What helps: for small boxes a larger model.image_size (with anchor_scales in proportion), "
-        "so that they span more of the cells that anchors are centred in; else more scales for each level in "
-        "model.anchor_scales, or more model.anchor_ratios.",
+        f"Even the best anchors leave {1 - best.all.recall:.0%} of the boxes without an anchor of IoU {RECALL_IOU:g} "
+        f"or more ({', '.join(f'{count} {name}' for name, count in missed.items() if count)}), which "
+        "are hard to learn. For small boxes, a larger model.image_size helps (with anchor_scales in proportion): they "
+        "then span more of the cells in which anchors are centred. For others, add scales per level to "
+        "model.anchor_scales, or model.anchor_ratios.",
         soft_wrap=True,
     )
 

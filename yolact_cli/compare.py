@@ -1,4 +1,4 @@
-"""Two runs beside each other: settings, metrics with intervals, classes, and a page with images."""
+"""`yolact compare`: two runs side by side: settings, metrics with intervals, classes, and a page with images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from yolact_ops.comparison.tables import (
 from yolact_ops.reports.formatting import percent, percentage_points
 
 MOST_CLASSES = 20
-"""Classes in the terminal; the page has all of them."""
+"""Most classes in the terminal; the page has all."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line said."""
+    """The options of the command line."""
 
     a: str
     b: str
@@ -46,11 +46,11 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Compare two sides, write the page, and print what it says.
+    """Compare two sides, write the page and print its tables.
 
     Raises:
-        DataError: a side's files are missing or damaged, or several runs fit.
-        TrackingError: no run fits, it has not been evaluated, or the store fails.
+        DataError: a side's files are missing or damaged, or several runs match.
+        TrackingError: no run matches, it has not been evaluated, or the store fails.
     """
     a, client = open_side(options.a, None)
     b, _ = open_side(options.b, client)
@@ -63,7 +63,7 @@ def run(options: Options) -> None:
     console = make_console()
     _print(console, compared)
     if images.reason:
-        console.print(f"\n[yellow]No pictures on the page.[/yellow] {escape(images.reason)}", soft_wrap=True)
+        console.print(f"\n[yellow]No images on the page.[/yellow] {escape(images.reason)}", soft_wrap=True)
     console.print(f"\npage: {escape(os.path.join(options.output, 'index.html'))}", soft_wrap=True)
 
 
@@ -81,7 +81,7 @@ def _print(console: Console, compared: Compared) -> None:
         comparison = compared.paired.comparisons["mask"]
         console.print(
             f"[dim]{100 * comparison.confidence:g} % intervals: paired bootstrap over the {comparison.images} "
-            f"validation images, {comparison.samples} draws. They do not cover the chance in training.[/dim]",
+            f"validation images, {comparison.samples} draws. They do not cover the randomness of training.[/dim]",
             soft_wrap=True,
         )
     console.print()
@@ -92,11 +92,11 @@ def _print(console: Console, compared: Compared) -> None:
     empty = empty_classes(compared)
     if empty:
         console.print(
-            f"[dim]without an object in the validation images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
+            f"[dim]without objects in the validation images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
         )
     for letter, others in (("A", compared.only_a), ("B", compared.only_b)):
         if others:
-            console.print(f"only {letter} knows: {escape(', '.join(others))}", soft_wrap=True)
+            console.print(f"only {letter} has: {escape(', '.join(others))}", soft_wrap=True)
 
 
 def _print_params(console: Console, compared: Compared) -> None:

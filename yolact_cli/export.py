@@ -1,4 +1,4 @@
-"""Trained models as ONNX files."""
+"""`yolact export`: a trained model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import cast
 
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from yolact.inference.export import Exported, ExportPrecision, export_onnx
 from yolact.models.weights import load_model
+from yolact_cli.output import facts_table
 
 
 def run(
@@ -22,11 +21,11 @@ def run(
     opset: int | None = None,
     console: Console | None = None,
 ) -> None:
-    """Write a model's ONNX file and print what is in it. See `export_onnx` for the arguments and what is raised.
+    """Write a model's ONNX file and print what it contains; see `export_onnx` for other arguments and errors.
 
     Args:
         model_dir: folder with ``model.safetensors`` and ``model.json``.
-        output: the file; by default ``model.onnx`` in that folder.
+        output: file to write; by default ``model.onnx`` in that folder.
     """
     model, classes = load_model(model_dir)
     path = output or model_dir / "model.onnx"
@@ -35,21 +34,19 @@ def run(
 
 
 def _print_summary(exported: Exported, console: Console) -> None:
-    table = Table(Column(style="bold", no_wrap=True), Column(overflow="fold"), show_header=False, box=None)
-    table.add_row("written to", Text(f"{exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB"))
+    facts = {"written to": f"{exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB"}
     if exported.rescoring_path:
-        table.add_row("mask re-scoring", Text(str(exported.rescoring_path)))
-    table.add_row("opset", str(exported.opset))
-    for name, shape in exported.shapes.items():
-        table.add_row(name, Text(f"({', '.join(map(str, shape))})"))
+        facts["mask re-scoring"] = str(exported.rescoring_path)
+    facts["opset"] = str(exported.opset)
+    facts |= {name: f"({', '.join(map(str, shape))})" for name, shape in exported.shapes.items()}
     if exported.errors is None:
-        table.add_row("compared", "no: onnxruntime is not installed")
+        facts["checked"] = "no: onnxruntime is not installed"
     else:
         name, error = max(exported.errors.items(), key=lambda item: item[1])
-        table.add_row("compared", f"with the network, by onnxruntime: greatest error {error:.1e}, of {name}")
-    console.print(table)
+        facts["checked"] = f"against the network, by onnxruntime: largest error {error:.1e}, in {name}"
+    console.print(facts_table(facts))
     console.print(
-        "\nTo find objects with it, in Python:\n"
+        "\nTo detect objects with it in Python:\n"
         "  from yolact.inference.onnx_predictor import OnnxPredictor\n"
         f'  detections = OnnxPredictor({str(exported.path)!r}).predict("image.jpg")',
         soft_wrap=True,

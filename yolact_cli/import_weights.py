@@ -1,4 +1,4 @@
-"""Published checkpoints (``.pth``) as models of this project."""
+"""`yolact import-weights`: a published checkpoint (``.pth``) as a model of this project."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
 from yolact.models.checkpoints import ImportedModel, import_checkpoint, read_class_names
 from yolact.models.state_dicts import shortened
 from yolact.models.weights import save_model
+from yolact_cli.output import facts_table
 
 IMPORTED = Path("models/imported")
-"""Folder of imported models that were given no other."""
+"""Default folder of imported models."""
 
 TRAINING_RUN = "run.json"
-"""What the train step leaves beside a model."""
+"""File that the train step writes beside a model."""
 
 
 def run(
@@ -31,26 +30,26 @@ def run(
     classes: Path | None = None,
     console: Console | None = None,
 ) -> None:
-    """Write the model of a published checkpoint to a folder and print what it is.
+    """Convert a published checkpoint to a model in a folder and print what it is.
 
     Args:
         file: the checkpoint.
-        output: the folder; by default one in `IMPORTED` with the name of the file.
-        model: name of the published configuration that the checkpoint is of.
+        output: folder to write; by default one in `IMPORTED` with the name of the file.
+        model: name of the checkpoint's published configuration; None infers the network.
         image_size: side of the network's input, pixels.
-        classes: file of class names, one in each line.
+        classes: file of class names, one per line.
 
     Raises:
-        WeightsError: see `import_checkpoint`; or a file or a trained model is in the way.
+        WeightsError: see `import_checkpoint`; or the output is a file or holds a trained model.
         SettingsError: there is no published configuration ``model``.
         DataError: the class names cannot be read.
     """
     output = output or IMPORTED / file.stem
     if output.exists() and not output.is_dir():
-        raise WeightsError(f"{output}: is a file; name a folder with -o")
+        raise WeightsError(f"{output}: is a file, not a folder; name a folder with -o")
     if (output / TRAINING_RUN).exists():
         raise WeightsError(
-            f"{output}: holds a model that was trained here ({TRAINING_RUN}), and would be overwritten; "
+            f"{output}: holds a model that was trained here ({TRAINING_RUN}) and would be overwritten; "
             "name another folder with -o"
         )
     names = None if classes is None else read_class_names(classes)
@@ -60,11 +59,7 @@ def run(
 
 
 def _print_summary(imported: ImportedModel, output: Path, console: Console) -> None:
-    table = Table(Column(style="bold", no_wrap=True), Column(overflow="fold"), show_header=False, box=None)
-    for key, value in _facts(imported).items():
-        table.add_row(key, Text(value))
-    table.add_row("written to", Text(str(output)))
-    console.print(table)
+    console.print(facts_table(_facts(imported) | {"written to": str(output)}))
     console.print(_next_steps(imported, output), soft_wrap=True, markup=False)
 
 
@@ -72,16 +67,16 @@ def _next_steps(imported: ImportedModel, output: Path) -> str:
     start = f"-S {shlex.quote(f'model.initial_weights={output}')}"
     lines = [
         "",
-        "To find objects, in Python:",
+        "To detect objects in Python:",
         "  from yolact.inference.predictor import Predictor",
         f'  detections = Predictor.load({str(output)!r}).predict("image.jpg")',
-        "To train it further on your own classes:",
+        "To fine-tune it on your own classes:",
     ]
     if imported.published:
         lines.append(f"  yolact preset use voc2012-r50 --model {imported.published} {start}")
     else:
         lines.append(f"  yolact preset use voc2012-r50 {start}")
-        lines.append(f"  Then copy the other settings of section model from {output}/model.json into params.yaml.")
+        lines.append(f"  Then copy the other model settings from {output}/model.json to section model of params.yaml.")
     return "\n".join(lines)
 
 

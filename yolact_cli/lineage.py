@@ -1,4 +1,4 @@
-"""`yolact lineage`: what a registered version was made from."""
+"""`yolact lineage`: the origin of a registered version and how to rebuild it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolact_ops.tracking.store import connect
 
 
 def show(spec: str, *, as_json: bool) -> None:
-    """Print the lineage of the version that ``spec`` names."""
+    """Print the lineage of a version, ``NAME@ALIAS`` or ``NAME/NUMBER``."""
     report = report_lineage(connect(), spec)
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
@@ -47,6 +47,6 @@ def _print(report: LineageReport, console: Console) -> None:
     console.print("\nto rebuild it:")
     for command in report.commands():
         console.print(f"  {command}", markup=False, soft_wrap=True)
-    console.print("\nthat would not be exact:" if report.doubts() else "")
+    console.print("\nthe rebuild may be inexact:" if report.doubts() else "")
     for doubt in report.doubts():
         console.print(f"  - {doubt}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The ``yolact`` command: thin shells over the rooms, which are imported only when they are called."""
+"""The command ``yolact``: options and help; each command imports what it needs only when it is called."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from typing import Annotated
 
 import typer
 
+from yolact_cli.bench import bench_app
+from yolact_cli.options import AsJson
 from yolact_ops.commands.errors import ErrorGroup
 
 app = typer.Typer(
     cls=ErrorGroup,
-    help="Instance segmentation with YOLACT: settings and results of the pipeline.",
+    help="Instance segmentation with YOLACT: settings, models, runs and results of the pipeline.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 preset_app = typer.Typer(
-    help="Choose the settings: presets are small named differences from conf/base.yaml, the published configurations "
-    "among them."
+    help="Choose the settings. A preset is a named set of changes to conf/base.yaml; the published configurations are "
+    "presets too."
 )
 app.add_typer(preset_app, name="preset", no_args_is_help=True)
+app.add_typer(bench_app, name="bench", no_args_is_help=True)
 
-PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A preset; `yolact preset list` names them.")]
+PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A preset; `yolact preset list` lists them.")]
 
 
 @preset_app.command("list")
 def preset_list() -> None:
-    """Name the presets."""
+    """List the presets."""
     from yolact_cli import presets
 
     presets.print_list()
@@ -36,7 +39,7 @@ def preset_list() -> None:
 @preset_app.command("show")
 def preset_show(
     name: PresetName,
-    whole: Annotated[bool, typer.Option("--yaml", help="Print the whole params.yaml it makes.")] = False,
+    whole: Annotated[bool, typer.Option("--yaml", help="Print the whole params.yaml that it makes.")] = False,
 ) -> None:
     """Show what a preset changes in conf/base.yaml."""
     from yolact_cli import presets
@@ -49,14 +52,14 @@ def preset_use(
     name: PresetName,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Change a key, as in `dvc exp run -S`."),
+        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Set a key, as in `dvc exp run -S`; repeatable."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Take the network of a published configuration; `yolact models` names them."),
+        typer.Option(metavar="NAME", help="Use the network of a published configuration; `yolact models` lists them."),
     ] = None,
 ) -> None:
-    """Write a preset to params.yaml and show what changed there."""
+    """Write a preset to params.yaml and show what changed."""
     from yolact_cli import presets
 
     presets.use(name, overrides or [], model)
@@ -65,14 +68,14 @@ def preset_use(
 @app.command()
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show this one in full.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show this one in detail.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of docs/models.md.")] = False,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in docs/models.md.")] = False,
 ) -> None:
     """List the published configurations: size, cost, published accuracy and speed."""
     if markdown and (name or as_json):
-        raise typer.BadParameter("--markdown prints the table of all; it goes with neither NAME nor --json")
+        raise typer.BadParameter("--markdown prints the table of all models; leave out NAME and --json")
     from yolact_cli import models as zoo
 
     if as_json:
@@ -87,24 +90,32 @@ def models(
 
 @app.command("import-weights")
 def import_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of the published code, .pth.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint of the published code, .pth.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="OUT", help="Folder to write to; models/imported/<name> if none."),
+        typer.Option(
+            "-o", "--output", metavar="OUT", help="Folder to write to.", show_default="models/imported/<name of FILE>"
+        ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="It is of this published configuration; `yolact models` names them."),
+        typer.Option(
+            metavar="NAME",
+            help="Published configuration, if it cannot be inferred; `yolact models` lists them.",
+        ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=64, metavar="N", help="Side of the network's input, pixels.")
+        int | None,
+        typer.Option(min=64, metavar="N", help="Input size in pixels, if it cannot be inferred."),
     ] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Class names, one in each line; by default those of COCO or PASCAL VOC."),
+        typer.Option(
+            metavar="FILE", help="File of class names, one per line.", show_default="those of COCO or PASCAL VOC"
+        ),
     ] = None,
 ) -> None:
-    """Turn a published checkpoint into model.safetensors and model.json; finds out which network it is of."""
+    """Convert a published checkpoint to model.safetensors and model.json; the network is inferred from it."""
     from yolact_cli import import_weights as command
 
     command.run(file, output, model=model, image_size=image_size, classes=classes)
@@ -117,17 +128,19 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE.onnx", help="File to write; model.onnx in MODEL_DIR if none."),
+        typer.Option(
+            "-o", "--output", metavar="FILE.onnx", help="File to write.", show_default="model.onnx in MODEL_DIR"
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Images in each batch; any number if none.")
+        int | None, typer.Option(min=1, metavar="N", help="Fixed batch size.", show_default="any batch size")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32; or fp16, half the size, for GPUs.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs (half the size).")] = "fp32",
     opset: Annotated[
-        int | None, typer.Option(metavar="N", help="ONNX operator set; the lowest that will do if none.")
+        int | None, typer.Option(metavar="N", help="ONNX opset.", show_default="the lowest that works")
     ] = None,
 ) -> None:
-    """Write a model as an ONNX file, for onnxruntime, OpenVINO or TensorRT, and check it."""
+    """Export a model to ONNX, for onnxruntime, OpenVINO or TensorRT, and check the file."""
     from yolact_cli import export as command
 
     command.run(model_dir, output, batch=batch, precision=precision, opset=opset)
@@ -137,11 +150,11 @@ def export(
 def parity(
     directory: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Fixtures: what the published YOLACT computed, as .npz and JSON files."),
+        typer.Argument(metavar="DIR", help="Fixtures: results of the published YOLACT as .npz and JSON files."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Prove that this network computes what the published one does; exits with 1 where it does not."""
+    """Check that this network computes what the published one does; exit with 1 if it does not."""
     from yolact_cli import parity as checks
 
     raise typer.Exit(checks.show(directory, as_json=as_json))
@@ -150,50 +163,54 @@ def parity(
 @app.command()
 def anchors(
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="A folder that preprocess wrote, or a COCO instances file.")
+        Path, typer.Argument(metavar="DATA", help="Folder that preprocess wrote, or a COCO instances file.")
     ],
-    params: Annotated[Path, typer.Option(help="Settings file; its section model has the anchors.")] = Path(
+    params: Annotated[Path, typer.Option(help="Settings file with the anchors, in section model.")] = Path(
         "params.yaml"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure how well the anchors cover a data set's boxes, and suggest better ones."""
+    """Measure how well the anchors fit the boxes of a data set, and suggest better ones."""
     from yolact_cli import anchors as command
 
     command.run(data, params, as_json=as_json)
 
 
+REGISTRY = "Model registry"
+"""Heading of its commands in the help."""
+
 ModelName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Registered model; register.model_name of params.yaml if none.")
+    str | None,
+    typer.Option(metavar="NAME", help="Registered model.", show_default="register.model_name in params.yaml"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def lineage(
     spec: Annotated[
-        str, typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/NUMBER, or without models:/.")
+        str,
+        typer.Argument(metavar="VERSION", help="models:/NAME@ALIAS or models:/NAME/VERSION; models:/ is optional."),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a registered version was made from, and the commands that rebuild it."""
+    """Show the data, code and settings that a registered version was made from, and how to rebuild it."""
     from yolact_cli import lineage as command
 
     command.show(spec, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def promote(
     version: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Version to promote; the candidate if none.")
+        int | None, typer.Option(min=1, metavar="N", help="Version to promote.", show_default="the candidate")
     ] = None,
     name: ModelName = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote although the gate refuses; needs --reason.")] = False,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the decision.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and judge, and change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if the gate refuses; needs --reason.")] = False,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Reason, recorded with the decision.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and decide, but change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version with the champion on the same images; promote it, or exit with 3 if the gate refuses."""
+    """Compare a version with the champion on the same images and promote it; exit with 3 if the gate refuses."""
     from components.promote.promotion import Request
     from yolact_cli import promotion
 
@@ -201,32 +218,33 @@ def promote(
     raise typer.Exit(promotion.promote(request, as_json=as_json))
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def rollback(
     to: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="An earlier champion; the previous one if none.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Version of an earlier champion.", show_default="the previous one"),
     ] = None,
     name: ModelName = None,
-    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept with the decision.")] = None,
+    reason: Annotated[str | None, typer.Option(metavar="TEXT", help="Reason, recorded with the decision.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion champion again; again, the one before that."""
+    """Make the previous champion the champion again; repeat to go further back."""
     from yolact_cli import promotion
 
     promotion.rollback(name, to, reason, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=REGISTRY)
 def history(name: ModelName = None, as_json: AsJson = False) -> None:
-    """Show who promoted which version when and why, and every rollback."""
+    """Show every promotion and rollback: version, time, user and reason."""
     from yolact_cli import promotion
 
     promotion.history(name, as_json=as_json)
 
 
 @app.command()
-def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the local pages.")] = 5000) -> None:
-    """Open MLflow's pages, at the last run if there is one."""
+def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow's local server.")] = 5000) -> None:
+    """Start MLflow's web interface and print the address of the last run."""
     from yolact_cli import mlflow_ui
 
     raise typer.Exit(mlflow_ui.serve(port))
@@ -235,10 +253,10 @@ def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the
 @app.command()
 def sync(
     model_dir: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="Folder of run.json; the journals are below it.")
+        Path, typer.Argument(metavar="MODEL_DIR", help="Model folder, with run.json and the journals of its runs.")
     ] = Path("models"),
 ) -> None:
-    """Send MLflow what runs could not send while its server was away; exits with 1 where something is left."""
+    """Send MLflow what runs could not log while its server was unavailable; exit with 1 if something is left."""
     from yolact_cli import sync as command
 
     raise typer.Exit(command.run(model_dir))
@@ -250,15 +268,15 @@ def runs(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of this experiment, or of all: '*'. That of params.yaml if none is named.",
-            show_default=False,
+            help="Experiment to list, or '*' for all.",
+            show_default="register.experiment in params.yaml",
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Most runs, the newest.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of runs, newest first.")] = 20,
     filter_string: Annotated[
-        str, typer.Option("--filter", metavar="FILTER", help='MLflow\'s filter: "metrics.`eval/mask_AP` > 0.3".')
+        str, typer.Option("--filter", metavar="FILTER", help='MLflow filter, such as "metrics.`eval/mask_AP` > 0.3".')
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List runs with their key metrics, settings, data, code and registered versions."""
     from yolact_cli import runs as command
@@ -272,25 +290,26 @@ def compare(
         str,
         typer.Argument(
             metavar="A",
-            help="A run's id (its beginning will do) or name, models:/NAME@ALIAS, models:/NAME/VERSION, or a "
-            "folder: `.` is the working folder.",
+            help="A run's id (or its beginning) or name, models:/NAME@ALIAS, models:/NAME/VERSION, or a project folder "
+            "(`.` for this one).",
         ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one; differences are B - A.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote, for the images.")] = Path(
-        "data/processed"
-    ),
+    b: Annotated[str, typer.Argument(metavar="B", help="The other side, named like A; differences are B - A.")],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote; its images are shown.")
+    ] = Path("data/processed"),
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for index.html and comparison.json.")
     ] = Path("reports/compare"),
-    samples: Annotated[int, typer.Option(min=100, metavar="N", help="Draws of the bootstrap.")] = 1000,
-    images: Annotated[int, typer.Option(min=0, metavar="N", help="Most images on the page.")] = 12,
+    samples: Annotated[int, typer.Option(min=100, metavar="N", help="Bootstrap samples.")] = 1000,
+    images: Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of images on the page.")] = 12,
     min_score: Annotated[
-        float, typer.Option(min=0, max=1, help="Detections below it are not drawn or counted in images.")
+        float,
+        typer.Option(min=0, max=1, help="Minimum score of the detections drawn and counted on images."),
     ] = 0.3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare two runs: settings, metrics with confidence intervals, classes, images in which they disagree."""
+    """Compare two runs: settings, metrics with confidence intervals, classes, and images where they disagree."""
     from yolact_cli import compare as command
 
     command.run(command.Options(a, b, data, output, samples, images, min_score, as_json))
@@ -298,99 +317,10 @@ def compare(
 
 @app.command()
 def summary() -> None:
-    """Show the last run's results in a short table, and what to try next."""
+    """Show the last run's results and what to try next."""
     from yolact_cli import summary as results
 
     results.print_summary()
-
-
-@app.command()
-def bench(
-    model_dir: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL_DIR", help="Folder with model.safetensors and model.json; with --loader, of the data."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Without MODEL_DIR: a published configuration with random weights (yolact_resnet50)."),
-    ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A image, a drawn one if none; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16, fp16; several with commas. fp32 if none.", show_default=False)
-    ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Measure each precision compiled as well.")] = False,
-    detection: Annotated[
-        str | None,
-        typer.Option(
-            help="default, published, or published-no-tail (published, but for its detections below the score "
-            "threshold), which is the one that --against takes."
-        ),
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Images that pass at once; 1, with --train 2.", show_default=False)
-    ] = None,
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Runs of each contestant that count; 20, with --train 5.", show_default=False),
-    ] = None,
-    objects: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Detections that random weights shall lead to, 20; with --train objects in each image, 8.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads on the CPU; PyTorch's choice if none.")] = None,
-    against: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="Another implementation, see docs/benchmarks.md; may be repeated. The first is the reference.",
-        ),
-    ] = None,
-    memory: Annotated[
-        bool | None,
-        typer.Option("--memory/--no-memory", help="Measure peak memory too; yes if not said.", show_default=False),
-    ] = None,
-    evaluation_work: Annotated[
-        bool, typer.Option("--evaluation-work", help="Instead: masks and RLE of 100 detections, without a network.")
-    ] = False,
-    loader: Annotated[
-        bool, typer.Option("--loader", help="Instead: the training data loader, by stage, on one core.")
-    ] = False,
-    train: Annotated[
-        bool, typer.Option("--train", help="Instead: training steps; each --precision, and each --against.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure speed and memory, stage by stage."""
-    from yolact_cli import bench as command
-
-    command.run(
-        command.Options(
-            model_dir=model_dir,
-            model=model,
-            images=image or [],
-            device=device,
-            precision=precision,
-            compile=compile,
-            detection=detection,
-            batch=batch,
-            rounds=rounds,
-            objects=objects,
-            threads=threads,
-            against=against or [],
-            memory=memory,
-            evaluation_work=evaluation_work,
-            loader=loader,
-            train=train,
-            as_json=as_json,
-        )
-    )
 
 
 if __name__ == "__main__":

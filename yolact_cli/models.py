@@ -1,8 +1,7 @@
-"""The published configurations as tables for people, Markdown and JSON; sizes and costs are computed when called."""
+"""`yolact models`: the published configurations as tables, Markdown or JSON; sizes and costs are computed."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,19 +13,20 @@ from rich.table import Column, Table
 
 from yolact.models.complexity import Complexity, measure_complexity
 from yolact.models.published import BATCH_SIZE, PUBLISHED_MODELS, PublishedModel, find_published
+from yolact_cli import output
 from yolact_cli.presets import shown
 from yolact_ops.reports.formatting import flatten
 
 PIPED_WIDTH = 100
-"""Columns of a table that does not go to a terminal."""
+"""Width of a table that is not printed to a terminal, in columns."""
 
 COMPUTED = (
     "params (millions) and GFLOPs are computed: the convolutions of one image's forward pass, the sampling of "
     "deformable ones included, a multiply-add as two operations."
 )
 PUBLISHED = (
-    "AP (percent) and fps are the authors', not measured here; fps on a Titan Xp, one image at a time. The letters "
-    "name measure and source:"
+    "AP (percent) and fps are the authors' and were not measured here; fps on a Titan Xp, one image at a time. The "
+    "letters refer to metric and source:"
 )
 
 HEADINGS = ("name", "backbone", "px", "anchors", "params", "GFLOPs", "prototypes", "data set", "AP", "fps")
@@ -34,17 +34,17 @@ HEADINGS = ("name", "backbone", "px", "anchors", "params", "GFLOPs", "prototypes
 
 @dataclass(frozen=True)
 class Entry:
-    """One published configuration with its computed size and cost."""
+    """A published configuration with its computed size and cost."""
 
     published: PublishedModel
     complexity: Complexity
 
 
 def measure(names: Sequence[str] = ()) -> list[Entry]:
-    """The published configurations of those names, all by default.
+    """Compute size and cost of the published configurations with these names, by default of all.
 
     Raises:
-        SettingsError: there is no published configuration of a name.
+        SettingsError: a name is unknown.
     """
     chosen = [find_published(name) for name in names] or list(PUBLISHED_MODELS.values())
     return [Entry(model, measure_complexity(model.model, len(model.classes))) for model in chosen]
@@ -68,14 +68,14 @@ def print_list(console: Console | None = None) -> None:
     console.print(f"\n{COMPUTED}\n{PUBLISHED}")
     for source, letter in sources.items():
         console.print(f"  {letter}  {source}")
-    console.print("\nOne in full: yolact models NAME. To train one: yolact preset use NAME.")
+    console.print("\nDetails: yolact models NAME. To train one: yolact preset use NAME.")
 
 
 def print_model(name: str, console: Console | None = None) -> None:
-    """Print one of them in full: size and cost, published metrics, training, every setting, classes.
+    """Print one in detail: size and cost, published metrics, training, all settings, classes.
 
     Raises:
-        SettingsError: there is no published configuration of that name.
+        SettingsError: the name is unknown.
     """
     console = console or _console()
     (entry,) = measure([name])
@@ -99,13 +99,13 @@ def print_model(name: str, console: Console | None = None) -> None:
 
 
 def print_json(name: str | None = None) -> None:
-    """Print one of them as a JSON object, or all as a list of them.
+    """Print one as a JSON object, or all as a list of objects.
 
     Raises:
-        SettingsError: there is no published configuration of that name.
+        SettingsError: the name is unknown.
     """
     entries = [_as_json(entry) for entry in measure([name] if name else [])]
-    print(json.dumps(entries[0] if name else entries, indent=2))
+    output.print_json(entries[0] if name else entries)
 
 
 def print_markdown() -> None:
@@ -135,7 +135,7 @@ def _justify(heading: str) -> Literal["left", "right"]:
 
 
 def _sources(entries: Sequence[Entry]) -> dict[str, str]:
-    """Each distinct source, with the measure that it gives, and the letter that stands for it."""
+    """A letter for each distinct pair of measure and source."""
     texts = dict.fromkeys(_source(entry.published) for entry in entries)
     return {text: chr(ord("a") + number) for number, text in enumerate(texts)}
 
@@ -163,19 +163,19 @@ def _cells(entry: Entry, sources: dict[str, str]) -> list[str]:
 
 
 def _facts(entry: Entry) -> dict[str, dict[str, str]]:
-    """Everything about one configuration but its classes, by heading."""
+    """Everything about a configuration except its classes, by heading."""
     published, complexity = entry.published, entry.complexity
     height, width, number = complexity.prototypes
     computed = {
         "parameters": f"{complexity.parameters:,}",
         "GFLOPs": f"{complexity.flops / 1e9:.1f} for one image; a multiply-add counts as two",
-        "anchors": f"{complexity.anchors:,}, {published.model.anchors_per_cell} a cell",
+        "anchors": f"{complexity.anchors:,}, {published.model.anchors_per_cell} per cell",
         "prototypes": f"{number} of {height} x {width}",
         "residual blocks": ", ".join(map(str, published.model.blocks)),
         "deformable convolutions": str(sum(map(len, published.model.deformable_blocks))),
     }
     if complexity.rescoring_flops:
-        computed["mask re-scoring"] = f"{complexity.rescoring_flops / 1e6:.1f} MFLOPs more for each mask"
+        computed["mask re-scoring"] = f"{complexity.rescoring_flops / 1e6:.1f} MFLOPs more per mask"
     metrics = published.metrics
     steps = ", ".join(f"{step:,}" for step in published.lr_steps)
     settings = flatten(published.settings())
@@ -183,7 +183,7 @@ def _facts(entry: Entry) -> dict[str, dict[str, str]]:
         "Computed": computed,
         "Published": {
             metrics.metric: f"{metrics.mask_ap:.1f}",
-            "fps": f"{metrics.fps:.1f} on a Titan Xp, one image at a time",
+            "fps": f"{metrics.fps:.1f} on a Titan Xp at batch size 1",
             "source": metrics.source,
         },
         "Training as published": {

@@ -1,8 +1,7 @@
-"""The result of `yolact parity` as tables or JSON."""
+"""`yolact parity`: its result as tables or JSON."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,27 +9,28 @@ from rich.table import Table
 from rich.text import Text
 
 from yolact_bench.parity import TOLERANCE, FileReport, ParityReport, run_parity
+from yolact_cli.output import print_json
 
 PIPED_WIDTH = 1000
-"""Most columns where the output is no terminal, so that every tensor has one line; tables are as wide as they need."""
+"""Width in columns without a terminal: enough for one line per tensor."""
 
 
 def show(directory: Path, *, as_json: bool) -> int:
-    """Check a directory of fixtures and print the result; the exit code is 1 if any comparison failed.
+    """Check a directory of fixtures and print the result; returns the exit code, 1 if a comparison failed.
 
     Raises:
         DataError: see `run_parity`.
     """
     report = run_parity(directory)
     if as_json:
-        print(json.dumps(report.to_json(), indent=2, allow_nan=False))
+        print_json(report.to_json())
     else:
         print_report(report)
     return 1 if report.failures else 0
 
 
 def print_report(report: ParityReport, console: Console | None = None) -> None:
-    """A table per file, what was not checked, and a line with the sum of it all."""
+    """Print a table per file, what was not checked, and a summary line."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=PIPED_WIDTH, highlight=False)

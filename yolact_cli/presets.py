@@ -1,4 +1,4 @@
-"""Presets as the command ``yolact preset`` shows and uses them; `yolact_ops.settings.presets` composes them."""
+"""`yolact preset`: list, show and use presets; `yolact_ops.settings.presets` composes them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from yolact_ops.settings.presets import CONF, PARAMS, base_path, compose, descri
 from yolact_ops.settings.yaml_text import parse_yaml, plain, read_yaml
 
 LONG_LIST = 60
-"""Longest list of lists that is shown on one line."""
+"""Longest list of lists, in characters, that is shown on one line."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One setting that differs between two settings files; None stands for a key that is not there."""
+    """A setting that differs between two settings files; None for a missing key."""
 
     key: str
     old: str | None
@@ -30,7 +30,7 @@ class Change:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Settings that differ between two nested mappings, with dotted keys, in the order of ``new``, then ``old``."""
+    """Settings that differ between two nested mappings, with dotted keys; those of ``new`` first."""
     before, after = flatten(old), flatten(new)
     keys = [*after, *(key for key in before if key not in after)]
     return [
@@ -41,7 +41,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 
 
 def shown(value: Any) -> str:
-    """A setting's value as YAML spells it; a long list of lists has a line for each row."""
+    """A setting's value as in YAML; a long list of lists has a line per row."""
     if value is None:
         return "null"
     if isinstance(value, list) and len(str(value)) > LONG_LIST and isinstance(value[0], list):
@@ -53,14 +53,14 @@ def print_list(console: Console | None = None) -> None:
     """Print each preset's name and description: the project's, then the published configurations."""
     console = console or Console(highlight=False)
     for title, names in (("project", preset_names()), ("published", list(PUBLISHED_MODELS))):
-        table = Table(Column(f"{title} preset", no_wrap=True, min_width=22), Column("what it is for", ratio=1))
+        table = Table(Column(f"{title} preset", no_wrap=True, min_width=22), Column("purpose", ratio=1))
         for name in names:
             table.add_row(name, describe(name))
         console.print(table)
 
 
 def print_preset(name: str, *, whole: bool, console: Console | None = None) -> None:
-    """Print what a preset changes in the base, or the whole settings file it makes."""
+    """Print what a preset changes in conf/base.yaml, or the whole settings file that it makes."""
     console = console or Console()
     text = compose(name)
     if whole:
@@ -72,10 +72,10 @@ def print_preset(name: str, *, whole: bool, console: Console | None = None) -> N
 
 
 def use(name: str, overrides: Sequence[str] = (), model: str | None = None, console: Console | None = None) -> None:
-    """Write preset ``name``, with another ``model`` and ``overrides``, to ``params.yaml`` and print what changed there.
+    """Write preset ``name``, with another ``model`` and ``overrides``, to ``params.yaml`` and print the changes.
 
     Raises:
-        SettingsError: see `compose`; ``params.yaml`` is then as it was.
+        SettingsError: see `compose`; ``params.yaml`` stays unchanged.
     """
     console = console or Console()
     text = compose(name, overrides, model=model)
@@ -83,18 +83,18 @@ def use(name: str, overrides: Sequence[str] = (), model: str | None = None, cons
     old = _old_params()
     write_text_atomic(PARAMS, text)
     if old is None:
-        console.print(f"{PARAMS} written from preset {what}; no readable one was there before.", highlight=False)
+        console.print(f"{PARAMS} written from preset {what}; there was no readable one before.", highlight=False)
         return
     differences = changes(old, plain(parse_yaml(text, name)))
     if not differences:
-        console.print(f"{PARAMS} is preset {what}; no setting changed.", highlight=False)
+        console.print(f"{PARAMS} is preset {what} already; no setting changed.", highlight=False)
         return
-    console.print(f"{PARAMS} is preset {what} now. Changed:", highlight=False)
-    console.print(_table(differences, old="was", new="is"))
+    console.print(f"{PARAMS} is now preset {what}. Changed:", highlight=False)
+    console.print(_table(differences, old="before", new="now"))
 
 
 def _old_params() -> dict[str, Any] | None:
-    """The settings in ``params.yaml`` as they are, valid or not; None when it is not there or not YAML."""
+    """The settings in ``params.yaml``, valid or not; None if it is missing or not YAML."""
     try:
         tree: dict[str, Any] = plain(read_yaml(PARAMS))
         return tree

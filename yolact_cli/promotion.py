@@ -30,7 +30,7 @@ HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
 
 
 def promote(request: Request, *, as_json: bool) -> int:
-    """Promote a version; the exit code is 0, or `RefusedError.exit_code` where the gate refused."""
+    """Promote a version; return the exit code: 0, or `RefusedError.exit_code` if the gate refused."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     outcome = promote_version(load_params(PARAMS), request, processed_dir=PROCESSED)
     if as_json:
@@ -41,7 +41,7 @@ def promote(request: Request, *, as_json: bool) -> int:
 
 
 def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: bool) -> None:
-    """Go back to an earlier champion and say so."""
+    """Roll back to an earlier champion and report it."""
     params = load_params(PARAMS)
     decision = roll_back(params, name=name, to=to, reason=reason)
     if as_json:
@@ -52,7 +52,7 @@ def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: b
 
 
 def history(name: str | None, *, as_json: bool) -> None:
-    """Show all decisions, oldest first, and the champion of now."""
+    """Show all decisions, oldest first, and the current champion."""
     model = name or load_params(PARAMS).register_.model_name
     found = read_history(RegisteredModel.open(connect(), model))
     if as_json:
@@ -70,7 +70,7 @@ def history(name: str | None, *, as_json: bool) -> None:
 
 
 def _print_outcome(outcome: Outcome, console: Console, *, name: str | None) -> None:
-    """Print what came of it; ``name`` is the registered model if the command line named one."""
+    """Print the outcome; ``name`` is the registered model if the command line named one."""
     console.print(headline(outcome), style="bold", soft_wrap=True)
     if outcome.assessment is None:
         return
@@ -82,7 +82,7 @@ def _print_outcome(outcome: Outcome, console: Console, *, name: str | None) -> N
         console.print(f"  note: {note}", markup=False, soft_wrap=True)
     if outcome.status == "refused":
         named = f"--name {shlex.quote(name)} " if name else ""
-        text = f'To promote it all the same: yolact promote {named}--version {outcome.version} --force --reason "..."'
+        text = f'To promote it anyway: yolact promote {named}--version {outcome.version} --force --reason "..."'
         console.print(text, markup=False, soft_wrap=True)
 
 
@@ -97,20 +97,20 @@ def _print_history(found: History, console: Console) -> None:
     console.print(f"champion of {found.name}: {found.champion or 'none'}", soft_wrap=True)
     if found.missing:
         console.print(
-            f"not here: decision {', '.join(map(str, found.missing))}. Decisions are deleted with the version that "
+            f"missing: decision {', '.join(map(str, found.missing))}. Decisions are deleted with the version that "
             "they made champion.",
             soft_wrap=True,
         )
     for decision in found.unsettled:
         console.print(
-            f"decision {decision.number} ({decision.action} of version {decision.version}) is under way, or its "
+            f"decision {decision.number} ({decision.action} of version {decision.version}) is running, or its "
             "process died; the next promotion or rollback settles it",
             soft_wrap=True,
         )
     if found.moved_by_hand:
         decided = found.decided_champion
         console.print(
-            f"the alias was moved past this program: by the decisions the champion is {decided or 'none'}",
+            f"the alias was moved without this program: according to the decisions the champion is {decided or 'none'}",
             soft_wrap=True,
         )
 

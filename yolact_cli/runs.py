@@ -1,4 +1,4 @@
-"""Runs in a table, with the metrics by which they are told apart."""
+"""`yolact runs`: a table of runs with their key metrics and settings."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from yolact_ops.tracking.store import connect, shown_uri
 PARAMS = Path("params.yaml")
 
 NUMBERS = {"mask AP", "AP50", "box AP", "steps", "trained"}
-"""Columns that stand to the right."""
+"""Right-aligned columns."""
 
 FIRST_TO_GO = ("steps", "started (UTC)", "data", "code", "status", "trained", "box AP", "network")
-"""Columns that a narrow window does without, in this order."""
+"""Columns that are dropped in a narrow terminal, in this order."""
 
 
 def run(experiment: str | None, limit: int, filter_string: str, *, as_json: bool) -> None:
     """Print the newest runs.
 
     Args:
-        experiment: its name, or `ALL_EXPERIMENTS`; that of ``params.yaml``, or all where there is none, if None.
-        limit: most runs.
+        experiment: its name, or `ALL_EXPERIMENTS`; None: that of ``params.yaml``, or all if there is no such file.
+        limit: maximum number of runs.
         filter_string: MLflow's filter.
-        as_json: print a list of objects.
+        as_json: print a JSON list of objects.
 
     Raises:
-        SettingsError: ``params.yaml`` is faulty.
-        TrackingError: the store fails or has no such experiment, or the filter is not one.
+        SettingsError: ``params.yaml`` is invalid.
+        TrackingError: the store fails or has no such experiment, or the filter is invalid.
     """
     if experiment is None:
         experiment = load_params(PARAMS).register_.experiment if PARAMS.is_file() else ALL_EXPERIMENTS
@@ -55,24 +55,24 @@ def run(experiment: str | None, limit: int, filter_string: str, *, as_json: bool
     if experiment != ALL_EXPERIMENTS:
         del cells["experiment"]
     left_out: list[str] = []
-    endless = console.options.update(max_width=10_000)  # else a table is never measured wider than the window
+    endless = console.options.update(max_width=10_000)  # else tables are measured as no wider than the terminal
     while console.measure(_table(cells), options=endless).maximum > console.width and len(left_out) < len(FIRST_TO_GO):
         left_out.append(FIRST_TO_GO[len(left_out)])
         del cells[left_out[-1]]
     console.print(_table(cells))
-    console.print("\n* code that was not committed. Compare two: yolact compare RUN RUN")
+    console.print("\n* uncommitted code. Compare two: yolact compare RUN RUN")
     if left_out:
-        console.print(f"No room here for: {', '.join(left_out)}. A wider window or --json shows all.", soft_wrap=True)
+        console.print(f"Columns left out: {', '.join(left_out)}. A wider terminal or --json shows all.", soft_wrap=True)
 
 
 def make_console() -> Console:
-    """A console that is not too narrow for tables when its output goes to a file or another program."""
+    """A console that is wide enough for tables when its output is redirected."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 2 * PIPED_WIDTH))
 
 
 def _cells(rows: Sequence[RunRow]) -> dict[str, list[str]]:
-    """The texts of each column by its heading."""
+    """The cells of each column by its heading."""
     sizes = ["" if row.image_size is None else f" {row.image_size} px" for row in rows]
     dirty = ["*" if row.git_dirty else "" for row in rows]
     return {

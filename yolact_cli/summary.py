@@ -1,4 +1,4 @@
-"""The last run's results in a short table, read from the files that the steps wrote."""
+"""`yolact summary`: the last run's results, read from the files that the steps wrote."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yolact_ops.reports.formatting import decimal
 
 @dataclass(frozen=True)
 class Results:
-    """What one run of the pipeline came to; AP values lie in 0 to 1, None where there was nothing to find."""
+    """Results of a pipeline run; AP values are 0 to 1, None without objects."""
 
     box_ap: float | None
     box_ap50: float | None
@@ -30,10 +30,10 @@ class Results:
 
 
 def read_results(root: Path = Path()) -> Results:
-    """Collect the results below ``root``.
+    """Collect the results in the project folder ``root``.
 
     Raises:
-        DataError: a step's file is missing, is not JSON or lacks a value; names the file and the step to run.
+        DataError: a step's file is missing, not JSON or lacks a value; names the file and the step to run.
     """
     train = _StepFile(root / "metrics" / "train.json", "train")
     evaluate = _StepFile(root / "metrics" / "eval.json", "evaluate")
@@ -51,7 +51,7 @@ def read_results(root: Path = Path()) -> Results:
 
 
 def print_summary(root: Path = Path(), console: Console | None = None) -> None:
-    """Print the results table and the next three commands to try.
+    """Print the results and the next commands to try.
 
     Raises:
         DataError: see `read_results`.
@@ -75,19 +75,19 @@ class _StepFile:
 
     def __init__(self, path: Path, step: str) -> None:
         self.path = path
-        self.way_out = f"run the step that writes it: dvc repro {step}"
+        self.hint = f"run the step that writes it: dvc repro {step}"
         try:
             self.tree = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; {self.way_out}") from None
+            raise DataError(f"{path}: no such file; {self.hint}") from None
         except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); {self.way_out}") from error
+            raise DataError(f"{path}: not valid JSON ({error}); {self.hint}") from error
 
     def value(self, *keys: str) -> Any:
         tree = self.tree
         for key in keys:
             if not isinstance(tree, dict) or key not in tree:
-                raise DataError(f"{self.path}: has no {'.'.join(keys)}; {self.way_out}")
+                raise DataError(f"{self.path}: has no {'.'.join(keys)}; {self.hint}")
             tree = tree[key]
         return tree
 
@@ -95,10 +95,10 @@ class _StepFile:
 def _next_commands() -> list[tuple[str, str]]:
     show = "open" if sys.platform == "darwin" else "xdg-open"
     return [
-        ("make mlflow", "the run in MLflow: curves, pictures, the registered model"),
-        (f"{show} reports/eval/index.html", "what it finds in the validation images, and what it misses"),
+        ("make mlflow", "the run in MLflow: curves, images, the registered model"),
+        (f"{show} reports/eval/index.html", "what the model finds in the validation images, and what it misses"),
         (
             "source .venv/bin/activate && dvc exp run -S train.lr=5e-4 && dvc exp show",
-            "another setting, compared with this one; only the steps it concerns run again",
+            "try another setting and compare; only the affected steps run again",
         ),
     ]

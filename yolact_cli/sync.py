@@ -1,4 +1,4 @@
-"""What runs could not tell MLflow while its server was away, sent now."""
+"""`yolact sync`: send MLflow what runs could not log while its server was unavailable."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from yolact_ops.tracking.sync import sync
 
 
 def run(model_dir: Path) -> int:
-    """Send every journal of ``model_dir`` and say what became of each.
+    """Send every journal of ``model_dir`` and print the outcome of each.
 
     Returns:
-        The exit code: 1 where something is left, else 0.
+        The exit code: 1 if something is left, else 0.
 
     Raises:
         DataError: there is no such folder.
     """
     if not model_dir.is_dir():
-        raise DataError(f"{model_dir}: no such folder. Name the one of run.json, or go to the project's folder.")
+        raise DataError(f"{model_dir}: no such folder; name the folder of run.json, or change to the project's folder")
     outcomes = []
     for outcome in sync(model_dir / FOLDER):
         outcomes.append(outcome)
@@ -27,5 +27,5 @@ def run(model_dir: Path) -> int:
         for line in outcome.problem.splitlines():
             print(f"  {line}")
     if not outcomes:
-        print(f"{model_dir / FOLDER}: nothing is left to send")
+        print(f"{model_dir / FOLDER}: nothing to send")
     return int(any(outcome.problem for outcome in outcomes))

@@ -13,13 +13,13 @@ from typing import Any
 from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import ApSummary, evaluate_coco, load_ground_truth, predict_dataset
+from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predict_dataset
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
-from yolact_ops.tracking.evaluations import FOLDER, log_evaluation
+from yolact_ops.tracking.evaluations import FOLDER, log_evaluation, tracked_metrics
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
 from yolact_ops.tracking.run_record import RUN_FILE
 from yolact_ops.tracking.runs import resume_run
@@ -114,22 +114,6 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
         "box": evaluation.box.to_json(),
         "mask": evaluation.mask.to_json(),
     }
-
-
-def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
-    """Names and values for MLflow: ``eval/mask_AP50``, and per class ``eval/per_class/mask_AP50/<class>``.
-
-    A class or size without ground truth has no value and is left out.
-    """
-    values: dict[str, float | None] = {}
-    for kind, summary in (("box", box), ("mask", mask)):
-        values |= {f"eval/{kind}_{name}": value for name, value in summary.metrics().items()}
-        for class_name, ap in summary.per_class.items():
-            values |= {
-                f"eval/per_class/{kind}_{name}/{class_name.replace('/', '_')}": value
-                for name, value in (("AP", ap.AP), ("AP50", ap.AP50), ("AP70", ap.AP70))
-            }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float | None]:

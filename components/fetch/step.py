@@ -1,4 +1,4 @@
-"""The step `fetch`: a registered model as train leaves one, with the detection settings that it carries."""
+"""The fetch step: download a registered model in the form train writes, with its own detection settings."""
 
 from __future__ import annotations
 
@@ -7,32 +7,28 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
-from yolact.settings import DetectConfig
-from yolact_ops.registry.versions import RegistryError, fetch_files, resolve
+from yolact_ops.registry.packaged_model import read_detection
+from yolact_ops.registry.versions import DETECT_FILE, RegistryError, fetch_files, resolve
 from yolact_ops.settings.params import Params
+from yolact_ops.tracking.evaluations import VERSION_TAG
 from yolact_ops.tracking.run_record import RUN_FILE
 from yolact_ops.tracking.runs import start_run
 from yolact_ops.tracking.store import connect
 
 log = logging.getLogger(__name__)
 
-DETECT_FILE, VERSION_FILE = "detect.json", "version.json"
-
-EVALUATED_TAG = "evaluated_version"
-"""On a run that only evaluates: which version of which registered model."""
+VERSION_FILE = "version.json"
 
 
 def run(*, model: str, model_dir: Path) -> str:
-    """Bring a registered version here.
+    """Download a registered version.
 
     Args:
         model: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
         model_dir: gets ``model.safetensors``, ``model.json``, ``detect.json`` and ``version.json`` (which version it
-            is); what was there is replaced.
+            is); replaces previous content.
 
     Returns:
         The version's address, as ``models:/yolact/3``, whatever its aliases become.
@@ -47,7 +43,7 @@ def run(*, model: str, model_dir: Path) -> str:
         artifacts = fetch_files(version.name, int(version.version), Path(temporary), "artifacts")
         for name in (f"model/{WEIGHTS_FILE}", f"model/{DESCRIPTION_FILE}", DETECT_FILE):
             if not (artifacts / name).is_file():
-                raise RegistryError(f"{address} has no artifacts/{name}; it was not made by this pipeline")
+                raise RegistryError(f"{address} has no artifacts/{name}; it was not registered by this pipeline")
             shutil.move(artifacts / name, folder / Path(name).name)
         facts = {
             "name": version.name,
@@ -60,21 +56,8 @@ def run(*, model: str, model_dir: Path) -> str:
     return address
 
 
-def read_detection(model_dir: Path) -> DetectConfig:
-    """The detection settings that a fetched model carries.
-
-    Raises:
-        RegistryError: they are missing or faulty.
-    """
-    path = model_dir / DETECT_FILE
-    try:
-        return DetectConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise RegistryError(f"{path}: no settings of detection ({error}); run the fetch step again") from error
-
-
 def begin_evaluation(params: Params, *, model: str, model_dir: Path) -> Params:
-    """Open an MLflow run of its own for an evaluation of the model, which the step `evaluate` goes on with.
+    """Start an MLflow run for an evaluation of the model; the evaluate step resumes it.
 
     Args:
         params: all settings.
@@ -82,7 +65,7 @@ def begin_evaluation(params: Params, *, model: str, model_dir: Path) -> Params:
         model_dir: what `run` filled; gets ``run.json``.
 
     Returns:
-        The settings with the model's own settings of detection.
+        The settings with the model's own detection settings.
 
     Raises:
         TrackingError: the store fails.
@@ -90,5 +73,5 @@ def begin_evaluation(params: Params, *, model: str, model_dir: Path) -> Params:
     evaluation = params.evaluate.model_copy(update={"detect": read_detection(model_dir)})
     params = params.model_copy(update={"evaluate": evaluation})
     with start_run(params, model_dir / RUN_FILE) as tracker:
-        tracker.set_tags({EVALUATED_TAG: model.removeprefix("models:/")})
+        tracker.set_tags({VERSION_TAG: model.removeprefix("models:/")})
     return params

@@ -1,51 +1,37 @@
-"""The step `predict`: a registered model over one shard of a folder in S3."""
+"""The predict step: run a registered model on one shard of an S3 folder."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from components.fetch.step import read_detection
-from components.split.step import ListedImage, Plan
 from yolact.errors import DataError
-from yolact.files import write_json_atomic
 from yolact.images import read_image
 from yolact.inference.predictor import Predictor
+from yolact_ops.batch_prediction.plan import ListedImage, Plan
+from yolact_ops.batch_prediction.result import ShardResult
+from yolact_ops.registry.packaged_model import read_detection
 from yolact_ops.transfer.storage import fetch_objects, make_client
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class ShardResult:
-    """What a shard leaves."""
-
-    images: list[dict[str, Any]] = field(default_factory=list)
-    """``id``, ``file_name`` (below the folder), ``width`` and ``height`` (pixels, upright), as COCO has them."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of the COCO results format."""
-    problems: list[dict[str, Any]] = field(default_factory=list)
-    """``id``, ``file_name`` and ``reason`` of images that cannot be read."""
-
-
 def run(
     *, model_dir: Path, plan_path: Path, shard: int, result_path: Path, device: str = "auto", batch_size: int = 8
 ) -> ShardResult:
-    """Find the objects of a shard's images, which are turned upright first.
+    """Detect the objects in a shard's images, which are turned upright first.
 
-    A image that cannot be read is noted and passed over: one of many must not stop all others.
+    An image that cannot be read is listed under ``problems`` and skipped: one bad image must not stop the others.
 
     Args:
-        model_dir: what fetch wrote; its settings of detection are used.
+        model_dir: what fetch wrote, detection settings included.
         plan_path: what split wrote.
         shard: number, from 0.
         result_path: gets the result as JSON.
         device: as ``runtime.device``.
-        batch_size: images that pass the network at once.
+        batch_size: images per forward pass.
 
     Raises:
         DataError: the plan has no such shard, or a file changed or cannot be fetched.
@@ -53,7 +39,7 @@ def run(
     """
     plan = Plan.read(plan_path)
     if not 0 <= shard < len(plan.shards):
-        raise DataError(f"{plan_path}: has {len(plan.shards)} shards, and so no shard {shard}")
+        raise DataError(f"{plan_path}: has {len(plan.shards)} shards, so no shard {shard}")
     images = plan.shards[shard]
     predictor = Predictor.load(model_dir, read_detection(model_dir), device=device, batch_size=batch_size)
     result = ShardResult()
@@ -62,9 +48,9 @@ def run(
         fetch_objects(make_client(), plan.address, [image.file for image in images], folder)
         for start in range(0, len(images), batch_size):
             _predict(predictor, folder, images[start : start + batch_size], result)
-    write_json_atomic(result_path, vars(result))
+    result.write(result_path)
     log.info(
-        "shard %d: %d images, %d objects, %d images not readable",
+        "shard %d: %d images, %d objects, %d unreadable images",
         shard,
         len(result.images),
         len(result.rows),

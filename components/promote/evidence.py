@@ -1,8 +1,8 @@
-"""What a version found in validation images: from its run, from an earlier evaluation, or evaluated again.
+"""The detections of a version on validation images: from its run, an earlier evaluation, or a new one.
 
-Two versions are compared on one ground truth, image by image. Where a version was measured on another one, or its run
-has been evaluated again since, it is run on the processed data here, and the result is kept as an MLflow run of its
-own, so that it is done once. Each version is measured with the detection settings that it carries, as it is served.
+Two versions are compared on one ground truth, image by image. If a version was measured on another one, or its run has
+been evaluated again since, it is evaluated on the local processed data, and the result is stored as a separate MLflow
+run for later comparisons. Each version is measured with its own detection settings, as served.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.evaluate.step import tracked_metrics
-from components.promote.files import PackagedModel
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
 from yolact_ops.lineage.statistics import read_data_digest
+from yolact_ops.registry.packaged_model import PackagedModel
 from yolact_ops.registry.versions import RegisteredModel, RegistryError
 from yolact_ops.tracking.evaluations import (
     FOLDER,
     TOLERANCE,
+    VERSION_TAG,
     hash_ground_truth,
     pack_evaluation,
     read_evaluation,
     renumbered,
+    tracked_metrics,
 )
 from yolact_ops.tracking.store import TrackingError, reported
 from yolact_ops.tracking.tracker import allowed_name
@@ -44,42 +45,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL_TAG = "evaluated_model_digest"
-"""On a run that only evaluates: which weights."""
+"""Tag of a run that only evaluates: which weights."""
 DETECTION_TAG = "evaluated_detect_hash"
-"""With which detection settings."""
+"""Tag of such a run: which detection settings."""
 GROUND_TRUTH_TAG = "evaluated_ground_truth"
-"""On what, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
-VERSION_TAG = "evaluated_version"
-"""For people: which version of which registered model."""
+"""Tag of such a run: which ground truth, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A version's detections and what they were compared with."""
+    """A version's detections and their ground truth."""
 
     version: int
     run_id: str
-    """Where they are kept."""
+    """The run that has them."""
     ground_truth: dict[str, Any]
     """A COCO instances tree."""
     rows: list[dict[str, Any]]
     """COCO results."""
     digest: str
-    """See `yolact_ops.tracking.evaluations.hash_ground_truth`."""
+    """Of the ground truth, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
 
     def measure(self, iou_type: IouType) -> ApSummary:
         """AP of the detections."""
         return evaluate_coco(index_ground_truth(self.ground_truth, f"run {self.run_id}"), self.rows, iou_type)
 
     def numbered_as(self, other: Evidence) -> Evidence:
-        """The same on the ground truth of ``other``, which has the same digest, but may number images otherwise."""
+        """The same with the image and class ids of ``other``, whose ground truth has the same digest."""
         rows = renumbered(self.rows, self.ground_truth, other.ground_truth)
         return replace(self, ground_truth=other.ground_truth, rows=rows)
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Runs versions on the processed data of this working folder."""
+    """Finds a version's detections, evaluating it on the local processed data if necessary."""
 
     model: RegisteredModel
     processed_dir: Path
@@ -87,22 +86,22 @@ class Evaluator:
     batch_size: int
 
     def of(self, version: ModelVersion, *, on: Evidence | None = None) -> Evidence:
-        """What a version found.
+        """The detections of a version.
 
         Args:
-            version: of the registered model.
-            on: the evidence of another version; this one's must be on the same ground truth, and gets its numbers of
-                images and classes. None where the version's own will do.
+            version: a version of the registered model.
+            on: the evidence of another version: use the same ground truth, with its image and class ids. None for the
+                version's own ground truth.
 
         Raises:
-            RegistryError: it must be evaluated again, and the data for that are not here.
+            RegistryError: it must be evaluated again, and the data for that is not here.
             TrackingError: the store fails.
         """
         digest = None if on is None else on.digest
         found = self._stored(version, digest)
         if found is None:
             data_digest = version.tags.get("data_digest") if on is None else self._data_digest(on)
-            found = self._anew(version, data_digest, digest)
+            found = self._evaluate(version, data_digest, digest)
         return found if on is None else found.numbered_as(on)
 
     def _stored(self, version: ModelVersion, digest: str | None) -> Evidence | None:
@@ -115,7 +114,7 @@ class Evaluator:
         return None
 
     def _of_own_run(self, version: ModelVersion) -> Evidence | None:
-        """Detections of the run that made the version, if they are still those that its metrics come from."""
+        """The detections of the version's own run, if the version's metrics still come from them."""
         number = int(version.version)
         try:
             found = _read(self.model.client, number, _run_id(version))
@@ -133,7 +132,7 @@ class Evaluator:
         return found
 
     def _evaluation_runs(self, version: ModelVersion) -> list[Run]:
-        """Runs that only evaluated what the version is made of, newest first."""
+        """Runs that only evaluated the version's weights and detection settings, newest first."""
         model, detection = (version.tags.get(tag) for tag in ("model_digest", "detect_hash"))
         client = self.model.client
         with reported("look for evaluations"):
@@ -145,8 +144,8 @@ class Evaluator:
     def _data_digest(self, evidence: Evidence) -> str | None:
         return self.model.version(evidence.version).tags.get("data_digest")
 
-    def _anew(self, version: ModelVersion, data_digest: str | None, digest: str | None) -> Evidence:
-        """Run the version on the processed data, which must be those of ``data_digest``."""
+    def _evaluate(self, version: ModelVersion, data_digest: str | None, digest: str | None) -> Evidence:
+        """Evaluate the version on the processed data, which must have ``data_digest``."""
         number = int(version.version)
         self._check_data(number, data_digest)
         annotations = self.processed_dir / "val.json"
@@ -164,27 +163,27 @@ class Evaluator:
             predictor = packaged.predictor(self.device, self.batch_size)
             rows = _predict(predictor, data)
         evidence = Evidence(number, "", tree, rows, found)
-        return replace(evidence, run_id=self._keep(version, evidence, annotations))
+        return replace(evidence, run_id=self._store(version, evidence, annotations))
 
     def _check_data(self, number: int, data_digest: str | None) -> None:
-        way_out = (
-            "Get that data first: check out the commit that it belongs to (`yolact lineage` names it), and run "
+        how_to_fix = (
+            "Get that data first: check out its commit (`yolact lineage` names it), and run "
             "`dvc pull data/processed` or `dvc repro preprocess`."
         )
         try:
             here = read_data_digest(self.processed_dir)
         except DataError as error:
             raise RegistryError(
-                f"{self.model.name} version {number} must be evaluated again: {error} {way_out}"
+                f"{self.model.name} version {number} must be evaluated again: {error} {how_to_fix}"
             ) from None
         if data_digest is None or here != data_digest:
             raise RegistryError(
                 f"{self.model.name} version {number} must be evaluated again on the data with the digest "
-                f"{(data_digest or 'unknown')[:12]}, but {self.processed_dir} has {here[:12]}. {way_out}"
+                f"{(data_digest or 'unknown')[:12]}, but {self.processed_dir} has {here[:12]}. {how_to_fix}"
             )
 
-    def _keep(self, version: ModelVersion, evidence: Evidence, annotations: Path) -> str:
-        """Keep an evaluation as a run beside that of the version, and return the run's id."""
+    def _store(self, version: ModelVersion, evidence: Evidence, annotations: Path) -> str:
+        """Store an evaluation as a run in the version's experiment and return the run's id."""
         client = self.model.client
         tags = {
             VERSION_TAG: f"{self.model.name}/{evidence.version}",
@@ -204,7 +203,7 @@ class Evaluator:
             detections = Path(temporary) / "detections.json"
             write_json_atomic(detections, evidence.rows)
             pack_evaluation(folder, annotations, detections)
-            with reported("keep the evaluation"):
+            with reported("store the evaluation"):
                 client.log_batch(run.info.run_id, metrics=_as_metrics(metrics))
                 client.log_artifacts(run.info.run_id, str(folder), FOLDER)
         return str(run.info.run_id)
@@ -227,9 +226,9 @@ def _read(client: MlflowClient, number: int, run_id: str) -> Evidence:
 
 
 def _predict(predictor: Any, data: CocoInstances) -> list[dict[str, Any]]:
-    """COCO results of a network whose classes may be others than the data's: they are told by their names.
+    """COCO results of a network whose classes may differ from the data's: they are matched by name.
 
-    What it finds of classes that the data does not have is left out.
+    Detections of classes that the data does not have are left out.
     """
     id_of = dict(zip(data.class_names, data.category_ids, strict=True))
     unknown = min(data.category_ids, default=0) - 1
@@ -240,7 +239,7 @@ def _predict(predictor: Any, data: CocoInstances) -> list[dict[str, Any]]:
 
 @contextmanager
 def _finished(client: MlflowClient, run: Run) -> Iterator[None]:
-    """End the run at the end, as finished or failed."""
+    """End the run as finished or failed."""
     try:
         yield
     except BaseException:

@@ -1,7 +1,7 @@
-"""The gate between candidate and champion: pure decisions on metrics that others measured.
+"""The gate between candidate and champion: pure functions that decide on metrics measured elsewhere.
 
-Each rule gives its verdict with the value, the limit and by how much the value fell short, so that a refusal can be
-read without knowing the code. All AP values and their differences lie in 0 to 1.
+Each rule states its verdict with the value, the limit and the shortfall, so a refusal is readable without knowing the
+code. AP values are in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from yolact_ops.settings.params import PromoteConfig
 IouType = Literal["box", "mask"]
 
 LISTED_CLASSES = 20
-"""Most classes that are named for their losses, those with the largest."""
+"""Most classes that are named for their losses; those with the largest losses."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What one rule of the gate says."""
+    """The verdict of one rule."""
 
     name: str
-    """The setting of ``promote`` that it applies, or what it looks at."""
+    """The setting of ``promote`` that it applies, or what it checks."""
     passed: bool
     value: float | None
-    """None where it could not be measured."""
+    """None if it could not be measured."""
     limit: float | None
-    """None where the rule has no number."""
+    """None if the rule has no limit."""
     shortfall: float | None
-    """How far the value is on the wrong side of the limit; None where the rule passed or nothing was measured."""
+    """How far the value is on the wrong side of the limit; None if the rule passed or nothing was measured."""
     text: str
     """The rule as a sentence, metrics included."""
 
@@ -43,16 +43,16 @@ class Rule:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long the candidate takes."""
+    """The candidate's latency."""
 
     milliseconds: float
-    """A image: the median."""
+    """Median per image."""
     machine: str
-    """What it was measured on, and how."""
+    """Where and how it was measured."""
 
 
 def split_metric(metric: str) -> tuple[IouType, str]:
-    """The kind of overlap and the name of the metric: ``mask_AP50`` is (``mask``, ``AP50``)."""
+    """The IoU type and the name of the metric: ``mask_AP50`` is (``mask``, ``AP50``)."""
     kind, _, name = metric.partition("_")
     return ("mask" if kind == "mask" else "box"), name
 
@@ -62,8 +62,8 @@ def judge_first(config: PromoteConfig, value: float | None, latency: Latency | N
 
     Args:
         config: the limits.
-        value: the candidate's ``config.metric``; None where its validation images show nothing to find.
-        latency: the candidate's; None where there is no limit.
+        value: the candidate's ``config.metric``; None if its validation images have no objects.
+        latency: the candidate's; None if there is no limit.
     """
     return [_first(config, value), *_latency(config, latency)]
 
@@ -75,9 +75,9 @@ def judge(
 
     Args:
         config: the limits.
-        comparison: of the kind of overlap that ``config.metric`` names.
-        lost_classes: classes that the champion finds and the candidate does not know.
-        latency: the candidate's; None where there is no limit.
+        comparison: for the IoU type of ``config.metric``.
+        lost_classes: classes that the champion knows and the candidate does not.
+        latency: the candidate's; None if there is no limit.
     """
     gain = comparison.metrics[split_metric(config.metric)[1]]
     return [
@@ -90,7 +90,7 @@ def judge(
 
 
 def refused(rules: Iterable[Rule]) -> list[Rule]:
-    """Those that did not pass; none means that the gate is open."""
+    """The rules that did not pass; if none, the gate is open."""
     return [rule for rule in rules if not rule.passed]
 
 
@@ -113,7 +113,7 @@ def _doubt(config: PromoteConfig, gain: Gain) -> Rule:
 
 
 def _class_losses(config: PromoteConfig, per_class: dict[str, ClassGain]) -> list[Rule]:
-    """A rule for each class that loses too much; else one for the class that loses most, or for none that counts."""
+    """A verdict for each class that loses too much; else one, for the class that loses most or for no counted class."""
     name, limit = "promote.max_class_loss", config.max_class_loss
     losses = {
         label: found.a - found.b
@@ -149,7 +149,7 @@ def _latency(config: PromoteConfig, latency: Latency | None) -> list[Rule]:
         return []
     if latency is None:
         return [Rule("promote.max_latency_ms", False, None, config.max_latency_ms, None, "latency was not measured")]
-    text = f"{latency.milliseconds:.1f} ms a image ({latency.machine})"
+    text = f"{latency.milliseconds:.1f} ms per image ({latency.machine})"
     return [_at_most("promote.max_latency_ms", latency.milliseconds, config.max_latency_ms, text)]
 
 

@@ -1,8 +1,8 @@
-"""How long a version takes for a image, measured here and now.
+"""Measure the latency of a version on this machine.
 
-One image at a time (the version's input example, a real validation image), from decoded pixels to boxes and masks in
-the image's frame, on ``runtime.device`` of the machine that promotes. The median of `ROUNDS` runs after `WARM_UP`. It
-says something about another machine only as far as that is alike; promote where, or as, you serve.
+One image at a time (the version's input example, a validation image), from decoded pixels to boxes and masks in image
+coordinates, on ``runtime.device``. The median of `ROUNDS` runs after `WARM_UP`. Promote on a machine like the one that
+serves: the value does not transfer to others.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import io
 import numpy as np
 from PIL import Image
 
-from components.promote.files import PackagedModel
 from components.promote.gate import Latency
 from yolact.inference.machine import describe_machine
 from yolact.inference.timing import Laps, median
+from yolact_ops.registry.packaged_model import PackagedModel
 
 WARM_UP = 3
 ROUNDS = 20
 
 
 def measure_latency(model: PackagedModel, device: str) -> Latency:
-    """The median time for the input example.
+    """Measure the median time for the input example.
 
     Args:
         model: the version's files.
@@ -30,7 +30,7 @@ def measure_latency(model: PackagedModel, device: str) -> Latency:
 
     Raises:
         RegistryError: the version has no input example.
-        SettingsError: the device is not there.
+        SettingsError: the device is unavailable.
     """
     predictor = model.predictor(device, batch_size=1)
     image = np.array(Image.open(io.BytesIO(model.example())).convert("RGB"))

@@ -1,23 +1,18 @@
-"""Promoting a version to champion, and going back.
+"""Promote a version to champion, or roll back to an earlier one.
 
-What happens, in this order:
-
-1. Candidate and champion are compared on the same validation images (`components.promote.evidence`), and the gate
-   judges (`components.promote.gate`). This may take minutes; nothing is locked, and nothing in the registry changes.
+1. Compare candidate and champion on the same validation images (`components.promote.evidence`) and let the gate decide
+   (`components.promote.gate`). This may take minutes; nothing is locked and nothing in the registry changes.
 2. A refusal ends here.
-3. Under the lock (`yolact_ops.registry.lock`): what interrupted promotions left is settled; the champion is looked at
-   once more, and if it is no longer the one that was compared, all begins again; the decision is written as a tag of
-   the version (``intended``); the alias moves; the decision becomes ``done``.
+3. With exclusive access (`yolact_ops.registry.champion`) check that the champion is still the one that was compared; if
+   not, start over. Then record the decision, which moves the alias.
 
-Killed at any moment, there is one champion, the old or the new, and the next promotion or rollback settles the decision
-(`yolact_ops.registry.history`). A killed process's lock ends by itself.
+A process killed at any moment leaves one champion, the old or the new, and the next promotion or rollback settles its
+decision.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,24 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.promote.evidence import Evaluator, Evidence
-from components.promote.files import PackagedModel, fetch_classes
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
 from components.promote.latency import measure_latency
 from yolact.errors import YolactError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
-from yolact_ops.lineage.lineage import user_name
-from yolact_ops.registry.history import (
-    Decision,
-    History,
-    champions,
-    ever_champions,
-    new_decision,
-    read_history,
-    rolled_back,
-    settle,
-    write,
-)
-from yolact_ops.registry.lock import Hold, hold
+from yolact_ops.registry.champion import exclusive
+from yolact_ops.registry.history import Decision, History, champions, ever_champions, read_history, rolled_back
+from yolact_ops.registry.packaged_model import PackagedModel, fetch_classes
 from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel, RegistryError
 from yolact_ops.settings.params import Params, PromoteConfig
 from yolact_ops.tracking.store import connect
@@ -53,27 +37,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often to compare again because somebody else promoted meanwhile."""
+"""Most comparisons per promotion; each repeats because another process changed the champion meanwhile."""
 
 Status = Literal["promoted", "refused", "unchanged", "possible"]
 
 
 class RefusedError(YolactError, RuntimeError):
-    """The gate refused, and that was to end the program."""
+    """The gate refused, and the settings say that the step then fails."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the gate made of a version."""
+    """The gate's verdict on a version."""
 
     rules: list[Rule]
     metrics: dict[str, Any]
-    """What was compared: data, metric, values, gain with its interval, per class (not kept with decisions, whose runs
-    have it), latency."""
+    """What was compared: data, metric, values, gain with its interval, latency, and values per class (which decisions
+    leave out: their runs have them)."""
     notes: list[str]
-    """What else a reader should know."""
+    """Caveats for the reader."""
 
     @property
     def refusals(self) -> list[Rule]:
@@ -86,18 +70,18 @@ class Outcome:
     """How a promotion ended."""
 
     status: Status
-    """``possible``: it would have been promoted (``--dry-run``); ``unchanged``: it is champion already."""
+    """``possible``: a dry run found that it would be promoted; ``unchanged``: it is the champion already."""
     name: str
     version: int
     previous: int | None
     """The champion before."""
     assessment: Assessment | None = None
-    """None where nothing was compared."""
+    """None if nothing was compared."""
     decision: Decision | None = None
-    """None where nothing was decided."""
+    """None if nothing was decided."""
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The outcome as plain values."""
         assessment, decision = self.assessment, self.decision
         return {
             "status": self.status,
@@ -116,34 +100,34 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Request:
-    """What somebody asks for."""
+    """What to promote, and how."""
 
     version: int | None = None
     """None: the candidate."""
     name: str | None = None
-    """Of the registered model; None: ``register.model_name``."""
+    """The registered model; None: ``register.model_name``."""
     force: bool = False
-    """Promote although the gate refuses, or nothing can be compared."""
+    """Promote even if the gate refuses or nothing can be compared."""
     reason: str | None = None
-    """Kept with the decision; needed to force."""
+    """Recorded with the decision; required with ``force``."""
     dry_run: bool = False
 
 
 def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome:
-    """Make a version champion if the gate lets it, see this module's head.
+    """Make a version champion if the gate allows it, see the module docstring.
 
     Args:
         params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime.device`` are read too.
         request: what to promote, and how.
-        processed_dir: what preprocess wrote; read only where a version must be evaluated again.
+        processed_dir: what preprocess wrote; read only if a version must be evaluated again.
 
     Raises:
-        RegistryError: the registry has no such model, version or alias; the versions cannot be compared; somebody else
-            holds the lock.
+        RegistryError: the registry has no such model, version or alias; the versions cannot be compared; another
+            process holds the lock.
         TrackingError: the store fails.
     """
     if request.force and not request.reason:
-        raise RegistryError("a forced promotion needs a reason, which is kept: --force --reason '...'")
+        raise RegistryError("a forced promotion needs a reason, which is recorded: --force --reason '...'")
     model = RegisteredModel.open(connect(), request.name or params.register_.model_name)
     version = model.version(_wanted(model, request))
     number = int(version.version)
@@ -161,31 +145,29 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
         decision = _carry_out(model, number, previous, assessment, request)
         if decision is not None:
             return replace(outcome, status="promoted", decision=decision)
-        log.info("the champion of %s changed meanwhile: version %d is compared with the new one", model.name, number)
-    raise RegistryError(f"the champion of {model.name} changed {ATTEMPTS} times during this; run it again")
+        log.info("the champion of %s changed meanwhile: comparing version %d with the new one", model.name, number)
+    raise RegistryError(f"the champion of {model.name} changed {ATTEMPTS} times meanwhile; run it again")
 
 
 def rollback(params: Params, *, name: str | None = None, to: int | None = None, reason: str | None = None) -> Decision:
-    """Make the previous champion champion again; nothing is measured.
+    """Make the previous champion the champion again, without measuring anything.
 
-    Done again, it goes one champion further back. A version that is no longer in the registry is passed over.
+    Each repetition goes one champion further back. Deleted versions are skipped.
 
     Args:
         params: ``register.model_name`` is read.
-        name: of the registered model; None for that of ``params``.
-        to: a version that was champion before; None for the last one before the present.
-        reason: kept with the decision.
+        name: the registered model; None for that of ``params``.
+        to: an earlier champion; None for the previous one.
+        reason: recorded with the decision.
 
     Raises:
-        RegistryError: there is no such champion to go back to, or somebody else holds the lock.
+        RegistryError: there is no such champion to return to, or another process holds the lock.
         TrackingError: the store fails.
     """
     model = RegisteredModel.open(connect(), name or params.register_.model_name)
-    with hold(model.client, model.name, _owner()) as lock:
-        history = settle(model, read_history(model))
-        version = _earlier_champion(history) if to is None else _former_champion(history, to)
-        decision = new_decision(history, "rollback", version, who=_who(), host=_host(), reason=reason)
-        return _move(model, lock, decision)
+    with exclusive(model) as access:
+        version = _earlier_champion(access.history) if to is None else _former_champion(access.history, to)
+        return access.record("rollback", version, reason=reason)
 
 
 def _wanted(model: RegisteredModel, request: Request) -> int:
@@ -203,40 +185,23 @@ def _wanted(model: RegisteredModel, request: Request) -> int:
 def _carry_out(
     model: RegisteredModel, number: int, previous: int | None, assessment: Assessment, request: Request
 ) -> Decision | None:
-    """Write the decision and move the alias, under the lock; None where the champion is no longer ``previous``."""
-    with hold(model.client, model.name, _owner()) as lock:
-        history = settle(model, read_history(model))
-        if history.champion != previous:
+    """Record the decision and move the alias; None if the champion is no longer ``previous``."""
+    with exclusive(model) as access:
+        if access.history.champion != previous:
             return None
-        decision = new_decision(
-            history,
+        return access.record(
             "promote",
             number,
-            who=_who(),
-            host=_host(),
             forced=bool(assessment.refusals),
             reason=request.reason,
             metrics={key: value for key, value in assessment.metrics.items() if key != "per_class"},
             gate=[rule.to_json() for rule in assessment.rules],
         )
-        return _move(model, lock, decision)
-
-
-def _move(model: RegisteredModel, lock: Hold, decision: Decision) -> Decision:
-    """The decision, then the alias, then that it is done: a kill in between is seen by who comes next."""
-    lock.check()
-    write(model, decision)
-    lock.check()
-    model.set_alias(CHAMPION, decision.version)
-    lock.check()  # else it stays intended, and the next one to hold the lock settles it by the alias
-    done = replace(decision, state="done")
-    write(model, done)
-    return done
 
 
 def _earlier_champion(history: History) -> int:
     line = champions(history)
-    if line and line[-1] == history.champion:  # not so where the present champion was deleted
+    if line and line[-1] == history.champion:  # it is not if the current champion was deleted
         del line[-1]
     earlier = [version for version in line if version in history.versions]
     if earlier:
@@ -246,21 +211,21 @@ def _earlier_champion(history: History) -> int:
             f"{history.name} has no champion, and none of its versions was one. Promote a version first: yolact promote"
         )
     raise RegistryError(
-        f"version {history.champion} is the first champion of {history.name} that is left: there is none to go back to"
+        f"version {history.champion} is the first champion of {history.name} that still exists: there is no earlier one"
     )
 
 
 def _former_champion(history: History, to: int) -> int:
     former = sorted(ever_champions(history) & set(history.versions))
     if to == history.champion:
-        raise RegistryError(f"version {to} is the champion of {history.name}: there is nothing to go back from")
+        raise RegistryError(f"version {to} is the champion of {history.name}: there is nothing to roll back")
     if to not in former:
         were = ", ".join(map(str, former)) or "none"
         raise RegistryError(f"version {to} was never champion of {history.name} ({were}); use: yolact promote")
     return to
 
 
-# Comparing
+# Comparison
 
 
 def _assess(
@@ -283,12 +248,12 @@ def _assess(
 
 
 def _rolled_back(model: RegisteredModel, number: int) -> list[Rule]:
-    """A version that somebody took out of use is not put back by a schedule."""
+    """A scheduled pipeline must not promote a version that somebody rolled back."""
     decision = rolled_back(read_history(model), number)
     if decision is None:
         return []
     reason = f": {decision.reason}" if decision.reason else ""
-    text = f"the version was rolled back by {decision.who}, {decision.time}{reason}; only --force puts it back"
+    text = f"the version was rolled back by {decision.who}, {decision.time}{reason}; only --force promotes it again"
     return [Rule("rollback", False, None, None, None, text)]
 
 
@@ -366,27 +331,14 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
     notes = []
     if other.run_id != champion.run_id:
         notes.append(
-            f"the champion (version {champion.version}) was measured on other data, or its run was evaluated again "
-            f"since: its metrics come from run {other.run_id}"
+            f"the champion (version {champion.version}) was measured on other data, or its run has been evaluated "
+            f"again since: its metrics come from run {other.run_id}"
         )
     if version.tags.get("data_digest") != champion.tags.get("data_digest"):
         notes.append(
-            "the champion was made from other data: if some of these validation images were among its training images, "
-            "it looks better here than it is"
+            "the champion was trained on other data: if some of these validation images were among its training "
+            "images, it looks better here than it is"
         )
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):
-        notes.append("the versions carry different detection settings; each was measured with its own, as it is served")
+        notes.append("the versions carry different detection settings; each was measured with its own, as served")
     return notes
-
-
-def _who() -> str:
-    """The login at the MLflow server where there is one, else the user of this machine."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME") or user_name()
-
-
-def _host() -> str:
-    return platform.node() or "unknown"
-
-
-def _owner() -> str:
-    return f"{_who()} on {_host()} (process {os.getpid()})"

@@ -1,4 +1,4 @@
-"""What a promotion came to, for people."""
+"""The outcome of a promotion as human-readable text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ HEADLINES = {
     "unchanged": "version {version} is the champion already; nothing was changed",
     "possible": "version {version} would be promoted; nothing was changed",
 }
-"""By status."""
+"""Headlines by status."""
 
 
 def headline(outcome: Outcome) -> str:
-    """The outcome in a line."""
+    """The outcome in one line."""
     text = f"{outcome.name}: {HEADLINES[outcome.status].format(version=outcome.version)}"
     if outcome.status != "unchanged":
         tense = "was" if outcome.status == "promoted" else "is"
@@ -37,7 +37,7 @@ def to_markdown(outcome: Outcome) -> str:
         rows = [
             f"| {'passed' if rule.passed else 'REFUSED'} | `{rule.name}` | {rule.text} |" for rule in assessment.rules
         ]
-        parts.append("\n".join(["| | rule | what was found |", "| --- | --- | --- |", *rows]))
+        parts.append("\n".join(["| | rule | result |", "| --- | --- | --- |", *rows]))
         if assessment.notes:
             parts.append("\n".join(f"- {note}" for note in assessment.notes))
         per_class = assessment.metrics.get("per_class")
@@ -47,7 +47,7 @@ def to_markdown(outcome: Outcome) -> str:
 
 
 def _class_table(per_class: dict[str, list[Any]]) -> str:
-    """Classes by what they lose, the largest loss first; those without objects last."""
+    """Classes with the largest loss first; those without objects last."""
     gains = {name: None if a is None or b is None else b - a for name, (a, b, _) in per_class.items()}
     order = sorted(per_class, key=lambda name: (gains[name] is None, gains[name] or 0.0))
     lines = ["| class | objects | champion AP | candidate AP | gain |", "| --- | ---: | ---: | ---: | ---: |"]

@@ -1,7 +1,7 @@
-"""The promote step: the version that was just registered becomes champion, if the gate lets it.
+"""The promote step: make the version that was just registered the champion if the gate allows it.
 
-The last step of the training pipeline; it is not part of ``dvc repro``, where a person decides (`yolact promote`).
-Reads ``reports/registration.json`` and the registry, and ``data/processed/`` where a version must be evaluated again;
+The last step of the training pipeline; not part of ``dvc repro``, where a person decides (`yolact promote`).
+Reads ``reports/registration.json`` and the registry, and ``data/processed/`` if a version must be evaluated again;
 writes ``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
 ``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written.
 """
@@ -33,14 +33,14 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         registration_path: what register wrote.
         processed_dir: what preprocess wrote.
         report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused`` or ``unchanged``), rules, metrics.
-        page_path: gets the same for people, as Markdown.
+        page_path: gets the same as human-readable Markdown.
 
     Returns:
         What was decided.
 
     Raises:
-        DataError: ``registration_path`` is missing or faulty.
-        RegistryError: the versions cannot be compared, or somebody else promotes.
+        DataError: ``registration_path`` is missing or damaged.
+        RegistryError: the versions cannot be compared, or another process is promoting.
         TrackingError: the store fails.
         RefusedError: the gate refused and ``promote.fail_on_refusal`` is set; the reports are written.
     """
@@ -60,7 +60,7 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
 
 
 def _read(path: Path) -> tuple[str, int, str | None, float]:
-    """Name, version, alias and floor, as register wrote them."""
+    """Name, version, alias and floor from what register wrote."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return str(tree["name"]), int(tree["version"]), tree["alias"], float(tree["min_mask_ap50"])
@@ -71,8 +71,8 @@ def _read(path: Path) -> tuple[str, int, str | None, float]:
 
 
 def _below_floor(name: str, version: int, floor: float) -> Outcome:
-    """A version that is no candidate is not compared."""
-    text = f"the version did not reach the floor of {floor:g}, and is no candidate"
+    """The outcome for a version that is not a candidate, without a comparison."""
+    text = f"the version did not reach the floor of {floor:g} and is not a candidate"
     rule = Rule("register.min_mask_ap50", False, None, floor, None, text)
     champion = RegisteredModel.open(connect(), name).alias(CHAMPION)
     return Outcome("refused", name, version, champion, Assessment([rule], {}, []))

@@ -1,6 +1,6 @@
-"""The model card: what a version is, how good, from what, for what, and for what not; in Markdown.
+"""The model card: what a version is, its metrics, its data, and its uses and limits; in Markdown.
 
-Follows Mitchell et al. 2019, *Model Cards for Model Reporting* (FAT*), as far as a pipeline can know the answers.
+Follows Mitchell et al. 2019, *Model Cards for Model Reporting* (FAT*), as far as a pipeline knows the answers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from yolact_ops.reports.formatting import percent
 from yolact_ops.settings.params import Params
 
 CARD_FILE = "model_card.md"
-"""Its name among the model's files."""
+"""The card's name among the model's files."""
 
 DESCRIPTION_LENGTH = 5000
 """Most characters of a version's description (MLflow's table model_versions)."""
 
 OVERALL = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-"""Metrics over all classes, as the columns of a table."""
+"""Metrics over all classes: the columns of a table."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class CardFacts:
     """What the card is written from."""
 
     name: str
-    """Of the registered model."""
+    """The registered model's name."""
     params: Params
     metrics: Mapping[str, Any]
     """Content of ``metrics/eval.json``."""
@@ -45,7 +45,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def description(facts: CardFacts) -> str:
-    """The card within `DESCRIPTION_LENGTH`: with as many classes in its table as there is room for."""
+    """The card cut to `DESCRIPTION_LENGTH`: its table has as many classes as fit."""
     whole = model_card(facts)
     if len(whole) <= DESCRIPTION_LENGTH:
         return whole
@@ -72,7 +72,7 @@ def _head(facts: CardFacts) -> str:
     model = facts.params.model
     return (
         f"# {facts.name}\n\n"
-        f"YOLACT (Bolya et al., ICCV 2019), {model.backbone}, {model.image_size} px: finds objects in images, with a "
+        f"YOLACT (Bolya et al., ICCV 2019), {model.backbone}, {model.image_size} px: detects objects in images, with a "
         "box, a class, a score and a mask each."
     )
 
@@ -85,7 +85,10 @@ def _metrics(facts: CardFacts) -> str:
         for kind in ("mask", "box")
     ]
     images = facts.metrics["images"]
-    note = f"COCO metrics in percent, on the {images} images of the val split; the same images chose the best weights."
+    note = (
+        f"COCO metrics in percent, on the {images} images of the val split; the best weights were selected on the "
+        "same images."
+    )
     return "\n".join([note, "", header, ruler, *rows])
 
 
@@ -115,7 +118,7 @@ def _data(facts: CardFacts) -> str:
     ]
     if across:
         lines.append(
-            f"- {across} pairs of images, one in train and one in val, show the same picture: AP is too good there."
+            f"- {across} pairs of images, one in train and one in val, are near-duplicates: AP is too high there."
         )
     return "\n".join(lines)
 
@@ -127,7 +130,7 @@ def _training(facts: CardFacts) -> str:
     run = facts.tags.get("train_run_id") or facts.tags.get("run_id", "unknown")
     return (
         f"{train.epochs} epochs, batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g} "
-        f"({train.schedule}), {train.precision}, seed {train.seed}; began from {_start(facts)}. Code: {code}; MLflow "
+        f"({train.schedule}), {train.precision}, seed {train.seed}; started from {_start(facts)}. Code: {code}; MLflow "
         f"run `{run}` has all settings and curves. `yolact lineage models:/{facts.name}/VERSION` prints how to rebuild "
         "it."
     )
@@ -144,10 +147,10 @@ def _start(facts: CardFacts) -> str:
 
 def _use() -> str:
     return (
-        "For images like those it was trained on. Not measured: other classes, other kinds of pictures (night, "
+        "For images like those it was trained on. Not measured: other classes, other kinds of images (night, "
         "fisheye, drawings, medical), fairness between groups of people. Not for decisions about people, and not where "
-        "a missed or invented object does harm. Scores are no probabilities. As with all networks of this kind, small, "
-        "thin and touching objects are found least well."
+        "a missed or invented object does harm. Scores are not probabilities. As with all networks of this kind, "
+        "small, thin and touching objects are detected least well."
     )
 
 
@@ -160,7 +163,7 @@ def _loading(facts: CardFacts) -> str:
         "```\n\n"
         "`image`: a JPEG or PNG as base64 text or bytes, or an (H, W, 3) uint8 RGB array. `found`: `boxes` (xyxy, "
         "pixels), `scores`, `labels`, `masks` (COCO RLE), best score first. Over HTTP: `mlflow models serve`. "
-        "`requirements.txt` has what it needs; no checkout of the project is."
+        "`requirements.txt` lists what it needs; it needs no checkout of the project."
     )
 
 
@@ -172,12 +175,10 @@ def _licence(facts: CardFacts) -> str:
             "sample": "Data: generated by this project's code, free of others' rights.",
             "voc2012": "Data: PASCAL VOC 2012, whose images are from Flickr and under its terms of use.",
             "sbd": "Data: Semantic Boundaries on PASCAL VOC images, which are from Flickr and under its terms of use.",
-        }.get(
-            source, "Data: its licence is not known to the pipeline; ask its owner before the model leaves the house."
-        )
+        }.get(source, "Data: its licence is not known to the pipeline; ask its owner before you distribute the model.")
     )
     if model.initial_weights != "none":
-        notes.append("The terms of the weights that training began from hold too.")
+        notes.append("The terms of the weights that training started from apply too.")
     elif model.backbone_weights == "imagenet":
         notes.append("The backbone learned from ImageNet, whose images are for non-commercial research and education.")
     return " ".join(notes)

@@ -1,7 +1,7 @@
 """The network as an MLflow model: images in, detections as plain JSON values out.
 
 MLflow copies this file and the package ``yolact`` into the model ("models from code", no pickle), so the
-model loads without this repository. It must therefore import nothing of ``components``.
+model loads without this repository. This file must therefore import nothing else of the project.
 """
 
 from __future__ import annotations
@@ -33,18 +33,17 @@ COLUMN = "image"
 
 MODEL_CONFIG = {"device": "auto", "batch_size": 8}
 """What ``mlflow.pyfunc.load_model(..., model_config={"device": "cpu"})`` may set: where the network runs (``auto``,
-``cpu``, ``cuda``, ...) and how many images pass it at once."""
+``cpu``, ``cuda``, ...) and how many images form a batch."""
 
 
 def signature(config: DetectConfig) -> ModelSignature:
-    """What goes in and comes out, see `YolactModel.predict`.
+    """The MLflow signature of `YolactModel.predict`.
 
-    The column has no type of its own: it holds text, bytes or arrays, and MLflow allows one schema. For the same
-    reason a bare array is no input: MLflow makes a table of what it gets, and refuses arrays of more than two
-    dimensions.
+    The column has type Any: it holds text, bytes or arrays, and MLflow allows one schema. For the same reason a bare
+    array is not accepted: MLflow converts inputs to a table and refuses arrays of more than two dimensions.
 
     Args:
-        config: the settings of detection, which are the defaults of the parameters.
+        config: the detection settings: defaults of the parameters.
     """
     mask = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
     outputs: list[ColSpec | TensorSpec] = [
@@ -66,7 +65,7 @@ class YolactModel(PythonModel):
     """Instance segmentation of encoded images.
 
     Artifacts: ``model``, the folder that `yolact.models.weights.save_model` wrote, and ``detect``, the
-    JSON file with the settings of detection. Configuration: see `MODEL_CONFIG`.
+    JSON file with the detection settings. Configuration: see `MODEL_CONFIG`.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -83,25 +82,25 @@ class YolactModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Find the objects of each image.
+        """Detect the objects in each image.
 
         Args:
-            context: not read.
+            context: unused.
             model_input: column ``image``: a JPEG or PNG as base64 text or as bytes, or an (H, W, 3) uint8 RGB array,
                 also as nested lists. Encoded images are turned upright, as `Predictor` does with files.
-            params: ``score_threshold`` and ``max_detections``, where they shall differ from the version's settings.
+            params: ``score_threshold`` and ``max_detections``, to override the version's settings.
 
         Returns:
             One dict per row, best score first: ``boxes`` (xyxy, pixels), ``scores`` (0 to 1), ``labels``
             (class names) and ``masks`` (COCO compressed RLE: ``size`` is [height, width], ``counts`` text).
 
         Raises:
-            DataError: the column is missing, or a row is no image; names the row.
+            DataError: the column is missing, or a row is not an image; the message names the row.
             SettingsError: a parameter is out of range.
         """
         if COLUMN not in model_input:
             raise DataError(f"input needs the column {COLUMN!r}; found: {', '.join(map(str, model_input.columns))}")
-        predictor = copy.copy(self.predictor)  # requests of several threads may have other parameters
+        predictor = copy.copy(self.predictor)  # concurrent requests may have different parameters
         predictor.config = predictor.config.replace(**(params or {}))
         rows = list(model_input[COLUMN])
         results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What processes of their own do in the tests of promotions at once; the environment names the server."""
+"""What child processes do in the tests of concurrent promotions; the environment names the server."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from components.promote import promotion
+from yolact_ops.registry import champion
 from yolact_ops.registry.lock import hold
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.settings.params import load_params
 
 
 def promote_version(params_file: str, name: str, version: int) -> tuple[str, int | None]:
-    """Promote; gives status and the champion before."""
+    """Promote; return the status and the previous champion."""
     request = promotion.Request(version=version, name=name)
     outcome = promotion.promote(load_params(params_file), request, processed_dir=Path("nowhere"))
     return outcome.status, outcome.previous
 
 
 def promote_and_die(params_file: str, name: str, version: int, moment: str, lifetime: float) -> None:
-    """Promote, and be killed ``before`` or ``after`` the alias moves; the lock lives for ``lifetime`` seconds."""
+    """Promote, and be killed ``before`` or ``after`` the alias moves; the lock expires after ``lifetime`` seconds."""
     move = RegisteredModel.set_alias
 
     def killed(model: RegisteredModel, *arguments: Any) -> None:
@@ -32,7 +33,7 @@ def promote_and_die(params_file: str, name: str, version: int, moment: str, life
         os.kill(os.getpid(), signal.SIGKILL)
 
     RegisteredModel.set_alias = killed  # type: ignore[method-assign]
-    promotion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
+    champion.hold = functools.partial(hold, lifetime=lifetime)  # type: ignore[attr-defined]
     promote_version(params_file, name, version)
 
 

@@ -1,4 +1,4 @@
-"""Versions in a registry that were made by hand: detections that find so many objects of each class, and no network."""
+"""Make registered versions without a network, from detections with a chosen recall for each class."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from yolact.evaluation.evaluator import evaluate_coco, index_ground_truth
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
 
-PHOTOS = 40
-"""In each ground truth; each shows one object of each class."""
+IMAGES = 40
+"""Number of images in each ground truth; each has one object of each class."""
 SIDE = 64
 
 
 def ground_truth(classes: list[str], *, shift: int = 0, first: int = 1) -> dict[str, Any]:
-    """A COCO instances tree; another ``shift`` (pixels) is another data set, another ``first`` (id) the same one."""
+    """A COCO instances tree; ``shift`` (pixels) makes another data set, ``first`` (id) only renumbers."""
     annotations = []
-    for image in range(1, PHOTOS + 1):
+    for image in range(1, IMAGES + 1):
         for category in range(1, len(classes) + 1):
             mask = np.zeros((SIDE, SIDE), dtype=np.uint8, order="F")
             left = 4 + shift + 20 * (category - 1)
@@ -41,7 +41,7 @@ def ground_truth(classes: list[str], *, shift: int = 0, first: int = 1) -> dict[
                 }
             )
     images = [
-        {"id": k + first - 1, "file_name": f"{k}.jpg", "width": SIDE, "height": SIDE} for k in range(1, PHOTOS + 1)
+        {"id": k + first - 1, "file_name": f"{k}.jpg", "width": SIDE, "height": SIDE} for k in range(1, IMAGES + 1)
     ]
     categories = [{"id": k, "name": name} for k, name in enumerate(classes, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -53,7 +53,7 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
 
 
 def detections(tree: dict[str, Any], found: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Exact detections of each class's objects in the first so many images, and none in the others."""
+    """Exact detections of each class's objects in the first ``found[class]`` images, none in the others."""
     first = tree["images"][0]["id"]
     name_of = {category["id"]: category["name"] for category in tree["categories"]}
     return [
@@ -73,7 +73,7 @@ def add_version(
     data_digest: str = "data-1",
     detect_hash: str = "detect-1",
 ) -> int:
-    """Register a version that found each class's objects in so many of the `PHOTOS`, with its run and evaluation."""
+    """Register a version that detected each class in ``found[class]`` of the `IMAGES`, with its run and evaluation."""
     tree = ground_truth(list(found), shift=shift, first=first)
     rows = detections(tree, found)
     experiment = client.get_experiment_by_name("made by hand")

@@ -1,4 +1,4 @@
-"""The gate on metrics made by hand: each rule at its limit, just inside and just outside."""
+"""The gate on invented metrics: each rule at its limit, just inside and just outside."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def refusals(rules: list[Rule]) -> dict[str, Rule]:
     ("min_gain", "b", "shortfall"),
     [(0.0, 0.5, None), (0.125, 0.625, None), (0.125, 0.5625, 0.0625), (0.0, 0.25, 0.25), (-0.25, 0.25, None)],
 )
-def test_the_gain_must_reach_its_least_value(
+def test_the_gain_must_reach_the_minimum(
     base: PromoteConfig, min_gain: float, b: float, shortfall: float | None
 ) -> None:
     found = refusals(judge(config(base, min_gain=min_gain), comparison({"AP": gain(0.5, b)}, {}), [], None))
@@ -59,7 +59,7 @@ def test_the_gain_must_reach_its_least_value(
     ("max_doubt", "low", "shortfall"),
     [(0.0, 0.0, None), (0.0, -0.125, 0.125), (0.125, -0.125, None), (0.125, -0.25, 0.125), (0.0, 0.25, None)],
 )
-def test_the_intervals_lower_end_may_lie_only_so_far_below_zero(
+def test_the_lower_end_of_the_interval_must_not_be_too_far_below_zero(
     base: PromoteConfig, max_doubt: float, low: float, shortfall: float | None
 ) -> None:
     found = refusals(judge(config(base, max_doubt=max_doubt), comparison({"AP": gain(0.5, 0.75, low)}, {}), [], None))
@@ -76,7 +76,7 @@ def test_only_the_chosen_metric_counts(base: PromoteConfig) -> None:
     assert set(refusals(judge(config(base), both, [], None))) == {"promote.min_gain", "promote.max_doubt"}
 
 
-def test_a_class_may_lose_so_much_and_no_more_if_it_has_enough_objects(base: PromoteConfig) -> None:
+def test_no_class_with_enough_objects_may_lose_more_than_the_limit(base: PromoteConfig) -> None:
     classes = {
         "at the limit": (0.5, 0.375, 10),
         "too much": (0.5, 0.25, 10),
@@ -89,7 +89,7 @@ def test_a_class_may_lose_so_much_and_no_more_if_it_has_enough_objects(base: Pro
     assert rule.text.startswith("class too much (10 objects) loses 0.2500 AP: 0.5000 -> 0.2500")
 
 
-def test_where_all_classes_are_well_the_one_that_loses_most_is_told(base: PromoteConfig) -> None:
+def test_if_no_class_loses_too_much_the_largest_loss_is_reported(base: PromoteConfig) -> None:
     classes = {"a": (0.5, 0.75, 10), "b": (0.5, 0.4375, 10), "none": (None, None, 0)}
     rules = judge(config(base), comparison({"AP": gain(0.5, 0.75)}, classes), [], None)
     assert refused(rules) == []
@@ -98,7 +98,7 @@ def test_where_all_classes_are_well_the_one_that_loses_most_is_told(base: Promot
     ]
 
 
-def test_many_losing_classes_are_counted_after_the_worst(base: PromoteConfig) -> None:
+def test_the_worst_classes_are_named_and_the_rest_counted(base: PromoteConfig) -> None:
     classes = {f"class {k}": (1.0, 0.5 - k / 100, 10) for k in range(LISTED_CLASSES + 5)}
     found = refused(judge(config(base), comparison({"AP": gain(0.5, 0.75)}, classes), [], None))
     assert len(found) == LISTED_CLASSES + 1
@@ -120,13 +120,13 @@ def test_lost_classes_are_named(base: PromoteConfig) -> None:
 
 
 @pytest.mark.parametrize(("value", "passes"), [(0.5, True), (0.4999, False)])
-def test_a_first_champion_needs_a_least_value(base: PromoteConfig, value: float, passes: bool) -> None:
+def test_a_first_champion_must_reach_the_minimum(base: PromoteConfig, value: float, passes: bool) -> None:
     rules = judge_first(config(base), value, None)
     assert [rule.passed for rule in rules] == [passes]
 
 
 @pytest.mark.parametrize(("milliseconds", "over"), [(100.0, None), (150.0, 50.0)])
-def test_latency_has_a_ceiling_where_one_is_set(base: PromoteConfig, milliseconds: float, over: float | None) -> None:
+def test_latency_is_limited_if_a_limit_is_set(base: PromoteConfig, milliseconds: float, over: float | None) -> None:
     limits = config(base, max_latency_ms=100.0)
     rules = judge_first(limits, 0.75, Latency(milliseconds, "a machine"))
     assert [(rule.name, rule.shortfall) for rule in rules] == [

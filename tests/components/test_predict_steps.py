@@ -1,4 +1,4 @@
-"""The steps split, predict and merge: shards of a folder on a real S3 server, and results that fit together."""
+"""The steps split, predict and merge on a folder of a real S3 server."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from yolact.errors import DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION
+from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]
 TURNED = 6
-"""EXIF orientation: turn by a quarter to the right."""
+"""EXIF orientation: rotate by 90 degrees clockwise."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def keys(bucket: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that finds something everywhere."""
+    """A network that detects something in every image."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     save_model(Yolact(tiny_config(), len(CLASSES)), CLASSES, folder)
@@ -84,7 +85,7 @@ def predicted(model_dir: Path, plan: Path, shards: list[str]) -> list[Path]:
 def test_images_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     assert split.run(images="s3://bucket/images/", shards=3, plan_path=path) == ["0", "1", "2"]
-    plan = split.Plan.read(path)
+    plan = Plan.read(path)
     assert plan.address == S3Address("bucket", "images")
     listed = [(image.id, image.file.key) for shard in plan.shards for image in shard]
     names = ["a.jpg", "b.png", "broken.jpg", "d.jpeg", "e.jpg", "sub/c.JPG", "turned.jpg"]
@@ -94,7 +95,7 @@ def test_images_are_numbered_by_their_keys_and_dealt_out_evenly(tmp_path: Path) 
 
 def test_there_are_no_empty_shards(tmp_path: Path) -> None:
     assert len(split.run(images="s3://bucket/images", shards=50, plan_path=tmp_path / "plan.json")) == 7
-    assert all(split.Plan.read(tmp_path / "plan.json").shards)
+    assert all(Plan.read(tmp_path / "plan.json").shards)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +103,12 @@ def test_there_are_no_empty_shards(tmp_path: Path) -> None:
     [
         ("s3://bucket/images", 0, SettingsError, "shards: must be at least 1"),
         ("/data/images", 1, SettingsError, "images: must be s3://"),
-        ("s3://bucket/texts", 1, DataError, "none that ends in .jpg"),
+        ("s3://bucket/texts", 1, DataError, "none ends in .jpg"),
         ("s3://bucket/nothing", 1, DataError, "neither a file of this name nor one below it"),
         ("s3://nobucket/x", 1, DataError, "nobucket"),
     ],
 )
-def test_what_cannot_be_split_is_named(
+def test_invalid_input_of_split_is_named(
     tmp_path: Path, images: str, shards: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -145,7 +146,7 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
         assert one["score"] == pytest.approx(other["score"], abs=1e-4)
 
 
-def test_turned_images_are_upright_and_broken_ones_are_noted(model_dir: Path, tmp_path: Path) -> None:
+def test_rotated_images_are_turned_upright_and_broken_ones_are_listed(model_dir: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     [path] = predicted(model_dir, plan, split.run(images="s3://bucket/images", shards=1, plan_path=plan))
     result = json.loads(path.read_text())
@@ -157,7 +158,7 @@ def test_turned_images_are_upright_and_broken_ones_are_noted(model_dir: Path, tm
     assert problem["reason"].startswith("broken.jpg: cannot be read as an image")
 
 
-def test_a_image_that_changes_after_it_was_listed_is_an_error(
+def test_an_image_that_changes_after_it_was_listed_is_an_error(
     model_dir: Path, tmp_path: Path, bucket: tuple[Path, str]
 ) -> None:
     plan = tmp_path / "plan.json"
@@ -173,9 +174,9 @@ def test_a_image_that_changes_after_it_was_listed_is_an_error(
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_shard_that_is_not_there_is_named(model_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(model_dir: Path, tmp_path: Path) -> None:
     split.run(images="s3://bucket/images", shards=2, plan_path=tmp_path / "plan.json")
-    with pytest.raises(DataError, match="has 2 shards, and so no shard 2"):
+    with pytest.raises(DataError, match="has 2 shards, so no shard 2"):
         predict.run(model_dir=model_dir, plan_path=tmp_path / "plan.json", shard=2, result_path=tmp_path / "r.json")
 
 
@@ -187,7 +188,7 @@ def entry(number: int) -> dict[str, Any]:
     ids=st.lists(st.integers(1, 5), min_size=0, max_size=7),
     shards=st.integers(1, 5),
 )
-def test_results_are_merged_only_if_every_image_comes_once(
+def test_results_are_merged_only_if_every_image_occurs_once(
     tmp_path_factory: pytest.TempPathFactory, model_dir: Path, ids: list[int], shards: int
 ) -> None:
     folder = tmp_path_factory.mktemp("merge")
@@ -203,6 +204,6 @@ def test_results_are_merged_only_if_every_image_comes_once(
     if sorted(ids) == [1, 2, 3, 4, 5]:
         assert run().images == 5
     else:
-        with pytest.raises(DataError, match="the results do not fit"):
+        with pytest.raises(DataError, match="the results do not match"):
             run()
         assert not (folder / "out").exists()

@@ -1,4 +1,4 @@
-"""Promoting, refusing and going back in a real MLflow store, with versions made by hand."""
+"""Promotion, refusal and rollback in a real MLflow store, with versions made without a network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from yolact_ops.tracking.store import TrackingError
 
 @pytest.fixture(scope="module")
 def params(repository: Path) -> Params:
-    """The defaults, but for few bootstrap samples."""
+    """The defaults with few bootstrap samples."""
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     tree["promote"] |= {"samples": 200}
     return parse_params(tree)
@@ -37,7 +37,7 @@ def params(repository: Path) -> Params:
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without anything, which takes MLflow seconds to make."""
+    """An empty store, which MLflow needs seconds to create."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
@@ -45,7 +45,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> MlflowClient:
-    """A client of a fresh store in the working folder."""
+    """A client of a new store in the working folder."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def champion(client: MlflowClient) -> int | None:
 
 
 def registry_state(client: MlflowClient) -> Any:
-    """All that is in the registry."""
+    """The whole content of the registry."""
     models = client.search_registered_models()
     return (
         [(model.name, dict(model.aliases), dict(model.tags)) for model in models],
@@ -78,7 +78,7 @@ def registry_state(client: MlflowClient) -> Any:
     )
 
 
-def test_a_first_champion_needs_a_least_metric(client: MlflowClient, params: Params) -> None:
+def test_a_first_champion_must_reach_the_minimum(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20, "dog": 20})
     refused = ask(with_gate(params, min_first=0.9))
     assert refused.status == "refused"
@@ -134,7 +134,7 @@ def test_a_refusal_names_each_rule_with_value_limit_and_shortfall_and_changes_no
     assert "-0.0" in gain.text
 
 
-def test_force_needs_a_reason_and_is_kept_with_it(client: MlflowClient, params: Params) -> None:
+def test_force_needs_a_reason_which_is_recorded(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20})
     ask(params)
     add_version(client, {"cat": 4})
@@ -149,7 +149,7 @@ def test_force_needs_a_reason_and_is_kept_with_it(client: MlflowClient, params: 
     assert [rule["name"] for rule in decision.gate if not rule["passed"]]
 
 
-def test_force_where_the_gate_is_open_is_no_forced_decision(client: MlflowClient, params: Params) -> None:
+def test_force_without_a_refusal_is_not_a_forced_decision(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20})
     assert not ask(params, force=True, reason="to be sure").decision.forced
 
@@ -170,7 +170,7 @@ def test_the_champion_is_not_promoted_again(client: MlflowClient, params: Params
     assert registry_state(client) == before
 
 
-def test_a_version_can_be_named_that_is_no_candidate(client: MlflowClient, params: Params) -> None:
+def test_a_version_without_the_alias_can_be_promoted_by_number(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20})
     add_version(client, {"cat": 30})
     assert ask(params, version=1).version == 1
@@ -182,7 +182,7 @@ def test_a_version_can_be_named_that_is_no_candidate(client: MlflowClient, param
 def test_classes_that_the_candidate_does_not_know_are_a_refusal(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20, "dog": 20})
     ask(params)
-    # Told by name: the champion's evaluation on the candidate's data is made by hand here.
+    # Classes are matched by name; the champion's evaluation on the candidate's data is invented here.
     add_version(client, {"cat": 30})
     evaluated = add_version(client, {"cat": 10}, name="helper")
     run = client.get_model_version("helper", str(evaluated)).run_id
@@ -221,7 +221,7 @@ def test_a_champion_of_other_data_is_not_compared_without_the_candidates_data(
     assert "nothing could be compared" in history_of(client).decisions[-1].gate[0]["text"]
 
 
-def test_a_ground_truth_that_is_numbered_otherwise_is_the_same(client: MlflowClient, params: Params) -> None:
+def test_a_ground_truth_with_other_ids_is_the_same(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20, "dog": 20})
     ask(params)
     add_version(client, {"cat": 32, "dog": 32}, first=500)
@@ -232,9 +232,7 @@ def test_a_ground_truth_that_is_numbered_otherwise_is_the_same(client: MlflowCli
     assert outcome.assessment.notes == []
 
 
-def test_detections_that_are_not_those_of_the_versions_metrics_do_not_count(
-    client: MlflowClient, params: Params
-) -> None:
+def test_detections_that_do_not_give_the_versions_metrics_are_not_used(client: MlflowClient, params: Params) -> None:
     number = add_version(client, {"cat": 20})
     client.set_model_version_tag("yolact", str(number), "mask_AP", "0.75")  # as if its run was evaluated again
     with pytest.raises(RegistryError, match="version 1 must be evaluated again"):
@@ -263,7 +261,9 @@ def test_rollback_goes_back_one_champion_each_time(client: MlflowClient, params:
     assert [d.number for d in decisions] == [1, 2, 3, 4, 5]
 
 
-def test_after_a_rollback_the_next_champion_goes_back_to_the_one_in_use(client: MlflowClient, params: Params) -> None:
+def test_after_a_rollback_and_a_promotion_a_rollback_returns_to_the_previous_champion(
+    client: MlflowClient, params: Params
+) -> None:
     for found in (10, 20, 30):
         add_version(client, {"cat": found})
         ask(params)
@@ -277,7 +277,7 @@ def test_after_a_rollback_the_next_champion_goes_back_to_the_one_in_use(client: 
         rollback(params, to=9)
 
 
-def test_a_version_that_was_rolled_back_is_put_back_by_force_alone(client: MlflowClient, params: Params) -> None:
+def test_only_force_promotes_a_version_that_was_rolled_back(client: MlflowClient, params: Params) -> None:
     for found in (10, 20):
         add_version(client, {"cat": found})
         ask(params)
@@ -300,7 +300,7 @@ def test_rollback_without_any_champion_says_so(client: MlflowClient, params: Par
         rollback(params)
 
 
-def test_a_champion_that_was_deleted_is_passed_over(client: MlflowClient, params: Params) -> None:
+def test_a_deleted_champion_is_skipped(client: MlflowClient, params: Params) -> None:
     for found in (10, 20, 30):
         add_version(client, {"cat": found})
         ask(params)
@@ -308,7 +308,9 @@ def test_a_champion_that_was_deleted_is_passed_over(client: MlflowClient, params
     assert rollback(params).version == 1
 
 
-def test_after_the_champion_was_deleted_the_one_before_it_comes_back(client: MlflowClient, params: Params) -> None:
+def test_after_the_champion_was_deleted_a_rollback_returns_to_the_previous_one(
+    client: MlflowClient, params: Params
+) -> None:
     for found in (10, 20, 30):
         add_version(client, {"cat": found})
         ask(params)
@@ -318,7 +320,7 @@ def test_after_the_champion_was_deleted_the_one_before_it_comes_back(client: Mlf
     assert rollback(params).version == 1
 
 
-def test_a_deleted_version_takes_its_decisions_but_their_numbers_are_not_given_again(
+def test_deleting_a_version_deletes_its_decisions_but_their_numbers_are_not_reused(
     client: MlflowClient, params: Params
 ) -> None:
     for found in (10, 20):
@@ -331,12 +333,12 @@ def test_a_deleted_version_takes_its_decisions_but_their_numbers_are_not_given_a
     assert [(decision.number, decision.action) for decision in history.decisions] == [(1, "promote"), (3, "rollback")]
     assert history.missing == [2]
     assert (
-        "not here: decision 2. Decisions are deleted with the version"
+        "missing: decision 2. Decisions are deleted with the version"
         in CliRunner().invoke(app, ["history", "--name", "yolact"]).output
     )
 
 
-def test_an_alias_that_was_moved_by_hand_is_seen_and_can_be_gone_back_from(
+def test_an_alias_that_was_moved_by_hand_is_noticed_and_can_be_rolled_back(
     client: MlflowClient, params: Params
 ) -> None:
     add_version(client, {"cat": 10})
@@ -349,7 +351,7 @@ def test_an_alias_that_was_moved_by_hand_is_seen_and_can_be_gone_back_from(
     assert not history_of(client).moved_by_hand
 
 
-def test_no_candidate_and_no_model_are_told(client: MlflowClient, params: Params) -> None:
+def test_a_missing_model_and_a_missing_candidate_are_reported(client: MlflowClient, params: Params) -> None:
     with pytest.raises(RegistryError, match="has no model 'yolact'"):
         ask(params)
     add_version(client, {"cat": 10})
@@ -358,7 +360,7 @@ def test_no_candidate_and_no_model_are_told(client: MlflowClient, params: Params
         ask(params)
 
 
-def test_a_name_that_is_taken_by_another_model_is_refused(client: MlflowClient, params: Params) -> None:
+def test_a_name_taken_by_another_model_is_refused(client: MlflowClient, params: Params) -> None:
     client.create_registered_model("yolact")
     client.create_model_version("yolact", "s3://elsewhere/forecast")
     for attempt in (
@@ -370,7 +372,7 @@ def test_a_name_that_is_taken_by_another_model_is_refused(client: MlflowClient, 
             attempt()
 
 
-def test_a_name_that_is_taken_by_a_prompt_is_refused(client: MlflowClient) -> None:
+def test_a_name_taken_by_a_prompt_is_refused(client: MlflowClient) -> None:
     client.register_prompt("yolact", "Say {{this}}")
     with pytest.raises(RegistryError, match="taken by a prompt"):
         RegisteredModel.open_or_create(client, "yolact")
@@ -386,7 +388,7 @@ def test_a_version_that_was_made_by_hand_is_refused(client: MlflowClient, params
 # The lock
 
 
-def test_a_lock_that_is_lost_after_the_alias_moved_leaves_the_decision_to_the_next(
+def test_if_the_lock_is_lost_after_the_alias_moved_the_next_promotion_settles_the_decision(
     client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_version(client, {"cat": 10})
@@ -394,7 +396,7 @@ def test_a_lock_that_is_lost_after_the_alias_moved_leaves_the_decision_to_the_ne
 
     def moved_too_slowly(model: RegisteredModel, alias: str, version: int) -> None:
         move(model, alias, version)
-        client.delete_registered_model("yolact.promotion-lock")  # as one who took this process for dead
+        client.delete_registered_model("yolact.promotion-lock")  # as another process would break it
 
     with monkeypatch.context() as patch:
         patch.setattr(RegisteredModel, "set_alias", moved_too_slowly)
@@ -407,7 +409,7 @@ def test_a_lock_that_is_lost_after_the_alias_moved_leaves_the_decision_to_the_ne
     assert [decision.state for decision in history_of(client).decisions] == ["done", "done"]
 
 
-def test_a_registry_that_forbids_to_break_a_dead_lock_is_told_at_once(
+def test_a_registry_that_forbids_breaking_an_expired_lock_is_reported_at_once(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock._create(client, "yolact.promotion-lock", "token", "Ada", -1)
@@ -427,16 +429,16 @@ def test_a_registry_that_forbids_to_break_a_dead_lock_is_told_at_once(
         pytest.fail("two hold the lock")
 
 
-def test_a_lock_whose_name_mlflow_hides_is_not_waited_for_for_ever(client: MlflowClient) -> None:
+def test_a_hidden_model_with_the_name_of_the_lock_is_not_waited_for_forever(client: MlflowClient) -> None:
     client.register_prompt("yolact.promotion-lock", "Say {{this}}")
     with (
-        pytest.raises(lock.LockedError, match=r"could not be had: .* a prompt has that name"),
+        pytest.raises(lock.LockedError, match=r"could not get the lock .*: .* a prompt has that name"),
         lock.hold(client, "yolact", "Bob", patience=0.3),
     ):
         pytest.fail("there is no lock to hold")
 
 
-def test_who_saw_a_dead_lock_long_ago_cannot_rename_the_lock_of_now(
+def test_a_process_that_saw_an_expired_lock_long_ago_cannot_rename_the_current_one(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock._create(client, "yolact.promotion-lock", "dead", "Ada", -1)
@@ -451,16 +453,16 @@ def test_who_saw_a_dead_lock_long_ago_cannot_rename_the_lock_of_now(
     assert client.search_registered_models() == []
 
 
-def test_a_dead_lock_whose_breaker_died_too_is_swept(client: MlflowClient) -> None:
+def test_a_broken_lock_whose_breaker_died_is_deleted(client: MlflowClient) -> None:
     lock._create(client, "yolact.promotion-lock", "dead", "Ada", -1)
     assert lock._break(client, client.get_registered_model("yolact.promotion-lock"))
-    client.create_registered_model("yolactXpromotion-lock.broken-pipe")  # whose name is none of ours
+    client.create_registered_model("yolactXpromotion-lock.broken-pipe")  # not a lock's name
     with lock.hold(client, "yolact", "Bob"):
         pass
     assert [model.name for model in client.search_registered_models()] == ["yolactXpromotion-lock.broken-pipe"]
 
 
-def test_requests_under_the_lock_end_before_it_does(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_under_the_lock_end_before_it_expires(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     retries, timeout = variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES, variables.MLFLOW_HTTP_REQUEST_TIMEOUT
@@ -501,7 +503,7 @@ def test_the_step_promotes_what_was_registered_and_writes_its_reports(client: Ml
     assert run_step(params, 2, "candidate")[0]["status"] == "unchanged"
 
 
-def test_a_refusal_fails_the_step_only_if_asked(client: MlflowClient, params: Params) -> None:
+def test_a_refusal_fails_the_step_only_if_set(client: MlflowClient, params: Params) -> None:
     add_version(client, {"cat": 20})
     run_step(params, 1, "candidate")
     add_version(client, {"cat": 10})

@@ -1,4 +1,4 @@
-"""Promotions at once and promotions that are killed, on a real MLflow server with PostgreSQL and S3."""
+"""Concurrent and killed promotions on a real MLflow server with PostgreSQL and S3."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROCESSES = 3
 
 @pytest.fixture
 def name() -> str:
-    """Of a registered model that no other test has."""
+    """Name of a registered model that no other test uses."""
     return f"yolact-{uuid.uuid4().hex[:8]}"
 
 
@@ -46,7 +46,7 @@ def client(on_server: MlflowServer) -> MlflowClient:
 
 @pytest.fixture
 def params_file(repository: Path, tmp_path: Path) -> Path:
-    """Settings whose gate lets every version pass."""
+    """Settings whose gate every version passes."""
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     tree["promote"] |= {"samples": 100, "min_gain": -1.0, "max_doubt": 1.0, "max_class_loss": 1.0, "min_first": 0.0}
     path = tmp_path / "params.yaml"
@@ -58,7 +58,7 @@ def ask(params: Params, name: str, version: int) -> Any:
     return promote(params, Request(version=version, name=name), processed_dir=Path("nowhere"))
 
 
-def test_promotions_at_once_leave_one_champion_and_every_decision(
+def test_concurrent_promotions_leave_one_champion_and_every_decision(
     client: MlflowClient, name: str, params_file: Path
 ) -> None:
     versions = [add_version(client, {"cat": 10 + k}, name=name) for k in range(PROCESSES)]
@@ -73,7 +73,7 @@ def test_promotions_at_once_leave_one_champion_and_every_decision(
     assert [decision.number for decision in decisions] == list(range(1, PROCESSES + 1))
     assert sorted(decision.version for decision in decisions) == versions
     assert {decision.state for decision in decisions} == {"done"}
-    # Each was compared with the champion that the one before had left: none overwrote another unseen.
+    # Each was compared with the champion that the previous one made: none overwrote another unnoticed.
     assert [decision.previous for decision in decisions] == [None, *(d.version for d in decisions[:-1])]
     assert history.champion == decisions[-1].version
     assert not history.moved_by_hand
@@ -81,7 +81,7 @@ def test_promotions_at_once_leave_one_champion_and_every_decision(
 
 
 @pytest.mark.parametrize(("moment", "champion", "state"), [("before", 1, "abandoned"), ("after", 2, "done")])
-def test_a_promotion_that_is_killed_beside_the_move_of_the_alias_is_settled_by_the_next(
+def test_a_promotion_killed_before_or_after_the_alias_moves_is_settled_by_the_next(
     client: MlflowClient, name: str, params_file: Path, repository: Path, moment: str, champion: int, state: str
 ) -> None:
     params = load_params(params_file)
@@ -102,7 +102,7 @@ def test_a_promotion_that_is_killed_beside_the_move_of_the_alias_is_settled_by_t
     assert history.champion == champion
     assert [decision.version for decision in history.unsettled] == [2]
 
-    ask(params, name, 3)  # the dead process's lock has ended: it lived for a second
+    ask(params, name, 3)  # the dead process's lock has expired: its lifetime was one second
     history = read_history(model)
     assert [decision.state for decision in history.decisions] == ["done", state, "done"]
     assert history.decisions[-1].previous == champion
@@ -110,7 +110,7 @@ def test_a_promotion_that_is_killed_beside_the_move_of_the_alias_is_settled_by_t
     assert rollback(params, name=name).version == champion
 
 
-def test_a_lock_that_is_held_is_waited_for_and_its_holder_named(client: MlflowClient, name: str) -> None:
+def test_a_held_lock_is_waited_for_and_its_holder_named(client: MlflowClient, name: str) -> None:
     with (
         lock.hold(client, name, "Ada on her laptop") as held,
         pytest.raises(lock.LockedError, match=r"Ada on her laptop, since .* UTC"),
@@ -122,19 +122,19 @@ def test_a_lock_that_is_held_is_waited_for_and_its_holder_named(client: MlflowCl
         pass
 
 
-def test_a_dead_holders_lock_is_broken_and_a_slow_holder_finds_out(client: MlflowClient, name: str) -> None:
+def test_an_expired_lock_is_broken_and_its_slow_holder_notices(client: MlflowClient, name: str) -> None:
     with lock.hold(client, name, "slow", lifetime=0.2) as slow:
         time.sleep(0.3)
         with lock.hold(client, name, "quick") as quick:
             quick.check()
             with pytest.raises(lock.LockedError, match="was lost"):
                 slow.check()
-            slow.release()  # which must not take the quick one's lock away
+            slow.release()  # which must not delete the lock of the quick one
             quick.check()
     assert client.search_registered_models(f"name LIKE '{name}%'") == []
 
 
-def test_a_lock_whose_answer_was_lost_is_known_again(
+def test_a_lock_is_recognised_after_its_response_was_lost(
     client: MlflowClient, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = lock._create
@@ -148,8 +148,8 @@ def test_a_lock_whose_answer_was_lost_is_known_again(
     assert client.search_registered_models(f"name LIKE '{name}%'") == []
 
 
-def test_a_live_lock_that_is_taken_for_a_dead_one_is_given_back(client: MlflowClient, name: str) -> None:
-    """Between the look at a dead lock and its rename, its holder went and another came."""
+def test_a_live_lock_renamed_by_mistake_is_restored(client: MlflowClient, name: str) -> None:
+    """Between the check of an expired lock and its rename, another process took the lock."""
     with lock.hold(client, name, "dead", lifetime=0.0) as dead:
         seen = client.get_registered_model(dead.lock_name)
     with lock.hold(client, name, "alive") as alive:
@@ -158,7 +158,7 @@ def test_a_live_lock_that_is_taken_for_a_dead_one_is_given_back(client: MlflowCl
     assert client.search_registered_models(f"name LIKE '{name}%'") == []
 
 
-def test_the_whole_loop_by_command_two_runs_refused_promoted_and_rolled_back(
+def test_the_commands_refuse_promote_force_and_roll_back(
     client: MlflowClient, name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(repository / "conf" / "base.yaml", tmp_path / "params.yaml")

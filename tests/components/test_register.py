@@ -1,4 +1,4 @@
-"""Registering a small untrained network in real MLflow stores, and predicting with what was registered."""
+"""Register a small untrained network in real MLflow stores and predict with the registered model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from components.register import step
+from components.register import packaging, step
+from components.register.candidate import Candidate, Metrics
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
 from tests.servers.servers import free_port
@@ -49,7 +50,7 @@ from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.runs import start_run
 
 CLASSES = ["aeroplane", "bicycle"]
-PHOTO = Path("data/processed/images/drawn.png")
+IMAGE = Path("data/processed/images/drawn.png")
 REPORT = Path("reports/registration.json")
 
 
@@ -95,13 +96,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starting_point: Pat
 
 
 def write_data(digest: str) -> None:
-    PHOTO.parent.mkdir(parents=True, exist_ok=True)
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (90, 60), "navy")
     ImageDraw.Draw(image).ellipse((20, 10, 60, 50), fill="orange")
-    image.save(PHOTO)
-    pixels = {"id": 1, "file_name": PHOTO.name, "width": 90, "height": 60}
+    image.save(IMAGE)
+    pixels = {"id": 1, "file_name": IMAGE.name, "width": 90, "height": 60}
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(CLASSES)]
-    folder = PHOTO.parent.parent
+    folder = IMAGE.parent.parent
     (folder / "val.json").write_text(json.dumps({"images": [pixels], "annotations": [], "categories": categories}))
     splits = {split: {"images": count, "instances": 3 * count} for split, count in (("train", 20), ("val", 1))}
     stats = {"digest": digest, "splits": splits, "duplicates": {"across_splits": {"count": 2}}}
@@ -231,7 +232,7 @@ def test_the_version_carries_its_lineage_and_metrics(params: Params, project: Pa
     assert "s3cret" not in json.dumps(tags)
 
 
-def test_the_model_card_tells_metrics_data_training_use_limits_and_licence(params: Params) -> None:
+def test_the_model_card_has_metrics_data_training_use_limits_and_licence(params: Params) -> None:
     run_id = train(params)
     register(params)
     card = (model_folder() / "model_card.md").read_text()
@@ -244,7 +245,7 @@ def test_the_model_card_tells_metrics_data_training_use_limits_and_licence(param
         "Source: `sample`",
         "`digest-of-the-data`",
         "train: 20 images, 60 objects",
-        "2 pairs of images, one in train and one in val, show the same picture",
+        "2 pairs of images, one in train and one in val, are near-duplicates",
         "resnet18, 64 px",
         run_id,
         "Not for decisions about people",
@@ -274,10 +275,10 @@ def test_a_description_fits_however_many_classes_there_are_and_the_card_has_them
         ("data", {"source": "voc2012"}, "Flickr"),
         ("data", {"source": "https://me:secret@host.example/set.zip?key=1"}, "licence is not known"),
         ("model", {"backbone_weights": "imagenet"}, "non-commercial"),
-        ("model", {"initial_weights": "models/other"}, "weights that training began from"),
+        ("model", {"initial_weights": "models/other"}, "weights that training started from"),
     ],
 )
-def test_the_card_says_whose_terms_hold(params: Params, section: str, changes: dict[str, str], note: str) -> None:
+def test_the_card_says_which_terms_apply(params: Params, section: str, changes: dict[str, str], note: str) -> None:
     changed = params.model_copy(update={section: getattr(params, section).model_copy(update=changes)})
     card = model_card(facts(changed, CLASSES))
     assert note in card
@@ -296,7 +297,7 @@ def test_the_model_page_shows_the_metrics(params: Params) -> None:
     }
 
 
-def test_below_the_floor_there_is_a_version_without_alias_and_the_shortfall_is_told(
+def test_below_the_floor_the_version_gets_no_alias_and_the_shortfall_is_logged(
     params: Params, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(params)
@@ -416,7 +417,7 @@ def test_a_missing_input_names_the_file_and_the_step(
         ('{"box": {"AP": 37.5, "AP50": 0.1}, "mask": {"AP": 0.1, "AP50": 0.1}}', r"box\.AP must be .* found 37\.5"),
     ],
 )
-def test_faulty_metrics_are_named(params: Params, content: str, message: str) -> None:
+def test_invalid_metrics_are_named(params: Params, content: str, message: str) -> None:
     Path("metrics/eval.json").write_text(content)
     with pytest.raises(DataError, match=message):
         register(params)
@@ -441,7 +442,7 @@ def test_when_packing_fails_nothing_is_registered_and_the_next_attempt_works(
 
 
 @pytest.mark.parametrize("taken_by", ["another model", "a prompt"])
-def test_a_name_that_is_taken_is_refused_and_nothing_changed(params: Params, taken_by: str) -> None:
+def test_a_taken_name_is_refused_and_nothing_changes(params: Params, taken_by: str) -> None:
     run_id = train(params)
     if taken_by == "a prompt":
         client().register_prompt("yolact", "Say {{this}}")
@@ -477,7 +478,7 @@ def test_the_model_holds_what_it_needs_and_nothing_else(params: Params) -> None:
     assert hash_params(load_params(folder / "artifacts/params.yaml")) == versions()[1].tags["params_hash"]
     assert not [name for name in files if name.endswith((".pkl", ".pyc", ".pt"))]
     requirements = (folder / "requirements.txt").read_text().split()
-    assert sorted(requirements) == sorted(step.pinned_requirements())
+    assert sorted(requirements) == sorted(packaging.pinned_requirements())
     assert all("==" in line and "+" not in line for line in requirements)
 
 
@@ -488,7 +489,7 @@ def test_the_device_can_be_chosen_when_the_model_is_loaded(params: Params) -> No
         mlflow.pyfunc.load_model(str(model_folder()), model_config={"device": "cuda:99"})
 
 
-def test_the_command_prints_our_lines_only(params: Params, project: Path, repository: Path) -> None:
+def test_the_command_prints_only_its_own_messages(params: Params, project: Path, repository: Path) -> None:
     train(params)
     (project / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json", by_alias=True)))
     inherited = {name: value for name, value in os.environ.items() if "MLFLOW" not in name and name != "DO_NOT_TRACK"}
@@ -521,7 +522,7 @@ print(json.dumps({"found": found, "code": yolact.__file__}))
 @pytest.fixture(scope="module")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages with what the model requires, what that requires in turn, and nothing else."""
-    wanted, needed = list(step.REQUIREMENTS), {}
+    wanted, needed = list(packaging.REQUIREMENTS), {}
     while wanted:
         name = canonicalize_name(wanted.pop())
         if name in needed:
@@ -577,15 +578,15 @@ def test_the_registered_model_predicts_without_this_repository(
 ) -> None:
     train(params)
     register(params)
-    result = predict_alone("models:/yolact/1", PHOTO, project / "empty", bare_packages, local_store())
-    assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), PHOTO)
+    result = predict_alone("models:/yolact/1", IMAGE, project / "empty", bare_packages, local_store())
+    assert_same_detections(result["found"][0], Predictor(network, CLASSES, params.evaluate.detect), IMAGE)
     assert Path(result["code"]).is_relative_to(model_folder())
     assert not Path(result["code"]).is_relative_to(repository)
 
 
 def test_base64_text_and_bytes_are_the_same_image() -> None:
-    data = PHOTO.read_bytes()
-    expected = np.array(Image.open(PHOTO).convert("RGB"))
+    data = IMAGE.read_bytes()
+    expected = np.array(Image.open(IMAGE).convert("RGB"))
     np.testing.assert_array_equal(decode_image(data, 0), expected)
     np.testing.assert_array_equal(decode_image(base64.b64encode(data).decode(), 0), expected)
 
@@ -625,14 +626,14 @@ def test_every_kind_of_jpeg_and_png_is_turned_into_rgb(format: str, mode: str) -
         (None, "row 3: 'image' must be base64 text, bytes or an array; found NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused_with_its_row(value: Any, message: str) -> None:
+def test_a_value_that_is_not_an_image_is_refused_with_its_row(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_image(value, 3)
 
 
-def test_a_image_that_is_cut_short_is_refused() -> None:
+def test_a_truncated_image_is_refused() -> None:
     with pytest.raises(DataError, match="row 0: 'image' is not a readable"):
-        decode_image(PHOTO.read_bytes()[:-40], 0)
+        decode_image(IMAGE.read_bytes()[:-40], 0)
 
 
 @pytest.fixture(scope="module")
@@ -646,16 +647,14 @@ def loaded(
         patch.setattr(sys, "path", list(sys.path))  # loading the model adds its code
         write_data("digest")
         save_model(network, CLASSES, parts / "models")
-        candidate = step.Candidate(
-            parts / "models", PHOTO, step.Metrics(None, None, None, None), facts(params, CLASSES)
-        )
+        candidate = Candidate(parts / "models", IMAGE, Metrics(None, None, None, None), facts(params, CLASSES))
         entry = SimpleNamespace(artifact_location="", source_run_id=None, model_id=None)
-        step.package_model(candidate, parts / "parts", parts / "packed", entry)
+        packaging.package_model(candidate, parts / "parts", parts / "packed", entry)
         yield mlflow.pyfunc.load_model(str(parts / "packed"), model_config={"device": "cpu"})
 
 
 def test_text_bytes_arrays_and_lists_give_the_same_detections(loaded: mlflow.pyfunc.PyFuncModel) -> None:
-    data, pixels = PHOTO.read_bytes(), np.array(Image.open(PHOTO).convert("RGB"))
+    data, pixels = IMAGE.read_bytes(), np.array(Image.open(IMAGE).convert("RGB"))
     (expected,) = loaded.predict([{"image": base64.b64encode(data).decode()}])
     assert expected["scores"]
     for rows in (
@@ -678,26 +677,26 @@ def test_a_bare_array_is_refused_by_mlflow_as_the_signature_has_a_column(loaded:
 
 
 def test_a_request_can_ask_for_higher_scores_and_fewer_detections(loaded: mlflow.pyfunc.PyFuncModel) -> None:
-    image = [{"image": PHOTO.read_bytes()}]
+    image = [{"image": IMAGE.read_bytes()}]
     (found,) = loaded.predict(image)
     assert len(found["scores"]) == 5
     (fewer,) = loaded.predict(image, params={"max_detections": 2})
     assert fewer["scores"] == found["scores"][:2]
     (surer,) = loaded.predict(image, params={"score_threshold": found["scores"][1] - 1e-6})
     assert surer["scores"] == found["scores"][:2]
-    assert loaded.predict(image) == [found]  # what one asks does not stay for the next
+    assert loaded.predict(image) == [found]  # parameters of one request do not affect the next
     with pytest.raises(SettingsError, match="score_threshold"):
         loaded.predict(image, params={"score_threshold": 1.5})
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_a_turned_image_gives_what_the_predictor_finds_in_its_file(
+def test_a_rotated_image_gives_the_predictors_detections_for_its_file(
     loaded: mlflow.pyfunc.PyFuncModel, params: Params, network: Yolact, tmp_path: Path, orientation: int
 ) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "turned.jpg"
-    Image.open(PHOTO).convert("RGB").resize((90, 60)).save(path, quality=95, exif=exif)
+    Image.open(IMAGE).convert("RGB").resize((90, 60)).save(path, quality=95, exif=exif)
     (expected,) = Predictor(network, CLASSES, params.evaluate.detect).predict([path])
     assert len(expected) > 0
     (found,) = loaded.predict([{"image": path.read_bytes()}])
@@ -720,7 +719,7 @@ def test_rows_keep_their_order_over_several_batches(params: Params, network: Yol
     assert [row["masks"][0]["size"] for row in found] == [[height, width] for width, height in sizes]
 
 
-def test_the_loader_says_where_and_in_what_batches_the_model_runs(
+def test_device_and_batch_size_are_set_when_the_model_is_loaded(
     params: Params, starting_point: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "detect.json").write_text(params.evaluate.detect.model_dump_json())
@@ -785,7 +784,7 @@ def test_a_model_on_a_server_predicts_a_real_image(
 def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that has what the model's ``requirements.txt`` names, installed by uv."""
     folder = tmp_path_factory.mktemp("bare")
-    (folder / "requirements.txt").write_text("\n".join(step.pinned_requirements()))
+    (folder / "requirements.txt").write_text("\n".join(packaging.pinned_requirements()))
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     programs = folder / "venv" / "bin"
 
@@ -807,7 +806,7 @@ def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if uv(*install, "--offline").returncode != 0:
         done = uv(*install)
         if done.returncode != 0:
-            pytest.skip(f"the model's requirements are neither in uv's cache nor to be had: {done.stderr.strip()}")
+            pytest.skip(f"the model's requirements are neither in uv's cache nor available: {done.stderr.strip()}")
     return programs
 
 

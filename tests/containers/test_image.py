@@ -133,7 +133,7 @@ def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, ima
 
 
 def test_register_finds_what_it_compares_settings_with(docker: Docker, image: str, repository: Path) -> None:
-    program = "from components.register.step import BASE; print(BASE.read_text(encoding='utf-8'), end='')"
+    program = "from components.register.candidate import BASE; print(BASE.read_text(encoding='utf-8'), end='')"
     found = docker("run", "--rm", "--network", "none", *LOCKED, image, "python", "-c", program)
     assert found == (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
 

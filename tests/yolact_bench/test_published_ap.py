@@ -1,4 +1,4 @@
-"""The published AP against numbers worked out by hand, one test for each way in which it differs from COCO's."""
+"""The published AP against numbers computed by hand, one test per difference from COCO's."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_perfect_detections_have_an_ap_of_one_at_every_threshold() -> None:
         assert result.percent() == {"all": 100.0} | {str(percent): 100.0 for percent in range(50, 100, 5)}
 
 
-def test_an_overlap_equal_to_the_threshold_is_too_little() -> None:
+def test_an_overlap_equal_to_the_threshold_is_not_enough() -> None:
     """50 of 100 columns: the IoU is 0.5; COCO would count it at 0.50."""
     box, mask = evaluate((found((0, 0.9, [0, 0, 50, 100])), objects((0, [0, 0, 100, 100]))))
     assert box.per_class[0, 0] == mask.per_class[0, 0] == 0
@@ -118,7 +118,7 @@ def test_a_detection_takes_the_free_object_that_it_fits_best() -> None:
     assert box.per_class[:, 0].tolist() == [1.0] * 6 + [pytest.approx(51 / 101)] * 4
 
 
-def test_a_detection_of_another_class_finds_nothing() -> None:
+def test_a_detection_of_another_class_matches_nothing() -> None:
     box, _ = evaluate((found((1, 0.9, [0, 0, 40, 40])), objects((0, [0, 0, 40, 40]))))
     assert box.per_class[0].tolist() == [0, 0]
     assert box.num_objects.tolist() == [1, 0]
@@ -132,7 +132,7 @@ def test_masks_are_ranked_by_their_own_score() -> None:
     assert mask.per_class[0, 0] == 1.0
 
 
-def test_masks_without_pixels_find_nothing_and_do_no_harm() -> None:
+def test_empty_masks_match_nothing() -> None:
     truth = objects((0, [0, 0, 40, 40]), (0, [60, 60, 90, 90]))
     truth.masks[1] = 0
     detections = found((0, 0.9, [60, 60, 60, 60]), (0, 0.8, [0, 0, 40, 40]))
@@ -159,7 +159,7 @@ def test_an_image_without_annotations_is_not_evaluated() -> None:
         assert result.num_detections[0] == 1
 
 
-def test_a_detection_on_a_crowd_is_a_false_one_and_the_crowd_no_object() -> None:
+def test_a_detection_on_a_crowd_is_a_false_positive_and_the_crowd_is_not_counted() -> None:
     truth = objects((0, [60, 60, 90, 90]), (0, [0, 0, 40, 40]), crowd=(1,))
     detections = found((0, 0.9, [0, 0, 40, 40]), (0, 0.8, [60, 60, 90, 90]))
     for result in evaluate((detections, truth)):
@@ -185,11 +185,11 @@ def test_the_mean_counts_classes_that_were_only_detected_and_leaves_out_absent_o
     assert result.percent()["all"] == 50.0
 
 
-def test_nothing_at_all_has_a_mean_of_zero() -> None:
+def test_the_mean_without_images_is_zero() -> None:
     assert PublishedEvaluation(2).result("mask").percent()["all"] == 0.0
 
 
-def test_detections_of_all_images_make_one_list() -> None:
+def test_detections_of_all_images_are_ranked_together() -> None:
     """By score: right, false, right, of three objects."""
     first = (
         found((0, 0.9, [0, 0, 40, 40]), (0, 0.5, [50, 50, 90, 90])),

@@ -29,7 +29,7 @@ def model_dir(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_file_lies_beside_the_model_and_the_summary_says_what_is_in_it(model_dir: Path) -> None:
+def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_dir: Path) -> None:
     result = run(model_dir, "--batch", 2, "--opset", 19)
     assert result.exit_code == 0, result.output
     printed = " ".join(result.stdout.split())
@@ -57,7 +57,7 @@ def test_the_file_lies_beside_the_model_and_the_summary_says_what_is_in_it(model
         (["--opset", "11"], "opset 11: must be 18 to 23"),
     ],
 )
-def test_wrong_options_end_with_their_message(model_dir: Path, arguments: list[str], message: str) -> None:
+def test_wrong_options_are_refused_with_a_message(model_dir: Path, arguments: list[str], message: str) -> None:
     result = run(model_dir, *arguments)
     assert result.exit_code == 1
     assert message in result.stderr

@@ -48,9 +48,7 @@ def checkpoint(state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.Mon
     return path
 
 
-def test_the_model_lies_in_a_folder_named_like_the_file_unless_another_is_said(
-    checkpoint: Path, state: dict[str, Tensor]
-) -> None:
+def test_the_model_is_in_a_folder_named_like_the_file_by_default(checkpoint: Path, state: dict[str, Tensor]) -> None:
     assert run(checkpoint).exit_code == 0
     assert run(checkpoint, "-o", "here").exit_code == 0
     for folder in (Path("models/imported/yolact_mine_3_4000"), Path("here")):
@@ -128,7 +126,7 @@ def test_class_names_come_from_a_file(checkpoint: Path) -> None:
     assert json.loads(Path("out/model.json").read_text())["classes"] == ["[cat]", "dog"]
 
 
-def test_a_model_that_is_there_is_replaced(checkpoint: Path) -> None:
+def test_an_existing_model_is_replaced(checkpoint: Path) -> None:
     run(checkpoint, "-o", "out")
     run(checkpoint, "-o", "out", "--image-size", 96)
     assert load_model(Path("out"))[0].config.image_size == 96

@@ -1,4 +1,4 @@
-"""`yolact mlflow`: where the last run is to be seen."""
+"""`yolact mlflow`: the address of the last run."""
 
 from __future__ import annotations
 
@@ -51,22 +51,20 @@ def test_a_server_is_only_named(started: list[list[str]], monkeypatch: pytest.Mo
     assert not started
 
 
-def test_without_a_run_the_pages_start_all_the_same(started: list[list[str]]) -> None:
+def test_without_a_run_the_web_interface_starts_too(started: list[list[str]]) -> None:
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
-    assert "without a run of this folder yet: http://127.0.0.1:5000\n" in result.stdout
+    assert "(this folder has no run yet): http://127.0.0.1:5000\n" in result.stdout
     assert started[0][4:] == ["--backend-store-uri", "sqlite:///mlflow.db", "--port", "5000"]
 
 
-def test_without_a_run_a_server_is_named_all_the_same(
-    started: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_run_a_server_is_named_too(started: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker.example")
     Path("models/run.json").unlink()
     result = CliRunner().invoke(app, ["mlflow"])
     assert result.exit_code == 0
-    assert "None was made here yet." in result.stdout
+    assert "This folder has none yet." in result.stdout
     assert not started
 
 

@@ -57,9 +57,9 @@ def test_the_list_has_a_whole_row_for_each_and_fits_100_columns_when_piped(table
     assert rows["yolact_plus_base"][-3:] == ["34.6", "c", "27.3"]
 
 
-def test_the_list_names_the_source_of_each_metric_and_whose_it_is(table: str) -> None:
+def test_the_list_names_the_source_of_each_metric(table: str) -> None:
     text = " ".join(table.split())
-    assert "AP (percent) and fps are the authors', not measured here; fps on a Titan Xp" in text
+    assert "AP (percent) and fps are the authors' and were not measured here; fps on a Titan Xp" in text
     for model in PUBLISHED_MODELS.values():
         assert f"{model.metrics.metric}: {model.metrics.source}" in text
 
@@ -98,7 +98,7 @@ def test_json_of_one_is_its_object_of_the_list(listed: list[dict[str, Any]]) -> 
     assert json.loads(run("yolact_im400", "--json").stdout) == listed[1]
 
 
-def test_rescoring_costs_only_where_it_is_there(listed: list[dict[str, Any]]) -> None:
+def test_only_models_with_rescoring_have_its_cost(listed: list[dict[str, Any]]) -> None:
     assert {entry["name"] for entry in listed if entry["rescoring_flops_per_mask"]} == {
         "yolact_plus_base",
         "yolact_plus_resnet50",
@@ -132,7 +132,7 @@ def test_one_in_full_shows_every_setting_the_classes_and_the_training(monkeypatc
 def test_one_with_deformable_convolutions_says_how_many_and_what_rescoring_costs() -> None:
     text = " ".join(run("yolact_plus_base").stdout.split())
     assert "deformable convolutions 11" in text
-    assert "MFLOPs more for each mask" in text
+    assert "MFLOPs more per mask" in text
 
 
 def test_the_table_of_the_document_is_what_the_command_prints(repository: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_table_of_the_document_is_what_the_command_prints(repository: Path) 
         ("mask2former", "no published configuration 'mask2former'; there are: yolact_base, yolact_im400"),
     ],
 )
-def test_an_unknown_name_ends_with_what_there_is(name: str, message: str) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str, message: str) -> None:
     for arguments in ([name], [name, "--json"]):
         result = run(*arguments)
         assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""`yolact parity`: tables that can be read anywhere, JSON, exit codes."""
+"""`yolact parity`: tables, JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_failed_check_shows_and_sets_the_exit_code(tmp_path: Path) -> None:
     assert "3 checks in 2 files, 2 failed" in result.stdout
 
 
-def test_what_was_not_checked_is_said(tmp_path: Path) -> None:
+def test_what_was_not_checked_is_reported(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **units("iou", iou__more=np.zeros(1), other__thing=np.zeros(1)))
     (tmp_path / "notes.txt").write_text("x", encoding="utf-8")
     result = invoke(str(tmp_path))
@@ -72,7 +72,7 @@ def test_what_was_not_checked_is_said(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1].endswith("Not checked: 2 arrays, 1 file.")
 
 
-def test_json_holds_the_same(tmp_path: Path) -> None:
+def test_json_has_the_same_content(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", **units("iou", iou__iou=np.zeros((5, 4)), other__thing=np.zeros(1)))
     result = invoke(str(tmp_path), "--json")
     assert result.exit_code == 1
@@ -111,7 +111,7 @@ NOTE = "could not be checked: " + "this and that " * 10
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_no_name_and_no_note_is_cut(terminal: bool) -> None:
+def test_names_and_notes_are_not_truncated(terminal: bool) -> None:
     """On a narrow terminal they go on in the next line; where the output is piped a name has one line."""
     out = StringIO()
     row = Comparison(NAME, (1, 2, 3), None, None, passed=False, note=NOTE)

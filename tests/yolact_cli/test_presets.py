@@ -1,4 +1,4 @@
-"""`yolact preset`: composing, refusing, writing params.yaml."""
+"""`yolact preset`: composing, errors, writing params.yaml."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def composed(name: str, *overrides: str, conf: Path = presets.CONF, model: str |
     return parse_params(yaml.safe_load(presets.compose(name, overrides, conf, model)))
 
 
-def test_the_presets_that_the_documents_name_are_there(repository: Path) -> None:
+def test_the_presets_that_the_documents_name_exist(repository: Path) -> None:
     assert set(PRESETS) <= set(presets.preset_names(repository / "conf"))
 
 
@@ -86,7 +86,7 @@ def test_lists_replace_and_the_bases_comments_and_order_stay(workspace: Path) ->
     assert list(yaml.safe_load(text)) == list(yaml.safe_load(base))
 
 
-def test_the_first_line_names_the_preset_and_how_to_make_it_again(workspace: Path) -> None:
+def test_the_first_line_names_the_preset_and_the_command_that_writes_it(workspace: Path) -> None:
     first = presets.compose("sample-cpu", ["train.lr=2e-3"]).splitlines()[0]
     assert first.startswith("# Preset sample-cpu, written by `yolact preset use sample-cpu -S train.lr=2e-3`.")
 
@@ -172,7 +172,7 @@ def test_use_shows_what_changed_and_only_that(workspace: Path) -> None:
     assert "train.lr" not in result.stdout
 
 
-def test_use_says_so_when_nothing_changed(workspace: Path) -> None:
+def test_use_reports_that_nothing_changed(workspace: Path) -> None:
     run("use", "sample-cpu")
     before = (workspace / "params.yaml").read_bytes()
     result = run("use", "sample-cpu")
@@ -266,7 +266,7 @@ def test_an_unchanged_setting_keeps_the_bases_spelling(workspace: Path) -> None:
     assert keys == {key.rpartition(".")[2] for key in changed}
 
 
-def test_lists_of_lists_are_in_brackets_one_row_a_line_where_they_are_long(workspace: Path) -> None:
+def test_long_lists_of_lists_have_a_row_per_line(workspace: Path) -> None:
     lines = presets.compose("yolact_plus_base").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("  anchor_scales:"))
     assert lines[start].endswith("# pixels, levels P3 to P7")
@@ -325,7 +325,7 @@ def test_show_prints_the_difference_or_the_whole_file(workspace: Path) -> None:
     assert run("show", "voc2012-r101", "--yaml").stdout == presets.compose("voc2012-r101")
 
 
-def test_outside_the_repository_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_the_repository_the_error_says_where_to_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (["list"], ["use", "yolact_base"], ["show", "yolact_base"]):
         result = run(*arguments)

@@ -1,4 +1,4 @@
-"""`yolact promote`, `rollback`, `history` and `lineage`: what people see when there is nothing to work on."""
+"""`yolact promote`, `rollback`, `history` and `lineage`: messages and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact_ops.settings.params import load_params
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without anything, which takes MLflow seconds to make."""
+    """An empty store, which MLflow needs seconds to create."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
@@ -49,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, 
         (["promote", "--force"], "a forced promotion needs a reason"),
     ],
 )
-def test_what_is_not_there_is_named_with_the_way_out(project: Path, arguments: list[str], message: str) -> None:
+def test_what_is_missing_is_named_with_how_to_fix_it(project: Path, arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert message in result.output
@@ -66,7 +66,7 @@ def test_a_model_without_champion_has_an_empty_history(project: Path) -> None:
     assert (result.exit_code, "nothing was promoted yet" in result.output) == (1, True)
 
 
-def test_a_narrow_window_and_a_file_get_digests_and_reasons_whole(
+def test_a_narrow_terminal_and_a_file_show_whole_digests_and_reasons(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
@@ -97,10 +97,10 @@ def test_a_refusal_names_the_command_that_overrules_it_with_the_model(project: P
     assert 'yolact promote --name night --version 1 --force --reason "..."' in result.output
 
 
-def test_the_lineage_of_a_version_that_says_little_says_so(project: Path) -> None:
+def test_the_lineage_of_a_version_with_few_tags_says_what_is_unknown(project: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
     add_version(client, {"cat": 10})
     result = CliRunner().invoke(app, ["lineage", "yolact/1"])
     assert result.exit_code == 0
-    for part in ("yolact version 1 (candidate)", "data_digest", "to rebuild it:", "the code is not known"):
+    for part in ("yolact version 1 (candidate)", "data_digest", "to rebuild it:", "the code is unknown"):
         assert part in result.output

@@ -48,7 +48,7 @@ def test_the_table_shows_ap_seconds_version_and_three_next_commands(run_folder: 
         assert command in result.stdout
 
 
-def test_a_value_that_could_not_be_measured_is_a_dash_and_no_alias_is_said(run_folder: Path) -> None:
+def test_an_unmeasured_value_is_a_dash_and_a_missing_alias_is_reported(run_folder: Path) -> None:
     write(run_folder, "metrics/eval.json", {"box": {"AP": None, "AP50": None}, "mask": {"AP": None, "AP50": None}})
     write(run_folder, "reports/registration.json", FILES["reports/registration.json"] | {"alias": None})
     result = CliRunner().invoke(app, ["summary"])

@@ -1,4 +1,4 @@
-"""`yolact sync` where there is nothing to send, and where there is no server to send to."""
+"""`yolact sync` with nothing to send, and without a server."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_to_send(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     result = CliRunner().invoke(app, ["sync"])
-    assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing is left to send\n")
+    assert (result.exit_code, result.stdout) == (0, "models/tracking: nothing to send\n")
     assert list(tmp_path.rglob("*")) == [tmp_path / "models"]
 
 
-def test_a_folder_that_is_not_there_is_not_called_sent() -> None:
+def test_a_missing_folder_is_an_error() -> None:
     result = CliRunner().invoke(app, ["sync", "nowhere"])
     assert (result.exit_code, result.stdout) == (1, "")
     assert "nowhere: no such folder" in result.stderr

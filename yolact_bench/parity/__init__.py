@@ -1,7 +1,11 @@
-"""Proof that this network computes what the published one does: stored numbers against ours.
+"""Comparison with the published implementation: its stored results against ours.
 
-A directory of fixtures holds what the published implementation computed: weights and outputs, detections, losses and
-single functions, as ``.npz`` and JSON files. `run_parity` computes each again with the project's own functions.
+A directory of fixtures has what the published implementation computed, as ``.npz`` and JSON files: weights and outputs,
+detections, losses, single functions. `run_parity` computes all of them with the project's own functions and compares.
+
+`runner` finds the fixtures and their kinds, `fixture` and `stored` read them, `report` compares and collects. Checks by
+kind: `network`, `detection`, `losses`, `units` (single functions) and `configurations` (without weights; `anchors`
+has their settings).
 """
 
 from __future__ import annotations

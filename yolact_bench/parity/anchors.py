@@ -1,4 +1,4 @@
-"""Anchor settings as fixtures store them."""
+"""Anchor settings in the form that fixtures store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolact.settings import ModelConfig
 
 @dataclass(frozen=True)
 class AnchorSettings:
-    """What the anchors of a configuration are made of."""
+    """Settings that determine the anchors of a configuration."""
 
     image_size: int
     scales: list[list[float]]
@@ -23,15 +23,15 @@ class AnchorSettings:
 
     @classmethod
     def of_model(cls, config: ModelConfig) -> AnchorSettings:
-        """Those of a network."""
+        """Settings of a network."""
         return cls(config.image_size, config.anchor_scales, config.anchor_ratios, config.square_anchors)
 
     @classmethod
     def of_stored(cls, stored: dict[str, Any]) -> AnchorSettings:
-        """Those of an entry in a list of configurations.
+        """Settings of an entry in a list of configurations.
 
         Raises:
-            DataError: they are of a kind that no published configuration has and this project cannot make.
+            DataError: no published configuration has such anchors, and this project cannot generate them.
         """
         if stored.get("preapply_sqrt", False) or not stored.get("use_pixel_scales", True):
             raise DataError("anchors with preapply_sqrt on or use_pixel_scales off cannot be made")
@@ -48,7 +48,7 @@ class AnchorSettings:
         )
 
     def model_config(self, state: dict[str, Tensor]) -> ModelConfig:
-        """The configuration of the network with these tensors and anchors.
+        """Infer the configuration of a network with these tensors and anchors.
 
         Raises:
             WeightsError: see `infer_model_config`.

@@ -1,7 +1,7 @@
 """Checks of whole configurations without weights: key names, shapes, parameter counts, anchors.
 
-A configuration that `yolact.models.published` names is built from there. Another one is inferred: the network from its
-keys and shapes, the anchors from the settings that are stored beside their counts.
+Published configurations come from `yolact.models.published`. Others are inferred: the network from its keys and shapes,
+the anchors from the settings that are stored beside their counts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.report import Checks
 
 ANCHOR_KEYS = {"num_priors", "pred_scales", "pred_aspect_ratios", "max_size"}
-"""Settings by which a list of configurations with their anchors is recognised."""
+"""Settings that identify a list of configurations with their anchors."""
 
 
 def is_state_dict_shapes(fixture: Fixture) -> bool:
@@ -44,12 +44,12 @@ def _is_table(tree: Any) -> bool:
 
 
 def is_anchor_rows(fixture: Fixture) -> bool:
-    """Whether a file holds rows of the anchors of configurations."""
+    """Whether a file holds single anchors of configurations."""
     return any(f"{name}/index" in fixture and f"{name}/rows" in fixture for name in fixture.children())
 
 
 class Configurations:
-    """What all files of a directory tell of configurations, by name."""
+    """Configurations by name, from all files of a directory."""
 
     def __init__(self, fixtures: Iterable[Fixture]) -> None:
         self.stored: dict[str, dict[str, Any]] = {}
@@ -62,7 +62,7 @@ class Configurations:
                 self.shapes |= fixture.tree
 
     def anchor_settings(self, name: str) -> AnchorSettings | None:
-        """Those of the published configuration of that name, else the stored ones; None where there are none."""
+        """Anchor settings of the published configuration with this name, else the stored ones; None without either."""
         if name in PUBLISHED_MODELS:
             return AnchorSettings.of_model(PUBLISHED_MODELS[name].model)
         return AnchorSettings.of_stored(self.stored[name]) if name in self.stored else None
@@ -71,7 +71,7 @@ class Configurations:
         """Anchors (A, 4) of a configuration for its square input.
 
         Raises:
-            DataError: its settings are not known.
+            DataError: its settings are unknown.
         """
         settings = self.anchor_settings(name)
         if settings is None:
@@ -81,7 +81,7 @@ class Configurations:
         return pyramid_anchors(levels, settings.scales, settings.ratios, size, settings.square)
 
     def network(self, name: str) -> Yolact | None:
-        """A configuration's network, without numbers in its tensors; None where nothing tells what it is."""
+        """A configuration's network on the meta device; None if its architecture is unknown."""
         if name not in self._networks and (name in PUBLISHED_MODELS or name in self.shapes):
             with torch.device("meta"):
                 self._networks[name] = self._build(name)
@@ -95,14 +95,14 @@ class Configurations:
 
     def _inferred(self, name: str, state: dict[str, Tensor]) -> ModelConfig:
         settings = self.anchor_settings(name)
-        if settings is None:  # no key and no shape depends on the anchors but through their number per cell
+        if settings is None:  # keys and shapes depend on the number of anchors per cell alone
             per_cell = len(state["prediction_layers.0.bbox_layer.bias"]) // 4
             settings = AnchorSettings(550, [[1.0] * per_cell] * PYRAMID_LEVELS, [1.0], square=True)
         return settings.model_config(state)
 
 
 def check_state_dicts(checks: Checks, configurations: Configurations) -> None:
-    """Keys and shapes of every configuration."""
+    """Check keys and shapes of every configuration."""
     for name, expected in checks.fixture.tree.items():
         with checks.part(f"{name} (keys and shapes)"):
             for key in expected:
@@ -118,7 +118,7 @@ def check_state_dicts(checks: Checks, configurations: Configurations) -> None:
 
 
 def check_anchor_settings(checks: Checks, configurations: Configurations) -> None:
-    """Anchors of every configuration, and what else is stored of its network."""
+    """Check anchors of every configuration, and whatever else is stored about its network."""
     for name in checks.fixture.tree:
         with checks.part(name):
             _check_anchors(checks, name, configurations)
@@ -150,7 +150,7 @@ def _check_anchors(checks: Checks, name: str, configurations: Configurations) ->
 
 
 def _check_network(checks: Checks, name: str, configurations: Configurations) -> None:
-    """Numbers of classes and parameters, and the shapes of outputs."""
+    """Check the numbers of classes and parameters, and the shapes of outputs."""
     network = configurations.network(name)
     if network is None:
         return
@@ -174,7 +174,7 @@ def _check_network(checks: Checks, name: str, configurations: Configurations) ->
 
 
 def check_anchor_rows(checks: Checks, configurations: Configurations) -> None:
-    """Single anchors of every configuration."""
+    """Check single anchors of every configuration."""
     fixture = checks.fixture
     for name in fixture.children():
         if fixture.has(name):

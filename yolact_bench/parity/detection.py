@@ -1,4 +1,4 @@
-"""Checks of what follows the network: detection, masks in the image's frame, average precision."""
+"""Checks of detection, of masks in image pixels, and of average precision."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from yolact_bench.parity.stored import input_size, stored_outputs
 from yolact_bench.published_ap import IOU_THRESHOLDS, GroundTruth, PublishedEvaluation
 
 SCORE_TIE = 1e-6
-"""Detections whose scores are nearer than this may change places: rounding decides their order."""
+"""Score difference below which rounding decides the order of two detections."""
 
 _POST_FOLDER = re.compile(r"(?P<mode>.+)_st(?P<score>\d*\.?\d+)")
 
 
 def check_detection(checks: Checks, network: Yolact | None) -> None:
-    """Detections from the stored outputs, their masks, and their average precision."""
+    """Check detections from the stored outputs, their masks, and their average precision."""
     fixture = checks.fixture
     for mode in fixture.children("det"):
         with checks.part(f"det/{mode}"):
@@ -50,10 +50,10 @@ def _check_mode(checks: Checks, mode: str) -> None:
 
 
 def detect_config(fixture: Fixture, mode: str, no_limit: int) -> DetectConfig:
-    """The published detection with the settings of one of ``meta_json.detect.modes``.
+    """The published detection settings with those of one of ``meta_json.detect.modes``.
 
     Args:
-        no_limit: detections per image where the published code has no limit, which is across classes.
+        no_limit: detections per image across classes, where the published code has no limit.
     """
     mode_settings = fixture.meta["detect", "modes", mode]
     cross_class = mode_settings["fast"] and mode_settings["cross_class"]
@@ -75,7 +75,7 @@ def detect_config(fixture: Fixture, mode: str, no_limit: int) -> DetectConfig:
 
 
 def check_candidates(checks: Checks, folder: str, found: Candidates) -> None:
-    """Compare boxes, scores, classes and coefficients with those stored in a folder, in their order."""
+    """Compare boxes, scores, classes and coefficients with those in a folder, in the stored order."""
     fixture = checks.fixture
     if len(found.scores) == len(fixture.tensor(f"{folder}/scores")):
         order = _order_of_ties(fixture, folder, found)
@@ -108,7 +108,7 @@ def _order_of_ties(fixture: Fixture, folder: str, found: Candidates) -> Tensor:
 
 @torch.no_grad()
 def _check_image_frame(checks: Checks, network: Yolact | None, folder: str, image: str) -> None:
-    """Detections of a mode in the image's frame; ``_st0.30`` after the mode is a score threshold."""
+    """Check detections of a mode in image pixels; ``_st0.30`` after the mode is a score threshold."""
     fixture = checks.fixture
     mode, score = _mode_and_score(fixture, folder)
     source = f"det/{mode}/{image}"
@@ -151,16 +151,18 @@ def _mode_and_score(fixture: Fixture, folder: str) -> tuple[str, float | None]:
 
 
 def _like(expected: Tensor, found: Tensor) -> Tensor:
-    """Where nothing is left, the published code returns plain empty tensors without the usual dimensions."""
+    """Without detections the published code returns empty tensors that lack the usual dimensions."""
     return expected.reshape(found.shape) if expected.numel() == found.numel() == 0 else expected
 
 
 def _check_average_precision(checks: Checks) -> None:
-    """The published AP of the stored Fast NMS detections against the stored objects."""
+    """Check the published AP of the stored Fast NMS detections against the stored objects."""
     fixture = checks.fixture
     num_classes = fixture.tensor("train/conf").shape[-1] - 1
     thresholds = _thresholds(fixture)
-    evaluation = PublishedEvaluation(num_classes, thresholds, min_relative_side=0)  # such objects are gone already
+    evaluation = PublishedEvaluation(
+        num_classes, thresholds, min_relative_side=0
+    )  # the stored objects lack the small ones already
     mode = _evaluated_mode(fixture)
     for image in fixture.children("eval/gt"):
         evaluation.add(_stored_detections(fixture, f"post/{mode}/{image}"), _ground_truth(fixture, image))

@@ -1,4 +1,4 @@
-"""Fixture files: named arrays or settings, with a record of what was read, so that nothing is left out unseen."""
+"""Fixture files: named arrays or settings, with a record of what was read, which shows what no check used."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torch import Tensor
 from yolact.errors import DataError
 
 META = "meta_json"
-"""Array with the settings that a file was made with, as a JSON string."""
+"""Name of the array with the settings of a file, a JSON string."""
 
 UNREADABLE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error)
-"""What a damaged ``.npz`` file makes NumPy raise."""
+"""Errors that NumPy raises for a damaged ``.npz`` file."""
 
 _MISSING = object()
 
 
 class Settings:
-    """A tree of settings out of JSON, whose missing keys are named."""
+    """A tree of settings from JSON, with errors that name missing keys."""
 
     def __init__(self, tree: Any) -> None:
         self.tree = tree
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """The value below nested keys, or ``default`` where there is none."""
+        """The value under nested keys, or ``default``."""
         value = self.tree
         for key in keys:
             if not isinstance(value, dict) or key not in value:
@@ -51,9 +51,9 @@ class Fixture:
     """The content of one file under names like ``folder/name``.
 
     Args:
-        entries: arrays, or what JSON gives; each is read when asked for.
+        entries: arrays or JSON values; each is read on demand.
         meta: the tree of ``meta_json``.
-        tree: what a JSON file holds; None for arrays.
+        tree: the whole tree of a JSON file; None for arrays.
     """
 
     def __init__(self, entries: Mapping[str, Any], meta: Any = None, tree: Any = None) -> None:
@@ -68,24 +68,24 @@ class Fixture:
 
     @property
     def unused(self) -> list[str]:
-        """Names that nothing has read."""
+        """Names that were not read."""
         return [name for name in self.names if name not in self._read]
 
     def has(self, folder: str) -> bool:
-        """Whether there is anything in a folder."""
+        """Whether a folder has anything in it."""
         return any(name.startswith(f"{folder}/") for name in self.names)
 
     def children(self, folder: str = "") -> list[str]:
-        """What stands right below a folder, files and folders, in the file's order."""
+        """Names directly in a folder, of arrays and folders, in the file's order."""
         prefix = f"{folder}/" if folder else ""
         below = (name.removeprefix(prefix) for name in self.names if name.startswith(prefix))
         return list(dict.fromkeys(rest.partition("/")[0] for rest in below))
 
     def value(self, name: str) -> Any:
-        """What the file holds under a name.
+        """The content under a name.
 
         Raises:
-            DataError: there is nothing, or it cannot be read.
+            DataError: the name is missing, or its content cannot be read.
         """
         if name not in self._entries:
             raise DataError(f"the file has no {name}")
@@ -98,10 +98,10 @@ class Fixture:
         return self._read[name]
 
     def tensor(self, name: str) -> Tensor:
-        """An array; floats that were stored in half precision come as float32.
+        """An array; half-precision floats become float32.
 
         Raises:
-            DataError: see `value`, or it is no array of numbers.
+            DataError: see `value`; or it is not an array of numbers.
         """
         array = np.asarray(self.value(name))
         if array.dtype.kind not in "biuf":
@@ -114,10 +114,10 @@ class Fixture:
         return float(self.tensor(name).item())
 
     def masks(self, packed: str, shape: str) -> Tensor:
-        """Masks (uint8, 0 or 1) stored as bits, with their shape stored apart.
+        """Masks (uint8, 0 or 1) stored as bits, with their shape in another array.
 
         Raises:
-            DataError: there are fewer bits than the shape needs.
+            DataError: the shape needs more bits.
         """
         sides = [int(side) for side in self.tensor(shape).tolist()]
         count = int(np.prod(sides))
@@ -128,10 +128,10 @@ class Fixture:
 
 
 def read_npz(path: Path) -> Fixture:
-    """Open an ``.npz`` file; arrays are read when asked for.
+    """Open an ``.npz`` file; arrays are read on demand.
 
     Raises:
-        DataError: it is damaged or cut short, holds a bare array, or its ``meta_json`` is not JSON.
+        DataError: it is damaged or truncated, holds a bare array, or its ``meta_json`` is not JSON.
     """
     try:
         arrays = np.load(path, allow_pickle=False)
@@ -144,7 +144,7 @@ def read_npz(path: Path) -> Fixture:
 
 
 def read_json(path: Path) -> Fixture:
-    """Open a JSON file; of objects in an object, the inner ones' values get names like ``outer/inner``.
+    """Open a JSON file; values of nested objects get names like ``outer/inner``.
 
     Raises:
         DataError: it is not JSON.

@@ -27,7 +27,7 @@ def is_network(fixture: Fixture) -> bool:
 
 
 def check_network(checks: Checks) -> None:
-    """Everything in a file with a network's weights: outputs, detections, AP, single layers, losses."""
+    """Check everything in a file with a network's weights: outputs, detections, AP, single layers, losses."""
     fixture = checks.fixture
     network: Yolact | None = None
     with checks.part(f"{STATE} (building the network)"):
@@ -49,7 +49,7 @@ def check_network(checks: Checks) -> None:
 
 
 def _outputs(fixture: Fixture) -> list[tuple[str, str]]:
-    """Folders with outputs of the network, each with the prefix of the array ``input`` that they were made from."""
+    """Folders with outputs of the network, each with the prefix of its array ``input``."""
     folders = [("train", "")] if fixture.has("train") else []
     for folder in fixture.children():
         names = fixture.children(folder)
@@ -60,7 +60,7 @@ def _outputs(fixture: Fixture) -> list[tuple[str, str]]:
 
 @torch.no_grad()
 def _check_outputs(checks: Checks, network: Yolact, folder: str, images: Tensor) -> None:
-    """The network in training mode with frozen batch norm, in evaluation mode, and made ready for inference."""
+    """Check the network in training mode with frozen batch norm, in evaluation mode, and prepared for inference."""
     fixture = checks.fixture
     runs: list[tuple[str, RawOutputs]] = [
         ("", network.train()(images)),
@@ -76,7 +76,7 @@ def _check_outputs(checks: Checks, network: Yolact, folder: str, images: Tensor)
 
 @torch.no_grad()
 def _check_batch_statistics(checks: Checks) -> None:
-    """Outputs and running statistics of one pass with batch norm in training mode."""
+    """Check outputs and running statistics of one pass with batch norm in training mode."""
     fixture = checks.fixture
     if not fixture.has("bn_batch"):
         return
@@ -93,7 +93,7 @@ def _check_batch_statistics(checks: Checks) -> None:
 
 @torch.no_grad()
 def _check_layer(checks: Checks, network: Yolact) -> None:
-    """One layer alone; ``meta_json.dcn_unit.module`` names it."""
+    """Check a single layer, which ``meta_json.dcn_unit.module`` names."""
     fixture = checks.fixture
     if fixture.has("dcn_unit"):
         layer = network.get_submodule(fixture.meta["dcn_unit", "module"])
@@ -112,10 +112,10 @@ def build_network(fixture: Fixture, *, batch_statistics: bool) -> Yolact:
     """The network with the file's weights.
 
     Args:
-        batch_statistics: in training mode, let batch norm use the batch's statistics; else it is frozen.
+        batch_statistics: batch norm uses the batch's statistics in training mode; else it is frozen.
 
     Raises:
-        WeightsError: the weights are those of no network that this project can build.
+        WeightsError: this project cannot build a network with these weights.
     """
     state = {name: fixture.tensor(f"{STATE}/{name}") for name in fixture.children(STATE)}
     config = anchor_settings(fixture).model_config(state)
@@ -128,7 +128,7 @@ def build_network(fixture: Fixture, *, batch_statistics: bool) -> Yolact:
 
 
 def anchor_settings(fixture: Fixture) -> AnchorSettings:
-    """What the weights do not tell of a network."""
+    """Settings of a network that its weights do not determine."""
     return AnchorSettings.of_stored(
         {
             "max_size": input_size(fixture),

@@ -1,4 +1,4 @@
-"""How two tensors are compared, and what comes out of it."""
+"""Comparison of tensors, and the report of all comparisons."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 from yolact_bench.parity.fixture import Fixture
 
 TOLERANCE = 1e-4
-"""Greatest relative error of a comparison that passes."""
+"""Largest relative error of a comparison that passes."""
 
 Values = Tensor | np.ndarray | float | int | list[Any]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor of ours against the expected one, or a check that could not be made."""
+    """A tensor of ours against the expected one, or a check that could not run."""
 
     name: str
     shape: tuple[int, ...] | None
-    """Of the expected tensor; None where there is none."""
+    """Shape of the expected tensor; None without one."""
     absolute_error: float | None
-    """The largest one; None where the two could not be compared."""
+    """Largest absolute error; None if the two could not be compared."""
     relative_error: float | None
     """See `compare`."""
     passed: bool
     note: str = ""
-    """Why it failed, or what is special."""
+    """Why it failed, or a remark."""
 
     def to_json(self) -> dict[str, Any]:
         """A row of ``yolact parity --json``."""
@@ -49,10 +49,10 @@ class Comparison:
 def compare(name: str, found: Values, expected: Values, *, pixels: bool = False, note: str = "") -> Comparison:
     """Compare a tensor of ours with the expected one.
 
-    The relative error of real numbers is the largest absolute error divided by the largest absolute expected value
-    (by 1 where that is 0). That of integers and booleans, which are decisions (classes, indices, matches, boxes in
-    whole pixels), is the share of entries that differ, and must be 0. With ``pixels`` they are the pixels of masks, a
-    few of which lie so near a threshold that rounding decides: the share may be up to `TOLERANCE`.
+    The relative error of floats is the largest absolute error divided by the largest absolute expected value (by 1 if
+    that is 0). For integers and booleans, which are decisions (classes, indices, matches, boxes in whole pixels), it is
+    the share of entries that differ, and must be 0. With ``pixels`` they are pixels of masks, a few of which are so
+    near a threshold that rounding decides: the share may be up to `TOLERANCE`.
     """
     ours, theirs = _tensor(found), _tensor(expected)
     shape = tuple(theirs.shape)
@@ -60,7 +60,7 @@ def compare(name: str, found: Values, expected: Values, *, pixels: bool = False,
         return _failed(name, shape, f"our shape is {tuple(ours.shape)}", note)
     if ours.dtype != theirs.dtype:
         ours, theirs = ours.double(), theirs.double()
-    differs = ours != theirs  # where infinity equals infinity, and NaN not even NaN
+    differs = ours != theirs  # infinity equals infinity, NaN differs from NaN
     ours, other = ours[differs].double(), theirs[differs].double()
     for values, owner in ((other, "expected values"), (ours, "values of ours")):
         if values.isnan().any():
@@ -88,14 +88,14 @@ def _tensor(values: Values) -> Tensor:
 
 @dataclass
 class FileReport:
-    """All that was checked of one file."""
+    """All comparisons of one file."""
 
     file: str
     kind: str
-    """In words; empty where it was not recognised."""
+    """Names of its kinds."""
     rows: list[Comparison] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
-    """Names of the arrays that no check used."""
+    """Names of arrays that no check used."""
 
     @property
     def failures(self) -> list[Comparison]:
@@ -110,29 +110,29 @@ class FileReport:
 
 @dataclass
 class ParityReport:
-    """What a directory of fixtures came to."""
+    """Results of a directory of fixtures."""
 
     files: list[FileReport]
     unrecognised: list[str]
-    """Files whose content is of no known kind, with what was found in them."""
+    """Files of no known kind, with what was found in them."""
 
     @property
     def comparisons(self) -> int:
-        """All that were made."""
+        """Number of comparisons."""
         return sum(len(file.rows) for file in self.files)
 
     @property
     def failures(self) -> int:
-        """Those that did not pass."""
+        """Number of comparisons that did not pass."""
         return sum(len(file.failures) for file in self.files)
 
     @property
     def unused(self) -> int:
-        """Arrays that no check used."""
+        """Number of arrays that no check used."""
         return sum(len(file.unused) for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``yolact parity --json`` prints."""
+        """The output of ``yolact parity --json``."""
         return {
             "tolerance": TOLERANCE,
             "comparisons": self.comparisons,
@@ -144,25 +144,25 @@ class ParityReport:
 
 
 class Checks:
-    """Collects the comparisons of one file; what raises becomes a failed one, and the rest still runs."""
+    """Collects the comparisons of one file; a check that raises counts as failed, and the others still run."""
 
     def __init__(self, fixture: Fixture) -> None:
         self.fixture = fixture
         self.rows: list[Comparison] = []
 
     def array(self, name: str, found: Values, *, note: str = "") -> None:
-        """Compare with the array of that name."""
+        """Compare with the array of this name."""
         self.value(name, found, self.fixture.tensor(name), note=note)
 
     def value(self, name: str, found: Values, expected: Values, *, pixels: bool = False, note: str = "") -> None:
-        """Compare with an expected value that is not stored under that name as it is."""
+        """Compare with an expected value that the file does not store under this name."""
         self.rows.append(compare(name, found, expected, pixels=pixels, note=note))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part of the checks, named for its failure: whatever it raises is reported, and the next one runs."""
+        """Run a part of the checks: an error in it becomes a failed comparison of this name."""
         try:
             yield
-        except Exception as error:  # every failure has to show, and none may keep the other checks from running
+        except Exception as error:  # every failure must show, and none may stop the other checks
             reason = str(error) or type(error).__name__
             self.rows.append(Comparison(name, None, None, None, passed=False, note=f"could not be checked: {reason}"))

@@ -1,4 +1,4 @@
-"""Finds the fixtures of a directory, tells their kinds by their content, and runs the checks of each."""
+"""Finds the fixtures of a directory, recognises their kinds by content, and runs the checks of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from yolact_bench.parity.units import check_units, is_units
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fixture, told by its content."""
+    """A kind of fixture, recognised by its content."""
 
     name: str
     recognise: Callable[[Fixture], bool]
@@ -46,10 +46,10 @@ KINDS = (
 
 
 def run_parity(directory: Path) -> ParityReport:
-    """Check every fixture in a directory, whatever its files are called; folders in it are not looked into.
+    """Check every fixture in a directory, whatever its file name; subfolders are ignored.
 
     Raises:
-        DataError: there is no such directory, or nothing in it could be checked.
+        DataError: the directory is missing, or nothing in it could be checked.
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory")
@@ -83,7 +83,7 @@ def run_parity(directory: Path) -> ParityReport:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums have the same order on every machine, whatever else it computes."""
+    """Let PyTorch use one thread: sums then have the same order on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -93,10 +93,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _read(path: Path) -> Fixture | None:
-    """A file's content; None where it is neither ``.npz`` nor JSON.
+    """A file's content; None if it is neither ``.npz`` nor JSON.
 
     Raises:
-        DataError: it is one of them, by its name or its first byte, and damaged.
+        DataError: its name or first byte says that it is one of them, and it is damaged.
     """
     with path.open("rb") as file:
         start = file.read(64)

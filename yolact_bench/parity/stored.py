@@ -1,4 +1,4 @@
-"""The project's bundles of tensors, made of stored arrays."""
+"""`RawOutputs` and `Targets` from stored arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = {
 
 
 def stored_outputs(fixture: Fixture, folder: str, priors: str) -> RawOutputs:
-    """The network's outputs in a folder; ``priors`` is the full name of their anchors."""
+    """The network's outputs in a folder; ``priors`` is the full name of the array of anchors."""
     semantic = f"{folder}/segm"
     return RawOutputs(
         boxes=fixture.tensor(f"{folder}/loc").float(),
@@ -34,19 +34,20 @@ def stored_outputs(fixture: Fixture, folder: str, priors: str) -> RawOutputs:
 
 
 def input_size(fixture: Fixture) -> int:
-    """Side of the network input, pixels, by which anchors and pixel boxes are measured."""
+    """Side of the network's input, pixels."""
     size = fixture.meta.get("variant", "size")
     return int(size) if size is not None else int(fixture.tensor("input").shape[-1])
 
 
 def stored_targets(fixture: Fixture, prefix: str, outputs: RawOutputs) -> Targets:
-    """What is true of the images; ``prefix`` is a folder with its slash, or empty. Crowd rows of an image come last.
+    """Targets of the images, with crowd regions last.
 
     Args:
-        outputs: for these images; masks are brought to their resolutions.
+        prefix: folder with its slash, or empty.
+        outputs: the images' outputs, whose resolutions masks get.
 
     Raises:
-        DataError: there are no semantic logits, without which there is no loss.
+        DataError: the semantic logits are missing, which the loss needs.
     """
     if outputs.semantic_logits is None:
         raise DataError("the losses need the semantic logits, array segm")
@@ -68,5 +69,5 @@ def stored_targets(fixture: Fixture, prefix: str, outputs: RawOutputs) -> Target
 
 
 def crowd_last(count: int, num_crowds: int) -> Tensor:
-    """(count,) bool: the last ``num_crowds`` rows are crowd regions."""
+    """(count,) bool, true for the last ``num_crowds`` rows: crowd regions."""
     return torch.arange(count) >= count - num_crowds

@@ -1,8 +1,10 @@
 """Measurements of speed and memory: `yolact bench`.
 
-One module a measurement, each with a ``measure`` function that returns a dataclass: `inference` (a image's way to its
-masks, stage by stage, also against other implementations), `training` (a training step, likewise) and `evaluation` (the
-work on an evaluated image besides the network). What they share: `contestants` and, for training, `learners` (who takes
-part), `timing`, `memory`, `machine`, `agreement` (do two contestants find the same), `calibration` (random weights that
-find something) and `images`.
+One module per measurement, each with a ``measure`` function that returns a dataclass: `inference` (from images to
+masks), `training` (a training step), `loading` (the training data loader) and `evaluation` (masks and run lengths of an
+evaluated image, without the network).
+
+Shared: `backends` and `training_backends` (what is compared: this project, or another implementation), `external`
+(calls into another implementation's file), `rounds` (backends timed in alternating rounds), `memory`, `agreement` (of
+two backends' detections), `calibration` (random weights that find objects) and `images`.
 """

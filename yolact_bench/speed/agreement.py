@@ -1,4 +1,4 @@
-"""Do two contestants compute the same?"""
+"""Agreement of two backends' results."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 
 from yolact.boxes import box_iou
-from yolact_bench.speed.contestants import Found
+from yolact_bench.speed.backends import Found
 
 TOLERANCE = 1e-4
-"""Of raw outputs, relative to the greatest value of the tensor; of scores; of boxes, relative to the image's longer
-side; of masks, wrong pixels for each pixel of the masks."""
+"""Largest difference that counts as equal: of raw outputs, relative to the tensor's largest value; of scores; of boxes,
+relative to the image's longer side; of masks, differing pixels over the masks' pixels."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a contestant's results are from the reference's, over the images of the first batch."""
+    """Differences of a backend's results from the reference's, over the images of the first batch."""
 
     raw_errors: dict[str, float | None] | None
-    """Greatest absolute difference over greatest absolute value, by tensor, None for a tensor that has another shape or
-    values that are no numbers; None in all where one of the two does not tell its outputs."""
+    """Largest absolute difference over largest absolute value, by tensor; None for a tensor of another shape or with
+    values that are not finite; None as a whole if one of the two does not report its outputs."""
     detections: int
     reference_detections: int
     matched: int
     """Pairs of detections with the same label whose boxes are equal within the tolerance or have an IoU over 0.5."""
     unmatched: int
-    """Detections of either side that have no partner, but for those whose score is as low as the lowest that the other
-    side kept: rounding decides which of these pass."""
+    """Detections of either side without a partner, except those that score as low as the lowest of the other side:
+    rounding decides which of these pass."""
     score_difference: float
-    """The greatest of all pairs."""
+    """Largest over all pairs."""
     box_difference: float
-    """The greatest of all pairs, pixels."""
+    """Largest over all pairs, pixels."""
     mask_difference: float
-    """Pixels in which the masks of the pairs differ, over the pixels of the reference's masks."""
+    """Pixels in which the pairs' masks differ, over the pixels of the reference's masks."""
     tolerance: float
     equal: bool
-    """All within the tolerance, and none unmatched."""
+    """Everything is within the tolerance, and nothing is unmatched."""
 
 
 def compare(
@@ -50,14 +50,14 @@ def compare(
     *,
     integer_boxes: bool,
 ) -> Agreement:
-    """Compare what two contestants found in the same images, as sets.
+    """Compare two backends' detections in the same images, as sets.
 
     Args:
-        found: a contestant's detections, image by image.
-        reference: the reference's.
-        raw: the contestant's raw outputs.
-        reference_raw: the reference's.
-        integer_boxes: boxes are truncated to whole pixels, so that rounding may move them by one.
+        found: a backend's detections, image by image.
+        reference: those of the reference.
+        raw: the backend's raw outputs.
+        reference_raw: those of the reference.
+        integer_boxes: boxes are truncated to whole pixels, which rounding may move by one.
     """
     errors = None if raw is None or reference_raw is None else _raw_errors(raw, reference_raw)
     images = [_match(one, other, integer_boxes) for one, other in zip(found, reference, strict=True)]
@@ -105,7 +105,7 @@ class _Matches:
 
 
 def _match(found: Found, reference: Found, integer_boxes: bool) -> _Matches:
-    """Pair each of the reference's detections with the nearest one that may be the same object."""
+    """Pair each detection of the reference with the nearest one that may be the same object."""
     side = max(reference.masks.shape[1:])
     box_tolerance = TOLERANCE * side + (1 if integer_boxes else 0)
     overlap = box_iou(reference.boxes, found.boxes)  # (N, M)

@@ -1,7 +1,7 @@
-"""Random weights with which a network behaves as a trained one does: some objects are found, most places are empty.
+"""Random weights that make a network behave like a trained one: it finds some objects, and most places are empty.
 
-A network with plain random weights finds nothing, or as much as it is allowed to, and then says little about how long
-NMS and masks take. Nothing here is meant to be right, only to be as much work as a trained network's results.
+With plain random weights a network finds nothing or the maximum, which makes the times of NMS and masks meaningless.
+The detections need not be right, only as much work as those of a trained network.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ CLASS_LOGIT_SPREAD = 3.0
 """Standard deviation of the class logits, so that a few classes stand out."""
 
 BOX_SHARE = 0.1
-"""Share of the image that a box covers in the mean. Most anchors are small, so without this most boxes are too."""
+"""Mean share of the image that a box covers. Most anchors are small, and so would be most boxes."""
 
 RESIDUAL_WEIGHT = 0.2
-"""Weight of the last batch norm in each residual block. With 1 random blocks multiply rounding errors: float32 alone
-then brings a ResNet-50's mask coefficients 1e-4 off, ten times as much as with this value."""
+"""Weight of the last batch norm in each residual block. With 1, random blocks multiply rounding errors: in float32 a
+ResNet-50's mask coefficients are then off by 1e-4, ten times as much as with this value."""
 
 SCORES_PER_OBJECT = 100
-"""Most scores over the threshold for each object that is left after NMS."""
+"""Maximum number of scores above the threshold per object that is left after NMS."""
 
 ROUNDS = 3
-"""Of fitting the boxes' sizes and the background, which depend on each other through NMS."""
+"""Rounds that fit the boxes' sizes and the background, which depend on each other through NMS."""
 
 
 def calibrated_network(
@@ -46,11 +46,11 @@ def calibrated_network(
 ) -> Yolact:
     """A network with random weights that finds about ``objects`` objects in ``image`` with `DEFAULT_DETECTION`.
 
-    The weights are drawn from ``seed``. Residual blocks are calmed (`RESIDUAL_WEIGHT`), and batch norm takes the
-    statistics of the image and its mirror image. The last convolutions of the heads are scaled so that offsets, mask
-    coefficients before tanh and prototypes have a standard deviation of 1, class logits of `CLASS_LOGIT_SPREAD`. Then
-    the background's bias is raised until few enough objects are left, and that of the boxes' sides until they cover
-    `BOX_SHARE` of the image in the mean.
+    The weights are drawn from ``seed``. Residual blocks are damped (`RESIDUAL_WEIGHT`), and batch norm takes the
+    statistics of the image and its mirror image. The last convolutions of the heads are scaled to a standard deviation
+    of 1 for offsets, mask coefficients before tanh and prototypes, and of `CLASS_LOGIT_SPREAD` for class logits. Then
+    the background's bias is raised until few enough objects are left, and the bias of the boxes' sides until boxes
+    cover `BOX_SHARE` of the image on average.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -61,14 +61,14 @@ def calibrated_network(
     square = to_square(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), config.image_size)
     with torch.no_grad():
         inputs = normalize(torch.stack([square, square.flip(2)]), model.backbone.normalization)
-        _calm_residual_blocks(model)
+        _damp_residual_blocks(model)
         _calibrate_batch_norm(model, inputs)
         outputs = _scale_heads(model, model(inputs[:1]))
         _fit_sizes_and_background(model, outputs, objects)
     return model
 
 
-def _calm_residual_blocks(model: Yolact) -> None:
+def _damp_residual_blocks(model: Yolact) -> None:
     for module in model.backbone.modules():
         if isinstance(module, Bottleneck):
             module.bn3.weight.fill_(RESIDUAL_WEIGHT)
@@ -89,7 +89,7 @@ def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:
 
 
 def _scale_heads(model: Yolact, outputs: RawOutputs) -> RawOutputs:
-    """Scale the last convolutions; the outputs that the network gives then (biases are still zero)."""
+    """Scale the last convolutions; returns the network's new outputs (biases are still zero)."""
     boxes = 1 / outputs.boxes.std()
     classes = CLASS_LOGIT_SPREAD / outputs.class_logits.std()
     before_tanh = outputs.mask_coefficients.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
@@ -115,7 +115,7 @@ def _scale_heads(model: Yolact, outputs: RawOutputs) -> RawOutputs:
 
 
 def _fit_sizes_and_background(model: Yolact, outputs: RawOutputs, objects: int) -> None:
-    """Set the biases of box sizes and of the background; ``outputs`` are those of one image with all biases zero."""
+    """Set the biases of box sizes and of the background; ``outputs`` are those of one image at zero biases."""
     size = model.config.image_size
     enlargement, background = 0.0, _background_for(outputs, objects, size)
     for _ in range(ROUNDS):
@@ -137,7 +137,7 @@ def _fit_sizes_and_background(model: Yolact, outputs: RawOutputs, objects: int) 
 
 
 def _background_for(outputs: RawOutputs, objects: int, image_size: int) -> float:
-    """The background's bias with which about ``objects`` objects are found, none of them just at the threshold."""
+    """The background's bias that leaves about ``objects`` objects, none of them just at the threshold."""
     limits = _greatest_backgrounds(outputs)[: objects * SCORES_PER_OBJECT]
     low, high = 0, len(limits) - 1  # with a bias between limits n - 1 and n, n scores pass
     while high - low > 1:
@@ -148,7 +148,7 @@ def _background_for(outputs: RawOutputs, objects: int, image_size: int) -> float
 
 
 def _greatest_backgrounds(outputs: RawOutputs) -> Tensor:
-    """For each anchor and class the bias of the background up to which the score passes, in descending order.
+    """The largest background bias at which a score passes, for each anchor and class, in descending order.
 
     ``exp(l_c) / (exp(l_0 + bias) + sum_k exp(l_k)) > t``, solved for the bias.
     """

@@ -1,8 +1,10 @@
-"""What evaluation does with a image besides the network: boxes and masks of the chosen detections, and their RLE."""
+"""Evaluation without the network: full-size masks of the detections of an image, and their run lengths (RLE)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,26 +12,27 @@ from torch import Tensor
 
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.postprocess import Candidates, to_image_frame
-from yolact.inference.timing import Laps, median
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact_bench.speed.images import HEIGHT, WIDTH
+from yolact_bench.speed.rounds import Rounds, time_stages
 
 DETECTIONS = 100
 PROTOTYPE_SIZE, PROTOTYPES = 138, 32
-"""Of the published network with an input of 550."""
+"""Prototypes of the published networks with an input of 550 pixels."""
 
 SIZE_SHARES = ((0.41, 8, 32), (0.34, 32, 96), (0.25, 96, 375))
-"""Share of the objects, and least and greatest square root of their area in pixels: COCO's small, medium and large
+"""Share of the objects, and smallest and largest square root of their area in pixels: COCO's small, medium and large
 objects (cocodataset.org, "Detection Evaluation")."""
 
+NAME = "evaluation work"
 WARM_UP = 3
 SCENES = 5
-"""Different sets of candidates, taken in turn."""
+"""Sets of candidates that the rounds take in turn."""
 
 
 @dataclass(frozen=True)
 class EvaluationWork:
-    """Milliseconds for a image, medians over the rounds."""
+    """Milliseconds per image, medians over the rounds."""
 
     machine: Machine
     height: int
@@ -38,35 +41,43 @@ class EvaluationWork:
     rounds: int
     detection: DetectConfig
     masks: float
-    """Boxes in the image's frame, and each mask inside its window."""
+    """Boxes in image pixels, and each mask inside its box."""
     rle: float
-    """The masks' run lengths, as COCO compresses them."""
+    """The masks' run lengths in COCO's compressed form."""
     total: float
 
 
-def measure(*, device: torch.device, rounds: int = 20, detection: DetectConfig = DEFAULT_DETECTION) -> EvaluationWork:
+def measure(
+    *,
+    device: torch.device,
+    rounds: int = 20,
+    detection: DetectConfig = DEFAULT_DETECTION,
+    progress: Callable[[str], None] = lambda _: None,
+) -> EvaluationWork:
     """Turn 100 detections of a 500 x 375 image into boxes and RLE masks, round by round."""
     machine = describe_machine(device)
     scenes = [make_scene(seed, device) for seed in range(SCENES)]
-    times = []
+
+    def run(number: int) -> list[float]:
+        candidates, prototypes = scenes[number % SCENES]
+        stages: list[Callable[[Any], Any]] = [
+            lambda _: to_image_frame(candidates, prototypes, HEIGHT, WIDTH, detection),
+            lambda detections: detections.rles(),
+        ]
+        return time_stages(stages, device)
+
+    timed = Rounds({NAME: run}, progress)
     with torch.no_grad():
-        for number in range(WARM_UP + rounds):
-            candidates, prototypes = scenes[number % SCENES]
-            laps = Laps(device)
-            detections = to_image_frame(candidates, prototypes, HEIGHT, WIDTH, detection)
-            masks = laps.lap()
-            detections.rles()
-            times.append((masks, laps.lap()))
-    masks, rle = (median(stage) for stage in zip(*times[WARM_UP:], strict=True))
-    total = median([sum(stages) for stages in times[WARM_UP:]])
-    return EvaluationWork(machine, HEIGHT, WIDTH, DETECTIONS, rounds, detection, masks, rle, total)
+        timed.warm_up(WARM_UP)
+        timed.measure(rounds)
+    return EvaluationWork(machine, HEIGHT, WIDTH, DETECTIONS, rounds, detection, *timed.medians(NAME))
 
 
 def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
     """Made-up detections of one image, with its prototypes (Hp, Wp, K).
 
-    Boxes are those of `draw_boxes`. Prototypes are smooth random maps, so that masks have smooth edges and some
-    have holes or several parts.
+    Boxes are drawn by `draw_boxes`. Prototypes are smooth random maps: masks have smooth edges, some have holes or
+    several parts.
     """
     generator = torch.Generator().manual_seed(seed)
     boxes = draw_boxes(DETECTIONS, generator)
@@ -82,10 +93,10 @@ def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
 
 
 def draw_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """Made-up boxes (count, 4) xyxy, relative to a image of 500 x 375.
+    """Draw boxes (count, 4) xyxy, relative to an image of 500 x 375.
 
-    Sizes are drawn log-uniformly within COCO's three groups (`SIZE_SHARES`), aspect ratios log-uniformly from 1/2 to
-    2, places uniformly inside the image.
+    Sizes are log-uniform within COCO's three groups (`SIZE_SHARES`), aspect ratios log-uniform from 1/2 to 2, positions
+    uniform inside the image.
     """
     shares, low, high = torch.tensor(SIZE_SHARES).T
     group = torch.multinomial(shares, count, replacement=True, generator=generator)

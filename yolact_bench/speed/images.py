@@ -1,4 +1,4 @@
-"""Images to measure with."""
+"""Images that benchmarks of inference and training use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from yolact.images import read_image
 from yolact.settings import SampleConfig
 
 HEIGHT, WIDTH = 375, 500
-"""The usual size of a PASCAL VOC image, pixels."""
+"""Usual size of a PASCAL VOC image, pixels."""
 
 
 def read_images(paths: Sequence[Path]) -> list[np.ndarray]:
-    """Pictures as (H, W, 3) uint8 RGB arrays; without paths one picture of the generated sample, 500 x 375.
+    """Images as (H, W, 3) uint8 RGB arrays; without paths one image of the generated sample, 500 x 375.
 
     Raises:
-        DataError: a file is missing or no picture.
+        DataError: a file is missing or not an image.
     """
     if not paths:
         return [_example()]

@@ -1,6 +1,6 @@
-"""What the training data loader does with a image, stage by stage, on one core; alone or beside another augmentation.
+"""The training data loader on one core: time by stage, alone or beside another augmentation.
 
-A file that `yolact bench --loader --against FILE.py` names has a function::
+A file that ``yolact bench loader --against FILE.py`` names has a function::
 
     def load_augmentation(image_size: int, seed: int) -> object: ...
 
@@ -9,9 +9,9 @@ The object has one method, which is timed::
     augment(image, boxes, labels, masks, crowd)
 
 ``image`` is (H, W, 3) uint8 RGB, ``boxes`` (N, 4) float64 xyxy relative to the image, ``labels`` (N,) int64 from 0,
-``masks`` (N, H, W) uint8, 0 or 1, and ``crowd`` (N,) bool; all of them are its own to change. What it returns is not
-looked at. It may also have ``read(image)``, which is not timed: it turns the array into what the implementation's own
-reader of pictures gives (OpenCV's channel order, for example), and ``augment`` gets that.
+``masks`` (N, H, W) uint8, 0 or 1, and ``crowd`` (N,) bool; it may change all of them in place. Its result is ignored.
+The object may also have ``read(image)``, which is not timed: it converts the array to what the implementation's own
+image reader returns (OpenCV's channel order, for example), and ``augment`` gets the result.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ from yolact.formats.voc import read_split, voc_root
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import median
 from yolact.settings import AugmentConfig, SampleConfig
-from yolact_bench.speed.contestants import guard, load_function
+from yolact_bench.speed.external import call, load_backend
 from yolact_bench.speed.images import HEIGHT, WIDTH
+from yolact_bench.speed.rounds import Rounds, TimedRun, relative_speed
 
 FULL_CHAIN = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
 """The published chain."""
@@ -54,39 +56,42 @@ INSTANCES = 3
 """Objects in a generated image."""
 
 CANDIDATES = 32
-"""Images that are drawn; those with as many objects in the part that is kept are used."""
+"""Images that are generated; those with `INSTANCES` objects in the part that is kept are used."""
 
 VARIANTS = 60
-"""Images loaded in each round, each with changes of its own; the same ones in every round."""
+"""Samples loaded in each round, each augmented differently; the same ones in every round."""
 
 JPEG_QUALITY = 95
+
+STAGES, TOTAL = "yolact, by stage", "yolact, in all"
+"""Names of our two runs: the loader's stages, and a whole sample."""
 
 
 @dataclass(frozen=True)
 class LoadingTimes:
-    """Milliseconds for a image: means over the variants of a round, medians of these over the rounds."""
+    """Milliseconds per image: means over the variants of a round, medians of these over the rounds."""
 
     decode: float
     """The JPEG file to (H, W, 3) uint8; masks stay run lengths."""
     colors: float
     geometry: float
-    """Choice of the window, crop, expand, mirror and resize of the image."""
+    """Choice of the crop; crop, expand, mirror and resize of the image."""
     masks: float
     """Run lengths to masks and semantic maps, and boxes."""
     augmentation: float
     """Colours, geometry and masks."""
     total: float
-    """All of it, measured by itself, as a loader's worker does it."""
+    """The whole sample as a loader's worker loads it, measured by itself."""
 
 
 @dataclass(frozen=True)
 class OtherAugmentation:
-    """Another implementation's metrics."""
+    """Another implementation's results."""
 
     name: str
     file: str
     milliseconds: float
-    """Of its augmentation of a image and masks that are decoded already."""
+    """Time of its augmentation of an image and masks that are already decoded."""
     images_per_second: float
     speed: float
     """Its time over `LoadingTimes.augmentation`, which includes decoding masks, in the same round; median."""
@@ -94,7 +99,7 @@ class OtherAugmentation:
 
 @dataclass(frozen=True)
 class LoadingBenchmark:
-    """The whole measurement."""
+    """Results of `measure`."""
 
     machine: Machine
     data: str
@@ -108,9 +113,9 @@ class LoadingBenchmark:
     variants: int
     milliseconds: LoadingTimes
     images_per_second: float
-    """Of one core, with decoding."""
+    """With decoding, on one core."""
     augmentation_per_second: float
-    """Of one core, without decoding the image."""
+    """Without decoding the image, on one core."""
     against: list[OtherAugmentation]
 
 
@@ -125,28 +130,26 @@ def measure(
     """Load images with the published chain of random changes, on one core.
 
     Args:
-        folder: what preprocess wrote; None generates images of 500 x 375 with three objects each.
+        folder: output of preprocess; None generates images of 500 x 375 with three objects each.
         image_size: side of the network's input, pixels.
-        against: files with other augmentations, which run in turn with ours.
-        progress: is told what is being done.
+        against: files with other augmentations, which take turns with ours on each image.
+        progress: gets a line about what is being done.
 
     Raises:
         DataError: the data cannot be read.
-        SettingsError: a file does not follow the protocol.
+        SettingsError: a file does not follow the protocol, or the folder has no image.
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, _one_thread():
         if folder is None:
-            progress("drawing images")
+            progress("generating images")
             write_images(Path(temporary))
         data = CocoInstances.load((folder or Path(temporary)) / "train.json", (folder or Path(temporary)) / "images")
         if not data.images:
             raise SettingsError(f"{folder}: train.json has no image")
         machine = describe_machine(torch.device("cpu"))
-        race = _Race(data, image_size, against)
-        for number in range(rounds + 1):
-            progress(f"round {number} of {rounds}")
-            race.run(warm_up=number == 0)
-        return race.result(machine, "generated images" if folder is None else str(folder), rounds)
+        comparison = _Comparison(data, image_size, against)
+        name = "generated images" if folder is None else str(folder)
+        return comparison.run(machine, name, rounds, progress)
 
 
 @contextmanager
@@ -160,51 +163,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Race:
-    """Ours and the other augmentations, in turn with each image."""
+class _Comparison:
+    """Times our loader and the other augmentations, which take turns on each image."""
 
     def __init__(self, data: CocoInstances, image_size: int, against: list[Path]) -> None:
         self.data = data
         self.image_size = image_size
         self.dataset = TrainingSet(data, FULL_CHAIN, seed=0)
-        self.others = [(file, _Other(file, image_size)) for file in against]
-        self.stages: list[list[float]] = []
-        self.totals: list[float] = []
-        self.other_times: list[list[float]] = []
+        self.others = [_Other(file, image_size) for file in against]
 
-    def run(self, *, warm_up: bool) -> None:
-        """One round; one to warm up is not counted."""
-        keys = [SampleKey(variant, variant % len(self.data.images), 0, self.image_size) for variant in range(VARIANTS)]
-        rows = [self._load(key) for key in keys]  # (variants, 4 stages + total + others)
-        if not warm_up:
-            means = np.mean(rows, axis=0).tolist()
-            self.stages.append(means[:4])
-            self.totals.append(means[4])
-            self.other_times.append(means[5:])
-
-    def _load(self, key: SampleKey) -> list[float]:
-        stages = _time_stages(self.data, key)
-        start = time.perf_counter()
-        self.dataset[key]
-        total = (time.perf_counter() - start) * 1000
-        others = []
-        if self.others:
-            sample = read_sample(self.data, key.image)
-            image = self.data.images[key.image]
-            masks = decode_masks(self.data.objects[image.id], image.height, image.width)
-            others = [other.time(sample, masks) for _, other in self.others]
-        return [*stages, total, *others]
-
-    def result(self, machine: Machine, name: str, rounds: int) -> LoadingBenchmark:
-        """The metrics of all counted rounds."""
-        images, totals = self.data.images, median(self.totals)
-        augmentation = [sum(stages[1:]) for stages in self.stages]
-        others = []
-        for index, (file, _) in enumerate(self.others):
-            times = [row[index] for row in self.other_times]
-            speed = median([other / ours for other, ours in zip(times, augmentation, strict=True)])
-            others.append(OtherAugmentation(file.stem, str(file), median(times), 1000 / median(times), speed))
-        decode, colors, geometry, masks = (median(stage) for stage in zip(*self.stages, strict=True))
+    def run(self, machine: Machine, name: str, rounds: int, progress: Callable[[str], None]) -> LoadingBenchmark:
+        """Results of all rounds; ``name`` is the data's."""
+        runs: dict[str, TimedRun] = {STAGES: self._stages, TOTAL: self._total}
+        runs |= {str(other.file): partial(self._other, other) for other in self.others}
+        timed = Rounds(runs, progress, runs_per_round=VARIANTS)
+        timed.warm_up(1)
+        timed.measure(rounds)
+        images = self.data.images
+        decode, colors, geometry, masks, _ = timed.medians(STAGES)
+        augmentation = [sum(stages[1:]) for stages in timed.times[STAGES]]
+        [total, _] = timed.medians(TOTAL)
         return LoadingBenchmark(
             machine=machine,
             data=name,
@@ -215,11 +193,34 @@ class _Race:
             image_size=self.image_size,
             rounds=rounds,
             variants=VARIANTS,
-            milliseconds=LoadingTimes(decode, colors, geometry, masks, median(augmentation), totals),
-            images_per_second=1000 / totals,
+            milliseconds=LoadingTimes(decode, colors, geometry, masks, median(augmentation), total),
+            images_per_second=1000 / total,
             augmentation_per_second=1000 / median(augmentation),
-            against=others,
+            against=[self._result(other.file, timed.totals(str(other.file)), augmentation) for other in self.others],
         )
+
+    def _key(self, number: int) -> SampleKey:
+        variant = number % VARIANTS
+        return SampleKey(variant, variant % len(self.data.images), 0, self.image_size)
+
+    def _stages(self, number: int) -> list[float]:
+        return _time_stages(self.data, self._key(number))
+
+    def _total(self, number: int) -> list[float]:
+        start = time.perf_counter()
+        self.dataset[self._key(number)]
+        return [(time.perf_counter() - start) * 1000]
+
+    def _other(self, other: _Other, number: int) -> list[float]:
+        key = self._key(number)
+        image = self.data.images[key.image]
+        masks = decode_masks(self.data.objects[image.id], image.height, image.width)
+        return [other.time(read_sample(self.data, key.image), masks)]
+
+    @staticmethod
+    def _result(file: Path, times: list[float], augmentation: list[float]) -> OtherAugmentation:
+        speed = relative_speed(augmentation, times)
+        return OtherAugmentation(file.stem, str(file), median(times), 1000 / median(times), speed)
 
 
 def _time_stages(data: CocoInstances, key: SampleKey) -> list[float]:
@@ -250,21 +251,18 @@ class _Other:
     """Another implementation's augmentation, from a file."""
 
     def __init__(self, file: Path, image_size: int) -> None:
-        self._file = file
-        load = load_function(file, "load_augmentation")
-        self._augmentation: Any = guard(file, load, image_size=image_size, seed=0)
-        if not callable(getattr(self._augmentation, "augment", None)):
-            raise SettingsError(f"--against {file}: what load_augmentation returned has no method augment")
+        self.file = file
+        self._backend: Any = load_backend(file, "load_augmentation", ("augment",), image_size=image_size, seed=0)
 
     def time(self, sample: Sample, masks: np.ndarray) -> float:
         """Milliseconds for one image."""
         height, width = sample.image.shape[:2]
-        read = getattr(self._augmentation, "read", np.array)
-        image = guard(self._file, read, sample.image)
+        read = getattr(self._backend, "read", np.array)
+        image = call(self.file, read, sample.image)
         boxes = sample.boxes / [width, height, width, height]
         labels, crowd, masks = sample.labels.copy(), sample.crowd.copy(), masks.copy()
         start = time.perf_counter()
-        guard(self._file, self._augmentation.augment, image, boxes, labels, masks, crowd)
+        call(self.file, self._backend.augment, image, boxes, labels, masks, crowd)
         return (time.perf_counter() - start) * 1000
 
 
@@ -272,7 +270,7 @@ class _Other:
 
 
 def write_images(folder: Path) -> None:
-    """Write generated images of 500 x 375 with three objects each, as preprocess lays them out."""
+    """Write generated images of 500 x 375 with three objects each in the form of preprocess's output."""
     (folder / "images").mkdir()
     config = SampleConfig(
         seed=0, train_images=CANDIDATES, val_images=1, min_size=WIDTH, max_size=WIDTH, max_objects=INSTANCES
@@ -300,7 +298,7 @@ def write_images(folder: Path) -> None:
 
 
 def _lower_part(instance: Instance) -> dict[str, Any]:
-    """The annotation of what an instance has in the image's last `HEIGHT` rows."""
+    """Annotation of an instance's part in the image's last `HEIGHT` rows."""
     mask = coco_mask.decode({"size": [instance.height, instance.width], "counts": instance.counts})
     rle = coco_mask.encode(np.asfortranarray(mask[-HEIGHT:]))
     return {

@@ -1,4 +1,4 @@
-"""The most memory that one contestant takes, measured in a process of its own so that no other counts."""
+"""Peak memory of one backend, measured in a process of its own to leave out all others."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from yolact.errors import SettingsError
 from yolact.inference.timing import median
 
 PASSES = 3
-"""Runs over the batch: with the second one allocators reach their steady state."""
+"""Runs over the batch; with the second one allocators reach their steady state."""
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory in use at one time, MiB."""
+    """Peak memory, MiB."""
 
     kind: Literal["resident", "gpu"]
     """``resident``: of the whole process, with Python and its libraries; ``gpu``: PyTorch's tensors on the GPU."""
     loading: float
-    """While libraries were imported and the network was built."""
+    """Peak while libraries were imported and the network was built."""
     work: float
-    """While images were processed or trained on; where the system cannot start the count again (it can on Linux and on
-    GPUs), with loading."""
+    """Peak while images were processed or trained on; where the system cannot reset the count (Linux and GPUs can), it
+    includes loading."""
 
 
 class Work(Protocol):
     """What is measured in a new process; must be picklable."""
 
     def load(self) -> Callable[[], object]:
-        """Build a contestant; returns what it does with one batch."""
+        """Build a backend; returns a function that processes one batch with it."""
 
 
 def measure_memory(name: str, work: Work, device: torch.device, threads: int, processes: int = 1) -> PeakMemory:
-    """Do ``work`` a few times in a new process.
+    """Run ``work`` a few times in a new process.
 
     Args:
-        name: of the contestant, for errors.
-        threads: of PyTorch on the CPU.
-        processes: one after the other, each new, whose medians are returned. Resident memory depends on where the
-            system's allocator finds room: it differed by a tenth between processes that did the same. On a GPU there is
-            one process, whatever is said here.
+        name: name of the backend, for errors.
+        threads: PyTorch's threads on the CPU.
+        processes: new processes, one after the other, whose median is the result. Resident memory depends on where the
+            system's allocator finds room: it differed by a tenth between processes that did the same. On a GPU one
+            process is enough.
 
     Raises:
-        SettingsError: the contestant cannot be loaded; or the process was ended from outside.
+        SettingsError: the backend cannot be loaded, or the process was killed.
     """
     peaks = [_in_new_process(name, work, device, threads) for _ in range(processes if device.type == "cpu" else 1)]
     return PeakMemory(peaks[0].kind, median([peak.loading for peak in peaks]), median([peak.work for peak in peaks]))
@@ -65,8 +65,8 @@ def _in_new_process(name: str, work: Work, device: torch.device, threads: int) -
             return executor.submit(_measure_here, work, device, threads).result()
         except BrokenProcessPool:
             raise SettingsError(
-                f"{name}: the process that measures its memory was ended from outside, for want of memory "
-                "perhaps; --no-memory leaves this out"
+                f"{name}: the process that measures its memory was killed, perhaps because memory ran out; --no-memory "
+                "skips this measurement"
             ) from None
 
 
@@ -93,7 +93,7 @@ def _gpu_counter(device: torch.device) -> tuple[Callable[[], int], Callable[[], 
 
 
 def restart_peak_resident() -> None:
-    """Let `peak_resident` count from now on, where the system can (proc(5), ``clear_refs``)."""
+    """Reset the peak that `peak_resident` reports, where the system can (proc(5), ``clear_refs``)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -1,11 +1,12 @@
-"""One training step, stage by stage: how long, how much memory, and are the losses and gradients the same."""
+"""A training step: time by stage, peak memory, and differences of losses and gradients between backends."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.errors import SettingsError
 from yolact.inference.machine import Machine, describe_machine
-from yolact.inference.timing import Laps, median
 from yolact.models.yolact import Yolact
 from yolact.settings import LossConfig, ModelConfig
-from yolact_bench.speed.contestants import Entry
-from yolact_bench.speed.learners import (
-    LearnerRunner,
-    SgdSettings,
-    TrainingBatch,
-    TrainingTask,
-    make_batch,
-)
+from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.memory import PeakMemory, measure_memory
+from yolact_bench.speed.rounds import Rounds, time_stages, tuned_gpu
+from yolact_bench.speed.training_backends import SgdSettings, TrainingBatch, TrainingRunner, TrainingTask, make_batch
 
 WARM_UP = 2
-"""Steps of each learner before the first round, the first of which is the one that is compared."""
+"""Steps of each backend before the first round; the first of them is compared."""
 
 OBJECTS = 8
-"""In each image: COCO's mean is 7.7 (Lin et al. 2014, section 5)."""
+"""Objects per image: COCO's mean is 7.7 (Lin et al. 2014, section 5)."""
 
 
 @dataclass(frozen=True)
@@ -41,35 +35,35 @@ class StepTimes:
 
     forward: float
     loss: float
-    """Matching and all terms."""
+    """Matching and all terms of the loss."""
     backward: float
     optimizer: float
     total: float
 
 
 @dataclass(frozen=True)
-class LearnerResult:
-    """One learner's metrics."""
+class TrainingResult:
+    """One backend's results."""
 
     name: str
     precision: str | None
-    """None for another implementation, which decides itself."""
+    """None for another implementation, which chooses its own."""
     file: str | None
     milliseconds: StepTimes
-    """Medians over the rounds, each on its own."""
+    """Medians over the rounds, each taken by itself."""
     images_per_second: float
     """Batch size over the median total."""
     speed: float
     """Median over the rounds of the reference's total over this one's in the same round."""
     memory: PeakMemory | None
     terms: dict[str, float] | None
-    """Of the loss in the first step; None where the learner does not tell."""
+    """Terms of the loss in the first step; None if the backend does not report them."""
     term_errors: dict[str, float | None] | None
-    """Relative difference of each of the reference's terms from this one's, None for one that is missing or no number;
-    None in all for the reference itself, or where one of the two does not tell."""
+    """Relative difference of each of the reference's terms from this backend's, None for a term that is missing or not
+    finite; None as a whole for the reference itself, or if one of the two does not report its terms."""
     gradient_error: float | None
-    """Norm of the difference from the reference's gradients in the first step over their norm, all parameters that both
-    name together; None as above."""
+    """Norm of the difference from the reference's gradients in the first step over their norm, over all parameters that
+    both report; None as above."""
 
 
 @dataclass(frozen=True)
@@ -77,33 +71,33 @@ class TrainingSettings:
     """What was measured."""
 
     weights: str
-    """Where they come from."""
+    """Their origin."""
     model: ModelConfig
     num_classes: int
     loss: LossConfig
     sgd: SgdSettings
     batch: int
     objects: int
-    """In each image."""
+    """Objects per image."""
     rounds: int
     warm_up: int
 
 
 @dataclass(frozen=True)
 class TrainingBenchmark:
-    """The whole measurement."""
+    """Results of `measure`."""
 
     machine: Machine
     settings: TrainingSettings
     reference: str
-    """Name of the first learner."""
-    learners: list[LearnerResult]
+    """Name of the first backend."""
+    backends: list[TrainingResult]
 
 
 def measure(
     model: Yolact,
     images: Sequence[np.ndarray],
-    entries: Sequence[Entry],
+    specs: Sequence[BackendSpec],
     loss: LossConfig,
     *,
     weights: str,
@@ -114,44 +108,32 @@ def measure(
     memory: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TrainingBenchmark:
-    """Let learners with the same weights train on the same batch, in turn, round by round.
-
-    All of them step once in each round, so that a machine whose speed changes hits all alike. The first entry is the
-    reference of speeds, terms and gradients.
+    """Train with several backends, which have the same weights and batch, in alternating rounds of one step each.
 
     Args:
-        model: whose weights all begin with, on the CPU.
+        model: on the CPU; all backends start from its weights.
         images: (H, W, 3) uint8 RGB; the batch takes them in turn.
-        entries: at least one.
-        weights: where the weights come from, for the record.
-        device: where all run.
-        objects: in each image.
-        memory: measure it too, in one new process for each learner.
-        progress: is told what is being done.
+        specs: at least one; the first is the reference for speed, terms and gradients.
+        weights: origin of the weights, for the record.
+        device: where all backends run.
+        objects: objects per image.
+        memory: also measure peak memory, in a new process for each backend.
+        progress: gets a line about what is being done.
 
     Raises:
-        SettingsError: a learner cannot be loaded or does not follow the protocol, or memory is short on the GPU.
+        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU's memory is too small.
     """
-    tuned = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = tuned or device.type == "cuda"
     size = model.config.image_size
     made = make_batch(list(images), batch, size, model.num_classes, objects, seed=0)
-    try:
-        with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder:
-            path = Path(folder) / "weights.pth"
-            torch.save(model.state_dict(), path)
-            task = TrainingTask(
-                path, model.config, model.num_classes, loss, SgdSettings(), str(device), torch.get_num_threads()
-            )
-            machine = describe_machine(device)
-            memories = [_memory(entry, task, made, progress) if memory else None for entry in entries]
-            race = _Race(task, made, entries, progress)
-            race.run(rounds)
-            results = race.results(memories)
-    except torch.OutOfMemoryError as error:
-        raise SettingsError(f"the GPU's memory is too small for this; try a smaller --batch (now {batch})") from error
-    finally:
-        torch.backends.cudnn.benchmark = tuned
+    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, tuned_gpu(device, batch):
+        path = Path(folder) / "weights.pth"
+        torch.save(model.state_dict(), path)
+        task = TrainingTask(
+            path, model.config, model.num_classes, loss, SgdSettings(), str(device), torch.get_num_threads()
+        )
+        machine = describe_machine(device)
+        memories = [_memory(spec, task, made, progress) if memory else None for spec in specs]
+        results = _Comparison(task, made, specs, progress).run(rounds, memories)
     settings = TrainingSettings(
         weights=weights,
         model=model.config,
@@ -163,25 +145,25 @@ def measure(
         rounds=rounds,
         warm_up=WARM_UP,
     )
-    return TrainingBenchmark(machine, settings, entries[0].name, results)
+    return TrainingBenchmark(machine, settings, specs[0].name, results)
 
 
-def _memory(entry: Entry, task: TrainingTask, batch: TrainingBatch, progress: Callable[[str], None]) -> PeakMemory:
-    progress(f"{entry.name}: measuring memory")
-    return measure_memory(entry.name, _Work(entry, task, batch), torch.device(task.device), task.threads)
+def _memory(spec: BackendSpec, task: TrainingTask, batch: TrainingBatch, progress: Callable[[str], None]) -> PeakMemory:
+    progress(f"{spec.name}: measuring memory")
+    return measure_memory(spec.name, _Work(spec, task, batch), torch.device(task.device), task.threads)
 
 
 @dataclass(frozen=True)
 class _Work:
     """Training steps, to measure memory."""
 
-    entry: Entry
+    spec: BackendSpec
     task: TrainingTask
     batch: TrainingBatch
 
     def load(self) -> Callable[[], object]:
         """See `yolact_bench.speed.memory.Work`."""
-        runner = LearnerRunner(self.entry, self.task)
+        runner = TrainingRunner(self.spec, self.task)
         batch = runner.prepare(self.batch)
 
         def run() -> None:
@@ -192,95 +174,93 @@ class _Work:
         return run
 
 
-@dataclass
-class _Lane:
-    """A learner on its way."""
+@dataclass(frozen=True)
+class _Loaded:
+    """A loaded backend."""
 
-    entry: Entry
-    runner: LearnerRunner
+    spec: BackendSpec
+    runner: TrainingRunner
     batch: Any
-    """In its own form."""
-    terms: dict[str, float] | None = None
-    term_errors: dict[str, float | None] | None = None
-    gradient_error: float | None = None
-    rounds: list[list[float]] = field(default_factory=list)
-    """Milliseconds of each stage, round by round."""
+    """The batch in its own form."""
 
 
-class _Race:
-    """Loads the learners and lets them step in turn."""
+@dataclass(frozen=True)
+class _FirstStep:
+    """The first step of a backend beside the reference's; see `TrainingResult`."""
+
+    terms: dict[str, float] | None
+    term_errors: dict[str, float | None] | None
+    gradient_error: float | None
+
+
+class _Comparison:
+    """Loads the backends, compares their first steps and times them in alternating rounds."""
 
     def __init__(
-        self, task: TrainingTask, batch: TrainingBatch, entries: Sequence[Entry], progress: Callable[[str], None]
+        self,
+        task: TrainingTask,
+        batch: TrainingBatch,
+        specs: Sequence[BackendSpec],
+        progress: Callable[[str], None],
     ) -> None:
         self.progress = progress
         self.device = torch.device(task.device)
         self.batch_size = len(batch.targets)
-        self.lanes = [self._load(entry, task, batch) for entry in entries]
+        self.loaded = [self._load(spec, task, batch) for spec in specs]
 
-    def _load(self, entry: Entry, task: TrainingTask, batch: TrainingBatch) -> _Lane:
-        self.progress(f"{entry.name}: loading")
-        runner = LearnerRunner(entry, task)
-        return _Lane(entry, runner, runner.prepare(batch))
+    def run(self, rounds: int, memories: Sequence[PeakMemory | None]) -> list[TrainingResult]:
+        """Results by backend; ``memories`` are their peak memories, measured separately."""
+        first_steps = self._compare_first_steps()
+        timed = Rounds({one.spec.name: partial(self._times, one) for one in self.loaded}, self.progress)
+        timed.warm_up(WARM_UP - 1)
+        timed.measure(rounds)
+        return [
+            self._result(timed, one, memory, first)
+            for one, memory, first in zip(self.loaded, memories, first_steps, strict=True)
+        ]
 
-    def run(self, rounds: int) -> None:
-        """Compare the first step, warm up, then take the times of all rounds."""
-        self._compare_first_steps()
-        for lane in self.lanes:
-            self.progress(f"{lane.entry.name}: warming up")
-            for _ in range(WARM_UP - 1):
-                self._times(lane)
-        for number in range(rounds):
-            self.progress(f"round {number + 1} of {rounds}")
-            for lane in self.lanes:
-                lane.rounds.append(self._times(lane))
+    def _load(self, spec: BackendSpec, task: TrainingTask, batch: TrainingBatch) -> _Loaded:
+        self.progress(f"{spec.name}: loading")
+        runner = TrainingRunner(spec, task)
+        return _Loaded(spec, runner, runner.prepare(batch))
 
-    def _compare_first_steps(self) -> None:
+    def _compare_first_steps(self) -> list[_FirstStep]:
+        steps: list[_FirstStep] = []
         reference: dict[str, Tensor] | None = None
-        for lane in self.lanes:
-            self.progress(f"{lane.entry.name}: first step")
-            forward, loss, backward, optimizer = lane.runner.stages(lane.batch)
+        for one in self.loaded:
+            self.progress(f"{one.spec.name}: first step")
+            forward, loss, backward, optimizer = one.runner.stages(one.batch)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # where masks are drawn at random, ours are the same
+                torch.manual_seed(0)  # where masks are drawn at random, all of ours draw the same
                 losses = loss(forward(None))
             backward(losses)
-            lane.terms = lane.runner.terms(losses)
-            gradients = lane.runner.gradients()
+            terms, gradients = one.runner.terms(losses), one.runner.gradients()
             optimizer(losses)
-            if lane is self.lanes[0]:
+            if steps:
+                errors = _term_errors(terms, steps[0].terms), _gradient_error(gradients, reference)
+                steps.append(_FirstStep(terms, *errors))
+            else:
                 reference = gradients
-                continue
-            lane.term_errors = _term_errors(lane.terms, self.lanes[0].terms)
-            lane.gradient_error = _gradient_error(gradients, reference)
+                steps.append(_FirstStep(terms, None, None))
+        return steps
 
-    def _times(self, lane: _Lane) -> list[float]:
-        value, times = None, []
-        laps = Laps(self.device)
-        for stage in lane.runner.stages(lane.batch):
-            value = stage(value)
-            times.append(laps.lap())
-        return times
+    def _times(self, one: _Loaded, _: int) -> list[float]:
+        return time_stages(one.runner.stages(one.batch), self.device)
 
-    def results(self, memories: Sequence[PeakMemory | None]) -> list[LearnerResult]:
-        """Metrics of the rounds that were run; ``memories`` were measured apart."""
-        return [self._result(lane, memory) for lane, memory in zip(self.lanes, memories, strict=True)]
-
-    def _result(self, lane: _Lane, memory: PeakMemory | None) -> LearnerResult:
-        totals = [sum(times) for times in lane.rounds]
-        reference_totals = [sum(times) for times in self.lanes[0].rounds]
-        times = StepTimes(*(median(stage) for stage in [*zip(*lane.rounds, strict=True), totals]))
-        own = lane.entry.file is None
-        return LearnerResult(
-            name=lane.entry.name,
-            precision=lane.entry.precision if own else None,
-            file=None if own else str(lane.entry.file),
+    def _result(self, timed: Rounds, one: _Loaded, memory: PeakMemory | None, first: _FirstStep) -> TrainingResult:
+        spec, own = one.spec, one.spec.file is None
+        times = StepTimes(*timed.medians(spec.name))
+        return TrainingResult(
+            name=spec.name,
+            precision=spec.precision if own else None,
+            file=None if own else str(spec.file),
             milliseconds=times,
             images_per_second=self.batch_size * 1000 / times.total,
-            speed=median([other / own for own, other in zip(totals, reference_totals, strict=True)]),
+            speed=timed.speed(spec.name, self.loaded[0].spec.name),
             memory=memory,
-            terms=lane.terms,
-            term_errors=lane.term_errors,
-            gradient_error=lane.gradient_error,
+            terms=first.terms,
+            term_errors=first.term_errors,
+            gradient_error=first.gradient_error,
         )
 
 

@@ -1,18 +1,18 @@
-"""How fast is training on this machine's GPU, how much of what the GPU could do is that, and does it learn?
+"""How fast is training on this machine's GPU, what share of the GPU's peak does it reach, and does the model learn?
 
-    python yolact_bench/studies/gpu_training.py speed [--batches 8,16,32,64] [--precision bf16]
+    python -m yolact_bench.studies.gpu_training speed [--batches 8,16,32,64] [--precision bf16]
         [--image-size 550] [--compile]
-    python yolact_bench/studies/gpu_training.py converge VOC [--epochs 100] [-S KEY=VALUE ...]
+    python -m yolact_bench.studies.gpu_training converge VOC [--epochs 100] [-S KEY=VALUE ...]
 
-``speed`` takes steps of `yolact.engine.trainer.Trainer` itself: with the norm of the gradients, the averaged weights
-where ``-S train.ema_decay`` sets them, and batches that are copied while the one before is worked on. Batches are drawn
-once and held in memory, so that the network is measured; with ``--from-loader`` loader processes make each again, as in
-a real run. The weights are those of `yolact_bench.speed.calibration`. Each batch size has a new process.
+``speed`` runs steps of `yolact.engine.trainer.Trainer` itself, with the norm of the gradients, averaged weights if
+``-S train.ema_decay`` sets them, and batches that are copied during the step before. Batches are drawn once and held in
+memory, which measures the network; with ``--from-loader`` loader processes make each batch again, as in a real run. The
+weights are those of `yolact_bench.speed.calibration`. Each batch size runs in a new process.
 
-``converge`` sends a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it, through the steps ingest,
-preprocess, train and evaluate, in a folder of its own and with MLflow in a file there.
+``converge`` sends a folder in PASCAL VOC format, with `VOCdevkit/VOC2012` in it, through the steps ingest, preprocess,
+train and evaluate, in a folder of its own and with MLflow in a file there.
 
-Both run on a CPU too, with small settings, to see that they work. Both leave a JSON file with all metrics.
+Both also run on a CPU with small settings, as a check. Both write a JSON file with all metrics.
 """
 
 from __future__ import annotations
@@ -65,21 +65,22 @@ PEAK_TFLOPS = (
     (r"H200|H100", 989.5),
     (r"A100", 312.0),
 )
-"""10^12 operations a second of dense bf16 or fp16 products, by the first pattern in the name that the driver gives a
-GPU. From NVIDIA's data sheets: H100 (SXM 1,979, PCIe 1,513, NVL 1,671) and H200 (SXM 1,979, NVL 1,671), which count
-sparse products and so twice as many, and A100 (312, dense). For another GPU, or in fp32, see ``--peak-tflops``."""
+"""10^12 operations per second of dense bf16 or fp16 products, by the first pattern found in the GPU's name. From
+NVIDIA's data sheets: H100 (SXM 1,979, PCIe 1,513, NVL 1,671) and H200 (SXM 1,979, NVL 1,671), which count sparse
+products and so twice as many, and A100 (312, dense). For another GPU, or fp32, use ``--peak-tflops``."""
 
 PASSES_OF_FORWARD = 3
-"""A training step's operations are about three times those of the forward pass: the backward pass takes the products
-with the weights and those with the inputs (Kaplan et al. 2020, section 2.1)."""
+"""Operations of a training step over those of its forward pass: the backward pass multiplies by the weights and by the
+inputs (Kaplan et al. 2020, section 2.1)."""
 
 HELD_BATCHES = 4
-"""Batches in memory that the steps take in turn."""
+"""Batches held in memory, which the steps take in turn."""
 
-app = typer.Typer(add_completion=False, help=__doc__)
+app = typer.Typer(add_completion=False, help="Training on this machine's GPU: its speed, and whether the model learns.")
 
 Overrides = Annotated[
-    list[str] | None, typer.Option("-S", help="KEY=VALUE of params.yaml, paths absolute; may be repeated.")
+    list[str] | None,
+    typer.Option("-S", metavar="KEY=VALUE", help="Set a key of params.yaml, with absolute paths; repeatable."),
 ]
 Work = Annotated[Path, typer.Option(help="Folder for data and results.")]
 
@@ -91,17 +92,17 @@ class SpeedTask:
     params: Params
     processed: Path
     steps: int
-    """In each round."""
+    """Steps per round."""
     rounds: int
     from_loader: bool
     peak_tflops: float | None
     folder: Path
-    """For checkpoints."""
+    """Folder for checkpoints."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Metrics of one batch size; memory is that of the whole process on a CPU, of tensors on a GPU."""
+    """Results of one batch size; memory is that of the whole process on a CPU, of tensors on a GPU."""
 
     batch: int
     images_per_second: float
@@ -109,32 +110,32 @@ class Speed:
     slowest_round: float
     fastest_round: float
     data_wait: float
-    """Share of the time in which the next batch was waited for, 0 to 1; median over the rounds."""
+    """Share of the time spent waiting for the next batch, 0 to 1; median over the rounds."""
     peak_memory_gib: float | None
     tflops: float
-    """10^12 floating-point operations a second, as `PASSES_OF_FORWARD` counts them."""
+    """10^12 floating-point operations per second, as `PASSES_OF_FORWARD` counts them."""
     share_of_peak: float | None
-    """``tflops`` over the peak; None where that is not known."""
+    """``tflops`` over the peak; None if the peak is unknown."""
 
 
-class Rounds(SilentListener):
-    """Keeps what the trainer tells about its speed: of the first step, of a round to warm up, and of the rounds."""
+class SpeedRows(SilentListener):
+    """Collects the speeds that the trainer reports: of the first step, of a warm-up round, and of the rounds."""
 
     def __init__(self) -> None:
         self.rows: list[Metrics] = []
 
     def on_speed(self, step: int, row: Metrics) -> None:
-        """Keep it."""
+        """Collect a row."""
         self.rows.append(row)
 
     @property
     def measured(self) -> list[Metrics]:
-        """Without the first step, which includes compiling, and the round to warm up."""
+        """The rows of the rounds: without the first step, which includes compiling, and the warm-up."""
         return self.rows[2:]
 
 
 class HeldBatches:
-    """Batches in memory, taken in turn; in place of a loader."""
+    """Batches in memory, taken in turn, instead of a loader."""
 
     def __init__(self, batches: Sequence[Batch], steps: int) -> None:
         self.batches = batches
@@ -146,21 +147,25 @@ class HeldBatches:
 
 @app.command()
 def speed(
-    batches: Annotated[str, typer.Option(help="Images of one step, separated by commas.")] = "8,16,32,64",
+    batches: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "8,16,32,64",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "bf16",
-    image_size: Annotated[int, typer.Option(help="Pixels.")] = 550,
-    steps: Annotated[int, typer.Option(min=1, help="Of a round.")] = 30,
-    rounds: Annotated[int, typer.Option(min=1, help="After one to warm up.")] = 3,
-    compiled: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    image_size: Annotated[int, typer.Option(help="Side of the network's input, pixels.")] = 550,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per round.")] = 30,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds after the warm-up.")] = 3,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    data: Annotated[Path | None, typer.Option(help="What preprocess wrote; else generated images.")] = None,
-    from_loader: Annotated[bool, typer.Option("--from-loader", help="Make each batch again.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that preprocess wrote.", show_default="generated images")
+    ] = None,
+    from_loader: Annotated[bool, typer.Option("--from-loader", help="Let loader processes make each batch.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes, with --from-loader.")] = 8,
-    peak_tflops: Annotated[float | None, typer.Option(help="Of this device; else by its name.")] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(help="Peak of this device in TFLOP/s.", show_default="by its name")
+    ] = None,
     overrides: Overrides = None,
     work: Work = Path("gpu_training"),
 ) -> None:
-    """Measure training steps, one line for each batch size."""
+    """Measure training steps, one row per batch size."""
     work.mkdir(parents=True, exist_ok=True)
     processed = data or _generate(work)
     chosen = choose_device(device)
@@ -193,17 +198,17 @@ def speed(
 
 
 def measure_speed(task: SpeedTask) -> Speed | str:
-    """Train as many steps as are wanted, in this process; a string says that memory was too small, and what helps."""
+    """Run the task's training steps in this process; returns a message if memory was too small."""
     params = task.params
     device = choose_device(params.runtime.device)
     prepare_device(device, deterministic=params.runtime.deterministic)
     torch.manual_seed(params.train.seed)
     steps = 1 + task.steps * (1 + task.rounds)
     images = _repeated(CocoInstances.load(task.processed / "train.json", task.processed / "images"), params, steps)
-    listener = Rounds()
+    listener = SpeedRows()
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="speed")
-        image = images.read_image(images.images[0]).copy()  # PyTorch wants arrays that can be written to
+        image = images.read_image(images.images[0]).copy()  # PyTorch wants writable arrays
         model = calibrated_network(params.model, len(images.class_names), image).to(device)
         trainer = Trainer(model, images, params, Path(folder), store, _no_validation, listener, extra={})
         if not task.from_loader:
@@ -217,7 +222,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
 
 
 def _speed(batch: int, rounds: Sequence[Metrics], flops: int, peak_tflops: float | None) -> Speed:
-    """Metrics from what the trainer told of each round; ``flops`` is what a image takes."""
+    """Results from the trainer's row of each round; ``flops`` are those of an image."""
     rates = [row["images_per_second"] for row in rounds]
     tflops = statistics.median(rates) * flops / 1e12
     last = rounds[-1]
@@ -234,24 +239,24 @@ def _speed(batch: int, rounds: Sequence[Metrics], flops: int, peak_tflops: float
 
 
 def known_peak(device: torch.device, precision: str) -> float | None:
-    """The GPU's entry in `PEAK_TFLOPS`; None where there is none."""
+    """The GPU's entry in `PEAK_TFLOPS`, or None."""
     if device.type != "cuda" or precision == "fp32":
         return None
     return peak_of(torch.cuda.get_device_name(device))
 
 
 def peak_of(name: str) -> float | None:
-    """The entry of a GPU of that name; None where there is none."""
+    """The entry of a GPU with that name, or None."""
     return next((peak for pattern, peak in PEAK_TFLOPS if re.search(pattern, name, re.IGNORECASE)), None)
 
 
 def _no_validation(model: Yolact) -> Metrics:
-    """In place of a validation, which is not measured."""
+    """Stand in for validation, which is not measured."""
     return {"mask_AP": 0.0}
 
 
 def _repeated(data: CocoInstances, params: Params, steps: int) -> CocoInstances:
-    """The images in turn, so many that one epoch has that many steps."""
+    """The images repeated until one epoch has ``steps`` steps."""
     return replace(data, images=list(islice(cycle(data.images), steps * params.train.batch_size)))
 
 
@@ -260,7 +265,7 @@ def _settings(*overrides: str) -> Params:
 
 
 def _generate(work: Path) -> Path:
-    """Images of the generated sample, of VOC's size, prepared once; their folder."""
+    """Generate and preprocess images of VOC's size unless the folder has them; returns their folder."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "processed").is_dir():
         sizes = [f"data.sample.{name}_size={side}" for name, side in (("min", 375), ("max", 500))]
@@ -296,17 +301,17 @@ def _show_speed(rows: Sequence[dict[str, Any]], title: str) -> None:
 @app.command()
 def converge(
     voc: Annotated[Path, typer.Argument(help="Folder with VOCdevkit/VOC2012 in it.")],
-    epochs: Annotated[int, typer.Option(min=1, help="All of which are trained.")] = 100,
-    preset: Annotated[str, typer.Option(help="Settings that the run differs from.")] = PRESET,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 100,
+    preset: Annotated[str, typer.Option(help="Preset of the settings.")] = PRESET,
     overrides: Overrides = None,
     work: Work = Path("gpu_convergence"),
 ) -> None:
-    """Train on real images, and say what was learned, how fast, and where the pictures are."""
+    """Train on real images and report AP, speed and the page with predictions."""
     source = yaml.safe_dump(str(voc.resolve()), default_flow_style=True).splitlines()[0]
     chosen = [f"data.source={source}", f"train.epochs={epochs}", "promote.min_first=0", *(overrides or ())]
     params = choose(preset, overrides=chosen)
     work.mkdir(parents=True, exist_ok=True)
-    os.chdir(work)  # the steps' own folders, and MLflow's file, are below the current one
+    os.chdir(work)  # the steps' folders and MLflow's file are relative to it
     os.environ["MLFLOW_TRACKING_URI"] = DEFAULT_TRACKING_URI
     seconds = _run_steps(params)
     result = {
@@ -322,7 +327,7 @@ def converge(
 
 
 def _run_steps(params: Params) -> dict[str, float]:
-    """Do the steps in the current folder, as `dvc repro` would; the seconds that each took."""
+    """Run the steps in the current folder as `dvc repro` would; returns the seconds of each."""
     raw, processed, model = Path("data/raw"), Path("data/processed"), Path("models")
     steps = {
         "ingest": lambda: ingest.run(params, raw_dir=raw, downloads_dir=Path("data/downloads")),
@@ -354,7 +359,7 @@ def _run_steps(params: Params) -> dict[str, float]:
 
 
 def _loader_speed(params: Params) -> float:
-    """Images a second that the loader processes of this run give when nobody else works; over its second epoch."""
+    """Images per second of the run's loader processes alone, over the second epoch."""
     processed = Path("data/processed")
     data = CocoInstances.load(processed / "train.json", processed / "images")
     loader, sampler = training_loader(
@@ -372,7 +377,7 @@ def _loader_speed(params: Params) -> float:
 
 
 def _training_speed(record: Path) -> dict[str, float]:
-    """What the run told MLflow about its speed; medians, without the first metrics, which include the start."""
+    """Median speeds that the run logged to MLflow, without the first ones, which include the start-up."""
     from mlflow import MlflowClient
 
     run = RunRecord.read(record)
@@ -400,7 +405,7 @@ def _show_convergence(result: dict[str, Any]) -> None:
         f"training {result['training_images_per_second']:.1f} images/s, waiting for data "
         f"{result['training_data_wait']:.1%}; the loader alone {result['loader_images_per_second']:.1f} images/s"
     )
-    console.print(f"pictures: {Path('reports/eval/index.html').resolve()}")
+    console.print(f"predictions: {Path('reports/eval/index.html').resolve()}")
 
 
 if __name__ == "__main__":

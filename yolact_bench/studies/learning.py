@@ -1,11 +1,11 @@
-"""Does training here learn as much as another implementation's, step for step?
+"""Does training learn as much as another implementation does, step for step?
 
-    python yolact_bench/studies/learning.py --against FILE.py [--seeds 0,1,2] [--epochs 5] [--work FOLDER]
+    python -m yolact_bench.studies.learning --against FILE.py [--seeds 0,1,2] [--epochs 5] [--work FOLDER]
 
 Both train the same small network (a ResNet of four bottlenecks, 128 px) on the generated sample of the preset
 sample-cpu, from the same initial weights, for as many steps of as many images, with the same optimizer, learning rates
-and kinds of augmentation. Their last weights are evaluated by the same code. One line is printed for each seed, and a
-JSON file with all metrics is left in the folder.
+and kinds of augmentation. The same code evaluates the last weights of both. It prints a row per seed and
+writes a JSON file with all metrics to the folder.
 
 ``FILE.py`` has a function::
 
@@ -40,7 +40,7 @@ from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
-from yolact_bench.speed.contestants import import_file
+from yolact_bench.speed.external import load_function
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
@@ -59,7 +59,7 @@ def settings(epochs: int, seed: int) -> Params:
 
 
 def prepare_data(folder: Path) -> None:
-    """Generate the sample and turn it into COCO instances, once."""
+    """Generate the sample and convert it to COCO instances, unless the folder has it."""
     if not (folder / "processed").is_dir():
         params = settings(1, 0)
         ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
@@ -67,17 +67,17 @@ def prepare_data(folder: Path) -> None:
 
 
 def main(
-    against: Annotated[Path, typer.Option(help="The other implementation.")],
-    seeds: Annotated[str, typer.Option(help="Separated by commas.")] = "0,1,2",
-    epochs: Annotated[int, typer.Option(min=1, help="Of 150 steps of 8 images.")] = 5,
+    against: Annotated[Path, typer.Option(metavar="FILE.py", help="The other implementation.")],
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs, each of 150 steps of 8 images.")] = 5,
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("learning"),
 ) -> None:
-    """Train both for each seed and compare."""
+    """Train both implementations with each seed and compare them."""
     prepare_data(work)
     processed = work / "processed"
     train, val = (CocoInstances.load(processed / f"{split}.json", processed / "images") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", 8)
-    other = import_file(against).train_network
+    other = load_function(against, "train_network")
     rows: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
         params = settings(epochs, seed)
@@ -122,7 +122,7 @@ def _train_ours(model: Yolact, data: CocoInstances, params: Params, folder: Path
 
 def _show(rows: list[dict[str, Any]], name: str) -> None:
     names = ("mask_AP", "mask_AP50", "box_AP", "box_AP50")
-    table = Table("seed", "by", *names, "seconds", title="Percent on the validation images, last weights")
+    table = Table("seed", "implementation", *names, "seconds", title="Percent on the validation images, last weights")
     for row in rows:
         for key, title in (("ours", "yolact"), ("other", name)):
             metrics = (f"{100 * row[key][metric]:.2f}" for metric in names)

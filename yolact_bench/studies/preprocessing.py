@@ -1,6 +1,6 @@
 """How many images a second does the step `preprocess` prepare, and how much memory does it take as the data grows?
 
-    python yolact_bench/studies/preprocessing.py VOC [--copies 1,8] [--workers 2] [--long-side 0]
+    python -m yolact_bench.studies.preprocessing VOC [--copies 1,8] [--workers 2] [--long-side 0]
         [--limit 0] [--work FOLDER]
 
 ``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its images are taken as often as

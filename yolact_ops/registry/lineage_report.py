@@ -1,4 +1,4 @@
-"""What a registered version was made from, the commands that rebuild it, and where that would not be exact."""
+"""The lineage of a registered version: its inputs, the commands that rebuild it, and where a rebuild is inexact."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.register.step import PARAMS_FILE
 from yolact.errors import SettingsError
 from yolact_ops.lineage.dvc_lock import find_lock_commit
-from yolact_ops.registry.versions import RegisteredModel, fetch_files, resolve
+from yolact_ops.registry.history import PREFIX as DECISION_PREFIX
+from yolact_ops.registry.versions import PARAMS_FILE, RegisteredModel, fetch_files, resolve
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.run_record import TRAIN_RUN_TAG
 from yolact_ops.tracking.store import TrackingError
@@ -25,13 +25,24 @@ GROUPS = {
     "code": ("git_commit", "git_dirty", "git_branch", "git_remote", "code_version", "package_version"),
     "data": ("data_source", "data_digest", "dvc_lock_hash"),
     "settings": ("params_hash", "detect_hash", "params_changes"),
-    "run": ("run_id", TRAIN_RUN_TAG, "pipeline_run_id", "image", "image_digest", "host", "user", "gpu"),
+    "run": (
+        "run_id",
+        TRAIN_RUN_TAG,
+        "pipeline_run_id",
+        "kubeflow_run_id",
+        "image",
+        "image_digest",
+        "host",
+        "user",
+        "gpu",
+    ),
     "model": ("model_digest", "mask_AP", "mask_AP50", "box_AP", "box_AP50"),
 }
-"""Tags by what they tell about, in the order in which they are shown; all other tags follow."""
+"""Tags by topic, in display order; all other tags follow. ``kubeflow_run_id``: older versions have the pipeline run's
+id under this name."""
 
 FIXED_SOURCES = ("sample", "voc2012", "sbd")
-"""Values of ``data.source`` that always give the same images: generated from a seed, or checked against a sum."""
+"""Values of ``data.source`` that always give the same images: generated from a seed or verified by checksum."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,12 @@ class LineageReport:
     aliases: list[str]
     tags: dict[str, str]
     lock_commit: str | None
-    """A commit of the repository here whose ``dvc.lock`` names this version's data and model."""
+    """A commit of the local repository whose ``dvc.lock`` names this version's data and model."""
     params: Params | None
-    """None where the version carries no settings (it is older than that)."""
+    """None if the version carries no settings, as the oldest do."""
 
     def groups(self) -> dict[str, dict[str, str]]:
-        """The tags by group; those of no group are ``libraries`` or ``other``."""
+        """The tags by group; the rest is under ``libraries`` or ``other``."""
         groups = {
             title: {tag: self.tags[tag] for tag in tags if tag in self.tags}
             for title, tags in GROUPS.items()
@@ -61,7 +72,7 @@ class LineageReport:
         return groups | {title: tags for title, tags in (("libraries", libraries), ("other", other)) if tags}
 
     def changed_settings(self) -> dict[str, str] | None:
-        """Settings that differ from ``conf/base.yaml`` of then; None where that is not known."""
+        """Settings that differed from ``conf/base.yaml`` at registration; None if unknown."""
         try:
             tree = json.loads(self.tags["params_changes"])
         except (KeyError, ValueError):
@@ -69,9 +80,9 @@ class LineageReport:
         return {str(key): str(value) for key, value in tree.items()} if isinstance(tree, dict) else None
 
     def commands(self) -> list[str]:
-        """Shell commands that make the model again, for the folder and environment that this is asked in.
+        """Shell commands that rebuild the model, for the current folder and environment.
 
-        The settings are fetched before the folder changes: without MLFLOW_TRACKING_URI they are in the store here.
+        The settings are downloaded before the folder changes: without MLFLOW_TRACKING_URI the store is in this folder.
         """
         remote = self.tags.get("git_remote", "PROJECT")
         lines = [f"git clone {shlex.quote(remote)} rebuilt"]
@@ -89,19 +100,17 @@ class LineageReport:
         return [*lines, "dvc repro evaluate"]
 
     def doubts(self) -> list[str]:
-        """Why the commands might make another model."""
+        """Reasons why the commands might give a different model."""
         return [*self._code_doubts(), *self._data_doubts(), *self._settings_doubts()]
 
     def _code_doubts(self) -> list[str]:
         if "git_commit" not in self.tags:
-            return ["the code is not known: it ran outside a git repository"]
+            return ["the code is unknown: it ran outside a git repository"]
         doubts = []
         if self.tags.get("git_dirty") != "false":
-            doubts.append(
-                "the repository had changes that were not committed: if more than params.yaml, other code ran"
-            )
+            doubts.append("the repository had uncommitted changes: unless only params.yaml changed, other code ran")
         if "git_remote" not in self.tags:
-            doubts.append("the repository's address is not known (no remote origin): put it in place of PROJECT")
+            doubts.append("the repository's URL is unknown (no remote origin): replace PROJECT with it")
         return doubts
 
     def _data_doubts(self) -> list[str]:
@@ -110,32 +119,30 @@ class LineageReport:
         source, digest = self.tags.get("data_source"), self.tags.get("data_digest", "unknown")
         if source in FIXED_SOURCES:
             return []
-        check = f"if data/processed/stats.json then has another digest than {digest}, it is other data"
+        check = f"if data/processed/stats.json then has another digest than {digest}, the data differs"
         if source is None:
-            return [f"the data's source is not known; {check}"]
-        where = f" as {self.tags.get('host', 'the machine of then')} saw it" if "://" not in source else ""
+            return [f"the data's source is unknown; {check}"]
+        where = f" as seen from {self.tags.get('host', 'the original machine')}" if "://" not in source else ""
         return [
-            "no commit here has the dvc.lock that this version was made with (run this in a clone that has it), so the "
-            f"data is fetched from its source{where}, {source}, which may have changed since; {check}"
+            "no local commit has the dvc.lock that this version was made with (run this in a clone that has it), so "
+            f"the data is fetched from its source{where}, {source}, which may have changed since; {check}"
         ]
 
     def _settings_doubts(self) -> list[str]:
         if self.params is None:
-            return [
-                "the version carries no settings, as an older program registered it: its run's parameters have them"
-            ]
+            return ["the version carries no settings, as an older program registered it: see its run's parameters"]
         model, doubts = self.params.model, []
         for key, value in (("initial_weights", model.initial_weights), ("backbone_weights", model.backbone_weights)):
             if value not in ("none", "imagenet"):
-                doubts.append(f"training began from a file of the machine of then: model.{key} = {value}")
+                doubts.append(f"training started from a file on the original machine: model.{key} = {value}")
         doubts.append(
-            "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU adds "
-            "in changing order, so there they are close"
+            "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU sums "
+            "in varying order, so there they are close"
         )
         return doubts
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The report as plain values."""
         return {
             "name": self.name,
             "version": self.version,
@@ -149,12 +156,12 @@ class LineageReport:
 
 
 def report_lineage(client: MlflowClient, spec: str, *, root: Path = Path()) -> LineageReport:
-    """The lineage of the version that ``spec`` names.
+    """Report the lineage of a version.
 
     Args:
-        client: of the registry.
-        spec: see `yolact_ops.registry.versions.resolve`.
-        root: a clone of the project (or any folder); its history is searched for the version's ``dvc.lock``.
+        client: connected to the registry.
+        spec: the version, see `yolact_ops.registry.versions.resolve`.
+        root: a clone of the project, or any folder; its git history is searched for the version's ``dvc.lock``.
 
     Raises:
         RegistryError: there is no such version.
@@ -162,7 +169,7 @@ def report_lineage(client: MlflowClient, spec: str, *, root: Path = Path()) -> L
     """
     found = resolve(client, spec)
     model, number = RegisteredModel.open(client, found.name), int(found.version)
-    tags = {key: value for key, value in found.tags.items() if not key.startswith("decision.")}
+    tags = {key: value for key, value in found.tags.items() if not key.startswith(DECISION_PREFIX)}
     lock_hash = tags.get("dvc_lock_hash")
     return LineageReport(
         name=model.name,
@@ -180,8 +187,8 @@ def _aliases(client: MlflowClient, name: str, number: int) -> list[str]:
 
 
 def _settings(name: str, number: int, tags: Mapping[str, str]) -> Params | None:
-    """The settings among the version's files; None where it has none, or they are those of another program."""
-    if "data_source" not in tags:  # older than both
+    """The settings among the version's files; None if it has none, or they are from an incompatible release."""
+    if "data_source" not in tags:  # older than the settings among the files
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:

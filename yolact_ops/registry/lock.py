@@ -1,18 +1,21 @@
-"""One promotion at a time: a lock in MLflow's registry, for processes on any machines.
+"""A lock in MLflow's registry, shared by processes on any machine: one promotion at a time.
 
-MLflow moves an alias without asking what it was, so two processes that both look, decide and write would overwrite each
-other. What its database does once only is to create a registered model of a name. So the lock is an empty registered
-model ``NAME.promotion-lock`` with who holds it, a random token, and until when. It is deleted at the end. A holder that
-died is known by its time: whoever comes later renames its lock to one name for all who found it dead, and looks whether
-it really took the dead one. What was renamed stays until the next holder is done, so that somebody who saw the same
-dead lock long ago cannot rename the lock of now: a rename to a taken name fails.
+MLflow has no compare-and-set for aliases, so two processes that read, decide and write would overwrite each other. The
+one atomic operation that its database offers is to create a registered model of a given name. The lock is therefore an
+empty registered model ``NAME.promotion-lock`` whose tags hold its owner, a random token and an expiry time. Releasing
+it deletes the model.
 
-Requests under the lock have seconds, not MLflow's minutes: a write ends before others take its process for dead.
+An expired lock is broken by renaming it. The new name contains the token of the expired lock, so of several processes
+that found it expired only one succeeds, which then checks that it renamed the right lock. The renamed lock is kept
+until the next holder is done: a process that saw the same expired lock long ago cannot rename the current lock, as a
+rename to a taken name fails.
 
-What is left to chance: a holder that is stopped between its last look at the lock (`Hold.check`) and its write, or one
-who breaks a dead lock between look and rename, for longer than a lock lives. There is still one champion then, since an
-alias is one pointer, and no decision is lost, since each is a tag of its own; `yolact_ops.registry.history` sees that
-alias and decisions do not agree, and says so.
+Requests made under the lock time out after seconds instead of MLflow's minutes: a write ends before the lock expires.
+
+One race remains: a holder suspended between its last `Hold.check` and its write, or a process suspended between finding
+a lock expired and renaming it, for longer than a lock's lifetime. There is still one champion then, as an alias is one
+pointer, and no decision is lost, as each is a tag of its own; `yolact_ops.registry.history` reports that alias and
+decisions disagree.
 """
 
 from __future__ import annotations
@@ -37,57 +40,60 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIFETIME = 300.0
-"""Seconds after which a lock is taken for that of a dead process. What happens under it takes some seconds."""
+"""Seconds after which a lock expires: its process is presumed dead. The work under it takes seconds."""
 PATIENCE = 60.0
-"""Seconds to wait for somebody else's lock."""
+"""Seconds to wait for another process's lock."""
 MARGIN = 0.5
-"""Share of the lifetime after which a holder writes nothing any more: clocks of machines differ."""
+"""Fraction of the lifetime after which a holder stops writing: the clocks of machines differ."""
 _TAKEN = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-"""What MLflow says to a second one who creates or renames; the latter where the first one has deleted it by then."""
+"""MLflow's error codes for the loser of a race to create or rename; the second if the winner has deleted it already."""
 _REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""Under the lock: with the pauses between retries, a request ends within some 70 s, and so before the lock does if it
-began before the `MARGIN`. MLflow's own are 7 retries of 120 s each."""
+"""MLflow's settings under the lock: with the pauses between retries a request ends within about 70 s, so before the
+lock expires if it began before the `MARGIN`. The defaults are 7 retries of 120 s each."""
 _BROKEN = ".broken-"
-"""Between the lock's name and a dead holder's token: what its lock is renamed to."""
+"""Between the lock's name and the token of an expired lock: its new name."""
 PAUSE = 0.25
-"""Seconds between two looks at somebody else's lock."""
+"""Seconds between two checks of another process's lock."""
 
 
 class LockedError(RegistryError):
-    """Somebody else promotes the same model, or took this process for dead."""
+    """Another process is promoting the same model, or broke this process's lock."""
 
 
 @dataclass(frozen=True)
 class Hold:
-    """The lock while it is held."""
+    """A lock that is held."""
 
     client: MlflowClient
     lock_name: str
     token: str
     deadline: float
-    """On the monotonic clock: the last moment at which the holder may still write."""
+    """Monotonic time, seconds: until when the holder may write."""
 
     def check(self) -> None:
-        """Make sure that the lock is still held, before something is written.
+        """Make sure that the lock is still held; call before each write.
 
         Raises:
-            LockedError: it took too long, or somebody broke the lock.
+            LockedError: the deadline has passed, or another process broke the lock.
         """
         if time.monotonic() > self.deadline or not self._is_ours():
             raise LockedError(
-                f"the lock {self.lock_name} was lost: this took so long that it may be taken for dead. See with "
+                f"the lock {self.lock_name} was lost: this took so long that the lock may have expired. Check with "
                 "`yolact history` which version is the champion, and run it again."
             )
 
     def release(self) -> None:
-        """Delete the lock, and what is left of dead ones, unless somebody broke it."""
+        """Delete the lock and the remains of broken ones, unless this lock was broken itself."""
         if self._is_ours():
             with reported(f"delete {self.lock_name}"):
-                for name in (self.lock_name, *_broken(self.client, self.lock_name)):  # the lock first: see the head
+                for name in (
+                    self.lock_name,
+                    *_broken(self.client, self.lock_name),
+                ):  # the lock first, see above
                     _delete(self.client, name)
 
     def _is_ours(self) -> bool:
-        with reported(f"look at {self.lock_name}"):
+        with reported(f"read {self.lock_name}"):
             found = _find(self.client, self.lock_name)
         return found is not None and found.tags.get("token") == self.token
 
@@ -99,15 +105,15 @@ def hold(
     """Hold the lock of the registered model ``name``.
 
     Args:
-        client: of the registry.
+        client: connected to the registry.
         name: the registered model.
-        owner: who asks, for the messages of others.
+        owner: shown to other processes.
         lifetime: seconds, see `LIFETIME`.
-        patience: seconds to wait for somebody else.
+        patience: seconds to wait for another process.
 
     Raises:
-        LockedError: somebody else has held it all the time.
-        TrackingError: the store fails, or does not let us.
+        LockedError: another process held it all the time.
+        TrackingError: the store fails or denies access.
     """
     with _environment(_REQUESTS):
         lock = _acquire(client, f"{name}.promotion-lock", owner, lifetime, patience)
@@ -116,13 +122,13 @@ def hold(
         finally:
             try:
                 lock.release()
-            except TrackingError as error:  # what was done under it stands
-                log.warning("the lock %s stays until it is taken for dead: %s", lock.lock_name, error)
+            except TrackingError as error:  # the work under the lock is done and stays valid
+                log.warning("the lock %s stays until it expires: %s", lock.lock_name, error)
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, and give them back as they were."""
+    """Set environment variables and restore them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -143,7 +149,7 @@ def _acquire(client: MlflowClient, lock_name: str, owner: str, lifetime: float, 
         with reported(f"create {lock_name}"):
             is_made = _create(client, lock_name, token, owner, lifetime)
             found = None if is_made else _find(client, lock_name)
-        # A request whose answer was lost is sent again, and then meets the lock that it has made itself.
+        # A request whose response was lost is retried, and the retry finds the lock that the first one created.
         if is_made or (found is not None and found.tags.get("token") == token):
             return Hold(client, lock_name, token, began + MARGIN * lifetime)
         if found is not None and _is_dead(found) and _break(client, found):
@@ -154,19 +160,19 @@ def _acquire(client: MlflowClient, lock_name: str, owner: str, lifetime: float, 
 
 
 def _locked(lock_name: str, found: RegisteredModel | None) -> LockedError:
-    if found is None:  # it came and went each time, or MLflow hides what has the name
+    if found is None:  # it was gone at each check, or MLflow hides what has the name
         return LockedError(
-            f"the lock {lock_name} could not be had: other promotions were quicker, or a prompt has that name in the "
+            f"could not get the lock {lock_name}: other promotions were faster, or a prompt has that name in the "
             "registry. Run it again."
         )
     return LockedError(
-        f"another promotion is under way: {_holder(found)}. If that process is dead, its lock ends by itself "
-        f"at {_when(found, 'until')}: run this again then."
+        f"another promotion is running: {_holder(found)}. If that process is dead, its lock expires at "
+        f"{_when(found, 'until')}: run this again then."
     )
 
 
 def _create(client: MlflowClient, lock_name: str, token: str, owner: str, lifetime: float) -> bool:
-    """Make the lock, tags included, in one transaction of the registry's database; False if it is there."""
+    """Create the lock with its tags in one database transaction; False if it exists."""
     from mlflow.exceptions import MlflowException
 
     now = time.time()
@@ -196,7 +202,7 @@ def _is_dead(lock: RegisteredModel) -> bool:
 
 
 def _break(client: MlflowClient, dead: RegisteredModel) -> bool:
-    """Take a dead holder's lock away; False where another process did so first."""
+    """Remove an expired lock; False if another process did so first."""
     token = dead.tags.get("token", "")
     aside = f"{dead.name}{_BROKEN}{token}"
     with reported(f"break {dead.name}"):
@@ -204,23 +210,25 @@ def _break(client: MlflowClient, dead: RegisteredModel) -> bool:
             return False
         taken = _find(client, aside)
         if taken is not None and taken.tags.get("token") == token:
-            log.warning("the lock of a process that seems to have died is broken: %s", _holder(dead))
+            log.warning("broke the expired lock of a process that seems to have died: %s", _holder(dead))
             return True
-        # Between the look and the rename the dead lock went, and somebody else's came: it is given back. If a third
-        # process has made one by now, its holder finds out by `Hold.check` and gives up.
+        # Between check and rename the expired lock was replaced by a live one: rename that one back. If a third process
+        # has created a lock meanwhile, the holder of the renamed one notices in `Hold.check` and gives up.
         if not _rename(client, aside, dead.name):
             _delete(client, aside)
     return False
 
 
 def _broken(client: MlflowClient, lock_name: str) -> list[str]:
-    """Dead locks that were renamed."""
+    """Names of broken locks."""
     found = client.search_registered_models(f"name LIKE '{lock_name}{_BROKEN}%'")
-    return [model.name for model in found if model.name.startswith(lock_name + _BROKEN)]  # to LIKE, _ is any letter
+    return [
+        model.name for model in found if model.name.startswith(lock_name + _BROKEN)
+    ]  # LIKE's _ matches any character
 
 
 def _rename(client: MlflowClient, name: str, to: str) -> bool:
-    """False where there is no such model, or the new name is taken."""
+    """Rename a registered model; False if it does not exist or the new name is taken."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -233,7 +241,7 @@ def _rename(client: MlflowClient, name: str, to: str) -> bool:
 
 
 def _delete(client: MlflowClient, name: str) -> None:
-    """Delete a registered model; it may be gone already."""
+    """Delete a registered model if it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -248,7 +256,7 @@ def _holder(lock: RegisteredModel) -> str:
 
 
 def _moment(lock: RegisteredModel, tag: str) -> float:
-    """Seconds since 1970; 0 for what is no lock of ours."""
+    """A time tag as seconds since 1970; 0 if it has none."""
     try:
         return float(lock.tags.get(tag, "0"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The registered model in MLflow's registry: whose it is, its versions and aliases."""
+"""Registered models of this project in MLflow's registry: their versions, aliases and files."""
 
 from __future__ import annotations
 
@@ -16,42 +16,47 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel as MlflowModel
 
 CANDIDATE = "candidate"
-"""Alias of the version that was registered last of those that reached the floor."""
+"""Alias of the newest version that reached ``register.min_mask_ap50``."""
 CHAMPION = "champion"
 """Alias of the version in use; `yolact promote` and `yolact rollback` move it."""
 
 IDENTITY = ("model_digest", "data_digest", "detect_hash")
-"""Tags that together tell whether two versions are the same."""
+"""Tags that together identify a version."""
 
 KIND_TAG = "yolact.kind"
 KIND = "instance-segmentation"
-"""Tag on registered models of this project."""
+"""Value of `KIND_TAG` on registered models of this project."""
+
+PARAMS_FILE = "params.yaml"
+"""All settings, among a version's artifacts."""
+DETECT_FILE = "detect.json"
+"""The detection settings that a version is served with, among its artifacts."""
 
 _TAKEN = "Set another register.model_name in params.yaml; nothing was changed."
 
 _PAGE = 1000
-"""Versions that one request asks for."""
+"""Versions per request."""
 
 _SPEC = re.compile(r"""^(?:models:/)?(?P<name>[^/:@'"]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))$""")
 
 
 class RegistryError(YolactError, RuntimeError):
-    """The registry lacks what it should have, or the name belongs to something else; names the model."""
+    """A model, version or file is missing from the registry, or the name is taken; the message names the model."""
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A registered model of this project. Every method raises `TrackingError` when the store fails."""
+    """A registered model of this project. Every method raises `TrackingError` if the store fails."""
 
     client: MlflowClient
     name: str
 
     @classmethod
     def open(cls, client: MlflowClient, name: str) -> RegisteredModel:
-        """The registered model ``name``.
+        """Open the registered model ``name``.
 
         Raises:
-            RegistryError: there is none, or it is not this project's.
+            RegistryError: there is none, or it belongs to another project.
         """
         found = _find(client, name)
         if found is None:
@@ -63,7 +68,7 @@ class RegisteredModel:
 
     @classmethod
     def open_or_create(cls, client: MlflowClient, name: str) -> RegisteredModel:
-        """The registered model ``name``, made when it is not there; two processes may do so at once.
+        """Open the registered model ``name``, creating it if needed; safe for concurrent processes.
 
         Raises:
             RegistryError: the name is taken by a prompt or another kind of model.
@@ -78,21 +83,21 @@ class RegisteredModel:
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
-                    if _find(client, name) is None:  # not another process: MLflow hides prompts, which share the names
+                    if _find(client, name) is None:  # not another process, but a prompt: MLflow hides those
                         raise RegistryError(
                             f"the name {name!r} at {shown_uri()} is taken by a prompt. {_TAKEN}"
                         ) from None
         return cls.open(client, name)
 
     def versions(self) -> dict[int, ModelVersion]:
-        """All versions by number, tags included, oldest first."""
+        """All versions with their tags by number, oldest first."""
         return {int(version.version): version for version in find_versions(self.client, f"name = '{self.name}'")}
 
     def version(self, number: int) -> ModelVersion:
-        """One version, ready to be used.
+        """A version that is complete.
 
         Raises:
-            RegistryError: it is not there, its files are not complete, or it was not made by this pipeline.
+            RegistryError: it does not exist, its files are incomplete, or this pipeline did not register it.
         """
         found = self.versions()
         if number not in found:
@@ -106,7 +111,7 @@ class RegisteredModel:
         missing = [tag for tag in IDENTITY if tag not in found[number].tags]
         if missing:
             raise RegistryError(
-                f"{self.name} version {number} has no tag {missing[0]}: it was not registered by this pipeline, and "
+                f"{self.name} version {number} has no tag {missing[0]}: it was not registered by this pipeline and "
                 "cannot be compared or traced"
             )
         return found[number]
@@ -122,32 +127,32 @@ class RegisteredModel:
             self.client.set_registered_model_tag(self.name, key, value)
 
     def alias(self, alias: str) -> int | None:
-        """Number of the version that has the alias."""
+        """Number of the version that has the alias; None if none has."""
         with reported(f"read the aliases of {self.name}"):
             found = self.client.get_registered_model(self.name).aliases.get(alias)
         return None if found is None else int(found)
 
     def set_alias(self, alias: str, version: int) -> None:
-        """Give the alias to a version; whichever had it loses it."""
+        """Move the alias to a version."""
         with reported(f"set the alias {alias} of {self.name}"):
             self.client.set_registered_model_alias(self.name, alias, str(version))
 
     def delete_alias(self, alias: str) -> None:
-        """Take the alias from whichever version has it."""
+        """Remove the alias from its version."""
         with reported(f"delete the alias {alias} of {self.name}"):
             self.client.delete_registered_model_alias(self.name, alias)
 
     def set_tag(self, version: int, key: str, value: str) -> None:
-        """Set a tag of a version; one that is there gets the new value."""
+        """Set or overwrite a tag of a version."""
         with reported(f"set a tag of {self.name} version {version}"):
             self.client.set_model_version_tag(self.name, str(version), key, value)
 
 
 def resolve(client: MlflowClient, spec: str) -> ModelVersion:
-    """The version that ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or either without ``models:/``, names.
+    """Find the version named ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; ``models:/`` is optional.
 
     Raises:
-        RegistryError: the text is no such name, or nothing has it.
+        RegistryError: the text is not such a name, or there is no such version.
     """
     match = _SPEC.match(spec)
     if match is None:
@@ -162,10 +167,10 @@ def resolve(client: MlflowClient, spec: str) -> ModelVersion:
 
 
 def fetch_files(name: str, version: int, folder: Path, path: str = "") -> Path:
-    """Fetch a version's files, or the one at ``path`` among them, into ``folder``.
+    """Download a version's files, or the one at ``path`` among them, into ``folder``.
 
     Raises:
-        TrackingError: the store fails, or has no such file.
+        TrackingError: the store fails or has no such file.
     """
     quiet_mlflow()
     import mlflow.artifacts
@@ -197,12 +202,12 @@ def _find(client: MlflowClient, name: str) -> MlflowModel | None:
 
 
 def _check_ours(client: MlflowClient, model: MlflowModel) -> None:
-    """Refuse a name that is taken by something else, before anything is written."""
+    """Refuse a name that is taken by another model, before anything is written."""
     if model.tags.get(KIND_TAG) == KIND:
         return
     versions = find_versions(client, f"name = '{model.name}'")
     foreign = [version.version for version in versions if not set(IDENTITY) <= version.tags.keys()]
-    if foreign:  # models of this project that are older than the tag have versions with an identity
+    if foreign:  # models of this project that are older than the tag have versions with all of IDENTITY
         raise RegistryError(
             f"the name {model.name!r} at {shown_uri()} is taken by another model: its version {foreign[0]} was not "
             f"registered by this pipeline. {_TAKEN}"
@@ -210,7 +215,7 @@ def _check_ours(client: MlflowClient, model: MlflowModel) -> None:
 
 
 def find_versions(client: MlflowClient, filter_string: str) -> list[ModelVersion]:
-    """All versions that MLflow's filter lets pass, tags included, by name and then oldest first.
+    """All versions that match MLflow's filter, with their tags, sorted by name and number.
 
     Raises:
         TrackingError: the store fails.

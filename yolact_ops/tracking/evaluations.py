@@ -19,11 +19,16 @@ from yolact_ops.tracking.tracker import Tracker
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from yolact.evaluation.evaluator import ApSummary
+
 FOLDER = "eval"
 GROUND_TRUTH = f"{FOLDER}/val.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 GZIP = b"\x1f\x8b"
 """First bytes of every gzip file (RFC 1952, 2.3.1)."""
+
+VERSION_TAG = "evaluated_version"
+"""Tag of a run that only evaluates a registered version: ``NAME/NUMBER``."""
 
 TOLERANCE = 1e-9
 """Maximum difference between a version's metrics and those computed from its detections, which are the same sums."""
@@ -74,6 +79,22 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
             "version: run the evaluate step of its model again. If the server was unavailable then: yolact sync"
         )
     return _read(client, run_id, GROUND_TRUTH), _read(client, run_id, DETECTIONS)
+
+
+def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
+    """Names and values for MLflow: ``eval/mask_AP50``, and per class ``eval/per_class/mask_AP50/<class>``.
+
+    A class or size without ground truth has no value and is left out.
+    """
+    values: dict[str, float | None] = {}
+    for kind, summary in (("box", box), ("mask", mask)):
+        values |= {f"eval/{kind}_{name}": value for name, value in summary.metrics().items()}
+        for class_name, ap in summary.per_class.items():
+            values |= {
+                f"eval/per_class/{kind}_{name}/{class_name.replace('/', '_')}": value
+                for name, value in (("AP", ap.AP), ("AP50", ap.AP50), ("AP70", ap.AP70))
+            }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def content(tree: dict[str, Any]) -> tuple[Any, ...]:

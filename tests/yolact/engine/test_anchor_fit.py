@@ -255,12 +255,12 @@ def shown_for(boxes: torch.Tensor, config: ModelConfig, capsys: pytest.CaptureFi
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_low_recall_is_said_with_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_low_recall_is_reported_with_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
     boxes = tiny_boxes(np.random.default_rng(0))
     shown = shown_for(boxes, tiny_config(image_size=128), capsys)
-    assert re.search(r"leave \d+% of the boxes without an anchor that overlaps by 0.5 or more \(\d+ small\)", shown)
+    assert re.search(r"leave \d+% of the boxes without an anchor of IoU 0.5 or more \(\d+ small\)", shown)
     assert "a larger model.image_size" in shown
-    assert "more scales for each level in model.anchor_scales" in shown
+    assert "add scales per level to model.anchor_scales" in shown
 
 
 def test_anchors_that_fit_are_left_alone_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,6 +268,6 @@ def test_anchors_that_fit_are_left_alone_without_a_warning(capsys: pytest.Captur
     anchors = cxcywh_to_xyxy(config_anchors(config, Yolact.level_sizes(128, 128)))
     boxes = anchors[(anchors >= 0).all(dim=1) & (anchors <= 1).all(dim=1)]
     shown = shown_for(boxes, config, capsys)
-    assert "none were found that fit clearly better than the present ones" in shown
+    assert "No anchors with as many scales and ratios fit clearly better than the present ones" in shown
     assert "anchor_scales:" not in shown
     assert "leave" not in shown

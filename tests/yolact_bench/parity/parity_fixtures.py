@@ -626,7 +626,7 @@ def nms_arrays() -> Arrays:
 
 
 def other_units() -> Arrays:
-    """Matching of one object to two anchors; AP by hand; a image that keeps its size."""
+    """Matching of one object to two anchors; AP by hand; an image that keeps its size."""
     image = np.random.default_rng(6).integers(0, 256, (12, 12, 3), dtype=np.uint8)  # BGR
     mean, std = np.array([103.94, 116.78, 123.68]), np.array([57.38, 57.12, 58.40])
     resnet = ((image - mean) / std)[:, :, ::-1].transpose(2, 0, 1)

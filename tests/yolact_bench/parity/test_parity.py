@@ -1,4 +1,4 @@
-"""Parity: every kind of fixture is found by its content and checked, and nothing passes that is not equal."""
+"""Parity: every kind of fixture is recognised by its content and checked, and every difference fails."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def only(arrays: Arrays, *prefixes: str) -> Arrays:
 # --- every kind -----------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_is_told_by_its_content_and_passes(tmp_path: Path) -> None:
+def test_every_kind_is_recognised_by_its_content_and_passes(tmp_path: Path) -> None:
     """The files are called a to f, without an ending."""
     report = run(tmp_path, **stored())
     assert failed(report) == {}
@@ -88,7 +88,7 @@ def test_every_kind_is_told_by_its_content_and_passes(tmp_path: Path) -> None:
     assert report.comparisons == sum(len(file.rows) for file in report.files) > 150
 
 
-def test_weights_without_the_counters_of_batch_norm_are_checked_as_wholly(tmp_path: Path) -> None:
+def test_weights_without_batch_norm_counters_are_checked_completely(tmp_path: Path) -> None:
     """As files from before PyTorch 0.4.1 are; no output depends on the counters."""
     whole = stored()["a"]
     bare = {name: value for name, value in whole.items() if not name.endswith(".num_batches_tracked")}
@@ -123,7 +123,7 @@ def test_every_expected_array_has_a_row(tmp_path: Path) -> None:
         assert {name.partition(" (")[0] for name in names(file)} >= expected
 
 
-def test_the_network_runs_in_training_in_evaluation_and_made_ready_for_inference(tmp_path: Path) -> None:
+def test_the_network_runs_in_training_in_evaluation_and_prepared_for_inference(tmp_path: Path) -> None:
     [file] = run(tmp_path, a=stored()["a"]).files
     for name in ("loc", "conf", "mask", "proto", "priors"):
         for mode in ("", " (evaluation mode)", " (made ready for inference)"):
@@ -164,7 +164,7 @@ def test_changes_of_a_plus_network_are_found(tmp_path: Path) -> None:
     assert failed(report).keys() == rows | {"train"}
 
 
-def test_norms_of_gradients_may_stand_in_the_settings(tmp_path: Path) -> None:
+def test_norms_of_gradients_may_be_in_the_settings(tmp_path: Path) -> None:
     arrays = plus_arrays()
     norm = float(np.sqrt((arrays["loss_plus/dI_dproto"] ** 2).sum()))
     for value, passes in ((norm, True), (norm * 1.01, False)):
@@ -287,7 +287,7 @@ def test_anchor_rows_of_an_unknown_configuration_cannot_be_checked(tmp_path: Pat
         ({"pred_aspect_ratios": [[[1, 2, 0.5]]] * 4 + [[[1, 2, 3]]]}, "levels with different aspect ratios"),
     ],
 )
-def test_anchors_that_cannot_be_made_are_named(tmp_path: Path, changes: Arrays, words: str) -> None:
+def test_anchors_that_cannot_be_generated_are_named(tmp_path: Path, changes: Arrays, words: str) -> None:
     report = run(tmp_path, e={"small": stored()["e"]["small"] | changes})
     assert words in failed(report)["small"]
 
@@ -313,7 +313,7 @@ def test_detections_with_nearly_equal_scores_may_change_places(tmp_path: Path) -
     assert failed(run(tmp_path, c=arrays)).keys() >= {f"{folder}/boxes"}
 
 
-def test_nothing_above_a_score_is_empty_in_any_shape(tmp_path: Path) -> None:
+def test_no_detections_above_a_score_match_an_empty_array_of_any_shape(tmp_path: Path) -> None:
     """The published code gives four empty tensors of shape (0,)."""
     nothing = {name: np.zeros(0, dtype=np.float32) for name in ("classes", "scores", "boxes")}
     nothing |= {"masks_packed": np.zeros(0, dtype=np.uint8), "masks_shape": np.array([0])}
@@ -334,7 +334,7 @@ def test_a_mode_whose_name_looks_like_a_score_is_a_mode(tmp_path: Path) -> None:
     assert "post/plain_st0.9/0/masks" in names(report.files[0])
 
 
-def test_the_number_of_sampled_masks_stands_in_the_variants_name(tmp_path: Path) -> None:
+def test_the_number_of_sampled_masks_is_in_the_variants_name(tmp_path: Path) -> None:
     """The object has one anchor, so that one mask is enough and no permutation is drawn."""
     arrays = stored()["b"] | {"sample1/loss/M": stored()["b"]["default/loss/M"]}
     assert failed(run(tmp_path, b=arrays)) == {}
@@ -363,7 +363,7 @@ def test_sampled_masks_are_those_of_the_stored_permutation(tmp_path: Path) -> No
     assert "draws a permutation of 2, the stored one has 1" in failed(report)["sample1/loss"]
 
 
-def test_the_crowd_rule_is_off_where_the_variants_name_says_so(tmp_path: Path) -> None:
+def test_the_crowd_rule_is_off_if_the_variants_name_says_so(tmp_path: Path) -> None:
     """A crowd on the first corner's anchor takes it out of the negatives, but for `no_crowd_rule`."""
     arrays = without(stored()["b"], "default")
     crowd = np.array([[0, 0, 0.2, 0.2, -1]], dtype=np.float32)
@@ -380,7 +380,7 @@ def test_the_crowd_rule_is_off_where_the_variants_name_says_so(tmp_path: Path) -
     assert failed(run(tmp_path, b=arrays)).keys() == {"default/loss/C"}
 
 
-def test_terms_that_need_a_network_say_so(tmp_path: Path) -> None:
+def test_terms_that_need_a_network_are_reported(tmp_path: Path) -> None:
     report = run(tmp_path, b=stored()["b"] | {"default/loss/I": np.array(0.0), "default/maskiou_pred": np.zeros(1)})
     assert failed(report).keys() == {"default/loss/I", "default/maskiou"}
     assert all("mask re-scoring is needed" in note for note in failed(report).values())
@@ -452,7 +452,7 @@ def test_a_check_that_raises_is_reported_and_the_rest_runs(tmp_path: Path) -> No
     assert "post/swift/0/masks" in names(report.files[0])
 
 
-def test_weights_of_no_network_are_reported_and_the_rest_runs(tmp_path: Path) -> None:
+def test_weights_of_an_unknown_network_are_reported_and_the_rest_runs(tmp_path: Path) -> None:
     arrays = without(stored()["a"], "sd/proto_net.4.weight")
     report = run(tmp_path, a=arrays)
     assert "proto_net.4.weight" in failed(report)["sd (building the network)"]
@@ -474,7 +474,7 @@ def test_masks_with_too_few_bits_are_reported(tmp_path: Path) -> None:
     assert "masks_packed/0 has 24 bits, masks_shape/0 asks for 64" in failed(report)["default"]
 
 
-def test_text_in_place_of_numbers_is_reported(tmp_path: Path) -> None:
+def test_text_instead_of_numbers_is_reported(tmp_path: Path) -> None:
     report = run(tmp_path, c=stored()["c"] | {"iou/a": np.array(["x"])})
     assert "iou/a is no array of numbers" in failed(report)["iou"]
 
@@ -514,7 +514,7 @@ def test_fixtures_without_expected_values_are_an_error(tmp_path: Path) -> None:
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 
-def test_the_relative_error_is_that_of_the_worst_entry_against_the_greatest() -> None:
+def test_the_relative_error_is_the_largest_error_over_the_largest_value() -> None:
     row = compare("x", np.array([1.0, 20.001]), np.array([1.0, 20.0]))
     assert row.absolute_error == pytest.approx(1e-3)
     assert row.relative_error == pytest.approx(5e-5)
@@ -522,7 +522,7 @@ def test_the_relative_error_is_that_of_the_worst_entry_against_the_greatest() ->
     assert not compare("x", np.array([1.003, 20.0]), np.array([1.0, 20.0])).passed
 
 
-def test_the_relative_error_to_nothing_is_the_absolute_one() -> None:
+def test_the_relative_error_against_zeros_is_the_absolute_one() -> None:
     assert compare("x", [5e-5, 0.0], [0.0, 0.0]) == Comparison("x", (2,), 5e-5, 5e-5, passed=True)
     assert not compare("x", [2e-4], [0.0]).passed
 
@@ -556,7 +556,7 @@ def test_nothing_equals_nothing() -> None:
 # --- numbers of the published implementation ------------------------------------------------------------------------
 
 
-def test_all_that_the_published_implementation_computed_is_equal_under_any_file_name(
+def test_everything_the_published_implementation_computed_is_equal_under_any_file_name(
     reference_fixtures: Path, tmp_path: Path
 ) -> None:
     files = [path for path in sorted(reference_fixtures.iterdir()) if path.suffix in (".npz", ".json")]
@@ -579,7 +579,7 @@ def test_one_changed_value_of_the_published_implementation_is_found(reference_fi
     assert failed(run_parity(tmp_path)).keys() == {"nms/cross_k200_t50/scores"}
 
 
-def test_a_bare_array_is_reported_as_no_fixture(tmp_path: Path) -> None:
+def test_a_bare_array_is_reported(tmp_path: Path) -> None:
     with (tmp_path / "bare.npz").open("wb") as file:
         np.save(file, np.arange(3))
     [report] = run_parity(tmp_path).files

@@ -1,4 +1,4 @@
-"""`yolact_bench.speed`: what is measured, against whom, and whether both found the same."""
+"""`yolact_bench.speed`: inference, agreement, random weights, evaluation work, memory and images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from yolact.inference.predictor import Predictor
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, ModelConfig
-from yolact_bench.speed import agreement, evaluation, inference, memory
+from yolact_bench.speed import agreement, evaluation, inference, memory, rounds
 from yolact_bench.speed.agreement import Agreement, compare
+from yolact_bench.speed.backends import RAW_NAMES, STAGES, BackendSpec, Found
 from yolact_bench.speed.calibration import BOX_SHARE, calibrated_network
-from yolact_bench.speed.contestants import RAW_NAMES, STAGES, Entry, Found
 from yolact_bench.speed.images import read_images
 from yolact_bench.speed.inference import InferenceBenchmark
 from yolact_bench.speed.memory import restart_peak_resident
@@ -41,27 +41,27 @@ CONFIG: ModelConfig = PUBLISHED_MODELS["yolact_resnet50"].model.model_copy(
         "anchor_scales": [[8.0], [16.0], [24.0], [40.0], [60.0]],
     }
 )
-PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 CPU = torch.device("cpu")
 
 WRAPPER = """
-from yolact_bench.speed.contestants import Entry, OwnContestant, Task
+from yolact_bench.speed.backends import BackendSpec, InferenceTask, YolactBackend
 from yolact.settings import DetectConfig, ModelConfig
 
-class Contestant(OwnContestant):
+class Backend(YolactBackend):
     pass
 
 def load(weights, model, num_classes, detection, device):
     classes = tuple(str(label) for label in range(num_classes))
-    task = Task(weights, ModelConfig(**model), classes, DetectConfig(**detection), device, 1)
-    return Contestant(Entry.own("fp32").load(task)._contestant.predictor)
+    task = InferenceTask(weights, ModelConfig(**model), classes, DetectConfig(**detection), device, 1)
+    return Backend(BackendSpec.own("fp32"), task)
 """
-"""A contestant that is our own predictor in another file."""
+"""Our own backend in another file."""
 
 STUB = """
 import numpy as np
 
-class Contestant:
+class Backend:
     def preprocess(self, images): return images
     def network(self, inputs): return inputs
     def nms(self, raw): return raw
@@ -69,19 +69,19 @@ class Contestant:
         return [(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size))) for size in sizes]
 
 def load(weights, model, num_classes, detection, device):
-    return Contestant()
+    return Backend()
 """
-"""A contestant without a network."""
+"""A backend without a network."""
 
 
 @pytest.fixture(scope="module")
 def model() -> Yolact:
-    return calibrated_network(CONFIG, len(CLASSES), PHOTO, objects=6)
+    return calibrated_network(CONFIG, len(CLASSES), IMAGE, objects=6)
 
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write a contestant's file."""
+    """Write the file of another implementation."""
 
     def write_file(text: str, name: str = "other.py") -> Path:
         path = tmp_path / name
@@ -93,8 +93,8 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def measure(
     model: Yolact,
-    *entries: Entry,
-    images: tuple[np.ndarray, ...] = (PHOTO,),
+    *specs: BackendSpec,
+    images: tuple[np.ndarray, ...] = (IMAGE,),
     batch: int = 1,
     rounds: int = 2,
     with_memory: bool = False,
@@ -103,7 +103,7 @@ def measure(
         model,
         CLASSES,
         images,
-        entries,
+        specs,
         PUBLISHED_DETECTION,
         weights="made up",
         device=CPU,
@@ -116,27 +116,27 @@ def measure(
 # --- inference ------------------------------------------------------------------------------------------------------
 
 
-def test_every_contestant_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
-    result = measure(model, Entry.own("fp32"), Entry.own("bf16"), images=(PHOTO, PHOTO[:30]), batch=2)
-    assert [contestant.name for contestant in result.contestants] == ["yolact fp32", "yolact bf16"]
+def test_every_backend_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
+    result = measure(model, BackendSpec.own("fp32"), BackendSpec.own("bf16"), images=(IMAGE, IMAGE[:30]), batch=2)
+    assert [backend.name for backend in result.backends] == ["yolact fp32", "yolact bf16"]
     assert result.reference == "yolact fp32"
-    for contestant in result.contestants:
-        times = dataclasses.asdict(contestant.milliseconds)
+    for backend in result.backends:
+        times = dataclasses.asdict(backend.milliseconds)
         assert list(times) == [*STAGES, "total"]
         assert all(time > 0 for time in times.values())
-        assert contestant.memory is None
+        assert backend.memory is None
     settings = result.settings
     assert settings.model == CONFIG
     assert settings.images == [(40, 60), (30, 60)]
     assert (settings.batch, settings.rounds, settings.weights) == (2, 2, "made up")
     assert result.machine.torch == torch.__version__
     assert result.machine.threads == torch.get_num_threads()
-    assert result.contestants[0].agreement is None
-    assert result.contestants[1].agreement is not None
+    assert result.backends[0].agreement is None
+    assert result.backends[1].agreement is not None
 
 
 class ScriptedLaps:
-    """Takes the place of the clock: every stage takes the next of the given times."""
+    """A clock on which each stage takes the next of the given times."""
 
     times: Iterator[float]
 
@@ -150,14 +150,14 @@ class ScriptedLaps:
 def test_metrics_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
     model: Yolact, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both contestants in turn in each of three rounds; in the third the machine is ten times slower."""
+    """Both backends take turns in three rounds; in the third the machine is ten times slower."""
     warm_up = [99.0] * 4 * 2 * inference.WARM_UP
-    rounds = [1, 6, 2, 1] + [1, 1, 1, 2] + [1, 7, 2, 2] + [1, 1, 1, 1] + [10, 60, 20, 10] + [10, 20, 10, 10]
-    monkeypatch.setattr(ScriptedLaps, "times", iter([*warm_up, *(float(time) for time in rounds)]), raising=False)
-    monkeypatch.setattr(inference, "Laps", ScriptedLaps)
+    timed = [1, 6, 2, 1] + [1, 1, 1, 2] + [1, 7, 2, 2] + [1, 1, 1, 1] + [10, 60, 20, 10] + [10, 20, 10, 10]
+    monkeypatch.setattr(ScriptedLaps, "times", iter([*warm_up, *(float(time) for time in timed)]), raising=False)
+    monkeypatch.setattr(rounds, "Laps", ScriptedLaps)
     stub = write(STUB)
-    result = measure(model, Entry.other(stub), Entry("again", file=stub), rounds=3, batch=2)
-    first, second = result.contestants
+    result = measure(model, BackendSpec.other(stub), BackendSpec("again", file=stub), rounds=3, batch=2)
+    first, second = result.backends
     assert dataclasses.astuple(first.milliseconds) == (1, 7, 2, 2, 12)  # totals 10, 12, 100
     assert dataclasses.astuple(second.milliseconds) == (1, 1, 1, 2, 5)  # totals 5, 4, 50
     assert first.images_per_second == pytest.approx(2 / 0.012)
@@ -165,13 +165,13 @@ def test_metrics_are_medians_and_speed_is_the_median_of_the_rounds_own_ratios(
     assert second.speed == 2  # of 10 / 5, 12 / 4 and 100 / 50
 
 
-def test_contestants_take_turns_within_each_round(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
+def test_backends_take_turns_within_each_round(model: Yolact, write: Callable[..., Path], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    entries = []
+    specs = []
     for name in ("a", "b"):
         text = STUB.replace("return inputs", f"open({str(log)!r}, 'a').write({name!r}); return inputs")
-        entries.append(Entry.other(write(text, f"{name}.py")))
-    measure(model, *entries, rounds=3)
+        specs.append(BackendSpec.other(write(text, f"{name}.py")))
+    measure(model, *specs, rounds=3)
     warm_up = "a" * inference.WARM_UP + "b" * inference.WARM_UP
     assert log.read_text(encoding="utf-8") == warm_up + "ababab" + "ab"  # the last for the comparison
 
@@ -180,13 +180,15 @@ def test_batches_take_the_images_in_turn(model: Yolact, write: Callable[..., Pat
     log = tmp_path / "log"
     text = STUB.replace("return images", f"open({str(log)!r}, 'a').write(str(len(images[0]))); return images")
     images = tuple(np.zeros((height, 5, 3), np.uint8) for height in (1, 2, 3))
-    measure(model, Entry.other(write(text)), images=images, rounds=4)
+    measure(model, BackendSpec.other(write(text)), images=images, rounds=4)
     assert log.read_text(encoding="utf-8") == "12312" + "1231" + "1"
 
 
 def test_another_implementation_with_the_same_results_is_equal(model: Yolact, write: Callable[..., Path]) -> None:
-    result = measure(model, Entry.other(write(WRAPPER)), Entry.own("fp32"), images=(PHOTO, PHOTO[:30]), batch=2)
-    other, own = result.contestants
+    result = measure(
+        model, BackendSpec.other(write(WRAPPER)), BackendSpec.own("fp32"), images=(IMAGE, IMAGE[:30]), batch=2
+    )
+    other, own = result.backends
     assert result.reference == "other"
     assert (other.precision, other.compiled) == (None, None)
     assert other.file is not None
@@ -213,7 +215,7 @@ def test_another_implementation_with_other_results_is_reported(
     model: Yolact, write: Callable[..., Path], method: str
 ) -> None:
     text = WRAPPER.replace("    pass\n", f"    {method}\n")
-    [_, own] = measure(model, Entry.other(write(text)), Entry.own("fp32"), rounds=1).contestants
+    [_, own] = measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32"), rounds=1).backends
     assert own.agreement is not None
     assert not own.agreement.equal
 
@@ -224,19 +226,19 @@ def test_what_read_returns_is_what_preprocess_gets(model: Yolact, write: Callabl
         "    def read(self, image): return image[..., ::-1].copy()\n"
         "    def preprocess(self, images): return super().preprocess([image[..., ::-1] for image in images])\n",
     )
-    [_, own] = measure(model, Entry.other(write(text)), Entry.own("fp32"), rounds=1).contestants
+    [_, own] = measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32"), rounds=1).backends
     assert own.agreement is not None
     assert own.agreement.equal
 
 
 def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> None:
-    [_, own] = measure(model, Entry.other(write(STUB)), Entry.own("fp32"), rounds=1).contestants
+    [_, own] = measure(model, BackendSpec.other(write(STUB)), BackendSpec.own("fp32"), rounds=1).backends
     assert own.agreement is not None
     assert own.agreement.raw_errors is None
     assert not own.agreement.equal
 
 
-# --- files that are no contestants ----------------------------------------------------------------------------------
+# --- files that do not follow the protocol ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,14 +253,14 @@ def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> 
         ("def load(**_): ...", "no method preprocess, network, nms, masks"),
         (STUB.replace("def nms", "def suppress"), "no method nms; docs"),
         (STUB.replace("return raw", "return 1 / 0"), r"ZeroDivisionError: .*other\.py:7\)"),
-        (STUB + "Contestant.read = lambda self, image: image.missing\n", "AttributeError: .*missing"),
+        (STUB + "Backend.read = lambda self, image: image.missing\n", "AttributeError: .*missing"),
         (STUB.replace("for size in sizes", "for size in sizes * 2"), "masks must return a list of 1 images"),
         (STUB.replace("np.zeros(1), ", ""), r"masks must return \(boxes, scores, labels, masks\)"),
-        (STUB.replace("*size", "7, 7"), r"a tensor \(1, 40, 60\), found \(1, 7, 7\), for a image with 1 scores"),
+        (STUB.replace("*size", "7, 7"), r"a tensor \(1, 40, 60\), found \(1, 7, 7\), for an image with 1 scores"),
         (STUB.replace("np.zeros(1), ", "np.zeros(2), "), r"a tensor \(1,\), found \(2,\)"),
         (STUB.replace("(1, 4)", "(1, 5)"), r"a tensor \(1, 4\), found \(1, 5\)"),
         (
-            STUB + "Contestant.raw_outputs = lambda self, raw: {'loc': 1}\n",
+            STUB + "Backend.raw_outputs = lambda self, raw: {'loc': 1}\n",
             "raw_outputs must return a dict with boxes,",
         ),
     ],
@@ -267,20 +269,20 @@ def test_a_file_that_does_not_follow_the_protocol_is_refused_with_its_name(
     model: Yolact, write: Callable[..., Path], text: str, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
-        measure(model, Entry.other(write(text)), rounds=1)
+        measure(model, BackendSpec.other(write(text)), rounds=1)
     assert "other.py" in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_no_python_is_refused(model: Yolact, write: Callable[..., Path]) -> None:
+def test_a_file_that_is_missing_or_not_python_is_refused(model: Yolact, write: Callable[..., Path]) -> None:
     with pytest.raises(SettingsError, match=r"--against nowhere\.py: no such file"):
-        measure(model, Entry.other(Path("nowhere.py")))
-    with pytest.raises(SettingsError, match=r"--against .*other\.txt: is no Python file; its name must end in \.py"):
-        measure(model, Entry.other(write("load = 1", "other.txt")))
+        measure(model, BackendSpec.other(Path("nowhere.py")))
+    with pytest.raises(SettingsError, match=r"--against .*other\.txt: not a Python file; its name must end in \.py"):
+        measure(model, BackendSpec.other(write("load = 1", "other.txt")))
 
 
 def test_images_without_detections_may_come_as_any_empty_tensors(model: Yolact, write: Callable[..., Path]) -> None:
     text = STUB.replace("(np.zeros((1, 4)), np.ones(1), np.zeros(1), np.ones((1, *size)))", "[np.zeros(0)] * 4")
-    [result] = measure(model, Entry.other(write(text)), rounds=1).contestants
+    [result] = measure(model, BackendSpec.other(write(text)), rounds=1).backends
     assert result.detections == 0
 
 
@@ -288,9 +290,9 @@ def test_a_batch_that_is_too_large_for_the_gpu_says_so(model: Yolact, monkeypatc
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(inference._Race, "run", fail)
+    monkeypatch.setattr(inference._Comparison, "run", fail)
     with pytest.raises(SettingsError, match=r"try a smaller --batch \(now 3\)"):
-        measure(model, Entry.own("fp32"), batch=3)
+        measure(model, BackendSpec.own("fp32"), batch=3)
 
 
 # --- agreement ------------------------------------------------------------------------------------------------------
@@ -340,13 +342,13 @@ def test_scores_labels_and_numbers_of_detections_must_be_equal() -> None:
     assert (fewer.detections, fewer.reference_detections, fewer.unmatched, fewer.equal) == (2, 3, 1, False)
 
 
-def test_one_detection_is_no_partner_of_two() -> None:
+def test_a_detection_is_paired_only_once() -> None:
     doubled = found(torch.cat([BOXES, BOXES[:1]]), (0.9, 0.8, 0.7, 0.9), (0, 1, 0, 0))
     result = agree(doubled, found())
     assert (result.matched, result.unmatched, result.equal) == (3, 1, False)
 
 
-def test_detections_at_the_end_of_the_list_may_be_others() -> None:
+def test_detections_at_the_end_of_the_list_may_differ() -> None:
     """Which of several equally bad ones pass is decided by rounding."""
     shifted = torch.cat([BOXES[:2], torch.tensor([[50.0, 50, 60, 60]])])
     assert agree(found(shifted), found()).equal
@@ -383,7 +385,7 @@ def test_raw_outputs_are_compared_relative_to_the_greatest_value() -> None:
     assert compare([], [], raw, {"boxes": reference["boxes"]}, integer_boxes=False).equal
 
 
-def test_nothing_found_by_both_is_equal() -> None:
+def test_two_empty_results_are_equal() -> None:
     nothing = found(torch.zeros(0, 4), (), ())
     assert agree(nothing, nothing).equal
     assert not agree(found(), nothing).equal
@@ -394,9 +396,9 @@ def test_nothing_found_by_both_is_equal() -> None:
 
 @pytest.mark.parametrize("objects", [3, 10])
 def test_random_weights_find_as_many_objects_as_asked_for(objects: int) -> None:
-    network = calibrated_network(CONFIG, len(CLASSES), PHOTO, objects)
+    network = calibrated_network(CONFIG, len(CLASSES), IMAGE, objects)
     predictor = Predictor(network, CLASSES)
-    outputs = predictor.network(predictor.preprocess([torch.from_numpy(PHOTO).permute(2, 0, 1)]))
+    outputs = predictor.network(predictor.preprocess([torch.from_numpy(IMAGE).permute(2, 0, 1)]))
     [candidates] = detect(outputs, DEFAULT_DETECTION, CONFIG.image_size)
     assert abs(len(candidates.scores) - objects) <= 1
     left, top, right, bottom = candidates.boxes.clamp(0, 1).unbind(1)
@@ -404,9 +406,9 @@ def test_random_weights_find_as_many_objects_as_asked_for(objects: int) -> None:
     assert not network.training
 
 
-def test_random_weights_hang_on_the_seed_alone() -> None:
+def test_random_weights_depend_on_the_seed_alone() -> None:
     state = torch.get_rng_state()
-    first, again, other = (calibrated_network(CONFIG, 3, PHOTO, seed=seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (calibrated_network(CONFIG, 3, IMAGE, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["backbone.conv1.weight"], other["backbone.conv1.weight"])
     assert torch.equal(torch.get_rng_state(), state)
@@ -442,8 +444,8 @@ def test_made_up_candidates_lie_in_the_image_and_have_cocos_sizes() -> None:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
-def test_the_peak_of_resident_memory_can_be_counted_anew() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset the count")
+def test_the_peak_of_resident_memory_can_be_reset() -> None:
     size = 200 * 2**20
     restart_peak_resident()
     before = peak_resident()
@@ -454,11 +456,11 @@ def test_the_peak_of_resident_memory_can_be_counted_anew() -> None:
     assert peak_resident() < risen - 0.9 * size
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset the count")
 def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[..., Path]) -> None:
     np.ones(500 * 2**20, np.uint8)  # of this process: must not count
     text = STUB.replace("return inputs", "np.ones(300 * 2**20, np.uint8); return inputs")
-    [result] = measure(model, Entry.other(write(text)), rounds=1, with_memory=True).contestants
+    [result] = measure(model, BackendSpec.other(write(text)), rounds=1, with_memory=True).backends
     assert result.memory is not None
     assert result.memory.kind == "resident"
     assert 250 < result.memory.work - result.memory.loading < 350
@@ -474,7 +476,7 @@ def test_resident_memory_is_the_median_of_processes(
     assert (found.loading, found.work) == expected
 
 
-def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_whose_process_dies_is_named(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed(ThreadPoolExecutor):
         def __init__(self, **_: object) -> None:
             super().__init__(1)
@@ -483,20 +485,20 @@ def test_a_contestant_whose_process_dies_is_named(model: Yolact, monkeypatch: py
             raise BrokenProcessPool
 
     monkeypatch.setattr(memory, "ProcessPoolExecutor", Killed)
-    with pytest.raises(SettingsError, match=r"yolact fp32: the process .* was ended from outside.*--no-memory"):
-        measure(model, Entry.own("fp32"), rounds=1, with_memory=True)
+    with pytest.raises(SettingsError, match=r"yolact fp32: the process .* was killed.*--no-memory"):
+        measure(model, BackendSpec.own("fp32"), rounds=1, with_memory=True)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_image_one_is_drawn() -> None:
+def test_without_an_image_one_is_generated() -> None:
     [image] = read_images([])
     assert image.shape == (375, 500, 3)
     assert image.dtype == np.uint8
     assert image.std() > 10
 
 
-def test_a_image_that_is_not_there_is_named() -> None:
+def test_a_missing_image_is_named() -> None:
     with pytest.raises(DataError, match=r"nowhere\.jpg"):
         read_images([Path("nowhere.jpg")])

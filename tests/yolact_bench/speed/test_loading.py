@@ -1,4 +1,4 @@
-"""`yolact_bench.speed.loading`: what is measured, on which data, and beside whom."""
+"""`yolact_bench.speed.loading`: times by stage, data, other augmentations."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_stage_is_measured(result: LoadingBenchmark) -> None:
 
 
 def test_another_augmentation_gets_its_own_decoded_images(result: LoadingBenchmark) -> None:
-    [other] = result.against  # it has checked what it was given, and spoilt it
+    [other] = result.against  # it has checked its arguments and overwritten them
     assert other.name == "other"
     assert other.milliseconds >= 50
     assert other.images_per_second == pytest.approx(1000 / other.milliseconds)
@@ -88,7 +88,7 @@ def test_generated_images_have_three_objects_with_tight_boxes(tmp_path: Path) ->
             assert item.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
-def test_a_folder_of_ones_own_is_measured(tmp_path: Path) -> None:
+def test_a_folder_of_the_users_own_is_measured(tmp_path: Path) -> None:
     write_images(tmp_path)
     threads = torch.get_num_threads()
     found = measure(tmp_path, image_size=64, rounds=1, against=[])

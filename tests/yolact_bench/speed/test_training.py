@@ -1,4 +1,4 @@
-"""`yolact_bench.speed.training`: what is measured, against whom, and whether both learn the same."""
+"""`yolact_bench.speed.training`: times, first steps compared, other implementations, memory."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from tests.helpers import published_loss, tiny_config
 from yolact.errors import SettingsError
 from yolact.models.yolact import Yolact
 from yolact_bench.speed import training
-from yolact_bench.speed.contestants import Entry
-from yolact_bench.speed.learners import TRAINING_STAGES, LearnerRunner, SgdSettings, TrainingTask, make_batch
+from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.training import TrainingBenchmark
+from yolact_bench.speed.training_backends import TRAINING_STAGES, SgdSettings, TrainingRunner, TrainingTask, make_batch
 
 CONFIG = tiny_config(image_size=96)
-PHOTO = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 CPU = torch.device("cpu")
 
 WRAPPER = """
-from yolact_bench.speed.learners import OwnLearner, SgdSettings, TrainingTask
+from yolact_bench.speed.backends import BackendSpec
+from yolact_bench.speed.training_backends import SgdSettings, TrainingTask, YolactTrainingBackend
 from yolact.settings import LossConfig, ModelConfig
 
-class Learner(OwnLearner):
+class Backend(YolactTrainingBackend):
     pass
 
 def load_training(weights, model, num_classes, loss, optimizer, device):
     task = TrainingTask(
         weights, ModelConfig(**model), num_classes, LossConfig(**loss), SgdSettings(**optimizer), device, 1
     )
-    return Learner(task, "fp32")
+    return Backend(BackendSpec.own("fp32"), task)
 """
-"""A learner that is our own in another file."""
+"""Our own backend in another file."""
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
     return write_file
 
 
-def measure(model: Yolact, *entries: Entry, with_memory: bool = False) -> TrainingBenchmark:
+def measure(model: Yolact, *specs: BackendSpec, with_memory: bool = False) -> TrainingBenchmark:
     return training.measure(
         model,
-        [PHOTO],
-        entries,
+        [IMAGE],
+        specs,
         published_loss(),
         weights="made up",
         device=CPU,
@@ -69,25 +70,25 @@ def measure(model: Yolact, *entries: Entry, with_memory: bool = False) -> Traini
     )
 
 
-def test_every_learner_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
-    result = measure(model, Entry.own("fp32"), Entry.own("bf16"))
-    assert [learner.name for learner in result.learners] == ["yolact fp32", "yolact bf16"]
-    for learner in result.learners:
-        times = learner.milliseconds
+def test_every_backend_has_times_of_all_stages_and_the_settings_are_recorded(model: Yolact) -> None:
+    result = measure(model, BackendSpec.own("fp32"), BackendSpec.own("bf16"))
+    assert [backend.name for backend in result.backends] == ["yolact fp32", "yolact bf16"]
+    for backend in result.backends:
+        times = backend.milliseconds
         assert all(getattr(times, stage) > 0 for stage in TRAINING_STAGES)
-        assert learner.images_per_second == pytest.approx(2000 / times.total)
-        assert learner.memory is None
-    assert result.learners[0].speed == 1
+        assert backend.images_per_second == pytest.approx(2000 / times.total)
+        assert backend.memory is None
+    assert result.backends[0].speed == 1
     assert result.reference == "yolact fp32"
     settings = result.settings
     assert (settings.batch, settings.objects, settings.rounds, settings.num_classes) == (2, 3, 2, 3)
     assert settings.model == CONFIG
 
 
-def test_a_learner_that_computes_the_same_has_the_same_terms_and_gradients(
+def test_a_backend_that_computes_the_same_has_the_same_terms_and_gradients(
     model: Yolact, write: Callable[[str], Path]
 ) -> None:
-    reference, own = measure(model, Entry.other(write(WRAPPER)), Entry.own("fp32")).learners
+    reference, own = measure(model, BackendSpec.other(write(WRAPPER)), BackendSpec.own("fp32")).backends
     assert reference.term_errors is None
     assert reference.gradient_error is None
     assert own.terms == reference.terms
@@ -106,7 +107,7 @@ def test_differences_of_terms_and_gradients_are_relative_to_the_reference(
         return {name: 3 * value for name, value in super().gradients().items()}
 """
     text = WRAPPER.replace("\n    pass\n", changed)
-    _, own = measure(model, Entry.other(write(text)), Entry.own("fp32")).learners
+    _, own = measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32")).backends
     assert own.term_errors == pytest.approx({"classification": 0.5, "mask": 0.5, "semantic": 0.5, "other": None})
     assert own.gradient_error == pytest.approx(2 / 3, rel=1e-5)
 
@@ -114,11 +115,11 @@ def test_differences_of_terms_and_gradients_are_relative_to_the_reference(
 def test_steps_change_the_weights_but_not_batch_norm(model: Yolact, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "weights.pth")
     task = TrainingTask(tmp_path / "weights.pth", CONFIG, 3, published_loss(), SgdSettings(), "cpu", 1)
-    runner = LearnerRunner(Entry.own("fp32"), task)
+    runner = TrainingRunner(BackendSpec.own("fp32"), task)
     value = None
-    for stage in runner.stages(runner.prepare(make_batch([PHOTO], 2, 96, 3, 3, seed=0))):
+    for stage in runner.stages(runner.prepare(make_batch([IMAGE], 2, 96, 3, 3, seed=0))):
         value = stage(value)
-    before, after = model.state_dict(), runner.learner.network.state_dict()
+    before, after = model.state_dict(), runner.backend.network.state_dict()
     norms = {name for name in before if "bn" in name or "downsample.1" in name}
     weights = {name for name in before if name.endswith(".weight")} - norms
     assert "backbone.conv1.weight" in weights
@@ -128,7 +129,7 @@ def test_steps_change_the_weights_but_not_batch_norm(model: Yolact, tmp_path: Pa
 
 
 def test_objects_are_ellipses_in_their_boxes() -> None:
-    batch = make_batch([PHOTO], batch=3, size=200, num_classes=4, objects=20, seed=1)
+    batch = make_batch([IMAGE], batch=3, size=200, num_classes=4, objects=20, seed=1)
     assert batch.images.shape == (3, 3, 200, 200)
     assert batch.images.dtype == np.uint8
     for image in batch.targets:
@@ -164,16 +165,16 @@ def test_a_file_that_breaks_the_protocol_is_named(
     model: Yolact, write: Callable[[str], Path], text: str, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        measure(model, Entry.other(write(text)), Entry.own("fp32"))
+        measure(model, BackendSpec.other(write(text)), BackendSpec.own("fp32"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot start the count again")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset the count")
 def test_memory_of_training_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[[str], Path]) -> None:
     text = WRAPPER.replace(
         "\n    pass\n",
         "\n    def forward(self, batch): np.ones(300 * 2**20, np.uint8); return super().forward(batch)\n",
     )
-    [result] = measure(model, Entry.other(write("import numpy as np\n" + text)), with_memory=True).learners
+    [result] = measure(model, BackendSpec.other(write("import numpy as np\n" + text)), with_memory=True).backends
     assert result.memory is not None
     assert result.memory.kind == "resident"
     assert result.memory.work - result.memory.loading > 250

@@ -1,4 +1,4 @@
-"""`yolact_bench/studies/gpu_training.py` measures what it says, here on a CPU and with small networks."""
+"""`yolact_bench.studies.gpu_training` on a CPU with small networks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_peak_is_that_of_the_named_gpu(name: str, peak: float | None) -> Non
     assert gpu_training.peak_of(name) == peak
 
 
-def test_a_cpu_has_no_peak_of_its_own() -> None:
+def test_a_cpu_has_no_known_peak() -> None:
     assert gpu_training.known_peak(torch.device("cpu"), "bf16") is None
 
 
@@ -47,19 +47,19 @@ def task(tmp_path: Path) -> gpu_training.SpeedTask:
 
 
 @pytest.mark.parametrize("from_loader", [False, True])
-def test_the_trainer_takes_all_steps_and_the_warm_up_does_not_count(
+def test_the_trainer_runs_all_steps_and_the_warm_up_does_not_count(
     task: gpu_training.SpeedTask, from_loader: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[list[int]] = []
-    told: list[list[dict[str, float]]] = []
+    reported: list[list[dict[str, float]]] = []
     step, metrics = Trainer._train_step, gpu_training._speed
     monkeypatch.setattr(Trainer, "_train_step", lambda self, batch: (seen.append(batch.image_ids), step(self, batch)))
-    monkeypatch.setattr(gpu_training, "_speed", lambda *args: (told.append(args[1]), metrics(*args))[1])
+    monkeypatch.setattr(gpu_training, "_speed", lambda *args: (reported.append(args[1]), metrics(*args))[1])
     found = gpu_training.measure_speed(gpu_training.replace(task, from_loader=from_loader))
     assert len(seen) == 1 + 3 + 2 * 3
     repeated = [seen[k] == seen[k % gpu_training.HELD_BATCHES] for k in range(len(seen))]
     assert all(repeated) != from_loader
-    (rounds,) = told
+    (rounds,) = reported
     assert len(rounds) == 2
     assert isinstance(found, gpu_training.Speed)
     assert found.images_per_second == pytest.approx(sum(row["images_per_second"] for row in rounds) / 2)
@@ -69,7 +69,7 @@ def test_the_trainer_takes_all_steps_and_the_warm_up_does_not_count(
     assert found.share_of_peak == pytest.approx(found.tflops / 0.5)
 
 
-def test_a_batch_that_does_not_fit_is_told_not_raised(
+def test_a_batch_that_does_not_fit_is_reported_not_raised(
     task: gpu_training.SpeedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_told_not_raised(
     assert str(gpu_training.measure_speed(task)).startswith("out of memory with 2 images of 64 px")
 
 
-def test_a_folder_in_vocs_layout_goes_through_all_steps(
+def test_a_folder_in_voc_format_goes_through_all_steps(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository)  # where the presets are; and the command changes it

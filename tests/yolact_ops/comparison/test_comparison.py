@@ -362,7 +362,7 @@ class TestRuns:
         assert "a-run-with-quite-a-name" in line
         assert "25.0" in line
         assert "…" not in line
-        assert any(line.startswith("No room here for: steps, started (UTC)") for line in lines)
+        assert any(line.startswith("Columns left out: steps, started (UTC)") for line in lines)
 
     def test_newest_first_limited_filtered_and_by_experiment(self, client: MlflowClient, log_run: Any) -> None:
         for name in ("one", "two", "three"):
@@ -453,7 +453,7 @@ class TestCompare:
         log_run("after", truth, rows_of(truth))
         missing = yolact("compare", "before", "after", "--samples", "100")
         assert missing.exit_code == 0
-        assert "No pictures on the page" in missing.stdout
+        assert "No images on the page" in missing.stdout
         assert "dvc pull" in (workplace / "reports" / "compare" / "index.html").read_text()
         write_images(workplace / "other", ground_truth(images=5))
         (workplace / "out").mkdir()

@@ -1,19 +1,19 @@
-"""Who takes part in a benchmark of training: this project's losses and optimizer, and other implementations from files.
+"""Backends of training that a benchmark compares: this project's losses and optimizer, and other implementations.
 
-A file that `yolact bench --train --against FILE.py` names has one function::
+A file that ``yolact bench train --against FILE.py`` names has one function::
 
     def load_training(
         weights: Path, model: dict, num_classes: int, loss: dict, optimizer: dict, device: str
     ) -> object: ...
 
-``weights``, ``model`` and ``device`` are as for inference, see `yolact_bench.speed.contestants`. ``loss`` has the
-fields of `settings.LossConfig`, ``optimizer`` those of SGD: ``lr``, ``momentum`` and ``weight_decay``. Batch norm
-of the backbone is to be frozen: evaluation mode, no gradients. The object that ``load_training`` returns has the
-methods of the protocol `Learner`. It may also have two more, which are not timed:
+``weights``, ``model`` and ``device`` are as for inference, see `yolact_bench.speed.backends`. ``loss`` has the fields
+of `settings.LossConfig`, ``optimizer`` those of SGD: ``lr``, ``momentum`` and ``weight_decay``. The backbone's batch
+norm must be frozen: evaluation mode, no gradients. The returned object has the methods of the protocol
+`TrainingBackend`. It may have two more, which are not timed:
 
 ``terms(losses)``
     What ``loss`` returned as a dict of floats for comparison: ``classification``, ``box``, ``mask`` and ``semantic``,
-    weighted and normalised, and ``mask_iou`` where there is re-scoring.
+    weighted and normalised, and ``mask_iou`` with mask re-scoring.
 ``gradients()``
     After ``backward``: a dict of the parameters' gradients by their published names.
 """
@@ -39,8 +39,9 @@ from yolact.models.yolact import Yolact
 from yolact.settings import LossConfig, ModelConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
 from yolact.transforms import normalize, to_square
-from yolact_bench.speed.contestants import PROTOCOL, Entry, explain, import_file
+from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.evaluation import draw_boxes
+from yolact_bench.speed.external import PROTOCOL, call, load_backend
 
 TrainingStage = Literal["forward", "loss", "backward", "optimizer"]
 TRAINING_STAGES: tuple[TrainingStage, ...] = ("forward", "loss", "backward", "optimizer")
@@ -49,15 +50,15 @@ METHODS = ("prepare", *TRAINING_STAGES)
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Learner(Protocol):
-    """One training step in stages."""
+class TrainingBackend(Protocol):
+    """The four stages of a training step."""
 
     def prepare(self, images: np.ndarray, targets: list[dict[str, np.ndarray]]) -> Any:
-        """Bring a batch into the implementation's own form, on its device; not timed.
+        """Convert a batch to the implementation's own form, on its device; not timed.
 
         Args:
             images: (B, 3, S, S) uint8 RGB.
-            targets: for each image ``boxes`` (n, 4) float32 xyxy, relative; ``labels`` (n,) int64 from 0; ``masks``
+            targets: for each image ``boxes`` (n, 4) float32 xyxy from 0 to 1; ``labels`` (n,) int64 from 0; ``masks``
                 (n, S, S) uint8, 0 or 1. No crowd regions.
         """
 
@@ -65,18 +66,18 @@ class Learner(Protocol):
         """Run the network."""
 
     def loss(self, batch: Any, outputs: Any) -> Any:
-        """Matching and all terms of the loss."""
+        """Match anchors and compute all terms of the loss."""
 
     def backward(self, losses: Any) -> None:
-        """Gradients of the sum of the terms, in the place of those of the step before."""
+        """Compute gradients of the terms' sum; they replace those of the step before."""
 
     def optimizer(self) -> None:
-        """Change the weights."""
+        """Update the weights."""
 
 
 @dataclass(frozen=True)
 class SgdSettings:
-    """The optimizer of all learners: published, with the learning rate at which its warm-up begins."""
+    """The optimizer of all backends: the published one, at the learning rate where its warm-up begins."""
 
     lr: float = 1e-4
     momentum: float = 0.9
@@ -85,7 +86,7 @@ class SgdSettings:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What all learners are given."""
+    """What all backends get."""
 
     weights: Path
     """A state_dict in a ``.pth`` file, float32."""
@@ -99,7 +100,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Images and made-up objects, as every learner gets them; see `Learner.prepare`."""
+    """Images and made-up objects, as every backend gets them; see `TrainingBackend.prepare`."""
 
     images: np.ndarray
     targets: list[dict[str, np.ndarray]]
@@ -108,13 +109,13 @@ class TrainingBatch:
 def make_batch(
     images: list[np.ndarray], batch: int, size: int, num_classes: int, objects: int, seed: int
 ) -> TrainingBatch:
-    """A batch of images with ``objects`` ellipses each, in boxes from `draw_boxes`.
+    """Make a batch of images with ``objects`` ellipses each, in boxes from `draw_boxes`.
 
-    What is in the images has no part in how long a step takes; how large and how many the objects are, has.
+    The images' content does not matter for the time of a step; the objects' size and number do.
 
     Args:
-        images: (H, W, 3) uint8 RGB; the batch takes them in turn.
-        size: S.
+        images: (H, W, 3) uint8 RGB, used in turn.
+        size: side S of the network's input, pixels.
     """
     generator = torch.Generator().manual_seed(seed)
     squares = [(to_square(torch.from_numpy(image).permute(2, 0, 1), size) + 0.5).byte() for image in images]
@@ -140,23 +141,23 @@ def _ellipses(boxes: Tensor, size: int) -> Tensor:
     return (x.T[:, None, :] ** 2 + y.T[:, :, None] ** 2 <= 1).to(torch.uint8)
 
 
-class OwnLearner:
+class YolactTrainingBackend:
     """Our network, losses and optimizer as training uses them: channels_last, autocast, frozen batch norm."""
 
-    def __init__(self, task: TrainingTask, precision: Precision) -> None:
+    def __init__(self, spec: BackendSpec, task: TrainingTask) -> None:
         self.device = torch.device(task.device)
         with torch.device("meta"):
             model = Yolact(task.model, task.num_classes)
         model.load_state_dict(torch.load(task.weights, "cpu", weights_only=True), assign=True)
         self.network = freeze_batch_norm(model.to(self.device).to(memory_format=torch.channels_last).train())
-        self.precision = precision
+        self.precision = spec.precision
         self.criterion = YolactLoss(task.loss)
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.sgd = torch.optim.SGD(parameters, **asdict(task.sgd), fused=True)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
 
     def prepare(self, images: np.ndarray, targets: list[dict[str, np.ndarray]]) -> tuple[Tensor, Targets]:
-        """See `Learner`."""
+        """See `TrainingBackend`."""
         config = self.network.config
         height, width = Yolact.level_sizes(config.image_size, config.image_size)[0]
         boxes, labels, masks = (
@@ -169,7 +170,7 @@ class OwnLearner:
         return inputs.contiguous(memory_format=torch.channels_last), bundle.to(self.device)
 
     def forward(self, batch: tuple[Tensor, Targets]) -> RawOutputs:
-        """See `Learner`."""
+        """See `TrainingBackend`."""
         with self._autocast():
             outputs: RawOutputs = self.network(batch[0])
         return outputs
@@ -178,7 +179,7 @@ class OwnLearner:
         return torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def loss(self, batch: tuple[Tensor, Targets], outputs: RawOutputs) -> Losses:
-        """See `Learner`."""
+        """See `TrainingBackend`."""
         targets = batch[1]
         matches = self.criterion.match(targets, outputs.anchors)
         priorities = random_priorities(len(batch[0]), len(outputs.anchors), self.device)
@@ -186,76 +187,80 @@ class OwnLearner:
         return losses
 
     def backward(self, losses: Losses) -> None:
-        """See `Learner`."""
+        """See `TrainingBackend`."""
         self.sgd.zero_grad(set_to_none=True)
         self.scaler.scale(losses.total).backward()
 
     def optimizer(self) -> None:
-        """See `Learner`."""
+        """See `TrainingBackend`."""
         self.scaler.step(self.sgd)
         self.scaler.update()
 
     def terms(self, losses: Losses) -> dict[str, float]:
-        """See this module's description."""
+        """See the module's docstring."""
         return {name: term.item() for name, term in losses.weighted.items()}
 
     def gradients(self) -> dict[str, Tensor]:
-        """See this module's description."""
+        """See the module's docstring."""
         scale = self.scaler.get_scale()
         named = self.network.named_parameters()
         return {name: parameter.grad / scale for name, parameter in named if parameter.grad is not None}
 
 
 def freeze_batch_norm(network: Yolact) -> Yolact:
-    """Batch norm of the backbone in evaluation mode and without gradients, as in a pretrained network."""
+    """Freeze the backbone's batch norm, as in a pretrained network: evaluation mode, no gradients."""
     for module in network.backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval().requires_grad_(False)
     return network
 
 
-class LearnerRunner:
-    """Runs a learner's stages; whatever goes wrong in its file becomes an error that names the place."""
+class TrainingRunner:
+    """Loads a backend and runs its stages; errors in another implementation name its file and line.
 
-    def __init__(self, entry: Entry, task: TrainingTask) -> None:
-        self.name = entry.name
-        self.file = entry.file
-        self.learner: Any = OwnLearner(task, entry.precision) if entry.file is None else _load_file(entry.file, task)
+    Raises:
+        SettingsError: the backend's file is missing or does not follow the protocol.
+    """
+
+    def __init__(self, spec: BackendSpec, task: TrainingTask) -> None:
+        self.name = spec.name
+        self.file = spec.file
+        self.backend: Any = YolactTrainingBackend(spec, task) if spec.file is None else _load_file(spec.file, task)
 
     def prepare(self, batch: TrainingBatch) -> Any:
-        """The batch in the learner's own form."""
-        return self._guarded(self.learner.prepare, batch.images, batch.targets)
+        """The batch in the backend's own form."""
+        return call(self.file, self.backend.prepare, batch.images, batch.targets)
 
     def stages(self, batch: Any) -> list[Callable[[Any], Any]]:
-        """The four stages of a step; each takes what the one before returned (the first nothing).
+        """The four stages of a step; each takes what the one before returned, the first None.
 
         ``loss`` and ``backward`` both return the losses.
         """
-        learner = self.learner
+        backend = self.backend
 
         def backward(losses: Any) -> Any:
-            learner.backward(losses)
+            backend.backward(losses)
             return losses
 
         methods: list[Callable[[Any], Any]] = [
-            lambda _: learner.forward(batch),
-            lambda outputs: learner.loss(batch, outputs),
+            lambda _: backend.forward(batch),
+            lambda outputs: backend.loss(batch, outputs),
             backward,
-            lambda _: learner.optimizer(),
+            lambda _: backend.optimizer(),
         ]
-        return [partial(self._guarded, method) for method in methods]
+        return [partial(call, self.file, method) for method in methods]
 
     def terms(self, losses: Any) -> dict[str, float] | None:
-        """The terms of the loss by name; None if the learner does not tell.
+        """The terms of the loss by name; None if the backend does not report them.
 
         Raises:
-            SettingsError: they are no numbers.
+            SettingsError: a term is not a finite number.
         """
-        method = getattr(self.learner, "terms", None)
+        method = getattr(self.backend, "terms", None)
         if method is None:
             return None
         try:
-            terms = {str(name): float(value) for name, value in self._guarded(method, losses).items()}
+            terms = {str(name): float(value) for name, value in call(self.file, method, losses).items()}
         except (AttributeError, TypeError, ValueError):
             raise SettingsError(f"--against {self.file}: terms must return a dict of floats; {PROTOCOL}") from None
         if not all(map(math.isfinite, terms.values())):
@@ -263,38 +268,22 @@ class LearnerRunner:
         return terms
 
     def gradients(self) -> dict[str, Tensor] | None:
-        """Float32 copies of the gradients on the CPU, by the parameters' names; None if the learner does not tell."""
-        method = getattr(self.learner, "gradients", None)
+        """Float32 copies of the gradients on the CPU, by parameter name; None if the backend does not report them."""
+        method = getattr(self.backend, "gradients", None)
         if method is None:
             return None
-        return {name: value.detach().float().cpu().clone() for name, value in self._guarded(method).items()}
-
-    def _guarded(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        if self.file is None:
-            return method(*arguments)
-        try:
-            return method(*arguments)
-        except Exception as error:  # somebody else's code may raise anything
-            raise SettingsError(f"--against {self.file}: {explain(error)}") from error
+        return {name: value.detach().float().cpu().clone() for name, value in call(self.file, method).items()}
 
 
 def _load_file(file: Path, task: TrainingTask) -> Any:
-    """What the file's ``load_training`` returns, with all methods in it."""
-    load = getattr(import_file(file), "load_training", None)
-    if not callable(load):
-        raise SettingsError(f"--against {file}: has no function load_training; {PROTOCOL}")
-    try:
-        learner = load(
-            weights=task.weights,
-            model=task.model.model_dump(mode="json"),
-            num_classes=task.num_classes,
-            loss=task.loss.model_dump(mode="json"),
-            optimizer=asdict(task.sgd),
-            device=task.device,
-        )
-    except Exception as error:  # somebody else's code may raise anything
-        raise SettingsError(f"--against {file}: load_training failed: {explain(error)}") from error
-    missing = ", ".join(method for method in METHODS if not callable(getattr(learner, method, None)))
-    if missing:
-        raise SettingsError(f"--against {file}: what load_training returned has no method {missing}; {PROTOCOL}")
-    return learner
+    return load_backend(
+        file,
+        "load_training",
+        METHODS,
+        weights=task.weights,
+        model=task.model.model_dump(mode="json"),
+        num_classes=task.num_classes,
+        loss=task.loss.model_dump(mode="json"),
+        optimizer=asdict(task.sgd),
+        device=task.device,
+    )

@@ -1,4 +1,4 @@
-"""Real, untrained networks in the registry: a champion that was measured on other data is evaluated again."""
+"""Untrained networks in the registry: a champion measured on other data is evaluated again; lineage."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from yolact_ops.tracking.runs import start_run
 
 CLASSES = ["cat", "dog"]
 PROCESSED, MODELS = Path("data/processed"), Path("models")
-PHOTOS = 3
+IMAGES = 3
 
 
 @pytest.fixture(scope="module")
 def params(repository: Path) -> Params:
-    """A gate that lets all pass, and the smallest network."""
+    """A gate that every version passes, and the smallest network."""
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     tree["model"] |= {"backbone": "resnet18", "backbone_weights": "none", "image_size": 64}
     tree["model"] |= {"fpn_channels": 16, "num_prototypes": 4}
@@ -60,11 +60,11 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 
 
 def write_data(seed: int) -> None:
-    """A val split of noise, with another content and digest for each seed."""
+    """Write a val split of noise; each seed gives other content and another digest."""
     random = np.random.default_rng(seed)
     (PROCESSED / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for k in range(1, PHOTOS + 1):
+    for k in range(1, IMAGES + 1):
         Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(PROCESSED / f"images/{k}.png")
         images.append({"id": k, "file_name": f"{k}.png", "width": 80, "height": 60})
         left = 5 * seed
@@ -76,13 +76,13 @@ def write_data(seed: int) -> None:
     categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, start=1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}
     (PROCESSED / "val.json").write_text(json.dumps(tree))
-    splits = {split: {"images": PHOTOS, "instances": PHOTOS} for split in ("train", "val")}
+    splits = {split: {"images": IMAGES, "instances": IMAGES} for split in ("train", "val")}
     stats = {"digest": f"data-{seed}", "splits": splits, "duplicates": {"across_splits": {"count": 0}}}
     (PROCESSED / "stats.json").write_text(json.dumps(stats))
 
 
 def found_by(seed: int, params: Params) -> list[dict[str, Any]]:
-    """Detections of the network on the data of now."""
+    """Detections of the network on the current data."""
     data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
     return predict_dataset(Predictor(network(seed, params), CLASSES, params.evaluate.detect), data).rows
 
@@ -93,7 +93,7 @@ def network(seed: int, params: Params, classes: Sequence[str] = CLASSES) -> Yola
 
 
 def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> int:
-    """What the three steps leave, in short; gives the version."""
+    """Write what train, evaluate and register leave; return the version."""
     shutil.rmtree(MODELS, ignore_errors=True)
     save_model(network(seed, params), CLASSES, MODELS)
     with start_run(params, MODELS / "run.json") as tracker:
@@ -102,7 +102,7 @@ def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> 
     ground_truth = load_ground_truth(PROCESSED / "val.json")
     metrics = {kind: evaluate_coco(ground_truth, rows, kind).to_json() for kind in ("box", "mask")}
     Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/eval.json").write_text(json.dumps({"images": PHOTOS} | metrics))
+    Path("metrics/eval.json").write_text(json.dumps({"images": IMAGES} | metrics))
     Path("detections.json").write_text(json.dumps(rows))
     folder = Path("packed")
     folder.mkdir(exist_ok=True)
@@ -123,9 +123,7 @@ def ask(params: Params, version: int) -> Outcome:
     return promote(params, Request(version=version), processed_dir=PROCESSED)
 
 
-def test_a_champion_of_other_data_is_evaluated_anew_on_the_candidates_once(
-    client: MlflowClient, params: Params
-) -> None:
+def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates(client: MlflowClient, params: Params) -> None:
     write_data(seed=1)
     assert train_evaluate_register(params, client, seed=1) == 1
     assert ask(params, 1).status == "promoted"
@@ -155,7 +153,7 @@ def test_a_champion_of_other_data_is_evaluated_anew_on_the_candidates_once(
     assert again.assessment.metrics["champion_evaluation_run"] == run.info.run_id
 
 
-def test_detections_are_told_by_the_names_of_their_classes(client: MlflowClient, params: Params) -> None:
+def test_classes_are_matched_by_name(client: MlflowClient, params: Params) -> None:
     write_data(seed=1)
     data = CocoInstances.load(PROCESSED / "val.json", PROCESSED / "images")
     classes = ["bird", "dog", "cat"]
@@ -168,7 +166,7 @@ def test_detections_are_told_by_the_names_of_their_classes(client: MlflowClient,
     assert [(row["image_id"], CLASSES[row["category_id"] - 1]) for row in rows] == expected
 
 
-def test_latency_is_measured_where_there_is_a_ceiling(client: MlflowClient, params: Params) -> None:
+def test_latency_is_measured_if_a_limit_is_set(client: MlflowClient, params: Params) -> None:
     write_data(seed=1)
     train_evaluate_register(params, client, seed=1)
     gate = params.promote.model_copy(update={"max_latency_ms": 1e-6})
@@ -185,7 +183,7 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_lineage_names_all_and_the_commands_that_rebuild_it(
+def test_lineage_has_the_origin_and_the_commands_that_rebuild_the_version(
     client: MlflowClient, params: Params, repository: Path
 ) -> None:
     write_data(seed=1)
@@ -227,7 +225,7 @@ def test_lineage_names_all_and_the_commands_that_rebuild_it(
     assert "last bit" in doubt
     assert "s3cret" not in json.dumps(report.to_json())
 
-    # As far as it goes without the internet, with the default store, which is the file here.
+    # The commands that need no internet; the default store is a file here.
     here = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://git.example.org/p.git"}
     here["GIT_CONFIG_KEY_0"] = f"url.{Path.cwd()}.insteadOf"
     here["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -1,0 +1,98 @@
+"""Pack a model as MLflow's registry stores it: weights, code, settings, signature, example and model card."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+import yolact
+from components.register.candidate import Candidate
+from components.register.model_card import CARD_FILE, model_card
+from yolact.files import write_json_atomic, write_text_atomic
+from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact_ops.lineage.lineage import data_source
+from yolact_ops.registry.versions import DETECT_FILE, PARAMS_FILE
+from yolact_ops.settings.params import Params
+from yolact_ops.tracking.store import quiet_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+REQUIREMENTS = (
+    "defusedxml",
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pycocotools",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+"""Distributions that prediction needs; the model pins the installed versions."""
+
+
+def package_model(candidate: Candidate, parts: Path, folder: Path, entry: LoggedModel) -> None:
+    """Write the MLflow model into ``folder``: weights, code, settings, signature, example, versions and model card.
+
+    Args:
+        candidate: what to pack.
+        parts: folder to gather the artifacts in; must not exist.
+        folder: must not exist.
+        entry: the model's entry in the store, named in its ``MLmodel`` file.
+    """
+    quiet_mlflow()
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import Model
+
+    from components.register import pyfunc_model
+
+    model_dir = parts / "model"
+    model_dir.mkdir(parents=True)
+    for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+        shutil.copy2(candidate.model_dir / name, model_dir)
+    detect = candidate.params.evaluate.detect
+    write_json_atomic(parts / DETECT_FILE, detect.model_dump(mode="json"))
+    write_text_atomic(parts / PARAMS_FILE, params_text(candidate.params))
+    image = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
+    mlflow.pyfunc.save_model(
+        path=str(folder),
+        python_model=pyfunc_model.__file__,
+        artifacts={
+            "model": str(model_dir),
+            "detect": str(parts / DETECT_FILE),
+            "params": str(parts / PARAMS_FILE),
+        },
+        code_paths=[str(Path(yolact.__file__).parent)],
+        signature=pyfunc_model.signature(detect),
+        input_example=pd.DataFrame({pyfunc_model.COLUMN: [image]}),
+        pip_requirements=pinned_requirements(),
+        model_config=pyfunc_model.MODEL_CONFIG,
+        mlflow_model=Model(
+            artifact_path=entry.artifact_location,
+            run_id=entry.source_run_id,
+            model_uuid=entry.model_id,
+            model_id=entry.model_id,
+        ),
+    )
+    write_text_atomic(folder / CARD_FILE, model_card(candidate.card))
+
+
+def params_text(params: Params) -> str:
+    """All settings as YAML, without passwords in ``data.source``."""
+    tree = params.model_dump(mode="json", by_alias=True)
+    tree["data"]["source"] = data_source(params)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def pinned_requirements() -> list[str]:
+    """`REQUIREMENTS` with the installed versions; without local parts such as ``+cpu``, which pip cannot fetch."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]

@@ -1,0 +1,95 @@
+"""Backends timed in alternating rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from yolact.errors import SettingsError
+from yolact.inference.timing import Laps, median
+
+TimedRun = Callable[[int], Sequence[float]]
+"""Takes the number of a run and returns the milliseconds of each stage."""
+
+
+class Rounds:
+    """Times backends that take turns, so that a machine whose speed drifts slows all of them alike.
+
+    Args:
+        runs: one run of each backend, by the backend's name; all take turns in this order.
+        runs_per_round: runs of each backend in a round; the round's times are their means.
+        progress: gets a line about what is being done.
+    """
+
+    def __init__(
+        self, runs: Mapping[str, TimedRun], progress: Callable[[str], None], *, runs_per_round: int = 1
+    ) -> None:
+        self._runs = runs
+        self._progress = progress
+        self._runs_per_round = runs_per_round
+        self.times: dict[str, list[list[float]]] = {name: [] for name in runs}
+        """Milliseconds of each stage, round by round, by backend."""
+
+    def warm_up(self, rounds: int) -> None:
+        """Run each backend for some rounds without timing it: caches fill, compilers and autotuners do their work."""
+        for name, run in self._runs.items():
+            self._progress(f"{name}: warming up")
+            for number in range(rounds * self._runs_per_round):
+                run(number)
+
+    def measure(self, rounds: int) -> None:
+        """Time all backends in each of some rounds."""
+        for number in range(rounds):
+            self._progress(f"round {number + 1} of {rounds}")
+            first = number * self._runs_per_round
+            rows = [[run(first + index) for run in self._runs.values()] for index in range(self._runs_per_round)]
+            for times, runs in zip(self.times.values(), zip(*rows, strict=True), strict=True):
+                times.append(np.mean(runs, axis=0).tolist())
+
+    def medians(self, name: str) -> list[float]:
+        """Median milliseconds of each stage and of the total of a backend, each taken by itself."""
+        return [median(stage) for stage in [*zip(*self.times[name], strict=True), self.totals(name)]]
+
+    def totals(self, name: str) -> list[float]:
+        """Milliseconds of all stages together, round by round."""
+        return [sum(times) for times in self.times[name]]
+
+    def speed(self, name: str, reference: str) -> float:
+        """How many times as fast as the reference a backend is: see `relative_speed`."""
+        return relative_speed(self.totals(name), self.totals(reference))
+
+
+def relative_speed(times: Sequence[float], reference: Sequence[float]) -> float:
+    """Median over the rounds of the reference's time over this one in the same round."""
+    return median([other / own for own, other in zip(times, reference, strict=True)])
+
+
+def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device) -> list[float]:
+    """Milliseconds of each stage; each takes what the one before returned, the first None."""
+    value, times = None, []
+    laps = Laps(device)
+    for stage in stages:
+        value = stage(value)
+        times.append(laps.lap())
+    return times
+
+
+@contextmanager
+def tuned_gpu(device: torch.device, batch: int) -> Iterator[None]:
+    """Let cuDNN choose its algorithms by trial on a GPU, and report memory that is too small as a user error.
+
+    Raises:
+        SettingsError: the GPU's memory is too small for the batch.
+    """
+    tuned = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = tuned or device.type == "cuda"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(f"the GPU's memory is too small for this; try a smaller --batch (now {batch})") from error
+    finally:
+        torch.backends.cudnn.benchmark = tuned

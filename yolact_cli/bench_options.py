@@ -1,0 +1,104 @@
+"""What the options of `yolact bench` stand for: backends, networks, settings of detection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from yolact.devices import choose_device
+from yolact.errors import SettingsError
+from yolact.inference.network import Precision
+from yolact.models.published import find_published
+from yolact.models.weights import load_model
+from yolact.models.yolact import Yolact
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
+from yolact_bench.speed.backends import BackendSpec
+from yolact_bench.speed.calibration import calibrated_network
+
+DETECTIONS: dict[str, DetectConfig] = {
+    "default": DEFAULT_DETECTION,
+    "published": PUBLISHED_DETECTION,
+    # The published code does this too, when its masks are asked for with a score threshold.
+    "published-no-tail": PUBLISHED_DETECTION.replace(low_score_tail=False),
+}
+"""Settings of detection by the name in ``--detection``."""
+
+
+def prepare(device: str, threads: int | None) -> torch.device:
+    """Choose the device, and the number of PyTorch's threads for the whole process.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    chosen = choose_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return chosen
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A function that shows a line of progress in the terminal; silent without one."""
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+def backend_specs(precision: str, against: Sequence[Path], *, compile: bool = False) -> list[BackendSpec]:
+    """The backends to compare, other implementations first: the first one is the reference.
+
+    Raises:
+        SettingsError: a precision is unknown, or a backend is named twice.
+    """
+    precisions = precision.split(",")
+    for name in precisions:
+        if name not in get_args(Precision):
+            raise SettingsError(f"--precision {name}: unknown; there are {', '.join(get_args(Precision))}")
+    specs = [BackendSpec.other(file) for file in against]
+    for compiled in (False, True) if compile else (False,):
+        specs += [BackendSpec.own(cast(Precision, name), compile=compiled) for name in precisions]
+    names = [spec.name for spec in specs]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"each backend can be measured only once, found {', '.join(names)}")
+    return specs
+
+
+def find_detection(name: str) -> DetectConfig:
+    """Settings of detection by name.
+
+    Raises:
+        SettingsError: the name is unknown.
+    """
+    if name not in DETECTIONS:
+        raise SettingsError(f"--detection {name}: unknown; there are {', '.join(DETECTIONS)}")
+    return DETECTIONS[name]
+
+
+def build_network(
+    model_dir: Path | None, model: str, image: np.ndarray, objects: int
+) -> tuple[Yolact, Sequence[str], str]:
+    """A trained network, or a published configuration with random weights that find some objects in ``image``.
+
+    Args:
+        model_dir: folder of a trained model; None for a published configuration.
+        model: name of the published configuration.
+        image: (H, W, 3) uint8 RGB.
+        objects: how many objects random weights find there, roughly.
+
+    Returns:
+        The network, its class names and the origin of its weights.
+
+    Raises:
+        WeightsError: the trained model cannot be read.
+        SettingsError: there is no such published configuration.
+    """
+    if model_dir is not None:
+        return *load_model(model_dir), str(model_dir)
+    published = find_published(model)
+    network = calibrated_network(published.model, len(published.classes), image, objects)
+    return network, published.classes, f"{model}, random weights that find about {objects} objects"

@@ -1,0 +1,1 @@
+"""The files that the steps of a batch prediction (split, predict, merge) pass to each other."""
