@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from pipelines.config import CLUSTER, load_cluster
-from yolact.errors import YolactError
+from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.settings.presets import PARAMS, choose
 
-
-class _Group(TyperGroup):
-    """Ends on errors that a user can mend with their message, without a traceback, and their exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except YolactError as error:
-            print(f"[{ctx.invoked_subcommand}] failed: {error}", file=sys.stderr)
-            raise typer.Exit(error.exit_code) from None
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=ErrorGroup,
     help="Kubeflow pipelines: from images to a registered model, evaluation, prediction of many images.",
     no_args_is_help=True,
     add_completion=False,

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yolact.errors import SettingsError
-from yolact_ops.settings.presets import merge, parse_override, plain, read
+from yolact_ops.settings.overrides import merge, parse_override
+from yolact_ops.settings.yaml_text import plain, read_yaml
 
 CLUSTER = Path(__file__).with_name("cluster.yaml")
 
@@ -102,7 +103,7 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
         SettingsError: the file is missing or not YAML, or a key is unknown, missing or has a wrong value.
     """
     try:
-        tree = read(path)
+        tree = read_yaml(path)
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; the project's own is {CLUSTER}") from None
     origin = str(path)

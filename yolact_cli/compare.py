@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from yolact_cli.runs import make_console, percent
+from yolact_cli.runs import make_console
 from yolact_ops.comparison.comparison import Compared, compare
 from yolact_ops.comparison.report import find_images, write_report
 from yolact_ops.comparison.sides import open_side
@@ -24,8 +24,8 @@ from yolact_ops.comparison.tables import (
     common_rows,
     empty_classes,
     metric_rows,
-    points,
 )
+from yolact_ops.reports.formatting import percent, percentage_points
 
 MOST_CLASSES = 20
 """Most classes in the terminal; the page has all."""
@@ -131,7 +131,7 @@ def _table(title: str, rows: list[MetricRow] | list[ClassRow]) -> Table:
     )
     for row in rows:
         cells = [escape(row.name), *([f"{row.objects:,}"] if isinstance(row, ClassRow) else [])]
-        cells += [percent(row.a), percent(row.b), points(row.difference)]
+        cells += [percent(row.a), percent(row.b), percentage_points(row.difference)]
         if with_intervals:
             cells.append(row.interval())
         certain = row.gain is not None and row.gain.excludes_zero

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from yolact.errors import YolactError
 from yolact_cli.bench import bench_app
 from yolact_cli.options import AsJson
-
-
-class _Group(TyperGroup):
-    """Ends on errors that a user can mend with their message, without a traceback, and exit code 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except YolactError as error:
-            message = str(error)
-        except OSError as error:
-            if error.filename is None:
-                raise
-            message = f"{error.filename}: {error.strerror}"
-        print(message, file=sys.stderr)
-        raise typer.Exit(1)
-
+from yolact_ops.commands.errors import ErrorGroup
 
 app = typer.Typer(
-    cls=_Group,
+    cls=ErrorGroup,
     help="Instance segmentation with YOLACT: settings, models, runs and results of the pipeline.",
     no_args_is_help=True,
     add_completion=False,

@@ -14,7 +14,8 @@ from rich.table import Column, Table
 from yolact.models.complexity import Complexity, measure_complexity
 from yolact.models.published import BATCH_SIZE, PUBLISHED_MODELS, PublishedModel, find_published
 from yolact_cli import output
-from yolact_cli.presets import flatten, shown
+from yolact_cli.presets import shown
+from yolact_ops.reports.formatting import flatten
 
 PIPED_WIDTH = 100
 """Width of a table that is not printed to a terminal, in columns."""

@@ -12,7 +12,9 @@ from rich.table import Column, Table
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
 from yolact.models.published import PUBLISHED_MODELS
-from yolact_ops.settings.presets import CONF, PARAMS, base_path, compose, describe, load_text, plain, preset_names, read
+from yolact_ops.reports.formatting import flatten
+from yolact_ops.settings.presets import CONF, PARAMS, base_path, compose, describe, preset_names
+from yolact_ops.settings.yaml_text import parse_yaml, plain, read_yaml
 
 LONG_LIST = 60
 """Longest list of lists, in characters, that is shown on one line."""
@@ -36,17 +38,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
         for key in keys
         if (key in before) != (key in after) or before.get(key) != after.get(key)
     ]
-
-
-def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys; lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{above}{key}."))
-        else:
-            flat[f"{above}{key}"] = value
-    return flat
 
 
 def shown(value: Any) -> str:
@@ -76,7 +67,7 @@ def print_preset(name: str, *, whole: bool, console: Console | None = None) -> N
         print(text, end="")
         return
     console.print(f"[bold]{name}[/bold]: {describe(name)}", highlight=False)
-    differences = changes(plain(read(base_path(CONF))), load_text(text))
+    differences = changes(plain(read_yaml(base_path(CONF))), plain(parse_yaml(text, name)))
     console.print(_table(differences, old="base", new=name))
 
 
@@ -94,7 +85,7 @@ def use(name: str, overrides: Sequence[str] = (), model: str | None = None, cons
     if old is None:
         console.print(f"{PARAMS} written from preset {what}; there was no readable one before.", highlight=False)
         return
-    differences = changes(old, load_text(text))
+    differences = changes(old, plain(parse_yaml(text, name)))
     if not differences:
         console.print(f"{PARAMS} is preset {what} already; no setting changed.", highlight=False)
         return
@@ -105,7 +96,8 @@ def use(name: str, overrides: Sequence[str] = (), model: str | None = None, cons
 def _old_params() -> dict[str, Any] | None:
     """The settings in ``params.yaml``, valid or not; None if it is missing or not YAML."""
     try:
-        return plain(read(PARAMS))
+        tree: dict[str, Any] = plain(read_yaml(PARAMS))
+        return tree
     except (FileNotFoundError, SettingsError):
         return None
 

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from yolact_cli.models import PIPED_WIDTH
 from yolact_ops.comparison.runs import ALL_EXPERIMENTS, SHORT, RunRow, list_runs
+from yolact_ops.reports.formatting import percent
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.store import connect, shown_uri
 
@@ -68,11 +69,6 @@ def make_console() -> Console:
     """A console that is wide enough for tables when its output is redirected."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=max(console.width, 2 * PIPED_WIDTH))
-
-
-def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal, as papers give AP; ``-`` for None."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _cells(rows: Sequence[RunRow]) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.errors import DataError
+from yolact_ops.reports.formatting import decimal
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def print_summary(root: Path = Path(), console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     alias = f"alias {results.alias}" if results.alias else "without an alias"
     table = Table(show_header=False)
-    table.add_row("box AP, AP50", f"{_number(results.box_ap)}, {_number(results.box_ap50)}")
-    table.add_row("mask AP, AP50", f"{_number(results.mask_ap)}, {_number(results.mask_ap50)}")
+    table.add_row("box AP, AP50", f"{decimal(results.box_ap)}, {decimal(results.box_ap50)}")
+    table.add_row("mask AP, AP50", f"{decimal(results.mask_ap)}, {decimal(results.mask_ap50)}")
     table.add_row("training step", f"{results.seconds_per_step:.3f} s")
     table.add_row("registered", f"{results.model_name} version {results.version}, {alias}")
     console.print(table)
@@ -89,10 +90,6 @@ class _StepFile:
                 raise DataError(f"{self.path}: has no {'.'.join(keys)}; {self.hint}")
             tree = tree[key]
         return tree
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _next_commands() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predic
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
+from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import FOLDER, log_evaluation, tracked_metrics
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
@@ -78,7 +79,7 @@ def run(
         tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
     for summary in (evaluation.box, evaluation.mask):
-        metrics = "  ".join(f"{name} {_number(value)}" for name, value in summary.metrics().items())
+        metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics().items())
         log.info("%-4s  %s", summary.iou_type, metrics)
     log.info("%d images; report: %s", len(data.images), report_dir / "index.html")
 
@@ -118,10 +119,6 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
 def _headline(evaluation: Evaluation) -> dict[str, float | None]:
     mask, box = evaluation.mask, evaluation.box
     return {"mask AP": mask.AP, "mask AP50": mask.AP50, "box AP": box.AP, "box AP50": box.AP50}
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

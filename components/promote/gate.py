@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from yolact.evaluation.bootstrap import ClassGain, Comparison, Gain
+from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import PromoteConfig
 
 IouType = Literal["box", "mask"]
@@ -100,7 +101,7 @@ def _first(config: PromoteConfig, value: float | None) -> Rule:
 
 def _least_gain(config: PromoteConfig, gain: Gain) -> Rule:
     value = None if gain.gain is None else gain.gain.value
-    text = f"{config.metric} {_number(gain.a)} -> {_number(gain.b)}: gain {_signed(value)}"
+    text = f"{config.metric} {decimal(gain.a, 4)} -> {decimal(gain.b, 4)}: gain {_signed(value)}"
     return _at_least("promote.min_gain", value, config.min_gain, text)
 
 
@@ -132,7 +133,7 @@ def _class_losses(config: PromoteConfig, per_class: dict[str, ClassGain]) -> lis
 
 def _class_loss(name: str, label: str, found: ClassGain, loss: float, limit: float) -> Rule:
     change = f"loses {loss:.4f}" if loss > 0 else f"gains {-loss:.4f}"
-    text = f"class {label} ({found.objects} objects) {change} AP: {_number(found.a)} -> {_number(found.b)}"
+    text = f"class {label} ({found.objects} objects) {change} AP: {decimal(found.a, 4)} -> {decimal(found.b, 4)}"
     return _at_most(name, loss, limit, text)
 
 
@@ -171,11 +172,7 @@ def _placed(shortfall: float | None, wanted: str) -> str:
 
 
 def _shown(metric: str, value: float | None) -> str:
-    return f"{metric} {_number(value)}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+    return f"{metric} {decimal(value, 4)}"
 
 
 def _signed(value: float | None) -> str:

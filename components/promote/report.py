@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from components.promote.promotion import Outcome
+from yolact_ops.reports.formatting import decimal
 
 HEADLINES = {
     "promoted": "version {version} is the champion now",
@@ -53,9 +54,5 @@ def _class_table(per_class: dict[str, list[Any]]) -> str:
     for name in order:
         (a, b, objects), gain = per_class[name], gains[name]
         shown = "-" if gain is None else f"{gain:+.4f}"
-        lines.append(f"| {name} | {objects} | {_number(a)} | {_number(b)} | {shown} |")
+        lines.append(f"| {name} | {objects} | {decimal(a, 4)} | {decimal(b, 4)} | {shown} |")
     return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

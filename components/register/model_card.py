@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact_ops.lineage.lineage import data_source
+from yolact_ops.reports.formatting import percent
 from yolact_ops.settings.params import Params
 
 CARD_FILE = "model_card.md"
@@ -80,7 +81,7 @@ def _metrics(facts: CardFacts) -> str:
     header = "| | " + " | ".join(name.replace("_", " ") for name in OVERALL) + " |"
     ruler = "| --- |" + " ---: |" * len(OVERALL)
     rows = [
-        f"| {kind} | " + " | ".join(_percent(facts.metrics[kind].get(name)) for name in OVERALL) + " |"
+        f"| {kind} | " + " | ".join(percent(facts.metrics[kind].get(name)) for name in OVERALL) + " |"
         for kind in ("mask", "box")
     ]
     images = facts.metrics["images"]
@@ -105,7 +106,7 @@ def _classes(facts: CardFacts, count: int) -> str:
 
 
 def _class_row(name: str, mask: Mapping[str, Any], box: Mapping[str, Any]) -> str:
-    metrics = [_percent(found.get(key)) for found in (mask, box) for key in ("AP", "AP50")]
+    metrics = [percent(found.get(key)) for found in (mask, box) for key in ("AP", "AP50")]
     return f"| {name} | {mask['instances']} | " + " | ".join(metrics) + " |"
 
 
@@ -181,7 +182,3 @@ def _licence(facts: CardFacts) -> str:
     elif model.backbone_weights == "imagenet":
         notes.append("The backbone learned from ImageNet, whose images are for non-commercial research and education.")
     return " ".join(notes)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -288,7 +288,7 @@ def test_under_dvc_repro_a_failure_says_how_the_data_of_before_comes_back(
     failed = call("dvc", "repro", "--force")
     assert failed.returncode != 0
     assert "does not exist" in failed.stderr
-    assert "`dvc checkout data/raw` brings back the data of before" in failed.stderr
+    assert "Restore the earlier data with `dvc checkout data/raw`" in failed.stderr
     assert not (tmp_path / "data/raw").exists()
     assert call("dvc", "checkout", "data/raw").returncode == 0
     assert contents(tmp_path / "data/raw/VOCdevkit/VOC2012") == SOURCE_FILES

@@ -794,8 +794,8 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_run_marked_as_failed(
     (run,) = runs(workplace)
     assert run.info.status == "FAILED"
     assert message == (
-        f"models/tracking/{run.info.run_id}: permission denied. Give yourself the right to read and write it, or work "
-        "in another folder."
+        f"models/tracking/{run.info.run_id}: permission denied. Give yourself read and write permission, or use "
+        "another folder."
     )
 
 

@@ -190,7 +190,7 @@ def _create_database(port: int, password: str, process: subprocess.Popen[bytes],
 @pytest.fixture(scope="session")
 def mlflow_server(postgres: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     """An MLflow server on PostgreSQL that passes artifacts on to S3. A test that stops it must start it again."""
-    database = postgres.replace("postgresql:", "postgresql+psycopg2:")  # SQLAlchemy 2.1 takes psycopg 3 if not told
+    database = postgres.replace("postgresql:", "postgresql+psycopg2:")  # SQLAlchemy 2.1 defaults to psycopg 3
     store = ["--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/artifacts"]
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), store, s3.environment)
     server.start()

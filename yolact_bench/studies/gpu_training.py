@@ -52,8 +52,8 @@ from yolact.inference.machine import describe_machine
 from yolact.models.complexity import measure_complexity
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.calibration import calibrated_network
-from yolact_ops.settings.params import Params, parse_params
-from yolact_ops.settings.presets import compose
+from yolact_ops.settings.params import Params
+from yolact_ops.settings.presets import choose
 from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.store import DEFAULT_TRACKING_URI
 
@@ -261,7 +261,7 @@ def _repeated(data: CocoInstances, params: Params, steps: int) -> CocoInstances:
 
 
 def _settings(*overrides: str) -> Params:
-    return parse_params(yaml.safe_load(compose(PRESET, overrides)))
+    return choose(PRESET, overrides=overrides)
 
 
 def _generate(work: Path) -> Path:
@@ -309,7 +309,7 @@ def converge(
     """Train on real images and report AP, speed and the page with predictions."""
     source = yaml.safe_dump(str(voc.resolve()), default_flow_style=True).splitlines()[0]
     chosen = [f"data.source={source}", f"train.epochs={epochs}", "promote.min_first=0", *(overrides or ())]
-    params = parse_params(yaml.safe_load(compose(preset, chosen)))
+    params = choose(preset, overrides=chosen)
     work.mkdir(parents=True, exist_ok=True)
     os.chdir(work)  # the steps' folders and MLflow's file are relative to it
     os.environ["MLFLOW_TRACKING_URI"] = DEFAULT_TRACKING_URI

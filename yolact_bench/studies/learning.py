@@ -29,7 +29,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -42,8 +41,8 @@ from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.external import load_function
-from yolact_ops.settings.params import Params, parse_params
-from yolact_ops.settings.presets import compose
+from yolact_ops.settings.params import Params
+from yolact_ops.settings.presets import choose
 
 SMALL = (
     "model.backbone=resnet50",
@@ -56,7 +55,7 @@ SMALL = (
 def settings(epochs: int, seed: int) -> Params:
     """The small network's settings; validated once, at the end, so that the last weights are the ones kept."""
     overrides = [*SMALL, f"train.epochs={epochs}", f"train.validate_every={epochs}", f"train.seed={seed}"]
-    return parse_params(yaml.safe_load(compose("sample-cpu", overrides)))
+    return choose("sample-cpu", overrides=overrides)
 
 
 def prepare_data(folder: Path) -> None:

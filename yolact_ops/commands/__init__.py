@@ -1,0 +1,1 @@
+"""How steps become commands and Kubeflow tasks: settings in, log lines and clear errors out."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from yolact.errors import SettingsError
 from yolact.files import write_text_atomic
-from yolact_ops.commands.step import clear_errors
+from yolact_ops.commands.errors import clear_errors
 from yolact_ops.lineage.lineage import CODE_VARIABLE, COMMIT_VARIABLE
 from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import DataParams, Params, read_params

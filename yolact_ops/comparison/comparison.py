@@ -25,7 +25,7 @@ class ParamChange:
 
 @dataclass(frozen=True)
 class ImageDifference:
-    """One image on which both were measured."""
+    """One image on which both were evaluated."""
 
     image_id: int
     file_name: str
@@ -35,7 +35,7 @@ class ImageDifference:
     disagreement: float
     """See `yolact.evaluation.image_results.disagreement`."""
     advantage: float
-    """Of B, see `yolact.evaluation.image_results.advantage`."""
+    """Advantage of B, see `yolact.evaluation.image_results.advantage`."""
 
 
 @dataclass(frozen=True)
@@ -48,37 +48,37 @@ class Paired:
     rows_a: list[dict[str, Any]]
     rows_b: list[dict[str, Any]]
     images: list[ImageDifference]
-    """Those in which they disagree, most first."""
+    """Images in which they disagree, largest disagreement first."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two sides beside each other."""
+    """Two sides and their differences."""
 
     a: Side
     b: Side
     params: list[ParamChange]
     summaries: tuple[dict[IouType, ApSummary], dict[IouType, ApSummary]]
-    """Of A and of B, each on all of its own images and classes."""
+    """Summaries of A and B, each on all of its own images and classes."""
     classes: list[str]
-    """That both know, in A's order."""
+    """Classes that both have, in A's order."""
     only_a: list[str]
     only_b: list[str]
     paired: Paired | None
-    """None where they were measured on different images or objects."""
+    """None if they were evaluated on different images or objects."""
     warnings: list[str]
 
 
 def compare(a: Side, b: Side, *, samples: int, min_score: float) -> Compared:
     """Compare two sides.
 
-    They are paired where both were measured on the same images with the same objects of the classes that both know;
-    else metrics only stand side by side.
+    They are paired if both were evaluated on the same images with the same objects of the classes that both have;
+    otherwise their metrics are only shown side by side.
 
     Args:
         a: one side.
         b: the other; differences are ``b - a``.
-        samples: draws of the bootstrap.
+        samples: number of bootstrap samples.
         min_score: detections below it do not count in single images (AP counts all).
 
     Raises:
@@ -172,7 +172,7 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
 
 
 def detection_settings(side: Side) -> dict[str, Any]:
-    """The settings of detection that the evaluation used; empty where they are not known."""
+    """Detection settings of the evaluation; empty if unknown."""
     detect: dict[str, Any] = side.evaluate.get("detect", {})
     return detect
 

@@ -17,19 +17,20 @@ from yolact.files import write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import draw_detections, draw_ground_truth
 from yolact_ops.comparison.comparison import Compared, ImageDifference, Paired, restrict
-from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows, points
+from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows
+from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact_ops.tracking.evaluations import content
 
 PICTURE_WIDTH = 640
-"""Pixels of each of the three pictures of a image."""
+"""Width of each of the three drawings of an image, pixels."""
 
 _TEMPLATE = Path(__file__).with_name("compare.html.j2")
 
 
 @dataclass(frozen=True)
 class Images:
-    """Where the images of the validation split are, or why there are none to show."""
+    """The images of the validation split, or why there are none to show."""
 
     data: CocoInstances | None
     reason: str = ""
@@ -37,11 +38,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Shown:
-    """A image on the page."""
+    """An image on the page."""
 
     image: ImageDifference
     pictures: list[str]
-    """Ground truth, A and B as addresses that hold the picture."""
+    """Drawings of ground truth, A and B, as data URIs."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
     """Write ``index.html``, which needs no other file, and ``comparison.json``; other files in ``folder`` stay.
 
     Args:
-        folder: is created when it is not there.
+        folder: created if necessary.
         compared: what to show.
         images: see `find_images`.
-        top: most images to show.
+        top: maximum number of images.
         min_score: detections below it are not drawn; the one that ``compared`` was made with.
 
     Raises:
-        DataError: a image cannot be read.
+        DataError: an image cannot be read.
     """
     shown = _draw(compared.paired, images.data, top, min_score) if compared.paired and images.data else []
     rows = [*metric_rows(compared), *common_rows(compared)]
@@ -97,7 +98,7 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
         sides=[("A", compared.a), ("B", compared.b)],
         cards=[row for row in rows if row.name.split(",")[0] in ("mask AP", "mask AP50", "mask AP75", "box AP")],
         metrics=_with_bars(rows),
-        points=points,
+        points=percentage_points,
         classes=_with_bars(class_rows(compared)),
         empty=empty_classes(compared),
         shown=shown,
@@ -111,7 +112,7 @@ def write_report(folder: Path, compared: Compared, images: Images, *, top: int, 
 
 
 def _with_bars(rows: Sequence[MetricRow]) -> list[tuple[Any, Bar | None]]:
-    """Each row with its interval on a scale that all of them fit."""
+    """Each row with its interval, on one scale for all rows."""
     gains = [row.gain for row in rows if row.gain is not None]
     reach = max((abs(end) for gain in gains for end in (gain.low, gain.high)), default=0.0) or 1.0
 

@@ -1,4 +1,4 @@
-"""Runs as people look for them: a list with their key metrics, and one of them by id, name or model version."""
+"""Finding runs: a list with key metrics, and one run by id, name or model version."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 ALL_EXPERIMENTS = "*"
 
 SHORT = 8
-"""Characters of an id, a commit or a digest that are shown."""
+"""Displayed length of ids, commits and digests, characters."""
 
 _PAGE = 200
-"""Runs or versions asked for at once."""
+"""Runs or versions per request."""
 
 VERSION = "models:"
-"""With this begins what names a registered version."""
+"""Prefix of a registered version's address."""
 
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run with the metrics by which runs are told apart; None where it has no such metric."""
+    """A run with its key metrics; None for those that it does not have."""
 
     name: str
     run_id: str
@@ -44,14 +44,14 @@ class RunRow:
     box_ap: float | None
     steps: int | None
     train_seconds: float | None
-    """Steps times seconds per step: without validation."""
+    """Steps times seconds per step; excludes validation."""
     backbone: str | None
     image_size: int | None
     data_digest: str | None
     git_commit: str | None
     git_dirty: bool | None
     versions: list[str]
-    """In the registry: ``yolact/3 @champion``."""
+    """Registered versions, as ``yolact/3 @champion``."""
 
 
 def list_runs(
@@ -60,9 +60,9 @@ def list_runs(
     """The newest runs, newest first.
 
     Args:
-        client: of the store.
+        client: client of the store.
         experiment: name of the experiment, or `ALL_EXPERIMENTS`.
-        limit: most runs.
+        limit: maximum number of runs.
         filter_string: MLflow's filter, as ``metrics.`eval/mask_AP` > 0.3``.
 
     Raises:
@@ -158,17 +158,17 @@ def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[
 
 
 def find_run(client: MlflowClient, reference: str) -> Run:
-    """The run that a person means.
+    """Find a run by its id, name or model version.
 
     Args:
-        client: of the store.
-        reference: a run's id or the beginning of it, its name, or a registered model's version
-            (``models:/yolact@champion``, ``models:/yolact/3``), which stands for the run that it was made in.
+        client: client of the store.
+        reference: a run's id or a prefix of it, its name, or a registered version (``models:/yolact@champion``,
+            ``models:/yolact/3``), which means the run that made it.
 
     Raises:
-        DataError: several runs fit.
+        DataError: several runs match.
         RegistryError: there is no such version.
-        TrackingError: no run fits, or the store fails.
+        TrackingError: no run matches, or the store fails.
     """
     if reference.startswith(VERSION):
         return run_of_version(client, resolve(client, reference))
@@ -193,7 +193,7 @@ def find_run(client: MlflowClient, reference: str) -> Run:
 
 
 def run_of_version(client: MlflowClient, version: ModelVersion) -> Run:
-    """The run that a version was made in.
+    """The run that made a version.
 
     Raises:
         TrackingError: there is none, or the store fails.
@@ -233,7 +233,7 @@ def _row(run: Run, experiment: str, versions: list[str]) -> RunRow:
 
 
 def data_digest(run: Run) -> str | None:
-    """Digest of the processed data that a run worked on, or what MLflow keeps of it; None where it is not known."""
+    """Digest of a run's processed data, or MLflow's prefix of it; None if unknown."""
     tagged: Mapping[str, Any] = run.data.tags
     if tagged.get("data_digest"):
         return str(tagged["data_digest"])

@@ -30,25 +30,25 @@ REPORT = f"{FOLDER}/report.json"
 
 @dataclass(frozen=True)
 class Side:
-    """What was trained and evaluated, and what it found in the validation images."""
+    """A trained model with its evaluation."""
 
     name: str
-    """Of the run, or the folder."""
+    """Name of the run, or the folder."""
     facts: dict[str, str]
-    """What tells it from others, as text: run, started, status, code, data, registered."""
+    """Its identity, as text: run, status, code, data, registered."""
     params: dict[str, str]
-    """Every setting by its dotted key; those of ``evaluate`` as the evaluation really used them."""
+    """Every setting by its dotted key; those of ``evaluate`` as the evaluation used them."""
     ground_truth: dict[str, Any]
     """The tree of the COCO instances file it was evaluated on."""
     rows: list[dict[str, Any]]
     """Its detections as COCO results."""
     evaluate: dict[str, Any]
-    """Section ``evaluate`` of the settings, as the evaluation really used it; empty where that is not known."""
+    """Section ``evaluate`` of the settings, as the evaluation used it; empty if unknown."""
     milliseconds: float | None
-    """To predict one image, in that evaluation."""
+    """Prediction time per image in that evaluation."""
     device: str | None
     remark: str | None = None
-    """What a reader should know first: that the run has not ended well, for one."""
+    """A warning for the reader, for example that the run failed."""
 
 
 def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, MlflowClient | None]:
@@ -56,12 +56,12 @@ def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, Mlflow
 
     Args:
         reference: a folder that the steps have written to, or a run, see `yolact_ops.comparison.runs.find_run`.
-        client: of the store, when it was reached before.
+        client: connected client of the store; None connects if necessary.
 
     Raises:
-        DataError: the folder has no evaluation, or several runs fit.
+        DataError: the folder has no evaluation, or several runs match.
         RegistryError: there is no such version.
-        TrackingError: no run fits, it has not been evaluated, or the store fails.
+        TrackingError: no run matches, it has no evaluation, or the store fails.
     """
     if Path(reference).is_dir():
         return read_folder(Path(reference)), client
@@ -73,7 +73,7 @@ def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, Mlflow
 
 
 def read_folder(root: Path) -> Side:
-    """The side that the steps have written below ``root``.
+    """Read the side that the steps wrote below ``root``.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -92,13 +92,13 @@ def read_folder(root: Path) -> Side:
 
 
 def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None) -> Side:
-    """The side that a run has kept.
+    """Read the side of a run.
 
     Args:
-        client: of the store that has the run.
-        run: what was evaluated.
-        version: made in that run, where it is the version that is asked for: the side says so if the run was evaluated
-            again since.
+        client: client of the store that has the run.
+        run: the evaluated run.
+        version: the version of that run that was asked for, if any; `Side.remark` warns if the run was evaluated again
+            since.
 
     Raises:
         TrackingError: it has not been evaluated, or the store fails.
@@ -132,7 +132,7 @@ def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None
 def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> Iterator[str]:
     name, status = run.info.run_name, run.info.status
     if status != "FINISHED":
-        yield f"run {name} is {status}, not FINISHED: metrics may change or miss."
+        yield f"run {name} is {status}, not FINISHED: metrics may change or be missing."
     if version is not None and not _is_of_version(run, report, version):
         yield (
             f"run {name} was evaluated again since {version.name} version {version.version} was made in it: what is "
@@ -141,20 +141,20 @@ def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> 
 
 
 def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> bool:
-    """Whether the evaluation that a run has now is, by all that is known, the one that the version was made with."""
+    """Whether a run's present evaluation is, as far as is known, the one that the version was registered with."""
     for metric in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
         stated, value = version.tags.get(metric), run.data.metrics.get(f"eval/{metric}")
         if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
             return False
     try:
         used = hash_params(DetectConfig.model_validate(report["settings"]["detect"]))
-    except (KeyError, ValueError):  # an evaluation by an older program
+    except (KeyError, ValueError):  # an evaluation of an older release
         return True
     return used == version.tags.get("detect_hash")
 
 
 def _read_report(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """How the evaluation ran; empty where the run does not say."""
+    """Report of the evaluation; empty if the run has none."""
     with reported(f"read {REPORT} of run {run_id}"), tempfile.TemporaryDirectory() as folder:
         if REPORT not in {file.path for file in client.list_artifacts(run_id, FOLDER)}:
             return {}

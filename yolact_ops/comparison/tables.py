@@ -8,6 +8,7 @@ from typing import Any
 from yolact.evaluation.bootstrap import Interval
 from yolact.evaluation.evaluator import IOU_TYPES
 from yolact_ops.comparison.comparison import Compared
+from yolact_ops.reports.formatting import percentage_points
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class MetricRow:
     a: float | None
     b: float | None
     gain: Interval | None
-    """None where no interval can be given."""
+    """None if there is no interval."""
 
     @property
     def difference(self) -> float | None:
@@ -26,12 +27,12 @@ class MetricRow:
         return None if self.a is None or self.b is None else self.b - self.a
 
     def interval(self) -> str:
-        """The interval in words, in percentage points; empty where there is none."""
+        """The interval as text, in percentage points; empty if there is none."""
         if self.gain is None:
             return ""
         if self.a == self.b == 0:
-            return "neither finds any"  # in every draw of the bootstrap: there is nothing to be sure of
-        return f"{points(self.gain.low)} to {points(self.gain.high)}"
+            return "neither finds any"  # in every bootstrap sample, so the interval means nothing
+        return f"{percentage_points(self.gain.low)} to {percentage_points(self.gain.high)}"
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,11 @@ class ClassRow(MetricRow):
     """Mask AP of one class."""
 
     objects: int
-    """In A's ground truth, which is B's where the sides are paired."""
-
-
-def points(difference: float | None) -> str:
-    """A difference of fractions in percentage points, with its sign; ``-`` where there is none."""
-    if difference is None:
-        return "-"
-    shown = f"{100 * difference:+.1f}"
-    return "0.0" if shown in ("+0.0", "-0.0") else shown
+    """Number of objects in A's ground truth, which is B's if the sides are paired."""
 
 
 def metric_rows(compared: Compared) -> list[MetricRow]:
-    """AP and AR of masks, then of boxes: AP, AP50 and AP75 have intervals where the sides are paired."""
+    """AP and AR of masks, then of boxes; AP, AP50 and AP75 have intervals if the sides are paired."""
     rows = []
     for kind in reversed(IOU_TYPES):
         of_a, of_b = (summaries[kind].metrics() for summaries in compared.summaries)
@@ -63,7 +56,7 @@ def metric_rows(compared: Compared) -> list[MetricRow]:
 
 
 def common_rows(compared: Compared) -> list[MetricRow]:
-    """Where the sides know different classes: AP, AP50 and AP75 over the common ones."""
+    """AP, AP50 and AP75 over the common classes, if the sides have different ones."""
     if compared.paired is None or _all_common(compared):
         return []
     return [
@@ -98,7 +91,7 @@ def empty_classes(compared: Compared) -> list[str]:
 
 
 def as_json(compared: Compared, top: int) -> dict[str, Any]:
-    """Everything but the pictures, with the ``top`` images in which the sides disagree most; fractions, not percent."""
+    """The whole comparison as fractions, with the ``top`` images in which the sides disagree most, without pictures."""
     paired = compared.paired
     comparison = paired.comparisons["mask"] if paired else None
     return {

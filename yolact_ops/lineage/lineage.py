@@ -12,13 +12,18 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from yolact_ops.lineage.dvc_lock import hash_dvc_lock
 from yolact_ops.lineage.git import git_output, git_state
 from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.lineage.redaction import shown_source, without_credentials
 from yolact_ops.lineage.statistics import read_data_digest
-from yolact_ops.settings.params import Params
+
+if TYPE_CHECKING:
+    from yolact_ops.settings.params import DataParams
 
 LIBRARIES = ("torch", "torchvision", "numpy", "mlflow", "dvc", "kfp")
 """Distributions whose versions are recorded, besides Python's own."""
@@ -93,12 +98,12 @@ class Lineage:
 
 
 def gather_lineage(
-    params: Params, *, processed_dir: Path | None = None, root: Path = Path(), step: str = "register"
+    params: BaseModel, *, processed_dir: Path | None = None, root: Path = Path(), step: str = "register"
 ) -> Lineage:
     """Collect the lineage of the repository at ``root``.
 
     Args:
-        params: the settings in use.
+        params: all settings.
         processed_dir: output folder of preprocess; None without data.
         root: folder of ``dvc.lock``, inside or outside a git work tree.
         step: the current step, one of `dvc_lock.STEPS`.
@@ -138,7 +143,7 @@ def user_name() -> str:
         return "unknown"
 
 
-def data_source(params: Params) -> str:
+def data_source(params: DataParams) -> str:
     """``data.source`` without credentials."""
     return shown_source(params.data.source)
 

@@ -1,0 +1,1 @@
+"""Building blocks of reports and tables: HTML pages, embedded images, numbers as text."""

@@ -1,9 +1,10 @@
-"""What the steps' HTML reports share: the page around them, and pictures inside it, so that it needs no other file."""
+"""HTML pages that need no other file: templates, and images embedded in the page."""
 
 from __future__ import annotations
 
 import base64
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,38 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from yolact_ops.reports.formatting import percent
+
 EMBEDDED_WIDTH = 1000
-"""Pixels; pictures inside a page are no wider."""
+"""Maximum width of an embedded image, pixels."""
 
 
 def render_page(template: Path, **content: Any) -> str:
-    """Fill a template that extends ``page.html.j2``; what it names must be there, and text is escaped."""
+    """Render a template that extends ``page.html.j2``; undefined names are errors, and text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = partial(percent, missing="\N{EN DASH}")
     return environment.get_template(template.name).render(**content)
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """An image file as an address that holds it; ``kind`` is ``png`` or ``jpeg``."""
+    """An image file as a data URI; ``kind`` is ``png`` or ``jpeg``."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def jpeg_bytes(picture: np.ndarray, quality: int) -> bytes:
-    """A picture, (H, W, 3) uint8 RGB, as a JPEG file."""
+    """An image, (H, W, 3) uint8 RGB, as a JPEG file."""
     data = io.BytesIO()
     Image.fromarray(picture).save(data, format="JPEG", quality=quality)
     return data.getvalue()
 
 
 def narrowed(picture: np.ndarray, width: int) -> np.ndarray:
-    """A picture, (H, W, 3) uint8 RGB, reduced to a width in pixels where it is wider."""
+    """An image, (H, W, 3) uint8 RGB, reduced to at most ``width`` pixels in width."""
     if picture.shape[1] <= width:
         return picture
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
@@ -48,11 +51,6 @@ def narrowed(picture: np.ndarray, width: int) -> np.ndarray:
 
 
 def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """``wanted`` different indices (or all, if fewer) of 0 to ``total`` - 1, each in the middle of its even share."""
+    """``wanted`` different indices (or all, if fewer) of 0 to ``total`` - 1, evenly spaced."""
     count = min(total, wanted)
     return [(2 * index + 1) * total // (2 * count) for index in range(count)]
-
-
-def _percent(value: float | None) -> str:
-    """As in the papers: 0 to 100 with one decimal."""
-    return "\N{EN DASH}" if value is None else f"{100 * value:.1f}"

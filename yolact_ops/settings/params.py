@@ -8,11 +8,9 @@ how to fix it (`SettingsError`).
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from yolact.errors import SettingsError
@@ -27,38 +25,39 @@ from yolact.settings import (
     explain,
     key_names,
 )
+from yolact_ops.settings.yaml_text import parse_yaml, plain
 
 MIN_IMAGE_SIDE = 64
-"""Pixels; the least bound that images are reduced to."""
+"""Minimum of `DataConfig.max_side`, pixels."""
 
 
 Addresses = Annotated[list[Annotated[str, Field(pattern="^https?://")]], Field(min_length=1)]
 
 
 class MirrorsConfig(Section):
-    """Addresses of published archives, tried in this order; a checksum decides whether the right file came."""
+    """Addresses of published archives, tried in this order; the files are verified by checksum."""
 
     voc2012: Addresses
-    """Of ``VOCtrainval_11-May-2012.tar``."""
+    """``VOCtrainval_11-May-2012.tar``."""
     sbd: Addresses
-    """Of SBD's ``benchmark.tgz``."""
+    """SBD's ``benchmark.tgz``."""
 
 
 class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)]
-    """Where the raw data comes from; `yolact_ops.sources.sources` has the spellings."""
+    """Source of the raw data; see `yolact_ops.sources.sources` for its forms."""
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
-    """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's
-    names to new ones renames them, and merges those with one new name. Objects of other classes are left out."""
+    """Classes to learn: None for all; a list selects and orders them; a mapping from the source's names to new ones
+    renames them, and merges those with the same new name. Objects of other classes are dropped."""
     max_side: NonNegativeInt
-    """Images whose longer side has more pixels are reduced to it by preprocess, with their masks; 0 reduces none."""
+    """Maximum length of an image's longer side, pixels; preprocess reduces larger images and masks. 0: no limit."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Share of the images to validate on where the source does not say which: about so many of each class."""
+    """Fraction of the images for the val split where the source has none: about that fraction of each class."""
     split_seed: NonNegativeInt
-    """Another one chooses other images to validate on."""
+    """Seed of that split."""
     max_problems: NonNegativeInt
-    """Images with faulty annotations that preprocess may leave out (each is reported) before it stops."""
+    """Number of images with invalid annotations that preprocess skips (and reports) before it fails."""
     sample: SampleConfig
 
     @field_validator("max_side")
@@ -83,7 +82,7 @@ class RegisterConfig(Section):
     experiment: Annotated[str, Field(min_length=1)]
     """MLflow experiment of the runs."""
     model_name: Annotated[str, Field(pattern=r"^[^/:@'\"]+$")]
-    """Registered model name; MLflow allows neither ``/`` nor ``:``, and quotes and ``@`` could not be searched for."""
+    """Name of the registered model; MLflow forbids ``/`` and ``:``, and cannot search for quotes and ``@``."""
     min_mask_ap50: Fraction
     """A version below this is registered without the alias ``candidate``."""
 
@@ -92,30 +91,29 @@ class PromoteConfig(Section):
     """The gate between the aliases ``candidate`` and ``champion``. Gains and losses are differences of AP, 0 to 1."""
 
     metric: Literal["mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"]
-    """What the candidate must be better at."""
+    """Metric that the candidate must improve."""
     min_gain: Annotated[float, Field(ge=-1, le=1)]
-    """Candidate minus champion, at least; below 0 lets a slightly worse model pass."""
+    """Minimum of candidate minus champion; below 0 lets a slightly worse model pass."""
     max_doubt: Fraction
-    """The lower end of the gain's interval may be this far below 0: with that confidence the candidate is no worse than
-    that. At 0 the gain must be proven."""
+    """How far the lower end of the gain's confidence interval may be below 0; at 0 the gain must be significant."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    """Of that interval (bootstrap over the validation images)."""
+    """Confidence level of that interval (bootstrap over the validation images)."""
     samples: Annotated[int, Field(ge=100, le=100_000)]
-    """Bootstrap samples."""
+    """Number of bootstrap samples."""
     max_class_loss: Fraction
-    """Most AP that any one class may lose, by the kind of overlap that ``metric`` names."""
+    """Maximum AP that any class may lose, of masks or boxes as in ``metric``."""
     min_class_objects: PositiveInt
-    """Classes with fewer validation objects do not count for that: their AP is chance."""
+    """Classes with fewer validation objects are exempt: their AP is noise."""
     max_latency_ms: NonNegativeFloat
-    """Most milliseconds a image, see `components.promote.latency`; 0 for no limit."""
+    """Maximum latency, milliseconds per image, see `components.promote.latency`; 0: no limit."""
     min_first: Fraction
-    """Least value of ``metric`` of a first champion."""
+    """Minimum of ``metric`` for a first champion."""
     fail_on_refusal: bool
-    """Whether a refusal makes the step ``promote`` of a pipeline fail; the command always exits with 3 then."""
+    """Whether a refusal fails the pipeline step ``promote``; the command exits with 3 in any case."""
 
 
 class DataParams(Section):
-    """The section of ``params.yaml`` that the steps of the data read; a file of it alone has all that they need."""
+    """The section of ``params.yaml`` that the data steps read; a file with it alone is enough for them."""
 
     data: DataConfig
 
@@ -136,7 +134,7 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        tree = _load_yaml(path.read_text(encoding="utf-8"), origin=str(path))
+        tree = plain(parse_yaml(path.read_text(encoding="utf-8"), origin=str(path)))
     except FileNotFoundError:
         raise SettingsError(
             f"{path}: no such file. Run from the repository's root, or write one with `yolact preset use sample-cpu`."
@@ -168,19 +166,12 @@ def read_params(text: str, model: type[SomeParams], origin: str = "params") -> S
     try:
         tree = json.loads(text)  # first: YAML reads JSON's two escapes of one emoji as two characters
     except ValueError:
-        tree = _load_yaml(text, origin)
+        tree = plain(parse_yaml(text, origin))
     return _parse(model, tree, origin)
 
 
-def _load_yaml(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{origin}: not valid YAML: {error}") from error
-
-
 def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None = None) -> SomeParams:
-    """See `parse_params`; ``preset`` is the name of the preset that the tree may be, if keys are all that it lacks."""
+    """See `parse_params`; ``preset`` is the preset's name, for the error if the tree only lacks keys."""
     if not isinstance(tree, dict):
         raise SettingsError(f"{origin}: must be a mapping with the sections {', '.join(key_names(model))}")
     try:
@@ -193,12 +184,3 @@ def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None =
             ) from error
         problems = [explain(detail, model) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, as YAML 1.2 does (PyYAML follows 1.1, where it is a string)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)

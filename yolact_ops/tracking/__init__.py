@@ -1,0 +1,1 @@
+"""MLflow runs: the store, which run a step works on, logging through a journal, stored evaluations."""

@@ -1,6 +1,6 @@
-"""Unpacking archives that nobody vouches for: what is not a plain file inside the folder is refused.
+"""Unpacking untrusted archives: anything but a plain file inside the folder is refused.
 
-An archive is told by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
+An archive is recognized by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
 an archive says about owners, rights or times is used. Links become copies of the file that they lead to.
 """
 
@@ -30,29 +30,29 @@ from yolact_ops.transfer.compressed import GZIP_START, XZ_START, least_unpacked_
 from yolact_ops.transfer.disk import BLOCK, require_free_disk
 
 MAX_RATIO = 200
-"""An archive may unpack to this many times its own size. Images and masks are compressed already (about 1), annotation
-JSON shrinks to a tenth; archives made to fill disks reach thousands (1,032 is deflate's limit)."""
+"""Maximum ratio of unpacked to packed size. Images and masks are compressed already (about 1), annotation JSON shrinks
+to a tenth; archives made to fill disks reach thousands (deflate's limit is 1,032)."""
 
 ALWAYS_ALLOWED = 64 << 20
-"""Bytes that an archive may unpack to whatever its own size, so that small ones of long texts pass."""
+"""Unpacked size that is always allowed, bytes, for small archives of long texts."""
 
 MAX_MEMBERS = 5_000_000
-"""Files in one archive; COCO has 164,000."""
+"""Maximum number of files in an archive; COCO has 164,000."""
 
 MAX_HEADER = 16 << 20
-"""Bytes that are read into memory at once: a tar's extended header that claims more is an attack."""
+"""Maximum read into memory, bytes: a tar's extended header that claims more is an attack."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
-"""What file managers leave in archives; not unpacked, nor names beginning with ``._``."""
+"""Files that file managers add to archives; not unpacked, like names that begin with ``._``."""
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-"""How a zip begins: with its first file, or, if it has none, its directory's end (PKWARE APPNOTE 4.3.7, 4.3.16)."""
+"""First bytes of a zip: those of its first file or, without files, of its directory's end (APPNOTE 4.3.7, 4.3.16)."""
 
 OTHER_STARTS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
-"""How files of formats begin that are not read (7-Zip's 7zFormat.txt; RAR 5.0 archive format; RFC 8878, 3.1.1)."""
+"""First bytes of unsupported formats (7-Zip's 7zFormat.txt; RAR 5.0 archive format; RFC 8878, 3.1.1)."""
 
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-"""How a zip's entries may be packed; Windows packs entries from 2 GiB by another, Deflate64 (APPNOTE 4.4.5)."""
+"""Supported compression methods of zip entries; Windows uses Deflate64 from 2 GiB (APPNOTE 4.4.5)."""
 
 BY_YOURSELF = "or unpack it yourself and name the folder"
 
@@ -61,20 +61,20 @@ Kind = Literal["tar", "zip"]
 
 @dataclass(frozen=True)
 class _Member:
-    """One entry of an archive, in the terms that both formats share."""
+    """An entry of an archive, of either format."""
 
     name: str
-    """As the archive says it."""
+    """Name in the archive."""
     kind: Literal["file", "folder", "link", "other"]
     size: int
-    """Bytes, as the archive says."""
+    """Declared size, bytes."""
     open: Callable[[], IO[bytes]]
     link: str
-    """For links: the target's name, relative to the archive's root."""
+    """Name of a link's target, relative to the archive's root."""
 
 
 def archive_kind(path: Path) -> Kind | None:
-    """The format of a file by its content; None if it is no archive that `unpack` reads.
+    """The format of a file by its content; None if it is not an archive that `unpack` reads.
 
     Raises:
         DataError: it is an attack already by its first header.
@@ -130,7 +130,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def safe_name(name: str) -> PurePosixPath | None:
-    """A name from an archive or a bucket as a path inside a folder; None if it says the folder itself.
+    """A name from an archive or a bucket as a path inside a folder; None if it names the folder itself.
 
     Raises:
         ValueError: it is absolute, has ``..``, a backslash, a drive letter or a control character; the text says why.
@@ -148,12 +148,12 @@ def safe_name(name: str) -> PurePosixPath | None:
 
 
 def is_junk(path: PurePosixPath) -> bool:
-    """Whether a file manager left it; see `JUNK`."""
+    """Whether a file manager added it; see `JUNK`."""
     return any(part in JUNK or part.startswith("._") for part in path.parts)
 
 
 def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) -> None:
-    """Write files as they come, and links once the files that they lead to are there."""
+    """Write files in their order, and links once their targets exist."""
     folder.mkdir(parents=True)
     files: dict[PurePosixPath, int] = {}  # bytes by path
     links: dict[PurePosixPath, str] = {}
@@ -187,7 +187,7 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) 
 
 
 def _require_room(archive: Path, folder: Path, name: str, size: int) -> None:
-    """Look before each file whether it still fits: what a compressed archive unpacks to is known at its end only."""
+    """Check before each file that it still fits: the size of a compressed archive is known only at its end."""
     require_free_disk(folder, size, f"unpacking {name!r} of {archive.name}")
 
 
@@ -215,7 +215,7 @@ def _make_folder(archive: Path, folder: Path, path: PurePosixPath, name: str) ->
 
 
 def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm) -> int:
-    """Copy a stream into a new file; bytes written."""
+    """Copy a stream into a new file, and return the number of bytes."""
     written = 0
     try:
         with target.open("xb") as file:
@@ -233,7 +233,7 @@ def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm)
 def _link_target(
     archive: Path, path: PurePosixPath, links: dict[PurePosixPath, str], files: dict[PurePosixPath, int]
 ) -> PurePosixPath:
-    """The file at the end of a chain of links."""
+    """Target of a chain of links."""
     seen = {path}
     at = path
     while at in links:
@@ -272,7 +272,7 @@ def _damaged(archive: Path, error: BaseException) -> DataError:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to go beyond a position or to read much at once, which tar's headers could ask for."""
+    """A stream that refuses to read beyond a position or much at once, as a tar's headers could demand."""
 
     def __init__(self, stream: IO[bytes], archive: Path, limit: int) -> None:
         self._stream, self._archive, self._limit = stream, archive, limit
@@ -302,7 +302,7 @@ class _Bounded(io.RawIOBase):
 
 @contextmanager
 def _open_tar(archive: Path, limit: int) -> Iterator[tarfile.TarFile]:
-    """Open a tar whose unpacked stream, headers included, may have ``limit`` bytes besides the archive's own size."""
+    """Open a tar whose unpacked stream, with headers, may exceed the archive's own size by ``limit`` bytes."""
     with archive.open("rb") as file:
         start = file.read(len(XZ_START))
     by_start: dict[bytes, Callable[..., Any]] = {

@@ -1,4 +1,4 @@
-"""How large compressed files become, as far as they say so themselves: read from their last bytes, in no time."""
+"""Unpacked size of compressed files, as declared in their last bytes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ XZ_FOOTER = 12
 """Bytes: a checksum (4), the index's size (4), flags (2) and ``YZ`` (xz file format 1.2.1, section 2.1.2)."""
 
 MAX_INDEX = 16 << 20
-"""Bytes of an xz index that are read; a larger one is of an archive of terabytes, or false."""
+"""Maximum size of an xz index that is read, bytes; a larger one belongs to an archive of terabytes, or is false."""
 
 
 def least_unpacked_size(path: Path) -> int:
-    """Bytes that a file unpacks to at the least; its own size where it is not compressed or does not say more.
+    """Lower bound of a file's unpacked size, bytes; its own size where it is not compressed or declares less.
 
-    The statement may be false (nothing checks it before all is read), and of several streams only the last one counts:
-    it is good for refusing what will not fit, not for trusting what seems to.
+    The declaration may be false (nothing checks it before everything is read), and only the last of several streams
+    counts: enough to refuse what will not fit, not to trust what seems to fit.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -38,7 +38,7 @@ def least_unpacked_size(path: Path) -> int:
 
 
 def _xz_index_total(index: bytes) -> int:
-    """Sum of the blocks' unpacked sizes in an xz index; 0 where it is none (xz file format 1.2.1, section 4)."""
+    """Sum of the blocks' unpacked sizes in an xz index; 0 if it is invalid (xz file format 1.2.1, section 4)."""
     place = 1  # after the indicator, a zero
 
     def number() -> int:

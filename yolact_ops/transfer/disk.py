@@ -1,4 +1,4 @@
-"""Room on the disk and digests of files."""
+"""Free disk space and digests of files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from yolact.errors import DataError
 
 BLOCK = 1 << 20
-"""Bytes that are read or written at once."""
+"""Block size of reads and writes, bytes."""
 
 SPARE = 64 << 20
-"""Bytes that a transfer leaves free."""
+"""Disk space that a transfer leaves free, bytes."""
 
 
 def require_free_disk(folder: Path, size: int, what: str) -> None:
-    """Refuse to begin what will not fit.
+    """Refuse to start a transfer that will not fit.
 
     Args:
-        folder: on the disk in question; it or a folder above it exists.
-        size: bytes that will be written.
-        what: for the message, as ``downloading voc.tar``.
+        folder: target folder; it or one of its parents exists.
+        size: bytes to write.
+        what: name of the transfer in the error, as ``downloading voc.tar``.
 
     Raises:
         DataError: the disk has less than ``size`` and `SPARE` bytes free.

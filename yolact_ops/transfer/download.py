@@ -27,28 +27,28 @@ from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 5
-"""Tries in a row that bring no byte before a transfer is given up."""
+"""Consecutive attempts without a new byte before a transfer is given up."""
 
 FIRST_PAUSE = 0.5
-"""Seconds before the second try; doubled for each further one."""
+"""Seconds before the second attempt; doubled for each further one."""
 
 LONGEST_PAUSE = 60.0
-"""Seconds; a server that asks for more (Retry-After) gets this."""
+"""Maximum pause, seconds, even if the server asks for more (Retry-After)."""
 
 TIMEOUT = (10, 60)
-"""Seconds to connect, and between two arriving pieces."""
+"""Timeouts for connecting and between two received blocks, seconds."""
 
 PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP status codes after which it is worth trying again (RFC 9110 section 15, RFC 6585, RFC 8470)."""
+"""HTTP status codes after which a retry may succeed (RFC 9110 section 15, RFC 6585, RFC 8470)."""
 
 
 class DownloadError(DataError):
-    """A file could not be fetched; says from where, why, and what to do. What has arrived is kept for the next run."""
+    """A file could not be fetched; names the address, the reason and the fix. What arrived is kept for the next run."""
 
 
 @dataclass(frozen=True)
 class KnownFile:
-    """What is known of a file before it is fetched."""
+    """Expected size and checksum of a file."""
 
     size: int
     """Bytes."""
@@ -58,7 +58,7 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says about the version of a file that it has now; empty or -1 where it says nothing."""
+    """A server's description of the present version of a file; empty or -1 where it gives none."""
 
     etag: str
     last_modified: str
@@ -67,12 +67,12 @@ class Version:
 
     @property
     def validator(self) -> str:
-        """For ``If-Range``: a strong ETag, or else the date (RFC 9110 section 13.1.5); empty without either."""
+        """Value for ``If-Range``: a strong ETag, or else the date (RFC 9110 section 13.1.5); empty without either."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.last_modified
 
 
 class _InterruptedError(Exception):
-    """A try failed in a way that the next may not."""
+    """An attempt failed in a way that a retry may fix."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
@@ -80,7 +80,7 @@ class _InterruptedError(Exception):
 
 
 def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None) -> bool:
-    """Fetch a file from the first address that gives it, unless ``target`` is that file already.
+    """Fetch a file from the first address that has it, unless ``target`` is that file already.
 
     Args:
         urls: addresses of one and the same file, ``http://`` or ``https://``; at least one.
@@ -115,7 +115,7 @@ def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None
 
 
 def ask_version(url: str) -> Version:
-    """The version of the file that the server has, without fetching it.
+    """The version of the file on the server, without fetching it.
 
     Raises:
         DownloadError: the server cannot be reached or does not give the file.
@@ -131,7 +131,7 @@ def ask_version(url: str) -> Version:
 
 
 def _fetch(url: str, target: Path, known: KnownFile | None) -> None:
-    """Fetch from one address, going on after interruptions; see `fetch_file`."""
+    """Fetch from one address, resuming after interruptions; see `fetch_file`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     failed = 0
@@ -163,7 +163,7 @@ def _fetch(url: str, target: Path, known: KnownFile | None) -> None:
 
 
 def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
-    """One request: append to ``part`` what it lacks.
+    """Append the missing bytes to ``part`` with one request.
 
     Raises:
         _InterruptedError: it broke off, or the server is not able to answer now.
@@ -203,7 +203,7 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
 
 
 def _append(response: requests.Response, part: Path, held: int, size: int) -> None:
-    """Write the answer's body at byte ``held`` of ``part``; ``size`` is the whole file's, -1 if not stated."""
+    """Write the response body at byte ``held`` of ``part``; ``size`` is the whole file's, -1 if unknown."""
     total = size if size >= 0 else None
     name = part.name.removeprefix(".").removesuffix(".part")
     bar = tqdm(desc=name, total=total, initial=held, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
@@ -223,7 +223,7 @@ def _append(response: requests.Response, part: Path, held: int, size: int) -> No
 
 
 def _at_the_end(response: requests.Response, part: Path, held: int) -> Version:
-    """The server has no byte after the held ones: they are all, or they belong to another version."""
+    """Handle a server without bytes after the held ones: they are complete, or of another version."""
     stated = response.headers.get("Content-Range", "").rpartition("/")[2]
     if stated == str(held):
         return Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""), held)
@@ -265,7 +265,7 @@ def _version(response: requests.Response) -> Version:
 
 
 def _first_byte(response: requests.Response) -> int:
-    """Where in the file the answer's body begins."""
+    """Position in the file where the response body begins."""
     if response.status_code != requests.codes.partial_content:
         return 0
     stated = response.headers.get("Content-Range", "")
@@ -282,7 +282,7 @@ def _refuse_status(url: str, response: requests.Response) -> None:
 
 
 def _retry_after(response: requests.Response) -> float:
-    """Seconds that the server asks to wait, as a number or a date (RFC 9110 section 10.2.3); 0 if it does not."""
+    """Seconds that the server asks to wait, given as a number or a date (RFC 9110 section 10.2.3); 0 if it does not."""
     stated = response.headers.get("Retry-After", "")
     if stated.isdecimal():
         return float(stated)
@@ -307,7 +307,7 @@ def _unreachable(url: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause in few words: HTTP libraries wrap it several times."""
+    """The innermost cause, in short: HTTP libraries wrap it several times."""
     if isinstance(error, requests.exceptions.SSLError):
         return f"no trusted connection ({error})"
     if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ReadTimeout | TimeoutError):
@@ -330,7 +330,7 @@ def _part_record(part: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict:
-    """A record, or nothing where there is none or a damaged one: the file is then fetched again."""
+    """A record; empty if there is none or it is damaged, and the file is fetched again."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -48,28 +48,28 @@ from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError
 log = logging.getLogger(__name__)
 
 PART_SIZE = 16 << 20
-"""Bytes of one range request; what a cut connection can lose."""
+"""Size of a range request, bytes: what a broken connection can lose."""
 
 THREADS = 16
-"""Requests at once: small files wait for answers, not for bandwidth."""
+"""Number of parallel requests: small files wait for responses, not for bandwidth."""
 
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
-"""What botocore takes for one; old buckets may have capitals and '_' (Amazon S3, "Bucket naming rules")."""
+"""Bucket names that botocore accepts; old buckets may have capitals and '_' (Amazon S3, "Bucket naming rules")."""
 
 ETAG_OF_MD5 = re.compile(r"[0-9a-f]{32}(-(?P<parts>[1-9][0-9]{0,4}))?")
-"""ETags that are made of MD5s; the number is that of the upload's parts, at most 10,000."""
+"""ETags made of MD5s; the number is the upload's number of parts, at most 10,000."""
 
 BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
-"""What a connection raises that breaks while a body is read."""
+"""Exceptions of a connection that breaks while a body is read."""
 
 
 @dataclass(frozen=True)
 class S3Address:
-    """``s3://bucket/key``; the key may be a file's or what files' keys begin with."""
+    """``s3://bucket/key``; the key is a file's or a prefix of files' keys."""
 
     bucket: str
     key: str
-    """Without slashes at its ends; empty for the whole bucket."""
+    """Without leading and trailing slashes; empty for the whole bucket."""
 
     @classmethod
     def parse(cls, text: str) -> S3Address:
@@ -98,15 +98,15 @@ class S3Object:
 
     key: str
     path: PurePosixPath
-    """Where it goes, below the folder that it is fetched to."""
+    """Path relative to the folder that it is fetched to."""
     size: int
     """Bytes."""
     etag: str
-    """With its quotes, as the server says it."""
+    """With its quotes, as sent by the server."""
 
 
 def make_client() -> Any:
-    """A client for the server that the environment names."""
+    """A client of the server that the environment names."""
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -154,7 +154,7 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
     """Make ``folder`` hold these files and no others; what it holds already is not fetched again.
 
     Each file appears whole or not at all. After an error or a kill, finished files and finished parts of large ones
-    are kept, and the next call goes on from them.
+    are kept, and the next call resumes from them.
 
     Returns:
         Bytes fetched.
@@ -185,7 +185,7 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
 
 
 def explain(error: BaseException, address: S3Address, client: Any) -> str:
-    """What went wrong with a request, where, and the way out."""
+    """What failed in a request, where, and how to fix it."""
     where = f"{address} ({_server(client)})"
     match error:
         case NoCredentialsError() | PartialCredentialsError():
@@ -225,7 +225,7 @@ def _list(client: Any, address: S3Address) -> Iterator[dict[str, Any]]:
 
 
 class _Journal:
-    """What has arrived, a line of JSON each, in ``.FOLDER.journal`` beside the folder: finished files as [path, size,
+    """Record of what has arrived, one JSON line each, in ``.FOLDER.journal`` beside the folder: files as [path, size,
     ETag], and finished parts of large ones as [path, size, ETag, part]. Lines are only appended, so a kill loses
     at most the last.
     """
@@ -256,7 +256,7 @@ class _Journal:
             file.write(json.dumps(line) + "\n")
 
     def forget(self, item: S3Object) -> None:
-        """Forget what has arrived of a file."""
+        """Forget the parts of a file."""
         with self._lock:
             self._lines = {line for line in self._lines if line[:3] != self._line(item)}
             self._rewrite()
@@ -276,7 +276,7 @@ class _Journal:
 
 
 class _File:
-    """One file on its way: its parts are written in any order, and the last one to arrive finishes it."""
+    """A file being fetched: its parts are written in any order, and the last one finishes it."""
 
     def __init__(self, item: S3Object, folder: Path, journal: _Journal) -> None:
         self.item = item
@@ -295,11 +295,11 @@ class _File:
 
     @property
     def remaining(self) -> int:
-        """Bytes that have yet to arrive."""
+        """Bytes still to fetch."""
         return sum(self._span(part)[1] - self._span(part)[0] for part in self.parts)
 
     def fetch_part(self, client: Any, bucket: str, part: int, bar: tqdm) -> None:
-        """Fetch one part, trying again after broken connections."""
+        """Fetch one part, retrying after broken connections."""
         for failed in range(1, MAX_TRIES + 1):
             try:
                 self._transfer(client, bucket, part)
@@ -320,7 +320,7 @@ class _File:
             self._journal.add(self.item, part)
 
     def _finish(self, client: Any, bucket: str) -> None:
-        """Check what arrived and give it its name."""
+        """Check the file and give it its name."""
         self._check_digest(client, bucket)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._target)
@@ -378,7 +378,7 @@ class _File:
         )
 
     def _etag_of_parts(self, client: Any, bucket: str, count: int, stated: str) -> str | None:
-        """The ETag that S3 gives to what arrived; None where the server does not say how long the parts were."""
+        """The ETag that S3 would give to the file; None if the server does not know the sizes of the parts."""
         first = self._uploaded_size(client, bucket, 1, count)
         if first is None:
             return None
@@ -390,7 +390,7 @@ class _File:
         return etag_of_parts(self._partial, sizes) if len(sizes) == count and sum(sizes) == self.item.size else None
 
     def _uploaded_size(self, client: Any, bucket: str, number: int, count: int) -> int | None:
-        """Bytes of a part of the upload, from 1; None where the server does not know of such parts."""
+        """Size of part ``number`` (from 1) of the upload, bytes; None if the server does not know it."""
         request = {"Bucket": bucket, "Key": self.item.key, "IfMatch": self.item.etag, "PartNumber": number}
         try:
             answer = client.head_object(**request)
@@ -400,11 +400,11 @@ class _File:
 
 
 def etag_of_parts(path: Path, sizes: Sequence[int]) -> str:
-    """The ETag of a file that is uploaded to S3 in parts: the MD5 of the parts' MD5s, and how many there are.
+    """The ETag of a file uploaded to S3 in parts: the MD5 of the parts' MD5s, and their number.
 
     Args:
         path: the file.
-        sizes: bytes of each part; the last may say more than there are.
+        sizes: size of each part, bytes; the last may exceed the rest of the file.
     """
     whole = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
@@ -450,7 +450,7 @@ def _require_all(address: S3Address, missing: Sequence[S3Object], journal: _Jour
 
 
 def _remove_others(folder: Path, objects: Sequence[S3Object], missing: Sequence[S3Object]) -> None:
-    """Remove files of other versions from the folder, and parts that are of no missing file."""
+    """Remove files of other versions from the folder, and parts that belong to no missing file."""
     stale = {item.path for item in missing}
     wanted = {folder / item.path for item in objects if item.path not in stale}
     for path in sorted(folder.rglob("*"), reverse=True):  # what is inside before the folder itself
@@ -475,5 +475,5 @@ def _partial_path(folder: Path, item: S3Object) -> Path:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an OSError is of this machine's disk, not of the network."""
+    """Whether an OSError comes from this machine's disk, not from the network."""
     return (isinstance(error, OSError) and error.filename is not None) or getattr(error, "errno", None) == errno.ENOSPC

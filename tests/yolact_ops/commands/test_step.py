@@ -1,4 +1,4 @@
-"""Every step's command line: settings in, exit codes and messages out."""
+"""The command of a step: its settings, exit codes and messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def workplace(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run a step's work as its command does; its exit code."""
+    """Run a step's work as its command does, and return its exit code."""
 
     def call(work: Callable[[Params], None], *arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["step.py", *arguments])
@@ -62,7 +62,7 @@ def test_settings_can_come_from_another_file(command: Callable[..., int], workpl
 
 
 @pytest.mark.parametrize("kind", [YolactError, DataError, SettingsError, WeightsError])
-def test_what_a_user_can_mend_is_a_message_and_exit_code_1(
+def test_a_user_error_is_a_message_and_exit_code_1(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], kind: type[YolactError]
 ) -> None:
     assert command(failing(kind("image.jpg: is broken; replace it"))) == 1
@@ -74,8 +74,7 @@ def test_what_a_user_can_mend_is_a_message_and_exit_code_1(
     [
         (
             PermissionError(13, "Permission denied", "models/model.json"),
-            "models/model.json: permission denied. "
-            "Give yourself the right to read and write it, or work in another folder.",
+            "models/model.json: permission denied. Give yourself read and write permission, or use another folder.",
         ),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
         (OSError("cannot identify image file"), "cannot identify image file"),
@@ -90,7 +89,7 @@ def test_a_file_that_cannot_be_read_or_written_is_a_message_too(
 
 
 @pytest.mark.parametrize("lock", ["", "[", "stages:\n  ingest:\n    outs: [{path: data/other}]\n"])
-def test_an_output_that_dvc_does_not_know_is_not_promised_back(
+def test_an_output_without_a_dvc_record_has_no_hint(
     monkeypatch: pytest.MonkeyPatch, workplace: Path, capsys: pytest.CaptureFixture[str], lock: str
 ) -> None:
     (workplace / "dvc.lock").write_text(lock)
@@ -105,7 +104,7 @@ def test_a_real_file_error_names_the_file(command: Callable[..., int], capsys: p
     assert capsys.readouterr().err == "\ntrain failed: params.yaml/x: Not a directory\n"
 
 
-def test_missing_settings_say_where_to_get_them(
+def test_missing_settings_say_how_to_write_them(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(failing(AssertionError("not reached")), "--params", "nowhere.yaml") == 1
@@ -134,11 +133,11 @@ def test_a_wrong_option_is_exit_code_2(
     assert "Usage" in capsys.readouterr().err
 
 
-def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["step.py"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets one of its own
     with pytest.raises(ZeroDivisionError):
-        run_command("train", failing(ZeroDivisionError("no user can mend this")))
+        run_command("train", failing(ZeroDivisionError("a bug")))
 
 
 def test_log_lines_go_to_standard_error_with_the_step(repository: Path) -> None:

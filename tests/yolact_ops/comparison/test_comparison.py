@@ -25,9 +25,10 @@ from yolact_cli.main import app
 from yolact_ops.comparison.comparison import compare, param_changes
 from yolact_ops.comparison.runs import find_run, list_runs
 from yolact_ops.comparison.sides import Side, open_side
-from yolact_ops.comparison.tables import MetricRow, class_rows, common_rows, metric_rows, points
+from yolact_ops.comparison.tables import MetricRow, class_rows, common_rows, metric_rows
 from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
+from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
 from yolact_ops.tracking.store import TrackingError
@@ -175,7 +176,7 @@ class TestComparison:
             )
 
     def test_zero_has_no_sign_and_nothing_found_no_interval(self) -> None:
-        assert [points(value) for value in (None, -0.0004, 0.0, 0.0004, 0.0006, -0.0206)] == [
+        assert [percentage_points(value) for value in (None, -0.0004, 0.0, 0.0004, 0.0006, -0.0206)] == [
             "-",
             "0.0",
             "0.0",

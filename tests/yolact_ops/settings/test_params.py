@@ -339,3 +339,19 @@ def test_the_settings_survive_a_round_trip_through_yaml(tree: dict[str, Any], tm
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     assert load_params(path) == parse_params(tree)
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "Off"])
+def test_words_of_yaml_1_1_are_text_as_dvc_reads_them(tmp_path: Path, base_text: str, word: str) -> None:
+    text = base_text.replace("source: sample", f"source: {word}", 1)
+    assert text != base_text
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_params(path).data.source == word
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path, base_text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(base_text + "\nruntime:\n  device: cpu\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"(?s)params\.yaml: not valid YAML: .*duplicate key \"runtime\""):
+        load_params(path)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
@@ -111,6 +111,7 @@ def killed_before(change: int | None) -> Iterator[None]:
 takes = st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 3)), max_size=12)
 
 
+@settings(deadline=None)
 @given(entries, takes, st.sampled_from([0, 1 << 20]))
 @example([{"a": 1}, {"a": 2}, {"a": 3}, {"b" * 30: 4}, {"a": 5}], [(0, None), (1, None), (2, 2)], 0)
 def test_a_lane_gives_back_in_order_what_was_not_sent(

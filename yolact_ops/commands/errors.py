@@ -1,0 +1,53 @@
+"""How every command ends on an error that its user can fix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from typer.core import TyperGroup
+
+from yolact.errors import YolactError
+
+
+@contextmanager
+def clear_errors(step: str = "", hint: Callable[[], str] = str) -> Iterator[None]:
+    """Print user errors without a traceback, to standard error, and exit with their code (1 for an `OSError`).
+
+    User errors are every `YolactError` and every file or connection that fails (`OSError`); any other exception is a
+    bug and keeps its traceback.
+
+    Args:
+        step: put before the message, as ``train failed: ``.
+        hint: called after a user error; returns text to append to the message.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of standard output has ended, as `head` does; Typer handles it
+        raise
+    except (YolactError, OSError) as error:
+        title = f"\n{step} failed: " if step else ""
+        print(f"{title}{_explain(error)}{hint()}", file=sys.stderr)
+        raise SystemExit(getattr(error, "exit_code", 1)) from error
+
+
+class ErrorGroup(TyperGroup):
+    """A group of commands that end on user errors as `clear_errors` describes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with clear_errors():
+            return super().invoke(ctx)
+
+
+def _explain(error: YolactError | OSError) -> str:
+    if not (isinstance(error, OSError) and error.strerror and error.filename):
+        return str(error) or type(error).__name__
+    path = Path(str(error.filename))
+    if isinstance(error, PermissionError):
+        if path.suffix == ".part":  # a temporary name; the user knows the folder
+            path = path.parent
+        return f"{path}: {error.strerror.lower()}. Give yourself read and write permission, or use another folder."
+    return f"{path}: {error.strerror}"
