@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from yolact.formats.prepare import ImageSummary
+from yolact.formats.preparation import ImageSummary
 
 
 class Records:

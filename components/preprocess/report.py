@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.formats.images import bounded_size
+from yolact.formats.image_files import bounded_size
 from yolact.formats.instances import reduced_mask
 from yolact.visualize import MIN_SIDE, draw_ground_truth
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page

@@ -25,7 +25,7 @@ from components.preprocess import report
 from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
 from yolact.errors import DataError, SettingsError
-from yolact.formats.voc import voc_palette
+from yolact.formats.voc_files import voc_palette
 from yolact_ops.settings.params import Params, load_params
 
 PERSON, DOG = 15, 12
@@ -433,7 +433,7 @@ def test_a_coco_file_without_split_is_split_by_class(
     make_coco(tmp_path / "coco")
     run(params(val_fraction=0.2), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     stats = json.loads((processed / "stats.json").read_text())
-    assert (stats["layout"], stats["split_by"]) == ("COCO", "data.val_fraction")
+    assert (stats["format"], stats["split_by"]) == ("COCO", "data.val_fraction")
     assert stats["classes"] == {
         "red": {"train": {"images": 32, "instances": 32}, "val": {"images": 8, "instances": 8}},
         "blue": {"train": {"images": 8, "instances": 8}, "val": {"images": 2, "instances": 2}},

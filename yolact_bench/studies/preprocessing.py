@@ -20,8 +20,8 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from components.ingest.layout import VOC2012
-from yolact.formats.voc import voc_palette
+from yolact.formats import voc as voc_format
+from yolact.formats.voc_files import voc_palette
 
 MEASURED = """
 import json, resource, sys, time
@@ -51,7 +51,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, copies.split(",")):
             folder = (work or Path(temporary)) / f"copies-{count}"
-            images = make_set(voc / VOC2012, folder / "raw" / VOC2012, count, long_side, limit)
+            images = make_set(voc / voc_format.TARGET, folder / "raw" / voc_format.TARGET, count, long_side, limit)
             command = [sys.executable, "-c", MEASURED, str(settings), str(folder), str(workers)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout)

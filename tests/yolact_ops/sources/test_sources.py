@@ -21,11 +21,11 @@ from dvc.api import DVCFileSystem
 from fsspec.callbacks import Callback
 
 from components.ingest import step
-from components.ingest.layout import VOC_NEEDED
 from components.ingest.step import run as run_step
 from components.source import watch
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
 from yolact.errors import DataError
+from yolact.formats import voc
 from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
 from yolact_ops.lineage import lineage
@@ -51,7 +51,7 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in VOC's layout, few enough to put under DVC in every test."""
+    """Generated images in VOC's format, few enough to put under DVC in every test."""
     folder = tmp_path_factory.mktemp("small")
     few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
     generate_sample(folder, few)
@@ -254,7 +254,7 @@ def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: 
 def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_coco(
     ingest: Callable, tmp_path: Path, place: str
 ) -> None:
-    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in VOC_NEEDED))
+    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in voc.NEEDED))
     before = ingest(str(both))
     write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
     with pytest.raises(
@@ -270,7 +270,7 @@ def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_c
 
 def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
-    with pytest.raises(DataError, match="has the images"):
+    with pytest.raises(DataError, match="annotations without images"):
         ingest(str(folder))
     write(folder, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
     assert ingest(str(folder)).keys() == {
@@ -280,10 +280,10 @@ def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callab
     }
 
 
-def test_an_archive_without_a_known_layout_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
+def test_an_archive_in_no_known_format_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
         file.writestr("notes.txt", "x")
-    with pytest.raises(DataError, match=r"notes\.zip is in no known layout.\n  .*notes\.zip has: notes\.txt"):
+    with pytest.raises(DataError, match=r"notes\.zip: holds no .* in a known format\. It has: notes\.txt"):
         ingest(str(tmp_path / "notes.zip"))
     assert not (tmp_path / "data/raw").exists()
 

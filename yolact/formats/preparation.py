@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from yolact.formats.images import bounded_size, redrawn
-from yolact.formats.instances import AnnotatedImage, ImageSource, Instance, coco_annotation, redrawn_instance
+from yolact.formats.dataset import AnnotatedImage, ImageSource
+from yolact.formats.image_files import bounded_size, redrawn
+from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
 CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
