@@ -171,7 +171,7 @@ def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> 
 def _check_problems(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
     """Refuse more than ``data.max_problems`` images with problems and annotations of no image; warn about allowed ones.
 
-    An annotation of no image counts like a image: the one that it was meant for is used without it.
+    An annotation of no image counts like an image: the one that it was meant for is used without it.
     """
     rejected, orphans, allowed = outcome.rejected, outcome.orphans, data.max_problems
     count = len(rejected) + len(orphans)

@@ -38,7 +38,7 @@ MAX_COORDINATE = 100_000
 
 MAX_OUTLINE = 2_000_000
 """Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
-more than a hundred times the outline of a image of 12 megapixels."""
+more than a hundred times the outline of an image of 12 megapixels."""
 
 BOX_AGREES_IOU = 0.5
 """Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
@@ -56,7 +56,7 @@ TRIED_IMAGES = 20
 
 @dataclass(frozen=True)
 class CocoImage:
-    """A image of a COCO data set with its rows of ``annotations``; a `ImageSource`."""
+    """An image of a COCO data set with its rows of ``annotations``; an `ImageSource`."""
 
     root: Path
     image_id: str

@@ -27,7 +27,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A image's file, decoded once to see that it is whole."""
+    """An image's file, decoded once to see that it is whole."""
 
     file: str
     """Relative to the data set's folder."""
@@ -112,7 +112,7 @@ def load_image(image: Image.Image, file: str) -> None:
 
 
 def read_image_file(root: Path, file: str) -> ImageFile:
-    """Read a image and decode it in full, which a damaged one does not survive.
+    """Read an image and decode it in full, which a damaged one does not survive.
 
     Raises:
         ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits a channel.
@@ -194,7 +194,7 @@ def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
-    """Oddities of a image that can be used."""
+    """Oddities of an image that can be used."""
     warnings = []
     if image.orientation != 1:
         frame = "are taken as drawn on the turned image" if drawn_upright else "are turned with it"

@@ -79,7 +79,7 @@ def _image_folder(root: Path, folders: Sequence[Path]) -> tuple[Path, str]:
 
 @dataclass(frozen=True)
 class SbdImage:
-    """A image with Semantic Boundaries annotations; a `ImageSource`."""
+    """An image with Semantic Boundaries annotations; an `ImageSource`."""
 
     root: Path
     """Holds ``inst``."""

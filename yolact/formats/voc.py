@@ -119,7 +119,7 @@ def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class VocImage:
-    """A image of a VOC2012 folder; a `ImageSource`."""
+    """An image of a VOC2012 folder; an `ImageSource`."""
 
     root: Path
     image_id: str
@@ -193,7 +193,7 @@ def object_classes(joint: np.ndarray) -> dict[int, int]:
 
 
 def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
-    """What keeps the two masks of a image from being used together; ``joint`` as `joint_histogram` gives it."""
+    """What keeps the two masks of an image from being used together; ``joint`` as `joint_histogram` gives it."""
     foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
     if len(foreign):
         reason = (

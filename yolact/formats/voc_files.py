@@ -96,7 +96,7 @@ def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) ->
     Args:
         path: the file.
         split: its name, for messages.
-        has_image: whether there is a image of an id; tells a class list from ids that end in a number.
+        has_image: whether there is an image of an id; tells a class list from ids that end in a number.
 
     Raises:
         DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.

@@ -58,7 +58,7 @@ def main(
             speed = images / found["seconds"]
             print(
                 f"{images} images, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} images/s; "
-                f"{1000 * found['cpu'] / images:.1f} ms of CPU time a image; peak memory {found['main']:.0f} MiB (main "
+                f"{1000 * found['cpu'] / images:.1f} ms of CPU time an image; peak memory {found['main']:.0f} MiB (main "
                 f"process), {found['worker']:.0f} MiB (largest worker)"
             )
 
@@ -90,7 +90,7 @@ def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int
 
 
 def enlarge(path: Path, target: Path, long_side: int) -> None:
-    """Write a image (JPEG) or a mask (palette PNG) at another size."""
+    """Write an image (JPEG) or a mask (palette PNG) at another size."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(path) as image:
         scale = long_side / max(image.size)

@@ -175,7 +175,7 @@ def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
     assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
 
 
-def test_a_image_of_another_size_is_a_problem(root: Path) -> None:
+def test_an_image_of_another_size_is_a_problem(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "width": 99, "height": HEIGHT}]
     with pytest.raises(ProblemError, match=r"says that images/a\.jpg is 99 x 8 pixels, but it is 12 x 8"):
         read_one(root, annotation(), images=images)
@@ -314,7 +314,7 @@ def test_images_are_found_in_another_unicode_form(tmp_path: Path, stored: str, n
     assert "of another image" in problem.reason
 
 
-def test_a_image_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
+def test_an_image_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         save_image(tmp_path, f"images/{name}")
     second = tree(images=[{"id": 7, "file_name": "b.jpg"}, {"id": 8, "file_name": "./a.jpg"}])

@@ -55,7 +55,7 @@ def test_image_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     assert moved.area == shown.sum()
 
 
-def test_a_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+def test_an_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -342,7 +342,8 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
     put(tmp_path / "coco/annotations/instances_val2017.json", json.dumps(tree).encode())
     put(tmp_path / "coco/annotations/captions_val2017.json", b"{}")
     put(tmp_path / "coco/annotations/notes.json", b"{}")
-    with pytest.raises(
+    unclear = r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
+    with pytest.raises(DataError, match=unclear):
         DataError, match=r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
     ):
         read_dataset(tmp_path)

@@ -376,7 +376,7 @@ def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_a_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
+def test_an_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
     voc.image(jpeg(mode="CMYK"))
     (warning,) = read_voc_image(voc.root, "a").warnings
     assert str(warning).startswith("JPEGImages/a.jpg: has print colours (CMYK)")
