@@ -1,6 +1,6 @@
 """The ingest step: bring the images and their annotations, whatever their source, to ``data/raw``.
 
-The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.sources` knows the kinds.
+The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.data_source` knows the kinds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from yolact.formats.sample import generate_sample
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import DataParams
-from yolact_ops.sources.sources import Local, files_below, find_source, walk
+from yolact_ops.sources.data_source import find_source
+from yolact_ops.sources.local import Local, files_below, walk
 from yolact_ops.transfer.archives import JUNK, unpack
 from yolact_ops.transfer.disk import require_free_disk
 

@@ -3,7 +3,7 @@
     python -m yolact_bench.studies.preprocessing VOC [--copies 1,8] [--workers 2] [--long-side 0]
         [--limit 0] [--work FOLDER]
 
-``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
+``VOC`` is a folder in PASCAL VOC's format, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
 ``--copies`` says, under new names, for one measurement each. With ``--long-side 4000`` they are first enlarged to so
 many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over images that the disk's cache holds.
 """
@@ -58,8 +58,8 @@ def main(
             speed = images / found["seconds"]
             print(
                 f"{images} images, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} images/s; "
-                f"{1000 * found['cpu'] / images:.1f} ms of CPU time an image; peak memory {found['main']:.0f} MiB (main "
-                f"process), {found['worker']:.0f} MiB (largest worker)"
+                f"{1000 * found['cpu'] / images:.1f} ms of CPU time an image; peak memory {found['main']:.0f} MiB "
+                f"(main process), {found['worker']:.0f} MiB (largest worker)"
             )
 
 

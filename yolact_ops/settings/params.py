@@ -46,7 +46,7 @@ class MirrorsConfig(Section):
 
 class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)]
-    """Where the raw data comes from; `yolact_ops.sources.sources` has the spellings."""
+    """Where the raw data comes from; `yolact_ops.sources.data_source` has the spellings."""
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all of the source's; a list picks them, in that order; a mapping from the source's

@@ -344,8 +344,6 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
     put(tmp_path / "coco/annotations/notes.json", b"{}")
     unclear = r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
     with pytest.raises(DataError, match=unclear):
-        DataError, match=r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
-    ):
         read_dataset(tmp_path)
     (tmp_path / "coco/annotations/instances_val2017.json").rename(
         tmp_path / "coco/annotations/instances_train2017.json"
