@@ -30,7 +30,7 @@ from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
 from yolact_ops.lineage import lineage
 from yolact_ops.settings.params import Params, load_params
-from yolact_ops.sources import tracked, web
+from yolact_ops.sources import dvc_path, local, tracked, web
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer import disk, download, storage
 from yolact_ops.transfer.download import DownloadError
