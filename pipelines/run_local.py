@@ -10,7 +10,9 @@ from pipelines.local import Containers, LocalRun, run_pipeline
 from yolact_ops.commands.task import as_text
 from yolact_ops.lineage.code import code_version
 from yolact_ops.settings.params import Params
-from yolact_ops.sources.sources import DvcPath, Local, find_source
+from yolact_ops.sources.data_source import find_source
+from yolact_ops.sources.dvc_path import DvcPath
+from yolact_ops.sources.local import Local
 
 
 def run_training(

@@ -1,6 +1,6 @@
 """The ingest step: bring the images and their annotations, whatever their source, to ``data/raw``.
 
-The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.sources` knows the kinds.
+The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.data_source` knows the kinds.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from components.ingest.layout import find_layout
 from yolact.errors import DataError
 from yolact.files import replaced_directory
+from yolact.formats.dataset import Files
+from yolact.formats.registry import dataset_files
 from yolact.formats.sample import generate_sample
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import DataParams
-from yolact_ops.sources.sources import Local, files_below, find_source, walk
+from yolact_ops.sources.data_source import find_source
+from yolact_ops.sources.local import Local, files_below, walk
 from yolact_ops.transfer.archives import JUNK, unpack
 from yolact_ops.transfer.disk import require_free_disk
 
 log = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 5
-"""Files that an error message names; the rest is counted."""
+"""Files that an error message names; the others are counted."""
 
 
 def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
@@ -33,11 +35,11 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
 
     Args:
         params: ``data.source`` and ``data.mirrors`` are read, for ``sample`` also ``data.sample``.
-        raw_dir: gets ``VOCdevkit/VOC2012``, ``benchmark_RELEASE/dataset`` (SBD), or a COCO folder's content.
+        raw_dir: gets the files of the data set, where its format's `Format.files` places them.
         downloads_dir: keeps what is fetched, so that no byte is fetched twice.
 
     Raises:
-        DataError: the source is not there, cannot be fetched, is damaged or in no known layout, or shares files with
+        DataError: the source is missing, cannot be fetched, is damaged or in no known format, or shares files with
             ``raw_dir``.
         OSError: a file cannot be read or written.
     """
@@ -48,11 +50,11 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
     else:
         found = source.fetch(downloads_dir)
         if found.is_dir():
-            _take_folder(found, raw_dir)
+            _bring_folder(found, raw_dir)
         else:
             if isinstance(source, Local):
                 _refuse_shared_files(found, raw_dir)
-            _take_archive(found, raw_dir)
+            _bring_archive(found, raw_dir)
     files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     images = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
@@ -60,28 +62,28 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
     log.info("%s: %d images, %d files, %d bytes in %s", shown, images, len(files), size, raw_dir)
 
 
-def _take_folder(folder: Path, raw_dir: Path) -> None:
-    layout = find_layout(folder)
-    for taken in layout:
-        _refuse_shared_files(taken.origin, raw_dir)
-    places = [taken.origin / name for taken in layout for name in taken.names]
+def _bring_folder(folder: Path, raw_dir: Path) -> None:
+    groups = dataset_files(folder)
+    for group in groups:
+        _refuse_shared_files(group.origin, raw_dir)
+    places = [group.origin / name for group in groups for name in group.names]
     size = sum(path.stat().st_size for place in places for path in files_below(place))
     require_free_disk(raw_dir, size, f"copying {folder}")
     with replaced_directory(raw_dir) as target:
-        for taken in layout:
-            _transfer(taken.origin, target / taken.target, taken.names, shutil.copyfile)
+        for group in groups:
+            _transfer(group, target, shutil.copyfile)
 
 
-def _take_archive(archive: Path, raw_dir: Path) -> None:
+def _bring_archive(archive: Path, raw_dir: Path) -> None:
     with replaced_directory(raw_dir) as target:
         unpacked = target / ".unpacked"
         unpack(archive, unpacked)
         try:
-            layout = find_layout(unpacked)
+            groups = dataset_files(unpacked)
         except DataError as error:
             raise DataError(str(error).replace(str(unpacked), str(archive))) from None
-        for taken in layout:
-            _transfer(taken.origin, target / taken.target, taken.names, os.replace)
+        for group in groups:
+            _transfer(group, target, os.replace)
         shutil.rmtree(unpacked)
 
 
@@ -95,18 +97,19 @@ def _refuse_shared_files(origin: Path, raw_dir: Path) -> None:
         )
 
 
-def _transfer(origin: Path, target: Path, names: tuple[str, ...], transfer: Callable[[str, str], object]) -> None:
-    """Copy or move files and folders; links become files of their own, hidden files and junk stay behind.
+def _transfer(files: Files, folder: Path, transfer: Callable[[str, str], object]) -> None:
+    """Copy or move files into ``folder``; links become files of their own, hidden files and junk are left out.
 
-    No modes are taken over: what is copied from a read-only folder can be changed and removed.
+    File modes are not copied: what comes from a read-only folder can be changed and removed.
 
     Raises:
         DataError: files cannot be copied (the first few are named); the target is then incomplete.
         OSError: a folder cannot be read or made.
     """
+    origin, target = files.origin, folder / files.target
     target.mkdir(parents=True, exist_ok=True)
     failures = []
-    for path in _paths_to_take(origin, names):
+    for path in _paths_to_bring(files):
         copy = target / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -121,18 +124,19 @@ def _transfer(origin: Path, target: Path, names: tuple[str, ...], transfer: Call
         )
 
 
-def _paths_to_take(origin: Path, names: tuple[str, ...]) -> Iterator[Path]:
-    """Files, and links that may lead nowhere, relative to ``origin``; those in hidden folders and junk are left out."""
-    for name in names:
+def _paths_to_bring(files: Files) -> Iterator[Path]:
+    """Files, and links that may be broken, relative to their origin; hidden files and folders and junk are left out."""
+    origin = files.origin
+    for name in files.names:
         if not (origin / name).is_dir():
             yield from [Path(name)] if (origin / name).exists() else []
             continue
-        for place, files in walk(origin / name):
-            paths = (place.relative_to(origin) / file for file in files)
-            yield from (path for path in paths if not any(_is_left_behind(part) for part in path.parts[1:]))
+        for place, inside in walk(origin / name):
+            paths = (place.relative_to(origin) / file for file in inside)
+            yield from (path for path in paths if not any(_is_left_out(part) for part in path.parts[1:]))
 
 
-def _is_left_behind(name: str) -> bool:
+def _is_left_out(name: str) -> bool:
     return name.startswith(".") or name in JUNK
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from yolact.formats.prepare import ImageSummary
+from yolact.formats.preparation import ImageSummary
 
 
 class Records:
@@ -34,11 +34,11 @@ class Records:
         self._file.writelines(f"{row}\n".encode() for row in rows)
 
     def objects(self, image_id: str) -> list[dict[str, Any]]:
-        """The rows of a image, read; without ids."""
+        """The rows of an image, read; without ids."""
         return [json.loads(f"{{{row}") for row in self.rows(image_id)]
 
     def rows(self, image_id: str) -> list[str]:
-        """What was added for a image."""
+        """What was added for an image."""
         start, count = self._places[image_id]
         self._file.seek(start)
         return [self._file.readline().decode()[:-1] for _ in range(count)]

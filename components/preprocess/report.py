@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
-from yolact.formats.images import bounded_size
+from yolact.formats.image_files import bounded_size
 from yolact.formats.instances import reduced_mask
 from yolact.visualize import MIN_SIDE, draw_ground_truth
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
@@ -23,7 +23,7 @@ from yolact_ops.settings.params import DataConfig
 GALLERY_PHOTOS = 12
 """Of each split."""
 GALLERY_WIDTH = 520
-"""Pixels of a image on the page."""
+"""Pixels of an image on the page."""
 
 LISTED_ROWS = 1000
 """Problems, and warnings, that the page lists, so that a browser can show it; `LISTING` has all."""
@@ -60,7 +60,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """A image to show with its objects."""
+    """An image to show with its objects."""
 
     path: Path
     width: int
@@ -211,7 +211,7 @@ def _gallery_entry(image: GalleryImage, categories: Mapping[int, str]) -> tuple[
 
 
 def _drawn(image: GalleryImage, categories: Mapping[int, str]) -> np.ndarray:
-    """A image with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
+    """An image with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
     size = bounded_size((image.width, image.height), MIN_SIDE)
     with Image.open(image.path) as opened:
         pixels = np.asarray(opened.convert("RGB").resize(size, Image.Resampling.LANCZOS))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolact.formats.duplicates import MAX_DISTANCE, first_similar_pairs
-from yolact.formats.prepare import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, ImageSummary
+from yolact.formats.preparation import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, ImageSummary
 from yolact.formats.problems import Problem
 
 LISTED_PAIRS = 1000
@@ -33,8 +33,8 @@ SHARE_EDGES = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 class Outcome:
     """All that was found in a data set, before it is summed up."""
 
-    layout: str
-    """Name of the layout."""
+    format: str
+    """Name of the data set's format."""
     split_by_source: bool
     """Whether the source says which images are for validation."""
     classes: Mapping[int, str]
@@ -63,7 +63,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
     others = Counter(source_names[index - 1] for image in every for index in image.other_classes)
     return {
         "digest": digest,
-        "layout": outcome.layout,
+        "format": outcome.format,
         "split_by": "source" if outcome.split_by_source else "data.val_fraction",
         "splits": {
             split: {

@@ -1,4 +1,4 @@
-"""The step `preprocess`: annotated images of any layout in, images with COCO instances JSON and a report out."""
+"""The step `preprocess`: annotated images in any registered format to images with COCO instances JSON, and a report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from components.preprocess.workers import map_in_order, usable_cpus
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
+from yolact.formats.dataset import Dataset
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
-from yolact.formats.instances import Layout
-from yolact.formats.layouts import find_layout
-from yolact.formats.prepare import CATEGORY, ImageSummary, Preparation, RejectedImage, names_are_unique
+from yolact.formats.preparation import CATEGORY, ImageSummary, Preparation, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
+from yolact.formats.registry import read_dataset
 from yolact.formats.split import Choice, choose_validation
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.pages import evenly_spaced
@@ -46,62 +46,63 @@ def run(
 
     Args:
         params: ``data`` is read.
-        raw_dir: holds the data set, in any layout that `find_layout` knows.
+        raw_dir: holds the data set, in any registered format (`yolact.formats.registry`).
         processed_dir: see above.
         report_dir: likewise.
         workers: processes that read images; None: one for each CPU core.
 
     Raises:
-        DataError: the layout or a list of images is faulty, more images and annotations of no image than
-            ``data.max_problems`` are, or a split has no image or no instance.
+        DataError: there is no data set of a known format, a list of images is wrong, more images and orphan annotations
+            than ``data.max_problems`` have problems, or a split has no image or no instance.
         SettingsError: ``data.classes`` names a class that is not there.
     """
-    layout = find_layout(raw_dir)
-    _check_disjoint(layout)
-    categories, category_of = select_classes(layout.classes, params.data.classes)
+    dataset = read_dataset(raw_dir)
+    _check_disjoint(dataset)
+    categories, category_of = select_classes(dataset.classes, params.data.classes)
     with replaced_directory(processed_dir) as folder:
         (folder / "images").mkdir()
         preparation = Preparation(
             folder=folder / "images",
             max_side=params.data.max_side or None,
             category_of=category_of,
-            short_names=names_are_unique([source.image_id for found in layout.splits.values() for source in found]),
+            short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
         )
         with Records(folder / ".records") as records:
-            images, rejected = _prepare_all(layout, preparation, records, workers or usable_cpus())
-            outcome = _outcome(layout, categories, images, rejected, params.data)
+            images, rejected = _prepare_all(dataset, preparation, records, workers or usable_cpus())
+            outcome = _outcome(dataset, categories, images, rejected, params.data)
             for split in SPLITS:
-                what = f"{layout.name} layout, split {split}"
-                write_coco(folder / f"{split}.json", outcome.images[split], records, layout.image_ids, categories, what)
+                description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
+                path, images_of_split = folder / f"{split}.json", outcome.images[split]
+                write_coco(path, images_of_split, records, dataset.image_ids, categories, description)
             digests = _digests(folder, outcome.images)
             stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
             stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
             gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
             write_report(report_dir, stats, categories, gallery, params.data)
         write_json_atomic(folder / "stats.json", stats)
-        _check_problems(layout, outcome, params.data, report_dir)
-        _check_usable(layout, outcome)
+        _check_problems(dataset, outcome, params.data, report_dir)
+        _check_usable(dataset, outcome)
     _log_summary(outcome, stats, report_dir)
 
 
-def _check_disjoint(layout: Layout) -> None:
-    train, val = ({source.image_id for source in layout.splits.get(split, ())} for split in SPLITS)
+def _check_disjoint(dataset: Dataset) -> None:
+    train, val = ({source.image_id for source in dataset.splits.get(split, ())} for split in SPLITS)
     common = sorted(train & val)
     if common:
         raise DataError(
-            f"{layout.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
+            f"{dataset.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
             "judged on images it has learned: take them out of one of the two lists."
         )
 
 
 def _prepare_all(
-    layout: Layout, preparation: Preparation, records: Records, workers: int
+    dataset: Dataset, preparation: Preparation, records: Records, workers: int
 ) -> tuple[dict[str, ImageSummary], dict[str, Sequence[Problem]]]:
     """The images that can be used, written, and the problems of the others; both by image id, in its order."""
-    sources = sorted((source for found in layout.splits.values() for source in found), key=lambda s: s.image_id)
+    sources = sorted((source for found in dataset.splits.values() for source in found), key=lambda s: s.image_id)
     accepted: dict[str, ImageSummary] = {}
-    rejected: dict[str, Sequence[Problem]] = dict(layout.problems)
-    log.info("%s: reading %d images from %s", layout.name, len(sources), layout.root)
+    rejected: dict[str, Sequence[Problem]] = dict(dataset.problems)
+    log.info("%s: reading %d images from %s", dataset.format, len(sources), dataset.root)
     results = map_in_order(preparation, sources, workers, lambda source: source.image_id)
     for result in tqdm(results, total=len(sources), unit="image", disable=None):  # None: only on a terminal
         if isinstance(result, RejectedImage):
@@ -113,29 +114,29 @@ def _prepare_all(
 
 
 def _outcome(
-    layout: Layout,
+    dataset: Dataset,
     categories: Mapping[int, str],
     images: Mapping[str, ImageSummary],
     rejected: Mapping[str, Sequence[Problem]],
     data: DataConfig,
 ) -> Outcome:
     """Images by split: the source's, or chosen by `data.val_fraction`."""
-    split_of = {source.image_id: split for split, found in layout.splits.items() for source in found}
-    by_source = "val" in layout.splits
+    split_of = {source.image_id: split for split, found in dataset.splits.items() for source in found}
+    by_source = "val" in dataset.splits
     choice = Choice(set())
     if not by_source:
         choice = _choose_validation(list(images.values()), data)
         split_of |= dict.fromkeys(choice.validation, "val")
     return Outcome(
-        layout=layout.name,
+        format=dataset.format,
         split_by_source=by_source,
-        classes=layout.classes,
+        classes=dataset.classes,
         categories=categories,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
-        orphans=layout.orphans,
+        orphans=dataset.orphans,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
-        source_warnings=layout.warnings,
+        source_warnings=dataset.warnings,
         parted=[[images[name].file_name for name in names] for names in choice.parted],
     )
 
@@ -167,10 +168,10 @@ def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> 
     ]
 
 
-def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
+def _check_problems(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
     """Refuse more than ``data.max_problems`` images with problems and annotations of no image; warn about allowed ones.
 
-    An annotation of no image counts like a image: the one that it was meant for is used without it.
+    An annotation of no image counts like an image: the one that it was meant for is used without it.
     """
     rejected, orphans, allowed = outcome.rejected, outcome.orphans, data.max_problems
     count = len(rejected) + len(orphans)
@@ -183,7 +184,7 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
     listing, found = "\n".join(lines), counted(len(rejected), len(orphans))
     if count > allowed:
         raise DataError(
-            f"{layout.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
+            f"{dataset.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
             f"Mend the files at their source (data.source: {data.source}) and run `dvc repro`, which brings them in. "
             "Or leave them out with "
             f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
@@ -192,7 +193,7 @@ def _check_problems(layout: Layout, outcome: Outcome, data: DataConfig, report_d
     log.warning("left out: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
 
 
-def _check_usable(layout: Layout, outcome: Outcome) -> None:
+def _check_usable(dataset: Dataset, outcome: Outcome) -> None:
     showing = {split: sum(len(image.instances) > 0 for image in outcome.images[split]) for split in SPLITS}
     empty = [split for split in SPLITS if not showing[split]]
     if not empty:
@@ -205,7 +206,7 @@ def _check_usable(layout: Layout, outcome: Outcome) -> None:
             "objects in more images, or look at data.classes."
         )
     count = len(outcome.images[empty[0]])
-    raise DataError(f"{layout.root}: split {empty[0]!r} has {count} usable images and no instance in them. {advice}")
+    raise DataError(f"{dataset.root}: split {empty[0]!r} has {count} usable images and no instance in them. {advice}")
 
 
 def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, dict[str, str]]:

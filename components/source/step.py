@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from yolact.errors import SettingsError
 from yolact_ops.lineage.redaction import redact, shown_source, without_credentials
 from yolact_ops.settings.params import Params
-from yolact_ops.sources.sources import DvcPath, find_source, state_of
+from yolact_ops.sources.data_source import find_source, state_of
+from yolact_ops.sources.dvc_path import DvcPath
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class PinnedData:
     params: Params
     """With the revision's commit in ``data.source``, where it has one."""
     fingerprint: str
-    """SHA-256 (hex), see `yolact_ops.sources.sources.State`; ``generated`` for the sample."""
+    """SHA-256 (hex), see `yolact_ops.sources.state.State`; ``generated`` for the sample."""
 
 
 def run(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> PinnedData:

@@ -15,7 +15,7 @@ from yolact.files import write_json_atomic
 from yolact_ops.commands.step import run_command
 from yolact_ops.lineage.redaction import shown_source
 from yolact_ops.settings.params import Params
-from yolact_ops.sources.sources import find_source, state_of
+from yolact_ops.sources.data_source import find_source, state_of
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The ingest step: finds the VOC layout, copies what later steps read, and never leaves half of it."""
+"""The ingest step: finds the data set, copies what later steps read, and never leaves half of it."""
 
 from __future__ import annotations
 
@@ -190,15 +190,14 @@ def test_a_source_that_is_spelled_wrongly_is_refused_with_the_right_spelling(
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_folder_without_a_known_layout_is_refused_with_what_it_lacks(
+def test_a_folder_that_lacks_a_part_of_its_format_is_refused_with_its_name(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(source / "VOCdevkit" / "VOC2012" / "SegmentationObject")
     with pytest.raises(DataError) as caught:
         run(with_source(params, source), raw_dir=tmp_path / "raw")
     message = str(caught.value)
-    assert f"{source / 'VOCdevkit' / 'VOC2012'} has no folder SegmentationObject, which" in message
-    assert "COCO" in message
+    assert f"{source / 'VOCdevkit' / 'VOC2012'} has no folder SegmentationObject, which PASCAL VOC needs" in message
     assert not (tmp_path / "raw").exists()
 
 

@@ -25,7 +25,7 @@ from components.preprocess import report
 from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
 from yolact.errors import DataError, SettingsError
-from yolact.formats.voc import voc_palette
+from yolact.formats.voc_files import voc_palette
 from yolact_ops.settings.params import Params, load_params
 
 PERSON, DOG = 15, 12
@@ -268,7 +268,7 @@ def test_images_that_have_no_mask_are_a_warning_with_their_number(
     assert warning["reason"].startswith("images without a mask in SegmentationObject are not used: 1, such as '2007_")
 
 
-def test_a_image_whose_name_is_not_utf_8_is_left_out_as_a_problem(
+def test_an_image_whose_name_is_not_utf_8_is_left_out_as_a_problem(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
@@ -433,7 +433,7 @@ def test_a_coco_file_without_split_is_split_by_class(
     make_coco(tmp_path / "coco")
     run(params(val_fraction=0.2), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     stats = json.loads((processed / "stats.json").read_text())
-    assert (stats["layout"], stats["split_by"]) == ("COCO", "data.val_fraction")
+    assert (stats["format"], stats["split_by"]) == ("COCO", "data.val_fraction")
     assert stats["classes"] == {
         "red": {"train": {"images": 32, "instances": 32}, "val": {"images": 8, "instances": 8}},
         "blue": {"train": {"images": 8, "instances": 8}, "val": {"images": 2, "instances": 2}},
@@ -519,7 +519,7 @@ def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any
 def test_large_and_turned_images_are_written_anew_with_their_masks(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
-    """A red square in a image of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
+    """A red square in an image of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
     objects = np.zeros((300, 400), dtype=np.uint8)
     objects[60:180, 248:368] = 1
     pixels = np.where(objects[:, :, None] == 1, [220, 20, 20], [30, 60, 200]).astype(np.uint8)
@@ -612,7 +612,7 @@ def test_images_of_two_folders_with_one_name_both_keep_a_name(
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
-def test_a_image_that_would_be_written_under_too_long_a_name_is_a_problem(
+def test_an_image_that_would_be_written_under_too_long_a_name_is_a_problem(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)

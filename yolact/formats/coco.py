@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +19,26 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
-from yolact.formats.images import image_warnings, read_image, stored_form
-from yolact.formats.instances import AnnotatedImage, Box, Instance, Layout
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files
+from yolact.formats.image_files import image_warnings, read_image_file, stored_form
+from yolact.formats.instances import Box, Instance
 from yolact.formats.problems import Problem, ProblemError, keep_problems, writable
+
+NAME = "COCO"
+
+FOUND_BY = "*.json with images, annotations and categories; the images beside it, or in a folder named images"
+
+INCLUDES: tuple[str, ...] = ()
+
+OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
+"""How COCO's files that hold no instances begin."""
 
 MAX_COORDINATE = 100_000
 """Pixels; a polygon that reaches farther is a slip of the pen (and would take long to draw)."""
 
 MAX_OUTLINE = 2_000_000
 """Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
-more than a hundred times the outline of a image of 12 megapixels."""
+more than a hundred times the outline of an image of 12 megapixels."""
 
 BOX_AGREES_IOU = 0.5
 """Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
@@ -39,13 +50,13 @@ that COCO states are those of the polygons, and differ a little from the pixels.
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Words in a file's or folder's name that say which split it is."""
 
-TRIED_PHOTOS = 20
+TRIED_IMAGES = 20
 """Images of a file that are looked for in each folder that may be theirs."""
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """A image of a COCO data set with its rows of ``annotations``; a `ImageSource`."""
+    """An image of a COCO data set with its rows of ``annotations``; an `ImageSource`."""
 
     root: Path
     image_id: str
@@ -60,7 +71,7 @@ class CocoImage:
 
     def read(self) -> AnnotatedImage:
         """Read the image and turn the rows into instances."""
-        image = read_image(self.root, self.image_id)
+        image = read_image_file(self.root, self.image_id)
         size = self.stated_size or image.stored_size
         if size not in (image.stored_size, image.upright_size):
             wide, high = image.stored_size
@@ -232,6 +243,37 @@ def _is_id(value: Any) -> bool:
 # Files
 
 
+def find(folders: Sequence[Path]) -> list[Path]:
+    """Instances files: those named ``instances_*`` where there are any, else those with such content."""
+    files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()]
+    files = [path for path in files if not path.name.startswith((".", *OTHER_FILES))]
+    return [path for path in files if path.name.startswith("instances_")] or [path for path in files if is_coco(path)]
+
+
+def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
+    """Everything but hidden files: the instances files name their images by paths."""
+    root = _root(folders)
+    return [Files(root, Path(), tuple(path.name for path in _visible(root)))]
+
+
+def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    """See `read_coco`."""
+    return read_coco(_root(folders), found)
+
+
+def _root(folders: Sequence[Path]) -> Path:
+    """The searched folder without folders that hold nothing but another one."""
+    root = folders[0]
+    while len(inside := _visible(root)) == 1 and inside[0].is_dir():
+        root = inside[0]
+    return root
+
+
+def _visible(folder: Path) -> list[Path]:
+    names = sorted(os.listdir(folder))
+    return [folder / name for name in names if not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db")]
+
+
 def is_coco(path: Path) -> bool:
     """Whether a JSON file speaks of images and annotations, without parsing what may be half a gigabyte."""
     if not path.is_file() or path.stat().st_size == 0:
@@ -251,7 +293,7 @@ class _Instances:
     """Name by the file's own id."""
 
 
-def read_coco(root: Path, files: Sequence[Path]) -> Layout:
+def read_coco(root: Path, files: Sequence[Path]) -> Dataset:
     """The data set of all instances files below a folder.
 
     Raises:
@@ -273,7 +315,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> Layout:
             for image, number in _images(root, instances, index_of, problems, orphans, seen):
                 splits[split].append(image)
                 numbers[image.image_id] = number
-    return Layout("COCO", str(root), classes, splits, problems, _image_ids(numbers), orphans)
+    return Dataset(NAME, str(root), classes, splits, problems, _image_ids(numbers), orphans)
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
@@ -448,7 +490,7 @@ def _image_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Pa
         f"{images}/{part}".strip("/") for part in (stem, split or "", "") for images in ("", "images", "JPEGImages")
     ]
     places = list(dict.fromkeys(base / part for base in above for part in inner))
-    tried = names[:TRIED_PHOTOS]
+    tried = names[:TRIED_IMAGES]
     best = max(places, key=lambda place: sum(stored_form(place, name) is not None for name in tried))
     if tried and not any(stored_form(best, name) for name in tried):
         looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())

@@ -1,22 +1,21 @@
-"""A image with its objects, as every layout is read into it, and what turning and reducing does to the objects."""
+"""Objects of an image: read from a mask of object numbers, turned and reduced with their image, written for COCO."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from yolact.formats.images import ImageFile, turned_mask
-from yolact.formats.problems import Problem
+from yolact.formats.image_files import turned_mask
 
 Box = tuple[float, float, float, float]
 
 ROUNDING = 1e-9
-"""More than sums of fractions of pixels are wrong by, so that exactly half is never taken for more."""
+"""Above the rounding error of summed fractions of pixels, so exactly half never counts as more than half."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Instance:
     number: int
     """From 1, of the image's objects: the index in a mask, or the place in a list."""
     class_index: int
-    """From 1: place in the layout's class names."""
+    """From 1: place in the data set's class names."""
     box: Box
     """xywh, pixels."""
     area: float
@@ -37,7 +36,7 @@ class Instance:
     counts: str
     """COCO's compressed run lengths of the mask."""
     crowd: bool = False
-    """The region of many objects that were not told apart (COCO's ``iscrowd``)."""
+    """A region of many objects that are not annotated one by one (COCO's ``iscrowd``)."""
     difficult: bool | None = None
     """None where nothing says so."""
     truncated: bool | None = None
@@ -45,60 +44,6 @@ class Instance:
     def rle(self) -> dict[str, Any]:
         """The mask as pycocotools takes it."""
         return {"size": [self.height, self.width], "counts": self.counts}
-
-
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """One image with its objects, in the frame that their masks were drawn in."""
-
-    image_id: str
-    image: ImageFile
-    width: int
-    """Pixels of the masks' frame: the image as stored, or turned upright."""
-    height: int
-    instances: tuple[Instance, ...]
-    warnings: tuple[Problem, ...]
-    """Oddities that do not keep the image from being used."""
-    has_xml: bool | None = None
-    """Whether there was an annotation XML; None in layouts that have none."""
-
-    @property
-    def drawn_upright(self) -> bool:
-        """Whether the masks' frame is the upright image. Where the size leaves it open, it is the image as stored."""
-        return (self.width, self.height) != self.image.stored_size
-
-
-class ImageSource(Protocol):
-    """Where one annotated image is; small enough to send to another process."""
-
-    @property
-    def image_id(self) -> str:
-        """Its name, unique in the data set."""
-
-    def read(self) -> AnnotatedImage:
-        """Read the image and its objects; raises `ProblemError` with all that is wrong with their files."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """An annotated data set as it was found."""
-
-    name: str
-    """For people, such as ``PASCAL VOC``."""
-    root: str
-    """Folder that problems' files are relative to."""
-    classes: Mapping[int, str]
-    """Name by category id, in the order of the ids; instances count them from 1 in that order."""
-    splits: Mapping[str, Sequence[ImageSource]]
-    """``train`` and ``val``; only ``train`` where the source does not say which images to validate on."""
-    problems: Mapping[str, Sequence[Problem]]
-    """Faults that leave no image to read, by an id that stands for it."""
-    image_ids: Mapping[str, int]
-    """The number of each image in COCO files, by image id."""
-    orphans: Sequence[Problem] = ()
-    """Annotations that belong to no image, so that nobody can say which image lacks them."""
-    warnings: Sequence[Problem] = ()
-    """Oddities of no single image."""
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:

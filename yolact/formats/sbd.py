@@ -7,23 +7,79 @@ The published YOLACT for PASCAL VOC learned from these. ``inst/<id>.mat`` holds 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from yolact.class_names import VOC_CLASSES
-from yolact.formats.convert import size_problems
-from yolact.formats.images import image_warnings, read_bytes, read_image
-from yolact.formats.instances import AnnotatedImage, instances_from_index_mask
+from yolact.errors import DataError
+from yolact.formats import voc
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, only_one
+from yolact.formats.image_files import image_warnings, read_bytes, read_image_file, size_problems
+from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc import find_image, find_part
+from yolact.formats.voc_files import find_image, find_part, has_image, image_lists, stems, unused_images
+
+NAME = "Semantic Boundaries"
+
+FOUND_BY = "inst/*.mat, with the images in img, or in a PASCAL VOC's JPEGImages beside it"
+
+INCLUDES = (voc.NAME,)
+"""A PASCAL VOC beside the annotations has the images."""
+
+TARGET = Path("benchmark_RELEASE") / "dataset"
+"""Where SBD's own archive has its files (Hariharan et al. 2011, the release's README)."""
+
+
+def find(folders: Sequence[Path]) -> list[Path]:
+    """Folders with MATLAB files in ``inst``."""
+    return [folder for folder in folders if stems(folder / "inst", ".mat")]
+
+
+def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
+    """SBD's folders and lists, and the VOC images where it has none of its own."""
+    root = only_one(found)
+    images_root, images_folder = _image_folder(root, folders)
+    names = ("img", "inst", "cls", "train.txt", "val.txt", "trainval.txt", "train_noval.txt")
+    own = Files(root, TARGET, names)
+    return [own] if images_root == root else [own, Files(images_root, voc.TARGET, (images_folder,))]
+
+
+def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    """Images of the lists beside ``inst``; without these, all images with annotations there."""
+    root = only_one(found)
+    images_root, images_folder = _image_folder(root, folders)
+    ids = image_lists(root, partial(has_image, images_root, images_folder))
+    warnings: list[Problem] = []
+    if not ids:
+        ids = {"train": stems(root / "inst", ".mat")}
+        warnings = unused_images(images_root / images_folder, ids["train"], "annotations in inst")
+    splits = {
+        split: [SbdImage(root, images_root, images_folder, name) for name in names] for split, names in ids.items()
+    }
+    return voc.voc_dataset(NAME, root, splits, warnings)
+
+
+def _image_folder(root: Path, folders: Sequence[Path]) -> tuple[Path, str]:
+    """Folder of the images and its name there: SBD's own ``img``, or the only ``JPEGImages``."""
+    if (root / "img").is_dir():
+        return root, "img"
+    beside = [folder for folder in folders if (folder / "JPEGImages").is_dir()]
+    if not beside:
+        raise DataError(
+            f"{root}: Semantic Boundaries annotations without images. Put them into {root / 'img'}, or a PASCAL VOC "
+            "with the folder JPEGImages beside the annotations."
+        )
+    return only_one(beside), "JPEGImages"
 
 
 @dataclass(frozen=True)
 class SbdImage:
-    """A image with Semantic Boundaries annotations; a `ImageSource`."""
+    """An image with Semantic Boundaries annotations; an `ImageSource`."""
 
     root: Path
     """Holds ``inst``."""
@@ -37,7 +93,7 @@ class SbdImage:
         problems: list[Problem] = []
         image = keep_problems(
             problems,
-            lambda: read_image(self.images_root, find_image(self.images_root, self.images_folder, self.image_id)),
+            lambda: read_image_file(self.images_root, find_image(self.images_root, self.images_folder, self.image_id)),
         )
         file = find_part(self.root, "inst", self.image_id, ".mat")
         found = keep_problems(problems, lambda: read_instances(self.root, file))

@@ -1,303 +1,357 @@
-"""The PASCAL VOC 2012 devkit layout: names, palette, and reading each kind of its files."""
+"""The format PASCAL VOC: folders of images, masks and optional XML, and how masks and XML become instances."""
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import os
 import re
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from xml.etree import ElementTree
 
-import defusedxml.ElementTree
 import numpy as np
-from defusedxml import DefusedXmlException
-from PIL import Image
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats.images import PHOTO_SUFFIXES, load_image, open_image, read_bytes, stored_form
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, only_one
+from yolact.formats.image_files import image_warnings, read_image_file, size_problems
+from yolact.formats.instances import Instance, instances_from_index_mask
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.voc_files import (
+    SEGMENTATION_SETS,
+    VOID,
+    VocAnnotation,
+    VocObject,
+    find_image,
+    find_part,
+    has_image,
+    image_lists,
+    read_annotation,
+    read_mask,
+    stems,
+    unused_images,
+)
 
-VOID = 255
-"""Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""
+NAME = "PASCAL VOC"
 
-SEGMENTATION_SETS = "ImageSets/Segmentation"
+MASK_FOLDERS = ("SegmentationClass", "SegmentationObject")
+NEEDED = ("JPEGImages", *MASK_FOLDERS)
 
-MAX_COORDINATE = 1_000_000
-"""Pixels; a box of an XML that reaches farther is a slip of the pen (and its area might not be a number)."""
+FOUND_BY = f"the folders {', '.join(NEEDED)}"
 
+INCLUDES: tuple[str, ...] = ()
 
-@cache
-def voc_palette() -> np.ndarray:
-    """The devkit's colour map (VOCcode ``VOClabelcolormap``).
+TARGET = Path("VOCdevkit") / "VOC2012"
+"""Where VOC's own archive has its files."""
 
-    Returns:
-        (256, 3) uint8 RGB. Bit i of red, green and blue, from the top, are bits 3i, 3i + 1 and 3i + 2 of the index.
-    """
-    index = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    palette.flags.writeable = False  # it is shared
-    return palette
+MAX_FOREIGN_SHARE = 0.05
+"""Largest share of an object's pixels that may carry another class than its majority; our choice: room for a
+brush's slip at the border, not for a second object."""
 
+BOX_MATCH_IOU = 0.5
+"""Least IoU of an XML box and an instance that are one object (the devkit's own threshold of a correct box)."""
 
-@dataclass(frozen=True)
-class VocObject:
-    """One ``<object>`` of an annotation XML."""
+BOX_CONFLICT_IOU = 0.8
+"""IoU from which an XML box and an instance of different classes must be one object; our choice."""
 
-    class_index: int
-    """1 to 20."""
-    box: tuple[float, float, float, float]
-    """xyxy, pixels from 0, right and lower edge exclusive."""
-    difficult: bool
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class VocAnnotation:
-    """What is used of an annotation XML."""
-
-    size: tuple[int, int] | None
-    """Width and height as the XML states them, if it does."""
-    objects: tuple[VocObject, ...]
+VOID_BAND = 5
+"""Pixels by which an XML box may reach beyond the mask on each side and still agree: boxes enclose the void
+border, about five pixels wide (Everingham et al., IJCV 2010), masks do not."""
 
 
-def voc_root(folder: Path) -> Path:
-    """The folder ``VOCdevkit/VOC2012`` inside ``folder``.
+# The format
 
-    Raises:
-        DataError: it is not there, or a part of it that is always needed is not.
-    """
-    root = folder / "VOCdevkit" / "VOC2012"
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Run the step `ingest` first: it brings the raw data there.")
-    for part in (SEGMENTATION_SETS, "JPEGImages", "SegmentationClass", "SegmentationObject"):
-        if not (root / part).is_dir():
-            raise DataError(f"{root / part}: no such folder, but the VOC layout needs it. Check `data.source`.")
+
+def find(folders: Sequence[Path]) -> list[Path]:
+    """Folders with VOC's masks, even if another part is missing: `files` and `read` then say which."""
+    return [folder for folder in folders if any((folder / name).is_dir() for name in MASK_FOLDERS)]
+
+
+def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
+    """The folders that `read` needs, and ``Annotations`` and ``ImageSets`` where there are any."""
+    return [Files(_root(found), TARGET, (*NEEDED, "Annotations", "ImageSets"))]
+
+
+def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    """Images of ``ImageSets/Segmentation/*.txt``; without these, all images with a mask in SegmentationObject."""
+    root = _root(found)
+    masks = root / "SegmentationObject"
+    ids = image_lists(root / SEGMENTATION_SETS, partial(has_image, root, "JPEGImages"))
+    warnings: list[Problem] = []
+    if not ids:
+        ids = {"train": stems(masks, ".png")}
+        if not ids["train"]:
+            raise DataError(f"{masks}: holds no *.png. Each image needs a mask there and one in SegmentationClass.")
+        warnings = unused_images(root / "JPEGImages", ids["train"], "a mask in SegmentationObject")
+    splits = {split: [VocImage(root, name) for name in names] for split, names in ids.items()}
+    return voc_dataset(NAME, root, splits, warnings)
+
+
+def _root(found: Sequence[Path]) -> Path:
+    root = only_one(found)
+    missing = [name for name in NEEDED if not (root / name).is_dir()]
+    if missing:
+        raise DataError(f"{root} has no folder {', '.join(missing)}, which PASCAL VOC needs. Check data.source.")
     return root
 
 
-def read_split(root: Path, split: str) -> list[str]:
-    """Image ids of an official split (``ImageSets/Segmentation/<split>.txt``), in the file's order.
+def voc_dataset(
+    name: str, root: Path, splits: Mapping[str, Sequence[ImageSource]], warnings: Sequence[Problem]
+) -> Dataset:
+    """A data set with VOC's classes and image numbers."""
+    ids = {source.image_id for sources in splits.values() for source in sources}
+    return Dataset(name, str(root), dict(enumerate(VOC_CLASSES, 1)), splits, {}, image_numbers(ids), warnings=warnings)
+
+
+def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
+    """A number for each image id, for COCO's integer ids.
+
+    VOC's own names (``2007_000032``) give their digits (2007000032), whatever other images there are. When any
+    name is of another kind, all are numbered from 1 in sorted order.
+    """
+    names = sorted(image_ids)
+    if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
+        return {name: int(name.replace("_", "")) for name in names}
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+# Images
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """An image of a VOC2012 folder; an `ImageSource`."""
+
+    root: Path
+    image_id: str
+
+    def read(self) -> AnnotatedImage:
+        """See `read_voc_image`."""
+        return read_voc_image(self.root, self.image_id)
+
+
+def read_voc_image(root: Path, image_id: str) -> AnnotatedImage:
+    """Read one image's size, masks and XML and turn them into instances.
+
+    The image is decoded in full, so that a damaged one is noticed here. Instances come from
+    SegmentationObject, classes from SegmentationClass; the XML is optional, lends its flags and is compared.
 
     Raises:
-        DataError: see `read_image_list`.
+        ProblemError: with all that is wrong with the image's files.
     """
-    return read_image_list(root / SEGMENTATION_SETS / f"{split}.txt", split, partial(has_image, root, "JPEGImages"))
-
-
-def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) -> list[str]:
-    """Image ids of a split's file, one a line, in the file's order and Unicode's composed form (NFC).
-
-    Args:
-        path: the file.
-        split: its name, for messages.
-        has_image: whether there is a image of an id; tells a class list from ids that end in a number.
-
-    Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. It lists the images of split {split!r}, one id a line.") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
-    text = unicodedata.normalize("NFC", text)  # one form, so that no image is taken for two
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
-    if not lines:
-        raise DataError(f"{path}: empty. It must list the images of split {split!r}, one id a line.")
-    if _is_class_list(list(lines.values()), has_image):
-        example = next(iter(lines.values()))
-        raise DataError(
-            f"{path}: every line ends in a column of -1, 0 or 1, such as {example!r}: this is a class list of "
-            "ImageSets/Main. Keep the first column only: one id a line."
-        )
-    first_seen: dict[str, int] = {}
-    for number, line in lines.items():
-        fault = _id_fault(line)
-        if fault:
-            raise DataError(f"{path}, line {number}: {line[:80]!r} {fault}. Write one id a line, such as 2007_000032.")
-        if line in first_seen:
-            raise DataError(f"{path}, line {number}: {line!r} stands on line {first_seen[line]} already. Remove one.")
-        first_seen[line] = number
-    return list(first_seen)
-
-
-def _is_class_list(lines: Sequence[str], has_image: Callable[[str], bool]) -> bool:
-    """Whether all lines end in a class list's column, and what stands before it, not the lines, are the images."""
-    if not all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines):
-        return False
-    return any(has_image(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_image(line) for line in lines)
-
-
-def _id_fault(line: str) -> str | None:
-    """Why a line of a split file is no image id, or None."""
-    if "/" in line or "\\" in line or line in (".", ".."):
-        return "is a path, not an id"
-    if line.lower().endswith(PHOTO_SUFFIXES):
-        return "has a file ending, which an id has not"
-    if not line.isprintable():
-        return "holds a tab or another control character"
-    return None
-
-
-def has_image(root: Path, folder: str, image_id: str) -> bool:
-    """Whether `find_image` finds one."""
-    return find_file(root, folder, image_id, PHOTO_SUFFIXES) is not None
-
-
-def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> str | None:
-    """A file in ``root/folder``, relative to ``root``, by its name without ending; None where there is none.
-
-    Its name may be in another Unicode form, see `stored_form`.
-
-    Args:
-        root: see above.
-        folder: see above.
-        stem: of the file's name.
-        suffixes: with dot, in lower case; the first that is there is taken, in any case.
-    """
-    for suffix in suffixes:
-        for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
-            name = stored_form(root / folder, f"{stem}.{''.join(letters)}")
-            if name is not None:
-                return f"{folder}/{name}"
-    return None
-
-
-def find_part(root: Path, folder: str, image_id: str, suffix: str) -> str:
-    """The mask or XML of an id in ``root/folder``, with an ending in any case; its usual name where there is none."""
-    return find_file(root, folder, image_id, (suffix,)) or f"{folder}/{image_id}{suffix}"
-
-
-def find_image(root: Path, folder: str, image_id: str) -> str:
-    """The image of an id in ``root/folder``, relative to ``root``: the first of `PHOTO_SUFFIXES`, in any case.
-
-    Raises:
-        ProblemError: there is none.
-    """
-    file = find_file(root, folder, image_id, PHOTO_SUFFIXES)
-    if file is not None:
-        return file
-    reason = "no such image (nor .jpeg or .png); bring it, or take the id out of the split file"
-    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
-
-
-def read_mask(root: Path, file: str) -> np.ndarray:
-    """Read a mask PNG of 8-bit indices, by palette or grey.
-
-    Returns:
-        (H, W) uint8 indices.
-
-    Raises:
-        ProblemError: the file is missing, damaged, or holds colours or renumbered indices.
-    """
-    data = read_bytes(root, file, "each image needs its mask; draw it, or take the id out of the split file")
-    image = open_image(data, file, ("PNG",))
-    # Bit depth and colour type as the PNG's header chunk IHDR states them (PNG specification, section 11.2.2):
-    # Pillow stretches grey of fewer bits to 0 to 255 and shows it as 8-bit.
-    depth, colour_type = data[24], data[25]
-    if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
-        kind = f"{depth}-bit grey" if colour_type == 0 else f"an image in colours or with transparency ({image.mode})"
-        reason = (
-            f"is {kind}, but a mask holds one 8-bit index a pixel; convert each colour to its index and save "
-            "the PNG as 8-bit palette (Pillow mode P) or 8-bit grey (mode L)"
-        )
-        raise ProblemError([Problem(file, reason)])
-    load_image(image, file)
-    mask = np.asarray(image)
-    if image.mode == "P" and _is_renumbered(image, mask):
-        reason = (
-            "shows VOC's colours under other index numbers, as an editor leaves them that rebuilds the palette; "
-            "save it with VOC's own palette of 256 colours, so that the indices are right again"
-        )
-        raise ProblemError([Problem(file, reason)])
-    return mask
-
-
-def _is_renumbered(image: Image.Image, mask: np.ndarray) -> bool:
-    """Whether all used colours of a palette image are VOC's, but not all at VOC's indices."""
-    palette = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)  # (up to 256, 3)
-    official = voc_palette()
-    if np.array_equal(palette, official[: len(palette)]):
-        return False
-    used = np.flatnonzero(np.bincount(mask.ravel()))
-    if used[-1] >= len(palette) or np.array_equal(palette[used], official[used]):
-        return False
-    known = {tuple(colour) for colour in official.tolist()}
-    return all(tuple(colour) in known for colour in palette[used].tolist())
-
-
-def read_annotation(root: Path, file: str) -> VocAnnotation | None:
-    """Read an annotation XML; None where there is none.
-
-    Raises:
-        ProblemError: it is not XML, holds a document type definition, or an object has no known class or no box.
-    """
-    if not os.path.lexists(root / file):
-        return None
-    data = read_bytes(root, file, "bring it")
-    try:
-        tree = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
-    except DefusedXmlException:
-        reason = "holds a document type definition (<!DOCTYPE>), which can hide attacks; remove it"
-        raise ProblemError([Problem(file, reason)]) from None
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ProblemError([Problem(file, f"is not well-formed XML ({error}); correct or remove it")]) from None
-    if tree.tag != "annotation":
-        raise ProblemError([Problem(file, f"begins with <{tree.tag}>, not <annotation>; bring the VOC annotation")])
     problems: list[Problem] = []
-    objects = []
-    # Children only: parts of a person (head, hand, foot) have names and boxes too.
-    for number, element in enumerate(tree.findall("object"), 1):
-        found = keep_problems(problems, partial(_read_object, element, number, file))
-        if found is not None:
-            objects.append(found)
+    image = keep_problems(problems, lambda: read_image_file(root, find_image(root, "JPEGImages", image_id)))
+    object_file = find_part(root, "SegmentationObject", image_id, ".png")
+    class_file = find_part(root, "SegmentationClass", image_id, ".png")
+    xml_file = find_part(root, "Annotations", image_id, ".xml")
+    object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
+    class_mask = keep_problems(problems, lambda: read_mask(root, class_file))
+    annotation = keep_problems(problems, lambda: read_annotation(root, xml_file))
+    if image is not None:
+        masks = {object_file: object_mask, class_file: class_mask}
+        problems += size_problems(image, {file: mask for file, mask in masks.items() if mask is not None})
+    if image is None or object_mask is None or class_mask is None or problems:
+        raise ProblemError(problems)
+
+    joint = joint_histogram(object_mask, class_mask)
+    problems += mask_problems(joint, object_file, class_file)
     if problems:
         raise ProblemError(problems)
-    return VocAnnotation(_stated_size(tree), tuple(objects))
-
-
-def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObject:
-    name = _text(element, "name")
-    if name not in VOC_CLASSES:
-        close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}."
-        reason = f"unknown class name {name!r}; {hint} Classes of your own need COCO's layout"
-        raise ProblemError([Problem(file, f"object {number}: {reason}")])
-    try:
-        x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE
-    except ValueError:
-        usable = False
-    if not usable:
-        reason = (
-            f"object {number} ({name}): <bndbox> needs the numbers xmin <= xmax and ymin <= ymax, in pixels from 1; "
-            "correct the box"
-        )
-        raise ProblemError([Problem(file, reason)])
-    return VocObject(
-        class_index=VOC_CLASSES.index(name) + 1,
-        box=(x0 - 1, y0 - 1, x1, y1),  # the devkit counts from 1 and includes both ends
-        difficult=_text(element, "difficult") == "1",
-        truncated=_text(element, "truncated") == "1",
+    instances = instances_from_index_mask(object_mask, object_classes(joint))
+    height, width = object_mask.shape
+    warnings = [*image_warnings(image, (width, height) != image.stored_size), *_unowned_warnings(joint, class_file)]
+    if annotation is not None:
+        instances, differences = match_objects(instances, annotation, xml_file)
+        warnings += _size_warning(annotation, (width, height), xml_file) + differences
+    return AnnotatedImage(
+        image_id, image, width, height, tuple(instances), tuple(warnings), has_xml=annotation is not None
     )
 
 
-def _text(element: ElementTree.Element, path: str) -> str:
-    return (element.findtext(path) or "").strip()
+def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarray:
+    """Pixels by object index and class index.
+
+    Args:
+        object_mask: (H, W) uint8.
+        class_mask: (H, W) uint8.
+
+    Returns:
+        (256, 256) int64; row: object index, column: class index.
+    """
+    pairs = ((object_mask.astype(np.uint16) << 8) | class_mask).ravel()
+    # Counted by runs of equal pixels, of which there are a hundred times fewer.
+    starts = np.concatenate(([0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1))
+    lengths = np.diff(starts, append=pairs.size)
+    counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
+    return counts.astype(np.int64).reshape(256, 256)
 
 
-def _stated_size(tree: ElementTree.Element) -> tuple[int, int] | None:
-    try:
-        return int(_text(tree, "size/width")), int(_text(tree, "size/height"))
-    except ValueError:
-        return None
+def object_classes(joint: np.ndarray) -> dict[int, int]:
+    """Class index (1 to 20) of each object index that has class pixels: the most frequent; of equals, the lowest."""
+    by_class = joint[1:VOID, 1 : len(VOC_CLASSES) + 1]  # (254, 20)
+    present = np.flatnonzero(by_class.any(axis=1))
+    return {int(row) + 1: int(by_class[row].argmax()) + 1 for row in present}
+
+
+def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
+    """What keeps the two masks of an image from being used together; ``joint`` as `joint_histogram` gives it."""
+    foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
+    if len(foreign):
+        reason = (
+            f"holds class index {_listed(foreign)}, but there are 0 (background), 1 to {len(VOC_CLASSES)} and "
+            f"{VOID} (void) only; correct these pixels (classes of your own need COCO's layout)"
+        )
+        return [Problem(class_file, reason)]
+    problems = []
+    classes = object_classes(joint)
+    for index in (int(row) for row in np.flatnonzero(joint.any(axis=1)) if 0 < row < VOID):
+        pixels = int(joint[index].sum())
+        if index not in classes:
+            reason = (
+                f"object {index} ({pixels} pixels) has no class: SegmentationClass is background or void all over it; "
+                "draw its class there, or set the object's pixels to 0 (background) or 255 (void)"
+            )
+            problems.append(Problem(object_file, reason))
+            continue
+        decided = pixels - int(joint[index, VOID])
+        share = 1 - int(joint[index, classes[index]]) / decided
+        if share > MAX_FOREIGN_SHARE:
+            others = [c for c in np.flatnonzero(joint[index]).tolist() if c not in (classes[index], VOID)]
+            reason = (
+                f"object {index} is mostly {_class_name(classes[index])}, but {share:.0%} of it is "
+                f"{', '.join(_class_name(c) for c in others)} in SegmentationClass; give each object one class, "
+                "or split it into several objects"
+            )
+            problems.append(Problem(object_file, reason))
+    return problems + _orphan_problems(joint, class_file)
+
+
+def _orphan_problems(joint: np.ndarray, class_file: str) -> list[Problem]:
+    """Classes that are drawn although no object of the image has them: their objects would be lost."""
+    drawn = set(np.flatnonzero(joint.any(axis=0)).tolist()) - {0, VOID}
+    owned = set(np.flatnonzero(joint[1:VOID].any(axis=0)).tolist())
+    return [
+        Problem(
+            class_file,
+            f"shows {_class_name(index)} on {joint[:, index].sum()} pixels, but SegmentationObject has no object "
+            "there; draw the object, or set these pixels to 0 (background) or 255 (void)",
+        )
+        for index in sorted(drawn - owned)
+    ]
+
+
+def _unowned_warnings(joint: np.ndarray, class_file: str) -> list[Problem]:
+    """Classes of which a noticeable part lies outside every object."""
+    warnings = []
+    for index in range(1, len(VOC_CLASSES) + 1):
+        total, outside = int(joint[:, index].sum()), int(joint[0, index] + joint[VOID, index])
+        if total and outside / total > MAX_FOREIGN_SHARE:
+            reason = f"{outside} of {total} pixels of {_class_name(index)} belong to no object; no instance shows them"
+            warnings.append(Problem(class_file, reason))
+    return warnings
+
+
+def _class_name(index: int) -> str:
+    return "background" if index == 0 else VOC_CLASSES[index - 1]
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(int(value)) for value in values)
+
+
+def match_objects(
+    instances: Sequence[Instance], annotation: VocAnnotation, file: str
+) -> tuple[list[Instance], list[Problem]]:
+    """Give each instance the flags of its XML object: same class, highest IoU first, at least `BOX_MATCH_IOU`.
+
+    Returns:
+        The instances, and a warning for each instance or object that stays alone.
+
+    Raises:
+        ProblemError: masks and XML give one object two classes (`BOX_CONFLICT_IOU`).
+    """
+    objects = annotation.objects
+    iou = _void_tolerant_iou(
+        np.array([instance.box for instance in instances], dtype=np.float64).reshape(-1, 4),
+        np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4),
+    )
+    classes = np.array([instance.class_index for instance in instances], dtype=np.int64)
+    same_class = classes[:, None] == np.array([item.class_index for item in objects], dtype=np.int64)[None, :]
+    pairs = _greedy_pairs(np.where(same_class, iou, 0.0), BOX_MATCH_IOU)
+    matched = list(instances)
+    for row, column in pairs.items():
+        item = objects[column]
+        matched[row] = replace(instances[row], difficult=item.difficult, truncated=item.truncated)
+    lone_rows = [row for row in range(len(instances)) if row not in pairs]
+    lone_columns = [column for column in range(len(objects)) if column not in pairs.values()]
+    problems = [
+        Problem(
+            file,
+            f"object {column + 1} is {_class_name(objects[column].class_index)}, but the masks show "
+            f"{_class_name(instances[row].class_index)} there (object index {instances[row].number}); "
+            "correct the XML or SegmentationClass",
+        )
+        for row in lone_rows
+        for column in lone_columns
+        if iou[row, column] >= BOX_CONFLICT_IOU
+    ]
+    if problems:
+        raise ProblemError(problems)
+    return matched, _lone_warnings(instances, objects, lone_rows, lone_columns, file)
+
+
+def _lone_warnings(
+    instances: Sequence[Instance],
+    objects: Sequence[VocObject],
+    lone_rows: list[int],
+    lone_columns: list[int],
+    file: str,
+) -> list[Problem]:
+    warnings = []
+    for row in lone_rows:
+        instance = instances[row]
+        reason = f"no box fits the mask of object index {instance.number} ({_class_name(instance.class_index)})"
+        warnings.append(Problem(file, f"{reason}; the instance is kept, without the flags difficult and truncated"))
+    for column in lone_columns:
+        reason = f"object {column + 1} ({_class_name(objects[column].class_index)}) fits no mask; no instance shows it"
+        warnings.append(Problem(file, reason))
+    return warnings
+
+
+def _void_tolerant_iou(mask_boxes: np.ndarray, xml_boxes: np.ndarray) -> np.ndarray:
+    """IoU after each mask box has grown towards the XML box, by up to `VOID_BAND` pixels a side.
+
+    Args:
+        mask_boxes: (I, 4) xywh, pixels.
+        xml_boxes: (J, 4) xyxy, pixels.
+
+    Returns:
+        (I, J) float64, 0 to 1.
+    """
+    low = mask_boxes[:, None, :2]  # (I, 1, 2)
+    high = low + mask_boxes[:, None, 2:]
+    xml_low, xml_high = xml_boxes[None, :, :2], xml_boxes[None, :, 2:]  # (1, J, 2)
+    low = low - np.clip(low - xml_low, 0, VOID_BAND)  # (I, J, 2)
+    high = high + np.clip(xml_high - high, 0, VOID_BAND)
+    overlap = np.clip(np.minimum(high, xml_high) - np.maximum(low, xml_low), 0, None).prod(axis=2)
+    union = (high - low).prod(axis=2) + (xml_high - xml_low).prod(axis=2) - overlap
+    return np.asarray(overlap / union)
+
+
+def _greedy_pairs(iou: np.ndarray, least: float) -> dict[int, int]:
+    """Column by row: best IoU first, each row and column once, none below ``least``; ties go to the lower index."""
+    pairs: dict[int, int] = {}
+    for flat in np.argsort(-iou, axis=None, kind="stable"):
+        row, column = divmod(int(flat), iou.shape[1])
+        if iou[row, column] < least:
+            break
+        if row not in pairs and column not in pairs.values():
+            pairs[row] = column
+    return pairs
+
+
+def _size_warning(annotation: VocAnnotation, size: tuple[int, int], file: str) -> list[Problem]:
+    if annotation.size is None or annotation.size == size:
+        return []
+    width, height = annotation.size
+    reason = f"states the size {width} x {height}, but the image is {size[0]} x {size[1]}; its boxes may not fit"
+    return [Problem(file, reason)]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from yolact.files import replaced_file, write_text_atomic
-from yolact.formats.voc import voc_palette
+from yolact.formats.voc_files import voc_palette
 from yolact.images import ImageInput, read_image
 from yolact.masks import InstanceMasks, Rle
 from yolact.visualize import draw_detections

@@ -38,10 +38,9 @@ from yolact.data.colors import change_colors, draw_colors
 from yolact.data.loader import SampleKey, TrainingSet, read_sample
 from yolact.data.target_masks import Grids
 from yolact.errors import SettingsError
-from yolact.formats.convert import read_voc_image
 from yolact.formats.instances import Instance
+from yolact.formats.registry import read_dataset
 from yolact.formats.sample import generate_sample
-from yolact.formats.voc import read_split, voc_root
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import median
 from yolact.settings import AugmentConfig, SampleConfig
@@ -276,15 +275,15 @@ def write_images(folder: Path) -> None:
         seed=0, train_images=CANDIDATES, val_images=1, min_size=WIDTH, max_size=WIDTH, max_objects=INSTANCES
     )
     generate_sample(folder / "raw", config)
-    root = voc_root(folder / "raw")
+    dataset = read_dataset(folder / "raw")
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image in (read_voc_image(root, image_id) for image_id in read_split(root, "train")):
+    for image in (source.read() for source in dataset.splits["train"]):
         objects = [entry for entry in map(_lower_part, image.instances) if entry["area"]]
         if len(objects) < INSTANCES:
             continue
         number = len(images) + 1
-        with Image.open(root / image.image.file) as opened:
+        with Image.open(Path(dataset.root) / image.image.file) as opened:
             lower = opened.crop((0, image.height - HEIGHT, WIDTH, image.height))
         lower.save(folder / "images" / f"{number}.jpg", quality=JPEG_QUALITY)
         images.append({"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT})

@@ -3,7 +3,7 @@
     python -m yolact_bench.studies.preprocessing VOC [--copies 1,8] [--workers 2] [--long-side 0]
         [--limit 0] [--work FOLDER]
 
-``VOC`` is a folder in PASCAL VOC's layout, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
+``VOC`` is a folder in PASCAL VOC's format, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
 ``--copies`` says, under new names, for one measurement each. With ``--long-side 4000`` they are first enlarged to so
 many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over images that the disk's cache holds.
 """
@@ -20,8 +20,8 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from components.ingest.layout import VOC2012
-from yolact.formats.voc import voc_palette
+from yolact.formats import voc as voc_format
+from yolact.formats.voc_files import voc_palette
 
 MEASURED = """
 import json, resource, sys, time
@@ -51,15 +51,15 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         for count in map(int, copies.split(",")):
             folder = (work or Path(temporary)) / f"copies-{count}"
-            images = make_set(voc / VOC2012, folder / "raw" / VOC2012, count, long_side, limit)
+            images = make_set(voc / voc_format.TARGET, folder / "raw" / voc_format.TARGET, count, long_side, limit)
             command = [sys.executable, "-c", MEASURED, str(settings), str(folder), str(workers)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             found = json.loads(done.stdout)
             speed = images / found["seconds"]
             print(
                 f"{images} images, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} images/s; "
-                f"{1000 * found['cpu'] / images:.1f} ms of CPU time a image; peak memory {found['main']:.0f} MiB (main "
-                f"process), {found['worker']:.0f} MiB (largest worker)"
+                f"{1000 * found['cpu'] / images:.1f} ms of CPU time an image; peak memory {found['main']:.0f} MiB "
+                f"(main process), {found['worker']:.0f} MiB (largest worker)"
             )
 
 
@@ -90,7 +90,7 @@ def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int
 
 
 def enlarge(path: Path, target: Path, long_side: int) -> None:
-    """Write a image (JPEG) or a mask (palette PNG) at another size."""
+    """Write an image (JPEG) or a mask (palette PNG) at another size."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(path) as image:
         scale = long_side / max(image.size)

@@ -156,7 +156,7 @@ def describe_data(processed: Artifact) -> None:
     stats = _read_json(Path(processed.path) / "stats.json")
     processed.metadata |= {
         "digest": stats["digest"],
-        "layout": stats["layout"],
+        "format": stats["format"],
         "classes": len(stats["classes"]),
         **{
             f"{split}_{what}": found[what]

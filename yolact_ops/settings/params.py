@@ -45,7 +45,7 @@ class MirrorsConfig(Section):
 
 class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)]
-    """Source of the raw data; see `yolact_ops.sources.sources` for its forms."""
+    """Source of the raw data; see `yolact_ops.sources.data_source` for its forms."""
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all; a list selects and orders them; a mapping from the source's names to new ones

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
 from yolact.formats.coco import decompressed_runs, read_coco
-from yolact.formats.instances import AnnotatedImage, Layout
+from yolact.formats.dataset import AnnotatedImage, Dataset
 from yolact.formats.problems import ProblemError
 
 WIDTH, HEIGHT = 12, 8
@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(root: Path, content: Any) -> Layout:
+def load(root: Path, content: Any) -> Dataset:
     return read_coco(root, [write(root, content)])
 
 
@@ -175,7 +175,7 @@ def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
     assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
 
 
-def test_a_image_of_another_size_is_a_problem(root: Path) -> None:
+def test_an_image_of_another_size_is_a_problem(root: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "width": 99, "height": HEIGHT}]
     with pytest.raises(ProblemError, match=r"says that images/a\.jpg is 99 x 8 pixels, but it is 12 x 8"):
         read_one(root, annotation(), images=images)
@@ -209,18 +209,18 @@ def test_sizes_tell_which_way_a_turned_image_was_annotated(root: Path) -> None:
 def test_a_row_of_images_that_cannot_be_used_is_named(root: Path, row: Any, place: str, message: str) -> None:
     content = tree(annotation())
     content["images"].append(row)
-    layout = load(root, content)
-    assert len(layout.splits["train"]) == 1
-    ((name, (problem,)),) = layout.problems.items()
+    dataset = load(root, content)
+    assert len(dataset.splits["train"]) == 1
+    ((name, (problem,)),) = dataset.problems.items()
     assert name == f"instances.json {place}"
     assert str(problem).startswith(f"instances.json: {place} ")
     assert message in problem.reason
 
 
 def test_an_annotation_of_no_image_is_named(root: Path) -> None:
-    layout = load(root, tree(annotation(), annotation(image_id=7), annotation(image_id=None), 5))
-    assert layout.problems == {}
-    reasons = [str(problem) for problem in layout.orphans]
+    dataset = load(root, tree(annotation(), annotation(image_id=7), annotation(image_id=None), 5))
+    assert dataset.problems == {}
+    reasons = [str(problem) for problem in dataset.orphans]
     assert [reason.split(",")[0] for reason in reasons] == [
         "instances.json: annotations[1] has image_id 7",
         "instances.json: annotations[2] has image_id None",
@@ -231,9 +231,9 @@ def test_an_annotation_of_no_image_is_named(root: Path) -> None:
 def test_annotations_of_a_refused_image_go_with_it(root: Path) -> None:
     content = tree(annotation(), annotation(image_id=2), annotation(image_id=2))
     content["images"].append({"id": 2, "file_name": "/etc/passwd"})
-    layout = load(root, content)
-    assert list(layout.problems) == ["instances.json images[1]"]
-    assert layout.orphans == []
+    dataset = load(root, content)
+    assert list(dataset.problems) == ["instances.json images[1]"]
+    assert dataset.orphans == []
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_file_that_is_no_instances_json_is_refused(root: Path, content: Any, m
 # Files, splits, classes
 
 
-def test_files_of_the_official_layout_are_found_with_their_images(tmp_path: Path) -> None:
+def test_files_of_the_official_folders_are_found_with_their_images(tmp_path: Path) -> None:
     save_image(tmp_path, "train2017/a.jpg")
     save_image(tmp_path, "val2017/b.jpg")
     val = tree(images=[{"id": 5, "file_name": "b.jpg", "width": WIDTH, "height": HEIGHT}])
@@ -281,13 +281,13 @@ def test_files_of_the_official_layout_are_found_with_their_images(tmp_path: Path
         write(tmp_path, tree(annotation()), "annotations/instances_train2017.json"),
         write(tmp_path, val, "annotations/instances_val2017.json"),
     ]
-    layout = read_coco(tmp_path, files)
-    assert {split: [source.image_id for source in found] for split, found in layout.splits.items()} == {
+    dataset = read_coco(tmp_path, files)
+    assert {split: [source.image_id for source in found] for split, found in dataset.splits.items()} == {
         "train": ["train2017/a.jpg"],
         "val": ["val2017/b.jpg"],
     }
-    assert layout.image_ids == {"train2017/a.jpg": 1, "val2017/b.jpg": 5}
-    assert layout.classes == {1: "person", 3: "dog"}
+    assert dataset.image_ids == {"train2017/a.jpg": 1, "val2017/b.jpg": 5}
+    assert dataset.classes == {1: "person", 3: "dog"}
 
 
 def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) -> None:
@@ -295,33 +295,33 @@ def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) ->
     for folder in ("train", "valid", "test"):
         save_image(tmp_path, f"{folder}/a.jpg")
         files.append(write(tmp_path, tree(annotation()), f"{folder}/_annotations.coco.json"))
-    layout = read_coco(tmp_path, files)
-    assert {split: [source.image_id for source in found] for split, found in layout.splits.items()} == {
+    dataset = read_coco(tmp_path, files)
+    assert {split: [source.image_id for source in found] for split, found in dataset.splits.items()} == {
         "train": ["train/a.jpg"],
         "val": ["valid/a.jpg"],
     }
-    assert sorted(layout.image_ids.values()) == [1, 2]  # both files say 1
+    assert sorted(dataset.image_ids.values()) == [1, 2]  # both files say 1
 
 
 @pytest.mark.parametrize(("stored", "named"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
 def test_images_are_found_in_another_unicode_form(tmp_path: Path, stored: str, named: str) -> None:
     save_image(tmp_path, f"images/{stored}.jpg")
     images = [{"id": 1, "file_name": f"{named}.jpg"}, {"id": 2, "file_name": f"{stored}.jpg"}]
-    layout = load(tmp_path, tree(annotation(), images=images))
-    (source,) = layout.splits["train"]
+    dataset = load(tmp_path, tree(annotation(), images=images))
+    (source,) = dataset.splits["train"]
     assert (source.image_id, len(source.read().instances)) == (f"images/{stored}.jpg", 1)
-    ((problem,),) = layout.problems.values()
+    ((problem,),) = dataset.problems.values()
     assert "of another image" in problem.reason
 
 
-def test_a_image_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
+def test_an_image_in_two_files_of_one_split_is_named_with_both(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         save_image(tmp_path, f"images/{name}")
     second = tree(images=[{"id": 7, "file_name": "b.jpg"}, {"id": 8, "file_name": "./a.jpg"}])
     files = [write(tmp_path, content, name) for content, name in ((tree(), "train_1.json"), (second, "train_2.json"))]
-    layout = read_coco(tmp_path, files)
-    assert [source.image_id for source in layout.splits["train"]] == ["images/a.jpg", "images/b.jpg"]
-    ((problem,),) = layout.problems.values()
+    dataset = read_coco(tmp_path, files)
+    assert [source.image_id for source in dataset.splits["train"]] == ["images/a.jpg", "images/b.jpg"]
+    ((problem,),) = dataset.problems.values()
     assert str(problem) == (
         "train_2.json: image 8 has the file_name './a.jpg' of another image in train_1.json, whose objects would be "
         "lost; put the image's annotations into one file"
@@ -344,9 +344,9 @@ def test_files_with_contradicting_classes_are_refused(root: Path) -> None:
 
 
 def test_category_ids_that_cannot_be_kept_are_counted_anew(root: Path) -> None:
-    layout = load(root, tree(annotation(), categories=[{"id": 3, "name": "dog"}, {"id": 0, "name": "person"}]))
-    assert layout.classes == {1: "person", 2: "dog"}
-    assert layout.splits["train"][0].read().instances[0].class_index == 2
+    dataset = load(root, tree(annotation(), categories=[{"id": 3, "name": "dog"}, {"id": 0, "name": "person"}]))
+    assert dataset.classes == {1: "person", 2: "dog"}
+    assert dataset.splits["train"][0].read().instances[0].class_index == 2
 
 
 # Run lengths

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from yolact_ops.sources.access import git_access
-from yolact_ops.sources.sources import DvcPath
+from yolact_ops.sources.dvc_path import DvcPath
 from yolact_ops.transfer.download import DownloadError
 
 USER, PASSWORD = "reader", "pass word'$(id)"

@@ -21,16 +21,16 @@ from dvc.api import DVCFileSystem
 from fsspec.callbacks import Callback
 
 from components.ingest import step
-from components.ingest.layout import VOC_NEEDED
 from components.ingest.step import run as run_step
 from components.source import watch
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
 from yolact.errors import DataError
+from yolact.formats import voc
 from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
 from yolact_ops.lineage import lineage
 from yolact_ops.settings.params import Params, load_params
-from yolact_ops.sources import sources, tracked
+from yolact_ops.sources import dvc_path, local, tracked, web
 from yolact_ops.sources.tracked import fetch_tracked
 from yolact_ops.transfer import disk, download, storage
 from yolact_ops.transfer.download import DownloadError
@@ -51,7 +51,7 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in VOC's layout, few enough to put under DVC in every test."""
+    """Generated images in VOC's format, few enough to put under DVC in every test."""
     folder = tmp_path_factory.mktemp("small")
     few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
     generate_sample(folder, few)
@@ -195,7 +195,7 @@ def test_the_published_archive_is_taken_from_a_mirror_and_checked(
 ) -> None:
     data = (archives / "set.tar").read_bytes()
     known = download.KnownFile(len(data), hashlib.md5(data).hexdigest())
-    monkeypatch.setattr(sources, "VOC2012_FILE", known)
+    monkeypatch.setattr(web, "VOC2012_FILE", known)
     monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
     with serving(FileServer(data)) as good, serving(FileServer(b"an error page")) as bad:
         params = with_source(load_params(repository / "conf" / "base.yaml"), "voc2012")
@@ -217,8 +217,8 @@ def test_an_address_with_a_checksum_gives_that_file_or_none(ingest: Callable, ar
         assert "hidden" not in str(caught.value)
         with pytest.raises(DataError, match=r"the checksum 'abc' is no SHA-256 \(64 hex digits\)"):
             ingest(f"{server.url}#sha256=abc")
-    with_checksum = sources.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
-    assert with_checksum.state() != sources.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
+    with_checksum = web.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
+    assert with_checksum.state() != web.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
 
 
 def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: 
 def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_coco(
     ingest: Callable, tmp_path: Path, place: str
 ) -> None:
-    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in VOC_NEEDED))
+    both = write(tmp_path / "both", *(f"VOCdevkit/VOC2012/{name}/a.x" for name in voc.NEEDED))
     before = ingest(str(both))
     write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
     with pytest.raises(
@@ -270,7 +270,7 @@ def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_c
 
 def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
-    with pytest.raises(DataError, match="has the images"):
+    with pytest.raises(DataError, match="annotations without images"):
         ingest(str(folder))
     write(folder, "VOCdevkit/VOC2012/JPEGImages/a.jpg")
     assert ingest(str(folder)).keys() == {
@@ -280,10 +280,10 @@ def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callab
     }
 
 
-def test_an_archive_without_a_known_layout_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
+def test_an_archive_in_no_known_format_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
         file.writestr("notes.txt", "x")
-    with pytest.raises(DataError, match=r"notes\.zip is in no known layout.\n  .*notes\.zip has: notes\.txt"):
+    with pytest.raises(DataError, match=r"notes\.zip: holds no .* in a known format\. It has: notes\.txt"):
         ingest(str(tmp_path / "notes.zip"))
     assert not (tmp_path / "data/raw").exists()
 
@@ -547,9 +547,9 @@ def test_git_neither_asks_nor_waits_for_ever(
     system = os.environ["PATH"] if script else ""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{system}")
     if script and "sleep" in script:
-        monkeypatch.setattr(sources, "GIT_TIMEOUT", 0.2)
+        monkeypatch.setattr(dvc_path, "GIT_TIMEOUT", 0.2)
     with pytest.raises(DownloadError, match=message):
-        sources.DvcPath("https://host/team.git", "images", "v1").state()
+        dvc_path.DvcPath("https://host/team.git", "images", "v1").state()
 
 
 # The stage `source`
@@ -608,12 +608,12 @@ def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Pat
     (folder / "images").symlink_to(elsewhere, target_is_directory=True)
     (folder / "self").symlink_to(folder, target_is_directory=True)
     (folder / "broken").symlink_to(tmp_path / "nowhere")
-    names = {path.relative_to(folder).as_posix() for path in sources.files_below(folder)}
+    names = {path.relative_to(folder).as_posix() for path in local.files_below(folder)}
     assert names == {"notes.txt", "images/a.jpg", "images/deep/b.jpg"}
-    first = sources.Local(folder).state()
+    first = local.Local(folder).state()
     assert (first.files, first.size) == (3, 3)
     write(elsewhere, "deep/b.jpg", content=b"longer")
-    assert sources.Local(folder).state().fingerprint != first.fingerprint
+    assert local.Local(folder).state().fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -29,7 +29,7 @@ from yolact.formats.sample.shapes import (
     stroke,
     tone,
 )
-from yolact.formats.voc import VOID
+from yolact.formats.voc_files import VOID
 from yolact.settings import SampleConfig
 
 _MIN_VISIBLE_PIXELS = 40

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +13,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from yolact.formats.problems import Problem, ProblemError
+from yolact.images import exif_orientation, has_deep_channels, turned_upright
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """Endings of image files that are read, in any upper or lower case."""
-
-EXIF_ORIENTATION = 0x0112
-"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
-
-UPRIGHT: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns the stored pixels upright, by EXIF orientation (Pillow's turns go against the clock)."""
 
 HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
@@ -41,7 +27,7 @@ JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A image's file, decoded once to see that it is whole."""
+    """An image's file, decoded once to see that it is whole."""
 
     file: str
     """Relative to the data set's folder."""
@@ -125,8 +111,8 @@ def load_image(image: Image.Image, file: str) -> None:
         raise ProblemError([Problem(file, reason)]) from None
 
 
-def read_image(root: Path, file: str) -> ImageFile:
-    """Read a image and decode it in full, which a damaged one does not survive.
+def read_image_file(root: Path, file: str) -> ImageFile:
+    """Read an image and decode it in full, which a damaged one does not survive.
 
     Raises:
         ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits a channel.
@@ -134,12 +120,10 @@ def read_image(root: Path, file: str) -> ImageFile:
     data = read_bytes(root, file, "bring the image")
     image = open_image(data, file, ("JPEG", "PNG"))
     width, height = image.size
-    orientation = 1
-    with suppress(Exception):  # broken EXIF data does not make a image unusable
-        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    orientation = exif_orientation(image)
     mode = image.mode
     # The bit depth stands in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
-    if mode.startswith(("I", "F")) or (image.format == "PNG" and data[24] == 16):
+    if has_deep_channels(image) or (image.format == "PNG" and data[24] == 16):
         raise ProblemError([Problem(file, "has 16 or more bits a channel; save it with 8 bits a channel")])
     frames = getattr(image, "n_frames", 1)
     if image.format == "PNG" and frames > 1:
@@ -149,8 +133,8 @@ def read_image(root: Path, file: str) -> ImageFile:
         # Grey and an eighth of the size, or what the hash needs: libjpeg still reads the file to its end, in less time.
         image.draft("L", (max(width // 8, 4 * HASH_COLUMNS), max(height // 8, 4 * HASH_ROWS)))
     load_image(image, file)
-    upright = orientation if orientation in UPRIGHT else 1
-    return ImageFile(file, width, height, upright, mode, difference_hash(_turned(image.convert("L"), upright)), data)
+    upright = turned_upright(image.convert("L"), orientation)
+    return ImageFile(file, width, height, orientation, mode, difference_hash(upright), data)
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -161,10 +145,6 @@ def difference_hash(grey: Image.Image) -> int:
     """
     cells = np.asarray(grey.resize((HASH_COLUMNS, HASH_ROWS), Image.Resampling.BOX))  # (8, 9)
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def bounded_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
@@ -193,14 +173,14 @@ def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
     # libjpeg decodes to a half, a quarter or an eighth in less time; the filter below does the rest.
     decoded.draft(None, (2 * stored[0], 2 * stored[1]))
     load_image(decoded, image.file)
-    upright = _turned(decoded.convert("RGB").resize(stored, Image.Resampling.LANCZOS), image.orientation)
+    upright = turned_upright(decoded.convert("RGB").resize(stored, Image.Resampling.LANCZOS), image.orientation)
     written = io.BytesIO()
     upright.save(written, "JPEG", quality=JPEG_QUALITY)
     return written.getvalue()
 
 
 def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """A mask (H, W) turned as `UPRIGHT` turns a image; a view, nothing is copied."""
+    """A mask (H, W) turned as `yolact.images.turned_upright` turns an image; a view, nothing is copied."""
     turns = {
         2: lambda: mask[:, ::-1],
         3: lambda: mask[::-1, ::-1],
@@ -214,7 +194,7 @@ def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
-    """Oddities of a image that can be used."""
+    """Oddities of an image that can be used."""
     warnings = []
     if image.orientation != 1:
         frame = "are taken as drawn on the turned image" if drawn_upright else "are turned with it"
@@ -223,3 +203,17 @@ def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
     if image.mode == "CMYK":
         warnings.append(Problem(image.file, "has print colours (CMYK), which are read without their colour profile"))
     return warnings
+
+
+def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Problem]:
+    """Masks, by file, that have neither the image's size as stored nor all of them its upright size."""
+    sizes = {file: (mask.shape[1], mask.shape[0]) for file, mask in masks.items()}
+    if set(sizes.values()) == {image.upright_size}:
+        return []
+    wide, high = image.stored_size
+    reason = f"pixels, but the image is {wide} x {high}; save the mask at the image's size, without smoothing"
+    return [
+        Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
+        for file, size in sizes.items()
+        if size != image.stored_size
+    ]

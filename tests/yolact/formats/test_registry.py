@@ -1,4 +1,4 @@
-"""Which layout a folder has, and Semantic Boundaries' MATLAB files."""
+"""The registry of data formats: which one a folder has; and Semantic Boundaries' MATLAB files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from scipy.io import loadmat, savemat
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats import matlab
-from yolact.formats.layouts import find_layout
+from yolact.formats import coco, matlab
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError
+from yolact.formats.registry import Format, dataset_files, formats, read_dataset, register_format
 from yolact.formats.sbd import SbdImage, read_instances
 
 SEGMENTATION = np.array([[0, 1, 1, 0], [2, 1, 0, 0], [2, 2, 0, 0]], dtype=np.uint8)
@@ -59,7 +59,7 @@ def png(indices: np.ndarray) -> bytes:
 
 
 def ids(folder: Path) -> dict[str, list[str]]:
-    return {split: [source.image_id for source in found] for split, found in find_layout(folder).splits.items()}
+    return {split: [source.image_id for source in found] for split, found in read_dataset(folder).splits.items()}
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def sbd(tmp_path: Path) -> Path:
 
 
 def test_objects_of_a_matlab_file_have_masks_and_classes(sbd: Path, tmp_path: Path) -> None:
-    layout = find_layout(tmp_path)
-    assert (layout.name, layout.image_ids, layout.classes[15]) == (
+    dataset = read_dataset(tmp_path)
+    assert (dataset.format, dataset.image_ids, dataset.classes[15]) == (
         "Semantic Boundaries",
         {"2008_000002": 2008000002},
         "person",
     )
-    (source,) = layout.splits["train"]
+    (source,) = dataset.splits["train"]
     person, dog = source.read().instances
     assert (person.class_index, person.box, person.area) == (15, (1, 0, 2, 2), 3)
     assert (dog.class_index, dog.box, dog.area) == (12, (0, 1, 2, 2), 3)
@@ -93,14 +93,14 @@ def test_images_are_found_in_voc_beside_it(sbd: Path, tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit/VOC2012/SegmentationObject").mkdir()
     (sbd / "img/2008_000002.jpg").unlink()
     (sbd / "img").rmdir()
-    (source,) = find_layout(tmp_path).splits["train"]
+    (source,) = read_dataset(tmp_path).splits["train"]
     assert source.read().image.file == "JPEGImages/2008_000002.jpg"
 
 
 def test_annotations_without_any_images_are_refused(sbd: Path, tmp_path: Path) -> None:
     (sbd / "img").rename(sbd / "elsewhere")
     with pytest.raises(DataError, match="Semantic Boundaries annotations without images"):
-        find_layout(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_255_objects_and_more_are_read(sbd: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest
         read_struct(many, "GTinst", ("Segmentation",))
 
 
-# Telling layouts apart
+# Which format a folder has
 
 
 def make_voc(root: Path, *image_ids: str) -> None:
@@ -261,7 +261,7 @@ def test_voc_is_found_wherever_it_lies(tmp_path: Path, place: str) -> None:
     make_voc(tmp_path / place)
     put(tmp_path / place / "ImageSets/Segmentation/train.txt", b"b\na\n")
     put(tmp_path / place / "ImageSets/Segmentation/val.txt", b"c\n")
-    assert find_layout(tmp_path).name == "PASCAL VOC"
+    assert read_dataset(tmp_path).format == "PASCAL VOC"
     assert ids(tmp_path) == {"train": ["b", "a"], "val": ["c"]}
 
 
@@ -278,12 +278,12 @@ def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
     make_voc(tmp_path)
     put(tmp_path / "JPEGImages/a.JPG", image_bytes())
     with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
-        find_layout(tmp_path)
+        read_dataset(tmp_path)
     put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
     put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
     put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
     put(tmp_path / "Annotations/a.XML", b"<annotation/>")
-    (source,) = find_layout(tmp_path).splits["train"]
+    (source,) = read_dataset(tmp_path).splits["train"]
     image = source.read()
     assert [(instance.number, instance.class_index) for instance in image.instances] == [(1, 1), (2, 2)]
     assert image.has_xml
@@ -296,24 +296,24 @@ def test_images_without_annotations_are_counted_where_no_list_names_the_images(
     make_voc(tmp_path / "VOC", "a", "\u00dcbung")
     for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
         put(tmp_path / "VOC/JPEGImages" / name, image_bytes())
-    (warning,) = find_layout(tmp_path / "VOC").warnings
+    (warning,) = read_dataset(tmp_path / "VOC").warnings
     assert str(warning).startswith(
         "JPEGImages: images without a mask in SegmentationObject are not used: 2, such as 'b'"
     )
     assert "JPEGImages: images without a mask" in caplog.text
     put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
-    assert not find_layout(tmp_path / "VOC").warnings  # what a list leaves out is meant
+    assert not read_dataset(tmp_path / "VOC").warnings  # what a list leaves out is meant
     put(sbd / "img/more.jpg", image_bytes())
-    assert not find_layout(sbd).warnings
+    assert not read_dataset(sbd).warnings
     (sbd / "train.txt").unlink()
-    (warning,) = find_layout(sbd).warnings
+    (warning,) = read_dataset(sbd).warnings
     assert str(warning).startswith("img: images without annotations in inst are not used: 1, such as 'more'")
 
 
 def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
     (sbd / "train.txt").unlink()
     (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
-    (source,) = find_layout(tmp_path).splits["train"]
+    (source,) = read_dataset(tmp_path).splits["train"]
     assert len(source.read().instances) == 2
 
 
@@ -321,14 +321,14 @@ def test_voc_without_training_list_is_refused(tmp_path: Path) -> None:
     make_voc(tmp_path)
     put(tmp_path / "ImageSets/Segmentation/val.txt", b"a\n")
     with pytest.raises(DataError, match=r"train\.txt: no such file"):
-        find_layout(tmp_path)
+        read_dataset(tmp_path)
 
 
 def test_a_folder_that_voc_lacks_is_named(tmp_path: Path) -> None:
     make_voc(tmp_path)
     (tmp_path / "SegmentationClass").rmdir()
-    with pytest.raises(DataError, match="SegmentationClass: no such folder, but the VOC layout needs it"):
-        find_layout(tmp_path)
+    with pytest.raises(DataError, match="has no folder SegmentationClass, which PASCAL VOC needs"):
+        read_dataset(tmp_path)
 
 
 def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None:
@@ -342,10 +342,9 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
     put(tmp_path / "coco/annotations/instances_val2017.json", json.dumps(tree).encode())
     put(tmp_path / "coco/annotations/captions_val2017.json", b"{}")
     put(tmp_path / "coco/annotations/notes.json", b"{}")
-    with pytest.raises(
-        DataError, match=r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
-    ):
-        find_layout(tmp_path)
+    unclear = r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
+    with pytest.raises(DataError, match=unclear):
+        read_dataset(tmp_path)
     (tmp_path / "coco/annotations/instances_val2017.json").rename(
         tmp_path / "coco/annotations/instances_train2017.json"
     )
@@ -362,11 +361,11 @@ def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: byte
     assert ids(tmp_path) == {"train": ["images/a.jpg"]}
 
 
-def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_problems_with_the_fix(tmp_path: Path) -> None:
     make_voc(tmp_path, "a", "\udcdcbung")  # Übung in Latin-1
-    layout = find_layout(tmp_path)
-    assert [source.image_id for source in layout.splits["train"]] == ["a"]
-    ((name, (problem,)),) = layout.problems.items()
+    dataset = read_dataset(tmp_path)
+    assert [source.image_id for source in dataset.splits["train"]] == ["a"]
+    ((name, (problem,)),) = dataset.problems.items()
     assert name == "\\udcdcbung"
     assert str(problem).startswith("\\udcdcbung: has a name that is not UTF-8; rename it and its annotations, as with ")
 
@@ -374,13 +373,93 @@ def test_names_that_are_not_utf_8_are_problems_with_the_way_out(tmp_path: Path) 
 def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
     make_voc(tmp_path / "VOC2007")
     make_voc(tmp_path / "VOC2012")
-    with pytest.raises(DataError, match="holds more than one data set: VOC2007, VOC2012"):
-        find_layout(tmp_path)
+    with pytest.raises(DataError, match=r"more than one data set:\n.*VOC2007\n.*VOC2012\nName the folder of one"):
+        read_dataset(tmp_path)
 
 
 def test_a_folder_of_images_alone_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg", image_bytes())
-    with pytest.raises(DataError, match=r"holds no annotated images\. Looked for .*SegmentationObject"):
-        find_layout(tmp_path)
+    with pytest.raises(
+        DataError,
+        match=r"(?s)in a known format\. It has: a\.jpg\n.*PASCAL VOC: .*SegmentationObject",
+    ):
+        read_dataset(tmp_path)
     with pytest.raises(DataError, match="Run the step `ingest` first"):
-        find_layout(tmp_path / "nothing")
+        read_dataset(tmp_path / "nothing")
+
+
+# One place for all callers
+
+
+@pytest.mark.parametrize("depth", [5, 6])
+def test_ingest_and_preprocess_look_equally_deep(tmp_path: Path, depth: int) -> None:
+    make_voc(tmp_path / Path(*"abcdef"[:depth]), "a")
+    for look in (read_dataset, dataset_files):
+        if depth <= 5:
+            assert look(tmp_path)
+        else:
+            with pytest.raises(DataError, match="up to 5 folders deep"):
+                look(tmp_path)
+
+
+def test_a_data_set_behind_links_is_found_once(tmp_path: Path) -> None:
+    make_voc(tmp_path / "elsewhere", "a")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/voc").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "data/again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/up").symlink_to(tmp_path / "data", target_is_directory=True)
+    assert ids(tmp_path / "data") == {"train": ["a"]}
+
+
+@pytest.mark.parametrize("look", [read_dataset, dataset_files])
+def test_voc_and_coco_in_one_folder_are_refused_by_all_callers(tmp_path: Path, look: Any) -> None:
+    make_voc(tmp_path / "voc", "a")
+    put(tmp_path / "coco/train.json", b'{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(DataError, match=r"more than one data set:\n.*voc\n.*coco/train\.json\nName the folder of one"):
+        look(tmp_path)
+
+
+@pytest.mark.parametrize("look", [read_dataset, dataset_files])
+def test_images_of_two_voc_folders_beside_semantic_boundaries_are_refused(sbd: Path, tmp_path: Path, look: Any) -> None:
+    (sbd / "img").rename(tmp_path / "JPEGImages")
+    assert look(tmp_path)
+    put(tmp_path / "VOC2012/JPEGImages/2008_000002.jpg", image_bytes())
+    with pytest.raises(DataError, match="more than one data set"):
+        look(tmp_path)
+
+
+def test_a_folder_around_coco_is_no_part_of_the_names(tmp_path: Path) -> None:
+    put(tmp_path / "wrapper/images/a.jpg", image_bytes())
+    tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    put(tmp_path / "wrapper/train.json", json.dumps(tree).encode())
+    assert ids(tmp_path) == ids(tmp_path / "wrapper") == {"train": ["images/a.jpg"]}
+
+
+def test_what_files_brings_is_what_read_needs(sbd: Path, tmp_path: Path) -> None:
+    """Read after a copy of just those files: the same images."""
+    make_voc(tmp_path / "voc", "a")
+    put(tmp_path / "coco/images/a.jpg", image_bytes())
+    tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    put(tmp_path / "coco/train.json", json.dumps(tree).encode())
+    for origin in (tmp_path / "voc", sbd, tmp_path / "coco"):
+        copy = tmp_path / "copies" / origin.name
+        for group in dataset_files(origin):
+            for name in group.names:
+                for path in [group.origin / name, *(group.origin / name).rglob("*")]:
+                    if path.is_file():
+                        put(copy / group.target / path.relative_to(group.origin), path.read_bytes())
+        for folder in ("JPEGImages", "SegmentationClass", "SegmentationObject") if origin.name == "voc" else ():
+            (copy / "VOCdevkit/VOC2012" / folder).mkdir(parents=True, exist_ok=True)
+        assert ids(copy) == ids(origin)
+
+
+def test_two_formats_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="'COCO' is registered already"):
+        register_format(coco)
+
+
+@pytest.mark.parametrize("format", formats(), ids=lambda format: format.NAME)
+@pytest.mark.parametrize("step", ["ingest", "preprocess"])
+def test_the_steps_docs_have_a_row_for_each_format(repository: Path, step: str, format: Format) -> None:
+    text = (repository / "components" / step / "README.md").read_text(encoding="utf-8")
+    assert f"\n| {format.NAME} | {format.FOUND_BY} | " in text

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as np_st
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
-from yolact.formats.images import bounded_size, read_image, redrawn, turned_mask
+from yolact.formats.image_files import bounded_size, read_image_file, redrawn, turned_mask
 from yolact.formats.instances import instances_from_index_mask, redrawn_instance, reduced_mask
 from yolact.formats.problems import ProblemError
 
@@ -41,7 +41,7 @@ def test_image_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     save(tmp_path, Image.fromarray(np.repeat(mask[:, :, None] * np.uint8(255), 3, axis=2)), orientation)
     with Image.open(tmp_path / "a.jpg") as stored:
         shown = np.asarray(ImageOps.exif_transpose(stored).convert("L")) > 127
-    image = read_image(tmp_path, "a.jpg")
+    image = read_image_file(tmp_path, "a.jpg")
     assert (image.upright_size[1], image.upright_size[0]) == shown.shape
     written = np.asarray(Image.open(io.BytesIO(redrawn(image, image.upright_size))).convert("L")) > 127
     assert np.array_equal(written, shown)
@@ -55,19 +55,19 @@ def test_image_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     assert moved.area == shown.sum()
 
 
-def test_a_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+def test_an_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
     with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the image and its masks"):
-        read_image(tmp_path, "a.png")
+        read_image_file(tmp_path, "a.png")
 
 
 def test_a_redrawn_image_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> None:
     save(tmp_path, scene(1200, 800), orientation=6)
-    image = read_image(tmp_path, "a.jpg")
+    image = read_image_file(tmp_path, "a.jpg")
     with Image.open(io.BytesIO(redrawn(image, (200, 300)))) as small:
         assert (small.size, small.mode, small.format, len(small.getexif())) == ((200, 300), "RGB", "JPEG", 0)
         wanted = scene(1200, 800).transpose(Image.Transpose.ROTATE_270).resize((200, 300), Image.Resampling.BOX)
@@ -115,7 +115,8 @@ def test_an_object_that_is_too_small_to_see_is_gone() -> None:
 
 
 def bits_apart(folder: Path, first: str, second: str) -> int:
-    return (read_image(folder, first).difference_hash ^ read_image(folder, second).difference_hash).bit_count()
+    hashes = [read_image_file(folder, name).difference_hash for name in (first, second)]
+    return (hashes[0] ^ hashes[1]).bit_count()
 
 
 def test_the_hash_knows_a_picture_again_by_what_it_shows(tmp_path: Path) -> None:
@@ -133,4 +134,4 @@ def test_hash_bits_say_which_cell_is_brighter_than_its_left_neighbour(tmp_path: 
     cells[0, 4:] = 200  # one step up in the first row, after its fourth cell
     cells[7, 8] = 200  # and in the last row at the end
     Image.fromarray(np.kron(cells, np.ones((16, 16), dtype=np.uint8))).save(tmp_path / "a.png")
-    assert read_image(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1
+    assert read_image_file(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1

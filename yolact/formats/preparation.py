@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from yolact.formats.images import bounded_size, redrawn
-from yolact.formats.instances import AnnotatedImage, ImageSource, Instance, coco_annotation, redrawn_instance
+from yolact.formats.dataset import AnnotatedImage, ImageSource
+from yolact.formats.image_files import bounded_size, redrawn
+from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
 CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
@@ -24,7 +25,7 @@ CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
 
 @dataclass(frozen=True, slots=True)
 class ImageSummary:
-    """What is remembered of a image while others are read."""
+    """What is remembered of an image while others are read."""
 
     image_id: str
     file_name: str
@@ -50,7 +51,7 @@ class ImageSummary:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A image that was written, with its objects."""
+    """An image that was written, with its objects."""
 
     summary: ImageSummary
     rows: tuple[str, ...]
@@ -59,7 +60,7 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class RejectedImage:
-    """A image that cannot be used."""
+    """An image that cannot be used."""
 
     image_id: str
     problems: tuple[Problem, ...]

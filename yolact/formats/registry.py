@@ -1,0 +1,155 @@
+"""The data formats, and which of them a folder has. A new one is a module with what `Format` lists, registered here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from yolact.errors import DataError
+from yolact.formats import coco, sbd, voc
+from yolact.formats.dataset import Dataset, Files, several_data_sets
+from yolact.formats.problems import Problem, writable
+
+MAX_DEPTH = 5
+"""Folders below the given one in which a data set is looked for."""
+
+SHOWN_PATHS = 3
+"""Paths of one format, and SHOWN_NAMES names in a folder, that a message lists."""
+
+SHOWN_NAMES = 10
+
+
+class Format(Protocol):
+    """What a module has to have to be a data format."""
+
+    NAME: str
+    """Human-readable, in pages and ``stats.json``."""
+    FOUND_BY: str
+    """What a folder of this format holds, for messages and docs."""
+    INCLUDES: tuple[str, ...]
+    """Names of formats whose folders are a part of this one's data set where both are found."""
+
+    def find(self, folders: Sequence[Path]) -> list[Path]:
+        """What marks data sets of this format: their root folders, or files; empty where there is none.
+
+        Args:
+            folders: the folder to search and those below it, sorted, each before what is inside it.
+        """
+
+    def files(self, found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
+        """The files that `read` needs, and where they go, relative to a new folder; ``found`` is what `find` returned.
+
+        Raises:
+            DataError: there is more than one data set, or a part of it is missing.
+        """
+
+    def read(self, found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+        """The data set: its classes, and by split its images, which are listed and not read yet.
+
+        Raises:
+            DataError: see `files`; or a list of images or classes is wrong.
+        """
+
+
+_formats: dict[str, Format] = {}
+
+
+def register_format(format: Format) -> None:
+    """Add a data format; ingest, preprocess, their messages and the data report then know it.
+
+    Raises:
+        ValueError: there is one of this name already.
+    """
+    if format.NAME in _formats:
+        raise ValueError(f"a data format {format.NAME!r} is registered already")
+    _formats[format.NAME] = format
+
+
+for _format in (voc, sbd, coco):
+    register_format(_format)
+
+
+def formats() -> list[Format]:
+    """All registered formats."""
+    return list(_formats.values())
+
+
+def dataset_files(folder: Path) -> list[Files]:
+    """The files of the data set in ``folder``, wherever below it that begins.
+
+    Raises:
+        DataError: there is none or more than one, or a part of it is missing.
+    """
+    format, found, folders = _find(folder)
+    return format.files(found, folders)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Find the annotated data set in ``folder`` and list its images; none of them is read yet.
+
+    Raises:
+        DataError: there is none or more than one, a part of it is missing, or its lists of images are wrong.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it brings the raw data there.")
+    format, found, folders = _find(folder)
+    return _with_writable_names(format.read(found, folders))
+
+
+def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
+    """The format of the data set in a folder, what its `Format.find` returned, and the folders that were searched."""
+    folders = _folders(folder)
+    found = {name: places for name, format in _formats.items() if (places := format.find(folders))}
+    included = {name for owner in found for name in _formats[owner].INCLUDES}
+    found = {name: places for name, places in found.items() if name not in included}
+    if not found:
+        raise DataError(_nothing_found(folder))
+    if len(found) > 1:
+        raise several_data_sets([path for places in found.values() for path in places[:SHOWN_PATHS]])
+    [(name, places)] = found.items()
+    return _formats[name], places, folders
+
+
+def _nothing_found(folder: Path) -> str:
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    more = ", …" if len(names) > SHOWN_NAMES else ""
+    known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
+    return (
+        f"{folder}: holds no annotated images in a known format. It has: "
+        f"{', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}\n"
+        f"Looked, up to {MAX_DEPTH} folders deep, for:\n{known}\nCheck data.source."
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """``folder`` and those below it, sorted; each once, also where links lead to it again."""
+    found, seen = [], set()
+    for path, names, _ in os.walk(folder, followlinks=True):
+        place = Path(path)
+        resolved = place.resolve()
+        if resolved in seen:
+            names.clear()
+            continue
+        seen.add(resolved)
+        found.append(place)
+        deep = len(place.relative_to(folder).parts) >= MAX_DEPTH
+        names[:] = [] if deep else sorted(name for name in names if not name.startswith((".", "__MACOSX")))
+    return sorted(found)
+
+
+def _with_writable_names(dataset: Dataset) -> Dataset:
+    """Images whose names cannot be written into JSON and pages become problems."""
+    names = [source.image_id for sources in dataset.splits.values() for source in sources]
+    unwritable = {name for name in names if writable(name) != name}
+    reason = "has a name that is not UTF-8; rename it and its annotations, as with `convmv -f latin1 -t utf8`"
+    return replace(
+        dataset,
+        splits={
+            split: [source for source in sources if source.image_id not in unwritable]
+            for split, sources in dataset.splits.items()
+        },
+        problems={**dataset.problems, **{writable(name): [Problem(name, reason)] for name in sorted(unwritable)}},
+    )
