@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, run_lengths
-from yolact.data.target_masks import Grids
 from yolact.errors import DataError, SettingsError
 from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import Targets
@@ -84,7 +83,7 @@ class TrainingSet(Dataset[Batch]):
             pixels, targets = augment(
                 sample,
                 self.config,
-                Grids.of_input(key.size),
+                key.size,
                 len(self.data.category_ids),
                 rng,
                 keep_aspect_ratio=self.keep_aspect_ratio,

@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
-from yolact.crop import VisiblePart, length
+from yolact.crop import View, VisiblePart, length
 from yolact.masks import Rle
-from yolact.transforms import Taps, bilinear_taps, sample_mask
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,48 @@ class Grids:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """The two samples that each pixel of a bilinearly resized axis is made of, and their weights."""
+
+    low: np.ndarray
+    high: np.ndarray
+    """(n,) whole numbers."""
+    low_weight: np.ndarray
+    high_weight: np.ndarray
+    """(n,) int32; the two of a pixel add up to ``total``."""
+    total: int
+
+
+def bilinear_taps(samples: int, size: int, pixels: np.ndarray) -> Taps:
+    """Exact weights with half-pixel centres, without antialiasing.
+
+    Pixel k of ``size`` lies at (k + 1/2) samples / size - 1/2, a fraction over 2 size; it is moved onto the first
+    sample where it lies before that.
+
+    Args:
+        samples: length of the axis before.
+        size: length after.
+        pixels: (n,) which pixels are wanted, 0 to size - 1.
+    """
+    position = ((2 * pixels.astype(np.int64) + 1) * samples - size).clip(min=0)
+    low, high_weight = (part.astype(np.int32) for part in np.divmod(position, 2 * size))
+    return Taps(low, np.minimum(low + 1, samples - 1), np.int32(2 * size) - high_weight, high_weight, 2 * size)
+
+
+def sample_mask(mask: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
+    """The pixels (rows, columns) uint8 of a resized mask.
+
+    Args:
+        mask: (H, W) uint8, 0 or 1; fastest when its columns lie together in memory, as pycocotools decodes masks.
+    """
+    across = mask.T  # (W, H)
+    sums = across[columns.low] * columns.low_weight[:, None] + across[columns.high] * columns.high_weight[:, None]
+    sums = np.ascontiguousarray(sums.T)  # (H, columns)
+    sums = sums[rows.low] * rows.low_weight[:, None] + sums[rows.high] * rows.high_weight[:, None]
+    return (sums >= rows.total * columns.total // 2).view(np.uint8)
+
+
+@dataclass(frozen=True)
 class _Reduction:
     """Which two pixels each of n cells is made of, and their weights."""
 
@@ -67,8 +108,8 @@ def _reduction(size: int, cells: int) -> _Reduction:
 
 
 @dataclass(frozen=True)
-class _Crop:
-    """The part of one axis where an object is."""
+class _ObjectSpan:
+    """The part of one axis that shows an object."""
 
     source: slice
     """The image's pixels that are read."""
@@ -106,7 +147,7 @@ class _Axis:
         )
         return cls(taps, visible, source, reduction.weights)
 
-    def crop(self, start: int, stop: int) -> _Crop | None:
+    def object_span(self, start: int, stop: int) -> _ObjectSpan | None:
         """What is read of an object between two pixels of the image; None where it is not to be seen."""
         taps, start, stop = self.taps, max(start, self.source.start), min(stop, self.source.stop)
         touched = (self.visible & (taps.low < stop) & (taps.high >= start)).nonzero()[0]
@@ -120,11 +161,11 @@ class _Axis:
             for samples in (taps.low, taps.high)
         )
         taps = Taps(low, high, taps.low_weight[pixels], taps.high_weight[pixels], taps.total)
-        return _Crop(slice(start, stop), cells, taps, self.weights[pixels])
+        return _ObjectSpan(slice(start, stop), cells, taps, self.weights[pixels])
 
 
 class MaskReducer:
-    """Reduces masks of one image, seen through a window, to ``cells`` x ``cells``."""
+    """Reduces masks of one image, seen through a crop, to ``cells`` x ``cells``."""
 
     def __init__(self, part: VisiblePart, size: int, cells: int, *, mirrored: bool) -> None:
         self._rows = _Axis.make(part.source_rows, part.target_rows, size, cells, mirrored=False)
@@ -139,7 +180,7 @@ class MaskReducer:
             out: (cells, cells) uint8; ones are added, zeros are left as they are.
         """
         left, top, right, bottom = box
-        rows, columns = self._rows.crop(top, bottom), self._columns.crop(left, right)
+        rows, columns = self._rows.object_span(top, bottom), self._columns.object_span(left, right)
         if rows is None or columns is None:
             return
         seen = np.zeros((length(columns.source) + 1, length(rows.source) + 1), dtype=np.uint8).T
@@ -153,40 +194,34 @@ class MaskReducer:
 
 
 def reduce_masks(
-    masks: Sequence[Rle],
-    labels: np.ndarray,
-    crowd: np.ndarray,
-    part: VisiblePart | None,
-    grids: Grids,
-    num_classes: int,
-    *,
-    mirrored: bool,
+    masks: Sequence[Rle], labels: np.ndarray, crowd: np.ndarray, view: View, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of one image's objects, seen through a window, as the losses need them.
+    """Masks of one image's objects, seen through a crop, at the resolutions of the losses.
 
     Args:
         masks: N run lengths in the image's size; those of crowd regions are not decoded.
         labels: (N,) int64, 0 to C - 1.
         crowd: (N,) bool.
-        part: what is visible of the image; None shows nothing.
-        mirrored: whether the network's input is.
+        view: what the network sees of the image.
 
     Returns:
         (N, Hp, Wp) uint8, 0 or 1, empty for crowd regions; and (C, H3, W3) uint8, the union of each class's objects
-        without the crowd regions.
+        without crowd regions.
 
     Raises:
-        ValueError: run lengths are damaged.
+        ValueError: a mask cannot be decoded.
     """
+    grids, part = Grids.of_input(view.size), view.part
     reduced = np.zeros((len(masks), grids.masks, grids.masks), dtype=np.uint8)
     semantic = np.zeros((num_classes, grids.semantic, grids.semantic), dtype=np.uint8)
     if part is None:
         return reduced, semantic
-    to_masks = MaskReducer(part, grids.image, grids.masks, mirrored=mirrored)
-    to_semantic = MaskReducer(part, grids.image, grids.semantic, mirrored=mirrored)
+    to_masks, to_semantic = (
+        MaskReducer(part, view.size, cells, mirrored=view.crop.mirrored) for cells in (grids.masks, grids.semantic)
+    )
     for index in np.flatnonzero(~crowd).tolist():
         rle = masks[index]
-        mask = coco_mask.decode(rle)  # (H, W) uint8, columns together in memory; first, since it checks the runs
+        mask = coco_mask.decode(rle)  # (H, W) uint8, columns contiguous; first, because it checks the run lengths
         left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
         box = (left, top, left + width, top + height)
         to_masks.reduce(mask, box, reduced[index])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.boxes import box_iou, crop_mask, decode, pixel_window
+from yolact.boxes import box_iou, crop_mask, decode, pixel_bounds
 from yolact.crop import filled_share
 from yolact.inference.detections import Detections
 from yolact.masks import InstanceMasks
@@ -19,8 +20,12 @@ from yolact.structures import RawOutputs
 CROP_PADDING = 1
 """Prototype pixels by which a box grows on every side before its mask is cropped there, as published."""
 
+MaskResolution = Literal["image", "prototypes"] | int
+"""Size of the masks: that of the image; that of the network's prototypes (coarse and fastest), or of the part of them
+that the image fills if its aspect ratio is kept; or the image reduced to this longest side, in pixels."""
+
 WHOLE = (1.0, 1.0)
-"""Share of the rows and of the columns of the network's input that a image fills which was stretched to it."""
+"""Share of the network input's rows and columns that an image fills when stretched to it."""
 
 ENLARGED_PIXELS = 2**25
 """Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large images take."""
@@ -172,6 +177,52 @@ def traditional_nms(
     return survivors, classes, scores[survivors, classes]
 
 
+def to_images(
+    candidates: Sequence[Candidates],
+    prototypes: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    class_names: Sequence[str],
+    config: DetectConfig,
+    mask_resolution: MaskResolution = "image",
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
+    *,
+    keep_aspect_ratio: bool,
+) -> list[Detections]:
+    """Turn the candidates of B images into detections in their images' frames.
+
+    Args:
+        candidates: B entries.
+        prototypes: (B, Hp, Wp, K).
+        sizes: height and width of each image, pixels.
+        class_names: name of label 0, 1, ...
+        config: settings of detection.
+        mask_resolution: see `MaskResolution`.
+        maskiou_net: see `to_image_frame`.
+        keep_aspect_ratio: the network's setting, see `ModelConfig`.
+    """
+    found = []
+    for of_image, image_prototypes, (height, width) in zip(candidates, prototypes, sizes, strict=True):
+        share = filled_share(height, width) if keep_aspect_ratio else None
+        mask_size = _mask_size(mask_resolution, image_prototypes, height, width, share or WHOLE)
+        found.append(
+            to_image_frame(
+                of_image, image_prototypes, height, width, config, maskiou_net, mask_size, share, tuple(class_names)
+            )
+        )
+    return found
+
+
+def _mask_size(
+    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
+) -> tuple[int, int]:
+    if resolution == "image":
+        return height, width
+    if resolution == "prototypes":
+        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
+    factor = min(1.0, resolution / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def to_image_frame(
     candidates: Candidates,
     prototypes: Tensor,
@@ -180,32 +231,30 @@ def to_image_frame(
     config: DetectConfig,
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     mask_size: tuple[int, int] | None = None,
-    *,
-    keep_aspect_ratio: bool = False,
+    share: tuple[float, float] | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Detections:
-    """Bring one image's candidates into the image's frame.
+    """Turn one image's candidates into detections in the image's frame.
 
-    Boxes outside the image are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
-    ones.
+    Boxes outside the image are dropped, except the published ones (``config.integer_boxes``) of stretched images.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
         height, width: of the image, pixels.
-        maskiou_net: of a network with mask re-scoring: as `yolact.models.maskiou.MaskIouNet`.
+        maskiou_net: `yolact.models.maskiou.MaskIouNet` of a network with mask re-scoring, or a function like it.
         mask_size: height and width of the masks, pixels; None for those of the image.
-        keep_aspect_ratio: the network's, see `ModelConfig`: whether the image fills but a part of its input.
+        share: of the network input's rows and columns that the image fills, see `filled_share`; None if it was
+            stretched to the input.
+        class_names: name of label 0, 1, ...
 
     Returns:
         Detections on the CPU.
     """
-    share, in_image = WHOLE, candidates.boxes
-    if keep_aspect_ratio:
-        share = filled_share(height, width)
-        in_image = in_image / in_image.new_tensor([share[1], share[0]] * 2)
+    in_image = candidates.boxes if share is None else candidates.boxes / candidates.boxes.new_tensor(share[::-1] * 2)
     boxes = _image_boxes(in_image, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes
-    if keep_aspect_ratio or not config.integer_boxes:
+    if share is not None or not config.integer_boxes:
         visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         if not bool(visible.all()):
             boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
@@ -217,16 +266,18 @@ def to_image_frame(
         mask_scores = scores * maskiou_net(soft).gather(1, labels[:, None]).squeeze(1)
     mask_height, mask_width = mask_size or (height, width)
     masks = enlarge_masks(
-        logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share
+        logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share or WHOLE
     )
-    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), image_size=(height, width))
+    return Detections(
+        boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), class_names, image_size=(height, width)
+    )
 
 
 def _image_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:
     """(N, 4) float32 pixels, inside the image; ``integer`` truncates them, and turns swapped corners round."""
     if integer:
-        left, right = pixel_window(boxes[:, 0], boxes[:, 2], width, 0)
-        top, bottom = pixel_window(boxes[:, 1], boxes[:, 3], height, 0)
+        left, right = pixel_bounds(boxes[:, 0], boxes[:, 2], width, 0)
+        top, bottom = pixel_bounds(boxes[:, 1], boxes[:, 3], height, 0)
         return torch.stack([left, top, right, bottom], dim=1).trunc()
     scale = boxes.new_tensor([width, height, width, height])
     return torch.minimum((boxes * scale).clamp(min=0), scale)

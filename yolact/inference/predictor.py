@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -11,22 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.crop import filled_share
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
 from yolact.images import ImageInput, read_image
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
-from yolact.inference.postprocess import WHOLE, Candidates, detect, to_image_frame
+from yolact.inference.postprocess import MaskResolution, detect, to_images
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
-
-MaskResolution = Literal["image", "prototypes"] | int
-"""How large masks are: as the image; as the network's prototypes (coarse, and fastest), or as the part of them that the
-image fills where its aspect ratio is kept; or as the image reduced to this longest side, in pixels."""
 
 
 class DetectChanges(TypedDict, total=False):
@@ -201,51 +196,3 @@ class Predictor(ImagePredictor):
             self.network.maskiou_net,
             keep_aspect_ratio=self.model_config.keep_aspect_ratio,
         )
-
-
-def to_images(
-    candidates: Sequence[Candidates],
-    prototypes: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    classes: Sequence[str],
-    config: DetectConfig,
-    mask_resolution: MaskResolution = "image",
-    maskiou_net: Callable[[Tensor], Tensor] | None = None,
-    *,
-    keep_aspect_ratio: bool,
-) -> list[Detections]:
-    """Candidates of B images of (height, width) pixels, in their images' frames.
-
-    Args:
-        candidates: of each image.
-        prototypes: (B, Hp, Wp, K).
-        classes: names by label.
-        maskiou_net, keep_aspect_ratio: see `to_image_frame`.
-    """
-    found = []
-    for one, of_image, (height, width) in zip(candidates, prototypes, sizes, strict=True):
-        share = filled_share(height, width) if keep_aspect_ratio else WHOLE
-        detections = to_image_frame(
-            one,
-            of_image,
-            height,
-            width,
-            config,
-            maskiou_net,
-            _mask_size(mask_resolution, of_image, height, width, share),
-            keep_aspect_ratio=keep_aspect_ratio,
-        )
-        detections.class_names = tuple(classes)
-        found.append(detections)
-    return found
-
-
-def _mask_size(
-    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
-) -> tuple[int, int]:
-    if resolution == "image":
-        return height, width
-    if resolution == "prototypes":
-        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
-    factor = min(1.0, resolution / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
