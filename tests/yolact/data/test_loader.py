@@ -17,7 +17,8 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
-from tests.helpers import losses_of, tiny_config
+from tests.loss_inputs import losses_of
+from tests.small_networks import tiny_config
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.data.loader import (
     Batch,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.boxes import encode
 from yolact.crop import Crop, View, filled_share
 from yolact.data.augment import Sample, augment, crop_targets, render

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.images import ImageInput, read_image
