@@ -68,14 +68,6 @@ def make_split(folder: Path, split: str, numbers: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(scope="module")
 def settings(repository: Path) -> dict[str, Any]:
     tree = load_params(repository / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
     tree["model"] |= MODEL
