@@ -38,9 +38,9 @@ def normalize(images: Tensor, normalization: Normalization) -> Tensor:
 
 
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Values by channel, (3, 1, 1) float32 on the device; not to be changed, since they are made once per device.
+    """Values by channel, (3, 1, 1) float32 on the device, cached per device; do not modify them.
 
-    To bring them to a GPU makes the host wait for it. While the network is exported they are no tensors to be kept.
+    Copying them to a GPU makes the host wait. During export they are not cached: those tensors have no values.
     """
     make = _new_per_channel.__wrapped__ if torch.compiler.is_compiling() else _new_per_channel
     return make(values, device)
@@ -48,12 +48,12 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Te
 
 @cache
 def _new_per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # whoever comes first: gradients may be taken through them later
+    with torch.inference_mode(False):  # a later caller may take gradients through them
         return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 def to_square(image: Tensor, size: int) -> Tensor:
-    """Resize a (3, H, W) uint8 RGB image to (3, size, size) float32, 0 to 255, without keeping its aspect ratio.
+    """Resize a (3, H, W) uint8 RGB image to (3, size, size) float32, 0 to 255, ignoring its aspect ratio.
 
     Bilinear with half-pixel centres, no antialiasing and no rounding, as published.
     """
@@ -61,10 +61,10 @@ def to_square(image: Tensor, size: int) -> Tensor:
 
 
 def to_padded_square(image: Tensor, size: int) -> Tensor:
-    """Resize a (3, H, W) uint8 RGB image so that its longer side is ``size``; (3, size, size) float32, 0 to 255.
+    """Resize a (3, H, W) uint8 RGB image to a longer side of ``size`` and pad; (3, size, size) float32, 0 to 255.
 
-    Resizing is that of `to_square`. The rest of the square, to the right or below, has the colour `MEAN_RGB`. A image
-    so narrow that it would fill less than half a pixel is not to be seen.
+    Resizes as `to_square` does. The rest of the square, to the right or below, has the colour `MEAN_RGB`. An image so
+    narrow that it would fill less than half a pixel does not appear.
     """
     height, width = image.shape[1:]
     square = _per_channel(MEAN_RGB, image.device).repeat(1, size, size)
