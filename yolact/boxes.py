@@ -15,7 +15,7 @@ SIZE_VARIANCE = 0.2
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert (..., 4) boxes; each size is spread evenly on both sides of its centre."""
+    """Convert (..., 4) boxes from centre and size to corners."""
     center, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
@@ -27,7 +27,7 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Areas (...) of (..., 4) xyxy boxes; negative sides count as they are."""
+    """Areas (...) of (..., 4) xyxy boxes; sides may be negative."""
     size = boxes[..., 2:] - boxes[..., :2]
     return size[..., 0] * size[..., 1]
 

@@ -1,4 +1,4 @@
-"""Instance masks, each stored as the part of the image around its object.
+"""Instance masks, each stored as a window of the image around its object.
 
 The mask of a small object in a large image is mostly empty. Storing only a window around the object takes some hundred
 kilobytes per image instead of tens of megabytes, and encoding to COCO's RLE skips the empty pixels.

@@ -127,7 +127,7 @@ def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
 
 
 def _classes_of_images(data: CocoInstances) -> list[set[int]]:
-    """Labels of each image's objects, crowd regions left out."""
+    """Labels of each image's objects, without crowd regions."""
     return [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
 
 
@@ -140,7 +140,7 @@ def _images_of_classes(data: CocoInstances) -> np.ndarray:
 
 
 def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> np.ndarray:
-    """`repeat_factors`, with a warning where they change nothing."""
+    """`repeat_factors`, with a warning if they change nothing."""
     factors = repeat_factors(data, threshold)
     images = _images_of_classes(data)
     if warn and images.any() and not (factors > 1).any():
@@ -162,20 +162,21 @@ def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> n
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of one epoch, or this process's part of each; they depend only on the seed and the epoch.
 
-    An epoch shows each image as often as its repeat factor says: the whole part of it, and once more with the rest as
-    probability, so that an epoch has always as many images as the factors' sum, rounded down. Without factors it shows
-    each image once. The last batch is left out when it is not full, as published, unless it is the only one.
+    An epoch shows each image as often as its repeat factor says: the integer part always, and once more with the
+    fraction as probability, such that the epoch's length is always the sum of the factors, rounded down. With all
+    factors 1 it shows each image once. The last batch is dropped if it is not full, as published, unless it is the only
+    one.
 
-    Set ``epoch`` before each pass, and ``start`` to the first batch that is wanted, to go on in the middle of an epoch.
+    Set ``epoch`` before each pass, and ``start`` to the first batch to resume in the middle of an epoch.
 
     Args:
-        repeats: (images,) how often each image is shown in the mean, 1 or more.
-        batch_size: images of one step, over all processes.
-        sizes: of the network's input, pixels; one of them is drawn for each batch.
-        seed: of all that is drawn.
-        rank: this process, 0 to ``world_size`` - 1. The parts of all of them, one after the other, are the batch that
-            one process would have; they differ in length by 1 where the batch cannot be shared evenly.
-        world_size: how many processes train together.
+        repeats: (images,) how often to show each image on average, 1 or more.
+        batch_size: images per optimizer step, over all processes.
+        sizes: sides of the network's input, pixels; one is drawn for each batch.
+        seed: random seed of order, repeats and sizes.
+        rank: index of this process, 0 to ``world_size`` - 1. The parts of all processes, concatenated by rank, are the
+            batch of a single process; their lengths differ by at most 1.
+        world_size: number of processes that train together.
 
     Raises:
         SettingsError: there would be processes without an image.
@@ -250,7 +251,7 @@ def collate(rows: list[Batch]) -> Batch:
     )
 
 
-def outlive_signals(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
     """Keep a loader process running when its process group is told to stop: the current step needs its batch.
 
     Ignores SIGINT and SIGTERM, however often they are sent. The process ends when the loader is closed or within
@@ -311,7 +312,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import IouType, chatter_to_log, index_ground_truth, prepare_evaluation
+from yolact.evaluation.evaluator import IouType, index_ground_truth, output_to_log, prepare_evaluation
 
 METRICS = ("AP", "AP50", "AP75")
 """Compared metrics: mean over the IoU thresholds 0.50, 0.55, ... 0.95, AP at 0.50, and AP at 0.75."""
@@ -186,7 +186,7 @@ def match_detections(ground_truth: COCO, rows: Sequence[dict[str, Any]], iou_typ
     evaluation = prepare_evaluation(ground_truth, rows, iou_type)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.params.maxDets = [_MAX_DETECTIONS]
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
     names = [ground_truth.cats[category]["name"] for category in evaluation.params.catIds]
     images = len(evaluation.params.imgIds)

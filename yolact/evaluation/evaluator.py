@@ -39,7 +39,7 @@ _RESULT_KEY = {"box": "bbox", "mask": "segmentation"}
 _ALL_AREAS = 0  # index into COCOeval.params.areaRng
 _MAX_100 = -1  # index into COCOeval.params.maxDets, which is 1, 10, 100
 
-DEALT = 16
+BATCH_COUNT_MULTIPLE = 16
 """The number of batches of a data set is a multiple of this, see `cut_evenly`."""
 
 
@@ -112,7 +112,7 @@ def load_ground_truth(annotations: Path | str) -> COCO:
         DataError: an annotation has the id 0, which pycocotools confuses with "not matched": a true positive would
             silently count as a false one.
     """
-    with chatter_to_log():
+    with output_to_log():
         ground_truth = COCO(str(annotations))
     _check_annotation_ids(ground_truth, str(annotations))
     return ground_truth
@@ -131,7 +131,7 @@ def index_ground_truth(instances: dict[str, Any], origin: str) -> COCO:
     ground_truth = COCO()
     # pycocotools writes into the annotations
     ground_truth.dataset = {**instances, "annotations": [dict(item) for item in instances["annotations"]]}
-    with chatter_to_log():
+    with output_to_log():
         ground_truth.createIndex()
     _check_annotation_ids(ground_truth, origin)
     return ground_truth
@@ -176,10 +176,10 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
 def cut_evenly(images: int, batch_size: int) -> list[range]:
     """Batches of at most ``batch_size`` images whose lengths differ by at most 1.
 
-    Their number is a multiple of `DEALT`: 2, 4, 8 or 16 processes get equally many batches, and numbers of images that
-    differ by at most 1 per batch. With fewer images than that, each is a batch.
+    Their number is a multiple of `BATCH_COUNT_MULTIPLE`: 2, 4, 8 or 16 processes get equally many batches, and numbers
+    of images that differ by at most 1 per batch. With fewer images than that, each is a batch.
     """
-    wanted = -(-images // (batch_size * DEALT)) * DEALT
+    wanted = -(-images // (batch_size * BATCH_COUNT_MULTIPLE)) * BATCH_COUNT_MULTIPLE
     count = min(wanted, images)
     return [range(images * part // count, images * (part + 1) // count) for part in range(count)]
 
@@ -249,7 +249,7 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
         DataError: a row belongs to an image or a category that is not in the ground truth.
     """
     evaluation = prepare_evaluation(ground_truth, results, iou_type)
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -285,7 +285,7 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
 def prepare_evaluation(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> COCOeval:
     """Set up pycocotools' evaluation with its default parameters, without running it; see `evaluate_coco`."""
     _check_ids(ground_truth, results)
-    with chatter_to_log():
+    with output_to_log():
         return COCOeval(ground_truth, _as_coco(ground_truth, results, iou_type), _PYCOCOTOOLS_IOU_TYPE[iou_type])
 
 
@@ -352,7 +352,7 @@ def _curve(recall: np.ndarray, precision: np.ndarray, names: Sequence[str]) -> P
 
 
 @contextlib.contextmanager
-def chatter_to_log() -> Iterator[None]:
+def output_to_log() -> Iterator[None]:
     """Redirect pycocotools' output to the log at debug level."""
     printed = io.StringIO()
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from yolact.evaluation.evaluator import IouType, chatter_to_log, prepare_evaluation
+from yolact.evaluation.evaluator import IouType, output_to_log, prepare_evaluation
 
 MATCH_IOU = 0.5
 """IoU at which a detection matches an object of its class."""
@@ -50,7 +50,7 @@ def measure_images(
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.params.maxDets = evaluation.params.maxDets[-1:]
     evaluation.params.iouThrs = np.array([MATCH_IOU])
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
     found: dict[int, dict[int, float]] = {image: {} for image in ground_truth.imgs}
     false = dict.fromkeys(ground_truth.imgs, 0)
