@@ -1,4 +1,4 @@
-"""From a image to the network's input, without randomness."""
+"""From an image to the network's input, without randomness."""
 
 from __future__ import annotations
 
