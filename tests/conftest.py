@@ -1,4 +1,4 @@
-"""Fixtures that all tests share."""
+"""Fixtures shared by the tests of all packages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from hypothesis import settings
 
 from tests.servers.mlflow_servers import mlflow_server, on_server, postgres, s3
+from yolact_ops.settings.params import Params, load_params
 
 __all__ = ["mlflow_server", "on_server", "postgres", "s3"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
-# `make test` tries the same examples each time, so that a red test is about the change at hand.
+# `make test` tries the same examples each time, so that a failure is about the change at hand.
 # `pytest --hypothesis-profile search` looks for new ones.
 settings.register_profile("stable", derandomize=True)
 settings.register_profile("search", print_blob=True)
@@ -27,7 +28,7 @@ settings.load_profile("stable")
 
 @pytest.fixture(autouse=True)
 def leaves_output_alone() -> Iterator[None]:
-    """A test that changed how the process logs or prints would make a later one fail, far away."""
+    """A test that changes how the process logs or prints would make an unrelated later one fail."""
     root = logging.getLogger()
     handlers, before = root.handlers[:], (own_handlers(root), root.level, builtins.print)
     yield
@@ -46,6 +47,22 @@ def own_handlers(logger: logging.Logger) -> list[logging.Handler]:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def params(repository: Path) -> Params:
+    """The published settings."""
+    return load_params(repository / "conf" / "base.yaml")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without runs, to copy: MLflow takes seconds to make one."""
+    from mlflow import MlflowClient  # takes seconds too
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Box and mask-window algebra. The box format stands in each function's name or docstring.
+"""Box algebra. The box format stands in each function's name or docstring.
 
 ``xyxy`` is left, top, right, bottom; ``cxcywh`` is centre and size. Relative boxes are fractions of the
 image's width and height.
@@ -15,7 +15,7 @@ SIZE_VARIANCE = 0.2
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """Convert (..., 4) boxes; each size is spread evenly on both sides of its centre."""
+    """Convert (..., 4) boxes from centre and size to corners."""
     center, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
@@ -27,7 +27,7 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Areas (...) of (..., 4) xyxy boxes; negative sides count as they are."""
+    """Areas (...) of (..., 4) xyxy boxes; sides may be negative."""
     size = boxes[..., 2:] - boxes[..., :2]
     return size[..., 0] * size[..., 1]
 
@@ -48,11 +48,6 @@ def box_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     shared = intersection(boxes_a, boxes_b)
     union = box_area(boxes_a)[..., :, None] + box_area(boxes_b)[..., None, :] - shared
     return shared / union
-
-
-def intersection_over_first(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Share (..., N, M) of each first box that lies inside each second one; xyxy. Used for crowd regions."""
-    return intersection(boxes_a, boxes_b) / box_area(boxes_a)[..., :, None]
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -87,7 +82,7 @@ def decode(encoded: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([low, low + size], dim=-1)
 
 
-def pixel_window(first: Tensor, second: Tensor, size: int, padding: float) -> tuple[Tensor, Tensor]:
+def pixel_bounds(first: Tensor, second: Tensor, size: int, padding: float) -> tuple[Tensor, Tensor]:
     """Ordered, padded pixel bounds of relative coordinates along one axis.
 
     Args:
@@ -103,18 +98,6 @@ def pixel_window(first: Tensor, second: Tensor, size: int, padding: float) -> tu
     return low, high
 
 
-def integer_pixel_window(first: Tensor, second: Tensor, size: int, padding: int) -> tuple[Tensor, Tensor]:
-    """`pixel_window` in whole pixels, as the published code has it: coordinates are truncated before they are padded.
-
-    Returns:
-        Lower and upper bounds, both (N,) int64.
-    """
-    first, second = (first * size).long(), (second * size).long()
-    low = (torch.minimum(first, second) - padding).clamp(min=0)
-    high = (torch.maximum(first, second) + padding).clamp(max=size)
-    return low, high
-
-
 def crop_mask(boxes: Tensor, height: int, width: int, padding: float = 1) -> Tensor:
     """Which pixels of an (height, width) grid belong to each box (paper section 3.3, "Cropping Masks").
 
@@ -125,30 +108,10 @@ def crop_mask(boxes: Tensor, height: int, width: int, padding: float = 1) -> Ten
     Returns:
         (N, height, width) bool: column c is inside where ``low <= c < high``, rows alike.
     """
-    left, right = pixel_window(boxes[:, 0], boxes[:, 2], width, padding)
-    top, bottom = pixel_window(boxes[:, 1], boxes[:, 3], height, padding)
+    left, right = pixel_bounds(boxes[:, 0], boxes[:, 2], width, padding)
+    top, bottom = pixel_bounds(boxes[:, 1], boxes[:, 3], height, padding)
     columns = torch.arange(width, device=boxes.device, dtype=boxes.dtype)
     rows = torch.arange(height, device=boxes.device, dtype=boxes.dtype)
     inside_x = (columns >= left[:, None]) & (columns < right[:, None])  # (N, W)
     inside_y = (rows >= top[:, None]) & (rows < bottom[:, None])  # (N, H)
     return inside_y[:, :, None] & inside_x[:, None, :]
-
-
-def mask_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
-    """Pixels (N, M) shared by each pair of (N, H, W) and (M, H, W) masks, 0 or 1 of any dtype; float32."""
-    return masks_a.flatten(1).float() @ masks_b.flatten(1).float().T
-
-
-def mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
-    """Intersection over union (N, M) of (N, H, W) and (M, H, W) masks; two empty masks give NaN, as 0 / 0 does."""
-    shared = mask_intersection(masks_a, masks_b)
-    return shared / (_mask_area(masks_a)[:, None] + _mask_area(masks_b) - shared)
-
-
-def mask_intersection_over_first(masks_a: Tensor, masks_b: Tensor) -> Tensor:
-    """Share (N, M) of each first mask's pixels that belong to each second one. Used for crowd regions."""
-    return mask_intersection(masks_a, masks_b) / _mask_area(masks_a)[:, None]
-
-
-def _mask_area(masks: Tensor) -> Tensor:
-    return masks.flatten(1).float().sum(dim=1)

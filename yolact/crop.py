@@ -1,4 +1,4 @@
-"""The part of a image that becomes the network's input."""
+"""Geometry of crops: which part of an image the network sees, and where it lies in the network's input."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Window:
-    """The part of the plane that becomes the network's input, in image pixels; it may reach beyond the image."""
+class Crop:
+    """The rectangle that becomes the network's input, in image pixels; it may reach beyond the image."""
 
     left: int
     top: int
@@ -17,19 +17,25 @@ class Window:
     height: int
     mirrored: bool = False
 
-    def squared(self) -> Window:
-        """The smallest square window with the same content at its left and top, as the network sees it.
+    def squared(self) -> Crop:
+        """The smallest square crop that shows the same content at the left and top of the network's input.
 
-        It grows to the right, or to the left where it is mirrored.
+        It grows to the right, or to the left if mirrored.
         """
         side = max(self.width, self.height)
         left = self.left + self.width - side if self.mirrored else self.left
-        return Window(left, self.top, side, side, self.mirrored)
+        return Crop(left, self.top, side, side, self.mirrored)
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of (N, 2) points lie strictly inside; (N,) bool."""
+        low = np.array([self.left, self.top])
+        high = low + [self.width, self.height]
+        return np.asarray(((points > low) & (points < high)).all(axis=1))
 
 
 @dataclass(frozen=True)
 class VisiblePart:
-    """The image's pixels inside a window, and where they go in the network's input before that is mirrored."""
+    """The image pixels inside a crop, and where they go in the network's input before mirroring."""
 
     source_rows: slice
     source_columns: slice
@@ -49,23 +55,10 @@ def length(part: slice) -> int:
     return int(part.stop - part.start)
 
 
-def inside(points: np.ndarray, window: Window) -> np.ndarray:
-    """Which of (N, 2) points lie strictly inside the window; (N,) bool."""
-    low = np.array([window.left, window.top])
-    high = low + [window.width, window.height]
-    return np.asarray(((points > low) & (points < high)).all(axis=1))
-
-
-def filled_share(height: int, width: int) -> tuple[float, float]:
-    """Shares of the rows and of the columns of a square input that a image fills whose aspect ratio is kept, 0 to 1."""
-    side = max(height, width)
-    return height / side, width / side
-
-
-def visible_part(window: Window, height: int, width: int, size: int) -> VisiblePart | None:
-    """What of a height x width image a network with an input of ``size`` pixels sees; None where that is nothing."""
-    rows = _visible_along(window.top, window.height, height, size)
-    columns = _visible_along(window.left, window.width, width, size)
+def visible_part(crop: Crop, height: int, width: int, size: int) -> VisiblePart | None:
+    """What a network with an input of ``size`` pixels sees of a height x width image; None if nothing."""
+    rows = _visible_along(crop.top, crop.height, height, size)
+    columns = _visible_along(crop.left, crop.width, width, size)
     return None if rows is None or columns is None else VisiblePart(rows[0], columns[0], rows[1], columns[1])
 
 
@@ -76,3 +69,25 @@ def _visible_along(start: int, extent: int, image: int, size: int) -> tuple[slic
         return None
     target = slice(round((low - start) * size / extent), round((high - start) * size / extent))
     return None if target.start >= target.stop else (slice(low, high), target)
+
+
+@dataclass(frozen=True)
+class View:
+    """One image as the network sees it through a crop."""
+
+    crop: Crop
+    size: int
+    """Side of the network's square input, pixels."""
+    part: VisiblePart | None
+    """None if the crop shows nothing of the image."""
+
+    @classmethod
+    def of(cls, crop: Crop, height: int, width: int, size: int) -> View:
+        """View of a height x width image."""
+        return cls(crop, size, visible_part(crop, height, width, size))
+
+
+def filled_share(height: int, width: int) -> tuple[float, float]:
+    """Shares, 0 to 1, of a square input's rows and columns that an image fills with its aspect ratio kept."""
+    side = max(height, width)
+    return height / side, width / side

@@ -1,4 +1,4 @@
-"""Where tensors live, and how much memory a process takes."""
+"""Device selection and settings, and the memory use of a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from yolact.errors import SettingsError
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn the setting ``device`` into a device; ``auto`` takes a GPU where there is one.
+    """Turn the setting ``device`` into a device; ``auto`` takes a GPU if there is one.
 
     Raises:
-        SettingsError: there is no such device, or not on this machine.
+        SettingsError: the device is unknown or not available on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -37,12 +37,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_device(device: torch.device, *, deterministic: bool) -> None:
-    """Set PyTorch's switches for training on a GPU; nothing is to be set for other devices.
+    """Configure PyTorch for training on a GPU; does nothing on other devices.
 
-    float32 convolutions and products use TF32 tensor cores (10 bits of mantissa), which training does not notice.
-    cuDNN tries out its algorithms for each input size and takes the fastest, unless ``deterministic``: then sums are
-    taken in a fixed order where PyTorch has an operation that does so, and a warning names the operations that have
-    none.
+    float32 convolutions and matrix products use TF32 tensor cores (10 bits of mantissa), which does not affect training
+    results noticeably. cuDNN benchmarks its algorithms for each input size, unless ``deterministic``: then PyTorch uses
+    deterministic algorithms, and warns about operations that have none.
     """
     if device.type != "cuda":
         return
@@ -50,22 +49,22 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's documented way to fixed sums
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS for deterministic results
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def check_compiler(device: torch.device, setting: str) -> None:
-    """Refuse ``torch.compile`` where it would fail in the first step, with a message of its own insides.
+    """Check what ``torch.compile`` needs; otherwise it would fail in the first step with an internal error.
 
-    On GPUs it makes kernels with Triton, which calls a C compiler; on other devices with a C++ compiler. The container
-    image has none of these.
+    On GPUs it generates kernels with Triton, which calls a C compiler; on other devices it calls a C++ compiler. The
+    container image has none of these.
 
     Args:
         device: to compile for.
-        setting: what asked for it, for the message.
+        setting: key that asked for it, for the message.
 
     Raises:
-        SettingsError: what it needs is not installed.
+        SettingsError: a compiler or Triton is not installed.
     """
     on_gpu = device.type == "cuda"
     variable, names = (
@@ -80,11 +79,11 @@ def check_compiler(device: torch.device, setting: str) -> None:
 
 
 def peak_resident() -> int:
-    """The most memory, bytes, that this process had in use since its start or a later count's."""
+    """Peak resident memory of this process, bytes."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except OSError:  # not Linux. There the next one counts the parent's memory at the start too
+    except OSError:  # not Linux; this also counts the parent's memory at the fork
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024

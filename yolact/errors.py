@@ -1,13 +1,13 @@
-"""Errors that people can act on. A command prints their message without a traceback and exits with their code."""
+"""Errors that users can fix. Commands print their message without a traceback and exit with their code."""
 
 from __future__ import annotations
 
 
 class YolactError(Exception):
-    """Base of all errors whose message says what was found, where, and what to do."""
+    """Base of all errors whose message says what is wrong, where, and how to fix it."""
 
     exit_code = 1
-    """Of a command that ends with this error."""
+    """Exit code of a command that ends with this error."""
 
 
 class SettingsError(YolactError, ValueError):
@@ -15,7 +15,7 @@ class SettingsError(YolactError, ValueError):
 
 
 class DataError(YolactError, ValueError):
-    """Input data is missing or faulty; names the file."""
+    """Input data is missing or invalid; names the file."""
 
 
 class WeightsError(YolactError, ValueError):

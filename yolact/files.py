@@ -1,4 +1,4 @@
-"""Writing files and folders so that nobody ever reads half of one."""
+"""Atomic writes of files and folders: readers see the old or the new content, never a partial one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block succeeds, it is flushed to disk and becomes ``path``.
+    """Yield a temporary path beside ``path``; when the block succeeds, it is flushed to disk and renamed to ``path``.
 
-    When the block raises, the temporary file is removed and ``path`` is as it was. What killed runs left of the same
-    file (``.<name>.*.part``) is removed at the start, so two processes must not write one file at once.
+    If the block raises, the temporary file is removed and ``path`` is unchanged. Leftovers of killed runs
+    (``.<name>.*.part``) are removed first, so two processes must not write the same file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a written file its final name in the same folder; both have reached the disk when this returns."""
+    """Give a written file its final name in the same folder; both are flushed to disk when this returns."""
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.chmod(0o666 & ~_umask())
@@ -44,7 +44,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Bring a folder's entries to the disk, so that a rename survives a power cut; does nothing on Windows."""
+    """Flush a folder's entries to disk: renames then survive a power cut. Does nothing on Windows."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -55,28 +55,28 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_bytes_atomic(path: Path | str, data: bytes) -> None:
-    """Write ``data`` to ``path``, whole or not at all."""
+    """Write ``data`` to ``path`` atomically."""
     with replaced_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
 def write_json_atomic(path: Path | str, value: Any) -> None:
-    """Write ``value`` as indented JSON to ``path``, whole or not at all; NaN and infinity are refused."""
+    """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity raise a ValueError."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
 def replaced_directory(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; when the block succeeds, it takes the place of ``path``.
+    """Yield an empty temporary folder beside ``path``; when the block succeeds, it replaces ``path``.
 
-    When the block raises, the temporary folder is removed and ``path`` is as it was. A kill between moving the
-    old folder aside and the new one in is mended by the next call, which also removes what killed runs left
-    (``.<name>.*.part``); so two processes must not build one folder at once.
+    If the block raises, the temporary folder is removed and ``path`` is unchanged. If the process is killed between
+    moving the old folder aside and the new one in, the next call restores it, and removes other leftovers of killed
+    runs (``.<name>.*.part``); so two processes must not build the same folder at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

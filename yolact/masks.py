@@ -1,7 +1,7 @@
-"""Instance masks, each stored as the part of the image around its object.
+"""Instance masks, each stored as a window of the image around its object.
 
-The mask of a small object in a large image is mostly empty. Storing its window alone makes a image's masks some hundred
-kilobytes instead of tens of megabytes, and turns them into COCO's run lengths without visiting the empty pixels.
+The mask of a small object in a large image is mostly empty. Storing only a window around the object takes some hundred
+kilobytes per image instead of tens of megabytes, and encoding to COCO's RLE skips the empty pixels.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 PIXELS_AT_ONCE = 2**19
-"""Pixels of windows that are gone through together: enough for many small masks, few enough to stay in the cache."""
+"""Pixels of windows that are encoded together: enough for many small masks, few enough to stay in the cache."""
 
 
 class Rle(TypedDict):
-    """COCO's compressed run lengths, as in a results file."""
+    """COCO's compressed run-length encoding (RLE), as in a results file."""
 
     size: list[int]
     """Height and width of the image."""
@@ -36,13 +36,13 @@ class InstanceMasks:
     corners: list[tuple[int, int]]
     """Top and left, pixels, of each mask's window."""
     crops: list[np.ndarray]
-    """N (h, w) bool: each mask inside its window; it is empty elsewhere. A window may be without pixels."""
+    """N (h, w) bool: each mask inside its window; empty outside. A window may have no pixels."""
 
     def __len__(self) -> int:
         return len(self.crops)
 
     def __getitem__(self, rows: Tensor | slice) -> InstanceMasks:
-        """Those of a (N,) bool or (M,) int64 index, or of a slice."""
+        """Select by a (N,) bool or (M,) int64 index, or by a slice."""
         chosen = torch.arange(len(self))[rows if isinstance(rows, slice) else rows.cpu()].tolist()
         return InstanceMasks(
             self.height, self.width, [self.corners[row] for row in chosen], [self.crops[row] for row in chosen]
@@ -50,7 +50,7 @@ class InstanceMasks:
 
     @classmethod
     def from_tensor(cls, masks: Tensor) -> InstanceMasks:
-        """From whole (N, H, W) masks, true or non-zero inside the object."""
+        """From whole (N, H, W) masks, non-zero inside the object."""
         _, height, width = masks.shape
         corners, crops = [], []
         for mask in masks.cpu().numpy() != 0:
@@ -70,14 +70,14 @@ class InstanceMasks:
 
     @classmethod
     def from_rle(cls, rles: Sequence[Any], height: int, width: int) -> InstanceMasks:
-        """From compressed run lengths of an image of ``height`` x ``width`` pixels; the inverse of `to_rle`."""
+        """From compressed RLE of an image of ``height`` x ``width`` pixels; the inverse of `to_rle`."""
         if not rles:
             return cls(height, width, [], [])
         masks = coco_mask.decode(list(rles))  # (H, W, N)
         return cls.from_tensor(torch.from_numpy(np.ascontiguousarray(masks.transpose(2, 0, 1))))
 
     def to_rle(self) -> list[Rle]:
-        """COCO's compressed run lengths, equal to those that pycocotools makes of the whole masks."""
+        """COCO's compressed RLE, identical to pycocotools' encoding of the whole masks."""
         if not self.crops:
             return []
         size = [self.height, self.width]
@@ -88,7 +88,7 @@ class InstanceMasks:
         ]
 
     def _parts(self) -> Iterator[InstanceMasks]:
-        """The masks in portions of about `PIXELS_AT_ONCE`."""
+        """The masks in portions of about `PIXELS_AT_ONCE` pixels."""
         begin, pixels = 0, 0
         for end, crop in enumerate(self.crops):
             if end > begin and pixels + crop.size > PIXELS_AT_ONCE:
@@ -98,7 +98,7 @@ class InstanceMasks:
         yield self[begin:]
 
     def to_polygons(self) -> list[list[np.ndarray]]:
-        """The outer contours of each mask, in the image's pixels; see `outer_contours`."""
+        """Outer contours of each mask, image pixels; see `outer_contours`."""
         return [
             [contour + np.array([left, top], dtype=np.float32) for contour in outer_contours(crop)]
             for crop, (top, left) in zip(self.crops, self.corners, strict=True)
@@ -106,26 +106,26 @@ class InstanceMasks:
 
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-"""Right, down, left, up: each next one is a turn to the right."""
+"""Right, down, left, up: each is a right turn from the one before."""
 
 
 def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask's parts, along the edges of their pixels.
+    """Outlines of a mask's connected parts, along pixel edges.
 
     The pixel in row r and column c is the square from (c, r) to (c + 1, r + 1). If it is in the mask or in a hole, its
-    centre lies inside one of the polygons (by the even-odd rule) or more; elsewhere, inside none. Holes are filled, as
-    polygons of COCO have none; what is joined to the outside by a corner is no hole. Parts of the mask that share no
-    more than a corner have contours of their own.
+    centre lies inside at least one of the polygons (even-odd rule); otherwise inside none. Holes are filled, because
+    COCO polygons have none; a gap that touches the outside at a corner is not a hole. Parts of the mask that touch only
+    at a corner have separate contours.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        For each part its corners in order, (n, 2) float32 x and y, clockwise on a screen; the first is the topmost and
-        then leftmost one, and is not repeated at the end.
+        The corners of each part, (n, 2) float32 x and y, clockwise on a screen, starting at the topmost and then
+        leftmost one, which is not repeated at the end.
     """
     edges = _directed_edges(mask)
-    contours, left = [], dict.fromkeys(edges)  # a dictionary keeps the order: top edges first, in reading order
+    contours, left = [], dict.fromkeys(edges)  # a dict keeps the order: top edges first, in reading order
     while left:
         start = next(iter(left))
         if start[2] != 0:  # every contour has a top edge
@@ -143,7 +143,7 @@ def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _directed_edges(mask: np.ndarray) -> dict[tuple[int, int, int], None]:
-    """Edges between the mask and what is not, with the mask on their right: x and y of the start, index in `_STEPS`."""
+    """Edges between mask and background, with the mask on their right: x and y of the start, index in `_STEPS`."""
     padded = np.pad(mask, 1)
     outside = (padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2])  # above, right, below, left
     corner = ((0, 0), (1, 0), (1, 1), (0, 1))  # of the pixel, where its edge starts
@@ -157,7 +157,7 @@ def _directed_edges(mask: np.ndarray) -> dict[tuple[int, int, int], None]:
 
 
 def _loop(edges: dict[tuple[int, int, int], None], start: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """The edges from ``start`` round to it again; where two go on, the one to the right, which stays at its pixel."""
+    """The closed loop of edges from ``start``; at a fork it turns right, which stays at the same pixel."""
     loop, edge = [start], start
     while True:
         x, y, direction = edge
@@ -170,35 +170,35 @@ def _loop(edges: dict[tuple[int, int, int], None], start: tuple[int, int, int]) 
 
 
 def _signed_area(corners: np.ndarray) -> float:
-    """Of a polygon of (n, 2) x and y; positive if it goes clockwise on a screen, where y points down."""
+    """Signed area of a polygon of (n, 2) x and y; positive if clockwise on a screen, where y points down."""
     x, y = corners.astype(np.float64).T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
 
 
 def _run_lengths(masks: InstanceMasks) -> list[np.ndarray]:
-    """For each mask the lengths of the runs of zeros and ones, in turn, down its columns; the first is of zeros.
+    """Alternating run lengths of zeros and ones down each mask's columns, zeros first.
 
-    The masks are gone through together: most are small, and a NumPy call takes as long as a thousand pixels do.
+    Masks are encoded together: most are small, and a NumPy call takes as long as a thousand pixels do.
     """
     tall = np.array([crop.shape[0] for crop in masks.crops])
     wide = np.array([crop.shape[1] for crop in masks.crops])
     top, left = np.array(masks.corners).T
-    # A column at a time, each closed by a zero, so that no run goes on into the next one.
+    # Column by column, each closed by a zero, so no run continues into the next column.
     first = np.concatenate([[0], (wide * (tall + 1)).cumsum()])
     closed = np.zeros(first[-1] + 1, dtype=bool)
-    columns = closed[1:]  # what lies before it is no mask's
+    columns = closed[1:]  # the element before it belongs to no mask
     for crop, start, end in zip(masks.crops, first[:-1], first[1:], strict=True):
         columns[start:end].reshape(-1, crop.shape[0] + 1)[:, :-1] = crop.T
-    changes = np.flatnonzero(closed[1:] != closed[:-1])  # begins and ends of runs of ones, in turn
+    changes = np.flatnonzero(closed[1:] != closed[:-1])  # alternating starts and ends of runs of ones
     counts = np.diff(np.searchsorted(changes, first))
     mask = np.repeat(np.arange(len(masks)), counts)
     column, row = np.divmod(changes - first[mask], tall[mask] + 1)
     positions = (left[mask] + column) * masks.height + top[mask] + row
-    # A run may reach the foot of the image and go on at the head of the next column: join the two.
+    # A run that reaches the bottom of the image may continue at the top of the next column: join the two.
     joined = np.flatnonzero((positions[1:-1:2] == positions[2::2]) & (mask[1:-1:2] == mask[2::2])) * 2 + 1
     positions = np.delete(positions, np.concatenate([joined, joined + 1]))
     counts -= 2 * np.bincount(mask[joined], minlength=len(masks))
-    # Each mask's positions between 0 and the image's end; what lies between two of them is a run.
+    # Each mask's positions, framed by 0 and the image's end; two neighbours enclose a run.
     pixels = masks.height * masks.width
     after = (counts + 2).cumsum()
     before = after - counts - 2

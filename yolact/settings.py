@@ -156,7 +156,7 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """SSD-style augmentation (SSD section 2.2, as in the published code); see `yolact.data.augment` for the chances."""
+    """SSD-style augmentation (SSD section 2.2, as published); `yolact.data.augment` has the probabilities."""
 
     photometric: bool
     expand: bool
@@ -267,14 +267,13 @@ class TrainConfig(Section):
 class DetectConfig(Section):
     """From raw outputs to detections (`yolact.inference.postprocess`).
 
-    The last three are faults of the published code, off unless its results are wanted; docs/accuracy.md has what each
-    costs.
+    The last three are quirks of the published code, off by default; docs/accuracy.md has what each costs.
     """
 
     score_threshold: Fraction
     nms: Literal["fast", "cross_class", "traditional"]
     """``fast``: per class (paper section 5, "Fast NMS"); ``cross_class``: the same in one pass over all classes;
-    ``traditional``: per class, one box after the other."""
+    ``traditional``: sequential, per class."""
     nms_iou: Fraction
     top_k: PositiveInt
     """Candidates that enter Fast NMS: per class with ``fast``, in all with ``cross_class``; not read by
@@ -283,7 +282,7 @@ class DetectConfig(Section):
     low_score_tail: bool
     """With ``fast``, let boxes pass whose score in their own class is below ``score_threshold``."""
     integer_boxes: bool
-    """Truncate boxes to whole pixels; keep those without area; traditional NMS adds a pixel to their sides."""
+    """Truncate boxes to whole pixels; keep boxes without area; traditional NMS adds a pixel to their sides."""
     crop_before_enlarging: bool
     """Apply sigmoid and crop at the prototypes' resolution and enlarge the result, which blurs and shifts edges."""
 
@@ -311,21 +310,21 @@ DEFAULT_DETECTION = DetectConfig(
     integer_boxes=False,
     crop_before_enlarging=False,
 )
-"""The published settings (dbolya/yolact ``coco_base_config``) without the published faults."""
+"""The published settings (dbolya/yolact ``coco_base_config``) without the published code's quirks."""
 
 PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
     update={"low_score_tail": True, "integer_boxes": True, "crop_before_enlarging": True}
 )
-"""What the published code does, faults included."""
+"""What the published code does, quirks included."""
 
 
 class EvaluateConfig(Section):
     batch_size: PositiveInt
-    """Most images in one pass of the network, also in validations during training, there of each process. Changes
-    nothing of a result but rounding, so train is not run again for it."""
+    """Images per forward pass, at most, also in validations during training (per process there). Affects results only
+    by rounding, so it does not trigger training."""
     gallery_images: NonNegativeInt
     gallery_score: Fraction
-    """Only detections with a greater score are drawn."""
+    """The gallery shows detections with a greater score."""
     detect: DetectConfig
 
 

@@ -1,4 +1,4 @@
-"""Pictures of detections and of ground truth, for people."""
+"""Drawings of detections and ground truth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 MIN_SIDE = 640
-"""Images whose longer side is shorter than this, in pixels, are enlarged before drawing, so that labels can be read."""
+"""Images whose longer side is shorter than this, in pixels, are enlarged before drawing to keep labels legible."""
 
 FILL_OPACITY = 0.45
 
@@ -38,7 +38,7 @@ _GOLDEN_RATIO = 0.618033988749895
 
 
 class ScoredObjects(Protocol):
-    """What is drawn of detections; drawing needs nothing else of the network's room."""
+    """What drawing needs of detections; keeps this module independent of `yolact.inference`."""
 
     @property
     def boxes(self) -> Tensor:
@@ -58,7 +58,7 @@ class ScoredObjects(Protocol):
 
 
 def instance_color(index: int) -> Color:
-    """RGB colour, 0 to 255, of the instance with this index: a fixed palette, then hues by the golden ratio."""
+    """RGB colour, 0 to 255, of the instance at an index: a fixed palette first, then hues by the golden ratio."""
     if index < len(_PALETTE):
         return _PALETTE[index]
     hue = (index * _GOLDEN_RATIO) % 1.0
@@ -67,10 +67,10 @@ def instance_color(index: int) -> Color:
 
 
 def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: Sequence[str]) -> np.ndarray:
-    """Draw masks, boxes and labels with scores over a image.
+    """Draw masks, boxes and labels with scores over an image.
 
     Args:
-        image: (H, W, 3) uint8 RGB; it is not changed.
+        image: (H, W, 3) uint8 RGB; not modified.
         detections: in the frame of ``image``; `Detections.above` leaves out low scores.
         class_names: name of label 0, 1, ...
 
@@ -93,15 +93,15 @@ def draw_ground_truth(
     *,
     crowd: Sequence[bool] | None = None,
 ) -> np.ndarray:
-    """Draw true objects in the same way as `draw_detections`, without scores.
+    """Draw annotated objects in the style of `draw_detections`, without scores.
 
     Args:
-        image: (H, W, 3) uint8 RGB; it is not changed.
+        image: (H, W, 3) uint8 RGB; not modified.
         boxes: (N, 4) xyxy, pixels.
         labels: N of 0 to C - 1.
-        masks: (N, H, W), true or non-zero inside the object.
+        masks: (N, H, W), non-zero inside the object.
         class_names: name of label 0, 1, ...
-        crowd: N; crowd regions are named as such.
+        crowd: N flags; crowd regions are labelled as such.
 
     Returns:
         (H', W', 3) uint8 RGB; larger than the image where that is small, see `MIN_SIDE`.
@@ -115,11 +115,11 @@ def draw_ground_truth(
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Set pictures in a row on white, each under its title.
+    """Place drawings in a row on white, each under its title.
 
     Args:
         pictures: (H_i, W_i, 3) uint8 RGB, at least one.
-        titles: one per picture.
+        titles: one per drawing.
     """
     font = _font(22)
     gap, strip = 12, 40
@@ -136,12 +136,12 @@ def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.nd
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 3, cell_width: int = 640) -> np.ndarray:
-    """Set pictures in a grid on white, scaled to one width; a row is as high as its highest picture.
+    """Place drawings in a grid on white, scaled to one width; a row is as high as its tallest drawing.
 
     Args:
         pictures: (H_i, W_i, 3) uint8 RGB, at least one.
-        columns: pictures in a row.
-        cell_width: width of every picture, pixels.
+        columns: drawings per row.
+        cell_width: width of each drawing, pixels.
     """
     gap = 12
     cells = [_scaled_to_width(picture, cell_width) for picture in pictures]
@@ -159,7 +159,7 @@ def contact_sheet(pictures: Sequence[np.ndarray], *, columns: int = 3, cell_widt
 
 @dataclass(frozen=True)
 class _Style:
-    """Sizes in pixels of the finished picture."""
+    """Line and text sizes, pixels of the finished drawing."""
 
     line: float
     text: int
@@ -195,7 +195,7 @@ def _draw(image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: Seq
 
 
 def _paint_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, scale: float, style: _Style) -> None:
-    """Lay one mask (H, W) bool over ``canvas`` (H', W', 3) uint8, in place: translucent inside, a contour around."""
+    """Lay one mask (H, W) bool over ``canvas`` (H', W', 3) uint8, in place: translucent fill and a contour."""
     if not mask.any():
         return
     height, width = canvas.shape[:2]
@@ -227,7 +227,7 @@ def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style:
 def _write_labels(
     pen: ImageDraw.ImageDraw, boxes: np.ndarray, captions: Sequence[str], style: _Style, size: tuple[int, int]
 ) -> None:
-    """Write each caption on a plate at its box, where it hides no other plate if there is such a place."""
+    """Write each caption on a plate at its box, avoiding overlap with other plates if possible."""
     font = _font(style.text)
     plates: list[_Rectangle] = []
     for index, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
@@ -243,7 +243,7 @@ def _write_labels(
 
 
 def _plate_places(box: _Rectangle, width: float, height: float, size: tuple[int, int]) -> list[_Rectangle]:
-    """Places for a plate, the preferred first: on the box's top edge, in its corners, under it; all in the picture."""
+    """Places for a plate inside the drawing, the preferred first: above the box, in its corners, below it."""
     left, top, right, bottom = box
     tops_lefts = [
         (top - height, left),
@@ -265,7 +265,7 @@ def _plate_places(box: _Rectangle, width: float, height: float, size: tuple[int,
 
 
 def _overlap(a: _Rectangle, b: _Rectangle) -> float:
-    """Area that two xyxy rectangles share."""
+    """Intersection area of two xyxy rectangles."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
@@ -276,7 +276,7 @@ def _inside(box: np.ndarray, size: tuple[int, int]) -> _Rectangle:
 
 
 def _readable_on(color: Color) -> Color:
-    """Black or white, whichever stands out from ``color`` (luma weights of ITU-R BT.601)."""
+    """Black or white, whichever contrasts more with ``color`` (luma weights of ITU-R BT.601)."""
     luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     return (20, 20, 20) if luma > 140 else (255, 255, 255)
 

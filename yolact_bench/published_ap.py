@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from yolact.boxes import box_iou, mask_iou
+from yolact.boxes import box_iou
 from yolact.evaluation.evaluator import IOU_TYPES, IouType
 from yolact.inference.detections import Detections
+from yolact_bench.boxes import mask_iou
 
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 MIN_RELATIVE_SIDE = 4 / 550

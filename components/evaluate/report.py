@@ -1,4 +1,4 @@
-"""The evaluation report: detections, tables, curves, pictures, and one HTML page that shows them offline."""
+"""The evaluation report: detections, tables, curves, drawings, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from yolact_ops.settings.params import Params
 
 DETECTIONS_FILE = "detections.json"
 PER_CLASS_TABLE = "per_class.json"
-"""The table per class in the form that MLflow's pages show: ``{"columns": [...], "data": [[...]]}``."""
+"""Per-class table in MLflow's format: ``{"columns": [...], "data": [[...]]}``."""
 CONTACT_SHEET_IMAGES = 12
 LEGEND_CLASSES = 20
-"""Most classes that the curves' legend names."""
+"""Limit of classes for a legend of the curves."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated split: the data, what was found in it, and how good that is."""
+    """Results of one evaluated split."""
 
     data: CocoInstances
     results: list[dict[str, Any]]
@@ -43,27 +43,27 @@ class Evaluation:
     box: ApSummary
     mask: ApSummary
     seconds: float
-    """What prediction took in all, without reading images."""
+    """Total prediction time, without reading images."""
     device: str
-    """Where it ran."""
+    """Device it ran on."""
 
 
 @dataclass(frozen=True)
-class GalleryPicture:
-    """One image of the gallery: ground truth left, prediction right."""
+class GalleryPlot:
+    """One plot of the gallery: ground truth left, prediction right."""
 
     file: str
     """Path inside the report folder."""
     caption: str
-    picture: np.ndarray
+    pixels: np.ndarray
     """(H, W, 3) uint8 RGB, at most `EMBEDDED_WIDTH` wide."""
 
 
 def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
-    """Fill an empty folder with the report; ``index.html`` needs none of the other files.
+    """Write the report into an existing, empty folder; ``index.html`` needs no other file.
 
     Args:
-        folder: exists.
+        folder: where to write.
         evaluation: what to show.
         params: ``evaluate`` is read.
     """
@@ -106,7 +106,7 @@ PER_CLASS_COLUMNS = (
 
 
 def per_class_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:
-    """One row of `PER_CLASS_COLUMNS` per class; None where a class has no ground truth."""
+    """One row of `PER_CLASS_COLUMNS` per class; None if a class has no ground truth."""
     name_of = dict(zip(evaluation.data.category_ids, evaluation.data.class_names, strict=True))
     found = Counter(name_of[row["category_id"]] for row in evaluation.results)
     rows = []
@@ -117,7 +117,7 @@ def per_class_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:
 
 
 def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
-    """``report.json``: what may differ between equal runs, and with what settings they ran."""
+    """``report.json``: what may differ between equal runs, and the settings."""
     images = len(evaluation.data.images)
     return {
         "images": images,
@@ -176,8 +176,8 @@ def _draw_curves(axis: Axes, summary: ApSummary) -> None:
 # Gallery
 
 
-def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list[GalleryPicture]:
-    """Write ``gallery/NN_<name>.jpg`` and ``gallery.jpg``; nothing where no pictures are wanted."""
+def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list[GalleryPlot]:
+    """Write ``gallery/NN_<name>.jpg`` and ``gallery.jpg``; nothing if ``gallery_images`` is 0."""
     images = evaluation.data.images
     chosen = [images[index] for index in evenly_spaced(len(images), params.evaluate.gallery_images)]
     rows_of: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -185,12 +185,12 @@ def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list
         rows_of[row["image_id"]].append(row)
     gallery = []
     for number, image in enumerate(chosen, start=1):
-        picture, caption = _compare(evaluation, image, rows_of[image.id], params.evaluate.gallery_score)
+        plot, caption = _compare(evaluation, image, rows_of[image.id], params.evaluate.gallery_score)
         file = f"gallery/{number:02d}_{Path(image.file_name).stem}.jpg"
-        write_bytes_atomic(folder / file, jpeg_bytes(picture, quality=90))
-        gallery.append(GalleryPicture(file=file, caption=caption, picture=narrowed(picture, EMBEDDED_WIDTH)))
+        write_bytes_atomic(folder / file, jpeg_bytes(plot, quality=90))
+        gallery.append(GalleryPlot(file=file, caption=caption, pixels=narrowed(plot, EMBEDDED_WIDTH)))
     if gallery:
-        few = [gallery[index].picture for index in evenly_spaced(len(gallery), CONTACT_SHEET_IMAGES)]
+        few = [gallery[index].pixels for index in evenly_spaced(len(gallery), CONTACT_SHEET_IMAGES)]
         write_bytes_atomic(
             folder / "gallery.jpg", jpeg_bytes(contact_sheet(few, columns=2, cell_width=900), quality=88)
         )
@@ -200,7 +200,7 @@ def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list
 def _compare(
     evaluation: Evaluation, image: CocoImage, rows: Sequence[dict[str, Any]], score: float
 ) -> tuple[np.ndarray, str]:
-    """Ground truth and prediction of one image side by side, and a line about them."""
+    """Ground truth and prediction of one image side by side, and a caption."""
     data = evaluation.data
     pixels = data.read_image(image)
     objects = data.objects[image.id]
@@ -221,7 +221,7 @@ def _compare(
 # Page
 
 
-def _page(evaluation: Evaluation, params: Params, curves: bytes, gallery: Sequence[GalleryPicture]) -> str:
+def _page(evaluation: Evaluation, params: Params, curves: bytes, gallery: Sequence[GalleryPlot]) -> str:
     return render_page(
         _TEMPLATE,
         evaluation=evaluation,
@@ -229,5 +229,5 @@ def _page(evaluation: Evaluation, params: Params, curves: bytes, gallery: Sequen
         columns=PER_CLASS_COLUMNS[3:],
         rows=per_class_rows(evaluation),
         curves=data_uri(curves, "png"),
-        gallery=[(item.caption, data_uri(jpeg_bytes(item.picture, quality=80), "jpeg")) for item in gallery],
+        gallery=[(item.caption, data_uri(jpeg_bytes(item.pixels, quality=80), "jpeg")) for item in gallery],
     )

@@ -1,7 +1,7 @@
-"""The evaluate step: predict the val split, measure it, show it.
+"""The evaluate step: predict the val split, compute metrics, write a report.
 
 Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``reports/eval/`` and ``plots/eval/``, and
-adds the numbers and the report to the MLflow run of the training.
+adds metrics and report to the training's MLflow run.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ def run(
         params: ``evaluate`` and ``runtime.device`` are read.
         processed_dir: what preprocess wrote: ``images/`` and ``val.json``.
         model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
-        metrics_path: gets the AP numbers as JSON; equal detections give an identical file.
-        report_dir: gets detections, tables, pictures and ``index.html``; what was there is replaced.
-        plots_dir: gets the tables for ``dvc plots``; what was there is replaced.
-        needs_store: MLflow must have all when this returns, as ``model_dir`` is gone then; else it may be told later.
+        metrics_path: gets the metrics as JSON; equal detections give an identical file.
+        report_dir: gets detections, tables, drawings and ``index.html``; replaced as a whole.
+        plots_dir: gets the tables for ``dvc plots``; replaced as a whole.
+        needs_store: MLflow must have everything when this returns, because ``model_dir`` is deleted then; otherwise it
+            may be logged later.
 
     Raises:
-        DataError: the data or ``run.json`` is missing or faulty, the split is empty, or the model was trained on
-            other classes than the data has.
+        DataError: the data or ``run.json`` is missing or invalid, the split is empty, or the model and the data have
+            different classes.
         WeightsError: the model is missing or damaged.
-        TrackingError: the MLflow store refuses; where it is away, the step works on and MLflow is told later, but with
-            ``needs_store`` it fails.
+        TrackingError: the MLflow store rejects the request, or it is unavailable and ``needs_store`` is set; without
+            ``needs_store`` everything is logged later.
     """
     annotations = processed_dir / "val.json"
     data = CocoInstances.load(annotations, processed_dir / "images")
@@ -87,7 +88,7 @@ def run(
 def _check_classes(model: list[str], data: list[str], model_dir: Path, annotations: Path) -> None:
     if list(model) != list(data):
         raise DataError(
-            f"the model knows other classes than the data has.\n"
+            f"the model has other classes than the data.\n"
             f"  {model_dir / 'model.json'}: {', '.join(model)}\n"
             f"  {annotations}: {', '.join(data)}\n"
             "Train again on this data (`dvc repro train`), or evaluate on the data that the model was trained on."
@@ -108,7 +109,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """``metrics/eval.json``; holds nothing that differs between equal runs, such as times."""
+    """``metrics/eval.json``, without anything that differs between equal runs, such as times."""
     return {
         "images": len(evaluation.data.images),
         "box": evaluation.box.to_json(),

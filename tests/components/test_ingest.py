@@ -15,7 +15,7 @@ import pytest
 from components.ingest import step
 from components.ingest.step import run as run_step
 from yolact.errors import DataError
-from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.params import Params
 
 SOURCE_FILES = {
     "JPEGImages/2012_000001.jpg": b"image one",
@@ -27,11 +27,6 @@ SOURCE_FILES = {
     "ImageSets/Segmentation/val.txt": b"",
     "ImageSets/Main/train.txt": b"2012_000001\n",
 }
-
-
-@pytest.fixture
-def params(repository: Path) -> Params:
-    return load_params(repository / "conf" / "base.yaml")
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from PIL import Image
 from components.merge import step as merge
 from components.predict import step as predict
 from components.split import step as split
-from tests.helpers import tiny_config
 from tests.servers.servers import KEY, SECRET, s3_server
+from tests.small_networks import tiny_config
 from yolact.errors import DataError, SettingsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact

@@ -23,12 +23,12 @@ import torch
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from components.train import step
 from components.train.results import summary, write_plots
+from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.engine.distributed import World
 from yolact.engine.schedule import learning_rate
@@ -41,9 +41,8 @@ from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.store import TrackingError
 from yolact_ops.tracking.tracker import Tracker
 
-SIZE = 64
 DIGEST = "0123456789abcdef" * 4
-OBJECTS = [(3, (6, 8, 40, 50)), (7, (28, 20, 60, 60))]
+OBJECTS: list[Box] = [(RED, (6, 8, 40, 50)), (BLUE, (28, 20, 60, 60))]
 """Category and xyxy of the objects of every image; the second image of a split has the first one alone."""
 
 MODEL = {
@@ -68,35 +67,8 @@ OURS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_E
 
 
 def make_split(folder: Path, split: str, numbers: list[int]) -> None:
-    tree: dict[str, Any] = {"images": [], "annotations": []}
-    tree["categories"] = [{"id": 3, "name": "red"}, {"id": 7, "name": "blue"}]
-    for number in numbers:
-        image = Image.new("RGB", (SIZE, SIZE), (90, 90 + number, 90))
-        for category, (left, top, right, bottom) in OBJECTS[: 1 + number % 2]:
-            colour = {3: (220, 40, 40), 7: (40, 60, 220)}[category]
-            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=colour)
-            tree["annotations"].append(
-                {
-                    "id": len(tree["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": category,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
-                }
-            )
-        image.save(folder / "images" / f"{number}.png")
-        tree["images"].append({"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE})
-    (folder / f"{split}.json").write_text(json.dumps(tree))
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
+    boxes = {number: OBJECTS[: 1 + number % 2] for number in numbers}
+    write_coloured_boxes(folder / f"{split}.json", folder / "images", boxes)
 
 
 @pytest.fixture(scope="module")

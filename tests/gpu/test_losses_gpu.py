@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers import batch_for, losses_of, published_loss
+from tests.loss_inputs import batch_for, losses_of, published_loss
 from tests.yolact.losses.loss_processes import ANCHORS, FIELDS, SIDE, objects
 from yolact.losses.criterion import YolactLoss
 from yolact.models.maskiou import MaskIouNet

@@ -5,17 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import psycopg2
-import pytest
 from mlflow import MlflowClient
 
 from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server, s3_keys
-from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking.runs import start_run
-
-
-@pytest.fixture
-def params(repository: Path) -> Params:
-    return load_params(repository / "conf" / "base.yaml")
 
 
 def test_metrics_are_in_postgresql_and_files_in_the_bucket(

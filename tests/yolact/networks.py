@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.yolact import Yolact
 

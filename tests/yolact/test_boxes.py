@@ -18,13 +18,8 @@ from yolact.boxes import (
     cxcywh_to_xyxy,
     decode,
     encode,
-    integer_pixel_window,
     intersection,
-    intersection_over_first,
-    mask_intersection,
-    mask_intersection_over_first,
-    mask_iou,
-    pixel_window,
+    pixel_bounds,
     xyxy_to_cxcywh,
 )
 
@@ -60,13 +55,11 @@ def test_overlaps_count_pixels(first: list[GridBox], second: list[GridBox]) -> N
     pairs = [[(pixels(a), pixels(b)) for b in second] for a in first]
     shared = [[len(a & b) for a, b in row] for row in pairs]
     iou = [[quotient(len(a & b), len(a | b)) for a, b in row] for row in pairs]
-    of_first = [[quotient(len(a & b), len(a)) for a, b in row] for row in pairs]
 
     a, b = tensor(first), tensor(second)
     assert intersection(a, b).tolist() == shared
     assert box_area(a).tolist() == [len(pixels(box)) for box in first]
     np.testing.assert_array_equal(box_iou(a, b).numpy(), np.array(iou, dtype=np.float32))
-    np.testing.assert_array_equal(intersection_over_first(a, b).numpy(), np.array(of_first, dtype=np.float32))
 
 
 def test_overlaps_keep_leading_dimensions_apart() -> None:
@@ -118,34 +111,24 @@ def test_decoding_undoes_encoding(box: tuple[float, ...], anchor: tuple[float, .
     torch.testing.assert_close(decode(encode(corners, anchors), anchors), corners, atol=1e-9, rtol=1e-9)
 
 
-def window(first: float, second: float, size: int, padding: float) -> tuple[float, float]:
+def bounds(first: float, second: float, size: int, padding: float) -> tuple[float, float]:
     low, high = min(first, second) * size - padding, max(first, second) * size + padding
     return max(low, 0.0), min(high, float(size))
 
 
 @settings(max_examples=60, deadline=None)
 @given(coordinates, coordinates, st.integers(1, 40), st.sampled_from([0, 1, 2.5]))
-def test_window_is_ordered_padded_and_bounded(first: float, second: float, size: int, padding: float) -> None:
-    low, high = pixel_window(
+def test_bounds_are_ordered_padded_and_bounded(first: float, second: float, size: int, padding: float) -> None:
+    low, high = pixel_bounds(
         torch.tensor([first], dtype=torch.float64), torch.tensor([second], dtype=torch.float64), size, padding
     )
-    assert (low.item(), high.item()) == window(first, second, size, padding)
+    assert (low.item(), high.item()) == bounds(first, second, size, padding)
 
 
-def test_window_of_a_box_beyond_the_image_is_empty() -> None:
-    low, high = pixel_window(tensor([1.5, -2.0]), tensor([2.0, -1.5]), 10, 1)
+def test_bounds_of_a_box_beyond_the_image_are_empty() -> None:
+    low, high = pixel_bounds(tensor([1.5, -2.0]), tensor([2.0, -1.5]), 10, 1)
     assert low.tolist() == [14, 0]
     assert high.tolist() == [10, -14]
-
-
-def test_window_in_whole_pixels_is_truncated_before_it_is_padded() -> None:
-    """Of 10 pixels: 1.9 and 5.9 become 1 and 5, -0.5 becomes 0; padding comes after."""
-    first, second = tensor([0.19, 0.59, -0.05, 1.5]), tensor([0.59, 0.19, 0.95, 2.0])
-    low, high = integer_pixel_window(first, second, 10, 1)
-    assert low.dtype == high.dtype == torch.int64
-    assert low.tolist() == [0, 0, 0, 14]
-    assert high.tolist() == [6, 6, 10, 10]
-    assert integer_pixel_window(first, second, 10, 0)[0].tolist() == [1, 1, 0, 15]
 
 
 def test_crop_keeps_the_box_and_one_pixel_around_it() -> None:
@@ -165,8 +148,8 @@ def test_crop_keeps_the_box_and_one_pixel_around_it() -> None:
 def test_crop_tests_every_pixel(boxes: list[tuple[float, ...]], height: int, width: int, padding: int) -> None:
     expected = []
     for x1, y1, x2, y2 in boxes:
-        left, right = window(x1, x2, width, padding)
-        top, bottom = window(y1, y2, height, padding)
+        left, right = bounds(x1, x2, width, padding)
+        top, bottom = bounds(y1, y2, height, padding)
         expected.append([[left <= c < right and top <= r < bottom for c in range(width)] for r in range(height)])
     kept = crop_mask(torch.tensor(boxes, dtype=torch.float64), height, width, padding)
     assert kept.tolist() == expected
@@ -174,22 +157,3 @@ def test_crop_tests_every_pixel(boxes: list[tuple[float, ...]], height: int, wid
 
 def test_crop_of_no_boxes() -> None:
     assert crop_mask(torch.zeros(0, 4), 3, 5).shape == (0, 3, 5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
-def test_masks_are_compared_as_sets_of_pixels(dtype: torch.dtype) -> None:
-    rng = np.random.default_rng(3)
-    a, b = rng.random((4, 5, 6)) < 0.4, rng.random((3, 5, 6)) < 0.6
-    sets_a, sets_b = ([set(np.flatnonzero(mask).tolist()) for mask in masks] for masks in (a, b))
-    masks_a, masks_b = torch.from_numpy(a).to(dtype), torch.from_numpy(b).to(dtype)
-    assert mask_intersection(masks_a, masks_b).tolist() == [[len(x & y) for y in sets_b] for x in sets_a]
-    iou = [[len(x & y) / len(x | y) for y in sets_b] for x in sets_a]
-    np.testing.assert_allclose(mask_iou(masks_a, masks_b).numpy(), iou, rtol=1e-6)
-    share = [[len(x & y) / len(x) for y in sets_b] for x in sets_a]
-    np.testing.assert_allclose(mask_intersection_over_first(masks_a, masks_b).numpy(), share, rtol=1e-6)
-
-
-def test_two_empty_masks_have_no_iou() -> None:
-    empty, full = torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1, 2, 2, dtype=torch.bool)
-    assert mask_iou(empty, empty).isnan().all()
-    assert mask_iou(empty, full).item() == 0

@@ -141,7 +141,7 @@ def test_a_large_mask_of_long_runs_is_encoded_as_pycocotools_does() -> None:
     ],
 )
 def test_runs_go_down_the_columns(crop: np.ndarray, corner: tuple[int, int], counts: list[int]) -> None:
-    """Of a image of 3 rows and 4 columns; counts worked out by hand: zeros, ones, zeros, ..."""
+    """Of an image of 3 rows and 4 columns; counts worked out by hand: zeros, ones, zeros, ..."""
     [rle] = InstanceMasks(3, 4, [corner], [crop]).to_rle()
     assert rle["size"] == [3, 4]
     expected = coco_mask.frPyObjects({"size": [3, 4], "counts": counts}, 3, 4)
@@ -149,14 +149,14 @@ def test_runs_go_down_the_columns(crop: np.ndarray, corner: tuple[int, int], cou
 
 
 @pytest.mark.parametrize("pixel", [False, True])
-def test_a_image_of_one_pixel(pixel: bool) -> None:
+def test_an_image_of_one_pixel(pixel: bool) -> None:
     whole = torch.tensor([[[pixel]]])
     masks = InstanceMasks.from_tensor(whole)
     assert masks.to_rle() == [pycocotools_rle(whole[0].numpy())]
     assert torch.equal(masks.to_tensor(), whole)
 
 
-def test_a_image_without_pixels() -> None:
+def test_an_image_without_pixels() -> None:
     whole = torch.zeros(1, 0, 5, dtype=torch.bool)
     assert InstanceMasks.from_tensor(whole).to_rle() == [pycocotools_rle(whole[0].numpy())]
 

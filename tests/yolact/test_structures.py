@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.helpers import ImageObjects, batch_of, objects_of
+from tests.loss_inputs import ImageObjects, batch_of, objects_of
 from yolact.structures import downsample_masks
 
 

@@ -1,4 +1,4 @@
-"""What drawing changes in a image, and what it leaves alone."""
+"""What drawing changes in an image, and what it leaves alone."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact

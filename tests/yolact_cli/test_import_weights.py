@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact

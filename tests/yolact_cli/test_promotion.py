@@ -17,14 +17,6 @@ from yolact_ops.registry.versions import CHAMPION, RegisteredModel
 from yolact_ops.settings.params import load_params
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty store, which MLflow needs seconds to create."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, repository: Path) -> Path:
     """A working folder with settings and an empty store."""

@@ -1,4 +1,4 @@
-"""Reading COCO instances JSON with its images: the format between preprocess, train and evaluate."""
+"""Reading of processed data: COCO instances JSON and its images, as preprocess writes them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class CocoInstances:
 
 
 def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label_of: dict[int, int]) -> None:
-    """Refuse, by `ValueError`, what pycocotools would take for other pixels: it reads runs without a check."""
+    """Raise a ValueError for annotations that pycocotools, which does not validate RLE, would misread."""
     name = f"annotation {row.get('id')}"
     if row["image_id"] not in image_of:
         raise ValueError(f"{name} has image_id {row['image_id']}, which is not in images")
@@ -135,7 +135,7 @@ def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label
 
 
 def run_lengths(item: CocoObject, height: int, width: int) -> Rle:
-    """An object's mask as compressed run lengths, whatever form its segmentation has."""
+    """An object's mask as compressed RLE, whatever the form of its segmentation."""
     segmentation = item.segmentation
     if isinstance(segmentation, list):  # polygons
         return cast(Rle, coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
@@ -148,7 +148,7 @@ def decode_masks(objects: list[CocoObject], height: int, width: int) -> np.ndarr
     """Masks (N, height, width) uint8, 0 or 1, of RLE or polygon segmentations.
 
     Raises:
-        DataError: the text of a compressed RLE is damaged.
+        DataError: a compressed RLE is damaged.
     """
     if not objects:
         return np.zeros((0, height, width), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Random changes of a image's colours (SSD section 2.2, published code), worked out in float32 and rounded once."""
+"""Photometric augmentation (SSD section 2.2, published code), computed in float32 and rounded once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 16384
-"""Pixels worked on at a time: their float32 planes stay in a core's own cache, which halves the time."""
+"""Pixels processed at a time: their float32 planes stay in a core's own cache, which halves the time."""
 
 
 @dataclass(frozen=True)
 class ColorChange:
-    """What is done to the colours, in this order but for the contrast. The values here change nothing."""
+    """A colour change, applied in this order except for the contrast. The defaults change nothing."""
 
     brightness: float = 0.0
     """Added to every level, -32 to 32."""
     contrast: float = 1.0
     """Factor of every level, 0.5 to 1.5."""
     contrast_first: bool = True
-    """Contrast before saturation and hue, else after them."""
+    """Contrast before saturation and hue, otherwise after them."""
     saturation: float = 1.0
     """Factor of HSV's saturation, 0.5 to 1.5."""
     hue: float = 0.0
@@ -42,7 +42,7 @@ def change_colors(planes: np.ndarray, change: ColorChange) -> np.ndarray:
     """Apply a change to (3, H, W) uint8 RGB planes, contiguous in memory.
 
     Returns:
-        The same shape and dtype; what leaves the range of 0 to 255 on the way is clipped there.
+        The same shape and dtype; intermediate values are clipped to 0 to 255.
     """
     if change == ColorChange(contrast_first=change.contrast_first):
         return planes
@@ -52,7 +52,7 @@ def change_colors(planes: np.ndarray, change: ColorChange) -> np.ndarray:
         block = levels[:, start : start + BLOCK].astype(np.float32)
         _change_block(block, change)
         block += np.float32(0.5)
-        changed[:, start : start + BLOCK] = block  # truncated, so that it is rounded in all
+        changed[:, start : start + BLOCK] = block  # truncation after adding 0.5 rounds
     return changed.reshape(planes.shape)
 
 
@@ -75,10 +75,10 @@ def _scale_levels(block: np.ndarray, factor: float) -> None:
 
 
 def _change_hue_and_saturation(block: np.ndarray, degrees: float, factor: float) -> None:
-    """Add to HSV's hue and scale its saturation, without working out either (see `_turn_hue`).
+    """Shift HSV's hue and scale its saturation without computing either (see `_turn_hue`).
 
     Value is the greatest level V, saturation chroma / V, and each level lies below V by a share of the chroma: scaling
-    the saturation scales these differences. The saturation stays at most 1, so the factor at most V / chroma.
+    the saturation scales these differences. Saturation is at most 1, so the factor is at most V / chroma.
     """
     value, lowest = block.max(axis=0), block.min(axis=0)  # (n,)
     chroma = value - lowest
@@ -98,8 +98,8 @@ def _turn_hue(block: np.ndarray, value: np.ndarray, lowest: np.ndarray, chroma: 
 
     Over the circle of hues, red is a trapezoid above the lowest level: it is clip(u, 0, chroma) with u falling on both
     sides of pure red by one chroma per 60 degrees, from 2 chroma there; green and blue likewise, 120 and 240 degrees on
-    (Smith 1978, "Color gamut transform pairs", hexcone model). From R, G and B that is u = V + R - G - B, and the hue
-    lies on the side of red that the sign of G - B tells. So a turn of the hue adds a multiple of the chroma to u.
+    (Smith 1978, "Color gamut transform pairs", hexcone model). In terms of R, G and B, u = V + R - G - B, and the sign
+    of G - B says on which side of red the hue lies. So turning the hue adds a multiple of the chroma to u.
     """
     turn = chroma * np.float32(abs(degrees) / 60)
     rest = value - block.sum(axis=0)
@@ -110,6 +110,6 @@ def _turn_hue(block: np.ndarray, value: np.ndarray, lowest: np.ndarray, chroma: 
             np.negative(side, out=side)
         plane *= 2
         plane += rest  # u
-        plane -= np.copysign(turn, side)  # at a side of 0, u is so far beyond its limits that it stays there
+        plane -= np.copysign(turn, side)  # at a side of 0, u is far enough outside its limits to stay there
         np.clip(plane, 0, chroma, out=plane)
         plane += lowest

@@ -1,4 +1,4 @@
-"""Batches for training: which images in which order and of which size, and how they become tensors."""
+"""Batches for training: order, size and augmentation of the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, run_lengths
-from yolact.data.target_masks import Grids
 from yolact.errors import DataError, SettingsError
 from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import Targets
@@ -25,23 +24,23 @@ from yolact.structures import Targets
 log = logging.getLogger(__name__)
 
 ORDER, AUGMENTATION, SIZE, REPEATS = 1, 2, 3, 4
-"""Keep the random streams apart (NumPy pads short seeds with zeros, so lengths alone do not)."""
+"""Separate the random streams (different seed lengths do not: NumPy pads short seeds with zeros)."""
 
 
 WHOLE = 2**20
-"""Repeat factors are rounded to multiples of 1 / WHOLE: their sum is the same in any order then."""
+"""Repeat factors are rounded to multiples of 1 / WHOLE, which makes their sum independent of order."""
 
 
 class SampleKey(NamedTuple):
-    """Which variant of which image: its randomness depends on these and the seed, never on the worker."""
+    """Which variant of which image. Augmentation is seeded per (seed, epoch, image, copy), never per worker."""
 
     epoch: int
     image: int
-    """Its number in the data set."""
+    """Index in the data set."""
     copy: int
-    """Which time it is shown in the epoch, from 0."""
+    """How many times the epoch has shown it before."""
     size: int
-    """Side of the network's input, pixels; changes nothing of what is drawn."""
+    """Side of the network's input, pixels; does not affect the random draws."""
 
 
 @dataclass
@@ -54,7 +53,7 @@ class Batch:
     image_ids: list[int]
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls this on types of our own."""
+        """The batch in page-locked memory; a `DataLoader` with ``pin_memory`` calls this on custom types."""
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.image_ids)
 
 
@@ -73,7 +72,7 @@ class TrainingSet(Dataset[Batch]):
         return len(self.data.images)
 
     def __getitem__(self, key: SampleKey) -> Batch:
-        """Decode a image and draw a variant of it.
+        """Decode an image and augment it.
 
         Raises:
             DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
@@ -84,7 +83,7 @@ class TrainingSet(Dataset[Batch]):
             pixels, targets = augment(
                 sample,
                 self.config,
-                Grids.of_input(key.size),
+                key.size,
                 len(self.data.category_ids),
                 rng,
                 keep_aspect_ratio=self.keep_aspect_ratio,
@@ -96,7 +95,7 @@ class TrainingSet(Dataset[Batch]):
 
 
 def read_sample(data: CocoInstances, index: int) -> Sample:
-    """Decode image number ``index``; its masks stay run lengths.
+    """Decode image number ``index``; its masks stay RLE.
 
     Raises:
         DataError: see `CocoInstances.read_image`.
@@ -113,10 +112,10 @@ def read_sample(data: CocoInstances, index: int) -> Sample:
 
 
 def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
-    """How often each image is to be shown in the mean (Gupta et al. 2019, "LVIS", repeat factor sampling).
+    """How often to show each image on average (Gupta et al. 2019, "LVIS", repeat factor sampling).
 
-    A class in the share f of the images has the factor max(1, sqrt(threshold / f)), a image the largest of its classes;
-    one without objects has 1. Crowd regions do not count, since no network learns their class.
+    A class in the share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest of its
+    classes; one without objects has 1. Crowd regions do not count: the network does not learn their class.
 
     Returns:
         (images,) float64, 1 or more.
@@ -128,7 +127,7 @@ def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
 
 
 def _classes_of_images(data: CocoInstances) -> list[set[int]]:
-    """Labels of each image's objects, crowd regions left out."""
+    """Labels of each image's objects, without crowd regions."""
     return [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
 
 
@@ -141,7 +140,7 @@ def _images_of_classes(data: CocoInstances) -> np.ndarray:
 
 
 def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> np.ndarray:
-    """`repeat_factors`, with a warning where they change nothing."""
+    """`repeat_factors`, with a warning if they change nothing."""
     factors = repeat_factors(data, threshold)
     images = _images_of_classes(data)
     if warn and images.any() and not (factors > 1).any():
@@ -163,23 +162,24 @@ def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> n
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of one epoch, or this process's part of each; they depend only on the seed and the epoch.
 
-    An epoch shows each image as often as its repeat factor says: the whole part of it, and once more with the rest as
-    probability, so that an epoch has always as many images as the factors' sum, rounded down. Without factors it shows
-    each image once. The last batch is left out when it is not full, as published, unless it is the only one.
+    An epoch shows each image as often as its repeat factor says: the integer part always, and once more with the
+    fraction as probability, such that the epoch's length is always the sum of the factors, rounded down. With all
+    factors 1 it shows each image once. The last batch is dropped if it is not full, as published, unless it is the only
+    one.
 
-    Set ``epoch`` before each pass, and ``start`` to the first batch that is wanted, to go on in the middle of an epoch.
+    Set ``epoch`` before each pass, and ``start`` to the first batch to resume in the middle of an epoch.
 
     Args:
-        repeats: (images,) how often each image is shown in the mean, 1 or more.
-        batch_size: images of one step, over all processes.
-        sizes: of the network's input, pixels; one of them is drawn for each batch.
-        seed: of all that is drawn.
-        rank: this process, 0 to ``world_size`` - 1. The parts of all of them, one after the other, are the batch that
-            one process would have; they differ in length by 1 where the batch cannot be shared evenly.
-        world_size: how many processes train together.
+        repeats: (images,) how often to show each image on average, 1 or more.
+        batch_size: images per optimizer step, over all processes.
+        sizes: sides of the network's input, pixels; one is drawn for each batch.
+        seed: random seed of order, repeats and sizes.
+        rank: index of this process, 0 to ``world_size`` - 1. The parts of all processes, concatenated by rank, are the
+            batch of a single process; their lengths differ by at most 1.
+        world_size: number of processes that train together.
 
     Raises:
-        SettingsError: there would be processes without a image.
+        SettingsError: there would be processes without an image.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         self.start = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever the next pass starts."""
+        """Batches in a whole epoch, wherever the next pass starts."""
         return self.images // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -217,17 +217,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     @property
     def share(self) -> slice:
-        """This process's images of a batch, by their place in it."""
+        """Positions in a batch of this process's images."""
         return slice(*(self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1)))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images of the epoch in order, and which time each is shown; both (images of an epoch,) int64."""
+        """Images of the epoch in order, and how many times each was shown before; both (images of an epoch,) int64."""
         order = np.random.default_rng([self.seed, ORDER, self.epoch])
         first = order.permutation(len(self.shares))
         if (self.shares == WHOLE).all():
             return first, np.zeros_like(first)
-        # Systematic sampling: cumulative sums in random order, from a random offset, and how many whole numbers each
-        # image takes them over.
+        # Systematic sampling: cumulative sums in random order from a random offset; each image is shown as often as
+        # its share crosses a whole number.
         rng = np.random.default_rng([self.seed, REPEATS, self.epoch])
         offset = rng.integers(WHOLE)
         counts = np.diff((self.shares[first].cumsum() + offset) // WHOLE, prepend=0)
@@ -251,20 +251,20 @@ def collate(rows: list[Batch]) -> Batch:
     )
 
 
-def outlive_signals(worker: int) -> None:
-    """Let a loader process go on when its whole process group is asked to stop: the step in progress needs its batch.
+def ignore_stop_signals(worker: int) -> None:
+    """Keep a loader process running when its process group is told to stop: the current step needs its batch.
 
-    SIGINT and SIGTERM are ignored, however often they come. The process ends when the loader is closed, or within
-    seconds of its parent's death; one that hangs, when the program ends, see `end_children`.
+    Ignores SIGINT and SIGTERM, however often they are sent. The process ends when the loader is closed or within
+    seconds of its parent's death; if it hangs, `end_children` ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_children() -> None:
-    """End loader processes that are still there when the program ends.
+    """Kill loader processes that still run at exit.
 
-    Python sends them SIGTERM, which they ignore, and would wait for ever for one that hangs.
+    Python sends them SIGTERM, which they ignore, and would wait forever for one that hangs.
     """
     for process in multiprocessing.active_children():
         if process.daemon:
@@ -284,15 +284,15 @@ def training_loader(
 ) -> tuple[DataLoader[Batch], EpochSampler]:
     """A loader over one epoch's batches; set ``epoch`` and ``start`` of the sampler before each pass.
 
-    Each worker process uses one thread (a `DataLoader` sees to that), so W of them use W cores. It leaves torch's
-    global random state alone, so that a resumed run draws what an uninterrupted one does.
+    Each worker process uses one thread (set by `DataLoader`), so W workers use W cores. The loader does not touch
+    torch's global random state: a resumed run draws the same numbers as an uninterrupted one.
 
     Args:
-        image_size: the network's; read where ``config.augment.image_sizes`` is empty.
+        image_size: side of the network's input, used if ``config.augment.image_sizes`` is empty.
         workers: loader processes; 0 loads in this process.
-        pin: bring batches into page-locked memory.
+        pin: put batches into page-locked memory.
         keep_aspect_ratio: the network's, see `ModelConfig`.
-        rank: of this process, see `EpochSampler`.
+        rank: index of this process, see `EpochSampler`.
         world_size: processes that train together.
 
     Raises:
@@ -312,7 +312,7 @@ def training_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=outlive_signals,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=pin,
         persistent_workers=workers > 0,
         generator=torch.Generator(),

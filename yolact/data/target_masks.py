@@ -1,9 +1,9 @@
-"""True masks at the resolutions where the losses need them, straight from run lengths.
+"""Target masks at the resolutions of the losses, computed directly from RLE.
 
-A mask passes two steps on its way: it is resized with the image to the network's input and rounded there, and then
-reduced to the prototypes' and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear
-without antialiasing, so it reads two rows and two columns of the input-sized mask for each pixel; only there is that
-mask worked out, and only around the object. The result is that of the two whole steps, to the last pixel.
+A mask takes two steps: it is resized with the image to the network's input and rounded, then reduced to the prototypes'
+and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear without antialiasing, so it
+reads two rows and two columns of the input-sized mask per pixel; that mask is computed only there, and only around the
+object. The result equals that of the two full steps exactly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
-from yolact.crop import VisiblePart, length
+from yolact.crop import View, VisiblePart, length
 from yolact.masks import Rle
-from yolact.transforms import Taps, bilinear_taps, sample_mask
 
 
 @dataclass(frozen=True)
 class Grids:
-    """Sides, in pixels or cells, of what belongs to one batch; all are square."""
+    """Sides of a batch's square tensors, in pixels or cells."""
 
     image: int
     """S, the network's input."""
@@ -35,9 +34,9 @@ class Grids:
 
     @classmethod
     def of_input(cls, size: int) -> Grids:
-        """Those of a network with an input of ``size`` pixels.
+        """Grids of a network with an input of ``size`` pixels.
 
-        P3 has an eighth of it, rounded up (`yolact.models.yolact.Yolact.level_sizes`), and the prototypes twice P3's
+        P3 has an eighth of that, rounded up (`yolact.models.yolact.Yolact.level_sizes`), and the prototypes twice P3's
         (paper, figure 3).
         """
         cells = -(-size // 8)
@@ -45,18 +44,59 @@ class Grids:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """The two samples that make up each pixel of a bilinearly resized axis, and their weights."""
+
+    low: np.ndarray
+    high: np.ndarray
+    """(n,) integers."""
+    low_weight: np.ndarray
+    high_weight: np.ndarray
+    """(n,) int32; the two of a pixel add up to ``total``."""
+    total: int
+
+
+def bilinear_taps(samples: int, size: int, pixels: np.ndarray) -> Taps:
+    """Exact weights with half-pixel centres, without antialiasing.
+
+    Pixel k of ``size`` lies at (k + 1/2) samples / size - 1/2, a fraction over 2 size, clamped to the first sample.
+
+    Args:
+        samples: length of the axis before resizing.
+        size: length after.
+        pixels: (n,) indices of the wanted pixels, 0 to size - 1.
+    """
+    position = ((2 * pixels.astype(np.int64) + 1) * samples - size).clip(min=0)
+    low, high_weight = (part.astype(np.int32) for part in np.divmod(position, 2 * size))
+    return Taps(low, np.minimum(low + 1, samples - 1), np.int32(2 * size) - high_weight, high_weight, 2 * size)
+
+
+def sample_mask(mask: np.ndarray, rows: Taps, columns: Taps) -> np.ndarray:
+    """Pixels (rows, columns) uint8 of a resized mask.
+
+    Args:
+        mask: (H, W) uint8, 0 or 1; fastest if its columns are contiguous, as pycocotools decodes masks.
+    """
+    across = mask.T  # (W, H)
+    sums = across[columns.low] * columns.low_weight[:, None] + across[columns.high] * columns.high_weight[:, None]
+    sums = np.ascontiguousarray(sums.T)  # (H, columns)
+    sums = sums[rows.low] * rows.low_weight[:, None] + sums[rows.high] * rows.high_weight[:, None]
+    return (sums >= rows.total * columns.total // 2).view(np.uint8)
+
+
+@dataclass(frozen=True)
 class _Reduction:
-    """Which two pixels each of n cells is made of, and their weights."""
+    """The two pixels that make up each of n cells, and their weights."""
 
     pixels: np.ndarray
-    """(2 n,) int64, ascending: the lower and the higher one of each cell in turn."""
+    """(2 n,) int64, ascending: the lower and the higher pixel of each cell."""
     weights: np.ndarray
     """(2 n,) float32."""
 
 
 @lru_cache(maxsize=64)
 def _reduction(size: int, cells: int) -> _Reduction:
-    """How `F.interpolate` reduces ``size`` pixels to ``cells``, read off from what it does to single pixels."""
+    """How `F.interpolate` reduces ``size`` pixels to ``cells``, measured on single pixels."""
     unit = torch.eye(size)[None, None]
     shares = F.interpolate(unit, size=(cells, size), mode="bilinear", align_corners=False)[0, 0].numpy()
     low = (shares != 0).argmax(axis=1)  # (cells,)
@@ -67,31 +107,31 @@ def _reduction(size: int, cells: int) -> _Reduction:
 
 
 @dataclass(frozen=True)
-class _Crop:
-    """The part of one axis where an object is."""
+class _ObjectSpan:
+    """The part of one axis that shows an object."""
 
     source: slice
-    """The image's pixels that are read."""
+    """Image pixels that are read."""
     cells: slice
     """The cells that may show the object."""
     taps: Taps
-    """Of the cells' pixels, counted in ``source``; one sample more, behind the last, stands for all beside it."""
+    """For the cells' pixels, relative to ``source``; an extra sample at the end stands for everything outside it."""
     weights: np.ndarray
-    """(2 cells,) float32, of `_Reduction`."""
+    """(2 cells,) float32, from `_Reduction`."""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where one axis of the input-sized mask is read, and where that lies in the image."""
+    """The pixels read along one axis of the input-sized mask, and where they lie in the image."""
 
     taps: Taps
-    """Of the pixels of `_Reduction`, (2 n,) each, counted from the image's edge; without weight outside the image."""
+    """For the pixels of `_Reduction`, (2 n,) each, in image coordinates; weight 0 outside the image."""
     visible: np.ndarray
     """(2 n,) bool: whether the pixel shows the image."""
     source: slice
-    """The image's pixels that are visible."""
+    """Visible image pixels."""
     weights: np.ndarray
-    """(2 n,) float32, of `_Reduction`."""
+    """(2 n,) float32, from `_Reduction`."""
 
     @classmethod
     def make(cls, source: slice, target: slice, size: int, cells: int, *, mirrored: bool) -> _Axis:
@@ -106,8 +146,8 @@ class _Axis:
         )
         return cls(taps, visible, source, reduction.weights)
 
-    def crop(self, start: int, stop: int) -> _Crop | None:
-        """What is read of an object between two pixels of the image; None where it is not to be seen."""
+    def object_span(self, start: int, stop: int) -> _ObjectSpan | None:
+        """What to read of an object between two image pixels; None if it is not visible."""
         taps, start, stop = self.taps, max(start, self.source.start), min(stop, self.source.stop)
         touched = (self.visible & (taps.low < stop) & (taps.high >= start)).nonzero()[0]
         if start >= stop or not len(touched):
@@ -116,15 +156,15 @@ class _Axis:
         pixels = slice(2 * cells.start, 2 * cells.stop)
         beside = np.uint32(stop - start)
         low, high = (
-            np.minimum((samples[pixels] - np.int32(start)).view(np.uint32), beside)  # what is negative becomes large
+            np.minimum((samples[pixels] - np.int32(start)).view(np.uint32), beside)  # negative numbers become large
             for samples in (taps.low, taps.high)
         )
         taps = Taps(low, high, taps.low_weight[pixels], taps.high_weight[pixels], taps.total)
-        return _Crop(slice(start, stop), cells, taps, self.weights[pixels])
+        return _ObjectSpan(slice(start, stop), cells, taps, self.weights[pixels])
 
 
 class MaskReducer:
-    """Reduces masks of one image, seen through a window, to ``cells`` x ``cells``."""
+    """Reduces masks of one image, seen through a crop, to ``cells`` x ``cells``."""
 
     def __init__(self, part: VisiblePart, size: int, cells: int, *, mirrored: bool) -> None:
         self._rows = _Axis.make(part.source_rows, part.target_rows, size, cells, mirrored=False)
@@ -136,10 +176,10 @@ class MaskReducer:
         Args:
             mask: (H, W) uint8, 0 or 1, in the image's size.
             box: xyxy, whole pixels: the mask is empty outside.
-            out: (cells, cells) uint8; ones are added, zeros are left as they are.
+            out: (cells, cells) uint8; only ones are written.
         """
         left, top, right, bottom = box
-        rows, columns = self._rows.crop(top, bottom), self._columns.crop(left, right)
+        rows, columns = self._rows.object_span(top, bottom), self._columns.object_span(left, right)
         if rows is None or columns is None:
             return
         seen = np.zeros((length(columns.source) + 1, length(rows.source) + 1), dtype=np.uint8).T
@@ -153,40 +193,34 @@ class MaskReducer:
 
 
 def reduce_masks(
-    masks: Sequence[Rle],
-    labels: np.ndarray,
-    crowd: np.ndarray,
-    part: VisiblePart | None,
-    grids: Grids,
-    num_classes: int,
-    *,
-    mirrored: bool,
+    masks: Sequence[Rle], labels: np.ndarray, crowd: np.ndarray, view: View, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of one image's objects, seen through a window, as the losses need them.
+    """Masks of one image's objects, seen through a crop, at the resolutions of the losses.
 
     Args:
         masks: N run lengths in the image's size; those of crowd regions are not decoded.
         labels: (N,) int64, 0 to C - 1.
         crowd: (N,) bool.
-        part: what is visible of the image; None shows nothing.
-        mirrored: whether the network's input is.
+        view: what the network sees of the image.
 
     Returns:
         (N, Hp, Wp) uint8, 0 or 1, empty for crowd regions; and (C, H3, W3) uint8, the union of each class's objects
-        without the crowd regions.
+        without crowd regions.
 
     Raises:
-        ValueError: run lengths are damaged.
+        ValueError: a mask cannot be decoded.
     """
+    grids, part = Grids.of_input(view.size), view.part
     reduced = np.zeros((len(masks), grids.masks, grids.masks), dtype=np.uint8)
     semantic = np.zeros((num_classes, grids.semantic, grids.semantic), dtype=np.uint8)
     if part is None:
         return reduced, semantic
-    to_masks = MaskReducer(part, grids.image, grids.masks, mirrored=mirrored)
-    to_semantic = MaskReducer(part, grids.image, grids.semantic, mirrored=mirrored)
+    to_masks, to_semantic = (
+        MaskReducer(part, view.size, cells, mirrored=view.crop.mirrored) for cells in (grids.masks, grids.semantic)
+    )
     for index in np.flatnonzero(~crowd).tolist():
         rle = masks[index]
-        mask = coco_mask.decode(rle)  # (H, W) uint8, columns together in memory; first, since it checks the runs
+        mask = coco_mask.decode(rle)  # (H, W) uint8, columns contiguous; first, because it checks the run lengths
         left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
         box = (left, top, left + width, top + height)
         to_masks.reduce(mask, box, reduced[index])

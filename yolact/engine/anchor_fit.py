@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.crop import Window
+from yolact.crop import Crop
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.models.anchors import pyramid_anchors
@@ -118,10 +118,10 @@ def dataset_boxes(data: CocoInstances, *, keep_aspect_ratio: bool) -> Tensor:
     """
     rows = []
     for image in data.images:
-        window = Window(0, 0, image.width, image.height)
-        window = window.squared() if keep_aspect_ratio else window
+        crop = Crop(0, 0, image.width, image.height)
+        crop = crop.squared() if keep_aspect_ratio else crop
         rows += [
-            [left / window.width, top / window.height, right / window.width, bottom / window.height]
+            [left / crop.width, top / crop.height, right / crop.width, bottom / crop.height]
             for left, top, right, bottom in (item.box for item in data.objects[image.id] if not item.crowd)
             if right > left and bottom > top
         ]

@@ -1,19 +1,19 @@
-"""How sure a difference of average precision is: a paired bootstrap over the validation images.
+"""Confidence intervals for differences of average precision: a paired bootstrap over the validation images.
 
-Two networks that were measured on the same images are compared on resampled sets of them: as many images, drawn with
-replacement, the same draw for both (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993; whole images are
-drawn because the objects of one image are not independent). The spread of the differences over the draws tells what
-another validation set of that size might have said.
+Two networks evaluated on the same images are compared on resamples of them: as many images, drawn with replacement, the
+same draw for both (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993; whole images are drawn because the
+objects of one image are not independent). The spread of the differences over the draws estimates how much another
+validation set of that size would change them.
 
-The interval is the percentile interval (chapter 13 there). How often 95 % intervals hold the true difference was
-simulated (two synthetic networks, 3,000 images as the population, 150 validation sets of 40 and of 150 images each):
-networks that are alike, 92 and 95 % of the times for AP (BCa, chapter 14: 91 and 93 %); AP 0.17 apart, 91 and 95 % (89
-and 94 %); a poor network against a far better one, 85 and 87 % (93 and 93 %), since repeated images raise a low AP. So
-it is at its best where a decision is close, and somewhat too high where there is no doubt about the sign.
+The interval is the percentile interval (chapter 13 there). The coverage of 95 % intervals was simulated (two synthetic
+networks, 3,000 images as the population, 150 validation sets of 40 and of 150 images each): for equal networks 92 and
+95 % for AP (BCa, chapter 14: 91 and 93 %); for AP 0.17 apart 91 and 95 % (89 and 94 %); for a poor network against a
+far better one 85 and 87 % (93 and 93 %), because repeated images raise a low AP. So it is most accurate where a
+decision is close, and slightly too high where the sign is clear.
 
-An image that is drawn twice counts twice. So a draw is a weight for each image, detections are matched once, and AP is
-a cumulative sum of weights over the detections in the order of their scores. With all weights 1 that is pycocotools'
-AP; with others it is what pycocotools says of a data set in which the images are really repeated.
+An image drawn twice counts twice. So a draw is a weight per image, detections are matched once, and AP is a cumulative
+sum of weights over the detections in score order. With all weights 1 that is pycocotools' AP; otherwise it is what
+pycocotools computes for a data set that repeats the images.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import Params
 
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import IouType, chatter_to_log, index_ground_truth, prepare_evaluation
+from yolact.evaluation.evaluator import IouType, index_ground_truth, output_to_log, prepare_evaluation
 
 METRICS = ("AP", "AP50", "AP75")
-"""What is compared: the mean over the IoU thresholds 0.50, 0.55, ... 0.95, AP at 0.50, and AP at 0.75."""
+"""Compared metrics: mean over the IoU thresholds 0.50, 0.55, ... 0.95, AP at 0.50, and AP at 0.75."""
 
 _MAX_DETECTIONS = 100
 """Per image and class, the last of pycocotools' ``maxDets``."""
 
 _PARAMETERS = Params(iouType="bbox")
-"""pycocotools' own; those of masks are the same."""
+"""pycocotools' defaults; those of masks are the same."""
 
 _RECALLS = np.asarray(_PARAMETERS.recThrs)
 """0 to 1 in steps of 0.01."""
@@ -44,27 +44,27 @@ _RECALLS = np.asarray(_PARAMETERS.recThrs)
 _AT_50, _AT_75 = (int(np.argmin(np.abs(_PARAMETERS.iouThrs - iou))) for iou in (0.5, 0.75))
 
 _BLOCK_ELEMENTS = 1 << 20
-"""Most draws times detections of a class in one array: 8 MiB of float64."""
+"""Limit of draws x detections of a class in one array: 8 MiB of float64."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference and what the bootstrap says of it."""
+    """A difference with its confidence interval."""
 
     value: float
-    """On the images as they are."""
+    """On the original images."""
     low: float
     high: float
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the difference's sign is beyond the interval's doubt."""
+        """Whether the whole interval has one sign."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Gain:
-    """One metric of two networks, 0 to 1; all None where there is nothing to find."""
+    """One metric of two networks, 0 to 1; all None without ground truth."""
 
     a: float | None
     b: float | None
@@ -77,12 +77,12 @@ class ClassGain(Gain):
     """AP (mean over the IoU thresholds) of one class."""
 
     objects: int
-    """In the ground truth, crowd regions not counted."""
+    """Objects in the ground truth, without crowd regions."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets of detections in the same images."""
+    """Comparison of two sets of detections in the same images."""
 
     iou_type: IouType
     images: int
@@ -107,13 +107,13 @@ def compare_detections(
     """Compare two sets of detections in the same images.
 
     Args:
-        ground_truth: the tree of a COCO instances file; it is not changed.
-        rows_a: COCO results (`yolact.inference.detections.Detections.to_coco`) for any number of its images, also none.
+        ground_truth: parsed JSON of a COCO instances file; not modified.
+        rows_a: COCO results (`yolact.inference.detections.Detections.to_coco`) for any number of its images, or none.
         rows_b: the same of the other network.
         iou_type: see `yolact.evaluation.evaluator.evaluate_coco`.
-        samples: draws of the bootstrap; at least 1.
+        samples: bootstrap draws; at least 1.
         confidence: share of the draws' differences inside the intervals, between 0 and 1.
-        seed: of the draws; the same seed gives the same intervals.
+        seed: random seed of the draws.
 
     Raises:
         DataError: the ground truth has no images or an annotation with the id 0, or a row belongs to an image or a
@@ -126,7 +126,7 @@ def compare_detections(
     if not truth.imgs:
         raise DataError("ground truth: has no images, so there is nothing to compare on")
     count = len(truth.imgs)
-    # One row more than draws: the first weighs every image once.
+    # one row more than draws: the first has weight 1 for every image
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
     weights = np.concatenate([np.ones((1, count), dtype=np.int64), draws])
     matched = [match_detections(truth, rows, iou_type) for rows in (rows_a, rows_b)]
@@ -143,10 +143,10 @@ def compare_detections(
 
 
 def _gain(a: np.ndarray, b: np.ndarray, confidence: float) -> Gain:
-    """The metrics and their difference; ``a`` and ``b`` are (1 + samples,), the value itself first.
+    """The metrics and their difference; ``a`` and ``b`` are (1 + samples,), the original value first.
 
-    NaN stands where there was nothing to find, for both in the same draws; those draws do not count. A class that is in
-    no draw has the interval -1 to 1: nothing is known.
+    Draws without ground truth are NaN in both and do not count. A class that is in no draw has the interval -1 to 1:
+    nothing is known.
     """
     if np.isnan(a[0]):
         return Gain(None, None, None)
@@ -159,7 +159,7 @@ def _gain(a: np.ndarray, b: np.ndarray, confidence: float) -> Gain:
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """One class's detections in all images, by falling score as pycocotools orders them, and what they match.
+    """One class's detections in all images, in pycocotools' order of descending score, and what they match.
 
     T are pycocotools' IoU thresholds, D the detections, N the images in the order of their ids.
     """
@@ -170,15 +170,15 @@ class ClassMatches:
     image: np.ndarray
     """(D,) int64: index of the image."""
     score: np.ndarray
-    """(D,) float64, falling."""
+    """(D,) float64, descending."""
     true: np.ndarray
-    """(T, D) bool: finds an object."""
+    """(T, D) bool: matches an object."""
     ignored: np.ndarray
-    """(T, D) bool: in a crowd region, neither right nor wrong."""
+    """(T, D) bool: in a crowd region, neither true nor false positive."""
 
 
 def match_detections(ground_truth: COCO, rows: Sequence[dict[str, Any]], iou_type: IouType) -> list[ClassMatches]:
-    """Match detections with the ground truth, as pycocotools does; one entry a class, in the order of the ids.
+    """Match detections with the ground truth, as pycocotools does; one entry per class, in id order.
 
     Raises:
         DataError: a row belongs to an image or a category that is not in the ground truth.
@@ -186,7 +186,7 @@ def match_detections(ground_truth: COCO, rows: Sequence[dict[str, Any]], iou_typ
     evaluation = prepare_evaluation(ground_truth, rows, iou_type)
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.params.maxDets = [_MAX_DETECTIONS]
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
     names = [ground_truth.cats[category]["name"] for category in evaluation.params.catIds]
     images = len(evaluation.params.imgIds)
@@ -216,14 +216,14 @@ def _gather_class(name: str, by_image: Sequence[dict[str, Any] | None]) -> Class
 
 
 def weighted_ap(classes: Sequence[ClassMatches], weights: np.ndarray) -> np.ndarray:
-    """AP of each class where each image counts as often as its weight says.
+    """AP of each class with each image counted as often as its weight says.
 
     Args:
         classes: C of them, see `match_detections`.
         weights: (S, N) int64, 0 or more: how often each image counts, for S data sets.
 
     Returns:
-        (3, S, C) float64 in the order of `METRICS`, 0 to 1; NaN where a class has no objects.
+        (3, S, C) float64 in the order of `METRICS`, 0 to 1; NaN if a class has no objects.
     """
     found = np.full((len(METRICS), len(weights), len(classes)), np.nan)
     for k, item in enumerate(classes):
@@ -234,7 +234,7 @@ def weighted_ap(classes: Sequence[ClassMatches], weights: np.ndarray) -> np.ndar
 
 
 def mean_over_classes(ap: np.ndarray) -> np.ndarray:
-    """(S,) means of (S, C), without the classes that have no objects (NaN), as pycocotools takes them."""
+    """(S,) means of (S, C) over the classes that have objects (not NaN), as in pycocotools."""
     present = ~np.isnan(ap)
     with np.errstate(invalid="ignore"):  # no class present
         return np.where(present, ap, 0).sum(axis=1) / present.sum(axis=1)
@@ -242,11 +242,10 @@ def mean_over_classes(ap: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _TiesInOrder:
-    """The detections of a class in the order in which a data set with repeated images has them.
+    """The detections of a class in the order of a data set that repeats images.
 
-    A detection of an image that is drawn three times is three equal ones in a row. But where one image has several of
-    equal score, they are three rows of these, not three of the first and three of the second. So those are here
-    once for each draw.
+    A detection of an image drawn three times becomes three equal ones in a row. But if an image has several of equal
+    score, that group is repeated three times as a whole. So those are stored once for each draw.
     """
 
     source: np.ndarray
@@ -254,7 +253,7 @@ class _TiesInOrder:
     image: np.ndarray
     """(E,) int64: its image."""
     draw: np.ndarray
-    """(E,) int64: -1 counts with the image's weight; otherwise it counts once, in the image's draw of this number."""
+    """(E,) int64: -1 counts with the image's weight; k counts once if the image is drawn more than k times."""
 
     @classmethod
     def of(cls, item: ClassMatches, most: int) -> _TiesInOrder:
@@ -278,7 +277,7 @@ class _TiesInOrder:
 
 
 def _blocks(samples: int, detections: int) -> Iterator[slice]:
-    """Data sets at a time, so that memory hangs on neither number."""
+    """Slices of data sets, which bound the memory for any number of samples and detections."""
     size = max(1, _BLOCK_ELEMENTS // max(detections, 1))
     return (slice(start, start + size) for start in range(0, samples, size))
 
@@ -286,8 +285,8 @@ def _blocks(samples: int, detections: int) -> Iterator[slice]:
 def _class_ap(item: ClassMatches, tied: _TiesInOrder, weights: np.ndarray) -> np.ndarray:
     """(3, B) AP of one class for (B, N) weights.
 
-    Precision at a recall level is the highest one at that recall or more. It rises only where an object is found,
-    so nothing but the true detections has to be looked at.
+    Precision at a recall level is the highest one at that recall or more. It rises only at true positives, so only
+    they are evaluated.
     """
     objects = (weights @ item.objects).astype(np.float64)  # (B,)
     weight = tied.weigh(weights)  # (B, E)
@@ -306,12 +305,12 @@ def _interpolated_ap(found: np.ndarray, seen: np.ndarray, objects: np.ndarray) -
     """Mean over the 101 recall levels of the highest precision at that recall or more.
 
     Args:
-        found: (B, P) float64: objects found up to each true detection, itself included.
-        seen: (B, P) float64: detections up to there that are not ignored.
+        found: (B, P) float64: objects found up to and including each true positive.
+        seen: (B, P) float64: detections up to there, without ignored ones.
         objects: (B,) float64: objects to find.
 
     Returns:
-        (B,) float64, without meaning where there are no objects.
+        (B,) float64; meaningless without objects.
     """
     precision = found / (seen + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]

@@ -2,7 +2,7 @@
 
 All numbers come from pycocotools' ``COCOeval`` with its default parameters (IoU 0.50 to 0.95 in steps of 0.05,
 101 recall points, at most 100 detections per image), so they are the numbers of the COCO server and of
-the paper's COCO tables (its PASCAL table comes from YOLACT's own AP, which differs in details).
+the paper's COCO tables (its PASCAL table uses YOLACT's own AP, which differs in details).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _RESULT_KEY = {"box": "bbox", "mask": "segmentation"}
 _ALL_AREAS = 0  # index into COCOeval.params.areaRng
 _MAX_100 = -1  # index into COCOeval.params.maxDets, which is 1, 10, 100
 
-DEALT = 16
-"""The number of a data set's batches is a multiple of it, see `cut_evenly`."""
+BATCH_COUNT_MULTIPLE = 16
+"""The number of batches of a data set is a multiple of this, see `cut_evenly`."""
 
 
 @dataclass(frozen=True)
 class ClassAp:
-    """Average precision of one class, 0 to 1; None where the class has no (non-crowd) object in the ground truth."""
+    """Average precision of one class, 0 to 1; None if the ground truth has no (non-crowd) object of it."""
 
     AP: float | None
     AP50: float | None
     AP70: float | None
     num_instances: int
-    """Objects in the ground truth, crowd regions not counted."""
+    """Objects in the ground truth, without crowd regions."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class PrecisionRecall:
     recall: np.ndarray
     """(101,) float64, 0 to 1 in steps of 0.01."""
     mean: np.ndarray | None
-    """(101,) float64 precision, the mean over the classes with ground truth; None where no class has any."""
+    """(101,) float64 precision, mean over the classes with ground truth; None if no class has any."""
     per_class: dict[str, np.ndarray | None]
     """Class name to (101,) float64 precision; None for a class without ground truth."""
 
 
 @dataclass(frozen=True)
 class ApSummary:
-    """Average precision (AP) and recall (AR) of one kind of overlap, 0 to 1; None where there is nothing to find.
+    """Average precision (AP) and recall (AR) for one IoU type, 0 to 1; None without ground truth.
 
-    Means leave out the classes that have no ground truth, as pycocotools does.
+    Means leave out classes without ground truth, as pycocotools does.
     """
 
     iou_type: IouType
@@ -92,12 +92,12 @@ class ApSummary:
     curve: PrecisionRecall
 
     def metrics(self) -> dict[str, float | None]:
-        """The means over classes by name, in the order in which they are reported."""
+        """Means over classes by name, in the order of reports."""
         names = ("AP", "AP50", "AP75", "AP70", "AP_small", "AP_medium", "AP_large", "AR_100")
         return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """The section of ``metrics/eval.json``: full precision, null where there is nothing to find, never NaN."""
+        """The section of ``metrics/eval.json``: full precision, null without ground truth, never NaN."""
         per_class = {
             name: {"AP": ap.AP, "AP50": ap.AP50, "AP70": ap.AP70, "instances": ap.num_instances}
             for name, ap in self.per_class.items()
@@ -106,24 +106,24 @@ class ApSummary:
 
 
 def load_ground_truth(annotations: Path | str) -> COCO:
-    """Open a COCO instances file with pycocotools, without its chatter on standard output.
+    """Load a COCO instances file with pycocotools, without its output on stdout.
 
     Raises:
-        DataError: an annotation has the id 0, which pycocotools takes for "not matched", so that a right
-            detection of it would silently count as a false one.
+        DataError: an annotation has the id 0, which pycocotools confuses with "not matched": a true positive would
+            silently count as a false one.
     """
-    with chatter_to_log():
+    with output_to_log():
         ground_truth = COCO(str(annotations))
     _check_annotation_ids(ground_truth, str(annotations))
     return ground_truth
 
 
 def index_ground_truth(instances: dict[str, Any], origin: str) -> COCO:
-    """The tree of a COCO instances file as pycocotools wants it; the tree itself is not changed.
+    """Turn the parsed JSON of a COCO instances file into pycocotools' form, without modifying it.
 
     Args:
         instances: ``images``, ``categories`` and ``annotations``.
-        origin: where it is from, for messages.
+        origin: where the data is from, for messages.
 
     Raises:
         DataError: as `load_ground_truth`.
@@ -131,7 +131,7 @@ def index_ground_truth(instances: dict[str, Any], origin: str) -> COCO:
     ground_truth = COCO()
     # pycocotools writes into the annotations
     ground_truth.dataset = {**instances, "annotations": [dict(item) for item in instances["annotations"]]}
-    with chatter_to_log():
+    with output_to_log():
         ground_truth.createIndex()
     _check_annotation_ids(ground_truth, origin)
     return ground_truth
@@ -144,26 +144,25 @@ def _check_annotation_ids(ground_truth: COCO, origin: str) -> None:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network found in a data set."""
+    """Detections of a data set."""
 
     rows: list[dict[str, Any]]
     """COCO results, see `Detections.to_coco`."""
     seconds: float
-    """Spent in the predictor, without reading images and writing masks as run lengths."""
+    """Time in the predictor, without reading images and encoding masks."""
 
 
 def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | None = None) -> Predictions:
-    """Run the predictor over all images of a data set, in order; a progress bar shows on a terminal.
+    """Run the predictor over all images of a data set, in order, with a progress bar on terminals.
 
-    Several processes share the work by dealing out the batches of `cut_evenly`, which do not depend on how many
-    processes there are: each image is computed beside the same others as in one, and the rows are the same to the last
-    bit.
+    Several processes share the batches of `cut_evenly`, which do not depend on the number of processes: each image is
+    computed in the same batch, so the rows are bit-identical.
 
     Args:
-        world: the processes that share the work; every one gets all rows.
+        world: the processes that share the work; each gets all rows.
 
     Raises:
-        DataError: a image cannot be read.
+        DataError: an image cannot be read.
     """
     world = world or World()
     batches = cut_evenly(len(data.images), predictor.batch_size)
@@ -175,12 +174,12 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
 
 
 def cut_evenly(images: int, batch_size: int) -> list[range]:
-    """Batches of at most ``batch_size`` images whose lengths differ by 1 at most.
+    """Batches of at most ``batch_size`` images whose lengths differ by at most 1.
 
-    Their number is a multiple of `DEALT`, so that 2, 4, 8 or 16 processes get as many each, and as many images but for
-    one; where there are fewer images than that, each is a batch.
+    Their number is a multiple of `BATCH_COUNT_MULTIPLE`: 2, 4, 8 or 16 processes get equally many batches, and numbers
+    of images that differ by at most 1 per batch. With fewer images than that, each is a batch.
     """
-    wanted = -(-images // (batch_size * DEALT)) * DEALT
+    wanted = -(-images // (batch_size * BATCH_COUNT_MULTIPLE)) * BATCH_COUNT_MULTIPLE
     count = min(wanted, images)
     return [range(images * part // count, images * (part + 1) // count) for part in range(count)]
 
@@ -188,7 +187,7 @@ def cut_evenly(images: int, batch_size: int) -> list[range]:
 def _predict_batches(
     predictor: Predictor, data: CocoInstances, batches: Sequence[range], *, show: bool
 ) -> tuple[dict[int, list[dict[str, Any]]], float]:
-    """COCO results of these batches, by the first image's number, and the seconds spent."""
+    """COCO results of these batches, by the index of their first image, and the seconds spent."""
     found_by_start: dict[int, list[dict[str, Any]]] = {}
     seconds = 0.0
     hidden = not (show and sys.stderr.isatty())
@@ -207,13 +206,13 @@ def _predict_batches(
 
 
 class Validation:
-    """Measures a network during training, with `DEFAULT_DETECTION` whatever ``evaluate`` says.
+    """Evaluates a network during training, always with `DEFAULT_DETECTION`.
 
     Args:
         data: the validation images.
         annotations: the file that ``data`` was read from.
-        batch_size: most images in one pass of the network.
-        world: the processes that share the work; each must call.
+        batch_size: images per forward pass, at most.
+        world: the processes that share the work; each must call this.
     """
 
     def __init__(self, data: CocoInstances, annotations: Path, batch_size: int, world: World | None = None) -> None:
@@ -222,7 +221,7 @@ class Validation:
         self.ground_truth = load_ground_truth(annotations) if self.world.is_main else None
         self.batch_size = batch_size
         self.rows: list[dict[str, Any]] = []
-        """What the last network found, see `Predictions.rows`."""
+        """Detections of the last call, see `Predictions.rows`."""
 
     def __call__(self, model: Yolact) -> dict[str, float]:
         """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``."""
@@ -241,16 +240,16 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
     """Compare detections with the ground truth of all its images.
 
     Args:
-        ground_truth: an instances file, see `load_ground_truth`; crowd regions are neither found nor missed.
-        results: rows of `Detections.to_coco` for any number of its images, also none; they are not changed.
+        ground_truth: an instances file, see `load_ground_truth`; crowd regions are ignored.
+        results: rows of `Detections.to_coco` for any number of its images, or none; not modified.
         iou_type: ``box`` compares ``bbox`` and ranks by ``score``; ``mask`` compares ``segmentation`` and ranks by
-            ``mask_score`` where a row has it.
+            ``mask_score`` if a row has it.
 
     Raises:
         DataError: a row belongs to an image or a category that is not in the ground truth.
     """
     evaluation = prepare_evaluation(ground_truth, results, iou_type)
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -284,9 +283,9 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
 
 
 def prepare_evaluation(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> COCOeval:
-    """pycocotools' evaluation of the detections, with its default parameters, not yet run; see `evaluate_coco`."""
+    """Set up pycocotools' evaluation with its default parameters, without running it; see `evaluate_coco`."""
     _check_ids(ground_truth, results)
-    with chatter_to_log():
+    with output_to_log():
         return COCOeval(ground_truth, _as_coco(ground_truth, results, iou_type), _PYCOCOTOOLS_IOU_TYPE[iou_type])
 
 
@@ -301,10 +300,10 @@ def _check_ids(ground_truth: COCO, results: Sequence[dict[str, Any]]) -> None:
 
 
 def _as_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> COCO:
-    """The detections as pycocotools wants them.
+    """Detections in pycocotools' form.
 
-    A row keeps only what is compared: with ``bbox`` present, pycocotools would take a mask's area from its box
-    and so sort it into the wrong size class.
+    A row keeps only what is compared: with ``bbox`` present, pycocotools would take a mask's area from its box and
+    assign it to the wrong size class.
     """
     if not results:  # COCO.loadRes fails on an empty list
         empty = COCO()
@@ -332,12 +331,12 @@ def _count_instances(ground_truth: COCO) -> dict[int, int]:
 
 
 def _known(value: float) -> float | None:
-    """pycocotools says -1 where there is nothing to find."""
+    """pycocotools returns -1 without ground truth."""
     return None if value == -1 else float(value)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Mean as ``COCOeval.summarize`` takes it: absent classes (-1) are left out."""
+    """Mean as in ``COCOeval.summarize``: absent classes (-1) are left out."""
     present = values[values > -1]
     return float(np.mean(present)) if present.size else None
 
@@ -353,8 +352,8 @@ def _curve(recall: np.ndarray, precision: np.ndarray, names: Sequence[str]) -> P
 
 
 @contextlib.contextmanager
-def chatter_to_log() -> Iterator[None]:
-    """Send what pycocotools prints to the log, level debug."""
+def output_to_log() -> Iterator[None]:
+    """Redirect pycocotools' output to the log at debug level."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

@@ -1,4 +1,4 @@
-"""What was found in each image, and in which images two networks differ most."""
+"""Evaluation per image, and how much two networks differ in an image."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from yolact.evaluation.evaluator import IouType, chatter_to_log, prepare_evaluation
+from yolact.evaluation.evaluator import IouType, output_to_log, prepare_evaluation
 
 MATCH_IOU = 0.5
-"""A detection that overlaps a true object of its class by this much finds it."""
+"""IoU at which a detection matches an object of its class."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found in one image."""
+    """Matches of one image."""
 
     found: dict[int, float]
-    """By annotation id of each object that is no crowd region: IoU with the detection that finds it, else 0."""
+    """By annotation id of each object (no crowd regions): IoU with its matched detection, or 0."""
     false: int
-    """Detections that find nothing; those in crowd regions are not counted."""
+    """False positives, without those in crowd regions."""
 
     @property
     def num_found(self) -> int:
@@ -37,8 +37,8 @@ def measure_images(
     Args:
         ground_truth: see `yolact.evaluation.evaluator.index_ground_truth`.
         rows: COCO results.
-        min_score: detections below it are left out.
-        iou_type: what overlaps.
+        min_score: detections with a lower score are left out.
+        iou_type: boxes or masks.
 
     Returns:
         By image id; every image has an entry.
@@ -50,7 +50,7 @@ def measure_images(
     evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
     evaluation.params.maxDets = evaluation.params.maxDets[-1:]
     evaluation.params.iouThrs = np.array([MATCH_IOU])
-    with chatter_to_log():
+    with output_to_log():
         evaluation.evaluate()
     found: dict[int, dict[int, float]] = {image: {} for image in ground_truth.imgs}
     false = dict.fromkeys(ground_truth.imgs, 0)
@@ -69,14 +69,14 @@ def measure_images(
 
 
 def advantage(a: ImageResult, b: ImageResult) -> float:
-    """How much better ``b`` is in a image: IoU gained over all objects, less half of each further false detection.
+    """How much better ``b`` is in an image: IoU gained over all objects, minus half of each additional false positive.
 
-    A false detection weighs half of an object, as in panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019,
+    A false positive weighs half an object, as in panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019,
     equation 1).
     """
     return sum(b.found[truth] - iou for truth, iou in a.found.items()) - (b.false - a.false) / 2
 
 
 def disagreement(a: ImageResult, b: ImageResult) -> float:
-    """How much two networks differ in a image, 0 or more: as `advantage`, but differences do not cancel."""
+    """How much two networks differ in an image, 0 or more: as `advantage`, but differences do not cancel."""
     return sum(abs(b.found[truth] - iou) for truth, iou in a.found.items()) + abs(b.false - a.false) / 2

@@ -1,4 +1,4 @@
-"""What was found in a image, and the forms it can be given on: tensors, COCO results, VOC annotations, a picture."""
+"""Detections of one image, and their export as COCO results, VOC annotations and drawings."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ from yolact.visualize import draw_detections
 
 @dataclass
 class Detections:
-    """What was found in one image, best score first. All tensors are on the CPU."""
+    """Detections of one image, best score first. All tensors are on the CPU."""
 
     boxes: Tensor
     """(N, 4) float32, xyxy, image pixels, inside the image."""
     scores: Tensor
-    """(N,) float32, 0 to 1: probability of the class."""
+    """(N,) float32, 0 to 1: class probability."""
     labels: Tensor
     """(N,) int64, 0 to C - 1."""
     instance_masks: InstanceMasks
-    """N masks, each stored as the part around its object; as large as the image unless the predictor was told so."""
+    """N masks, each stored as the part around its object; as large as the image, or of the predictor's
+    ``mask_resolution``."""
     mask_scores: Tensor
     """(N,) float32: ``scores`` times the predicted mask IoU with mask re-scoring (YOLACT++), else equal to
     ``scores``. Evaluation ranks masks by it, boxes by ``scores``."""
     class_names: tuple[str, ...] = ()
-    """Name of label 0, 1, ...; empty where they are not known."""
+    """Name of label 0, 1, ...; empty if unknown."""
     image_size: tuple[int, int] | None = None
-    """Height and width of the image, pixels; None where the masks are as large as it."""
+    """Height and width of the image, pixels; None if the masks have its size."""
 
     @classmethod
     def from_masks(
@@ -51,25 +52,24 @@ class Detections:
         mask_scores: Tensor | None = None,
         class_names: Sequence[str] = (),
     ) -> Detections:
-        """Detections from whole (N, H, W) masks, true or non-zero inside the object."""
+        """Detections from whole (N, H, W) masks, non-zero inside the object."""
         mask_scores = scores if mask_scores is None else mask_scores
         return cls(boxes, scores, labels, InstanceMasks.from_tensor(masks), mask_scores, tuple(class_names))
 
     @property
     def masks(self) -> Tensor:
-        """(N, H, W) bool; made again at each call, so keep it if it is needed twice."""
+        """(N, H, W) bool; built at each access, so keep it if you need it twice."""
         return self.instance_masks.to_tensor()
 
     def rles(self) -> list[Rle]:
-        """The masks as COCO compressed RLE, without making them whole."""
+        """The masks as COCO compressed RLE, encoded without building whole masks."""
         return self.instance_masks.to_rle()
 
     def polygons(self) -> list[list[np.ndarray]]:
-        """Each object's outline: a list of (n, 2) float32 x and y, image pixels, one for each part of its mask.
+        """Outlines of each object: a list of (n, 2) float32 x and y, image pixels, one per connected part of the mask.
 
-        The outlines follow the pixels' edges, so that rasterising them gives back the mask, but for its holes, which
-        are filled (`yolact.masks.outer_contours` has the exact rule). Those of masks that are not as large as the image
-        are stretched to it.
+        Outlines follow pixel edges: rasterising them restores the mask except for holes, which are filled (exact rule:
+        `yolact.masks.outer_contours`). Outlines of masks at another resolution are scaled to the image.
         """
         height, width = self.instance_masks.height, self.instance_masks.width
         image_height, image_width = self.image_size or (height, width)
@@ -80,10 +80,10 @@ class Detections:
         return len(self.scores)
 
     def __getitem__(self, rows: Tensor | slice | int) -> Detections:
-        """Those of a (N,) bool or (M,) int64 index, of a slice, or the one at a place.
+        """Select by a (N,) bool or (M,) int64 index, a slice or an int.
 
         Raises:
-            IndexError: there is no such place.
+            IndexError: the int is out of range.
         """
         if isinstance(rows, int):
             rows = torch.arange(len(self))[rows].reshape(1)
@@ -98,7 +98,7 @@ class Detections:
         )
 
     def above(self, score: float) -> Detections:
-        """Only the detections whose score is greater than ``score``."""
+        """Detections with a score greater than ``score``."""
         return self[self.scores > score]
 
     def to_coco(self, image_id: int, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class Detections:
 
         Returns:
             N rows with ``image_id``, ``category_id``, ``bbox`` (xywh, pixels, not rounded), ``score``, ``mask_score``
-            (no part of the format; other readers pass it over) and ``segmentation`` (compressed RLE).
+            (not part of the format; other readers ignore it) and ``segmentation`` (compressed RLE).
         """
         self._check_masks_fit("to_coco")
         boxes = self.boxes.numpy().astype(np.float64)
@@ -141,7 +141,7 @@ class Detections:
         width: int,
         class_names: Sequence[str] = (),
     ) -> Detections:
-        """The inverse of `to_coco`: the rows of one image of ``height`` x ``width`` pixels, best score first.
+        """The inverse of `to_coco`, for the rows of one image of ``height`` x ``width`` pixels.
 
         Raises:
             KeyError: a row has a category that is not in ``category_ids``.
@@ -170,12 +170,11 @@ class Detections:
     def to_voc(self, file_name: str) -> VocDetections:
         """The detections as PASCAL VOC annotations of the image ``file_name``.
 
-        A pixel that several masks claim goes to the best score. Segmentation indices stand for at most 254 objects, so
-        only the best 254 are in them.
+        A pixel in several masks belongs to the best score. Segmentation indices encode at most 254 objects, the best
+        ones.
 
         Raises:
-            ValueError: the masks are not as large as the image, their classes have no names here, or more classes are
-                found than indices stand for.
+            ValueError: the masks are not as large as the image, class names are missing, or a label has no index.
         """
         self._check_masks_fit("to_voc")
         if not self.class_names and len(self):
@@ -214,14 +213,14 @@ class Detections:
         return ElementTree.tostring(root, encoding="unicode") + "\n"
 
     def plot(self, image: ImageInput, min_score: float = 0.0) -> np.ndarray:
-        """Draw the detections over the image that they were found in.
+        """Draw the detections over their image.
 
         Args:
             image: in any form that `Predictor.predict` takes.
-            min_score: only greater scores are drawn.
+            min_score: draw only detections with a greater score.
 
         Returns:
-            (H', W', 3) uint8 RGB; larger than the image where that is small.
+            (H', W', 3) uint8 RGB; larger than the image if that is small.
         """
         pixels = read_image(image).permute(1, 2, 0).cpu().numpy()
         shown = self.above(min_score)
@@ -234,19 +233,19 @@ VOC_MAX_OBJECTS = 254
 
 
 def _voc_ends(low: float, high: float, size: int) -> tuple[int, int]:
-    """First and last whole pixel between two edges, counted from 1; at least one, inside ``size`` pixels."""
+    """First and last whole pixel between two edges, counted from 1; at least one, within ``size`` pixels."""
     first = min(round(low), size - 1)
     return first + 1, max(round(high), first + 1)
 
 
 @dataclass(frozen=True)
 class VocDetections:
-    """Detections of one image in the files of the VOC devkit."""
+    """Detections of one image in the VOC devkit's format."""
 
     file_name: str
-    """Of the image."""
+    """File name of the image."""
     xml: str
-    """Annotation with boxes; ``score`` in each object is no part of the format, other readers pass it over."""
+    """Annotation with boxes; ``score`` in each object is not part of the format; other readers ignore it."""
     segmentation_object: np.ndarray
     """(H, W) uint8: 0 background, k the k-th best detection."""
     segmentation_class: np.ndarray

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from yolact.devices import check_compiler
 from yolact.errors import SettingsError
 from yolact.inference import onednn
-from yolact.models.anchors import config_anchors
 from yolact.models.backbones.base import Backbone
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.maskiou import MaskIouNet
@@ -61,7 +60,7 @@ class InferenceNetwork:
         network.maskiou_net = None
         fold_batch_norm(network.backbone)
         network.to(self.device, self.dtype).to(memory_format=self.memory_format)
-        self._anchors: dict[tuple[int, int], Tensor] = {}
+        self._anchors = network.anchors
         self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
         if compile:
             check_compiler(self.device, "compile")
@@ -77,14 +76,8 @@ class InferenceNetwork:
         images = images.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
         with torch.no_grad():  # not inference_mode: callers may take gradients through the outputs later
             boxes, class_logits, mask_coefficients, prototypes = self._tensors(images)[:4]
-        anchors = self._anchors_of(images.shape[2], images.shape[3])
+        anchors = self._anchors(Yolact.level_sizes(images.shape[2], images.shape[3]), images.device)
         return RawOutputs(boxes, class_logits, mask_coefficients, prototypes, anchors, semantic_logits=None)
-
-    def _anchors_of(self, height: int, width: int) -> Tensor:
-        if (height, width) not in self._anchors:
-            anchors = config_anchors(self.config, Yolact.level_sizes(height, width))
-            self._anchors[height, width] = anchors.to(self.device)
-        return self._anchors[height, width]
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

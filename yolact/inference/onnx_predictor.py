@@ -15,8 +15,8 @@ from torch import Tensor
 from yolact.errors import ExportError
 from yolact.inference.detections import Detections
 from yolact.inference.export import FORMAT, INPUT_NAME, MASKS_NAME, OUTPUT_NAMES, open_session, rescoring_path
-from yolact.inference.postprocess import detect_decoded
-from yolact.inference.predictor import DetectChanges, ImagePredictor, MaskResolution, to_images
+from yolact.inference.postprocess import MaskResolution, detect_decoded, to_images
+from yolact.inference.predictor import DetectChanges, ImagePredictor
 from yolact.settings import DEFAULT_DETECTION, DetectConfig, ModelConfig
 from yolact.transforms import to_padded_square, to_square
 

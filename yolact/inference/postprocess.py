@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.boxes import box_iou, crop_mask, decode, pixel_window
+from yolact.boxes import box_iou, crop_mask, decode, pixel_bounds
 from yolact.crop import filled_share
 from yolact.inference.detections import Detections
 from yolact.masks import InstanceMasks
@@ -17,18 +18,22 @@ from yolact.settings import DetectConfig
 from yolact.structures import RawOutputs
 
 CROP_PADDING = 1
-"""Prototype pixels by which a box grows on every side before its mask is cropped there, as published."""
+"""Prototype pixels by which a box grows on every side before its mask is cropped to it, as published."""
+
+MaskResolution = Literal["image", "prototypes"] | int
+"""Size of the masks: that of the image; that of the network's prototypes (coarse and fastest), or of the part of them
+that the image fills if its aspect ratio is kept; or the image reduced to this longest side, in pixels."""
 
 WHOLE = (1.0, 1.0)
-"""Share of the rows and of the columns of the network's input that a image fills which was stretched to it."""
+"""Share of the network input's rows and columns that an image fills when stretched to it."""
 
 ENLARGED_PIXELS = 2**25
-"""Mask pixels that are enlarged at once on a GPU, as float32: bounds the memory that large images take."""
+"""Mask pixels enlarged at once on a GPU, as float32: bounds the memory for large images."""
 
 
 @dataclass
 class Candidates:
-    """Detections of one image whose masks are not assembled yet, best score first."""
+    """Detections of one image before mask assembly, best score first."""
 
     boxes: Tensor
     """(N, 4) xyxy, relative, not clipped."""
@@ -41,11 +46,11 @@ class Candidates:
 
 
 def detect(outputs: RawOutputs, config: DetectConfig, image_size: int) -> list[Candidates]:
-    """Find each image's best boxes.
+    """Select each image's best boxes.
 
     Args:
         outputs: raw network outputs of B images.
-        image_size: side of the network input, pixels: the unit of ``config.integer_boxes`` in traditional NMS.
+        image_size: side of the network input, pixels; only ``config.integer_boxes`` in traditional NMS uses it.
 
     Returns:
         B entries, each with at most ``config.max_detections`` boxes.
@@ -61,8 +66,8 @@ def detect(outputs: RawOutputs, config: DetectConfig, image_size: int) -> list[C
 def _detect_one(
     logits: Tensor, encoded: Tensor, coefficients: Tensor, anchors: Tensor, config: DetectConfig, image_size: int
 ) -> Candidates:
-    # Most anchors are background. No class's probability is greater than exp(its logit - the greatest logit), so this
-    # test spares most of the softmax and decides nothing.
+    # Most anchors are background. A class's probability is at most exp(its logit - the largest logit), so this test
+    # skips most of the softmax without changing the result.
     threshold = config.score_threshold
     below_best = logits[:, 1:].amax(dim=1).float() - logits.amax(dim=1).float()
     hopeful = (below_best.exp() > threshold).nonzero().squeeze(1)
@@ -74,11 +79,11 @@ def _detect_one(
 def detect_decoded(
     boxes: Tensor, scores: Tensor, mask_coefficients: Tensor, config: DetectConfig, image_size: int
 ) -> list[Candidates]:
-    """`detect` for boxes and scores that are decoded already, as an exported network gives them.
+    """`detect` for decoded boxes and scores, the outputs of an exported network.
 
     Args:
         boxes: (B, A, 4) xyxy, relative.
-        scores: (B, A, C) after the softmax, without background.
+        scores: (B, A, C) probabilities, without background.
         mask_coefficients: (B, A, K).
         image_size: as in `detect`.
     """
@@ -89,9 +94,9 @@ def detect_decoded(
 
 
 def _select(boxes: Tensor, scores: Tensor, coefficients: Tensor, config: DetectConfig, image_size: int) -> Candidates:
-    """The best of (N, 4) boxes with (N, C) scores and (N, K) coefficients, each class's doubles suppressed."""
+    """Select the best of (N, 4) boxes with (N, C) scores and (N, K) coefficients by NMS."""
     threshold = config.score_threshold
-    # A box that is not finite would suppress all worse ones: its IoU is NaN.
+    # A non-finite box would suppress all worse ones, because its IoU is NaN.
     kept = (scores.amax(dim=1) > threshold) & boxes.isfinite().all(dim=1)
     boxes, scores, coefficients = boxes[kept], scores[kept], coefficients[kept]
     if config.nms == "traditional":
@@ -109,15 +114,15 @@ def _select(boxes: Tensor, scores: Tensor, coefficients: Tensor, config: DetectC
 
 
 def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fast NMS per class (paper section 5): a box goes when any better one of its class overlaps it too much.
+    """Fast NMS per class (paper section 5): suppress a box if any better one of its class overlaps it too much.
 
-    Boxes that are themselves suppressed still suppress others, which is what lets the test run in parallel.
+    Suppressed boxes still suppress others, which allows running in parallel.
 
     Args:
         boxes: (N, 4) xyxy.
         scores: (N, C).
         iou_threshold: boxes with a greater IoU are suppressed.
-        top_k: best boxes per class that take part.
+        top_k: candidates per class.
 
     Returns:
         Indices into ``boxes``, labels and scores of the survivors, all (M,), grouped by class.
@@ -133,7 +138,7 @@ def fast_nms(boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int) ->
 def cross_class_fast_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fast NMS over all classes at once: each box stands for its best class only. See `fast_nms`."""
+    """Fast NMS over all classes at once: each box counts for its best class only. See `fast_nms`."""
     best, labels = scores.max(dim=1) if len(scores) else (scores.new_zeros(0), scores.new_zeros(0, dtype=torch.int64))
     order = best.argsort(descending=True, stable=True)[:top_k]
     overlap = box_iou(boxes[order], boxes[order]).triu(diagonal=1)  # (k, k)
@@ -144,14 +149,14 @@ def cross_class_fast_nms(
 def traditional_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float, pixels: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequential NMS per class: from the best box down, each that is kept suppresses those that overlap it too much.
+    """Sequential NMS per class: from the best box down, each kept box suppresses those that overlap it too much.
 
     Args:
         boxes: (N, 4) xyxy, relative.
-        scores: (N, C); only those greater than ``score_threshold`` take part.
+        scores: (N, C); only those greater than ``score_threshold`` are candidates.
         iou_threshold: boxes with a greater IoU are suppressed.
-        pixels: None, or the side of the image for the published convention: boxes are made of whole pixels, so
-            that their sides are one longer, and an IoU equal to the threshold suppresses too.
+        pixels: None, or the side of the image for the published convention: boxes include their last pixel, so their
+            sides are one longer, and an IoU equal to the threshold suppresses too.
 
     Returns:
         As `fast_nms`.
@@ -160,7 +165,7 @@ def traditional_nms(
 
     if pixels is not None:
         boxes = boxes * pixels + boxes.new_tensor([0, 0, 1, 1])
-        # What is greater than the next smaller float32 is the threshold itself or more.
+        # greater than the next smaller float32 means at least the threshold
         iou_threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(0)))
     rows, labels = [], []
     for label in range(scores.shape[1]):
@@ -172,6 +177,52 @@ def traditional_nms(
     return survivors, classes, scores[survivors, classes]
 
 
+def to_images(
+    candidates: Sequence[Candidates],
+    prototypes: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    class_names: Sequence[str],
+    config: DetectConfig,
+    mask_resolution: MaskResolution = "image",
+    maskiou_net: Callable[[Tensor], Tensor] | None = None,
+    *,
+    keep_aspect_ratio: bool,
+) -> list[Detections]:
+    """Turn the candidates of B images into detections in their images' frames.
+
+    Args:
+        candidates: B entries.
+        prototypes: (B, Hp, Wp, K).
+        sizes: height and width of each image, pixels.
+        class_names: name of label 0, 1, ...
+        config: settings of detection.
+        mask_resolution: see `MaskResolution`.
+        maskiou_net: see `to_image_frame`.
+        keep_aspect_ratio: the network's setting, see `ModelConfig`.
+    """
+    found = []
+    for of_image, image_prototypes, (height, width) in zip(candidates, prototypes, sizes, strict=True):
+        share = filled_share(height, width) if keep_aspect_ratio else None
+        mask_size = _mask_size(mask_resolution, image_prototypes, height, width, share or WHOLE)
+        found.append(
+            to_image_frame(
+                of_image, image_prototypes, height, width, config, maskiou_net, mask_size, share, tuple(class_names)
+            )
+        )
+    return found
+
+
+def _mask_size(
+    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
+) -> tuple[int, int]:
+    if resolution == "image":
+        return height, width
+    if resolution == "prototypes":
+        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
+    factor = min(1.0, resolution / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
 def to_image_frame(
     candidates: Candidates,
     prototypes: Tensor,
@@ -180,32 +231,30 @@ def to_image_frame(
     config: DetectConfig,
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     mask_size: tuple[int, int] | None = None,
-    *,
-    keep_aspect_ratio: bool = False,
+    share: tuple[float, float] | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Detections:
-    """Bring one image's candidates into the image's frame.
+    """Turn one image's candidates into detections in the image's frame.
 
-    Boxes outside the image are dropped, unless it fills the input and ``config.integer_boxes`` asks for the published
-    ones.
+    Boxes outside the image are dropped, except the published ones (``config.integer_boxes``) of stretched images.
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
         height, width: of the image, pixels.
-        maskiou_net: of a network with mask re-scoring: as `yolact.models.maskiou.MaskIouNet`.
+        maskiou_net: `yolact.models.maskiou.MaskIouNet` of a network with mask re-scoring, or a function like it.
         mask_size: height and width of the masks, pixels; None for those of the image.
-        keep_aspect_ratio: the network's, see `ModelConfig`: whether the image fills but a part of its input.
+        share: of the network input's rows and columns that the image fills, see `filled_share`; None if it was
+            stretched to the input.
+        class_names: name of label 0, 1, ...
 
     Returns:
         Detections on the CPU.
     """
-    share, in_image = WHOLE, candidates.boxes
-    if keep_aspect_ratio:
-        share = filled_share(height, width)
-        in_image = in_image / in_image.new_tensor([share[1], share[0]] * 2)
+    in_image = candidates.boxes if share is None else candidates.boxes / candidates.boxes.new_tensor(share[::-1] * 2)
     boxes = _image_boxes(in_image, height, width, integer=config.integer_boxes)
     scores, labels = candidates.scores, candidates.labels
     coefficients, relative = candidates.mask_coefficients, candidates.boxes
-    if keep_aspect_ratio or not config.integer_boxes:
+    if share is not None or not config.integer_boxes:
         visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         if not bool(visible.all()):
             boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
@@ -217,16 +266,18 @@ def to_image_frame(
         mask_scores = scores * maskiou_net(soft).gather(1, labels[:, None]).squeeze(1)
     mask_height, mask_width = mask_size or (height, width)
     masks = enlarge_masks(
-        logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share
+        logits, relative, mask_height, mask_width, crop_first=config.crop_before_enlarging, share=share or WHOLE
     )
-    return Detections(boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), image_size=(height, width))
+    return Detections(
+        boxes.cpu(), scores.cpu(), labels.cpu(), masks, mask_scores.cpu(), class_names, image_size=(height, width)
+    )
 
 
 def _image_boxes(boxes: Tensor, height: int, width: int, *, integer: bool) -> Tensor:
-    """(N, 4) float32 pixels, inside the image; ``integer`` truncates them, and turns swapped corners round."""
+    """(N, 4) float32 pixels, clipped to the image; ``integer`` truncates them and sorts swapped corners."""
     if integer:
-        left, right = pixel_window(boxes[:, 0], boxes[:, 2], width, 0)
-        top, bottom = pixel_window(boxes[:, 1], boxes[:, 3], height, 0)
+        left, right = pixel_bounds(boxes[:, 0], boxes[:, 2], width, 0)
+        top, bottom = pixel_bounds(boxes[:, 1], boxes[:, 3], height, 0)
         return torch.stack([left, top, right, bottom], dim=1).trunc()
     scale = boxes.new_tensor([width, height, width, height])
     return torch.minimum((boxes * scale).clamp(min=0), scale)
@@ -250,16 +301,16 @@ def enlarge_masks(
 ) -> InstanceMasks:
     """Turn mask logits at the prototypes' resolution into masks of the image.
 
-    The logits are enlarged bilinearly (half-pixel centres), and a pixel with a positive one belongs to the mask if its
-    centre lies in the box. With ``crop_first``, sigmoid and the crop to the box, grown by `CROP_PADDING` prototype
-    pixels, come before the enlargement and the test is for more than 0.5, as published. Only pixels in and around the
-    boxes are computed.
+    Logits are enlarged bilinearly (half-pixel centres); a pixel belongs to the mask if its logit is positive and its
+    centre lies in the box. With ``crop_first``, as published, sigmoid and the crop to the box, grown by `CROP_PADDING`
+    prototype pixels, come before the enlargement, and the threshold is 0.5. Only pixels in and around the boxes are
+    computed.
 
     Args:
         logits: (N, Hp, Wp).
         boxes: (N, 4) xyxy, relative to the network's input.
-        height, width: of the masks, which show the whole image, pixels.
-        share: of the input's rows and of its columns that the image fills, see `filled_share`.
+        height, width: of the masks, pixels; they cover the whole image.
+        share: of the input's rows and columns that the image fills, see `filled_share`.
     """
     rows, columns = logits.shape[1:]
     threshold, padding = 0.0, 0.0
@@ -293,7 +344,7 @@ def _image_window(edges: np.ndarray, padding: float, size: int, share: float) ->
 def _cut_windows(
     maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float, share: tuple[float, float]
 ) -> list[np.ndarray]:
-    """Enlarge each of (N, Hp, Wp) maps inside its window alone and test it for more than ``threshold``."""
+    """Enlarge each of (N, Hp, Wp) maps inside its window only, and apply the threshold."""
     rows = _interpolation(maps.shape[1], height, share[0])
     columns = _interpolation(maps.shape[2], width, share[1])
     crops = []
@@ -304,7 +355,7 @@ def _cut_windows(
         first, last = columns.low[left], columns.high[right - 1] + 1
         low, high = small[rows.low[top:bottom], first:last], small[rows.high[top:bottom], first:last]
         tall = low + rows.weight[top:bottom, None] * (high - low)  # (h, Wp')
-        # Column by column, as COCO's run lengths want it: (w, h).
+        # (w, h): COCO's RLE runs down the columns
         turned = np.ascontiguousarray(tall.T)
         low, high = turned[columns.low[left:right] - first], turned[columns.high[left:right] - first]
         high -= low
@@ -317,11 +368,11 @@ def _cut_windows(
 def _cut_whole(
     maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float, share: tuple[float, float]
 ) -> list[np.ndarray]:
-    """The same as `_cut_windows` where many small operations would be slow: whole maps at once, on their device."""
+    """`_cut_windows` for GPUs, where many small operations are slow: whole maps at once, on their device."""
     crops: list[np.ndarray] = []
-    if not len(maps):  # F.interpolate refuses it
+    if not len(maps):  # the operator rejects an empty batch
         return crops
-    # What F.interpolate calls; it alone takes sizes and factors that do not go together: only a share is enlarged.
+    # F.interpolate calls this operator, but does not accept a size and factors that disagree: a share is enlarged.
     enlarge = torch.ops.aten.upsample_bilinear2d
     factors = [
         None if part == 1 else pixels / (part * samples)
@@ -331,13 +382,13 @@ def _cut_whole(
         whole = enlarge(part[None], [height, width], False, *factors)[0] > threshold
         for mask in whole.cpu().numpy():
             top, bottom, left, right = windows[len(crops)]
-            crops.append(mask[top:bottom, left:right].copy())  # the whole mask need not stay
+            crops.append(mask[top:bottom, left:right].copy())  # frees the whole mask
     return crops
 
 
 @dataclass(frozen=True)
 class _Interpolation:
-    """Which two samples each of ``size`` pixels lies between, and how near the second one."""
+    """The two samples that each of ``size`` pixels lies between, and the weight of the second."""
 
     low: np.ndarray
     high: np.ndarray
@@ -347,7 +398,7 @@ class _Interpolation:
 def _interpolation(samples: int, size: int, share: float) -> _Interpolation:
     """Bilinear interpolation with half-pixel centres, edges repeated (as `torch.nn.functional.interpolate`).
 
-    The pixels lie over the first ``share`` of the samples.
+    The pixels cover the first ``share`` of the samples.
     """
     position = ((np.arange(size, dtype=np.float32) + 0.5) * np.float32(samples * share / size) - 0.5).clip(min=0)
     low = position.astype(np.int64)

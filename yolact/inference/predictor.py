@@ -1,9 +1,9 @@
-"""Inference: images in, detections out."""
+"""Inference: from images to detections."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
@@ -11,26 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.crop import filled_share
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
 from yolact.images import ImageInput, read_image
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
-from yolact.inference.postprocess import WHOLE, Candidates, detect, to_image_frame
+from yolact.inference.postprocess import MaskResolution, detect, to_images
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
 
-MaskResolution = Literal["image", "prototypes"] | int
-"""How large masks are: as the image; as the network's prototypes (coarse, and fastest), or as the part of them that the
-image fills where its aspect ratio is kept; or as the image reduced to this longest side, in pixels."""
-
 
 class DetectChanges(TypedDict, total=False):
-    """Fields of `DetectConfig`, to change some of them."""
+    """Fields of `DetectConfig` to override."""
 
     score_threshold: float
     nms: Literal["fast", "cross_class", "traditional"]
@@ -43,16 +38,16 @@ class DetectChanges(TypedDict, total=False):
 
 
 class ImagePredictor(ABC):
-    """What predictors share: they take images in any form, in batches, and give what is found in each image's frame.
+    """Base of predictors: takes images in any form, in batches, and returns detections in each image's frame.
 
     Args:
-        classes: names by label.
-        config: settings of detection.
+        classes: name of label 0, 1, ...
+        config: detection settings.
         mask_resolution: see `MaskResolution`.
-        batch_size: images that pass the network at once.
+        batch_size: images per forward pass.
 
     Raises:
-        SettingsError: the mask resolution is none of those that `MaskResolution` names, or the batch size is below 1.
+        SettingsError: the mask resolution is not a `MaskResolution`, or the batch size is below 1.
     """
 
     def __init__(
@@ -72,7 +67,7 @@ class ImagePredictor(ABC):
 
     @abstractmethod
     def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
-        """Detections of at most ``batch_size`` (3, H, W) uint8 RGB images, sizes may differ."""
+        """Detections for at most ``batch_size`` (3, H, W) uint8 RGB images of any sizes."""
 
     @overload
     def predict(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
@@ -81,17 +76,17 @@ class ImagePredictor(ABC):
     def predict(self, images: Sequence[ImageInput]) -> list[Detections]: ...
 
     def predict(self, images: ImageInput | Sequence[ImageInput]) -> Detections | list[Detections]:
-        """Find the objects of one image, or of several, whose sizes may differ.
+        """Detect objects in one image, or in several of any sizes.
 
         Args:
-            images: an `ImageInput`, a sequence of them, or a (B, 3, H, W) uint8 RGB tensor, which is a sequence too.
+            images: an `ImageInput`, or a sequence of them (a (B, 3, H, W) uint8 RGB tensor is one).
 
         Raises:
             ValueError: an image has another shape or dtype.
             DataError: a file is missing or cannot be decoded.
 
         Returns:
-            Detections in the image's pixels, on the CPU; a list of them for a sequence.
+            Detections in image pixels, on the CPU; a list for a sequence.
         """
         if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
             return self.predict([images])[0]
@@ -103,21 +98,21 @@ class ImagePredictor(ABC):
 
 
 class Predictor(ImagePredictor):
-    """A trained network, ready to find objects in images.
+    """Runs a trained network on images.
 
     Args:
-        model: on the device where it shall run; the predictor works with a copy of it (see ``in_place``).
-        classes: names by label.
-        config: settings of detection.
-        precision: ``fp32``; ``bf16``, half the memory and faster where the processor computes with it; or ``fp16``, on
-            GPUs.
+        model: on the device to run on; the predictor uses a copy (see ``in_place``).
+        classes: name of label 0, 1, ...
+        config: detection settings.
+        precision: ``fp32``; ``bf16``, half the memory and faster on hardware that supports it; or ``fp16``, on GPUs
+            only.
         compile, in_place: see `InferenceNetwork`.
-        mask_resolution: see `MaskResolution`. Boxes are in the image's pixels whatever it is.
-        batch_size: images that pass the network at once.
+        mask_resolution: see `MaskResolution`. Boxes are in image pixels in any case.
+        batch_size: images per forward pass.
 
     Raises:
-        SettingsError: the device is no match for the precision, the mask resolution is none of those that
-            `MaskResolution` names, or the batch size is below 1.
+        SettingsError: the device does not support the precision, the mask resolution is not a `MaskResolution`, or
+            the batch size is below 1.
     """
 
     def __init__(
@@ -149,13 +144,13 @@ class Predictor(ImagePredictor):
         batch_size: int = 8,
         **changes: Unpack[DetectChanges],
     ) -> Predictor:
-        """Read a model that training or `yolact import-weights` left in ``directory``.
+        """Load a model that training or `yolact import-weights` wrote to ``directory``.
 
-        ``changes`` are fields of ``config``: ``Predictor.load("models", score_threshold=0.3, nms="cross_class")``.
+        ``changes`` override fields of ``config``: ``Predictor.load("models", score_threshold=0.3, nms="cross_class")``.
 
         Raises:
             WeightsError: see `load_model`.
-            SettingsError: a setting has a wrong value, or the device is not there or no match for the precision.
+            SettingsError: a setting is invalid, or the device is unavailable or does not support the precision.
         """
         config = config.replace(**changes)
         model, classes = load_model(Path(directory), choose_device(device))
@@ -172,7 +167,7 @@ class Predictor(ImagePredictor):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The network's device."""
         return self.network.device
 
     def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
@@ -181,7 +176,7 @@ class Predictor(ImagePredictor):
 
     @torch.no_grad()
     def preprocess(self, images: Sequence[Tensor]) -> Tensor:
-        """Turn (3, H, W) uint8 RGB images, sizes may differ, into the network's (B, 3, S, S) float32 input."""
+        """Turn (3, H, W) uint8 RGB images of any sizes into the network's (B, 3, S, S) float32 input."""
         config = self.model_config
         resize = to_padded_square if config.keep_aspect_ratio else to_square
         batch = torch.stack([resize(image.to(self.device), config.image_size) for image in images])
@@ -189,7 +184,7 @@ class Predictor(ImagePredictor):
 
     @torch.no_grad()
     def postprocess(self, outputs: RawOutputs, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Detections from the network's outputs for B images of (height, width) pixels."""
+        """Turn the network's outputs for B images of (height, width) pixels into detections."""
         candidates = detect(outputs, self.config, self.model_config.image_size)
         return to_images(
             candidates,
@@ -201,51 +196,3 @@ class Predictor(ImagePredictor):
             self.network.maskiou_net,
             keep_aspect_ratio=self.model_config.keep_aspect_ratio,
         )
-
-
-def to_images(
-    candidates: Sequence[Candidates],
-    prototypes: Tensor,
-    sizes: Sequence[tuple[int, int]],
-    classes: Sequence[str],
-    config: DetectConfig,
-    mask_resolution: MaskResolution = "image",
-    maskiou_net: Callable[[Tensor], Tensor] | None = None,
-    *,
-    keep_aspect_ratio: bool,
-) -> list[Detections]:
-    """Candidates of B images of (height, width) pixels, in their images' frames.
-
-    Args:
-        candidates: of each image.
-        prototypes: (B, Hp, Wp, K).
-        classes: names by label.
-        maskiou_net, keep_aspect_ratio: see `to_image_frame`.
-    """
-    found = []
-    for one, of_image, (height, width) in zip(candidates, prototypes, sizes, strict=True):
-        share = filled_share(height, width) if keep_aspect_ratio else WHOLE
-        detections = to_image_frame(
-            one,
-            of_image,
-            height,
-            width,
-            config,
-            maskiou_net,
-            _mask_size(mask_resolution, of_image, height, width, share),
-            keep_aspect_ratio=keep_aspect_ratio,
-        )
-        detections.class_names = tuple(classes)
-        found.append(detections)
-    return found
-
-
-def _mask_size(
-    resolution: MaskResolution, prototypes: Tensor, height: int, width: int, share: tuple[float, float]
-) -> tuple[int, int]:
-    if resolution == "image":
-        return height, width
-    if resolution == "prototypes":
-        return max(1, round(prototypes.shape[0] * share[0])), max(1, round(prototypes.shape[1] * share[1]))
-    factor = min(1.0, resolution / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))

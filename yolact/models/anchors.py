@@ -66,3 +66,19 @@ def config_anchors(config: ModelConfig, level_sizes: Sequence[tuple[int, int]]) 
     return pyramid_anchors(
         level_sizes, config.anchor_scales, config.anchor_ratios, config.image_size, config.square_anchors
     )
+
+
+class AnchorCache:
+    """Anchors of one network, computed once per input shape."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        self._known: dict[tuple[tuple[int, int], ...], Tensor] = {}
+
+    def __call__(self, level_sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+        """Anchors (A, 4) cxcywh, relative, float32, for levels of (height, width) cells."""
+        known = self._known.get(level_sizes)
+        if known is None or known.device != device:
+            known = config_anchors(self._config, level_sizes).to(device)
+            self._known[level_sizes] = known
+        return known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolact.models.anchors import config_anchors
+from yolact.models.anchors import AnchorCache
 from yolact.models.backbones.base import build_backbone
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
@@ -36,7 +36,7 @@ class Yolact(nn.Module):
         )
         self.semantic_seg_conv = nn.Conv2d(channels, num_classes, 1)
         self.maskiou_net = MaskIouNet(num_classes) if config.mask_rescoring else None
-        self._anchors: dict[tuple[tuple[int, int], ...], Tensor] = {}
+        self.anchors = AnchorCache(config)
         self._initialise()
         self.train()
 
@@ -57,14 +57,6 @@ class Yolact(nn.Module):
                     module.eval()
                     module.requires_grad_(False)
         return self
-
-    def anchors(self, level_sizes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
-        """Anchors (A, 4) cxcywh, relative, float32, for levels of (height, width) cells; cached per shape."""
-        known = self._anchors.get(level_sizes)
-        if known is None or known.device != device:
-            known = config_anchors(self.config, level_sizes).to(device)
-            self._anchors[level_sizes] = known
-        return known
 
     @staticmethod
     def level_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:

@@ -10,38 +10,25 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from yolact.boxes import (
-    box_iou,
-    crop_mask,
-    cxcywh_to_xyxy,
-    decode,
-    encode,
-    integer_pixel_window,
-    intersection_over_first,
-    mask_intersection_over_first,
-    mask_iou,
-    pixel_window,
-    xyxy_to_cxcywh,
-)
-from yolact.data.augment import Sample, draw_window, render, window_targets
-from yolact.data.target_masks import Grids
+from yolact.boxes import box_iou, crop_mask, cxcywh_to_xyxy, decode, encode, pixel_bounds, xyxy_to_cxcywh
+from yolact.crop import View
+from yolact.data.augment import Sample, crop_targets, draw_crop, render
 from yolact.inference.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
 from yolact.losses.matcher import match
 from yolact.settings import DEFAULT_DETECTION, AugmentConfig
 from yolact.structures import RawOutputs, targets_from_masks
-from yolact.transforms import (
-    IMAGENET,
-    UNIT_RANGE,
-    aspect_ratio_size,
-    normalize,
-    resize_masks,
-    resize_planes_like_opencv,
-    to_square,
+from yolact.transforms import IMAGENET, UNIT_RANGE, normalize, to_square
+from yolact_bench.boxes import (
+    integer_pixel_bounds,
+    intersection_over_first,
+    mask_intersection_over_first,
+    mask_iou,
 )
 from yolact_bench.parity.detection import check_candidates
 from yolact_bench.parity.fixture import Fixture
 from yolact_bench.parity.losses import PUBLISHED_LOSS, check_matches
 from yolact_bench.parity.report import Checks
+from yolact_bench.parity.resizing import aspect_ratio_size, resize_masks, resize_planes_like_opencv
 from yolact_bench.parity.stored import crowd_last
 from yolact_bench.published_ap import average_precision
 
@@ -50,7 +37,7 @@ NORMALIZATIONS = {"resnet": IMAGENET, "darknet": UNIT_RANGE}
 
 NO_AUGMENTATION = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
 
-_WINDOW = re.compile(r"size(?P<size>\d+)_pad(?P<padding>\d+)_(?P<kind>float|int)")
+_BOUNDS = re.compile(r"size(?P<size>\d+)_pad(?P<padding>\d+)_(?P<kind>float|int)")
 _FAST = re.compile(r"(?P<kind>fast|cross)_k(?P<top_k>\d+)_t(?P<percent>\d+)")
 _TRADITIONAL = re.compile(r"trad_t(?P<percent>\d+)")
 
@@ -113,17 +100,17 @@ def _check_matching(checks: Checks) -> None:
             check_matches(checks, f"match/{folder}", matches, targets, anchors)
 
 
-def _check_windows(checks: Checks) -> None:
+def _check_bounds(checks: Checks) -> None:
     """Size, padding and kind stand in the folders' names."""
     fixture = checks.fixture
     first, second = fixture.tensor("sanitize/x1"), fixture.tensor("sanitize/x2")
     for folder in fixture.children("sanitize"):
-        settings = _WINDOW.fullmatch(folder)
+        settings = _BOUNDS.fullmatch(folder)
         if settings is None:
             continue
         with checks.part(f"sanitize/{folder}"):
-            window = pixel_window if settings["kind"] == "float" else integer_pixel_window
-            low, high = window(first, second, int(settings["size"]), int(settings["padding"]))
+            bounds = pixel_bounds if settings["kind"] == "float" else integer_pixel_bounds
+            low, high = bounds(first, second, int(settings["size"]), int(settings["padding"]))
             checks.array(f"sanitize/{folder}/lo", low)
             checks.array(f"sanitize/{folder}/hi", high)
 
@@ -276,13 +263,13 @@ def _check_training_chain(checks: Checks) -> None:
     )
     expected = fixture.tensor("prep/train_noaug/image")
     size = expected.shape[-1]
-    window = draw_window(sample, NO_AUGMENTATION, np.random.default_rng(0))
+    view = View.of(draw_crop(sample, NO_AUGMENTATION, np.random.default_rng(0)), height, width, size)
     exact = to_square(torch.from_numpy(image).permute(2, 0, 1), size)
-    levels = float((render(image, window, size) - exact).abs().max())
+    levels = float((render(image, view) - exact).abs().max())
     name = "prep/train_noaug/image (before rounding to uint8)"
     note = f"in training, rounding changes levels by up to {levels:.2f} of 255"
     checks.value(name, normalize(exact[None], IMAGENET)[0], expected, note=note)
-    targets = window_targets(sample, window, Grids.of_input(size), int(sample.labels.max(initial=0)) + 1)
+    targets = crop_targets(sample, view, int(sample.labels.max(initial=0)) + 1)
     checks.array("prep/train_noaug/boxes", targets.boxes)
     published = fixture.tensor("prep/train_noaug/masks")
     found = resize_planes_like_opencv(masks, (size, size))
@@ -300,7 +287,7 @@ SECTIONS: dict[str, Callable[[Checks], None]] = {
     "iou": _check_box_iou,
     "mask_iou": _check_mask_iou,
     "match": _check_matching,
-    "sanitize": _check_windows,
+    "sanitize": _check_bounds,
     "crop": _check_crop,
     "nms": _check_nms,
     "ap": _check_average_precision,

@@ -33,7 +33,7 @@ from torch import Tensor
 from yolact.errors import SettingsError
 from yolact.images import read_image
 from yolact.inference.network import Precision
-from yolact.inference.postprocess import Candidates, detect, to_image_frame
+from yolact.inference.postprocess import Candidates, detect, to_images
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DetectConfig, ModelConfig
@@ -145,12 +145,15 @@ class YolactBackend:
         self, detections: tuple[list[Candidates], Tensor], sizes: list[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """See `InferenceBackend`."""
-        config, maskiou_net = self.predictor.config, self.predictor.network.maskiou_net
-        keep = self.predictor.model_config.keep_aspect_ratio
-        images = [
-            to_image_frame(candidates, prototypes, height, width, config, maskiou_net, keep_aspect_ratio=keep)
-            for candidates, prototypes, (height, width) in zip(*detections, sizes, strict=True)
-        ]
+        predictor = self.predictor
+        images = to_images(
+            *detections,
+            sizes,
+            predictor.classes,
+            predictor.config,
+            maskiou_net=predictor.network.maskiou_net,
+            keep_aspect_ratio=predictor.model_config.keep_aspect_ratio,
+        )
         return [(image.boxes, image.scores, image.labels, image.masks) for image in images]
 
     def raw_outputs(self, raw: RawOutputs) -> dict[str, Tensor]:

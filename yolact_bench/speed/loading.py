@@ -32,11 +32,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from yolact.class_names import VOC_CLASSES
-from yolact.data.augment import Sample, draw_window, render, window_targets
+from yolact.crop import View
+from yolact.data.augment import Sample, crop_targets, draw_crop, render
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
 from yolact.data.loader import SampleKey, TrainingSet, read_sample
-from yolact.data.target_masks import Grids
 from yolact.errors import SettingsError
 from yolact.formats.instances import Instance
 from yolact.formats.registry import read_dataset
@@ -237,10 +237,11 @@ def _time_stages(data: CocoInstances, key: SampleKey) -> list[float]:
         inner = time.perf_counter() - start
         return changed
 
-    window = draw_window(sample, FULL_CHAIN, rng)
-    render(sample.image, window, key.size, recolor)
+    height, width = sample.image.shape[:2]
+    view = View.of(draw_crop(sample, FULL_CHAIN, rng), height, width, key.size)
+    render(sample.image, view, recolor)
     times.append(time.perf_counter())
-    window_targets(sample, window, Grids.of_input(key.size), len(data.category_ids))
+    crop_targets(sample, view, len(data.category_ids))
     times.append(time.perf_counter())
     decode, pixels, masks = np.diff(times)
     return [1000 * float(seconds) for seconds in (decode, inner, pixels - inner, masks)]

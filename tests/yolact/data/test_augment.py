@@ -1,4 +1,4 @@
-"""Augmentation: pixels, boxes and masks stay together wherever the window lies."""
+"""Augmentation: pixels, boxes and masks stay together wherever the crop is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from yolact.crop import Window
-from yolact.data.augment import Sample, augment, draw_window, render, window_targets
+from yolact.crop import Crop, View
+from yolact.data.augment import Sample, augment, crop_targets, draw_crop, render
 from yolact.data.colors import ColorChange, change_colors
 from yolact.data.target_masks import Grids
 from yolact.settings import AugmentConfig
@@ -32,7 +32,7 @@ def switches(**on: bool) -> AugmentConfig:
 
 
 def sample_of(height: int, width: int, *boxes: tuple[int, int, int, int], crowd: tuple[int, ...] = ()) -> Sample:
-    """A image with filled rectangles as objects; object k has the label k."""
+    """An image with filled rectangles as objects; object k has the label k."""
     masks = np.zeros((len(boxes), height, width), dtype=np.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = 1
@@ -45,28 +45,34 @@ def sample_of(height: int, width: int, *boxes: tuple[int, int, int, int], crowd:
     )
 
 
-def seen_through(sample: Sample, window: Window, size: int) -> tuple[torch.Tensor, Targets]:
+def view_of(sample: Sample, crop: Crop, size: int) -> View:
+    height, width = sample.image.shape[:2]
+    return View.of(crop, height, width, size)
+
+
+def seen_through(sample: Sample, crop: Crop, size: int) -> tuple[torch.Tensor, Targets]:
     """The network's input and its targets."""
-    return render(sample.image, window, size), window_targets(sample, window, Grids.of_input(size), CLASSES)
+    view = view_of(sample, crop, size)
+    return render(sample.image, view), crop_targets(sample, view, CLASSES)
 
 
 def varied(sample: Sample, config: AugmentConfig, size: int, seed: int) -> tuple[torch.Tensor, Targets]:
-    return augment(sample, config, Grids.of_input(size), CLASSES, np.random.default_rng(seed))
+    return augment(sample, config, size, CLASSES, np.random.default_rng(seed))
 
 
-def in_window(image: np.ndarray, window: Window, size: int) -> torch.Tensor:
+def pixels_in(image: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
     """What `render` has to give, in float32 and not rounded: (3, size, size)."""
     pixels = torch.tensor([123.68, 116.78, 103.94]).view(3, 1, 1).repeat(1, size, size)
     height, width = image.shape[:2]
-    left, right = max(window.left, 0), min(window.left + window.width, width)
-    top, bottom = max(window.top, 0), min(window.top + window.height, height)
-    x0, x1 = (round((x - window.left) * size / window.width) for x in (left, right))
-    y0, y1 = (round((y - window.top) * size / window.height) for y in (top, bottom))
+    left, right = max(crop.left, 0), min(crop.left + crop.width, width)
+    top, bottom = max(crop.top, 0), min(crop.top + crop.height, height)
+    x0, x1 = (round((x - crop.left) * size / crop.width) for x in (left, right))
+    y0, y1 = (round((y - crop.top) * size / crop.height) for y in (top, bottom))
     if left < right and top < bottom and x0 < x1 and y0 < y1:
         source = torch.tensor(image[top:bottom, left:right]).permute(2, 0, 1)[None].float()
         resized = torch.nn.functional.interpolate(source, size=(y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
         pixels[:, y0:y1, x0:x1] = resized[0]
-    return pixels.flip(-1) if window.mirrored else pixels
+    return pixels.flip(-1) if crop.mirrored else pixels
 
 
 def tight_box(mask: torch.Tensor) -> list[int]:
@@ -82,25 +88,25 @@ def rectangles(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int,
 
 
 @st.composite
-def scenes(draw: st.DrawFn) -> tuple[Sample, Window]:
-    """A image with up to six objects, and a window inside it, across its border, around it or beside it."""
+def scenes(draw: st.DrawFn) -> tuple[Sample, Crop]:
+    """An image with up to six objects, and a crop inside it, across its border, around it or beside it."""
     height, width = draw(st.integers(2, 60)), draw(st.integers(2, 60))
     boxes = draw(st.lists(rectangles(height, width), max_size=6))
-    window = Window(
+    crop = Crop(
         left=draw(st.integers(-width, width)),
         top=draw(st.integers(-height, height)),
         width=draw(st.integers(1, 2 * width)),
         height=draw(st.integers(1, 2 * height)),
         mirrored=draw(st.booleans()),
     )
-    return sample_of(height, width, *boxes), window
+    return sample_of(height, width, *boxes), crop
 
 
 @settings(max_examples=300, deadline=None)
 @given(scenes(), st.integers(16, 96))
-def test_boxes_fit_the_masks_in_every_window(scene: tuple[Sample, Window], size: int) -> None:
-    sample, window = scene
-    pixels, targets = seen_through(sample, window, size)
+def test_boxes_fit_the_masks_in_every_crop(scene: tuple[Sample, Crop], size: int) -> None:
+    sample, crop = scene
+    pixels, targets = seen_through(sample, crop, size)
     grids, count = Grids.of_input(size), len(targets.labels)
     assert pixels.shape == (3, size, size)
     assert pixels.dtype == torch.uint8
@@ -121,29 +127,28 @@ def test_boxes_fit_the_masks_in_every_window(scene: tuple[Sample, Window], size:
 
 @settings(max_examples=100, deadline=None)
 @given(scenes(), st.integers(16, 64))
-def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Window], size: int) -> None:
-    sample, window = scene
+def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Crop], size: int) -> None:
+    sample, crop = scene
     kept = []
     for label, (left, top, right, bottom) in enumerate(sample.boxes.astype(int).tolist()):
-        inside = 2 * window.left < left + right < 2 * (
-            window.left + window.width
-        ) and 2 * window.top < top + bottom < 2 * (window.top + window.height)
-        width = min(right, window.left + window.width) - max(left, window.left)
-        height = min(bottom, window.top + window.height) - max(top, window.top)
-        assume(width * size != window.width and height * size != window.height)  # exactly 1 pixel: rounding decides
-        if inside and width * size > window.width and height * size > window.height:
+        inside = 2 * crop.left < left + right < 2 * (crop.left + crop.width) and 2 * crop.top < top + bottom < 2 * (
+            crop.top + crop.height
+        )
+        width = min(right, crop.left + crop.width) - max(left, crop.left)
+        height = min(bottom, crop.top + crop.height) - max(top, crop.top)
+        assume(width * size != crop.width and height * size != crop.height)  # exactly 1 pixel: rounding decides
+        if inside and width * size > crop.width and height * size > crop.height:
             kept.append(label)
-    _, targets = seen_through(sample, window, size)
+    _, targets = seen_through(sample, crop, size)
     assert targets.labels.tolist() == kept
 
 
 @settings(max_examples=60, deadline=None)
 @given(scenes(), st.integers(16, 64))
-def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], size: int) -> None:
-    sample, window = scene
+def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Crop], size: int) -> None:
+    sample, crop = scene
     plain, mirrored = (
-        seen_through(sample, Window(window.left, window.top, window.width, window.height, flag), size)
-        for flag in (False, True)
+        seen_through(sample, Crop(crop.left, crop.top, crop.width, crop.height, flag), size) for flag in (False, True)
     )
     assert np.array_equal(mirrored[0].numpy(), plain[0].numpy()[:, :, ::-1])
     left, top, right, bottom = plain[1].boxes.T
@@ -152,10 +157,10 @@ def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Window], 
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
-    """A window of 3 x 5 pixels, one row of it above the image, on 45 x 45: blocks of 15 x 9 pixels."""
+def test_every_pixel_lands_where_the_crop_says(mirrored: bool) -> None:
+    """A crop of 3 x 5 pixels, one row of it above the image, on 45 x 45: blocks of 15 x 9 pixels."""
     sample = sample_of(8, 7, (2, 1, 4, 3))
-    pixels, targets = seen_through(sample, Window(2, -1, 3, 5, mirrored), 45)
+    pixels, targets = seen_through(sample, Crop(2, -1, 3, 5, mirrored), 45)
     blocks = pixels[:, 4::9, 7::15].permute(1, 2, 0).numpy()  # the blocks' centres: (5, 3, 3)
     expected = np.concatenate([np.full((1, 3, 3), MEAN), sample.image[0:4, 2:5]])
     assert blocks.tolist() == (expected[:, ::-1] if mirrored else expected).tolist()
@@ -167,7 +172,7 @@ def test_every_pixel_lands_where_the_window_says(mirrored: bool) -> None:
 
 def test_what_lies_outside_the_image_has_the_mean_colour() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
-    pixels, targets = seen_through(sample, Window(-4, -8, 16, 16), 32)
+    pixels, targets = seen_through(sample, Crop(-4, -8, 16, 16), 32)
     outside = torch.ones(32, 32, dtype=torch.bool)
     outside[16:24, 8:16] = False
     assert set(map(tuple, pixels[:, outside].T.tolist())) == {MEAN}
@@ -175,16 +180,16 @@ def test_what_lies_outside_the_image_has_the_mean_colour() -> None:
     assert targets.masks.sum() == 4
 
 
-def test_a_window_beside_the_image_shows_the_mean_colour_alone() -> None:
+def test_a_crop_beside_the_image_shows_the_mean_colour_alone() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
-    pixels, targets = seen_through(sample, Window(4, 0, 4, 4), 16)
+    pixels, targets = seen_through(sample, Crop(4, 0, 4, 4), 16)
     assert set(map(tuple, pixels.flatten(1).T.tolist())) == {MEAN}
     assert len(targets.labels) == 0
 
 
-def test_a_centre_on_the_border_of_the_window_is_outside() -> None:
+def test_a_centre_on_the_border_of_the_crop_is_outside() -> None:
     sample = sample_of(20, 20, (0, 0, 10, 10), (1, 0, 11, 10), (4, 4, 8, 8), crowd=(1,))
-    _, targets = seen_through(sample, Window(5, 0, 10, 20), 40)
+    _, targets = seen_through(sample, Crop(5, 0, 10, 20), 40)
     assert targets.labels.tolist() == [1, 2]
     assert targets.crowd.tolist() == [True, False]
     assert (targets.boxes * 40).tolist() == [[0, 0, 24, 20], [0, 8, 12, 16]]
@@ -193,13 +198,13 @@ def test_a_centre_on_the_border_of_the_window_is_outside() -> None:
 def test_objects_narrower_or_lower_than_a_pixel_are_dropped() -> None:
     boxes = [(0, 0, 9, 50), (0, 0, 50, 9), (0, 0, 10, 10), (0, 0, 11, 11)]
     sample = sample_of(100, 100, *boxes)
-    _, targets = seen_through(sample, Window(0, 0, 100, 100), 10)
+    _, targets = seen_through(sample, Crop(0, 0, 100, 100), 10)
     assert targets.labels.tolist() == [2, 3]
     assert len(targets.masks) == len(targets.crowd) == len(targets.boxes) == 2
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_image_without_objects_is_augmented_too(seed: int) -> None:
+def test_an_image_without_objects_is_augmented_too(seed: int) -> None:
     sample = sample_of(30, 40)
     everything = switches(photometric=True, expand=True, random_crop=True, mirror=True)
     pixels, targets = varied(sample, everything, 32, seed)
@@ -217,7 +222,7 @@ def test_a_image_without_objects_is_augmented_too(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(scenes(), st.integers(16, 64), st.integers(0, 999))
 def test_with_every_switch_off_the_image_is_resized_and_nothing_else(
-    scene: tuple[Sample, Window], size: int, seed: int
+    scene: tuple[Sample, Crop], size: int, seed: int
 ) -> None:
     sample, _ = scene
     pixels, targets = varied(sample, switches(), size, seed)
@@ -232,9 +237,9 @@ def test_with_every_switch_off_the_image_is_resized_and_nothing_else(
 
 @settings(max_examples=200, deadline=None)
 @given(scenes(), st.integers(16, 64))
-def test_pixels_are_within_a_level_of_exact_resizing(scene: tuple[Sample, Window], size: int) -> None:
-    sample, window = scene
-    difference = render(sample.image, window, size) - in_window(sample.image, window, size)
+def test_pixels_are_within_a_level_of_exact_resizing(scene: tuple[Sample, Crop], size: int) -> None:
+    sample, crop = scene
+    difference = render(sample.image, view_of(sample, crop, size)) - pixels_in(sample.image, crop, size)
     assert difference.abs().max() <= 1.01
     assert difference.mean().abs() < 0.5  # neither brighter nor darker
 
@@ -248,22 +253,22 @@ def test_colours_change_on_whichever_has_fewer_pixels(size: int) -> None:
         areas.append(planes.shape)
         return 255 - planes
 
-    window = Window(-10, 10, 100, 40)
-    pixels = render(sample.image, window, size, recolor)
+    crop = Crop(-10, 10, 100, 40)
+    pixels = render(sample.image, view_of(sample, crop, size), recolor)
     assert areas == [(3, 40, 80)] if size == 300 else [(3, 20, 16)]
-    assert (pixels - in_window(255 - sample.image, window, size))[:, :, size // 10 : -size // 10].abs().max() <= 1.01
+    assert (pixels - pixels_in(255 - sample.image, crop, size))[:, :, size // 10 : -size // 10].abs().max() <= 1.01
     assert pixels[:, 0, 0].tolist() == list(MEAN)
 
 
 def test_colours_before_or_after_resizing_look_the_same() -> None:
-    """On a image as smooth as real ones, reduced to half: the mean difference is far below a level."""
+    """On an image as smooth as real ones, reduced to half: the mean difference is far below a level."""
     rows, columns = np.mgrid[0:120, 0:160] / 20
     image = np.stack([np.sin(rows + columns), np.cos(rows), np.sin(2 * columns)], axis=-1)
     image = (127.5 + 90 * image).astype(np.uint8)
     recolor = partial(change_colors, change=ColorChange(12, 1.2, True, 0.8, 15))
     before = np.ascontiguousarray(recolor(image.transpose(2, 0, 1).copy()).transpose(1, 2, 0))
-    window = Window(0, 0, 160, 120)
-    difference = render(before, window, 70).float() - render(image, window, 70, recolor).float()
+    view = View.of(Crop(0, 0, 160, 120), 120, 160, 70)
+    difference = render(before, view).float() - render(image, view, recolor).float()
     assert difference.abs().mean() < 0.7
     assert difference.mean().abs() < 0.2
 
@@ -280,12 +285,12 @@ def test_augmenting_does_not_change_the_stored_image() -> None:
         assert np.array_equal(array, copy)
 
 
-# --- Which windows are drawn
+# --- Which crops are drawn
 
 
-def windows(sample: Sample, config: AugmentConfig, count: int) -> list[Window]:
+def crops(sample: Sample, config: AugmentConfig, count: int) -> list[Crop]:
     rng = np.random.default_rng(20)
-    return [draw_window(sample, config, rng) for _ in range(count)]
+    return [draw_crop(sample, config, rng) for _ in range(count)]
 
 
 def near(probability: float, count: int) -> object:
@@ -295,24 +300,24 @@ def near(probability: float, count: int) -> object:
 
 def test_one_crop_mode_in_six_keeps_the_whole_image() -> None:
     sample = sample_of(90, 120, (50, 40, 70, 50))
-    drawn = windows(sample, switches(random_crop=True), 6000)
-    whole = [window == Window(0, 0, 120, 90) for window in drawn]
+    drawn = crops(sample, switches(random_crop=True), 6000)
+    whole = [crop == Crop(0, 0, 120, 90) for crop in drawn]
     assert np.mean(whole) == near(1 / 6, 6000)
-    for window in drawn:
-        assert window.left >= 0
-        assert window.top >= 0
-        assert window.left + window.width <= 120
-        assert window.top + window.height <= 90
-        assert window.left < 60 < window.left + window.width
-        assert window.top < 45 < window.top + window.height
-        assert not window.mirrored
-    crops = [window for window, is_whole in zip(drawn, whole, strict=True) if not is_whole]
+    for crop in drawn:
+        assert crop.left >= 0
+        assert crop.top >= 0
+        assert crop.left + crop.width <= 120
+        assert crop.top + crop.height <= 90
+        assert crop.left < 60 < crop.left + crop.width
+        assert crop.top < 45 < crop.top + crop.height
+        assert not crop.mirrored
+    smaller = [crop for crop, is_whole in zip(drawn, whole, strict=True) if not is_whole]
     for side, full in (("width", 120), ("height", 90)):
-        shares = np.array([getattr(window, side) for window in crops]) / full
+        shares = np.array([getattr(crop, side) for crop in smaller]) / full
         assert shares.min() > 0.3 - 1 / full
         assert shares.min() < 0.45
         assert shares.max() > 0.95
-    ratios = [window.height / window.width for window in crops]
+    ratios = [crop.height / crop.width for crop in smaller]
     assert min(ratios) > 0.5 * 0.95  # whole pixels
     assert max(ratios) < 2 * 1.05
     assert min(ratios) < 0.55
@@ -321,7 +326,7 @@ def test_one_crop_mode_in_six_keeps_the_whole_image() -> None:
 
 def test_crops_reach_every_corner_of_the_image() -> None:
     sample = sample_of(100, 100, (0, 0, 20, 20), (80, 0, 100, 20), (0, 80, 20, 100), (80, 80, 100, 100))
-    small = [window for window in windows(sample, switches(random_crop=True), 2000) if window.width < 60]
+    small = [crop for crop in crops(sample, switches(random_crop=True), 2000) if crop.width < 60]
     for x in (4, 95):
         for y in (4, 95):
             assert any(w.left <= x < w.left + w.width and w.top <= y < w.top + w.height for w in small)
@@ -329,47 +334,47 @@ def test_crops_reach_every_corner_of_the_image() -> None:
 
 def test_a_crop_holds_the_centre_of_an_object_that_is_no_crowd() -> None:
     sample = sample_of(100, 100, (0, 0, 100, 30), (60, 60, 90, 90), crowd=(0,))
-    for window in windows(sample, switches(random_crop=True), 300):
-        assert window.left < 75 < window.left + window.width
-        assert window.top < 75 < window.top + window.height
+    for crop in crops(sample, switches(random_crop=True), 300):
+        assert crop.left < 75 < crop.left + crop.width
+        assert crop.top < 75 < crop.top + crop.height
 
 
 @pytest.mark.parametrize("crowd", [(), (0,)])
 def test_without_an_object_to_keep_the_image_is_not_cropped(crowd: tuple[int, ...]) -> None:
     sample = sample_of(50, 60, (10, 10, 20, 20), crowd=crowd) if crowd else sample_of(50, 60)
-    assert set(windows(sample, switches(random_crop=True), 30)) == {Window(0, 0, 60, 50)}
+    assert set(crops(sample, switches(random_crop=True), 30)) == {Crop(0, 0, 60, 50)}
 
 
 def test_half_of_the_images_are_put_on_a_canvas_up_to_four_times_as_wide() -> None:
     sample = sample_of(90, 120, (0, 0, 10, 10))
-    drawn = windows(sample, switches(expand=True), 2000)
-    expanded = [window for window in drawn if window.width > 120 or window.height > 90]
+    drawn = crops(sample, switches(expand=True), 2000)
+    expanded = [crop for crop in drawn if crop.width > 120 or crop.height > 90]
     assert len(expanded) / 2000 == near(0.5, 2000)
-    for window in expanded:
-        assert -window.left >= 0
-        assert -window.top >= 0
-        assert window.left + window.width >= 120  # the image is on the canvas, whole
-        assert window.top + window.height >= 90
-        assert window.height / 90 == pytest.approx(window.width / 120, abs=1 / 90)
-    ratios = np.array([window.width / 120 for window in expanded])
+    for crop in expanded:
+        assert -crop.left >= 0
+        assert -crop.top >= 0
+        assert crop.left + crop.width >= 120  # the image is on the canvas, whole
+        assert crop.top + crop.height >= 90
+        assert crop.height / 90 == pytest.approx(crop.width / 120, abs=1 / 90)
+    ratios = np.array([crop.width / 120 for crop in expanded])
     assert ratios.max() <= 4
     assert ratios.mean() == pytest.approx(2.5, abs=5 * math.sqrt(9 / 12 / 1000))
-    places = np.array([-window.left / (window.width - 120) for window in expanded if window.width > 200])
+    places = np.array([-crop.left / (crop.width - 120) for crop in expanded if crop.width > 200])
     assert places.mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_half_of_the_images_are_mirrored() -> None:
-    drawn = windows(sample_of(20, 20, (0, 0, 9, 9)), switches(mirror=True), 2000)
-    assert np.mean([window.mirrored for window in drawn]) == near(0.5, 2000)
-    assert {(window.left, window.top, window.width, window.height) for window in drawn} == {(0, 0, 20, 20)}
+    drawn = crops(sample_of(20, 20, (0, 0, 9, 9)), switches(mirror=True), 2000)
+    assert np.mean([crop.mirrored for crop in drawn]) == near(0.5, 2000)
+    assert {(crop.left, crop.top, crop.width, crop.height) for crop in drawn} == {(0, 0, 20, 20)}
 
 
 def test_crops_are_cut_from_the_expanded_canvas() -> None:
     sample = sample_of(90, 120, (50, 40, 70, 50))
-    drawn = windows(sample, switches(expand=True, random_crop=True), 600)
-    assert any(window.left < 0 and window.left + window.width < 120 for window in drawn)
-    assert any(window.left > 0 for window in drawn)
-    assert all(window.left < 60 < window.left + window.width for window in drawn)
+    drawn = crops(sample, switches(expand=True, random_crop=True), 600)
+    assert any(crop.left < 0 and crop.left + crop.width < 120 for crop in drawn)
+    assert any(crop.left > 0 for crop in drawn)
+    assert all(crop.left < 60 < crop.left + crop.width for crop in drawn)
 
 
 # --- Colours

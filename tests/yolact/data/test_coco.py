@@ -232,7 +232,7 @@ def test_a_header_without_sense_is_named_too(tmp_path: Path, header: bytes) -> N
         data.read_image(data.images[0])
 
 
-def test_a_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
     data = load(tmp_path, tree())
     Image.new("RGB", (9, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: is 9x4 pixels, the annotations say 8x6"):

@@ -17,7 +17,8 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_does
 
-from tests.helpers import losses_of, tiny_config
+from tests.loss_inputs import losses_of
+from tests.small_networks import tiny_config
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.data.loader import (
     Batch,
@@ -177,7 +178,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(3, 8), (20, 3), (0, 8)])
-def test_processes_without_a_image_are_refused(length: int, batch_size: int) -> None:
+def test_processes_without_an_image_are_refused(length: int, batch_size: int) -> None:
     with pytest.raises(SettingsError, match=rf"4 processes cannot share a batch of {min(length, batch_size)} "):
         uniform(length, batch_size, rank=0, world_size=4)
 
@@ -259,7 +260,7 @@ def test_over_many_epochs_images_are_shown_in_proportion_to_their_factors() -> N
     assert counts / 1000 == pytest.approx(factors, abs=4 * 0.5 / 1000**0.5)
 
 
-def test_copies_of_a_image_are_changed_in_different_ways(data: CocoInstances) -> None:
+def test_copies_of_an_image_are_changed_in_different_ways(data: CocoInstances) -> None:
     dataset = TrainingSet(data, EVERYTHING, seed=0)
     first, again, second = (dataset[SampleKey(0, 4, copy, SIZE)] for copy in (0, 0, 1))
     assert torch.equal(first.images, again.images)
@@ -338,7 +339,7 @@ def test_a_sample_is_the_stored_image_with_its_objects(data: CocoInstances, tmp_
     assert np.array_equal(coco_mask.decode(sample.masks).transpose(2, 0, 1), expected)
 
 
-def test_a_sample_of_a_image_without_objects_is_empty(data: CocoInstances) -> None:
+def test_a_sample_of_an_image_without_objects_is_empty(data: CocoInstances) -> None:
     sample = read_sample(data, 0)
     assert sample.boxes.shape == (0, 4)
     assert sample.labels.shape == sample.crowd.shape == (0,)
@@ -398,7 +399,7 @@ def write_data(folder: Path, *images: list[list[int]], height: int = 100, width:
     return CocoInstances.load(folder / "train.json", folder)
 
 
-def test_a_image_with_six_hundred_objects_of_a_single_class_is_loaded(tmp_path: Path) -> None:
+def test_an_image_with_six_hundred_objects_of_a_single_class_is_loaded(tmp_path: Path) -> None:
     boxes = [[4 * column, 5 * row, 3, 4] for row in range(20) for column in range(30)]
     dataset = TrainingSet(write_data(tmp_path, boxes), NOTHING, seed=0)
     targets = dataset[SampleKey(0, 0, 0, 480)].targets

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from yolact.crop import Window, visible_part
+from yolact.crop import Crop, View, visible_part
 from yolact.data.target_masks import Grids, reduce_masks
 from yolact.masks import Rle
 from yolact.models.yolact import Yolact
 from yolact.structures import Targets, targets_from_masks
-from yolact.transforms import resize_masks
+from yolact_bench.parity.resizing import resize_masks
 
 CLASSES = 3
 
@@ -28,13 +28,13 @@ class Scene:
     masks: np.ndarray
     """(N, H, W) uint8."""
     labels: np.ndarray
-    window: Window
+    crop: Crop
     size: int
 
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
-    """Up to four objects, solid or frayed, and a window inside the image, across its border, around it or beside it."""
+    """Up to four objects, solid or frayed, and a crop inside the image, across its border, around it or beside it."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     masks = np.zeros((draw(st.integers(0, 4)), height, width), dtype=np.uint8)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
@@ -42,14 +42,14 @@ def scenes(draw: st.DrawFn) -> Scene:
         top, left = rng.integers(height), rng.integers(width)
         part = mask[top : top + rng.integers(1, height + 1), left : left + rng.integers(1, width + 1)]
         part[:] = rng.random(part.shape) < rng.choice([0.5, 0.9, 1])
-    window = Window(
+    crop = Crop(
         left=draw(st.integers(-width, width)),
         top=draw(st.integers(-height, height)),
         width=draw(st.integers(1, 2 * width)),
         height=draw(st.integers(1, 2 * height)),
         mirrored=draw(st.booleans()),
     )
-    return Scene(masks, rng.integers(0, CLASSES, len(masks)), window, draw(st.integers(64, 130)))
+    return Scene(masks, rng.integers(0, CLASSES, len(masks)), crop, draw(st.integers(64, 130)))
 
 
 def run_lengths(masks: np.ndarray) -> list[Rle]:
@@ -60,11 +60,11 @@ def input_sized(scene: Scene) -> np.ndarray:
     """The masks (N, S, S) as the network's input shows the objects."""
     count, height, width = scene.masks.shape
     full = np.zeros((count, scene.size, scene.size), dtype=np.uint8)
-    part = visible_part(scene.window, height, width, scene.size)
+    part = visible_part(scene.crop, height, width, scene.size)
     if part is not None:
         seen = scene.masks[:, part.source_rows, part.source_columns]
         full[:, part.target_rows, part.target_columns] = resize_masks(seen, part.shape)
-    return full[:, :, ::-1].copy() if scene.window.mirrored else full
+    return full[:, :, ::-1].copy() if scene.crop.mirrored else full
 
 
 def reference(scene: Scene, full: np.ndarray) -> Targets:
@@ -87,17 +87,15 @@ def reduced(scene: Scene, crowd: np.ndarray | None = None) -> tuple[Tensor, Tens
         run_lengths(scene.masks),
         scene.labels,
         np.zeros(count, dtype=bool) if crowd is None else crowd,
-        visible_part(scene.window, height, width, scene.size),
-        Grids.of_input(scene.size),
+        View.of(scene.crop, height, width, scene.size),
         CLASSES,
-        mirrored=scene.window.mirrored,
     )
     return torch.from_numpy(masks), torch.from_numpy(semantic)
 
 
 @settings(max_examples=300, deadline=None)
 @given(scenes())
-def test_masks_are_those_of_the_whole_steps_in_every_window(scene: Scene) -> None:
+def test_masks_are_those_of_the_whole_steps_in_every_crop(scene: Scene) -> None:
     expected = reference(scene, input_sized(scene))
     masks, semantic = reduced(scene)
     assert torch.equal(masks, expected.masks)
@@ -105,14 +103,14 @@ def test_masks_are_those_of_the_whole_steps_in_every_window(scene: Scene) -> Non
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("window", [Window(0, 0, 500, 375), Window(-333, -120, 1100, 825), Window(141, 33, 217, 300)])
-def test_masks_of_a_image_are_those_of_the_published_composite(window: Window, mirrored: bool) -> None:
+@pytest.mark.parametrize("crop", [Crop(0, 0, 500, 375), Crop(-333, -120, 1100, 825), Crop(141, 33, 217, 300)])
+def test_masks_of_an_image_are_those_of_the_published_composite(crop: Crop, mirrored: bool) -> None:
     """By torch alone, in double precision: pixels so near one half that rounding decides are left out."""
     rows, columns = np.mgrid[0:375, 0:500]
     discs = ((150, 260, 90), (200, 330, 60), (37, 300, 4))
     masks = np.stack([(rows - y) ** 2 + (columns - x) ** 2 <= r * r for y, x, r in discs]).astype(np.uint8)
     size, grids = 550, Grids.of_input(550)
-    part = visible_part(window, 375, 500, size)
+    part = visible_part(crop, 375, 500, size)
     assert part is not None
     seen = torch.from_numpy(masks[:, part.source_rows, part.source_columns])[None].double()
     levels = F.interpolate(seen, size=part.shape, mode="bilinear", align_corners=False)[0]
@@ -124,9 +122,7 @@ def test_masks_of_a_image_are_those_of_the_published_composite(window: Window, m
     decided = (values - 0.5).abs() > 1e-4
     assert decided.float().mean() > 0.99
 
-    found, _ = reduced(
-        Scene(masks, np.zeros(3, dtype=np.int64), Window(**(vars(window) | {"mirrored": mirrored})), size)
-    )
+    found, _ = reduced(Scene(masks, np.zeros(3, dtype=np.int64), Crop(**(vars(crop) | {"mirrored": mirrored})), size))
     assert found.any()
     assert torch.equal(found.bool()[decided], (values > 0.5)[decided])
 
@@ -135,15 +131,12 @@ def test_crowd_regions_are_not_decoded_and_teach_no_class() -> None:
     masks = np.ones((2, 20, 20), dtype=np.uint8)
     masks[1, :10] = 0
     damaged: list[Rle] = [{"size": [20, 20], "counts": "garbage!!"}, *run_lengths(masks[1:])]
-    window, grids = Window(0, 0, 20, 20), Grids.of_input(64)
     found, semantic = reduce_masks(
         damaged,
         np.array([0, 1]),
         np.array([True, False]),
-        visible_part(window, 20, 20, 64),
-        grids,
+        View.of(Crop(0, 0, 20, 20), 20, 20, 64),
         CLASSES,
-        mirrored=False,
     )
     assert not found[0].any()
     assert found[1, 8:].all()
@@ -154,7 +147,7 @@ def test_crowd_regions_are_not_decoded_and_teach_no_class() -> None:
 def test_objects_of_a_class_are_united() -> None:
     masks = np.zeros((3, 16, 16), dtype=np.uint8)
     masks[0, :8, :8] = masks[1, 8:, 8:] = masks[2, :, :] = 1
-    _, semantic = reduced(Scene(masks, np.array([2, 2, 0]), Window(0, 0, 16, 16), 128))
+    _, semantic = reduced(Scene(masks, np.array([2, 2, 0]), Crop(0, 0, 16, 16), 128))
     expected = np.zeros((16, 16))
     expected[:8, :8] = expected[8:, 8:] = 1
     assert np.array_equal(semantic[2], expected)

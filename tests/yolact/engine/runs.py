@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 
+from tests.coloured_boxes import BLUE, RED, SIZE, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
@@ -27,35 +27,16 @@ from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params, parse_params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-SIZE = 64
-COLOURS = {1: (220, 40, 40), 2: (40, 60, 220)}
 
 
 def make_images(folder: Path, count: int) -> Path:
     """Images with one or two coloured boxes each; the path of their annotations."""
-    tree: dict[str, Any] = {"images": [], "annotations": []}
-    tree["categories"] = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, count + 1):
-        image = Image.new("RGB", (SIZE, SIZE), (90, 80 + 9 * number, 90))
-        boxes = [(1, (4 + number, 6, 36 + number, 46)), (2, (30, 20, 60 - number, 60))][: 1 + number % 2]
-        for category, (left, top, right, bottom) in boxes:
-            ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
-            tree["annotations"].append(
-                {
-                    "id": len(tree["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": category,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
-                }
-            )
-        image.save(folder / f"{number}.png")
-        tree["images"].append({"id": number, "file_name": f"{number}.png", "width": SIZE, "height": SIZE})
     path = folder / "train.json"
-    path.write_text(json.dumps(tree))
+    boxes = {
+        number: [(RED, (4 + number, 6, 36 + number, 46)), (BLUE, (30, 20, 60 - number, 60))][: 1 + number % 2]
+        for number in range(1, count + 1)
+    }
+    write_coloured_boxes(path, folder, boxes)
     return path
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.boxes import box_iou, cxcywh_to_xyxy
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
 from yolact.engine.anchor_fit import SIZES, AnchorReport, dataset_boxes, fit_anchors, measure_anchors

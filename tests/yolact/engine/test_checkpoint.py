@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.engine.checkpoint import CheckpointStore, TrainingState, digest_of
 from yolact.errors import WeightsError, YolactError
 from yolact.models.yolact import Yolact

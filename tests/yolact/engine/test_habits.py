@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from tests.yolact.engine.runs import make_images, small_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 import shutil
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
+from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
@@ -31,10 +30,7 @@ from yolact_ops.settings.params import Params, load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE = 64
-RED, BLUE = 1, 2
-COLOURS = {RED: (220, 40, 40), BLUE: (40, 60, 220)}
-PHOTOS = {
+PHOTOS: dict[int, list[Box]] = {
     10: [(RED, (8, 8, 40, 48)), (BLUE, (44, 30, 62, 60))],
     11: [(BLUE, (4, 20, 34, 60)), (RED, (30, 4, 60, 24))],
 }
@@ -65,28 +61,8 @@ ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    tree: dict[str, Any] = {"images": [], "annotations": []}
-    tree["categories"] = [{"id": RED, "name": "red"}, {"id": BLUE, "name": "blue"}]
-    for image, objects in PHOTOS.items():
-        pixels = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
-        for category, (left, top, right, bottom) in objects:
-            ImageDraw.Draw(pixels).rectangle((left, top, right - 1, bottom - 1), fill=COLOURS[category])
-            tree["annotations"].append(
-                {
-                    "id": len(tree["annotations"]) + 1,
-                    "image_id": image,
-                    "category_id": category,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": (right - left) * (bottom - top),
-                    "iscrowd": 0,
-                    "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
-                }
-            )
-        pixels.save(folder / f"{image}.png")
-        tree["images"].append({"id": image, "file_name": f"{image}.png", "width": SIZE, "height": SIZE})
-    path = folder / "train.json"
-    path.write_text(json.dumps(tree))
-    return path
+    write_coloured_boxes(folder / "train.json", folder, PHOTOS)
+    return folder / "train.json"
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.boxes import encode
-from yolact.crop import Window, filled_share
-from yolact.data.augment import Sample, augment, render, window_targets
-from yolact.data.target_masks import Grids
+from yolact.crop import Crop, View, filled_share
+from yolact.data.augment import Sample, augment, crop_targets, render
 from yolact.inference import postprocess
 from yolact.inference.postprocess import Candidates, enlarge_masks, to_image_frame
 from yolact.inference.predictor import Predictor
@@ -58,6 +57,11 @@ def image_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sampl
     )
 
 
+def squared_view(height: int, width: int, size: int, *, mirrored: bool = False) -> View:
+    """A whole image in a square input."""
+    return View.of(Crop(0, 0, width, height, mirrored).squared(), height, width, size)
+
+
 def channels_first(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
@@ -90,12 +94,12 @@ def test_a_square_image_is_what_it_is_without_the_setting() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1)])
-def test_a_image_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
+def test_an_image_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
     image = np.full((height, width, 3), 255, dtype=np.uint8)
     square = to_padded_square(channels_first(image), SIZE)
     assert square.flatten(1).std(dim=1).max() == 0
     sample = image_with(height, width, (0, 0, width, height))
-    assert (render(sample.image, Window(0, 0, width, height).squared(), SIZE).float() - square).abs().max() <= 0.5
+    assert (render(sample.image, squared_view(height, width, SIZE)).float() - square).abs().max() <= 0.5
     for resolution in ("image", "prototypes", 7):
         found = predictor_of(model, mask_resolution=resolution).predict(image)
         assert len(found.masks) == len(found)
@@ -104,12 +108,12 @@ def test_a_image_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yola
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(16, 64), st.booleans(), st.integers(0, 99))
 def test_training_and_inference_see_the_same(height: int, width: int, size: int, mirrored: bool, seed: int) -> None:
-    """A mirrored window is the mirrored image in the same corner."""
+    """A mirrored crop is the mirrored image in the same corner."""
     side = max(height, width)
     # What ends at half a pixel is rounded the other way when it is counted from the other end.
     assume(not mirrored or 2 * width * size % (2 * side) != side)
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    trained = render(image, Window(0, 0, width, height, mirrored).squared(), size)
+    trained = render(image, squared_view(height, width, size, mirrored=mirrored))
     seen = to_padded_square(channels_first(image[:, ::-1] if mirrored else image), size)
     assert (trained.float() - seen).abs().max() <= 1.01  # training rounds to whole levels after each axis
 
@@ -118,33 +122,32 @@ def test_training_and_inference_see_the_same(height: int, width: int, size: int,
 @given(
     st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 80), st.integers(1, 80), st.booleans(), st.integers(1, 9)
 )
-def test_a_squared_window_is_the_least_square_that_begins_with_the_window(
+def test_a_squared_crop_is_the_smallest_square_that_begins_with_the_crop(
     left: int, top: int, width: int, height: int, mirrored: bool, scale: int
 ) -> None:
-    window = Window(left, top, width, height, mirrored)
-    square = window.squared()
+    crop = Crop(left, top, width, height, mirrored)
+    square = crop.squared()
     assert square.width == square.height == max(width, height)
     assert square.mirrored == mirrored
     assert square.top == top
-    first, wanted = (w.left + w.width if mirrored else w.left for w in (square, window))  # the network's left edge
+    first, wanted = (w.left + w.width if mirrored else w.left for w in (square, crop))  # the network's left edge
     assert first == wanted
     assert square.left <= left
     assert square.left + square.width >= left + width
     assert square.squared() == square
-    times = Window(left * scale, top * scale, width * scale, height * scale, mirrored).squared()
+    times = Crop(left * scale, top * scale, width * scale, height * scale, mirrored).squared()
     assert (times.left, times.top, times.width) == tuple(scale * v for v in (square.left, square.top, square.width))
 
 
-def test_training_keeps_the_aspect_ratio_of_whatever_window_is_drawn() -> None:
+def test_training_keeps_the_aspect_ratio_of_whatever_crop_is_drawn() -> None:
     """A square that is seen as a whole stays a square."""
     sample = image_with(60, 120, (30, 20, 50, 40))
     config = AugmentConfig(**(dict.fromkeys(SWITCHES, True) | {"image_sizes": []}))
-    grids = Grids.of_input(256)
     ratios: dict[bool, list[float]] = {True: [], False: []}
     for keep in (True, False):
         for seed in range(60):
             rng = np.random.default_rng(seed)
-            _, targets = augment(sample, config, grids, 3, rng, keep_aspect_ratio=keep)
+            _, targets = augment(sample, config, 256, 3, rng, keep_aspect_ratio=keep)
             for left, top, right, bottom in targets.boxes.tolist():
                 if min(left, top) > 0 and max(right, bottom) < 1:
                     ratios[keep].append((right - left) / (bottom - top))
@@ -157,9 +160,9 @@ def test_training_keeps_the_aspect_ratio_of_whatever_window_is_drawn() -> None:
 def test_targets_lie_on_the_object_in_the_input(mirrored: bool) -> None:
     """100 x 200 pixels at 200: rows 40 to 80 and columns 20 to 120 are where they are in the image."""
     sample = image_with(100, 200, (20, 40, 120, 80))
-    window = Window(0, 0, 200, 100, mirrored).squared()
-    pixels = render(sample.image, window, 200)
-    targets = window_targets(sample, window, Grids.of_input(200), 3)
+    view = squared_view(100, 200, 200, mirrored=mirrored)
+    pixels = render(sample.image, view)
+    targets = crop_targets(sample, view, 3)
     left, right = (80, 180) if mirrored else (20, 120)
     assert targets.boxes.tolist() == [pytest.approx([left / 200, 0.2, right / 200, 0.4])]
     assert (pixels[0, 40:80, left:right] == 255).all()
@@ -283,10 +286,10 @@ def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, wid
     left, top = draw.draw(st.integers(0, width - 20)), draw.draw(st.integers(0, height - 20))
     right, bottom = draw.draw(st.integers(left + 20, width)), draw.draw(st.integers(top + 20, height))
     sample = image_with(height, width, (left, top, right, bottom))
-    targets = window_targets(sample, Window(0, 0, width, height).squared(), Grids.of_input(128), 3)
+    targets = crop_targets(sample, squared_view(height, width, 128), 3)
     prototypes = targets.masks[0].float()[:, :, None] - 0.5  # (32, 32, 1)
     candidates = Candidates(targets.boxes, torch.tensor([0.9]), targets.labels, torch.ones(1, 1))
-    found = to_image_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, keep_aspect_ratio=True)
+    found = to_image_frame(candidates, prototypes, height, width, DEFAULT_DETECTION, share=filled_share(height, width))
     torch.testing.assert_close(found.boxes, torch.tensor(sample.boxes).float(), atol=1e-3, rtol=0)
     expected = torch.from_numpy(coco_mask.decode(sample.masks)[:, :, 0] != 0)
     assert not (found.masks[0] & ~expected).any()
@@ -302,7 +305,7 @@ def candidates_of(boxes: list[list[float]]) -> Candidates:
 
 @pytest.mark.parametrize("integer", [False, True])
 def test_boxes_are_cut_at_the_image_and_those_in_the_padding_are_dropped(integer: bool) -> None:
-    """A image of 40 x 100 pixels in a square of 100; the second box lies below it."""
+    """An image of 40 x 100 pixels in a square of 100; the second box lies below it."""
     boxes = [[0.505, 0.105, 0.905, 0.905], [0.105, 0.505, 0.205, 0.605], [0.105, 0.205, 0.205, 0.305]]
     found = to_image_frame(
         candidates_of(boxes),
@@ -310,7 +313,7 @@ def test_boxes_are_cut_at_the_image_and_those_in_the_padding_are_dropped(integer
         40,
         100,
         DEFAULT_DETECTION.replace(integer_boxes=integer),
-        keep_aspect_ratio=True,
+        share=filled_share(40, 100),
     )
     expected = [[50.5, 10.5, 90.5, 40], [10.5, 20.5, 20.5, 30.5]]
     exact = torch.tensor(expected, dtype=torch.float32)

@@ -325,7 +325,7 @@ def test_nothing_found_leaves_a_large_image_as_it_is_and_enlarges_a_small_one() 
     assert squares([], 80, 160).plot(noise(80, 160)).shape == (MIN_SIDE // 2, MIN_SIDE, 3)
 
 
-def test_a_image_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
+def test_an_image_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
     image = noise(500, 700)
     found = squares([[300, 250, 420, 400]], 500, 700)
     path = tmp_path / "image.png"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.images import ImageInput, read_image
@@ -129,7 +129,7 @@ def test_detections_may_be_changed_by_the_caller(predictor: Predictor) -> None:
     assert torch.equal(predictor.predict(PHOTOS[0]).boxes, before)
 
 
-# --- the forms of a image ----------------------------------------------------------------------------------------
+# --- the forms of an image ----------------------------------------------------------------------------------------
 
 
 def saved(image: np.ndarray, path: Path, **options: Any) -> Path:
@@ -160,7 +160,7 @@ def read_only(image: np.ndarray) -> np.ndarray:
     ],
     ids=["tensor", "contiguous tensor", "Fortran order", "negative strides", "read-only", "path", "path as text"],
 )
-def test_a_image_has_many_forms(
+def test_an_image_has_many_forms(
     predictor: Predictor, tmp_path: Path, form: Callable[[np.ndarray, Path], ImageInput]
 ) -> None:
     pixels = image(40, 60, 1)
@@ -195,7 +195,7 @@ def test_a_tensor_or_an_array_of_images_is_a_sequence(predictor: Predictor) -> N
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_a_image_is_turned_upright_as_its_file_says(
+def test_an_image_is_turned_upright_as_its_file_says(
     predictor: Predictor, tmp_path: Path, orientation: int, turns: int
 ) -> None:
     """EXIF 2.3, section 4.6.4: 6 is to be turned by 90 degrees clockwise, 8 the other way round."""

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from tests.helpers import ImageObjects, batch_for, losses_of, objects_of, published_loss, tiny_config
+from tests.loss_inputs import ImageObjects, batch_for, losses_of, objects_of, published_loss
+from tests.small_networks import tiny_config
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.maskiou import MaskIouNet
 from yolact.models.yolact import Yolact

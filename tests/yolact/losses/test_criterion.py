@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.helpers import ImageObjects, batch_for, batch_of, losses_of, objects_of, published_loss
+from tests.loss_inputs import ImageObjects, batch_for, batch_of, losses_of, objects_of, published_loss
 from yolact.losses import masks as masks_module
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.losses.masks import (

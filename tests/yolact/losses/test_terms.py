@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import batch_for, losses_of, published_loss
+from tests.loss_inputs import batch_for, losses_of, published_loss
 from tests.yolact.losses.dice import DICE
 from tests.yolact.losses.loss_processes import ANCHORS, FIELDS, SIDE, objects
 from yolact.errors import SettingsError

@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from yolact.models.anchors import level_anchors, pyramid_anchors
+from tests.small_networks import tiny_config
+from yolact.models.anchors import AnchorCache, config_anchors, level_anchors, pyramid_anchors
+from yolact.models.yolact import Yolact
 
 PUBLISHED_LEVELS = [(69, 69), (35, 35), (18, 18), (9, 9), (5, 5)]
 RATIOS = [1, 0.5, 2]
@@ -63,3 +65,11 @@ def test_published_pyramid_has_19248_anchors_p3_first() -> None:
 def test_levels_and_scales_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
         pyramid_anchors([(2, 2), (1, 1)], [[24]], RATIOS, 550, square=True)
+
+
+def test_anchors_are_cached_per_input_shape() -> None:
+    anchors, device = AnchorCache(tiny_config()), torch.device("cpu")
+    small, wide = Yolact.level_sizes(64, 64), Yolact.level_sizes(64, 96)
+    assert anchors(small, device) is anchors(small, device)
+    assert torch.equal(anchors(wide, device), config_anchors(tiny_config(), wide))
+    assert torch.equal(anchors(small, device), config_anchors(tiny_config(), small))

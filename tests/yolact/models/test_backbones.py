@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.models.backbones.base import build_backbone
 from yolact.models.backbones.darknet import Darknet, DarknetBlock
 from yolact.models.backbones.deformable import DeformableConv2d

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.class_names import COCO_CLASSES, VOC_CLASSES
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.models.checkpoints import import_checkpoint, infer_model_config, read_class_names, without_unused
@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
     "anchor_ratios": [1, 0.5, 2],
     "square_anchors": False,
 }
-"""What the weights of `tests.helpers.tiny_config` do not tell."""
+"""What the weights of `tests.small_networks.tiny_config` do not tell."""
 
 
 def shapes(config: ModelConfig, num_classes: int) -> State:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchvision.ops import DeformConv2d
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.models.complexity import count_flops, count_parameters, measure_complexity
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.yolact import Yolact

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from tests.yolact import outside_backbone
 from tests.yolact.engine.runs import small_params, trainer_on
 from tests.yolact.networks import assert_outputs_close, images, trained_like

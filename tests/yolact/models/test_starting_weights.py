@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 from torchvision.models import WeightsEnum
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.starting_weights import (

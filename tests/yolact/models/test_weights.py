@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import tiny_config
+from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
 from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model, save_model
 from yolact.models.yolact import Yolact

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers import batch_for, losses_of, objects_of, published_loss, tiny_config
+from tests.loss_inputs import batch_for, losses_of, objects_of, published_loss
+from tests.small_networks import tiny_config
 from yolact.losses.criterion import YolactLoss
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.fpn import FPN

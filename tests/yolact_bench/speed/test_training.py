@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import published_loss, tiny_config
+from tests.loss_inputs import published_loss
+from tests.small_networks import tiny_config
 from yolact.errors import SettingsError
 from yolact.models.yolact import Yolact
 from yolact_bench.speed import training

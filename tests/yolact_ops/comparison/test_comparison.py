@@ -196,14 +196,6 @@ class TestComparison:
 # In a store ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def workplace(tmp_path: Path, empty_store: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an empty store and settings."""

@@ -31,11 +31,6 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def params(repository: Path) -> Params:
-    return load_params(repository / "conf" / "base.yaml")
-
-
-@pytest.fixture
 def work_tree(tmp_path: Path) -> Path:
     """A git repository with one commit of code, settings and a metric, and a remote with a token in its URL."""
     git(tmp_path, "init", "--quiet", "--initial-branch=trunk")

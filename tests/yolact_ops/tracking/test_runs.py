@@ -26,7 +26,7 @@ from mlflow.data import get_source
 from requests import ConnectionError as NoConnection
 
 from yolact.errors import DataError
-from yolact_ops.settings.params import Params, load_params, parse_params
+from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.tracking.journal import Journal
 from yolact_ops.tracking.run_record import RESTORED_TAG, TRAIN_RUN_TAG, RunRecord
 from yolact_ops.tracking.runs import resume_run, start_run
@@ -35,19 +35,6 @@ from yolact_ops.tracking.tracker import DataSet
 
 RUN_FILE = Path("models/run.json")
 STORE = "sqlite:///mlflow.db"
-
-
-@pytest.fixture
-def params(repository: Path) -> Params:
-    return load_params(repository / "conf" / "base.yaml")
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store without runs, which takes MLflow seconds to make."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture(autouse=True)

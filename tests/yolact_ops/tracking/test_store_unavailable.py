@@ -24,7 +24,7 @@ from components.evaluate import step as evaluate
 from tests.components.test_evaluate_report import KnownPredictor, write_data
 from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server
 from tests.servers.servers import CuttingProxy, s3_server
-from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.params import Params
 from yolact_ops.tracking import sender as sender_module
 from yolact_ops.tracking.evaluations import read_evaluation
 from yolact_ops.tracking.run_record import RunRecord
@@ -46,11 +46,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sender_module, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(sender_module, "LONGEST_WAIT", 0.2)
     return tmp_path
-
-
-@pytest.fixture
-def params(repository: Path) -> Params:
-    return load_params(repository / "conf" / "base.yaml")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Small settings that several rooms' tests build on."""
+"""What the loss is computed from in tests: published settings, targets of hand-made objects."""
 
 from __future__ import annotations
 
@@ -9,28 +9,8 @@ from torch import Tensor
 
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
 from yolact.models.maskiou import MaskIouNet
-from yolact.settings import LossConfig, ModelConfig
+from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
-
-
-def tiny_config(**changes: object) -> ModelConfig:
-    """A network that runs in milliseconds: from scratch, a block a stage, 64 px, three anchors in each cell."""
-    settings: dict[str, object] = {
-        "backbone": "resnet18",
-        "backbone_blocks": [1, 1, 1, 1],
-        "deformable_blocks": [],
-        "backbone_weights": "none",
-        "initial_weights": "none",
-        "image_size": 64,
-        "keep_aspect_ratio": False,
-        "fpn_channels": 8,
-        "num_prototypes": 4,
-        "anchor_scales": [[8], [16], [24], [40], [60]],
-        "anchor_ratios": [1, 0.5, 2],
-        "square_anchors": False,
-        "mask_rescoring": False,
-    }
-    return ModelConfig.model_validate(settings | changes)
 
 
 def published_loss(**changes: object) -> LossConfig:
