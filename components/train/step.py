@@ -25,9 +25,9 @@ from components.train.mirror import S3Mirror
 from components.train.results import summary, write_plots
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
+from yolact.distributed import World, joined_world, own_device_name
 from yolact.engine.advice import start_advised
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
-from yolact.engine.distributed import World, joined_world, own_device_name
 from yolact.engine.interrupts import Interrupts
 from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError

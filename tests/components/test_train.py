@@ -30,7 +30,7 @@ from components.train import step
 from components.train.results import summary, write_plots
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
-from yolact.engine.distributed import World
+from yolact.distributed import World
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.losses.terms import LOSS_TERMS

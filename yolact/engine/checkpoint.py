@@ -63,7 +63,7 @@ class TrainingState:
     ema: dict[str, Any]
     """Averaged weights; empty without averaging."""
     random: dict[str, Any]
-    """State of PyTorch's generators, the same in every process, see `yolact.engine.distributed.random_state`; others
+    """State of PyTorch's generators, the same in every process, see `yolact.distributed.random_state`; others
     are not used."""
     terms: dict[str, Any]
     """Sum of the loss terms since the last logged step, and of how many steps."""

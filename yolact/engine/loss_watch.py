@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yolact.data.loader import Batch
-from yolact.engine.distributed import World
+from yolact.distributed import World
 from yolact.errors import YolactError
 from yolact.files import replaced_file
 from yolact.losses.criterion import Losses

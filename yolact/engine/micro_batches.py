@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yolact.data.loader import Batch
-from yolact.engine.distributed import World
+from yolact.distributed import World
 from yolact.losses.matcher import Matches
 from yolact.losses.terms import Normaliser
 

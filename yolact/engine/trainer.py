@@ -20,6 +20,7 @@ from tqdm import tqdm
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.devices import check_compiler
+from yolact.distributed import World, random_state, restore_random_state
 from yolact.engine.advice import (
     BF16_CPU_SIZE,
     batch_size_advice,
@@ -30,7 +31,6 @@ from yolact.engine.advice import (
 )
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
-from yolact.engine.distributed import World, random_state, restore_random_state
 from yolact.engine.ema import Ema
 from yolact.engine.freezing import freeze
 from yolact.engine.interrupts import InterruptedRunError, Interrupts, dead_workers_reported, stop_message

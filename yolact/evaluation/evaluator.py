@@ -23,7 +23,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from yolact.data.coco import CocoInstances
-from yolact.engine.distributed import World
+from yolact.distributed import World
 from yolact.errors import DataError
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact

@@ -16,8 +16,8 @@ import torch
 from tests.coloured_boxes import BLUE, RED, SIZE, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.data.coco import CocoInstances
+from yolact.distributed import World, joined_world
 from yolact.engine.checkpoint import CheckpointStore
-from yolact.engine.distributed import World, joined_world
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import YolactError

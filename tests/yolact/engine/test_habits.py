@@ -21,11 +21,11 @@ from tests.small_networks import tiny_config
 from tests.yolact.engine.runs import make_images, small_params
 from yolact.data.coco import CocoInstances
 from yolact.devices import peak_resident
+from yolact.distributed import World
 from yolact.engine import prefetch
 from yolact.engine.advice import OutOfMemoryError, is_out_of_memory, learning_rate_advice, step_out_of_memory
 from yolact.engine.batch_norm import SyncBatchNorm2d, synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore
-from yolact.engine.distributed import World
 from yolact.engine.ema import Ema
 from yolact.engine.freezing import frozen_parts
 from yolact.engine.interrupts import InterruptedRunError, Interrupts

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.yolact.engine.runs import REPOSITORY, make_images
-from yolact.engine.distributed import joined_world
+from yolact.distributed import joined_world
 from yolact.errors import SettingsError
 
 BASE: dict[str, Any] = {
@@ -105,7 +105,7 @@ from pathlib import Path
 from tests.yolact.engine.runs import small_params
 from yolact.settings import DEFAULT_DETECTION
 from yolact.data.coco import CocoInstances
-from yolact.engine.distributed import World
+from yolact.distributed import World
 from yolact.evaluation.evaluator import predict_dataset
 from yolact.models.yolact import Yolact
 from yolact.inference.predictor import Predictor
