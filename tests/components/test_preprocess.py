@@ -25,7 +25,7 @@ from components.preprocess import report
 from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
 from yolact.errors import DataError, SettingsError
-from yolact.formats.voc_files import voc_palette
+from yolact.palette import voc_palette
 from yolact_ops.settings.params import Params, load_params
 
 PERSON, DOG = 15, 12

@@ -23,6 +23,7 @@ from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats.image_files import IMAGE_SUFFIXES, load_image, open_image, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.palette import voc_palette
 
 VOID = 255
 """Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""
@@ -36,21 +37,6 @@ MAX_COORDINATE = 1_000_000
 
 
 @cache
-def voc_palette() -> np.ndarray:
-    """The devkit's colour map (VOCcode ``VOClabelcolormap``).
-
-    Returns:
-        (256, 3) uint8 RGB. Bit i of red, green and blue, from the top, are bits 3i, 3i + 1 and 3i + 2 of the index.
-    """
-    index = np.arange(256)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    palette.flags.writeable = False  # it is shared
-    return palette
-
-
 @dataclass(frozen=True)
 class VocObject:
     """One ``<object>`` of an annotation XML."""

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from yolact.files import replaced_file, write_text_atomic
-from yolact.formats.voc_files import voc_palette
 from yolact.images import ImageInput, read_image
 from yolact.masks import InstanceMasks, Rle
+from yolact.palette import voc_palette
 from yolact.visualize import draw_detections
 
 
@@ -188,9 +188,9 @@ class Detections:
         best = self[torch.arange(min(len(self), VOC_MAX_OBJECTS))]
         rows = zip(best.instance_masks.corners, best.instance_masks.crops, best.labels.tolist(), strict=True)
         for index, ((top, left), crop, label) in reversed(list(enumerate(rows, start=1))):
-            window = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
-            objects[window][crop] = index
-            classes[window][crop] = label + 1
+            region = (slice(top, top + crop.shape[0]), slice(left, left + crop.shape[1]))
+            objects[region][crop] = index
+            classes[region][crop] = label + 1
         return VocDetections(file_name, self._voc_xml(file_name, height, width), objects, classes)
 
     def _voc_xml(self, file_name: str, height: int, width: int) -> str:

@@ -21,7 +21,7 @@ import typer
 from PIL import Image
 
 from yolact.formats import voc as voc_format
-from yolact.formats.voc_files import voc_palette
+from yolact.palette import voc_palette
 
 MEASURED = """
 import json, resource, sys, time

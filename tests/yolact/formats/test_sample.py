@@ -15,7 +15,8 @@ from scipy import ndimage
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats.sample import generate_sample, writer
-from yolact.formats.voc_files import VOID, voc_palette
+from yolact.formats.voc_files import VOID
+from yolact.palette import voc_palette
 from yolact.settings import SampleConfig
 
 CONFIG = SampleConfig(seed=3, train_images=28, val_images=20, min_size=140, max_size=200, max_objects=4)

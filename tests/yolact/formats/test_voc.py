@@ -22,7 +22,8 @@ from yolact.errors import DataError
 from yolact.formats.instances import coco_annotation, instances_from_index_mask
 from yolact.formats.problems import Problem, ProblemError
 from yolact.formats.voc import image_numbers, joint_histogram, object_classes, read_voc_image
-from yolact.formats.voc_files import SEGMENTATION_SETS, has_image, read_image_list, voc_palette
+from yolact.formats.voc_files import SEGMENTATION_SETS, has_image, read_image_list
+from yolact.palette import voc_palette
 
 PERSON, DOG = 15, 12
 OBJECTS = np.array(

@@ -16,9 +16,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from yolact.formats.voc_files import read_annotation, read_mask, voc_palette
+from yolact.formats.voc_files import read_annotation, read_mask
 from yolact.inference.detections import VOC_MAX_OBJECTS, Detections
 from yolact.masks import InstanceMasks
+from yolact.palette import voc_palette
 from yolact.visualize import MIN_SIDE, draw_detections
 
 NAMES = ("cat", "dog", "person")
