@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -96,28 +96,26 @@ class Cluster:
 
     # Pipelines and experiments ---------------------------------------------------------------------------------
 
-    def upload(self, pipeline: CompiledPipeline, names: Sequence[str], tags: Mapping[str, str]) -> Version:
-        """The pipeline's version by the first of ``names`` that is free or has the same content already.
-
-        The pipeline itself is made when it is not there.
+    def upload(self, pipeline: CompiledPipeline, tags: Mapping[str, str]) -> Version:
+        """The pipeline's version, uploaded unless the server has it; the pipeline itself is created when missing.
 
         Raises:
-            ClusterError: refused; or all names are taken by other content.
+            ClusterError: refused; or the version's name is taken by other content.
         """
         pipeline_id = self._find_or_make_pipeline(pipeline.name)
-        for name in names:
-            found = self._find_version(pipeline_id, name)
-            if found is None:
-                made = create(
-                    functools.partial(self._upload_version, pipeline, pipeline_id, name, tags),
-                    functools.partial(self._find_version, pipeline_id, name),
-                )
-                return Version(pipeline_id, made.pipeline_version_id, name, is_new=True)
-            if pipeline.is_same_as(found.pipeline_spec or {}):
-                return Version(pipeline_id, found.pipeline_version_id, name, is_new=False)
+        name = pipeline.version_name
+        found = self._find_version(pipeline_id, name)
+        if found is None:
+            made = create(
+                functools.partial(self._upload_version, pipeline, pipeline_id, name, tags),
+                functools.partial(self._find_version, pipeline_id, name),
+            )
+            return Version(pipeline_id, made.pipeline_version_id, name, is_new=True)
+        if pipeline.is_same_as(found.pipeline_spec or {}):
+            return Version(pipeline_id, found.pipeline_version_id, name, is_new=False)
         raise ClusterError(
-            f"{self.connection.url}: the pipeline {pipeline.name} has versions {' and '.join(names)} of other content. "
-            "Somebody uploaded them by hand: delete them in the web interface, or commit and submit again."
+            f"{self.connection.url}: the version {name} of the pipeline {pipeline.name} has other content. Somebody "
+            "uploaded it by hand under that name: delete it in the web interface, and submit again."
         )
 
     def find_or_make_experiment(self, name: str) -> str:

@@ -29,6 +29,7 @@ from kfp.local.config import LocalExecutionConfig
 from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
 from yolact.errors import SettingsError, YolactError
+from yolact_ops.lineage.code import installed_versions
 from yolact_ops.sources.access import PASSWORD_VARIABLE, USER_VARIABLE
 
 PAUSES = RetryConfig(pause=1, factor=2)
@@ -106,8 +107,8 @@ def run_pipeline(
             return _run(name, arguments, cluster, output, containers, cache=cache)
     except Timeout:
         raise SettingsError(
-            f"{output}: another run goes on there, and they would mix up their files. Wait for its end, or keep this "
-            "one's results elsewhere: -o DIR"
+            f"{output}: another run is in progress there. Wait for it to end, or keep the results of this one "
+            "elsewhere: -o DIR"
         ) from None
 
 
@@ -121,7 +122,7 @@ def _run(
     cache: bool,
 ) -> LocalRun:
     here: dict[str, Any] = {"retry": PAUSES} | ({} if containers is None else {"image": containers.image})
-    pipeline = PIPELINES[name](cluster.model_copy(update=here))
+    pipeline = PIPELINES[name](cluster.model_copy(update=here), installed_versions())
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     volume = output / "checkpoints"
     volume.mkdir(exist_ok=True)
@@ -157,7 +158,7 @@ def _explain(error: RuntimeError, progress: Progress, log: Path, volume: Path, b
     text = f"{message}\nAll that the tasks said is in {log}."
     unfinished = [path.name for path in volume.iterdir() if path not in before and any(path.iterdir())]
     if unfinished:
-        text += f" Its training can be gone on with: --resume-run {unfinished[0]}"
+        text += f" To resume its training: --resume-pipeline-run {unfinished[0]}"
     return text
 
 
