@@ -88,8 +88,9 @@ def build(cluster, versions):
 if __name__ == "__main__":
     compiler.PIPELINES["counting"] = build
     cluster = load_cluster(overrides=["tasks.count_words={cache: true, retries: 0}"])
-    compiler.compile_all(cluster, Path("compiled"))
-    if len(sys.argv) > 1:  # versions of another checkout
+    if sys.argv[1:] == ["compile"]:
+        compiler.compile_all(cluster, Path("compiled"))
+    elif sys.argv[1:]:  # the version of another checkout
         local.installed_versions = lambda: {"count_words": sys.argv[1]}
     try:
         print(local.run_pipeline("counting", {"text": "one two three"}, cluster, Path("out")).folder)
@@ -113,7 +114,7 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
 
 
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Compile everything and run the pipeline `counting`."""
+    """Run the pipeline `counting`; ``compile`` compiles all pipelines before, anything else is another version."""
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     environment.pop("YOLACT_CODE_VERSION", None)
     command = [sys.executable, "counting.py", *arguments]
@@ -121,7 +122,7 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_step_is_one_folder_and_its_place_in_a_pipeline(checkout: Path) -> None:
-    done = run(checkout)
+    done = run(checkout, "compile")
     assert done.returncode == 0, done.stderr
     assert "count_words=" in code.versions_to_text(code.code_versions(checkout))
     assert (checkout / "compiled/components/count_words.yaml").exists()

@@ -853,6 +853,22 @@ def test_https_to_a_server_without_tls_is_told(server: Server, compiled: dict[st
 # Schedules -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("  */15   8-18/2 * * mon-fri ", "0 */15 8-18/2 * * mon-fri"),
+        ("30 0 3 1,15 JAN ?", "30 0 3 1,15 JAN ?"),
+        ("@every 1h30m", "@every 1h30m"),
+    ],
+)
+@pytest.mark.usefixtures("repository_folder")
+def test_a_crontabs_five_fields_get_seconds_and_all_else_stays(
+    server: Server, compiled: dict[str, Path], written: str, sent: str
+) -> None:
+    assert call("schedule", compiled["tiny"], "--cron", written).code == 0
+    assert only(server.recurring)["trigger"]["cron_schedule"]["cron"] == sent
+
+
 @pytest.mark.usefixtures("repository_folder")
 def test_schedule_makes_a_recurring_run_of_the_version(server: Server, compiled: dict[str, Path]) -> None:
     done = call(
