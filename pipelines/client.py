@@ -1,4 +1,4 @@
-"""What the remote commands do on a Kubeflow Pipelines server: versions, runs, schedules, logs."""
+"""Client of a Kubeflow Pipelines server for the remote commands: versions, runs, schedules."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: a version with its arguments."""
+    """A pipeline version with its arguments, to be run once or on a schedule."""
 
     version: Version
     experiment_id: str
     name: str
-    """Of the run, or of the schedule."""
+    """Name of the run, or of the schedule."""
     arguments: Mapping[str, Any]
     description: str = ""
     pipeline_root: str | None = None
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a job is run again and again."""
+    """When a job is run repeatedly."""
 
     cron: str
     """Six fields, the first for seconds."""
@@ -65,7 +65,7 @@ class Schedule:
     start: datetime | None = None
     end: datetime | None = None
     catch_up: bool = False
-    """Runs that were missed (server down, schedule disabled) are made up for, one after the other."""
+    """Missed runs (server down, schedule disabled) are made up for, one after the other."""
 
 
 class Cluster:
@@ -75,7 +75,7 @@ class Cluster:
         """Ask the server for its health.
 
         Raises:
-            ClusterError: it is not there or refuses; or it has several users and no namespace is known.
+            ClusterError: it cannot be reached or refuses; or it has several users and no namespace is known.
         """
         self.connection = connection
         api = Api(connection)
@@ -170,7 +170,7 @@ class Cluster:
     def start(self, job: Job) -> str:
         """Start a run, once, and give its id.
 
-        Names of runs may repeat, so the description has a mark by which a run is known again whose answer got lost.
+        Names of runs may repeat, so the description has a mark that identifies the run if the answer got lost.
         """
         description = _marked(job.description)
 
@@ -191,7 +191,7 @@ class Cluster:
         return str(create(make, find).run_id)
 
     def run(self, run_id: str) -> RunStatus:
-        """How a run stands."""
+        """The state of a run."""
         return read_run(self._runs.run_service_get_run(run_id))
 
     def find_run(self, run: str) -> RunStatus:
