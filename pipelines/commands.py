@@ -9,16 +9,7 @@ from typing import Annotated
 import typer
 
 from pipelines.options import ClusterOptions, SettingsOptions, expand
-from yolact_ops.commands.step import clear_errors
-
-
-class _Group(TyperGroup):
-    """Ends on user errors with their message and exit code, without a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with clear_errors("pipelines"):
-            return super().invoke(ctx)
-
+from yolact_ops.commands.errors import ErrorGroup
 
 app = typer.Typer(
     cls=ErrorGroup,

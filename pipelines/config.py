@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from yolact.errors import SettingsError
 from yolact_ops.lineage.code import find_steps
-from yolact_ops.settings.presets import merge, parse_override, plain, read
+from yolact_ops.settings.overrides import merge, parse_override
+from yolact_ops.settings.yaml_text import plain, read_yaml
 
 CLUSTER = Path(__file__).with_name("cluster.yaml")
 

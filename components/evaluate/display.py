@@ -7,6 +7,7 @@ from pathlib import Path
 
 from yolact.files import write_text_atomic
 from yolact_ops.commands.task import Artifact, MetricsArtifact, markdown_table
+from yolact_ops.reports.formatting import percent
 
 KINDS = ("mask", "box")
 METRICS = ("AP", "AP50", "AP75", "AP70")
@@ -20,15 +21,11 @@ def describe(evaluation: Artifact, metrics: MetricsArtifact, summary: Artifact) 
         for name, value in scores[kind].items():
             if isinstance(value, float):
                 metrics.log_metric(f"{kind}_{name}", value)
-    overall_rows = [(kind, *(_percent(scores[kind][name]) for name in METRICS)) for kind in KINDS]
+    overall_rows = [(kind, *(percent(scores[kind][name]) for name in METRICS)) for kind in KINDS]
     classes = [
-        (name, *(_percent(scores[kind]["per_class"][name][metric]) for kind in KINDS for metric in ("AP", "AP50")))
+        (name, *(percent(scores[kind]["per_class"][name][metric]) for kind in KINDS for metric in ("AP", "AP50")))
         for name in scores["mask"]["per_class"]
     ]
     overall = markdown_table(("", *METRICS), overall_rows)
     by_class = markdown_table(("class", "mask AP", "mask AP50", "box AP", "box AP50"), classes)
     write_text_atomic(summary.path, f"# {scores['images']} images, in percent\n\n{overall}\n{by_class}")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -13,7 +13,7 @@ def describe(processed: Artifact) -> None:
     stats = json.loads((Path(processed.path) / "stats.json").read_text(encoding="utf-8"))
     processed.metadata |= {
         "digest": stats["digest"],
-        "layout": stats["layout"],
+        "format": stats["format"],
         "classes": len(stats["classes"]),
         **{
             f"{split}_{what}": found[what]

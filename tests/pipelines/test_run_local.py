@@ -313,7 +313,7 @@ def test_a_failed_task_ends_the_pipeline_with_its_message(
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     first, *_ = done.stderr.strip().splitlines()
-    assert first.startswith("pipelines failed: source failed: data.source: dvc:")
+    assert first.startswith("source failed: data.source: dvc:")
     assert "has no branch, tag or commit 'v9'" in first
     assert f"The whole output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
 
