@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from components.register.step import BASE
+from components.register.candidate import BASE
 from pipelines.image import LABEL
 from yolact_ops.lineage.code import code_versions, versions_to_text
 

@@ -264,7 +264,7 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
         ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
-        ("image=[", "the value is not valid YAML"),
+        ("image=[", "not valid YAML"),
         ("retry=5", "retry: is a section, it cannot be set to 5"),
     ],
 )
