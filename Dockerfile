@@ -2,21 +2,21 @@
 # Built by `make image`, with BuildKit or without.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file build
-# nothing again.
+# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file do
+# not rebuild it.
 FROM ${BASE_IMAGE} AS uv
 COPY requirements.lock /src/
 RUN sed -n '/^uv==/,/[^\\]$/p' /src/requirements.lock > /src/uv.lock \
  && python3 -m venv /opt/uv \
  && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /src/uv.lock
 
-# The libraries, each of the version and hash in the lock file, parted into layers by how often they change: what the
-# pipeline needs, without tools of developers; and without Triton, which needs a compiler.
+# The libraries, each of the version and hash in the lock file, split into layers by how often they change: what the
+# pipeline needs, without developers' tools, and without Triton, which needs a compiler.
 FROM ${BASE_IMAGE} AS libraries
 COPY --from=uv /opt/uv/bin/uv /usr/local/bin/uv
 COPY requirements.lock pyproject.toml /src/
-# Headers, static libraries and device code are for compilers, which the image has not; libcusolverMg and NVSHMEM's
-# .bc files are loaded by nothing in it; tests of libraries are not run (NumPy imports some of its own).
+# Headers, static libraries and device code are for compilers, which the image does not have; nothing in it loads
+# libcusolverMg or NVSHMEM's .bc files; tests of libraries are not run (NumPy imports some of its own).
 RUN uv venv --quiet --no-cache /opt/yolact \
  && uv pip compile --quiet --no-cache --python /opt/yolact/bin/python --extra pipeline --no-emit-package triton \
       --constraint /src/requirements.lock --output-file /src/needed.txt /src/pyproject.toml \
@@ -33,17 +33,21 @@ RUN uv venv --quiet --no-cache /opt/yolact \
       mkdir -p "/layers/$part$PWD" && mv "$part" "/layers/$part$PWD"; \
     done
 
-# The project itself, as a package.
+# The project itself, as a package, and the code versions of the steps: tasks compare them with those of their pipeline
+# (yolact_ops/lineage/code.py). The build fails if `make image` passed other ones.
 FROM libraries AS code
+ARG CODE_VERSIONS=
 COPY . /src
 RUN uv pip install --quiet --no-cache --python /opt/yolact/bin/python --prefix /layers/code/opt/yolact \
       --no-deps --no-build-isolation /src \
  && rm -f /layers/code/opt/yolact/.lock \
- && /opt/yolact/bin/python -m compileall -q --invalidation-mode unchecked-hash /layers/code/opt/yolact
+ && /opt/yolact/bin/python -m compileall -q --invalidation-mode unchecked-hash /layers/code/opt/yolact \
+ && cd /layers/code/opt/yolact/lib/python3*/site-packages \
+ && /opt/yolact/bin/python -m yolact_ops.lineage.code --record --lock /src/requirements.lock --expect "${CODE_VERSIONS}"
 
 FROM ${BASE_IMAGE}
-# git is no build tool here: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. pip goes where the base has
-# it, and no program may change its user. The user is a number, which Kubernetes' runAsNonRoot needs.
+# git is needed at run time: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. The base's pip is removed,
+# and no program may change its user. The user is a number, which Kubernetes' runAsNonRoot needs.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends git \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
@@ -62,8 +66,8 @@ COPY deploy/image/healthy.py /opt/yolact/bin/
 # What `register` compares a run's settings with.
 COPY conf/base.yaml /workspace/conf/
 
-# The root file system may be read-only: what programs keep for themselves goes to /tmp, results go to /workspace or to where
-# a step is told to write. Any user id will do.
+# The root file system may be read-only: caches go to /tmp, results to /workspace or wherever a step's options say. Any
+# user id works.
 ENV PATH=/opt/yolact/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \
     DVC_SITE_CACHE_DIR=/tmp/dvc \
@@ -81,9 +85,11 @@ CMD ["yolact", "--help"]
 
 ARG VERSION=unknown
 ARG COMMIT=unknown
+ARG CODE_VERSIONS=
 ENV YOLACT_COMMIT=${COMMIT}
 LABEL org.opencontainers.image.title="yolact-pipeline" \
       org.opencontainers.image.description="Every step of the YOLACT pipeline, training on GPUs, serving" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${COMMIT}"
+      org.opencontainers.image.revision="${COMMIT}" \
+      yolact.code-versions="${CODE_VERSIONS}"

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PORT ?= 5000
 DOCKER ?= docker
-# Of `make image`. BUILD_ARGS takes what else `docker build` should get, as --network=host.
+# For `make image`. BUILD_ARGS: further options of `docker build`, as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= yolact-pipeline:$(VERSION)
@@ -57,8 +57,9 @@ format: $(STAMP) ## Put code into the project's style
 mlflow: $(STAMP) ## Start MLflow on this folder's runs and show the last one (PORT=5000)
 	@yolact mlflow --port $(PORT)
 
-image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and say how large it is
-	@$(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) \
+image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and show its size
+	@versions=$$($(PYTHON) -m yolact_ops.lineage.code) && $(DOCKER) build --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+	  --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build-arg CODE_VERSIONS="$$versions" \
 	  --tag $(IMAGE) $(BUILD_ARGS) .
 	@$(DOCKER) image inspect --format '{{.Size}}' $(IMAGE) | awk '{ printf "$(IMAGE): %.2f GB; by layer:\n", $$1 / 1e9 }'
 	@$(DOCKER) history --no-trunc=false --format '{{.Size}}\t{{.CreatedBy}}' $(IMAGE) | grep -v '^0B'

@@ -1,1 +1,1 @@
-"""The graphs: which component feeds which, with what resources; compiled, run here, or sent to a cluster."""
+"""Kubeflow pipelines: the graphs of components, compiled, run on this machine, or submitted to a cluster."""

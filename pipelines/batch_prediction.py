@@ -1,4 +1,6 @@
-"""The pipeline `batch_prediction`: a registered model over a folder in S3, in shards side by side."""
+"""The pipeline `batch_prediction`: a registered model over a folder in S3, in parallel shards."""
+
+from collections.abc import Mapping
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -11,37 +13,40 @@ from pipelines.config import ClusterConfig
 from pipelines.placement import configure_task
 
 
-def build(cluster: ClusterConfig) -> BaseComponent:
-    """The pipeline for a cluster."""
+def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
+    """The pipeline for a cluster.
+
+    Args:
+        cluster: resources, secrets and other settings of the tasks.
+        versions: code version by step (`yolact_ops.lineage.code`), a constant argument of each task.
+    """
 
     @dsl.pipeline(name="batch-prediction", description="YOLACT: a registered model over a folder in S3.")
     def batch_prediction(
         model: str,
         images: str,
-        code_version: str,
         destination: str = "",
         shards: int = 4,
         batch_size: int = 8,
         device: str = "auto",
     ) -> None:
-        """Find the objects of all images of a folder in S3, with the detection settings that the model carries.
+        """Detect the objects in all images of a folder in S3, with the detection settings that the model carries.
 
         Args:
             model: models:/NAME@ALIAS or models:/NAME/VERSION.
             images: s3://bucket/folder.
-            code_version: version of the code; another one runs cached tasks again.
             destination: s3://bucket/folder that gets the results too; empty for none.
-            shards: tasks that predict side by side.
-            batch_size: images that pass the network at once.
+            shards: number of tasks that predict in parallel.
+            batch_size: images per forward pass.
             device: auto, cpu, cuda, or mps.
         """
-        fetched = configure_task(fetch(registered=model, code_version=code_version), cluster)
-        planned = configure_task(split(images=images, shards=shards, code_version=code_version), cluster)
+        fetched = configure_task(fetch(registered=model, code_version=versions["fetch"]), cluster)
+        planned = configure_task(split(images=images, shards=shards, code_version=versions["split"]), cluster)
         with dsl.ParallelFor(planned.outputs["Output"]) as shard:
             found = configure_task(
                 predict(
                     shard=shard,
-                    code_version=code_version,
+                    code_version=versions["predict"],
                     model=fetched.outputs["model"],
                     plan=planned.outputs["plan"],
                     device=device,
@@ -51,7 +56,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
             )
         configure_task(
             merge(
-                code_version=code_version,
+                code_version=versions["merge"],
                 model=fetched.outputs["model"],
                 plan=planned.outputs["plan"],
                 results=dsl.Collected(found.outputs["result"]),

@@ -1,4 +1,4 @@
-"""What the remote commands do on a Kubeflow Pipelines server: versions, runs, schedules, logs."""
+"""Client of a Kubeflow Pipelines server for the remote commands: versions, runs, schedules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,12 +41,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: a version with its arguments."""
+    """A pipeline version with its arguments, to be run once or on a schedule."""
 
     version: Version
     experiment_id: str
     name: str
-    """Of the run, or of the schedule."""
+    """Name of the run, or of the schedule."""
     arguments: Mapping[str, Any]
     description: str = ""
     pipeline_root: str | None = None
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a job is run again and again."""
+    """When a job is run repeatedly."""
 
     cron: str
     """Six fields, the first for seconds."""
@@ -65,7 +65,7 @@ class Schedule:
     start: datetime | None = None
     end: datetime | None = None
     catch_up: bool = False
-    """Runs that were missed (server down, schedule disabled) are made up for, one after the other."""
+    """Missed runs (server down, schedule disabled) are made up for, one after the other."""
 
 
 class Cluster:
@@ -75,7 +75,7 @@ class Cluster:
         """Ask the server for its health.
 
         Raises:
-            ClusterError: it is not there or refuses; or it has several users and no namespace is known.
+            ClusterError: it cannot be reached or refuses; or it has several users and no namespace is known.
         """
         self.connection = connection
         api = Api(connection)
@@ -96,28 +96,26 @@ class Cluster:
 
     # Pipelines and experiments ---------------------------------------------------------------------------------
 
-    def upload(self, pipeline: CompiledPipeline, names: Sequence[str], tags: Mapping[str, str]) -> Version:
-        """The pipeline's version by the first of ``names`` that is free or has the same content already.
-
-        The pipeline itself is made when it is not there.
+    def upload(self, pipeline: CompiledPipeline, tags: Mapping[str, str]) -> Version:
+        """The pipeline's version, uploaded unless the server has it; the pipeline itself is created when missing.
 
         Raises:
-            ClusterError: refused; or all names are taken by other content.
+            ClusterError: refused; or the version's name is taken by other content.
         """
         pipeline_id = self._find_or_make_pipeline(pipeline.name)
-        for name in names:
-            found = self._find_version(pipeline_id, name)
-            if found is None:
-                made = create(
-                    functools.partial(self._upload_version, pipeline, pipeline_id, name, tags),
-                    functools.partial(self._find_version, pipeline_id, name),
-                )
-                return Version(pipeline_id, made.pipeline_version_id, name, is_new=True)
-            if pipeline.is_same_as(found.pipeline_spec or {}):
-                return Version(pipeline_id, found.pipeline_version_id, name, is_new=False)
+        name = pipeline.version_name
+        found = self._find_version(pipeline_id, name)
+        if found is None:
+            made = create(
+                functools.partial(self._upload_version, pipeline, pipeline_id, name, tags),
+                functools.partial(self._find_version, pipeline_id, name),
+            )
+            return Version(pipeline_id, made.pipeline_version_id, name, is_new=True)
+        if pipeline.is_same_as(found.pipeline_spec or {}):
+            return Version(pipeline_id, found.pipeline_version_id, name, is_new=False)
         raise ClusterError(
-            f"{self.connection.url}: the pipeline {pipeline.name} has versions {' and '.join(names)} of other content. "
-            "Somebody uploaded them by hand: delete them in the web interface, or commit and submit again."
+            f"{self.connection.url}: the version {name} of the pipeline {pipeline.name} has other content. Somebody "
+            "uploaded it by hand under that name: delete it in the web interface, and submit again."
         )
 
     def find_or_make_experiment(self, name: str) -> str:
@@ -172,7 +170,7 @@ class Cluster:
     def start(self, job: Job) -> str:
         """Start a run, once, and give its id.
 
-        Names of runs may repeat, so the description has a mark by which a run is known again whose answer got lost.
+        Names of runs may repeat, so the description has a mark that identifies the run if the answer got lost.
         """
         description = _marked(job.description)
 
@@ -193,7 +191,7 @@ class Cluster:
         return str(create(make, find).run_id)
 
     def run(self, run_id: str) -> RunStatus:
-        """How a run stands."""
+        """The state of a run."""
         return read_run(self._runs.run_service_get_run(run_id))
 
     def find_run(self, run: str) -> RunStatus:

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import CLUSTER, load_cluster
+from pipelines.options import ClusterOptions, SettingsOptions, expand
 from yolact_ops.commands.errors import ErrorGroup
-from yolact_ops.settings.presets import PARAMS, choose
 
 app = typer.Typer(
     cls=ErrorGroup,
@@ -24,20 +23,6 @@ app = typer.Typer(
 OUTPUT = Path("runs")
 """Where local runs keep their results."""
 
-ClusterFile = Annotated[
-    Path,
-    typer.Option(
-        "--cluster",
-        metavar="FILE",
-        help="Images, resources, secrets, volumes.",
-        show_default="pipelines/cluster.yaml of the project",
-    ),
-]
-ClusterChanges = Annotated[
-    list[str] | None,
-    typer.Option("-C", "--set-cluster", metavar="KEY=VALUE", help="Change a key of it, as tasks.train.gpus=0."),
-]
-
 
 @app.callback()
 def main() -> None:
@@ -45,17 +30,19 @@ def main() -> None:
 
 
 @app.command("compile")
+@expand
 def compile_command(
+    *,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Write to here; the project's own if none.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write to this folder; by default pipelines/compiled."),
     ] = None,
-    cluster: ClusterFile = CLUSTER,
-    changes: ClusterChanges = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Write the YAML files of all pipelines and components."""
     from pipelines.compiler import COMPILED, compile_all
 
-    for path in compile_all(load_cluster(cluster, changes or []), output or COMPILED):
+    for path in compile_all(cluster.load(), output or COMPILED):
         print(path)
 
 
@@ -67,34 +54,39 @@ class Runner(StrEnum):
 
 
 @app.command("run-local")
+@expand
 def run_local(
+    *,
     runner: Annotated[Runner, typer.Option(help="Tasks as processes, or in containers.")] = Runner.SUBPROCESS,
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Settings: of this preset; `yolact preset list` names them.")
-    ] = None,
-    params: Annotated[Path, typer.Option(metavar="FILE", help="Settings: this file.")] = PARAMS,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Change a setting, as in `dvc exp run -S`."),
-    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Keep the results here.")] = OUTPUT,
-    image: Annotated[str | None, typer.Option(help="With containers: their image; the cluster file's if none.")] = None,
+    image: Annotated[
+        str | None, typer.Option(help="With containers: their image; by default the cluster file's.")
+    ] = None,
     mount: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="With containers: a folder that they may read.")
     ] = None,
     gpus: Annotated[bool, typer.Option("--gpus", help="With containers: give them the machine's GPUs.")] = False,
-    resume_run: Annotated[str, typer.Option(metavar="ID", help="Go on with the training of a run that stopped.")] = "",
+    resume_pipeline_run: Annotated[
+        str, typer.Option(metavar="ID", help="Resume the training of a pipeline run that stopped.")
+    ] = "",
     cache: Annotated[bool, typer.Option(help="Take data steps from an earlier run where nothing changed.")] = True,
-    cluster: ClusterFile = CLUSTER,
+    settings: SettingsOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Run the pipeline `training` on this machine."""
     from pipelines.run_local import run_training
 
-    config = load_cluster(cluster)
+    config = cluster.load()
     containers = None
     if runner is Runner.DOCKER:
         from pipelines.local import Containers
 
         containers = Containers(image or config.image, tuple(mount or ()), gpus=gpus)
-    settings = choose(preset, params, overrides or [])
-    run_training(settings, config, output, containers=containers, resume_run=resume_run, cache=cache)
+    run_training(
+        settings.read(),
+        config,
+        output,
+        containers=containers,
+        resume_pipeline_run=resume_pipeline_run,
+        cache=cache,
+    )

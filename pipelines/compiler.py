@@ -1,10 +1,10 @@
-"""From Python to what a cluster takes: the pipelines and components as YAML files, the same bytes each time."""
+"""Compiles the pipelines and components to YAML; the same code gives the same bytes."""
 
 from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kfp import compiler
@@ -13,45 +13,48 @@ from kfp.dsl.base_component import BaseComponent
 from pipelines import batch_prediction, evaluation, training
 from pipelines.config import ClusterConfig
 from yolact.files import write_text_atomic
+from yolact_ops.lineage.code import ROOT, find_steps, installed_versions
 
-PIPELINES: dict[str, Callable[[ClusterConfig], BaseComponent]] = {
+PIPELINES: dict[str, Callable[[ClusterConfig, Mapping[str, str]], BaseComponent]] = {
     "training": training.build,
     "evaluation": evaluation.build,
     "batch_prediction": batch_prediction.build,
 }
-"""By name: what makes each for a cluster."""
-
-COMPONENTS = (
-    *("source", "ingest", "preprocess", "train", "evaluate", "register", "promote"),
-    *("fetch", "split", "predict", "merge"),
-)
-"""Folders of ``components`` with a ``component.py``, whose function has the folder's name."""
+"""Pipelines by name: the function that builds each for a cluster and the code versions of the steps."""
 
 COMPILED = Path(__file__).parent / "compiled"
-ROOT = Path(__file__).parents[1]
+"""Where `python -m pipelines compile` writes; not in git, since the files hold the code versions."""
 
 
-def pipeline_text(name: str, cluster: ClusterConfig) -> str:
-    """A pipeline as YAML: its specification, and after ``---`` what Kubernetes is to know of its tasks."""
-    return _compiled(PIPELINES[name](cluster))
+def pipeline_text(name: str, cluster: ClusterConfig, versions: Mapping[str, str] | None = None) -> str:
+    """A pipeline as YAML: its specification, and after ``---`` its settings for Kubernetes.
+
+    Args:
+        name: key of `PIPELINES`.
+        cluster: settings of the tasks.
+        versions: code version by step; those of the code here if None.
+    """
+    return _compiled(PIPELINES[name](cluster, installed_versions() if versions is None else versions))
 
 
 def component_text(name: str) -> str:
-    """A component as YAML, for ``kfp.components.load_component_from_url`` and others."""
+    """A step's component as YAML, for ``kfp.components.load_component_from_url`` and others."""
     return _compiled(getattr(importlib.import_module(f"components.{name}.component"), name))
 
 
 def compile_all(cluster: ClusterConfig, folder: Path) -> list[Path]:
-    """Write every pipeline into ``folder``, and its ``component.yaml`` into every component's folder.
+    """Write every pipeline and component as YAML.
 
-    Components lie in the checkout, and are the same for every cluster; they are written only where ``folder`` is the
-    project's own.
+    Pipelines go into ``folder``, components into ``folder/components``. If ``folder`` is `COMPILED`, each component
+    becomes the ``component.yaml`` in its step's folder instead, which is in git: it depends neither on the cluster nor
+    on code versions.
     """
-    texts = {folder / f"{name}.yaml": pipeline_text(name, cluster) for name in PIPELINES}
-    if folder.resolve() == COMPILED:
-        texts |= {ROOT / "components" / name / "component.yaml": component_text(name) for name in COMPONENTS}
-    else:
-        texts |= {folder / "components" / f"{name}.yaml": component_text(name) for name in COMPONENTS}
+    versions = installed_versions()
+    texts = {folder / f"{name}.yaml": pipeline_text(name, cluster, versions) for name in PIPELINES}
+    for step in find_steps():
+        in_checkout = folder.resolve() == COMPILED
+        path = ROOT / f"components/{step}/component.yaml" if in_checkout else folder / f"components/{step}.yaml"
+        texts[path] = component_text(step)
     for path, text in texts.items():
         write_text_atomic(path, text)
     return list(texts)

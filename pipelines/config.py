@@ -1,15 +1,16 @@
-"""Where and how tasks run on a cluster, typed and checked; ``cluster.yaml`` has the values and says what they mean."""
+"""Where and how tasks run on a cluster, typed and checked; ``cluster.yaml`` has the values and explains them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yolact.errors import SettingsError
+from yolact_ops.lineage.code import find_steps
 from yolact_ops.settings.overrides import merge, parse_override
 from yolact_ops.settings.yaml_text import plain, read_yaml
 
@@ -20,7 +21,7 @@ Cores = Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
 Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
 """Kubernetes' spelling: ``8Gi``."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-"""Of an object in Kubernetes (RFC 1123)."""
+"""Name of an object in Kubernetes (RFC 1123)."""
 Seconds = Annotated[int, Field(ge=1)]
 
 
@@ -79,8 +80,14 @@ class ClusterConfig(_Section):
     retry: RetryConfig
     checkpoints: CheckpointsConfig
     secrets: dict[str, SecretConfig]
+    task: TaskConfig
+    """What a task gets that is not in ``tasks``."""
     tasks: dict[str, TaskConfig]
-    """By component; the file's ``task`` is under those already."""
+    """By step, each with what the file leaves out filled in from ``task``."""
+
+    def for_step(self, step: str) -> TaskConfig:
+        """What the task of a step gets."""
+        return self.tasks.get(step, self.task)
 
     @model_validator(mode="after")
     def _secrets_are_there(self) -> ClusterConfig:
@@ -111,10 +118,10 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
         origin = f"-C {override}"
         merge(tree, parse_override(override, "-C"), origin)
     settings = plain(tree)
-    every = settings.pop("task", None)
-    tasks = settings.get("tasks")
+    every, tasks = settings.get("task"), settings.get("tasks")
     if not isinstance(every, Mapping) or not isinstance(tasks, Mapping):
         raise SettingsError(f"{path}: needs the sections task and tasks")
+    _check_steps(tasks, origin)
     settings["tasks"] = {name: {**every, **(task or {})} for name, task in tasks.items()}
     try:
         return ClusterConfig.model_validate(settings)
@@ -122,13 +129,22 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
         raise SettingsError("\n".join(f"{origin}: {_explain(detail)}" for detail in error.errors())) from error
 
 
+def _check_steps(tasks: Iterable[str], origin: str) -> None:
+    steps = find_steps()
+    for name in tasks:
+        if name not in steps:
+            close = difflib.get_close_matches(name, steps, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(steps)}"
+            raise SettingsError(f"{origin}: tasks.{name}: no such step; {hint}")
+
+
 def _fields(section: Sequence[str | int]) -> list[str]:
-    """Keys that a section of the file knows."""
+    """Keys that a section of the file may have."""
     models: dict[str, type[_Section]] = {
         "retry": RetryConfig,
         "checkpoints": CheckpointsConfig,
         "secrets": SecretConfig,
-        "tasks": Toleration if "tolerations" in section else TaskConfig,
+        **dict.fromkeys(("task", "tasks"), Toleration if "tolerations" in section else TaskConfig),
     }
     return list((models[str(section[0])] if section else ClusterConfig).model_fields)
 

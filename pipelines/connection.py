@@ -1,7 +1,7 @@
-"""Speaking to a Kubeflow Pipelines server: addresses, credentials, time-outs, retries, and errors that say what to do.
+"""Connection to a Kubeflow Pipelines server: addresses, credentials, time-outs, retries, clear errors.
 
 Requests are made by the SDK's generated client (``kfp_server_api``), not by ``kfp.Client`` around it. That one waits
-for an answer without limit, tries a refused health check for 25 seconds with a traceback in the log each time, keeps a
+for an answer without limit, retries a refused health check for 25 seconds and logs a traceback each time, keeps a
 namespace in a file in the home folder, cannot name a pipeline's first version, and drops the choice of caching when it
 runs an uploaded version.
 """
@@ -41,36 +41,36 @@ ANSWER_TIMEOUT = 60.0
 """Seconds until the server must have begun to answer."""
 
 RETRIES = 3
-"""How often a request is made again."""
+"""Repetitions of a failed request."""
 
 BACKOFF = 0.5
 """Seconds before the second repetition (the first comes at once); each later wait is twice as long."""
 
 BUSY = (429, 500, 502, 503, 504)
-"""HTTP states after which the same request may succeed."""
+"""HTTP status codes after which the same request may succeed."""
 
 SAFE_TO_REPEAT = (429, 500, 503)
-"""Those of `BUSY` that the server itself gives when it has done with a request. After the others, which a proxy gives
-when it waited in vain, the server may still be at work."""
+"""Those of `BUSY` that the server itself gives once it is done with a request. After the others, which a proxy gives
+when it timed out, the server may still be working."""
 
 MESSAGE_LENGTH = 600
-"""Most characters that are shown of a server's own message."""
+"""Characters of a server's own message that are shown at most."""
 
 IN_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""Where Kubernetes tells a pod its namespace."""
+"""Where a pod finds its namespace."""
 
 T = TypeVar("T")
 
 
 class ClusterError(YolactError, RuntimeError):
-    """The server cannot be reached, refuses, or has not what was asked for."""
+    """The server cannot be reached, refuses, or does not have what was asked for."""
 
     def __init__(self, message: str, *, status: int | None = None, may_be_done: bool = False) -> None:
         super().__init__(message)
         self.status = status
-        """The HTTP state of the answer; None when there was no answer."""
+        """HTTP status code of the answer; None when there was no answer."""
         self.may_be_done = may_be_done
-        """The server may have carried out the request all the same."""
+        """The server may have carried out the request anyway."""
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,15 @@ class Api(kfp_server_api.ApiClient):
 
 
 def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
-    """Make something on the server once, although an answer may get lost.
+    """Create something on the server exactly once, even if an answer gets lost.
 
-    A request that may have been carried out, or whose name is taken (409), is followed by a look whether the thing is
-    there. It is sent again only after an answer that says that nothing goes on any more (`SAFE_TO_REPEAT`); where the
-    answer is missing, the look is repeated, and then the error stands.
+    After a request that may have been carried out, or whose name is taken (409), the server is asked whether the thing
+    exists. The request is sent again only after an answer that says that the server has stopped working on it
+    (`SAFE_TO_REPEAT`); without an answer the server is asked several times, and then the error is raised.
 
     Args:
         make: sends the request.
-        find: looks for what it makes; None when it is not there.
+        find: looks for what it creates; None when it does not exist.
 
     Raises:
         ClusterError: refused, without an answer, or failed `RETRIES` times.
@@ -201,7 +201,7 @@ def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
     if failure.status in (409, *SAFE_TO_REPEAT):
         raise failure
     raise ClusterError(
-        f"{failure} It may have been made all the same, later than this looked: see the web interface before you try "
+        f"{failure} It may have been created anyway, after this last looked: check the web interface before you try "
         "again.",
         status=failure.status,
     ) from failure
@@ -260,12 +260,12 @@ def _server_message(error: ApiException) -> str:
 
 
 def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
-    """What to do about an HTTP state; empty where the server's own message has to do."""
+    """What to do about an HTTP status code; empty where the server's own message is all there is."""
     if 300 <= status < 400:
-        return f"It sends on to another page, mostly to a login page. {_how_to_get_a_token(connection)}"
+        return f"It redirects to another page, probably a login page. {_how_to_get_a_token(connection)}"
     if status == 401:
         given = connection.token or connection.token_file or connection.cookie
-        what = "The token or cookie is not valid, or no longer" if given else "It asks who you are"
+        what = "The token or cookie is invalid or has expired" if given else "It requires authentication"
         return f"{what}. {_how_to_get_a_token(connection)}"
     if status == 403:
         where = f"in namespace {connection.namespace}" if connection.namespace else "there"
@@ -281,7 +281,7 @@ def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
         )
     if status in BUSY:
         return (
-            "A fault of the server, or it is overloaded. Try again later; "
+            "The server has failed or is overloaded. Try again later; "
             "its log: `kubectl -n kubeflow logs deployment/ml-pipeline`"
         )
     return ""
@@ -304,7 +304,7 @@ def _explain_connection(connection: Connection, cause: Exception) -> str:
     if isinstance(cause, LocationValueError):
         return f"--host {connection.host}: not an address. It looks like https://HOST/pipeline. {forward}"
     if isinstance(cause, NameResolutionError):
-        return f"{url}: there is no host of this name. Check its spelling, and your VPN. {forward}"
+        return f"{url}: no such host. Check the spelling, and your VPN. {forward}"
     if isinstance(cause, SSLError):
         return _explain_tls(connection, str(cause))
     if isinstance(cause, NewConnectionError):
@@ -323,11 +323,11 @@ def _explain_tls(connection: Connection, said: str) -> str:
     url = connection.url
     lowered = said.lower()
     if "wrong_version_number" in lowered or "record layer" in lowered or "unknown_protocol" in lowered:
-        return f"{url}: does not speak TLS. Does the address begin with http:// in truth?"
+        return f"{url}: does not speak TLS. Did you mean http://?"
     if "hostname mismatch" in lowered or "not valid for" in lowered or "doesn't match" in lowered:
         return f"{url}: the server's certificate is for another host name. Use the name that is in the certificate."
     if "no certificate or crl found" in lowered.replace("_", " ") or "pem lib" in lowered:
-        return f"--ssl-ca-cert {connection.ca_cert}: has no certificate in PEM's form (-----BEGIN CERTIFICATE-----)."
+        return f"--ssl-ca-cert {connection.ca_cert}: has no certificate in PEM format (-----BEGIN CERTIFICATE-----)."
     if "has expired" in lowered:
         return f"{url}: the server's certificate has expired. Its administrator has to renew it."
     if "certificate verify failed" in lowered:

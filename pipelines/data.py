@@ -1,7 +1,8 @@
-"""The part that pipelines share: the data, named, brought and prepared."""
+"""The tasks that pipelines share: pin, fetch and prepare the data."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kfp.dsl import PipelineTask
@@ -16,7 +17,7 @@ from pipelines.placement import configure_task
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What later tasks take."""
+    """Outputs that later tasks take."""
 
     params: PipelineChannel
     """All settings, with the data's revision pinned."""
@@ -27,26 +28,28 @@ class PreparedData:
 
 def prepare_data(
     cluster: ClusterConfig,
+    versions: Mapping[str, str],
     params: PipelineChannel,
-    code_version: PipelineChannel,
     repository: PipelineChannel,
     path: PipelineChannel,
     revision: PipelineChannel,
 ) -> PreparedData:
     """Add the tasks `source`, `ingest` and `preprocess` to the pipeline that is being built."""
-    named = configure_task(
+    pinned = configure_task(
         source(
             params=params,
-            code_version=code_version,
+            code_version=versions["source"],
             data_repository=repository,
             data_path=path,
             data_revision=revision,
         ),
         cluster,
     )
-    settings, fingerprint = named.outputs["data_params"], named.outputs["fingerprint"]
-    brought = configure_task(ingest(data_params=settings, fingerprint=fingerprint, code_version=code_version), cluster)
-    prepared = configure_task(
-        preprocess(data_params=settings, code_version=code_version, raw=brought.outputs["raw"]), cluster
+    settings, fingerprint = pinned.outputs["data_params"], pinned.outputs["fingerprint"]
+    fetched = configure_task(
+        ingest(data_params=settings, fingerprint=fingerprint, code_version=versions["ingest"]), cluster
     )
-    return PreparedData(named.outputs["params"], prepared.outputs["processed"], prepared)
+    prepared = configure_task(
+        preprocess(data_params=settings, code_version=versions["preprocess"], raw=fetched.outputs["raw"]), cluster
+    )
+    return PreparedData(pinned.outputs["params"], prepared.outputs["processed"], prepared)

@@ -1,5 +1,7 @@
 """The pipeline `evaluation`: a registered model on a revision of the data."""
 
+from collections.abc import Mapping
+
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -10,13 +12,17 @@ from pipelines.data import prepare_data
 from pipelines.placement import configure_task
 
 
-def build(cluster: ClusterConfig) -> BaseComponent:
-    """The pipeline for a cluster."""
+def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
+    """The pipeline for a cluster.
+
+    Args:
+        cluster: resources, secrets and other settings of the tasks.
+        versions: code version by step (`yolact_ops.lineage.code`), a constant argument of each task.
+    """
 
     @dsl.pipeline(name="evaluation", description="YOLACT: a registered model on a revision of the data.")
     def evaluation(
         params: str,
-        code_version: str,
         model: str,
         data_repository: str = "",
         data_path: str = "",
@@ -26,19 +32,18 @@ def build(cluster: ClusterConfig) -> BaseComponent:
 
         Args:
             params: the whole of params.yaml, as YAML or JSON.
-            code_version: version of the code; another one runs cached tasks again.
             model: models:/NAME@ALIAS or models:/NAME/VERSION.
             data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
             data_path: path in it.
             data_revision: commit, tag or branch of it.
         """
-        data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
-        fetched = fetch(registered=model, code_version=code_version, params=data.params)
-        configure_task(fetched.after(data.last_task), cluster)  # an alias is read when the data is there
+        data = prepare_data(cluster, versions, params, data_repository, data_path, data_revision)
+        fetched = fetch(registered=model, code_version=versions["fetch"], params=data.params)
+        configure_task(fetched.after(data.last_task), cluster)  # an alias is resolved once the data is there
         configure_task(
             evaluate(
                 params=fetched.outputs["params"],
-                code_version=code_version,
+                code_version=versions["evaluate"],
                 processed=data.processed,
                 model=fetched.outputs["model"],
             ),

@@ -1,7 +1,7 @@
-"""Runs a pipeline on this machine with kfp's own local runners: its tasks as processes, or in containers of the image.
+"""Runs a pipeline on this machine with kfp's own local runners: tasks as processes, or in containers.
 
 kfp orders the tasks, passes artifacts, retries and caches. Three things are done here because kfp 2.17 does not: its
-output becomes readable (all of it is in a file), the folder of a run is told at the end, and a container is removed
+output becomes readable (all of it is in a file), the folder of a run is reported at the end, and a container is removed
 only after its exit code was read (`_run_container`).
 """
 
@@ -29,19 +29,20 @@ from kfp.local.config import LocalExecutionConfig
 from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
 from yolact.errors import SettingsError, YolactError
+from yolact_ops.lineage.code import installed_versions
 from yolact_ops.sources.access import PASSWORD_VARIABLE, USER_VARIABLE
 
 PAUSES = RetryConfig(pause=1, factor=2)
-"""Between the tries of a failed task here, where no cluster has to recover."""
+"""Between the attempts of a failed task here, where no cluster has to recover."""
 
 PASSED_ON = re.compile(rf"(AWS|MLFLOW|YOLACT)_.*|{USER_VARIABLE}|{PASSWORD_VARIABLE}|OMP_NUM_THREADS")
 """Names of the environment variables that containers get too."""
 
 LOCK = "lock"
-"""File in the folder of results that is locked while a run goes on."""
+"""File in the folder of results that is locked during a run."""
 
 SHARED_MEMORY = "2g"
-"""Of a container's /dev/shm, for loader processes."""
+"""Size of a container's /dev/shm, for loader processes."""
 
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)$")
@@ -54,7 +55,7 @@ _FAILED = re.compile(r"^\S+ failed: ")
 
 
 class LocalRunError(YolactError):
-    """A pipeline's run has failed; names the task, and says what it said."""
+    """A pipeline run has failed; names the task, with its message."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Containers:
 
     image: str
     mounts: tuple[Path, ...] = ()
-    """Folders that containers see at the same place, to read only."""
+    """Folders that containers see at the same place, read-only."""
     gpus: bool = False
 
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a pipeline left."""
+    """Results of a pipeline run."""
 
     folder: Path
     """One folder for each task, with its artifacts."""
@@ -85,11 +86,11 @@ def run_pipeline(
     containers: Containers | None = None,
     cache: bool = True,
 ) -> LocalRun:
-    """Run a pipeline and keep all that its tasks wrote.
+    """Run a pipeline and keep everything that its tasks wrote.
 
     Args:
         name: key of `PIPELINES`.
-        arguments: of the pipeline; ``checkpoints`` is set to a folder of ``output`` where the pipeline has it.
+        arguments: of the pipeline; ``checkpoints`` is set to a folder of ``output`` if the pipeline has it.
         cluster: retries and caching are taken from it; resources and secrets mean nothing here.
         output: gets a folder for the run, besides ``checkpoints`` and ``cache``.
         containers: None: tasks are processes.
@@ -106,8 +107,8 @@ def run_pipeline(
             return _run(name, arguments, cluster, output, containers, cache=cache)
     except Timeout:
         raise SettingsError(
-            f"{output}: another run goes on there, and they would mix up their files. Wait for its end, or keep this "
-            "one's results elsewhere: -o DIR"
+            f"{output}: another run is in progress there. Wait for it to end, or keep the results of this one "
+            "elsewhere: -o DIR"
         ) from None
 
 
@@ -121,7 +122,7 @@ def _run(
     cache: bool,
 ) -> LocalRun:
     here: dict[str, Any] = {"retry": PAUSES} | ({} if containers is None else {"image": containers.image})
-    pipeline = PIPELINES[name](cluster.model_copy(update=here))
+    pipeline = PIPELINES[name](cluster.model_copy(update=here), installed_versions())
     inputs = pipeline.pipeline_spec.root.input_definitions.parameters
     volume = output / "checkpoints"
     volume.mkdir(exist_ok=True)
@@ -154,15 +155,15 @@ def _run(
 
 def _explain(error: RuntimeError, progress: Progress, log: Path, volume: Path, before: set[Path]) -> str:
     message = "\n".join(progress.failure).strip() or _COLOUR.sub("", str(error))
-    text = f"{message}\nAll that the tasks said is in {log}."
+    text = f"{message}\nThe whole output of the tasks is in {log}."
     unfinished = [path.name for path in volume.iterdir() if path not in before and any(path.iterdir())]
     if unfinished:
-        text += f" Its training can be gone on with: --resume-run {unfinished[0]}"
+        text += f" To resume its training: --resume-pipeline-run {unfinished[0]}"
     return text
 
 
 class Progress(io.TextIOBase):
-    """What kfp prints, written to a file whole and shown to people in short.
+    """Output of kfp, written to a file whole and shown in a short human-readable form.
 
     Shown are the names of the tasks as they begin, and their own lines. ``failure`` holds the last message with which a
     task ended.

@@ -1,4 +1,4 @@
-"""Logs of a task's pods, from wherever they can be had.
+"""Logs of a task's pods, from whichever source has them.
 
 The v2beta1 API has none. The web interface's server gives them (also archived ones, where the installation keeps some),
 and so does an old path of the API server; failing both, Kubernetes itself, if this machine has access to it.
@@ -39,10 +39,10 @@ class Pod:
 
 
 def read_log(connection: Connection, pod: Pod) -> str:
-    """The log of a pod as far as it is written.
+    """The log of a pod, as far as written.
 
     Raises:
-        ClusterError: none of the ways leads to it; says why, and the command to try elsewhere.
+        ClusterError: no source has it; says why, and the command to try elsewhere.
     """
     ways: dict[str, Callable[[], str]] = {
         "web interface": lambda: _from_interface(connection, pod),
@@ -56,7 +56,7 @@ def read_log(connection: Connection, pod: Pod) -> str:
         except ClusterError as error:
             reasons.append(f"  {way}: {error}")
     raise ClusterError(
-        f"{pod.name}: no log to be had here. Pods are deleted some time after the run, and their logs with them, "
+        f"{pod.name}: no log is available here. Pods are deleted some time after the run, and their logs with them, "
         f"unless the installation archives them. Where kubectl reaches the cluster, try:\n  {pod.kubectl}\n"
         "What was tried:\n" + "\n".join(reasons)
     )

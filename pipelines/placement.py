@@ -1,4 +1,4 @@
-"""Puts a cluster's settings on the tasks of a pipeline."""
+"""Configures the tasks of a pipeline for a cluster."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from yolact_ops.lineage.lineage import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 SHARED_MEMORY = "/dev/shm"
 
 RUN_LABEL = "metadata.labels['pipeline/runid']"
-"""Where Kubeflow Pipelines writes the run's id on its pods; the lineage has it."""
+"""Where Kubeflow Pipelines writes the pipeline run's id on its pods; it goes into the lineage."""
 
 
 def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     """Give a task its image, resources, secrets, time limit, retries and cache setting.
 
     Args:
-        task: of a component whose function has the name of a key of ``tasks``.
+        task: of a component whose function has the name of its step.
         cluster: the settings.
     """
-    config = cluster.tasks[task.component_spec.name]
+    config = cluster.for_step(task.component_spec.name.replace("-", "_"))  # kfp's names have dashes
     task.set_container_image(cluster.image)
     task.set_caching_options(config.cache)
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
@@ -32,7 +32,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, RUN_LABEL)
     if config.retries:
         retry = cluster.retry
-        task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_tries(config, retry)}s")
+        task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_attempts(config, retry)}s")
     _set_resources(task, config, cluster.gpu)
     for key in config.secrets:
         secret = cluster.secrets[key]
@@ -47,11 +47,12 @@ def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTas
     return task
 
 
-def time_for_tries(config: TaskConfig, retry: RetryConfig) -> int:
-    """Seconds that all tries of a task may take together, with the pauses before each but the first.
+def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
+    """Seconds that all attempts of a task may take together, with the pauses before each but the first.
 
-    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That is no limit of a pause:
-    once so much time has passed since the first try began, Argo makes no other one. So it has to hold all of them.
+    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That does not limit
+    a pause: once so much time has passed since the first attempt began, Argo makes no further one. So it has to cover
+    all of them.
     """
     pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
     return (config.retries + 1) * config.time_limit + pauses

@@ -8,7 +8,6 @@ from pathlib import Path
 from pipelines.config import ClusterConfig
 from pipelines.local import Containers, LocalRun, run_pipeline
 from yolact_ops.commands.task import as_text
-from yolact_ops.lineage.code import code_version
 from yolact_ops.settings.params import Params
 from yolact_ops.sources.data_source import find_source
 from yolact_ops.sources.dvc_path import DvcPath
@@ -21,7 +20,7 @@ def run_training(
     output: Path,
     *,
     containers: Containers | None,
-    resume_run: str = "",
+    resume_pipeline_run: str = "",
     cache: bool = True,
 ) -> LocalRun:
     """Run the pipeline `training` and print where its results are.
@@ -31,7 +30,7 @@ def run_training(
         cluster, cache: see `run_pipeline`.
         output: gets the results.
         containers: None: tasks are processes. The folder that ``data.source`` names can be read by containers.
-        resume_run: name of a folder of ``output/checkpoints``; empty: none.
+        resume_pipeline_run: name of a folder of ``output/checkpoints``; empty: none.
 
     Raises:
         LocalRunError: a task has failed.
@@ -40,7 +39,7 @@ def run_training(
     """
     if containers is not None:
         containers = Containers(containers.image, (*containers.mounts, *_source_folders(params)), containers.gpus)
-    arguments = {"params": as_text(params), "code_version": code_version(), "resume_run": resume_run}
+    arguments = {"params": as_text(params), "resume_pipeline_run": resume_pipeline_run}
     done = run_pipeline("training", arguments, cluster, output, containers=containers, cache=cache)
     _tell(done)
     return done

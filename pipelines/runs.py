@@ -1,4 +1,4 @@
-"""How a run and its tasks stand, read from the API's answer.
+"""State of a run and its tasks, read from the API's answer.
 
 The API lists the nodes of the Argo workflow behind a run. Each task of the pipeline is a node of its own name; beside
 it are ``NAME-driver``, which prepares it, and below it ``executor``, whose pod does the work (``executor(0)``,
@@ -23,11 +23,11 @@ _DRIVER = "-driver"
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """How a task stands."""
+    """State of a task."""
 
     name: str
     node: str
-    """Of the workflow; tells tasks of one name apart."""
+    """Node of the workflow; distinguishes tasks of one name."""
     state: str
     """A value of the API's ``v2beta1RuntimeState``."""
     started: datetime | None
@@ -37,12 +37,12 @@ class TaskStatus:
     pods: tuple[str, ...]
     """Pods that did the work, the last attempt last; empty before the first one."""
     message: str
-    """What went wrong; the API seldom says it, the pod's log does."""
+    """Error; the API rarely has it, the pod's log does."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run stands."""
+    """State of a run."""
 
     run_id: str
     name: str
@@ -133,7 +133,7 @@ def _executors(node: Any, by_hash: dict[str, Any]) -> Iterator[Any]:
 
 
 def _hash(node_id: str) -> str:
-    """What Argo's names of a node and of its pod have in common: the digits at the end."""
+    """The digits at the end, which Argo's names of a node and of its pod have in common."""
     return node_id.rpartition("-")[2]
 
 

@@ -1,4 +1,4 @@
-"""A compiled pipeline: its parameters, its tasks, its content hash, and the name that its version gets on a server."""
+"""A compiled pipeline: its parameters, its tasks, its code versions, and its content hash."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from yolact.errors import SettingsError, YolactError
 
-COMMIT_LENGTH = 12
-"""Hexadecimal digits of a commit in a version's name."""
+HASH_LENGTH = 12
+"""Hexadecimal digits of the content hash in a version's name."""
 
-HASH_LENGTH = 8
-"""Hexadecimal digits of a content hash in a version's name."""
+CODE_PARAMETER = "code_version"
+"""Parameter of a task that takes the version of its code."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -34,12 +34,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 class PipelineError(YolactError, ValueError):
-    """A pipeline is not there, is no compiled pipeline, or does not take what it is given; names the file."""
+    """A pipeline is missing, is not a compiled one, or does not take the given arguments; names the file."""
 
 
 @dataclass(frozen=True)
 class CompiledPipeline:
-    """What the compiler wrote: the pipeline and, where it has settings for Kubernetes, those."""
+    """What the compiler wrote: the pipeline, and its settings for Kubernetes if it has any."""
 
     spec: dict[str, Any]
     """``PipelineSpec`` of the pipeline specification, as JSON."""
@@ -64,8 +64,26 @@ class CompiledPipeline:
         text = json.dumps([self.spec, self.platforms], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def version_name(self) -> str:
+        """Name of this pipeline's version on a server: from the content, so an unchanged pipeline keeps its version."""
+        return self.content_hash[:HASH_LENGTH]
+
+    def code_versions(self) -> dict[str, dict[str, str]]:
+        """By container image: the code versions that its tasks were compiled for, by step."""
+        found: dict[str, dict[str, str]] = {}
+        for task in _tasks(self.spec):
+            argument = task.get("inputs", {}).get("parameters", {}).get(CODE_PARAMETER, {})
+            version = argument.get("runtimeValue", {}).get("constant")
+            if version is not None:
+                label = self.spec["components"][task["componentRef"]["name"]]["executorLabel"]
+                container = self.spec["deploymentSpec"]["executors"][label]["container"]
+                step = container["args"][container["args"].index("--function_to_execute") + 1]
+                found.setdefault(container["image"], {})[step] = version
+        return found
+
     def to_yaml(self) -> str:
-        """The text that a server takes: the pipeline, and what it has for Kubernetes as a second document."""
+        """The text that a server takes: the pipeline, and its settings for Kubernetes as a second document."""
         documents = [self.spec, *([self.platforms] if self.platforms else [])]
         return yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True)
 
@@ -158,20 +176,6 @@ def parse_compiled(text: str, origin: str) -> CompiledPipeline:
             "`python -m pipelines compile` writes one"
         ) from error
     return CompiledPipeline(spec, platforms, origin)
-
-
-def version_names(pipeline: CompiledPipeline, commit: str | None, *, dirty: bool) -> list[str]:
-    """Names that the pipeline's version may have on a server, in order of preference.
-
-    The commit's first `COMMIT_LENGTH` digits. Code that is not committed cannot be told by a commit, so its version has
-    the content's hash besides; so has one whose commit's name is taken by other content (compiled with other
-    resources, say). Without git there is only the hash.
-    """
-    content = pipeline.content_hash[:HASH_LENGTH]
-    if commit is None:
-        return [f"content-{content}"]
-    short = commit[:COMMIT_LENGTH]
-    return [f"{short}-dirty-{content}"] if dirty else [short, f"{short}-{content}"]
 
 
 def parse_arguments(texts: Sequence[str], pipeline: CompiledPipeline) -> dict[str, Any]:

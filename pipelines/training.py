@@ -1,4 +1,6 @@
-"""The pipeline `training`: the five steps, and the gate."""
+"""The pipeline `training`: from the data to a registered model, and the promotion gate."""
+
+from collections.abc import Mapping
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -12,52 +14,56 @@ from pipelines.data import prepare_data
 from pipelines.placement import configure_task, mount_checkpoints
 
 
-def build(cluster: ClusterConfig) -> BaseComponent:
-    """The pipeline for a cluster."""
+def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
+    """The pipeline for a cluster.
+
+    Args:
+        cluster: resources, secrets and other settings of the tasks.
+        versions: code version by step (`yolact_ops.lineage.code`), a constant argument of each task.
+    """
     volume = cluster.checkpoints.mount if cluster.checkpoints.claim else ""
 
     @dsl.pipeline(
         name="training",
-        description="YOLACT: from images to a registered model, and to the champion if the gate lets it.",
+        description="YOLACT: from images to a registered model, and to the champion if the gate allows it.",
     )
     def training(
         params: str,
-        code_version: str,
         data_repository: str = "",
         data_path: str = "",
         data_revision: str = "",
         checkpoints: str = volume,
-        resume_run: str = "",
+        resume_pipeline_run: str = "",
     ) -> None:
         """From images to a registered model.
 
         Args:
             params: the whole of params.yaml, as YAML or JSON.
-            code_version: version of the code; another one runs cached tasks again.
             data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
             data_path: path in it.
             data_revision: commit, tag or branch of it.
-            checkpoints: where checkpoints lie in the task's container.
-            resume_run: id of an earlier run of this pipeline whose training to go on with.
+            checkpoints: where the volume for checkpoints is mounted in the task's container.
+            resume_pipeline_run: id of an earlier run of this pipeline whose training to resume.
         """
-        data = prepare_data(cluster, params, code_version, data_repository, data_path, data_revision)
+        data = prepare_data(cluster, versions, params, data_repository, data_path, data_revision)
         trained = train(
             params=data.params,
-            code_version=code_version,
+            code_version=versions["train"],
             processed=data.processed,
             checkpoints=checkpoints,
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
-            resume_run=resume_run,
+            pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            resume_pipeline_run=resume_pipeline_run,
         )
         mount_checkpoints(configure_task(trained, cluster), cluster)
         model = trained.outputs["model"]
         evaluated = configure_task(
-            evaluate(params=data.params, code_version=code_version, processed=data.processed, model=model), cluster
+            evaluate(params=data.params, code_version=versions["evaluate"], processed=data.processed, model=model),
+            cluster,
         )
         registered = configure_task(
             register(
                 params=data.params,
-                code_version=code_version,
+                code_version=versions["register"],
                 processed=data.processed,
                 model=model,
                 evaluation=evaluated.outputs["evaluation"],
@@ -67,7 +73,7 @@ def build(cluster: ClusterConfig) -> BaseComponent:
         configure_task(
             promote(
                 params=data.params,
-                code_version=code_version,
+                code_version=versions["promote"],
                 processed=data.processed,
                 registration=registered.outputs["registration"],
             ),

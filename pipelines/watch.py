@@ -1,4 +1,4 @@
-"""Waiting for a run, and telling how it goes on."""
+"""Waits for a run and reports the changes of its tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipelines.runs import RunStatus, TaskStatus
 from yolact.errors import YolactError
 
 INTERVAL = 10.0
-"""Seconds between two looks."""
+"""Seconds between two requests for the state."""
 
 PATIENCE = 900.0
-"""Seconds that a server may be out of reach while a run is waited for."""
+"""Seconds that a server may be unavailable while a run is waited for."""
 
 LOG_LINES = 20
 """Lines of a failed task's log that are shown."""
@@ -27,13 +27,13 @@ class RunFailedError(YolactError, RuntimeError):
     exit_code = 3
 
 
-def wait(cluster: Cluster, run_id: str, say: Callable[[str], None]) -> RunStatus:
-    """Look at a run until it is over, and say each change of a task's state.
+def wait(cluster: Cluster, run_id: str, report: Callable[[str], None]) -> RunStatus:
+    """Poll a run until it is over, and report each change of a task's state.
 
-    A server out of reach is waited for, `PATIENCE` seconds long.
+    The server may be unavailable for `PATIENCE` seconds.
 
     Raises:
-        ClusterError: the server refuses, or stays away; the run goes on without us.
+        ClusterError: the server refuses, or stays unavailable; the run continues.
     """
     seen: dict[str, str] = {}
     last_answer = time.monotonic()
@@ -44,17 +44,17 @@ def wait(cluster: Cluster, run_id: str, say: Callable[[str], None]) -> RunStatus
             away = error.status is None or error.status in BUSY
             if not away or time.monotonic() - last_answer > PATIENCE:
                 raise ClusterError(
-                    f"{error} The run goes on; look again with `python -m pipelines status {run_id}`.",
+                    f"{error} The run continues; look again with `python -m pipelines status {run_id}`.",
                     status=error.status,
                 ) from error
-            say("the server does not answer; trying again")
+            report("the server does not answer; trying again")
         else:
             last_answer = time.monotonic()
             for task in run.tasks:
                 state = describe_state(task)
                 if seen.get(task.node) != state:
                     seen[task.node] = state
-                    say(f"{task.name}: {state}")
+                    report(f"{task.name}: {state}")
             if run.is_over:
                 return run
         time.sleep(INTERVAL)

@@ -140,15 +140,15 @@ def test_what_the_readme_runs_fits_the_size_of_cluster_that_it_asks_for(
     memory = float(size[1]) * 1e9 - KUBEFLOW_BYTES - mlflow_bytes
     assert 2 * serving_cores <= cores  # while one is replaced
     assert 2 * serving_bytes <= memory
-    tasks = load_cluster(overrides=re.findall(r"^  -C '(.+?)'", page, flags=re.MULTILINE)).tasks
-    text = (repository / "pipelines" / "compiled" / "training.yaml").read_text(encoding="utf-8")
+    cluster = load_cluster(overrides=re.findall(r"^  -C '(.+?)'", page, flags=re.MULTILINE))
+    text = (repository / "tests" / "pipelines" / "golden" / "training.yaml").read_text(encoding="utf-8")
     names = next(yaml.safe_load_all(text))["root"]["dag"]["tasks"]
     assert {"train", "promote"} <= names.keys()
     for name in names:
-        assert cores_of(tasks[name].cpu) <= cores - serving_cores, name
-        assert bytes_of(tasks[name].memory) <= memory - serving_bytes, name
-        assert bytes_of(tasks[name].memory_limit) <= memory, name
-        assert tasks[name].gpus == 0, name
+        assert cores_of(cluster.for_step(name).cpu) <= cores - serving_cores, name
+        assert bytes_of(cluster.for_step(name).memory) <= memory - serving_bytes, name
+        assert bytes_of(cluster.for_step(name).memory_limit) <= memory, name
+        assert cluster.for_step(name).gpus == 0, name
 
 
 @pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])

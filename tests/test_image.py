@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from components.register.candidate import BASE
+from pipelines.image import LABEL
+from yolact_ops.lineage.code import code_versions, versions_to_text
 
 
 def ignored(patterns: list[str], path: str) -> bool:
@@ -144,6 +146,18 @@ def test_the_commit_looks_at_every_file_that_reaches_the_build(repository: Path,
     reaching = [path for path in git(repository, "ls-files").splitlines() if not ignored(patterns, path)]
     assert len(reaching) > 100
     assert [path for path in reaching if not any(f"{path}/".startswith(f"{name}/") for name in listed.split())] == []
+
+
+def test_make_passes_the_code_versions_which_the_build_records_and_labels(repository: Path) -> None:
+    command = ["make", "image", "DOCKER=echo", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    [build] = [line for line in done.stdout.splitlines() if line.startswith("build ")]
+    versions = versions_to_text(code_versions(repository))
+    assert f"--build-arg CODE_VERSIONS={versions} --tag" in build
+    recipe = (repository / "Dockerfile").read_text(encoding="utf-8")
+    assert recipe.count("ARG CODE_VERSIONS=\n") == 2
+    assert '--record --lock /src/requirements.lock --expect "${CODE_VERSIONS}"' in recipe
+    assert f'{LABEL}="${{CODE_VERSIONS}}"' in recipe
 
 
 def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:

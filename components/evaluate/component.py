@@ -17,11 +17,11 @@ def evaluate(
     report: Output[HTML],
     summary: Output[Markdown],
 ) -> None:
-    """COCO metrics and the paper's AP70 on the validation split, and a picture gallery.
+    """COCO metrics and the paper's AP70 on the validation split, and a gallery.
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: version of the code; another one is another task for the caches.
+        code_version: of this step; part of the cache key, and checked against the image.
         processed: what preprocess wrote.
         model: what train wrote.
         evaluation: eval.json; report/ with detections in the COCO results format, tables, gallery; plots/.
@@ -31,10 +31,11 @@ def evaluate(
     """
     from pathlib import Path
 
-    from components.evaluate import step
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("evaluate", code_version):
+    with kubeflow.task("evaluate", code_version, needs_mlflow=True):
+        from components.evaluate import display, step
+
         folder = Path(evaluation.path)
         step.run(
             kubeflow.settings(params),
@@ -45,5 +46,5 @@ def evaluate(
             plots_dir=folder / "plots",
             needs_store=True,
         )
-        kubeflow.describe_evaluation(evaluation, metrics, summary)
+        display.describe(evaluation, metrics, summary)
         kubeflow.show_page(report, folder / "report")

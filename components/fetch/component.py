@@ -15,23 +15,24 @@ def fetch(
     model: Output[Model],
     params: str = "",
 ) -> NamedTuple("Outputs", [("params", str), ("version", str)]):  # type: ignore[valid-type]
-    """Bring a registered model.
+    """Fetch a registered model.
 
     Args:
         registered: models:/NAME@ALIAS or models:/NAME/VERSION.
-        code_version: version of the code; another one is another task for the caches.
+        code_version: of this step; part of the cache key, and checked against the image.
         model: model.safetensors, model.json, detect.json, version.json.
-        params: the whole of params.yaml, if the model is to be evaluated: opens an MLflow run for that.
+        params: the whole of params.yaml, if the model will be evaluated: opens an MLflow run for that.
 
     Returns:
-        The settings with the model's own settings of detection, and the version's address.
+        The settings with the model's own detection settings, and the version's URI.
     """
     from pathlib import Path
 
-    from components.fetch import step
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("fetch", code_version):
+    with kubeflow.task("fetch", code_version, needs_mlflow=True):
+        from components.fetch import step
+
         folder = Path(model.path)
         version = step.run(model=registered, model_dir=folder)
         model.metadata |= {"framework": "pytorch", "registered": version}

@@ -19,24 +19,25 @@ def merge(
     summary: Output[Markdown],
     destination: str = "",
 ) -> None:
-    """Put the shards' results together, in COCO's formats.
+    """Merge the shards' results, in COCO's formats.
 
     Args:
-        code_version: version of the code; another one is another task for the caches.
-        model: what fetch brought.
+        code_version: of this step; part of the cache key, and checked against the image.
+        model: what fetch wrote.
         plan: what split wrote.
         results: what the predict tasks wrote.
-        predictions: detections.json (COCO results), images.json (what the ids stand for), problems.json.
+        predictions: detections.json (COCO results), images.json (what the ids mean), problems.json.
         metrics: counts of images, objects and images that cannot be read.
         summary: objects by class.
         destination: s3://bucket/folder that gets these files too; empty for none.
     """
     from pathlib import Path
 
-    from components.merge import step
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("merge", code_version):
+        from components.merge import display, step
+
         totals = step.run(
             model_dir=Path(model.path),
             plan_path=Path(plan.path),
@@ -44,4 +45,4 @@ def merge(
             output_dir=Path(predictions.path),
             destination=destination,
         )
-        kubeflow.describe_predictions(totals, metrics, summary)
+        display.describe(totals, metrics, summary)

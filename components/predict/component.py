@@ -16,23 +16,24 @@ def predict(
     device: str = "auto",
     batch_size: int = 8,
 ) -> None:
-    """Find the objects of one shard's images.
+    """Detect the objects in one shard's images.
 
     Args:
         shard: its number, as text.
-        code_version: version of the code; another one is another task for the caches.
-        model: what fetch brought.
+        code_version: of this step; part of the cache key, and checked against the image.
+        model: what fetch wrote.
         plan: what split wrote.
         result: images, rows of the COCO results format, and images that cannot be read.
         device: auto, cpu, cuda, or mps.
-        batch_size: images that pass the network at once.
+        batch_size: images per forward pass.
     """
     from pathlib import Path
 
-    from components.predict import step
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("predict", code_version):
+        from components.predict import step
+
         found = step.run(
             model_dir=Path(model.path),
             plan_path=Path(plan.path),

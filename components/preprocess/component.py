@@ -14,23 +14,24 @@ def preprocess(
     processed: Output[Dataset],
     report: Output[HTML],
 ) -> None:
-    """Turn images of any layout into COCO instances, name every problem found, and report.
+    """Convert a data set of any format to COCO instances, list every problem found, and report.
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.
-        code_version: version of the code; another one is another task for the caches.
-        raw: what ingest brought.
+        code_version: of this step; part of the cache key, and checked against the image.
+        raw: what ingest wrote.
         processed: images/, train.json, val.json and stats.json.
         report: counts, sizes, a gallery, problems.
     """
     from pathlib import Path
 
-    from components.preprocess import step
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("preprocess", code_version):
+        from components.preprocess import display, step
+
         pages = Path(report.path).with_name("report_files")
         params = kubeflow.data_settings(data_params)
         step.run(params, raw_dir=Path(raw.path), processed_dir=Path(processed.path), report_dir=pages)
-        kubeflow.describe_data(processed)
+        display.describe(processed)
         kubeflow.show_page(report, pages)

@@ -15,27 +15,28 @@ def promote(
     promotion: Output[Artifact],
     summary: Output[Markdown],
 ) -> str:
-    """Make the version that was just registered the champion, if the gate lets it.
+    """Make the version that was just registered the champion, if the gate allows it.
 
     A refusal is a result, not a failure, unless promote.fail_on_refusal says otherwise.
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: version of the code; another one is another task for the caches.
+        code_version: of this step; part of the cache key, and checked against the image.
         processed: what preprocess wrote.
         registration: what register wrote.
         promotion: what was decided and why, as JSON.
-        summary: the same for people.
+        summary: the same, human-readable.
 
     Returns:
         promoted, refused or unchanged.
     """
     from pathlib import Path
 
-    from components.promote import step
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("promote", code_version):
+    with kubeflow.task("promote", code_version, needs_mlflow=True):
+        from components.promote import step
+
         outcome = step.run(
             kubeflow.settings(params),
             registration_path=Path(registration.path),

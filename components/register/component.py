@@ -20,7 +20,7 @@ def register(
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: version of the code; another one is another task for the caches.
+        code_version: of this step; part of the cache key, and checked against the image.
         processed: what preprocess wrote.
         model: what train wrote.
         evaluation: what evaluate wrote.
@@ -28,15 +28,16 @@ def register(
         summary: the same as a table.
 
     Returns:
-        The version's address, as models:/yolact/3.
+        The version's URI, as models:/yolact/3.
     """
     import json
     from pathlib import Path
 
-    from components.register import step
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("register", code_version):
+    with kubeflow.task("register", code_version, needs_mlflow=True):
+        from components.register import display, step
+
         step.run(
             kubeflow.settings(params),
             model_dir=Path(model.path),
@@ -44,5 +45,5 @@ def register(
             metrics_path=Path(evaluation.path) / "eval.json",
             report_path=Path(registration.path),
         )
-        kubeflow.describe_record(registration, summary, "Registered model")
+        display.describe(registration, summary)
         return str(json.loads(Path(registration.path).read_text())["model_uri"])

@@ -15,11 +15,11 @@ def source(
     data_path: str = "",
     data_revision: str = "",
 ) -> NamedTuple("Outputs", [("params", str), ("data_params", str), ("fingerprint", str)]):  # type: ignore[valid-type]
-    """Name the data's revision, and check the settings before anything is fetched.
+    """Pin the data's revision, and check the settings before anything is fetched.
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: version of the code; another one is another task for the caches.
+        code_version: of this step; part of the cache key, and checked against the image.
         data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
         data_path: path in it.
         data_revision: commit, tag or branch of it.
@@ -27,11 +27,12 @@ def source(
     Returns:
         The settings with the revision pinned, all and those of the data, and a fingerprint of the data.
     """
-    from components.source import step
     from yolact_ops.commands import task as kubeflow
-    from yolact_ops.settings.params import DataParams
 
     with kubeflow.task("source", code_version):
+        from components.source import step
+        from yolact_ops.settings.params import DataParams
+
         found = step.run(kubeflow.settings(params), repository=data_repository, path=data_path, revision=data_revision)
         data = DataParams(data=found.params.data)
         return kubeflow.as_text(found.params), kubeflow.as_text(data), found.fingerprint

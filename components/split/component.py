@@ -8,12 +8,12 @@ from yolact_ops.commands.task import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def split(images: str, shards: int, code_version: str, plan: Output[Artifact]) -> list[str]:
-    """List the images of a folder in S3 and deal them out in shards.
+    """List the images of a folder in S3 and divide them into shards.
 
     Args:
         images: s3://bucket/folder.
-        shards: how many; fewer where there are fewer images.
-        code_version: version of the code; another one is another task for the caches.
+        shards: number of shards; fewer where there are fewer images.
+        code_version: of this step; part of the cache key, and checked against the image.
         plan: the images' keys, sizes, ETags and ids, by shard.
 
     Returns:
@@ -21,10 +21,11 @@ def split(images: str, shards: int, code_version: str, plan: Output[Artifact]) -
     """
     from pathlib import Path
 
-    from components.split import step
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("split", code_version):
+        from components.split import step
+
         numbers = step.run(images=images, shards=shards, plan_path=Path(plan.path))
         plan.metadata |= {"images": images, "shards": len(numbers)}
         return numbers

@@ -12,7 +12,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipelines.image import LABEL
 from tests.containers.conftest import Docker
+from yolact_ops.lineage.code import code_versions, versions_from_text
 
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 """As a careful cluster runs it."""
@@ -47,6 +49,15 @@ def test_labels_say_which_version_and_which_commit(facts: dict[str, Any], reposi
     assert labels["title"] == project["name"]
     assert labels["version"] == project["version"]
     assert labels["revision"].removesuffix("-dirty") == commit
+
+
+def test_image_records_the_versions_of_the_checkouts_code(
+    facts: dict[str, Any], docker: Docker, image: str, repository: Path
+) -> None:
+    versions = code_versions(repository)
+    assert versions_from_text(facts["Labels"][LABEL]) == versions
+    program = "from yolact_ops.lineage.code import *; print((ROOT / RECORD).read_text())"
+    assert json.loads(docker("run", "--rm", "--network", "none", image, "python", "-c", program)) == versions
 
 
 def test_environment_has_no_more_than_what_is_meant(facts: dict[str, Any], docker: Docker) -> None:

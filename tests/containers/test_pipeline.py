@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.containers.conftest import Docker
 from tests.containers.test_image import LOCKED
@@ -32,7 +33,6 @@ SETTINGS = ("-S", "train.epochs=4", "-S", "runtime.device=cpu")
 """More epochs than the preset `smoke` has, so that there is a middle."""
 RUN_TIMEOUT = 600
 """Seconds for a run of the pipeline; a quiet machine of two cores takes about a fifth."""
-STEPS = ("ingest", "preprocess", "train", "evaluate", "register")
 
 
 @dataclass
@@ -185,14 +185,15 @@ def test_metrics_and_weights_are_the_same_to_the_last_digit(as_processes: Path, 
 
 
 def test_every_step_runs_without_rights_on_a_read_only_file_system(
-    workshop: Workshop, tmp_path: Path, image: str, docker: Docker
+    workshop: Workshop, tmp_path: Path, image: str, docker: Docker, repository: Path
 ) -> None:
     workshop.run(sys.executable, "-m", "yolact_cli.main", "preset", "use", "smoke")
     shutil.copy(workshop.root / "params.yaml", tmp_path)
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents[:2]:  # pytest's folders are its user's alone
         parent.chmod(0o755)
-    steps = " && ".join(f"python -m components.{name}.step" for name in STEPS)
+    stages = yaml.safe_load((repository / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    steps = " && ".join(f"python -m components.{name}.step" for name in stages if name != "source")
     tracking = f"MLFLOW_TRACKING_URI={workshop.environment['MLFLOW_TRACKING_URI']}"
     variables = ("--env", "OMP_NUM_THREADS=1", "--env", tracking)
     mounts = ("--volume", f"{tmp_path}:/workspace", "--network", "host")

@@ -1,4 +1,4 @@
-"""What a cluster is given: the committed YAML is the code's, kfp reads it, and Kubernetes is told what it must know."""
+"""Compiled pipelines and components: the files in git are current, kfp loads them, Kubernetes gets its settings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import pytest
 import yaml
 from kfp import components
 
-from pipelines.compiler import COMPILED, COMPONENTS, PIPELINES, component_text, pipeline_text
+from pipelines.compiler import PIPELINES, component_text, pipeline_text
 from pipelines.config import load_cluster
+from tests.pipelines.write_golden import GOLDEN, VERSIONS
 from yolact.errors import SettingsError
+from yolact_ops.lineage.code import code_versions, find_steps
+
+STEPS = find_steps()
 
 TASKS = {
     "training": {"source", "ingest", "preprocess", "train", "evaluate", "register", "promote"},
@@ -46,41 +50,51 @@ def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def committed() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    return {name: documents((COMPILED / f"{name}.yaml").read_text(encoding="utf-8")) for name in PIPELINES}
-
-
-ADVICE = "is stale: run `python -m pipelines compile` and commit what it writes"
+    return {name: documents((GOLDEN / f"{name}.yaml").read_text(encoding="utf-8")) for name in PIPELINES}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_committed_pipeline_is_what_the_code_compiles_to(name: str) -> None:
-    path = COMPILED / f"{name}.yaml"
-    assert pipeline_text(name, load_cluster()) == path.read_text(encoding="utf-8"), f"{path} {ADVICE}"
+def test_the_golden_pipeline_is_what_the_code_compiles_to(name: str) -> None:
+    path = GOLDEN / f"{name}.yaml"
+    advice = f"{path} is stale: run `python -m tests.pipelines.write_golden` and commit what it writes"
+    assert pipeline_text(name, load_cluster(), VERSIONS) == path.read_text(encoding="utf-8"), advice
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", STEPS)
 def test_the_committed_component_is_what_the_code_compiles_to(name: str, repository: Path) -> None:
     path = repository / "components" / name / "component.yaml"
-    assert component_text(name) == path.read_text(encoding="utf-8"), f"{path} {ADVICE}"
+    advice = f"{path} is stale: run `python -m pipelines compile` and commit what it writes"
+    assert component_text(name) == path.read_text(encoding="utf-8"), advice
 
 
 def test_nothing_else_is_committed_as_compiled(repository: Path) -> None:
-    assert {path.stem for path in COMPILED.glob("*")} == set(PIPELINES) == set(TASKS)
-    folders = {path.parent.name for path in (repository / "components").glob("*/component.py")}
-    assert folders == {path.parent.name for path in (repository / "components").glob("*/component.yaml")}
-    assert folders == set(COMPONENTS)
+    assert {path.stem for path in GOLDEN.glob("*")} == set(PIPELINES) == set(TASKS)
+    assert {path.parent.name for path in (repository / "components").glob("*/component.yaml")} == set(STEPS)
 
 
-def test_another_process_compiles_the_same_bytes(tmp_path: Path) -> None:
+def test_another_process_compiles_the_same_bytes_with_the_code_version_of_each_task(
+    repository: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "pipelines", "compile", "-o", str(tmp_path)]
-    subprocess.run(command, cwd=COMPILED.parents[1], check=True, capture_output=True)
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    versions = code_versions(repository)
     for name in PIPELINES:
-        assert (tmp_path / f"{name}.yaml").read_bytes() == (COMPILED / f"{name}.yaml").read_bytes()
-    for name in COMPONENTS:
+        text = (tmp_path / f"{name}.yaml").read_text()
+        golden = (GOLDEN / f"{name}.yaml").read_text()
+        for step in TASKS[name]:
+            assert golden.count(VERSIONS[step]) == 1
+            golden = golden.replace(VERSIONS[step], versions[step])
+        assert yaml_documents(text) == yaml_documents(golden)
+        assert text == pipeline_text(name, load_cluster())
+    for name in STEPS:
         assert (tmp_path / "components" / f"{name}.yaml").read_text() == component_text(name)
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+def yaml_documents(text: str) -> list[Any]:
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_kfp_loads_a_single_component(name: str, repository: Path) -> None:
     loaded = components.load_component_from_file(str(repository / "components" / name / "component.yaml"))
     assert loaded.name == name
@@ -92,10 +106,10 @@ def test_kfp_loads_a_single_component(name: str, repository: Path) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_kfp_loads_the_pipelines(name: str) -> None:
-    loaded = components.load_component_from_file(str(COMPILED / f"{name}.yaml"))
-    assert set(tasks(documents((COMPILED / f"{name}.yaml").read_text())[0])) == TASKS[name]
+    loaded = components.load_component_from_file(str(GOLDEN / f"{name}.yaml"))
+    assert set(tasks(documents((GOLDEN / f"{name}.yaml").read_text())[0])) == TASKS[name]
     assert loaded.name == name.replace("_", "-")
-    inputs = documents((COMPILED / f"{name}.yaml").read_text())[0]["root"]["inputDefinitions"]["parameters"]
+    inputs = documents((GOLDEN / f"{name}.yaml").read_text())[0]["root"]["inputDefinitions"]["parameters"]
     assert all(entry["description"] for entry in inputs.values())
 
 
@@ -110,7 +124,7 @@ def test_every_task_has_the_image_a_time_limit_and_no_package_to_install(committ
             assert container["image"] == cluster.image
             assert not any("pip install" in part for part in container["command"])
             assert kubernetes[task]["imagePullPolicy"] == "IfNotPresent"
-            assert int(kubernetes[task]["activeDeadlineSeconds"]) == cluster.tasks[task].time_limit
+            assert int(kubernetes[task]["activeDeadlineSeconds"]) == cluster.for_step(task).time_limit
             assert {"name": "YOLACT_IMAGE", "value": cluster.image} in container["env"]
             [run_id] = kubernetes[task]["fieldPathAsEnv"]
             assert run_id == {"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
@@ -164,7 +178,7 @@ def test_what_a_cached_task_depends_on_is_among_its_inputs(committed: dict) -> N
     spec, _ = committed["training"]
     inputs = {name: task["inputs"].get("parameters", {}) for name, task in tasks(spec).items()}
     for task in ("ingest", "preprocess"):
-        assert inputs[task]["code_version"] == {"componentInputParameter": "code_version"}
+        assert inputs[task]["code_version"] == {"runtimeValue": {"constant": VERSIONS[task]}}
         assert inputs[task]["data_params"]["taskOutputParameter"]["producerTask"] == "source"
     assert inputs["ingest"]["fingerprint"]["taskOutputParameter"]["producerTask"] == "source"
 
@@ -225,7 +239,7 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
             "checkpoints.claim=''",
         ]
     )
-    spec, kubernetes = documents(pipeline_text("training", cluster))
+    spec, kubernetes = documents(pipeline_text("training", cluster, VERSIONS))
     assert containers(spec)["train"]["image"] == "registry.example/yolact:2"
     assert "accelerator" not in containers(spec)["train"]["resources"]
     train = kubernetes["train"]
@@ -241,6 +255,8 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
     ("override", "message"),
     [
         ("tasks.train.gpu=0", "tasks.train.gpu: unknown key; did you mean 'gpus'?"),
+        ("tasks.trian.gpus=0", "tasks.trian: no such step; did you mean 'train'?"),
+        ("task.cpus=2", "task.cpus: unknown key; did you mean 'cpu'?"),
         ("imag=x", "imag: unknown key; did you mean 'image'?"),
         ("tasks.train.gpus=two", "tasks.train.gpus: input should be a valid integer (found 'two')"),
         ("tasks.train.memory=12 GB", "tasks.train.memory: string should match pattern"),
@@ -248,7 +264,7 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
         ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
-        ("image=[", "the value is not valid YAML"),
+        ("image=[", "not valid YAML"),
         ("retry=5", "retry: is a section, it cannot be set to 5"),
     ],
 )
@@ -261,27 +277,34 @@ def test_a_wrong_cluster_setting_is_named(override: str, message: str) -> None:
 # What a component is -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", STEPS)
 def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     file = repository / "components" / name / "component.py"
     [function] = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)]
     body = function.body[1:]  # after the docstring
     assert function.name == name
-    imported = {
-        f"{node.module}.{alias.name}" for node in body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
+    imports = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
+    imported = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
     assert f"components.{name}.step" in imported
-    assert imported <= {
-        f"components.{name}.step",
-        "yolact_ops.commands.task",
-        "pathlib.Path",
-        "yolact_ops.settings.params.DataParams",
-    }
+    outside = {module for module in imported if not module.startswith(f"components.{name}.")}
+    assert outside <= {"yolact_ops.commands.task", "pathlib.Path", "yolact_ops.settings.params.DataParams"}
+    before = {f"{node.module}.{alias.name}" for node in body if node in imports for alias in node.names}
+    assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count("step.run") == 1
-    own = {"step.run", "step.begin_evaluation"}
+    own = {"step.run", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
     plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain
     assert not any(isinstance(node, ast.If | ast.For | ast.While) for node in ast.walk(function)) or name == "fetch"
     assert sum(len(ast.unparse(node).splitlines()) for node in body) <= 30
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_component_that_needs_mlflow_says_so_in_its_metadata(name: str, repository: Path) -> None:
+    folder = repository / "components" / name
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text())
+    services = [entry["name"] for entry in metadata["dependencies"].get("external_services", [])]
+    needs = "needs_mlflow=True" in (folder / "component.py").read_text()
+    assert services == (["MLflow"] if needs else [])
+    assert ("mlflow" in load_cluster().for_step(name).secrets) == needs

@@ -1,4 +1,4 @@
-"""Parts of local runs: what people see of kfp's output, which code a run is of, and what containers need."""
+"""Parts of local runs: what is shown of kfp's output, and what containers need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pipelines import local
 from pipelines.config import load_cluster
 from pipelines.local import LOCK, Containers, LocalRunError, Progress, run_pipeline
 from yolact.errors import SettingsError
-from yolact_ops.lineage.code import code_version
 from yolact_ops.settings.presets import choose
 
 OUTPUT = """\
@@ -69,36 +68,9 @@ def test_people_see_tasks_and_their_words_and_the_file_gets_all(size: int) -> No
     assert progress.failure[:2] == ["train failed: image.jpg: is broken", "Mend it."]
 
 
-def test_code_has_a_version_that_changes_with_it_and_with_nothing_else(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
-        command = ["git", "-C", str(tmp_path), *identity, *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    (tmp_path / "yolact").mkdir()
-    (tmp_path / "components").mkdir()
-    module, page = tmp_path / "yolact/a.py", tmp_path / "components/b.j2"
-    module.write_text("a = 1\n")
-    page.write_text("page")
-    outside = code_version(tmp_path)
-    git("init", "-q")
-    git("add", "-A")
-    git("commit", "-qm", "one")
-    assert code_version(tmp_path) == git("rev-parse", "HEAD")
-    assert outside.startswith("0.")
-    (tmp_path / "README.md").write_text("not code")
-    assert code_version(tmp_path) == git("rev-parse", "HEAD")
-    versions = {code_version(tmp_path)}
-    for path, text in ((module, "a = 2\n"), (page, "other"), (tmp_path / "components/new.py", "")):
-        path.write_text(text)
-        versions.add(code_version(tmp_path))
-    assert len(versions) == 4
-    assert code_version(tmp_path) == code_version(tmp_path)
-
-
 def test_containers_need_docker_an_image_and_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> None:
-        arguments = {"params": "{}", "code_version": "x"}
+        arguments = {"params": "{}"}
         run_pipeline("training", arguments, load_cluster(), tmp_path / "out", containers=Containers("none:0"))
 
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
@@ -124,13 +96,13 @@ def test_a_folder_of_results_takes_one_run_at_a_time(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(SettingsError, match=r"runs: another run goes on there.* -o DIR"):
-            run_pipeline("training", {"params": "{}", "code_version": "x"}, load_cluster(), output)
+        with pytest.raises(SettingsError, match=r"runs: another run is in progress there.* -o DIR"):
+            run_pipeline("training", {"params": "{}"}, load_cluster(), output)
         other.communicate()
     assert (output / "training.log").read_text() == "of the run that goes on\n"
     cluster = load_cluster(overrides=["tasks.source.retries=0"])
     with pytest.raises(LocalRunError, match="source failed: parameter params"):  # the lock is free again
-        run_pipeline("training", {"params": "{}", "code_version": "x"}, cluster, output)
+        run_pipeline("training", {"params": "{}"}, cluster, output)
 
 
 def test_containers_get_the_variables_meant_for_them_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

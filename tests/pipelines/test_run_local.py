@@ -29,7 +29,6 @@ from yolact.formats.sample import generate_sample
 from yolact.inference.predictor import Predictor
 from yolact.settings import SampleConfig
 from yolact_ops.commands.task import as_text
-from yolact_ops.lineage.code import code_version
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
@@ -232,7 +231,6 @@ def test_a_registered_model_is_evaluated_on_a_revision_and_unchanged_data_is_not
 ) -> None:
     arguments = {
         "params": as_text(finished.params),
-        "code_version": code_version(),
         "model": "models:/yolact-smoke/1",
         "data_repository": str(finished.repository),
         "data_path": "images",
@@ -277,7 +275,6 @@ def test_a_folder_in_s3_is_predicted_in_shards_as_the_predictor_alone_does(finis
         "model": "models:/yolact-smoke/1",
         "images": "s3://bucket/images",
         "destination": "s3://bucket/found",
-        "code_version": code_version(),
         "shards": 2,
         "batch_size": 1,
         "device": "cpu",
@@ -318,7 +315,7 @@ def test_a_failed_task_ends_the_pipeline_with_its_message(
     first, *_ = done.stderr.strip().splitlines()
     assert first.startswith("source failed: data.source: dvc:")
     assert "has no branch, tag or commit 'v9'" in first
-    assert f"All that the tasks said is in {tmp_path / 'training.log'}." in done.stderr
+    assert f"The whole output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
 
 
 def test_a_wrong_setting_is_refused_before_anything_runs(finished: Finished, environment: dict[str, str]) -> None:

@@ -1,5 +1,4 @@
-"""What components for Kubeflow share: settings as text, clear errors, checkpoints' folders, and folders that describe
-themselves."""
+"""What the Kubeflow tasks share: settings as text, the check of the code, clear errors, complete folders."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from hypothesis import strategies as st
 
 from components.evaluate.component import evaluate
 from components.source import step as source
-from pipelines.compiler import COMPONENTS
 from yolact.errors import DataError, SettingsError
 from yolact_ops.commands import task as kubeflow
+from yolact_ops.lineage import code
 from yolact_ops.lineage.lineage import CODE_VARIABLE
 from yolact_ops.settings.params import DataParams, Params, load_params
 
@@ -66,13 +65,26 @@ def test_wrong_settings_are_named(params: Params) -> None:
         kubeflow.data_settings(kubeflow.as_text(params))
 
 
-def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
+VERSION = "0123456789abcdef"
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code is in an image, which recorded `VERSION` for two steps; logging stays the tests'."""
+    (tmp_path / code.RECORD).write_text(json.dumps(dict.fromkeys(("train", "ingest", "evaluate"), VERSION)))
+    monkeypatch.setattr(code.is_recorded, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(code.installed_version, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
+    monkeypatch.setenv(CODE_VARIABLE, VERSION)
+
+
+def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture[str], repository: Path) -> None:
     class HeldError(DataError):
         exit_code = 75
 
     handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
     try:
-        with pytest.raises(SystemExit) as caught, kubeflow.task("train", "abc"):
+        with pytest.raises(SystemExit) as caught, kubeflow.task("split", code.code_version(repository, "split")):
             logging.getLogger("x").info("hello")
             raise HeldError("image.jpg: is broken")
     finally:
@@ -80,96 +92,72 @@ def test_a_task_ends_with_its_message_and_exit_code(capfd: pytest.CaptureFixture
         logging.getLogger().setLevel(level)
         os.environ.pop(CODE_VARIABLE, None)
     assert caught.value.code == 75
-    assert capfd.readouterr().err == "[train] hello\n\ntrain failed: image.jpg: is broken\n"
+    assert capfd.readouterr().err == "[split] hello\n\nsplit failed: image.jpg: is broken\n"
 
 
-def test_in_a_pod_a_step_that_is_tracked_needs_a_server(
+@pytest.mark.usefixtures("installed")
+def test_in_a_pod_a_step_that_needs_mlflow_needs_a_server(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    monkeypatch.setenv(CODE_VARIABLE, "abc")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
-    with kubeflow.task("ingest", "abc"):
+    with kubeflow.task("ingest", VERSION):
         pass
-    with pytest.raises(SystemExit), kubeflow.task("train", "abc"):
+    with pytest.raises(SystemExit), kubeflow.task("train", VERSION, needs_mlflow=True):
         raise AssertionError("training began")
     assert "train failed: MLFLOW_TRACKING_URI is not set" in capfd.readouterr().err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    with kubeflow.task("train", "abc"):
+    with kubeflow.task("train", VERSION, needs_mlflow=True):
         pass
 
 
+@pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(
-    ("image", "asked", "is_warned"),
+    ("step", "compiled_for", "message"),
     [
-        (None, "aaa", False),
-        ("unknown", "aaa", False),
-        ("unknown-dirty", "aaa", False),
-        ("aaa", "aaa", False),
-        ("aaa-dirty", "aaa-0123456789abcdef", False),
-        ("bbb", "aaa", True),
-        ("aaa-dirty", "aaa", True),
-        ("aaa", "aaa-0123456789abcdef", True),
-        ("bbb-dirty", "aaa-0123456789abcdef", True),
+        ("train", "fedcba9876543210", f"but the image reg/y:1 has version {VERSION} (commit abc)."),
+        ("merge", VERSION, "but the image reg/y:1 has version none (commit abc)."),
+        ("train", "", "code_version: empty. `python -m pipelines compile`"),
     ],
 )
-def test_an_image_of_other_code_than_the_run_asks_for_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, image: str | None, asked: str, is_warned: bool
+def test_a_task_in_an_image_of_another_version_refuses_to_work(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], step: str, compiled_for: str, message: str
+) -> None:
+    monkeypatch.setenv("YOLACT_IMAGE", "reg/y:1")
+    monkeypatch.setenv("YOLACT_COMMIT", "abc")
+    with pytest.raises(SystemExit) as caught, kubeflow.task(step, compiled_for):
+        raise AssertionError("the task began")
+    assert caught.value.code == 1
+    error = capfd.readouterr().err
+    assert f"{step} failed: " in error
+    assert message in error
+
+
+def test_outside_an_image_the_version_is_that_of_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], repository: Path
 ) -> None:
     monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
-    monkeypatch.setenv(CODE_VARIABLE, asked)
-    monkeypatch.delenv("YOLACT_COMMIT", raising=False)
-    if image is not None:
-        monkeypatch.setenv("YOLACT_COMMIT", image)
-    with kubeflow.task("ingest", asked):
+    monkeypatch.setenv(CODE_VARIABLE, "x")
+    with kubeflow.task("split", code.code_version(repository, "split")):
         pass
-    warned = f"this image was built from commit {image}, but the run asks for the code {asked}" in caplog.text
-    assert warned == is_warned == bool(caplog.records)
+    with pytest.raises(SystemExit), kubeflow.task("split", VERSION):
+        raise AssertionError("the task began")
+    assert f"compiled for version {VERSION} of the step split, but {repository} now has" in capfd.readouterr().err
 
 
-def test_each_run_has_a_folder_of_checkpoints_and_can_go_on_with_an_earlier_ones(tmp_path: Path) -> None:
-    volume, model = str(tmp_path), tmp_path / "task" / "model"
-    assert kubeflow.checkpoints_folder(volume, "run-2", "", model) == tmp_path / "run-2"
-    (tmp_path / "run-1").mkdir()
-    assert kubeflow.checkpoints_folder(volume, "run-2", "run-1", model) == tmp_path / "run-1"
-    with pytest.raises(SettingsError, match="run-0: no such folder"):
-        kubeflow.checkpoints_folder(volume, "run-2", "run-0", model)
-    with pytest.raises(SettingsError, match="there is no volume"):
-        kubeflow.checkpoints_folder("", "run-2", "run-1", model)
-
-
-def test_without_a_volume_checkpoints_are_no_part_of_the_artifact(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = tmp_path / "task" / "model"
-    folder = kubeflow.checkpoints_folder("", "run-2", "", model)
-    assert folder.parent == model.parent
-    assert folder != model
-    assert not caplog.text
-    assert kubeflow.checkpoints_folder(str(tmp_path / "none"), "run-2", "", model) == folder
-    assert "a retry begins again" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["../other", "a/b", ".", ".."])
-def test_a_run_to_go_on_with_cannot_lead_out_of_the_volume(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match="resume_run"):
-        kubeflow.checkpoints_folder(str(tmp_path), "run-2", name, tmp_path / "model")
-
-
+@pytest.mark.usefixtures("installed")
 def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_to_step: dict[str, Any] = {}
-    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
     monkeypatch.setattr("components.evaluate.step.run", lambda params, **given: given_to_step.update(given))
-    for name in ("describe_evaluation", "show_page"):
-        monkeypatch.setattr(kubeflow, name, lambda *_: None)
+    monkeypatch.setattr("components.evaluate.display.describe", lambda *_: None)
+    monkeypatch.setattr(kubeflow, "show_page", lambda *_: None)
     artifacts = {
         name: SimpleNamespace(path=str(tmp_path / name))
         for name in ("processed", "model", "evaluation", "metrics", "report", "summary")
     }
-    evaluate.python_func(params=kubeflow.as_text(params), code_version="abc", **artifacts)
+    evaluate.python_func(params=kubeflow.as_text(params), code_version=VERSION, **artifacts)
     assert given_to_step["needs_store"] is True
 
 
@@ -226,7 +214,7 @@ def test_an_address_without_a_password_is_taken_as_it_is(params: Params, address
 # What lies beside a component ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", code.find_steps())
 def test_a_components_folder_is_complete(name: str, repository: Path) -> None:
     """After the conventions of kubeflow/pipelines-components: names, order and kinds of the metadata's keys."""
     folder = repository / "components" / name

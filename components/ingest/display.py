@@ -1,0 +1,20 @@
+"""What Kubeflow shows of `ingest`: where the data comes from and how much it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolact_ops.commands.task import Artifact
+from yolact_ops.lineage.redaction import shown_source
+from yolact_ops.settings.params import DataParams
+
+
+def describe(raw: Artifact, params: DataParams, fingerprint: str) -> None:
+    """Write source, fingerprint, number of images and bytes into the metadata of ``raw``."""
+    files = [path for path in Path(raw.path).rglob("*") if path.is_file()]
+    raw.metadata |= {
+        "source": shown_source(params.data.source),
+        "fingerprint": fingerprint,
+        "images": sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files),
+        "bytes": sum(path.stat().st_size for path in files),
+    }

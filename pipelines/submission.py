@@ -1,0 +1,117 @@
+"""What `submit` and `schedule` send: a pipeline and its arguments, checked before anything is sent."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from components.source.step import choose_source
+from pipelines.client import Cluster, Job
+from pipelines.compiler import PIPELINES, pipeline_text
+from pipelines.connection import Connection
+from pipelines.image import check_image
+from pipelines.options import ClusterOptions, JobOptions, SettingsOptions
+from pipelines.spec import CompiledPipeline, parse_arguments, parse_compiled, read_compiled
+from yolact.errors import SettingsError
+from yolact_ops.commands.task import as_text
+from yolact_ops.lineage.code import ROOT
+from yolact_ops.lineage.git import git_state
+from yolact_ops.settings.presets import PARAMS
+
+SETTINGS_PARAMETER = "params"
+"""The pipelines' parameter that takes all settings."""
+
+REVISION_PARAMETERS = ("data_repository", "data_path", "data_revision")
+"""The pipelines' parameters that name a revision of the data in place of ``data.source``."""
+
+
+class Submission:
+    """A compiled pipeline and its arguments."""
+
+    def __init__(self, pipeline: str, cluster: ClusterOptions, settings: SettingsOptions, job: JobOptions) -> None:
+        """Compile and check.
+
+        Args:
+            pipeline: name of a pipeline of the project, or file of a compiled one.
+            cluster, settings, job: options of the command.
+
+        Raises:
+            SettingsError: settings, arguments or the image do not fit.
+            PipelineError: see `pipelines.spec`.
+        """
+        self.job = job
+        self.pipeline = compile_pipeline(pipeline, cluster, job.enable_caching)
+        self.arguments = self._arguments(settings)
+        self.pipeline.check_arguments(self.arguments)
+        for image, versions in self.pipeline.code_versions().items():
+            if unknown := check_image(image, versions):
+                print(f"Not checked here: {unknown}. Each task checks its code when it starts.", file=sys.stderr)
+
+    def _arguments(self, options: SettingsOptions) -> dict[str, Any]:
+        arguments = parse_arguments(self.job.arguments or [], self.pipeline)
+        if SETTINGS_PARAMETER in self.pipeline.parameters:
+            settings = options.read()
+            repository, path, revision = (arguments.get(name, "") for name in REVISION_PARAMETERS)
+            choose_source(settings, repository=repository, path=path, revision=revision)  # refuses passwords
+            arguments[SETTINGS_PARAMETER] = as_text(settings)
+        elif options.are_given:
+            raise SettingsError(
+                f"{self.pipeline.origin}: the pipeline {self.pipeline.name} takes no settings; leave out --preset, -S"
+            )
+        return arguments
+
+    def prepare(self, connection: Connection, name: str | None) -> tuple[Cluster, Job]:
+        """Bring the pipeline's version and the experiment onto the server.
+
+        Args:
+            connection: to the server.
+            name: of the run or schedule; made from pipeline, version and time if None.
+        """
+        cluster = Cluster(connection)
+        tags = _commit_tags()
+        version = cluster.upload(self.pipeline, tags)
+        print(f"pipeline {self.pipeline.name}, version {version.name} ({'uploaded' if version.is_new else 'reused'})")
+        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        commit = ", ".join(f"{tag} {value}" for tag, value in tags.items())
+        job = Job(
+            version=version,
+            experiment_id=cluster.find_or_make_experiment(self.job.experiment),
+            name=name or f"{self.pipeline.name}-{version.name}-{now}",
+            arguments=self.arguments,
+            description=f"Version {version.name} of {self.pipeline.name}{f' ({commit})' if commit else ''}",
+            pipeline_root=self.job.pipeline_root,
+            service_account=self.job.service_account,
+        )
+        return cluster, job
+
+
+def compile_pipeline(pipeline: str, cluster: ClusterOptions, caching: bool | None) -> CompiledPipeline:
+    """Compile a pipeline of the project, or read a compiled one's file.
+
+    Args:
+        pipeline: name or file.
+        cluster: options of the command; none may be given with a file.
+        caching: of all tasks; None leaves it as compiled.
+
+    Raises:
+        SettingsError: no such pipeline; or a file with options of the cluster.
+        PipelineError: the file is not a compiled pipeline.
+    """
+    if pipeline.endswith((".yaml", ".yml")):
+        if cluster.are_given:
+            raise SettingsError(f"{pipeline}: already compiled; --cluster and -C go with a pipeline's name")
+        compiled = read_compiled(Path(pipeline))
+    elif pipeline in PIPELINES:
+        compiled = parse_compiled(pipeline_text(pipeline, cluster.load()), pipeline)
+    else:
+        known = ", ".join(PIPELINES)
+        raise SettingsError(f"no pipeline {pipeline!r}; there are: {known}; or a compiled one's file, NAME.yaml")
+    return compiled if caching is None else compiled.with_caching(caching)
+
+
+def _commit_tags() -> dict[str, str]:
+    """The checkout's commit, for the record; empty outside git."""
+    commit, dirty = git_state(ROOT, ignoring=[str(PARAMS)])  # settings travel with the run
+    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()} if commit else {}
