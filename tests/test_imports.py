@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import shutil
 import subprocess
@@ -84,7 +85,12 @@ a new key, or a comment in another section, does not retrain."""
 
 @functools.cache
 def import_graph() -> grimp.ImportGraph:
-    return grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    """The project's imports, lazy ones included, without what only settings code imports."""
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    for module in sorted(graph.modules):
+        if f"{module.replace('.', '/')}.py".startswith(TRACKED_BY_VALUE):
+            graph.remove_module(module)
+    return graph
 
 
 def module_file(root: Path, module: str) -> Path:
@@ -118,8 +124,7 @@ def code_behind(root: Path, module: str) -> set[str]:
     modules |= {above for name in modules for above in parents(name)}
     files = {module_file(root, name) for name in modules}
     files |= templates_of(files)
-    names = {file.relative_to(root).as_posix() for file in files if has_code(file)}
-    return {name for name in names if not name.startswith(TRACKED_BY_VALUE)}
+    return {file.relative_to(root).as_posix() for file in files if has_code(file)}
 
 
 def parents(module: str) -> list[str]:
@@ -136,8 +141,9 @@ def listed_code(root: Path, deps: Iterable[str]) -> set[str]:
             assert path.exists(), f"dvc.yaml names {dep}, which does not exist"
             files |= {path} if path.is_file() else {*path.rglob("*.py"), *path.rglob("*.j2")}
     names = {file.relative_to(root).as_posix() for file in files if has_code(file)}
-    ignored = {name for name in names if name.startswith("components/") and name.endswith("/component.py")}
-    return names - ignored
+    patterns = [line[1:] for line in (root / ".dvcignore").read_text().splitlines() if line.startswith("/components/")]
+    assert patterns
+    return {name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
 
 
 @pytest.mark.parametrize("stage", STAGES)
