@@ -7,11 +7,10 @@ A backbone of another package is found through the entry point group `PLUGINS`, 
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 from dataclasses import dataclass
 
 from yolact.errors import SettingsError
+from yolact.plugins import load_plugins
 
 PLUGINS = "yolact.backbones"
 """Entry point group: each entry names a module that calls `register_backbone` when it is imported."""
@@ -62,7 +61,7 @@ def register_backbone(spec: BackboneSpec) -> None:
 
 def backbones() -> tuple[BackboneSpec, ...]:
     """All registered backbones, in the order of their registration."""
-    _import_plugins()
+    load_plugins(PLUGINS)
     return tuple(_SPECS.values())
 
 
@@ -73,19 +72,7 @@ def find_backbone(name: str) -> BackboneSpec:
         SettingsError: there is none, or a plugin cannot be imported.
     """
     if name not in _SPECS:
-        _import_plugins()
+        load_plugins(PLUGINS)
     if name not in _SPECS:
         raise SettingsError(f"must be one of {', '.join(_SPECS)}")
     return _SPECS[name]
-
-
-@functools.cache
-def _import_plugins() -> None:
-    for entry in importlib.metadata.entry_points(group=PLUGINS):
-        try:
-            entry.load()
-        except Exception as error:  # whatever the other package raises
-            raise SettingsError(
-                f"the plugin {entry.value!r} (entry point group {PLUGINS}) cannot be imported: {error}; fix it or "
-                "uninstall it"
-            ) from error

@@ -12,6 +12,10 @@ from yolact.errors import DataError
 from yolact.formats import coco, sbd, voc
 from yolact.formats.dataset import Dataset, Files, several_data_sets
 from yolact.formats.problems import Problem, writable
+from yolact.plugins import load_plugins
+
+PLUGINS = "yolact.formats"
+"""Entry point group: each entry names a module that calls `register_format` when it is imported."""
 
 MAX_DEPTH = 5
 """Folders below the given one in which a data set is looked for."""
@@ -73,7 +77,8 @@ for _format in (voc, sbd, coco):
 
 
 def formats() -> list[Format]:
-    """All registered formats."""
+    """All registered formats, those of installed plugins included."""
+    load_plugins(PLUGINS)
     return list(_formats.values())
 
 
@@ -101,6 +106,7 @@ def read_dataset(folder: Path) -> Dataset:
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     """The format of the data set in a folder, what its `Format.find` returned, and the folders that were searched."""
+    load_plugins(PLUGINS)
     folders = _folders(folder)
     found = {name: places for name, format in _formats.items() if (places := format.find(folders))}
     included = {name for owner in found for name in _formats[owner].INCLUDES}

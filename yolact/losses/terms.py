@@ -21,8 +21,15 @@ from yolact.errors import SettingsError
 from yolact.losses.masks import MaskSamples, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
 from yolact.losses.matcher import BACKGROUND, Matches
 from yolact.models.maskiou import MaskIouNet
+from yolact.plugins import load_plugins
 from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets
+
+PLUGINS = "yolact.loss_terms"
+"""Entry point group: each entry names a module that calls `register_loss_term` when it is imported."""
+
+RESERVED = ("total", "lr", "epoch", "step")
+"""Columns of the logs that are no terms."""
 
 Normaliser = Literal["positives", "images"]
 """What a term is divided by: the positive anchors (at least 1) or the images of the whole batch."""
@@ -153,12 +160,25 @@ LOSS_TERMS: dict[str, LossTerm] = {
 """Every term by name, in the order in which the total adds them up."""
 
 
+def register_loss_term(name: str, term: LossTerm) -> None:
+    """Add a loss term; ``train.loss.weights`` then needs its weight.
+
+    Raises:
+        ValueError: there is another term of that name, or the name is a column that every log has.
+    """
+    if name in RESERVED:
+        raise ValueError(f"a loss term cannot be called {name!r}: the logs have a column of that name")
+    if LOSS_TERMS.setdefault(name, term) != term:
+        raise ValueError(f"there is already a loss term {name!r}")
+
+
 def check_weights(weights: Collection[str]) -> None:
     """Check that ``train.loss.weights`` names exactly the terms of `LOSS_TERMS`.
 
     Raises:
-        SettingsError: a term has no weight, or a weight no term.
+        SettingsError: a term has no weight, or a weight no term; or a plugin cannot be imported.
     """
+    load_plugins(PLUGINS)
     for name in weights:
         if name not in LOSS_TERMS:
             close = difflib.get_close_matches(name, LOSS_TERMS, n=1)

@@ -19,7 +19,7 @@ from tests.yolact import outside_backbone
 from tests.yolact.engine.runs import small_params, trainer_on
 from tests.yolact.networks import assert_outputs_close, images, trained_like
 from yolact import backbone_registry
-from yolact.backbone_registry import BackboneSpec, backbones, find_backbone, register_backbone
+from yolact.backbone_registry import BackboneSpec, backbones, register_backbone
 from yolact.errors import SettingsError, WeightsError
 from yolact.inference import onednn
 from yolact.inference.export import export_onnx
@@ -109,20 +109,6 @@ def test_an_installed_package_is_found_without_importing_pytorch(repository: Pat
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("Mixer\n", 0), done.stderr
-
-
-def test_a_plugin_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Entry:
-        value = "broken_plugin"
-
-        def load(self) -> None:
-            raise ImportError("No module named 'timm'")
-
-    monkeypatch.setattr(backbone_registry.importlib.metadata, "entry_points", lambda group: [Entry()])
-    backbone_registry._import_plugins.cache_clear()
-    find_backbone("resnet50")  # needs no plugin
-    with pytest.raises(SettingsError, match=r"the plugin 'broken_plugin' .* cannot be imported: No module named"):
-        find_backbone("unknown")
 
 
 # --- training -----------------------------------------------------------------------------------------------------
