@@ -1,0 +1,1 @@
+"""YOLACT and YOLACT++: network, training, evaluation and inference, without any pipeline."""

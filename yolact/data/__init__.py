@@ -1,0 +1,1 @@
+"""Training data: COCO instances read, augmented and collated into batches."""

@@ -1,0 +1,1 @@
+"""How good detections are: COCO metrics, intervals of their differences, results per image."""

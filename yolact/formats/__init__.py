@@ -1,0 +1,1 @@
+"""Annotated data sets as people have them: one module per format, the checks, the generated sample."""

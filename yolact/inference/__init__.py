@@ -1,0 +1,1 @@
+"""Images in, detections out: the predictor, the network made ready for it, postprocessing, export."""

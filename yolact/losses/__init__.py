@@ -1,0 +1,1 @@
+"""The training objective: matching, the table of loss terms, their weighted sum."""
