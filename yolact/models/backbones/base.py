@@ -133,7 +133,7 @@ def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
             continue
         children = list(module._modules.items())  # named_children lists a module that stands twice once
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
-            foldable = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.affine
+            foldable = type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.affine
             if foldable and norm.track_running_stats and uses[conv] == uses[norm] == 1:
                 prefix = f"{name}." if name else ""
                 pairs.append((prefix + conv_name, prefix + norm_name))
