@@ -89,7 +89,7 @@ def test_a_promotion_killed_before_or_after_the_alias_moves_is_settled_by_the_ne
         add_version(client, {"cat": found}, name=name)
     ask(params, name, 1)
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.components.promoting", str(params_file), name, "2", moment, "1"],
+        [sys.executable, "-m", "tests.components.promoting", str(params_file), name, "2", moment, "5"],
         cwd=repository,
         env=os.environ | {"PYTHONPATH": str(repository)},
         timeout=300,
@@ -102,7 +102,7 @@ def test_a_promotion_killed_before_or_after_the_alias_moves_is_settled_by_the_ne
     assert history.champion == champion
     assert [decision.version for decision in history.unsettled] == [2]
 
-    ask(params, name, 3)  # the dead process's lock has expired: its lifetime was one second
+    ask(params, name, 3)  # the dead process's lock has expired: its lifetime was five seconds, or the next waits for it
     history = read_history(model)
     assert [decision.state for decision in history.decisions] == ["done", state, "done"]
     assert history.decisions[-1].previous == champion
