@@ -254,7 +254,7 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     (voc / "Annotations/2007_000001.xml").write_text("<annotation></annotation>")
     (warning,) = preprocess()["warnings"]
     assert (warning["image"], warning["file"]) == ("2007_000001", "Annotations/2007_000001.xml")
-    assert "no box fits the mask of object index 1 (person)" in warning["reason"]
+    assert "no box matches the mask of object index 1 (person)" in warning["reason"]
 
 
 def test_images_that_have_no_mask_are_a_warning_with_their_number(

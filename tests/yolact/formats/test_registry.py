@@ -116,7 +116,7 @@ def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
     image = SbdImage(sbd, sbd, "img", "2008_000002").read()
     assert [instance.number for instance in image.instances] == [2]
     assert [str(warning) for warning in image.warnings] == [
-        "inst/2008_000002.mat: object 1 has no pixel; no instance shows it"
+        "inst/2008_000002.mat: object 1 has no pixel and is ignored"
     ]
 
 
@@ -124,14 +124,14 @@ def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"<html>", "is no MATLAB file"),
-        (mat()[:-9], "is no MATLAB file"),
-        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is no MATLAB file"),
-        (mat(name="GTcls"), "is no MATLAB file with GTinst.Segmentation and GTinst.Categories"),
-        (mat(categories=None), "is no MATLAB file with"),
-        (mat(segmentation=np.zeros((0, 0))), "is no MATLAB file with"),
+        (b"<html>", "is not a MATLAB file"),
+        (mat()[:-9], "is not a MATLAB file"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is not a MATLAB file"),
+        (mat(name="GTcls"), "is not a MATLAB file with GTinst.Segmentation and GTinst.Categories"),
+        (mat(categories=None), "is not a MATLAB file with"),
+        (mat(segmentation=np.zeros((0, 0))), "is not a MATLAB file with"),
         (mat(segmentation=SEGMENTATION * 0.5), "whole numbers"),
-        (mat(segmentation="text"), "is no MATLAB file with"),
+        (mat(segmentation="text"), "is not a MATLAB file with"),
         (mat(categories=(15,)), "object 2 has no class: GTinst.Categories lists 1"),
         (mat(categories=(15, 21)), "object 2 has class 21, but there are 1 to 20 only"),
         (mat(segmentation=SEGMENTATION[:2]), "is 4 x 2 pixels, but the image is 4 x 3"),
@@ -175,7 +175,7 @@ def test_sizes_with_a_right_checksum_that_let_scipy_read_beyond_its_memory_are_a
     junk = bytearray(CONTENT)
     junk[131], junk[161] = 8, 127
     put(sbd / "inst/2008_000002.mat", recompressed(bytes(junk)))
-    with pytest.raises(ProblemError, match="is no MATLAB file with GTinst"):
+    with pytest.raises(ProblemError, match="is not a MATLAB file with GTinst"):
         read_instances(sbd, "inst/2008_000002.mat")
 
 
@@ -277,7 +277,7 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
 def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
     make_voc(tmp_path)
     put(tmp_path / "JPEGImages/a.JPG", image_bytes())
-    with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
+    with pytest.raises(DataError, match=r"SegmentationObject: has no \*\.png"):
         read_dataset(tmp_path)
     put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
     put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
@@ -454,7 +454,7 @@ def test_what_files_brings_is_what_read_needs(sbd: Path, tmp_path: Path) -> None
 
 
 def test_two_formats_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="'COCO' is registered already"):
+    with pytest.raises(ValueError, match="'COCO' is already registered"):
         register_format(coco)
 
 

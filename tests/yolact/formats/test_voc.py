@@ -241,8 +241,8 @@ def test_boxes_match_within_the_void_band(voc: Voc, side: int, box: tuple[float,
     reasons = [str(warning) for warning in image.warnings]
     assert len(reasons) == (0 if fits else 2)
     if not fits:
-        assert "no box fits the mask of object index 1 (person)" in reasons[0]
-        assert "object 1 (person) fits no mask" in reasons[1]
+        assert "no box matches the mask of object index 1 (person)" in reasons[0]
+        assert "object 1 (person) matches no mask" in reasons[1]
 
 
 def test_xml_of_another_size_is_a_warning(voc: Voc) -> None:
@@ -268,7 +268,7 @@ def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
         (b'<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove it"),
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "remove it"),
         (xml(xml_object("Person", (2, 2, 4, 4))), "object 1: unknown class name 'Person'; did you mean 'person'?"),
-        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need COCO's layout"),
+        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need the COCO format"),
         (xml(PERSON_XML, xml_object("unicorn", (2, 2, 4, 4))), "object 2: unknown class name 'unicorn'; the classes"),
         (xml(PERSON_XML.replace("<xmin>2</xmin>", "")), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (5, 2, 4, 4))), "object 1 (person): <bndbox> needs the numbers"),
@@ -326,7 +326,7 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
     image = read_voc_image(voc.root, image_id)
     assert (len(image.instances), image.has_xml, image.image.file) == (2, True, f"JPEGImages/{stored}.jpg")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
-    with pytest.raises(DataError, match=r"line 2: .* stands on line 1 already"):
+    with pytest.raises(DataError, match=r"line 2: .* is already on line 1"):
         read_split(voc.root, "train")
 
 
@@ -337,7 +337,7 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
         (b"<html>not found</html>", "is not a JPEG or PNG file (it begins with b'<html>no')"),
         (jpeg((64, 64))[: len(jpeg((64, 64))) // 2], "cannot be decoded to its end"),
         (jpeg((64, 64))[:100], "bring"),
-        (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "save it with 8 bits a channel"),
+        (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "save it with 8 bits per channel"),
     ],
     ids=["empty", "web page", "half", "header only", "16-bit"],
 )
@@ -363,7 +363,7 @@ def test_masks_drawn_on_the_turned_image_are_told_by_their_size(voc: Voc) -> Non
     image = read_voc_image(voc.root, "a")
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
     (warning,) = image.warnings
-    assert "its masks are taken as drawn on the turned image" in warning.reason
+    assert "its masks are taken as drawn on the upright image" in warning.reason
 
 
 def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
@@ -380,7 +380,7 @@ def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
 def test_an_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
     voc.image(jpeg(mode="CMYK"))
     (warning,) = read_voc_image(voc.root, "a").warnings
-    assert str(warning).startswith("JPEGImages/a.jpg: has print colours (CMYK)")
+    assert str(warning).startswith("JPEGImages/a.jpg: has CMYK colours")
 
 
 def animated_png() -> bytes:
@@ -432,7 +432,7 @@ def grey_png(bits: int) -> bytes:
         (None, "no such file; each image needs its mask"),
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
-        (png(OBJECTS)[:60], "bring the file again"),
+        (png(OBJECTS)[:60], "replace the file"),
         (png(voc_palette()[OBJECTS], mode="RGB"), "is an image in colours"),
         (png(OBJECTS, mode="LA"), "is an image in colours or with transparency (LA)"),
         (grey_png(1), "is 1-bit grey"),
@@ -486,7 +486,7 @@ def test_object_over_two_classes_is_a_problem(voc: Voc) -> None:
 def test_class_index_beyond_the_twenty_is_a_problem(voc: Voc) -> None:
     voc.classes(png(np.where(CLASSES == DOG, 21, CLASSES).astype(np.uint8)))
     assert voc.problem().startswith(
-        "SegmentationClass/a.png: holds class index 21, but there are 0 (background), 1 to 20"
+        "SegmentationClass/a.png: has class index 21, but there are only 0 (background), 1 to 20"
     )
 
 
@@ -567,7 +567,7 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"", "empty"),
         (b"\n \n", "empty"),
         (b"a  1\nb -1\nc  0\n", "class list of ImageSets/Main"),
-        (b"a\nb\na\n", "line 3: 'a' stands on line 1 already"),
+        (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
         (b"a\n../b\n", "line 2: '../b' is a path"),
         (b"a.jpg\n", "line 1: 'a.jpg' has a file ending"),
         (b"a\tb\n", "line 1: 'a\\tb' holds a tab"),

@@ -283,7 +283,7 @@ def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callab
 def test_an_archive_in_no_known_format_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
         file.writestr("notes.txt", "x")
-    with pytest.raises(DataError, match=r"notes\.zip: holds no .* in a known format\. It has: notes\.txt"):
+    with pytest.raises(DataError, match=r"notes\.zip: has no .* in a known format\. It has: notes\.txt"):
         ingest(str(tmp_path / "notes.zip"))
     assert not (tmp_path / "data/raw").exists()
 
