@@ -44,8 +44,8 @@ TARGET = Path("VOCdevkit") / "VOC2012"
 """Path of the files in VOC's own archive."""
 
 MAX_FOREIGN_SHARE = 0.05
-"""Maximum fraction of an object's pixels with another class than the majority; our choice: tolerates a slip of the brush
-at the border, not a second object."""
+"""Maximum fraction of an object's pixels with another class than the majority; our choice: tolerates a slip at the
+border, not a second object."""
 
 BOX_MATCH_IOU = 0.5
 """Minimum IoU of an XML box and an instance to match (the devkit's threshold of a correct box)."""

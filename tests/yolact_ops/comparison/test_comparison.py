@@ -163,7 +163,7 @@ class TestComparison:
         warnings = compare(side(truth, rows_of(truth)), b, samples=100, min_score=0.3).warnings
         assert len(warnings) == 2
         assert warnings[0] == "run b is FAILED"
-        assert "other detection settings (max_detections)" in warnings[1]
+        assert "different detection settings (max_detections)" in warnings[1]
 
     def test_detections_of_other_images_are_named_with_their_side(self) -> None:
         truth = ground_truth()
@@ -296,13 +296,13 @@ class TestFindingARun:
             side, _ = open_side(f"models:/yolact/{number}", client)
             assert (side.remark is None) == is_of_now
             if side.remark:
-                assert f"was evaluated again since yolact version {number} was made in it" in side.remark
+                assert f"was evaluated again since it registered yolact version {number}" in side.remark
         printed = yolact("compare", "models:/yolact/1", "models:/yolact/3", "--samples", "100").stdout
         assert "A and B are the same run (again)" in printed
 
     def test_what_fits_no_run_or_several_is_said(self, client: MlflowClient, log_run: Any) -> None:
         ids = {log_run("twin"), log_run("twin")}
-        with pytest.raises(DataError, match="may be several runs") as error:
+        with pytest.raises(DataError, match="matches several runs") as error:
             find_run(client, "twin")
         assert all(run_id[:12] in str(error.value) for run_id in ids)
         for reference in ("nobody", "it's not", "0" * 8):
@@ -375,7 +375,7 @@ class TestRuns:
         assert "has no experiment 'nowhere'. There are: Default, yolact" in wrong.stderr
         wrong = yolact("runs", "--filter", "mask AP is good")
         assert wrong.exit_code == 1
-        assert "is not one that MLflow understands" in wrong.stderr
+        assert "MLflow does not understand the filter" in wrong.stderr
 
 
 def write_images(folder: Path, truth: dict[str, Any]) -> None:
@@ -471,7 +471,7 @@ class TestCompare:
         assert result.exit_code == 0
         assert "different validation data (6 and 5 images)" in result.stdout
         assert "interval" not in result.stdout.replace("have no interval", "")
-        assert "share no images" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "no images in common" in (workplace / "reports" / "compare" / "index.html").read_text()
 
     def test_a_run_without_evaluation_is_named_with_what_to_do(self, log_run: Any) -> None:
         log_run("done", ground_truth(), [])
