@@ -354,7 +354,7 @@ def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
     (warning,) = image.warnings
     assert str(warning) == (
-        "JPEGImages/a.jpg: carries EXIF orientation 6: it was turned upright, and its masks are turned with it"
+        "JPEGImages/a.jpg: has EXIF orientation 6: it was turned upright, and its masks are turned with it"
     )
 
 
@@ -392,7 +392,7 @@ def animated_png() -> bytes:
 
 def test_an_animated_picture_is_a_problem(voc: Voc) -> None:
     voc.image(animated_png())
-    assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the one that")
+    assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the frame that")
 
 
 def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
@@ -408,7 +408,7 @@ def test_an_xml_bomb_is_refused_before_it_grows(voc: Voc) -> None:
     layers = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE a [<!ENTITY e0 "boom">{layers}]><annotation>&e11;</annotation>'
     voc.annotation(bomb.encode())
-    assert voc.problem().startswith("Annotations/a.xml: holds a document type definition")
+    assert voc.problem().startswith("Annotations/a.xml: has a document type definition")
 
 
 # Masks
@@ -433,8 +433,8 @@ def grey_png(bits: int) -> bytes:
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
         (png(OBJECTS)[:60], "replace the file"),
-        (png(voc_palette()[OBJECTS], mode="RGB"), "is an image in colours"),
-        (png(OBJECTS, mode="LA"), "is an image in colours or with transparency (LA)"),
+        (png(voc_palette()[OBJECTS], mode="RGB"), "is a colour image"),
+        (png(OBJECTS, mode="LA"), "is a colour image or has transparency (LA)"),
         (grey_png(1), "is 1-bit grey"),
         (grey_png(4), "is 4-bit grey"),
         (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "is 16-bit grey"),
@@ -462,7 +462,7 @@ def test_mask_whose_indices_an_editor_renumbered_is_a_problem(voc: Voc) -> None:
     renumbered = np.select([CLASSES == PERSON, CLASSES == DOG, CLASSES == 255], [1, 2, 3], 0).astype(np.uint8)
     voc.classes(png(renumbered, palette=voc_palette()[[0, PERSON, DOG, 255]]))
     problem = voc.problem()
-    assert problem.startswith("SegmentationClass/a.png: shows VOC's colours under other index numbers")
+    assert problem.startswith("SegmentationClass/a.png: has VOC's colours under other indices")
     assert "save it with VOC's own palette" in problem
 
 
@@ -569,8 +569,8 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"a  1\nb -1\nc  0\n", "class list of ImageSets/Main"),
         (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
         (b"a\n../b\n", "line 2: '../b' is a path"),
-        (b"a.jpg\n", "line 1: 'a.jpg' has a file ending"),
-        (b"a\tb\n", "line 1: 'a\\tb' holds a tab"),
+        (b"a.jpg\n", "line 1: 'a.jpg' has a file suffix"),
+        (b"a\tb\n", "line 1: 'a\\tb' contains a tab"),
         (b"\xff\xfea\x00", "not a UTF-8 text file"),
     ],
 )

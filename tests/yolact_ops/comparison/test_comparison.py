@@ -461,7 +461,7 @@ class TestCompare:
         result = yolact("compare", run_id, "same", "--samples", "100")
         assert result.exit_code == 0
         assert "No setting differs." in result.stdout
-        assert "In no image" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "the same objects in all images" in (workplace / "reports" / "compare" / "index.html").read_text()
 
     def test_runs_on_different_data_stand_side_by_side_with_a_warning(self, log_run: Any, workplace: Path) -> None:
         for name, images in (("before", 6), ("after", 5)):

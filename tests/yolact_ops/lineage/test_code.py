@@ -165,7 +165,7 @@ def test_the_program_prints_records_and_compares_versions(checkout: Path, before
     append(checkout / "components/merge/step.py", "# changed\n")
     refused = run(checkout, "--lock", str(lock), "--record", "--expect", printed.stdout.strip())
     assert refused.returncode == 1
-    assert "are not those of the files in it" in refused.stderr
+    assert "are not those of its files" in refused.stderr
     assert not (checkout / code.RECORD).exists()
 
 

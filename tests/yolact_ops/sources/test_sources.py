@@ -167,7 +167,7 @@ HOSTILE = {
         ("image.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
         r"leads out of the folder.*unpack it yourself",
     ),
-    "device.tar": (("image.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
+    "device.tar": (("image.jpg", tarfile.CHRTYPE, ""), r"is not a file, folder or link.*unpack it yourself"),
 }
 """Name, kind and link of an archive's last entry, and what is said of it."""
 
@@ -215,7 +215,7 @@ def test_an_address_with_a_checksum_gives_that_file_or_none(ingest: Callable, ar
         with pytest.raises(DownloadError, match=f"has the SHA-256 {right}, but data.source says {wrong}") as caught:
             ingest(f"{server.url}#sha256={wrong}")
         assert "hidden" not in str(caught.value)
-        with pytest.raises(DataError, match=r"the checksum 'abc' is no SHA-256 \(64 hex digits\)"):
+        with pytest.raises(DataError, match=r"the checksum 'abc' is not a SHA-256 \(64 hex digits\)"):
             ingest(f"{server.url}#sha256=abc")
     with_checksum = web.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
     assert with_checksum.state() != web.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
@@ -361,7 +361,7 @@ def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_n
     shutil.rmtree(team_repository / ".dvc" / "cache")
     assert ingest(address) == first
     images[0].unlink()
-    with pytest.raises(DownloadError, match="files that arrived are kept"):
+    with pytest.raises(DownloadError, match="fetched files are kept"):
         ingest(address)
     assert contents(tmp_path / "data/raw") == first
 
@@ -396,7 +396,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     address = f"dvc:{team_repository}#images@v3"
     total = sum(map(len, contents(small_set).values()))
     remote_repository.dead_after = remote_repository.passed + total // 2
-    with pytest.raises(DownloadError, match=r"dvc:.*#images@v3: .*files that arrived are kept"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v3: .*fetched files are kept"):
         ingest(address)
     assert not (tmp_path / "data/raw").exists()
     arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("images/**/*.*")}
@@ -469,7 +469,7 @@ def test_what_no_other_try_can_mend_is_not_tried_again(
     monkeypatch.setattr(DVCFileSystem, "get_file", failing)
     monkeypatch.setattr(tracked, "THREADS", 1)
     monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
-    with pytest.raises(DownloadError, match=r"dvc:.*#images@v1: .*files that arrived are kept"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v1: .*fetched files are kept"):
         ingest(f"dvc:{team_repository}#images@v1")
     assert max(calls.count(name) for name in calls) == tries
 
@@ -492,7 +492,7 @@ def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refus
     image = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
     image.chmod(0o644)
     image.write_bytes(image.read_bytes()[::-1])
-    with pytest.raises(DataError, match="what arrived has the md5"):
+    with pytest.raises(DataError, match="the received file has the md5"):
         fetch_tracked(str(team_repository), "images", head, tmp_path / "out", "images")
 
     listing = next(path for path in objects if path.suffix == ".dir")
