@@ -230,7 +230,7 @@ def test_nothing_is_left_when_the_copy_is_broken_off(
 
 @pytest.mark.parametrize("raw", ["source", "source/VOCdevkit", "source/VOCdevkit/VOC2012", "."])
 def test_a_source_inside_the_output_is_refused_and_kept(params: Params, source: Path, tmp_path: Path, raw: str) -> None:
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, source), raw_dir=tmp_path / raw)
     assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 
@@ -238,10 +238,10 @@ def test_a_source_inside_the_output_is_refused_and_kept(params: Params, source: 
 def test_an_output_inside_the_source_or_behind_a_link_to_it_is_refused(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, source), raw_dir=source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "raw")
     (tmp_path / "link").symlink_to(source, target_is_directory=True)
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, tmp_path / "link"), raw_dir=source)
     assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 

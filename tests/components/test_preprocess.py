@@ -458,8 +458,8 @@ def test_images_that_all_look_alike_are_split_with_a_warning(
     (parted,) = stats["duplicates"]["parted"]
     assert (parted["images"], len(parted["such_as"])) == (20, 5)
     assert stats["duplicates"]["across_splits"]["count"] == 64
-    assert "20 images look nearly the same" in caplog.text
-    assert "20 images show nearly the same picture, such as Bild 0" in (tmp_path / "report/index.html").read_text()
+    assert "20 images are near-duplicates" in caplog.text
+    assert "20 images are near-duplicates, such as Bild 0" in (tmp_path / "report/index.html").read_text()
 
 
 def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
@@ -470,7 +470,7 @@ def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annota
     tree = json.loads(path.read_text())
     tree["annotations"] = tree["annotations"][:1]
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=r"no instance in them\. Only 1 of all images show an object.*annotate objects"):
+    with pytest.raises(DataError, match=r"without any instance\. Only 1 of all images have objects.*annotate objects"):
         run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
 
 
@@ -500,14 +500,14 @@ def test_classes_are_picked_and_renamed(
     settings = params(classes={"blue": "sea"})
     with caplog.at_level(logging.INFO):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-    assert "objects of other classes, left out by data.classes: red (40)" in caplog.text
+    assert "objects of other classes, dropped by data.classes: red (40)" in caplog.text
     stats = json.loads((processed / "stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
     tree = load_split(processed, "train")
     assert tree["categories"] == [{"id": 1, "name": "sea"}]
     assert {row["category_id"] for row in tree["annotations"]} == {1}
-    assert "Left out by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
+    assert "Dropped by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
 
 
 def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any]], processed: Path) -> None:
@@ -590,8 +590,8 @@ def test_one_picture_in_both_splits_is_found_and_reported(
     with caplog.at_level(logging.WARNING):
         (pair,) = preprocess()["duplicates"]["across_splits"]["pairs"]
     assert (pair["train"], pair["val"], pair["equal_files"]) == ("2007_000002.jpg", "2008_000001.jpg", False)
-    assert "pictures that are in both train and val: 1" in caplog.text
-    assert "One picture in both splits" in (processed.with_name("report") / "index.html").read_text()
+    assert "near-duplicates across train and val: 1" in caplog.text
+    assert "Near-duplicates in both splits" in (processed.with_name("report") / "index.html").read_text()
 
     shutil.copy(voc / "JPEGImages/2007_000002.jpg", voc / "JPEGImages/2008_000001.jpg")
     shutil.copy(voc / "JPEGImages/2007_000001.jpg", voc / "JPEGImages/2007_000003.jpg")
@@ -683,7 +683,7 @@ def test_annotations_of_no_image_are_counted_apart_and_their_images_are_said_to_
     assert "Not usable: 2 annotations that belong to no image.\nThat is more than" in page.read_text()
     with caplog.at_level(logging.WARNING):
         run(params(max_problems=2), **folders)
-    assert "left out: 2 annotations" in caplog.text
+    assert "skipped: 2 annotations" in caplog.text
     assert "the images that such annotations were meant for are used without them" in caplog.text
     assert "meant for are used without them" in page.read_text()
     stats = json.loads((processed / "stats.json").read_text())

@@ -108,8 +108,8 @@ def test_300_objects_are_read(root: Path) -> None:
         ({"bbox": [-3, -2, 9, 7]}, (0, 0, 6, 5), None),  # inside it fits the 4 x 4: 16 of 30
         ({"bbox": [20, 1, 4, 4]}, (2, 1, 4, 4), "has the bbox [20, 1, 4, 4], which does not fit its mask"),
         ({"bbox": [2, 1, 0, 0]}, (2, 1, 4, 4), "does not fit its mask"),
-        ({"bbox": [2, 1, 4]}, (2, 1, 4, 4), "no list of four numbers"),
-        ({"bbox": [2, 1, float("nan"), 4]}, (2, 1, 4, 4), "no list of four numbers"),
+        ({"bbox": [2, 1, 4]}, (2, 1, 4, 4), "not a list of four numbers"),
+        ({"bbox": [2, 1, float("nan"), 4]}, (2, 1, 4, 4), "not a list of four numbers"),
         ({"bbox": None}, (2, 1, 4, 4), None),
     ],
 )
@@ -196,7 +196,7 @@ def test_sizes_tell_which_way_a_turned_image_was_annotated(root: Path) -> None:
         ({"file_name": "b.jpg"}, "images[1]", "has no id"),
         ({"id": True, "file_name": "b.jpg"}, "images[1]", "has the id True; write a whole number"),
         ({"id": 2.0, "file_name": "b.jpg"}, "images[1]", "has the id 2.0; write a whole number"),
-        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; write / for each backslash"),
+        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; replace each backslash with /"),
         ("b.jpg", "images[1]", "has no id"),
         ({"id": 1, "file_name": "b.jpg"}, "images[1]", "has the id 1 of another image"),
         ({"id": 2}, "images[1]", "has no file_name"),

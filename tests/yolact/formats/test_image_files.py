@@ -61,7 +61,7 @@ def test_an_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
 
     header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
-    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the image and its masks"):
+    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; downscale the image and its masks"):
         read_image_file(tmp_path, "a.png")
 
 

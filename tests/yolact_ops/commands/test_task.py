@@ -186,7 +186,7 @@ def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:
 
 
 def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(params: Params) -> None:
-    with pytest.raises(SettingsError, match="holds a password") as caught:
+    with pytest.raises(SettingsError, match="contains a password") as caught:
         source.run(params, repository="https://me:hidden@git.example/x.git", path="data", revision="v1")
     assert "hidden" not in str(caught.value)
 
@@ -201,7 +201,7 @@ def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(param
     ],
 )
 def test_a_password_in_the_settings_is_refused_and_not_repeated(params: Params, address: str) -> None:
-    with pytest.raises(SettingsError, match="holds a password") as caught:
+    with pytest.raises(SettingsError, match="contains a password") as caught:
         source.choose_source(with_source(params, address))
     assert "hidden" not in str(caught.value)
 
