@@ -141,7 +141,7 @@ def test_touching_instances_give_tight_boxes_areas_classes_and_masks_without_voi
     assert image.warnings == ()
 
 
-def test_instance_takes_majority_class_and_ignores_void_under_it(voc: Voc) -> None:
+def test_instance_gets_its_majority_class_and_ignores_void(voc: Voc) -> None:
     objects = np.zeros((6, 8), dtype=np.uint8)
     objects[:, :5] = 7  # 30 pixels
     classes = np.where(objects == 7, PERSON, 0).astype(np.uint8)
@@ -168,7 +168,7 @@ def test_image_without_objects_is_a_negative(voc: Voc) -> None:
     ),
     st.fixed_dictionaries({index: st.integers(1, 20) for index in (1, 2, 3, 254)}),
 )
-def test_instances_equal_a_pixel_by_pixel_reading(objects: np.ndarray, class_of: dict[int, int]) -> None:
+def test_instances_equal_those_read_pixel_by_pixel(objects: np.ndarray, class_of: dict[int, int]) -> None:
     classes = np.zeros_like(objects)
     for index, class_index in class_of.items():
         classes[objects == index] = class_index
@@ -184,10 +184,10 @@ def test_instances_equal_a_pixel_by_pixel_reading(objects: np.ndarray, class_of:
         assert instance.counts == encoded["counts"].decode()
 
 
-# The XML beside the masks
+# XML and masks
 
 
-def test_flags_go_to_the_instance_whose_box_and_class_fit(voc: Voc) -> None:
+def test_flags_go_to_the_instance_with_matching_box_and_class(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML, PERSON_XML))
     image = read_voc_image(voc.root, "a")
     person, dog = image.instances
@@ -203,7 +203,7 @@ def test_parts_of_a_person_are_not_objects(voc: Voc) -> None:
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_two_of_one_class_are_paired_by_overlap_not_by_order(voc: Voc) -> None:
+def test_two_objects_of_one_class_are_matched_by_overlap_not_by_order(voc: Voc) -> None:
     voc.classes(png(np.where(CLASSES == DOG, PERSON, CLASSES).astype(np.uint8)))
     voc.annotation(xml(DOG_XML.replace("dog", "person"), PERSON_XML))
     left, right = read_voc_image(voc.root, "a").instances
@@ -358,7 +358,7 @@ def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
     )
 
 
-def test_masks_drawn_on_the_turned_image_are_told_by_their_size(voc: Voc) -> None:
+def test_masks_drawn_on_the_upright_image_are_recognized_by_their_size(voc: Voc) -> None:
     voc.image(jpeg((6, 8), orientation=6))
     image = read_voc_image(voc.root, "a")
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
@@ -372,12 +372,12 @@ def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
     assert voc.problem().startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the image is 6 x 8")
 
 
-def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
+def test_an_unknown_exif_orientation_is_ignored(voc: Voc) -> None:
     voc.image(jpeg(orientation=9))
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_an_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
+def test_a_cmyk_image_is_read_with_a_warning(voc: Voc) -> None:
     voc.image(jpeg(mode="CMYK"))
     (warning,) = read_voc_image(voc.root, "a").warnings
     assert str(warning).startswith("JPEGImages/a.jpg: has CMYK colours")
@@ -390,12 +390,12 @@ def animated_png() -> bytes:
     return buffer.getvalue()
 
 
-def test_an_animated_picture_is_a_problem(voc: Voc) -> None:
+def test_an_animated_image_is_a_problem(voc: Voc) -> None:
     voc.image(animated_png())
     assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the frame that")
 
 
-def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
+def test_255_indices_are_254_objects_and_void(voc: Voc) -> None:
     objects = np.repeat(np.arange(256, dtype=np.uint8), 2).reshape(16, 32)
     voc.image(jpeg((32, 16)))
     voc.objects(png(objects))
@@ -404,7 +404,7 @@ def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
     assert [(i.number, i.area) for i in image.instances] == [(number, 2) for number in range(1, 255)]
 
 
-def test_an_xml_bomb_is_refused_before_it_grows(voc: Voc) -> None:
+def test_an_xml_bomb_is_refused_before_it_expands(voc: Voc) -> None:
     layers = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE a [<!ENTITY e0 "boom">{layers}]><annotation>&e11;</annotation>'
     voc.annotation(bomb.encode())
@@ -452,7 +452,7 @@ def test_unusable_mask_is_a_problem(voc: Voc, mask: str, data: bytes | None, mes
     assert message in problem
 
 
-def test_grey_masks_and_masks_with_a_palette_of_their_own_are_read(voc: Voc) -> None:
+def test_grey_masks_and_masks_with_another_palette_are_read(voc: Voc) -> None:
     voc.objects(png(OBJECTS, mode="L"))
     voc.classes(png(CLASSES, palette=np.random.default_rng(0).integers(1, 31, (256, 3), dtype=np.uint8)))
     assert [i.class_index for i in read_voc_image(voc.root, "a").instances] == [PERSON, DOG]
@@ -497,7 +497,7 @@ def test_class_that_no_object_has_is_a_problem(voc: Voc) -> None:
     )
 
 
-def test_class_pixels_beside_their_object_are_a_warning(voc: Voc) -> None:
+def test_class_pixels_outside_their_object_are_a_warning(voc: Voc) -> None:
     objects = OBJECTS.copy()
     objects[1, 4:6] = 0
     voc.objects(png(objects))
@@ -505,7 +505,7 @@ def test_class_pixels_beside_their_object_are_a_warning(voc: Voc) -> None:
     assert str(warning).startswith("SegmentationClass/a.png: 2 of 6 pixels of dog belong to no object")
 
 
-def test_all_faults_of_a_image_are_reported_together(voc: Voc) -> None:
+def test_all_problems_of_an_image_are_reported_together(voc: Voc) -> None:
     (voc.root / "JPEGImages/a.jpg").unlink()
     (voc.root / "SegmentationObject/a.png").unlink()
     voc.classes(b"x")
@@ -574,7 +574,7 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"\xff\xfea\x00", "not a UTF-8 text file"),
     ],
 )
-def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
+def test_invalid_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
     voc.put("ImageSets/Segmentation/train.txt", text)
     with pytest.raises(DataError) as caught:
         read_split(voc.root, "train")
@@ -582,7 +582,7 @@ def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> No
     assert message in str(caught.value)
 
 
-def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
+def test_names_that_end_in_a_number_are_not_a_class_list(voc: Voc) -> None:
     voc.put("ImageSets/Segmentation/train.txt", "Übung 1\ndog 1\n".encode())
     voc.put("JPEGImages/dog 1.JPG", jpeg())
     voc.put("JPEGImages/dog.jpg", jpeg())
@@ -591,7 +591,7 @@ def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
     with pytest.raises(DataError, match="'Übung 1': this is a class list"):
         read_split(voc.root, "train")
     (voc.root / "JPEGImages/dog.jpg").unlink()
-    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing image
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither exists: each is reported as a missing image
 
 
 def test_a_missing_split_file_is_refused(voc: Voc) -> None:
@@ -605,10 +605,10 @@ def test_a_missing_split_file_is_refused(voc: Voc) -> None:
 def test_image_numbers_are_the_digits_of_voc_names_or_run_from_one() -> None:
     assert image_numbers(["2012_000001", "2007_000032"]) == {"2012_000001": 2012000001, "2007_000032": 2007000032}
     assert image_numbers(["b", "2007_000032", "a"]) == {"2007_000032": 1, "a": 2, "b": 3}
-    assert image_numbers(["٢٠٠٧_000032"]) == {"٢٠٠٧_000032": 1}  # other scripts' digits are no VOC name
+    assert image_numbers(["٢٠٠٧_000032"]) == {"٢٠٠٧_000032": 1}  # digits of other scripts are not a VOC name
 
 
-def test_coco_annotation_holds_flags_only_where_the_xml_object_was_found(voc: Voc) -> None:
+def test_coco_annotation_has_flags_only_if_the_xml_object_was_found(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML))
     person, dog = (coco_annotation(item, item.class_index) for item in read_voc_image(voc.root, "a").instances)
     counts = person["segmentation"].pop("counts")
