@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
-def test_a_folder_is_copied_however_its_root_is_named(
+def test_a_folder_is_copied_with_any_name_of_its_root(
     params: Params, source: Path, tmp_path: Path, inside: str
 ) -> None:
     run(with_source(params, source / inside), raw_dir=tmp_path / "raw")
@@ -177,7 +177,7 @@ def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_pa
         ("dvc:--upload-pack=x#path@v1", "can begin with '-'"),
     ],
 )
-def test_a_source_that_is_spelled_wrongly_is_refused_with_the_right_spelling(
+def test_a_misspelled_source_is_refused_with_the_right_spelling(
     params: Params, tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):

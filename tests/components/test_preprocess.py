@@ -176,7 +176,7 @@ def test_digest_follows_images_and_annotations(preprocess: Callable[..., dict[st
     assert len(digests[0]) == 64
 
 
-def test_each_split_has_a_digest_of_its_own(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_each_split_has_its_own_digest(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     before = preprocess()["split_digests"]
     assert before["train"] != before["val"]
     image = voc / "JPEGImages/2007_000001.jpg"  # in train
@@ -257,9 +257,7 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     assert "no box matches the mask of object index 1 (person)" in warning["reason"]
 
 
-def test_images_that_have_no_mask_are_a_warning_with_their_number(
-    preprocess: Callable[..., dict[str, Any]], voc: Path
-) -> None:
+def test_images_without_a_mask_are_counted_in_a_warning(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     for split in ("train", "val"):
         (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
     (voc / "SegmentationObject/2007_000003.png").unlink()
@@ -460,7 +458,7 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     assert "20 images are near-duplicates, such as Bild 0" in (tmp_path / "report/index.html").read_text()
 
 
-def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
+def test_a_single_image_with_objects_cannot_be_split_and_the_message_says_to_annotate_more(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=5)

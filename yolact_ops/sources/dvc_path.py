@@ -71,7 +71,7 @@ class DvcPath:
         return State(content_hash([self.path, self._commit()]))
 
     def _commit(self) -> str:
-        """The revision's commit; an abbreviated or full commit id is returned as it is."""
+        """The revision's commit; an abbreviated or full commit id is returned unchanged."""
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]

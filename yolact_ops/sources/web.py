@@ -17,7 +17,7 @@ VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84
 """The devkit's VOCtrainval_11-May-2012.tar."""
 
 SBD_FILE = KnownFile(size=1_419_539_633, md5="82b4d87ceb2ed10f6038a1cba92111cb")
-"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds images too."""
+"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it includes the images."""
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) ->
 
 
 def _journals_of(run_file: Path) -> Path:
-    """Folder of the journals: beside ``run_file``, or in the repository that runs a DVC experiment.
+    """Folder of the journals: next to ``run_file``, or in the repository that runs a DVC experiment.
 
     An experiment of ``dvc exp run --temp`` has a temporary folder, which disappears at its end.
     """

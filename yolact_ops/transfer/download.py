@@ -307,7 +307,7 @@ def _unreachable(url: str, error: Exception) -> str:
 def _reason(error: BaseException) -> str:
     """The innermost cause in a few words: HTTP libraries wrap it several times."""
     if isinstance(error, requests.exceptions.SSLError):
-        return f"no trusted connection ({error})"
+        return f"the connection is not trusted ({error})"
     if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ReadTimeout | TimeoutError):
         return "the server does not respond in time"
     if isinstance(error, requests.exceptions.ConnectionError) and "Failed to resolve" in str(error):

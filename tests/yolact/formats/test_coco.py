@@ -264,7 +264,7 @@ def test_an_image_id_of_another_type_is_named_with_the_existing_id(
         (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 images, such as 'none.jpg'"),
     ],
 )
-def test_a_file_that_is_no_instances_json_is_refused(root: Path, content: Any, message: str) -> None:
+def test_a_file_that_is_not_instances_json_is_refused(root: Path, content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load(root, content)
     assert "instances.json" in str(caught.value)

@@ -94,7 +94,9 @@ def test_the_longer_side_is_limited_to_the_bound(
     np_st.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 2)),
     st.data(),
 )
-def test_reduced_masks_hold_the_pixels_that_are_more_than_half_covered(labels: np.ndarray, data: st.DataObject) -> None:
+def test_downscaled_masks_have_the_pixels_that_are_more_than_half_covered(
+    labels: np.ndarray, data: st.DataObject
+) -> None:
     height, width = labels.shape
     size = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
     reduced = [reduced_mask((labels == number).astype(np.uint8), size) for number in (1, 2)]
@@ -107,7 +109,7 @@ def test_reduced_masks_hold_the_pixels_that_are_more_than_half_covered(labels: n
     assert not (reduced[0] & reduced[1]).any()
 
 
-def test_an_object_that_is_too_small_to_see_is_gone() -> None:
+def test_an_object_that_is_too_small_vanishes() -> None:
     mask = np.zeros((100, 100), dtype=np.uint8)
     mask[50, 50] = 1
     (instance,) = instances_from_index_mask(mask, {1: 1})

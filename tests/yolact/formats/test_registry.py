@@ -265,7 +265,7 @@ def test_voc_is_found_at_any_place_in_the_folder(tmp_path: Path, place: str) -> 
     assert ids(tmp_path) == {"train": ["b", "a"], "val": ["c"]}
 
 
-def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> None:
+def test_voc_without_validation_list_has_only_a_train_split(tmp_path: Path) -> None:
     make_voc(tmp_path, "a", "b", "my image")
     assert ids(tmp_path) == {"train": ["a", "b", "my image"]}
     put(tmp_path / "ImageSets/Segmentation/trainval.txt", b"a\nb\n")
@@ -274,7 +274,7 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
     assert ids(tmp_path) == {"train": ["a"]}
 
 
-def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+def test_masks_are_found_with_their_suffix_in_any_case(tmp_path: Path) -> None:
     make_voc(tmp_path)
     put(tmp_path / "JPEGImages/a.JPG", image_bytes())
     with pytest.raises(DataError, match=r"SegmentationObject: has no \*\.png"):
@@ -290,7 +290,7 @@ def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
     assert {warning.file for warning in image.warnings} == {"Annotations/a.XML"}
 
 
-def test_images_without_annotations_are_counted_where_no_list_names_the_images(
+def test_images_without_annotations_are_counted_if_no_list_names_the_images(
     sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_voc(tmp_path / "VOC", "a", "\u00dcbung")
@@ -310,7 +310,7 @@ def test_images_without_annotations_are_counted_where_no_list_names_the_images(
     assert str(warning).startswith("img: images without annotations in inst are not used: 1, such as 'more'")
 
 
-def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
+def test_matlab_files_are_found_with_their_suffix_in_any_case(sbd: Path, tmp_path: Path) -> None:
     (sbd / "train.txt").unlink()
     (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
     (source,) = read_dataset(tmp_path).splits["train"]

@@ -298,7 +298,7 @@ def test_colour_grey_and_cmyk_images_are_read(voc: Voc, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.PNG"])
-def test_image_is_found_whatever_the_case_of_its_ending(voc: Voc, name: str) -> None:
+def test_image_is_found_with_its_suffix_in_any_case(voc: Voc, name: str) -> None:
     (voc.root / "JPEGImages" / "a.jpg").unlink()
     voc.put(
         f"JPEGImages/{name}", jpeg() if "j" in name.lower() else png(np.zeros((6, 8, 3), dtype=np.uint8), mode="RGB")
@@ -602,7 +602,7 @@ def test_a_missing_split_file_is_refused(voc: Voc) -> None:
 # COCO
 
 
-def test_image_numbers_are_the_digits_of_voc_names_or_run_from_one() -> None:
+def test_image_numbers_are_the_digits_of_voc_names_or_count_from_one() -> None:
     assert image_numbers(["2012_000001", "2007_000032"]) == {"2012_000001": 2012000001, "2007_000032": 2007000032}
     assert image_numbers(["b", "2007_000032", "a"]) == {"2007_000032": 1, "a": 2, "b": 3}
     assert image_numbers(["٢٠٠٧_000032"]) == {"٢٠٠٧_000032": 1}  # digits of other scripts are not a VOC name

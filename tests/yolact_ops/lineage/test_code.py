@@ -55,7 +55,7 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
-def test_every_step_has_a_version_of_its_own(before: dict[str, str], repository: Path) -> None:
+def test_every_step_has_its_own_version(before: dict[str, str], repository: Path) -> None:
     folders = {path.parent.name for path in (repository / "components").glob("*/component.py")}
     assert before.keys() == folders
     assert len(set(before.values())) == len(folders)

@@ -282,7 +282,7 @@ def test_a_file_of_several_streams_declares_at_least_the_last_and_never_too_much
 
 
 @given(data=st.binary(max_size=80), start=st.sampled_from([b"", b"\x1f\x8b", b"\xfd7zXZ\0"]), end=st.booleans())
-def test_a_false_end_of_a_compressed_file_does_no_harm(
+def test_a_false_declared_size_of_a_compressed_file_is_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes, end: bool
 ) -> None:
     path = tmp_path_factory.mktemp("end") / "file"
@@ -299,9 +299,7 @@ def test_an_encrypted_zip_is_named(unpacked: Callable) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (97, "method 97")])
-def test_a_zip_that_is_packed_by_another_method_is_not_called_damaged(
-    unpacked: Callable, method: int, name: str
-) -> None:
+def test_a_zip_with_an_unsupported_method_is_not_called_damaged(unpacked: Callable, method: int, name: str) -> None:
     data = bytearray(zip_bytes({"a": b"content"}))
     data[8] = method  # in the local and in the central header (APPNOTE 4.3.7, 4.3.12)
     data[data.index(b"PK\x01\x02") + 10] = method
@@ -382,7 +380,7 @@ def test_a_safe_name_never_leaves_the_folder(name: str) -> None:
 
 
 @given(st.lists(st.text(st.sampled_from("ab é."), min_size=1, max_size=5), min_size=1, max_size=4))
-def test_an_ordinary_name_stays_as_it_is(parts: list[str]) -> None:
+def test_an_ordinary_name_is_unchanged(parts: list[str]) -> None:
     wanted = [part for part in parts if part not in (".", "..")]
     if wanted:
         assert safe_name("/".join(wanted)) == PurePosixPath(*wanted)

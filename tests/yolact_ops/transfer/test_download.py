@@ -142,7 +142,7 @@ def test_without_ranges_or_validators_it_starts_over(server: FileServer, target:
     assert server.sent == 1_000_000 + len(CONTENT)
 
 
-def test_a_passing_failure_of_the_server_is_waited_out(server: FileServer, target: Path) -> None:
+def test_a_temporary_failure_of_the_server_is_retried(server: FileServer, target: Path) -> None:
     server.statuses = [500, 503]
     fetch_file([server.url], target)
     assert target.read_bytes() == CONTENT
@@ -169,7 +169,7 @@ def test_a_refusal_is_reported_at_once_without_the_secret_part_of_the_address(
     assert not target.exists()
 
 
-def test_a_server_that_is_gone_is_named(target: Path) -> None:
+def test_an_unavailable_server_is_named(target: Path) -> None:
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*refuses connections"):
         fetch_file([f"http://127.0.0.1:{free_port()}/voc.tar"], target)
     assert not target.exists()

@@ -339,7 +339,7 @@ def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
         list_objects(_Listing("set/fine", key), S3Address.parse("s3://bucket/set"))
 
 
-def test_keys_that_are_file_and_folder_at_once_are_refused(tmp_path: Path) -> None:
+def test_keys_that_are_both_file_and_folder_are_refused(tmp_path: Path) -> None:
     client = _Listing("set/a", "set/a/b")
     address = S3Address.parse("s3://bucket/set")
     with pytest.raises(DataError, match="a file and a folder"):
