@@ -289,7 +289,7 @@ def test_image_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any
 def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "train", "2007_000001", "2007_000002")
     set_split(voc, "val", "2007_000003")
-    with pytest.raises(DataError, match="split 'val' has 1 usable images and no instance"):
+    with pytest.raises(DataError, match="split 'val' has 1 usable images, without any instance"):
         preprocess()
 
 

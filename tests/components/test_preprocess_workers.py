@@ -58,7 +58,7 @@ def test_only_a_few_chunks_are_computed_ahead_of_the_caller() -> None:
 
 
 def test_a_killed_process_is_reported_with_the_items_in_progress() -> None:
-    with pytest.raises(DataError, match="a process that read images was killed, most likely because memory") as caught:
+    with pytest.raises(DataError, match="a process that reads images was killed, most likely because memory") as caught:
         list(map_in_order(killed_at_50, range(100), 2, lambda value: f"image {value}"))
     listed = str(caught.value).split("In progress were: ")[1].split(".")[0].split(", ")
     assert "image 50" in listed

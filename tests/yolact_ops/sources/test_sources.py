@@ -596,7 +596,7 @@ def test_only_changes_of_a_sources_content_are_detected(
     shutil.rmtree(folder)  # as on another machine
     with caplog.at_level(logging.WARNING):
         watch.run(params, state_file=state)
-    assert "taken as unchanged" in caplog.text
+    assert "assumed unchanged" in caplog.text
     assert state.read_bytes() == third
     with pytest.raises(DataError, match="does not exist"):
         watch.run(params, state_file=tmp_path / "new.json")

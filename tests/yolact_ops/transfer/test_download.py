@@ -157,12 +157,12 @@ def test_a_server_that_keeps_failing_is_given_up_and_received_bytes_are_kept(ser
     assert target.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("status", "way_out"), [(404, "no such file"), (403, "rights"), (401, "netrc")])
+@pytest.mark.parametrize(("status", "fix"), [(404, "no such file"), (403, "permissions"), (401, "netrc")])
 def test_a_refusal_is_reported_at_once_without_the_secret_part_of_the_address(
-    server: FileServer, target: Path, status: int, way_out: str
+    server: FileServer, target: Path, status: int, fix: str
 ) -> None:
     server.statuses = [status]
-    with pytest.raises(DownloadError, match=way_out) as caught:
+    with pytest.raises(DownloadError, match=fix) as caught:
         fetch_file([server.url], target)
     assert "hidden" not in str(caught.value)
     assert len(server.requests) == 1
