@@ -133,7 +133,7 @@ def test_a_clone_pulls_the_data_runs_nothing_and_goes_back_to_an_older_version(
     second = clone.raw()
     assert second == pushed.raw()
     output = clone.run("dvc", "repro")
-    assert "taken as unchanged" in output
+    assert "assumed unchanged" in output
     assert "'ingest' didn't change" in output
     assert clone.run("git", "status", "--porcelain") == ""
 

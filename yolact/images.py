@@ -1,4 +1,4 @@
-"""Image files and arrays as RGB pixels: what is decoded, what is refused, and how images are turned upright."""
+"""Read image files and arrays as RGB pixels; rotate images to upright by their EXIF orientation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ImageInput = np.ndarray | Tensor | str | Path
 """An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of an image file."""
 
 EXIF_ORIENTATION = 0x0112
-"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
+"""EXIF tag of the rotation or flip a viewer applies; 1: none, 5 to 8 swap width and height (EXIF 2.3, 4.6.4)."""
 
 UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,7 +28,7 @@ UPRIGHT: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns the stored pixels upright, by EXIF orientation (Pillow rotates counter-clockwise)."""
+"""Transposition of the stored pixels to upright, by EXIF orientation (Pillow rotates counter-clockwise)."""
 
 
 class DecodingError(ValueError):
@@ -36,10 +36,10 @@ class DecodingError(ValueError):
 
 
 def read_image(image: ImageInput) -> Tensor:
-    """An `ImageInput` as (3, H, W) uint8 RGB; files are turned upright as their EXIF orientation says.
+    """Read an `ImageInput` as (3, H, W) uint8 RGB; files are turned upright by their EXIF orientation.
 
     Raises:
-        ValueError: an array or a tensor has another shape or dtype.
+        ValueError: an array or a tensor has the wrong shape or dtype.
         DataError: a file is missing or cannot be decoded.
     """
     if isinstance(image, (str, Path)):
@@ -63,19 +63,19 @@ def decode_image(file: Path | IO[bytes], *, formats: tuple[str, ...] | None = No
     """Decode an image file to (H, W, 3) uint8 RGB, read-only.
 
     Args:
-        file: its path or content.
-        formats: Pillow's names of the formats that are accepted; None: all.
-        upright: turn the pixels as the EXIF orientation says; else return them as stored.
+        file: path or binary stream.
+        formats: accepted formats, by Pillow's names; None: all.
+        upright: apply the EXIF orientation; otherwise return the pixels as stored.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DecodingError: it is damaged, in another format, or has more than 8 bits a channel.
+        DecodingError: it is damaged, in another format, or has more than 8 bits per channel.
     """
     try:
         with Image.open(file, formats=formats) as image:
             if has_deep_channels(image):
-                raise DecodingError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            image.load()  # the decoders of some formats turn the pixels themselves and then clear the EXIF tag
+                raise DecodingError("it has 16 or more bits per channel; save it with 8 bits per channel")
+            image.load()  # some decoders turn the pixels themselves and then clear the EXIF tag
             shown = turned_upright(image, exif_orientation(image)) if upright else image
             return np.asarray(shown if shown.mode == "RGB" else shown.convert("RGB"))
     except (FileNotFoundError, DecodingError):
@@ -85,18 +85,18 @@ def decode_image(file: Path | IO[bytes], *, formats: tuple[str, ...] | None = No
 
 
 def has_deep_channels(image: Image.Image) -> bool:
-    """Whether Pillow holds the pixels with more than 8 bits a channel; converting them to RGB would clip at 255."""
+    """Whether Pillow has more than 8 bits per channel; converting these to RGB would clip at 255."""
     return image.mode.startswith(("I", "F"))
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where the file states none, an unknown number, or its EXIF data is broken."""
-    with suppress(Exception):  # decoders raise many types on broken EXIF data, which does not make the pixels unusable
+    """EXIF orientation, 1 to 8; 1 if it is missing or unknown, or the EXIF data is broken."""
+    with suppress(Exception):  # decoders raise many types on broken EXIF data, but the pixels are usable
         orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         return orientation if orientation in UPRIGHT else 1
     return 1
 
 
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as a viewer shows it; itself where there is nothing to turn."""
+    """The image as a viewer shows it; the same object if there is nothing to turn."""
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image

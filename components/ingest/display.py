@@ -1,4 +1,4 @@
-"""What Kubeflow shows of `ingest`: where the data comes from and how much it is."""
+"""What Kubeflow shows for `ingest`: source and size of the data."""
 
 from __future__ import annotations
 

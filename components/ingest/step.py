@@ -1,6 +1,6 @@
-"""The ingest step: bring the images and their annotations, whatever their source, to ``data/raw``.
+"""The ingest step: fetch the images and their annotations from any source into ``data/raw``.
 
-The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.data_source` knows the kinds.
+The source (``data.source``) is generated, copied or fetched; `yolact_ops.sources.data_source` has its kinds.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from yolact_ops.transfer.disk import require_free_disk
 log = logging.getLogger(__name__)
 
 SHOWN_FAILURES = 5
-"""Files that an error message names; the others are counted."""
+"""Maximum number of files in an error message; the rest is counted."""
 
 
 def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
-    """Put the raw data set into ``raw_dir``, whole or not at all; what was there is replaced.
+    """Put the raw data set into ``raw_dir``, replacing its contents as a whole or not at all.
 
     Args:
-        params: ``data.source`` and ``data.mirrors`` are read, for ``sample`` also ``data.sample``.
-        raw_dir: gets the files of the data set, where its format's `Format.files` places them.
-        downloads_dir: keeps what is fetched, so that no byte is fetched twice.
+        params: settings; uses ``data.source`` and ``data.mirrors``, for ``sample`` also ``data.sample``.
+        raw_dir: target for the files of the data set, at the paths given by the format's `Format.files`.
+        downloads_dir: keeps fetched files, so that no byte is fetched twice.
 
     Raises:
-        DataError: the source is missing, cannot be fetched, is damaged or in no known format, or shares files with
+        DataError: the source is missing, cannot be fetched, is damaged or in no known format, or overlaps with
             ``raw_dir``.
         OSError: a file cannot be read or written.
     """
@@ -88,23 +88,23 @@ def _bring_archive(archive: Path, raw_dir: Path) -> None:
 
 
 def _refuse_shared_files(origin: Path, raw_dir: Path) -> None:
-    """Replacing ``raw_dir`` would delete a source inside it, and a source around it would be copied into itself."""
+    """Refuse overlapping folders: a source inside the target would be deleted, one around it copied into itself."""
     source, target = origin.resolve(), raw_dir.resolve()
     if source.is_relative_to(target) or target.is_relative_to(source):
         raise DataError(
-            f"data.source: {source} and the output {target} of this step are one folder, or one holds the other. "
-            "Move the source out of it, and name the new place."
+            f"data.source: {source} and this step's output {target} are the same folder, or one contains the other. "
+            "Move the source out of it, and name its new path."
         )
 
 
 def _transfer(files: Files, folder: Path, transfer: Callable[[str, str], object]) -> None:
-    """Copy or move files into ``folder``; links become files of their own, hidden files and junk are left out.
+    """Copy or move files into ``folder``; links become files, hidden files and junk are skipped.
 
-    File modes are not copied: what comes from a read-only folder can be changed and removed.
+    File modes are not copied: files from a read-only folder can be changed and removed.
 
     Raises:
         DataError: files cannot be copied (the first few are named); the target is then incomplete.
-        OSError: a folder cannot be read or made.
+        OSError: a folder cannot be read or created.
     """
     origin, target = files.origin, folder / files.target
     target.mkdir(parents=True, exist_ok=True)
@@ -120,12 +120,12 @@ def _transfer(files: Files, folder: Path, transfer: Callable[[str, str], object]
         more = f"\n  and {len(failures) - SHOWN_FAILURES} more" if len(failures) > SHOWN_FAILURES else ""
         raise DataError(
             f"data.source: {len(failures)} files below {origin} could not be copied; nothing was changed. Check that "
-            "they can be read and that the disk has room:\n" + "\n".join(failures[:SHOWN_FAILURES]) + more
+            "they are readable and that the disk has room:\n" + "\n".join(failures[:SHOWN_FAILURES]) + more
         )
 
 
 def _paths_to_bring(files: Files) -> Iterator[Path]:
-    """Files, and links that may be broken, relative to their origin; hidden files and folders and junk are left out."""
+    """Files and (possibly broken) links, relative to their origin; hidden files and folders and junk are skipped."""
     origin = files.origin
     for name in files.names:
         if not (origin / name).is_dir():

@@ -1,4 +1,4 @@
-"""What Kubeflow shows of `preprocess`: digest, classes, images and instances by split."""
+"""What Kubeflow shows for `preprocess`: digest, classes, images and instances by split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects kept on disk between reading the images and writing COCO instances JSON, so that memory stays flat."""
+"""Keep objects on disk between reading the images and writing COCO instances JSON, so that memory use is constant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolact.formats.preparation import ImageSummary
 
 
 class Records:
-    """The JSON rows of each image's objects, in a file that is removed at the end."""
+    """JSON rows of each image's objects, in a temporary file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,16 +29,16 @@ class Records:
         self._path.unlink()
 
     def add(self, image_id: str, rows: Sequence[str]) -> None:
-        """Keep the rows of one image; a row has no line break."""
+        """Store the rows of one image; rows have no line breaks."""
         self._places[image_id] = (self._file.seek(0, 2), len(rows))
         self._file.writelines(f"{row}\n".encode() for row in rows)
 
     def objects(self, image_id: str) -> list[dict[str, Any]]:
-        """The rows of an image, read; without ids."""
+        """The parsed rows of an image, without ids."""
         return [json.loads(f"{{{row}") for row in self.rows(image_id)]
 
     def rows(self, image_id: str) -> list[str]:
-        """What was added for an image."""
+        """The stored rows of an image."""
         start, count = self._places[image_id]
         self._file.seek(start)
         return [self._file.readline().decode()[:-1] for _ in range(count)]
@@ -52,15 +52,15 @@ def write_coco(
     categories: Mapping[int, str],
     description: str,
 ) -> None:
-    """Write COCO's instances format (cocodataset.org, "Data format"), a line for each image and each object.
+    """Write COCO instances JSON (cocodataset.org, "Data format"), one line per image and object.
 
     Args:
         path: a new file.
-        images: in the order to write.
-        records: has the objects of each.
-        numbers: COCO's image id by image id.
+        images: images in the order to write.
+        records: their objects.
+        numbers: COCO's integer id by image id.
         categories: name by category id.
-        description: what the data is.
+        description: description of the data.
     """
     head = {
         "info": {"description": description},

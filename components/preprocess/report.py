@@ -1,4 +1,4 @@
-"""The data report: what is in the processed data, how much of each, and every problem found, on one page."""
+"""The data report: one page with the content of the processed data, its statistics and all problems found."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
 from yolact_ops.settings.params import DataConfig
 
 GALLERY_PHOTOS = 12
-"""Of each split."""
+"""Number of images shown of each split."""
 GALLERY_WIDTH = 520
-"""Pixels of an image on the page."""
+"""Maximum width of an image on the page, pixels."""
 
 LISTED_ROWS = 1000
-"""Problems, and warnings, that the page lists, so that a browser can show it; `LISTING` has all."""
+"""Maximum number of problems, and of warnings, on the page, so that browsers can show it; `LISTING` has all."""
 
 LISTING = "problems.csv"
-"""Every problem and every warning, a row each, beside the page."""
+"""File next to the page with all problems and warnings, one per row."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar of a histogram: what it counts, and how many in each split."""
+    """One bar of a histogram: its label, and its counts by split."""
 
     label: str
     counts: Mapping[str, int]
     shares: Mapping[str, float]
-    """Of the split's objects or images, 0 to 1."""
+    """Fraction of the split's objects or images, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Chart:
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """An image to show with its objects."""
+    """An image of the gallery, with its objects."""
 
     path: Path
     width: int
     """Pixels."""
     height: int
     objects: Sequence[Mapping[str, Any]]
-    """Rows of COCO's ``annotations`` with run lengths."""
+    """Rows of COCO's ``annotations`` with RLE masks."""
 
 
 def write_report(
@@ -77,14 +77,14 @@ def write_report(
     gallery: Mapping[str, Sequence[GalleryImage]],
     data: DataConfig,
 ) -> None:
-    """Write ``index.html``, which needs no other file, `LISTING`, and a copy of the numbers, ``stats.json``.
+    """Write the self-contained ``index.html``, `LISTING`, and a copy of ``stats.json``.
 
     Args:
         report_dir: replaced as a whole.
         stats: the content of ``stats.json``.
         categories: class name by category id.
         gallery: images to show, by split.
-        data: the settings to show.
+        data: settings to show.
     """
     shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
     images = len({entry["image"] for entry in stats["problems"]} - {""})
@@ -109,7 +109,7 @@ def write_report(
 
 
 def counted(images: int, orphans: int) -> str:
-    """Images that cannot be used and annotations that belong to no image, in words; empty where there are none."""
+    """Number of unusable images and of orphan annotations as text; empty if there are none."""
     parts = []
     if images:
         parts.append(f"{images} image{'' if images == 1 else 's'}")
@@ -131,7 +131,7 @@ def _listing(stats: Mapping[str, Any]) -> str:
 
 
 def _class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:
-    """Name, counts by split and size of the bar (0 to 1), most frequent first; classes without objects last."""
+    """Name, counts by split and bar length (0 to 1) of each class, most frequent first; those without objects last."""
     totals = {name: sum(counts["instances"] for counts in splits.values()) for name, splits in stats["classes"].items()}
     most = max(totals.values(), default=0) or 1
     names = sorted(totals, key=lambda name: (-totals[name], name))
@@ -156,7 +156,7 @@ def _charts(stats: Mapping[str, Any]) -> list[Chart]:
 
 
 def _span(edges: Sequence[float], place: int, label: Any) -> str:
-    """What the bin before ``edges[place]`` holds; empty where nothing can be in it."""
+    """Label of the bin before ``edges[place]``; empty if nothing can be in it."""
     if place == 0:
         return "" if edges[0] == 0 else f"< {label(edges[0])}"
     if place == len(edges):
@@ -165,7 +165,7 @@ def _span(edges: Sequence[float], place: int, label: Any) -> str:
 
 
 def instances_per_image(stats: Mapping[str, Any]) -> Chart:
-    """Images by their number of objects."""
+    """Histogram of images by number of objects."""
     limits = [(count, count) for count in range(6)] + [(6, 10), (11, 20), (21, 50), (51, None)]
     labels = [str(low) if low == high else f"{low} – {high}" if high else f"≥ {low}" for low, high in limits]
     counts = {
@@ -204,14 +204,14 @@ def _without_empty_ends(bars: Sequence[Bar]) -> Sequence[Bar]:
 
 
 def _gallery_entry(image: GalleryImage, categories: Mapping[int, str]) -> tuple[str, str]:
-    """Caption and picture."""
+    """Caption and drawn image, as a data URI."""
     count = len(image.objects)
     caption = f"{image.path.name}: {image.width} x {image.height}, {count} object{'' if count == 1 else 's'}"
     return caption, data_uri(jpeg_bytes(_drawn(image, categories), quality=80), "jpeg")
 
 
 def _drawn(image: GalleryImage, categories: Mapping[int, str]) -> np.ndarray:
-    """An image with its objects, `GALLERY_WIDTH` wide at most; large ones are reduced before anything is drawn."""
+    """An image with its objects, at most `GALLERY_WIDTH` wide; it is downscaled before the objects are drawn."""
     size = bounded_size((image.width, image.height), MIN_SIDE)
     with Image.open(image.path) as opened:
         pixels = np.asarray(opened.convert("RGB").resize(size, Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""What ``stats.json`` says about the prepared data; README.md explains its keys."""
+"""The content of ``stats.json``: statistics of the processed data; README.md explains its keys."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from yolact.formats.preparation import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT,
 from yolact.formats.problems import Problem
 
 LISTED_PAIRS = 1000
-"""Pairs of like images that are listed; the rest is counted."""
+"""Maximum number of near-duplicate pairs that are listed; the rest is counted."""
 
 SHOWN_NAMES = 5
-"""Images that are named of a group that was parted."""
+"""Maximum number of images listed of a group that is in both splits."""
 
 SIDE_EDGES: list[float] = [0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
-"""Pixels; 32 and 96 part COCO's small, medium and large objects (cocodataset.org, "Detection evaluation")."""
+"""Pixels; 32 and 96 separate COCO's small, medium and large objects (cocodataset.org, "Detection evaluation")."""
 
 ASPECT_EDGES = [1 / 8, 1 / 5, 1 / 4, 1 / 3, 1 / 2, 1 / 1.5, 1 / 1.25, 1.25, 1.5, 2, 3, 4, 5, 8]
 """Width over height; symmetric about 1."""
@@ -31,16 +31,16 @@ SHARE_EDGES = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that was found in a data set, before it is summed up."""
+    """Everything found in a data set, before it is summarized."""
 
     format: str
     """Name of the data set's format."""
     split_by_source: bool
-    """Whether the source says which images are for validation."""
+    """Whether the source has a val split."""
     classes: Mapping[int, str]
-    """The source's classes, by its own category ids."""
+    """The source's classes, by the source's category ids."""
     categories: Mapping[int, str]
-    """Those that are kept, under their new names and ids."""
+    """The kept classes, with their new names and ids."""
     images: Mapping[str, Sequence[ImageSummary]]
     """By split, in the order of their ids."""
     rejected: Mapping[str, Sequence[Problem]]
@@ -50,9 +50,9 @@ class Outcome:
     rejected_split: Mapping[str, str]
     """Which split each rejected image was listed in."""
     source_warnings: Sequence[Problem]
-    """Oddities of no single image."""
+    """Irregularities of the data set as a whole."""
     parted: Sequence[Sequence[str]]
-    """Files of each group of like images that was too large to be kept in one split."""
+    """Files of each group of near-duplicates that was too large to keep in one split."""
 
 
 def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
 
 
 def _table(images: Sequence[ImageSummary]) -> np.ndarray:
-    """(N, 7) float32: all objects, see `ImageSummary.instances`."""
+    """All objects, (N, 7) float32, see `ImageSummary.instances`."""
     return np.concatenate([np.zeros((0, 7), dtype=np.float32), *(image.instances for image in images)])
 
 
@@ -117,7 +117,7 @@ def _split_statistics(images: Sequence[ImageSummary]) -> dict[str, Any]:
 
 
 def _distribution(values: Sequence[int] | np.ndarray) -> dict[str, float]:
-    """Quartiles and mean; empty where there are no values."""
+    """Quartiles and mean; empty without values."""
     if not len(values):
         return {}
     exact = np.asarray(values, dtype=np.float64)
@@ -127,7 +127,7 @@ def _distribution(values: Sequence[int] | np.ndarray) -> dict[str, float]:
 
 
 def _class_statistics(outcome: Outcome) -> dict[str, Any]:
-    """Images that show each class and its objects, by split."""
+    """Number of images with each class and of its objects, by split."""
     counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
     for split, images in outcome.images.items():
         for image in images:
@@ -143,7 +143,7 @@ def _class_statistics(outcome: Outcome) -> dict[str, Any]:
 
 
 def _histograms(images: Sequence[ImageSummary]) -> dict[str, Any]:
-    """Objects by size, shape and share of the image; ``counts`` begins below the first edge and ends above the last."""
+    """Histograms of size, shape and share of the image; ``counts`` start below the first edge, end above the last."""
     table = _table(images)
     areas = np.repeat([image.width * image.height for image in images], [len(image.instances) for image in images])
     values: dict[str, tuple[np.ndarray, list[float]]] = {
@@ -160,11 +160,11 @@ def _histograms(images: Sequence[ImageSummary]) -> dict[str, Any]:
     }
 
 
-# Images of one picture
+# Near-duplicates
 
 
 def _duplicates(images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, Any]:
-    """Images of one picture in both splits, and equal files within one."""
+    """Near-duplicates across the splits, and identical files within one."""
     train, val = images["train"], images["val"]
     count, places = first_similar_pairs(hashes(train), hashes(val), MAX_DISTANCE, LISTED_PAIRS)
     pairs = [

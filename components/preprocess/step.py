@@ -1,4 +1,4 @@
-"""The step `preprocess`: annotated images in any registered format to images with COCO instances JSON, and a report."""
+"""The step `preprocess`: convert annotated images in any registered format to COCO instances JSON; write a report."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 
 LISTED_PROBLEMS = 20
-"""Images, and annotations of no image, that an error message lists; the rest is counted."""
+"""Maximum number of images and orphan annotations in an error message; the rest is counted."""
 
 
 def run(
     params: DataParams, *, raw_dir: Path, processed_dir: Path, report_dir: Path, workers: int | None = None
 ) -> None:
-    """Turn the data set below ``raw_dir`` into ``processed_dir``, which is replaced as a whole or left as it was.
+    """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
 
-    Written: ``images/`` (images, byte for byte where nothing is to change), ``train.json`` and ``val.json`` (COCO
-    instances), and ``stats.json``; and into ``report_dir``, also when problems then stop the step, a page that shows
-    them. The same input gives the same bytes, whatever the number of workers.
+    This writes ``images/`` (byte for byte if nothing has to change), ``train.json`` and ``val.json`` (COCO
+    instances), and ``stats.json``; and into ``report_dir``, even if problems then stop the step, a page that shows
+    them. The same input gives the same bytes, independent of the number of workers.
 
     Args:
-        params: ``data`` is read.
-        raw_dir: holds the data set, in any registered format (`yolact.formats.registry`).
-        processed_dir: see above.
-        report_dir: likewise.
-        workers: processes that read images; None: one for each CPU core.
+        params: settings; uses ``data``.
+        raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`).
+        processed_dir: folder of the processed data.
+        report_dir: folder of the report.
+        workers: number of processes that read images; None: one per CPU core.
 
     Raises:
-        DataError: there is no data set of a known format, a list of images is wrong, more images and orphan annotations
-            than ``data.max_problems`` have problems, or a split has no image or no instance.
-        SettingsError: ``data.classes`` names a class that is not there.
+        DataError: there is no data set of a known format, a list of images is invalid, more images and orphan
+            annotations than ``data.max_problems`` have problems, or a split has no image or no instance.
+        SettingsError: ``data.classes`` names an unknown class.
     """
     dataset = read_dataset(raw_dir)
     _check_disjoint(dataset)
@@ -90,15 +90,15 @@ def _check_disjoint(dataset: Dataset) -> None:
     common = sorted(train & val)
     if common:
         raise DataError(
-            f"{dataset.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model is not to be "
-            "judged on images it has learned: take them out of one of the two lists."
+            f"{dataset.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model must not be "
+            "evaluated on its training images: remove them from one of the two lists."
         )
 
 
 def _prepare_all(
     dataset: Dataset, preparation: Preparation, records: Records, workers: int
 ) -> tuple[dict[str, ImageSummary], dict[str, Sequence[Problem]]]:
-    """The images that can be used, written, and the problems of the others; both by image id, in its order."""
+    """Write the usable images; return their summaries and the problems of the others, both in order of image id."""
     sources = sorted((source for found in dataset.splits.values() for source in found), key=lambda s: s.image_id)
     accepted: dict[str, ImageSummary] = {}
     rejected: dict[str, Sequence[Problem]] = dict(dataset.problems)
@@ -120,7 +120,7 @@ def _outcome(
     rejected: Mapping[str, Sequence[Problem]],
     data: DataConfig,
 ) -> Outcome:
-    """Images by split: the source's, or chosen by `data.val_fraction`."""
+    """Images by split: the source's splits, or chosen by ``data.val_fraction``."""
     split_of = {source.image_id: split for split, found in dataset.splits.items() for source in found}
     by_source = "val" in dataset.splits
     choice = Choice(set())
@@ -142,25 +142,25 @@ def _outcome(
 
 
 def _choose_validation(images: Sequence[ImageSummary], data: DataConfig) -> Choice:
-    """Images to validate on, images of one picture all in one split where these are not too many."""
+    """Choose the validation images; near-duplicates stay in one split unless there are too many."""
     names = [image.image_id for image in images]
     groups = {
         name: names[first] for name, first in zip(names, picture_groups(hashes(images), MAX_DISTANCE), strict=True)
     }
     classes = {image.image_id: set(image.instances[:, CATEGORY].astype(int).tolist()) for image in images}
-    log.info("no validation images are named: %g of the images are chosen (data.val_fraction)", data.val_fraction)
+    log.info("the source has no validation images: choosing %g of the images (data.val_fraction)", data.val_fraction)
     choice = choose_validation(classes, groups, data.val_fraction, data.split_seed)
     for parted in choice.parted:
         log.warning(
-            "%d images look nearly the same, %s and %s among them: too many to keep in one split, so they are in both. "
-            "AP on val is too good on them; name validation images of your own (val.txt) if you can tell them apart",
+            "%d images are near-duplicates, including %s and %s: too many to keep in one split, so they are in both. "
+            "AP on val is too optimistic on them; list the validation images yourself (val.txt) if they differ",
             *(len(parted), parted[0], parted[-1]),
         )
     return choice
 
 
 def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> list[GalleryImage]:
-    """Images that are evenly spaced over a split, with their objects."""
+    """Evenly spaced images of a split, with their objects."""
     chosen = [images[place] for place in evenly_spaced(len(images), GALLERY_PHOTOS)]
     return [
         GalleryImage(folder / "images" / image.file_name, image.width, image.height, records.objects(image.image_id))
@@ -169,9 +169,9 @@ def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> 
 
 
 def _check_problems(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
-    """Refuse more than ``data.max_problems`` images with problems and annotations of no image; warn about allowed ones.
+    """Refuse more than ``data.max_problems`` images with problems and orphan annotations; warn about fewer.
 
-    An annotation of no image counts like an image: the one that it was meant for is used without it.
+    An orphan annotation counts like an image: the image that it was meant for is used without it.
     """
     rejected, orphans, allowed = outcome.rejected, outcome.orphans, data.max_problems
     count = len(rejected) + len(orphans)
@@ -185,12 +185,12 @@ def _check_problems(dataset: Dataset, outcome: Outcome, data: DataConfig, report
     if count > allowed:
         raise DataError(
             f"{dataset.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
-            f"Mend the files at their source (data.source: {data.source}) and run `dvc repro`, which brings them in. "
-            "Or leave them out with "
+            f"Fix the files at their source (data.source: {data.source}) and run `dvc repro`, which fetches them. "
+            "Or skip them with "
             f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
     kept = "; the images that such annotations were meant for are used without them" if orphans else ""
-    log.warning("left out: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
+    log.warning("skipped: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
 
 
 def _check_usable(dataset: Dataset, outcome: Outcome) -> None:
@@ -199,18 +199,18 @@ def _check_usable(dataset: Dataset, outcome: Outcome) -> None:
     if not empty:
         return
     if outcome.split_by_source:
-        advice = "Annotate objects in its images, choose other images for the split, or look at data.classes."
+        advice = "Annotate objects in its images, choose other images for the split, or check data.classes."
     else:
         advice = (
-            f"Only {sum(showing.values())} of all images show an object, and each split needs one that does: annotate "
-            "objects in more images, or look at data.classes."
+            f"Only {sum(showing.values())} of all images have objects, and each split needs one that does: annotate "
+            "objects in more images, or check data.classes."
         )
     count = len(outcome.images[empty[0]])
-    raise DataError(f"{dataset.root}: split {empty[0]!r} has {count} usable images and no instance in them. {advice}")
+    raise DataError(f"{dataset.root}: split {empty[0]!r} has {count} usable images, without any instance. {advice}")
 
 
 def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, dict[str, str]]:
-    """By split, SHA-256 (hex) of its JSON file and its images, by name."""
+    """SHA-256 (hex) of each split's JSON file and images, in order of their names."""
     digests = {}
     for split in SPLITS:
         digests[split] = {f"images/{image.file_name}": image.sha256.hex() for image in images[split]}
@@ -220,7 +220,7 @@ def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict
 
 
 def _joint(digests: Mapping[str, str]) -> str:
-    """SHA-256 over names and contents of files, in the order of the names."""
+    """SHA-256 over names and contents of files, in order of their names."""
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
@@ -232,13 +232,13 @@ def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -
     ]
     page = report_dir / "index.html"
     left_out = counted(len(outcome.rejected), len(outcome.orphans)) or "nothing"
-    log.info("%s; left out: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
+    log.info("%s; skipped: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
     if others := stats["other_classes"]:
         names = ", ".join(f"{name} ({count})" for name, count in others.items())
-        log.info("objects of other classes, left out by data.classes: %s", names)
+        log.info("objects of other classes, dropped by data.classes: %s", names)
     if duplicates := stats["duplicates"]["across_splits"]["count"]:
         log.warning(
-            "pictures that are in both train and val: %d (see %s); AP on val is too good there", duplicates, page
+            "near-duplicates across train and val: %d (see %s); AP on val is too optimistic there", duplicates, page
         )
 
 

@@ -1,4 +1,4 @@
-"""A function over many items in several processes: in order, with little in memory at a time."""
+"""Map a function over many items in several processes: in order, with bounded memory."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK = 16
-"""Items sent to a process at once."""
+"""Number of items sent to a process at once."""
 
 CHUNKS_AHEAD = 4
-"""Chunks for each process that are under way or waiting to be fetched."""
+"""Maximum number of chunks per process that are in progress or not yet consumed."""
 
 _in_hand: Any = None
-"""In a worker process: where it notes which item it is at; one whole number, from 0, and -1 for none."""
+"""In a worker process: where it records its current item; an integer from 0, or -1 for none."""
 
 
 def usable_cpus() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_order(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, name: Callable[[Item], str] = str
 ) -> Iterator[Result]:
-    """``function`` of each item, in the items' order, worked out by ``workers`` processes.
+    """Yield ``function`` of each item, in order, computed by ``workers`` processes.
 
-    Few items, or one worker, are worked out here. No more than a few chunks are ahead of what the caller has taken,
+    Few items, or those of one worker, are computed in this process. Only a few chunks are computed ahead of the caller,
     so memory does not grow with the number of items.
 
     Args:
-        function: can be sent to a process, as its results can.
-        items: likewise.
-        workers: processes.
-        name: an item's name in messages.
+        function: picklable, as are its results.
+        items: picklable items.
+        workers: number of processes.
+        name: returns an item's name for messages.
 
     Raises:
-        DataError: a process was killed, as by the system when memory ran out; names the items in hand.
+        DataError: a process was killed, for example because memory ran out; names the items in progress.
     """
     if workers <= 1 or len(items) <= CHUNK:
         yield from map(function, items)
@@ -68,16 +68,16 @@ def map_in_order(
         except BrokenProcessPool:
             in_hand = [name(items[place.value]) for place in places if place.value >= 0]
             raise DataError(
-                "a process that read images was killed, most likely because memory ran out. In hand were: "
+                "a process that reads images was killed, most likely because memory ran out. In progress were: "
                 f"{', '.join(in_hand) or 'none'}. Run it again with fewer CPU cores (as with `taskset -c 0`) or more "
-                "memory. If one of these images is in hand again, look at its files or take it out."
+                "memory. If one of these images is listed again, check its files or remove it."
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _take_slot(places: Sequence[Any], free: SimpleQueue[int]) -> None:
-    """At the start of a worker process: take a place of its own to note in what it is at."""
+    """Initialize a worker process: reserve its slot for recording the current item."""
     global _in_hand
     _in_hand = places[free.get()]
 

@@ -1,1 +1,1 @@
-"""Names the data: which revision it is, and by what a change of it is seen."""
+"""Identify the data: its revision, and a fingerprint that shows changes."""

@@ -1,7 +1,7 @@
-"""The step `source`: names the data before it is fetched, so that a pipeline's caches know one revision from another.
+"""The step `source`: identify the data before it is fetched, so that a pipeline's caches distinguish revisions.
 
-A branch or a tag becomes the commit that it names now, and what cannot be named so (a bucket, a folder, an archive)
-gets a fingerprint of its content. Both take seconds, and so run every time, where fetching and preparing are cached.
+A branch or a tag is resolved to its current commit; anything else (a bucket, a folder, an archive) gets a fingerprint
+of its content. This takes seconds, so it runs every time, while fetching and preprocessing are cached.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class PinnedData:
     """One revision of the data."""
 
     params: Params
-    """With the revision's commit in ``data.source``, where it has one."""
+    """Settings, with the revision's commit in ``data.source`` if it has one."""
     fingerprint: str
     """SHA-256 (hex), see `yolact_ops.sources.state.State`; ``generated`` for the sample."""
 
 
 def run(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> PinnedData:
-    """Say which data ``data.source`` stands for at this moment.
+    """Identify the data that ``data.source`` currently refers to.
 
     Args:
-        params: ``data`` is read.
+        params: settings; uses ``data``.
         repository, path, revision: a git repository, a path in it that DVC or git tracks, and a commit, tag or branch;
-            they take the place of ``data.source`` where given, all three of them.
+            if given, all three, they replace ``data.source``.
 
     Raises:
-        SettingsError: one of the three is missing, or an address holds a password.
-        DataError: the source is not there or out of reach.
+        SettingsError: one of the three is missing, or an address contains a password.
+        DataError: the source is missing or unavailable.
     """
     params = choose_source(params, repository=repository, path=path, revision=revision)
     source = find_source(params.data)
@@ -50,7 +50,7 @@ def run(params: Params, *, repository: str = "", path: str = "", revision: str =
 
 
 def choose_source(params: Params, *, repository: str = "", path: str = "", revision: str = "") -> Params:
-    """The settings with the data that `run` is to look for; nothing is looked for yet.
+    """The settings with the data source that `run` will identify; nothing is contacted yet.
 
     Args:
         params, repository, path, revision: see `run`.
@@ -63,7 +63,7 @@ def choose_source(params: Params, *, repository: str = "", path: str = "", revis
         missing = ", ".join(name for name, value in given.items() if not value)
         if missing:
             raise SettingsError(
-                f"{missing}: empty. All of {', '.join(given)} name a revision of the data; none of them leaves it to "
+                f"{missing}: empty. Set all of {', '.join(given)} to name a revision of the data, or none to use "
                 "data.source"
             )
         params = _with_source(params, f"dvc:{repository}#{path}@{revision}")
@@ -72,7 +72,7 @@ def choose_source(params: Params, *, repository: str = "", path: str = "", revis
 
 
 def _check_no_password(source: str) -> None:
-    records = "its address holds a password, which every record of the run would show. Leave it out, and"
+    records = "its address contains a password, which every record of the run would show. Remove it, and"
     if source.startswith("dvc:"):
         before, _, after = source.removeprefix("dvc:").rpartition("#")
         if (repository := before or after) != without_credentials(repository):
@@ -81,7 +81,7 @@ def _check_no_password(source: str) -> None:
                 "(pipelines/README.md)."
             )
     elif source.startswith(("https://", "http://")) and source != redact(source):
-        raise SettingsError(f"data.source: {records} put it into ~/.netrc; on a cluster, bring the data into a bucket.")
+        raise SettingsError(f"data.source: {records} put it into ~/.netrc; on a cluster, put the data into a bucket.")
 
 
 def _with_source(params: Params, source: str) -> Params:

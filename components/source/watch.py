@@ -1,7 +1,7 @@
-"""Looks whether the source changed, and says so in a small file, which the step ingest depends on.
+"""Check whether the source changed, and record its state in a small file that the ingest stage depends on.
 
-DVC itself sees another ``data.source``, not another content behind it. ``dvc.yaml`` runs this at each ``dvc repro``;
-the file changes only when the source did, so nothing else runs for nothing.
+DVC detects a change of ``data.source``, but not of the content at that source. ``dvc.yaml`` runs this at each
+``dvc repro``; the file changes only when the source does, so no stage runs unnecessarily.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params, *, state_file: Path) -> None:
-    """Write the state of the source to ``state_file``, which is left untouched when it says so already.
+    """Write the state of the source to ``state_file``, which is left untouched if the state is unchanged.
 
-    A source that is out of reach (another machine's folder, a server that is down) is taken as unchanged if the file
-    knows it: the data that was taken from it is in DVC's cache.
+    An unavailable source (another machine's folder, a server that is down) is assumed unchanged if the file
+    has its state: its data is in DVC's cache.
 
     Raises:
-        DataError: the source is out of reach and was not seen before.
+        DataError: the source is unavailable and has no recorded state.
     """
     name = shown_source(params.data.source)
     known = _read(state_file)
@@ -36,7 +36,7 @@ def run(params: Params, *, state_file: Path) -> None:
     except (DataError, OSError) as error:
         if known.get("source") != name:
             raise
-        log.warning("%s\nThe source is out of reach, so it is taken as unchanged.", error)
+        log.warning("%s\nThe source is unavailable; it is assumed unchanged.", error)
         return
     tree = {"source": name, "fingerprint": state.fingerprint, "files": state.files, "bytes": state.size}
     if tree != known:

@@ -1,4 +1,4 @@
-"""The ingest step: finds the data set, copies what later steps read, and never leaves half of it."""
+"""The ingest step: finds the data set, copies what later steps read, and never leaves it incomplete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOURCE_FILES = {
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder that holds VOCdevkit/VOC2012; its files are no real pictures, which is not ingest's business."""
+    """A folder with VOCdevkit/VOC2012; its files are not real images, which ingest does not check."""
     for name, data in SOURCE_FILES.items():
         path = tmp_path / "source" / "VOCdevkit" / "VOC2012" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def run(params: Params, *, raw_dir: Path) -> None:
-    """The step with its downloads beside its output."""
+    """The step, with its downloads next to its output."""
     run_step(params, raw_dir=raw_dir, downloads_dir=raw_dir.parent / "downloads")
 
 
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("inside", [".", "VOCdevkit", "VOCdevkit/VOC2012"])
-def test_a_folder_is_copied_however_its_root_is_named(
+def test_a_folder_is_copied_with_any_name_of_its_root(
     params: Params, source: Path, tmp_path: Path, inside: str
 ) -> None:
     run(with_source(params, source / inside), raw_dir=tmp_path / "raw")
@@ -97,7 +97,7 @@ def test_links_become_files(params: Params, source: Path, tmp_path: Path) -> Non
     assert not any(path.is_symlink() for path in (tmp_path / "raw").rglob("*"))
 
 
-def test_what_is_copied_from_a_read_only_folder_can_be_changed_replaced_and_removed(
+def test_files_copied_from_a_read_only_folder_can_be_changed_replaced_and_removed(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
     places = [source, *source.rglob("*")]
@@ -115,7 +115,7 @@ def test_what_is_copied_from_a_read_only_folder_can_be_changed_replaced_and_remo
     shutil.rmtree(tmp_path / "out")  # fails for an ordinary user where a folder is read-only
 
 
-def test_a_link_to_a_folder_around_it_is_not_followed(params: Params, source: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_is_not_followed(params: Params, source: Path, tmp_path: Path) -> None:
     voc = source / "VOCdevkit" / "VOC2012"
     (voc / "JPEGImages" / "up").symlink_to(voc, target_is_directory=True)
     run(with_source(params, source), raw_dir=tmp_path / "raw")
@@ -177,7 +177,7 @@ def test_a_missing_source_is_named_with_what_is_supported(params: Params, tmp_pa
         ("dvc:--upload-pack=x#path@v1", "can begin with '-'"),
     ],
 )
-def test_a_source_that_is_spelled_wrongly_is_refused_with_the_right_spelling(
+def test_a_misspelled_source_is_refused_with_the_right_spelling(
     params: Params, tmp_path: Path, text: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -196,21 +196,19 @@ def test_a_folder_that_lacks_a_part_of_its_format_is_refused_with_its_name(
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_file_that_cannot_be_read_is_named_and_the_old_output_stays(
-    params: Params, source: Path, tmp_path: Path
-) -> None:
+def test_an_unreadable_file_is_named_and_the_old_output_is_kept(params: Params, source: Path, tmp_path: Path) -> None:
     raw = tmp_path / "out" / "raw"
     run(with_source(params, source), raw_dir=raw)
     image = source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2012_000002.jpg"
     image.unlink()
-    image.symlink_to(source / "gone.jpg")  # also root cannot read it
+    image.symlink_to(source / "gone.jpg")  # even root cannot read it
     with pytest.raises(DataError, match=r"(?s)1 files below .*JPEGImages.*2012_000002\.jpg: .*No such file"):
         run(with_source(params, source), raw_dir=raw)
     assert contents(raw / "VOCdevkit" / "VOC2012") == SOURCE_FILES
     assert [path.name for path in raw.parent.iterdir()] == ["raw"]
 
 
-def test_nothing_is_left_when_the_copy_is_broken_off(
+def test_nothing_is_left_when_the_copy_is_interrupted(
     params: Params, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied = []
@@ -230,7 +228,7 @@ def test_nothing_is_left_when_the_copy_is_broken_off(
 
 @pytest.mark.parametrize("raw", ["source", "source/VOCdevkit", "source/VOCdevkit/VOC2012", "."])
 def test_a_source_inside_the_output_is_refused_and_kept(params: Params, source: Path, tmp_path: Path, raw: str) -> None:
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, source), raw_dir=tmp_path / raw)
     assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 
@@ -238,10 +236,10 @@ def test_a_source_inside_the_output_is_refused_and_kept(params: Params, source: 
 def test_an_output_inside_the_source_or_behind_a_link_to_it_is_refused(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, source), raw_dir=source / "VOCdevkit" / "VOC2012" / "JPEGImages" / "raw")
     (tmp_path / "link").symlink_to(source, target_is_directory=True)
-    with pytest.raises(DataError, match="one folder, or one holds the other"):
+    with pytest.raises(DataError, match="the same folder, or one contains the other"):
         run(with_source(params, tmp_path / "link"), raw_dir=source)
     assert contents(source / "VOCdevkit" / "VOC2012") == SOURCE_FILES
 
@@ -260,10 +258,8 @@ def test_the_command_prints_the_error_and_exits_with_1(repository: Path, tmp_pat
     assert not (tmp_path / "data").exists()
 
 
-def test_under_dvc_repro_a_failure_says_how_the_data_of_before_comes_back(
-    repository: Path, source: Path, tmp_path: Path
-) -> None:
-    """Real DVC: it removes `data/raw` before it runs the step's command, so that nothing is left after a failure."""
+def test_under_dvc_repro_a_failure_says_how_to_restore_the_data(repository: Path, source: Path, tmp_path: Path) -> None:
+    """Real DVC removes `data/raw` before it runs the step's command, so nothing is left after a failure."""
     settings = (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(settings.replace("source: sample ", f"source: {source} "), encoding="utf-8")
     stage = "{cmd: python -m components.ingest.step, params: [data.source], outs: [data/raw]}"

@@ -104,7 +104,7 @@ def test_there_are_no_empty_shards(tmp_path: Path) -> None:
         ("s3://bucket/images", 0, SettingsError, "shards: must be at least 1"),
         ("/data/images", 1, SettingsError, "images: must be s3://"),
         ("s3://bucket/texts", 1, DataError, "none ends in .jpg"),
-        ("s3://bucket/nothing", 1, DataError, "neither a file of this name nor one below it"),
+        ("s3://bucket/nothing", 1, DataError, "no file of this name or below it"),
         ("s3://nobucket/x", 1, DataError, "nobucket"),
     ],
 )
@@ -167,7 +167,7 @@ def test_an_image_that_changes_after_it_was_listed_is_an_error(
     kept = image.read_bytes()
     image.write_bytes(kept[:-4] + b"more")
     try:
-        with pytest.raises(DataError, match="what arrived has the md5"):
+        with pytest.raises(DataError, match="the received file has the md5"):
             predict.run(model_dir=model_dir, plan_path=plan, shard=4, result_path=tmp_path / "r.json", device="cpu")
     finally:
         image.write_bytes(kept)

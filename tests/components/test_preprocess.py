@@ -176,7 +176,7 @@ def test_digest_follows_images_and_annotations(preprocess: Callable[..., dict[st
     assert len(digests[0]) == 64
 
 
-def test_each_split_has_a_digest_of_its_own(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+def test_each_split_has_its_own_digest(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     before = preprocess()["split_digests"]
     assert before["train"] != before["val"]
     image = voc / "JPEGImages/2007_000001.jpg"  # in train
@@ -212,7 +212,7 @@ def test_problems_are_collected_and_stop_the_step(
     assert not list(processed.parent.glob(".*.part"))
 
 
-def test_as_many_problems_as_allowed_are_left_out_and_listed(
+def test_as_many_problems_as_allowed_are_skipped_and_listed(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage_image(voc, "2007_000001")
@@ -228,7 +228,7 @@ def test_as_many_problems_as_allowed_are_left_out_and_listed(
     assert "2007_000001" not in (processed / "train.json").read_text()
 
 
-def test_long_lists_of_problems_are_cut_in_the_message_and_whole_on_the_page(
+def test_long_lists_of_problems_are_shortened_in_the_message_and_complete_on_the_page(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     set_split(voc, "train", *(f"2009_{number:06}" for number in range(25)))
@@ -254,12 +254,10 @@ def test_warnings_are_listed_in_the_statistics(preprocess: Callable[..., dict[st
     (voc / "Annotations/2007_000001.xml").write_text("<annotation></annotation>")
     (warning,) = preprocess()["warnings"]
     assert (warning["image"], warning["file"]) == ("2007_000001", "Annotations/2007_000001.xml")
-    assert "no box fits the mask of object index 1 (person)" in warning["reason"]
+    assert "no box matches the mask of object index 1 (person)" in warning["reason"]
 
 
-def test_images_that_have_no_mask_are_a_warning_with_their_number(
-    preprocess: Callable[..., dict[str, Any]], voc: Path
-) -> None:
+def test_images_without_a_mask_are_counted_in_a_warning(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     for split in ("train", "val"):
         (voc / f"ImageSets/Segmentation/{split}.txt").unlink()
     (voc / "SegmentationObject/2007_000003.png").unlink()
@@ -268,7 +266,7 @@ def test_images_that_have_no_mask_are_a_warning_with_their_number(
     assert warning["reason"].startswith("images without a mask in SegmentationObject are not used: 1, such as '2007_")
 
 
-def test_an_image_whose_name_is_not_utf_8_is_left_out_as_a_problem(
+def test_an_image_whose_name_is_not_utf_8_is_skipped_as_a_problem(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
@@ -291,13 +289,11 @@ def test_image_in_both_splits_is_refused(preprocess: Callable[..., dict[str, Any
 def test_split_without_any_instance_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
     set_split(voc, "train", "2007_000001", "2007_000002")
     set_split(voc, "val", "2007_000003")
-    with pytest.raises(DataError, match="split 'val' has 1 usable images and no instance"):
+    with pytest.raises(DataError, match="split 'val' has 1 usable images, without any instance"):
         preprocess()
 
 
-def test_raw_data_that_is_not_there_names_the_step_to_run(
-    tmp_path: Path, processed: Path, params: Callable[..., Params]
-) -> None:
+def test_missing_raw_data_names_the_step_to_run(tmp_path: Path, processed: Path, params: Callable[..., Params]) -> None:
     with pytest.raises(DataError, match="Run the step `ingest` first"):
         run(params(), raw_dir=tmp_path / "nothing", processed_dir=processed, report_dir=tmp_path / "report")
     assert not processed.exists()
@@ -343,7 +339,7 @@ def test_killed_run_leaves_nothing_that_looks_finished_and_the_next_one_works(
     assert not list(processed.parent.glob(".processed.*"))
 
 
-def test_command_reports_a_fault_in_one_message_and_exits_with_1(repository: Path, tmp_path: Path) -> None:
+def test_command_reports_an_error_in_one_message_and_exits_with_1(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((repository / "conf/base.yaml").read_text())
     done = subprocess.run(
         [sys.executable, "-m", "components.preprocess.step"],
@@ -398,7 +394,7 @@ def test_image_bytes_survive_unusual_jpeg(
     assert json.loads((processed / "train.json").read_text())["images"][0]["file_name"] == "2007_000001.JPEG"
 
 
-# Layouts, splits, classes, sizes
+# Formats, splits, classes, sizes
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
@@ -407,7 +403,7 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 def make_coco(raw: Path, images: int = 40) -> None:
-    """One file without a split; image n shows a square of class 1 (`red`), each fourth one of class 2 (`blue`) too."""
+    """One file without a split; all images show class 1 (`red`), each fourth also a square of class 2 (`blue`)."""
     (raw / "images").mkdir(parents=True)
     arrays, annotations = [], []
     for n in range(images):
@@ -444,7 +440,7 @@ def test_a_coco_file_without_split_is_split_by_class(
     assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
 
 
-def test_images_that_all_look_alike_are_split_with_a_warning(
+def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_coco(tmp_path / "coco", images=20)
@@ -458,11 +454,11 @@ def test_images_that_all_look_alike_are_split_with_a_warning(
     (parted,) = stats["duplicates"]["parted"]
     assert (parted["images"], len(parted["such_as"])) == (20, 5)
     assert stats["duplicates"]["across_splits"]["count"] == 64
-    assert "20 images look nearly the same" in caplog.text
-    assert "20 images show nearly the same picture, such as Bild 0" in (tmp_path / "report/index.html").read_text()
+    assert "20 images are near-duplicates" in caplog.text
+    assert "20 images are near-duplicates, such as Bild 0" in (tmp_path / "report/index.html").read_text()
 
 
-def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annotate_more(
+def test_a_single_image_with_objects_cannot_be_split_and_the_message_says_to_annotate_more(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=5)
@@ -470,7 +466,7 @@ def test_a_single_image_with_objects_cannot_be_split_and_the_advice_is_to_annota
     tree = json.loads(path.read_text())
     tree["annotations"] = tree["annotations"][:1]
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=r"no instance in them\. Only 1 of all images show an object.*annotate objects"):
+    with pytest.raises(DataError, match=r"without any instance\. Only 1 of all images have objects.*annotate objects"):
         run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
 
 
@@ -493,21 +489,21 @@ def test_the_number_of_workers_changes_no_byte(
     assert contents(tmp_path / "report1") == contents(tmp_path / "report2")
 
 
-def test_classes_are_picked_and_renamed(
+def test_classes_are_selected_and_renamed(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_coco(tmp_path / "coco")
     settings = params(classes={"blue": "sea"})
     with caplog.at_level(logging.INFO):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-    assert "objects of other classes, left out by data.classes: red (40)" in caplog.text
+    assert "objects of other classes, dropped by data.classes: red (40)" in caplog.text
     stats = json.loads((processed / "stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
     tree = load_split(processed, "train")
     assert tree["categories"] == [{"id": 1, "name": "sea"}]
     assert {row["category_id"] for row in tree["annotations"]} == {1}
-    assert "Left out by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
+    assert "Dropped by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
 
 
 def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any]], processed: Path) -> None:
@@ -516,15 +512,15 @@ def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any
     assert not processed.exists()
 
 
-def test_large_and_turned_images_are_written_anew_with_their_masks(
+def test_large_and_turned_images_are_rewritten_with_their_masks(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
-    """A red square in an image of 400 x 300 that is stored lying: its mask must lie on the red pixels of the result."""
+    """A red square in a 400 x 300 image that is stored rotated: its mask must cover the red pixels of the result."""
     objects = np.zeros((300, 400), dtype=np.uint8)
     objects[60:180, 248:368] = 1
     pixels = np.where(objects[:, :, None] == 1, [220, 20, 20], [30, 60, 200]).astype(np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 8  # a quarter turn against the clock: (x, y) goes to (y, 399 - x)
+    exif[0x0112] = 8  # a quarter turn counter-clockwise: (x, y) goes to (y, 399 - x)
     Image.fromarray(pixels).save(voc / "JPEGImages/2007_000001.jpg", exif=exif, quality=95)
     save_mask(voc / "SegmentationObject/2007_000001.png", objects)
     save_mask(voc / "SegmentationClass/2007_000001.png", objects * np.uint8(PERSON))
@@ -542,10 +538,10 @@ def test_large_and_turned_images_are_written_anew_with_their_masks(
     assert (row["bbox"], row["area"]) == ([15, 8, 30, 30], 900)
 
 
-def test_images_of_twelve_megapixels_become_as_small_as_the_settings_say_with_their_objects(
+def test_images_of_twelve_megapixels_are_downscaled_as_set_with_their_objects(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
 ) -> None:
-    """Four discs in 4000 x 3000 pixels; their reduced masks have the discs' share of the area, box and middle."""
+    """Four discs in 4000 x 3000 pixels; their downscaled masks have the discs' share of the area, box and centre."""
     rows, columns = np.ogrid[:3000, :4000]
     objects = np.zeros((3000, 4000), dtype=np.uint8)
     discs = {1: (500, 700, 300), 2: (3100, 800, 500), 3: (900, 2300, 40), 4: (2500, 2200, 650)}  # x, y, radius
@@ -568,9 +564,7 @@ def test_images_of_twelve_megapixels_become_as_small_as_the_settings_say_with_th
         assert (width, height) == pytest.approx((2 * radius * scale,) * 2, abs=2)
 
 
-def test_a_png_that_is_reduced_becomes_a_jpeg(
-    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path
-) -> None:
+def test_a_downscaled_png_becomes_a_jpeg(preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path) -> None:
     with Image.open(voc / "JPEGImages/2007_000003.jpg") as image:
         image.resize((200, 100)).save(voc / "JPEGImages/2007_000003.png")
     for kind in ("Object", "Class"):
@@ -581,7 +575,7 @@ def test_a_png_that_is_reduced_becomes_a_jpeg(
         assert (image.size, image.format) == ((64, 32), "JPEG")
 
 
-def test_one_picture_in_both_splits_is_found_and_reported(
+def test_near_duplicates_in_both_splits_are_found_and_reported(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n, name in enumerate(("2007_000001", "2007_000002", "2007_000003")):
@@ -590,8 +584,8 @@ def test_one_picture_in_both_splits_is_found_and_reported(
     with caplog.at_level(logging.WARNING):
         (pair,) = preprocess()["duplicates"]["across_splits"]["pairs"]
     assert (pair["train"], pair["val"], pair["equal_files"]) == ("2007_000002.jpg", "2008_000001.jpg", False)
-    assert "pictures that are in both train and val: 1" in caplog.text
-    assert "One picture in both splits" in (processed.with_name("report") / "index.html").read_text()
+    assert "near-duplicates across train and val: 1" in caplog.text
+    assert "Near-duplicates in both splits" in (processed.with_name("report") / "index.html").read_text()
 
     shutil.copy(voc / "JPEGImages/2007_000002.jpg", voc / "JPEGImages/2008_000001.jpg")
     shutil.copy(voc / "JPEGImages/2007_000001.jpg", voc / "JPEGImages/2007_000003.jpg")
@@ -600,7 +594,7 @@ def test_one_picture_in_both_splits_is_found_and_reported(
     assert duplicates["equal_files_within"] == {"train": [["2007_000001.jpg", "2007_000003.jpg"]], "val": []}
 
 
-def test_images_of_two_folders_with_one_name_both_keep_a_name(
+def test_images_of_one_name_in_two_folders_get_different_names(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
@@ -612,7 +606,7 @@ def test_images_of_two_folders_with_one_name_both_keep_a_name(
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
-def test_an_image_that_would_be_written_under_too_long_a_name_is_a_problem(
+def test_an_image_with_too_long_an_output_name_is_a_problem(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
@@ -633,7 +627,7 @@ def test_an_image_that_would_be_written_under_too_long_a_name_is_a_problem(
     assert (processed / "images/images__z__a.jpg").is_file()
 
 
-def test_faults_of_a_coco_file_count_as_problems(
+def test_errors_of_a_coco_file_count_as_problems(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco")
@@ -649,7 +643,7 @@ def test_faults_of_a_coco_file_count_as_problems(
     assert len(json.loads((processed / "stats.json").read_text())["problems"]) == 2
 
 
-def test_a_refused_image_counts_once_however_many_annotations_it_has(
+def test_a_rejected_image_counts_once_with_any_number_of_annotations(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
@@ -667,7 +661,7 @@ def test_a_refused_image_counts_once_however_many_annotations_it_has(
     assert [problem["image"] for problem in problems] == ["labels.json images[0]", "labels.json images[4]"]
 
 
-def test_annotations_of_no_image_are_counted_apart_and_their_images_are_said_to_stay(
+def test_orphan_annotations_are_counted_separately_and_their_images_are_reported_as_kept(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
@@ -683,7 +677,7 @@ def test_annotations_of_no_image_are_counted_apart_and_their_images_are_said_to_
     assert "Not usable: 2 annotations that belong to no image.\nThat is more than" in page.read_text()
     with caplog.at_level(logging.WARNING):
         run(params(max_problems=2), **folders)
-    assert "left out: 2 annotations" in caplog.text
+    assert "skipped: 2 annotations" in caplog.text
     assert "the images that such annotations were meant for are used without them" in caplog.text
     assert "meant for are used without them" in page.read_text()
     stats = json.loads((processed / "stats.json").read_text())
@@ -718,7 +712,7 @@ def test_semantic_boundaries_and_voc_masks_of_one_image_give_the_same_objects(
 # Report
 
 
-def test_the_page_needs_no_other_file_and_shows_what_there_is(
+def test_the_page_is_self_contained_and_shows_the_data(
     preprocess: Callable[..., dict[str, Any]], processed: Path
 ) -> None:
     stats = preprocess()
@@ -732,7 +726,7 @@ def test_the_page_needs_no_other_file_and_shows_what_there_is(
     assert stats["digest"][:16] in page
 
 
-def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_where_it_shows_fewer(
+def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_if_it_shows_fewer(
     preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "LISTED_ROWS", 2)
@@ -778,6 +772,6 @@ def test_histograms_count_every_object_once(preprocess: Callable[..., dict[str, 
     assert counts[edges.index(0.2) + 1] == 1  # 30 / 120
 
 
-def test_the_chart_of_objects_per_image_parts_the_images(preprocess: Callable[..., dict[str, Any]]) -> None:
+def test_the_chart_of_objects_per_image_counts_every_image_once(preprocess: Callable[..., dict[str, Any]]) -> None:
     bars = instances_per_image(preprocess()).bars
     assert [(bar.label, bar.counts) for bar in bars] == [("0", {"train": 1, "val": 0}), ("1", {"train": 2, "val": 1})]

@@ -28,7 +28,7 @@ def faulty_at_50(value: int) -> int:
 
 
 class Watched(Sequence[int]):
-    """Numbers that remember how many were asked for."""
+    """Numbers that count how many were requested."""
 
     taken = 0
 
@@ -49,7 +49,7 @@ def test_no_items_give_no_results() -> None:
     assert list(map_in_order(squared, [], 4)) == []
 
 
-def test_only_a_few_chunks_are_ahead_of_what_was_taken() -> None:
+def test_only_a_few_chunks_are_computed_ahead_of_the_caller() -> None:
     items = Watched()
     results: Iterator[int] = map_in_order(squared, items, 2)
     assert [next(results) for _ in range(CHUNK)] == [value * value for value in range(CHUNK)]
@@ -57,14 +57,14 @@ def test_only_a_few_chunks_are_ahead_of_what_was_taken() -> None:
     results.close()  # type: ignore[attr-defined]
 
 
-def test_a_killed_process_is_named_as_such_with_the_items_in_hand() -> None:
-    with pytest.raises(DataError, match="a process that read images was killed, most likely because memory") as caught:
+def test_a_killed_process_is_reported_with_the_items_in_progress() -> None:
+    with pytest.raises(DataError, match="a process that reads images was killed, most likely because memory") as caught:
         list(map_in_order(killed_at_50, range(100), 2, lambda value: f"image {value}"))
-    listed = str(caught.value).split("In hand were: ")[1].split(".")[0].split(", ")
+    listed = str(caught.value).split("In progress were: ")[1].split(".")[0].split(", ")
     assert "image 50" in listed
     assert len(listed) <= 2
 
 
-def test_a_fault_in_a_process_is_raised_here() -> None:
+def test_an_error_in_a_process_is_raised_in_the_caller() -> None:
     with pytest.raises(RuntimeError, match="a fault of ours"):
         list(map_in_order(faulty_at_50, range(100), 2))

@@ -20,7 +20,7 @@ from yolact_ops.settings.params import load_params
 
 @pytest.fixture(scope="module", params=["generated", "real"])
 def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with VOCdevkit: generated images always, real ones where they are kept beside the checkout."""
+    """A folder with VOCdevkit: generated images, and real ones if they are available in the checkout."""
     if request.param == "real":
         return Path(request.getfixturevalue("voc_mini"))
     folder = tmp_path_factory.mktemp("generated")
@@ -31,7 +31,7 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def sources(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What ``data.source`` may say, and the address of the S3 server under ``server``."""
+    """Values of ``data.source``, and the address of the S3 server under ``server``."""
     folder = tmp_path_factory.mktemp("sources")
     with tarfile.open(folder / "set.tar.gz", "w:gz", compresslevel=1) as tar:
         tar.add(images / "VOCdevkit", "some/folder/VOCdevkit")

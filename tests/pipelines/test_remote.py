@@ -348,15 +348,15 @@ def test_without_docker_one_line_says_that_the_tasks_check_the_code(server: Serv
                 *("training", "-A", "data_repository=https://bob:hidden@git.example/x.git"),
                 *("-A", "data_path=data", "-A", "data_revision=v1"),
             ],
-            "the data's git repository: its address holds a password",
+            "the data's git repository: its address contains a password",
         ),
         (
             ["training", "-S", "data.source=dvc:https://bob:hidden@git.example/x.git#data@v1"],
-            "the data's git repository: its address holds a password",
+            "the data's git repository: its address contains a password",
         ),
         (
             ["evaluation", "-A", "model=models:/y/1", "-S", "data.source=https://bob:hidden@host.example/images.zip"],
-            "data.source: its address holds a password",
+            "data.source: its address contains a password",
         ),
     ],
 )

@@ -56,7 +56,7 @@ def test_broken_exif_data_does_not_make_the_pixels_unusable() -> None:
 @pytest.mark.parametrize("upright", [True, False])
 def test_more_than_8_bits_a_channel_are_refused(upright: bool) -> None:
     file = encoded(np.full((4, 4), 40000, dtype=np.uint16))
-    with pytest.raises(DecodingError, match="16 or more bits a channel"):
+    with pytest.raises(DecodingError, match="16 or more bits per channel"):
         decode_image(file, upright=upright)
 
 

@@ -1,4 +1,4 @@
-"""Which of a source's classes are learned, and under which names."""
+"""Select, rename and merge a source's classes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def select_classes(
 
     Args:
         classes: the source's names by category id, in order; instances count them from 1.
-        wanted: None for all as they are; a list of names to keep, in the new order; or new names by old names, where
-            one new name for several old ones merges them.
+        wanted: None keeps all; a list of names to keep, in the new order; or a mapping from old to new names, where
+            several old names with one new name are merged.
 
     Returns:
-        The new names by category id, and the new category id by class index for the classes that are kept.
+        The new names by category id, and the new category id by class index for the kept classes.
 
     Raises:
         SettingsError: a name is not among the classes.

@@ -1,7 +1,7 @@
-"""COCO data sets as they come: instances JSON with polygons, run lengths and crowd regions, and a folder of images.
+"""COCO data sets from any source: instances JSON with polygons, RLE masks and crowd regions, and a folder of images.
 
-`yolact.data.coco` reads the tidy form of it that preprocess writes; this module reads what others wrote, trusts
-nothing of it, and names each fault.
+`yolact.data.coco` reads the normalized form that preprocess writes; this module reads untrusted files and reports every
+problem in them.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from yolact.formats.problems import Problem, ProblemError, keep_problems, writab
 
 NAME = "COCO"
 
-FOUND_BY = "*.json with images, annotations and categories; the images beside it, or in a folder named images"
+FOUND_BY = "*.json with images, annotations and categories; the images next to it, or in a folder named images"
 
 INCLUDES: tuple[str, ...] = ()
 
 OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
-"""How COCO's files that hold no instances begin."""
+"""Name prefixes of COCO's files without instances."""
 
 MAX_COORDINATE = 100_000
-"""Pixels; a polygon that reaches farther is a slip of the pen (and would take long to draw)."""
+"""Pixels; a polygon with a larger coordinate is a mistake (and slow to rasterize)."""
 
 MAX_OUTLINE = 2_000_000
-"""Pixels along a polygon: pycocotools takes some 80 bytes for each, and does not look whether it gets them. Our choice:
-more than a hundred times the outline of an image of 12 megapixels."""
+"""Length of a polygon, pixels: pycocotools allocates some 80 bytes for each and does not check for failure. Our choice:
+more than a hundred times the outline of a 12-megapixel image."""
 
 BOX_AGREES_IOU = 0.5
-"""Least IoU of a stated box and the tight one around the mask; below it, the tight one is used. Our choice."""
+"""Minimum IoU of a stated box and the mask's tight box; below it, the tight box is used. Our choice."""
 
 AREA_AGREES = 2.0
-"""Largest factor between a stated area and the mask's pixels; beyond it, the pixels are used. Our choice: the areas
-that COCO states are those of the polygons, and differ a little from the pixels."""
+"""Maximum ratio of a stated area and the mask's pixel count; beyond it, the pixel count is used. Our choice: COCO's
+areas are those of the polygons, which differ slightly from the pixel counts."""
 
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Words in a file's or folder's name that say which split it is."""
+"""Split by the word in a file's or folder's name that indicates it."""
 
 TRIED_IMAGES = 20
-"""Images of a file that are looked for in each folder that may be theirs."""
+"""Number of a file's images that are looked for in each candidate image folder."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CocoImage:
     json_file: str
     """Relative to ``root``."""
     stated_size: tuple[int, int] | None
-    """Width and height as the JSON says."""
+    """Width and height stated in the JSON."""
     annotations: tuple[Any, ...]
     class_of: Mapping[Any, int]
     """Class index (from 1) by the file's own category id."""
@@ -93,7 +93,7 @@ class CocoImage:
 
 @dataclass
 class _Faults:
-    """Names one row in what is found wrong with it."""
+    """Problems and warnings of one row of ``annotations``."""
 
     file: str
     row: str
@@ -113,13 +113,13 @@ def _row_name(row: Any, number: int) -> str:
 def _instance(
     row: Any, number: int, size: tuple[int, int], class_of: Mapping[Any, int], faults: _Faults
 ) -> Instance | None:
-    """One row of ``annotations`` as an object; None, with a warning, where its mask has no pixel.
+    """One row of ``annotations`` as an instance; None, with a warning, if its mask is empty.
 
     Raises:
         ProblemError: the row cannot be used.
     """
     if not isinstance(row, dict):
-        raise faults.problem("is no JSON object; correct or remove it")
+        raise faults.problem("is not a JSON object; correct or remove it")
     category = row.get("category_id")
     if not _is_id(category) or category not in class_of:
         raise faults.problem(f"has category_id {category!r}, which is not in categories; correct it")
@@ -130,7 +130,7 @@ def _instance(
     rle = {"size": [size[1], size[0]], "counts": counts}
     pixels = int(mask_utils.area(rle))
     if not pixels:
-        faults.warn("has a mask without a pixel inside the image; it is left out")
+        faults.warn("has a mask without a pixel inside the image; it is skipped")
         return None
     tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
     box = tight if crowd else _box(row.get("bbox"), tight, size, faults)
@@ -140,7 +140,7 @@ def _instance(
 
 
 def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
-    """Compressed run lengths of a segmentation in any of COCO's three forms."""
+    """Compressed RLE of a segmentation in any of COCO's three forms."""
     width, height = size
     if isinstance(segmentation, dict):
         runs = _runs(segmentation, size, faults)
@@ -149,9 +149,9 @@ def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
         raise faults.problem("has no mask (segmentation is missing or empty); draw its outline, or remove the row")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise faults.problem("has a polygon that is no list of x, y for at least 3 points; correct its outline")
+            raise faults.problem("has a polygon that is not a list of x, y for at least 3 points; correct its outline")
         if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
-            raise faults.problem(f"has a polygon with a value that is no number up to {MAX_COORDINATE}; correct it")
+            raise faults.problem(f"has a polygon with a value that is not a number up to {MAX_COORDINATE}; correct it")
         if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
             raise faults.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
     merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
@@ -159,33 +159,33 @@ def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
 
 
 def _outline_length(polygon: list[float]) -> float:
-    """Steps that drawing takes from point to point and back to the first: the longer of width and height, in pixels."""
+    """Rasterization steps of a closed polygon, pixels: the sum over its edges of the larger of width and height."""
     points = np.reshape(polygon, (-1, 2))
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:
-    """Run lengths that add up to the image: pycocotools reads and writes beyond the mask when they do not."""
+    """Run lengths, checked to add up to the image's pixels; otherwise pycocotools accesses memory outside the mask."""
     width, height = size
     if segmentation.get("size") != [height, width]:
         stated = segmentation.get("size")
         raise faults.problem(
-            f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; draw it again"
+            f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; redraw its mask"
         )
     runs = segmentation.get("counts")
     if isinstance(runs, str):
         runs = decompressed_runs(runs)
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(cast(list[int], runs)) != height * width:
-        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; draw its mask again")
+        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; redraw its mask")
     return cast(list[int], runs)
 
 
 def decompressed_runs(text: str) -> list[int] | None:
-    """The run lengths behind COCO's compressed text; None where it is damaged.
+    """Decode COCO's compressed run lengths; None if the text is damaged.
 
-    Five bits a character, lowest first, 48 added; bit 5 says that more follow, bit 4 of the last is the sign; from
-    the fourth number on, each is the difference to the one before the last (pycocotools, ``rleToString``).
+    Five bits per character, lowest first, plus 48; bit 5 is the continuation flag, bit 4 of the last is the sign; from
+    the fourth number on, each is the difference to the number two places before (pycocotools, ``rleToString``).
     """
     runs: list[int] = []
     value = shift = 0
@@ -205,17 +205,17 @@ def decompressed_runs(text: str) -> list[int] | None:
 
 
 def _box(stated: Any, tight: Box, size: tuple[int, int], faults: _Faults) -> Box:
-    """The stated box inside the image where it fits the mask, else the tight one."""
+    """The stated box, clipped to the image, if it fits the mask; otherwise the tight one."""
     if stated is None:
         return tight
     if not (isinstance(stated, list) and len(stated) == 4 and all(_is_number(side) for side in stated)):
-        faults.warn("has a bbox that is no list of four numbers; the one around its mask is used")
+        faults.warn("has a bbox that is not a list of four numbers; the mask's tight box is used")
         return tight
     x0, y0 = max(stated[0], 0), max(stated[1], 0)
     x1, y1 = min(stated[0] + stated[2], size[0]), min(stated[1] + stated[3], size[1])
     inside = (x0, y0, x1 - x0, y1 - y0)
     if x1 <= x0 or y1 <= y0 or _iou(inside, tight) < BOX_AGREES_IOU:
-        faults.warn(f"has the bbox {stated}, which does not fit its mask; {list(tight)}, the one around it, is used")
+        faults.warn(f"has the bbox {stated}, which does not fit its mask; the mask's tight box {list(tight)} is used")
         return tight
     return inside
 
@@ -232,7 +232,7 @@ def _area(stated: Any, pixels: int) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it can be a coordinate or an area: finite, and no integer of JSON that is too long for a float."""
+    """Whether a JSON value can be a coordinate or an area: finite, and not an integer too large for a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
 
 
@@ -244,14 +244,14 @@ def _is_id(value: Any) -> bool:
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
-    """Instances files: those named ``instances_*`` where there are any, else those with such content."""
+    """Instances files: those named ``instances_*`` if there are any, otherwise those with such content."""
     files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()]
     files = [path for path in files if not path.name.startswith((".", *OTHER_FILES))]
     return [path for path in files if path.name.startswith("instances_")] or [path for path in files if is_coco(path)]
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
-    """Everything but hidden files: the instances files name their images by paths."""
+    """All files except hidden ones: the instances files refer to their images by path."""
     root = _root(folders)
     return [Files(root, Path(), tuple(path.name for path in _visible(root)))]
 
@@ -262,7 +262,7 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
 
 
 def _root(folders: Sequence[Path]) -> Path:
-    """The searched folder without folders that hold nothing but another one."""
+    """The outermost searched folder, below any that hold only another folder."""
     root = folders[0]
     while len(inside := _visible(root)) == 1 and inside[0].is_dir():
         root = inside[0]
@@ -275,7 +275,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def is_coco(path: Path) -> bool:
-    """Whether a JSON file speaks of images and annotations, without parsing what may be half a gigabyte."""
+    """Whether a JSON file mentions images and annotations; without parsing it, as it may have half a gigabyte."""
     if not path.is_file() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -284,20 +284,20 @@ def is_coco(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Instances:
-    """One instances file, checked as far as its images can be told apart."""
+    """One instances file; its lists and categories are checked, its rows are not."""
 
     path: Path
     images: list[Any]
     annotations: list[Any]
     categories: dict[Any, str]
-    """Name by the file's own id."""
+    """Name by the file's own category id."""
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> Dataset:
-    """The data set of all instances files below a folder.
+    """Read the data set of all instances files below a folder.
 
     Raises:
-        DataError: a file is no instances JSON, files contradict each other, or its images are nowhere.
+        DataError: a file is not instances JSON, files contradict each other, or the images are not found.
     """
     by_split = _by_split(root, files)
     loaded = {split: [_load(path) for path in paths] for split, paths in by_split.items()}
@@ -319,7 +319,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> Dataset:
 
 
 def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by split, as their names say, or else the folders they are in; a lone nameless file is all there is."""
+    """Files by split, according to their names or else their folders; a single file may name no split."""
     by_split: dict[str, list[Path]] = {}
     unnamed = []
     for path in sorted(files):
@@ -334,8 +334,8 @@ def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     if unnamed or "train" not in by_split:
         found = ", ".join(path.relative_to(root).as_posix() for path in sorted(files))
         raise DataError(
-            f"{root}: it is not clear which instances files are for training: {found}. Name them, or their folders, "
-            "so that `train` and `val` stand in them, or leave a single file, which is then split."
+            f"{root}: it is not clear which instances files are for training: {found}. Put `train` and `val` into the "
+            "names of the files or their folders, or keep a single file, which is then split."
         )
     return by_split
 
@@ -352,7 +352,7 @@ def _load(path: Path) -> _Instances:
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}. Bring the file again.") from None
+        raise DataError(f"{path}: not JSON: {error}. Replace the file.") from None
     parts = [tree.get(name) if isinstance(tree, dict) else None for name in ("images", "annotations", "categories")]
     if not all(isinstance(part, list) for part in parts):
         raise DataError(f"{path}: not COCO instances JSON: it needs the lists images, annotations and categories.")
@@ -373,7 +373,7 @@ def _load(path: Path) -> _Instances:
 
 
 def _classes(files: Sequence[_Instances]) -> dict[int, str]:
-    """Name by category id: the files' own ids where all are whole numbers from 1 and agree, else 1, 2, …"""
+    """Name by category id: the files' own ids if all are integers from 1 and agree, otherwise 1, 2, …"""
     merged: dict[Any, str] = {}
     for instances in files:
         for number, name in instances.categories.items():
@@ -399,15 +399,15 @@ def _images(
     orphans: list[Problem],
     seen: dict[str, str],
 ) -> Iterator[tuple[CocoImage, Any]]:
-    """The file's images with their numbers; refused ones go to ``problems``, annotations of no image to ``orphans``.
+    """The file's images with their numbers; rejected ones go to ``problems``, orphan annotations to ``orphans``.
 
     Args:
         root: the data set's folder.
         instances: the file.
         index_of: class index by name.
-        problems: is added to. The annotations of a refused image go with it.
-        orphans: is added to.
-        seen: the file that each of the split's images so far is in, by image id; is added to.
+        problems: appended to. The annotations of a rejected image are dropped with it.
+        orphans: appended to.
+        seen: file of each of the split's images so far, by image id; added to.
     """
     file = instances.path.relative_to(root).as_posix()
 
@@ -438,8 +438,8 @@ def _images(
         image_id = (folder / name).relative_to(root).as_posix()
         if image_id in seen:
             where = "" if seen[image_id] == file else f" in {seen[image_id]}, whose objects would be lost"
-            way_out = "remove one" if seen[image_id] == file else "put the image's annotations into one file"
-            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {way_out}")
+            fix = "remove one" if seen[image_id] == file else "put the image's annotations into one file"
+            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {fix}")
             continue
         seen[image_id] = file
         size = (row["width"], row["height"]) if "width" in row and "height" in row else None
@@ -447,7 +447,7 @@ def _images(
 
 
 def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
-    """Why a row of ``images`` cannot be used, or None."""
+    """Why a row of ``images`` cannot be used; None if it can."""
     if not isinstance(row, dict) or row.get("id") is None:
         return "has no id; give it one"
     if not _is_id(row["id"]):
@@ -458,18 +458,18 @@ def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         return "has no file_name; name its image"
     if "\\" in name:
-        return f"has the file_name {name[:80]!r}; write / for each backslash"
+        return f"has the file_name {name[:80]!r}; replace each backslash with /"
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return f"has the file_name {name[:80]!r}, which leaves the folder of images; correct it"
     for side in ("width", "height"):
         if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
-            return f"has the {side} {row[side]!r}, which is no number of pixels; correct it"
+            return f"has the {side} {row[side]!r}, which is not a number of pixels; correct it"
     return None
 
 
 def _unknown_image(number: Any, known: Collection[Any]) -> str:
-    """What is wrong with an ``image_id`` that is not among the known ids; says so where only its type differs."""
+    """What is wrong with an unknown ``image_id``; says so if only its type differs."""
     same: Any = None
     if isinstance(number, int):
         same = str(number)
@@ -482,7 +482,7 @@ def _unknown_image(number: Any, known: Collection[Any]) -> str:
 
 
 def _image_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
-    """The folder that the file names start from: of the usual places, the one that has most of the first images."""
+    """The folder that file names are relative to: of the usual places, the one with most of the first images."""
     stem = instances.path.stem.removeprefix("instances_")
     split = _split_of(instances.path.relative_to(root))
     above = [instances.path.parent, *(p for p in instances.path.parents if p.is_relative_to(root))]
@@ -496,13 +496,13 @@ def _image_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Pa
         looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
         raise DataError(
             f"{instances.path}: none of its first {len(tried)} images, such as {tried[0]!r}, is in any of these "
-            f"folders of {root}: {looked}. Put the images into `images`, or beside the file."
+            f"folders of {root}: {looked}. Put the images into `images`, or next to the file."
         )
     return best
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:
-    """The files' own image ids where they are whole numbers from 1 and unique, else 1, 2, … in the images' order."""
+    """The files' own image ids if they are integers from 1 and unique, otherwise 1, 2, … in the images' order."""
     own = list(numbers.values())
     if all(isinstance(number, int) and number >= 1 for number in own) and len(set(own)) == len(own):
         return dict(numbers)

@@ -1,4 +1,4 @@
-"""An annotated data set as every format is read: its images with their objects, its splits and its classes."""
+"""The annotated data set that every format is read into: images with their objects, splits and classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolact.formats.problems import Problem
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """One image with its objects, in the frame that their masks were drawn in."""
+    """One image with its objects, in the coordinate frame of their masks."""
 
     image_id: str
     image: ImageFile
@@ -24,25 +24,25 @@ class AnnotatedImage:
     height: int
     instances: tuple[Instance, ...]
     warnings: tuple[Problem, ...]
-    """Oddities that do not keep the image from being used."""
+    """Irregularities that do not prevent the image from being used."""
     has_xml: bool | None = None
-    """Whether there was an annotation XML; None in formats that have none."""
+    """Whether there is an annotation XML; None in formats without XML."""
 
     @property
     def drawn_upright(self) -> bool:
-        """Whether the masks' frame is the upright image. Where the sizes do not tell, it is the image as stored."""
+        """Whether the masks' frame is the upright image; if sizes do not decide, it is the image as stored."""
         return (self.width, self.height) != self.image.stored_size
 
 
 class ImageSource(Protocol):
-    """Where one annotated image is; small enough to send to another process."""
+    """Location of one annotated image; small enough to send to another process."""
 
     @property
     def image_id(self) -> str:
-        """Its name, unique in the data set."""
+        """Unique in the data set."""
 
     def read(self) -> AnnotatedImage:
-        """Read the image and its objects; raises `ProblemError` with all that is wrong with their files."""
+        """Read the image and its objects; raises `ProblemError` with all problems of their files."""
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,32 @@ class Dataset:
     """An annotated data set; its images are listed, not read."""
 
     format: str
-    """Name of its format, such as ``PASCAL VOC``."""
+    """Name of the format, such as ``PASCAL VOC``."""
     root: str
-    """Folder that problems' files are relative to."""
+    """Folder that the files named in problems are relative to."""
     classes: Mapping[int, str]
     """Name by category id, in the order of the ids; instances count them from 1 in that order."""
     splits: Mapping[str, Sequence[ImageSource]]
-    """``train`` and ``val``; only ``train`` where the source does not say which images to validate on."""
+    """``train`` and ``val``; only ``train`` if the source has no val split."""
     problems: Mapping[str, Sequence[Problem]]
-    """Problems that leave no image to read, by an id that stands for it."""
+    """Problems of images that cannot even be listed, by a substitute id."""
     image_ids: Mapping[str, int]
-    """The number of each image in COCO files, by image id."""
+    """COCO's integer id of each image, by image id."""
     orphans: Sequence[Problem] = ()
-    """Annotations that belong to no image, so that nobody can say which image lacks them."""
+    """Orphan annotations: they belong to no image, so it is unknown which image lacks them."""
     warnings: Sequence[Problem] = ()
-    """Oddities of no single image."""
+    """Irregularities of the data set as a whole."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of a data set that keep their places relative to each other when they are brought elsewhere."""
+    """Files of a data set that keep their relative paths when copied."""
 
     origin: Path
     target: Path
-    """Relative to the folder that they are brought to."""
+    """Relative to the target folder."""
     names: tuple[str, ...]
-    """Files and folders of ``origin``; those that are not there are left out."""
+    """Files and folders in ``origin``; missing ones are skipped."""
 
 
 def only_one(found: Sequence[Path]) -> Path:
@@ -90,8 +90,8 @@ def only_one(found: Sequence[Path]) -> Path:
 
 
 def several_data_sets(found: Sequence[Path]) -> DataError:
-    """The error of a folder with more than one data set, which lists what was found of each."""
+    """The error for a folder with more than one data set; lists what was found of each."""
     listing = "\n".join(f"  {path}" for path in found)
     return DataError(
-        f"data.source names more than one data set:\n{listing}\nName the folder of one, or move the others elsewhere."
+        f"data.source has more than one data set:\n{listing}\nName the folder of one, or move the others elsewhere."
     )

@@ -1,4 +1,4 @@
-"""Images that show the same picture, found by their difference hashes."""
+"""Near-duplicate images, found by their difference hashes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 MAX_DISTANCE = 6
-"""Bits of 64 in which the difference hashes of one picture may differ. Our choice, measured on 258 real images: halved
+"""Bits of 64 in which the hashes of near-duplicates may differ. Our choice, measured on 258 real images: halved
 or enlarged and saved again with quality 60, or brightened by a fifth, 99 of 100 stay within 6 bits, while any two
 different images are more than 10 apart."""
 
 HASH_BITS = 64
 
 MAX_CANDIDATES = 1 << 20
-"""Pairs compared at once; 8 bytes each, several times."""
+"""Pairs compared at once; several arrays of 8 bytes each."""
 
 
 def similar_hashes(first: np.ndarray, second: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
-    """Pairs of hashes that differ in at most ``max_distance`` bits; none is compared with all others.
+    """Find pairs of hashes that differ in at most ``max_distance`` bits, without comparing all pairs.
 
     Two such hashes are equal in at least one of ``max_distance + 1`` bands of bits (multi-index hashing; Norouzi,
-    Punjani and Fleet, CVPR 2012, section 3), so only those with a band in common are compared.
+    Punjani and Fleet, CVPR 2012, section 3), so only hashes with an equal band are compared.
 
     Args:
         first: (M,) uint64.
@@ -34,26 +34,26 @@ def similar_hashes(first: np.ndarray, second: np.ndarray, max_distance: int) -> 
         max_distance: bits, below 64.
 
     Yields:
-        (K, 2) int64: places in ``first`` and ``second``; each pair once, in no order.
+        (K, 2) int64: indices into ``first`` and ``second``; each pair once, in no particular order.
     """
     bands = _bands(max_distance + 1)
     for number, band in enumerate(bands):
         for rows, columns in _equal_keys(first & band, second & band):
             differing = first[rows] ^ second[columns]
             near = bit_count(differing) <= max_distance
-            for earlier in bands[:number]:  # found before, with that band in common
+            for earlier in bands[:number]:  # already found by that band
                 near &= (differing & earlier) != 0
             yield np.stack((rows[near], columns[near]), axis=1)
 
 
 def _bands(count: int) -> list[np.uint64]:
-    """Masks of neighbouring bits, as equal in number as can be, which together are all bits."""
+    """Bit masks of contiguous bands that together cover all bits, as equal in width as possible."""
     edges = [HASH_BITS * place // count for place in range(count + 1)]
     return [np.uint64((1 << end) - (1 << start)) for start, end in pairwise(edges)]
 
 
 def _equal_keys(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places of equal values in two arrays, (K,) int64 each, K about `MAX_CANDIDATES` at the most."""
+    """Indices of equal values in two arrays, (K,) int64 each, with K at most about `MAX_CANDIDATES`."""
     order = np.argsort(second, kind="stable")
     starts, ends = (np.searchsorted(second, first, side=side, sorter=order) for side in ("left", "right"))
     totals = np.cumsum(ends - starts)
@@ -69,7 +69,7 @@ def _equal_keys(first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndar
 
 
 def picture_groups(hashes: np.ndarray, max_distance: int) -> np.ndarray:
-    """For each image the first one of its group, (N,) int64; like images, also through others, are one group.
+    """Index of the first image of each image's group, (N,) int64; groups are connected components of similar images.
 
     Args:
         hashes: (N,) uint64.
@@ -89,16 +89,16 @@ def picture_groups(hashes: np.ndarray, max_distance: int) -> np.ndarray:
 def first_similar_pairs(
     first: np.ndarray, second: np.ndarray, max_distance: int, limit: int
 ) -> tuple[int, list[tuple[int, int]]]:
-    """How many pairs differ in at most ``max_distance`` bits, and the first ``limit`` of them.
+    """Count the pairs that differ in at most ``max_distance`` bits, and list the first ``limit`` of them.
 
     Args:
-        first: (M,) uint64; equal ones are compared once, so that many copies cost nothing.
+        first: (M,) uint64; equal values are compared once, so copies cost nothing.
         second: (N,) uint64, likewise.
         max_distance: bits.
         limit: pairs.
 
     Returns:
-        The number of pairs, and places in ``first`` and ``second``, in ascending order.
+        The number of pairs, and indices into ``first`` and ``second``, in ascending order.
     """
     rows, columns = _Distinct(first), _Distinct(second)
     count = 0
@@ -106,7 +106,7 @@ def first_similar_pairs(
     for pairs in similar_hashes(rows.hashes, columns.hashes, max_distance):
         count += int(rows.counts[pairs[:, 0]] @ columns.counts[pairs[:, 1]])
         kept = np.concatenate((kept, pairs))
-        # Each of these stands for a pair of images at least, its first ones: those beyond the limit are never needed.
+        # Each row stands for at least one pair of images, so rows beyond the limit are never needed.
         kept = kept[np.lexsort((columns.firsts[kept[:, 1]], rows.firsts[kept[:, 0]]))[:limit]]
     partners: dict[int, list[int]] = defaultdict(list)
     for row, column in kept.tolist():
@@ -122,7 +122,7 @@ def first_similar_pairs(
 
 
 class _Distinct:
-    """The different values among hashes, and where each of them is."""
+    """The distinct values among hashes, and the indices of each."""
 
     def __init__(self, hashes: np.ndarray) -> None:
         self.hashes, self.firsts, which, self.counts = np.unique(
@@ -132,13 +132,13 @@ class _Distinct:
         self._ends = np.cumsum(self.counts)
 
     def places(self, number: int) -> np.ndarray:
-        """Where the value of this number stands, ascending."""
+        """Indices of the distinct value with that number, ascending."""
         end = self._ends[number]
         return self._order[end - self.counts[number] : end]
 
 
 def bit_count(values: np.ndarray) -> np.ndarray:
-    """Ones in the binary form of uint64 values, as uint64 (Warren, Hacker's Delight, section 5-1)."""
+    """Population count of uint64 values, as uint64 (Warren, Hacker's Delight, section 5-1)."""
     ones = [np.uint64(mask) for mask in (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)]
     values = values - ((values >> np.uint64(1)) & ones[0])
     values = (values & ones[1]) + ((values >> np.uint64(2)) & ones[1])

@@ -1,4 +1,4 @@
-"""Image files: decoded to their end, turned upright, reduced to a bound, and hashed by what they show."""
+"""Image files: fully decoded, turned upright, downscaled to a maximum size, and hashed by content."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from yolact.formats.problems import Problem, ProblemError
 from yolact.images import exif_orientation, has_deep_channels, turned_upright
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Endings of image files that are read, in any upper or lower case."""
+"""Suffixes of image files that are read, in any case."""
 
 HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
 
 JPEG_QUALITY = 95
-"""Of images that are written again; nearly all VOC images were saved with 92 to 96."""
+"""JPEG quality of re-encoded images; nearly all VOC images were saved with 92 to 96."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image's file, decoded once to see that it is whole."""
+    """An image file, decoded once to check that it is complete."""
 
     file: str
     """Relative to the data set's folder."""
     width: int
-    """Pixels as stored, before any turn by EXIF orientation."""
+    """Pixels as stored, before EXIF orientation is applied."""
     height: int
     orientation: int
-    """EXIF orientation, 1 to 8; 1 where the file states none or no such number."""
+    """EXIF orientation, 1 to 8; 1 if the file has none or an unknown one."""
     mode: str
     """Pillow's name of the pixel format, such as RGB, L or CMYK."""
     difference_hash: int
-    """64 bits of what the upright image shows, see `difference_hash`."""
+    """64-bit hash of the upright image, see `difference_hash`."""
     data: bytes
     """The file's content."""
 
@@ -50,24 +50,24 @@ class ImageFile:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """Width and height after the turn by EXIF orientation."""
+        """Width and height after EXIF orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 def stored_form(folder: Path, file: str) -> str | None:
-    """The name by which a file is in ``folder``: as given, or in Unicode's composed or decomposed form; else None.
+    """A file's actual name in ``folder``: as given, or in Unicode's composed or decomposed form; None if missing.
 
-    File systems, archives and lists of macOS decompose letters with accents (NFD), others compose them (NFC).
+    macOS's file systems, archives and lists decompose letters with accents (NFD), others compose them (NFC).
     """
     forms = dict.fromkeys((file, unicodedata.normalize("NFC", file), unicodedata.normalize("NFD", file)))
     return next((form for form in forms if os.path.isfile(folder / form)), None)
 
 
 def read_bytes(root: Path, file: str, missing: str) -> bytes:
-    """A file's content.
+    """Read a file's content.
 
     Raises:
-        ProblemError: it is not there (``missing`` says what to do), cannot be read or is empty.
+        ProblemError: it is missing (``missing`` says what to do), unreadable or empty.
     """
     try:
         data = (root / file).read_bytes()
@@ -76,7 +76,7 @@ def read_bytes(root: Path, file: str, missing: str) -> bytes:
     except OSError as error:
         raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
     if not data:
-        raise ProblemError([Problem(file, "is empty; bring the file again")])
+        raise ProblemError([Problem(file, "is empty; replace the file")])
     return data
 
 
@@ -84,17 +84,17 @@ def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
     """Read an image's header.
 
     Raises:
-        ProblemError: the file has none of the formats, or a damaged header.
+        ProblemError: the file is in none of the formats, or its header is damaged.
     """
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); bring it again or convert it"
+        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); replace or convert it"
     except Image.DecompressionBombError:
-        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses from twice its bound on
-        reason = f"is larger than {largest} megapixels; reduce the image and its masks"
+        largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses images above twice its limit
+        reason = f"is larger than {largest} megapixels; downscale the image and its masks"
     except Exception as error:  # decoders raise many types on damaged input
-        reason = f"cannot be decoded ({type(error).__name__}: {error}); bring the file again"
+        reason = f"cannot be decoded ({type(error).__name__}: {error}); replace the file"
     raise ProblemError([Problem(file, reason)])
 
 
@@ -102,35 +102,35 @@ def load_image(image: Image.Image, file: str) -> None:
     """Decode all pixels.
 
     Raises:
-        ProblemError: the file is damaged or cut short.
+        ProblemError: the file is damaged or truncated.
     """
     try:
         image.load()
     except Exception as error:  # decoders raise many types on damaged input
-        reason = f"cannot be decoded to its end ({error}): it is damaged or cut short; bring the file again"
+        reason = f"cannot be decoded to its end ({error}): it is damaged or truncated; replace the file"
         raise ProblemError([Problem(file, reason)]) from None
 
 
 def read_image_file(root: Path, file: str) -> ImageFile:
-    """Read an image and decode it in full, which a damaged one does not survive.
+    """Read an image and decode it in full, which detects damage.
 
     Raises:
-        ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits a channel.
+        ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits per channel.
     """
-    data = read_bytes(root, file, "bring the image")
+    data = read_bytes(root, file, "add the image")
     image = open_image(data, file, ("JPEG", "PNG"))
     width, height = image.size
     orientation = exif_orientation(image)
     mode = image.mode
-    # The bit depth stands in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
+    # The bit depth is in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
     if has_deep_channels(image) or (image.format == "PNG" and data[24] == 16):
-        raise ProblemError([Problem(file, "has 16 or more bits a channel; save it with 8 bits a channel")])
+        raise ProblemError([Problem(file, "has 16 or more bits per channel; save it with 8 bits per channel")])
     frames = getattr(image, "n_frames", 1)
     if image.format == "PNG" and frames > 1:
-        reason = f"is an animation of {frames} frames; save the one that the masks were drawn on as a plain picture"
+        reason = f"is an animation of {frames} frames; save the frame that the masks were drawn on as a still image"
         raise ProblemError([Problem(file, reason)])
     if image.format != "PNG":
-        # Grey and an eighth of the size, or what the hash needs: libjpeg still reads the file to its end, in less time.
+        # Grey at 1/8 of the size, or what the hash needs: libjpeg still reads the whole file, but faster.
         image.draft("L", (max(width // 8, 4 * HASH_COLUMNS), max(height // 8, 4 * HASH_ROWS)))
     load_image(image, file)
     upright = turned_upright(image.convert("L"), orientation)
@@ -138,9 +138,9 @@ def read_image_file(root: Path, file: str) -> ImageFile:
 
 
 def difference_hash(grey: Image.Image) -> int:
-    """A 64-bit number that is nearly the same for two files of one picture, whatever their size and quality.
+    """Perceptual hash, 64 bits: nearly equal for copies of one image in other sizes and qualities.
 
-    Each bit says whether a cell of a grid of 9 x 8 mean grey levels is brighter than the one to its left (dHash;
+    Each bit says whether a cell of a 9 x 8 grid of mean grey levels is brighter than its left neighbour (dHash;
     N. Krawetz, "Kind of Like That", 2013). The first cell's bit is the highest.
     """
     cells = np.asarray(grey.resize((HASH_COLUMNS, HASH_ROWS), Image.Resampling.BOX))  # (8, 9)
@@ -148,9 +148,9 @@ def difference_hash(grey: Image.Image) -> int:
 
 
 def bounded_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
-    """Width and height after the longer one is reduced to ``max_side``; as they are where none is longer, or no bound.
+    """Width and height with the longer one limited to ``max_side``; unchanged if neither is longer, or without a limit.
 
-    The aspect ratio is kept to rounding, and no side falls below a pixel.
+    The aspect ratio is kept up to rounding, and no side is below 1 pixel.
     """
     longest = max(size)
     if max_side is None or longest <= max_side:
@@ -159,18 +159,18 @@ def bounded_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]
 
 
 def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
-    """The image as a new JPEG file: upright, without EXIF data, at another size.
+    """Encode the image as a new JPEG file: upright, without EXIF data, at ``size``.
 
     Args:
-        image: what to turn and reduce.
+        image: the image file.
         size: width and height of the upright result, at most those of the image.
 
     Raises:
-        ProblemError: pixels cannot be decoded.
+        ProblemError: the pixels cannot be decoded.
     """
     decoded = open_image(image.data, image.file, ("JPEG", "PNG"))
     stored = size if image.orientation < 5 else (size[1], size[0])
-    # libjpeg decodes to a half, a quarter or an eighth in less time; the filter below does the rest.
+    # libjpeg decodes to 1/2, 1/4 or 1/8 of the size faster; the filter below does the rest.
     decoded.draft(None, (2 * stored[0], 2 * stored[1]))
     load_image(decoded, image.file)
     upright = turned_upright(decoded.convert("RGB").resize(stored, Image.Resampling.LANCZOS), image.orientation)
@@ -180,7 +180,7 @@ def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
 
 
 def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """A mask (H, W) turned as `yolact.images.turned_upright` turns an image; a view, nothing is copied."""
+    """A mask (H, W), turned as `yolact.images.turned_upright` turns an image; a view, not a copy."""
     turns = {
         2: lambda: mask[:, ::-1],
         3: lambda: mask[::-1, ::-1],
@@ -194,19 +194,19 @@ def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
-    """Oddities of an image that can be used."""
+    """Warnings about a usable image."""
     warnings = []
     if image.orientation != 1:
-        frame = "are taken as drawn on the turned image" if drawn_upright else "are turned with it"
-        reason = f"carries EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
+        frame = "are taken as drawn on the upright image" if drawn_upright else "are turned with it"
+        reason = f"has EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
         warnings.append(Problem(image.file, reason))
     if image.mode == "CMYK":
-        warnings.append(Problem(image.file, "has print colours (CMYK), which are read without their colour profile"))
+        warnings.append(Problem(image.file, "has CMYK colours, which are read without their colour profile"))
     return warnings
 
 
 def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Problem]:
-    """Masks, by file, that have neither the image's size as stored nor all of them its upright size."""
+    """Problems of masks, by file, unless all have the image's size as stored or all its upright size."""
     sizes = {file: (mask.shape[1], mask.shape[0]) for file, mask in masks.items()}
     if set(sizes.values()) == {image.upright_size}:
         return []

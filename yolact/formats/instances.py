@@ -1,4 +1,4 @@
-"""Objects of an image: read from a mask of object numbers, turned and reduced with their image, written for COCO."""
+"""Instances: read from an index mask, turned and downscaled with their image, and converted to COCO."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolact.formats.image_files import turned_mask
 Box = tuple[float, float, float, float]
 
 ROUNDING = 1e-9
-"""Above the rounding error of summed fractions of pixels, so exactly half never counts as more than half."""
+"""Larger than the rounding error of summed pixel fractions, so that exactly half never counts as more than half."""
 
 
 @dataclass(frozen=True)
@@ -23,40 +23,40 @@ class Instance:
     """One object of one image."""
 
     number: int
-    """From 1, of the image's objects: the index in a mask, or the place in a list."""
+    """Number within the image, from 1: the index in the mask, or the position in the list."""
     class_index: int
-    """From 1: place in the data set's class names."""
+    """Position in the data set's class names, from 1."""
     box: Box
     """xywh, pixels."""
     area: float
     """Pixels."""
     height: int
-    """Of the image, pixels."""
+    """Size of the image, pixels."""
     width: int
     counts: str
-    """COCO's compressed run lengths of the mask."""
+    """COCO's compressed RLE of the mask."""
     crowd: bool = False
-    """A region of many objects that are not annotated one by one (COCO's ``iscrowd``)."""
+    """A region of objects that are not annotated individually (COCO's ``iscrowd``)."""
     difficult: bool | None = None
-    """None where nothing says so."""
+    """None if unknown."""
     truncated: bool | None = None
 
     def rle(self) -> dict[str, Any]:
-        """The mask as pycocotools takes it."""
+        """The mask in pycocotools' form."""
         return {"size": [self.height, self.width], "counts": self.counts}
 
 
 def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int]) -> list[Instance]:
-    """The instances of a mask whose pixels hold object numbers, by ascending number.
+    """The instances of an index mask, by ascending object number.
 
-    All masks are run-length encoded in one pass over the image, whatever their number.
+    All masks are run-length encoded in a single pass over the image.
 
     Args:
         object_mask: (H, W) unsigned integers.
-        classes: class index (from 1) by object number; objects that are not in it are not returned.
+        classes: class index (from 1) by object number; other objects are skipped.
     """
     height, width = object_mask.shape
-    flat = object_mask.ravel(order="F")  # COCO's runs go down the columns
+    flat = object_mask.ravel(order="F")  # COCO's runs are column-major
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     ends = np.append(starts[1:], flat.size)
     values = flat[starts]
@@ -87,10 +87,10 @@ def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int
 
 
 def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]) -> Instance | None:
-    """An object after its image was turned by ``orientation`` (EXIF) and brought to ``size`` (width, height).
+    """Turn an instance by ``orientation`` (EXIF) and downscale it to ``size`` (width, height), as its image.
 
-    A pixel belongs to the reduced mask where more than half of its area does, so that masks which touch still do
-    not overlap. Box and area are those of the new mask. None when nothing is left of it.
+    A pixel belongs to the downscaled mask if more than half of its area does, so touching masks do not come to
+    overlap. Box and area are those of the new mask. None if the new mask is empty.
     """
     turned = turned_mask(mask_utils.decode(instance.rle()), orientation)  # (H, W) uint8, 0 or 1
     mask = reduced_mask(turned, size)
@@ -104,9 +104,9 @@ def redrawn_instance(instance: Instance, orientation: int, size: tuple[int, int]
 
 
 def reduced_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) uint8, 0 or 1, at ``size`` (width, height), at most its own; worked out around the object only.
+    """Downscale a mask (H, W) uint8, 0 or 1, to ``size`` (width, height); computed around the object only.
 
-    A pixel is set where more than half of its area is.
+    A pixel is set if more than half of its area is.
     """
     height, width = mask.shape
     if (width, height) == size:
@@ -127,7 +127,7 @@ def reduced_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _sums_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Sums of the rows between neighbouring edges, which may cut rows; (N, M) and (K + 1,) to (K, M) float64."""
+    """Sum rows between consecutive edges, which may be fractional; (N, M) and (K + 1,) to (K, M) float64."""
     totals = np.zeros((len(values) + 1, values.shape[1]))
     np.cumsum(values, axis=0, out=totals[1:])
     whole = np.minimum(edges.astype(np.int64), len(values) - 1)
@@ -136,7 +136,7 @@ def _sums_between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _cells(used: np.ndarray, length: int, cells: int) -> tuple[int, int, float, float]:
-    """First and end cell that the used pixels touch, and where these cells begin and end in pixels."""
+    """First and end cell that the used pixels touch, and the edges of these cells in pixels."""
     first = int(used[0]) * cells // length
     end = -((-int(used[-1]) - 1) * cells // length)
     return first, end, first * length / cells, min(float(length), end * length / cells)
@@ -145,7 +145,7 @@ def _cells(used: np.ndarray, length: int, cells: int) -> tuple[int, int, float, 
 def coco_annotation(instance: Instance, category_id: int) -> dict[str, Any]:
     """A row of COCO's ``annotations`` (cocodataset.org, "Data format") without its two ids.
 
-    Flags that the source states, ``difficult`` and ``truncated``, are there too, as 0 or 1.
+    The flags ``difficult`` and ``truncated`` are added as 0 or 1 if they are known.
     """
     row: dict[str, Any] = {
         "category_id": category_id,

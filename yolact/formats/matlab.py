@@ -1,8 +1,8 @@
-"""The number fields of a struct in a MATLAB file of version 5 to 7, read without trust in any size that it states.
+"""Numeric fields of a struct in a MATLAB file of version 5 to 7, read without trusting any size stated in it.
 
-scipy's reader takes those sizes as they are and reads beyond its memory where one is wrong, which ends Python. Layout:
-"MAT-File Format", MathWorks, chapter 1 ("Level 5 MAT-File Format"): elements of a tag (type, size) and data, of which
-an array's parts and a struct's fields are elements again.
+scipy's reader does trust them, and a wrong one makes it read out of bounds and crash Python. Format: "MAT-File Format",
+MathWorks, chapter 1 ("Level 5 MAT-File Format"): elements of a tag (type, size) and data; the parts of an array and the
+fields of a struct are nested elements.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 INT8, INT32, UINT32, MATRIX, COMPRESSED, UTF8 = 1, 5, 6, 14, 15, 16
-"""Types of elements (table 1-1)."""
+"""Element types (table 1-1)."""
 
 NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
-"""Dtype by the type of an element that holds numbers (table 1-1)."""
+"""Dtype by numeric element type (table 1-1)."""
 
 STRUCT, NUMBER_CLASSES = 2, range(6, 16)
-"""Classes of arrays (table 1-3); the numbers are double, single and the integers of 8 to 64 bits."""
+"""Array classes (table 1-3); the numeric ones are double, single and the integers of 8 to 64 bits."""
 
 COMPLEX = 0x0800
-"""Flag of an array with an imaginary part."""
+"""Flag of a complex array."""
 
 MAX_CONTENT = 1 << 27
-"""Bytes that a file's compressed elements may hold, together; 128 MiB are the object numbers of 64 megapixels in 16
-bits. Our choice: a damaged file can ask for a thousand times its size."""
+"""Maximum unpacked size of a file's compressed elements together, bytes; 128 MiB are the 16-bit object numbers of 64
+megapixels. Our choice: a damaged file can demand a thousand times its own size."""
 
 
 class MatlabError(ValueError):
-    """Bytes are not what was asked for."""
+    """The file does not have what was requested."""
 
 
 def read_struct(data: bytes, name: str, fields: Collection[str]) -> dict[str, np.ndarray]:
-    """Fields of a 1 x 1 struct, each a matrix of numbers in the dtype that it is stored in; others are not read.
+    """Read fields of a 1 x 1 struct, each a numeric matrix in its stored dtype; other fields are skipped.
 
     Args:
         data: the file's content.
-        name: of the struct.
-        fields: their names.
+        name: name of the struct.
+        fields: names of the fields.
 
     Raises:
-        MatlabError: it is no such file, is damaged, or lacks the struct or a field.
+        MatlabError: it is not a MATLAB file of version 5 to 7, is damaged, or lacks the struct or a field.
     """
     if data[124:128] != b"\x00\x01IM":
         raise MatlabError("not a MATLAB file of version 5 to 7; save it with MATLAB's -v7")
@@ -54,7 +54,7 @@ def read_struct(data: bytes, name: str, fields: Collection[str]) -> dict[str, np
         if found != name:
             continue
         if array_class != STRUCT or math.prod(dimensions) != 1:
-            raise MatlabError(f"{name} is no struct of one element")
+            raise MatlabError(f"{name} is not a struct of one element")
         matrices = _matrices(parts)
         missing = sorted(set(fields) - matrices.keys())
         if missing:
@@ -64,7 +64,7 @@ def read_struct(data: bytes, name: str, fields: Collection[str]) -> dict[str, np
 
 
 def _arrays(data: memoryview) -> Iterator[memoryview]:
-    """The content of each array of a file; those that are compressed have a checksum, which is looked at."""
+    """The content of each array in a file; the checksums of compressed ones are verified."""
     left = MAX_CONTENT
     for kind, content in _elements(data):
         if kind != COMPRESSED:
@@ -78,7 +78,7 @@ def _arrays(data: memoryview) -> Iterator[memoryview]:
 
 def _matrix(kind: int, content: memoryview) -> memoryview:
     if kind != MATRIX:
-        raise MatlabError(f"an element of type {kind} stands where an array is to be")
+        raise MatlabError(f"an element has type {kind}, not that of an array")
     return content
 
 
@@ -89,24 +89,24 @@ def _decompressed(content: memoryview, most: int) -> bytes:
     except zlib.error as error:
         raise MatlabError(f"a compressed element is damaged: {error}") from None
     if len(whole) > most:
-        raise MatlabError(f"it holds more than {MAX_CONTENT >> 20} MiB")
+        raise MatlabError(f"it unpacks to more than {MAX_CONTENT >> 20} MiB")
     if not reader.eof:
-        raise MatlabError("a compressed element is cut short")
+        raise MatlabError("a compressed element is truncated")
     return whole
 
 
 def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Type and data of each element; up to four bytes can stand in the tag itself."""
+    """Type and data of each element; the tag itself can contain up to four bytes of data."""
     start = 0
     while start < len(data):
         if len(data) - start < 8:
-            raise MatlabError("an element is cut short")
+            raise MatlabError("an element is truncated")
         kind, size = struct.unpack_from("<II", data, start)
         first, room = start + 8, len(data) - start - 8
         if kind >> 16:
             kind, size, first, room = kind & 0xFFFF, kind >> 16, start + 4, 4
         if size > room:
-            raise MatlabError(f"an element states {size} bytes where there are {room}")
+            raise MatlabError(f"an element states {size} bytes, but {room} are left")
         yield kind, data[first : first + size]
         start = first + size
         start += 0 if kind == COMPRESSED else -start % 8
@@ -120,7 +120,7 @@ def _next(parts: Iterator[tuple[int, memoryview]], kinds: tuple[int, ...], what:
 
 
 def _header(parts: Iterator[tuple[int, memoryview]]) -> tuple[int, bool, tuple[int, ...], str]:
-    """Class, whether complex, dimensions and name of an array, whose first three parts these are."""
+    """Class, whether complex, dimensions and name of an array, from its first three parts."""
     flags = _next(parts, (UINT32,), "flags")
     dimensions = _next(parts, (INT32, UINT32), "dimensions")
     name = _next(parts, (INT8, UTF8), "name")
@@ -134,7 +134,7 @@ def _header(parts: Iterator[tuple[int, memoryview]]) -> tuple[int, bool, tuple[i
 
 
 def _matrices(parts: Iterator[tuple[int, memoryview]]) -> dict[str, memoryview]:
-    """The content of each field of a 1 x 1 struct, whose parts after the header these are."""
+    """The content of each field of a 1 x 1 struct, from its parts after the header."""
     length = _next(parts, (INT32,), "length of field names")
     names = _next(parts, (INT8,), "field names")
     (size,) = struct.unpack("<i", length) if len(length) == 4 else (0,)
@@ -148,16 +148,16 @@ def _matrices(parts: Iterator[tuple[int, memoryview]]) -> dict[str, memoryview]:
 
 
 def _numbers(content: memoryview, name: str) -> np.ndarray:
-    """A matrix of numbers; MATLAB stores whole numbers of any class in the smallest type that holds them."""
+    """A numeric matrix; MATLAB stores integers of any class in the smallest type that fits them."""
     if not len(content):
         return np.zeros((0, 0))  # an array without a value may be a bare tag
     parts = _elements(content)
     array_class, is_complex, dimensions, _ = _header(parts)
     if array_class not in NUMBER_CLASSES or is_complex or len(dimensions) != 2:
-        raise MatlabError(f"{name} is no matrix of real numbers")
+        raise MatlabError(f"{name} is not a matrix of real numbers")
     kind, values = next(parts, (0, memoryview(b"")))
     if kind not in NUMBERS:
-        raise MatlabError(f"{name} holds elements of type {kind}, which are no numbers")
+        raise MatlabError(f"{name} has elements of type {kind}, which are not numeric")
     dtype = np.dtype(NUMBERS[kind])
     if math.prod(dimensions) * dtype.itemsize != len(values):
         rows, columns = dimensions

@@ -1,6 +1,6 @@
-"""One image's way from a source to the processed data: read, turned upright, reduced, written, summed up.
+"""Prepare one image of a source for the processed data: read it, turn it upright, downscale, write and summarize it.
 
-What comes back to the caller is small, so that a data set of any size can be prepared by many processes.
+The results are small, so many processes can prepare a data set of any size.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
 
 @dataclass(frozen=True, slots=True)
 class ImageSummary:
-    """What is remembered of an image while others are read."""
+    """What is kept in memory of each image."""
 
     image_id: str
     file_name: str
-    """In the folder of written images."""
+    """Name in the folder of written images."""
     width: int
-    """Pixels, as written."""
+    """Size as written, pixels."""
     height: int
     sha256: bytes
-    """Of the written file."""
+    """Hash of the written file."""
     source_sha256: bytes
-    """Of the file as it came."""
+    """Hash of the source's file."""
     difference_hash: int
     turned: bool
     reduced: bool
     has_xml: bool | None
     instances: np.ndarray
     """(N, 7) float32: category id, box width, box height and mask area in pixels, and the flags crowd, difficult and
-    truncated (NaN where nothing says so)."""
+    truncated (NaN if unknown)."""
     other_classes: tuple[int, ...]
-    """Class index of each object whose class is not kept."""
+    """Class index of each object of a class that is not kept."""
     warnings: tuple[Problem, ...]
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image that was written, with its objects."""
+    """A written image with its objects."""
 
     summary: ImageSummary
     rows: tuple[str, ...]
-    """A row of COCO's ``annotations`` for each object as JSON, without the ids and the brace before them."""
+    """For each object, its row of COCO's ``annotations`` as JSON, without the opening brace and the ids."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class Preparation:
     """How the images of a data set are prepared."""
 
     folder: Path
-    """Where images are written to; exists."""
+    """Existing folder that images are written to."""
     max_side: int | None
-    """Pixels; longer images are reduced to it."""
+    """Maximum length of the longer side, pixels; larger images are downscaled."""
     category_of: Mapping[int, int]
-    """Category id by class index; objects of other classes are left out."""
+    """Category id by class index; objects of other classes are dropped."""
     short_names: bool
-    """Whether images keep their own names; else the folders they were in are part of it."""
+    """Whether images keep their own names; otherwise the names of their folders are added."""
 
     def __call__(self, source: ImageSource) -> PreparedImage | RejectedImage:
-        """Prepare one image; its problems are returned, not raised."""
+        """Prepare one image; problems are returned, not raised."""
         try:
             return self._prepare(source.read())
         except ProblemError as error:
@@ -135,7 +135,7 @@ class Preparation:
 
 
 def names_are_unique(image_ids: Collection[str]) -> bool:
-    """Whether images can keep their own names without their folders', also where upper and lower case are one."""
+    """Whether file names without folders are unique, also on case-insensitive file systems."""
     return len({PurePosixPath(image_id).name.casefold() for image_id in image_ids}) == len(image_ids)
 
 
@@ -148,8 +148,8 @@ def _redrawn_instances(
         result = redrawn_instance(instance, orientation, size)
         if result is None:
             reason = (
-                f"object {instance.number} ({instance.area:g} pixels) vanishes when the image is reduced to "
-                f"{size[0]} x {size[1]}; it is left out"
+                f"object {instance.number} ({instance.area:g} pixels) vanishes when the image is downscaled to "
+                f"{size[0]} x {size[1]}; it is dropped"
             )
             warnings.append(Problem(found.image.file, reason))
         else:

@@ -1,4 +1,4 @@
-"""Faults of annotated images, collected rather than stopped at: each names its file, the reason and the way out."""
+"""Problems of annotated images, which are collected: each names the file, what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from yolact.errors import DataError
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of one image's files."""
+    """One problem of an image's files."""
 
     file: str
     """Relative to the data set's folder, with ``/``."""
     reason: str
-    """What was found and the way out."""
+    """What is wrong and how to fix it."""
 
     def __post_init__(self) -> None:
-        """What is not UTF-8 in either is escaped, so that both can be written."""
+        """Escape what is not UTF-8, so that both texts can be written to files."""
         object.__setattr__(self, "file", writable(self.file))
         object.__setattr__(self, "reason", writable(self.reason))
 
@@ -28,7 +28,7 @@ class Problem:
 
 
 class ProblemError(DataError):
-    """The files of one image cannot be used; holds every `Problem` found."""
+    """The files of one image cannot be used; has every `Problem` found."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -36,7 +36,7 @@ class ProblemError(DataError):
 
 
 def writable(text: str) -> str:
-    r"""Text with ``\udcfc`` for what is not UTF-8, as the bytes of a file's name that are not, in Python's reading."""
+    r"""Text with escapes such as ``\udcfc`` for surrogates, Python's form of file-name bytes that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 
 def keep_problems(problems: list[Problem], read: Callable[[], Result]) -> Result | None:
-    """What ``read`` returns; when it raises `ProblemError`, its problems are kept and None is returned."""
+    """Call ``read``; if it raises `ProblemError`, append its problems to the list and return None."""
     try:
         return read()
     except ProblemError as error:

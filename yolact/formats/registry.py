@@ -1,4 +1,4 @@
-"""The data formats, and which of them a folder has. A new one is a module with what `Format` lists, registered here."""
+"""The registered data formats, and which one a folder has. To add one, register a module that implements `Format`."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ PLUGINS = "yolact.formats"
 """Entry point group: each entry names a module that calls `register_format` when it is imported."""
 
 MAX_DEPTH = 5
-"""Folders below the given one in which a data set is looked for."""
+"""Maximum depth of folders in which a data set is looked for."""
 
 SHOWN_PATHS = 3
-"""Paths of one format, and SHOWN_NAMES names in a folder, that a message lists."""
+"""Maximum number of paths per format that a message lists."""
 
 SHOWN_NAMES = 10
+"""Maximum number of names in a folder that a message lists."""
 
 
 class Format(Protocol):
-    """What a module has to have to be a data format."""
+    """Interface of a data format's module."""
 
     NAME: str
-    """Human-readable, in pages and ``stats.json``."""
+    """Human-readable name, for pages and ``stats.json``."""
     FOUND_BY: str
-    """What a folder of this format holds, for messages and docs."""
+    """What a folder of this format contains, for messages and docs."""
     INCLUDES: tuple[str, ...]
-    """Names of formats whose folders are a part of this one's data set where both are found."""
+    """Names of formats whose folders are part of this one's data set if both are found."""
 
     def find(self, folders: Sequence[Path]) -> list[Path]:
-        """What marks data sets of this format: their root folders, or files; empty where there is none.
+        """Find data sets of this format: their root folders, or characteristic files; empty if there are none.
 
         Args:
-            folders: the folder to search and those below it, sorted, each before what is inside it.
+            folders: the folder to search and all below it, sorted, parents first.
         """
 
     def files(self, found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
-        """The files that `read` needs, and where they go, relative to a new folder; ``found`` is what `find` returned.
+        """The files that `read` needs, and their paths relative to a new folder; ``found`` is the result of `find`.
 
         Raises:
             DataError: there is more than one data set, or a part of it is missing.
         """
 
     def read(self, found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-        """The data set: its classes, and by split its images, which are listed and not read yet.
+        """Read the data set: its classes, and its images by split, which are only listed.
 
         Raises:
-            DataError: see `files`; or a list of images or classes is wrong.
+            DataError: see `files`; or a list of images or classes is invalid.
         """
 
 
@@ -62,13 +63,13 @@ _formats: dict[str, Format] = {}
 
 
 def register_format(format: Format) -> None:
-    """Add a data format; ingest, preprocess, their messages and the data report then know it.
+    """Register a data format for ingest, preprocess, their messages and the data report.
 
     Raises:
-        ValueError: there is one of this name already.
+        ValueError: the name is already registered.
     """
     if format.NAME in _formats:
-        raise ValueError(f"a data format {format.NAME!r} is registered already")
+        raise ValueError(f"a data format {format.NAME!r} is already registered")
     _formats[format.NAME] = format
 
 
@@ -77,13 +78,13 @@ for _format in (voc, sbd, coco):
 
 
 def formats() -> list[Format]:
-    """All registered formats, those of installed plugins included."""
+    """All registered formats, including those of installed plugins."""
     load_plugins(PLUGINS)
     return list(_formats.values())
 
 
 def dataset_files(folder: Path) -> list[Files]:
-    """The files of the data set in ``folder``, wherever below it that begins.
+    """The files of the data set in ``folder`` or below it.
 
     Raises:
         DataError: there is none or more than one, or a part of it is missing.
@@ -93,13 +94,13 @@ def dataset_files(folder: Path) -> list[Files]:
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Find the annotated data set in ``folder`` and list its images; none of them is read yet.
+    """Find the annotated data set in ``folder`` and list its images, without reading them.
 
     Raises:
-        DataError: there is none or more than one, a part of it is missing, or its lists of images are wrong.
+        DataError: there is none or more than one, a part of it is missing, or its lists of images are invalid.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it brings the raw data there.")
+        raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
     format, found, folders = _find(folder)
     return _with_writable_names(format.read(found, folders))
 
@@ -124,14 +125,14 @@ def _nothing_found(folder: Path) -> str:
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
     return (
-        f"{folder}: holds no annotated images in a known format. It has: "
+        f"{folder}: has no annotated images in a known format. It has: "
         f"{', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}\n"
-        f"Looked, up to {MAX_DEPTH} folders deep, for:\n{known}\nCheck data.source."
+        f"Searched up to {MAX_DEPTH} folders deep for:\n{known}\nCheck data.source."
     )
 
 
 def _folders(folder: Path) -> list[Path]:
-    """``folder`` and those below it, sorted; each once, also where links lead to it again."""
+    """``folder`` and all below it, sorted; each once, even if links point to it."""
     found, seen = [], set()
     for path, names, _ in os.walk(folder, followlinks=True):
         place = Path(path)
@@ -147,7 +148,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _with_writable_names(dataset: Dataset) -> Dataset:
-    """Images whose names cannot be written into JSON and pages become problems."""
+    """Turn images whose names cannot be written to JSON and pages into problems."""
     names = [source.image_id for sources in dataset.splits.values() for source in sources]
     unwritable = {name for name in names if writable(name) != name}
     reason = "has a name that is not UTF-8; rename it and its annotations, as with `convmv -f latin1 -t utf8`"

@@ -1,8 +1,8 @@
-"""Semantic Boundaries annotations (Hariharan et al., ICCV 2011): MATLAB files with the objects of VOC images.
+"""Semantic Boundaries annotations (SBD; Hariharan et al., ICCV 2011): MATLAB files with the objects of VOC images.
 
-The published YOLACT for PASCAL VOC learned from these. ``inst/<id>.mat`` holds the struct ``GTinst`` with
+The published YOLACT for PASCAL VOC was trained on these. ``inst/<id>.mat`` has the struct ``GTinst`` with
 ``Segmentation``, (H, W) object numbers from 1, and ``Categories``, the class (1 to 20, in VOC's order) of each.
-``cls/<id>.mat`` says nothing more and is not read. There is no void border.
+``cls/<id>.mat`` adds nothing and is not read. There is no void border.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from yolact.formats.voc_files import find_image, find_part, has_image, image_lis
 
 NAME = "Semantic Boundaries"
 
-FOUND_BY = "inst/*.mat, with the images in img, or in a PASCAL VOC's JPEGImages beside it"
+FOUND_BY = "inst/*.mat, with the images in img, or in the JPEGImages of a PASCAL VOC next to it"
 
 INCLUDES = (voc.NAME,)
-"""A PASCAL VOC beside the annotations has the images."""
+"""A PASCAL VOC folder next to the annotations provides the images."""
 
 TARGET = Path("benchmark_RELEASE") / "dataset"
-"""Where SBD's own archive has its files (Hariharan et al. 2011, the release's README)."""
+"""Path of the files in SBD's own archive (Hariharan et al. 2011, the release's README)."""
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
-    """Folders with MATLAB files in ``inst``."""
+    """Find folders with MATLAB files in ``inst``."""
     return [folder for folder in folders if stems(folder / "inst", ".mat")]
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
-    """SBD's folders and lists, and the VOC images where it has none of its own."""
+    """SBD's folders and lists, and the VOC images if it has none of its own."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
     names = ("img", "inst", "cls", "train.txt", "val.txt", "trainval.txt", "train_noval.txt")
@@ -50,7 +50,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
 
 
 def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """Images of the lists beside ``inst``; without these, all images with annotations there."""
+    """Read the images of the lists next to ``inst``; without lists, all images with annotations there."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
     ids = image_lists(root, partial(has_image, images_root, images_folder))
@@ -65,14 +65,14 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
 
 
 def _image_folder(root: Path, folders: Sequence[Path]) -> tuple[Path, str]:
-    """Folder of the images and its name there: SBD's own ``img``, or the only ``JPEGImages``."""
+    """Root and name of the folder of images: SBD's own ``img``, or the only ``JPEGImages``."""
     if (root / "img").is_dir():
         return root, "img"
     beside = [folder for folder in folders if (folder / "JPEGImages").is_dir()]
     if not beside:
         raise DataError(
             f"{root}: Semantic Boundaries annotations without images. Put them into {root / 'img'}, or a PASCAL VOC "
-            "with the folder JPEGImages beside the annotations."
+            "with the folder JPEGImages next to the annotations."
         )
     return only_one(beside), "JPEGImages"
 
@@ -82,10 +82,10 @@ class SbdImage:
     """An image with Semantic Boundaries annotations; an `ImageSource`."""
 
     root: Path
-    """Holds ``inst``."""
+    """Parent of ``inst``."""
     images_root: Path
     images_folder: str
-    """Inside ``images_root``: SBD's own ``img``, or VOC's ``JPEGImages``."""
+    """Name in ``images_root``: SBD's own ``img``, or VOC's ``JPEGImages``."""
     image_id: str
 
     def read(self) -> AnnotatedImage:
@@ -123,23 +123,23 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
         Object numbers, (H, W) unsigned integers, and the class index (1 to 20) of each number that has pixels.
 
     Raises:
-        ProblemError: the file is missing, damaged, not what SBD has, or an object has no known class.
+        ProblemError: the file is missing, damaged or not in SBD's form, or an object has no known class.
     """
-    data = read_bytes(root, file, "each image needs its annotations; bring them, or take the id out of the split file")
+    data = read_bytes(root, file, "each image needs its annotations; add them, or remove the id from the split file")
     try:
         segmentation, categories = _fields(data)
     except MatlabError as error:
-        reason = f"is no MATLAB file with GTinst.Segmentation and GTinst.Categories ({error})"
-        raise ProblemError([Problem(file, f"{reason}; bring the file again")]) from None
+        reason = f"is not a MATLAB file with GTinst.Segmentation and GTinst.Categories ({error})"
+        raise ProblemError([Problem(file, f"{reason}; replace the file")]) from None
     numbers = np.flatnonzero(np.bincount(segmentation.ravel()))
     numbers = numbers[numbers > 0]
     problems = [
-        Problem(file, f"object {number} has no class: GTinst.Categories lists {len(categories)}; bring the file again")
+        Problem(file, f"object {number} has no class: GTinst.Categories lists {len(categories)}; replace the file")
         for number in numbers[numbers > len(categories)].tolist()
     ]
     classes = {number: categories[number - 1] for number in numbers[numbers <= len(categories)].tolist()}
     problems += [
-        Problem(file, f"object {number} has class {index}, but there are 1 to {len(VOC_CLASSES)} only; correct it")
+        Problem(file, f"object {number} has class {index}, but there are only 1 to {len(VOC_CLASSES)}; correct it")
         for number, index in classes.items()
         if not 1 <= index <= len(VOC_CLASSES)
     ]
@@ -149,12 +149,12 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
 
 
 def _fields(data: bytes) -> tuple[np.ndarray, list[int]]:
-    """Segmentation (H, W) uint16 and Categories; anything that is not them raises `MatlabError`."""
+    """Segmentation (H, W) uint16 and Categories; raises `MatlabError` on anything else."""
     fields = read_struct(data, "GTinst", ("Segmentation", "Categories"))
     for name, values in fields.items():
-        # The range first: no NaN or infinity is rounded then.
+        # Check the range first, so that no NaN or infinity is rounded.
         if not ((values >= 0) & (values <= np.iinfo(np.uint16).max)).all() or (np.floor(values) != values).any():
-            raise MatlabError(f"{name} holds other values than whole numbers from 0 to 65535")
+            raise MatlabError(f"{name} has values other than integers from 0 to 65535")
     segmentation = fields["Segmentation"].astype(np.uint16)
     if not segmentation.size:
         raise MatlabError(f"Segmentation has the shape {segmentation.shape}")
@@ -162,6 +162,6 @@ def _fields(data: bytes) -> tuple[np.ndarray, list[int]]:
 
 
 def _empty_warnings(segmentation: np.ndarray, classes: dict[int, int], file: str) -> list[Problem]:
-    """Numbers below the highest one that no pixel has: objects that something else covers."""
+    """Warnings about numbers below the highest that no pixel has: objects that are fully covered."""
     missing = sorted(set(range(1, max(classes, default=0))) - classes.keys())
-    return [Problem(file, f"object {number} has no pixel; no instance shows it") for number in missing]
+    return [Problem(file, f"object {number} has no pixel and is ignored") for number in missing]

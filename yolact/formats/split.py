@@ -1,4 +1,4 @@
-"""Choosing validation images where the source names none: seeded, balanced by class, copies kept together."""
+"""Choose validation images if the source has none: seeded, stratified by class, near-duplicates kept together."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 ENOUGH = 0.5
-"""Share of the wanted images with objects below which validation is too small to be left so. Our choice."""
+"""Minimum fraction of the requested validation images with objects; below it, more are added. Our choice."""
 
 LARGEST_SHARE = 1 / 3
-"""Of the images with objects, that validation may grow to so as to keep a large group whole, as in threefold
-cross-validation. Our choice."""
+"""Maximum fraction of the images with objects that validation may grow to in order to keep a large group whole, as in
+threefold cross-validation. Our choice."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Images to validate on, and what it took to find enough of them."""
+    """The validation images, and the groups that were split to get enough of them."""
 
     validation: set[str]
     parted: tuple[tuple[str, ...], ...] = ()
-    """Groups too large to be kept together: their images' names."""
+    """Groups that were too large to keep together, as their images' names."""
 
 
 def choose_validation(
     classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str], fraction: float, seed: int
 ) -> Choice:
-    """Images to validate on: about ``fraction`` of those of each class, and of those without objects.
+    """Choose validation images: about ``fraction`` of those of each class, and of those without objects.
 
-    Images of a group stay together. Where groups are so large that this leaves less than half of the wanted images
-    with objects, whole groups are added, the smallest first, until there are enough, but not beyond a third of
-    these images. Where that does not do, the largest group is parted, and the choice is made again. So both splits
-    have objects if two images show any.
+    Images of a group stay together. If groups are so large that this gives less than half of the requested images
+    with objects, whole groups are added, the smallest first, until there are enough, up to a third of all images
+    with objects. If that is not enough, the largest group is split, and the choice is repeated. So both splits have
+    objects if at least two images do.
 
-    The order of choice hangs on the seed and on names alone, so other images' order changes nothing.
+    The choice depends only on the seed and the names, not on the order of the images.
 
     Args:
         classes_of: classes that each image shows, by name.
         group_of: each image's group, by the name of one of its images.
-        fraction: share of the images, between 0 and 1.
-        seed: another one gives another choice.
+        fraction: fraction of the images, between 0 and 1.
+        seed: seed of the choice.
     """
     groups = dict(group_of)
     total = sum(bool(classes) for classes in classes_of.values())
@@ -74,12 +74,12 @@ def _stratified(
     order: Sequence[str],
     fraction: float,
 ) -> set[str]:
-    """Iterative stratification (Sechidis et al., ECML 2011); the groups that are chosen.
+    """Choose groups by iterative stratification (Sechidis et al., ECML 2011).
 
-    The rarest class is dealt with first, since later choices cannot mend it. Each in turn takes groups until it has
-    its share; those that an earlier class took count. A class with two images or more in groups of one image has at
-    least one in each split where those are free; what is in one group only is learned. Images without objects
-    come last, so that no class is decided about by them.
+    The rarest class comes first, since later choices cannot correct its share. Each class in turn takes groups until
+    it has its share, counting those that earlier classes took. A class with at least two images in groups of one
+    image gets at least one in each split if those are undecided; a class in a single group goes to training. Images
+    without objects come last, so that they do not affect any class.
     """
     shows: dict[int, list[str]] = defaultdict(list)  # groups by class; -1: images without objects
     for group in order:
@@ -94,7 +94,7 @@ def _stratified(
 def _deal(
     groups: Sequence[str], members: Mapping[str, Sequence[str]], fraction: float, chosen: dict[str, bool]
 ) -> None:
-    """Decide about the groups of one class that no class before it has decided about."""
+    """Assign the groups of one class that no earlier class has assigned."""
     total = sum(len(members[group]) for group in groups)
     wanted = min(max(round(fraction * total), 1), total - 1)
     have = sum(len(members[group]) for group in groups if chosen.get(group, False))
@@ -105,12 +105,12 @@ def _deal(
 
 
 def _is_enough(have: int, total: int, fraction: float) -> bool:
-    """Whether ``have`` of the images with objects are at least half of those wanted, and leave some to learn from."""
+    """Whether ``have`` images with objects are at least half of those requested, and leave some for training."""
     return max(1, ENOUGH * fraction * total) <= have < total
 
 
 def _whole_groups_to_add(chosen: Collection[str], showing: Mapping[str, int], fraction: float) -> set[str]:
-    """Groups with objects, the smallest first, for as long as there are too few and no more than are allowed."""
+    """Add groups with objects, the smallest first, until there are enough images or the limit is reached."""
     total, have = sum(showing.values()), sum(showing[group] for group in chosen)
     allowed = min(max(1, LARGEST_SHARE * total), total - 1)
     free = sorted((group for group in showing if showing[group] and group not in chosen), key=lambda g: showing[g])

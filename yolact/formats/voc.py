@@ -1,4 +1,4 @@
-"""The format PASCAL VOC: folders of images, masks and optional XML, and how masks and XML become instances."""
+"""The PASCAL VOC format: folders of images, masks and optional XML, and their conversion to instances."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ FOUND_BY = f"the folders {', '.join(NEEDED)}"
 INCLUDES: tuple[str, ...] = ()
 
 TARGET = Path("VOCdevkit") / "VOC2012"
-"""Where VOC's own archive has its files."""
+"""Path of the files in VOC's own archive."""
 
 MAX_FOREIGN_SHARE = 0.05
-"""Largest share of an object's pixels that may carry another class than its majority; our choice: room for a
-brush's slip at the border, not for a second object."""
+"""Maximum fraction of an object's pixels with another class than the majority; our choice: tolerates a slip at the
+border, not a second object."""
 
 BOX_MATCH_IOU = 0.5
-"""Least IoU of an XML box and an instance that are one object (the devkit's own threshold of a correct box)."""
+"""Minimum IoU of an XML box and an instance to match (the devkit's threshold of a correct box)."""
 
 BOX_CONFLICT_IOU = 0.8
-"""IoU from which an XML box and an instance of different classes must be one object; our choice."""
+"""IoU at which an XML box and an instance of different classes must be the same object; our choice."""
 
 VOID_BAND = 5
-"""Pixels by which an XML box may reach beyond the mask on each side and still agree: boxes enclose the void
-border, about five pixels wide (Everingham et al., IJCV 2010), masks do not."""
+"""Pixels by which an XML box may extend beyond the mask on each side: boxes enclose the void border, about five pixels
+wide (Everingham et al., IJCV 2010), masks do not."""
 
 
 # The format
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
-    """Folders with VOC's masks, even if another part is missing: `files` and `read` then say which."""
+    """Find folders with VOC's masks, even if another part is missing; `files` and `read` report which."""
     return [folder for folder in folders if any((folder / name).is_dir() for name in MASK_FOLDERS)]
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
-    """The folders that `read` needs, and ``Annotations`` and ``ImageSets`` where there are any."""
+    """The folders that `read` needs, and ``Annotations`` and ``ImageSets`` if present."""
     return [Files(_root(found), TARGET, (*NEEDED, "Annotations", "ImageSets"))]
 
 
 def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """Images of ``ImageSets/Segmentation/*.txt``; without these, all images with a mask in SegmentationObject."""
+    """Read the images of ``ImageSets/Segmentation/*.txt``; without lists, all with a mask in SegmentationObject."""
     root = _root(found)
     masks = root / "SegmentationObject"
     ids = image_lists(root / SEGMENTATION_SETS, partial(has_image, root, "JPEGImages"))
@@ -80,7 +80,7 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
     if not ids:
         ids = {"train": stems(masks, ".png")}
         if not ids["train"]:
-            raise DataError(f"{masks}: holds no *.png. Each image needs a mask there and one in SegmentationClass.")
+            raise DataError(f"{masks}: has no *.png. Each image needs a mask there and one in SegmentationClass.")
         warnings = unused_images(root / "JPEGImages", ids["train"], "a mask in SegmentationObject")
     splits = {split: [VocImage(root, name) for name in names] for split, names in ids.items()}
     return voc_dataset(NAME, root, splits, warnings)
@@ -103,10 +103,10 @@ def voc_dataset(
 
 
 def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
-    """A number for each image id, for COCO's integer ids.
+    """COCO's integer image ids, by image id.
 
-    VOC's own names (``2007_000032``) give their digits (2007000032), whatever other images there are. When any
-    name is of another kind, all are numbered from 1 in sorted order.
+    VOC's own names (``2007_000032``) give their digits (2007000032), independent of the other images. If any name has
+    another form, all are numbered from 1 in sorted order.
     """
     names = sorted(image_ids)
     if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
@@ -132,11 +132,11 @@ class VocImage:
 def read_voc_image(root: Path, image_id: str) -> AnnotatedImage:
     """Read one image's size, masks and XML and turn them into instances.
 
-    The image is decoded in full, so that a damaged one is noticed here. Instances come from
-    SegmentationObject, classes from SegmentationClass; the XML is optional, lends its flags and is compared.
+    The image is decoded in full, which detects damage. Instances come from SegmentationObject, classes from
+    SegmentationClass; the XML is optional: it provides flags and is checked against the masks.
 
     Raises:
-        ProblemError: with all that is wrong with the image's files.
+        ProblemError: with all problems of the image's files.
     """
     problems: list[Problem] = []
     image = keep_problems(problems, lambda: read_image_file(root, find_image(root, "JPEGImages", image_id)))
@@ -178,7 +178,7 @@ def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarr
         (256, 256) int64; row: object index, column: class index.
     """
     pairs = ((object_mask.astype(np.uint16) << 8) | class_mask).ravel()
-    # Counted by runs of equal pixels, of which there are a hundred times fewer.
+    # Count runs of equal pixels: there are a hundred times fewer of them.
     starts = np.concatenate(([0], np.flatnonzero(pairs[1:] != pairs[:-1]) + 1))
     lengths = np.diff(starts, append=pairs.size)
     counts = np.bincount(pairs[starts], weights=lengths, minlength=1 << 16)
@@ -186,19 +186,19 @@ def joint_histogram(object_mask: np.ndarray, class_mask: np.ndarray) -> np.ndarr
 
 
 def object_classes(joint: np.ndarray) -> dict[int, int]:
-    """Class index (1 to 20) of each object index that has class pixels: the most frequent; of equals, the lowest."""
+    """Class index (1 to 20) of each object index with class pixels: the most frequent one; ties go to the lowest."""
     by_class = joint[1:VOID, 1 : len(VOC_CLASSES) + 1]  # (254, 20)
     present = np.flatnonzero(by_class.any(axis=1))
     return {int(row) + 1: int(by_class[row].argmax()) + 1 for row in present}
 
 
 def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[Problem]:
-    """What keeps the two masks of an image from being used together; ``joint`` as `joint_histogram` gives it."""
+    """Problems of an image's two masks together; ``joint`` is the result of `joint_histogram`."""
     foreign = np.flatnonzero(joint.sum(axis=0)[len(VOC_CLASSES) + 1 : VOID]) + len(VOC_CLASSES) + 1
     if len(foreign):
         reason = (
-            f"holds class index {_listed(foreign)}, but there are 0 (background), 1 to {len(VOC_CLASSES)} and "
-            f"{VOID} (void) only; correct these pixels (classes of your own need COCO's layout)"
+            f"has class index {_listed(foreign)}, but there are only 0 (background), 1 to {len(VOC_CLASSES)} and "
+            f"{VOID} (void); correct these pixels (classes of your own need the COCO format)"
         )
         return [Problem(class_file, reason)]
     problems = []
@@ -207,7 +207,7 @@ def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[
         pixels = int(joint[index].sum())
         if index not in classes:
             reason = (
-                f"object {index} ({pixels} pixels) has no class: SegmentationClass is background or void all over it; "
+                f"object {index} ({pixels} pixels) has no class: SegmentationClass has only background or void there; "
                 "draw its class there, or set the object's pixels to 0 (background) or 255 (void)"
             )
             problems.append(Problem(object_file, reason))
@@ -226,7 +226,7 @@ def mask_problems(joint: np.ndarray, object_file: str, class_file: str) -> list[
 
 
 def _orphan_problems(joint: np.ndarray, class_file: str) -> list[Problem]:
-    """Classes that are drawn although no object of the image has them: their objects would be lost."""
+    """Problems of classes with pixels but without an object in the image: their objects would be lost."""
     drawn = set(np.flatnonzero(joint.any(axis=0)).tolist()) - {0, VOID}
     owned = set(np.flatnonzero(joint[1:VOID].any(axis=0)).tolist())
     return [
@@ -240,12 +240,12 @@ def _orphan_problems(joint: np.ndarray, class_file: str) -> list[Problem]:
 
 
 def _unowned_warnings(joint: np.ndarray, class_file: str) -> list[Problem]:
-    """Classes of which a noticeable part lies outside every object."""
+    """Warnings about classes with a significant part outside all objects."""
     warnings = []
     for index in range(1, len(VOC_CLASSES) + 1):
         total, outside = int(joint[:, index].sum()), int(joint[0, index] + joint[VOID, index])
         if total and outside / total > MAX_FOREIGN_SHARE:
-            reason = f"{outside} of {total} pixels of {_class_name(index)} belong to no object; no instance shows them"
+            reason = f"{outside} of {total} pixels of {_class_name(index)} belong to no object and are ignored"
             warnings.append(Problem(class_file, reason))
     return warnings
 
@@ -261,10 +261,10 @@ def _listed(values: Iterable[int]) -> str:
 def match_objects(
     instances: Sequence[Instance], annotation: VocAnnotation, file: str
 ) -> tuple[list[Instance], list[Problem]]:
-    """Give each instance the flags of its XML object: same class, highest IoU first, at least `BOX_MATCH_IOU`.
+    """Give each instance the flags of its XML object: the same class, highest IoU first, at least `BOX_MATCH_IOU`.
 
     Returns:
-        The instances, and a warning for each instance or object that stays alone.
+        The instances, and a warning for each unmatched instance or XML object.
 
     Raises:
         ProblemError: masks and XML give one object two classes (`BOX_CONFLICT_IOU`).
@@ -309,16 +309,16 @@ def _lone_warnings(
     warnings = []
     for row in lone_rows:
         instance = instances[row]
-        reason = f"no box fits the mask of object index {instance.number} ({_class_name(instance.class_index)})"
+        reason = f"no box matches the mask of object index {instance.number} ({_class_name(instance.class_index)})"
         warnings.append(Problem(file, f"{reason}; the instance is kept, without the flags difficult and truncated"))
     for column in lone_columns:
-        reason = f"object {column + 1} ({_class_name(objects[column].class_index)}) fits no mask; no instance shows it"
+        reason = f"object {column + 1} ({_class_name(objects[column].class_index)}) matches no mask and is ignored"
         warnings.append(Problem(file, reason))
     return warnings
 
 
 def _void_tolerant_iou(mask_boxes: np.ndarray, xml_boxes: np.ndarray) -> np.ndarray:
-    """IoU after each mask box has grown towards the XML box, by up to `VOID_BAND` pixels a side.
+    """IoU after growing each mask box towards the XML box, by up to `VOID_BAND` pixels per side.
 
     Args:
         mask_boxes: (I, 4) xywh, pixels.
@@ -338,7 +338,7 @@ def _void_tolerant_iou(mask_boxes: np.ndarray, xml_boxes: np.ndarray) -> np.ndar
 
 
 def _greedy_pairs(iou: np.ndarray, least: float) -> dict[int, int]:
-    """Column by row: best IoU first, each row and column once, none below ``least``; ties go to the lower index."""
+    """Greedy matching, column by row: highest IoU first, at least ``least``; ties go to the lower index."""
     pairs: dict[int, int] = {}
     for flat in np.argsort(-iou, axis=None, kind="stable"):
         row, column = divmod(int(flat), iou.shape[1])

@@ -1,4 +1,4 @@
-"""Files of the PASCAL VOC 2012 devkit: palette, image lists, masks and XML. Semantic Boundaries shares its lists."""
+"""Read the files of the PASCAL VOC 2012 devkit: image lists, masks and XML. Semantic Boundaries has the same lists."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from yolact.formats.problems import Problem, ProblemError, keep_problems
 from yolact.palette import voc_palette
 
 VOID = 255
-"""Index of the border around objects in SegmentationClass and SegmentationObject: belongs to nothing."""
+"""Index of the border around objects in SegmentationClass and SegmentationObject, which belongs to no class."""
 
 log = logging.getLogger(__name__)
 
 SEGMENTATION_SETS = "ImageSets/Segmentation"
 
 MAX_COORDINATE = 1_000_000
-"""Pixels; a box of an XML that reaches farther is a slip of the pen (and its area might not be a number)."""
+"""Pixels; an XML box with a larger coordinate is a mistake (and its area might overflow)."""
 
 
 @cache
@@ -51,19 +51,19 @@ class VocObject:
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """What is used of an annotation XML."""
+    """The used parts of an annotation XML."""
 
     size: tuple[int, int] | None
-    """Width and height as the XML states them, if it does."""
+    """Width and height stated in the XML, if any."""
     objects: tuple[VocObject, ...]
 
 
 def image_lists(folder: Path, has_image: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Image ids by split: of ``train.txt`` and ``val.txt``, or of the file that lists all; empty where none does.
+    """Image ids by split, from ``train.txt`` and ``val.txt``, or else ``trainval.txt``; empty without lists.
 
     Args:
-        folder: holds the files.
-        has_image: whether there is an image of an id.
+        folder: folder of the lists.
+        has_image: whether an id has an image.
 
     Raises:
         DataError: see `read_image_list`.
@@ -77,63 +77,65 @@ def image_lists(folder: Path, has_image: Callable[[str], bool]) -> dict[str, lis
 
 
 def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) -> list[str]:
-    """Image ids of a split's file, one a line, in the file's order and Unicode's composed form (NFC).
+    """Read a split's image ids, one per line, in the file's order and Unicode's composed form (NFC).
 
     Args:
         path: the file.
-        split: its name, for messages.
-        has_image: whether there is an image of an id; tells a class list from ids that end in a number.
+        split: name of the split, for messages.
+        has_image: whether an id has an image; distinguishes a class list from ids that end in a number.
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is repeated or is not an id.
+        DataError: the file is missing, empty or not UTF-8, or a line is repeated or not an id.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file. It lists the images of split {split!r}, one id a line.") from None
+        raise DataError(f"{path}: no such file. It lists the images of split {split!r}, one id per line.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a UTF-8 text file ({error.reason}). Save it as UTF-8.") from None
-    text = unicodedata.normalize("NFC", text)  # one form, so that no image is taken for two
+    text = unicodedata.normalize("NFC", text)  # one form, so no image is listed twice
     lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
     if not lines:
-        raise DataError(f"{path}: empty. It must list the images of split {split!r}, one id a line.")
+        raise DataError(f"{path}: empty. It must list the images of split {split!r}, one id per line.")
     if _is_class_list(list(lines.values()), has_image):
         example = next(iter(lines.values()))
         raise DataError(
             f"{path}: every line ends in a column of -1, 0 or 1, such as {example!r}: this is a class list of "
-            "ImageSets/Main. Keep the first column only: one id a line."
+            "ImageSets/Main. Keep only the first column: one id per line."
         )
     first_seen: dict[str, int] = {}
     for number, line in lines.items():
         fault = _id_fault(line)
         if fault:
-            raise DataError(f"{path}, line {number}: {line[:80]!r} {fault}. Write one id a line, such as 2007_000032.")
+            raise DataError(
+                f"{path}, line {number}: {line[:80]!r} {fault}. Write one id per line, such as 2007_000032."
+            )
         if line in first_seen:
-            raise DataError(f"{path}, line {number}: {line!r} stands on line {first_seen[line]} already. Remove one.")
+            raise DataError(f"{path}, line {number}: {line!r} is already on line {first_seen[line]}. Remove one.")
         first_seen[line] = number
     return list(first_seen)
 
 
 def _is_class_list(lines: Sequence[str], has_image: Callable[[str], bool]) -> bool:
-    """Whether all lines end in a class list's column, and what stands before it, not the lines, are the images."""
+    """Whether all lines end in a class list's column, and the text before it, not the whole line, names images."""
     if not all(re.fullmatch(r"\S.*\s(-1|0|1)", line) for line in lines):
         return False
     return any(has_image(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_image(line) for line in lines)
 
 
 def _id_fault(line: str) -> str | None:
-    """Why a line of a split file is no image id, or None."""
+    """Why a line of a split file is not an image id; None if it is one."""
     if "/" in line or "\\" in line or line in (".", ".."):
         return "is a path, not an id"
     if line.lower().endswith(IMAGE_SUFFIXES):
-        return "has a file ending, which an id has not"
+        return "has a file suffix, but an id has none"
     if not line.isprintable():
-        return "holds a tab or another control character"
+        return "contains a tab or another control character"
     return None
 
 
 def stems(folder: Path, *suffixes: str) -> list[str]:
-    """Names, without ending, of the files in a folder that have one of the endings, in any case; sorted."""
+    """Sorted names, without suffix, of a folder's files with one of the suffixes, in any case."""
     if not folder.is_dir():
         return []
     names = (os.path.splitext(name) for name in os.listdir(folder) if not name.startswith("."))
@@ -141,14 +143,14 @@ def stems(folder: Path, *suffixes: str) -> list[str]:
 
 
 def unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
-    """A warning about the images in a folder that have no annotations, where no list says which images are meant."""
+    """A warning about a folder's images without annotations, for data sets without image lists."""
     known = {unicodedata.normalize("NFC", name) for name in used}
     unused = [name for name in stems(folder, *IMAGE_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
     if not unused:
         return []
     reason = (
         f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; images without objects are "
-        "useful for training too: give them annotations that hold none"
+        "useful for training too: give them empty annotations"
     )
     log.warning("%s: %s", folder, reason)
     return [Problem(folder.name, reason)]
@@ -160,15 +162,15 @@ def has_image(root: Path, folder: str, image_id: str) -> bool:
 
 
 def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> str | None:
-    """A file in ``root/folder``, relative to ``root``, by its name without ending; None where there is none.
+    """Find a file in ``root/folder`` by its name without suffix; return its path relative to ``root``, or None.
 
-    Its name may be in another Unicode form, see `stored_form`.
+    The name may be in another Unicode form, see `stored_form`.
 
     Args:
-        root: see above.
-        folder: see above.
-        stem: of the file's name.
-        suffixes: with dot, in lower case; the first that is there is taken, in any case.
+        root: the data set's folder.
+        folder: the folder in it.
+        stem: name without suffix.
+        suffixes: with dot, in lower case; the first that exists, in any case, is used.
     """
     for suffix in suffixes:
         for letters in itertools.product(*((letter, letter.upper()) for letter in suffix[1:])):
@@ -179,12 +181,12 @@ def find_file(root: Path, folder: str, stem: str, suffixes: Sequence[str]) -> st
 
 
 def find_part(root: Path, folder: str, image_id: str, suffix: str) -> str:
-    """The mask or XML of an id in ``root/folder``, with an ending in any case; its usual name where there is none."""
+    """Path of an id's mask or XML in ``root/folder``, with the suffix in any case; the usual path if it is missing."""
     return find_file(root, folder, image_id, (suffix,)) or f"{folder}/{image_id}{suffix}"
 
 
 def find_image(root: Path, folder: str, image_id: str) -> str:
-    """The image of an id in ``root/folder``, relative to ``root``: the first of `IMAGE_SUFFIXES`, in any case.
+    """Path of an id's image in ``root/folder``, relative to ``root``: the first of `IMAGE_SUFFIXES`, in any case.
 
     Raises:
         ProblemError: there is none.
@@ -192,28 +194,28 @@ def find_image(root: Path, folder: str, image_id: str) -> str:
     file = find_file(root, folder, image_id, IMAGE_SUFFIXES)
     if file is not None:
         return file
-    reason = "no such image (nor .jpeg or .png); bring it, or take the id out of the split file"
+    reason = "no such image (nor .jpeg or .png); add it, or remove the id from the split file"
     raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
 
 
 def read_mask(root: Path, file: str) -> np.ndarray:
-    """Read a mask PNG of 8-bit indices, by palette or grey.
+    """Read a mask PNG of 8-bit indices, with a palette or in grey.
 
     Returns:
         (H, W) uint8 indices.
 
     Raises:
-        ProblemError: the file is missing, damaged, or holds colours or renumbered indices.
+        ProblemError: the file is missing or damaged, or has colours or renumbered indices.
     """
-    data = read_bytes(root, file, "each image needs its mask; draw it, or take the id out of the split file")
+    data = read_bytes(root, file, "each image needs its mask; draw it, or remove the id from the split file")
     image = open_image(data, file, ("PNG",))
-    # Bit depth and colour type as the PNG's header chunk IHDR states them (PNG specification, section 11.2.2):
-    # Pillow stretches grey of fewer bits to 0 to 255 and shows it as 8-bit.
+    # Bit depth and colour type from the PNG's header chunk IHDR (PNG specification, section 11.2.2):
+    # Pillow scales grey of fewer bits to 0 to 255 and reports it as 8-bit.
     depth, colour_type = data[24], data[25]
     if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
-        kind = f"{depth}-bit grey" if colour_type == 0 else f"an image in colours or with transparency ({image.mode})"
+        kind = f"{depth}-bit grey" if colour_type == 0 else f"a colour image or has transparency ({image.mode})"
         reason = (
-            f"is {kind}, but a mask holds one 8-bit index a pixel; convert each colour to its index and save "
+            f"is {kind}, but a mask has one 8-bit index per pixel; convert each colour to its index and save "
             "the PNG as 8-bit palette (Pillow mode P) or 8-bit grey (mode L)"
         )
         raise ProblemError([Problem(file, reason)])
@@ -221,8 +223,8 @@ def read_mask(root: Path, file: str) -> np.ndarray:
     mask = np.asarray(image)
     if image.mode == "P" and _is_renumbered(image, mask):
         reason = (
-            "shows VOC's colours under other index numbers, as an editor leaves them that rebuilds the palette; "
-            "save it with VOC's own palette of 256 colours, so that the indices are right again"
+            "has VOC's colours under other indices, as an editor does that rebuilds the palette; "
+            "save it with VOC's own palette of 256 colours, which restores the indices"
         )
         raise ProblemError([Problem(file, reason)])
     return mask
@@ -242,26 +244,28 @@ def _is_renumbered(image: Image.Image, mask: np.ndarray) -> bool:
 
 
 def read_annotation(root: Path, file: str) -> VocAnnotation | None:
-    """Read an annotation XML; None where there is none.
+    """Read an annotation XML; None if there is none.
 
     Raises:
-        ProblemError: it is not XML, holds a document type definition, or an object has no known class or no box.
+        ProblemError: it is not XML, has a document type definition, or an object has no known class or no box.
     """
     if not os.path.lexists(root / file):
         return None
-    data = read_bytes(root, file, "bring it")
+    data = read_bytes(root, file, "add it")
     try:
         tree = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
     except DefusedXmlException:
-        reason = "holds a document type definition (<!DOCTYPE>), which can hide attacks; remove it"
+        reason = "has a document type definition (<!DOCTYPE>), which can hide attacks; remove it"
         raise ProblemError([Problem(file, reason)]) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ProblemError([Problem(file, f"is not well-formed XML ({error}); correct or remove it")]) from None
     if tree.tag != "annotation":
-        raise ProblemError([Problem(file, f"begins with <{tree.tag}>, not <annotation>; bring the VOC annotation")])
+        raise ProblemError(
+            [Problem(file, f"begins with <{tree.tag}>, not <annotation>; replace it by the VOC annotation")]
+        )
     problems: list[Problem] = []
     objects = []
-    # Children only: parts of a person (head, hand, foot) have names and boxes too.
+    # Only direct children: parts of a person (head, hand, foot) have names and boxes too.
     for number, element in enumerate(tree.findall("object"), 1):
         found = keep_problems(problems, partial(_read_object, element, number, file))
         if found is not None:
@@ -276,7 +280,7 @@ def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObj
     if name not in VOC_CLASSES:
         close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}."
-        reason = f"unknown class name {name!r}; {hint} Classes of your own need COCO's layout"
+        reason = f"unknown class name {name!r}; {hint} Classes of your own need the COCO format"
         raise ProblemError([Problem(file, f"object {number}: {reason}")])
     try:
         x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))

@@ -1,1 +1,1 @@
-"""How steps become commands and Kubeflow tasks: settings in, log lines and clear errors out."""
+"""Run steps as commands and Kubeflow tasks: read settings, log, report errors clearly."""

@@ -1,4 +1,4 @@
-"""How every command ends on an error that its user can fix."""
+"""Report errors that the user can fix, the same way in every command."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from yolact.errors import YolactError
 def clear_errors(step: str = "", hint: Callable[[], str] = str) -> Iterator[None]:
     """Print user errors without a traceback, to standard error, and exit with their code (1 for an `OSError`).
 
-    User errors are every `YolactError` and every file or connection that fails (`OSError`); any other exception is a
-    bug and keeps its traceback.
+    User errors are every `YolactError` and every failed file or connection (`OSError`); any other exception is a bug
+    and keeps its traceback.
 
     Args:
-        step: put before the message, as ``train failed: ``.
+        step: prefix of the message, as ``train failed: ``.
         hint: called after a user error; returns text to append to the message.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of standard output has ended, as `head` does; Typer handles it
+    except BrokenPipeError:  # the reader of standard output has exited, as `head` does; Typer handles it
         raise
     except (YolactError, OSError) as error:
         title = f"\n{step} failed: " if step else ""
@@ -35,7 +35,7 @@ def clear_errors(step: str = "", hint: Callable[[], str] = str) -> Iterator[None
 
 
 class ErrorGroup(TyperGroup):
-    """A group of commands that end on user errors as `clear_errors` describes."""
+    """A group of commands that report user errors as `clear_errors` describes."""
 
     def invoke(self, ctx: Any) -> Any:
         with clear_errors():

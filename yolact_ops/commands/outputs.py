@@ -10,14 +10,14 @@ from yolact.errors import DataError
 
 
 def read_json(path: Path, step: str) -> Any:
-    """What a step wrote.
+    """Read a JSON file that a step wrote.
 
     Args:
-        path: of the JSON file.
-        step: that writes it, for the message.
+        path: the JSON file.
+        step: the step that writes it, for messages.
 
     Raises:
-        DataError: the file is missing or no JSON.
+        DataError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The command of a step, as ``python -m components.train.step``."""
+"""Command line of a step, as ``python -m components.train.step``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from yolact_ops.commands.errors import clear_errors
 from yolact_ops.settings.params import Params, load_params
 
 DVC_LOCK = Path("dvc.lock")
-"""Outputs of each stage's last success, as `dvc repro` records them."""
+"""Outputs of each stage's last successful run, as `dvc repro` records them."""
 
 
 def run_command(step: str, work: Callable[[Params], object], *, output: Path | None = None) -> None:
     """Read ``--params FILE`` from the command line and call ``work`` with the checked settings; its result is dropped.
 
-    Errors end the process as `yolact_ops.commands.errors.clear_errors` describes.
+    Errors are reported as `yolact_ops.commands.errors.clear_errors` describes.
 
     Args:
         step: the step's name.

@@ -1,7 +1,7 @@
-"""What the Kubeflow tasks of all steps share: settings in, clear errors out, the check of the code, Markdown tables.
+"""Shared by the Kubeflow tasks of all steps: settings, clear errors, the check of the code version, Markdown tables.
 
-What the interface shows of a step's result is in the step's own folder, in ``display.py``. Nothing here imports kfp: an
-artifact is its path and its metadata.
+What the UI shows of a step's result is defined in the step's own folder, in ``display.py``. Nothing here imports kfp:
+an artifact is its path and its metadata.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from yolact_ops.lineage.lineage import CODE_VARIABLE, COMMIT_VARIABLE, IMAGE_VAR
 from yolact_ops.settings.params import DataParams, Params, read_params
 
 IMAGE = f"yolact-pipeline:{version('yolact-pipeline')}"
-"""Container image of the components, unless a pipeline names another (`pipelines.config`)."""
+"""Default container image of the components (`pipelines.config` can set another)."""
 
 
 class Artifact(Protocol):
@@ -44,13 +44,13 @@ class MetricsArtifact(Artifact, Protocol):
 
 @contextmanager
 def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterator[None]:
-    """Run a task's work inside: check that the code is the pipeline's, log as the step, report errors by their message.
+    """Context of a task: check that the code is the pipeline's, log as the step, report errors by their message.
 
     Args:
-        step: the step's folder in ``components``; also the name in the log.
-        code_version: of the step when the pipeline was compiled (`yolact_ops.lineage.code`). It is an input of the
-            task so that the caches tell code apart.
-        needs_mlflow: the step needs an MLflow server. On a cluster its address must be set, because a local store
+        step: the step's folder in ``components``; also its name in the log.
+        code_version: the step's version when the pipeline was compiled (`yolact_ops.lineage.code`). It is an input of
+            the task, so the caches distinguish versions of the code.
+        needs_mlflow: the step needs MLflow. On a cluster the server's address must be set, because a local store
             would be lost with the pod.
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
@@ -67,15 +67,15 @@ def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterato
 
 
 def _check_code(step: str, code_version: str) -> None:
-    """Refuse to work where the code is not that of the pipeline: its results would enter the caches under its name.
+    """Refuse to run if the code is not the pipeline's: the results would be cached under the wrong version.
 
     Raises:
-        SettingsError: the versions differ, or the pipeline gives none.
+        SettingsError: the versions differ, or the pipeline specifies none.
     """
     if not code_version:
         raise SettingsError(
-            "code_version: empty. `python -m pipelines compile` (and submit, run-local) gives each task the version of "
-            "its code; a pipeline of your own takes it from `python3 -m yolact_ops.lineage.code`."
+            "code_version: empty. `python -m pipelines compile` (and submit, run-local) pass each task the version of "
+            "its code; for your own pipeline, `python3 -m yolact_ops.lineage.code` prints it."
         )
     there = code.installed_version(step)
     if there == code_version:
@@ -92,7 +92,7 @@ def _check_code(step: str, code_version: str) -> None:
 
 
 def settings(params: str) -> Params:
-    """Check all settings, which came as YAML or JSON text.
+    """Parse and check all settings, given as YAML or JSON text.
 
     Raises:
         SettingsError: see `yolact_ops.settings.params.load_params`.
@@ -101,7 +101,7 @@ def settings(params: str) -> Params:
 
 
 def data_settings(params: str) -> DataParams:
-    """Check the settings of the data, which came as YAML or JSON text.
+    """Parse and check the settings of the data, given as YAML or JSON text.
 
     Raises:
         SettingsError: see `yolact_ops.settings.params.load_params`.
@@ -110,16 +110,16 @@ def data_settings(params: str) -> DataParams:
 
 
 def as_text(params: DataParams) -> str:
-    """Settings as the JSON text that passes between tasks; equal settings, equal text.
+    """Settings as the JSON text passed between tasks; equal settings give equal text.
 
-    kfp's local runner replaces ``python3`` and ``{{$.NAME}}`` wherever they stand, so they are spelt by JSON's escapes.
+    kfp's local runner replaces ``python3`` and ``{{$.NAME}}`` anywhere in a text, so they are written as JSON escapes.
     """
     text = json.dumps(params.model_dump(mode="json", by_alias=True), sort_keys=True)
     return text.replace("python3", r"pytho\u006e3").replace("{{", r"{\u007b")
 
 
 def show_page(page: Artifact, folder: Path) -> None:
-    """Copy the report in ``folder``, a single self-contained page, to the artifact."""
+    """Copy the report in ``folder``, one self-contained page, to the artifact."""
     shutil.copyfile(folder / "index.html", page.path)
 
 

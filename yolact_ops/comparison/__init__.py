@@ -1,1 +1,1 @@
-"""Comparing two runs or folders by what their evaluations stored: settings, metrics, classes, images."""
+"""Compare two runs or folders by their stored evaluations: settings, metrics, classes, images."""

@@ -1,4 +1,4 @@
-"""What differs between two sides: settings, metrics with intervals, classes, images."""
+"""The differences between two sides: settings, metrics with intervals, classes, images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolact_ops.tracking.evaluations import content, renumbered
 
 @dataclass(frozen=True)
 class ParamChange:
-    """A setting that differs; None where a side does not have it."""
+    """A setting that differs; None if a side does not have it."""
 
     key: str
     a: str | None
@@ -48,7 +48,7 @@ class Paired:
     rows_a: list[dict[str, Any]]
     rows_b: list[dict[str, Any]]
     images: list[ImageDifference]
-    """Images in which they disagree, largest disagreement first."""
+    """Images on which they disagree, largest disagreement first."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def compare(a: Side, b: Side, *, samples: int, min_score: float) -> Compared:
         a: one side.
         b: the other; differences are ``b - a``.
         samples: number of bootstrap samples.
-        min_score: detections below it do not count in single images (AP counts all).
+        min_score: detections below it do not count in the per-image results (AP counts all).
 
     Raises:
         DataError: a side's ground truth or detections are damaged.
@@ -158,16 +158,16 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
     if not is_paired:
         images = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
         yield (
-            f"A and B were measured on different validation data ({images} images): the metrics stand side by side, "
-            "but their differences say as much about the data as about the networks, and have no interval. Evaluate "
+            f"A and B were evaluated on different validation data ({images} images): the metrics are side by side, but "
+            "their differences say as much about the data as about the networks, and have no interval. Evaluate "
             "both on the same data to compare them."
         )
     detect = [detection_settings(side) for side in (a, b)]
     if all(detect) and detect[0] != detect[1]:
         changed = [key for key in detect[0] if detect[0][key] != detect[1].get(key)]
         yield (
-            f"A and B were measured with other detection settings ({', '.join(changed)}): the differences are those "
-            "of network and settings together."
+            f"A and B were evaluated with different detection settings ({', '.join(changed)}): the differences are "
+            "those of network and settings together."
         )
 
 
@@ -181,7 +181,7 @@ def _check_tree(side: Side) -> None:
     tree = side.ground_truth
     for key in ("images", "categories", "annotations"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise DataError(f"{side.name}: its ground truth is not COCO instances JSON: no list {key!r}")
+            raise DataError(f"{side.name}: the ground truth is not COCO instances JSON: no list {key!r}")
 
 
 def _class_names(tree: dict[str, Any]) -> list[str]:
@@ -189,7 +189,7 @@ def _class_names(tree: dict[str, Any]) -> list[str]:
 
 
 def restrict(tree: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """A tree of COCO instances with these classes only; the tree itself where that is all of them."""
+    """A tree of COCO instances with these classes only; the tree itself if these are all of its classes."""
     kept = {item["id"] for item in tree["categories"] if item["name"] in set(classes)}
     if len(kept) == len(tree["categories"]):
         return tree

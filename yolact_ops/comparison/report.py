@@ -1,4 +1,4 @@
-"""The comparison as one HTML page: metrics, classes, settings, and the images in which the sides disagree most."""
+"""The comparison as one HTML page: metrics, classes, settings, and the images on which the sides disagree most."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Bar:
 
 
 def find_images(compared: Compared, processed_dir: Path) -> Images:
-    """The images in ``processed_dir``, when its val split is the one that both sides were measured on."""
+    """Find the images in ``processed_dir``, if its val split is the one that both sides were evaluated on."""
     if compared.paired is None:
-        return Images(None, "A and B were measured on different validation data, so they share no images to show.")
+        return Images(None, "A and B were evaluated on different validation data, so they have no images in common.")
     path = processed_dir / "val.json"
-    way_out = (
+    fix = (
         "Get that data (`git checkout` of the commit that the run names, then `dvc pull`, or `dvc repro preprocess` "
         "with its settings), and name its folder with --data."
     )
@@ -70,22 +70,22 @@ def find_images(compared: Compared, processed_dir: Path) -> Images:
         data = CocoInstances.load(path, processed_dir / "images")
         tree = json.loads(path.read_text(encoding="utf-8"))
     except DataError as error:
-        return Images(None, f"The images are not here: {error} {way_out}")
+        return Images(None, f"The images are not here: {error} {fix}")
     truth = compared.paired.ground_truth
     if content(restrict(tree, compared.classes)) != content(truth):
-        return Images(None, f"{path} is not the validation split that A and B were measured on. {way_out}")
+        return Images(None, f"{path} is not the validation split that A and B were evaluated on. {fix}")
     return Images(data)
 
 
 def write_report(folder: Path, compared: Compared, images: Images, *, top: int, min_score: float) -> None:
-    """Write ``index.html``, which needs no other file, and ``comparison.json``; other files in ``folder`` stay.
+    """Write the self-contained ``index.html`` and ``comparison.json``; other files in ``folder`` are kept.
 
     Args:
         folder: created if necessary.
         compared: what to show.
         images: see `find_images`.
         top: maximum number of images.
-        min_score: detections below it are not drawn; the one that ``compared`` was made with.
+        min_score: detections below it are not drawn; use that of `compare`.
 
     Raises:
         DataError: an image cannot be read.

@@ -1,4 +1,4 @@
-"""Finding runs: a list with key metrics, and one run by id, name or model version."""
+"""Find runs: a list with key metrics, or one run by id, name or model version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VERSION = "models:"
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run with its key metrics; None for those that it does not have."""
+    """A run with its key metrics; None for missing ones."""
 
     name: str
     run_id: str
@@ -44,7 +44,7 @@ class RunRow:
     box_ap: float | None
     steps: int | None
     train_seconds: float | None
-    """Steps times seconds per step; excludes validation."""
+    """Training time: steps times seconds per step; excludes validation."""
     backbone: str | None
     image_size: int | None
     data_digest: str | None
@@ -66,7 +66,7 @@ def list_runs(
         filter_string: MLflow's filter, as ``metrics.`eval/mask_AP` > 0.3``.
 
     Raises:
-        TrackingError: the store fails or has no such experiment, or the filter is not one.
+        TrackingError: the store fails or has no such experiment, or the filter is invalid.
     """
     names = experiment_names(client)
     if experiment != ALL_EXPERIMENTS:
@@ -83,7 +83,7 @@ def list_runs(
 
 
 def experiment_names(client: MlflowClient) -> dict[str, str]:
-    """Name by id of every experiment that was not deleted.
+    """Name by id of every experiment that is not deleted.
 
     Raises:
         TrackingError: the store fails.
@@ -100,10 +100,10 @@ def experiment_names(client: MlflowClient) -> dict[str, str]:
 
 
 def search_runs(client: MlflowClient, experiment_ids: Sequence[str], filter_string: str, limit: int) -> list[Run]:
-    """At most ``limit`` runs that were not deleted, newest first.
+    """At most ``limit`` runs that are not deleted, newest first.
 
     Raises:
-        TrackingError: the store fails, or the filter is not one.
+        TrackingError: the store fails, or the filter is invalid.
     """
     from mlflow.exceptions import MlflowException
 
@@ -127,7 +127,7 @@ def search_runs(client: MlflowClient, experiment_ids: Sequence[str], filter_stri
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise TrackingError(
-                    f"the filter {filter_string!r} is not one that MLflow understands: {error.message}\n"
+                    f"MLflow does not understand the filter {filter_string!r}: {error.message}\n"
                     "Examples: metrics.`eval/mask_AP` > 0.3, params.`model.backbone` = 'resnet50', tags.host = 'gpu1', "
                     "attributes.status = 'FINISHED'; joined with `and`."
                 ) from error
@@ -145,7 +145,7 @@ def versions_of(client: MlflowClient, run_ids: Sequence[str]) -> dict[str, list[
     for start in range(0, len(run_ids), _PAGE):
         listed = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _PAGE])
         versions += find_versions(client, f"run_id IN ({listed})")
-    with reported("read the aliases"):  # a search gives none
+    with reported("read the aliases"):  # a search does not return them
         names = sorted({version.name for version in versions})
         aliases_of = {name: client.get_registered_model(name).aliases for name in names}
     found: dict[str, list[str]] = {}
@@ -184,24 +184,23 @@ def find_run(client: MlflowClient, reference: str) -> Run:
     if not fitting:
         raise TrackingError(
             f"{shown_uri()} has no run {reference!r}. `yolact runs --experiment '{ALL_EXPERIMENTS}'` lists names and "
-            "ids. Also understood: four or more letters of an id, models:/NAME@ALIAS, models:/NAME/VERSION, a folder."
+            "ids. Also accepted: at least four characters of an id, models:/NAME@ALIAS, models:/NAME/VERSION, a folder."
         )
     if len(fitting) > 1:
         listed = ", ".join(f"{run.info.run_id[:12]} ({run.info.run_name}, {_when(run)})" for run in fitting.values())
-        raise DataError(f"{reference!r} may be several runs: {listed}. Give more of the id.")
+        raise DataError(f"{reference!r} matches several runs: {listed}. Give more of the id.")
     return next(iter(fitting.values()))
 
 
 def run_of_version(client: MlflowClient, version: ModelVersion) -> Run:
-    """The run that made a version.
+    """The run that registered a version.
 
     Raises:
         TrackingError: there is none, or the store fails.
     """
     if not version.run_id:
         raise TrackingError(
-            f"{version.name} version {version.version} was registered without a run, so nothing is known of it to "
-            "compare"
+            f"{version.name} version {version.version} was registered without a run, so it has no evaluation to compare"
         )
     with reported(f"look for the run of {version.name} version {version.version}"):
         return client.get_run(version.run_id)

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: runs of MLflow, or the working folder."""
+"""The two sides of a comparison: MLflow runs, or the working folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 REPORT = f"{FOLDER}/report.json"
-"""Artifact of a run: how its evaluation ran, and with what settings."""
+"""Artifact of a run: its evaluation's settings and timing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Side:
     facts: dict[str, str]
     """Its identity, as text: run, status, code, data, registered."""
     params: dict[str, str]
-    """Every setting by its dotted key; those of ``evaluate`` as the evaluation used them."""
+    """All settings by dotted key; those of ``evaluate`` as the evaluation used them."""
     ground_truth: dict[str, Any]
     """The tree of the COCO instances file it was evaluated on."""
     rows: list[dict[str, Any]]
@@ -48,11 +48,11 @@ class Side:
     """Prediction time per image in that evaluation."""
     device: str | None
     remark: str | None = None
-    """A warning for the reader, for example that the run failed."""
+    """A warning for the user, for example that the run failed."""
 
 
 def open_side(reference: str, client: MlflowClient | None) -> tuple[Side, MlflowClient | None]:
-    """Find a side and read its evaluation; the store is reached only when a run is asked for.
+    """Find a side and read its evaluation; the store is contacted only for a run.
 
     Args:
         reference: a folder that the steps have written to, or a run, see `yolact_ops.comparison.runs.find_run`.
@@ -97,8 +97,7 @@ def read_run(client: MlflowClient, run: Run, version: ModelVersion | None = None
     Args:
         client: client of the store that has the run.
         run: the evaluated run.
-        version: the version of that run that was asked for, if any; `Side.remark` warns if the run was evaluated again
-            since.
+        version: the requested version of that run, if any; `Side.remark` warns if the run was evaluated again since.
 
     Raises:
         TrackingError: it has not been evaluated, or the store fails.
@@ -135,13 +134,13 @@ def _remarks(run: Run, report: dict[str, Any], version: ModelVersion | None) -> 
         yield f"run {name} is {status}, not FINISHED: metrics may change or be missing."
     if version is not None and not _is_of_version(run, report, version):
         yield (
-            f"run {name} was evaluated again since {version.name} version {version.version} was made in it: what is "
-            "compared here is the run as it is now, not the version. Its own metrics are on its page in the registry."
+            f"run {name} was evaluated again since it registered {version.name} version {version.version}: compared is "
+            "its current evaluation, not the version's. The version's metrics are on its page in the registry."
         )
 
 
 def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> bool:
-    """Whether a run's present evaluation is, as far as is known, the one that the version was registered with."""
+    """Whether a run's current evaluation is, as far as known, the one that the version was registered with."""
     for metric in ("mask_AP", "mask_AP50", "box_AP", "box_AP50"):
         stated, value = version.tags.get(metric), run.data.metrics.get(f"eval/{metric}")
         if stated is not None and value is not None and abs(float(stated) - value) > TOLERANCE:
@@ -154,7 +153,7 @@ def _is_of_version(run: Run, report: dict[str, Any], version: ModelVersion) -> b
 
 
 def _read_report(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    """Report of the evaluation; empty if the run has none."""
+    """Report of the run's evaluation; empty if there is none."""
     with reported(f"read {REPORT} of run {run_id}"), tempfile.TemporaryDirectory() as folder:
         if REPORT not in {file.path for file in client.list_artifacts(run_id, FOLDER)}:
             return {}

@@ -56,7 +56,7 @@ def metric_rows(compared: Compared) -> list[MetricRow]:
 
 
 def common_rows(compared: Compared) -> list[MetricRow]:
-    """AP, AP50 and AP75 over the common classes, if the sides have different ones."""
+    """AP, AP50 and AP75 over the common classes, if the sides have different classes."""
     if compared.paired is None or _all_common(compared):
         return []
     return [
@@ -85,13 +85,13 @@ def class_rows(compared: Compared) -> list[ClassRow]:
 
 
 def empty_classes(compared: Compared) -> list[str]:
-    """The common classes without an object in either's validation images."""
+    """The common classes without objects in either side's validation images."""
     shown = {row.name for row in class_rows(compared)}
     return [name for name in compared.classes if name not in shown]
 
 
 def as_json(compared: Compared, top: int) -> dict[str, Any]:
-    """The whole comparison as fractions, with the ``top`` images in which the sides disagree most, without pictures."""
+    """The whole comparison as fractions, with the ``top`` images on which the sides disagree most, without pixels."""
     paired = compared.paired
     comparison = paired.comparisons["mask"] if paired else None
     return {

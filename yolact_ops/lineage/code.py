@@ -1,7 +1,7 @@
-"""Code versions: for every pipeline step, a hash of the code and of the pinned libraries that it runs.
+"""Code versions: for every pipeline step, a hash of its code and of the pinned libraries.
 
-Kubeflow's caches get it as an input of each task, so a task runs again when its own code changes and only then. The
-image records the versions of the code in it (``code-versions.json`` beside the packages), and a task compares.
+It is an input of each Kubeflow task, so a cached task runs again only when its own code changes. The container image
+records the versions of its code (``code-versions.json`` next to the packages), and each task compares them.
 
 Standard library only, and no other module of the project: ``python3 -m yolact_ops.lineage.code`` works before anything
 is installed.
@@ -18,14 +18,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""Folder of the project's packages: the checkout, or ``site-packages`` where they are installed."""
+"""Folder of the project's packages: the checkout, or ``site-packages`` if they are installed."""
 PACKAGES = ("yolact", "yolact_ops", "components")
-"""What a step may import; import rules keep it from the others."""
+"""Packages that a step may import; import rules forbid the others."""
 LOCK = "requirements.lock"
 RECORD = "code-versions.json"
-"""File in the image, beside the packages: versions by step, computed when it was built."""
+"""File in the container image, next to the packages: versions by step, computed when it was built."""
 TEMPLATE = "*.j2"
-"""Files that travel in packages and are read at run time, besides Python modules."""
+"""Suffixes of package data files that are read at run time."""
 LENGTH = 16
 """Hexadecimal digits of a version."""
 
@@ -36,17 +36,17 @@ def find_steps(root: Path = ROOT) -> list[str]:
 
 
 def code_files(root: Path, start: str) -> list[str]:
-    """The project's files that a module runs.
+    """The project's files that a module uses.
 
-    These are the modules that it imports, directly or through others, also inside functions but not under
-    ``if TYPE_CHECKING``; the ``__init__.py`` of every package on the way; the templates beside any of them.
+    These are the modules that it imports, directly or indirectly, also inside functions but not under
+    ``if TYPE_CHECKING``; the ``__init__.py`` of all their packages; and the templates next to any of them.
 
     Args:
         root: folder of the packages.
         start: the module's file relative to ``root``, as ``components/train/component.py``.
 
     Returns:
-        POSIX paths relative to ``root``, sorted, ``start`` among them.
+        POSIX paths relative to ``root``, sorted, including ``start``.
     """
     modules: set[Path] = set()
     waiting = [root / start]
@@ -63,7 +63,7 @@ def code_files(root: Path, start: str) -> list[str]:
 def code_version(root: Path, step: str, lock: Path | None = None) -> str:
     """Hash of a step's code and of the lock file: `LENGTH` hexadecimal digits of a SHA-256.
 
-    Equal on every machine: line endings and the order of files do not count.
+    Equal on every machine: line endings and the order of files do not matter.
 
     Args:
         root: folder of the packages.
@@ -85,27 +85,27 @@ def code_versions(root: Path = ROOT, lock: Path | None = None) -> dict[str, str]
 
 
 def installed_versions(root: Path = ROOT) -> dict[str, str]:
-    """Versions of the code that this process runs: those that the image recorded, else computed from the checkout."""
+    """Versions of the running code: those recorded in the container image, or computed from the checkout."""
     return _recorded(root) if is_recorded(root) else code_versions(root)
 
 
 def installed_version(step: str, root: Path = ROOT) -> str:
-    """`installed_versions` of one step; ``none`` if the image has no such step."""
+    """`installed_versions` of one step; ``none`` if the container image has no such step."""
     return _recorded(root).get(step, "none") if is_recorded(root) else code_version(root, step)
 
 
 def is_recorded(root: Path = ROOT) -> bool:
-    """Whether the code is in an image that recorded its versions."""
+    """Whether the code is in a container image that recorded its versions."""
     return (root / RECORD).is_file()
 
 
 def versions_to_text(versions: dict[str, str]) -> str:
-    """All versions in a line, for the image's label: ``evaluate=0123456789abcdef fetch=...``."""
+    """All versions in one line, for the container image's label: ``evaluate=0123456789abcdef fetch=...``."""
     return " ".join(f"{step}={version}" for step, version in sorted(versions.items()))
 
 
 def versions_from_text(text: str) -> dict[str, str]:
-    """Read what `versions_to_text` wrote."""
+    """Parse the text of `versions_to_text`."""
     return dict(pair.split("=", 1) for pair in text.split())
 
 
@@ -137,7 +137,7 @@ def _imports(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _module_files(root: Path, name: str) -> list[Path]:
-    """Files that importing a dotted name runs: each package's ``__init__.py`` on the way, then the module."""
+    """Files that are run by importing a dotted name: the ``__init__.py`` of each package, then the module."""
     parts = name.split(".")
     if parts[0] not in PACKAGES:
         return []
@@ -147,18 +147,18 @@ def _module_files(root: Path, name: str) -> list[Path]:
 
 
 def main() -> int:
-    """Print the versions of all steps in a line; see ``--help``."""
+    """Print the versions of all steps in one line; see ``--help``."""
     parser = argparse.ArgumentParser(prog="python3 -m yolact_ops.lineage.code", description=main.__doc__)
-    parser.add_argument("--lock", type=Path, help="lock file, if not requirements.lock beside the packages")
-    parser.add_argument("--record", action="store_true", help=f"write {RECORD} beside the packages too")
+    parser.add_argument("--lock", type=Path, help="lock file, if not requirements.lock next to the packages")
+    parser.add_argument("--record", action="store_true", help=f"also write {RECORD} next to the packages")
     parser.add_argument("--expect", default="", metavar="VERSIONS", help="fail if the versions differ from these")
     given = parser.parse_args()
     versions = code_versions(ROOT, given.lock)
     if given.expect and versions_from_text(given.expect) != versions:
         print(
-            f"The code versions that the build was given are not those of the files in it:\n"
+            f"The code versions passed to the build are not those of its files:\n"
             f"  given    {given.expect}\n  computed {versions_to_text(versions)}\n"
-            "`make image` gives them; did files change during the build, or does .dockerignore leave some out?",
+            "`make image` passes them; did files change during the build, or does .dockerignore exclude some?",
             file=sys.stderr,
         )
         return 1

@@ -1,4 +1,4 @@
-"""Git's answers about a working tree. Imports the standard library only: the image build has nothing else."""
+"""Query git about a working tree. Imports only the standard library, as the image build has nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def git_state(root: Path = Path(), ignoring: Sequence[str] = ()) -> tuple[str | 
 
 
 def git_output(root: Path, *arguments: str) -> str | None:
-    """Stripped output of a git command; None where it fails or git is not installed."""
+    """Stripped output of a git command; None if it fails or git is not installed."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(root), *arguments],

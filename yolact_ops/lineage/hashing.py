@@ -18,7 +18,7 @@ def hash_params(params: BaseModel) -> str:
 def hash_files(*paths: Path) -> str:
     """SHA-256 (hex) of the files' contents in order, each preceded by its length in bytes.
 
-    A single file has its plain hash, as of ``sha256sum``.
+    A single file has its plain hash, as from ``sha256sum``.
     """
     digest = hashlib.sha256()
     for path in paths:

@@ -1,7 +1,6 @@
 """The lineage of a result: code, settings, data, libraries, machine.
 
-Works outside a git repository and without the git program too; what is unknown is None and becomes no tag, never a
-guess.
+Works outside a git repository and without git too; what is unknown is None, never a guess, and gets no tag.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "mlflow", "dvc", "kfp")
 """Distributions whose versions are recorded, besides Python's own."""
 
 IMAGE_VARIABLE, IMAGE_DIGEST_VARIABLE = "YOLACT_IMAGE", "YOLACT_IMAGE_DIGEST"
-"""Environment variables with the name and the digest of the container image; nothing inside a container knows them."""
+"""Environment variables with the name and digest of the container image, which a process in it cannot know."""
 COMMIT_VARIABLE = "YOLACT_COMMIT"
 """Environment variable with the commit that the container image was built from; used outside a git repository."""
 CODE_VARIABLE = "YOLACT_CODE_VERSION"
@@ -38,7 +37,7 @@ PIPELINE_RUN_VARIABLE = "KFP_RUN_ID"
 """Environment variable with the id of the Kubeflow pipeline run."""
 
 SETTINGS = "params.yaml"
-"""Changed settings do not count as changed code: a run logs them all, and a model version carries them."""
+"""Changed settings do not count as changed code: a run logs them all, and a model version includes them."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,11 @@ class Lineage:
     """Tracked files other than `git.PIPELINE_OUTPUTS` and `SETTINGS` differ from the commit, or Python files are
     untracked."""
     git_branch: str | None
-    """None also when HEAD is detached."""
+    """Also None if HEAD is detached."""
     git_remote: str | None
     """URL of ``origin``, without credentials."""
     code_version: str | None
-    """Output of ``git describe`` (tag, commits since), with ``-dirty`` where `git_dirty`."""
+    """Output of ``git describe`` (tag, commits since), with ``-dirty`` if `git_dirty`."""
     package_version: str | None
     """Version of the distribution yolact-pipeline."""
     image: str | None
@@ -149,7 +148,7 @@ def data_source(params: DataParams) -> str:
 
 
 def _stated(variable: str) -> str | None:
-    """Value of an environment variable; None where it is unset, empty or ``unknown``."""
+    """Value of an environment variable; None if it is unset, empty or ``unknown``."""
     value = os.environ.get(variable)
     return None if value in (None, "", "unknown") else value
 
@@ -168,7 +167,7 @@ def _version(distribution: str) -> str | None:
 
 def _gpu() -> tuple[str | None, str | None]:
     """Name of the first GPU and the CUDA version; None without a GPU."""
-    import torch  # here: takes a second, and not every step needs it
+    import torch  # here, because it takes a second and not every step needs it
 
     if not torch.cuda.is_available():
         return None, None

@@ -1,4 +1,4 @@
-"""Addresses and messages without credentials."""
+"""Remove credentials from addresses and messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _QUERY = re.compile(r"[?#].*$")
 
 
 def without_credentials(url: str) -> str:
-    """A URL without user, password, query and fragment; an SSH login name (``git@``) is not a secret and stays.
+    """A URL without user, password, query and fragment; an SSH login name (``git@``) is not a secret and is kept.
 
     Text that is not a URL, such as a path or ``git@host:folder``, is returned unchanged.
     """
@@ -24,7 +24,7 @@ def without_credentials(url: str) -> str:
 def shown_source(text: str) -> str:
     """A value of ``data.source`` without passwords, for messages and records.
 
-    Only a web address loses what follows ``?`` and ``#``: in ``dvc:REPOSITORY#PATH@REVISION`` and in bucket keys these
+    Only HTTP addresses lose what follows ``?`` and ``#``: in ``dvc:REPOSITORY#PATH@REVISION`` and in bucket keys these
     are part of the name, not secrets.
     """
     if text.startswith(("https://", "http://")):

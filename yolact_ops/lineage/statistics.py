@@ -1,4 +1,4 @@
-"""The digests in ``stats.json``, which preprocess writes beside the processed data."""
+"""Read the digests in ``stats.json``, which preprocess writes next to the processed data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: templates, and images embedded in the page."""
+"""Self-contained HTML pages: templates, and images embedded in the page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def jpeg_bytes(picture: np.ndarray, quality: int) -> bytes:
 
 
 def narrowed(picture: np.ndarray, width: int) -> np.ndarray:
-    """An image, (H, W, 3) uint8 RGB, reduced to at most ``width`` pixels in width."""
+    """An image, (H, W, 3) uint8 RGB, downscaled to at most ``width`` pixels in width."""
     if picture.shape[1] <= width:
         return picture
     height = max(1, round(picture.shape[0] * width / picture.shape[1]))
@@ -51,6 +51,6 @@ def narrowed(picture: np.ndarray, width: int) -> np.ndarray:
 
 
 def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """``wanted`` different indices (or all, if fewer) of 0 to ``total`` - 1, evenly spaced."""
+    """``wanted`` distinct indices (or all, if fewer) from 0 to ``total`` - 1, evenly spaced."""
     count = min(total, wanted)
     return [(2 * index + 1) * total // (2 * count) for index in range(count)]

@@ -1,1 +1,1 @@
-"""``params.yaml``: its schema, its YAML, presets and overrides. The library's own settings: `yolact.settings`."""
+"""``params.yaml``: schema, YAML, presets and overrides. The library's own settings are in `yolact.settings`."""

@@ -1,4 +1,4 @@
-"""Changes to settings: a nested difference, or ``KEY=VALUE`` from the command line."""
+"""Overrides of settings: a nested mapping, or ``KEY=VALUE`` from the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolact_ops.settings.yaml_text import parse_yaml
 
 
 def parse_override(override: str, option: str = "-S") -> dict[str, Any]:
-    """``train.lr=2e-3`` as ``{"train": {"lr": 0.002}}``; ``option`` is named in errors."""
+    """Parse ``train.lr=2e-3`` to ``{"train": {"lr": 0.002}}``; ``option`` is named in errors."""
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
@@ -23,13 +23,13 @@ def parse_override(override: str, option: str = "-S") -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], difference: Mapping[str, Any], origin: str, above: str = "") -> None:
-    """Merge ``difference`` into ``base``, section by section; whether its keys are known is not checked here."""
+    """Merge ``difference`` into ``base``, section by section; keys are not checked here."""
     for key, value in difference.items():
         if isinstance(base.get(key), dict):
             if not isinstance(value, Mapping):
                 raise SettingsError(f"{origin}: {above}{key}: is a section, it cannot be set to {value!r}")
             merge(base[key], value, origin, f"{above}{key}.")
-        elif not _same(base, key, value):  # an equal value keeps the base's spelling
+        elif not _same(base, key, value):  # equal values keep the base's spelling
             base[key] = value
 
 

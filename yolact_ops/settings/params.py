@@ -1,8 +1,7 @@
 """``params.yaml``: every setting of the project, typed and checked.
 
-``params.yaml`` is the only place where a setting has its value; the models here mirror it and have no defaults, so a
-value is never in two places. Unknown keys, wrong types and impossible combinations are refused with the key's path and
-how to fix it (`SettingsError`).
+``params.yaml`` is the only source of values; the models here mirror it and have no defaults. Unknown keys, wrong types
+and impossible combinations are rejected with the key's path and how to fix it (`SettingsError`).
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ class DataConfig(Section):
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all; a list selects and orders them; a mapping from the source's names to new ones
-    renames them, and merges those with the same new name. Objects of other classes are dropped."""
+    renames classes, and merges those with the same new name. Objects of other classes are dropped."""
     max_side: NonNegativeInt
     """Maximum length of an image's longer side, pixels; preprocess reduces larger images and masks. 0: no limit."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the images for the val split where the source has none: about that fraction of each class."""
+    """Fraction of the images for the val split if the source has none: about that fraction of each class."""
     split_seed: NonNegativeInt
     """Seed of that split."""
     max_problems: NonNegativeInt
@@ -113,7 +112,7 @@ class PromoteConfig(Section):
 
 
 class DataParams(Section):
-    """The section of ``params.yaml`` that the data steps read; a file with it alone is enough for them."""
+    """The section of ``params.yaml`` that the data steps read; they accept a file with only this section."""
 
     data: DataConfig
 
@@ -129,8 +128,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """Read and check a settings file.
 
     Raises:
-        SettingsError: the file is missing, is not YAML, or a key is unknown, missing or has a wrong value; or it is a
-            preset, which lies beside a ``base.yaml`` and has only what differs from that.
+        SettingsError: the file is missing or not YAML, or a key is unknown, missing or has a wrong value; or it is a
+            preset, which has only the differences from a ``base.yaml`` next to it.
     """
     path = Path(path)
     try:
@@ -158,7 +157,7 @@ SomeParams = TypeVar("SomeParams", bound=DataParams)
 
 
 def read_params(text: str, model: type[SomeParams], origin: str = "params") -> SomeParams:
-    """Check settings that came as YAML or JSON text, all of them (`Params`) or the data's alone (`DataParams`).
+    """Parse and check settings given as YAML or JSON text, all (`Params`) or only the data's (`DataParams`).
 
     Raises:
         SettingsError: see `load_params`.
@@ -179,8 +178,8 @@ def _parse(model: type[SomeParams], tree: Any, origin: str, preset: str | None =
     except ValidationError as error:
         if preset and all(detail["type"] == "missing" for detail in error.errors()):
             raise SettingsError(
-                f"{origin}: a preset, which has only what differs from base.yaml beside it. Write the whole settings "
-                f"to params.yaml with `yolact preset use {preset}`, and use that file."
+                f"{origin}: a preset, which has only the differences from the base.yaml next to it. Write complete "
+                f"settings to params.yaml with `yolact preset use {preset}`, and use that file."
             ) from error
         problems = [explain(detail, model) for detail in error.errors()]
         raise SettingsError("\n".join(f"{origin}: {problem}" for problem in problems)) from error

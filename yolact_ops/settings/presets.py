@@ -1,4 +1,4 @@
-"""Presets: ``conf/base.yaml`` has every setting; a preset is a small difference from it.
+"""Presets: ``conf/base.yaml`` has every setting; a preset has only its differences from it.
 
 The project's presets are the other files in ``conf``; the published configurations of `yolact.models.published` are
 presets too. Composing is a deep merge: sections are merged key by key, any other value (lists too) replaces the base's.
@@ -29,7 +29,7 @@ PARAMS = Path("params.yaml")
 
 
 def preset_names(conf: Path = CONF) -> list[str]:
-    """Names of the presets in ``conf``, sorted; the published configurations are not among them.
+    """Names of the presets in ``conf``, sorted; without the published configurations.
 
     Raises:
         SettingsError: the folder has no ``base.yaml``, or a file has the name of a published configuration.
@@ -83,7 +83,7 @@ def choose(preset: str | None, file: Path = PARAMS, overrides: Sequence[str] = (
 
 
 def _compose(name: str, overrides: Sequence[str], conf: Path, model: str | None) -> tuple[CommentedMap, Params]:
-    """The tree of `compose`, and its settings; each layer is checked once, so that an error names the one at fault."""
+    """The tree of `compose`, and its settings; each layer is checked, so that an error names the right one."""
     base = base_path(conf)
     tree = read_yaml(base)
     params = parse_params(plain(tree), origin=str(base))
@@ -136,7 +136,7 @@ def _preset_path(name: str, conf: Path) -> Path:
 
 
 def _spelt(value: Any) -> Any:
-    """The same settings as ``base.yaml`` spells them: lists in brackets, whole numbers without a point."""
+    """The same settings in the style of ``base.yaml``: lists in brackets, integers without a decimal point."""
     if isinstance(value, Mapping):
         return {key: _spelt(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -161,12 +161,12 @@ def _header(name: str, description: str, overrides: Sequence[str], model: str | 
 
 
 def _head(text: str) -> list[str]:
-    """The comment lines before the first key or empty line."""
+    """The comment lines before the first key or blank line."""
     return list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
 
 
 def _render(tree: CommentedMap, header: str) -> str:
-    """YAML text with ``header`` in place of the comment at the head of the base."""
+    """YAML text with ``header`` in place of the base's head comment."""
     _break_long_lists(tree)
     text = write_yaml(tree)
     body = "\n".join(text.splitlines()[len(_head(text)) :]).strip("\n")
@@ -174,7 +174,7 @@ def _render(tree: CommentedMap, header: str) -> str:
 
 
 def _break_long_lists(section: CommentedMap, indent: int = 0) -> None:
-    """Put each row of a list of lists on a line of its own where the whole, with its comment, is too long for one."""
+    """Put each row of a list of lists on its own line if the list and its comment are too long for one line."""
     for key, value in section.items():
         if isinstance(value, CommentedMap):
             _break_long_lists(value, indent + 2)

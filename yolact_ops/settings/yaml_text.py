@@ -1,4 +1,4 @@
-"""The one reader and writer of settings in YAML 1.2, as DVC reads them; comments and spelling survive both."""
+"""Read and write settings in YAML 1.2, as DVC reads them, preserving comments and spelling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 120
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Read YAML text into ruamel's types, which keep comments, order and the spelling of numbers, see `plain`.
+    """Parse YAML text into ruamel's types, which keep comments, order and the spelling of numbers, see `plain`.
 
     Args:
         text: YAML.
@@ -52,14 +52,14 @@ def read_yaml(path: Path) -> CommentedMap:
 
 
 def write_yaml(tree: CommentedMap) -> str:
-    """YAML text of a tree with its comments; ``null`` is spelled out."""
+    """YAML text of a tree, including its comments; ``null`` is written out."""
     stream = io.StringIO()
     _yaml().dump(tree, stream)
     return stream.getvalue()
 
 
 def plain(tree: Any) -> Any:
-    """The same tree with Python's own types."""
+    """The same tree in Python's built-in types."""
     if isinstance(tree, Mapping):
         return {str(key): plain(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -71,7 +71,7 @@ def plain(tree: Any) -> Any:
 
 
 class _Representer(RoundTripRepresenter):
-    """Writes ``null``, where ruamel writes nothing."""
+    """Write ``null``, where ruamel writes nothing."""
 
     def represent_none(self, data: None) -> ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:null", "null")

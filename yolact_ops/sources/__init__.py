@@ -1,1 +1,1 @@
-"""Sources of raw data: what ``data.source`` names, its version, and bringing it to this machine."""
+"""Sources of raw data: parsing ``data.source``, fetching the data, and detecting changes."""

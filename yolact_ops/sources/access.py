@@ -1,4 +1,4 @@
-"""Private git repositories: a user and a password from the environment, for git and DVC, and for one server alone."""
+"""Private git repositories: user and password from the environment, for git and DVC, restricted to one server."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _HELPER = f'!f() {{ echo \\"username=${USER_VARIABLE}\\"; echo \\"password=${PAS
 
 @contextmanager
 def git_access(repository: str) -> Iterator[None]:
-    """Let git, and DVC's own client of it, answer the repository's server with what the environment has.
+    """Let git, and DVC's own git client, log in to the repository's server with the environment's credentials.
 
-    That is done by git's credential helper in a file of configuration that takes the place of the user's, and includes
-    it; the password itself is written nowhere. Without ``GIT_PASSWORD``, or for a repository that is not reached over
-    HTTP, nothing is changed.
+    This sets a credential helper in a temporary git configuration that replaces and includes the user's; the password
+    itself is not written to disk. Without ``GIT_PASSWORD``, or if the repository is not accessed over HTTP, nothing
+    changes.
     """
     url = urlsplit(repository)
     if url.scheme not in ("https", "http") or not os.environ.get(PASSWORD_VARIABLE):

@@ -17,7 +17,7 @@ class Bucket:
     address: S3Address
 
     def fetch(self, downloads: Path) -> Path:
-        """The folder of the downloaded files, or the downloaded archive."""
+        """Fetch the folder of files or the archive, and return its path."""
         client = make_client()
         objects = list_objects(client, self.address)
         folder = download_folder(downloads, f"{client.meta.endpoint_url} {self.address}") / "files"
@@ -25,7 +25,7 @@ class Bucket:
         return folder / objects[0].path if objects[0].key == self.address.key else folder
 
     def state(self) -> State:
-        """By each file's key, size and ETag."""
+        """State from each file's key, size and ETag."""
         objects = list_objects(make_client(), self.address)
         lines = [[item.key, item.size, item.etag] for item in objects]
         return State(content_hash(lines), len(objects), sum(item.size for item in objects))

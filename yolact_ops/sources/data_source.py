@@ -1,8 +1,8 @@
-"""What ``data.source`` can name: the spellings of the kinds of source, which have a module each.
+"""Parse ``data.source``: the forms of all kinds of source, each of which has its own module.
 
-A kind of source has `fetch`, which brings the data to this machine, and `state`, which tells a change of its content
-without fetching it. Remote sources are fetched into a folder of downloads, which outlives `data/raw`: a second run
-fetches nothing, and a broken transfer continues. Removing that folder costs nothing but time.
+A kind of source has `fetch`, which brings the data to this machine, and `state`, which detects changes of its content
+without fetching it. Remote sources are fetched into a folder of downloads that outlives `data/raw`, so a second run
+fetches nothing and an interrupted transfer resumes. That folder can be removed at any time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Source = Local | Web | Bucket | DvcPath
 
 
 def find_source(data: DataConfig) -> Source | None:
-    """What ``data.source`` names; None for ``sample``.
+    """Parse ``data.source``; None for ``sample``.
 
     Raises:
-        DataError: it is nothing that can be brought here.
+        DataError: it is not a supported source.
     """
     text = data.source
     if text == "sample":
@@ -57,10 +57,10 @@ def find_source(data: DataConfig) -> Source | None:
 
 
 def state_of(source: Source | None) -> State:
-    """State of what `find_source` found.
+    """State of the source that `find_source` returned.
 
     Raises:
-        DataError: it is out of reach.
+        DataError: it is unavailable.
     """
     return State("generated") if source is None else source.state()
 
@@ -69,7 +69,7 @@ def _web(text: str) -> Web:
     url, mark, sha256 = text.partition("#sha256=")
     if mark and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise DataError(
-            f"data.source: {without_credentials(url)}: the checksum {sha256[:80]!r} is no SHA-256 (64 hex digits)."
+            f"data.source: {without_credentials(url)}: the checksum {sha256[:80]!r} is not a SHA-256 (64 hex digits)."
         )
     return Web(url, [url], sha256=sha256.lower() or None)
 

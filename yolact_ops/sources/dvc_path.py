@@ -22,7 +22,7 @@ from yolact_ops.transfer.disk import file_digest
 from yolact_ops.transfer.download import DownloadError
 
 GIT_TIMEOUT = 300.0
-"""Seconds for a server to say what its branches and tags are."""
+"""Timeout for a server to list its branches and tags, seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +41,11 @@ class DvcPath:
         return f"dvc:{without_credentials(self.repository)}#{self.path}@{self.revision}"
 
     def pinned(self) -> str:
-        """As ``data.source`` spells it, with the commit that the revision names now."""
+        """Text for ``data.source``, with the commit that the revision currently refers to."""
         return f"dvc:{self.repository}#{self.path}@{self._commit()}"
 
     def fetch(self, downloads: Path) -> Path:
-        """The folder or file, from the repository's DVC remote or cache."""
+        """Fetch the folder or file from the repository's DVC remote or cache, and return its path."""
         commit = self._commit()
         place = download_folder(downloads, str(self))
         record, content = place / "commit.json", place / "content"
@@ -58,26 +58,26 @@ class DvcPath:
                 fetch_tracked(self.repository, self.path, commit, content, str(self))
         except DataError:
             raise
-        except Exception as error:  # DVC, git and each kind of storage raise types of their own
+        except Exception as error:  # DVC, git and each kind of storage have their own exception types
             raise DownloadError(
                 f"data.source: {self}: {_chain(error)}. Check the path and the revision, and that its data was pushed "
-                "(`dvc push` there) to a remote that this machine can read. Run it again: files that arrived are kept."
+                "(`dvc push` there) to a remote that this machine can read. Run it again: fetched files are kept."
             ) from None
         write_json_atomic(record, {"commit": commit, "files": _described(content)})
         return found
 
     def state(self) -> State:
-        """By the commit that the revision names now."""
+        """State from the commit that the revision currently refers to."""
         return State(content_hash([self.path, self._commit()]))
 
     def _commit(self) -> str:
-        """The revision's commit; an abbreviated or full commit id stands for itself."""
+        """The revision's commit; an abbreviated or full commit id is returned unchanged."""
         if re.fullmatch(r"[0-9a-f]{40}", self.revision):
             return self.revision
         command = ["git", "ls-remote", "--", self.repository, self.revision, f"{self.revision}^{{}}"]
         try:
             with git_access(self.repository):
-                environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to answer
+                environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # never ask for a password
                 done = subprocess.run(
                     command, capture_output=True, text=True, check=False, timeout=GIT_TIMEOUT, env=environment
                 )
@@ -105,16 +105,16 @@ class DvcPath:
 
 
 def _is_intact(record: Path, commit: str, content: Path) -> bool:
-    """Whether a folder still holds, byte for byte, what its record says was fetched of a commit."""
+    """Whether a folder still has, byte for byte, what was fetched from the commit according to its record."""
     try:
         tree = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or a damaged one: what is there is then checked against the repository
+    except (OSError, ValueError):  # missing or damaged: the files are then checked against the repository
         return False
     if not isinstance(tree, dict) or tree.get("commit") != commit:
         return False
     if tree.get("files") == _described(content):
         return True
-    log.warning("%s: files were changed or lost since they were fetched; they are fetched again", content)
+    log.warning("%s: files were changed or removed after they were fetched; they are fetched again", content)
     return False
 
 

@@ -1,4 +1,4 @@
-"""A folder or an archive on this machine, and walking through folders with links."""
+"""A folder or an archive on this machine, and walking folders with symbolic links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Local:
         return self.path
 
     def state(self) -> State:
-        """By each file's path, size and time of change."""
+        """State from each file's path, size and modification time."""
         paths = sorted(files_below(self.path))
         stats = [path.stat() for path in paths]
         names = [path.relative_to(self.path).as_posix() for path in paths]
@@ -30,9 +30,9 @@ class Local:
 
 
 def files_below(path: Path) -> Iterator[Path]:
-    """The files of a folder, also behind links to folders, as copying takes them; a file is its own only one.
+    """All files in a folder, also behind links to folders, as they are copied; for a file, only itself.
 
-    A link to a folder around it is not followed, nor one back on the way; one to nowhere is left out.
+    Links to a parent folder or to a folder on the path to it are not followed; broken links are skipped.
     """
     if path.is_file():
         yield path
@@ -42,7 +42,7 @@ def files_below(path: Path) -> Iterator[Path]:
 
 
 def walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder in a folder, itself first, with the names in it that are no folders; see `files_below` for links.
+    """All folders in a folder, itself first, with the names in each that are not folders; see `files_below` for links.
 
     Raises:
         OSError: a folder cannot be read.
@@ -54,7 +54,7 @@ def walk(path: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _leads_back(path: Path, root: Path) -> bool:
-    """Whether it is a link to a folder that was passed on the way from ``root``, or to one around such."""
+    """Whether it is a link to a folder on the path from ``root``, or to a parent of one."""
     if not path.is_symlink():
         return False
     target = path.resolve()

@@ -1,4 +1,4 @@
-"""The state of a source: what tells that its content changed."""
+"""The state of a source, which shows whether its content changed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class State:
-    """By what a change of the source is noticed, without bringing it here."""
+    """What shows a change of a source without fetching it."""
 
     fingerprint: str
-    """SHA-256 (hex) of names, sizes and times, ETags, a checksum or a git commit: whatever the source offers."""
+    """SHA-256 (hex) of names, sizes and times, ETags, a checksum or a git commit, depending on the source."""
     files: int | None = None
     size: int | None = None
     """Bytes."""

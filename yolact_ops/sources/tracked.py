@@ -1,6 +1,6 @@
-"""A path of a git repository that DVC or git tracks, brought here file by file, so that a broken transfer goes on.
+"""Fetch a path of a git repository that DVC or git tracks, file by file, so that an interrupted transfer resumes.
 
-DVC's own ``get`` fetches all again after a break, and does not look whether there is room.
+DVC's own ``get`` starts over after an interruption, and does not check free disk space.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from yolact_ops.transfer.storage import is_disk_error
 log = logging.getLogger(__name__)
 
 THREADS = 16
-"""Files at once: small ones wait for answers, not for bandwidth."""
+"""Number of parallel transfers: small files wait for responses, not for bandwidth."""
 
 ARRIVING = ".arriving"
-"""Folder of files that are on their way, inside the target's."""
+"""Folder of incomplete files, inside the target folder."""
 
 
 @dataclass(frozen=True)
@@ -38,32 +38,32 @@ class _File:
     """One tracked file."""
 
     name: str
-    """In the repository."""
+    """Path in the repository."""
     place: Path
-    """Here."""
+    """Path on this machine."""
     md5: str | None
-    """None for files that git itself tracks."""
+    """Hex; None for files that git itself tracks."""
 
     def is_here(self) -> bool:
-        """Whether its content has arrived; a file without a checksum is fetched again."""
+        """Whether it is completely fetched; a file without a checksum never is."""
         return self.md5 is not None and self.place.is_file() and file_digest(self.place, "md5") == self.md5
 
 
 def fetch_tracked(repository: str, path: str, commit: str, folder: Path, what: str) -> None:
-    """Make ``folder`` hold a tracked file or folder, under its own name, and nothing else.
+    """Make ``folder`` contain a tracked file or folder, under its own name, and nothing else.
 
-    Files appear whole or not at all. What ``folder`` holds already, of an earlier commit or of a broken transfer, is
-    not fetched again where its MD5 is right.
+    Files appear whole or not at all. Files that are already in ``folder``, from an earlier commit or an interrupted
+    transfer, are not fetched again if their MD5 is right.
 
     Args:
         repository: a folder or anything that git can clone.
-        path: in the repository.
-        commit: of the repository.
-        folder: is made.
-        what: for messages.
+        path: path in the repository.
+        commit: commit of the repository.
+        folder: target; created if necessary.
+        what: name of the source, for messages.
 
     Raises:
-        DataError: there is no room, a name leaves the folder, or a file arrives damaged.
+        DataError: the disk is too full, a name leaves the folder, or a file is damaged in transfer.
         DvcException, SCMError, BotoCoreError, OSError: the repository or its storage cannot be read.
     """
     from dvc.api import DVCFileSystem
@@ -74,7 +74,7 @@ def fetch_tracked(repository: str, path: str, commit: str, folder: Path, what: s
         missing = sorted(set(files) - set(here), key=lambda file: file.name)
         _remove_others(folder, {file.place for file in files})
         there = sum(file.place.stat().st_size for file in here)
-        # DVC knows the size of what was added to it as a whole, not of each file in it.
+        # DVC knows the total size of what was added at once, not the size of each file in it.
         size = max(tracked.du(path) - there, 0)
         require_free_disk(folder, size, f"fetching {what}")
         _fetch_all(tracked, missing, folder / ARRIVING, what, size)
@@ -82,7 +82,7 @@ def fetch_tracked(repository: str, path: str, commit: str, folder: Path, what: s
 
 def _listed(tracked: Any, path: str, folder: Path) -> list[_File]:
     top = folder / PurePosixPath(path).name
-    tracked.info(path)  # an unknown path has no files either
+    tracked.info(path)  # raises for an unknown path, which has no files either
     files = []
     for name, info in sorted(tracked.find(path, detail=True).items()):
         inside = name.lstrip("/").removeprefix(path).strip("/")
@@ -95,8 +95,8 @@ def _listed(tracked: Any, path: str, folder: Path) -> list[_File]:
 
 
 def _remove_others(folder: Path, wanted: set[Path]) -> None:
-    """Remove what is not wanted, and what was arriving when a transfer broke."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is inside before the folder itself
+    """Remove unwanted files and the incomplete ones of an interrupted transfer."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
         if path.is_symlink() or path.is_file():
             if path not in wanted:
                 path.unlink()
@@ -105,7 +105,7 @@ def _remove_others(folder: Path, wanted: set[Path]) -> None:
 
 
 def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str, size: int) -> None:
-    """Fetch files in parallel; the first failure ends it. ``size``: their bytes, 0 where that is not known."""
+    """Fetch files in parallel; the first failure stops it. ``size``: total bytes, 0 if unknown."""
     arriving.mkdir(parents=True, exist_ok=True)
     bar = tqdm(desc=what, total=size or None, unit="B", unit_scale=True, unit_divisor=1024, disable=None)
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dvc")
@@ -124,18 +124,18 @@ def _fetch(tracked: Any, file: _File, temporary: Path, bar: tqdm) -> None:
     require_free_disk(temporary, 0, f"fetching {file.name}")
     progress = _Progress(bar)
     _patiently(lambda: tracked.get_file(file.name, str(temporary), callback=progress.again()), file.name)
-    progress.show(temporary.stat().st_size)  # a copy by the file system itself reports nothing
+    progress.show(temporary.stat().st_size)  # a copy by the file system itself reports no progress
     if file.md5 is not None and (found := file_digest(temporary, "md5")) != file.md5:
         temporary.unlink()
         raise DataError(
-            f"{file.name}: what arrived has the md5 {found}, not {file.md5}. Run it again, or push it again."
+            f"{file.name}: the received file has the md5 {found}, not {file.md5}. Run it again, or push it again."
         )
     file.place.parent.mkdir(parents=True, exist_ok=True)
     os.replace(temporary, file.place)
 
 
 class _Progress(Callback):
-    """Moves a bar by the bytes of one file as they arrive."""
+    """Updates a progress bar with the received bytes of one file."""
 
     def __init__(self, bar: tqdm) -> None:
         super().__init__()
@@ -143,16 +143,16 @@ class _Progress(Callback):
         self._shown = 0
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
-        """The storage's library has counted on: ``self.value`` is the bytes that have arrived."""
+        """Called by the storage's library: ``self.value`` is the number of received bytes."""
         self.show(self.value)
 
     def show(self, value: int) -> None:
-        """So many bytes of the file are here."""
+        """Show that ``value`` bytes of the file are received."""
         self._bar.update(value - self._shown)
         self._shown = value
 
     def again(self) -> _Progress:
-        """The same for a try that begins at the first byte."""
+        """A callback for another attempt, which starts at the first byte."""
         self.absolute_update(0)
         return self
 
@@ -161,21 +161,21 @@ Result = TypeVar("Result")
 
 
 def _patiently(action: Callable[[], Result], what: str) -> Result:
-    """What ``action`` returns, tried again with growing pauses where its failure may pass."""
+    """Call ``action``, and retry it with growing pauses if its failure may be temporary."""
     failed = 0
     while True:
         try:
             return action()
-        except Exception as error:  # each kind of storage raises types of its own
+        except Exception as error:  # each kind of storage has its own exception types
             failed += 1
             if failed == MAX_TRIES or not _may_pass(error):
                 raise
-            log.warning("%s: %s; trying again", what, type(error).__name__)
+            log.warning("%s: %s; retrying", what, type(error).__name__)
             time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether another try may succeed: not where the file or the right to read it is missing, or the disk is full."""
+    """Whether a retry may succeed: not if the file or the permission to read it is missing, or the disk is full."""
     from dvc.exceptions import DvcException
 
     return not (

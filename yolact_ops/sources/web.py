@@ -17,22 +17,22 @@ VOC2012_FILE = KnownFile(size=1_999_639_040, md5="6cd6e144f989b92b3379bac3b3de84
 """The devkit's VOCtrainval_11-May-2012.tar."""
 
 SBD_FILE = KnownFile(size=1_419_539_633, md5="82b4d87ceb2ed10f6038a1cba92111cb")
-"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it holds images too."""
+"""The release's benchmark.tgz (Hariharan et al. 2011), as torchvision's SBDataset checks it; it includes the images."""
 
 
 @dataclass(frozen=True)
 class Web:
-    """An archive at one address, or at several that hold the same file."""
+    """An archive at one address, or at several that have the same file."""
 
     name: str
-    """As in ``data.source``, without a checksum."""
+    """Name as in ``data.source``, without the checksum."""
     urls: Sequence[str]
     known: KnownFile | None = None
     sha256: str | None = None
-    """Hex, where ``data.source`` says it."""
+    """Hex, if ``data.source`` has it."""
 
     def fetch(self, downloads: Path) -> Path:
-        """The downloaded archive."""
+        """Download the archive, and return its path."""
         name = PurePosixPath(unquote(urlsplit(self.urls[0]).path)).name
         target = download_folder(downloads, self.name) / (name if name not in ("", "..") else "archive")
         fetch_file(self.urls, target, self.known)
@@ -40,12 +40,12 @@ class Web:
             target.unlink()
             raise DownloadError(
                 f"{without_credentials(self.urls[0])}: has the SHA-256 {found}, but data.source says {self.sha256}. It "
-                "was removed. Run it again; if it stays so, ask who keeps the file which of the two is right."
+                "was removed. Run it again; if it happens again, ask the provider of the file which checksum is right."
             )
         return target
 
     def state(self) -> State:
-        """By the published checksum, or by what the server says of its file."""
+        """State from the published checksum, or from what the server reports about its file."""
         if self.known is not None:
             return State(content_hash(self.known.md5), 1, self.known.size)
         if self.sha256 is not None:

@@ -1,1 +1,1 @@
-"""MLflow runs: the store, which run a step works on, logging through a journal, stored evaluations."""
+"""MLflow runs: the store, the run of a step, logging through a journal, stored evaluations."""

@@ -1,4 +1,4 @@
-"""The evaluation of a run, stored with it in MLflow, so that runs compare without the machines that made them.
+"""The evaluation of a run, stored with it in MLflow, so that runs can be compared on any machine.
 
 The run's artifact folder ``eval/`` has `GROUND_TRUTH` (the COCO instances file of the evaluated split) and `DETECTIONS`
 (COCO results, box and mask in one row), both gzipped: RLE shrinks to a third.
@@ -31,7 +31,7 @@ VERSION_TAG = "evaluated_version"
 """Tag of a run that only evaluates a registered version: ``NAME/NUMBER``."""
 
 TOLERANCE = 1e-9
-"""Maximum difference between a version's metrics and those computed from its detections, which are the same sums."""
+"""Maximum difference between a version's metrics and those recomputed from its detections."""
 
 
 def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> None:
@@ -48,7 +48,7 @@ def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> No
 
 
 def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[Path]:
-    """Write the content of the run's artifact folder `FOLDER` to ``folder``, see `log_evaluation`."""
+    """Write what `log_evaluation` stores in the run's artifact folder `FOLDER` to ``folder``."""
     written = []
     for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
         packed = folder / Path(name).name
@@ -84,7 +84,7 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
 def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
     """Names and values for MLflow: ``eval/mask_AP50``, and per class ``eval/per_class/mask_AP50/<class>``.
 
-    A class or size without ground truth has no value and is left out.
+    Classes and sizes without ground truth have no value and are omitted.
     """
     values: dict[str, float | None] = {}
     for kind, summary in (("box", box), ("mask", mask)):
@@ -140,7 +140,7 @@ def _read(client: MlflowClient, run_id: str, name: str) -> Any:
             path = Path(client.download_artifacts(run_id, name, folder))
         data = path.read_bytes()
         try:
-            # An MLflow server in front of S3 declares gzip a transfer encoding, so its client has unpacked the file.
+            # An MLflow server in front of S3 declares gzip as transfer encoding, so its client has unpacked the file.
             return json.loads(gzip.decompress(data) if data.startswith(GZIP) else data)
         except (OSError, EOFError, ValueError) as error:
             raise TrackingError(

@@ -1,7 +1,7 @@
-"""The journal of a run: everything logged, on disk until MLflow has it.
+"""The journal of a run: keeps everything logged on disk until MLflow has it.
 
-A journal is the folder ``models/tracking/<run id>/`` with two lists of entries in sending order, metrics, tags and the
-like (`Journal.records`), and files (`Journal.files`, with copies of them), each with its sent position. Lists are
+A journal is the folder ``models/tracking/<run id>/`` with two lists of entries in sending order, each with its sent
+position: metrics, tags and the like (`Journal.records`), and files (`Journal.files`, with copies of them). Lists are
 append-only, so a killed process loses nothing that it logged. The folder is removed once everything is sent.
 """
 
@@ -22,10 +22,10 @@ from yolact.errors import DataError, YolactError
 from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 
 Entry = dict[str, Any]
-"""A JSON object; `yolact_ops.tracking.sender.send_records` has its forms."""
+"""A JSON object in one of the forms of `yolact_ops.tracking.sender.send_records`."""
 
 FOLDER = "tracking"
-"""Folder of the journals, beside ``run.json``."""
+"""Folder of the journals, next to ``run.json``."""
 COMPACTED_ABOVE = 1 << 20
 """Bytes; a longer list is emptied once all of it is sent."""
 LOCK_PATIENCE = 60.0
@@ -53,7 +53,7 @@ class Lane:
         self._sent = self._read_sent()
 
     def append(self, entry: Entry) -> None:
-        """Append an entry, which then outlives the process; one that cannot be written whole leaves no trace."""
+        """Append an entry, which then survives the process; an incompletely written one is removed."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with self._changed:
             try:
@@ -84,7 +84,7 @@ class Lane:
         with self._changed:
             self._sent += length
             if self._sent == self._size > COMPACTED_ABOVE:
-                self._note_sent(0)  # first: after a kill here entries are sent again, none is lost
+                self._note_sent(0)  # first: if killed after this, entries are sent again, but none is lost
                 os.truncate(self.path, 0)
                 self._sent = self._size = 0
             else:
@@ -137,7 +137,7 @@ class Lane:
 
 
 class Journal:
-    """The journal of one run, locked by this process until `release`.
+    """The journal of one run, which this process locks until `release`.
 
     Args:
         folder: the journal's folder; created if necessary.
@@ -234,7 +234,7 @@ class Journal:
         return " and ".join(parts) or "nothing"
 
     def discard(self) -> None:
-        """Delete the journal's content."""
+        """Delete the journal's contents."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def release(self) -> None:
@@ -246,7 +246,7 @@ class Journal:
             self._unlock()
 
     def _unlock(self) -> None:
-        """Release the lock; its file goes with the folder, which a waiting process notices (filelock)."""
+        """Release the lock; its file is removed with the folder, which a waiting process detects (filelock)."""
         try:
             if not self.folder.exists():
                 Path(self._lock.lock_file).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ NOTE_TAG = "mlflow.note.content"
 """MLflow's tag for the description of a run, Markdown (mlflow.utils.mlflow_tags)."""
 
 NAMED_CLASSES = 20
-"""Maximum number of classes that are named."""
+"""Maximum number of classes that are listed."""
 
 
 def run_note(params: Params, classes: Sequence[str], val_images: int, metrics: Mapping[str, float | None]) -> str:

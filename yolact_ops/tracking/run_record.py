@@ -1,4 +1,4 @@
-"""Which MLflow run a step works on: the record of a run, and the one function that finds it (`which_run`).
+"""Which MLflow run a step works on: the record of a run, and the function that finds it (`which_run`).
 
 1. ``MLFLOW_RUN_ID``, where set (Kubeflow Pipelines sets it), names the run. It is neither created nor ended here.
 2. Otherwise the recorded run: ``models/run.json`` of the train step, or, for a resumed training, its checkpoint's copy.
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 """File with a `RunRecord`, in the model's folder and in a journal."""
 RESTORED_TAG = "restored_from_run"
-"""Tag of a run that replaces one which the store does not have: the id of that one."""
+"""Tag of a run that replaces one which the store does not have: that run's id."""
 TRAIN_RUN_TAG = "train_run_id"
 """Tag of a run that ``MLFLOW_RUN_ID`` names for a later step: the id of the train step's run."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Makes MLflow 3.17 show the pages for machine learning; without it, it shows those for language models."""
+"""Makes MLflow 3.17 show its pages for machine learning instead of those for language models."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class RunRecord:
     experiment_id: str
     experiment: str
     tracking_uri: str
-    """Without credentials."""
+    """URI of the store, without credentials."""
 
     @classmethod
     def from_json(cls, tree: Mapping[str, str]) -> RunRecord:
@@ -82,15 +82,15 @@ class FoundRun:
 
     record: RunRecord
     params: Mapping[str, str]
-    """Parameters that the store has; empty where it was not asked."""
+    """Parameters that the store has; empty if it was not asked."""
     is_owned: bool
-    """Not named by ``MLFLOW_RUN_ID``, so the steps set its status."""
+    """Whether the steps set its status: not if ``MLFLOW_RUN_ID`` names it."""
     is_new: bool
-    """No step has logged to it yet."""
+    """Whether no step has logged to it yet."""
 
 
 def which_run(client: MlflowClient, experiment: str, recorded: RunRecord | None) -> FoundRun:
-    """The run to work on, see this module.
+    """The run to work on, see the module's docstring.
 
     Args:
         client: client of the store.
@@ -112,14 +112,14 @@ def which_run(client: MlflowClient, experiment: str, recorded: RunRecord | None)
 
 
 def which_run_unasked(recorded: RunRecord) -> FoundRun:
-    """`which_run` without asking the store, which is unavailable and is known to have the recorded run."""
+    """`which_run` without the store, which is unavailable but known to have the recorded run."""
     given = os.environ.get("MLFLOW_RUN_ID")
     record = replace(recorded, run_id=given or recorded.run_id)
     return FoundRun(record, params={}, is_owned=not given, is_new=record.run_id != recorded.run_id)
 
 
 def _given_run(client: MlflowClient) -> Run | None:
-    """The run that ``MLFLOW_RUN_ID`` names; None where it is not set."""
+    """The run that ``MLFLOW_RUN_ID`` names; None if it is not set."""
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
@@ -133,7 +133,7 @@ def _given_run(client: MlflowClient) -> Run | None:
 
 
 def _find_run(client: MlflowClient, run_id: str) -> Run | None:
-    """The run with that id; None where the store does not have it or it was deleted."""
+    """The run with that id; None if the store does not have it or it was deleted."""
     from mlflow.exceptions import MlflowException
 
     with reported(f"read run {run_id}"):
@@ -174,7 +174,7 @@ def _create_run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> 
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
-    """Id of the experiment ``MLFLOW_EXPERIMENT_ID``, or of the one with that name, created where it does not exist.
+    """Id of the experiment ``MLFLOW_EXPERIMENT_ID``, or of the one with that name, created if it does not exist.
 
     Raises:
         TrackingError: the experiment does not exist or was deleted (its name stays taken), or its artifacts need a

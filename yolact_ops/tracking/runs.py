@@ -1,8 +1,8 @@
-"""Opening a run. One run spans train, evaluate and register; `yolact_ops.tracking.run_record` decides which.
+"""Open a run. One run spans train, evaluate and register; `yolact_ops.tracking.run_record` decides which.
 
 The store is ``MLFLOW_TRACKING_URI``, or else the SQLite file ``mlflow.db`` in the working folder (the repository's
-root) with artifacts in ``mlruns/`` beside it; ``mlflow ui`` there shows both. MLflow keeps the absolute path of an
-experiment's artifacts: after the folder was moved, metrics and parameters of old runs are still there, but artifacts
+root) with artifacts in ``mlruns/`` next to it; ``mlflow ui`` there shows both. MLflow stores the absolute path of an
+experiment's artifacts: after the folder is moved, metrics and parameters of old runs are still there, but artifacts
 are read from and written to the old path. To move folders, run ``mlflow server`` and set ``MLFLOW_TRACKING_URI``.
 
 A run is RUNNING while a step works on it, FINISHED between steps, FAILED after an error and KILLED after Ctrl-C or
@@ -10,7 +10,7 @@ SIGTERM; the next step or attempt sets it to RUNNING again.
 
 An unavailable server. Everything logged goes to a journal in ``models/tracking/<run id>/`` and from there to MLflow in
 background threads (`yolact_ops.tracking.sender`): nothing waits for the network and nothing is lost. Only starting a
-new run needs the server; evaluate and a resumed training do not. What could not be sent by the end of a step is sent by
+new run needs the server; evaluate and a resumed training do not. What is not sent by the end of a step is sent by
 the next step of the run or by ``yolact sync``. A step whose folder disappears with its pod (Kubeflow Pipelines) needs
 the store at its end too; there, train keeps its journal with its checkpoints.
 """
@@ -65,8 +65,8 @@ def start_run(
         params: logged in full; the experiment ``register.experiment`` is created if necessary.
         run_file: ``models/run.json``.
         resume: the run of an interrupted training, which resumes even while its store is unavailable.
-        journals: parent folder of the journal, where it must outlive the folder of ``run_file``; what is unsent at the
-            end is copied there for the steps that follow. None: that folder.
+        journals: parent folder of the journal, if it must outlive the folder of ``run_file``; what is unsent at the
+            end is copied to the latter for the next steps. None: the folder of ``run_file``.
 
     Raises:
         StoreUnavailableError: the store is unavailable, and no run is resumed.
@@ -92,7 +92,7 @@ def resume_run(
     """Open the run that the train step recorded in ``run_file``, for evaluate and register.
 
     Args:
-        params: logged in full where the run is not the train step's.
+        params: logged in full if the run is not the train step's.
         run_file: ``models/run.json``.
         step: name of the current step.
         needs_store: fail if the store is unavailable at the start or the end; otherwise the step works without it, and
@@ -126,7 +126,7 @@ class _Opened:
 
 
 def _open(params: Params, recorded: RunRecord | None, *, needs_store: bool) -> _Opened:
-    """Find the run of a step; where the store is unavailable and not needed, take the recorded one that it has."""
+    """Find the run of a step; if the store is unavailable and not needed, use the recorded run."""
     try:
         with default_environment({} if needs_store else _SENDING):
             client = connect()
@@ -160,7 +160,7 @@ def _working(
         except BaseException as error:
             if run.is_owned:
                 is_stopped = isinstance(error, KeyboardInterrupt | InterruptedRunError)
-                with suppress(OSError):  # a full disk, for one; the first error is the one to report
+                with suppress(OSError):  # such as a full disk; the first error is the one to report
                     tracker.set_status("KILLED" if is_stopped else "FAILED", ended=True)
             sender.close(LAST_PATIENCE)
             raise
@@ -193,7 +193,7 @@ def _mark_failed(opened: _Opened) -> None:
 
 
 def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) -> None:
-    """Send what earlier steps left, and the status, so that a refusal is reported before the work begins.
+    """Send what earlier steps left, and the status, so that a refusal is reported before the step's work begins.
 
     Raises:
         TrackingError: the store fails; if it is unavailable, only where the step needs it or the run is new.
@@ -214,7 +214,7 @@ def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) ->
 
 
 def _journals_of(run_file: Path) -> Path:
-    """Folder of the journals: beside ``run_file``, or in the repository that runs a DVC experiment.
+    """Folder of the journals: next to ``run_file``, or in the repository that runs a DVC experiment.
 
     An experiment of ``dvc exp run --temp`` has a temporary folder, which disappears at its end.
     """

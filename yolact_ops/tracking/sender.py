@@ -1,4 +1,4 @@
-"""Sending a journal to MLflow in background threads, so that a run never waits for the network.
+"""Send a journal to MLflow in background threads, so that a run never waits for the network.
 
 Sending is idempotent, for when a response is lost: MLflow's SQL stores identify a metric by name, step, time and value;
 tags, parameters, inputs, the run's status and files are replaced by equal ones. Only MLflow's old file store
@@ -109,7 +109,7 @@ class Sender:
         journal: the journal.
         lane: the journal's lane to send.
         send: sends entries, and returns how many it sent.
-        what: name of the content in messages, as ``metrics``.
+        what: name of the entries in messages, as ``metrics``.
     """
 
     def __init__(

@@ -37,11 +37,11 @@ _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_T
 
 
 class TrackingError(YolactError):
-    """The tracking store is unavailable, refuses, or lacks something; names its URI."""
+    """The tracking store is unavailable, refuses, or lacks something; the message names its URI."""
 
 
 class StoreUnavailableError(TrackingError):
-    """The tracking or artifact store cannot be reached, or has a problem of its own that may pass."""
+    """The tracking or artifact store cannot be reached, or has a problem that may be temporary."""
 
 
 class Failure(Enum):
@@ -56,7 +56,7 @@ class Failure(Enum):
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Class of an error of the tracking or artifact store; unknown errors count as refusals."""
+    """Classify an error of the tracking or artifact store; unknown errors count as refusals."""
     status = _http_status(error)
     if status is not None:
         if status in (408, 429) or status >= 500:
@@ -82,7 +82,7 @@ def _http_status(error: BaseException) -> int | None:
     if isinstance(error, HTTPError) and error.response is not None:
         return int(error.response.status_code)
     if isinstance(error, ClientError):
-        # S3 answers 400 to an unknown key or a wrong clock too, never because of the file.
+        # S3 answers 400 to an unknown key or a wrong clock, never because of the file.
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
         return 403 if status < 500 else status
     if isinstance(error, Boto3Error):  # wraps the error of the request
@@ -193,7 +193,7 @@ def quiet_mlflow() -> None:
 
 @contextmanager
 def default_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set, and unset them at the end."""
+    """Set environment variables that are unset, and unset them at the end."""
     missing = [name for name in defaults if name not in os.environ]
     os.environ.update({name: defaults[name] for name in missing})
     try:

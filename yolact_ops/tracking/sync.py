@@ -1,4 +1,4 @@
-"""Sending journals left by earlier runs: ``yolact sync``, and at the start of each run."""
+"""Send journals left by earlier runs: ``yolact sync``, and at the start of each run."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Outcome:
 
     folder: Path
     sent: str
-    """Human-readable, as ``312 metrics and 4 files``."""
+    """What was sent, as ``312 metrics and 4 files``."""
     problem: str
-    """Why some of it is left; empty if nothing is."""
+    """Why something is left; empty if nothing is."""
 
 
 def sync(parent: Path) -> Iterator[Outcome]:
-    """Send every journal below ``parent`` (``models/tracking``), one after the other.
+    """Send every journal below ``parent`` (``models/tracking``) in turn.
 
     They go to ``MLFLOW_TRACKING_URI`` or, if that is not set, to the store where their runs began.
     """
@@ -54,7 +54,7 @@ def sync(parent: Path) -> Iterator[Outcome]:
 
 
 def send_journal(folder: Path, client: MlflowClient) -> Outcome:
-    """Send the rest of a journal, and remove it when MLflow has everything.
+    """Send the rest of a journal, and remove it once MLflow has everything.
 
     Raises:
         JournalBusyError: a step is using it, and sends it itself.

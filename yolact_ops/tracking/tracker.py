@@ -42,7 +42,7 @@ class DataSet:
 
     name: str
     digest: str
-    """Digest of the content; MLflow shows the first `DIGEST_LENGTH` characters, the profile has it in full."""
+    """Digest of the content; MLflow shows the first `DIGEST_LENGTH` characters, the profile the full one."""
     source: str
     """``data.source`` without credentials."""
     path: Path
@@ -50,7 +50,7 @@ class DataSet:
     context: str
     """What it was used for: ``training`` or ``validation``."""
     num_images: int
-    """Number of images; MLflow shows them as rows."""
+    """Number of images; MLflow shows it as the number of rows."""
 
 
 class Tracker:
@@ -59,7 +59,7 @@ class Tracker:
     Args:
         client: client of the store; reading through it needs the store.
         journal: the run's journal.
-        train_run_id: id of the train step's run, where that is another one.
+        train_run_id: id of the train step's run, if that is a different one.
         is_unavailable: the store was unavailable when the run was opened.
     """
 
@@ -99,7 +99,7 @@ class Tracker:
                 self.log_artifact(file, (Path(artifact_path) / name.parent).as_posix())
 
     def log_artifact(self, file: Path, artifact_path: str | None = None) -> None:
-        """Store a file's present content under ``artifact_path`` of the run, or at its top."""
+        """Store a file's current content under ``artifact_path`` of the run, or at its top level."""
         self._journal.add_file(file, artifact_path)
 
     def show_as_table(self, artifact: str) -> None:
@@ -125,7 +125,7 @@ class Tracker:
         """Log use of processor, memory, disk, network and GPU every 10 s, as ``system/...``.
 
         MLflow's own monitor measures, in a thread; ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` sets another interval in
-        seconds. Where the store is available, its step continues from where an interrupted run stopped. GPUs need
+        seconds. If the store is available, step numbers continue where an interrupted run stopped. GPUs need
         ``nvidia-ml-py``.
         """
         from yolact_ops.tracking.system_metrics import Monitor
@@ -142,19 +142,19 @@ class Tracker:
         self._journal.records.append({"tags": {name: str(value) for name, value in tags.items()}})
 
     def set_status(self, status: str, *, ended: bool) -> None:
-        """Set the run's status, such as RUNNING, and, where it ended, its end time."""
+        """Set the run's status, such as RUNNING, and, if it ended, its end time."""
         self._journal.records.append({"status": status, "time": _now() if ended else None})
 
     def describe(self, params: Params, *, step: str, known: Mapping[str, str]) -> None:
         """Log settings (as ``train.lr``), lineage and the values of MLflow's own columns.
 
-        MLflow never changes a parameter: when a run resumes with other settings, the changed ones are named in the log,
-        and the tag ``params_hash`` is that of the current ones.
+        MLflow parameters are immutable: if a run resumes with other settings, the changed ones are named in the log,
+        and the tag ``params_hash`` is that of the current settings.
 
         Args:
             params: all settings.
             step: name of the current step; the entries of the steps before it in ``dvc.lock`` are part of the lineage.
-            known: parameters that the run has already.
+            known: parameters that the run already has.
         """
         settings = flatten_text(params.model_dump(mode="json", by_alias=True))
         self._journal.records.append({"params": {n: value for n, value in settings.items() if n not in known}})

@@ -1,1 +1,1 @@
-"""Bringing files to this machine: downloads, S3, unpacking archives, checks of disk space."""
+"""Transfer files to this machine: downloads, S3, unpacking archives, checks of disk space."""

@@ -1,7 +1,7 @@
-"""Unpacking untrusted archives: anything but a plain file inside the folder is refused.
+"""Unpack untrusted archives: anything but a regular file inside the folder is refused.
 
-An archive is recognized by its content, not its name: tar (plain or packed by gzip, bzip2 or xz) and zip. Nothing that
-an archive says about owners, rights or times is used. Links become copies of the file that they lead to.
+An archive is recognized by its content, not its name: tar (plain or compressed with gzip, bzip2 or xz) and zip. Owners,
+permissions and times in an archive are ignored. Links become copies of their targets.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from yolact_ops.transfer.compressed import GZIP_START, XZ_START, least_unpacked_
 from yolact_ops.transfer.disk import BLOCK, require_free_disk
 
 MAX_RATIO = 200
-"""Maximum ratio of unpacked to packed size. Images and masks are compressed already (about 1), annotation JSON shrinks
+"""Maximum ratio of unpacked to packed size. Images and masks are already compressed (about 1), annotation JSON shrinks
 to a tenth; archives made to fill disks reach thousands (deflate's limit is 1,032)."""
 
 ALWAYS_ALLOWED = 64 << 20
-"""Unpacked size that is always allowed, bytes, for small archives of long texts."""
+"""Unpacked size that is always allowed, bytes, for small archives of highly compressible text."""
 
 MAX_MEMBERS = 5_000_000
 """Maximum number of files in an archive; COCO has 164,000."""
 
 MAX_HEADER = 16 << 20
-"""Maximum read into memory, bytes: a tar's extended header that claims more is an attack."""
+"""Maximum size of a read into memory, bytes: a tar's extended header that claims more is an attack."""
 
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
-"""Files that file managers add to archives; not unpacked, like names that begin with ``._``."""
+"""Files that file managers add to archives; not unpacked, like names starting with ``._``."""
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-"""First bytes of a zip: those of its first file or, without files, of its directory's end (APPNOTE 4.3.7, 4.3.16)."""
+"""First bytes of a zip: of its first file or, without files, of its end of directory (APPNOTE 4.3.7, 4.3.16)."""
 
 OTHER_STARTS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
 """First bytes of unsupported formats (7-Zip's 7zFormat.txt; RAR 5.0 archive format; RFC 8878, 3.1.1)."""
@@ -74,14 +74,14 @@ class _Member:
 
 
 def archive_kind(path: Path) -> Kind | None:
-    """The format of a file by its content; None if it is not an archive that `unpack` reads.
+    """The archive format of a file, by its content; None if `unpack` cannot read it.
 
     Raises:
-        DataError: it is an attack already by its first header.
+        DataError: its first header is already an attack.
     """
     with path.open("rb") as file:
         start = file.read(4)
-    if start in ZIP_STARTS and zipfile.is_zipfile(path):  # is_zipfile alone looks at the end: a tar's last member
+    if start in ZIP_STARTS and zipfile.is_zipfile(path):  # is_zipfile checks the end, which may be a tar's last member
         return "zip"
     try:
         with _open_tar(path, ALWAYS_ALLOWED):
@@ -96,9 +96,9 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack ``archive`` into the new folder ``folder``; after an error the folder is incomplete.
 
     Raises:
-        DataError: the file is no archive, is damaged, cut short or encrypted, unpacks to an absurd size or to more than
-            the disk has room for, or holds a name outside the folder, a link that leads out of it or to no file, a
-            device, or one name twice.
+        DataError: the file is not an archive, is damaged, truncated or encrypted, unpacks to an absurd size or to more
+            than the disk has room for, or has a name outside the folder, a link that leads out of it or to no file, a
+            device, or a duplicate name.
         OSError: the folder cannot be written.
     """
     kind = archive_kind(archive)
@@ -108,11 +108,11 @@ def unpack(archive: Path, folder: Path) -> None:
         for magic, name in OTHER_STARTS.items():
             if start.startswith(magic):
                 raise DataError(
-                    f"{archive}: is packed as {name}, which is not read. Pack it as .zip or .tar.gz, {BY_YOURSELF}."
+                    f"{archive}: is packed as {name}, which is not supported. Make a .zip or .tar.gz, {BY_YOURSELF}."
                 )
         raise DataError(
             f"{archive}: is neither a tar (plain, gzip, bzip2, xz) nor a zip archive; it begins with {start!r}. "
-            "Was it downloaded to its end, and is it the archive itself, not a page about it?"
+            "Was it downloaded completely, and is it the archive itself, not a web page about it?"
         )
     limit = max(ALWAYS_ALLOWED, MAX_RATIO * archive.stat().st_size)
     try:
@@ -121,7 +121,7 @@ def unpack(archive: Path, folder: Path) -> None:
         members = _tar_members(archive, limit) if kind == "tar" else _zip_members(archive, limit, folder)
         _write(archive, members, folder, limit)
     except (DataError, OSError) as error:
-        # gzip and bz2 report damage without a number; a damaged zip may send zipfile to an offset that is none.
+        # gzip and bz2 report damage without an errno; a damaged zip may give zipfile an invalid offset.
         if isinstance(error, OSError) and error.errno in (None, errno.EINVAL):
             raise _damaged(archive, error) from None
         raise
@@ -130,10 +130,10 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def safe_name(name: str) -> PurePosixPath | None:
-    """A name from an archive or a bucket as a path inside a folder; None if it names the folder itself.
+    """Convert a name from an archive or a bucket to a path inside a folder; None if it names the folder itself.
 
     Raises:
-        ValueError: it is absolute, has ``..``, a backslash, a drive letter or a control character; the text says why.
+        ValueError: it is absolute, has ``..``, a backslash, a drive letter or a control character; the text says which.
     """
     if "\\" in name:
         raise ValueError("has a backslash")
@@ -153,7 +153,7 @@ def is_junk(path: PurePosixPath) -> bool:
 
 
 def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) -> None:
-    """Write files in their order, and links once their targets exist."""
+    """Write files in order, and links once their targets exist."""
     folder.mkdir(parents=True)
     files: dict[PurePosixPath, int] = {}  # bytes by path
     links: dict[PurePosixPath, str] = {}
@@ -162,7 +162,7 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) 
     with bar:
         for count, member in enumerate(members, 1):
             if count > MAX_MEMBERS:
-                raise DataError(f"{archive}: holds more than {MAX_MEMBERS:,} entries; it is refused as an attack.")
+                raise DataError(f"{archive}: has more than {MAX_MEMBERS:,} entries; it is refused as an attack.")
             path = _checked_path(archive, member)
             if path is None or is_junk(path):
                 continue
@@ -170,7 +170,7 @@ def _write(archive: Path, members: Iterator[_Member], folder: Path, limit: int) 
                 _make_folder(archive, folder, path, member.name)
                 continue
             if path in files or path in links:
-                raise DataError(f"{archive}: holds {member.name!r} twice. Make the archive again.")
+                raise DataError(f"{archive}: has {member.name!r} twice. Make the archive again.")
             _make_folder(archive, folder, path.parent, member.name)
             if member.kind == "link":
                 links[path] = member.link
@@ -201,7 +201,7 @@ def _checked_path(archive: Path, member: _Member) -> PurePosixPath | None:
         ) from None
     if member.kind == "other":
         raise DataError(
-            f"{archive}: the entry {member.name!r} is neither file, folder nor link (a device, a pipe or a sparse "
+            f"{archive}: the entry {member.name!r} is not a file, folder or link (a device, a pipe or a sparse "
             f"file). The archive is refused: nothing of it is used. Make it again without it, {BY_YOURSELF}."
         )
     return path
@@ -233,7 +233,7 @@ def _copy(archive: Path, source: IO[bytes], target: Path, limit: int, bar: tqdm)
 def _link_target(
     archive: Path, path: PurePosixPath, links: dict[PurePosixPath, str], files: dict[PurePosixPath, int]
 ) -> PurePosixPath:
-    """Target of a chain of links."""
+    """Final target of a chain of links."""
     seen = {path}
     at = path
     while at in links:
@@ -251,7 +251,7 @@ def _link_target(
         seen.add(at)
     if at not in files:
         raise DataError(
-            f"{archive}: the link {str(path)!r} leads to {str(at)!r}, which is no file of the archive. Make the "
+            f"{archive}: the link {str(path)!r} leads to {str(at)!r}, which is not a file of the archive. Make the "
             "archive again with the files themselves (tar --dereference)."
         )
     return at
@@ -259,20 +259,20 @@ def _link_target(
 
 def _too_large(archive: Path) -> DataError:
     return DataError(
-        f"{archive}: unpacks to more than {MAX_RATIO} times its own size, which no set of images does; it is refused "
+        f"{archive}: unpacks to more than {MAX_RATIO} times its own size, which no image data set does; it is refused "
         "as an attack. If you trust it, unpack it yourself and name the folder."
     )
 
 
 def _damaged(archive: Path, error: BaseException) -> DataError:
-    return DataError(f"{archive}: is damaged or cut short ({type(error).__name__}: {error}). Bring it again.")
+    return DataError(f"{archive}: is damaged or truncated ({type(error).__name__}: {error}). Get it again.")
 
 
 # tar
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to read beyond a position or much at once, as a tar's headers could demand."""
+    """A stream that refuses to read beyond a position or too much at once, which a tar's headers could demand."""
 
     def __init__(self, stream: IO[bytes], archive: Path, limit: int) -> None:
         self._stream, self._archive, self._limit = stream, archive, limit
@@ -324,7 +324,7 @@ def _tar_members(archive: Path, limit: int) -> Iterator[_Member]:
         while (info := tar.next()) is not None:
             yield _tar_member(tar, info)
             tar.members = []  # type: ignore[attr-defined]  # the library would keep all of them in memory
-        # The library takes anything that is no header for the end; the end is a block of zeros (POSIX ustar).
+        # The library treats any invalid header as the end, but the end is a block of zeros (POSIX ustar).
         stream = cast("IO[bytes]", tar.fileobj)
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -369,7 +369,7 @@ def _zip_member(archive: Path, file: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     if entry.compress_type not in ZIP_METHODS:
         method = "Deflate64" if entry.compress_type == 9 else f"method {entry.compress_type}"
         raise DataError(
-            f"{archive}: the entry {entry.filename!r} is packed by {method}, which is not read. Pack it by Deflate "
+            f"{archive}: the entry {entry.filename!r} is packed with {method}, which is not supported. Use Deflate "
             f"(`zip -r`), or as .tar.gz, {BY_YOURSELF}."
         )
     mode = stat.S_IFMT(entry.external_attr >> 16) if entry.create_system == 3 else 0  # 3: Unix (APPNOTE 4.4.2)

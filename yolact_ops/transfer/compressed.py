@@ -1,4 +1,4 @@
-"""Unpacked size of compressed files, as declared in their last bytes."""
+"""Unpacked size of compressed files, as declared at their end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ XZ_FOOTER = 12
 """Bytes: a checksum (4), the index's size (4), flags (2) and ``YZ`` (xz file format 1.2.1, section 2.1.2)."""
 
 MAX_INDEX = 16 << 20
-"""Maximum size of an xz index that is read, bytes; a larger one belongs to an archive of terabytes, or is false."""
+"""Maximum size of an xz index that is read, bytes; a larger one is of an archive of terabytes, or false."""
 
 
 def least_unpacked_size(path: Path) -> int:
-    """Lower bound of a file's unpacked size, bytes; its own size where it is not compressed or declares less.
+    """Lower bound of a file's unpacked size, bytes; its own size if it is not compressed or declares less.
 
-    The declaration may be false (nothing checks it before everything is read), and only the last of several streams
-    counts: enough to refuse what will not fit, not to trust what seems to fit.
+    The declared size may be false (it cannot be checked before everything is read), and only the last of several
+    streams counts: enough to refuse what will not fit, not to trust what seems to fit.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -39,7 +39,7 @@ def least_unpacked_size(path: Path) -> int:
 
 def _xz_index_total(index: bytes) -> int:
     """Sum of the blocks' unpacked sizes in an xz index; 0 if it is invalid (xz file format 1.2.1, section 4)."""
-    place = 1  # after the indicator, a zero
+    place = 1  # after the index indicator, a zero byte
 
     def number() -> int:
         nonlocal place

@@ -12,7 +12,7 @@ BLOCK = 1 << 20
 """Block size of reads and writes, bytes."""
 
 SPARE = 64 << 20
-"""Disk space that a transfer leaves free, bytes."""
+"""Disk space that transfers leave free, bytes."""
 
 
 def require_free_disk(folder: Path, size: int, what: str) -> None:

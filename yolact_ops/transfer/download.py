@@ -1,7 +1,7 @@
-"""Files over HTTP(S): resumed after a cut connection, checked, and fetched once.
+"""Download files over HTTP(S): resumed after interruptions, verified, and fetched only once.
 
-A file that is being fetched is ``.NAME.part``; beside it ``.NAME.part.json`` says which version of the file its bytes
-belong to. A fetched file has its record, ``NAME.json``, by which a later run knows that nothing needs to be fetched.
+A file being fetched is ``.NAME.part``; next to it, ``.NAME.part.json`` records which version of the file its bytes
+are from. A fetched file has a record, ``NAME.json``, which tells a later run that nothing needs to be fetched.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
 log = logging.getLogger(__name__)
 
 MAX_TRIES = 5
-"""Consecutive attempts without a new byte before a transfer is given up."""
+"""Consecutive attempts without a new byte before a transfer fails."""
 
 FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; doubled for each further one."""
+"""Seconds before the second attempt; doubled for each later one."""
 
 LONGEST_PAUSE = 60.0
 """Maximum pause, seconds, even if the server asks for more (Retry-After)."""
@@ -43,7 +43,7 @@ PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 class DownloadError(DataError):
-    """A file could not be fetched; names the address, the reason and the fix. What arrived is kept for the next run."""
+    """A file could not be fetched; names the address, the reason and the fix. Received bytes are kept."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class KnownFile:
 
 @dataclass(frozen=True)
 class Version:
-    """A server's description of the present version of a file; empty or -1 where it gives none."""
+    """A server's description of the current version of a file; empty or -1 if it gives none."""
 
     etag: str
     last_modified: str
@@ -83,16 +83,16 @@ def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None
     """Fetch a file from the first address that has it, unless ``target`` is that file already.
 
     Args:
-        urls: addresses of one and the same file, ``http://`` or ``https://``; at least one.
-        target: where the file goes, whole or not at all; its folder is made.
-        known: size and checksum, where they are published. Without, the server is asked whether the file changed.
+        urls: addresses of the same file, ``http://`` or ``https://``; at least one.
+        target: path of the file, which appears whole or not at all; its folder is created.
+        known: size and checksum, if published. Otherwise the server is asked whether the file changed.
 
     Returns:
         Whether anything was fetched.
 
     Raises:
-        DownloadError: no address gave the file, or what came is not what was expected.
-        DataError: there is no room for it.
+        DownloadError: no address gave the file, or it is not the expected one.
+        DataError: the disk is too full.
     """
     record = _read_json(_record_path(target))
     held = target.is_file() and target.stat().st_size == record.get("size")
@@ -110,7 +110,7 @@ def fetch_file(urls: Sequence[str], target: Path, known: KnownFile | None = None
         except DownloadError as error:
             failures.append(str(error))
             if len(urls) > len(failures):
-                log.warning("%s Going on with the next address.", error)
+                log.warning("%s Trying the next address.", error)
     raise DownloadError("\n".join(failures))
 
 
@@ -121,7 +121,7 @@ def ask_version(url: str) -> Version:
         DownloadError: the server cannot be reached or does not give the file.
     """
     try:
-        # Not HEAD: addresses that are signed for GET refuse it.
+        # Not HEAD: addresses signed for GET refuse it.
         with requests.get(url, headers=_headers(), stream=True, timeout=TIMEOUT) as response:
             if response.status_code != requests.codes.ok:
                 raise DownloadError(_status_message(url, response))
@@ -143,18 +143,16 @@ def _fetch(url: str, target: Path, known: KnownFile | None) -> None:
         except _InterruptedError as error:
             failed = 1 if _size(part) > before else failed + 1
             if failed >= MAX_TRIES:
-                kept = (
-                    f" The {_size(part):,} bytes that arrived are kept: run it again to go on." if _size(part) else ""
-                )
+                kept = f" The {_size(part):,} received bytes are kept: run it again to resume." if _size(part) else ""
                 raise DownloadError(
                     f"{without_credentials(url)}: {error} (tried {failed} times in a row).{kept}"
                 ) from None
             pause = max(FIRST_PAUSE * 2 ** (failed - 1), error.pause)
-            log.warning("%s: %s; trying again from byte %d", without_credentials(url), error, _size(part))
+            log.warning("%s: %s; resuming from byte %d", without_credentials(url), error, _size(part))
             time.sleep(min(pause, LONGEST_PAUSE))
     md5 = _check(url, part, known)
     record = {"url": without_credentials(url), "size": _size(part), "md5": md5, "version": asdict(version)}
-    _record_path(target).unlink(missing_ok=True)  # no moment with a new file and the old one's record
+    _record_path(target).unlink(missing_ok=True)  # first, so a new file never has the old one's record
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, target)
@@ -166,13 +164,13 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
     """Append the missing bytes to ``part`` with one request.
 
     Raises:
-        _InterruptedError: it broke off, or the server is not able to answer now.
-        DownloadError: trying again would not help.
+        _InterruptedError: the transfer broke off, or the server is temporarily unable to answer.
+        DownloadError: a retry would not help.
     """
     held = _size(part)
     saved = _read_json(_part_record(part))
     validator = str(saved.get("validator", "")) if saved.get("url") == without_credentials(url) else ""
-    if held and not validator and known is None:  # nobody can say whether the bytes belong to the file of today
+    if held and not validator and known is None:  # it is unknown whether the bytes are of the current file
         held = 0
     if known is not None and held > known.size:
         held = 0
@@ -184,14 +182,14 @@ def _transfer(url: str, part: Path, known: KnownFile | None) -> Version:
                 _refuse_status(url, response)
             version = _version(response)
             start = _first_byte(response)
-            if start != held:  # the server has another version, or no ranges
+            if start != held:  # the server has another version, or does not support ranges
                 if start:
                     raise DownloadError(f"{without_credentials(url)}: sent bytes from {start:,}, not from {held:,}.")
                 held = 0
             if version.size >= 0:
                 require_free_disk(part.parent, version.size - held, f"downloading {without_credentials(url)}")
             if not held:
-                part.unlink(missing_ok=True)  # no moment with the old bytes and the new version's record
+                part.unlink(missing_ok=True)  # first, so the old bytes never have the new version's record
             saved = {"url": without_credentials(url), "validator": version.validator}
             write_json_atomic(_part_record(part), saved)
             _append(response, part, held, version.size)
@@ -223,30 +221,30 @@ def _append(response: requests.Response, part: Path, held: int, size: int) -> No
 
 
 def _at_the_end(response: requests.Response, part: Path, held: int) -> Version:
-    """Handle a server without bytes after the held ones: they are complete, or of another version."""
+    """Handle a server without bytes after the held ones: these are complete, or of another version."""
     stated = response.headers.get("Content-Range", "").rpartition("/")[2]
     if stated == str(held):
         return Version(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""), held)
     part.unlink()
-    raise _InterruptedError("the file changed on the server; beginning again")
+    raise _InterruptedError("the file changed on the server; starting over")
 
 
 def _check(url: str, part: Path, known: KnownFile | None) -> str:
-    """The file's MD5, hex; a file that is not the expected one is removed."""
+    """Verify the file and return its MD5, hex; a file that is not the expected one is removed."""
     md5 = file_digest(part, "md5")
     if known is not None and (_size(part), md5) != (known.size, known.md5):
         size = _size(part)
         part.unlink()
         raise DownloadError(
             f"{without_credentials(url)}: is not the expected file: {size:,} bytes with md5 {md5}, expected "
-            f"{known.size:,} bytes with md5 {known.md5}. It was removed. Run it again; if it stays so, name another "
+            f"{known.size:,} bytes with md5 {known.md5}. It was removed. Run it again, or name another "
             "address under data.mirrors."
         )
     return md5
 
 
 def _headers(held: int = 0, validator: str = "") -> dict[str, str]:
-    headers = {"Accept-Encoding": "identity"}  # byte ranges are of the file itself
+    headers = {"Accept-Encoding": "identity"}  # so that byte ranges are of the file itself
     if held:
         headers["Range"] = f"bytes={held}-"
         if validator:
@@ -255,7 +253,7 @@ def _headers(held: int = 0, validator: str = "") -> dict[str, str]:
 
 
 def _version(response: requests.Response) -> Version:
-    """Raises DownloadError: the stated size is no number."""
+    """The stated size of the response, bytes; raises `DownloadError` if it is not a number."""
     if response.status_code == requests.codes.partial_content:
         stated = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
@@ -271,7 +269,7 @@ def _first_byte(response: requests.Response) -> int:
     stated = response.headers.get("Content-Range", "")
     start = stated.removeprefix("bytes ").partition("-")[0]
     if not start.isdecimal():
-        raise DownloadError(f"{without_credentials(response.url)}: answered with the range {stated!r}, which is none.")
+        raise DownloadError(f"{without_credentials(response.url)}: answered with the invalid range {stated!r}.")
     return int(start)
 
 
@@ -293,13 +291,13 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def _status_message(url: str, response: requests.Response) -> str:
-    way_out = {
-        401: "It wants a login: put it into the address or into ~/.netrc.",
-        403: "It refuses the access: check the rights, or whether a signed address has run out.",
+    fix = {
+        401: "It requires a login: put it into the address or into ~/.netrc.",
+        403: "It refuses access: check the permissions, or whether a signed address has expired.",
         404: "There is no such file: check the address (data.source or data.mirrors).",
-        410: "The file was taken away: name another address.",
+        410: "The file was removed: name another address.",
     }.get(response.status_code, "Check the address, or try later.")
-    return f"{without_credentials(url)}: the server answered {response.status_code} {response.reason}. {way_out}"
+    return f"{without_credentials(url)}: the server answered {response.status_code} {response.reason}. {fix}"
 
 
 def _unreachable(url: str, error: Exception) -> str:
@@ -307,13 +305,13 @@ def _unreachable(url: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, in short: HTTP libraries wrap it several times."""
+    """The innermost cause in a few words: HTTP libraries wrap it several times."""
     if isinstance(error, requests.exceptions.SSLError):
-        return f"no trusted connection ({error})"
+        return f"the connection is not trusted ({error})"
     if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ReadTimeout | TimeoutError):
-        return "the server does not answer in time"
+        return "the server does not respond in time"
     if isinstance(error, requests.exceptions.ConnectionError) and "Failed to resolve" in str(error):
-        return "the server's name is not known"
+        return "the server's name cannot be resolved"
     if isinstance(error, requests.exceptions.ConnectionError) and "refused" in str(error):
         return "the server refuses connections (is it running?)"
     if isinstance(error, requests.exceptions.ConnectionError | HTTPError):
@@ -330,7 +328,7 @@ def _part_record(part: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict:
-    """A record; empty if there is none or it is damaged, and the file is fetched again."""
+    """Read a record; empty if it is missing or damaged, so the file is fetched again."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

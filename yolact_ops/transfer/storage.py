@@ -1,6 +1,6 @@
-"""Files in a bucket of any S3 server: fetched in parallel by ranges, resumed, and fetched once.
+"""Fetch files from a bucket of any S3 server: in parallel by ranges, resumed, and only once.
 
-The server's address, keys and region come from where every AWS tool takes them: ``AWS_ENDPOINT_URL``,
+The server's address, keys and region are configured as for every AWS tool: ``AWS_ENDPOINT_URL``,
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_DEFAULT_REGION``, ``AWS_PROFILE``, ``~/.aws``, a role.
 """
 
@@ -48,7 +48,7 @@ from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError
 log = logging.getLogger(__name__)
 
 PART_SIZE = 16 << 20
-"""Size of a range request, bytes: what a broken connection can lose."""
+"""Size of a range request, bytes: the most that a broken connection can lose."""
 
 THREADS = 16
 """Number of parallel requests: small files wait for responses, not for bandwidth."""
@@ -57,7 +57,7 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """Bucket names that botocore accepts; old buckets may have capitals and '_' (Amazon S3, "Bucket naming rules")."""
 
 ETAG_OF_MD5 = re.compile(r"[0-9a-f]{32}(-(?P<parts>[1-9][0-9]{0,4}))?")
-"""ETags made of MD5s; the number is the upload's number of parts, at most 10,000."""
+"""ETags made from MD5s; the number is the upload's number of parts, at most 10,000."""
 
 BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError, HTTPError, OSError)
 """Exceptions of a connection that breaks while a body is read."""
@@ -65,7 +65,7 @@ BrokenBodyError = (ResponseStreamingError, IncompleteReadError, ReadTimeoutError
 
 @dataclass(frozen=True)
 class S3Address:
-    """``s3://bucket/key``; the key is a file's or a prefix of files' keys."""
+    """``s3://bucket/key``; the key is that of a file or a prefix of files' keys."""
 
     bucket: str
     key: str
@@ -73,17 +73,17 @@ class S3Address:
 
     @classmethod
     def parse(cls, text: str) -> S3Address:
-        """Read ``s3://bucket/key``.
+        """Parse ``s3://bucket/key``.
 
         Raises:
-            DataError: it has no bucket, or one of an impossible name.
+            DataError: it has no bucket, or an invalid bucket name.
         """
         bucket, _, key = text.removeprefix("s3://").partition("/")
         if not bucket:
             raise DataError(f"{text!r} names no bucket. Write s3://bucket/folder or s3://bucket/file.tar.")
         if not (BUCKET_NAME.fullmatch(bucket) or bucket.startswith("arn:")):
             raise DataError(
-                f"{text!r}: {bucket!r} is no bucket name, which has letters, digits, '.', '-' and '_' only. "
+                f"{text!r}: {bucket!r} is not a bucket name, which has only letters, digits, '.', '-' and '_'. "
                 "Write s3://bucket/folder or s3://bucket/file.tar."
             )
         return cls(bucket, key.strip("/"))
@@ -98,15 +98,15 @@ class S3Object:
 
     key: str
     path: PurePosixPath
-    """Path relative to the folder that it is fetched to."""
+    """Path relative to the target folder."""
     size: int
     """Bytes."""
     etag: str
-    """With its quotes, as sent by the server."""
+    """As sent by the server, with quotes."""
 
 
 def make_client() -> Any:
-    """A client of the server that the environment names."""
+    """A client for the server that the environment names."""
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -118,7 +118,7 @@ def make_client() -> Any:
 
 
 def list_objects(client: Any, address: S3Address) -> list[S3Object]:
-    """The file with the address's key, or the files below it, by key; what file managers leave is left out.
+    """The file with the address's key, or the files below it, by key; files added by file managers are skipped.
 
     Raises:
         DownloadError: the server cannot be reached or refuses, or there is no such file.
@@ -134,24 +134,24 @@ def list_objects(client: Any, address: S3Address) -> list[S3Object]:
         key = entry["Key"]
         if key == address.key:
             return [S3Object(key, PurePosixPath(PurePosixPath(key).name), entry["Size"], entry["ETag"])]
-        if not key.startswith(folder) or key.endswith("/"):  # a neighbour of like name, or the mark of a folder
+        if not key.startswith(folder) or key.endswith("/"):  # a sibling with the same prefix, or a folder marker
             continue
         try:
             path = safe_name(key.removeprefix(folder))
         except ValueError as error:
-            raise DataError(f"s3://{address.bucket}/{key}: the key {error}. Rename it, or take it out.") from None
+            raise DataError(f"s3://{address.bucket}/{key}: the key {error}. Rename or remove it.") from None
         if path is not None and not is_junk(path):
             objects.append(S3Object(key, path, entry["Size"], entry["ETag"]))
     if not objects:
         raise DownloadError(
-            f"{address}: there is neither a file of this name nor one below it ({_server(client)}). Check the "
-            "spelling: upper and lower case count."
+            f"{address}: there is no file of this name or below it ({_server(client)}). Check the "
+            "spelling: names are case-sensitive."
         )
     return objects
 
 
 def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], folder: Path) -> int:
-    """Make ``folder`` hold these files and no others; what it holds already is not fetched again.
+    """Make ``folder`` contain these files and no others; files that it already has are not fetched again.
 
     Each file appears whole or not at all. After an error or a kill, finished files and finished parts of large ones
     are kept, and the next call resumes from them.
@@ -161,7 +161,7 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
 
     Raises:
         DownloadError: a file cannot be fetched, or changed while it was.
-        DataError: there is no room, or two keys are one file here.
+        DataError: the disk is too full, or two keys are the same file here.
     """
     paths = {item.path for item in objects}
     if len(paths) < len(objects) or any(parent in paths for path in paths for parent in path.parents):
@@ -185,15 +185,15 @@ def fetch_objects(client: Any, address: S3Address, objects: Sequence[S3Object], 
 
 
 def explain(error: BaseException, address: S3Address, client: Any) -> str:
-    """What failed in a request, where, and how to fix it."""
+    """Describe what failed in a request, where, and how to fix it."""
     where = f"{address} ({_server(client)})"
     match error:
         case NoCredentialsError() | PartialCredentialsError():
-            return f"{where}: no keys. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+            return f"{where}: no access keys. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
         case EndpointConnectionError() | ConnectTimeoutError() | ConnectionError():
             return f"{where}: the server cannot be reached. Is it running, and is AWS_ENDPOINT_URL right?"
         case ReadTimeoutError() | IncompleteReadError() | HTTPClientError() | HTTPError() | OSError():
-            return f"{where}: the connection broke ({type(error).__name__}). Run it again: what arrived is kept."
+            return f"{where}: the connection broke ({type(error).__name__}). Run it again: received bytes are kept."
         case ClientError():
             return f"{where}: {_explain_answer(error, address)}"
     return f"{where}: {error}. Check the address and the AWS settings."
@@ -209,9 +209,9 @@ def _explain_answer(error: ClientError, address: S3Address) -> str:
     if code == "AccessDenied" or status == 403:
         return "access is refused. Check the keys, and whether they may list and read this bucket."
     if code in ("PreconditionFailed", "412"):
-        return "the file changed while it was fetched. Run it again when nobody writes to it."
+        return "the file changed while it was fetched. Run it again when nothing writes to it."
     if code in ("NoSuchKey", "404"):
-        return "the file is gone since the folder was listed. Run it again."
+        return "the file was removed after the folder was listed. Run it again."
     return f"the server answered {status} {code}. Try later, or ask who runs it."
 
 
@@ -225,7 +225,7 @@ def _list(client: Any, address: S3Address) -> Iterator[dict[str, Any]]:
 
 
 class _Journal:
-    """Record of what has arrived, one JSON line each, in ``.FOLDER.journal`` beside the folder: files as [path, size,
+    """Record of what was received, in JSON lines, in ``.FOLDER.journal`` next to the folder: files as [path, size,
     ETag], and finished parts of large ones as [path, size, ETag, part]. Lines are only appended, so a kill loses
     at most the last.
     """
@@ -240,7 +240,7 @@ class _Journal:
             try:
                 self._lines.add(tuple(json.loads(line)))
             except (ValueError, TypeError):
-                continue  # cut short by a kill
+                continue  # truncated by a kill
 
     def has(self, item: S3Object) -> bool:
         path = self._folder / item.path
@@ -276,7 +276,7 @@ class _Journal:
 
 
 class _File:
-    """A file being fetched: its parts are written in any order, and the last one finishes it."""
+    """A file being fetched: its parts are written in any order, and the last one completes it."""
 
     def __init__(self, item: S3Object, folder: Path, journal: _Journal) -> None:
         self.item = item
@@ -287,7 +287,7 @@ class _File:
         count = max(-(-item.size // PART_SIZE), 1)
         kept = self._partial.exists() and self._partial.stat().st_size == item.size
         if not kept and any(journal.has_part(item, part) for part in range(count)):
-            journal.forget(item)  # parts of a file that was removed since
+            journal.forget(item)  # parts of a file that was removed in the meantime
         self._count = count
         self.parts = [part for part in range(count) if not journal.has_part(item, part)]
         self._waiting = len(self.parts)
@@ -304,10 +304,10 @@ class _File:
             try:
                 self._transfer(client, bucket, part)
                 break
-            except BrokenBodyError as error:  # the library itself tries again until a body begins
+            except BrokenBodyError as error:  # the library itself retries until a body begins
                 if failed == MAX_TRIES or is_disk_error(error):
                     raise
-                log.warning("s3://%s/%s: %s; trying again", bucket, self.item.key, type(error).__name__)
+                log.warning("s3://%s/%s: %s; retrying", bucket, self.item.key, type(error).__name__)
                 time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
         start, end = self._span(part)
         bar.update(end - start)
@@ -320,12 +320,12 @@ class _File:
             self._journal.add(self.item, part)
 
     def _finish(self, client: Any, bucket: str) -> None:
-        """Check the file and give it its name."""
+        """Verify the file and give it its final name."""
         self._check_digest(client, bucket)
         self._target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._target)
         if self._count > 1:
-            self._journal.forget(self.item)  # its parts are no longer on their own
+            self._journal.forget(self.item)  # the record of its parts is no longer needed
         self._journal.add(self.item)
 
     def _span(self, part: int) -> tuple[int, int]:
@@ -342,12 +342,12 @@ class _File:
             file.seek(start)
             while block := body.read(min(BLOCK, max(end - file.tell(), 1))):
                 if file.tell() + len(block) > end:
-                    raise DownloadError(f"s3://{bucket}/{self.item.key}: the server sent more than was asked for.")
+                    raise DownloadError(f"s3://{bucket}/{self.item.key}: the server sent more than was requested.")
                 file.write(block)
             if file.tell() != end:
                 raise ConnectionAbortedError(f"{file.tell() - start:,} of {end - start:,} bytes")
             file.flush()
-            os.fdatasync(file.fileno())  # the journal must not know of bytes that a power cut can take
+            os.fdatasync(file.fileno())  # the journal must not record bytes that a power failure can lose
 
     def _opened(self) -> Any:
         with self._lock:
@@ -358,7 +358,7 @@ class _File:
         return self._partial.open("r+b")
 
     def _check_digest(self, client: Any, bucket: str) -> None:
-        """Compare with the ETag where that is made of MD5s: there is no encryption by a key of KMS, and it is 32 hex
+        """Compare with the ETag if it is made from MD5s: there is no encryption with a KMS key, and it is 32 hex
         digits, or these and the number of parts that the file was uploaded in (Amazon S3, "Checking object integrity").
         """
         etag = self.item.etag.strip('"')
@@ -373,17 +373,17 @@ class _File:
         self._partial.unlink()
         self._journal.forget(self.item)
         raise DownloadError(
-            f"s3://{bucket}/{self.item.key}: what arrived has the {kind} {found}, the server states {etag}. It was "
-            "removed. Run it again; if it stays so, the file is damaged on the server."
+            f"s3://{bucket}/{self.item.key}: the received file has the {kind} {found}, the server states {etag}. It "
+            "was removed. Run it again; if it happens again, the file is damaged on the server."
         )
 
     def _etag_of_parts(self, client: Any, bucket: str, count: int, stated: str) -> str | None:
-        """The ETag that S3 would give to the file; None if the server does not know the sizes of the parts."""
+        """The ETag that S3 would give the file; None if the server does not know the sizes of the parts."""
         first = self._uploaded_size(client, bucket, 1, count)
         if first is None:
             return None
         even = etag_of_parts(self._partial, [first] * count)
-        if even == stated:  # all of one size but the last, as every common tool uploads them
+        if even == stated:  # all but the last have the same size, as uploaded by every common tool
             return even
         rest = [self._uploaded_size(client, bucket, number, count) for number in range(2, count + 1)]
         sizes = [first, *(size for size in rest if size is not None)]
@@ -418,7 +418,7 @@ def etag_of_parts(path: Path, sizes: Sequence[int]) -> str:
 
 
 def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqdm) -> None:
-    """Fetch all parts of all files in parallel; the first failure ends it."""
+    """Fetch all parts of all files in parallel; the first failure stops it."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
     try:
         tasks = [
@@ -438,22 +438,22 @@ def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqd
 
 
 def _require_all(address: S3Address, missing: Sequence[S3Object], journal: _Journal) -> None:
-    """Raises DownloadError: a file did not appear, because the journal wrongly had all of its parts."""
+    """Raise `DownloadError` if a file did not appear because the journal wrongly has all of its parts."""
     lost = [item for item in missing if not journal.has(item)]
     for item in lost:
         journal.forget(item)
     if lost:
         raise DownloadError(
-            f"s3://{address.bucket}/{lost[0].key}: the record of what had arrived was wrong for {len(lost)} files, "
+            f"s3://{address.bucket}/{lost[0].key}: the record of received files was wrong for {len(lost)} files, "
             "and was removed. Run it again: they are fetched again."
         )
 
 
 def _remove_others(folder: Path, objects: Sequence[S3Object], missing: Sequence[S3Object]) -> None:
-    """Remove files of other versions from the folder, and parts that belong to no missing file."""
+    """Remove files of other versions from the folder, and parts of files that are not missing."""
     stale = {item.path for item in missing}
     wanted = {folder / item.path for item in objects if item.path not in stale}
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is inside before the folder itself
+    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
         if path.is_symlink() or path.is_file():
             if path not in wanted:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""A data format from outside the package: ``images/NAME.png`` with ``masks/NAME.png``, whose pixels number objects.
+"""A data format from outside the package: ``images/NAME.png`` with ``masks/NAME.png``, index masks of objects.
 
 All objects are of the class that ``class.txt`` names. Images in ``images/val`` and ``masks/val`` are for validation.
 """
@@ -29,12 +29,12 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
-    """What `read` needs, without what else lies beside it."""
+    """The files that `read` needs, without others next to them."""
     return [Files(only_one(found), Path("index-masks"), ("images", "masks", "class.txt"))]
 
 
 def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """Images by split; `val` is empty or missing where preprocess is to choose the validation images."""
+    """Images by split; `val` is empty or missing if preprocess should choose the validation images."""
     root = only_one(found)
     name = (root / "class.txt").read_text(encoding="utf-8").strip()
     if not name:

@@ -1,4 +1,4 @@
-"""COCO data sets as others wrote them: every form of mask, and every fault named."""
+"""COCO data sets from any source: every form of mask, and a report of every problem."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_run_lengths_are_read_plain_and_compressed(root: Path) -> None:
     assert (first.area, first.box) == (2, (0, 1, 1, 2))
 
 
-def test_crowds_stay_crowds(root: Path) -> None:
+def test_crowd_regions_keep_their_flag(root: Path) -> None:
     (instance,) = read_one(root, annotation(iscrowd=1, segmentation=TWO_FORMS, bbox=[0, 0, 12, 8])).instances
     assert (instance.crowd, instance.box) == (True, (0, 1, 1, 2))
 
@@ -108,12 +108,12 @@ def test_300_objects_are_read(root: Path) -> None:
         ({"bbox": [-3, -2, 9, 7]}, (0, 0, 6, 5), None),  # inside it fits the 4 x 4: 16 of 30
         ({"bbox": [20, 1, 4, 4]}, (2, 1, 4, 4), "has the bbox [20, 1, 4, 4], which does not fit its mask"),
         ({"bbox": [2, 1, 0, 0]}, (2, 1, 4, 4), "does not fit its mask"),
-        ({"bbox": [2, 1, 4]}, (2, 1, 4, 4), "no list of four numbers"),
-        ({"bbox": [2, 1, float("nan"), 4]}, (2, 1, 4, 4), "no list of four numbers"),
+        ({"bbox": [2, 1, 4]}, (2, 1, 4, 4), "not a list of four numbers"),
+        ({"bbox": [2, 1, float("nan"), 4]}, (2, 1, 4, 4), "not a list of four numbers"),
         ({"bbox": None}, (2, 1, 4, 4), None),
     ],
 )
-def test_boxes_outside_the_image_or_off_the_mask_are_mended(
+def test_boxes_outside_the_image_or_off_the_mask_are_replaced(
     root: Path, changes: dict[str, Any], box: tuple[int, ...], warning: str | None
 ) -> None:
     image = read_one(root, annotation(**changes))
@@ -126,7 +126,7 @@ def test_boxes_outside_the_image_or_off_the_mask_are_mended(
 
 
 @pytest.mark.parametrize("outline", [[[50, 50, 60, 50, 60, 60]], [[3, 3, 3, 3, 3, 3]]], ids=["outside", "point"])
-def test_an_object_without_a_pixel_is_left_out_with_a_warning(root: Path, outline: list[list[int]]) -> None:
+def test_an_object_without_a_pixel_is_skipped_with_a_warning(root: Path, outline: list[list[int]]) -> None:
     image = read_one(root, annotation(segmentation=outline), annotation(id=2))
     assert [instance.number for instance in image.instances] == [2]
     (warning,) = image.warnings
@@ -141,10 +141,10 @@ def test_an_object_without_a_pixel_is_left_out_with_a_warning(root: Path, outlin
         (annotation(segmentation="x"), "has no mask"),
         (annotation(segmentation=[[1, 2, 3, 4]]), "x, y for at least 3 points"),
         (annotation(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), "x, y for at least 3 points"),
-        (annotation(segmentation=[[1, 2, 3, 4, 5, "6"]]), "value that is no number"),
-        (annotation(segmentation=[[1, 2, 3, 4, 5, 1e300]]), "value that is no number"),
-        (annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]]), "value that is no number"),
-        (annotation(segmentation=[[1, 2, 3, 4, 5, 10**400]]), "value that is no number"),
+        (annotation(segmentation=[[1, 2, 3, 4, 5, "6"]]), "value that is not a number"),
+        (annotation(segmentation=[[1, 2, 3, 4, 5, 1e300]]), "value that is not a number"),
+        (annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]]), "value that is not a number"),
+        (annotation(segmentation=[[1, 2, 3, 4, 5, 10**400]]), "value that is not a number"),
         (annotation(segmentation={"size": [8, 11], "counts": [88]}), "run lengths of size [8, 11], but"),
         (annotation(segmentation={"size": [8, 12], "counts": [97]}), "do not add up to 96 pixels"),
         (annotation(segmentation={"size": [8, 12], "counts": [97, -1]}), "do not add up"),
@@ -171,7 +171,7 @@ def test_an_outline_that_would_take_all_memory_is_a_problem(root: Path) -> None:
     zigzag = [value for n in range(5000) for value in (100_000 * (-1) ** n, n)]
     with pytest.raises(ProblemError, match="has a polygon whose outline is longer than 2000000 pixels; correct it"):
         read_one(root, annotation(segmentation=[zigzag]))
-    steps = [value for n in range(200_000) for value in (n % 12, n % 8)]  # many points that are near one another
+    steps = [value for n in range(200_000) for value in (n % 12, n % 8)]  # many points close to each other
     assert len(read_one(root, annotation(segmentation=[steps])).instances) == 1
 
 
@@ -181,7 +181,7 @@ def test_an_image_of_another_size_is_a_problem(root: Path) -> None:
         read_one(root, annotation(), images=images)
 
 
-def test_sizes_tell_which_way_a_turned_image_was_annotated(root: Path) -> None:
+def test_sizes_decide_in_which_frame_a_turned_image_was_annotated(root: Path) -> None:
     save_image(root, orientation=6)
     assert not read_one(root, annotation()).drawn_upright
     upright = [{"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}]
@@ -196,7 +196,7 @@ def test_sizes_tell_which_way_a_turned_image_was_annotated(root: Path) -> None:
         ({"file_name": "b.jpg"}, "images[1]", "has no id"),
         ({"id": True, "file_name": "b.jpg"}, "images[1]", "has the id True; write a whole number"),
         ({"id": 2.0, "file_name": "b.jpg"}, "images[1]", "has the id 2.0; write a whole number"),
-        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; write / for each backslash"),
+        ({"id": 2, "file_name": "images\\b.jpg"}, "images[1]", "'images\\\\b.jpg'; replace each backslash with /"),
         ("b.jpg", "images[1]", "has no id"),
         ({"id": 1, "file_name": "b.jpg"}, "images[1]", "has the id 1 of another image"),
         ({"id": 2}, "images[1]", "has no file_name"),
@@ -217,7 +217,7 @@ def test_a_row_of_images_that_cannot_be_used_is_named(root: Path, row: Any, plac
     assert message in problem.reason
 
 
-def test_an_annotation_of_no_image_is_named(root: Path) -> None:
+def test_an_orphan_annotation_is_named(root: Path) -> None:
     dataset = load(root, tree(annotation(), annotation(image_id=7), annotation(image_id=None), 5))
     assert dataset.problems == {}
     reasons = [str(problem) for problem in dataset.orphans]
@@ -228,7 +228,7 @@ def test_an_annotation_of_no_image_is_named(root: Path) -> None:
     ]
 
 
-def test_annotations_of_a_refused_image_go_with_it(root: Path) -> None:
+def test_annotations_of_a_rejected_image_are_dropped_with_it(root: Path) -> None:
     content = tree(annotation(), annotation(image_id=2), annotation(image_id=2))
     content["images"].append({"id": 2, "file_name": "/etc/passwd"})
     dataset = load(root, content)
@@ -239,7 +239,7 @@ def test_annotations_of_a_refused_image_go_with_it(root: Path) -> None:
 @pytest.mark.parametrize(
     ("in_images", "in_annotations"), [(1, "1"), ("1", 1), (1, 1.0), (12345678901234567, "12345678901234567")]
 )
-def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
+def test_an_image_id_of_another_type_is_named_with_the_existing_id(
     root: Path, in_images: Any, in_annotations: Any
 ) -> None:
     images = [{"id": in_images, "file_name": "a.jpg"}]
@@ -264,7 +264,7 @@ def test_an_image_id_of_another_type_is_named_with_the_one_that_is_there(
         (tree(images=[{"id": 1, "file_name": "none.jpg"}]), "none of its first 1 images, such as 'none.jpg'"),
     ],
 )
-def test_a_file_that_is_no_instances_json_is_refused(root: Path, content: Any, message: str) -> None:
+def test_a_file_that_is_not_instances_json_is_refused(root: Path, content: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         load(root, content)
     assert "instances.json" in str(caught.value)
@@ -290,7 +290,7 @@ def test_files_of_the_official_folders_are_found_with_their_images(tmp_path: Pat
     assert dataset.classes == {1: "person", 3: "dog"}
 
 
-def test_folders_name_the_split_and_test_files_are_left_alone(tmp_path: Path) -> None:
+def test_folders_name_the_split_and_test_files_are_ignored(tmp_path: Path) -> None:
     files = []
     for folder in ("train", "valid", "test"):
         save_image(tmp_path, f"{folder}/a.jpg")
@@ -343,7 +343,7 @@ def test_files_with_contradicting_classes_are_refused(root: Path) -> None:
         read_coco(root, files)
 
 
-def test_category_ids_that_cannot_be_kept_are_counted_anew(root: Path) -> None:
+def test_category_ids_that_cannot_be_kept_are_renumbered(root: Path) -> None:
     dataset = load(root, tree(annotation(), categories=[{"id": 3, "name": "dog"}, {"id": 0, "name": "person"}]))
     assert dataset.classes == {1: "person", 2: "dog"}
     assert dataset.splits["train"][0].read().instances[0].class_index == 2

@@ -1,4 +1,4 @@
-"""Image files: upright, reduced, hashed; and what that does to masks."""
+"""Image files: turned upright, downscaled, hashed; and the same changes of masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolact.formats.problems import ProblemError
 
 
 def scene(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth colours, as images have."""
+    """Smooth colours, as in real images."""
     cells = np.random.default_rng(seed).integers(0, 255, (6, 7, 3), dtype=np.uint8)
     return Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -55,13 +55,13 @@ def test_image_and_mask_are_turned_as_a_viewer_turns_them(tmp_path: Path, orient
     assert moved.area == shown.sum()
 
 
-def test_an_image_of_too_many_pixels_is_to_be_reduced(tmp_path: Path) -> None:
+def test_an_image_with_too_many_pixels_is_a_problem(tmp_path: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 14_000, 13_000, 8, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
-    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; reduce the image and its masks"):
+    with pytest.raises(ProblemError, match=r"a\.png: is larger than 178 megapixels; downscale the image and its masks"):
         read_image_file(tmp_path, "a.png")
 
 
@@ -84,7 +84,7 @@ def test_a_redrawn_image_has_no_exif_data_and_shows_the_same(tmp_path: Path) -> 
         ((4000, 3000), None, (4000, 3000)),
     ],
 )
-def test_the_longer_side_is_brought_to_the_bound(
+def test_the_longer_side_is_limited_to_the_bound(
     size: tuple[int, int], bound: int | None, expected: tuple[int, int]
 ) -> None:
     assert bounded_size(size, bound) == expected
@@ -94,12 +94,14 @@ def test_the_longer_side_is_brought_to_the_bound(
     np_st.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 2)),
     st.data(),
 )
-def test_reduced_masks_hold_the_pixels_that_are_more_than_half_covered(labels: np.ndarray, data: st.DataObject) -> None:
+def test_downscaled_masks_have_the_pixels_that_are_more_than_half_covered(
+    labels: np.ndarray, data: st.DataObject
+) -> None:
     height, width = labels.shape
     size = data.draw(st.integers(1, width)), data.draw(st.integers(1, height))
     reduced = [reduced_mask((labels == number).astype(np.uint8), size) for number in (1, 2)]
     for number, found in zip((1, 2), reduced, strict=True):
-        # Shares by enlarging each pixel to as many as there are cells, then averaging whole cells.
+        # Fractions by enlarging each pixel to as many as there are cells, then averaging whole cells.
         fine = np.kron(labels == number, np.ones((size[1], size[0])))
         share = fine.reshape(size[1], height, size[0], width).mean(axis=(1, 3))
         assert not (found.astype(bool) & (share < 0.49)).any()
@@ -107,7 +109,7 @@ def test_reduced_masks_hold_the_pixels_that_are_more_than_half_covered(labels: n
     assert not (reduced[0] & reduced[1]).any()
 
 
-def test_an_object_that_is_too_small_to_see_is_gone() -> None:
+def test_an_object_that_is_too_small_vanishes() -> None:
     mask = np.zeros((100, 100), dtype=np.uint8)
     mask[50, 50] = 1
     (instance,) = instances_from_index_mask(mask, {1: 1})
@@ -119,7 +121,7 @@ def bits_apart(folder: Path, first: str, second: str) -> int:
     return (hashes[0] ^ hashes[1]).bit_count()
 
 
-def test_the_hash_knows_a_picture_again_by_what_it_shows(tmp_path: Path) -> None:
+def test_near_duplicates_have_nearly_equal_hashes(tmp_path: Path) -> None:
     save(tmp_path, scene(640, 480), name="a.jpg")
     save(tmp_path, scene(640, 480).resize((320, 240)), quality=50, name="small.jpg")
     save(tmp_path, scene(640, 480), name="a.png")

@@ -1,4 +1,4 @@
-"""The registry of data formats: which one a folder has; and Semantic Boundaries' MATLAB files."""
+"""The registry of data formats: which one a folder has; and SBD's MATLAB files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEGMENTATION = np.array([[0, 1, 1, 0], [2, 1, 0, 0], [2, 2, 0, 0]], dtype=np.uin
 
 
 def mat(segmentation: Any = SEGMENTATION, categories: Any = (15, 12), name: str = "GTinst", **options: Any) -> bytes:
-    """An ``inst`` file as SBD has it: a struct with a cell of boundaries between the two that are read."""
+    """An ``inst`` file like SBD's: a struct with a cell of boundaries between the two fields that are read."""
     boundaries = np.empty((2, 1), dtype=object)
     boundaries[:] = [[np.eye(2)], [np.eye(2)]]
     column = None if categories is None else np.array(categories, dtype=np.uint8).reshape(-1, 1)
@@ -74,7 +74,7 @@ def sbd(tmp_path: Path) -> Path:
 # Semantic Boundaries
 
 
-def test_objects_of_a_matlab_file_have_masks_and_classes(sbd: Path, tmp_path: Path) -> None:
+def test_objects_of_a_matlab_file_get_masks_and_classes(sbd: Path, tmp_path: Path) -> None:
     dataset = read_dataset(tmp_path)
     assert (dataset.format, dataset.image_ids, dataset.classes[15]) == (
         "Semantic Boundaries",
@@ -88,7 +88,7 @@ def test_objects_of_a_matlab_file_have_masks_and_classes(sbd: Path, tmp_path: Pa
     assert np.array_equal(mask_utils.decode(dog.rle()), SEGMENTATION == 2)
 
 
-def test_images_are_found_in_voc_beside_it(sbd: Path, tmp_path: Path) -> None:
+def test_images_are_found_in_a_voc_folder_next_to_sbd(sbd: Path, tmp_path: Path) -> None:
     put(tmp_path / "VOCdevkit/VOC2012/JPEGImages/2008_000002.jpg", image_bytes())
     (tmp_path / "VOCdevkit/VOC2012/SegmentationObject").mkdir()
     (sbd / "img/2008_000002.jpg").unlink()
@@ -116,7 +116,7 @@ def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
     image = SbdImage(sbd, sbd, "img", "2008_000002").read()
     assert [instance.number for instance in image.instances] == [2]
     assert [str(warning) for warning in image.warnings] == [
-        "inst/2008_000002.mat: object 1 has no pixel; no instance shows it"
+        "inst/2008_000002.mat: object 1 has no pixel and is ignored"
     ]
 
 
@@ -124,16 +124,16 @@ def test_an_object_that_others_cover_is_a_warning(sbd: Path) -> None:
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"<html>", "is no MATLAB file"),
-        (mat()[:-9], "is no MATLAB file"),
-        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is no MATLAB file"),
-        (mat(name="GTcls"), "is no MATLAB file with GTinst.Segmentation and GTinst.Categories"),
-        (mat(categories=None), "is no MATLAB file with"),
-        (mat(segmentation=np.zeros((0, 0))), "is no MATLAB file with"),
-        (mat(segmentation=SEGMENTATION * 0.5), "whole numbers"),
-        (mat(segmentation="text"), "is no MATLAB file with"),
+        (b"<html>", "is not a MATLAB file"),
+        (mat()[:-9], "is not a MATLAB file"),
+        (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "is not a MATLAB file"),
+        (mat(name="GTcls"), "is not a MATLAB file with GTinst.Segmentation and GTinst.Categories"),
+        (mat(categories=None), "is not a MATLAB file with"),
+        (mat(segmentation=np.zeros((0, 0))), "is not a MATLAB file with"),
+        (mat(segmentation=SEGMENTATION * 0.5), "values other than integers"),
+        (mat(segmentation="text"), "is not a MATLAB file with"),
         (mat(categories=(15,)), "object 2 has no class: GTinst.Categories lists 1"),
-        (mat(categories=(15, 21)), "object 2 has class 21, but there are 1 to 20 only"),
+        (mat(categories=(15, 21)), "object 2 has class 21, but there are only 1 to 20"),
         (mat(segmentation=SEGMENTATION[:2]), "is 4 x 2 pixels, but the image is 4 x 3"),
     ],
 )
@@ -153,7 +153,7 @@ def test_missing_files_are_named_together(sbd: Path) -> None:
 
 
 def recompressed(content: bytes) -> bytes:
-    """An ``inst`` file of one compressed element, whose checksum is right whatever it holds."""
+    """An ``inst`` file of one compressed element, whose checksum is right for any content."""
     packed = zlib.compress(content)
     return mat()[:128] + struct.pack("<II", matlab.COMPRESSED, len(packed)) + packed
 
@@ -175,12 +175,12 @@ def test_sizes_with_a_right_checksum_that_let_scipy_read_beyond_its_memory_are_a
     junk = bytearray(CONTENT)
     junk[131], junk[161] = 8, 127
     put(sbd / "inst/2008_000002.mat", recompressed(bytes(junk)))
-    with pytest.raises(ProblemError, match="is no MATLAB file with GTinst"):
+    with pytest.raises(ProblemError, match="is not a MATLAB file with GTinst"):
         read_instances(sbd, "inst/2008_000002.mat")
 
 
 @pytest.mark.parametrize("word", [0, 1, 7, 0xFFFF, 0x7FFFFFF0, 0xFFFFFFF8, 0xFFFFFFFF, 0x00040001, 0x80000000])
-def test_no_wrong_word_of_a_matlab_file_is_read_beyond_its_end(sbd: Path, word: int) -> None:
+def test_no_wrong_word_makes_the_reader_read_beyond_a_matlab_file(sbd: Path, word: int) -> None:
     for place in range(0, len(CONTENT), 4):
         check_fuzzed(sbd, recompressed(CONTENT[:place] + struct.pack("<I", word) + CONTENT[place + 4 :]))
 
@@ -194,7 +194,7 @@ def test_no_wrong_word_of_a_matlab_file_is_read_beyond_its_end(sbd: Path, word: 
 def test_damaged_matlab_files_raise_nothing_but_problems(
     tmp_path_factory: pytest.TempPathFactory, compressed: str, changes: list[tuple[int, bytes]], end: int
 ) -> None:
-    """Damaged without compression, after it, or before it, so that the checksum is right."""
+    """Damage without compression, after it, or before it (then the checksum is right)."""
     data = CONTENT if compressed == "before" else mat(do_compression=compressed == "after")
     for start, junk in changes:
         data = data[:start] + junk + data[start + len(junk) :]
@@ -203,7 +203,7 @@ def test_damaged_matlab_files_raise_nothing_but_problems(
 
 
 def check_fuzzed(folder: Path, data: bytes) -> None:
-    """Read an ``inst`` file: it is whole, or there are problems and nothing else."""
+    """Read an ``inst`` file: it is valid, or only problems are raised."""
     put(folder / "inst/fuzzed.mat", data)
     segmentation, classes = np.zeros((1, 1), dtype=np.uint16), {}
     problems: tuple[Problem, ...] = ()
@@ -239,10 +239,10 @@ def test_a_compressed_element_does_not_grow_beyond_the_bound(monkeypatch: pytest
     assert len(data) < 10_000
     assert read_struct(data, "GTinst", ("Segmentation",))["Segmentation"].shape == (3000, 1000)
     monkeypatch.setattr(matlab, "MAX_CONTENT", 1 << 21)
-    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+    with pytest.raises(MatlabError, match="unpacks to more than 2 MiB"):
         read_struct(data, "GTinst", ("Segmentation",))
     many = mat()[:128] + mat(np.zeros((1500, 1000), dtype=np.uint8), name="other")[128:] * 2 + mat()[128:]
-    with pytest.raises(MatlabError, match="holds more than 2 MiB"):
+    with pytest.raises(MatlabError, match="unpacks to more than 2 MiB"):
         read_struct(many, "GTinst", ("Segmentation",))
 
 
@@ -257,7 +257,7 @@ def make_voc(root: Path, *image_ids: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "VOC2012", "VOCdevkit/VOC2012", "a/b/c/mine"])
-def test_voc_is_found_wherever_it_lies(tmp_path: Path, place: str) -> None:
+def test_voc_is_found_at_any_place_in_the_folder(tmp_path: Path, place: str) -> None:
     make_voc(tmp_path / place)
     put(tmp_path / place / "ImageSets/Segmentation/train.txt", b"b\na\n")
     put(tmp_path / place / "ImageSets/Segmentation/val.txt", b"c\n")
@@ -265,7 +265,7 @@ def test_voc_is_found_wherever_it_lies(tmp_path: Path, place: str) -> None:
     assert ids(tmp_path) == {"train": ["b", "a"], "val": ["c"]}
 
 
-def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> None:
+def test_voc_without_validation_list_has_only_a_train_split(tmp_path: Path) -> None:
     make_voc(tmp_path, "a", "b", "my image")
     assert ids(tmp_path) == {"train": ["a", "b", "my image"]}
     put(tmp_path / "ImageSets/Segmentation/trainval.txt", b"a\nb\n")
@@ -274,10 +274,10 @@ def test_voc_without_validation_list_leaves_the_choice_open(tmp_path: Path) -> N
     assert ids(tmp_path) == {"train": ["a"]}
 
 
-def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> None:
+def test_masks_are_found_with_their_suffix_in_any_case(tmp_path: Path) -> None:
     make_voc(tmp_path)
     put(tmp_path / "JPEGImages/a.JPG", image_bytes())
-    with pytest.raises(DataError, match=r"SegmentationObject: holds no \*\.png"):
+    with pytest.raises(DataError, match=r"SegmentationObject: has no \*\.png"):
         read_dataset(tmp_path)
     put(tmp_path / "SegmentationObject/.a.png")  # as macOS leaves them
     put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
@@ -290,7 +290,7 @@ def test_masks_are_found_whatever_the_case_of_their_ending(tmp_path: Path) -> No
     assert {warning.file for warning in image.warnings} == {"Annotations/a.XML"}
 
 
-def test_images_without_annotations_are_counted_where_no_list_names_the_images(
+def test_images_without_annotations_are_counted_if_no_list_names_the_images(
     sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_voc(tmp_path / "VOC", "a", "\u00dcbung")
@@ -302,7 +302,7 @@ def test_images_without_annotations_are_counted_where_no_list_names_the_images(
     )
     assert "JPEGImages: images without a mask" in caplog.text
     put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
-    assert not read_dataset(tmp_path / "VOC").warnings  # what a list leaves out is meant
+    assert not read_dataset(tmp_path / "VOC").warnings  # a list omits images on purpose
     put(sbd / "img/more.jpg", image_bytes())
     assert not read_dataset(sbd).warnings
     (sbd / "train.txt").unlink()
@@ -310,7 +310,7 @@ def test_images_without_annotations_are_counted_where_no_list_names_the_images(
     assert str(warning).startswith("img: images without annotations in inst are not used: 1, such as 'more'")
 
 
-def test_matlab_files_are_found_whatever_the_case_of_their_ending(sbd: Path, tmp_path: Path) -> None:
+def test_matlab_files_are_found_with_their_suffix_in_any_case(sbd: Path, tmp_path: Path) -> None:
     (sbd / "train.txt").unlink()
     (sbd / "inst/2008_000002.mat").rename(sbd / "inst/2008_000002.MAT")
     (source,) = read_dataset(tmp_path).splits["train"]
@@ -331,8 +331,8 @@ def test_a_folder_that_voc_lacks_is_named(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
-def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None:
-    put(tmp_path / "images.json/readme.txt")  # a folder with such a name is no file
+def test_coco_is_recognized_by_its_instances_file_among_others(tmp_path: Path) -> None:
+    put(tmp_path / "images.json/readme.txt")  # a folder with such a name is not a file
     put(tmp_path / "coco/val2017/a.jpg", image_bytes())
     tree = {
         "images": [{"id": 3, "file_name": "a.jpg"}],
@@ -353,7 +353,7 @@ def test_coco_is_told_by_its_instances_file_among_others(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("stray", [b"{}", b'{"images": []}', b"", b"[1, 2]", b"no json"])
-def test_coco_is_told_from_other_json_by_its_content(tmp_path: Path, stray: bytes) -> None:
+def test_coco_is_distinguished_from_other_json_by_its_content(tmp_path: Path, stray: bytes) -> None:
     put(tmp_path / "images/a.jpg", image_bytes())
     tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     put(tmp_path / "train.json", json.dumps(tree).encode())
@@ -377,7 +377,7 @@ def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
-def test_a_folder_of_images_alone_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_with_only_images_is_refused_with_the_searched_formats(tmp_path: Path) -> None:
     put(tmp_path / "a.jpg", image_bytes())
     with pytest.raises(
         DataError,
@@ -392,7 +392,7 @@ def test_a_folder_of_images_alone_is_refused_with_what_was_looked_for(tmp_path: 
 
 
 @pytest.mark.parametrize("depth", [5, 6])
-def test_ingest_and_preprocess_look_equally_deep(tmp_path: Path, depth: int) -> None:
+def test_ingest_and_preprocess_search_equally_deep(tmp_path: Path, depth: int) -> None:
     make_voc(tmp_path / Path(*"abcdef"[:depth]), "a")
     for look in (read_dataset, dataset_files):
         if depth <= 5:
@@ -420,7 +420,7 @@ def test_voc_and_coco_in_one_folder_are_refused_by_all_callers(tmp_path: Path, l
 
 
 @pytest.mark.parametrize("look", [read_dataset, dataset_files])
-def test_images_of_two_voc_folders_beside_semantic_boundaries_are_refused(sbd: Path, tmp_path: Path, look: Any) -> None:
+def test_images_of_two_voc_folders_next_to_sbd_are_refused(sbd: Path, tmp_path: Path, look: Any) -> None:
     (sbd / "img").rename(tmp_path / "JPEGImages")
     assert look(tmp_path)
     put(tmp_path / "VOC2012/JPEGImages/2008_000002.jpg", image_bytes())
@@ -428,15 +428,15 @@ def test_images_of_two_voc_folders_beside_semantic_boundaries_are_refused(sbd: P
         look(tmp_path)
 
 
-def test_a_folder_around_coco_is_no_part_of_the_names(tmp_path: Path) -> None:
+def test_a_parent_folder_of_coco_is_not_part_of_the_names(tmp_path: Path) -> None:
     put(tmp_path / "wrapper/images/a.jpg", image_bytes())
     tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     put(tmp_path / "wrapper/train.json", json.dumps(tree).encode())
     assert ids(tmp_path) == ids(tmp_path / "wrapper") == {"train": ["images/a.jpg"]}
 
 
-def test_what_files_brings_is_what_read_needs(sbd: Path, tmp_path: Path) -> None:
-    """Read after a copy of just those files: the same images."""
+def test_files_returns_what_read_needs(sbd: Path, tmp_path: Path) -> None:
+    """Reading a copy of just those files gives the same images."""
     make_voc(tmp_path / "voc", "a")
     put(tmp_path / "coco/images/a.jpg", image_bytes())
     tree = {"images": [{"id": 3, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
@@ -453,8 +453,8 @@ def test_what_files_brings_is_what_read_needs(sbd: Path, tmp_path: Path) -> None
         assert ids(copy) == ids(origin)
 
 
-def test_two_formats_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="'COCO' is registered already"):
+def test_two_formats_with_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="'COCO' is already registered"):
         register_format(coco)
 
 

@@ -1,4 +1,4 @@
-"""The generated sample: same settings, same bytes; pictures, masks and boxes agree; the layout is VOC2012's."""
+"""The generated sample: equal settings give equal bytes; images, masks and boxes agree; the format is VOC2012's."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_generating_again_replaces_what_was_there(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.jpg"))) == 5
 
 
-def test_layout_is_that_of_voc2012(voc: Path) -> None:
+def test_the_files_are_those_of_voc2012(voc: Path) -> None:
     train, val = lines(voc, "train"), lines(voc, "val")
     assert (len(train), len(val)) == (28, 20)
     assert train[:2] == ["2012_000001", "2012_000002"]
@@ -114,7 +114,7 @@ def test_layout_is_that_of_voc2012(voc: Path) -> None:
         assert {path.name for path in (voc / folder).iterdir()} == {f"{name}.{suffix}" for name in train + val}
 
 
-def test_images_are_rgb_jpegs_of_the_asked_size_in_both_orientations(voc: Path) -> None:
+def test_images_are_rgb_jpegs_of_the_requested_size_in_both_orientations(voc: Path) -> None:
     sizes = []
     for path in (voc / "JPEGImages").iterdir():
         with Image.open(path) as image:
@@ -161,7 +161,7 @@ def test_every_object_index_has_one_xml_object_and_its_class_in_both_masks(image
         assert (image.classes[image.instances == 0] == 0).all()
 
 
-def test_void_separates_every_object_from_all_that_is_not_it(images: dict[str, Annotated]) -> None:
+def test_void_separates_every_object_from_everything_else(images: dict[str, Annotated]) -> None:
     for image in images.values():
         decided = image.instances != VOID
         for index in range(len(image.names) + 1):
@@ -169,7 +169,7 @@ def test_void_separates_every_object_from_all_that_is_not_it(images: dict[str, A
             assert set(image.instances[around & decided]) == {index}
 
 
-def test_boxes_enclose_the_masks_and_are_held_by_object_or_void_on_every_side(images: dict[str, Annotated]) -> None:
+def test_boxes_enclose_the_masks_and_touch_object_or_void_on_every_side(images: dict[str, Annotated]) -> None:
     for image in images.values():
         for index, (left, top, right, bottom) in enumerate(image.boxes, start=1):
             own_or_void = (image.instances == index) | (image.instances == VOID)

@@ -1,4 +1,4 @@
-"""Choosing validation images, finding images of one picture, and picking classes."""
+"""Choosing validation images, finding near-duplicates, and selecting classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def many_images() -> dict[str, set[int]]:
     return {f"p{n}": {k for k in range(6) if rng.random() < 0.5 ** (k + 1)} for n in range(1000)}
 
 
-def test_every_class_and_the_images_without_objects_have_their_share() -> None:
+def test_every_class_and_the_images_without_objects_get_their_share() -> None:
     images = many_images()
     val = choose_validation(images, alone(images), 0.2, seed=0).validation
     assert abs(len(val) - 200) <= 10
@@ -35,7 +35,7 @@ def test_every_class_and_the_images_without_objects_have_their_share() -> None:
     assert len(val & empty) == round(0.2 * len(empty))
 
 
-def test_the_choice_hangs_on_the_seed_and_the_names_alone() -> None:
+def test_the_choice_depends_only_on_the_seed_and_the_names() -> None:
     images = many_images()
     shuffled = {name: images[name] for name in sorted(images, key=lambda name: name[::-1])}
     first = choose_validation(images, alone(images), 0.1, seed=0)
@@ -53,7 +53,7 @@ GROUPS = st.lists(st.integers(0, 5), min_size=30, max_size=30)
 
 
 def grouped(images: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
-    """Each image's group, called as its first image: images of one number, or those of number 0 alone."""
+    """Each image's group, named after its first image: images of one number, or only those of number 0."""
     group_of: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, number in zip(sorted(images), numbers, strict=False):
@@ -62,7 +62,7 @@ def grouped(images: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
 
 
 @given(PHOTOS, GROUPS, st.sampled_from([0.02, 0.1, 0.3, 0.7, 0.95]), st.integers(0, 5))
-def test_both_splits_have_objects_and_only_groups_said_to_be_parted_are(
+def test_both_splits_have_objects_and_only_reported_groups_are_split(
     images: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
 ) -> None:
     group_of = grouped(images, numbers)
@@ -77,14 +77,14 @@ def test_both_splits_have_objects_and_only_groups_said_to_be_parted_are(
         assert 0 < len(showing & choice.validation) < len(showing)
 
 
-def test_images_that_all_look_alike_are_parted_by_the_share_that_was_asked_for() -> None:
+def test_images_that_are_all_near_duplicates_are_split_by_the_requested_fraction() -> None:
     images = many_images()
     choice = choose_validation(images, dict.fromkeys(images, "p0"), 0.2, seed=0)
     assert [set(names) for names in choice.parted] == [set(images)]
     assert choice.validation == choose_validation(images, alone(images), 0.2, seed=0).validation
 
 
-def test_a_large_group_stays_whole_where_the_others_are_enough() -> None:
+def test_a_large_group_stays_whole_if_the_others_are_enough() -> None:
     images = {f"p{number:03}": {0} for number in range(200)}
     group_of = {name: "p000" if name < "p100" else name for name in images}
     choice = choose_validation(images, group_of, 0.1, seed=0)
@@ -94,7 +94,7 @@ def test_a_large_group_stays_whole_where_the_others_are_enough() -> None:
 
 
 @pytest.mark.parametrize(("groups", "size"), [(10, 10), (3, 33), (2, 5)])
-def test_whole_groups_are_taken_up_to_a_third_of_the_images_and_parted_beyond(groups: int, size: int) -> None:
+def test_whole_groups_are_added_up_to_a_third_of_the_images_and_split_beyond(groups: int, size: int) -> None:
     images = {f"p{number:03}": {0} for number in range(100)}
     group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in images}
     choice = choose_validation(images, group_of, 0.05, seed=0)
@@ -185,7 +185,7 @@ def test_all_classes_keep_their_ids() -> None:
     assert select_classes(CLASSES, None) == (CLASSES, {1: 1, 2: 7, 3: 9})
 
 
-def test_a_list_picks_classes_in_its_order() -> None:
+def test_a_list_selects_classes_in_its_order() -> None:
     assert select_classes(CLASSES, ["cat", "person"]) == ({1: "cat", 2: "person"}, {1: 2, 3: 1})
 
 

@@ -141,7 +141,7 @@ def test_touching_instances_give_tight_boxes_areas_classes_and_masks_without_voi
     assert image.warnings == ()
 
 
-def test_instance_takes_majority_class_and_ignores_void_under_it(voc: Voc) -> None:
+def test_instance_gets_its_majority_class_and_ignores_void(voc: Voc) -> None:
     objects = np.zeros((6, 8), dtype=np.uint8)
     objects[:, :5] = 7  # 30 pixels
     classes = np.where(objects == 7, PERSON, 0).astype(np.uint8)
@@ -168,7 +168,7 @@ def test_image_without_objects_is_a_negative(voc: Voc) -> None:
     ),
     st.fixed_dictionaries({index: st.integers(1, 20) for index in (1, 2, 3, 254)}),
 )
-def test_instances_equal_a_pixel_by_pixel_reading(objects: np.ndarray, class_of: dict[int, int]) -> None:
+def test_instances_equal_those_read_pixel_by_pixel(objects: np.ndarray, class_of: dict[int, int]) -> None:
     classes = np.zeros_like(objects)
     for index, class_index in class_of.items():
         classes[objects == index] = class_index
@@ -184,10 +184,10 @@ def test_instances_equal_a_pixel_by_pixel_reading(objects: np.ndarray, class_of:
         assert instance.counts == encoded["counts"].decode()
 
 
-# The XML beside the masks
+# XML and masks
 
 
-def test_flags_go_to_the_instance_whose_box_and_class_fit(voc: Voc) -> None:
+def test_flags_go_to_the_instance_with_matching_box_and_class(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML, PERSON_XML))
     image = read_voc_image(voc.root, "a")
     person, dog = image.instances
@@ -203,7 +203,7 @@ def test_parts_of_a_person_are_not_objects(voc: Voc) -> None:
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_two_of_one_class_are_paired_by_overlap_not_by_order(voc: Voc) -> None:
+def test_two_objects_of_one_class_are_matched_by_overlap_not_by_order(voc: Voc) -> None:
     voc.classes(png(np.where(CLASSES == DOG, PERSON, CLASSES).astype(np.uint8)))
     voc.annotation(xml(DOG_XML.replace("dog", "person"), PERSON_XML))
     left, right = read_voc_image(voc.root, "a").instances
@@ -241,8 +241,8 @@ def test_boxes_match_within_the_void_band(voc: Voc, side: int, box: tuple[float,
     reasons = [str(warning) for warning in image.warnings]
     assert len(reasons) == (0 if fits else 2)
     if not fits:
-        assert "no box fits the mask of object index 1 (person)" in reasons[0]
-        assert "object 1 (person) fits no mask" in reasons[1]
+        assert "no box matches the mask of object index 1 (person)" in reasons[0]
+        assert "object 1 (person) matches no mask" in reasons[1]
 
 
 def test_xml_of_another_size_is_a_warning(voc: Voc) -> None:
@@ -268,7 +268,7 @@ def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
         (b'<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove it"),
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "remove it"),
         (xml(xml_object("Person", (2, 2, 4, 4))), "object 1: unknown class name 'Person'; did you mean 'person'?"),
-        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need COCO's layout"),
+        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need the COCO format"),
         (xml(PERSON_XML, xml_object("unicorn", (2, 2, 4, 4))), "object 2: unknown class name 'unicorn'; the classes"),
         (xml(PERSON_XML.replace("<xmin>2</xmin>", "")), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (5, 2, 4, 4))), "object 1 (person): <bndbox> needs the numbers"),
@@ -298,7 +298,7 @@ def test_colour_grey_and_cmyk_images_are_read(voc: Voc, mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.PNG"])
-def test_image_is_found_whatever_the_case_of_its_ending(voc: Voc, name: str) -> None:
+def test_image_is_found_with_its_suffix_in_any_case(voc: Voc, name: str) -> None:
     (voc.root / "JPEGImages" / "a.jpg").unlink()
     voc.put(
         f"JPEGImages/{name}", jpeg() if "j" in name.lower() else png(np.zeros((6, 8, 3), dtype=np.uint8), mode="RGB")
@@ -326,7 +326,7 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
     image = read_voc_image(voc.root, image_id)
     assert (len(image.instances), image.has_xml, image.image.file) == (2, True, f"JPEGImages/{stored}.jpg")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
-    with pytest.raises(DataError, match=r"line 2: .* stands on line 1 already"):
+    with pytest.raises(DataError, match=r"line 2: .* is already on line 1"):
         read_split(voc.root, "train")
 
 
@@ -336,8 +336,8 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
         (b"", "is empty"),
         (b"<html>not found</html>", "is not a JPEG or PNG file (it begins with b'<html>no')"),
         (jpeg((64, 64))[: len(jpeg((64, 64))) // 2], "cannot be decoded to its end"),
-        (jpeg((64, 64))[:100], "bring"),
-        (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "save it with 8 bits a channel"),
+        (jpeg((64, 64))[:100], "replace the file"),
+        (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "save it with 8 bits per channel"),
     ],
     ids=["empty", "web page", "half", "header only", "16-bit"],
 )
@@ -354,16 +354,16 @@ def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
     (warning,) = image.warnings
     assert str(warning) == (
-        "JPEGImages/a.jpg: carries EXIF orientation 6: it was turned upright, and its masks are turned with it"
+        "JPEGImages/a.jpg: has EXIF orientation 6: it was turned upright, and its masks are turned with it"
     )
 
 
-def test_masks_drawn_on_the_turned_image_are_told_by_their_size(voc: Voc) -> None:
+def test_masks_drawn_on_the_upright_image_are_recognized_by_their_size(voc: Voc) -> None:
     voc.image(jpeg((6, 8), orientation=6))
     image = read_voc_image(voc.root, "a")
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
     (warning,) = image.warnings
-    assert "its masks are taken as drawn on the turned image" in warning.reason
+    assert "its masks are taken as drawn on the upright image" in warning.reason
 
 
 def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
@@ -372,15 +372,15 @@ def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
     assert voc.problem().startswith("SegmentationObject/a.png: is 8 x 6 pixels, but the image is 6 x 8")
 
 
-def test_an_orientation_that_exif_does_not_know_is_none(voc: Voc) -> None:
+def test_an_unknown_exif_orientation_is_ignored(voc: Voc) -> None:
     voc.image(jpeg(orientation=9))
     assert read_voc_image(voc.root, "a").warnings == ()
 
 
-def test_an_image_in_print_colours_is_read_with_a_warning(voc: Voc) -> None:
+def test_a_cmyk_image_is_read_with_a_warning(voc: Voc) -> None:
     voc.image(jpeg(mode="CMYK"))
     (warning,) = read_voc_image(voc.root, "a").warnings
-    assert str(warning).startswith("JPEGImages/a.jpg: has print colours (CMYK)")
+    assert str(warning).startswith("JPEGImages/a.jpg: has CMYK colours")
 
 
 def animated_png() -> bytes:
@@ -390,12 +390,12 @@ def animated_png() -> bytes:
     return buffer.getvalue()
 
 
-def test_an_animated_picture_is_a_problem(voc: Voc) -> None:
+def test_an_animated_image_is_a_problem(voc: Voc) -> None:
     voc.image(animated_png())
-    assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the one that")
+    assert voc.problem().startswith("JPEGImages/a.jpg: is an animation of 2 frames; save the frame that")
 
 
-def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
+def test_255_indices_are_254_objects_and_void(voc: Voc) -> None:
     objects = np.repeat(np.arange(256, dtype=np.uint8), 2).reshape(16, 32)
     voc.image(jpeg((32, 16)))
     voc.objects(png(objects))
@@ -404,11 +404,11 @@ def test_255_numbers_are_254_objects_and_the_void(voc: Voc) -> None:
     assert [(i.number, i.area) for i in image.instances] == [(number, 2) for number in range(1, 255)]
 
 
-def test_an_xml_bomb_is_refused_before_it_grows(voc: Voc) -> None:
+def test_an_xml_bomb_is_refused_before_it_expands(voc: Voc) -> None:
     layers = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     bomb = f'<!DOCTYPE a [<!ENTITY e0 "boom">{layers}]><annotation>&e11;</annotation>'
     voc.annotation(bomb.encode())
-    assert voc.problem().startswith("Annotations/a.xml: holds a document type definition")
+    assert voc.problem().startswith("Annotations/a.xml: has a document type definition")
 
 
 # Masks
@@ -432,9 +432,9 @@ def grey_png(bits: int) -> bytes:
         (None, "no such file; each image needs its mask"),
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
-        (png(OBJECTS)[:60], "bring the file again"),
-        (png(voc_palette()[OBJECTS], mode="RGB"), "is an image in colours"),
-        (png(OBJECTS, mode="LA"), "is an image in colours or with transparency (LA)"),
+        (png(OBJECTS)[:60], "replace the file"),
+        (png(voc_palette()[OBJECTS], mode="RGB"), "is a colour image"),
+        (png(OBJECTS, mode="LA"), "is a colour image or has transparency (LA)"),
         (grey_png(1), "is 1-bit grey"),
         (grey_png(4), "is 4-bit grey"),
         (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "is 16-bit grey"),
@@ -452,7 +452,7 @@ def test_unusable_mask_is_a_problem(voc: Voc, mask: str, data: bytes | None, mes
     assert message in problem
 
 
-def test_grey_masks_and_masks_with_a_palette_of_their_own_are_read(voc: Voc) -> None:
+def test_grey_masks_and_masks_with_another_palette_are_read(voc: Voc) -> None:
     voc.objects(png(OBJECTS, mode="L"))
     voc.classes(png(CLASSES, palette=np.random.default_rng(0).integers(1, 31, (256, 3), dtype=np.uint8)))
     assert [i.class_index for i in read_voc_image(voc.root, "a").instances] == [PERSON, DOG]
@@ -462,7 +462,7 @@ def test_mask_whose_indices_an_editor_renumbered_is_a_problem(voc: Voc) -> None:
     renumbered = np.select([CLASSES == PERSON, CLASSES == DOG, CLASSES == 255], [1, 2, 3], 0).astype(np.uint8)
     voc.classes(png(renumbered, palette=voc_palette()[[0, PERSON, DOG, 255]]))
     problem = voc.problem()
-    assert problem.startswith("SegmentationClass/a.png: shows VOC's colours under other index numbers")
+    assert problem.startswith("SegmentationClass/a.png: has VOC's colours under other indices")
     assert "save it with VOC's own palette" in problem
 
 
@@ -486,7 +486,7 @@ def test_object_over_two_classes_is_a_problem(voc: Voc) -> None:
 def test_class_index_beyond_the_twenty_is_a_problem(voc: Voc) -> None:
     voc.classes(png(np.where(CLASSES == DOG, 21, CLASSES).astype(np.uint8)))
     assert voc.problem().startswith(
-        "SegmentationClass/a.png: holds class index 21, but there are 0 (background), 1 to 20"
+        "SegmentationClass/a.png: has class index 21, but there are only 0 (background), 1 to 20"
     )
 
 
@@ -497,7 +497,7 @@ def test_class_that_no_object_has_is_a_problem(voc: Voc) -> None:
     )
 
 
-def test_class_pixels_beside_their_object_are_a_warning(voc: Voc) -> None:
+def test_class_pixels_outside_their_object_are_a_warning(voc: Voc) -> None:
     objects = OBJECTS.copy()
     objects[1, 4:6] = 0
     voc.objects(png(objects))
@@ -505,7 +505,7 @@ def test_class_pixels_beside_their_object_are_a_warning(voc: Voc) -> None:
     assert str(warning).startswith("SegmentationClass/a.png: 2 of 6 pixels of dog belong to no object")
 
 
-def test_all_faults_of_a_image_are_reported_together(voc: Voc) -> None:
+def test_all_problems_of_an_image_are_reported_together(voc: Voc) -> None:
     (voc.root / "JPEGImages/a.jpg").unlink()
     (voc.root / "SegmentationObject/a.png").unlink()
     voc.classes(b"x")
@@ -567,14 +567,14 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"", "empty"),
         (b"\n \n", "empty"),
         (b"a  1\nb -1\nc  0\n", "class list of ImageSets/Main"),
-        (b"a\nb\na\n", "line 3: 'a' stands on line 1 already"),
+        (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
         (b"a\n../b\n", "line 2: '../b' is a path"),
-        (b"a.jpg\n", "line 1: 'a.jpg' has a file ending"),
-        (b"a\tb\n", "line 1: 'a\\tb' holds a tab"),
+        (b"a.jpg\n", "line 1: 'a.jpg' has a file suffix"),
+        (b"a\tb\n", "line 1: 'a\\tb' contains a tab"),
         (b"\xff\xfea\x00", "not a UTF-8 text file"),
     ],
 )
-def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
+def test_invalid_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
     voc.put("ImageSets/Segmentation/train.txt", text)
     with pytest.raises(DataError) as caught:
         read_split(voc.root, "train")
@@ -582,7 +582,7 @@ def test_faulty_split_file_is_refused(voc: Voc, text: bytes, message: str) -> No
     assert message in str(caught.value)
 
 
-def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
+def test_names_that_end_in_a_number_are_not_a_class_list(voc: Voc) -> None:
     voc.put("ImageSets/Segmentation/train.txt", "Übung 1\ndog 1\n".encode())
     voc.put("JPEGImages/dog 1.JPG", jpeg())
     voc.put("JPEGImages/dog.jpg", jpeg())
@@ -591,7 +591,7 @@ def test_names_that_end_in_a_number_are_no_class_list(voc: Voc) -> None:
     with pytest.raises(DataError, match="'Übung 1': this is a class list"):
         read_split(voc.root, "train")
     (voc.root / "JPEGImages/dog.jpg").unlink()
-    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither is there: each is named as a missing image
+    assert read_split(voc.root, "train") == ["Übung 1", "dog 1"]  # neither exists: each is reported as a missing image
 
 
 def test_a_missing_split_file_is_refused(voc: Voc) -> None:
@@ -602,13 +602,13 @@ def test_a_missing_split_file_is_refused(voc: Voc) -> None:
 # COCO
 
 
-def test_image_numbers_are_the_digits_of_voc_names_or_run_from_one() -> None:
+def test_image_numbers_are_the_digits_of_voc_names_or_count_from_one() -> None:
     assert image_numbers(["2012_000001", "2007_000032"]) == {"2012_000001": 2012000001, "2007_000032": 2007000032}
     assert image_numbers(["b", "2007_000032", "a"]) == {"2007_000032": 1, "a": 2, "b": 3}
-    assert image_numbers(["٢٠٠٧_000032"]) == {"٢٠٠٧_000032": 1}  # other scripts' digits are no VOC name
+    assert image_numbers(["٢٠٠٧_000032"]) == {"٢٠٠٧_000032": 1}  # digits of other scripts are not a VOC name
 
 
-def test_coco_annotation_holds_flags_only_where_the_xml_object_was_found(voc: Voc) -> None:
+def test_coco_annotation_has_flags_only_if_the_xml_object_was_found(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML))
     person, dog = (coco_annotation(item, item.class_index) for item in read_voc_image(voc.root, "a").instances)
     counts = person["segmentation"].pop("counts")

@@ -270,7 +270,7 @@ def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: 
 def test_a_picture_of_16_bits_is_not_cut_off_at_255(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(path)
-    with pytest.raises(DataError, match=r"deep\.png: .*16 or more bits a channel; save it with 8 bits a channel"):
+    with pytest.raises(DataError, match=r"deep\.png: .*16 or more bits per channel; save it with 8 bits per channel"):
         predictor.predict(path)
 
 

@@ -1,4 +1,4 @@
-"""Groups of commands: which errors are messages, and with which exit code."""
+"""Groups of commands: which errors become messages, and their exit codes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_user_error_is_its_message_alone_and_its_exit_code(error: Exception, c
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{message}\n")
 
 
-def test_a_bug_is_no_message() -> None:
+def test_a_bug_is_not_reported_as_a_message() -> None:
     assert isinstance(ended_with(ZeroDivisionError("bug")).exception, ZeroDivisionError)
 
 

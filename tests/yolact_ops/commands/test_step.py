@@ -45,7 +45,7 @@ def failing(error: BaseException) -> Callable[[Params], None]:
     return work
 
 
-def test_settings_come_from_params_yaml_here(command: Callable[..., int], workplace: Path) -> None:
+def test_settings_come_from_params_yaml_in_the_working_folder(command: Callable[..., int], workplace: Path) -> None:
     seen: list[Params] = []
     assert command(seen.append) == 0
     assert seen == [load_params(workplace / "params.yaml")]
@@ -135,7 +135,7 @@ def test_a_wrong_option_is_exit_code_2(
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["step.py"])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets one of its own
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # Typer sets its own
     with pytest.raises(ZeroDivisionError):
         run_command("train", failing(ZeroDivisionError("a bug")))
 

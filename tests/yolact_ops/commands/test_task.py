@@ -1,4 +1,4 @@
-"""What the Kubeflow tasks share: settings as text, the check of the code, clear errors, complete folders."""
+"""Shared by the Kubeflow tasks: settings as text, the check of the code version, clear errors, complete folders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_source(params: Params, text: str) -> Params:
 
 
 @given(text=st.text(min_size=1) | st.sampled_from(["s3://b/python3/{{$.x}}", "{{{$}}", "/data/python3python3"]))
-def test_settings_come_back_as_they_went_and_hide_what_kfp_would_replace(params: Params, text: str) -> None:
+def test_settings_survive_as_text_without_what_kfp_would_replace(params: Params, text: str) -> None:
     given_params = with_source(params, text)
     sent = kubeflow.as_text(given_params)
     assert kubeflow.settings(sent) == given_params
@@ -47,7 +47,7 @@ def test_settings_may_be_the_text_of_the_file_itself(params: Params, repository:
     assert kubeflow.settings((repository / "params.yaml").read_text()) == params
 
 
-def test_the_datas_settings_alone_do_not_change_with_the_others(params: Params) -> None:
+def test_the_text_of_the_data_settings_does_not_depend_on_other_settings(params: Params) -> None:
     other = params.model_copy(update={"train": params.train.model_copy(update={"lr": 0.5})})
     texts = {kubeflow.as_text(DataParams(data=some.data)) for some in (params, other)}
     assert len(texts) == 1
@@ -70,7 +70,7 @@ VERSION = "0123456789abcdef"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code is in an image, which recorded `VERSION` for two steps; logging stays the tests'."""
+    """A container image that recorded `VERSION` for two steps; the logging configuration is kept."""
     (tmp_path / code.RECORD).write_text(json.dumps(dict.fromkeys(("train", "ingest", "evaluate"), VERSION)))
     monkeypatch.setattr(code.is_recorded, "__defaults__", (tmp_path,))
     monkeypatch.setattr(code.installed_version, "__defaults__", (tmp_path,))
@@ -161,7 +161,7 @@ def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
     assert given_to_step["needs_store"] is True
 
 
-def test_a_table_keeps_its_columns_whatever_a_cell_holds() -> None:
+def test_a_table_keeps_its_columns_with_any_text_in_a_cell() -> None:
     assert kubeflow.markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n"
 
 
@@ -186,7 +186,7 @@ def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:
 
 
 def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(params: Params) -> None:
-    with pytest.raises(SettingsError, match="holds a password") as caught:
+    with pytest.raises(SettingsError, match="contains a password") as caught:
         source.run(params, repository="https://me:hidden@git.example/x.git", path="data", revision="v1")
     assert "hidden" not in str(caught.value)
 
@@ -201,22 +201,22 @@ def test_a_password_in_the_repositorys_address_is_refused_and_not_repeated(param
     ],
 )
 def test_a_password_in_the_settings_is_refused_and_not_repeated(params: Params, address: str) -> None:
-    with pytest.raises(SettingsError, match="holds a password") as caught:
+    with pytest.raises(SettingsError, match="contains a password") as caught:
         source.choose_source(with_source(params, address))
     assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["dvc:ssh://git@git.example/x.git#a@v1", "dvc:git@h:x.git#a@v1", "https://h/a?b=c"])
-def test_an_address_without_a_password_is_taken_as_it_is(params: Params, address: str) -> None:
+def test_an_address_without_a_password_is_unchanged(params: Params, address: str) -> None:
     assert source.choose_source(with_source(params, address)).data.source == address
 
 
-# What lies beside a component ----------------------------------------------------------------------------------
+# Files next to a component ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", code.find_steps())
 def test_a_components_folder_is_complete(name: str, repository: Path) -> None:
-    """After the conventions of kubeflow/pipelines-components: names, order and kinds of the metadata's keys."""
+    """By the conventions of kubeflow/pipelines-components: names, order and types of the metadata's keys."""
     folder = repository / "components" / name
     metadata = yaml.safe_load((folder / "metadata.yaml").read_text())
     assert list(metadata)[:4] == ["name", "stability", "dependencies", "lastVerified"]

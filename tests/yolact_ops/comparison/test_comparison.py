@@ -66,7 +66,7 @@ def ground_truth(images: int = 6, classes: dict[int, str] = CLASSES, first: int 
 
 
 def rows_of(truth: dict[str, Any], *, missed: Collection[str] = (), shift: int = 0) -> list[dict[str, Any]]:
-    """Everything is found, ``shift`` pixels aside, but for objects in the images ``missed``."""
+    """Detections of everything, shifted by ``shift`` pixels, except the objects in the images ``missed``."""
     names = {image["id"]: image["file_name"] for image in truth["images"]}
     return [
         {"image_id": item["image_id"], "category_id": item["category_id"], "score": 0.9, **region(*place)}
@@ -89,7 +89,7 @@ def side(truth: dict[str, Any], rows: list[dict[str, Any]], name: str = "a", **c
 
 
 class TestComparison:
-    def test_metrics_are_the_evaluators_with_intervals_where_they_are_paired(self) -> None:
+    def test_metrics_are_the_evaluators_with_intervals_if_paired(self) -> None:
         truth = ground_truth()
         a, b = rows_of(truth, missed={"image0.png", "image1.png"}), rows_of(truth, shift=3)
         compared = compare(side(truth, a), side(truth, b, "b"), samples=100, min_score=0.3)
@@ -118,7 +118,7 @@ class TestComparison:
         assert (gain.value, gain.low, gain.high) == (0, 0, 0)
 
     @pytest.mark.parametrize("what", ["images", "mask", "class"])
-    def test_other_data_is_said_and_has_no_interval(self, what: str) -> None:
+    def test_different_data_is_reported_and_has_no_interval(self, what: str) -> None:
         truth, other = ground_truth(), ground_truth(images=5 if what == "images" else 6)
         if what == "mask":
             other["annotations"][3] |= region(0, 0, 20, 20)
@@ -130,7 +130,7 @@ class TestComparison:
         assert metric_rows(compared)[0].difference is not None
         assert "different validation data" in compared.warnings[0]
 
-    def test_of_different_class_lists_the_common_ones_are_compared(self) -> None:
+    def test_with_different_class_lists_the_common_classes_are_compared(self) -> None:
         truth = ground_truth()
         fewer = {
             **truth,
@@ -150,20 +150,20 @@ class TestComparison:
         assert [row.name for row in class_rows(compared)] == ["cat"]
         assert class_rows(compared)[0].gain is not None
 
-    def test_nothing_in_common_and_nothing_found_is_no_failure(self) -> None:
+    def test_no_common_classes_and_no_detections_are_not_errors(self) -> None:
         truth, other = ground_truth(), ground_truth(classes={1: "ant", 2: "bee", 3: "fly"})
         assert compare(side(truth, []), side(other, []), samples=100, min_score=0.3).classes == []
         same = compare(side(truth, []), side(truth, []), samples=100, min_score=0.3)
         assert same.paired is not None
         assert metric_rows(same)[0].difference == 0
 
-    def test_other_detection_settings_and_unfinished_runs_are_said(self) -> None:
+    def test_other_detection_settings_and_unfinished_runs_are_reported(self) -> None:
         truth = ground_truth()
         b = side(truth, rows_of(truth), evaluate={"detect": {"max_detections": 5}}, remark="run b is FAILED")
         warnings = compare(side(truth, rows_of(truth)), b, samples=100, min_score=0.3).warnings
         assert len(warnings) == 2
         assert warnings[0] == "run b is FAILED"
-        assert "other detection settings (max_detections)" in warnings[1]
+        assert "different detection settings (max_detections)" in warnings[1]
 
     def test_detections_of_other_images_are_named_with_their_side(self) -> None:
         truth = ground_truth()
@@ -188,7 +188,7 @@ class TestComparison:
         assert MetricRow("cat", 0.5, 0.5, Interval(0.0, -0.0004, 0.01)).interval() == "0.0 to +1.0"
         assert MetricRow("cat", 0.5, 0.5, None).interval() == ""
 
-    def test_params_that_differ_or_are_not_there(self) -> None:
+    def test_params_that_differ_or_are_missing(self) -> None:
         changes = param_changes({"x": "1", "same": "2", "old": "3"}, {"new": "4", "same": "2", "x": "5"})
         assert [(c.key, c.a, c.b) for c in changes] == [("x", "1", "5"), ("old", "3", None), ("new", None, "4")]
 
@@ -215,7 +215,7 @@ def client(workplace: Path) -> MlflowClient:
 
 @pytest.fixture
 def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
-    """Logs a run as train and evaluate do and gives its id."""
+    """Logs a run as train and evaluate do, and returns its id."""
 
     def log(
         name: str,
@@ -269,7 +269,7 @@ def printed_json(*arguments: str) -> Any:
 
 
 class TestFindingARun:
-    def test_by_id_its_beginning_its_name_and_its_version(self, client: MlflowClient, log_run: Any) -> None:
+    def test_a_run_is_found_by_id_prefix_name_and_version(self, client: MlflowClient, log_run: Any) -> None:
         first, second = log_run("first"), log_run("second", experiment="elsewhere")
         version = register(client, second, "champion")
         assert find_run(client, first).info.run_id == first
@@ -277,9 +277,7 @@ class TestFindingARun:
         for reference in ("second", "models:/yolact@champion", f"models:/yolact/{version}"):
             assert find_run(client, reference).info.run_id == second
 
-    def test_an_evaluation_that_was_repeated_with_other_settings_is_told_as_it_was(
-        self, client: MlflowClient, log_run: Any
-    ) -> None:
+    def test_a_repeated_evaluation_is_shown_with_the_settings_it_used(self, client: MlflowClient, log_run: Any) -> None:
         detect = load_params(Path("params.yaml")).evaluate.detect
         used, before = detect.replace(score_threshold=0.5), detect.replace(score_threshold=0.25)
         params = {"evaluate.detect.score_threshold": "0.25", "train.lr": "0.1"}
@@ -296,13 +294,13 @@ class TestFindingARun:
             side, _ = open_side(f"models:/yolact/{number}", client)
             assert (side.remark is None) == is_of_now
             if side.remark:
-                assert f"was evaluated again since yolact version {number} was made in it" in side.remark
+                assert f"was evaluated again since it registered yolact version {number}" in side.remark
         printed = yolact("compare", "models:/yolact/1", "models:/yolact/3", "--samples", "100").stdout
         assert "A and B are the same run (again)" in printed
 
-    def test_what_fits_no_run_or_several_is_said(self, client: MlflowClient, log_run: Any) -> None:
+    def test_a_reference_to_no_run_or_several_is_reported(self, client: MlflowClient, log_run: Any) -> None:
         ids = {log_run("twin"), log_run("twin")}
-        with pytest.raises(DataError, match="may be several runs") as error:
+        with pytest.raises(DataError, match="matches several runs") as error:
             find_run(client, "twin")
         assert all(run_id[:12] in str(error.value) for run_id in ids)
         for reference in ("nobody", "it's not", "0" * 8):
@@ -343,9 +341,7 @@ class TestRuns:
         ):
             assert text in shown
 
-    def test_a_narrow_window_does_without_some_columns_and_says_so(
-        self, log_run: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_narrow_terminal_drops_columns_and_says_so(self, log_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         run_id = log_run("a-run-with-quite-a-name", ground_truth(), [], params={"model.backbone": "resnet18"})
         monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
         monkeypatch.setenv("COLUMNS", "80")
@@ -367,7 +363,7 @@ class TestRuns:
         filtered = printed_json("runs", "--filter", "params.`model.backbone` = 'resnet50'")
         assert [row["name"] for row in filtered] == ["two"]
 
-    def test_no_run_no_experiment_and_a_wrong_filter_are_said(self, log_run: Any) -> None:
+    def test_no_run_no_experiment_and_a_wrong_filter_are_reported(self, log_run: Any) -> None:
         log_run("one")
         assert "has no such run" in yolact("runs", "--filter", "metrics.x > 3").stdout
         wrong = yolact("runs", "--experiment", "nowhere")
@@ -375,11 +371,11 @@ class TestRuns:
         assert "has no experiment 'nowhere'. There are: Default, yolact" in wrong.stderr
         wrong = yolact("runs", "--filter", "mask AP is good")
         assert wrong.exit_code == 1
-        assert "is not one that MLflow understands" in wrong.stderr
+        assert "MLflow does not understand the filter" in wrong.stderr
 
 
 def write_images(folder: Path, truth: dict[str, Any]) -> None:
-    """What preprocess leaves."""
+    """Output of preprocess."""
     (folder / "images").mkdir(parents=True)
     for image in truth["images"]:
         Image.new("RGB", (SIDE, SIDE), (120, 130, 140)).save(folder / "images" / image["file_name"])
@@ -461,9 +457,9 @@ class TestCompare:
         result = yolact("compare", run_id, "same", "--samples", "100")
         assert result.exit_code == 0
         assert "No setting differs." in result.stdout
-        assert "In no image" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "the same objects in all images" in (workplace / "reports" / "compare" / "index.html").read_text()
 
-    def test_runs_on_different_data_stand_side_by_side_with_a_warning(self, log_run: Any, workplace: Path) -> None:
+    def test_runs_on_different_data_are_shown_side_by_side_with_a_warning(self, log_run: Any, workplace: Path) -> None:
         for name, images in (("before", 6), ("after", 5)):
             truth = ground_truth(images)
             log_run(name, truth, rows_of(truth))
@@ -471,7 +467,7 @@ class TestCompare:
         assert result.exit_code == 0
         assert "different validation data (6 and 5 images)" in result.stdout
         assert "interval" not in result.stdout.replace("have no interval", "")
-        assert "share no images" in (workplace / "reports" / "compare" / "index.html").read_text()
+        assert "no images in common" in (workplace / "reports" / "compare" / "index.html").read_text()
 
     def test_a_run_without_evaluation_is_named_with_what_to_do(self, log_run: Any) -> None:
         log_run("done", ground_truth(), [])

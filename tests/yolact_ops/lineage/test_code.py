@@ -28,7 +28,7 @@ def original(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def checkout(original: Path, tmp_path: Path) -> Path:
-    """Such a copy, to change."""
+    """Such a copy, which a test may change."""
     return Path(shutil.copytree(original, tmp_path / "checkout"))
 
 
@@ -38,7 +38,7 @@ def before(original: Path) -> dict[str, str]:
 
 
 def changed(checkout: Path, before: dict[str, str]) -> set[str]:
-    """Steps whose version is another one now."""
+    """Steps whose version has changed."""
     after = code.code_versions(checkout)
     assert after.keys() == before.keys()
     return {step for step, version in after.items() if version != before[step]}
@@ -55,14 +55,14 @@ def append(path: Path, text: str) -> None:
     path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
 
 
-def test_every_step_has_a_version_of_its_own(before: dict[str, str], repository: Path) -> None:
+def test_every_step_has_its_own_version(before: dict[str, str], repository: Path) -> None:
     folders = {path.parent.name for path in (repository / "components").glob("*/component.py")}
     assert before.keys() == folders
     assert len(set(before.values())) == len(folders)
     assert all(len(version) == code.LENGTH and int(version, 16) >= 0 for version in before.values())
 
 
-def test_documentation_and_what_a_step_does_not_import_leave_its_version(
+def test_documentation_and_code_that_a_step_does_not_import_do_not_change_its_version(
     checkout: Path, before: dict[str, str]
 ) -> None:
     for path in ("README.md", "docs/guide.md", "components/train/README.md", "components/train/component.yaml"):
@@ -79,7 +79,7 @@ def test_a_change_of_the_losses_changes_train_and_no_data_step(checkout: Path, b
     assert steps.isdisjoint({"source", "ingest", "preprocess"})
 
 
-def test_a_change_of_a_steps_own_code_or_template_changes_that_step_alone(
+def test_a_change_of_a_steps_own_code_or_template_changes_only_that_step(
     checkout: Path, before: dict[str, str]
 ) -> None:
     append(checkout / "components/merge/display.py", "# changed\n")
@@ -165,11 +165,11 @@ def test_the_program_prints_records_and_compares_versions(checkout: Path, before
     append(checkout / "components/merge/step.py", "# changed\n")
     refused = run(checkout, "--lock", str(lock), "--record", "--expect", printed.stdout.strip())
     assert refused.returncode == 1
-    assert "are not those of the files in it" in refused.stderr
+    assert "are not those of its files" in refused.stderr
     assert not (checkout / code.RECORD).exists()
 
 
-def test_an_image_has_the_versions_that_it_recorded(checkout: Path, before: dict[str, str]) -> None:
+def test_a_container_image_has_the_versions_that_it_recorded(checkout: Path, before: dict[str, str]) -> None:
     assert code.installed_versions(checkout) == before
     assert code.installed_version("train", checkout) == before["train"]
     (checkout / code.RECORD).write_text('{"train": "abc"}')
@@ -179,7 +179,7 @@ def test_an_image_has_the_versions_that_it_recorded(checkout: Path, before: dict
     assert code.installed_version("merge", checkout) == "none"
 
 
-def test_versions_survive_the_way_through_a_label() -> None:
+def test_versions_survive_a_round_trip_through_a_label() -> None:
     versions = {"train": "0123456789abcdef", "ingest": "fedcba9876543210"}
     assert code.versions_to_text(versions) == "ingest=fedcba9876543210 train=0123456789abcdef"
     assert code.versions_from_text(code.versions_to_text(versions)) == versions

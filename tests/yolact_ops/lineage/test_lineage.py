@@ -69,7 +69,7 @@ def test_dirty_means_that_the_commit_does_not_have_the_code(
     assert gather_lineage(params, root=work_tree).git_dirty is dirty
 
 
-def test_changes_of_files_that_a_question_is_not_about_are_left_out(work_tree: Path) -> None:
+def test_changes_of_ignored_files_do_not_count(work_tree: Path) -> None:
     (work_tree / "params.yaml").write_text("train: {lr: 1}")
     commit = git(work_tree, "rev-parse", "HEAD")
     assert git_state(work_tree) == (commit, True)
@@ -197,7 +197,7 @@ def test_a_conflicted_lock_file_is_refused(tmp_path: Path) -> None:
         hash_dvc_lock(path)
 
 
-def test_what_only_the_environment_knows_is_in_the_tags(
+def test_facts_from_the_environment_are_in_the_tags(
     tmp_path: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stated = {"YOLACT_IMAGE": "host/yolact:1", "YOLACT_IMAGE_DIGEST": "sha256:ab", "KFP_RUN_ID": "r-1"}
@@ -220,7 +220,7 @@ def test_the_code_version_names_tag_and_changes_of_the_code(work_tree: Path, par
     assert gather_lineage(params, root=work_tree).code_version == "v1.2-dirty"
 
 
-def test_the_lock_file_counts_up_to_the_step(tmp_path: Path) -> None:
+def test_only_lock_entries_before_the_step_count(tmp_path: Path) -> None:
     path = tmp_path / "dvc.lock"
 
     def hashes(**stages: str) -> list[str]:
@@ -235,7 +235,7 @@ def test_the_lock_file_counts_up_to_the_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"digest": ""}'])
-def test_processed_data_without_a_digest_sends_one_back_to_preprocess(tmp_path: Path, content: str | None) -> None:
+def test_processed_data_without_a_digest_says_to_run_preprocess(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "stats.json").write_text(content)
     with pytest.raises(DataError, match=r"stats\.json.*preprocess"):

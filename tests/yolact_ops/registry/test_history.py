@@ -1,4 +1,4 @@
-"""Decisions as the tags that registries hold."""
+"""Decisions as the tags stored in registries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TAG = (
     '"host": "a machine", "number": 2, "previous": 1, "reason": "it is better", "state": "done", '
     '"time": "2026-11-26T04:31:03+00:00", "version": 3, "who": "ada"}'
 )
-"""As registries hold it: its keys must not change, or the decisions made before cannot be read."""
+"""The form stored in registries: its keys must not change, or earlier decisions cannot be read."""
 
 
 def test_a_stored_decision_is_read_and_written_unchanged() -> None:

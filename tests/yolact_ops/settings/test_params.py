@@ -1,4 +1,4 @@
-"""Settings: what is accepted, and that each refusal names the file, the key and the way out."""
+"""Settings: what is accepted, and that each error names the file, the key and the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def base_text(repository: Path) -> str:
 
 @pytest.fixture
 def tree(repository: Path) -> dict[str, Any]:
-    """The base settings as a nested mapping that a test may spoil."""
+    """The base settings as a nested mapping that a test may change."""
     loaded = load_params(repository / "conf" / "base.yaml").model_dump(mode="python", by_alias=True)
     return copy.deepcopy(loaded)
 
@@ -136,7 +136,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("register.model_name", "a/b", "register.model_name: string should match pattern"),
     ],
 )
-def test_a_faulty_setting_is_refused_with_its_key_and_what_is_allowed(
+def test_an_invalid_setting_is_refused_with_its_key_and_what_is_allowed(
     tree: dict[str, Any], key: str, value: Any, expected: str
 ) -> None:
     put(tree, key, value)
@@ -183,7 +183,7 @@ def test_mask_rescoring_needs_large_enough_prototypes(tree: dict[str, Any]) -> N
         ("train.repeat_threshold", 0.0, "train.repeat_threshold: .*greater than 0"),
     ],
 )
-def test_faulty_sampling_is_refused(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
+def test_invalid_sampling_is_refused(tree: dict[str, Any], key: str, value: Any, said: str) -> None:
     put(tree, key, value)
     assert re.search(said, refusal(tree))
 
@@ -207,7 +207,7 @@ def test_backbones_have_the_depth_of_their_papers(tree: dict[str, Any], backbone
     ("backbone_weights", "initial_weights", "pretrained"),
     [("none", "none", False), ("imagenet", "none", True), ("none", "models", True), ("x.pth", "none", True)],
 )
-def test_weights_from_elsewhere_make_a_network_pretrained(
+def test_weights_from_a_file_make_a_network_pretrained(
     tree: dict[str, Any], backbone_weights: str, initial_weights: str, pretrained: bool
 ) -> None:
     tree["model"] |= {"backbone_weights": backbone_weights, "initial_weights": initial_weights}
@@ -231,7 +231,7 @@ def test_single_settings_of_detection_can_be_replaced() -> None:
         ),
     ],
 )
-def test_a_faulty_replacement_is_refused_with_its_key(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_replacement_is_refused_with_its_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         DEFAULT_DETECTION.replace(**changes)
 
@@ -246,7 +246,7 @@ def test_a_missing_key_is_named(tree: dict[str, Any], key: str) -> None:
     assert refusal(tree) == f"params.yaml: {key}: missing; conf/base.yaml has it with its published value"
 
 
-def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> None:
+def test_all_errors_are_reported_at_once_each_on_its_line(tree: dict[str, Any]) -> None:
     put(tree, "train.lr", "fast")
     put(tree, "model.bakbone", "resnet18")
     lines = refusal(tree, origin="x.yaml").splitlines()
@@ -255,7 +255,7 @@ def test_all_faults_are_named_at_once_each_on_its_line(tree: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("nothing", [None, [], "train", 3])
-def test_settings_that_are_no_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
+def test_settings_that_are_not_a_mapping_are_refused_with_the_sections_named(nothing: Any) -> None:
     assert refusal(nothing) == (
         "params.yaml: must be a mapping with the sections data, model, train, evaluate, runtime, register, promote"
     )
@@ -267,7 +267,7 @@ def test_a_missing_file_is_named_with_the_command_that_writes_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["smoke", "voc2012-r101"])
-def test_a_preset_in_place_of_the_whole_settings_is_said_once(repository: Path, name: str) -> None:
+def test_a_preset_instead_of_complete_settings_is_reported_once(repository: Path, name: str) -> None:
     path = repository / "conf" / f"{name}.yaml"
     with pytest.raises(SettingsError) as caught:
         load_params(path)
@@ -276,7 +276,7 @@ def test_a_preset_in_place_of_the_whole_settings_is_said_once(repository: Path, 
     assert f"`yolact preset use {name}`" in str(caught.value)
 
 
-def test_whole_settings_beside_the_base_are_read_and_their_faults_named(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_complete_settings_next_to_the_base_are_read_and_checked(tree: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "base.yaml").touch()
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
@@ -286,7 +286,7 @@ def test_whole_settings_beside_the_base_are_read_and_their_faults_named(tree: di
         load_params(path)
 
 
-def test_faults_of_two_sections_together_begin_with_the_key(tree: dict[str, Any]) -> None:
+def test_errors_across_two_sections_begin_with_the_key(tree: dict[str, Any]) -> None:
     tree["model"] |= {"backbone_weights": "none", "initial_weights": "none"}
     put(tree, "train.freeze", "stage1")
     assert refusal(tree).startswith("params.yaml: train.freeze: is stage1, but there are no weights to keep")
@@ -305,7 +305,7 @@ def test_the_layers_that_can_be_frozen_are_listed(tree: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.image_size", 4097), ("train.augment.image_sizes", [550, 100000])])
-def test_an_input_that_no_machine_holds_is_refused(tree: dict[str, Any], key: str, value: Any) -> None:
+def test_an_input_too_large_for_any_machine_is_refused(tree: dict[str, Any], key: str, value: Any) -> None:
     put(tree, key, value)
     assert re.search(rf"{re.escape(key)}.*less than or equal to 4096", refusal(tree))
 

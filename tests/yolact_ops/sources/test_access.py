@@ -105,7 +105,7 @@ def source(server: GitServer) -> DvcPath:
     return DvcPath(f"http://127.0.0.1:{server.server_address[1]}/data.git", "images", "v1")
 
 
-def test_the_environments_password_opens_the_repository_to_git_and_dvc(
+def test_the_environments_password_gives_git_and_dvc_access_to_the_repository(
     server: GitServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_USERNAME", USER)
@@ -133,7 +133,7 @@ def test_without_a_password_or_with_a_wrong_one_the_message_says_so(
     assert "wrong-password" not in str(caught.value)
 
 
-def test_the_password_is_for_the_repositorys_server_alone_and_the_users_configuration_stays(
+def test_the_password_is_sent_only_to_the_repositorys_server_and_the_users_configuration_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -38,7 +38,7 @@ from yolact_ops.transfer.download import DownloadError
 
 @pytest.fixture(scope="module")
 def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
-    """A folder with VOCdevkit/VOC2012: real images where they are kept beside the checkout, else generated ones."""
+    """A folder with VOCdevkit/VOC2012: real images if they are available in the checkout, otherwise generated ones."""
     folder = tmp_path_factory.mktemp("set")
     real = repository.parent / "shared" / "voc-mini" / "VOCdevkit"
     if real.is_dir():
@@ -51,7 +51,7 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Generated images in VOC's format, few enough to put under DVC in every test."""
+    """Generated images in VOC's format, few enough to add to DVC in every test."""
     folder = tmp_path_factory.mktemp("small")
     few = SampleConfig(seed=0, train_images=16, val_images=8, min_size=96, max_size=128, max_objects=3)
     generate_sample(folder, few)
@@ -60,7 +60,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archives(voc_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The set as set.tar, set.tar.gz (inside a folder of its own) and set.zip."""
+    """The set as set.tar, set.tar.gz (inside its own folder) and set.zip."""
     folder = tmp_path_factory.mktemp("archives")
     for name, mode, inside in (("set.tar", "w", "VOCdevkit"), ("set.tar.gz", "w:gz", "download/set/VOCdevkit")):
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
@@ -82,7 +82,7 @@ def s3(voc_set: Path, archives: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def ingest(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, bytes]]:
-    """The step on a source; what ``data/raw`` holds afterwards."""
+    """Runs the step on a source; returns the contents of ``data/raw``."""
     monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)
     base = load_params(repository / "conf" / "base.yaml")
 
@@ -131,7 +131,7 @@ def test_every_kind_of_source_gives_the_same_bytes(ingest: Callable, voc_set: Pa
 
 
 @pytest.mark.usefixtures("keys")
-def test_an_s3_source_whose_line_is_cut_half_way_arrives_whole_and_only_once(
+def test_an_s3_source_with_an_interrupted_connection_is_fetched_completely_and_only_once(
     ingest: Callable, archives: Path, s3: str, voc_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (archives / "set.tar").stat().st_size
@@ -167,13 +167,13 @@ HOSTILE = {
         ("image.jpg", tarfile.SYMTYPE, "../../../escaped.jpg"),
         r"leads out of the folder.*unpack it yourself",
     ),
-    "device.tar": (("image.jpg", tarfile.CHRTYPE, ""), r"is neither file, folder nor link.*unpack it yourself"),
+    "device.tar": (("image.jpg", tarfile.CHRTYPE, ""), r"is not a file, folder or link.*unpack it yourself"),
 }
-"""Name, kind and link of an archive's last entry, and what is said of it."""
+"""Name, kind and link of an archive's last entry, and the error message."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_that_holds_a_whole_set_leaves_the_old_data_and_nothing_beside_it(
+def test_a_hostile_archive_with_a_complete_set_leaves_the_old_data_and_nothing_else(
     ingest: Callable, small_set: Path, tmp_path: Path, name: str
 ) -> None:
     before = ingest(str(small_set))
@@ -215,13 +215,13 @@ def test_an_address_with_a_checksum_gives_that_file_or_none(ingest: Callable, ar
         with pytest.raises(DownloadError, match=f"has the SHA-256 {right}, but data.source says {wrong}") as caught:
             ingest(f"{server.url}#sha256={wrong}")
         assert "hidden" not in str(caught.value)
-        with pytest.raises(DataError, match=r"the checksum 'abc' is no SHA-256 \(64 hex digits\)"):
+        with pytest.raises(DataError, match=r"the checksum 'abc' is not a SHA-256 \(64 hex digits\)"):
             ingest(f"{server.url}#sha256=abc")
     with_checksum = web.Web("name", ["http://127.0.0.1:9/set.tar"], sha256=right)
-    assert with_checksum.state() != web.Web("name", with_checksum.urls, sha256=wrong).state()  # nobody is asked
+    assert with_checksum.state() != web.Web("name", with_checksum.urls, sha256=wrong).state()  # no server is asked
 
 
-def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> None:
+def test_sbd_and_coco_are_recognized_by_content(ingest: Callable, tmp_path: Path) -> None:
     sbd = write(
         tmp_path / "sbd",
         *(
@@ -244,7 +244,7 @@ def test_sbd_and_coco_are_told_by_looking(ingest: Callable, tmp_path: Path) -> N
     assert ingest(str(coco)).keys() == {"train/a.jpg", "annotations/train.json"}
 
 
-def test_coco_files_may_be_in_a_folder_of_vocs_name(ingest: Callable, tmp_path: Path) -> None:
+def test_coco_files_may_be_in_a_folder_with_vocs_name(ingest: Callable, tmp_path: Path) -> None:
     coco = write(tmp_path / "coco", "images/a.jpg")
     write(coco, "Annotations/train.json", content=b'{"images": [], "annotations": []}')
     assert ingest(str(coco)).keys() == {"images/a.jpg", "Annotations/train.json"}
@@ -268,7 +268,7 @@ def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_c
     assert contents(tmp_path / "data/raw") == before
 
 
-def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callable, tmp_path: Path) -> None:
+def test_sbd_without_images_uses_those_of_a_voc_folder_next_to_it(ingest: Callable, tmp_path: Path) -> None:
     folder = write(tmp_path / "both", "dataset/inst/a.mat", "dataset/train.txt")
     with pytest.raises(DataError, match="annotations without images"):
         ingest(str(folder))
@@ -283,7 +283,7 @@ def test_sbd_without_images_takes_those_of_a_voc_folder_beside_it(ingest: Callab
 def test_an_archive_in_no_known_format_is_named_by_its_own_name(ingest: Callable, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "notes.zip", "w") as file:
         file.writestr("notes.txt", "x")
-    with pytest.raises(DataError, match=r"notes\.zip: holds no .* in a known format\. It has: notes\.txt"):
+    with pytest.raises(DataError, match=r"notes\.zip: has no .* in a known format\. It has: notes\.txt"):
         ingest(str(tmp_path / "notes.zip"))
     assert not (tmp_path / "data/raw").exists()
 
@@ -292,7 +292,7 @@ def test_an_archive_in_no_known_format_is_named_by_its_own_name(ingest: Callable
 
 
 def team_call(root: Path, *command: str) -> str:
-    """Run a command of git or DVC in a repository; its output."""
+    """Run a git or DVC command in a repository, and return its output."""
     identity = {f"GIT_{who}_{what}": "t@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=root, env=environment | identity, capture_output=True, text=True)
@@ -317,7 +317,7 @@ def team_template(tmp_path_factory: pytest.TempPathFactory, small_set: Path) -> 
 
 @pytest.fixture
 def team_repository(team_template: Path, tmp_path: Path) -> Path:
-    """A git repository whose DVC cache holds the set at the tag v1, and one image less at v2."""
+    """A git repository whose DVC cache has the set at the tag v1, and one image less at v2."""
     shutil.copytree(team_template, tmp_path / "team", symlinks=True)
     return tmp_path / "team"
 
@@ -339,7 +339,7 @@ def test_a_path_that_dvc_tracks_is_taken_at_its_revision(
     assert contents(tmp_path / "data/raw") == first
 
 
-def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_nothing_else(
+def test_only_damaged_or_lost_files_of_a_fetched_dvc_source_are_fetched_again(
     ingest: Callable, team_repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     address = f"dvc:{team_repository}#images@v1"
@@ -361,14 +361,14 @@ def test_what_was_damaged_or_lost_of_a_fetched_dvc_source_is_fetched_again_and_n
     shutil.rmtree(team_repository / ".dvc" / "cache")
     assert ingest(address) == first
     images[0].unlink()
-    with pytest.raises(DownloadError, match="files that arrived are kept"):
+    with pytest.raises(DownloadError, match="fetched files are kept"):
         ingest(address)
     assert contents(tmp_path / "data/raw") == first
 
 
 @pytest.fixture
 def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> CuttingProxy:
-    """The team's repository with its data on an S3 server only, which is reached through a line that can be cut."""
+    """The team's repository with its data only on an S3 server, behind a proxy that can cut the connection."""
     proxy = CuttingProxy(s3)
     for command in (
         ["dvc", "remote", "add", "-q", "--default", "bucket", f"s3://bucket/{tmp_path.name}"],
@@ -383,7 +383,7 @@ def remote_repository(team_repository: Path, tmp_path: Path, s3: str) -> Cutting
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was(
+def test_a_dvc_source_on_s3_resumes_after_its_server_was_unavailable(
     ingest: Callable,
     team_repository: Path,
     remote_repository: CuttingProxy,
@@ -396,7 +396,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
     address = f"dvc:{team_repository}#images@v3"
     total = sum(map(len, contents(small_set).values()))
     remote_repository.dead_after = remote_repository.passed + total // 2
-    with pytest.raises(DownloadError, match=r"dvc:.*#images@v3: .*files that arrived are kept"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v3: .*fetched files are kept"):
         ingest(address)
     assert not (tmp_path / "data/raw").exists()
     arrived = {path: path.stat().st_ino for path in (tmp_path / "data/downloads").rglob("images/**/*.*")}
@@ -404,7 +404,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
 
     remote_repository.dead_after = None
     found = ingest(address)
-    assert found.items() < contents(small_set).items()  # v2 has a image less
+    assert found.items() < contents(small_set).items()  # v2 has one image less
     assert len(found) == len(contents(small_set)) - 1
     assert {path: path.stat().st_ino for path in arrived} == arrived  # not fetched again
     before = remote_repository.passed
@@ -414,7 +414,7 @@ def test_a_dvc_source_on_s3_whose_server_goes_away_half_way_goes_on_where_it_was
 
 
 class _Bar:
-    """What is shown of a transfer."""
+    """The progress shown of a transfer."""
 
     def __init__(self, total: int | None, **settings: object) -> None:
         self.total, self.shown = total, 0
@@ -429,7 +429,7 @@ class _Bar:
         pass
 
 
-def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_shows_bytes(
+def test_a_failing_storage_is_retried_with_growing_pauses_and_the_bar_shows_bytes(
     ingest: Callable, team_repository: Path, small_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing, pauses, fetch = {1: 2, 5: 1}, [], DVCFileSystem.get_file
@@ -457,7 +457,7 @@ def test_a_storage_that_fails_is_tried_again_with_growing_pauses_and_the_bar_sho
 @pytest.mark.parametrize(
     ("error", "tries"), [(FileNotFoundError("gone"), 1), (OSError(28, "No space left"), 1), (TimeoutError("slow"), 5)]
 )
-def test_what_no_other_try_can_mend_is_not_tried_again(
+def test_permanent_failures_are_not_retried(
     ingest: Callable, team_repository: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, tries: int
 ) -> None:
     calls = []
@@ -469,7 +469,7 @@ def test_what_no_other_try_can_mend_is_not_tried_again(
     monkeypatch.setattr(DVCFileSystem, "get_file", failing)
     monkeypatch.setattr(tracked, "THREADS", 1)
     monkeypatch.setattr(tracked, "FIRST_PAUSE", 0.0)
-    with pytest.raises(DownloadError, match=r"dvc:.*#images@v1: .*files that arrived are kept"):
+    with pytest.raises(DownloadError, match=r"dvc:.*#images@v1: .*fetched files are kept"):
         ingest(f"dvc:{team_repository}#images@v1")
     assert max(calls.count(name) for name in calls) == tries
 
@@ -492,7 +492,7 @@ def test_files_of_a_dvc_source_that_arrive_damaged_or_leave_the_folder_are_refus
     image = next(path for path in objects if path.is_file() and path.read_bytes().startswith(b"\xff\xd8"))
     image.chmod(0o644)
     image.write_bytes(image.read_bytes()[::-1])
-    with pytest.raises(DataError, match="what arrived has the md5"):
+    with pytest.raises(DataError, match="the received file has the md5"):
         fetch_tracked(str(team_repository), "images", head, tmp_path / "out", "images")
 
     listing = next(path for path in objects if path.suffix == ".dir")
@@ -537,7 +537,7 @@ def test_a_single_file_and_a_file_that_git_tracks_are_taken(
         (None, r"git cannot be run .*Install it"),
     ],
 )
-def test_git_neither_asks_nor_waits_for_ever(
+def test_git_neither_prompts_nor_waits_forever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
 ) -> None:
     if script is not None:
@@ -568,11 +568,11 @@ def test_git_neither_asks_nor_waits_for_ever(
         ("images#2", "images#2"),
     ],
 )
-def test_a_source_is_shown_with_all_that_tells_its_data_and_no_password(source: str, shown: str) -> None:
+def test_a_source_is_shown_with_everything_that_identifies_its_data_and_no_password(source: str, shown: str) -> None:
     assert lineage.shown_source(source) == shown
 
 
-def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
+def test_only_changes_of_a_sources_content_are_detected(
     repository: Path, tmp_path: Path, voc_set: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, state = tmp_path / "images", tmp_path / "source.json"
@@ -596,13 +596,13 @@ def test_a_change_inside_a_source_is_seen_and_nothing_else_is(
     shutil.rmtree(folder)  # as on another machine
     with caplog.at_level(logging.WARNING):
         watch.run(params, state_file=state)
-    assert "taken as unchanged" in caplog.text
+    assert "assumed unchanged" in caplog.text
     assert state.read_bytes() == third
     with pytest.raises(DataError, match="does not exist"):
         watch.run(params, state_file=tmp_path / "new.json")
 
 
-def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Path) -> None:
+def test_a_change_behind_a_linked_folder_is_detected(repository: Path, tmp_path: Path) -> None:
     elsewhere = write(tmp_path / "elsewhere", "a.jpg", "deep/b.jpg")
     folder = write(tmp_path / "set", "notes.txt")
     (folder / "images").symlink_to(elsewhere, target_is_directory=True)
@@ -617,7 +617,7 @@ def test_a_change_behind_a_linked_folder_is_seen(repository: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("linked", [True, False])
-def test_the_room_for_linked_folders_is_counted(
+def test_the_disk_space_for_linked_folders_is_counted(
     ingest: Callable, voc_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
     folder = tmp_path / "VOC2012"
@@ -632,7 +632,7 @@ def test_the_room_for_linked_folders_is_counted(
 
 
 @pytest.mark.usefixtures("keys")
-def test_a_change_behind_an_address_is_seen(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_at_an_address_is_detected(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_params(repository / "conf" / "base.yaml")
     state = tmp_path / "source.json"
     monkeypatch.setattr(download, "FIRST_PAUSE", 0.0)

@@ -1,4 +1,4 @@
-"""Ground truth and detections that are kept with a run, in a real store."""
+"""Ground truth and detections stored with a run, in a real store."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def new_run(client: MlflowClient) -> str:
     return str(client.create_run(client.create_experiment("evaluations")).info.run_id)
 
 
-def test_what_was_kept_is_read_back_and_a_second_evaluation_replaces_the_first(
-    client: MlflowClient, tmp_path: Path
-) -> None:
+def test_a_stored_evaluation_is_read_back_and_a_second_one_replaces_it(client: MlflowClient, tmp_path: Path) -> None:
     run_id = new_run(client)
     (tmp_path / FOLDER).mkdir()
     for rows in ([], ROWS):
@@ -38,7 +36,7 @@ def test_what_was_kept_is_read_back_and_a_second_evaluation_replaces_the_first(
     assert read_evaluation(client, run_id) == (GROUND, ROWS)
 
 
-def test_a_run_that_was_not_evaluated_is_named_with_the_way_out(client: MlflowClient) -> None:
+def test_a_run_that_was_not_evaluated_is_named_with_the_fix(client: MlflowClient) -> None:
     run_id = new_run(client)
     with pytest.raises(TrackingError, match=f"run {run_id} .*no {GROUND_TRUTH} and no {DETECTIONS}.*evaluate step"):
         read_evaluation(client, run_id)

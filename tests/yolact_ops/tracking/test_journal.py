@@ -42,7 +42,7 @@ def metric(name: str, value: float, step: int = 0, time: int = 1) -> dict[str, A
 
 
 class Store:
-    """Stands in for an MLflow client; keeps what it gets, or fails as it is told."""
+    """A test double of an MLflow client; records what it receives, or fails as set."""
 
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int, int]] = []
@@ -50,7 +50,7 @@ class Store:
         self.files: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.errors: list[Exception] = []
-        """Raised by the coming calls, one each."""
+        """Raised by the next calls, one each."""
         self.bad = ""
         """A request with a metric of this name is refused."""
         self.stage = "active"
@@ -90,7 +90,7 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_before(change: int | None) -> Iterator[None]:
-    """The process is killed in the block before its so many-th change of a file, or not at all."""
+    """Simulate a kill before the n-th change of a file in the block, or none."""
     left = [-1 if change is None else change]
 
     def counted(name: str, do: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,13 +114,13 @@ takes = st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 3)), ma
 @settings(deadline=None)
 @given(entries, takes, st.sampled_from([0, 1 << 20]))
 @example([{"a": 1}, {"a": 2}, {"a": 3}, {"b" * 30: 4}, {"a": 5}], [(0, None), (1, None), (2, 2)], 0)
-def test_a_lane_gives_back_in_order_what_was_not_sent(
+def test_a_lane_returns_unsent_entries_in_order(
     tmp_path_factory: pytest.TempPathFactory,
     found: list[Any],
     takes: list[tuple[int, int | None]],
     compacted_above: int,
 ) -> None:
-    """Whatever is killed when; what is sent may come again where the note of it was cut off, but nothing is lost."""
+    """With kills at any time; sent entries may be repeated if recording them was interrupted, but none is lost."""
     path = tmp_path_factory.mktemp("lane") / "records.jsonl"
     sent = 0
     with pytest.MonkeyPatch.context() as patch:
@@ -143,7 +143,7 @@ def test_a_lane_gives_back_in_order_what_was_not_sent(
     assert lane.is_empty == (sent == len(found))
 
 
-def test_half_a_line_that_a_power_cut_left_is_forgotten(tmp_path: Path) -> None:
+def test_an_incomplete_line_after_a_power_failure_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     Lane(path).append({"a": 1})
     path.write_bytes(path.read_bytes() + b'{"b":')
@@ -163,7 +163,7 @@ def disk_full_at(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_half_a_line_that_a_full_disk_left_is_taken_back(tmp_path: Path) -> None:
+def test_an_incomplete_line_on_a_full_disk_is_removed(tmp_path: Path) -> None:
     lane = Lane(tmp_path / "records.jsonl")
     lane.append({"a": 1})
     with disk_full_at(lane.path.stat().st_size + 5), pytest.raises(OSError, match="File too large"):
@@ -204,7 +204,7 @@ def test_a_lane_that_is_sent_does_not_grow(tmp_path: Path, monkeypatch: pytest.M
     assert lane.path.stat().st_size < 1200
 
 
-def test_what_is_sent_leaves_no_folder_and_what_is_not_outlives_the_process(tmp_path: Path) -> None:
+def test_a_sent_journal_leaves_no_folder_and_an_unsent_one_outlives_the_process(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.records.append(metric("loss", 1.5))
     (tmp_path / "page.html").write_text("first")
@@ -245,7 +245,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
-def test_a_lock_goes_with_its_journal_and_holds_as_long(tmp_path: Path, repository: Path) -> None:
+def test_a_lock_is_removed_with_its_journal_and_not_before(tmp_path: Path, repository: Path) -> None:
     folder = tmp_path / "tracking" / RECORD.run_id
     command = [sys.executable, "-c", HELD, str(folder), "100"]
     several = [subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(repository)}) for _ in range(3)]
@@ -253,7 +253,7 @@ def test_a_lock_goes_with_its_journal_and_holds_as_long(tmp_path: Path, reposito
     assert list(folder.parent.iterdir()) == []
 
 
-def test_a_folder_that_is_no_journal_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="no journal"):
         Journal(tmp_path / "other")
@@ -278,7 +278,7 @@ def test_order_and_times_are_kept_and_requests_are_few(tmp_path: Path) -> None:
     journal.release()
 
 
-def test_what_failed_is_tried_again_and_the_rest_waits_its_turn(tmp_path: Path) -> None:
+def test_a_failed_entry_is_retried_and_later_ones_wait(tmp_path: Path) -> None:
     journal, store = open_journal(tmp_path), Store()
     store.errors = [NoConnection("refused")]
     journal.records.append(metric("a", 1.0))
@@ -291,7 +291,7 @@ def test_what_failed_is_tried_again_and_the_rest_waits_its_turn(tmp_path: Path) 
     journal.release()
 
 
-def test_an_entry_that_mlflow_never_takes_is_set_aside_with_the_reason(
+def test_an_entry_that_mlflow_rejects_is_set_aside_with_the_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     journal, store = open_journal(tmp_path), Store()
@@ -307,7 +307,7 @@ def test_an_entry_that_mlflow_never_takes_is_set_aside_with_the_reason(
     assert str(journal.folder / "refused.jsonl") in caplog.text
 
 
-def test_a_deleted_run_makes_no_entry_a_bad_one(tmp_path: Path) -> None:
+def test_entries_of_a_deleted_run_are_not_set_aside(tmp_path: Path) -> None:
     journal, store = open_journal(tmp_path), Store()
     store.bad, store.stage = "a", "deleted"
     journal.records.append(metric("a", 1.0))
@@ -317,7 +317,7 @@ def test_a_deleted_run_makes_no_entry_a_bad_one(tmp_path: Path) -> None:
     journal.release()
 
 
-def test_a_full_artifact_store_does_not_hold_metrics_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_artifact_store_does_not_block_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal, store = open_journal(tmp_path), Store()
     (tmp_path / "page.html").write_text("page")
     journal.add_file(tmp_path / "page.html", "eval")
@@ -350,7 +350,7 @@ def s3(code: str, status: int) -> ClientError:
 
 
 def wrapped(inner: Exception) -> Exception:
-    """As boto3's transfers do it."""
+    """As boto3's transfers do."""
     try:
         try:
             raise inner

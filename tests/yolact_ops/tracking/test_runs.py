@@ -134,7 +134,7 @@ def test_every_setting_is_a_parameter_of_the_run(params: Params, repository: Pat
     assert logged["register.model_name"] == "yolact"
 
 
-def test_the_run_tells_where_it_came_from(params: Params) -> None:
+def test_the_run_records_its_lineage(params: Params) -> None:
     with start_run(params, RUN_FILE) as tracker:
         pass
     tags = client().get_run(tracker.run_id).data.tags
@@ -228,7 +228,7 @@ def unavailable(*arguments: object, **options: object) -> None:
     raise NoConnection("unavailable")
 
 
-def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
+def test_a_step_that_cannot_start_keeps_what_an_earlier_one_left(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with start_run(params, RUN_FILE) as train:
@@ -247,7 +247,7 @@ def test_a_step_that_cannot_begin_keeps_what_an_earlier_one_has_left(
     assert not list(Path("models/tracking").iterdir())
 
 
-def test_a_new_run_that_cannot_begin_is_marked_as_failed(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_run_that_cannot_start_is_marked_as_failed(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MlflowClient, "update_run", unavailable)
     with pytest.raises(StoreUnavailableError, match="unavailable"), start_run(params, RUN_FILE):
         pytest.fail("must not start")
@@ -269,14 +269,14 @@ def test_a_given_experiment_is_used(params: Params, monkeypatch: pytest.MonkeyPa
         pytest.fail("must not start")
 
 
-def test_an_experiment_that_is_made_here_opens_as_machine_learning(params: Params) -> None:
+def test_a_created_experiment_opens_with_the_machine_learning_pages(params: Params) -> None:
     with start_run(params, RUN_FILE) as tracker:
         pass
     tags = client().get_experiment(tracker.experiment_id).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
 
-def test_the_journal_of_an_experiment_in_a_folder_of_its_own_outlives_that_folder(
+def test_the_journal_of_an_experiment_in_a_temporary_folder_outlives_that_folder(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -289,7 +289,7 @@ def test_the_journal_of_an_experiment_in_a_folder_of_its_own_outlives_that_folde
     assert not (tmp_path / "models/tracking" / tracker.run_id).exists()
 
 
-def test_a_given_run_that_is_not_there_is_refused(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_run_that_does_not_exist_is_refused(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef0123456789abcdef")
     with (
         pytest.raises(TrackingError, match="MLFLOW_RUN_ID names the run 0123456789abcdef"),
@@ -329,7 +329,7 @@ def test_a_deleted_run_is_replaced(params: Params) -> None:
     assert client().get_run(tracker.run_id).data.tags[RESTORED_TAG] == train.run_id
 
 
-def test_without_run_json_one_is_told_to_train(params: Params) -> None:
+def test_without_run_json_the_message_says_to_train(params: Params) -> None:
     with (
         pytest.raises(DataError, match=r"run\.json: no such file\. Run the train step first"),
         resume_run(params, RUN_FILE),
@@ -445,7 +445,7 @@ def test_an_unavailable_server_is_named_without_its_password(params: Params, mon
 
 
 class Forbidding(BaseHTTPRequestHandler):
-    """Answers as a server with a login does to a wrong password."""
+    """Responds like a server with a login to a wrong password."""
 
     def do_GET(self) -> None:
         self.send_response(401)
@@ -454,7 +454,7 @@ class Forbidding(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the name that http.server wants
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 def test_a_refused_login_names_the_variables_to_set(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,7 +471,7 @@ def test_a_refused_login_names_the_variables_to_set(params: Params, monkeypatch:
         server.server_close()
 
 
-def test_an_error_of_the_work_itself_is_not_dressed_as_one_of_the_store(params: Params) -> None:
+def test_an_error_of_the_work_itself_is_not_reported_as_one_of_the_store(params: Params) -> None:
     with pytest.raises(ZeroDivisionError), start_run(params, RUN_FILE):
         _ = 1 / 0
 

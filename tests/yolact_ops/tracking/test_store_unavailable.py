@@ -40,7 +40,7 @@ TOKEN = "a token, not a password"
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder; tries follow each other quickly."""
+    """An empty working folder; retries are fast."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a kept connection may have been closed
     monkeypatch.setattr(sender_module, "FIRST_WAIT", 0.05)
@@ -50,7 +50,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def proxy(on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[CuttingProxy]:
-    """A way to the server that can be cut."""
+    """A proxy to the server that can cut connections."""
     proxy = CuttingProxy(on_server.address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
     yield proxy
@@ -61,7 +61,7 @@ def cut(proxy: CuttingProxy) -> None:
     proxy.dead_after = 0
 
 
-def mend(proxy: CuttingProxy) -> None:
+def restore(proxy: CuttingProxy) -> None:
     proxy.dead_after = None
 
 
@@ -101,7 +101,7 @@ def requests_by_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield names
 
 
-def test_a_server_that_is_killed_and_started_again_during_training_gets_everything_once(
+def test_a_server_restarted_during_training_gets_everything_once(
     params: Params, on_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("picture.txt").write_text("picture")
@@ -132,18 +132,18 @@ def test_a_server_that_is_killed_and_started_again_during_training_gets_everythi
     assert not list(JOURNALS.glob("*/*"))
 
 
-def test_an_answer_that_is_lost_doubles_nothing(
+def test_a_lost_response_duplicates_nothing(
     params: Params,
     proxy: CuttingProxy,
     on_server: MlflowServer,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that the journal is what sends it again
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # so that the journal resends it
     with start_run(params, RUN_FILE) as tracker:
         tracker.log_metrics({"warm": 1.0}, 1)
         wait_for(lambda: history(on_server.address, tracker.run_id, "warm") == [(1, 1.0)])
-        proxy.cuts_at = [proxy.passed + 1]  # the server gets the next request, and its answer does not come back
+        proxy.cuts_at = [proxy.passed + 1]  # the server gets the next request, but its response is lost
         tracker.log_metrics({"loss": 0.5, "nan": float("nan"), "inf": float("inf")}, 2)
         wait_for(lambda: "is unavailable" in caplog.text)
     assert not proxy.cuts_at
@@ -152,7 +152,7 @@ def test_an_answer_that_is_lost_doubles_nothing(
         assert len(history(on_server.address, tracker.run_id, name)) == 1
 
 
-def test_a_server_that_never_comes_back_costs_no_file_and_sync_sends_the_rest(
+def test_with_a_server_that_never_comes_back_no_file_is_lost_and_sync_sends_the_rest(
     params: Params, proxy: CuttingProxy, on_server: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("page.html").write_text("page")
@@ -166,7 +166,7 @@ def test_a_server_that_never_comes_back_costs_no_file_and_sync_sends_the_rest(
     assert warning.endswith(f"kept in models/tracking/{tracker.run_id}; send them later with: yolact sync")
 
     assert "could not reach the tracking store" in problems()[0]
-    mend(proxy)
+    restore(proxy)
     assert problems() == []
     assert history(on_server.address, tracker.run_id, "loss") == [(7, 0.25)]
     assert artifacts(on_server.address, tracker.run_id, "eval") == ["eval/page.html"]
@@ -197,7 +197,7 @@ def test_evaluate_ends_with_its_files_while_the_server_is_unavailable(
     client = MlflowClient(on_server.address)
     assert "eval/mask_AP" not in client.get_run(tracker.run_id).data.metrics
 
-    mend(proxy)
+    restore(proxy)
     with resume_run(params, RUN_FILE):  # as register does: all is there before it begins
         assert client.get_run(tracker.run_id).data.metrics["eval/mask_AP"] == ap
     ground_truth, rows = read_evaluation(client, tracker.run_id)
@@ -231,7 +231,7 @@ def test_a_training_resumes_from_its_checkpoint_while_the_server_is_unavailable(
     with start_run(params, RUN_FILE, resume=first.record) as second:
         second.log_metrics({"loss": 1.0}, 2)
     assert RunRecord.read(RUN_FILE) == first.record
-    mend(proxy)
+    restore(proxy)
     assert problems() == []
     assert history(on_server.address, first.run_id, "loss") == [(1, 2.0), (2, 1.0)]
 
@@ -261,13 +261,13 @@ def test_what_a_killed_pod_could_not_send_is_kept_with_its_checkpoints(
     shutil.rmtree(tmp_path / "pod-1")
     with start_run(params, tmp_path / "pod-2/run.json", resume=first.record, journals=volume) as second:
         second.log_metrics({"loss": 1.0}, 2)
-        mend(proxy)
+        restore(proxy)
     assert history(on_server.address, first.run_id, "loss") == [(1, 2.0), (2, 1.0)]
     assert not list(volume.glob("*/*"))
     assert not (tmp_path / "pod-2/tracking").exists()
 
 
-def test_what_a_finished_training_in_a_pod_could_not_send_travels_with_the_model(
+def test_what_a_finished_training_in_a_pod_could_not_send_is_stored_with_the_model(
     params: Params, proxy: CuttingProxy, on_server: MlflowServer, tmp_path: Path
 ) -> None:
     volume = tmp_path / "volume" / "run-1" / "tracking"
@@ -275,9 +275,9 @@ def test_what_a_finished_training_in_a_pod_could_not_send_travels_with_the_model
         cut(proxy)
         train.log_metrics({"loss": 2.0}, 1)
         train.log_artifact(tmp_path / "pod/model/run.json", "validation")
-    assert volume.is_dir()  # in case that the model does not arrive
+    assert volume.is_dir()  # in case the model is not stored
     shutil.move(tmp_path / "pod/model", tmp_path / "next")
-    mend(proxy)
+    restore(proxy)
     with resume_run(params, tmp_path / "next/run.json", step="evaluate") as evaluate:
         evaluate.log_metrics({"AP": 0.5})
     assert history(on_server.address, train.run_id, "loss") == [(1, 2.0)]
@@ -286,7 +286,7 @@ def test_what_a_finished_training_in_a_pod_could_not_send_travels_with_the_model
     assert MlflowClient(on_server.address).get_run(train.run_id).info.status == "FINISHED"
 
 
-def test_a_step_that_needs_the_server_fails_where_that_has_not_got_all_in_the_end(
+def test_a_step_that_needs_the_server_fails_if_it_did_not_receive_everything_at_the_end(
     params: Params, proxy: CuttingProxy, on_server: MlflowServer
 ) -> None:
     with start_run(params, RUN_FILE) as tracker:
@@ -294,7 +294,7 @@ def test_a_step_that_needs_the_server_fails_where_that_has_not_got_all_in_the_en
     with pytest.raises(TrackingError, match="has not got all of run"), resume_run(params, RUN_FILE) as register:
         cut(proxy)
         register.log_metrics({"AP": 0.5})
-    mend(proxy)
+    restore(proxy)
     with resume_run(params, RUN_FILE):
         assert history(on_server.address, tracker.run_id, "AP") == [(0, 0.5)]
 
@@ -321,7 +321,7 @@ def test_what_a_killed_step_could_not_send_is_sent_by_the_next_run(
     assert history(on_server.address, killed, "loss") == []
     assert "could not reach" in problems()[0]
 
-    mend(proxy)
+    restore(proxy)
     with start_run(params, RUN_FILE) as other:
         wait_for(lambda: not (JOURNALS / killed).exists())
     assert other.run_id != killed
@@ -329,7 +329,7 @@ def test_what_a_killed_step_could_not_send_is_sent_by_the_next_run(
     assert artifacts(on_server.address, killed, "validation") == ["validation/picture.txt"]
 
 
-def test_a_bucket_that_is_gone_holds_only_files_back(
+def test_a_missing_bucket_blocks_only_files(
     params: Params, on_server: MlflowServer, s3: S3Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path("page.html").write_text("page")
@@ -350,14 +350,14 @@ def test_a_bucket_that_is_gone_holds_only_files_back(
     assert artifacts(on_server.address, tracker.run_id, "eval") == ["eval/page.html"]
 
 
-def test_a_store_that_takes_no_more_files_loses_none(
+def test_a_store_that_accepts_no_more_files_loses_none(
     params: Params,
     on_server: MlflowServer,
     s3: S3Server,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Here the client writes to S3 itself, to a server that lets nobody write: as one that is full."""
+    """The client writes directly to S3, to a server that refuses all writes, as if it were full."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
@@ -379,7 +379,7 @@ def test_a_store_that_takes_no_more_files_loses_none(
 
 
 def guarded_server(folder: Path, authorization: str, **settings: str) -> Iterator[MlflowServer]:
-    """An MLflow server with a login, which the function ``authorization`` checks."""
+    """An MLflow server with a login that the function ``authorization`` checks."""
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = {ADMIN}\n"
         f"admin_password = {PASSWORD}\nauthorization_function = {authorization}\n"
@@ -424,7 +424,9 @@ def login(guarded: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Callable[[s
     return lambda password: monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
-def test_a_wrong_password_is_told_at_the_start_also_of_evaluate(params: Params, login: Callable[[str], None]) -> None:
+def test_a_wrong_password_is_reported_at_the_start_of_evaluate_too(
+    params: Params, login: Callable[[str], None]
+) -> None:
     login(PASSWORD)
     with start_run(params, RUN_FILE):
         pass
@@ -439,7 +441,7 @@ def test_a_wrong_password_is_told_at_the_start_also_of_evaluate(params: Params, 
     assert not list(JOURNALS.glob("*/*"))
 
 
-def test_a_password_that_changes_during_training_stops_nothing_and_is_told(
+def test_a_password_that_changes_during_training_is_reported_and_stops_nothing(
     params: Params, login: Callable[[str], None], guarded: MlflowServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     login(PASSWORD)
@@ -457,7 +459,7 @@ def test_a_password_that_changes_during_training_stops_nothing_and_is_told(
     accounts.update_user_password(ADMIN, PASSWORD, current_password=OTHER_PASSWORD)
 
 
-def test_a_token_opens_the_server_and_a_wrong_one_is_told(
+def test_a_token_gives_access_and_a_wrong_one_is_reported(
     params: Params, token_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)

@@ -41,7 +41,7 @@ def write_settings(name: str, *overrides: str) -> Params:
 
 
 def make_version(params: Params) -> None:
-    """Train, evaluate and register on the data that are there."""
+    """Train, evaluate and register on the existing data."""
     plots = Path("plots")
     train.run(
         params, processed_dir=PROCESSED, model_dir=MODELS, metrics_path=Path("train.json"), plots_dir=plots / "train"

@@ -1,4 +1,4 @@
-"""Archives: ordinary ones come out byte for byte, hostile and damaged ones are refused and write nothing outside."""
+"""Archives: normal ones are unpacked byte for byte, hostile and damaged ones are refused and write nothing outside."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_a_zip_with_and_without_files_is_a_zip(tmp_path: Path, files: dict[str, 
 
 @dataclass
 class DiskUsage:
-    """What `shutil.disk_usage` answers, as far as it is asked."""
+    """The used part of `shutil.disk_usage`'s result."""
 
     free: int
     """Bytes."""
 
 
 class FreeDisk:
-    """A disk with as many bytes free as a test says, and no reserve."""
+    """A disk with the given number of bytes free, and no reserve."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         self.bytes = free
@@ -106,11 +106,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
-def test_files_come_out_as_they_went_in_whatever_the_archive_is_called(unpacked: Callable, suffix: str) -> None:
+def test_files_are_unpacked_unchanged_with_any_name_of_the_archive(unpacked: Callable, suffix: str) -> None:
     assert unpacked(ordinary(suffix), "data.bin") == FILES
 
 
-def test_rights_owners_and_what_file_managers_leave_are_not_taken(unpacked: Callable, tmp_path: Path) -> None:
+def test_permissions_owners_and_file_managers_junk_are_ignored(unpacked: Callable, tmp_path: Path) -> None:
     info, content = tar_entry("image.jpg", b"p")
     info.mode, info.uid = 0o6777, 12345
     junk = [tar_entry(name, b"x") for name in ("__MACOSX/image.jpg", "._image.jpg", "sub/.DS_Store")]
@@ -179,7 +179,7 @@ def test_zip_links_follow_the_same_rules(unpacked: Callable, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_and_pipes_are_refused(unpacked: Callable, kind: bytes) -> None:
-    with pytest.raises(DataError, match=r"'dev' is neither file, folder nor link.*Make it again without it"):
+    with pytest.raises(DataError, match=r"'dev' is not a file, folder or link.*Make it again without it"):
         unpacked(tar_bytes(tar_entry("dev", kind=kind)))
 
 
@@ -234,7 +234,7 @@ def test_a_tar_that_will_not_fit_is_refused_before_a_file_is_written(
 
 
 @pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
-def test_a_disk_that_fills_while_files_are_written_is_noticed_before_it_is_full(
+def test_a_disk_that_fills_while_files_are_written_is_detected_before_it_is_full(
     unpacked: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     free = FreeDisk(monkeypatch, 1 << 30)
@@ -264,7 +264,7 @@ def test_links_count_as_the_files_that_they_become(unpacked: Callable, monkeypat
 
 @settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=3000), repeats=st.integers(0, 50), check=st.sampled_from(["gzip", "xz", "plain"]))
-def test_the_size_that_a_compressed_file_states_is_what_comes_out(
+def test_the_declared_size_of_a_compressed_file_is_its_unpacked_size(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, repeats: int, check: str
 ) -> None:
     whole = content * repeats
@@ -274,7 +274,7 @@ def test_the_size_that_a_compressed_file_states_is_what_comes_out(
     assert least_unpacked_size(path) == max(len(whole), len(data))
 
 
-def test_a_file_of_several_streams_states_at_least_the_last_and_never_too_much(tmp_path: Path) -> None:
+def test_a_file_of_several_streams_declares_at_least_the_last_and_never_too_much(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for pack in (gzip.compress, lzma.compress):
         path.write_bytes(pack(bytes(50_000)) + pack(bytes(9_000)))
@@ -282,7 +282,7 @@ def test_a_file_of_several_streams_states_at_least_the_last_and_never_too_much(t
 
 
 @given(data=st.binary(max_size=80), start=st.sampled_from([b"", b"\x1f\x8b", b"\xfd7zXZ\0"]), end=st.booleans())
-def test_a_false_end_of_a_compressed_file_does_no_harm(
+def test_a_false_declared_size_of_a_compressed_file_is_harmless(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, start: bytes, end: bool
 ) -> None:
     path = tmp_path_factory.mktemp("end") / "file"
@@ -299,13 +299,11 @@ def test_an_encrypted_zip_is_named(unpacked: Callable) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (97, "method 97")])
-def test_a_zip_that_is_packed_by_another_method_is_not_called_damaged(
-    unpacked: Callable, method: int, name: str
-) -> None:
+def test_a_zip_with_an_unsupported_method_is_not_called_damaged(unpacked: Callable, method: int, name: str) -> None:
     data = bytearray(zip_bytes({"a": b"content"}))
     data[8] = method  # in the local and in the central header (APPNOTE 4.3.7, 4.3.12)
     data[data.index(b"PK\x01\x02") + 10] = method
-    with pytest.raises(DataError, match=rf"'a' is packed by {name}, which is not read\. Pack it by Deflate"):
+    with pytest.raises(DataError, match=rf"'a' is packed with {name}, which is not supported\. Use Deflate"):
         unpacked(bytes(data))
 
 
@@ -313,12 +311,12 @@ def test_a_zip_that_is_packed_by_another_method_is_not_called_damaged(
     ("start", "name"),
     [(b"7z\xbc\xaf\x27\x1c\0\4", "7z"), (b"Rar!\x1a\x07\1\0", "RAR"), (b"\x28\xb5\x2f\xfd\4", "Zstandard")],
 )
-def test_an_archive_of_another_format_is_named_by_it(unpacked: Callable, start: bytes, name: str) -> None:
-    with pytest.raises(DataError, match=rf"is packed as {name}, which is not read\. Pack it as \.zip or \.tar\.gz"):
+def test_an_archive_of_an_unsupported_format_is_reported_with_it(unpacked: Callable, start: bytes, name: str) -> None:
+    with pytest.raises(DataError, match=rf"is packed as {name}, which is not supported\. Make a \.zip or \.tar\.gz"):
         unpacked(start + b"content")
 
 
-def test_what_is_no_archive_is_named_with_its_first_bytes(unpacked: Callable, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_named_with_its_first_bytes(unpacked: Callable, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"neither a tar .* nor a zip .*<!DOCTYPE html"):
         unpacked(b"<!DOCTYPE html><title>Sign in</title>")
     assert archive_kind(tmp_path / "archive") is None
@@ -326,7 +324,7 @@ def test_what_is_no_archive_is_named_with_its_first_bytes(unpacked: Callable, tm
 
 
 @pytest.mark.parametrize("suffix", [*TAR_MODES, ".zip"])
-def test_an_archive_that_is_cut_short_is_noticed_wherever_the_cut_is(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_archive_is_detected_wherever_it_is_cut(tmp_path: Path, suffix: str) -> None:
     data = ordinary(suffix)
     # A plain tar may lose some of the zeros after its end.
     end = len(data.rstrip(b"\0")) if suffix == ".tar" else len(data) - 1
@@ -382,7 +380,7 @@ def test_a_safe_name_never_leaves_the_folder(name: str) -> None:
 
 
 @given(st.lists(st.text(st.sampled_from("ab é."), min_size=1, max_size=5), min_size=1, max_size=4))
-def test_an_ordinary_name_stays_as_it_is(parts: list[str]) -> None:
+def test_an_ordinary_name_is_unchanged(parts: list[str]) -> None:
     wanted = [part for part in parts if part not in (".", "..")]
     if wanted:
         assert safe_name("/".join(wanted)) == PurePosixPath(*wanted)

@@ -1,4 +1,4 @@
-"""Files over HTTP, from servers that break off, lie and refuse."""
+"""Files over HTTP, from servers that disconnect, lie and refuse."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_file_is_fetched_once(server: FileServer, target: Path) -> None:
     assert target.read_bytes() == CONTENT
     assert len(server.requests) == 3  # asked, not fetched
     fetch_file([server.url], target, KNOWN)
-    assert len(server.requests) == 3  # with a known checksum not even asked
+    assert len(server.requests) == 3  # with a known checksum, not even asked
 
 
 def test_a_changed_file_is_fetched_again(server: FileServer, target: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_file_that_was_removed_or_cut_short_is_fetched_again(server: FileServe
     assert target.read_bytes() == CONTENT
 
 
-def test_cut_connections_are_taken_up_where_they_ended(server: FileServer, target: Path) -> None:
+def test_interrupted_connections_resume_where_they_ended(server: FileServer, target: Path) -> None:
     server.cut_after = [1_000_000, 500_000, 1]
     fetch_file([server.url], target)
     assert target.read_bytes() == CONTENT
@@ -79,7 +79,7 @@ def test_cut_connections_are_taken_up_where_they_ended(server: FileServer, targe
     assert server.sent == len(CONTENT)
 
 
-def test_a_later_run_goes_on_from_what_arrived(
+def test_a_later_run_resumes_from_the_received_bytes(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.cut_after = [2_000_000]
@@ -96,7 +96,7 @@ def test_a_later_run_goes_on_from_what_arrived(
     assert server.sent == len(CONTENT)
 
 
-def test_a_kill_before_the_first_new_byte_leaves_none_of_the_old(
+def test_a_kill_before_the_first_new_byte_leaves_none_of_the_old_ones(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*arguments: object) -> None:
@@ -133,7 +133,7 @@ def test_a_file_that_changed_in_between_is_not_patched_together(server: FileServ
 
 
 @pytest.mark.parametrize("how", ["no ranges", "no etag"])
-def test_without_ranges_or_validators_it_begins_anew(server: FileServer, target: Path, how: str) -> None:
+def test_without_ranges_or_validators_it_starts_over(server: FileServer, target: Path, how: str) -> None:
     server.ranges = how != "no ranges"
     server.etag = "" if how == "no etag" else server.etag
     server.cut_after = [1_000_000]
@@ -142,13 +142,13 @@ def test_without_ranges_or_validators_it_begins_anew(server: FileServer, target:
     assert server.sent == 1_000_000 + len(CONTENT)
 
 
-def test_a_passing_failure_of_the_server_is_waited_out(server: FileServer, target: Path) -> None:
+def test_a_temporary_failure_of_the_server_is_retried(server: FileServer, target: Path) -> None:
     server.statuses = [500, 503]
     fetch_file([server.url], target)
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_keeps_failing_is_given_up_and_what_arrived_is_kept(server: FileServer, target: Path) -> None:
+def test_a_server_that_keeps_failing_is_given_up_and_received_bytes_are_kept(server: FileServer, target: Path) -> None:
     server.cut_after = [1_000_000, 0, 0, 0, 0, 0]
     with pytest.raises(DownloadError, match=r"set/voc\.tar: .*tried 5 times in a row.*1,000,000 bytes"):
         fetch_file([server.url], target)
@@ -157,25 +157,25 @@ def test_a_server_that_keeps_failing_is_given_up_and_what_arrived_is_kept(server
     assert target.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("status", "way_out"), [(404, "no such file"), (403, "rights"), (401, "netrc")])
-def test_a_refusal_is_told_at_once_without_the_secret_part_of_the_address(
-    server: FileServer, target: Path, status: int, way_out: str
+@pytest.mark.parametrize(("status", "fix"), [(404, "no such file"), (403, "permissions"), (401, "netrc")])
+def test_a_refusal_is_reported_at_once_without_the_secret_part_of_the_address(
+    server: FileServer, target: Path, status: int, fix: str
 ) -> None:
     server.statuses = [status]
-    with pytest.raises(DownloadError, match=way_out) as caught:
+    with pytest.raises(DownloadError, match=fix) as caught:
         fetch_file([server.url], target)
     assert "hidden" not in str(caught.value)
     assert len(server.requests) == 1
     assert not target.exists()
 
 
-def test_a_server_that_is_gone_is_named(target: Path) -> None:
+def test_an_unavailable_server_is_named(target: Path) -> None:
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1.*refuses connections"):
         fetch_file([f"http://127.0.0.1:{free_port()}/voc.tar"], target)
     assert not target.exists()
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_stays(server: FileServer, target: Path) -> None:
+def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server: FileServer, target: Path) -> None:
     wrong = KnownFile(len(CONTENT), "0" * 32)
     with pytest.raises(DownloadError, match=rf"3,000,000 bytes with md5 {KNOWN.md5}, expected .* {'0' * 32}"):
         fetch_file([server.url], target, wrong)
@@ -183,7 +183,7 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(server: FileServer, targe
     assert not (target.parent / ".voc.tar.part").exists()
 
 
-def test_a_wrong_length_is_noticed(server: FileServer, target: Path) -> None:
+def test_a_wrong_length_is_detected(server: FileServer, target: Path) -> None:
     server.claimed = len(CONTENT) + 10
     server.etag = ""
     with pytest.raises(DownloadError, match=r"ended after 3,000,000 of 3,000,010 bytes"):
@@ -191,20 +191,20 @@ def test_a_wrong_length_is_noticed(server: FileServer, target: Path) -> None:
     assert not target.exists()
 
 
-def test_the_next_mirror_goes_on_where_the_first_one_broke_off(server: FileServer, target: Path) -> None:
+def test_the_next_mirror_resumes_where_the_first_one_broke_off(server: FileServer, target: Path) -> None:
     with serving(FileServer(CONTENT, cut_after=[1_000_000, 0, 0, 0, 0, 0], etag='"elsewhere"')) as first:
         fetch_file([first.url, server.url], target, KNOWN)
     assert target.read_bytes() == CONTENT
     assert server.requests == ["bytes=1000000-"]
 
 
-def test_a_mirror_with_another_file_is_passed_over(server: FileServer, target: Path) -> None:
+def test_a_mirror_with_another_file_is_skipped(server: FileServer, target: Path) -> None:
     with serving(FileServer(OTHER)) as wrong:
         fetch_file([wrong.url, server.url], target, KNOWN)
     assert target.read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_noticed_before_the_first_byte(
+def test_a_full_disk_is_detected_before_the_first_byte(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=disk.SPARE + len(CONTENT) - 1)

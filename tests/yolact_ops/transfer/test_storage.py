@@ -1,4 +1,4 @@
-"""Files from a real S3 server, also through a line that breaks."""
+"""Files from a real S3 server, also over connections that break."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 PHOTOS = {"a b.jpg": b"a" * 5000, "ünï.JPG": b"u" * 7000, "zero.txt": b""}
 
 
-def test_a_folder_is_fetched_once_without_its_neighbour_of_like_name(tmp_path: Path) -> None:
+def test_a_folder_is_fetched_once_without_siblings_of_the_same_prefix(tmp_path: Path) -> None:
     assert fetch("s3://bucket/set/images/", tmp_path / "files") == 12_000
     assert contents(tmp_path / "files") == PHOTOS
     assert fetch("s3://bucket/set/images", tmp_path / "files") == 0
@@ -106,16 +106,16 @@ def test_only_what_is_missing_changed_or_damaged_is_fetched(tmp_path: Path) -> N
     assert contents(folder) == {"one": b"one", "two": b"TWO", "inside/four": b"four"}
 
 
-def test_cut_connections_cost_no_more_than_a_part(tmp_path: Path, proxy: CuttingProxy) -> None:
+def test_interrupted_connections_cost_at_most_one_part(tmp_path: Path, proxy: CuttingProxy) -> None:
     proxy.cuts_at = [150_000, 400_000, 900_000]
     assert fetch("s3://bucket/set/voc.tar", tmp_path / "files") == len(LARGE)
     assert contents(tmp_path / "files") == {"voc.tar": LARGE}
     assert proxy.cuts_at == []
-    overhead = 200_000  # headers, and what was on the line
+    overhead = 200_000  # headers, and data in transit
     assert proxy.passed < len(LARGE) + 3 * PART + overhead
 
 
-def test_after_the_server_was_gone_the_next_run_goes_on(
+def test_after_the_server_was_unavailable_the_next_run_resumes(
     tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "THREADS", 2)
@@ -126,12 +126,12 @@ def test_after_the_server_was_gone_the_next_run_goes_on(
     assert contents(tmp_path / "files") == {}
     proxy.dead_after = None
     fetched = fetch("s3://bucket/set/voc.tar", tmp_path / "files")
-    assert 0 < fetched <= len(LARGE) - 3 * PART  # at least three parts had arrived
+    assert 0 < fetched <= len(LARGE) - 3 * PART  # at least three parts were received before
     assert contents(tmp_path / "files") == {"voc.tar": LARGE}
     assert list((tmp_path / ".files.parts").iterdir()) == []
 
 
-def test_bytes_that_were_damaged_on_the_disk_are_noticed(
+def test_bytes_damaged_on_disk_are_detected(
     tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "THREADS", 1)
@@ -150,7 +150,7 @@ def test_bytes_that_were_damaged_on_the_disk_are_noticed(
 
 
 class _OfParts:
-    """A client of the real server that takes the file to have been uploaded in parts: its ETag is no MD5."""
+    """A client of the real server that reports the file as uploaded in parts: its ETag is not an MD5."""
 
     ETAG = '"0123456789abcdef0123456789abcdef-10"'
 
@@ -165,7 +165,7 @@ class _OfParts:
         return self._client.get_object(**request)
 
     def head_object(self, **request: str) -> dict:
-        """As rclone, which knows of no parts."""
+        """Like rclone, which does not know the parts."""
         assert request.pop("IfMatch") == self.listed[0].etag
         return self._client.head_object(**request)
 
@@ -174,7 +174,7 @@ class _OfParts:
 
 
 class _KnowsParts(_OfParts):
-    """As Amazon's server, which says how long each part of the upload was."""
+    """Like Amazon's server, which reports the size of each part of the upload."""
 
     def __init__(self, sizes: list[int], content: bytes = LARGE) -> None:
         super().__init__()
@@ -205,13 +205,13 @@ def test_a_file_that_was_uploaded_in_parts_is_checked_part_by_part(
     assert client.fetch(tmp_path / "files") == len(LARGE)
     assert client.asked == asked
     assert contents(tmp_path / "files") == {"voc.tar": LARGE}
-    damaged = _KnowsParts(sizes, bytes([LARGE[0] ^ 1]) + LARGE[1:])  # the server has one bit that does not arrive
-    with pytest.raises(DownloadError, match=rf"what arrived has the ETag \w+-{len(sizes)}, the server states .*-"):
+    damaged = _KnowsParts(sizes, bytes([LARGE[0] ^ 1]) + LARGE[1:])  # one bit differs on the server
+    with pytest.raises(DownloadError, match=rf"the received file has the ETag \w+-{len(sizes)}, the server states .*-"):
         damaged.fetch(tmp_path / "files")
     assert contents(tmp_path / "files") == {}
 
 
-def test_a_server_that_does_not_know_of_parts_is_believed(tmp_path: Path) -> None:
+def test_a_server_that_does_not_know_the_parts_is_trusted(tmp_path: Path) -> None:
     client = _KnowsParts([600_000, 400_000], bytes(len(LARGE)))
     client.sizes = [600_000, 400_000, 0]  # another number than the ETag says
     assert client.fetch(tmp_path / "files") == len(LARGE)
@@ -227,14 +227,14 @@ def add_parts(journal: Path) -> None:
             file.write(json.dumps(["voc.tar", len(LARGE), _OfParts.ETAG, part]) + "\n")
 
 
-def test_a_removed_file_that_is_fetched_again_through_a_cut_line_has_no_holes(
+def test_a_removed_file_that_is_fetched_again_over_an_interrupted_connection_has_no_holes(
     tmp_path: Path, proxy: CuttingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "THREADS", 2)
     monkeypatch.setattr(storage, "MAX_TRIES", 1)
     folder = tmp_path / "files"
     assert _OfParts().fetch(folder) == len(LARGE)
-    add_parts(tmp_path / ".files.journal")  # as a kill in the wrong moment leaves them
+    add_parts(tmp_path / ".files.journal")  # as after a kill at the wrong moment
     (folder / "voc.tar").unlink()
     client = _OfParts()
     proxy.dead_after = proxy.passed + 400_000
@@ -246,7 +246,7 @@ def test_a_removed_file_that_is_fetched_again_through_a_cut_line_has_no_holes(
     assert contents(folder) == {"voc.tar": LARGE}
 
 
-def test_a_journal_that_has_all_parts_of_a_file_that_never_appeared_is_not_believed_twice(tmp_path: Path) -> None:
+def test_a_journal_with_all_parts_of_a_missing_file_is_not_trusted_twice(tmp_path: Path) -> None:
     client, folder = _OfParts(), tmp_path / "files"
     partial = storage._partial_path(folder, client.listed[0])
     partial.parent.mkdir()
@@ -265,8 +265,10 @@ def test_a_file_that_changes_while_it_is_fetched_is_refused(tmp_path: Path) -> N
     address = S3Address.parse("s3://moving/file")
     listed = list_objects(client, address)
     client.put_object(Bucket="moving", Key="file", Body=b"y" * 1000)
-    # rclone does not heed the condition of the request, so that the checksum has to tell
-    with pytest.raises(DownloadError, match=r"s3://moving/file: what arrived has the md5 \w+, the server states \w+\."):
+    # rclone ignores the condition of the request, so the checksum has to detect it
+    with pytest.raises(
+        DownloadError, match=r"s3://moving/file: the received file has the md5 \w+, the server states \w+\."
+    ):
         fetch_objects(client, address, listed, tmp_path / "files")
     assert contents(tmp_path / "files") == {}
     with Stubber(client) as answers:
@@ -278,15 +280,13 @@ def test_a_file_that_changes_while_it_is_fetched_is_refused(tmp_path: Path) -> N
     assert contents(tmp_path / "files") == {}
 
 
-def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
+def test_wrong_keys_a_missing_bucket_and_a_missing_server_are_distinguished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "MAX_TRIES", 1)
     with pytest.raises(DownloadError, match="there is no bucket 'nowhere'"):
         fetch("s3://nowhere/set", tmp_path / "files")
-    with pytest.raises(
-        DownloadError, match=r"s3://bucket/SET: there is neither a file .* nor one below it.*case count"
-    ):
+    with pytest.raises(DownloadError, match=r"s3://bucket/SET: there is no file .* or below it.*case-sensitive"):
         fetch("s3://bucket/SET", tmp_path / "files")
     with pytest.raises(DownloadError, match="neither"):
         fetch("s3://empty", tmp_path / "files")
@@ -302,7 +302,7 @@ def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
             patch.delenv(name)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
         patch.setenv("AWS_CONFIG_FILE", "/nowhere")
-        with pytest.raises(DownloadError, match=r"no keys\. Set AWS_ACCESS_KEY_ID"):
+        with pytest.raises(DownloadError, match=r"no access keys\. Set AWS_ACCESS_KEY_ID"):
             fetch("s3://bucket/set", tmp_path / "files")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(DownloadError, match=r"cannot be reached.*AWS_ENDPOINT_URL"):
@@ -311,14 +311,14 @@ def test_wrong_keys_are_told_from_a_missing_bucket_and_from_a_missing_server(
 
 
 @pytest.mark.parametrize("bucket", ["Bad_Bucket!", "a b", "ünï", "b" * 256])
-def test_an_impossible_bucket_name_is_named(bucket: str) -> None:
-    with pytest.raises(DataError, match="is no bucket name, which has letters"):
+def test_an_invalid_bucket_name_is_reported(bucket: str) -> None:
+    with pytest.raises(DataError, match="is not a bucket name, which has only letters"):
         S3Address.parse(f"s3://{bucket}/x")
     assert S3Address.parse("s3://Old_Bucket.2/x/").bucket == "Old_Bucket.2"
 
 
 class _Listing:
-    """A server that lists what a real one never would."""
+    """A server that lists keys that a real one never would."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = keys
@@ -339,7 +339,7 @@ def test_keys_that_leave_the_folder_are_refused(key: str) -> None:
         list_objects(_Listing("set/fine", key), S3Address.parse("s3://bucket/set"))
 
 
-def test_keys_that_are_file_and_folder_at_once_are_refused(tmp_path: Path) -> None:
+def test_keys_that_are_both_file_and_folder_are_refused(tmp_path: Path) -> None:
     client = _Listing("set/a", "set/a/b")
     address = S3Address.parse("s3://bucket/set")
     with pytest.raises(DataError, match="a file and a folder"):

@@ -1,4 +1,4 @@
-"""Outlines rendered with smooth edges and a texture, as layers that are laid over a scene."""
+"""Render outlines with antialiased edges and a texture, as layers to composite onto a scene."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _OVERSAMPLING = 3
 
 @dataclass(frozen=True)
 class Kind:
-    """A class of the sample: how it is drawn and where it is met."""
+    """A class of the sample: how it is drawn and in which scenes it appears."""
 
     name: str
     draw: Callable[[np.random.Generator], list[Part]]
     scenes: tuple[str, ...]
     second: tuple[HueRange, ...]
-    """Families of the texture's colour."""
+    """Colour families of the texture."""
     tilt: float
-    """Two standard deviations of the angle against upright, degrees."""
+    """Two standard deviations of the angle from upright, degrees."""
     grounded: bool = True
-    """Stands on the ground (or the water), rather than being in the air."""
+    """On the ground (or the water), not in the air."""
     sided: bool = True
-    """Left and right differ."""
+    """Left and right sides differ."""
     lies_down: float = 0.0
     """Probability of lying on its side."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A rendered drawing; its canvas may reach over the edges of the image."""
+    """A rendered drawing; its canvas may extend beyond the image."""
 
     left: int
     top: int
@@ -44,17 +44,17 @@ class Layer:
     alpha: np.ndarray
     """(h, w) float32 in [0, 1]."""
     kind: Kind | None = None
-    """None for things of no class."""
+    """None for clutter."""
     flipped: bool = False
     shadow: bool = False
 
     @property
     def pixels(self) -> int:
-        """Pixels of the whole drawing, also of its part outside the image."""
+        """Pixels of the whole drawing, including its part outside the image."""
         return int((self.alpha >= 0.5).sum())
 
     def windows(self, shape: tuple[int, ...]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where image (of ``shape``) and canvas meet, as slices into the image and into the canvas."""
+        """The overlap of image (of ``shape``) and canvas, as slices into both."""
         height, width = self.alpha.shape
         top, bottom = max(self.top, 0), max(min(self.top + height, shape[0]), 0)
         left, right = max(self.left, 0), max(min(self.left + width, shape[1]), 0)
@@ -77,7 +77,7 @@ def lay_over(canvas: np.ndarray, layer: Layer) -> None:
 
 
 def render_kind(rng: np.random.Generator, kind: Kind, long_side: float) -> Layer:
-    """Draw one individual of ``kind``, pose it, and render it with ``long_side`` pixels on its longer side."""
+    """Draw a random object of ``kind``, pose it, and render it with ``long_side`` pixels on its longer side."""
     parts = kind.draw(rng)
     flipped = bool(rng.random() < 0.5)
     angle = math.radians(rng.normal(0, kind.tilt / 2))
@@ -98,17 +98,17 @@ def render_kind(rng: np.random.Generator, kind: Kind, long_side: float) -> Layer
 
 @dataclass(frozen=True)
 class _Surface:
-    """How a drawing's surface differs from flat paint."""
+    """Texture of a drawing's surface."""
 
     light: np.ndarray
-    """(h, w) float32 factor of brightness."""
+    """(h, w) float32, brightness factor."""
     pattern: np.ndarray
     """(h, w) float32 in [0, 1]: share of ``second`` on the textured parts."""
     second: Colour
 
 
 def random_surface(rng: np.random.Generator, shape: tuple[int, int], second: Sequence[HueRange]) -> _Surface:
-    """A random surface whose pattern has a colour of the families ``second``."""
+    """A random texture whose pattern has a colour from the families ``second``."""
     height, width = shape
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None]
@@ -119,7 +119,7 @@ def random_surface(rng: np.random.Generator, shape: tuple[int, int], second: Seq
 
 
 def _pattern(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Plain, clouded, spotted, striped or checked, (h, w) float32 in [0, 1]."""
+    """A pattern, plain, clouded, spotted, striped or checked; (h, w) float32 in [0, 1]."""
     style = rng.choice(["plain", "clouded", "spotted", "striped", "checked"], p=[0.34, 0.2, 0.17, 0.2, 0.09])
     size = max(shape)
     if style == "plain":
@@ -140,14 +140,14 @@ def _pattern(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, int], cell: int) -> np.ndarray:
-    """Smooth random values in [0, 1] that change over ``cell`` pixels, (h, w) float32."""
+    """Smooth noise in [0, 1] that varies over ``cell`` pixels, (h, w) float32."""
     grid = rng.random((shape[0] // cell + 2, shape[1] // cell + 2), dtype=np.float32)
     image = Image.fromarray(grid).resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(image), 0, 1)
 
 
 def render(parts: Sequence[Part], shape: tuple[int, int], surface: _Surface | None = None) -> Layer:
-    """Paint outlines (in pixels of a canvas of ``shape``), oversampled for smooth edges."""
+    """Paint outlines (in pixels of a canvas of ``shape``), oversampled for antialiased edges."""
     size = (shape[1] * _OVERSAMPLING, shape[0] * _OVERSAMPLING)
     paint, cover = Image.new("RGB", size), Image.new("L", size)
     texture = Image.new("L", size)

@@ -1,4 +1,4 @@
-"""One image: a scene with objects, the index of the object that shows at each pixel, and their annotations."""
+"""One image: a scene with objects, the index of the visible object at each pixel, and the annotations."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from yolact.settings import SampleConfig
 _MIN_VISIBLE_PIXELS = 40
 _MIN_VISIBLE_SHARE = 0.15
 _DIFFICULT_SHARE = 0.35
-"""Objects of which less than this share shows are marked difficult."""
+"""Objects with less than this visible fraction are marked difficult."""
 
 _MOST_OBJECTS = VOID - 1
-"""Indices that SegmentationObject has for objects."""
+"""Maximum number of objects: SegmentationObject has that many indices for them."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class DrawnImage:
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
     instances: np.ndarray
-    """(H, W) uint8: 0 background, k the k-th of ``objects`` (from 1); every object has pixels."""
+    """(H, W) uint8; 0: background, k: the k-th of ``objects`` (from 1); every object has pixels."""
     objects: list[DrawnObject]
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """``above`` and ``below`` are the colours on both sides of the horizon (its height a share of the image's)."""
+    """A kind of scene: the range of its horizon (as a fraction of the height), and the colours above and below it."""
 
     name: str
     horizon: tuple[float, float]
@@ -94,7 +94,7 @@ _SCENES = {
 
 
 def draw_image(rng: np.random.Generator, config: SampleConfig) -> DrawnImage:
-    """Draw one image with at least one object that shows enough."""
+    """Draw one image with at least one sufficiently visible object."""
     height, width = (int(side) for side in rng.integers(config.min_size, config.max_size + 1, size=2))
     while True:
         kind = KINDS[rng.integers(len(KINDS))]
@@ -115,7 +115,7 @@ def draw_image(rng: np.random.Generator, config: SampleConfig) -> DrawnImage:
 
 
 def _companion(rng: np.random.Generator, scene: _Scene) -> Kind:
-    """Mostly a class that suits the scene, sometimes any, so surroundings alone do not give the class away."""
+    """Mostly a class that suits the scene, sometimes any, so the background alone does not reveal the class."""
     suited = [kind for kind in KINDS if scene.name in kind.scenes]
     choices = suited if rng.random() < 0.8 else list(KINDS)
     return choices[rng.integers(len(choices))]
@@ -124,7 +124,7 @@ def _companion(rng: np.random.Generator, scene: _Scene) -> Kind:
 def _place(
     rng: np.random.Generator, kinds: Sequence[Kind], scene: _Scene, shape: tuple[int, int], horizon: int
 ) -> list[Layer]:
-    """Render each kind and place it with moderate overlap; returned back to front."""
+    """Render each kind and place it with moderate overlap; layers are returned back to front."""
     placed: list[Layer] = []
     for kind in kinds:
         share = rng.uniform(0.45, 0.85) if rng.random() < 0.88 else rng.uniform(0.22, 0.45)
@@ -140,7 +140,7 @@ def _place(
 
 
 def _moved(rng: np.random.Generator, layer: Layer, shape: tuple[int, int], horizon: int) -> Layer:
-    """The layer at a random place: on the ground, the nearer the larger, or in the air."""
+    """Move the layer to a random position: on the ground, larger if nearer, or in the air."""
     height, width = layer.alpha.shape
     margin = 0.12 if rng.random() < 0.8 else -0.05
     centre = rng.uniform(margin, 1 - margin) * shape[1]
@@ -154,7 +154,7 @@ def _moved(rng: np.random.Generator, layer: Layer, shape: tuple[int, int], horiz
 
 
 def _overlap(one: Layer, other: Layer) -> float:
-    """Common area of two canvases over the smaller one's area."""
+    """Intersection of two canvases over the smaller one's area."""
     (h1, w1), (h2, w2) = one.alpha.shape, other.alpha.shape
     high = min(one.top + h1, other.top + h2) - max(one.top, other.top)
     wide = min(one.left + w1, other.left + w2) - max(one.left, other.left)
@@ -164,7 +164,7 @@ def _overlap(one: Layer, other: Layer) -> float:
 def _keep_visible(
     layers: list[Layer], front: Sequence[Layer], shape: tuple[int, int]
 ) -> tuple[list[Layer], np.ndarray]:
-    """Remove, one by one, the objects of which too little shows; return the rest and their index map."""
+    """Remove, one by one, the objects of which too little is visible; return the rest and their index map."""
     while True:
         instances = np.zeros(shape, dtype=np.uint8)
         for index, layer in enumerate([*layers, *front], start=1):
@@ -184,7 +184,7 @@ def _keep_visible(
 
 
 def void_border(instances: np.ndarray) -> np.ndarray:
-    """Pixels whose 3x3 neighbourhood holds several indices, (H, W) bool; the image's edge makes no border."""
+    """Pixels with several indices in their 3x3 neighbourhood, (H, W) bool; the image's edge is not a border."""
     padded = np.pad(instances, 1, mode="edge")
     rows = [padded[shift : padded.shape[0] - 2 + shift] for shift in range(3)]
     high, low = np.maximum.reduce(rows), np.minimum.reduce(rows)
@@ -195,7 +195,7 @@ def void_border(instances: np.ndarray) -> np.ndarray:
 
 
 def _describe(layer: Layer, visible: np.ndarray) -> DrawnObject:
-    """The annotation of a layer of which the pixels ``visible``, (H, W) bool, show."""
+    """The annotation of a layer whose visible pixels are ``visible``, (H, W) bool."""
     assert layer.kind is not None
     rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
     _, in_canvas = layer.windows(visible.shape)
@@ -211,7 +211,7 @@ def _describe(layer: Layer, visible: np.ndarray) -> DrawnObject:
 
 
 def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Exposure, colour cast, corner fall-off, blur and sensor noise; returns (H, W, 3) uint8."""
+    """Simulate exposure, colour cast, vignetting, blur and sensor noise; returns (H, W, 3) uint8."""
     height, width = canvas.shape[:2]
     cast = rng.uniform(0.92, 1.08, size=3).astype(np.float32) * np.float32(rng.uniform(0.85, 1.18))
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
@@ -226,7 +226,7 @@ def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, scene: _Scene, shape: tuple[int, int], horizon: int) -> np.ndarray:
-    """The empty scene with its clutter, (H, W, 3) float32 in [0, 255]."""
+    """The scene with clutter but without objects, (H, W, 3) float32 in [0, 255]."""
     height, width = shape
     canvas = np.empty((height, width, 3), dtype=np.float32)
     horizon = min(max(horizon, 1), height - 1)
@@ -255,7 +255,7 @@ def _ripple(rng: np.random.Generator, water: np.ndarray) -> None:
 
 
 def _clutter(rng: np.random.Generator, scene: _Scene, shape: tuple[int, int], horizon: int) -> list[Part]:
-    """Things of no class, back to front: a skyline or furniture at the horizon, then loose shapes."""
+    """Clutter, back to front: a skyline or furniture at the horizon, then loose shapes."""
     height, width = shape
     families = [PAINT, METAL, WOOD, LEAF, PALE, DARK, _WALL]
     parts: list[Part] = []

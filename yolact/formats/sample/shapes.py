@@ -1,4 +1,4 @@
-"""Outlines and colours: what drawings are made of."""
+"""Outlines and colours of drawings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Points = np.ndarray
 
 Colour = tuple[int, int, int]
 HueRange = tuple[float, float, float, float, float, float]
-"""Least and most hue, saturation and value, each in [0, 1]."""
+"""Minimum and maximum of hue, saturation and value, each in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Part:
     outline: Points
     colour: Colour
     textured: bool = False
-    """Carries the drawing's texture."""
+    """Whether it has the drawing's texture."""
 
 
 def outline(*corners: tuple[float, float], rounds: int = 0) -> Points:
-    """A closed outline, its corners cut ``rounds`` times (Chaikin 1974, "An algorithm for high speed curve
-    generation"); two rounds look round."""
+    """A closed outline with its corners cut ``rounds`` times (Chaikin 1974, "An algorithm for high speed curve
+    generation"); two rounds look smooth."""
     points = np.array(corners, dtype=float)
     for _ in range(rounds):
         following = np.roll(points, -1, axis=0)
@@ -41,7 +41,7 @@ _CIRCLE = np.stack([np.cos(np.arange(24) * (math.tau / 24)), np.sin(np.arange(24
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float | None = None, angle: float = 0.0) -> Points:
-    """``angle`` in radians turns the ellipse clockwise (y points down)."""
+    """An ellipse, rotated clockwise (y points down) by ``angle`` in radians."""
     points = _CIRCLE * [radius_x, radius_x if radius_y is None else radius_y]
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return points @ turn + [x, y]
@@ -60,7 +60,7 @@ def box(left: float, top: float, right: float, bottom: float, rounding: float = 
 
 
 def stroke(path: Sequence[tuple[float, float]], start: float, end: float) -> Points:
-    """A line along ``path`` as an outline, ``start`` wide at its beginning and ``end`` wide at its end."""
+    """The outline of a stroke along ``path`` whose width changes from ``start`` to ``end``."""
     points = np.array(path, dtype=float)
     steps = np.gradient(points, axis=0)
     normals = np.stack([-steps[:, 1], steps[:, 0]], axis=1)
@@ -87,7 +87,7 @@ CLAY: HueRange = (0.01, 0.08, 0.45, 0.85, 0.4, 0.8)
 
 
 def pick(rng: np.random.Generator, families: Sequence[HueRange]) -> Colour:
-    """A colour of one of the families."""
+    """A random colour from one of the families."""
     family = families[int(rng.integers(len(families)))]
     hue, saturation, value = (rng.uniform(low, high) for low, high in zip(family[::2], family[1::2], strict=True))
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -95,6 +95,6 @@ def pick(rng: np.random.Generator, families: Sequence[HueRange]) -> Colour:
 
 
 def tone(colour: Colour, factor: float) -> Colour:
-    """Darker (factor < 1) or lighter (> 1)."""
+    """A darker (factor < 1) or lighter (> 1) colour."""
     red, green, blue = (min(255, round(channel * factor)) for channel in colour)
     return red, green, blue

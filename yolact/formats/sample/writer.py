@@ -1,4 +1,4 @@
-"""The sample as files of the VOC2012 development kit."""
+"""Write the sample as files of the VOC2012 development kit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Split = Literal["train", "val"]
 _SPLIT_STREAM: dict[Split, int] = {"train": 0, "val": 1}
 _FIRST_NUMBER: dict[Split, int] = {"train": 1, "val": 500_001}
 _MOST_IMAGES = 499_999
-"""Most images of one split; the six digits of an id hold both splits."""
+"""Maximum images per split; the six digits of an id cover both splits."""
 
 _JPEG_QUALITY = 90
 
@@ -31,17 +31,17 @@ _JPEG_QUALITY = 90
 def generate_sample(root: Path, config: SampleConfig) -> None:
     """Write the sample to ``root/VOCdevkit/VOC2012``, in the format of the VOC2012 development kit.
 
-    Images are RGB JPEG files. SegmentationObject holds indices 1..N in the order of the objects in the XML
+    Images are RGB JPEG files. SegmentationObject has indices 1..N in the order of the objects in the XML
     file, SegmentationClass the class indices; both are palette PNG files with the VOC colour map. Pixels whose
-    3x3 neighbourhood holds more than one object (or object and background) are void (255), a border of two
+    3x3 neighbourhood contains more than one object (or object and background) are void (255), a border of two
     pixels. Boxes in the XML files are the tight boxes of the visible pixels before that border is drawn, in
     1-based inclusive pixel coordinates.
 
-    An image depends on (``config.seed``, split, number), on the sizes and on ``max_objects`` only: larger splits
-    keep the earlier images. The bytes are the same on every run with the same numpy and Pillow.
+    An image depends only on (``config.seed``, split, number), the sizes and ``max_objects``, so larger splits start
+    with the same images. The bytes are the same on every run with the same numpy and Pillow.
 
     Raises:
-        DataError: more images are asked for than there are ids.
+        DataError: more images are requested than there are ids.
     """
     for split, count in (("train", config.train_images), ("val", config.val_images)):
         if count > _MOST_IMAGES:
