@@ -1,4 +1,4 @@
-"""Image files and arrays as RGB pixels: what is decoded, what is refused, and how images are turned upright."""
+"""Image files and arrays as RGB pixels: which formats are decoded or rejected, and how images are rotated upright."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ImageInput = np.ndarray | Tensor | str | Path
 """An (H, W, 3) uint8 RGB array, a (3, H, W) uint8 RGB tensor, or the path of an image file."""
 
 EXIF_ORIENTATION = 0x0112
-"""EXIF tag of the turn a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, section 4.6.4)."""
+"""EXIF tag of the rotation that a viewer applies; 1 is none, 5 to 8 swap width and height (EXIF 2.3, 4.6.4)."""
 
 UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,7 +28,7 @@ UPRIGHT: dict[int, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns the stored pixels upright, by EXIF orientation (Pillow rotates counter-clockwise)."""
+"""Operation that rotates the stored pixels upright, by EXIF orientation (Pillow rotates counter-clockwise)."""
 
 
 class DecodingError(ValueError):
@@ -36,7 +36,7 @@ class DecodingError(ValueError):
 
 
 def read_image(image: ImageInput) -> Tensor:
-    """An `ImageInput` as (3, H, W) uint8 RGB; files are turned upright as their EXIF orientation says.
+    """An `ImageInput` as (3, H, W) uint8 RGB; files are rotated upright according to their EXIF orientation.
 
     Raises:
         ValueError: an array or a tensor has another shape or dtype.
@@ -64,8 +64,8 @@ def decode_image(file: Path | IO[bytes], *, formats: tuple[str, ...] | None = No
 
     Args:
         file: its path or content.
-        formats: Pillow's names of the formats that are accepted; None: all.
-        upright: turn the pixels as the EXIF orientation says; else return them as stored.
+        formats: Pillow's names of the accepted formats; None accepts all.
+        upright: rotate the pixels according to the EXIF orientation; else return them as stored.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -75,7 +75,7 @@ def decode_image(file: Path | IO[bytes], *, formats: tuple[str, ...] | None = No
         with Image.open(file, formats=formats) as image:
             if has_deep_channels(image):
                 raise DecodingError("it has 16 or more bits a channel; save it with 8 bits a channel")
-            image.load()  # the decoders of some formats turn the pixels themselves and then clear the EXIF tag
+            image.load()  # the decoders of some formats rotate the pixels themselves and then clear the EXIF tag
             shown = turned_upright(image, exif_orientation(image)) if upright else image
             return np.asarray(shown if shown.mode == "RGB" else shown.convert("RGB"))
     except (FileNotFoundError, DecodingError):
@@ -90,7 +90,7 @@ def has_deep_channels(image: Image.Image) -> bool:
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where the file states none, an unknown number, or its EXIF data is broken."""
+    """EXIF orientation, 1 to 8; 1 if the file has none, an unknown number, or broken EXIF data."""
     with suppress(Exception):  # decoders raise many types on broken EXIF data, which does not make the pixels unusable
         orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         return orientation if orientation in UPRIGHT else 1
@@ -98,5 +98,5 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as a viewer shows it; itself where there is nothing to turn."""
+    """The image as a viewer shows it; unchanged if no rotation is needed."""
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image

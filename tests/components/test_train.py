@@ -613,7 +613,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
 
-    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins again
+    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run starts over
     assert len(runs(workplace)) == 2
 
 
@@ -720,7 +720,7 @@ def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
     monkeypatch.setattr(part, fail)
     assert fails() == (
         "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
-        "averaged weights); a smaller model.backbone. The run then begins again. (CUDA out of memory. Tried to "
+        "averaged weights); a smaller model.backbone. The run then starts over. (CUDA out of memory. Tried to "
         "allocate 20.00 MiB.)"
     )
 

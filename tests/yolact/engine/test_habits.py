@@ -339,10 +339,9 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
         learner.fit()
     message = str(caught.value)
     assert (
-        "train.accumulate: 2 (less memory, in 2 gradient-accumulation steps; batch norm, which is trained, sees fewer"
-        in message
+        "train.accumulate: 2 (less memory, in 2 gradient-accumulation steps; trained batch norm sees fewer" in message
     )
-    assert "(and train.lr in proportion). The run then begins again." in message
+    assert "(and train.lr in proportion). The run then starts over." in message
     assert "train.batch_size: 2 (" in message
     assert "image_size: " not in message  # 64 pixels are the fewest
     assert "bf16" not in message  # nor does a CPU compute that with so few

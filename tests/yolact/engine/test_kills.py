@@ -130,7 +130,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(straight: Path, tmp_path
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
     log = finish(start(tmp_path))
-    assert f"{newest.name}: not readable, passed over (its content is not what was written)" in log
+    assert f"{newest.name}: not readable, skipped (its content is not what was written)" in log
     assert_same_end(tmp_path, straight)
 
 
