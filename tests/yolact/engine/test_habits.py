@@ -394,7 +394,7 @@ def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_
         "train.accumulate: 2 (the same result with less memory, in 2 gradient-accumulation steps; the run resumes"
         in message
     )
-    assert "(and train.lr in proportion). Any other begins it again." in message
+    assert "(and train.lr in proportion). Any other starts it over." in message
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])

@@ -296,7 +296,7 @@ def test_voc_has_indices_for_254_classes() -> None:
         if label == 253:
             assert found.to_voc("x.jpg").segmentation_class[0, 0] == 254
         else:
-            with pytest.raises(ValueError, match="label 254 has no index; VOC's indices stand for 254 classes"):
+            with pytest.raises(ValueError, match="label 254 has no index; VOC has indices for 254 classes"):
                 found.to_voc("x.jpg")
 
 

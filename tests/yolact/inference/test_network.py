@@ -236,7 +236,7 @@ def test_compile_hands_the_networks_function_to_torch_compile(monkeypatch: pytes
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(SettingsError, match="precision 'half' is unknown; there are fp32, bf16, fp16"):
+    with pytest.raises(SettingsError, match="precision 'half' is unknown; choose one of fp32, bf16, fp16"):
         InferenceNetwork(trained_like("basic blocks"), "half")  # type: ignore[arg-type]
 
 

@@ -335,7 +335,7 @@ def test_loading_from_an_empty_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "precision 'int8' is unknown; there are fp32, bf16, fp16"),
+        ({"precision": "int8"}, "precision 'int8' is unknown; choose one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "precision 'fp16' needs a GPU; on a CPU use bf16"),
         ({"mask_resolution": 0}, "mask_resolution 0: must be 'image', 'prototypes' or a number of pixels"),
         ({"mask_resolution": -3}, "mask_resolution -3: must be"),
