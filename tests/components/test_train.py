@@ -354,7 +354,7 @@ def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
     again = {name for name, tensor in start.items() if not torch.equal(tensor, file[name])}
     assert {name.rpartition(".")[0] for name in again} == {"prediction_layers.0.conf_layer", "semantic_seg_conv"}
     assert (
-        "initialised again: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
+        "reinitialised: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
         in caplog.text
     )
     trained = load_file("models/model.safetensors")
@@ -680,7 +680,7 @@ def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
     path = Path("data/processed") / f"{split}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     images = {"train": 2, "val": 1}[split]
-    assert fails().startswith(f"data/processed/{split}.json: {images} images and no object in them")
+    assert fails().startswith(f"data/processed/{split}.json: {images} images without any object")
     assert not Path("models").exists()
 
 
@@ -741,7 +741,7 @@ def test_a_run_does_not_start_from_the_model_that_it_replaces(fails: Any, settin
     model = settings["model"] | {"initial_weights": "./models/"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
     assert fails() == (
-        "model.initial_weights: ./models/: is where this run writes its model; "
+        "model.initial_weights: ./models/: this run writes its model there; "
         "copy the one there to another folder and name that"
     )
     assert not Path("models").exists()

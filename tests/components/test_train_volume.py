@@ -17,7 +17,7 @@ def test_each_run_has_a_folder_of_checkpoints_and_can_resume_an_earlier_ones(tmp
     assert checkpoints_folder(volume, "run-2", "run-1", model) == tmp_path / "run-1"
     with pytest.raises(SettingsError, match="run-0: no such folder"):
         checkpoints_folder(volume, "run-2", "run-0", model)
-    with pytest.raises(SettingsError, match="no volume of checkpoints"):
+    with pytest.raises(SettingsError, match="no checkpoint volume is mounted"):
         checkpoints_folder("", "run-2", "run-1", model)
 
 

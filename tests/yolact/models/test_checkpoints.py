@@ -96,8 +96,8 @@ def test_shapes_alone_tell_all_but_the_image_size(name: str, caplog: pytest.LogC
     """yolact_base, yolact_im400 and yolact_im700 have the same; of them the one of 550 px is taken, with a warning."""
     assert infer_model_config(published_shapes(name)) == PUBLISHED_MODELS[name].model
     expected = (
-        "the weights do not tell the anchors and the image size, taken to be as in yolact_base: yolact_base, "
-        "yolact_im400, yolact_im700 have the same keys and shapes. If that is wrong, name the published configuration "
+        "the weights do not determine the anchors and the image size, taken from yolact_base: yolact_base, "
+        "yolact_im400, yolact_im700 have the same keys and shapes. If that is wrong, give the published configuration "
         "(--model NAME) or the image size (--image-size N)"
     )
     assert caplog.messages == ([expected] if name == "yolact_base" else [])
@@ -182,8 +182,8 @@ def test_networks_that_nobody_published_are_known_too(
     told |= {"mask_rescoring"}
     assert found.model_dump(include=told) == built.model_dump(include=told)
     (message,) = caplog.messages
-    assert f"taken to be as in {like or 'yolact_plus_base'}: no published configuration has this network" in message
-    assert "If that is wrong, name the anchors (arguments of import_checkpoint in Python)" in message
+    assert f"taken from {like or 'yolact_plus_base'}: no published configuration has this network" in message
+    assert "If that is wrong, give the anchors (arguments of import_checkpoint in Python)" in message
 
 
 def test_an_unnamed_depth_is_a_resnet50_or_resnet18_with_blocks_and_a_named_one_is_not() -> None:
@@ -247,8 +247,8 @@ def test_a_network_of_another_kind_is_refused(path: Path) -> None:
         names = resnet18().state_dict()
     message = refusal_of({name: torch.zeros(1) for name in names}, path)
     assert message == (
-        "is no YOLACT: no key starts with fpn., proto_net., prediction_layers., semantic_seg_conv.; its keys are "
-        "conv1.weight, bn1.weight, bn1.bias and 119 more. For the weights of a backbone there is the setting "
+        "is not a YOLACT: no key starts with fpn., proto_net., prediction_layers., semantic_seg_conv.; its keys are "
+        "conv1.weight, bn1.weight, bn1.bias and 119 more. To load a backbone's weights, use the setting "
         "model.backbone_weights"
     )
 
@@ -287,29 +287,29 @@ def test_unknown_keys_are_counted_and_named(state: State, path: Path) -> None:
     message = refusal_of(state | extra, path)
     assert message.startswith("lacks 10 keys: backbone.layers.0.1.conv1.weight")  # as two blocks, of which one is odd
     unknown = "; has 2 unknown keys: maskiou.weight, backbone.layers.0.9999.conv1.weight"
-    assert message.endswith(f"{unknown}. Take the file whole, as it was published")
+    assert message.endswith(f"{unknown}. Use the complete file, as published")
     message = refusal_of(state | {"a": torch.zeros(1)}, path)
-    assert message == "has 1 unknown key: a. Take the file whole, as it was published"
+    assert message == "has 1 unknown key: a. Use the complete file, as published"
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("semantic_seg_conv.bias", (5,), "semantic_seg_conv.bias is (5,) where the others need (2,)"),
+        ("semantic_seg_conv.bias", (5,), "semantic_seg_conv.bias is (5,), but the others need (2,)"),
         (
             "prediction_layers.0.conf_layer.weight",
             (12, 8, 3, 3),
-            "prediction_layers.0.conf_layer.weight is (12, 8, 3, 3) where the others need (9, 8, 3, 3)",
+            "prediction_layers.0.conf_layer.weight is (12, 8, 3, 3), but the others need (9, 8, 3, 3)",
         ),
         (
             "prediction_layers.0.bbox_layer.bias",
             (),
-            "prediction_layers.0.bbox_layer.bias is () where the others need (12,)",
+            "prediction_layers.0.bbox_layer.bias is (), but the others need (12,)",
         ),
         (
             "backbone.conv1.weight",
             (64, 3, 5, 5),
-            "backbone.conv1.weight is (64, 3, 5, 5) where the others need (64, 3, 7",
+            "backbone.conv1.weight is (64, 3, 5, 5), but the others need (64, 3, 7",
         ),
     ],
 )
@@ -337,7 +337,7 @@ def test_anchors_that_make_another_number_are_refused(state: State, path: Path) 
 def test_a_number_of_anchors_that_nobody_published_needs_them_to_be_given(path: Path) -> None:
     state = tiny_state(anchor_ratios=[1, 2])
     assert refusal_of(state, path, anchor_ratios=None) == (
-        "has 2 anchors per cell, as no published configuration has; give image_size, anchor_scales, anchor_ratios and "
+        "has 2 anchors per cell, unlike any published configuration; give image_size, anchor_scales, anchor_ratios and "
         "square_anchors to yolact.models.checkpoints.import_checkpoint in Python"
     )
     assert import_checkpoint(path, **(TINY | {"anchor_ratios": [1, 2]})).network.config.anchor_ratios == [1, 2]
@@ -348,7 +348,7 @@ def test_an_image_size_that_the_network_cannot_have_is_refused(path: Path) -> No
         names = Yolact(tiny_config(mask_rescoring=True, image_size=250), 2).state_dict()
     state = {name: torch.zeros(tensor.shape) for name, tensor in names.items()}
     assert refusal_of(state, path, image_size=248) == (
-        "makes no valid network: Value error, mask_rescoring needs an image_size of at least 249"
+        "does not give a valid network: Value error, mask_rescoring needs an image_size of at least 249"
     )
     assert "image_size Input should be greater than or equal to 64" in refusal_of(state, path, image_size=8)
 
@@ -362,7 +362,7 @@ def test_a_file_that_cannot_be_read_is_named(path: Path) -> None:
 def test_a_model_of_this_project_needs_no_import(tmp_path: Path) -> None:
     save_model(Yolact(tiny_config(), 2), ["cat", "dog"], tmp_path)
     assert refusal(tmp_path / "model.safetensors") == (
-        f"is a model of this project already; use the folder {tmp_path} as it is"
+        f"already is a model of this project; use the folder {tmp_path} directly"
     )
 
 
@@ -453,7 +453,7 @@ def test_classes_have_the_names_of_the_data_set_with_as_many(path: Path, number:
 def test_class_names_can_be_given_and_must_be_as_many(state: State, path: Path) -> None:
     torch.save(state, path)
     assert import_checkpoint(path, classes=["cat", "dog"], **TINY).classes == ["cat", "dog"]
-    assert refusal(path, classes=["cat"]) == "has 2 classes, and 1 class names are given"
+    assert refusal(path, classes=["cat"]) == "has 2 classes, but 1 class names are given"
 
 
 def test_a_published_configuration_is_recognised_in_the_result(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +481,7 @@ def test_class_names_are_the_lines_of_a_file(tmp_path: Path) -> None:
     [
         (None, "no such file"),
         (b"\xff\xfe\x00", "is not UTF-8 text: "),
-        (b"cat\ndog\ncat\n", "has names more than once: cat"),
+        (b"cat\ndog\ncat\n", "has duplicate names: cat"),
     ],
 )
 def test_a_faulty_file_of_class_names_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:

@@ -79,7 +79,7 @@ def test_a_name_can_be_taken_once() -> None:
 @pytest.mark.parametrize(
     ("implementation", "problem"),
     [
-        ("no_such_module:Net", "cannot be imported: No module named 'no_such_module'; it is named where the backbone"),
+        ("no_such_module:Net", "cannot be imported: No module named 'no_such_module'; fix it where the backbone"),
         ("tests.yolact.outside_backbone:Missing", "cannot be imported: .*no attribute 'Missing'"),
         ("tests.yolact.outside_backbone:MixBlock", "is not a Backbone class"),
     ],
@@ -181,7 +181,7 @@ def test_a_saved_model_loads_and_starts_another_one(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     torch.manual_seed(0)
     resnet = Yolact(tiny_config(initial_weights=str(tmp_path)), 3)
-    with pytest.raises(WeightsError, match=r"its backbone \(mixer3\) does not fit this network \(resnet18\)"):
+    with pytest.raises(WeightsError, match=r"its backbone \(mixer3\) does not match this network's \(resnet18\)"):
         load_starting_weights(resnet, classes)
 
 

@@ -85,7 +85,7 @@ def test_a_network_of_the_same_kind_starts_as_the_saved_one(saved: Path, caplog:
     assert (report.reinitialised, report.unused) == ([], [])
     assert [record.levelname for record in caplog.records] == ["INFO"]
     layers = len({name.rpartition(".")[0] for name in before})
-    assert caplog.messages == [f"model.initial_weights: {layers} of {layers} layers are taken from {saved}"]
+    assert caplog.messages == [f"model.initial_weights: {layers} of {layers} layers loaded from {saved}"]
 
 
 def test_other_classes_keep_all_but_the_class_layers_bit_for_bit(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,7 +99,7 @@ def test_other_classes_keep_all_but_the_class_layers_bit_for_bit(saved: Path, ca
     ]
     assert report.unused == []
     assert any(
-        message.startswith("initialised again: ") and all(item in message for item in report.reinitialised)
+        message.startswith("reinitialised: ") and all(item in message for item in report.reinitialised)
         for message in caplog.messages
     )
     assert not any(record.levelname == "WARNING" for record in caplog.records)
@@ -109,8 +109,8 @@ def test_as_many_classes_of_other_names_are_taken_with_a_warning(saved: Path, ca
     model, before, _ = start(saved, ["cat", "horse"])
     assert_taken(model, before, saved, set())
     assert caplog.messages == [
-        f"model.initial_weights: {saved} has 2 classes too, but 1 under other names: what it learned for 'dog' is now "
-        "the start for 'horse'"
+        f"model.initial_weights: {saved} also has 2 classes, but 1 with other names: its weights for 'dog' initialise "
+        "those for 'horse'"
     ]
 
 
@@ -134,7 +134,7 @@ def test_modules_of_the_file_that_the_network_lacks_are_named(tmp_path: Path, ca
     _, _, report = start(tmp_path, CLASSES)
     modules = ["backbone.layers.1.1", "backbone.layers.1.2", "backbone.layers.3.1", "maskiou_net"]
     assert report.unused == modules
-    assert f"not in this network and left out: {', '.join(modules)}" in caplog.messages
+    assert f"not in this network, ignored: {', '.join(modules)}" in caplog.messages
 
 
 def test_a_layer_of_which_one_tensor_does_not_fit_is_left_as_a_whole(saved: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_backbone_of_another_kind_is_refused(saved: Path, settings: dict[str, 
     with pytest.raises(WeightsError) as refused:
         load_initial_weights(model, CLASSES)
     assert str(refused.value) == (
-        f"model.initial_weights: {saved}: its backbone (resnet18) does not fit this network ({theirs}); take the "
+        f"model.initial_weights: {saved}: its backbone (resnet18) does not match this network's ({theirs}); copy the "
         "settings of section model from its model.json"
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -193,7 +193,7 @@ def test_a_backbone_of_another_kind_is_refused(saved: Path, settings: dict[str, 
 def test_a_file_of_which_nothing_fits_is_refused(saved: Path, tmp_path: Path) -> None:
     save_file({"something.else": torch.zeros(3)}, tmp_path / WEIGHTS_FILE)
     (tmp_path / DESCRIPTION_FILE).write_bytes((saved / DESCRIPTION_FILE).read_bytes())
-    with pytest.raises(WeightsError, match="does not fit this network"):
+    with pytest.raises(WeightsError, match="does not match this network's"):
         start(tmp_path, CLASSES)
 
 

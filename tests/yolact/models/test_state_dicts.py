@@ -94,13 +94,13 @@ def test_a_missing_file_and_a_folder_are_named(path: Path, tmp_path: Path) -> No
         (b"hello\nworld\n", "text"),
         (
             b"\n<!DOCTYPE html><html>Too many users",
-            "a web page or XML, as servers send in place of a file; download it",
+            "a web page or XML, which servers send instead of a file; download it",
         ),
         (b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture"),
         (b"\xff\xd8\xff\xe0" + bytes(64), "a JPEG picture"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a Git LFS pointer, which stands for the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a Git LFS pointer instead of the file"),
         (pickle.dumps({"a": 1}), "a pickle that PyTorch did not write"),
-        (bytes(range(1, 60)), "of a kind that is not known here"),
+        (bytes(range(1, 60)), "of an unknown type"),
     ],
 )
 def test_other_kinds_of_files_are_told(path: Path, content: bytes, kind: str) -> None:
@@ -134,7 +134,7 @@ def test_a_file_cut_short_is_refused(path: Path, zipped: bool, kept: int) -> Non
     content = path.read_bytes()[:kept]
     path.write_bytes(content)
     assert refusal(path) == (
-        f"is cut short or damaged; {len(content):,} bytes are there. Compare that with its source and get it again"
+        f"is truncated or damaged; it has {len(content):,} bytes. Compare with its source and download it again"
     )
 
 
@@ -143,21 +143,21 @@ def test_safetensors_cut_short_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     save_file(state(), path)
     path.write_bytes(path.read_bytes()[:-1])
-    assert refusal(path).startswith("is not a safetensors file, or is cut short: ")
+    assert refusal(path).startswith("is not a safetensors file, or is truncated: ")
 
 
 def test_a_damaged_pickle_is_refused(path: Path) -> None:
     torch.save(state(), path)
     content = path.read_bytes()
     path.write_bytes(content.replace(b"a.weight", b"\xff.weight"))
-    assert refusal(path).startswith("is cut short or damaged; ")
+    assert refusal(path).startswith("is truncated or damaged; ")
 
 
 def test_a_pickle_that_is_not_read_safely_is_refused(path: Path) -> None:
     torch.save(state(), path, pickle_protocol=4)
     with pytest.warns(UserWarning, match="pickle protocol 4"):
         message = refusal(path)
-    assert message == "is pickled in a way that is not read safely; save it with torch.save's own pickle_protocol"
+    assert message == "is pickled in a way that cannot be read safely; save it with torch.save's own pickle_protocol"
 
 
 class Dangerous:
@@ -182,7 +182,7 @@ def test_python_objects_are_refused_unread_with_a_way_to_save_the_tensors(
     monkeypatch.chdir(path.parent)
     torch.save(make(), path, _use_new_zipfile_serialization=zipped)
     message = refusal(path)
-    assert message.startswith(f"holds Python objects ({named}), not only tensors. Reading them can run any code")
+    assert message.startswith(f"holds Python objects ({named}), not only tensors. Reading them can run arbitrary code")
     assert "torch.load('weights.pth', weights_only=False)" in message
     assert "torch.save(content.state_dict(), 'plain.pth')" in message
     assert [file.name for file in path.parent.iterdir()] == ["weights.pth"]

@@ -123,7 +123,7 @@ def test_weights_cut_short_are_refused(saved: Path, damaged: Path) -> None:
     (damaged / WEIGHTS_FILE).unlink()
     for length in (0, 5, 1000, len(whole) - 1):
         (damaged / WEIGHTS_FILE).write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: not a safetensors file, or cut short"):
+        with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: not a safetensors file, or truncated"):
             load_model(damaged)
 
 
@@ -146,7 +146,7 @@ def test_a_model_of_another_version_is_refused_with_the_ways_to_a_new_one(damage
     with pytest.raises(WeightsError) as refused:
         load_model(damaged)
     assert str(refused.value) == (
-        f"{damaged / DESCRIPTION_FILE}: has format 1, and this version reads 2. "
+        f"{damaged / DESCRIPTION_FILE}: has format 1, but this version reads 2. "
         "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`) with it"
     )
 

@@ -408,9 +408,9 @@ def test_files_of_no_known_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
     report = run(tmp_path, c=stored()["c"])
     assert report.unrecognised == [
-        "list.json: content of no known kind (empty)",
+        "list.json: content of unknown kind (empty)",
         "notes.md: neither .npz nor JSON",
-        "stranger.npz: content of no known kind (left, right)",
+        "stranger.npz: content of unknown kind (left, right)",
     ]
     assert [file.file for file in report.files] == ["c"]
 
@@ -421,14 +421,14 @@ def test_a_truncated_file_fails_and_the_rest_is_checked(tmp_path: Path, cut: int
     path.write_bytes(path.read_bytes()[:cut])
     report = run(tmp_path, c=stored()["c"])
     assert failed(report).keys() == {"short.npz"}
-    assert failed(report)["short.npz"].startswith("damaged or cut short")
+    assert failed(report)["short.npz"].startswith("damaged or truncated")
     assert {file.kind for file in report.files} == {"not readable", "unit vectors"}
 
 
 def test_a_truncated_json_file_fails(tmp_path: Path) -> None:
     path = write(tmp_path, "e", stored()["e"], "settings")
     path.write_text(path.read_text()[:-5], encoding="utf-8")
-    assert failed(run(tmp_path, c=stored()["c"]))["settings"].startswith("damaged or cut short, not JSON")
+    assert failed(run(tmp_path, c=stored()["c"]))["settings"].startswith("damaged or truncated, not JSON")
 
 
 def test_an_array_that_is_damaged_inside_fails_alone(tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_masks_with_too_few_bits_are_reported(tmp_path: Path) -> None:
 
 def test_text_instead_of_numbers_is_reported(tmp_path: Path) -> None:
     report = run(tmp_path, c=stored()["c"] | {"iou/a": np.array(["x"])})
-    assert "iou/a is no array of numbers" in failed(report)["iou"]
+    assert "iou/a is not an array of numbers" in failed(report)["iou"]
 
 
 def test_nan_of_ours_fails(tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_nan_of_ours_fails(tmp_path: Path) -> None:
     boxes = np.zeros((1, 4), dtype=np.float32)
     arrays = {"iou/a": boxes, "iou/b": boxes, "iou/iou": np.zeros((1, 1)), "iou/crowd": np.full((1, 1), np.nan)}
     report = run(tmp_path, c=arrays)
-    assert failed(report) == {"iou/iou": "1 values of ours are NaN", "iou/crowd": "1 expected values are NaN"}
+    assert failed(report) == {"iou/iou": "1 of our values are NaN", "iou/crowd": "1 expected values are NaN"}
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_nan_of_ours_fails(tmp_path: Path) -> None:
         (lambda folder: folder / "nowhere", "no such directory"),
         (
             lambda folder: folder,
-            r"nothing here can be checked \(it holds no file\)\nName a directory with .npz or JSON",
+            r"nothing here can be checked \(it has no files\)\nName a directory with .npz or JSON",
         ),
         (
             lambda folder: (folder / "x.txt").write_text("x") and folder,
