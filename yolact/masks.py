@@ -113,7 +113,7 @@ def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
     """Outlines of a mask's connected parts, along pixel edges.
 
     The pixel in row r and column c is the square from (c, r) to (c + 1, r + 1). If it is in the mask or in a hole, its
-    centre lies inside at least one of the polygons (even-odd rule); otherwise inside none. Holes are filled, because
+    centre is inside at least one of the polygons (even-odd rule); otherwise inside none. Holes are filled, because
     COCO polygons have none; a gap that touches the outside at a corner is not a hole. Parts of the mask that touch only
     at a corner have separate contours.
 

@@ -592,7 +592,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
 
     def fail_in_the_end(self: Tracker, metrics: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "train/best_val_mask_AP" in metrics:
-            raise TrackingError("the server is away")
+            raise TrackingError("the server is unavailable")
         log_metrics(self, metrics, *arguments, **options)
 
     with monkeypatch.context() as patch:

@@ -59,7 +59,7 @@ class Taps:
 def bilinear_taps(samples: int, size: int, pixels: np.ndarray) -> Taps:
     """Integer weights with half-pixel centres, without antialiasing.
 
-    Pixel k of ``size`` lies at (k + 1/2) samples / size - 1/2, a fraction over 2 size, clamped to the first sample.
+    Pixel k of ``size`` is at (k + 1/2) samples / size - 1/2, a fraction over 2 size, clamped to the first sample.
 
     Args:
         samples: length of the axis before resizing.

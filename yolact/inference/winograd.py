@@ -21,8 +21,8 @@ OUTPUT_TILE, INPUT_TILE = 4, 6
 PRODUCTS = INPUT_TILE**2
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)
-"""Where the polynomials are evaluated, besides infinity. Of the sets tried these have the smallest rounding error: half
-that of the usual 0, 1, -1, 2, -2 (Lavin and Gray 2016), in bfloat16 and in float32."""
+"""Where the polynomials are evaluated, in addition to infinity. Of the sets tried these have the smallest rounding
+error: half that of the usual 0, 1, -1, 2, -2 (Lavin and Gray 2016), in bfloat16 and in float32."""
 
 TILES_AT_ONCE = 200
 """Tiles whose products are computed together: enough to amortise reading all kernels, few enough to stay in the

@@ -75,7 +75,7 @@ class _Overlaps:
     best: Tensor
     """(B, A) int64: each anchor's best object, as a key with the object's row; of IoU 0 at least, see `_value`."""
     in_crowd: Tensor
-    """(B, A) float32: the greatest share of the anchor's area that lies in one crowd region."""
+    """(B, A) float32: the greatest share of the anchor's area inside one crowd region."""
     candidates: Tensor
     """(N, L) int64: each object's best anchors in descending order, as keys with the anchor; `_NONE` for crowd rows.
 

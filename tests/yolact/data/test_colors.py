@@ -16,7 +16,7 @@ from yolact.data.colors import ColorChange, change_colors, draw_colors
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (3, 12, 12), dtype=np.uint8)
 EXTREMES = np.array(np.meshgrid([0, 1, 128, 254, 255], [0, 1, 128, 254, 255], [0, 1, 128, 254, 255]), np.uint8)
-"""Greys, pure colours and what lies on the edges between sectors of hue; (3, 5, 5, 5)."""
+"""Greys, pure colours and the edges between sectors of hue; (3, 5, 5, 5)."""
 
 
 def with_colorsys(planes: np.ndarray, change: ColorChange) -> np.ndarray:

@@ -430,15 +430,15 @@ def test_a_run_resumes_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> No
 
 
 def test_the_mirror_receives_the_newest_checkpoint_first_preceded_by_its_best_weights(tmp_path: Path) -> None:
-    told: list[list[list[str]]] = []
+    synced: list[list[list[str]]] = []
     mirror = FolderMirror(tmp_path / "mirror")
-    mirror.sync = lambda directory, checkpoints: told.append(checkpoints)  # type: ignore[method-assign]
+    mirror.sync = lambda directory, checkpoints: synced.append(checkpoints)  # type: ignore[method-assign]
     store = new_store(tmp_path, mirror=mirror)
     first = store.save(state(1)).name
     best = store.save_best(network(1), ["thing"], 1)
     second = store.save(state(2, best=best)).name
     of_best = [f"{best}/model.json", f"{best}/model.safetensors"]
-    assert told == [[[first]], [[*of_best, second], [first]]]
+    assert synced == [[[first]], [[*of_best, second], [first]]]
 
 
 def test_local_checkpoints_take_precedence_over_the_mirror(tmp_path: Path) -> None:

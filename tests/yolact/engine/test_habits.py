@@ -524,7 +524,7 @@ def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trai
 
     def validate(_: Yolact) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the validation goes on")
+        raise AssertionError("the validation continues")
 
     learner.validate = validate
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):

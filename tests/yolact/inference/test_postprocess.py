@@ -361,7 +361,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
 @pytest.mark.parametrize("nms", ["fast", "cross_class", "traditional"])
-def test_an_anchor_with_nan_probabilities_is_not_detected_and_does_not_affect_others(nms: str, fault: float) -> None:
+def test_an_anchor_with_non_finite_logits_is_not_detected_and_does_not_affect_others(nms: str, fault: float) -> None:
     outputs = outputs_of([[[0.9], [0.8], [0.7]]])
     outputs.class_logits[0, 1, 1] = fault
     [found] = detect(outputs, config(nms=nms), SIZE)
@@ -560,7 +560,7 @@ def test_half_precision_prototypes_are_combined_in_float32() -> None:
 # --- the image's frame --------------------------------------------------------------------------------------------
 
 ONES = torch.ones(4, 4, 1)
-"""Prototypes of which every coefficient of 1 makes a mask that fills its box."""
+"""Prototypes for which a coefficient of 1 gives a mask that fills its box."""
 
 
 def candidates_of(boxes: list[list[float]]) -> Candidates:

@@ -178,9 +178,9 @@ def test_unpublished_networks_are_inferred_too(
     anchors = PUBLISHED_MODELS[like or "yolact_plus_base"].model
     assert (found.square_anchors, found.anchor_ratios) == (anchors.square_anchors, anchors.anchor_ratios)
     assert found.anchors_per_cell == built.anchors_per_cell
-    told = {"image_size", "backbone", "backbone_blocks", "deformable_blocks", "fpn_channels", "num_prototypes"}
-    told |= {"mask_rescoring"}
-    assert found.model_dump(include=told) == built.model_dump(include=told)
+    inferred = {"image_size", "backbone", "backbone_blocks", "deformable_blocks", "fpn_channels", "num_prototypes"}
+    inferred |= {"mask_rescoring"}
+    assert found.model_dump(include=inferred) == built.model_dump(include=told)
     (message,) = caplog.messages
     assert f"taken from {like or 'yolact_plus_base'}: no published configuration has this network" in message
     assert "If that is wrong, give the anchors (arguments of import_checkpoint in Python)" in message
@@ -285,7 +285,7 @@ def test_a_gap_between_blocks_is_found(path: Path) -> None:
 def test_unknown_keys_are_counted_and_named(state: State, path: Path) -> None:
     extra = {"maskiou.weight": torch.zeros(1), "backbone.layers.0.9999.conv1.weight": torch.zeros(1)}
     message = refusal_of(state | extra, path)
-    assert message.startswith("lacks 10 keys: backbone.layers.0.1.conv1.weight")  # as two blocks, of which one is odd
+    assert message.startswith("lacks 10 keys: backbone.layers.0.1.conv1.weight")  # as two blocks, one of them invalid
     unknown = "; has 2 unknown keys: maskiou.weight, backbone.layers.0.9999.conv1.weight"
     assert message.endswith(f"{unknown}. Use the complete file, as published")
     message = refusal_of(state | {"a": torch.zeros(1)}, path)
