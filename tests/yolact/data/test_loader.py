@@ -38,7 +38,7 @@ from yolact.structures import targets_from_masks
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import load_params
 
-PHOTOS = 5
+IMAGES = 5
 EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
 NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
 SIZE = 64
@@ -59,7 +59,7 @@ def data(tmp_path: Path) -> CocoInstances:
     """Images 100, 101, ... of 24 x 20 pixels; image number k has k rectangles."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for image in range(PHOTOS):
+    for image in range(IMAGES):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{image}.png")
         images.append({"id": 100 + image, "file_name": f"{image}.png", "width": 24, "height": 20})
         for number in range(image):
@@ -278,7 +278,7 @@ def test_class_balanced_sampling_draws_rare_classes_more_often(
     factor = (5 / 3) ** 0.5
     assert len(shown) == 12 * int(1 + (5 / 4) ** 0.5 + 3 * factor)
     assert shown.count(103) > shown.count(100)
-    assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == PHOTOS
+    assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == IMAGES
 
 
 @pytest.fixture
@@ -464,7 +464,7 @@ def test_two_processes_load_the_batches_of_one(batches_of: Callable[..., list[Ba
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_can_be_resumed_in_the_middle(batches_of: Callable[..., list[Batch]], workers: int) -> None:
     whole = batches_of(batch_size=1, epochs=(2,))
-    assert len(whole) == PHOTOS
+    assert len(whole) == IMAGES
     assert same(whole[3:], batches_of(batch_size=1, epochs=(2,), start=3, workers=workers))
 
 
@@ -488,13 +488,13 @@ def test_a_loader_process_uses_one_thread(data: CocoInstances, repository: Path)
 
 
 def test_batches_depend_on_seed_and_epoch(batches_of: Callable[..., list[Batch]]) -> None:
-    first = batches_of(seed=1, epochs=(0,), batch_size=PHOTOS)
+    first = batches_of(seed=1, epochs=(0,), batch_size=IMAGES)
     np.random.seed(7)
     torch.manual_seed(7)
-    assert same(first, batches_of(seed=1, epochs=(0,), batch_size=PHOTOS))
+    assert same(first, batches_of(seed=1, epochs=(0,), batch_size=IMAGES))
     for seed, epoch in ((1, 1), (2, 0)):
-        other = batches_of(seed=seed, epochs=(epoch,), batch_size=PHOTOS)
-        for image_id in range(100, 100 + PHOTOS):  # not only in another order
+        other = batches_of(seed=seed, epochs=(epoch,), batch_size=IMAGES)
+        for image_id in range(100, 100 + IMAGES):  # not only in another order
             one, two = (batch[0].images[batch[0].image_ids.index(image_id)] for batch in (first, other))
             assert not torch.equal(one, two)
 
@@ -522,7 +522,7 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch(batches_of: Callable[..., 
 @pytest.mark.parametrize("size", [64, 100, 137])
 def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, repository: Path, size: int) -> None:
     """Anchors are relative to the image, so the same boxes fit them at every size."""
-    config = train_config(repository, batch_size=PHOTOS, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
+    config = train_config(repository, batch_size=IMAGES, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
     loader, _ = training_loader(data, config, 64, workers=0, pin=False)
     [batch] = loader
     model = Yolact(tiny_config(image_size=64), len(data.class_names))

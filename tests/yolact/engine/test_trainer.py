@@ -30,7 +30,7 @@ from yolact_ops.settings.params import Params, load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PHOTOS: dict[int, list[Box]] = {
+IMAGES: dict[int, list[Box]] = {
     10: [(RED, (8, 8, 40, 48)), (BLUE, (44, 30, 62, 60))],
     11: [(BLUE, (4, 20, 34, 60)), (RED, (30, 4, 60, 24))],
 }
@@ -61,7 +61,7 @@ ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_coloured_boxes(folder / "train.json", folder, PHOTOS)
+    write_coloured_boxes(folder / "train.json", folder, IMAGES)
     return folder / "train.json"
 
 

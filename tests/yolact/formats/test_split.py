@@ -48,7 +48,7 @@ def test_a_class_of_two_images_is_in_both_splits() -> None:
     assert len(choose_validation(images, alone(images), 0.1, seed=3).validation & {"rare1", "rare2"}) == 1
 
 
-PHOTOS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30)
+IMAGES = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30)
 GROUPS = st.lists(st.integers(0, 5), min_size=30, max_size=30)
 
 
@@ -61,7 +61,7 @@ def grouped(images: dict[str, set[int]], numbers: list[int]) -> dict[str, str]:
     return group_of
 
 
-@given(PHOTOS, GROUPS, st.sampled_from([0.02, 0.1, 0.3, 0.7, 0.95]), st.integers(0, 5))
+@given(IMAGES, GROUPS, st.sampled_from([0.02, 0.1, 0.3, 0.7, 0.95]), st.integers(0, 5))
 def test_both_splits_have_objects_and_only_groups_said_to_be_parted_are(
     images: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
 ) -> None:

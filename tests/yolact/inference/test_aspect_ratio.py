@@ -203,7 +203,7 @@ def outputs_for(model: Yolact, square: Tensor, box: Tensor) -> RawOutputs:
     )
 
 
-PHOTOS = [
+IMAGES = [
     (64, 128, (16, 8, 80, 40)),  # wide
     (128, 64, (8, 16, 40, 80)),  # tall
     (128, 128, (32, 16, 96, 80)),
@@ -236,7 +236,7 @@ def found_again(model: Yolact, images: list[tuple[int, int, tuple[int, int, int,
 
 
 def test_detections_in_the_input_are_mapped_to_the_object_in_each_image(model: Yolact) -> None:
-    for found, (height, width, box) in zip(found_again(model, PHOTOS), PHOTOS, strict=True):
+    for found, (height, width, box) in zip(found_again(model, IMAGES), IMAGES, strict=True):
         left, top, right, bottom = box
         assert len(found) == 1
         assert found.labels.tolist() == [1]
@@ -260,8 +260,8 @@ def test_detections_in_the_input_are_mapped_to_the_object_in_each_image(model: Y
 def test_masks_of_every_resolution_show_the_image_and_nothing_else(
     model: Yolact, resolution: Any, sizes: list[tuple[int, int]]
 ) -> None:
-    all_found = found_again(model, PHOTOS, mask_resolution=resolution)
-    for found, size, (_, width, box) in zip(all_found, sizes, PHOTOS, strict=True):
+    all_found = found_again(model, IMAGES, mask_resolution=resolution)
+    for found, size, (_, width, box) in zip(all_found, sizes, IMAGES, strict=True):
         assert found.masks.shape == (1, *size)
         shrink = width / size[1]
         left, top, right, bottom = (round(edge / shrink) for edge in box)
@@ -272,8 +272,8 @@ def test_masks_of_every_resolution_show_the_image_and_nothing_else(
 
 
 def test_images_of_a_batch_give_the_same_detections_as_alone(model: Yolact) -> None:
-    together = found_again(model, PHOTOS)
-    for found, image in zip(together, PHOTOS, strict=True):
+    together = found_again(model, IMAGES)
+    for found, image in zip(together, IMAGES, strict=True):
         [alone] = found_again(model, [image])
         assert torch.equal(found.boxes, alone.boxes)
         assert torch.equal(found.masks, alone.masks)

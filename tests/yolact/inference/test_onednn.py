@@ -24,7 +24,7 @@ X86_LINUX = platform.system() == "Linux" and platform.machine() == "x86_64"
 needs_onednn = pytest.mark.skipif(not is_available(torch.float32), reason="no oneDNN on this kind of machine")
 
 
-# --- whether it is there ----------------------------------------------------------------------------------------------
+# --- availability -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not X86_LINUX, reason="only x86 Linux is sure to have oneDNN")

@@ -21,7 +21,7 @@ from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.transforms import to_square
 
 CLASSES = ["circle", "square", "triangle"]
-PHOTOS = [
+IMAGES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(40, 60), (64, 64), (90, 30)])
 ]
@@ -76,43 +76,43 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
     ids=["default", "published", "cross-class", "traditional"],
 )
 def test_detections_match_the_predictor(model: Yolact, path: Path, config: DetectConfig) -> None:
-    assert_same(OnnxPredictor(path, config).predict(PHOTOS), Predictor(model, CLASSES, config).predict(PHOTOS))
+    assert_same(OnnxPredictor(path, config).predict(IMAGES), Predictor(model, CLASSES, config).predict(IMAGES))
 
 
 def test_detection_and_mask_settings_can_be_changed(model: Yolact, path: Path) -> None:
     found = OnnxPredictor(path, score_threshold=0.3, mask_resolution="prototypes", batch_size=2, threads=1)
     expected = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=0.3), mask_resolution="prototypes")
-    assert_same(found.predict(PHOTOS), expected.predict(PHOTOS))
+    assert_same(found.predict(IMAGES), expected.predict(IMAGES))
 
 
 def test_the_aspect_ratio_is_kept_if_the_predictor_keeps_it(tmp_path: Path) -> None:
     model = trained_like("basic blocks", keep_aspect_ratio=True)
     exported = export_onnx(model, CLASSES, tmp_path / "model.onnx").path
-    assert_same(OnnxPredictor(exported).predict(PHOTOS), Predictor(model, CLASSES).predict(PHOTOS))
+    assert_same(OnnxPredictor(exported).predict(IMAGES), Predictor(model, CLASSES).predict(IMAGES))
 
 
 def test_a_single_image_gives_its_detections(path: Path) -> None:
     predictor = OnnxPredictor(path)
-    assert_same([predictor.predict(PHOTOS[0])], predictor.predict(PHOTOS[:1]))
+    assert_same([predictor.predict(IMAGES[0])], predictor.predict(IMAGES[:1]))
 
 
 def test_rescored_masks_and_a_batch_that_is_not_full(rescored: tuple[Yolact, Path]) -> None:
     model, path = rescored
     predictor = OnnxPredictor(path, batch_size=8)
     assert predictor.batch_size == 2
-    found = predictor.predict(PHOTOS)
-    assert_same(found, Predictor(model, CLASSES).predict(PHOTOS))
+    found = predictor.predict(IMAGES)
+    assert_same(found, Predictor(model, CLASSES).predict(IMAGES))
     assert not torch.equal(found[0].mask_scores, found[0].scores)
 
 
 def test_outputs_of_any_runtime_become_detections(model: Yolact, path: Path) -> None:
-    images = torch.stack([to_square(torch.from_numpy(image).permute(2, 0, 1), 64) for image in PHOTOS])
+    images = torch.stack([to_square(torch.from_numpy(image).permute(2, 0, 1), 64) for image in IMAGES])
     session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
-    sizes = [(image.shape[0], image.shape[1]) for image in PHOTOS]
+    sizes = [(image.shape[0], image.shape[1]) for image in IMAGES]
     found = detections_from_outputs(outputs, sizes, CLASSES, image_size=64)
-    assert_same(found, Predictor(model, CLASSES).predict(PHOTOS))
+    assert_same(found, Predictor(model, CLASSES).predict(IMAGES))
     del outputs["scores"]
     with pytest.raises(ValueError, match="scores missing; found boxes, mask_coefficients, prototypes"):
         detections_from_outputs(outputs, sizes, CLASSES, image_size=64)

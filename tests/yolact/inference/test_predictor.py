@@ -62,7 +62,7 @@ def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-PHOTOS = [image(40, 60, 1), image(64, 64, 2), image(90, 30, 3)]
+IMAGES = [image(40, 60, 1), image(64, 64, 2), image(90, 30, 3)]
 
 
 def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -> None:
@@ -78,9 +78,9 @@ def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -
 
 
 def test_images_of_a_batch_give_the_same_detections_as_alone(predictor: Predictor) -> None:
-    together = predictor.predict(PHOTOS)
+    together = predictor.predict(IMAGES)
     assert len(together) == 3
-    for found, image in zip(together, PHOTOS, strict=True):
+    for found, image in zip(together, IMAGES, strict=True):
         assert len(found) > 5
         assert_same(found, predictor.predict(image), tolerance=1e-3)
 
@@ -88,12 +88,12 @@ def test_images_of_a_batch_give_the_same_detections_as_alone(predictor: Predicto
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_the_batch_size_does_not_change_results(model: Yolact, predictor: Predictor, batch_size: int) -> None:
     split = Predictor(model, CLASSES, batch_size=batch_size)
-    for first, second in zip(split.predict([*PHOTOS, *PHOTOS]), predictor.predict([*PHOTOS, *PHOTOS]), strict=True):
+    for first, second in zip(split.predict([*IMAGES, *IMAGES]), predictor.predict([*IMAGES, *IMAGES]), strict=True):
         assert_same(first, second, tolerance=1e-3)
 
 
 def test_detections_are_inside_their_own_image(predictor: Predictor) -> None:
-    for found, image in zip(predictor.predict(PHOTOS), PHOTOS, strict=True):
+    for found, image in zip(predictor.predict(IMAGES), IMAGES, strict=True):
         height, width = image.shape[:2]
         assert found.masks.shape == (len(found), height, width)
         assert found.masks.dtype == torch.bool
@@ -112,7 +112,7 @@ def test_detections_are_inside_their_own_image(predictor: Predictor) -> None:
 
 
 def test_predicting_twice_gives_the_same(predictor: Predictor) -> None:
-    for first, second in zip(predictor.predict(PHOTOS), predictor.predict(PHOTOS), strict=True):
+    for first, second in zip(predictor.predict(IMAGES), predictor.predict(IMAGES), strict=True):
         assert_same(first, second)
 
 
@@ -122,11 +122,11 @@ def test_no_images_no_detections(predictor: Predictor) -> None:
 
 
 def test_detections_may_be_changed_by_the_caller(predictor: Predictor) -> None:
-    found = predictor.predict(PHOTOS[0])
+    found = predictor.predict(IMAGES[0])
     before = found.boxes.clone()
     found.boxes *= 2
     assert torch.equal(found.boxes, before * 2)
-    assert torch.equal(predictor.predict(PHOTOS[0]).boxes, before)
+    assert torch.equal(predictor.predict(IMAGES[0]).boxes, before)
 
 
 # --- the forms of an image ----------------------------------------------------------------------------------------
@@ -175,8 +175,8 @@ def test_an_image_may_have_many_forms(
 
 
 def test_a_sequence_gives_a_list_in_its_order(predictor: Predictor) -> None:
-    alone = [predictor.predict(image) for image in PHOTOS]
-    for sequence in (PHOTOS, tuple(PHOTOS)):
+    alone = [predictor.predict(image) for image in IMAGES]
+    for sequence in (IMAGES, tuple(IMAGES)):
         found = predictor.predict(sequence)
         assert isinstance(found, list)
         for first, second in zip(found, alone, strict=True):
@@ -279,11 +279,11 @@ def test_a_16_bit_image_is_not_clipped_at_255(predictor: Predictor, tmp_path: Pa
 
 def test_the_detection_settings_are_used(model: Yolact) -> None:
     few = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(max_detections=2))
-    assert len(few.predict(PHOTOS[0])) == 2
-    nothing = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=1.0)).predict(PHOTOS[0])
+    assert len(few.predict(IMAGES[0])) == 2
+    nothing = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=1.0)).predict(IMAGES[0])
     assert len(nothing) == 0
     assert nothing.masks.shape == (0, 40, 60)
-    published = Predictor(model, CLASSES, PUBLISHED_DETECTION).predict(PHOTOS[0])
+    published = Predictor(model, CLASSES, PUBLISHED_DETECTION).predict(IMAGES[0])
     assert torch.equal(published.boxes, published.boxes.trunc())
 
 
@@ -293,7 +293,7 @@ def test_a_loaded_predictor_finds_the_same(predictor: Predictor, model_dir: Path
         assert loaded.classes == CLASSES
         assert loaded.device == torch.device("cpu")
         assert loaded.config == DEFAULT_DETECTION
-        for first, second in zip(predictor.predict(PHOTOS), loaded.predict(PHOTOS), strict=True):
+        for first, second in zip(predictor.predict(IMAGES), loaded.predict(IMAGES), strict=True):
             assert_same(first, second)
 
 
@@ -303,8 +303,8 @@ def test_settings_can_be_changed_by_keyword(predictor: Predictor, model_dir: Pat
     )
     assert loaded.config == DEFAULT_DETECTION.model_copy(update={"score_threshold": 0.7, "nms": "cross_class"})
     assert loaded.batch_size == 3
-    found = loaded.predict(PHOTOS[0])
-    assert 0 < len(found) < len(predictor.predict(PHOTOS[0]))
+    found = loaded.predict(IMAGES[0])
+    assert 0 < len(found) < len(predictor.predict(IMAGES[0]))
     assert found.scores.min() > 0.3
     assert found.masks.shape[1:] == (13, 20)
     other = Predictor.load(model_dir, PUBLISHED_DETECTION, device="cpu", top_k=7)
@@ -365,8 +365,8 @@ def test_an_invalid_option_is_named(model: Yolact, model_dir: Path, options: Any
 def test_masks_have_the_requested_resolution(
     model: Yolact, predictor: Predictor, resolution: Any, sizes: list[tuple[int, int]]
 ) -> None:
-    found = Predictor(model, CLASSES, mask_resolution=resolution).predict(PHOTOS)
-    for mine, whole, size in zip(found, predictor.predict(PHOTOS), sizes, strict=True):
+    found = Predictor(model, CLASSES, mask_resolution=resolution).predict(IMAGES)
+    for mine, whole, size in zip(found, predictor.predict(IMAGES), sizes, strict=True):
         assert mine.masks.shape == (len(whole), *size)
         assert torch.equal(mine.boxes, whole.boxes)
         assert torch.equal(mine.labels, whole.labels)
@@ -375,7 +375,7 @@ def test_masks_have_the_requested_resolution(
 def test_bfloat16_finds_nearly_the_same(model: Yolact, predictor: Predictor) -> None:
     half = Predictor(model, CLASSES, precision="bf16")
     assert half.network(torch.zeros(1, 3, 64, 64)).boxes.dtype == torch.bfloat16
-    for exact, rounded in zip(predictor.predict(PHOTOS), half.predict(PHOTOS), strict=True):
+    for exact, rounded in zip(predictor.predict(IMAGES), half.predict(IMAGES), strict=True):
         assert rounded.boxes.dtype == rounded.scores.dtype == torch.float32
         same_class = exact.labels[:, None] == rounded.labels
         overlap, partner = (box_iou(exact.boxes, rounded.boxes) * same_class).max(dim=1)
@@ -388,7 +388,7 @@ def test_bfloat16_finds_nearly_the_same(model: Yolact, predictor: Predictor) -> 
 
 def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
     model = random_model(image_size=256, mask_rescoring=True)
-    found = Predictor(model, CLASSES).predict(PHOTOS[0])
+    found = Predictor(model, CLASSES).predict(IMAGES[0])
     assert len(found) > 5
     quality = found.mask_scores / found.scores
     assert quality.min() >= 0
@@ -398,7 +398,7 @@ def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
         for parameter in model.maskiou_net.parameters():
             parameter.zero_()
         model.maskiou_net.maskiou_net[-2].bias.copy_(torch.tensor([0.25, 0.5, 2.0]))
-    fixed = Predictor(model, CLASSES).predict(PHOTOS[0])
+    fixed = Predictor(model, CLASSES).predict(IMAGES[0])
     assert torch.equal(fixed.scores, found.scores)
     factor = torch.tensor([0.25, 0.5, 2.0])[fixed.labels]
     torch.testing.assert_close(fixed.mask_scores, fixed.scores * factor)
@@ -411,7 +411,7 @@ def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
 def test_the_model_is_not_modified(training: bool) -> None:
     model = random_model(image_size=256, mask_rescoring=True).train(training)
     before = copy.deepcopy(model.state_dict())
-    Predictor(model, CLASSES, precision="bf16").predict(PHOTOS[0])
+    Predictor(model, CLASSES, precision="bf16").predict(IMAGES[0])
     assert model.training == training
     assert all(parameter.requires_grad for parameter in model.parameters())
     after = model.state_dict()
@@ -425,12 +425,12 @@ def test_the_model_is_not_modified(training: bool) -> None:
 def test_later_changes_to_the_model_do_not_affect_the_predictor() -> None:
     model = random_model(image_size=256, mask_rescoring=True)
     predictor = Predictor(model, CLASSES)
-    before = predictor.predict(PHOTOS[0])
+    before = predictor.predict(IMAGES[0])
     assert len(before) > 5
     with torch.no_grad():
         for value in model.state_dict().values():
             value.zero_()
-    assert_same(predictor.predict(PHOTOS[0]), before)
+    assert_same(predictor.predict(IMAGES[0]), before)
 
 
 class Stub:

@@ -207,7 +207,7 @@ def test_deformable_convolution_is_its_formula(
 ) -> None:
     layer, image = deformable(stride, 0.3).to(memory_format=memory_format), random_image(*shape)
     offsets = layer.conv_offset_mask(image[None])[:, :18]
-    assert offsets.abs().max() > 2  # so that points fall between pixels and outside the image
+    assert offsets.abs().max() > 2  # points then fall between pixels and outside the image
     with torch.no_grad():
         found = layer(image[None].contiguous(memory_format=memory_format))[0]
     assert found.shape == (4, -(-shape[0] // stride), -(-shape[1] // stride))

@@ -180,7 +180,7 @@ def test_unpublished_networks_are_inferred_too(
     assert found.anchors_per_cell == built.anchors_per_cell
     inferred = {"image_size", "backbone", "backbone_blocks", "deformable_blocks", "fpn_channels", "num_prototypes"}
     inferred |= {"mask_rescoring"}
-    assert found.model_dump(include=inferred) == built.model_dump(include=told)
+    assert found.model_dump(include=inferred) == built.model_dump(include=inferred)
     (message,) = caplog.messages
     assert f"taken from {like or 'yolact_plus_base'}: no published configuration has this network" in message
     assert "If that is wrong, give the anchors (arguments of import_checkpoint in Python)" in message

@@ -29,7 +29,7 @@ def image_batch(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-# --- the whole, small ---------------------------------------------------------------------------------------------
+# --- complete networks ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "cells"), [(64, [8, 4, 2, 1, 1]), (70, [9, 5, 3, 2, 1]), (100, [13, 7, 4, 2, 1])])
