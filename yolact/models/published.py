@@ -233,6 +233,6 @@ def find_published(name: str) -> PublishedModel:
     """
     if name not in PUBLISHED_MODELS:
         close = difflib.get_close_matches(name, PUBLISHED_MODELS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(PUBLISHED_MODELS)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(PUBLISHED_MODELS)}"
         raise SettingsError(f"no published configuration {name!r}; {hint}")
     return PUBLISHED_MODELS[name]

@@ -223,7 +223,7 @@ def test_every_image_mode_is_converted_to_rgb(tmp_path: Path, mode: str, suffix:
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(stored.convert("RGB")))
 
 
-NO_PHOTOS: list[Any] = [
+NOT_IMAGES: list[Any] = [
     np.zeros((8, 8), np.uint8),
     np.zeros((8, 8, 4), np.uint8),
     np.zeros((8, 8, 3), np.float32),
@@ -236,7 +236,7 @@ NO_PHOTOS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("image", NO_PHOTOS, ids=lambda image: f"{type(image).__name__} {tuple(image.shape)}")
+@pytest.mark.parametrize("image", NOT_IMAGES, ids=lambda image: f"{type(image).__name__} {tuple(image.shape)}")
 def test_an_invalid_image_is_rejected_with_its_shape_and_dtype(predictor: Predictor, image: Any) -> None:
     wanted = "tensors must be (3, H, W)" if isinstance(image, Tensor) else "images must be (H, W, 3)"
     message = re.escape(f"{wanted} uint8 RGB") + ".*" + re.escape(f"found {tuple(image.shape)} {image.dtype}")

@@ -230,7 +230,7 @@ def test_a_model_that_contradicts_the_shapes_is_rejected_with_the_differences(
     state: State, path: Path, model: str, differences: str
 ) -> None:
     message = refusal_of(state, path, model=model)
-    assert message.startswith(f"is no {model}: ")
+    assert message.startswith(f"is not {model}: ")
     assert differences in message
 
 

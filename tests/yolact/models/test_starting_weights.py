@@ -309,7 +309,7 @@ def test_weights_of_another_backbone_are_rejected(file_of: str, backbone: str, n
     ("content", "message"),
     [
         (b"not weights at all", "is not a file of PyTorch weights; it is text"),
-        (b"PK\x03\x04", "is cut short or damaged"),
+        (b"PK\x03\x04", "is truncated or damaged"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_setting(content: bytes, message: str, tmp_path: Path) -> None:
