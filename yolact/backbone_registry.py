@@ -1,7 +1,7 @@
 """The backbones that settings can name. Importing this module does not import PyTorch.
 
 A backbone is one class (`yolact.models.backbones.base.Backbone`) and one or more entries here, one per published size.
-A backbone of another package is found through the entry point group `PLUGINS`, or by importing the module that calls
+Another package adds a backbone through the entry point group `PLUGINS`, or by importing a module that calls
 `register_backbone` before settings are read.
 """
 
@@ -18,17 +18,17 @@ PLUGINS = "yolact.backbones"
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What the settings need to know of a backbone before its class is imported."""
+    """What the settings need to know about a backbone without importing its class."""
 
     name: str
     """Value of the setting ``model.backbone``."""
     title: str
-    """The name in running text: ``ResNet-50``."""
+    """Name for display: ``ResNet-50``."""
     blocks: tuple[int, ...]
     """Default blocks per stage."""
     implementation: str
-    """``module:Class``, a `yolact.models.backbones.base.Backbone`. Entries that share a class are one family: they
-    differ only in their blocks."""
+    """``module:Class``, a `yolact.models.backbones.base.Backbone`. Entries that share a class are one family and differ
+    only in their blocks."""
     deformable: bool = False
     """Whether the class takes ``model.deformable_blocks``."""
 
@@ -53,23 +53,23 @@ def register_backbone(spec: BackboneSpec) -> None:
     """Make a backbone available to settings.
 
     Raises:
-        ValueError: another backbone has the name.
+        ValueError: the name is already registered.
     """
     if _SPECS.setdefault(spec.name, spec) != spec:
         raise ValueError(f"there is already a backbone {spec.name!r}: {_SPECS[spec.name].implementation}")
 
 
 def backbones() -> tuple[BackboneSpec, ...]:
-    """All registered backbones, in the order of their registration."""
+    """All registered backbones, in order of registration."""
     load_plugins(PLUGINS)
     return tuple(_SPECS.values())
 
 
 def find_backbone(name: str) -> BackboneSpec:
-    """The backbone of that name. Installed plugins are imported only if no other has it.
+    """The backbone of that name. Plugins are imported only if no registered backbone has it.
 
     Raises:
-        SettingsError: there is none, or a plugin cannot be imported.
+        SettingsError: no backbone has that name, or a plugin cannot be imported.
     """
     if name not in _SPECS:
         load_plugins(PLUGINS)

@@ -1,4 +1,4 @@
-"""Box algebra. The box format stands in each function's name or docstring.
+"""Box algebra. Each function's name or docstring states its box format.
 
 ``xyxy`` is left, top, right, bottom; ``cxcywh`` is centre and size. Relative boxes are fractions of the
 image's width and height.

@@ -37,4 +37,4 @@ COCO_CLASSES = (
 """The 80 categories of COCO 2017, by ascending category id."""
 
 COCO_CATEGORY_IDS = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}))
-"""Category ids of `COCO_CLASSES` in COCO's annotation files, which leave out ten numbers: for `Detections.to_coco`."""
+"""Category ids of `COCO_CLASSES` in COCO's annotation files, which skip ten numbers; for `Detections.to_coco`."""

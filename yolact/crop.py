@@ -1,4 +1,4 @@
-"""Geometry of crops: which part of an image the network sees, and where it lies in the network's input."""
+"""Geometry of crops: which part of an image the network sees, and where in its input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Crop:
-    """The rectangle that becomes the network's input, in image pixels; it may reach beyond the image."""
+    """The rectangle that becomes the network's input, in image pixels; it may extend beyond the image."""
 
     left: int
     top: int
@@ -20,14 +20,14 @@ class Crop:
     def squared(self) -> Crop:
         """The smallest square crop that shows the same content at the left and top of the network's input.
 
-        It grows to the right, or to the left if mirrored.
+        The crop is extended to the right, or to the left if mirrored.
         """
         side = max(self.width, self.height)
         left = self.left + self.width - side if self.mirrored else self.left
         return Crop(left, self.top, side, side, self.mirrored)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of (N, 2) points lie strictly inside; (N,) bool."""
+        """Which of (N, 2) points are strictly inside; (N,) bool."""
         low = np.array([self.left, self.top])
         high = low + [self.width, self.height]
         return np.asarray(((points > low) & (points < high)).all(axis=1))
@@ -51,7 +51,7 @@ class VisiblePart:
 
 
 def length(part: slice) -> int:
-    """Pixels of a slice with both ends."""
+    """Pixels in a slice that has both bounds."""
     return int(part.stop - part.start)
 
 
@@ -88,6 +88,6 @@ class View:
 
 
 def filled_share(height: int, width: int) -> tuple[float, float]:
-    """Shares, 0 to 1, of a square input's rows and columns that an image fills with its aspect ratio kept."""
+    """Shares (0 to 1) of a square input's rows and columns that an image fills when its aspect ratio is kept."""
     side = max(height, width)
     return height / side, width / side

@@ -14,7 +14,7 @@ from yolact.errors import SettingsError
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn the setting ``device`` into a device; ``auto`` takes a GPU if there is one.
+    """Turn the setting ``device`` into a device; ``auto`` selects a GPU if there is one.
 
     Raises:
         SettingsError: the device is unknown or not available on this machine.
@@ -57,11 +57,11 @@ def check_compiler(device: torch.device, setting: str) -> None:
     """Check what ``torch.compile`` needs; otherwise it would fail in the first step with an internal error.
 
     On GPUs it generates kernels with Triton, which calls a C compiler; on other devices it calls a C++ compiler. The
-    container image has none of these.
+    container image includes neither.
 
     Args:
-        device: to compile for.
-        setting: key that asked for it, for the message.
+        device: the device to compile for.
+        setting: the key that enabled compilation, for the message.
 
     Raises:
         SettingsError: a compiler or Triton is not installed.

@@ -1,8 +1,7 @@
-"""Training by several processes, on one machine or many: who one is, and what is said to the others.
+"""Distributed training, on one machine or several: ranks and communication.
 
-``torchrun`` starts the processes and tells each its place through the environment. Gradients are averaged by
-DistributedDataParallel; with losses whose normalisers are global, N processes compute what one would with the whole
-batch.
+``torchrun`` starts the processes and sets each one's rank in its environment. DistributedDataParallel averages the
+gradients; since the losses' normalisers are global, N processes compute what one would with the whole batch.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from yolact.errors import SettingsError, YolactError
 log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(hours=1)
-"""How long a process waits for another one: validation's AP, and a first compilation, are computed by one alone."""
+"""How long a process waits for the others: one process alone computes the validation AP or a first compilation."""
 
 
 class PeerError(YolactError):
-    """Another process of the same run has failed; its own message says why."""
+    """Another process of the same run has failed; that process's own message says why."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. ``World()`` is a single one."""
+    """The processes of a run. ``World()`` is a single process."""
 
     rank: int = 0
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     size: int = 1
     local_rank: int = 0
-    """Number of this process on its machine, which is the number of its GPU."""
+    """Rank of this process on its machine, which is also the index of its GPU."""
 
     @property
     def is_main(self) -> bool:
@@ -66,10 +65,10 @@ class World:
 
 @contextmanager
 def joined_world(device_name: str) -> Iterator[World]:
-    """Join the processes that ``torchrun`` started, and leave them at the end; a single process has nothing to join.
+    """Join the process group that ``torchrun`` started, and leave it at the end; a no-op for a single process.
 
     Args:
-        device_name: the setting ``runtime.device``; GPUs talk through NCCL, CPUs through Gloo.
+        device_name: the setting ``runtime.device``; GPUs communicate through NCCL, CPUs through Gloo.
 
     Raises:
         SettingsError: the setting names one GPU for all processes, this machine has fewer GPUs than processes, or the
@@ -98,14 +97,14 @@ def joined_world(device_name: str) -> Iterator[World]:
 
 
 def own_device_name(device_name: str, world: World) -> str:
-    """The setting ``runtime.device`` for this process: with several, each takes the GPU of its number."""
+    """The setting ``runtime.device`` for this process: with several, each uses the GPU of its local rank."""
     if world.size > 1 and device_name in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{world.local_rank}"
     return device_name
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """State of this process's PyTorch generators: the CPU's and, on a GPU, that of its device."""
+    """State of this process's PyTorch random generators: the CPU's and, on a GPU, the device's."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -113,14 +112,14 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the generators back; a state of the kind of device that is not used here is left out."""
+    """Restore the random generators; states of device types not used here are ignored."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _check_gpu(world: World) -> None:
-    """See that this process has a GPU of its own, see `joined_world`."""
+    """Check that this process has a GPU of its own, see `joined_world`."""
     gpus = torch.cuda.device_count()
     if world.local_rank >= gpus:
         here = os.environ.get("LOCAL_WORLD_SIZE", f"at least {world.local_rank + 1}")
@@ -142,7 +141,7 @@ def _number(name: str) -> int:
 
 @contextmanager
 def _peers_reported() -> Iterator[None]:
-    """Turn what the process group raises, when another process is gone, into a message that says where to look."""
+    """Turn the process group's error, raised when another process is gone, into a message that says where to look."""
     try:
         yield
     except dist.DistError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 
 class YolactError(Exception):
-    """Base of all errors whose message says what is wrong, where, and how to fix it."""
+    """Base class of errors whose message says what is wrong, where, and how to fix it."""
 
     exit_code = 1
     """Exit code of a command that ends with this error."""
 
 
 class SettingsError(YolactError, ValueError):
-    """A setting is unknown, missing, of a wrong type or impossible; names the file and the key."""
+    """A setting is unknown, missing, of a wrong type or invalid; names the file and the key."""
 
 
 class DataError(YolactError, ValueError):
@@ -23,4 +23,4 @@ class WeightsError(YolactError, ValueError):
 
 
 class ExportError(YolactError, RuntimeError):
-    """A network cannot be exported, or an exported one cannot be run; names the file or the missing library."""
+    """A network cannot be exported, or an exported network cannot be run; names the file or the missing library."""

@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block succeeds, it is flushed to disk and renamed to ``path``.
+    """Yield a temporary path next to ``path``; when the block succeeds, flush it to disk and rename it to ``path``.
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. Leftovers of killed runs
     (``.<name>.*.part``) are removed first, so two processes must not write the same file at once.
@@ -44,7 +44,7 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk: renames then survive a power cut. Does nothing on Windows."""
+    """Flush a folder's entries to disk, after which renames survive a power cut. Does nothing on Windows."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -72,11 +72,11 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
 
 @contextmanager
 def replaced_directory(path: Path | str) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; when the block succeeds, it replaces ``path``.
+    """Yield an empty temporary folder next to ``path``; when the block succeeds, it replaces ``path``.
 
     If the block raises, the temporary folder is removed and ``path`` is unchanged. If the process is killed between
-    moving the old folder aside and the new one in, the next call restores it, and removes other leftovers of killed
-    runs (``.<name>.*.part``); so two processes must not build the same folder at once.
+    moving the old folder aside and the new one in, the next call restores it. It also removes other leftovers of
+    killed runs (``.<name>.*.part``), so two processes must not build the same folder at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

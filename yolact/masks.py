@@ -1,6 +1,6 @@
 """Instance masks, each stored as a window of the image around its object.
 
-The mask of a small object in a large image is mostly empty. Storing only a window around the object takes some hundred
+The mask of a small object in a large image is mostly empty. Storing only a window around the object takes a few hundred
 kilobytes per image instead of tens of megabytes, and encoding to COCO's RLE skips the empty pixels.
 """
 
@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 PIXELS_AT_ONCE = 2**19
-"""Pixels of windows that are encoded together: enough for many small masks, few enough to stay in the cache."""
+"""Window pixels encoded per pass: enough for many small masks, few enough to fit into the CPU cache."""
 
 
 class Rle(TypedDict):
@@ -34,7 +34,7 @@ class InstanceMasks:
     height: int
     width: int
     corners: list[tuple[int, int]]
-    """Top and left, pixels, of each mask's window."""
+    """Top and left of each mask's window, pixels."""
     crops: list[np.ndarray]
     """N (h, w) bool: each mask inside its window; empty outside. A window may have no pixels."""
 
@@ -50,7 +50,7 @@ class InstanceMasks:
 
     @classmethod
     def from_tensor(cls, masks: Tensor) -> InstanceMasks:
-        """From whole (N, H, W) masks, non-zero inside the object."""
+        """From full-size (N, H, W) masks, non-zero inside the object."""
         _, height, width = masks.shape
         corners, crops = [], []
         for mask in masks.cpu().numpy() != 0:
@@ -77,7 +77,7 @@ class InstanceMasks:
         return cls.from_tensor(torch.from_numpy(np.ascontiguousarray(masks.transpose(2, 0, 1))))
 
     def to_rle(self) -> list[Rle]:
-        """COCO's compressed RLE, identical to pycocotools' encoding of the whole masks."""
+        """COCO's compressed RLE, identical to pycocotools' encoding of the full-size masks."""
         if not self.crops:
             return []
         size = [self.height, self.width]
@@ -88,7 +88,7 @@ class InstanceMasks:
         ]
 
     def _parts(self) -> Iterator[InstanceMasks]:
-        """The masks in portions of about `PIXELS_AT_ONCE` pixels."""
+        """The masks in chunks of about `PIXELS_AT_ONCE` pixels."""
         begin, pixels = 0, 0
         for end, crop in enumerate(self.crops):
             if end > begin and pixels + crop.size > PIXELS_AT_ONCE:
@@ -113,7 +113,7 @@ def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
     """Outlines of a mask's connected parts, along pixel edges.
 
     The pixel in row r and column c is the square from (c, r) to (c + 1, r + 1). If it is in the mask or in a hole, its
-    centre lies inside at least one of the polygons (even-odd rule); otherwise inside none. Holes are filled, because
+    centre is inside at least one of the polygons (even-odd rule); otherwise inside none. Holes are filled, because
     COCO polygons have none; a gap that touches the outside at a corner is not a hole. Parts of the mask that touch only
     at a corner have separate contours.
 
@@ -178,7 +178,7 @@ def _signed_area(corners: np.ndarray) -> float:
 def _run_lengths(masks: InstanceMasks) -> list[np.ndarray]:
     """Alternating run lengths of zeros and ones down each mask's columns, zeros first.
 
-    Masks are encoded together: most are small, and a NumPy call takes as long as a thousand pixels do.
+    Masks are encoded in groups: most are small, and the overhead of a NumPy call equals about a thousand pixels.
     """
     tall = np.array([crop.shape[0] for crop in masks.crops])
     wide = np.array([crop.shape[1] for crop in masks.crops])

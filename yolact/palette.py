@@ -16,5 +16,5 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         for channel in range(3):
             palette[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
-    palette.flags.writeable = False  # it is shared
+    palette.flags.writeable = False  # cached and shared
     return palette

@@ -21,7 +21,7 @@ def load_plugins(group: str) -> None:
     for entry in importlib.metadata.entry_points(group=group):
         try:
             entry.load()
-        except Exception as error:  # whatever the other package raises
+        except Exception as error:  # the other package may raise anything
             raise SettingsError(
                 f"the plugin {entry.value!r} (entry point group {group}) cannot be imported: {error}; fix it or "
                 "uninstall it"

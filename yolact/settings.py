@@ -26,7 +26,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ImageSize = Annotated[int, Field(ge=64, le=4096)]
 """Side of the square network input, pixels. At 4096 the network works 55 times as long as at the published 550; a
-larger number is a slip."""
+larger number is a typo."""
 
 
 class Section(BaseModel):
@@ -36,7 +36,7 @@ class Section(BaseModel):
 
 
 class SampleConfig(Section):
-    """The generated VOC-layout sample (`yolact.formats.sample`)."""
+    """The generated sample data set in the VOC format (`yolact.formats.sample`)."""
 
     seed: NonNegativeInt
     train_images: PositiveInt
@@ -46,7 +46,7 @@ class SampleConfig(Section):
     max_size: Annotated[int, Field(le=2000)]
     """Longest image side, pixels."""
     max_objects: PositiveInt
-    """Most objects drawn in one image."""
+    """Maximum number of objects drawn in one image."""
 
     @model_validator(mode="after")
     def _sizes_ordered(self) -> SampleConfig:
@@ -60,12 +60,12 @@ MIN_RESCORING_SIZE = 249
 
 
 class ModelConfig(Section):
-    """The network. `yolact.models.published` has the published ones."""
+    """The network. `yolact.models.published` has the published configurations."""
 
     backbone: str
-    """A name that `yolact.backbone_registry` has."""
+    """A name in `yolact.backbone_registry`."""
     backbone_blocks: Annotated[list[PositiveInt], Field(min_length=1)] | None
-    """Residual blocks per stage; None takes those of the named backbone."""
+    """Residual blocks per stage; None uses the named backbone's defaults."""
     deformable_blocks: list[list[NonNegativeInt]]
     """YOLACT++: per stage of a bottleneck ResNet, the blocks (from 0) whose 3x3 convolution is deformable; empty for
     none (YOLACT++ paper, "Deformable Convolution with Intervals")."""
@@ -73,8 +73,8 @@ class ModelConfig(Section):
     """``none`` (train from scratch, batch norm included), ``imagenet`` (the backbone's ImageNet weights; batch norm is
     frozen), or a file with a backbone's ``state_dict`` (likewise)."""
     initial_weights: Annotated[str, Field(min_length=1)]
-    """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is taken from it,
-    batch norm is frozen, and ``backbone_weights`` is not read (`yolact.models.starting_weights`)."""
+    """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is loaded from it,
+    batch norm is frozen, and ``backbone_weights`` is ignored (`yolact.models.starting_weights`)."""
     image_size: ImageSize
     """Side of the square network input, pixels."""
     keep_aspect_ratio: bool
@@ -84,7 +84,7 @@ class ModelConfig(Section):
     num_prototypes: PositiveInt
     """k of the paper, section 3.1; also the number of mask coefficients per anchor."""
     anchor_scales: Annotated[list[list[PositiveFloat]], Field(min_length=PYRAMID_LEVELS, max_length=PYRAMID_LEVELS)]
-    """Sides in pixels of an input of ``image_size``, one list per level P3 to P7; they grow with a larger input."""
+    """Sides in pixels of an input of ``image_size``, one list per level P3 to P7; they scale with the input."""
     anchor_ratios: Annotated[list[PositiveFloat], Field(min_length=1)]
     """width / height."""
     square_anchors: bool
@@ -147,7 +147,7 @@ class ModelConfig(Section):
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from weights that were trained before; batch norm is frozen then."""
+        """Whether training starts from pretrained weights; batch norm is then frozen."""
         return self.backbone_weights != "none" or self.initial_weights != "none"
 
     @property
@@ -163,7 +163,7 @@ class AugmentConfig(Section):
     random_crop: bool
     mirror: bool
     image_sizes: list[ImageSize]
-    """Multi-scale training: the input's side is drawn from these for each batch; empty always takes
+    """Multi-scale training: the input's side is drawn from these for each batch; if empty, it is always
     ``model.image_size``."""
 
 
@@ -171,20 +171,20 @@ class LossConfig(Section):
     """Weights and thresholds of the training loss (paper section 3.3 and the published code)."""
 
     weights: dict[str, NonNegativeFloat]
-    """One for each term of `yolact.losses.terms.LOSS_TERMS`, by name; training checks the names. ``mask_iou`` is read
+    """Weight of each term of `yolact.losses.terms.LOSS_TERMS`, by name; training checks the names. ``mask_iou`` is read
     only with ``model.mask_rescoring``."""
     mask_iou_min_area: NonNegativeInt
-    """Objects of no more prototype pixels do not train the mask re-scoring (published: 25)."""
+    """Objects with at most this many prototype pixels do not train the mask re-scoring (published: 25)."""
     positive_iou: Fraction
     """An anchor with IoU >= this is positive."""
     negative_iou: Fraction
     """An anchor with IoU < this is background; in between it is ignored."""
     crowd_overlap: Fraction
-    """An anchor that is not positive and lies in a crowd box by more than this share of its area is ignored."""
+    """An anchor that is not positive is ignored if more than this share of its area is inside a crowd box."""
     negatives_per_positive: PositiveInt
     """Online hard example mining, SSD section 2.2."""
     max_masks_per_image: PositiveInt
-    """Most positives per image that enter the mask loss, chosen at random."""
+    """Maximum number of positives per image in the mask loss, chosen at random."""
 
     @model_validator(mode="after")
     def _thresholds_ordered(self) -> LossConfig:
@@ -201,21 +201,21 @@ class TrainConfig(Section):
     batch_size: PositiveInt
     """Images per optimizer step, over all processes and gradient-accumulation steps."""
     sampling: Literal["uniform", "class_balanced"]
-    """``uniform`` shows each image once an epoch; ``class_balanced`` shows images of rare classes more often
+    """``uniform`` draws each image once per epoch; ``class_balanced`` draws images of rare classes more often
     (`yolact.data.loader.repeat_factors`)."""
     repeat_threshold: Annotated[float, Field(gt=0, le=1)]
-    """With ``class_balanced``: classes in a smaller share of the images are shown more often, by the square root of how
-    much smaller (Gupta et al. 2019 take 0.001 for the 1,203 classes of LVIS)."""
+    """With ``class_balanced``: classes in a smaller share of the images are oversampled by the square root of threshold
+    / share (Gupta et al. 2019 use 0.001 for the 1,203 classes of LVIS)."""
     accumulate: PositiveInt
     """Gradient-accumulation steps per batch; the gradients are those of the whole batch. Divides ``batch_size``."""
     precision: Literal["fp32", "bf16", "fp16"]
     """Precision of the network's forward and backward pass (automatic mixed precision); weights, losses and optimizer
     stay in float32. ``fp16`` scales the gradients (Micikevicius et al. 2018, section 3.2)."""
     freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "stage5", "backbone"]
-    """Layers of the backbone that stay as they are: ``none``; ``stem``, all before the first stage of residual blocks;
-    ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs weights to start from."""
+    """Layers of the backbone that are not trained: ``none``; ``stem``, all before the first stage of residual blocks;
+    ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs pretrained weights."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Decay of the moving average of the weights, which is then validated and kept; 0 for none."""
+    """Decay of the moving average of the weights, which is then validated and saved; 0 for none."""
     optimizer: Literal["sgd", "adamw"]
     """``sgd`` as published; ``adamw`` (Loshchilov and Hutter 2019) learns faster from scratch."""
     lr: PositiveFloat
@@ -230,17 +230,17 @@ class TrainConfig(Section):
     lr_gamma: Annotated[float, Field(gt=0, le=1)]
     warmup_steps: NonNegativeInt
     warmup_start_lr: NonNegativeFloat
-    """Learning rate of step 0; rises linearly to ``lr`` over ``warmup_steps``; not above ``lr``."""
+    """Learning rate of step 0, at most ``lr``; rises linearly to ``lr`` over ``warmup_steps``."""
     max_grad_norm: NonNegativeFloat
     """Clip the gradients to this global norm; 0 does not clip, as published."""
     validate_every: PositiveInt
     """Epochs between validations; the last epoch is always validated."""
     patience: NonNegativeInt
-    """Stop after this many validations in a row without a better mask AP; 0 for never."""
+    """Stop after this many validations in a row without a better mask AP; 0 disables early stopping."""
     validation_pictures: NonNegativeInt
-    """Images of the validation split that each validation draws its detections on, for MLflow."""
+    """Number of validation images whose detections each validation draws for MLflow."""
     log_every: PositiveInt
-    """Steps between logged loss values, which are means over the steps since the last ones."""
+    """Steps between logged loss values, which are means over the steps since the last log."""
     augment: AugmentConfig
     loss: LossConfig
 
@@ -267,7 +267,7 @@ class TrainConfig(Section):
 class DetectConfig(Section):
     """From raw outputs to detections (`yolact.inference.postprocess`).
 
-    The last three are quirks of the published code, off by default; docs/accuracy.md has what each costs.
+    The last three are quirks of the published code, off by default; docs/accuracy.md lists the cost of each.
     """
 
     score_threshold: Fraction
@@ -276,11 +276,11 @@ class DetectConfig(Section):
     ``traditional``: sequential, per class."""
     nms_iou: Fraction
     top_k: PositiveInt
-    """Candidates that enter Fast NMS: per class with ``fast``, in all with ``cross_class``; not read by
+    """Maximum number of candidates in Fast NMS: per class with ``fast``, in total with ``cross_class``; ignored by
     ``traditional``."""
     max_detections: PositiveInt
     low_score_tail: bool
-    """With ``fast``, let boxes pass whose score in their own class is below ``score_threshold``."""
+    """With ``fast``, keep boxes whose score in their own class is below ``score_threshold``."""
     integer_boxes: bool
     """Truncate boxes to whole pixels; keep boxes without area; traditional NMS adds a pixel to their sides."""
     crop_before_enlarging: bool
@@ -315,37 +315,38 @@ DEFAULT_DETECTION = DetectConfig(
 PUBLISHED_DETECTION = DEFAULT_DETECTION.model_copy(
     update={"low_score_tail": True, "integer_boxes": True, "crop_before_enlarging": True}
 )
-"""What the published code does, quirks included."""
+"""The published code's behaviour, quirks included."""
 
 
 class EvaluateConfig(Section):
     batch_size: PositiveInt
-    """Images per forward pass, at most, also in validations during training (per process there). Affects results only
-    by rounding, so it does not trigger training."""
+    """Maximum number of images per forward pass, also in validations during training (there per process). Affects
+    results only by rounding, so a change does not trigger training."""
     gallery_images: NonNegativeInt
     gallery_score: Fraction
-    """The gallery shows detections with a greater score."""
+    """The gallery shows detections with a score above this."""
     detect: DetectConfig
 
 
 class RuntimeConfig(Section):
-    """How and where to run: nothing of it is meant to change a result, so no step is run again for it."""
+    """How and where to run. These settings are not meant to change results, so no step reruns when they change."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
-    """``auto`` takes a GPU where there is one. With several processes, each takes the GPU of its number."""
+    """``auto`` selects a GPU if there is one. With several processes, each uses the GPU of its local rank."""
     workers: NonNegativeInt
     """Loader processes of each training process; 0 loads in the training process."""
     compile: bool
-    """Let ``torch.compile`` make kernels for the network. The first step of each input size then takes minutes."""
+    """Compile the network with ``torch.compile``. The first step of each input size then takes minutes."""
     deterministic: bool
-    """On a GPU, choose algorithms that add in a fixed order where PyTorch has such ones; slower. CPUs always do."""
+    """On a GPU, use deterministic algorithms where PyTorch has them; slower. CPUs are always deterministic."""
     checkpoint_every: PositiveInt
-    """Epochs between checkpoints; validations, and the last epoch, always write one."""
+    """Epochs between checkpoints; one is also written after each validation and after the last epoch."""
     checkpoint_every_steps: NonNegativeInt
     """Steps between checkpoints within an epoch; 0 for none."""
     keep_checkpoints: PositiveInt
     checkpoint_mirror: Annotated[str, Field(pattern=r"^(none|s3://[^/]+(/.+)?)$")]
-    """``none``, or ``s3://bucket/prefix``: a second place for checkpoints, from which a machine without any goes on."""
+    """``none``, or ``s3://bucket/prefix``: a mirror of the checkpoints, from which a machine without local ones
+    resumes."""
 
 
 class TrainingParams(Section):
@@ -388,7 +389,7 @@ def key_names(model: type[BaseModel]) -> list[str]:
 
 
 def _section_at(path: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel] | None:
-    """The class that holds the key ``path`` of ``model``, or None where the path does not lead through sections."""
+    """The class that holds the key ``path`` of ``model``, or None if the path does not lead through sections."""
     for part in path[:-1]:
         field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
         if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
@@ -412,6 +413,6 @@ def explain(detail: Any, model: type[BaseModel]) -> str:
     found = detail["input"]
     shown = "" if isinstance(found, (dict, BaseModel)) else f" (found {found!r})"
     message = detail["msg"].removeprefix("Value error, ")
-    if not path:  # of several sections together: such a message begins with the key
+    if not path:  # validation across sections: the message begins with the key
         return message
     return f"{key}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,4 +1,4 @@
-"""Dataclasses of tensors that pass between the packages.
+"""Dataclasses of tensors that the packages exchange.
 
 Letters used in shapes everywhere: B images in a batch, A anchors, C classes (without background),
 K prototypes, N objects of a batch, or objects or detections of one image, S side of the square network input, H and W
@@ -32,10 +32,10 @@ class Targets:
     semantic: Tensor
     """(B, C, H3, W3) uint8, 0 or 1: the union of each class's masks, crowd regions left out, at P3's resolution."""
     counts: list[int]
-    """Objects (crowd regions included) of each image; on the host: shapes are known without a GPU sync."""
+    """Objects (crowd regions included) per image; on the host, so shapes are known without a GPU sync."""
 
     def to(self, device: torch.device | str) -> Targets:
-        """A copy on a device; from page-locked memory without waiting for it."""
+        """A copy on a device; asynchronous from page-locked memory."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Targets:
@@ -90,11 +90,11 @@ def targets_from_masks(
     mask_size: tuple[int, int],
     semantic_size: tuple[int, int],
 ) -> Targets:
-    """The targets of a batch from masks at the input's size; each list has a tensor for each image.
+    """The targets of a batch from masks at the input's size; each list has one tensor per image.
 
     Args:
         boxes: (n, 4) xyxy, relative.
-        labels: (n,), 0 to C - 1; of crowd regions anything.
+        labels: (n,), 0 to C - 1; arbitrary for crowd regions.
         masks: (n, S, S) uint8, 0 or 1.
         crowd: (n,) bool.
         num_classes: C.

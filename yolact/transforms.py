@@ -1,4 +1,4 @@
-"""From an image to the network's input, without randomness."""
+"""Deterministic preprocessing: from an image to the network's input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNIT_RANGE = Normalization((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 
 def normalize(images: Tensor, normalization: Normalization) -> Tensor:
     """Turn (B, 3, H, W) RGB values on the 0 to 255 scale, any dtype, into the network's float32 input."""
-    if normalization == UNIT_RANGE:  # by a number, as published: GPUs round that division otherwise
+    if normalization == UNIT_RANGE:  # by a scalar, as published: GPUs round a division by a tensor differently
         return images.float() / 255
     mean, std = (_per_channel(values, images.device) for values in (normalization.mean, normalization.std))
     return (images.float() - mean) / std

@@ -58,7 +58,8 @@ class ScoredObjects(Protocol):
 
 
 def instance_color(index: int) -> Color:
-    """RGB colour, 0 to 255, of the instance at an index: a fixed palette first, then hues by the golden ratio."""
+    """RGB colour, 0 to 255, of the instance at an index: a fixed palette first, then hues spaced by the golden
+    ratio."""
     if index < len(_PALETTE):
         return _PALETTE[index]
     hue = (index * _GOLDEN_RATIO) % 1.0
@@ -101,7 +102,7 @@ def draw_ground_truth(
         labels: N of 0 to C - 1.
         masks: (N, H, W), non-zero inside the object.
         class_names: name of label 0, 1, ...
-        crowd: N flags; crowd regions are labelled as such.
+        crowd: N flags; crowd regions are labelled "(crowd)".
 
     Returns:
         (H', W', 3) uint8 RGB; larger than the image where that is small, see `MIN_SIDE`.

@@ -1,4 +1,4 @@
-"""Box and mask algebra that only comparisons with the published code use; the rest is in `yolact.boxes`."""
+"""Box and mask algebra used only by comparisons with the published code; the rest is in `yolact.boxes`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def integer_pixel_bounds(first: Tensor, second: Tensor, size: int, padding: int)
 
 
 def intersection_over_first(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """Share (..., N, M) of each first box that lies inside each second one; xyxy. Used for crowd regions."""
+    """Share (..., N, M) of each first box that is inside each second one; xyxy. Used for crowd regions."""
     return intersection(boxes_a, boxes_b) / box_area(boxes_a)[..., :, None]
 
 

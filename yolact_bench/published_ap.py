@@ -7,7 +7,7 @@ It differs from COCO's AP (`yolact.evaluation.evaluator`):
 - Objects whose width or height is at most 4/550 of the image's are dropped (`MIN_RELATIVE_SIDE`).
 - Crowd regions have no effect: a detection on one is a false positive.
 - The objects of an image without any detection are not counted as missed.
-- A class with detections but without objects counts as AP 0; a class with neither is left out of the mean.
+- A class with detections but without objects counts as AP 0; a class with neither is excluded from the mean.
 
 Source: ``prep_metrics``, ``APDataObject`` and ``calc_map`` in ``eval.py`` of dbolya/yolact.
 """

@@ -1,4 +1,4 @@
-"""What Kubeflow shows of `evaluate`: the metrics, and a table of the classes."""
+"""Kubeflow's view of `evaluate`: the metrics, and a table of the classes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PER_CLASS_TABLE = "per_class.json"
 """Per-class table in MLflow's format: ``{"columns": [...], "data": [[...]]}``."""
 CONTACT_SHEET_IMAGES = 12
 LEGEND_CLASSES = 20
-"""Limit of classes for a legend of the curves."""
+"""Maximum number of classes with a legend in the curves."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -45,12 +45,12 @@ class Evaluation:
     seconds: float
     """Total prediction time, without reading images."""
     device: str
-    """Device it ran on."""
+    """The device used."""
 
 
 @dataclass(frozen=True)
 class GalleryPlot:
-    """One plot of the gallery: ground truth left, prediction right."""
+    """One drawing of the gallery: ground truth left, prediction right."""
 
     file: str
     """Path inside the report folder."""
@@ -64,8 +64,8 @@ def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
 
     Args:
         folder: where to write.
-        evaluation: what to show.
-        params: ``evaluate`` is read.
+        evaluation: the results to show.
+        params: the settings; reads ``evaluate``.
     """
     write_text_atomic(folder / DETECTIONS_FILE, json.dumps(evaluation.results, allow_nan=False))
     write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
@@ -117,7 +117,7 @@ def per_class_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:
 
 
 def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
-    """``report.json``: what may differ between equal runs, and the settings."""
+    """``report.json``: values that may differ between identical runs, and the settings."""
     images = len(evaluation.data.images)
     return {
         "images": images,
@@ -150,7 +150,7 @@ def _curves_png(evaluation: Evaluation) -> bytes:
     if handles:
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})  # equal runs give equal bytes
+    figure.savefig(png, format="png", metadata={"Software": None})  # identical runs give identical bytes
     return png.getvalue()
 
 
@@ -214,7 +214,7 @@ def _compare(
     )
     detections = Detections.from_coco(rows, data.category_ids, image.height, image.width).above(score)
     found = draw_detections(pixels, detections, data.class_names)
-    caption = f"{image.file_name}: {len(objects)} true, {len(detections)} found with a score above {score:g}"
+    caption = f"{image.file_name}: {len(objects)} objects, {len(detections)} detections with a score above {score:g}"
     return side_by_side([true, found], ["ground truth", "prediction"]), caption
 
 

@@ -40,13 +40,13 @@ def run(
     """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
 
     Args:
-        params: ``evaluate`` and ``runtime.device`` are read.
-        processed_dir: what preprocess wrote: ``images/`` and ``val.json``.
-        model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
-        metrics_path: gets the metrics as JSON; equal detections give an identical file.
-        report_dir: gets detections, tables, drawings and ``index.html``; replaced as a whole.
-        plots_dir: gets the tables for ``dvc plots``; replaced as a whole.
-        needs_store: MLflow must have everything when this returns, because ``model_dir`` is deleted then; otherwise it
+        params: the settings; reads ``evaluate`` and ``runtime.device``.
+        processed_dir: output of preprocess: ``images/`` and ``val.json``.
+        model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
+        metrics_path: receives the metrics as JSON; identical detections give an identical file.
+        report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.
+        plots_dir: receives the tables for ``dvc plots``; replaced as a whole.
+        needs_store: everything must be in MLflow when this returns, because ``model_dir`` is deleted then; otherwise it
             may be logged later.
 
     Raises:
@@ -109,7 +109,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
-    """``metrics/eval.json``, without anything that differs between equal runs, such as times."""
+    """``metrics/eval.json``, without anything that differs between identical runs, such as times."""
     return {
         "images": len(evaluation.data.images),
         "box": evaluation.box.to_json(),

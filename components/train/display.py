@@ -1,4 +1,4 @@
-"""What Kubeflow shows of `train`: the MLflow run, and the metrics of training."""
+"""Kubeflow's view of `train`: the MLflow run, and the training metrics."""
 
 from __future__ import annotations
 

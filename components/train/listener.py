@@ -1,4 +1,4 @@
-"""What MLflow gets while training runs: metrics, and drawings of what the validations found."""
+"""Report training to MLflow while it runs: metrics, and drawings of the validations' detections."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from yolact.visualize import draw_detections
 from yolact_ops.tracking.tracker import Tracker
 
 PICTURE_SCORE = 0.3
-"""Detections below it are not drawn in validation pictures."""
+"""Score below which validation pictures do not show a detection."""
 
 
 @dataclass
 class TrackingListener:
-    """Sends the run's progress to MLflow, with pictures of what the validations found."""
+    """Sends the run's progress to MLflow, with drawings of the validations' detections."""
 
     tracker: Tracker
     validation: Validation
     pictures: int
-    """Images, the first of the validation split, that each validation draws."""
+    """The first images of the validation split, drawn in each validation."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)
@@ -42,7 +42,7 @@ class TrackingListener:
 
 
 def draw_validation(folder: Path, validation: Validation, count: int) -> None:
-    """Write ``ID.jpg`` for the first ``count`` validation images, with what the last network found in them."""
+    """Write ``ID.jpg`` for the first ``count`` validation images, with the latest detections."""
     data = validation.data
     for image in data.images[:count]:
         rows = [row for row in validation.rows if row["image_id"] == image.id]

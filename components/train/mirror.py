@@ -1,7 +1,8 @@
 """Mirror of the checkpoints in an S3 bucket: a run outlives its machine.
 
-Credentials, region and address come from where boto3 finds them: the environment (``AWS_ACCESS_KEY_ID``,
-``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL_S3`` for MinIO and others), its files, or the machine's role.
+boto3 finds credentials, region and address in the environment (``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL_S3`` for MinIO and others), its configuration files, or the machine's
+role.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class MirrorError(YolactError):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the bucket is to hold."""
+    """The desired content of the bucket."""
 
     directory: Path
     checkpoints: list[list[str]]
@@ -47,15 +48,15 @@ class _Wanted:
 class S3Mirror:
     """A `yolact.engine.checkpoint.Mirror` in a bucket.
 
-    A thread of its own uploads, so training never waits; a failure is a warning, and the next checkpoint is another
-    try. The newest checkpoint goes first, its best weights before it; objects are removed only after it is there, so
-    the bucket always holds a whole checkpoint. Where uploads take longer than the time between checkpoints, some are
-    left out, and the bucket is behind by what is being uploaded. Each run, by its fingerprint, has a folder of its own
-    below the prefix.
+    A separate thread uploads, so training never waits; a failure is a warning, and the next checkpoint is another
+    attempt. The newest checkpoint is uploaded first, preceded by its best weights; objects are removed only afterwards,
+    so the bucket always has a complete checkpoint. If uploads take longer than the time between checkpoints, some are
+    skipped, and the bucket lags behind by the current upload. Each run, identified by its fingerprint, has its own
+    folder below the prefix.
 
     Args:
         address: ``s3://bucket`` or ``s3://bucket/prefix``.
-        fingerprint: of the run.
+        fingerprint: fingerprint of the run.
     """
 
     def __init__(self, address: str, fingerprint: str) -> None:
@@ -70,7 +71,7 @@ class S3Mirror:
         self._thread.start()
 
     def fetch(self, directory: Path) -> None:
-        """Bring what the bucket has of this run into ``directory``, each file whole or not at all.
+        """Download what the bucket has of this run into ``directory``, each file whole or not at all.
 
         Raises:
             MirrorError: the bucket cannot be read.
@@ -89,10 +90,10 @@ class S3Mirror:
                 "credentials and AWS_ENDPOINT_URL_S3, or set runtime.checkpoint_mirror: none"
             ) from error
         if names:
-            log.info("%d files of the run's checkpoints come from %s", len(names), self.address)
+            log.info("%d files of the run's checkpoints were restored from %s", len(names), self.address)
 
     def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
-        """Begin to make the bucket hold exactly these checkpoints; returns at once."""
+        """Start to make the bucket hold exactly these checkpoints; returns at once."""
         with self._changed:
             self._wanted = _Wanted(directory, checkpoints)
             self._changed.notify()
@@ -117,14 +118,14 @@ class S3Mirror:
                 self._update(wanted)
             except _FAILURES as error:
                 log.warning("%s: the mirror is behind: %s", self.address, redact(str(error)))
-            except Exception:  # whatever it is, it must not end the thread in silence
+            except Exception:  # nothing may end the thread silently
                 log.exception("%s: the mirror is behind", self.address)
 
     def _update(self, wanted: _Wanted) -> None:
         there = self._list()
         is_safe = False
         for names in wanted.checkpoints:
-            if is_safe and self._wanted is not None:  # a newer one goes before the older ones
+            if is_safe and self._wanted is not None:  # a newer checkpoint takes precedence over the older ones
                 return
             try:
                 self._upload(wanted.directory, [name for name in names if name not in there])
@@ -154,7 +155,7 @@ class S3Mirror:
 
 @contextmanager
 def _held(directory: Path, names: list[str]) -> Iterator[list[Path]]:
-    """Paths at which these files of ``directory`` stay as long as they are needed, whatever is removed meanwhile.
+    """Paths at which these files of ``directory`` remain as long as needed, even if the originals are removed.
 
     Raises:
         FileNotFoundError: one is gone already.
@@ -168,7 +169,7 @@ def _held(directory: Path, names: list[str]) -> Iterator[list[Path]]:
 
 
 def _second_name(path: Path, second: Path) -> Path:
-    """A hard link, or a copy where the file system has none."""
+    """A hard link, or a copy if the file system has none."""
     second.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(path, second)

@@ -1,4 +1,4 @@
-"""What a finished training writes beside the model: ``metrics/train.json`` and ``plots/train/``."""
+"""Results of a finished training other than the model: ``metrics/train.json`` and ``plots/train/``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def _losses_of(row: Metrics) -> Metrics:
 def write_plots(folder: Path, result: TrainingResult) -> None:
     """Write ``losses.csv``, ``lr.csv`` and ``ap.csv``, and ``loss_terms/NAME.csv`` for each term.
 
-    DVC plots named columns of one file, but every file of a folder: so a new loss term has its plot by itself.
+    Within one file DVC plots only named columns, but it plots every file of a folder; with one file per term, a new
+    loss term is plotted automatically.
     """
     steps, epochs = result.history["steps"], result.history["epochs"]
     losses = [{"epoch": row["epoch"], "step": row["step"]} | _losses_of(row) for row in steps]

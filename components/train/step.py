@@ -3,9 +3,9 @@
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
 the same settings and data resumes from there, in the same MLflow run. After a finished run the next one starts over,
-unless its folder of checkpoints belongs to one pipeline run: then results that were lost, as when their upload
-failed, are written again without training. Several processes train together under
-``torchrun --nproc-per-node N -m components.train.step``.
+unless the checkpoint folder belongs to one pipeline run: then lost results (after a failed upload, for example) are
+written again without training. Several processes train together under ``torchrun --nproc-per-node N -m
+components.train.step``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from yolact_ops.tracking.tracker import DataSet, Tracker
 log = logging.getLogger(__name__)
 
 UPLOAD_PATIENCE = 20.0
-"""Seconds that the end of a run waits for its mirror; a pod that is moved is killed after 30 by default."""
+"""Seconds that the end of a run waits for its mirror; an evicted pod is killed after 30 by default."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Paths:
     plots: Path
     checkpoints: Path
     checkpoints_are_own: bool
-    """They belong to one pipeline run, so a finished training among them is this one."""
+    """Whether the checkpoints belong to one pipeline run; a finished training among them is then this one."""
 
 
 def run(
@@ -79,26 +79,26 @@ def run(
 ) -> None:
     """Train a network on the train split in ``processed_dir`` and validate it on the val split.
 
-    Under ``torchrun`` the processes train together, and the one of rank 0 alone writes files and tracks the run.
+    Under ``torchrun`` the processes train together, and only rank 0 writes files and tracks the run.
 
     Args:
-        params: ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and ``register.experiment`` are read; all of
-            it is logged.
-        processed_dir: what preprocess wrote: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
-        model_dir: gets the model and the MLflow run's id.
-        metrics_path: gets a summary of the run as JSON.
-        plots_dir: gets ``losses.csv``, ``lr.csv`` and ``ap.csv``; what was there is replaced.
-        checkpoints_dir: keeps what an interrupted run resumes from, for this pipeline run alone: once it has
-            finished, the same results are written again. What MLflow has not got yet is kept there too. None:
-            ``checkpoints`` in ``model_dir``, where a finished run is followed by a new one.
+        params: the settings; reads ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and
+            ``register.experiment``; all are logged.
+        processed_dir: output of preprocess: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
+        model_dir: receives the model and the MLflow run's id.
+        metrics_path: receives a summary of the run as JSON.
+        plots_dir: receives ``losses.csv``, ``lr.csv`` and ``ap.csv``; existing content is replaced.
+        checkpoints_dir: keeps the checkpoints of this pipeline run only: once it has finished, the same results are
+            written again. Data not yet in MLflow is kept there too. None: ``checkpoints`` in ``model_dir``, where a new
+            run follows a finished one.
 
     Raises:
-        DataError: the data is missing or faulty, or a split has no image or no object.
+        DataError: the data is missing or invalid, or a split has no images or no objects.
         SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
-        WeightsError: the weights to start from cannot be had or do not fit.
+        WeightsError: the initial weights are unavailable or do not fit.
         DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT came before the end of the training; the next run resumes from the
-            checkpoint.
+        InterruptedRunError: SIGTERM or SIGINT was received before the end of the training; the next run resumes from
+            the checkpoint.
         OutOfMemoryError: the network, a training step or a validation does not fit into memory.
         PeerError: another process of the run has failed.
         MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
@@ -116,7 +116,8 @@ def run(
 
 
 def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) -> None:
-    """See `run`. A request to stop is followed between the parts of the start; results are written to the end."""
+    """See `run`. During start-up, a request to stop takes effect between its parts; results are always written
+    completely."""
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
@@ -135,7 +136,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
         model = Yolact(params.model, len(train.class_names))
         if state is None:
             load_starting_weights(model, train.class_names)
-        torch.manual_seed(params.train.seed)  # whatever the start has drawn; the same in every process
+        torch.manual_seed(params.train.seed)  # whatever start-up has drawn; the same in every process
         validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
@@ -179,7 +180,7 @@ def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) ->
 
 @contextmanager
 def _mirror(address: str, fingerprint: str, world: World) -> Iterator[S3Mirror | None]:
-    """The mirror of the process that writes checkpoints; the end waits a little for its uploads."""
+    """The mirror of the process that writes checkpoints; on exit, waits a little for its uploads."""
     if address == "none" or not world.is_main:
         yield None
         return
@@ -223,8 +224,8 @@ def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> No
 def _check_start(config: ModelConfig, model_dir: Path) -> None:
     if config.initial_weights != "none" and Path(config.initial_weights).resolve() == model_dir.resolve():
         raise SettingsError(
-            f"model.initial_weights: {config.initial_weights}: is where this run writes its model; copy the one there "
-            "to another folder and name that"
+            f"model.initial_weights: {config.initial_weights}: this run writes its model there; copy the existing "
+            "model to another folder and name that folder"
         )
 
 
@@ -232,17 +233,15 @@ def _load_split(processed_dir: Path, split: str) -> CocoInstances:
     path = processed_dir / f"{split}.json"
     data = CocoInstances.load(path, processed_dir / "images")
     if not any(data.objects.values()):
-        raise DataError(
-            f"{path}: {len(data.images)} images and no object in them; check the source and preprocess again"
-        )
+        raise DataError(f"{path}: {len(data.images)} images without any object; check the source and preprocess again")
     return data
 
 
 def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
-    """SHA-256 (hex) of what the weights of a step depend on; checkpoints of another one are not used.
+    """SHA-256 (hex) of what the weights of a step depend on; checkpoints with another digest are not used.
 
-    When a run validates and stops does not change its steps: the best stays the best, and patience counts past
-    validations. Gradient accumulation changes rounding alone, unless batch norm is trained.
+    When a run validates and stops does not affect its steps: the best weights stay the best, and patience counts past
+        validations. Gradient accumulation affects only rounding, unless batch norm is trained.
     """
     harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
     if params.model.pretrained:
@@ -258,7 +257,7 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
 
 
 def _start_digest(config: ModelConfig) -> str | None:
-    """SHA-256 (hex) of the local files that training starts from; None where there are none."""
+    """SHA-256 (hex) of the local files that training starts from; None if there are none."""
     if config.initial_weights == "none":
         paths = [Path(config.backbone_weights)]
     else:

@@ -1,4 +1,4 @@
-"""Where a training on Kubeflow keeps its checkpoints, so that a retried task finds them."""
+"""The checkpoint folder of a training on Kubeflow, which a retried task finds again."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def checkpoints_folder(volume: str, pipeline_run: str, resume: str, model: Path)
     """The folder of a pipeline run's checkpoints on the volume.
 
     Args:
-        volume: where the volume is mounted; empty: there is none, and checkpoints are lost with the task.
+        volume: mount path of the volume; empty if there is none: checkpoints are then lost with the task.
         pipeline_run: id of the pipeline run.
-        resume: id of an earlier pipeline run whose training to resume; empty: none.
-        model: folder of the artifact; without a volume, checkpoints lie beside it, so that they are not uploaded.
+        resume: id of an earlier pipeline run whose training to resume; empty for none.
+        model: folder of the artifact; without a volume, checkpoints are next to it and so are not uploaded.
 
     Raises:
         SettingsError: there is no volume, or no checkpoints of the run to resume.
     """
     if not volume or not Path(volume).is_dir():
         if resume:
-            raise SettingsError(f"resume_pipeline_run: {resume}: no volume of checkpoints at {volume!r} to find it on")
+            raise SettingsError(f"resume_pipeline_run: {resume}: no checkpoint volume is mounted at {volume!r}")
         if volume:
             log.warning("%s is not a folder: checkpoints are lost with this task, and a retry starts over", volume)
         return model.with_name(f"{model.name}-checkpoints")

@@ -1,4 +1,4 @@
-"""The evaluate step with a predictor whose answers are known, its files, its page and its errors."""
+"""The evaluate step with a predictor of known detections: its files, its page and its errors."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ CIRCLE_AP = 86 / 101
 """Six of seven found, none wrong: precision 1 at the recalls 0.00 to 0.85, then 0."""
 
 
-def test_metrics_are_right_and_hold_no_times(evaluated):
+def test_metrics_are_correct_and_contain_no_times(evaluated):
     metrics = json.loads((evaluated / "metrics" / "eval.json").read_text())
     assert set(metrics) == {"images", "box", "mask"}
     assert metrics["images"] == IMAGES
@@ -250,14 +250,14 @@ def test_page_names_every_class_and_loads_nothing(evaluated):
     text = " ".join(page.text)
     for name in CLASSES:
         assert name in text  # as text: markup in a class name is escaped
-    assert page.tags.count("b") == 5  # the headline numbers; none out of a class name
+    assert page.tags.count("b") == 5  # the headline metrics; none from a class name
     assert len(page.addresses) == 1 + 4  # curves and gallery
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert not re.search(r"https?://|@import|url\(", source)
     assert f"{100 * CIRCLE_AP:.1f}" in text
 
 
-def test_tracked_numbers(evaluated, tracker):
+def test_tracked_metrics(evaluated, tracker):
     assert tracker.metrics["eval/mask_AP50"] == pytest.approx(CIRCLE_AP / 2)
     assert tracker.metrics["eval/box_AP"] == pytest.approx(CIRCLE_AP / 2)
     assert tracker.metrics["eval/per_class/mask_AP70/circle"] == pytest.approx(CIRCLE_AP)
@@ -271,7 +271,7 @@ def test_tracked_numbers(evaluated, tracker):
     }
 
 
-def test_the_table_per_class_is_one_that_mlflow_shows(evaluated, tracker):
+def test_the_per_class_table_can_be_shown_by_mlflow(evaluated, tracker):
     assert tracker.tables == ["eval/per_class.json"]
     table = json.loads((evaluated / "reports" / "eval" / "per_class.json").read_text())
     (circle, cat, never) = (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
@@ -287,7 +287,7 @@ def test_the_description_of_the_run_has_the_metrics(tracker, evaluated):
         assert part in note
 
 
-def test_no_gallery_wanted(params, tracker, tmp_path):
+def test_no_gallery_if_disabled(params, tracker, tmp_path):
     write_data(tmp_path / "processed")
     none = params.evaluate.model_copy(update={"gallery_images": 0})
     run(params.model_copy(update={"evaluate": none}), tmp_path)
@@ -296,7 +296,7 @@ def test_no_gallery_wanted(params, tracker, tmp_path):
     assert "Gallery" not in (report / "index.html").read_text()
 
 
-def test_a_failing_report_leaves_the_old_one(evaluated, params, monkeypatch):
+def test_a_failing_report_keeps_the_old_one(evaluated, params, monkeypatch):
     index = evaluated / "reports" / "eval" / "index.html"
     before = index.read_bytes()
 
@@ -321,13 +321,13 @@ def test_missing_model_says_which_step_to_run(params, tmp_path):
         run(params, tmp_path)
 
 
-def test_an_empty_split_is_refused(params, tracker, tmp_path):
+def test_an_empty_split_is_rejected(params, tracker, tmp_path):
     write_data(tmp_path / "processed", images=0)
     with pytest.raises(DataError, match=r"val\.json: has no images"):
         run(params, tmp_path)
 
 
-def test_other_classes_are_refused_and_both_lists_named(params, tracker, tmp_path, monkeypatch):
+def test_other_classes_are_rejected_and_both_lists_named(params, tracker, tmp_path, monkeypatch):
     write_data(tmp_path / "processed")
     monkeypatch.setattr(KnownPredictor, "classes", ["circle", "zebra"])
     with pytest.raises(DataError) as refused:
@@ -338,7 +338,7 @@ def test_other_classes_are_refused_and_both_lists_named(params, tracker, tmp_pat
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(1, 1), (7, 4), (10, 10), (3, 8), (120, 24), (100, 1), (5, 0)])
-def test_evenly_spaced_indices_are_different_sorted_and_cover_the_whole(total, wanted):
+def test_evenly_spaced_indices_are_distinct_sorted_and_cover_the_range(total, wanted):
     indices = evenly_spaced(total, wanted)
     assert len(indices) == min(total, wanted)
     assert indices == sorted(set(indices))

@@ -1,4 +1,4 @@
-"""Untrained networks in the registry: a champion measured on other data is evaluated again; lineage."""
+"""Untrained networks in the registry: a champion evaluated on other data is evaluated again; lineage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMAGES = 3
 
 @pytest.fixture(scope="module")
 def params(repository: Path) -> Params:
-    """A gate that every version passes, and the smallest network."""
+    """Settings with a gate that every version passes, and the smallest network."""
     tree = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     tree["model"] |= {"backbone": "resnet18", "backbone_weights": "none", "image_size": 64}
     tree["model"] |= {"fpn_channels": 16, "num_prototypes": 4}
@@ -93,7 +93,7 @@ def network(seed: int, params: Params, classes: Sequence[str] = CLASSES) -> Yola
 
 
 def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> int:
-    """Write what train, evaluate and register leave; return the version."""
+    """Write the outputs of train and evaluate and register them; returns the version."""
     shutil.rmtree(MODELS, ignore_errors=True)
     save_model(network(seed, params), CLASSES, MODELS)
     with start_run(params, MODELS / "run.json") as tracker:
@@ -123,7 +123,9 @@ def ask(params: Params, version: int) -> Outcome:
     return promote(params, Request(version=version), processed_dir=PROCESSED)
 
 
-def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates(client: MlflowClient, params: Params) -> None:
+def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates_data(
+    client: MlflowClient, params: Params
+) -> None:
     write_data(seed=1)
     assert train_evaluate_register(params, client, seed=1) == 1
     assert ask(params, 1).status == "promoted"
@@ -241,7 +243,7 @@ def test_lineage_has_the_origin_and_the_commands_that_rebuild_the_version(
     assert "https://host.example/set.zip, which may have changed since" in outside.doubts()[0]
 
 
-def test_lineage_says_where_a_rebuild_is_not_exact(client: MlflowClient, params: Params) -> None:
+def test_lineage_reports_when_a_rebuild_is_not_exact(client: MlflowClient, params: Params) -> None:
     write_data(seed=1)
     data = params.data.model_copy(update={"source": "s3://bucket/set"})
     params = params.model_copy(update={"data": data})

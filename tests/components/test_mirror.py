@@ -22,7 +22,7 @@ RUN = "0123456789abcdef" * 4
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an S3 server with an empty bucket ``runs``."""
+    """Start an S3 server with an empty bucket ``runs``; returns its address."""
     folder = tmp_path_factory.mktemp("s3")
     (folder / "runs").mkdir()
     with s3_server(folder) as address:
@@ -59,7 +59,7 @@ def keys(prefix: str = "") -> set[str]:
 
 
 @pytest.mark.usefixtures("environment")
-def test_the_bucket_holds_what_the_folder_holds_and_gives_it_back(folder: Path, tmp_path: Path) -> None:
+def test_the_bucket_mirrors_the_folder_and_restores_it(folder: Path, tmp_path: Path) -> None:
     mirror = S3Mirror("s3://runs/one/", RUN)
     mirror.sync(folder, [[BEST, "000002.pt"], ["000001.pt"]])
     mirror.sync(folder, [[BEST, "000003.pt"], [BEST, "000002.pt"]])
@@ -77,7 +77,7 @@ def test_the_bucket_holds_what_the_folder_holds_and_gives_it_back(folder: Path, 
 
 
 @pytest.mark.usefixtures("environment")
-def test_another_run_sees_nothing_of_it(folder: Path, tmp_path: Path) -> None:
+def test_runs_are_separated_in_the_bucket(folder: Path, tmp_path: Path) -> None:
     mirror = S3Mirror("s3://runs/two", RUN)
     mirror.sync(folder, [["000001.pt"]])
     mirror.close(60)
@@ -88,7 +88,7 @@ def test_another_run_sees_nothing_of_it(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("environment")
-def test_nothing_is_removed_while_its_successor_is_not_safe(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_removed_before_its_successor_is_uploaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     mirror = S3Mirror("s3://runs/three", RUN)
     mirror.sync(folder, [["000001.pt"]])
     mirror.close(60)
@@ -129,9 +129,7 @@ def test_a_bucket_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         S3Mirror("s3://runs/five", RUN).fetch(tmp_path)
 
 
-def test_a_checkpoint_that_is_gone_is_passed_over(
-    environment: None, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_checkpoint_is_skipped(environment: None, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     mirror = S3Mirror("s3://runs/six", RUN)
     mirror.sync(folder, [["000001.pt"]])
     mirror.close(60)
@@ -143,7 +141,7 @@ def test_a_checkpoint_that_is_gone_is_passed_over(
 
 
 class SlowUploads:
-    """Lets every upload last as long as ``saves`` further checkpoints take."""
+    """Makes every upload take as long as ``saves`` further checkpoints."""
 
     def __init__(self, mirror: S3Mirror, saves: int) -> None:
         self._upload, self._saves = mirror._client.upload_file, saves
@@ -166,7 +164,7 @@ class SlowUploads:
         self.seen.append(keys(key.partition("/")[0] + "/"))
 
     def count(self, saved: int) -> None:
-        """Tell that a checkpoint is saved, and wait until an upload is in progress that it does not end."""
+        """Count a saved checkpoint, and wait until an upload is in progress that it does not end."""
         with self._changed:
             self._saved = saved
             self._changed.notify_all()
@@ -181,7 +179,7 @@ class SlowUploads:
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_run_that_saves_faster_than_it_uploads_has_a_whole_and_recent_checkpoint_in_the_bucket(
+def test_a_run_that_saves_faster_than_it_uploads_has_a_complete_recent_checkpoint_in_the_bucket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, keep: int
 ) -> None:
     if not links:

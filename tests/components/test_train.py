@@ -1,4 +1,4 @@
-"""The step `train`: what it writes and logs, that a killed run goes on, and that errors are messages."""
+"""The step `train`: what it writes and logs, resuming of killed runs, and error messages."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def settings(repository: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums in the same order here and in the commands that are started."""
+    """One thread, here and in the started commands: sums have the same order."""
     for name in OURS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -166,7 +166,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 # --- What a run leaves
 
 
-def test_everything_that_dvc_expects_is_there(straight: Path, repository: Path) -> None:
+def test_all_dvc_outputs_are_written(straight: Path, repository: Path) -> None:
     pipeline = yaml.safe_load((repository / "dvc.yaml").read_text())
     stage = pipeline["stages"]["train"]
     written = [item if isinstance(item, str) else next(iter(item)) for item in stage["outs"] + stage["metrics"]]
@@ -215,8 +215,8 @@ def test_the_summary_is_the_end_of_the_curves(straight: Path) -> None:
     assert summary["seconds_per_step"] > 0
 
 
-def test_the_term_of_mask_rescoring_has_a_column_where_it_is_trained(straight: Path, tmp_path: Path) -> None:
-    """The run above is without it; here is what is left of one with it."""
+def test_the_term_of_mask_rescoring_has_a_column_if_it_is_trained(straight: Path, tmp_path: Path) -> None:
+    """The run above does not have it; this one writes the results of a network with it."""
     assert "mask_iou" not in (straight / "plots/train/losses.csv").read_text()
     assert "loss_mask_iou" not in (straight / "metrics/train.json").read_text()
 
@@ -234,10 +234,10 @@ def test_the_term_of_mask_rescoring_has_a_column_where_it_is_trained(straight: P
     assert summary(result)["loss_mask_iou"] == pytest.approx((1.0 + 0.75) / 2)
 
 
-def test_a_loss_term_from_outside_is_in_all_that_a_run_writes_and_outlives_an_interruption(
+def test_an_external_loss_term_is_in_all_outputs_and_survives_an_interruption(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped within the steps of a logged mean; the run after the resumed one is not interrupted."""
+    """Stopped between two logged means; compared with an uninterrupted run."""
     monkeypatch.setitem(LOSS_TERMS, "dice", DICE)
     progress: list[str] = []
     monkeypatch.setattr(tqdm, "set_postfix_str", lambda _, text: progress.append(text))
@@ -307,7 +307,7 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         assert part in note
 
 
-def test_mlflow_has_speed_and_machine_and_what_validations_saw(straight: Path) -> None:
+def test_mlflow_has_speed_machine_and_validation_drawings(straight: Path) -> None:
     (run,) = runs(straight)
     assert {"speed/images_per_second", "speed/data_wait", "speed/seconds_left"} <= run.data.metrics.keys()
     assert "system/cpu_utilization_percentage" in run.data.metrics
@@ -316,7 +316,7 @@ def test_mlflow_has_speed_and_machine_and_what_validations_saw(straight: Path) -
         assert picture.path.endswith("/3.jpg")  # the one validation image
 
 
-# --- What a run starts from
+# --- Initial weights
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def starting_from(settings: dict[str, Any], folder: Path, **values: Any) -> Para
     return changed(settings | {"model": settings["model"] | {"initial_weights": str(folder)}}, **values)
 
 
-def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
+def test_a_run_starts_from_an_imported_model_and_logs_what_it_reinitialised(
     imported: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -354,7 +354,7 @@ def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
     again = {name for name, tensor in start.items() if not torch.equal(tensor, file[name])}
     assert {name.rpartition(".")[0] for name in again} == {"prediction_layers.0.conf_layer", "semantic_seg_conv"}
     assert (
-        "initialised again: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
+        "reinitialised: prediction_layers.0.conf_layer (12 -> 9 channels), semantic_seg_conv (3 -> 2 channels)"
         in caplog.text
     )
     trained = load_file("models/model.safetensors")
@@ -363,7 +363,7 @@ def test_a_run_starts_from_an_imported_model_and_says_what_it_initialised_anew(
     assert not any("running" in name or ".bn" in name for name in changed_layers)  # batch norm is frozen
 
 
-def test_an_interrupted_run_is_not_gone_on_with_from_another_start(
+def test_an_interrupted_run_is_not_resumed_with_other_initial_weights(
     imported: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -472,7 +472,7 @@ step.run_command("train", lambda params: step.run(
     ("part", "code", "statuses"),
     [("_load_split", 75, []), ("_log_data", 75, ["KILLED"]), ("_write_results", 0, ["FINISHED"])],
 )
-def test_a_run_asked_to_stop_before_or_after_its_steps_leaves_a_true_state(
+def test_a_run_asked_to_stop_before_or_after_its_steps_leaves_a_correct_state(
     workplace: Path, settings: dict[str, Any], repository: Path, part: str, code: int, statuses: list[str]
 ) -> None:
     tree = changed(settings, epochs=1).model_dump(mode="json", by_alias=True)
@@ -500,7 +500,7 @@ class StoppedError(RuntimeError):
 def test_processes_that_train_together_draw_the_same(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each then takes the rows of its own images, so that it draws for them what a single process does."""
+    """Each then takes the rows of its own images, and so draws for them what a single process does."""
     states: list[torch.Tensor] = []
 
     def stop(*_: Any) -> None:
@@ -541,7 +541,7 @@ def interrupt_before_the_validation(patch: pytest.MonkeyPatch, params: Params) -
             train(params)
 
 
-def test_only_settings_that_change_nothing_may_change_in_between(
+def test_only_settings_without_effect_on_the_result_may_change_in_between(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -567,7 +567,7 @@ def test_only_settings_that_change_nothing_may_change_in_between(
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_more_passes_a_step_go_on_with_the_run_unless_batch_norm_is_trained(
+def test_more_gradient_accumulation_resumes_the_run_unless_batch_norm_is_trained(
     imported: Path,
     settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -592,7 +592,7 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
 
     def fail_in_the_end(self: Tracker, metrics: dict[str, float], *arguments: Any, **options: Any) -> None:
         if "train/best_val_mask_AP" in metrics:
-            raise TrackingError("the server is away")
+            raise TrackingError("the server is unavailable")
         log_metrics(self, metrics, *arguments, **options)
 
     with monkeypatch.context() as patch:
@@ -613,14 +613,14 @@ def test_a_tracking_server_that_fails_at_the_end_does_not_cost_the_training(
     assert (run.info.run_id, run.info.status) == (first.info.run_id, "FINISHED")
     assert run.data.metrics["train/steps"] == 2
 
-    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run begins again
+    interrupt_before_the_validation(monkeypatch, params)  # finished: the next run starts over
     assert len(runs(workplace)) == 2
 
 
 def test_a_task_whose_results_were_lost_after_training_writes_them_again_without_training(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As a task of a pipeline is tried again where the upload of its outputs has failed."""
+    """As when a pipeline task is retried after the upload of its outputs failed."""
     params, checkpoints = changed(settings, epochs=2, validate_every=1), workplace / "volume" / "run-1"
     folders = [workplace / name for name in ("models", "metrics", "plots")]
 
@@ -676,20 +676,20 @@ def test_missing_data_says_what_to_run(fails: Any) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_without_objects_is_refused(fails: Any, split: str) -> None:
+def test_a_split_without_objects_is_rejected(fails: Any, split: str) -> None:
     path = Path("data/processed") / f"{split}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     images = {"train": 2, "val": 1}[split]
-    assert fails().startswith(f"data/processed/{split}.json: {images} images and no object in them")
+    assert fails().startswith(f"data/processed/{split}.json: {images} images without any object")
     assert not Path("models").exists()
 
 
-def test_data_without_a_digest_is_refused(fails: Any) -> None:
+def test_data_without_a_digest_is_rejected(fails: Any) -> None:
     Path("data/processed/stats.json").unlink()
     assert "data/processed/stats.json: no such file" in fails()
 
 
-def test_data_without_digests_of_its_splits_sends_one_back_to_preprocess(fails: Any) -> None:
+def test_data_without_split_digests_asks_for_preprocess(fails: Any) -> None:
     Path("data/processed/stats.json").write_text(json.dumps({"digest": DIGEST}))
     assert "data/processed/stats.json: key 'split_digests' is missing or empty. Run the preprocess step" in fails()
     assert not Path("models").exists()
@@ -702,7 +702,7 @@ def test_a_missing_image_is_named_and_the_run_marked_as_failed(fails: Any, workp
     assert run.info.status == "FAILED"
 
 
-def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]) -> None:
+def test_an_unavailable_device_is_named(fails: Any, settings: dict[str, Any]) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"runtime": settings["runtime"] | {"device": "cuda:99"}}))
     assert "cuda:99" in fails()
 
@@ -711,7 +711,7 @@ def test_a_device_that_is_not_here_is_named(fails: Any, settings: dict[str, Any]
 def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
     fails: Any, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """It is moved to the device, and its averages are a second one."""
+    """The network is moved to the device, and the averaged weights are a second network."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
@@ -720,18 +720,18 @@ def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
     monkeypatch.setattr(part, fail)
     assert fails() == (
         "out of memory with the network alone on cpu. Try one of these: train.ema_decay: 0 (no second network of "
-        "averaged weights); a smaller model.backbone. The run then begins again. (CUDA out of memory. Tried to "
+        "averaged weights); a smaller model.backbone. The run then starts over. (CUDA out of memory. Tried to "
         "allocate 20.00 MiB.)"
     )
 
 
-def test_backbone_weights_that_are_not_there_are_named(fails: Any, settings: dict[str, Any]) -> None:
+def test_missing_backbone_weights_are_named(fails: Any, settings: dict[str, Any]) -> None:
     model = settings["model"] | {"backbone_weights": "nowhere.pth"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
     assert fails() == "model.backbone_weights: nowhere.pth: no such file"
 
 
-def test_a_model_to_start_from_that_is_not_there_is_named(fails: Any, settings: dict[str, Any]) -> None:
+def test_a_missing_initial_model_is_named(fails: Any, settings: dict[str, Any]) -> None:
     model = settings["model"] | {"initial_weights": "nowhere"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
     assert fails().startswith("model.initial_weights: nowhere/model.json: no such file. Train one")
@@ -741,13 +741,13 @@ def test_a_run_does_not_start_from_the_model_that_it_replaces(fails: Any, settin
     model = settings["model"] | {"initial_weights": "./models/"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
     assert fails() == (
-        "model.initial_weights: ./models/: is where this run writes its model; "
-        "copy the one there to another folder and name that"
+        "model.initial_weights: ./models/: this run writes its model there; "
+        "copy the existing model to another folder and name that folder"
     )
     assert not Path("models").exists()
 
 
-def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:
+def test_a_file_instead_of_the_model_folder_is_named(fails: Any) -> None:
     Path("models").write_text("mine")
     assert fails() == "models: File exists"
     assert Path("models").read_text() == "mine"
@@ -756,7 +756,7 @@ def test_a_file_in_the_place_of_the_model_folder_is_named(fails: Any) -> None:
 def test_a_folder_that_cannot_be_written_is_named_and_the_run_marked_as_failed(
     fails: Any, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Simulated: to the user root, on whose behalf tests run in containers, every folder is writable."""
+    """Simulated: for root, who runs the tests in containers, every folder is writable."""
 
     def refuse(*_: Any, dir: Path, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", str(dir / ".x.part"))
@@ -772,7 +772,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_run_marked_as_failed(
 
 
 def test_a_full_disk_is_reported_and_keeps_the_last_checkpoint(fails: Any) -> None:
-    """A limit on the size of files: weights fit (45 MB), weights with their momentum (90 MB) do not."""
+    """A file size limit: weights fit (45 MB), weights with their momentum (90 MB) do not."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64_000_000, hard))

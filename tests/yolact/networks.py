@@ -1,4 +1,4 @@
-"""Small networks of every kind, with weights that hide no fault."""
+"""Small networks of every kind, with weights that do not hide errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ VARIANTS: dict[str, dict[str, object]] = {
 
 
 def trained_like(variant: str, num_classes: int = 3, **changes: object) -> Yolact:
-    """A network in evaluation mode, as random as a trained one: statistics of batch norm, biases, offsets and all."""
+    """A network in evaluation mode with everything random, as in a trained one: batch norm statistics, biases,
+    offsets."""
     torch.manual_seed(0)
     model = Yolact(tiny_config(**VARIANTS[variant] | changes), num_classes).eval()
     with torch.no_grad():
@@ -46,7 +47,7 @@ def trained_like(variant: str, num_classes: int = 3, **changes: object) -> Yolac
 
 
 def images(batch: int, height: int = 64, width: int = 64) -> Tensor:
-    """(B, 3, height, width), as normalised images are."""
+    """(B, 3, height, width), like normalised images."""
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 

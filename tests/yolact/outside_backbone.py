@@ -69,7 +69,7 @@ class Mixer(Backbone):
 
     @classmethod
     def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
-        """Made up here; they would be downloaded. Named as a classifier's are."""
+        """Generated here instead of downloaded; named like a classifier's."""
         torch.manual_seed(5)
         state = {f"trunk.{key}": tensor for key, tensor in cls(blocks).state_dict().items()}
         return state | {"head.weight": torch.zeros(10, 64)}

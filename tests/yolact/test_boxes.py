@@ -68,7 +68,7 @@ def test_overlaps_keep_leading_dimensions_apart() -> None:
     assert box_iou(first, second).tolist() == [[[pytest.approx(2 / 6), 0.0]], [[0.5, 1.0]]]
 
 
-def test_a_box_without_area_overlaps_nothing_and_two_of_them_give_nan() -> None:
+def test_a_box_without_area_has_no_overlap_and_two_of_them_give_nan() -> None:
     point, square = tensor([[2, 2, 2, 2]]), tensor([[0, 0, 4, 4]])
     assert box_iou(point, square).item() == 0
     assert math.isnan(box_iou(point, point).item())

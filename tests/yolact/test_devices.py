@@ -1,4 +1,4 @@
-"""What a machine must have for what is asked of it."""
+"""What a machine needs for the requested settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolact.errors import SettingsError
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is the only one in which programs are looked for."""
+    """An empty folder, the only one on the search path for programs."""
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -27,13 +27,13 @@ def add_program(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_compiling_without_a_compiler_is_refused_before_anything_is_trained(programs: Path, device: str) -> None:
+def test_compiling_without_a_compiler_is_rejected_before_training(programs: Path, device: str) -> None:
     with pytest.raises(SettingsError, match=r"^runtime\.compile: torch\.compile needs a compiler .*set this to false$"):
         check_compiler(torch.device(device), "runtime.compile")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of Linux's compilers")
-def test_each_device_is_content_with_its_own_compiler(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_device_needs_only_its_own_compiler(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     add_program(programs, "g++")
     check_compiler(torch.device("cpu"), "runtime.compile")

@@ -1,4 +1,4 @@
-"""Two processes do what one does with the whole batch."""
+"""Two processes compute what one does with the whole batch."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def test_two_processes_give_the_weights_and_detections_of_one(tmp_path: Path, ch
     assert [row["image_id"] for row in two["rows"]] == [row["image_id"] for row in one["rows"]]
 
 
-def test_more_processes_than_gpus_are_told_how_many_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two are there for four processes: the first two of them go on to meet."""
+def test_more_processes_than_gpus_are_rejected_with_the_right_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs for four processes: the first two processes continue to the rendezvous."""
     met: list[str] = []
 
     def meet(backend: str, **_: Any) -> None:
@@ -128,7 +128,7 @@ json.dump({"rows": rows, "batches": lengths}, sys.stdout)
 
 
 def evaluate(folder: Path, processes: int, batch_size: int, images: Path) -> list[dict[str, Any]]:
-    """What each process says: all rows, and the lengths of the batches that it computed."""
+    """The output of each process: all rows, and the lengths of the batches that it computed."""
     running = [
         subprocess.Popen(
             [sys.executable, "-c", EVALUATION, *map(str, (rank, processes, batch_size, folder / "meeting", images))],
@@ -147,8 +147,8 @@ def evaluate(folder: Path, processes: int, batch_size: int, images: Path) -> lis
     return said
 
 
-def test_two_processes_find_with_the_same_weights_what_one_does_to_the_last_bit(tmp_path: Path) -> None:
-    """18 images; full batches of 4, dealt out in turn, would be 10 and 8."""
+def test_two_processes_give_bit_identical_detections_to_one(tmp_path: Path) -> None:
+    """18 images; full batches of 4, distributed in turn, would be 10 and 8."""
     images = make_images(tmp_path / "images", 18).parent
     (one,) = evaluate(tmp_path, 1, 4, images)
     two = evaluate(tmp_path, 2, 4, images)
@@ -197,7 +197,7 @@ assert shared.num_batches_tracked == 2
 
 
 def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    """Against PyTorch's in double precision: its own float32 in channels_last sums less exactly on CPUs."""
+    """Against PyTorch's in double precision: its own float32 in channels_last sums less accurately on CPUs."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Atomic writing: a reader finds the old content or the new, never a part, and nothing is left behind."""
+"""Atomic writing: a reader sees the old or the new content, never a part, and no leftovers remain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_content_is_written_and_folders_above_are_made(tmp_path: Path) -> None:
+def test_content_is_written_and_parent_folders_are_created(tmp_path: Path) -> None:
     write_bytes_atomic(tmp_path / "a" / "b" / "x.bin", b"\x00\xff")
     write_text_atomic(tmp_path / "x.txt", "Ä × 2\n")
     write_json_atomic(tmp_path / "x.json", {"b": [1, 2.5], "a": None})
@@ -50,7 +50,7 @@ def test_a_file_keeps_its_old_content_until_the_block_succeeds(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exception_leaves_a_file_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_file_unchanged_and_nothing_next_to_it(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
     with pytest.raises(InterruptionError), replaced_file(path) as temporary:
@@ -61,7 +61,7 @@ def test_an_exception_leaves_a_file_as_it_was_and_nothing_beside_it(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
-def test_json_that_others_could_not_read_is_refused_and_the_old_file_stays(tmp_path: Path, value: object) -> None:
+def test_invalid_json_values_are_rejected_and_the_old_file_stays(tmp_path: Path, value: object) -> None:
     path = tmp_path / "x.json"
     write_json_atomic(path, 1)
     with pytest.raises((ValueError, TypeError)):
@@ -94,7 +94,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_an_exception_leaves_a_folder_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_an_exception_leaves_the_folder_unchanged_and_nothing_next_to_it(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "old").write_text("old")
@@ -111,7 +111,7 @@ def test_an_exception_before_the_first_folder_leaves_nothing(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_is_removed_and_other_folders_are_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_and_other_folders_are_not(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "from yolact.files import replaced_directory\n"
@@ -135,7 +135,7 @@ def test_what_a_killed_run_left_is_removed_and_other_folders_are_not(tmp_path: P
     assert [path.name for path in folder.iterdir()] == ["new"]
 
 
-def test_a_write_where_no_file_can_be_made_raises_an_error_with_the_place(tmp_path: Path) -> None:
+def test_a_write_to_an_impossible_place_raises_an_error_with_the_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         write_text_atomic(tmp_path / "file" / "below", "x")
@@ -153,7 +153,7 @@ def test_a_kill_while_a_directory_is_swapped_loses_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_kill_left_of_a_file_goes_with_the_next_write(tmp_path):
+def test_partial_files_of_a_kill_are_removed_by_the_next_write(tmp_path):
     (tmp_path / ".model[1].json.abc.part").write_text("half")
     (tmp_path / ".other.json.abc.part").write_text("another file's")
     write_text_atomic(tmp_path / "model[1].json", "whole")

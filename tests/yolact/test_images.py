@@ -1,4 +1,4 @@
-"""Tests of decoding: pixels, orientation, and what is refused."""
+"""Decoding: pixels, orientation, and what is rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def encoded(pixels: np.ndarray, format: str = "PNG", orientation: int | None = N
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_as_pillow_turns_them(orientation: int, format: str) -> None:
+def test_images_are_rotated_as_by_pillow(orientation: int, format: str) -> None:
     file = encoded(noise(5, 9), format, orientation)
     with Image.open(file) as stored:
         as_stored, expected = np.asarray(stored), np.asarray(ImageOps.exif_transpose(stored))
@@ -37,7 +37,7 @@ def test_images_are_turned_as_pillow_turns_them(orientation: int, format: str) -
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_an_unknown_orientation_turns_nothing(orientation: int) -> None:
+def test_an_unknown_orientation_is_ignored(orientation: int) -> None:
     pixels = noise(5, 9)
     file = encoded(pixels, orientation=orientation)
     assert np.array_equal(decode_image(file), pixels)
@@ -54,13 +54,13 @@ def test_broken_exif_data_does_not_make_the_pixels_unusable() -> None:
 
 
 @pytest.mark.parametrize("upright", [True, False])
-def test_more_than_8_bits_a_channel_are_refused(upright: bool) -> None:
+def test_more_than_8_bits_per_channel_are_rejected(upright: bool) -> None:
     file = encoded(np.full((4, 4), 40000, dtype=np.uint16))
     with pytest.raises(DecodingError, match="16 or more bits per channel"):
         decode_image(file, upright=upright)
 
 
-def test_only_the_formats_asked_for_are_decoded() -> None:
+def test_only_the_requested_formats_are_decoded() -> None:
     file = encoded(noise(4, 4), "BMP")
     assert decode_image(file).shape == (4, 4, 3)
     with pytest.raises(DecodingError, match="cannot identify"):

@@ -1,4 +1,4 @@
-"""Masks stored as windows, against the whole masks and pycocotools' own run lengths of them."""
+"""Masks stored as windows, against full-size masks and pycocotools' run lengths of them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def whole_masks(count: st.SearchStrategy[int] | None = None) -> st.SearchStrateg
 
 @st.composite
 def windows(draw: st.DrawFn) -> InstanceMasks:
-    """Masks whose windows lie anywhere, and may hold empty lines or be without pixels."""
+    """Masks whose windows are anywhere, and may contain empty lines or no pixels."""
     height, width = draw(SIDES), draw(SIDES)
     corners, crops = [], []
     for _ in range(draw(st.integers(1, 3))):
         top, left = draw(st.integers(0, height)), draw(st.integers(0, width))
         if draw(st.booleans()):
-            top, rows = 0, height  # runs may go on into the next column
+            top, rows = 0, height  # runs may continue in the next column
         else:
             rows = draw(st.integers(0, height - top))
         columns = draw(st.integers(0, width - left))
@@ -65,7 +65,7 @@ def pycocotools_rle(mask: np.ndarray) -> dict[str, Any]:
 
 @settings(deadline=None)
 @given(whole_masks())
-def test_whole_masks_come_back_as_they_were(whole: np.ndarray) -> None:
+def test_full_size_masks_are_restored_unchanged(whole: np.ndarray) -> None:
     masks = InstanceMasks.from_tensor(torch.from_numpy(whole.copy()))
     assert (len(masks), masks.height, masks.width) == whole.shape
     back = masks.to_tensor()
@@ -82,20 +82,20 @@ def test_a_crop_is_placed_at_its_corner(masks: InstanceMasks) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(windows())
-def test_run_lengths_of_windows_equal_those_that_pycocotools_makes_of_whole_masks(masks: InstanceMasks) -> None:
+def test_run_lengths_of_windows_equal_those_of_pycocotools_for_full_size_masks(masks: InstanceMasks) -> None:
     assert masks.to_rle() == [pycocotools_rle(mask) for mask in placed(masks)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(windows(), st.integers(0, 100))
-def test_run_lengths_in_portions_are_the_same(masks: InstanceMasks, at_once: int) -> None:
+def test_run_lengths_in_chunks_are_the_same(masks: InstanceMasks, at_once: int) -> None:
     with mock.patch("yolact.masks.PIXELS_AT_ONCE", at_once):
         assert masks.to_rle() == [pycocotools_rle(mask) for mask in placed(masks)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(whole_masks())
-def test_run_lengths_of_whole_masks_equal_those_of_pycocotools(whole: np.ndarray) -> None:
+def test_run_lengths_of_full_size_masks_equal_those_of_pycocotools(whole: np.ndarray) -> None:
     assert InstanceMasks.from_tensor(torch.from_numpy(whole.copy())).to_rle() == [
         pycocotools_rle(mask) for mask in whole
     ]
@@ -111,7 +111,7 @@ def test_run_lengths_are_read_back(whole: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_memory_order_of_a_crop_plays_no_part(order: Any) -> None:
+def test_the_memory_order_of_a_crop_does_not_matter(order: Any) -> None:
     crop = np.random.default_rng(0).random((30, 20)) > 0.5
     masks = InstanceMasks(50, 40, [(7, 11)], [np.array(crop, order=order)])
     assert masks.to_rle() == [pycocotools_rle(placed(masks)[0])]
@@ -141,7 +141,7 @@ def test_a_large_mask_of_long_runs_is_encoded_as_pycocotools_does() -> None:
     ],
 )
 def test_runs_go_down_the_columns(crop: np.ndarray, corner: tuple[int, int], counts: list[int]) -> None:
-    """Of an image of 3 rows and 4 columns; counts worked out by hand: zeros, ones, zeros, ..."""
+    """An image of 3 rows and 4 columns; counts worked out by hand: zeros, ones, zeros, ..."""
     [rle] = InstanceMasks(3, 4, [corner], [crop]).to_rle()
     assert rle["size"] == [3, 4]
     expected = coco_mask.frPyObjects({"size": [3, 4], "counts": counts}, 3, 4)
@@ -178,12 +178,12 @@ def test_a_mask_is_stored_as_the_smallest_window_around_it() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int64])
-def test_what_is_not_zero_is_inside(dtype: torch.dtype) -> None:
+def test_nonzero_pixels_are_inside(dtype: torch.dtype) -> None:
     whole = torch.tensor([[[0, 1, 0], [3, 0, 0]]]).to(dtype)
     assert torch.equal(InstanceMasks.from_tensor(whole).to_tensor(), whole != 0)
 
 
-def test_windows_are_copies_of_the_whole_masks() -> None:
+def test_windows_are_copies_of_the_full_size_masks() -> None:
     whole = torch.ones(1, 3, 3, dtype=torch.bool)
     masks = InstanceMasks.from_tensor(whole)
     whole[:] = False
@@ -201,7 +201,7 @@ def test_windows_are_copies_of_the_whole_masks() -> None:
         torch.zeros(4, dtype=torch.bool),
     ],
 )
-def test_masks_are_chosen_as_a_tensors_rows_are(rows: Tensor) -> None:
+def test_masks_are_indexed_like_the_rows_of_a_tensor(rows: Tensor) -> None:
     whole = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) > 0.5
     chosen = InstanceMasks.from_tensor(whole)[rows]
     assert len(chosen) == len(whole[rows])
@@ -209,12 +209,12 @@ def test_masks_are_chosen_as_a_tensors_rows_are(rows: Tensor) -> None:
 
 
 @pytest.mark.parametrize("rows", [torch.tensor([4]), torch.tensor([True, False])])
-def test_rows_that_are_not_there_are_refused(rows: Tensor) -> None:
+def test_indices_out_of_range_are_rejected(rows: Tensor) -> None:
     with pytest.raises(IndexError):
         InstanceMasks.from_tensor(torch.ones(4, 2, 2))[rows]
 
 
-def test_run_lengths_may_be_changed_one_by_one() -> None:
+def test_run_lengths_may_be_modified_one_by_one() -> None:
     first, second = InstanceMasks.from_tensor(torch.ones(2, 3, 4)).to_rle()
     first["size"][0] = 99
     assert second["size"] == [3, 4]
@@ -224,7 +224,8 @@ def test_run_lengths_may_be_changed_one_by_one() -> None:
 
 
 def even_odd(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """In how many polygons each pixel's centre lies: crossings of a ray to the right, one edge after the other."""
+    """The number of polygons that contain each pixel's centre: crossings of a ray to the right, one edge after the
+    other."""
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     total = np.zeros((height, width), dtype=int)
     for polygon in polygons:
@@ -238,7 +239,7 @@ def even_odd(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 @settings(max_examples=150, deadline=None)
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_polygons_give_back_the_mask_with_its_holes_filled(mask: np.ndarray) -> None:
+def test_polygons_restore_the_mask_with_its_holes_filled(mask: np.ndarray) -> None:
     height, width = mask.shape
     filled = ndimage.binary_fill_holes(mask, structure=np.ones((3, 3)))
     masks = InstanceMasks.from_tensor(torch.from_numpy(mask)[None])

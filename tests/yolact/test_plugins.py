@@ -75,6 +75,6 @@ def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["total", "epoch", "box"])
-def test_a_loss_term_takes_no_name_that_is_in_use(name: str) -> None:
+def test_a_loss_term_cannot_take_a_name_in_use(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         register_loss_term(name, LossTerm(lambda context: None, normaliser="images"))

@@ -58,7 +58,7 @@ def images() -> list[ImageObjects]:
     return [first, nothing, objects_of([[0.1, 0.2, 0.3, 0.4]], [0], random_masks(1, 16, 3))]
 
 
-def test_objects_of_all_images_stand_in_one_bundle(images: list[ImageObjects]) -> None:
+def test_objects_of_all_images_are_concatenated(images: list[ImageObjects]) -> None:
     targets = batch_of(images, 2, (8, 8), (4, 4))
     assert targets.counts == [3, 0, 1]
     assert targets.images.tolist() == [0, 0, 0, 2]

@@ -65,8 +65,8 @@ def test_normalisation_is_the_usual_one_on_another_scale() -> None:
     assert (normalize(images, IMAGENET) - usual).abs().max() < 0.01
 
 
-def test_the_constants_are_brought_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU each time makes the host wait."""
+def test_the_constants_are_copied_to_a_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each copy makes the host wait."""
     images = torch.rand(2, 3, 4, 5) * 255
     first = normalize(images, IMAGENET)
     monkeypatch.setattr(torch, "tensor", None)
@@ -74,7 +74,7 @@ def test_the_constants_are_brought_to_a_device_once(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("before", ["inference", "export"])
-def test_what_was_normalised_before_does_not_matter(before: str) -> None:
+def test_earlier_normalisations_do_not_matter(before: str) -> None:
     """Tensors of an exporter have no values, those of inference no gradients."""
 
     class Network(torch.nn.Module):

@@ -70,7 +70,7 @@ def test_the_inside_is_translucent_and_in_the_colour_of_the_instance():
     assert np.abs(on_edge - instance_color(0)).max() < 40
 
 
-def test_the_best_detection_lies_on_top():
+def test_the_best_detection_is_on_top():
     image = np.full((600, 800, 3), 100, dtype=np.uint8)
     both = detections([[300, 250, 420, 400], [200, 200, 500, 500]], 600, 800, scores=[0.9, 0.4])
     drawn = draw_detections(image, both, ["cat"]).astype(float)
@@ -89,7 +89,7 @@ def test_detections_not_above_the_threshold_are_not_drawn():
     assert np.array_equal(draw_detections(image, found.above(0.9), ["cat"]), image)
 
 
-def test_drawing_is_repeatable_and_leaves_its_input_alone():
+def test_drawing_is_repeatable_and_does_not_modify_its_input():
     image = noise(300, 400)
     before = image.copy()
     found = detections([[30, 25, 120, 200], [100, 80, 380, 290]], 300, 400)
@@ -125,14 +125,14 @@ def test_later_colours_are_all_different():
     assert len({instance_color(index) for index in range(100)}) == 100
 
 
-def test_other_pixel_formats_are_refused():
+def test_other_pixel_formats_are_rejected():
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8"):
         draw_detections(np.zeros((5, 5), dtype=np.uint8), detections([], 5, 5), [])
     with pytest.raises(ValueError, match="float"):
         draw_detections(np.zeros((5, 5, 3)), detections([], 5, 5), [])
 
 
-def test_side_by_side_holds_every_picture_whole():
+def test_side_by_side_contains_every_drawing():
     left, right = noise(100, 150), noise(120, 80)[::-1]
     sheet = side_by_side([left, right], ["one", "two"])
     strip = sheet.shape[0] - 120

@@ -1,4 +1,4 @@
-"""The published code's box and mask algebra against sets of pixels and numbers worked out by hand."""
+"""The published code's box and mask algebra against sets of pixels and hand calculations."""
 
 from __future__ import annotations
 

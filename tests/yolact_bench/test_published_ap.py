@@ -21,7 +21,7 @@ def rectangles(boxes: list[list[int]]) -> Tensor:
 
 
 def objects(*rows: tuple[int, list[int]], crowd: tuple[int, ...] = ()) -> GroundTruth:
-    """Filled rectangles, each a class and a box in pixels; ``crowd`` are the numbers of those that are crowds."""
+    """Filled rectangles, each a class and a box in pixels; ``crowd`` has the indices of crowd regions."""
     boxes = [box for _, box in rows]
     return GroundTruth(
         boxes=torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4) / SIDE,
@@ -32,7 +32,7 @@ def objects(*rows: tuple[int, list[int]], crowd: tuple[int, ...] = ()) -> Ground
 
 
 def found(*rows: tuple[int, float, list[float]], mask_scores: list[float] | None = None) -> Detections:
-    """Each a class, a score and a box in pixels, which its mask fills (in whole pixels)."""
+    """Detections: a class, a score and a box in pixels, which the mask fills (in whole pixels)."""
     boxes = [box for _, _, box in rows]
     return Detections.from_masks(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -190,7 +190,7 @@ def test_the_mean_without_images_is_zero() -> None:
 
 
 def test_detections_of_all_images_are_ranked_together() -> None:
-    """By score: right, false, right, of three objects."""
+    """By score: true, false, true positive, of three objects."""
     first = (
         found((0, 0.9, [0, 0, 40, 40]), (0, 0.5, [50, 50, 90, 90])),
         objects((0, [0, 0, 40, 40]), (0, [50, 50, 90, 90])),

@@ -52,7 +52,7 @@ def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_d
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "model.bin"], "model.bin: the file must be named .onnx"),
+        (["-o", "model.bin"], "model.bin: the file name must end in .onnx"),
         (["--precision", "int8"], "precision 'int8' cannot be exported"),
         (["--opset", "11"], "opset 11: must be 18 to 23"),
     ],

@@ -117,7 +117,7 @@ def test_other_depths_and_deformable_blocks_are_shown(tmp_path: Path, monkeypatc
 
 def test_a_guess_is_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(checkpoint)
-    assert "the weights do not tell the anchors and the image size, taken to be as in yolact_base" in caplog.text
+    assert "the weights do not determine the anchors and the image size, taken from yolact_base" in caplog.text
 
 
 def test_class_names_come_from_a_file(checkpoint: Path) -> None:
@@ -140,9 +140,9 @@ def test_an_existing_model_is_replaced(checkpoint: Path) -> None:
         (["yolact_mine_3_4000.pth", "-o", "text.pth"], "text.pth: is a file; name a folder with -o"),
         (["yolact_mine_3_4000.pth", "-o", "text.pth/out"], "text.pth/out: Not a directory"),
         (["yolact_mine_3_4000.pth", "--model", "yolact_bas"], "no published configuration 'yolact_bas'; did you mean"),
-        (["yolact_mine_3_4000.pth", "--model", "yolact_base"], "yolact_mine_3_4000.pth: is no yolact_base: backbone"),
+        (["yolact_mine_3_4000.pth", "--model", "yolact_base"], "yolact_mine_3_4000.pth: is not yolact_base: backbone"),
         (["yolact_mine_3_4000.pth", "--classes", "none.txt"], "none.txt: no such file"),
-        (["yolact_mine_3_4000.pth", "--classes", "text.pth"], "has 2 classes, and 1 class names are given"),
+        (["yolact_mine_3_4000.pth", "--classes", "text.pth"], "has 2 classes, but 1 class names are given"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(checkpoint: Path, arguments: list[str], message: str) -> None:

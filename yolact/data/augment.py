@@ -1,7 +1,7 @@
 """Augmentation of training images: the SSD chain that YOLACT trains with (SSD section 2.2, published code).
 
-Order and probabilities are the published ones. Three things differ on purpose. Pixels are uint8 before and after each
-of the two steps that change them, colours and resizing, so values are clipped to 0..255. Expand, crop, mirror and
+Order and probabilities are the published ones. Three things differ intentionally. Pixels are uint8 before and after
+each of the two steps that change them, colours and resizing, so values are clipped to 0..255. Expand, crop, mirror and
 resize are combined into one crop first, so each pixel is resampled once. Colours are changed after resizing if that
 leaves fewer pixels to change. The published test for a crop's smallest overlap never rejects anything; without it, one
 mode in six keeps the whole image.
@@ -56,12 +56,12 @@ def augment(
     *,
     keep_aspect_ratio: bool = False,
 ) -> tuple[Tensor, Targets]:
-    """Draw a random variant of an image.
+    """Augment an image at random.
 
     Args:
         size: S, side of the network's input, pixels.
-        keep_aspect_ratio: see `ModelConfig`. The crop then grows to a square, to the right or below: it shows more of
-            the image as far as that reaches, and the mean colour beyond.
+        keep_aspect_ratio: see `ModelConfig`. The crop is then extended to a square, to the right or below, with more of
+            the image where there is some, else with the mean colour.
 
     Returns:
         (3, S, S) uint8 RGB and its targets, as a batch of one image, without objects whose centre is outside the crop.
@@ -112,7 +112,7 @@ def _crop_canvas(sample: Sample, canvas: Crop, rng: np.random.Generator) -> Crop
 def render(
     image: np.ndarray, view: View, recolor: Callable[[np.ndarray], np.ndarray] = lambda planes: planes
 ) -> Tensor:
-    """Make the network's input from a crop of the image; what lies outside the image gets the mean colour.
+    """Make the network's input from a crop of the image; the area outside the image gets the mean colour.
 
     Resizing is bilinear with half-pixel centres, without antialiasing, by torch's uint8 operation: it rounds after each
     of the two axes, so levels differ by at most 1 from those rounded once.

@@ -1,4 +1,4 @@
-"""Reading of processed data: COCO instances JSON and its images, as preprocess writes them."""
+"""Read processed data: COCO instances JSON and its images, as preprocess writes them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoInstances:
-    """A data set: images, their objects and the classes. Label k stands for ``category_ids[k]``."""
+    """A data set: images, their objects and the classes. Label k is the class ``category_ids[k]``."""
 
     images: list[CocoImage]
     objects: dict[int, list[CocoObject]]
@@ -97,7 +97,7 @@ class CocoInstances:
         """Decode an image to (H, W, 3) uint8 RGB.
 
         Raises:
-            DataError: the image is missing, cannot be decoded, or has another size than the file says.
+            DataError: the image is missing, cannot be decoded, or differs in size from the annotations.
         """
         path = self.images_dir / image.file_name
         try:
@@ -135,7 +135,7 @@ def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label
 
 
 def run_lengths(item: CocoObject, height: int, width: int) -> Rle:
-    """An object's mask as compressed RLE, whatever the form of its segmentation."""
+    """An object's mask as compressed RLE, from any form of segmentation."""
     segmentation = item.segmentation
     if isinstance(segmentation, list):  # polygons
         return cast(Rle, coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))

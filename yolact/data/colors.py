@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK = 16384
-"""Pixels processed at a time: their float32 planes stay in a core's own cache, which halves the time."""
+"""Pixels processed at a time: their float32 planes fit into a core's own cache, which halves the time."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ColorChange:
     contrast: float = 1.0
     """Factor of every level, 0.5 to 1.5."""
     contrast_first: bool = True
-    """Contrast before saturation and hue, otherwise after them."""
+    """Whether contrast is applied before saturation and hue, else after them."""
     saturation: float = 1.0
     """Factor of HSV's saturation, 0.5 to 1.5."""
     hue: float = 0.0
@@ -77,7 +77,7 @@ def _scale_levels(block: np.ndarray, factor: float) -> None:
 def _change_hue_and_saturation(block: np.ndarray, degrees: float, factor: float) -> None:
     """Shift HSV's hue and scale its saturation without computing either (see `_turn_hue`).
 
-    Value is the greatest level V, saturation chroma / V, and each level lies below V by a share of the chroma: scaling
+    Value is the greatest level V, saturation chroma / V, and each level is below V by a share of the chroma: scaling
     the saturation scales these differences. Saturation is at most 1, so the factor is at most V / chroma.
     """
     value, lowest = block.max(axis=0), block.min(axis=0)  # (n,)
@@ -94,12 +94,12 @@ def _change_hue_and_saturation(block: np.ndarray, degrees: float, factor: float)
 
 
 def _turn_hue(block: np.ndarray, value: np.ndarray, lowest: np.ndarray, chroma: np.ndarray, degrees: float) -> None:
-    """Turn the hue by less than 60 degrees.
+    """Rotate the hue by less than 60 degrees.
 
-    Over the circle of hues, red is a trapezoid above the lowest level: it is clip(u, 0, chroma) with u falling on both
-    sides of pure red by one chroma per 60 degrees, from 2 chroma there; green and blue likewise, 120 and 240 degrees on
+    Over the circle of hues, red minus the lowest level is a trapezoid: clip(u, 0, chroma), where u is 2 chroma at pure
+    red and falls on both sides by one chroma per 60 degrees; green and blue likewise, shifted by 120 and 240 degrees
     (Smith 1978, "Color gamut transform pairs", hexcone model). In terms of R, G and B, u = V + R - G - B, and the sign
-    of G - B says on which side of red the hue lies. So turning the hue adds a multiple of the chroma to u.
+    of G - B says on which side of red the hue is. So rotating the hue adds a multiple of the chroma to u.
     """
     turn = chroma * np.float32(abs(degrees) / 60)
     rest = value - block.sum(axis=0)

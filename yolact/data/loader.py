@@ -24,7 +24,7 @@ from yolact.structures import Targets
 log = logging.getLogger(__name__)
 
 ORDER, AUGMENTATION, SIZE, REPEATS = 1, 2, 3, 4
-"""Separate the random streams (different seed lengths do not: NumPy pads short seeds with zeros)."""
+"""Separate the random streams (seeds of different lengths would not: NumPy pads short seeds with zeros)."""
 
 
 WHOLE = 2**20
@@ -32,13 +32,13 @@ WHOLE = 2**20
 
 
 class SampleKey(NamedTuple):
-    """Which variant of which image. Augmentation is seeded per (seed, epoch, image, copy), never per worker."""
+    """One augmented copy of an image. Augmentation is seeded per (seed, epoch, image, copy), never per worker."""
 
     epoch: int
     image: int
     """Index in the data set."""
     copy: int
-    """How many times the epoch has shown it before."""
+    """How many times the image has been drawn in this epoch before."""
     size: int
     """Side of the network's input, pixels; does not affect the random draws."""
 
@@ -112,7 +112,7 @@ def read_sample(data: CocoInstances, index: int) -> Sample:
 
 
 def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
-    """How often to show each image on average (Gupta et al. 2019, "LVIS", repeat factor sampling).
+    """How often to draw each image per epoch on average (Gupta et al. 2019, "LVIS", repeat factor sampling).
 
     A class in the share f of the images has the factor max(1, sqrt(threshold / f)), an image the largest of its
     classes; one without objects has 1. Crowd regions do not count: the network does not learn their class.
@@ -147,7 +147,7 @@ def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> n
         rarest = int(np.where(images > 0, images, images.max() + 1).argmin())
         share = images[rarest] / len(data.images)
         log.warning(
-            "train.sampling: class_balanced shows every image once, as uniform does: the rarest class, %s, is in a "
+            "train.sampling: class_balanced draws every image once, as uniform does: the rarest class, %s, is in a "
             "share of %.3g of the images, which is not below train.repeat_threshold, %g. %s",
             data.class_names[rarest],
             share,
@@ -162,15 +162,14 @@ def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> n
 class EpochSampler(Sampler[list[SampleKey]]):
     """Batches of one epoch, or this process's part of each; they depend only on the seed and the epoch.
 
-    An epoch shows each image as often as its repeat factor says: the integer part always, and once more with the
-    fraction as probability, such that the epoch's length is always the sum of the factors, rounded down. With all
-    factors 1 it shows each image once. The last batch is dropped if it is not full, as published, unless it is the only
-    one.
+    An epoch draws each image as often as its repeat factor says: the integer part always, and once more with the
+        fraction as probability; the epoch's length is always the sum of the factors, rounded down. With all factors 1
+        it draws each image once. The last batch is dropped if it is not full, as published, unless it is the only one.
 
     Set ``epoch`` before each pass, and ``start`` to the first batch to resume in the middle of an epoch.
 
     Args:
-        repeats: (images,) how often to show each image on average, 1 or more.
+        repeats: (images,) how often to draw each image on average, 1 or more.
         batch_size: images per optimizer step, over all processes.
         sizes: sides of the network's input, pixels; one is drawn for each batch.
         seed: random seed of order, repeats and sizes.
@@ -179,7 +178,7 @@ class EpochSampler(Sampler[list[SampleKey]]):
         world_size: number of processes that train together.
 
     Raises:
-        SettingsError: there would be processes without an image.
+        SettingsError: a process would have no images.
     """
 
     def __init__(
@@ -217,17 +216,17 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     @property
     def share(self) -> slice:
-        """Positions in a batch of this process's images."""
+        """Positions of this process's images in a batch."""
         return slice(*(self.batch_size * part // self.world_size for part in (self.rank, self.rank + 1)))
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images of the epoch in order, and how many times each was shown before; both (images of an epoch,) int64."""
+        """Images of the epoch in order, and how many times each was drawn before; both (images of an epoch,) int64."""
         order = np.random.default_rng([self.seed, ORDER, self.epoch])
         first = order.permutation(len(self.shares))
         if (self.shares == WHOLE).all():
             return first, np.zeros_like(first)
-        # Systematic sampling: cumulative sums in random order from a random offset; each image is shown as often as
-        # its share crosses a whole number.
+        # Systematic sampling: cumulative sums in random order from a random offset; each image is drawn as often as its
+        # share crosses a whole number.
         rng = np.random.default_rng([self.seed, REPEATS, self.epoch])
         offset = rng.integers(WHOLE)
         counts = np.diff((self.shares[first].cumsum() + offset) // WHOLE, prepend=0)
@@ -252,7 +251,7 @@ def collate(rows: list[Batch]) -> Batch:
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """Keep a loader process running when its process group is told to stop: the current step needs its batch.
+    """Keep a loader process running when its process group is asked to stop: the current step needs its batch.
 
     Ignores SIGINT and SIGTERM, however often they are sent. The process ends when the loader is closed or within
     seconds of its parent's death; if it hangs, `end_children` ends it.
@@ -291,7 +290,7 @@ def training_loader(
         image_size: side of the network's input, used if ``config.augment.image_sizes`` is empty.
         workers: loader processes; 0 loads in this process.
         pin: put batches into page-locked memory.
-        keep_aspect_ratio: the network's, see `ModelConfig`.
+        keep_aspect_ratio: the network's setting, see `ModelConfig`.
         rank: index of this process, see `EpochSampler`.
         world_size: processes that train together.
 

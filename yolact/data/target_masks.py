@@ -1,9 +1,9 @@
 """Target masks at the resolutions of the losses, computed directly from RLE.
 
-A mask takes two steps: it is resized with the image to the network's input and rounded, then reduced to the prototypes'
-and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear without antialiasing, so it
-reads two rows and two columns of the input-sized mask per pixel; that mask is computed only there, and only around the
-object. The result equals that of the two full steps exactly.
+A mask is processed in two steps: resized with the image to the network's input and rounded, then reduced to the
+prototypes' and P3's resolution (`yolact.structures.targets_from_masks`). The reduction is bilinear without
+antialiasing, so it reads two rows and two columns of the input-sized mask per pixel; that mask is computed only there,
+and only around the object. The result is exactly that of the two full steps.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Taps:
 
 
 def bilinear_taps(samples: int, size: int, pixels: np.ndarray) -> Taps:
-    """Exact weights with half-pixel centres, without antialiasing.
+    """Integer weights with half-pixel centres, without antialiasing.
 
-    Pixel k of ``size`` lies at (k + 1/2) samples / size - 1/2, a fraction over 2 size, clamped to the first sample.
+    Pixel k of ``size`` is at (k + 1/2) samples / size - 1/2, a fraction over 2 size, clamped to the first sample.
 
     Args:
         samples: length of the axis before resizing.
-        size: length after.
+        size: length after resizing.
         pixels: (n,) indices of the wanted pixels, 0 to size - 1.
     """
     position = ((2 * pixels.astype(np.int64) + 1) * samples - size).clip(min=0)
@@ -108,12 +108,12 @@ def _reduction(size: int, cells: int) -> _Reduction:
 
 @dataclass(frozen=True)
 class _ObjectSpan:
-    """The part of one axis that shows an object."""
+    """The part of one axis that contains an object."""
 
     source: slice
-    """Image pixels that are read."""
+    """The image pixels to read."""
     cells: slice
-    """The cells that may show the object."""
+    """The cells that may contain the object."""
     taps: Taps
     """For the cells' pixels, relative to ``source``; an extra sample at the end stands for everything outside it."""
     weights: np.ndarray
@@ -122,12 +122,12 @@ class _ObjectSpan:
 
 @dataclass(frozen=True)
 class _Axis:
-    """The pixels read along one axis of the input-sized mask, and where they lie in the image."""
+    """The pixels read along one axis of the input-sized mask, and their positions in the image."""
 
     taps: Taps
     """For the pixels of `_Reduction`, (2 n,) each, in image coordinates; weight 0 outside the image."""
     visible: np.ndarray
-    """(2 n,) bool: whether the pixel shows the image."""
+    """(2 n,) bool: whether the pixel is inside the image."""
     source: slice
     """Visible image pixels."""
     weights: np.ndarray
@@ -198,10 +198,10 @@ def reduce_masks(
     """Masks of one image's objects, seen through a crop, at the resolutions of the losses.
 
     Args:
-        masks: N run lengths in the image's size; those of crowd regions are not decoded.
+        masks: N RLEs in the image's size; those of crowd regions are not decoded.
         labels: (N,) int64, 0 to C - 1.
         crowd: (N,) bool.
-        view: what the network sees of the image.
+        view: the network's view of the image.
 
     Returns:
         (N, Hp, Wp) uint8, 0 or 1, empty for crowd regions; and (C, H3, W3) uint8, the union of each class's objects

@@ -1,4 +1,4 @@
-"""What a run tells about settings that are likely to be mistakes, or that made it fail."""
+"""Warnings about settings that are likely mistakes, and advice when a run is out of memory."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ log = logging.getLogger(__name__)
 PUBLISHED_LR, PUBLISHED_BATCH = 1e-3, 8
 """SGD of the published YOLACT (dbolya/yolact, ``coco_base_config``)."""
 LR_MARGIN = 4.0
-"""A learning rate within this factor of the scaled published one is nobody's mistake."""
+"""A learning rate within this factor of the scaled published rate is not reported."""
 
 
 MIN_IMAGE_SIZE = 64
-"""Least value of `yolact.settings.ImageSize`, pixels."""
+"""Smallest value of `yolact.settings.ImageSize`, pixels."""
 BF16_CPU_SIZE = 64
-"""Largest input, pixels, for which oneDNN computes bf16 wrongly: the weight gradient of a strided convolution on a
-single cell, which P6 is up to there, reads memory that nobody has written (seen with PyTorch 2.15)."""
+"""Largest input, pixels, for which oneDNN computes bf16 wrongly: up to this size P6 is a single cell, on which the
+weight gradient of a strided convolution reads uninitialised memory (seen with PyTorch 2.15)."""
 
 
 RESUMES = "the run resumes from its last checkpoint"
-"""With another number of gradient-accumulation steps (unless that changes the result), another GPU or another
+"""Holds after a change of the gradient-accumulation steps (unless it changes the result), of the GPU or of
 ``evaluate.batch_size``."""
 
 
 class OutOfMemoryError(YolactError):
-    """A network, a training step or a validation does not fit into memory; says which settings make it smaller."""
+    """A network, a training step or a validation does not fit into memory; says which settings reduce it."""
 
 
 def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
-    """A warning where an epoch has fewer images, ``batch_size``, than a batch is to have; None if not."""
+    """A warning if an epoch has fewer images (``batch_size``) than ``train.batch_size``; else None."""
     if batch_size == config.batch_size:
         return None
     return (
@@ -46,10 +46,10 @@ def batch_size_advice(config: TrainConfig, batch_size: int) -> str | None:
 
 
 def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
-    """A warning where SGD's peak rate is far off the published one, scaled linearly with the batch; None if not.
+    """A warning if SGD's peak rate is far from the published rate scaled linearly with the batch; else None.
 
-    Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. There is no such rule for AdamW: a
-    rate for YOLACT is not published, and the scale of its steps does not follow from that of SGD's.
+    Linear scaling: Goyal et al. 2017, section 2.1. The published code does the same. AdamW has no such rule: no rate
+        for YOLACT is published, and the scale of its steps cannot be derived from SGD's.
 
     Args:
         batch_size: of each step; less than ``train.batch_size`` where an epoch has fewer images.
@@ -68,11 +68,11 @@ def learning_rate_advice(config: TrainConfig, batch_size: int) -> str | None:
 
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")
-"""In the messages of PyTorch's errors, of which not all have a type of their own."""
+"""Phrases in the messages of PyTorch's errors, not all of which have a type of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch failed because a GPU, or the machine, has too little memory."""
+    """Whether PyTorch failed because the GPU or the machine is out of memory."""
     return type(error).__name__ == "OutOfMemoryError" or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
     )
@@ -80,7 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def start_advised(params: TrainingParams, device: torch.device) -> Iterator[None]:
-    """Within this a network, its averages and what the optimizer keeps come to the device.
+    """Context in which a network, its averaged weights and the optimizer's state are moved to the device.
 
     Raises:
         OutOfMemoryError: they do not fit into its memory.
@@ -100,13 +100,13 @@ def start_advised(params: TrainingParams, device: torch.device) -> Iterator[None
 def step_out_of_memory(
     params: TrainingParams, image_size: int, batch_size: int, processes: int, *, on_cpu: bool, error: BaseException
 ) -> OutOfMemoryError:
-    """The message about a training step that does not fit into memory; what it proposes, the settings accept.
+    """The error for a training step that does not fit into memory; it proposes only values that the settings accept.
 
     Args:
-        image_size: side of that step's network input, pixels.
+        image_size: side of the step's network input, pixels.
         batch_size: of that step; less than ``train.batch_size`` where an epoch has fewer images.
-        processes: that share a batch.
-        on_cpu: where bf16 needs inputs of more than `BF16_CPU_SIZE` pixels.
+        processes: processes that share a batch.
+        on_cpu: whether it ran on a CPU, where bf16 needs inputs of more than `BF16_CPU_SIZE` pixels.
     """
     config = params.train
     most = max(batch_size // processes, 1)
@@ -122,9 +122,9 @@ def step_out_of_memory(
 
 
 def validation_out_of_memory(params: TrainingParams, error: BaseException) -> OutOfMemoryError:
-    """The message about a validation that does not fit into memory; what it proposes, the settings accept.
+    """The error for a validation that does not fit into memory; it proposes only values that the settings accept.
 
-    Each process shows the network ``evaluate.batch_size`` images at once, at most.
+    Each process passes at most ``evaluate.batch_size`` images at once to the network.
     """
     at_once, size = params.evaluate.batch_size, params.model.image_size
     ways = [f"evaluate.batch_size: {at_once // 2} ({RESUMES})"] if at_once > 1 else []
@@ -134,17 +134,14 @@ def validation_out_of_memory(params: TrainingParams, error: BaseException) -> Ou
 
 
 def _smaller_batches(params: TrainingParams, batch_size: int, processes: int, most: int) -> list[str]:
-    """More gradient-accumulation steps, at most ``most`` and equally large; half the batch."""
+    """More, equally large gradient-accumulation steps (at most ``most``), and half the batch size."""
     config, ways = params.train, []
     counts = range(2 * config.accumulate, most + 1)
     more = next((n for n in counts if config.batch_size % n == 0), None)
     if more:
         effect = f"the same result with less memory, in {more} gradient-accumulation steps; {RESUMES}"
         if not params.model.pretrained:
-            effect = (
-                f"less memory, in {more} gradient-accumulation steps; batch norm, which is trained, sees fewer images "
-                "at once"
-            )
+            effect = f"less memory, in {more} gradient-accumulation steps; trained batch norm sees fewer images at once"
         ways.append(f"train.accumulate: {more} ({effect})")
     half = batch_size // 2 // config.accumulate * config.accumulate
     if half >= processes and half:
@@ -153,7 +150,7 @@ def _smaller_batches(params: TrainingParams, batch_size: int, processes: int, mo
 
 
 def _smaller_images(params: TrainingParams, image_size: int, least: int) -> list[str]:
-    """Three quarters of the side, but no less than ``least`` and what the settings accept."""
+    """Three quarters of the side, but not below ``least`` and the settings' minimum."""
     least = max(least, MIN_RESCORING_SIZE if params.model.mask_rescoring else MIN_IMAGE_SIZE)
     smaller = max(image_size * 3 // 4, least)
     if smaller >= image_size:
@@ -170,5 +167,5 @@ def _out_of_memory(what: str, ways: list[str], error: BaseException) -> OutOfMem
     advice = f"Try one of these: {'; '.join(ways)}" if ways else "Take a smaller model.backbone, or more memory"
     others = sum(RESUMES not in way for way in ways)
     if others:
-        advice += ". Any other begins it again" if others < len(ways) else ". The run then begins again"
+        advice += ". Any other starts it over" if others < len(ways) else ". The run then starts over"
     return OutOfMemoryError(f"out of memory with {what}. {advice}. ({reason})")

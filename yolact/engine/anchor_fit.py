@@ -1,7 +1,7 @@
 """How well a network's anchors cover the boxes of a data set, and which anchors would cover them better.
 
-An object is learned through the anchors that overlap it (`yolact.losses.matcher`). One that no anchor overlaps by half
-has but a single, badly fitting anchor to be learned from.
+The network learns an object through the anchors that overlap it (`yolact.losses.matcher`). An object that no anchor
+overlaps by half has only one, poorly fitting anchor to learn from.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from yolact.models.yolact import Yolact
 from yolact.settings import PYRAMID_LEVELS, ModelConfig
 
 RECALL_IOU = 0.5
-"""An anchor with this IoU finds the box; also the published threshold of a positive anchor."""
+"""IoU from which an anchor recalls a box; also the published threshold of a positive anchor."""
 MAX_BOXES = 20_000
-"""Of larger data sets that many boxes, evenly spread over the file, are looked at."""
+"""Maximum number of boxes measured; of larger data sets, a sample evenly spread over the file."""
 SEARCH_BOXES = 2_000
-"""Of the measured boxes that many, evenly spread, guide the search; what it finds is measured on all of them."""
+"""Maximum number of boxes that guide the search, evenly spread; its results are measured on all boxes."""
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
-"""Area in pixels of the network's input, from and below; COCO's limits."""
+"""Lower (inclusive) and upper (exclusive) areas, in pixels of the network's input; COCO's limits."""
 ROUNDS = 30
-"""Most rounds of the clustering; it settles in fewer."""
+"""Maximum rounds of the clustering; it converges in fewer."""
 STRIDES_PER_SCALE = (1, 2, 3, 4, 6, 8)
 """Sides of a level's smallest anchor, in cells of the level, from which the clustering starts; published: 3 to 4."""
 POLISHED = 3
-"""Of the clustering's results that many, the best, are improved further."""
+"""Number of the best clustering results that are refined further."""
 STEPS = (1.3, 1.1, 1.03)
-"""Factors by which a scale or a ratio is changed in turn, coarse before fine."""
+"""Factors by which one scale or ratio at a time is changed, coarse before fine."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class AnchorFit:
     by_size: dict[str, Coverage]
     """By the box's size at the network's input, see `SIZES`."""
     by_level: dict[str, Coverage]
-    """By the level of the box's best anchor, P3 to P7; of two that are as good, the lower one."""
+    """By the level of the box's best anchor, P3 to P7; the lower level among equals."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class AnchorReport:
     image_size: int
     keep_aspect_ratio: bool
     boxes: int
-    """In the data set, crowd regions left out."""
+    """Boxes in the data set, crowd regions excluded."""
     measured: int
-    """Of them looked at, see `MAX_BOXES`."""
+    """Boxes measured, see `MAX_BOXES`."""
     present: AnchorFit
     suggested: AnchorFit
-    """Neither its recall nor its mean IoU is below that of ``present``; equal to ``present`` where nothing better was
+    """Neither its recall nor its mean IoU is below that of ``present``; equal to ``present`` if nothing better was
     found."""
 
     def to_json(self) -> dict[str, Any]:
@@ -87,14 +87,14 @@ class AnchorReport:
 def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     """Measure the anchors of ``config`` on a data set and suggest better ones of the same structure.
 
-    The same structure: as many scales for each level and as many ratios, so the head has the same shape.
+    The same structure means the same number of scales per level and of ratios, so the head keeps its shape.
 
     Raises:
         DataError: the data set has no box.
     """
     boxes = dataset_boxes(data, keep_aspect_ratio=config.keep_aspect_ratio)
     if not len(boxes):
-        raise DataError(f"{data.images_dir.parent}: no object, so there is nothing that anchors could cover")
+        raise DataError(f"{data.images_dir.parent}: no objects, so there is nothing for anchors to cover")
     measured = _spread(boxes, MAX_BOXES)
     present = measure_anchors(measured, config)
     return AnchorReport(
@@ -111,10 +111,10 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
 
 
 def dataset_boxes(data: CocoInstances, *, keep_aspect_ratio: bool) -> Tensor:
-    """All boxes but those of crowd regions and those without area; (N, 4) float32 xyxy, relative to the input.
+    """All boxes except crowd regions and boxes without area; (N, 4) float32 xyxy, relative to the input.
 
     Args:
-        keep_aspect_ratio: the network's, see `ModelConfig`.
+        keep_aspect_ratio: the network's setting, see `ModelConfig`.
     """
     rows = []
     for image in data.images:
@@ -129,7 +129,7 @@ def dataset_boxes(data: CocoInstances, *, keep_aspect_ratio: bool) -> Tensor:
 
 
 def measure_anchors(boxes: Tensor, config: ModelConfig) -> AnchorFit:
-    """Coverage of (N, 4) xyxy relative boxes by a network's anchors, each at its place."""
+    """Coverage of (N, 4) xyxy relative boxes by a network's anchors at their positions."""
     placed = PlacedBoxes.of(boxes, config.image_size)
     of_level = placed.iou(
         Shapes(np.array(config.anchor_scales), np.array(config.anchor_ratios)), square=config.square_anchors
@@ -148,7 +148,7 @@ def measure_anchors(boxes: Tensor, config: ModelConfig) -> AnchorFit:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Scales and ratios under search; every level has each ratio at each of its scales."""
+    """Scales and ratios during the search; every level has each ratio at each of its scales."""
 
     scales: np.ndarray
     """(levels, S) float64, network pixels."""
@@ -157,13 +157,14 @@ class Shapes:
 
     @classmethod
     def ascending(cls, scales: np.ndarray, ratios: np.ndarray) -> Shapes:
-        """With the scales in order over all levels: larger objects belong to the levels that see more of the image."""
+        """A copy with the scales sorted over all levels: larger objects belong to the levels with larger receptive
+        fields."""
         return cls(np.sort(scales, axis=None).reshape(scales.shape), np.sort(ratios))
 
 
 @dataclass(frozen=True)
 class PlacedBoxes:
-    """Boxes against the grids of a pyramid's cells, network pixels."""
+    """Boxes relative to the cell grids of a pyramid, network pixels."""
 
     sizes: np.ndarray
     """(N, 2) float64 width and height."""
@@ -186,8 +187,8 @@ class PlacedBoxes:
     def iou(self, shapes: Shapes, *, square: bool = False) -> np.ndarray:
         """Largest IoU of each box with the anchors of each shape; (N, levels, S * R), by scale, then ratio.
 
-        Of anchors of one shape, the one whose centre is nearest overlaps most: the overlap in x (and likewise y) only
-        falls with the distance of the centres. So no other needs to be looked at.
+        Among anchors of one shape, the one with the nearest centre overlaps most: the overlap in x (and likewise in y)
+            only decreases with the distance of the centres. So no other anchor needs to be computed.
 
         Args:
             square: see `yolact.models.anchors.level_anchors`.
@@ -202,10 +203,10 @@ class PlacedBoxes:
 
 
 def _candidates(boxes: Tensor, config: ModelConfig) -> list[AnchorFit]:
-    """Anchors of the same structure that fit ``boxes`` well, each measured on all of them.
+    """Anchor sets of the same structure that fit ``boxes`` well, each measured on all boxes.
 
     The clustering starts from the present anchors, from scales in proportion to each level's cells and from the boxes'
-    quantiles, and ends at several local optima; the best of them are then improved one number at a time.
+    quantiles, and finds several local optima; the best are then refined one number at a time.
     """
     some = PlacedBoxes.of(_spread(boxes, SEARCH_BOXES), config.image_size)
     found = [_cluster(some, start) for start in _starts(some, config)]
@@ -222,7 +223,8 @@ def _candidates(boxes: Tensor, config: ModelConfig) -> list[AnchorFit]:
 
 
 def _starts(boxes: PlacedBoxes, config: ModelConfig) -> list[Shapes]:
-    """Where the clustering begins; the ratios are the present ones, or, with the quantiles' scales, quantiles too."""
+    """Starting points of the clustering; the ratios are the present ones, or quantiles together with the quantile
+    scales."""
     present, ratios = np.array(config.anchor_scales), np.array(config.anchor_ratios)
     per_level = present.shape[1]
     within = 2 ** (np.arange(per_level) / per_level)  # an octave, as from level to level
@@ -243,11 +245,11 @@ def _starts(boxes: PlacedBoxes, config: ModelConfig) -> list[Shapes]:
 
 
 def _cluster(boxes: PlacedBoxes, shapes: Shapes) -> Shapes:
-    """K-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2) of boxes and anchors at their places.
+    """K-means with the distance 1 - IoU (Redmon and Farhadi 2017, section 2) of boxes and anchors at their positions.
 
     The clusters are the combinations of a scale and a ratio: each box belongs to the anchor that overlaps it most, and
     then every scale becomes the geometric mean of its boxes' sides, sqrt(width * height), and every ratio that of
-    their width / height. The best of all rounds counts, the start included.
+    their width / height. Returns the best of all rounds, the start included.
     """
     log_sizes = np.log(boxes.sizes)
     log_side, log_ratio = log_sizes.mean(axis=1), log_sizes[:, 0] - log_sizes[:, 1]
@@ -267,7 +269,7 @@ def _cluster(boxes: PlacedBoxes, shapes: Shapes) -> Shapes:
 
 
 def _polish(boxes: PlacedBoxes, shapes: Shapes) -> Shapes:
-    """Change one scale or ratio at a time as long as that is worth it: means of clusters leave gaps in the recall."""
+    """Change one scale or ratio at a time while that improves the fit: cluster means leave gaps in the recall."""
     values = np.concatenate([shapes.scales.ravel(), shapes.ratios])
 
     def shaped(numbers: np.ndarray) -> Shapes:
@@ -290,13 +292,13 @@ def _worth(boxes: PlacedBoxes, shapes: Shapes) -> tuple[float, float]:
 
 
 def _worth_of(iou: np.ndarray) -> tuple[float, float]:
-    """Recall, and mean IoU among equals, of (N, levels, S * R) overlaps."""
+    """Sort key of (N, levels, S * R) overlaps: recall, then mean IoU."""
     best = iou.max(axis=(1, 2))
     return float((best >= RECALL_IOU).mean()), float(best.mean())
 
 
 def _no_worse(one: Coverage, other: Coverage) -> bool:
-    """Of the same boxes, at least one."""
+    """Coverage of at least one box."""
     assert one.recall is not None
     assert one.mean_iou is not None
     assert other.recall is not None
@@ -305,7 +307,7 @@ def _no_worse(one: Coverage, other: Coverage) -> bool:
 
 
 def _rounded(value: float) -> float:
-    """Three significant digits: never 0."""
+    """Rounded to three significant digits, so never to 0."""
     return float(f"{value:.3g}")
 
 
@@ -316,12 +318,12 @@ def _spread(boxes: Tensor, most: int) -> Tensor:
 
 
 def _quantiles(values: np.ndarray, count: int) -> np.ndarray:
-    """The middles of ``count`` equally full parts."""
+    """Midpoint quantiles of ``count`` equal parts."""
     return np.quantile(values, (np.arange(count) + 0.5) / count)
 
 
 def _means(values: np.ndarray, cluster: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Mean of each cluster's values; an empty cluster stays where it was."""
+    """Mean of each cluster's values; an empty cluster keeps its value."""
     counts = np.bincount(cluster, minlength=len(before))
     sums = np.bincount(cluster, weights=values, minlength=len(before))
     return np.where(counts > 0, sums / np.maximum(counts, 1), before)

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the whole batch, however many processes share it."""
+"""Batch norm over the whole batch, however many processes share it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, H, W); the running statistics move by those of the global batch."""
+        """Normalise (B, C, H, W); the running statistics are updated with those of the global batch."""
         if not self.training:
             return super().forward(input)
         assert self.running_mean is not None
@@ -35,7 +35,7 @@ class _Normalise(torch.autograd.Function):
     """``y = weight * (x - mean) / sqrt(var + eps) + bias`` with mean and variance over all processes.
 
     The gradient is that of Ioffe and Szegedy 2015, section 3, with its sums taken over all processes. Gradients of
-    weight and bias are this process's share: they are averaged with all the others.
+    weight and bias are this process's share; DDP averages them over all processes.
     """
 
     @staticmethod
@@ -75,7 +75,7 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Put `SyncBatchNorm2d` in the place of every batch norm, with the same parameters and statistics."""
+    """Replace every batch norm with `SyncBatchNorm2d`, keeping parameters and statistics."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,9 +1,9 @@
-"""Checkpoints: the whole state of a training run, from which a killed run resumes as if nothing had happened.
+"""Checkpoints: the complete state of a training run, from which a killed run resumes as if uninterrupted.
 
 A checkpoint is one file, ``NNNNNN-step_SSSSSSSS-DDDDDDDDDDDDDDDD.pt``: its number in the run, the steps done, and the
-first 16 digits of its content's SHA-256. The digest is in the name, so file and digest appear together, whole or
-not at all; a checkpoint of which a bit has changed since is noticed and set aside, as ``….damaged``. Best weights lie
-beside, in folders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
+first 16 digits of its content's SHA-256. The digest is in the name, so file and digest appear together, whole or not at
+all; a checkpoint that has changed since by even one bit is detected and renamed to ``….damaged``. The best weights are
+in the same folder, in subfolders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ FORMAT = 3
 DIGEST_DIGITS = 16
 """Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
 MIRROR_FOLDER = ".mirror"
-"""Folder among the checkpoints in which a mirror may hold on to files that it uploads; `CheckpointStore.begin` removes
+"""Folder among the checkpoints in which a mirror may keep files while it uploads them; `CheckpointStore.begin` removes
 what a killed run left there."""
 DAMAGED = ".damaged"
-"""Ending of the name of a checkpoint that could not be read; it stays until the next run begins again."""
+"""Suffix of a checkpoint that could not be read; it is kept until a run starts over."""
 _NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
 @dataclass
 class TrainingState:
-    """Everything that a run needs to resume, also within an epoch.
+    """Everything that a run needs to resume, even within an epoch.
 
-    The order of the data and its random changes follow from seed, epoch and image, so the position in them is
-    ``epochs_done`` and ``batches_done``; the learning rate follows from ``step``.
+    The order of the data and its augmentation follow from seed, epoch and image, so ``epochs_done`` and
+    ``batches_done`` define the position in the data; the learning rate follows from ``step``.
     """
 
     settings: dict[str, Any]
-    """The run's settings, as in ``params.yaml``, for people to read; the fingerprint decides what must agree."""
+    """The run's settings, as in ``params.yaml``, for information; the fingerprint decides what must agree."""
     epochs_done: int
     batches_done: int
-    """Batches done of the next epoch."""
+    """Batches done in the current epoch."""
     step: int
     """Optimizer steps done."""
     validation_due: bool
-    """The validation that follows ``epochs_done`` is not done yet."""
+    """Whether the validation after ``epochs_done`` is still to be done."""
     model: dict[str, Any]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -63,49 +63,49 @@ class TrainingState:
     ema: dict[str, Any]
     """Averaged weights; empty without averaging."""
     random: dict[str, Any]
-    """State of PyTorch's generators, the same in every process, see `yolact.distributed.random_state`; others
-    are not used."""
+    """State of PyTorch's random generators, the same in every process, see `yolact.distributed.random_state`; no others
+    are used."""
     terms: dict[str, Any]
-    """Sum of the loss terms since the last logged step, and of how many steps."""
+    """Sum of the loss terms since the last logged step, and the number of steps in it."""
     best_score: float
     """Best validation mask AP so far; -1 before the first validation."""
     best: str
-    """Folder of the weights of that validation; empty before the first."""
+    """Folder of that validation's weights; empty before the first."""
     history: dict[str, list[dict[str, float]]]
     """Logged rows of the run so far: ``steps`` and ``epochs``."""
     seconds: float
-    """Spent in the steps of the run so far."""
+    """Seconds spent in the run's steps so far."""
     finished: bool
     extra: dict[str, str] = field(default_factory=dict)
-    """What the caller wants to find again, such as a run id."""
+    """Data of the caller's, such as a run id."""
 
 
 class Mirror(Protocol):
-    """A second place for a run's checkpoints, such as an object store. It must never stop or delay the training."""
+    """A second location for a run's checkpoints, such as an object store. It must never stop or delay the training."""
 
     def fetch(self, directory: Path) -> None:
-        """Bring what the mirror has of this run into an empty ``directory``; nothing where it has nothing."""
+        """Restore what the mirror has of this run into an empty ``directory``; no-op if it has nothing."""
 
     def sync(self, directory: Path, checkpoints: list[list[str]]) -> None:
-        """Begin to make the mirror hold exactly these checkpoints of ``directory``; returns at once.
+        """Start to make the mirror hold exactly these checkpoints of ``directory``; returns at once.
 
-        Only the newest call counts. Files may be removed from ``directory`` once they are not in it any more.
+        Only the newest call counts. Files that the newest call does not list may be removed from ``directory``.
 
         Args:
-            checkpoints: the files of each, newest checkpoint first: those of its best weights, which several may share,
-                then itself. Names are relative and a name's content never changes.
+            checkpoints: the files of each, newest checkpoint first: its best weights' files, which several may share,
+                then the checkpoint itself. Names are relative and a name's content never changes.
         """
 
 
 class CheckpointStore:
-    """A folder of checkpoints, of which the last few are kept, and of the best weights so far.
+    """A folder with the last few checkpoints and the best weights so far.
 
     Args:
-        directory: made when something is saved.
-        keep: number of checkpoints, at least 1.
-        fingerprint: digest of the settings and data that the run's result depends on; checkpoints of another one are
-            of another run.
-        mirror: gets everything that is saved, and fills an empty folder.
+        directory: created when something is saved.
+        keep: number of checkpoints to keep, at least 1.
+        fingerprint: digest of the settings and data that the run's result depends on; checkpoints with another one
+            belong to another run.
+        mirror: receives everything that is saved, and fills an empty folder.
     """
 
     def __init__(self, directory: Path, keep: int, fingerprint: str, mirror: Mirror | None = None) -> None:
@@ -114,7 +114,7 @@ class CheckpointStore:
         self.fingerprint = fingerprint
         self.mirror = mirror
         self._best_of: dict[str, str] = {}
-        """Best weights by name of the checkpoint that names them, for those that were read or written here."""
+        """Name of the best weights by checkpoint name, for checkpoints read or written by this object."""
 
     def save(self, state: TrainingState) -> Path:
         """Write a checkpoint whole or not at all, then remove the oldest ones beyond ``keep``.
@@ -134,7 +134,7 @@ class CheckpointStore:
         try:
             try:
                 torch.save({"format": FORMAT, "fingerprint": self.fingerprint, **vars(state)}, temporary)
-            except RuntimeError as error:  # what torch makes of a full disk
+            except RuntimeError as error:  # torch raises this on a full disk
                 raise YolactError(
                     f"{self.directory}: checkpoint {number} could not be written to the end; is the disk full? "
                     f"({error})"
@@ -150,10 +150,10 @@ class CheckpointStore:
         return path
 
     def save_best(self, model: Yolact, classes: list[str], epochs_done: int) -> str:
-        """Write weights that are the best so far; the name of their folder, for `TrainingState.best`.
+        """Write weights that are the best so far; returns the name of their folder, for `TrainingState.best`.
 
-        The folder stays as long as a kept checkpoint names it: after a kill, or when the newest checkpoint is damaged,
-        the one before still has the weights that belong to it.
+        The folder is kept as long as a kept checkpoint names it: after a kill, or when the newest checkpoint is
+            damaged, the previous one still has its weights.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".best.", suffix=".part", dir=self.directory))
@@ -184,16 +184,16 @@ class CheckpointStore:
         return load_model(self.directory / name)
 
     def begin(self, *, with_finished: bool = False) -> TrainingState | None:
-        """The checkpoint from which the run resumes, or None when it starts over.
+        """The checkpoint from which the run resumes, or None if it starts over.
 
-        An empty folder is first filled from the mirror. Checkpoints of a finished run, and of one without a finished
+        An empty folder is first filled from the mirror. Checkpoints of a finished run, and of a run without a finished
         step, are removed; with ``with_finished``, the last one of a finished run with the same settings and data is
-        returned too, unless it came from the mirror, which runs with the same settings and data share. Those of an
-        unfinished run with other settings or data are moved aside, with a warning that says where to and how to take
-        that run up again; so are checkpoints of which none can be read.
+        returned too, unless it came from the mirror, which all runs with these settings and data share. Checkpoints of
+        an unfinished run with other settings or data are moved aside, with a warning that says where to and how to
+        resume that run; so are checkpoints if none of them can be read.
 
-        Where the best weights of the newest checkpoint are missing or damaged, the run resumes from the newest one
-        whose best weights are intact. Without such a one it resumes from the newest and looks for the best weights
+        If the best weights of the newest checkpoint are missing or damaged, the run resumes from the newest checkpoint
+        whose best weights are intact. If there is none, it resumes from the newest and searches for the best weights
         again: ``best_score`` is -1 and, at the end of an epoch, the validation is due again.
         """
         shutil.rmtree(self.directory / MIRROR_FOLDER, ignore_errors=True)
@@ -217,7 +217,7 @@ class CheckpointStore:
         aside = self._move_aside(fingerprint[:8])
         log.warning(
             "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To resume it, "
-            "restore its settings and move the folder back. This run begins again.",
+            "restore its settings and move the folder back. This run starts over.",
             self.directory,
             state.epochs_done,
             aside,
@@ -244,7 +244,7 @@ class CheckpointStore:
         )
         at_end_of_epoch = newest.epochs_done > 0 and newest.batches_done == 0
         rows = newest.history["epochs"]
-        if at_end_of_epoch:  # its row comes again
+        if at_end_of_epoch:  # its row will be written again
             rows = [row for row in rows if row["epoch"] != newest.epochs_done]
         return replace(
             newest,
@@ -256,17 +256,17 @@ class CheckpointStore:
         )
 
     def _has_best(self, name: str) -> bool:
-        """Whether best weights are there, whole; they are too where there are none yet (``name`` is empty)."""
+        """Whether the best weights exist and are intact; also True if there are none yet (``name`` is empty)."""
         try:
             return not name or bool(self.load_best(name))
         except WeightsError:
             return False
 
     def _read(self, path: Path) -> tuple[str, TrainingState] | None:
-        """Fingerprint and state; tensors are mapped from the file until they are used.
+        """Fingerprint and state; tensors are memory-mapped until they are used.
 
-        One that cannot be read is set aside with a warning, so that it does not count as one that is kept; the result
-        is None.
+        A checkpoint that cannot be read is set aside with a warning and no longer counts towards ``keep``; the result
+        is then None.
         """
         try:
             if not path.name.endswith(f"-{digest_of(path)}.pt"):
@@ -279,7 +279,7 @@ class CheckpointStore:
         except Exception as error:  # torch.load raises many kinds for a damaged file
             aside = path.with_name(path.name + DAMAGED)
             path.replace(aside)
-            log.warning("%s: not readable, passed over (%s); it is now %s", path, error, aside.name)
+            log.warning("%s: not readable, skipped (%s); it is now %s", path, error, aside.name)
             return None
         self._best_of[path.name] = state.best
         return fingerprint, state
@@ -287,7 +287,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         for path in self._paths():
             if path.name not in self._best_of:
-                self._read(path)  # before they are counted: one that is damaged does not count
+                self._read(path)  # before they are counted: damaged ones do not count
         for old in self._paths()[: -self.keep]:
             old.unlink()
         kept = self._paths()
@@ -306,14 +306,14 @@ class CheckpointStore:
         return found
 
     def _move_aside(self, name: str) -> Path:
-        """Rename the folder to ``<folder>-<name>``, in the place of one moved there before."""
+        """Rename the folder to ``<folder>-<name>``, replacing one moved there before."""
         aside = self.directory.with_name(f"{self.directory.name}-{name}")
         shutil.rmtree(aside, ignore_errors=True)
         self.directory.replace(aside)
         return aside
 
     def _clear(self) -> None:
-        """Remove all checkpoints, damaged ones too, and best weights, and what a killed run left half-written."""
+        """Remove all checkpoints (damaged ones too), the best weights and the partial files of a killed run."""
         self._sweep()
         for path in [*self._paths(), *self.directory.glob(f"*.pt{DAMAGED}")]:
             path.unlink()
@@ -321,7 +321,7 @@ class CheckpointStore:
             shutil.rmtree(best)
 
     def _sweep(self) -> None:
-        """Remove what a killed run left half-written."""
+        """Remove the partial files of a killed run."""
         for path in self.directory.glob(".*.part"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

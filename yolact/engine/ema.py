@@ -20,15 +20,15 @@ class _Pairs:
 
 
 class Ema:
-    """A second network whose weights follow the trained one's slowly.
+    """A second network with averaged weights of the trained network.
 
     After update n (from 1), ``average = d * average + (1 - d) * weights`` with ``d = min(decay, (1 + n) / (10 + n))``,
-    the warm-up of TensorFlow's ``ExponentialMovingAverage``, so that the random first weights are soon forgotten.
-    Statistics of batch norm are averaged too, counters are copied.
+    the warm-up of TensorFlow's ``ExponentialMovingAverage``, which quickly forgets the random initial weights.
+    Batch norm statistics are averaged too; counters are copied.
 
     Args:
-        model: with its initial weights, on its device; it is copied, and followed from then on. Its tensors may change
-            their values but must stay the same tensors.
+        model: the network to average, with its initial weights, on its device; it is copied. Later its tensors may
+            change in place but must not be replaced.
         decay: 0 to 1.
     """
 
@@ -43,17 +43,17 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the present weights of the trained network; few kernels, for all its tensors together."""
+        """Update the averages with the current weights, in a few kernels for all tensors together."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._averaged.own, self._averaged.trained, 1 - decay)
         torch._foreach_copy_(self._copied.own, self._copied.trained)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs."""
+        """State for `restore`."""
         return {"updates": self.updates, "model": self.model.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from a `state`."""
         self.updates = state["updates"]
         self.model.load_state_dict(state["model"])

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, as when a pod is moved, and SIGINT (Ctrl-C)."""
+"""Requests to stop: SIGTERM, as when a pod is evicted, and SIGINT (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class InterruptedRunError(YolactError):
 
 
 class Interrupts:
-    """While it is watched, the first SIGTERM or SIGINT is a request.
+    """Turns the first SIGTERM or SIGINT into a request to stop, within `watched`.
 
-    From then on SIGTERM is ignored, to the end of the process: launchers send it twice (to a process and to its whole
-    group), and what is being written must be written to the end. SIGINT ends the process as it does any program.
-    In a thread other than the main one, within a watch, and after a request, no handler is set.
+    From then on SIGTERM is ignored until the process ends: launchers send it twice (to a process and to its whole
+    group), and writes in progress must finish. A second SIGINT ends the process as usual. Outside the main thread,
+    within another watch, and after a request, no handler is set.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        """Name of the signal that came."""
+        """Name of the received signal."""
         self._at_once = False
         self._is_watched = False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Set the handlers, and put back those that were there (after a request, not that of SIGTERM)."""
+        """Set the handlers, and restore the previous ones at the end (after a request, not SIGTERM's)."""
         if not self._may_set_handlers():
             yield
             return
@@ -53,7 +53,7 @@ class Interrupts:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within this, a request raises `InterruptedRunError` where it comes: for work that is repeated anyway."""
+        """Context in which a request raises `InterruptedRunError` immediately: for work that is repeated anyway."""
         self._at_once = True
         try:
             if self.requested:
@@ -63,14 +63,14 @@ class Interrupts:
             self._at_once = False
 
     def stop_if_requested(self) -> None:
-        """Follow a request that came before the first step.
+        """Act on a request that came before the first step.
 
         Raises:
             InterruptedRunError: a stop was requested.
         """
         if self.requested:
             raise InterruptedRunError(
-                f"stopped by {self.requested} before a step was trained. The same command begins again, or resumes "
+                f"stopped by {self.requested} before a step was trained. The same command starts over, or resumes "
                 f"from the last checkpoint (exit code {EX_TEMPFAIL})"
             )
 
@@ -80,7 +80,7 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unlike a handler of ours, stays while the interpreter ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unlike a Python handler, stays at interpreter shutdown
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._at_once:
             self._stop()
@@ -91,9 +91,9 @@ class Interrupts:
 
 @contextmanager
 def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
-    """Take the death of a loader process, once a stop is requested, for a part of it: the signal has reached it too.
+    """Treat the death of a loader process after a request to stop as part of it: the signal reached that process too.
 
-    PyTorch reports such a death wherever the main process is, so of the step in progress nothing is known, and no
+    PyTorch reports such a death wherever the main process is, so the state of the current step is unknown and no
     checkpoint can be written.
 
     Raises:
@@ -111,7 +111,7 @@ def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
 
 
 def stop_message(signal_name: str | None) -> str:
-    """What the end of an interrupted run says."""
+    """The final message of an interrupted run."""
     return (
         f"stopped by {signal_name or 'a signal to another process'}; a checkpoint is written. The same command resumes "
         f"from there (exit code {EX_TEMPFAIL})"

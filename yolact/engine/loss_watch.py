@@ -1,11 +1,10 @@
 """Loss terms and gradients of each step: summed on the device, read one step late, checked to be finite.
 
 Reading a number from a GPU makes the host wait until everything before it is computed, and the GPU then waits for the
-host. So each step's terms begin their way to the host when they are known, and are looked at one step later, when they
-have long arrived; so does the norm of its gradients, which tells whether they are finite. A step of which something is
-not finite is thus noticed when the one after it has been handed to the GPU; no checkpoint is written in between, since
-every checkpoint first looks at all that is on its way. On a CPU, where reading costs nothing, all is looked at before
-the step changes a weight.
+host. So each step's terms are copied to the host asynchronously and checked one step later, when they have long
+arrived; so is the norm of its gradients, which shows whether they are finite. A step that is not finite is thus
+detected after the next one has been queued on the GPU; no checkpoint is written in between, since every checkpoint
+first checks all pending steps. On a CPU, where reading costs nothing, a step is checked before it changes a weight.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class DivergedError(YolactError):
 
 @dataclass
 class _Step:
-    """What is known of a step whose metrics are on their way to the host."""
+    """A step whose numbers are being copied to the host."""
 
     number: int
     epoch: int
@@ -64,24 +63,24 @@ class LossWatch:
         self._count = 0
         self._totals: list[float] = []
         self.stop_agreed = False
-        """Some process wants to stop, and every process knows since the same step."""
+        """Whether some process wants to stop; every process learns it at the same step."""
 
     def add(
         self, parts: list[Losses], batch: Batch, gradient_norm: Tensor | None, *, step: int, epoch: int, stop: bool
     ) -> None:
-        """Take in the terms of a step, and whether its gradients are finite.
+        """Add the terms of a step and the norm of its gradients.
 
         Args:
             parts: the losses of its micro-batches; they add up.
-            batch: on the device; it is kept until its terms are looked at.
-            gradient_norm: scalar on the device, of the gradients that all processes share; None where gradients may
-                be infinite.
+            batch: on the device; kept until its terms are checked.
+            gradient_norm: scalar on the device, of the gradients averaged over all processes; None if gradients may be
+                infinite.
             epoch: from 1, for messages.
             stop: whether this process wants to stop.
 
         Raises:
-            DivergedError: loss or gradients of this step, or of the one before, are not finite. Every process raises
-                it.
+            DivergedError: loss or gradients of this step, or of the one before, are not finite. Raised in every
+                process.
         """
         terms = [part.terms | {"total": part.total} for part in parts]
         self._names = list(terms[0])
@@ -102,7 +101,7 @@ class LossWatch:
         self._look(self._delay)
 
     def settle(self) -> None:
-        """Look at all that is on its way; waits for it.
+        """Check all pending steps; waits for them.
 
         Raises:
             DivergedError: see `add`.
@@ -117,18 +116,18 @@ class LossWatch:
         return dict(zip(self._names, means, strict=True))
 
     def take_total(self) -> float | None:
-        """Mean total loss of the steps looked at since the last call; None where there are none. Waits for nothing."""
+        """Mean total loss of the steps checked since the last call; None if there are none. Does not wait."""
         mean = fmean(self._totals) if self._totals else None
         self._totals.clear()
         return mean
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs."""
+        """State for `restore`."""
         sums = None if self._sums is None else self._sums.cpu()
         return {"names": self._names, "sums": sums, "count": self._count}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Resume from `state`."""
+        """Continue from a `state`."""
         self._names, self._count = state["names"], state["count"]
         self._sums = None if state["sums"] is None else state["sums"].to(device, copy=True)
 
@@ -154,7 +153,7 @@ class LossWatch:
         else:
             where = f"the loss is not finite {at}: {terms}. "
             if local.isfinite().all():
-                raise DivergedError(f"{where}The images are those of another process, whose message names them.")
+                raise DivergedError(f"{where}The images belong to another process, whose message names them.")
         raise DivergedError(
             f"{where}Images of the batch, by id: {', '.join(map(str, step.batch.image_ids))}. "
             f"The batch is in {self._dump(step)}. Try a smaller train.lr, a longer train.warmup_steps, "

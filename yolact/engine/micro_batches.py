@@ -1,4 +1,4 @@
-"""Gradient accumulation: a batch in several micro-batches, with the gradients that it has as a whole.
+"""Gradient accumulation: a batch in several micro-batches, with the gradients of the whole batch.
 
 The loss divides the terms of a micro-batch by that micro-batch's positive anchors or images. To make their sum the loss
 of the whole batch, each term is multiplied by the micro-batch's share of the batch's positives or images. Which anchors
@@ -22,7 +22,7 @@ from yolact.losses.terms import Normaliser
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some of a batch's images, with their share of the loss."""
+    """Part of a batch, with its share of the loss."""
 
     batch: Batch
     matches: Matches
@@ -33,13 +33,13 @@ class MicroBatch:
 
 
 def split_batch(batch: Batch, matches: Matches, priorities: Tensor, count: int, world: World) -> list[MicroBatch]:
-    """Divide a batch into consecutive micro-batches, as equal as they can be.
+    """Divide a batch into consecutive micro-batches, as equal as possible.
 
     Args:
         batch: this process's, on its device.
-        matches: of its targets.
-        priorities: (B, A) float32, of its images.
-        count: micro-batches, the same in every process; not more than any process has images.
+        matches: the matches of its targets.
+        priorities: (B, A) float32, for its images.
+        count: number of micro-batches, the same in every process and at most the images of any process.
     """
     if count == 1:
         return [MicroBatch(batch, matches, priorities, {"positives": 1.0, "images": 1.0})]

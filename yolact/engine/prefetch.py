@@ -1,4 +1,4 @@
-"""Batches on their way to the device while the one before is worked on."""
+"""Copy each batch to the device while the previous one is processed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from yolact.data.loader import Batch
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Yield the batches on ``device``.
 
-    On a GPU the next batch is copied on a stream of its own while the present one is computed with; from page-locked
-    memory neither the host nor the computation waits for that.
+    On a GPU the next batch is copied on a separate stream while the current one is processed; from page-locked memory,
+    neither the host nor the computation waits for the copy.
     """
     if device.type != "cuda":
         for batch in batches:
@@ -34,7 +34,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         present = following
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copying)
-        for tensor in _tensors(present):  # its memory is not used again before the computation is done
+        for tensor in _tensors(present):  # its memory is not reused before the computation is done
             tensor.record_stream(computing)
         following = next(source, None)
         yield present

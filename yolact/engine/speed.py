@@ -1,4 +1,4 @@
-"""How fast a run is, and how much memory it takes."""
+"""Throughput and memory use of a run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from yolact.devices import peak_resident
 
 
 class SpeedMeter:
-    """Counts images and waiting since the last look.
+    """Counts images and waiting time since the last report.
 
     Args:
-        device: whose memory is reported: the GPU's, or on a CPU the process's.
-        total_steps: of the run.
+        device: the device whose memory is reported; on a CPU, the process's memory.
+        total_steps: steps of the run.
     """
 
     def __init__(self, device: torch.device, total_steps: int) -> None:
         self.device = device
         self.total_steps = total_steps
         self.last_wait = 0.0
-        """Seconds that the last batch was waited for."""
+        """Seconds spent waiting for the last batch."""
         self._reset()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, and note how long each was waited for."""
+        """Yield the batches and record the waiting time for each."""
         source = iter(batches)
         while True:
             start = time.perf_counter()
@@ -39,18 +39,18 @@ class SpeedMeter:
             yield batch
 
     def count(self, images: int) -> None:
-        """Note a step with that many images."""
+        """Record a step with that many images."""
         self._images += images
         self._steps += 1
 
     def take(self, steps_done: int) -> dict[str, float]:
-        """Metrics since the last call; call it when the device has done its work.
+        """Metrics since the last call; call it after synchronising with the device.
 
         Returns:
-            ``images_per_second``; ``data_wait``, the share of the time in which the next batch was waited for, 0 to 1;
-            ``seconds_left`` to the end of the run without its validations; on a GPU ``gpu_memory_gib``, the most that
-            tensors took; on a CPU ``resident_memory_gib``, the most that this process took, its loader processes not
-            counted.
+            ``images_per_second``; ``data_wait``, the share of the time spent waiting for batches, 0 to 1;
+            ``seconds_left``, the estimated time to the end of the run without its validations; on a GPU
+            ``gpu_memory_gib``, the peak memory of tensors; on a CPU ``resident_memory_gib``, the peak memory of this
+            process without its loader processes.
         """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         metrics = {

@@ -55,20 +55,20 @@ Metrics = dict[str, float]
 
 
 class Listener(Protocol):
-    """Receives the run's progress: a tracker, a file, a test. Only the main process has one."""
+    """Receives the run's progress, for example a tracker. Only the main process has one."""
 
     def on_step(self, step: int, row: Metrics) -> None:
-        """Called every ``log_every`` steps with means of loss terms and total, and the learning rate."""
+        """Called every ``log_every`` steps with the mean loss terms and total, and the learning rate."""
 
     def on_speed(self, step: int, row: Metrics) -> None:
-        """Called right after `on_step` with what differs from run to run, see `SpeedMeter`."""
+        """Called right after `on_step` with the metrics that vary between identical runs, see `SpeedMeter`."""
 
     def on_epoch(self, step: int, row: Metrics) -> None:
         """Called after each validation with the validation metrics and the epoch."""
 
 
 class SilentListener:
-    """For processes that do not track the run, and runs that nobody tracks."""
+    """For processes that do not track the run, and for untracked runs."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         """Do nothing."""
@@ -82,27 +82,28 @@ class SilentListener:
 
 @dataclass
 class TrainingResult:
-    """What a finished run leaves."""
+    """The result of a finished run."""
 
     history: dict[str, list[Metrics]]
     steps: int
     best_score: float
     seconds_per_step: float
-    """Data, forward, backward and optimizer, without validation; mean over the run."""
+    """Mean over the run of data loading, forward, backward and optimizer, without validation."""
 
 
 class Trainer:
-    """Trains a network on a data set and keeps the best weights of its validations.
+    """Trains a network on a data set and keeps the weights of the best validation.
 
     Args:
-        model: on its device, with its initial weights.
+        model: the network with its initial weights, on its device.
         data: training images; must hold at least one.
-        params: settings; ``model``, ``train`` and ``runtime`` are read.
-        model_dir: gets the model files at the end, and the batch whose loss or gradients are not finite.
-        checkpoints: where checkpoints go; the main process alone writes.
-        validate: measures the network; its result must have ``mask_AP``. Every process calls it and gets the same.
+        params: the settings; reads ``model``, ``train`` and ``runtime``.
+        model_dir: receives the model files at the end, and the batch if loss or gradients are not finite.
+        checkpoints: the checkpoint store; only the main process writes.
+        validate: evaluates the network; its result must have ``mask_AP``. Every process calls it and gets the same
+            result.
         listener: receives progress.
-        extra: kept in checkpoints, see `TrainingState.extra`.
+        extra: stored in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
         interrupts: requests to stop; None: its own, watched while it trains.
     """
@@ -198,12 +199,12 @@ class Trainer:
     def fit(self) -> TrainingResult:
         """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
 
-        A run that is over can be restored and fitted again, which takes no further step and writes the same files.
+        A finished run can be restored and fitted again: it takes no further step and writes the same files.
 
         Raises:
-            DivergedError: a loss or a gradient is not finite; the last checkpoint is from before.
-            InterruptedRunError: SIGTERM or SIGINT came; the last checkpoint is of the last step, or where the signal
-                ended a loader process as it started, the one before.
+            DivergedError: a loss or a gradient is not finite; the last checkpoint predates that step.
+            InterruptedRunError: SIGTERM or SIGINT was received; the last checkpoint is of the last step, or an earlier
+                one if the signal ended a loader process while it started.
             OutOfMemoryError: a step, its batch or a validation does not fit into memory.
         """
         with self.interrupts.watched(), dead_workers_reported(self.interrupts):
@@ -222,7 +223,7 @@ class Trainer:
         return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
 
     def finish(self) -> None:
-        """Mark the run as finished, once its results are safe, see `CheckpointStore.begin`."""
+        """Mark the run as finished, once its results are stored, see `CheckpointStore.begin`."""
         if not self.finished:
             self._save(finished=True)
 
@@ -245,7 +246,7 @@ class Trainer:
     def _warn(self) -> None:
         if self.config.warmup_steps >= self.total_steps:
             log.warning(
-                "train.warmup_steps (%d) is no less than the run's %d steps: the learning rate never reaches train.lr",
+                "train.warmup_steps (%d) is not less than the run's %d steps: the learning rate never reaches train.lr",
                 self.config.warmup_steps,
                 self.total_steps,
             )
@@ -254,10 +255,10 @@ class Trainer:
                 log.warning("%s", advice)
 
     def _is_over(self) -> bool:
-        """Whether no step is left; a run that has finished stays so with another patience too."""
+        """Whether no step is left; a finished run stays finished with another patience."""
         if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or self.best_score < 0:  # there are no best weights to end with
+        if not self.config.patience or self.best_score < 0:  # there are no best weights to finish with
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))
@@ -266,7 +267,7 @@ class Trainer:
         return waited >= self.config.patience
 
     def _train_epoch(self) -> None:
-        """Train to the end of the present epoch."""
+        """Train to the end of the current epoch."""
         self.model.train()
         self.sampler.epoch, self.sampler.start = self.epochs_done, self.batches_done
         speed, whole_epoch = (SpeedMeter(self.device, self.total_steps) for _ in range(2))
@@ -293,7 +294,7 @@ class Trainer:
             self._save()
 
     def _after_step(self) -> None:
-        """Write a checkpoint within the epoch where one is due; stop where that is wanted."""
+        """Write a checkpoint within the epoch if one is due; stop if requested."""
         if self.watch.stop_agreed:
             self._save()
             self._stop()
@@ -302,11 +303,11 @@ class Trainer:
             self._save()
 
     def _stop(self) -> NoReturn:
-        self.world.broadcast(None)  # the first process to end has the others ended: not before all is written
+        self.world.broadcast(None)  # torchrun ends all processes when the first one exits: wait until all is written
         raise InterruptedRunError(stop_message(self.interrupts.requested))
 
     def _batches(self, speed: SpeedMeter) -> Iterator[Batch]:
-        """The rest of the epoch's batches on the device, each copied while the one before is worked on."""
+        """The rest of the epoch's batches on the device, each copied while the previous one is processed."""
         batches = speed.timed(prefetch(self.loader, self.device))
         while True:
             with self._memory_advised(max(self.sampler.sizes)):
@@ -317,13 +318,13 @@ class Trainer:
 
     @contextmanager
     def _memory_advised(self, image_size: int) -> Iterator[None]:
-        """Where a step does not fit into memory, say which settings make it smaller.
+        """If a step does not fit into memory, say which settings reduce it.
 
         Args:
-            image_size: side of that step's network input, pixels.
+            image_size: side of the step's network input, pixels.
 
         Raises:
-            OutOfMemoryError: it does not.
+            OutOfMemoryError: the step does not fit.
         """
         try:
             yield
@@ -340,7 +341,7 @@ class Trainer:
             ) from error
 
     def _train_step(self, batch: Batch) -> None:
-        """One optimizer step; nothing in it waits for the device."""
+        """One optimizer step, without waiting for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.total_steps, self.config)
         anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
@@ -370,8 +371,8 @@ class Trainer:
         """Clip the gradients as the settings require.
 
         Returns:
-            Their norm before that, a scalar on the device, which is finite where they are; None with ``fp16``, whose
-            scaler leaves out the steps with infinite gradients.
+            Their norm before clipping, a scalar on the device, finite exactly if they are; None with ``fp16``, whose
+            scaler skips the steps with infinite gradients.
         """
         if self.config.max_grad_norm:
             self.scaler.unscale_(self.optimizer)
@@ -381,7 +382,7 @@ class Trainer:
         return None if self.scaler.is_enabled() else norm
 
     def _without_averaging(self, wanted: bool) -> AbstractContextManager[None]:
-        """Gradients of all micro-batches but the last stay in their process."""
+        """Do not synchronise the gradients of any micro-batch but the last."""
         if wanted and isinstance(self.network, DistributedDataParallel):
             return self.network.no_sync()
         return nullcontext()
@@ -398,8 +399,8 @@ class Trainer:
         self.listener.on_speed(step, rates)
 
     def _log_epoch(self, speed: SpeedMeter) -> None:
-        """Log a line for the finished epoch where no progress bar has shown it."""
-        self.watch.settle()  # in every process: all notice a loss that is not finite at the same place
+        """Log a line for the finished epoch if no progress bar has shown it."""
+        self.watch.settle()  # in every process: all detect a non-finite loss at the same point
         total = self.watch.take_total()
         if total is None or self._shows_progress or not self.world.is_main:
             return
@@ -421,8 +422,8 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Measure the network and keep its weights if they are the best; a request to stop is followed at once."""
-        if self.watch.stop_agreed:  # by all processes: one alone that was asked would leave the others waiting
+        """Validate the network and keep its weights if they are the best; a request to stop takes effect at once."""
+        if self.watch.stop_agreed:  # agreed by all processes: one stopping alone would leave the others waiting
             self._stop()
         model = self.ema.model if self.ema else self.model
         try:
@@ -479,7 +480,7 @@ class Trainer:
 
 
 class _NetworkWithLoss(nn.Module):
-    """The network and its loss in one module: everything with weights is within one forward pass, as DDP needs it."""
+    """The network and its loss in one module: everything with weights is within one forward pass, as DDP requires."""
 
     def __init__(
         self, model: Yolact, forward: Callable[[Tensor], RawOutputs], criterion: YolactLoss, dtype: torch.dtype
@@ -499,7 +500,7 @@ class _NetworkWithLoss(nn.Module):
 
 
 def _check_precision(params: TrainingParams, device: torch.device) -> None:
-    """Refuse what oneDNN computes wrongly, see `BF16_CPU_SIZE`."""
+    """Reject inputs for which oneDNN's results are wrong, see `BF16_CPU_SIZE`."""
     smallest = min(params.train.augment.image_sizes or [params.model.image_size])
     if device.type == "cpu" and params.train.precision == "bf16" and smallest <= BF16_CPU_SIZE:
         raise SettingsError(
@@ -510,11 +511,11 @@ def _check_precision(params: TrainingParams, device: torch.device) -> None:
 
 
 def build_optimizer(model: Yolact, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters; weight decay is on everything, biases too, as published.
+    """The optimizer over all trainable parameters; weight decay applies to all of them, biases included, as published.
 
-    Where PyTorch has it for the device, one fused kernel changes all parameters. Not so SGD with scaled gradients: when
-    its first step is skipped, as scaling does to find its scale, PyTorch's fused SGD continues from a momentum that was
-    never set (seen with 2.15).
+    Uses one fused kernel for all parameters if PyTorch has it for the device, except for SGD with scaled gradients:
+        when the first step is skipped, as happens while the scaler searches its scale, PyTorch's fused SGD continues
+        from an uninitialised momentum (seen with 2.15).
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     fused = parameters[0].device.type in ("cpu", "cuda") and (config.optimizer, config.precision) != ("sgd", "fp16")

@@ -1,8 +1,8 @@
 """Average precision of boxes and masks, as pycocotools computes it.
 
 All numbers come from pycocotools' ``COCOeval`` with its default parameters (IoU 0.50 to 0.95 in steps of 0.05,
-101 recall points, at most 100 detections per image), so they are the numbers of the COCO server and of
-the paper's COCO tables (its PASCAL table uses YOLACT's own AP, which differs in details).
+101 recall points, at most 100 detections per image), so they match the COCO server and the paper's COCO tables (its
+PASCAL table uses YOLACT's own AP, which differs in detail).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PrecisionRecall:
 class ApSummary:
     """Average precision (AP) and recall (AR) for one IoU type, 0 to 1; None without ground truth.
 
-    Means leave out classes without ground truth, as pycocotools does.
+    Means exclude classes without ground truth, as in pycocotools.
     """
 
     iou_type: IouType
@@ -79,7 +79,7 @@ class ApSummary:
     AP50: float | None
     AP75: float | None
     AP70: float | None
-    """At IoU 0.70, which the paper's PASCAL table reports beside AP50 (table 3)."""
+    """At IoU 0.70, which the paper's PASCAL table reports next to AP50 (table 3)."""
     AP_small: float | None
     """Objects under 32 x 32 pixels of area."""
     AP_medium: float | None
@@ -123,7 +123,7 @@ def index_ground_truth(instances: dict[str, Any], origin: str) -> COCO:
 
     Args:
         instances: ``images``, ``categories`` and ``annotations``.
-        origin: where the data is from, for messages.
+        origin: source of the data, for messages.
 
     Raises:
         DataError: as `load_ground_truth`.
@@ -159,7 +159,7 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
     computed in the same batch, so the rows are bit-identical.
 
     Args:
-        world: the processes that share the work; each gets all rows.
+        world: the processes that share the work; each receives all rows.
 
     Raises:
         DataError: an image cannot be read.
@@ -176,8 +176,8 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
 def cut_evenly(images: int, batch_size: int) -> list[range]:
     """Batches of at most ``batch_size`` images whose lengths differ by at most 1.
 
-    Their number is a multiple of `BATCH_COUNT_MULTIPLE`: 2, 4, 8 or 16 processes get equally many batches, and numbers
-    of images that differ by at most 1 per batch. With fewer images than that, each is a batch.
+    Their number is a multiple of `BATCH_COUNT_MULTIPLE`: 2, 4, 8 or 16 processes get equally many batches, and their
+    numbers of images differ by at most 1 per batch. With fewer images than that, each image is a batch.
     """
     wanted = -(-images // (batch_size * BATCH_COUNT_MULTIPLE)) * BATCH_COUNT_MULTIPLE
     count = min(wanted, images)
@@ -211,7 +211,7 @@ class Validation:
     Args:
         data: the validation images.
         annotations: the file that ``data`` was read from.
-        batch_size: images per forward pass, at most.
+        batch_size: maximum number of images per forward pass.
         world: the processes that share the work; each must call this.
     """
 

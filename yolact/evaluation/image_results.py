@@ -1,4 +1,4 @@
-"""Evaluation per image, and how much two networks differ in an image."""
+"""Evaluation per image, and how much two networks differ on an image."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def measure_images(
 
 
 def advantage(a: ImageResult, b: ImageResult) -> float:
-    """How much better ``b`` is in an image: IoU gained over all objects, minus half of each additional false positive.
+    """How much better ``b`` is on an image: IoU gained over all objects, minus half of each additional false positive.
 
     A false positive weighs half an object, as in panoptic quality (Kirillov et al., *Panoptic Segmentation*, 2019,
     equation 1).
@@ -78,5 +78,5 @@ def advantage(a: ImageResult, b: ImageResult) -> float:
 
 
 def disagreement(a: ImageResult, b: ImageResult) -> float:
-    """How much two networks differ in an image, 0 or more: as `advantage`, but differences do not cancel."""
+    """How much two networks differ on an image, 0 or more: as `advantage`, but differences do not cancel."""
     return sum(abs(b.found[truth] - iou) for truth, iou in a.found.items()) + abs(b.false - a.false) / 2

@@ -31,7 +31,7 @@ class Detections:
     labels: Tensor
     """(N,) int64, 0 to C - 1."""
     instance_masks: InstanceMasks
-    """N masks, each stored as the part around its object; as large as the image, or of the predictor's
+    """N masks, each stored as the part around its object; at the image's size or the predictor's
     ``mask_resolution``."""
     mask_scores: Tensor
     """(N,) float32: ``scores`` times the predicted mask IoU with mask re-scoring (YOLACT++), else equal to
@@ -52,7 +52,7 @@ class Detections:
         mask_scores: Tensor | None = None,
         class_names: Sequence[str] = (),
     ) -> Detections:
-        """Detections from whole (N, H, W) masks, non-zero inside the object."""
+        """Detections from full-size (N, H, W) masks, non-zero inside the object."""
         mask_scores = scores if mask_scores is None else mask_scores
         return cls(boxes, scores, labels, InstanceMasks.from_tensor(masks), mask_scores, tuple(class_names))
 
@@ -62,7 +62,7 @@ class Detections:
         return self.instance_masks.to_tensor()
 
     def rles(self) -> list[Rle]:
-        """The masks as COCO compressed RLE, encoded without building whole masks."""
+        """The masks as COCO compressed RLE, encoded without building full-size masks."""
         return self.instance_masks.to_rle()
 
     def polygons(self) -> list[list[np.ndarray]]:
@@ -106,7 +106,7 @@ class Detections:
 
         Args:
             image_id: id of the image in the ground truth.
-            category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own leave out some numbers:
+            category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own skip some numbers:
                 `yolact.class_names.COCO_CATEGORY_IDS`.
 
         Raises:
@@ -170,8 +170,8 @@ class Detections:
     def to_voc(self, file_name: str) -> VocDetections:
         """The detections as PASCAL VOC annotations of the image ``file_name``.
 
-        A pixel in several masks belongs to the best score. Segmentation indices encode at most 254 objects, the best
-        ones.
+        A pixel in several masks belongs to the object with the best score. Segmentation indices encode at most 254
+        objects, the best ones.
 
         Raises:
             ValueError: the masks are not as large as the image, class names are missing, or a label has no index.
@@ -181,7 +181,7 @@ class Detections:
             raise ValueError("to_voc needs class names: set class_names, as a Predictor does")
         highest = max(self.labels.tolist(), default=-1)
         if highest >= VOC_MAX_OBJECTS:
-            raise ValueError(f"to_voc: label {highest} has no index; VOC's indices stand for {VOC_MAX_OBJECTS} classes")
+            raise ValueError(f"to_voc: label {highest} has no index; VOC has indices for {VOC_MAX_OBJECTS} classes")
         height, width = self.instance_masks.height, self.instance_masks.width
         objects = np.zeros((height, width), dtype=np.uint8)
         classes = np.zeros((height, width), dtype=np.uint8)
@@ -216,7 +216,7 @@ class Detections:
         """Draw the detections over their image.
 
         Args:
-            image: in any form that `Predictor.predict` takes.
+            image: the image, in any form that `Predictor.predict` takes.
             min_score: draw only detections with a greater score.
 
         Returns:
@@ -245,7 +245,7 @@ class VocDetections:
     file_name: str
     """File name of the image."""
     xml: str
-    """Annotation with boxes; ``score`` in each object is not part of the format; other readers ignore it."""
+    """Annotation with boxes; each object's ``score`` is not part of the format; other readers ignore it."""
     segmentation_object: np.ndarray
     """(H, W) uint8: 0 background, k the k-th best detection."""
     segmentation_class: np.ndarray

@@ -1,8 +1,8 @@
 """Export the network to ONNX, for runtimes other than PyTorch (onnxruntime, OpenVINO, TensorRT).
 
-The file has everything that plain operators can express: normalisation, network, softmax and box decoding. NMS and mask
-assembly, whose shapes depend on the detections, follow outside, in `yolact.inference.onnx_predictor`. Mask re-scoring
-(YOLACT++) reads the assembled masks, so its small network has a file of its own.
+The file contains everything that plain operators can express: normalisation, network, softmax and box decoding. NMS and
+mask assembly, whose shapes depend on the detections, run outside it, in `yolact.inference.onnx_predictor`. Mask
+re-scoring (YOLACT++) reads the assembled masks, so its small network has a file of its own.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ DEFORMABLE_OPSET = 19
 
 TOLERANCES: dict[ExportPrecision, float] = {"fp32": 1e-3, "fp16": 5e-2}
 """Largest error of an output relative to its largest value, against this network in float32. float16 rounds to 2**-11
-in each of some hundred layers."""
+in each of about a hundred layers."""
 
 FORMAT = "1"
-"""Version of the metadata; raised when readers of the old one would misread it."""
+"""Version of the metadata; increased when readers of the old version would misread it."""
 
 DESCRIPTION = """YOLACT, exported for inference. B images, S side of the input, A anchors, C classes, K prototypes.
 
@@ -88,7 +88,7 @@ class ExportedNetwork(nn.Module):
 
     Args:
         model: in evaluation mode.
-        dtype: of the network; everything before and after it is float32.
+        dtype: dtype of the network; everything before and after it is float32.
     """
 
     anchors: Tensor
@@ -123,7 +123,7 @@ def export_onnx(
     If onnxruntime is installed, the file is run and its outputs are compared with this network's.
 
     Args:
-        model: on any device; not changed.
+        model: the network, on any device; not changed.
         classes: names by label.
         path: must end in ``.onnx``. Written atomically.
         batch: fixed batch size; None for any.
@@ -174,7 +174,7 @@ def require(*names: str) -> Any:
     """Import libraries that only export needs; returns the last one.
 
     Raises:
-        ExportError: one is missing or cannot be loaded.
+        ExportError: a library is missing or cannot be loaded.
     """
     module = None
     for name in names:
@@ -200,7 +200,7 @@ def _checked_opset(model: Yolact, opset: int | None) -> int:
 
 def _check_arguments(model: Yolact, classes: Sequence[str], path: Path, batch: int | None, precision: str) -> None:
     if path.suffix != ".onnx" or path.is_dir():
-        raise SettingsError(f"{path}: the file must be named .onnx, and not be a folder")
+        raise SettingsError(f"{path}: the file name must end in .onnx, and it must not be a folder")
     if batch is not None and batch < 1:
         raise SettingsError(f"batch {batch}: must be at least 1")
     if precision not in TOLERANCES:
@@ -259,7 +259,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Remove the exporter's notes on source files of this machine."""
+    """Remove the exporter's references to source files on this machine."""
     del proto.metadata_props[:]
     graph = proto.graph
     for part in [graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]:
@@ -297,8 +297,8 @@ def _write_checked(
         if errors is not None and not all(error <= tolerance for error in errors.values()):
             found = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
             raise ExportError(
-                f"{path}: not written, because its outputs are not the network's: they differ by these fractions of "
-                f"the largest value, {tolerance:g} being allowed: {found}"
+                f"{path}: not written, because its outputs differ from the network's by these fractions of "
+                f"the largest value (allowed: {tolerance:g}): {found}"
             )
     return errors
 
@@ -335,7 +335,7 @@ def open_session(path: Path, providers: Sequence[str] | None = None, threads: in
         raise ExportError(f"{path}: no such file; `yolact export` writes it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors only: it warns of each constant that it folds
+    options.log_severity_level = 3  # errors only: it warns about each constant that it folds
     available = onnxruntime.get_available_providers()
     unknown = [name for name in providers or [] if name not in available]
     if unknown:

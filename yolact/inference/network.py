@@ -1,6 +1,6 @@
 """A network prepared for inference: the same function in fewer, cheaper operations.
 
-Batch norm is folded into the convolutions before it, tensors have the memory format that is fastest on the device, and
+Batch norm is folded into the convolutions before it, tensors use the memory format that is fastest on the device, and
 weights have the chosen precision. On CPUs the network is rebuilt from fused operations (`yolact.inference.onednn`).
 """
 
@@ -33,7 +33,7 @@ class InferenceNetwork:
     """A network for inference; later changes to the original do not affect it.
 
     Args:
-        model: on the device to run on.
+        model: the network, on the device to run on.
         precision: dtype of weights and features. Anchors, and everything after the network, are float32.
         compile: compile the network with ``torch.compile``. The first run of each input shape then takes minutes; on
             CPUs a C++ compiler is needed.
@@ -54,7 +54,7 @@ class InferenceNetwork:
         self.normalization = model.backbone.normalization
         network = (model if in_place else copy.deepcopy(model)).cpu().eval().requires_grad_(False)
         self.maskiou_net: MaskIouNet | None = network.maskiou_net
-        """float32: it is small, and its output multiplies the scores."""
+        """In float32: the network is small, and its output multiplies the scores."""
         if self.maskiou_net is not None:
             self.maskiou_net.to(self.device)
         network.maskiou_net = None
@@ -82,10 +82,10 @@ class InferenceNetwork:
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision not in DTYPES:
-        raise SettingsError(f"precision {precision!r} is unknown; there are {', '.join(get_args(Precision))}")
+        raise SettingsError(f"precision {precision!r} is unknown; choose one of {', '.join(get_args(Precision))}")
     if precision == "fp16" and device.type == "cpu":
         raise SettingsError(
-            "precision 'fp16' needs a GPU; on a CPU use bf16 (fast on those that compute with it) or fp32"
+            "precision 'fp16' needs a GPU; on a CPU use bf16 (fast on CPUs with bf16 instructions) or fp32"
         )
     return DTYPES[precision]
 
@@ -106,7 +106,8 @@ def fold_batch_norm(backbone: Backbone) -> None:
         conv, norm = backbone.get_submodule(conv_name), backbone.get_submodule(norm_name)
         if not (isinstance(conv, (nn.Conv2d, DeformableConv2d)) and isinstance(norm, nn.BatchNorm2d)):
             raise TypeError(
-                f"{type(backbone).__name__}.conv_norm_pairs: {conv_name}, {norm_name} are no convolution and batch norm"
+                f"{type(backbone).__name__}.conv_norm_pairs: {conv_name}, {norm_name} are not a convolution "
+                "and a batch norm"
             )
         fold_into(conv, norm)
         backbone.set_submodule(norm_name, nn.Identity())

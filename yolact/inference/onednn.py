@@ -28,8 +28,8 @@ from yolact.models.yolact import Yolact
 Activation = Literal["none", "relu", "leaky_relu"]
 
 _InputSizes = dict[nn.Module, list[int]]
-"""Shape of each convolution's input, or of its largest one: the fastest memory order of the weights depends on it, and
-another order is slow."""
+"""Shape of each convolution's largest input: the fastest memory order of the weights depends on it, and other orders
+are slow."""
 
 LEAKY_SLOPE = 0.1
 """Negative slope of Darknet's activation."""
@@ -44,7 +44,7 @@ def is_available(dtype: torch.dtype) -> bool:
         with torch.no_grad():
             conv = _conv_of(torch.zeros(4, 4, 3, 3, dtype=dtype), torch.zeros(4, dtype=dtype))
             _FusedConv(conv, "relu", {conv: [1, 4, 4, 4]})(torch.zeros(1, 4, 4, 4, dtype=dtype))
-    except (AttributeError, RuntimeError):  # these operations are not a public interface
+    except (AttributeError, RuntimeError):  # these operations are not part of PyTorch's public interface
         return False
     return True
 
@@ -121,8 +121,8 @@ def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSiz
 
 
 def _backbone_conv(conv: nn.Module, sizes: _InputSizes) -> nn.Module:
-    """`_conv` in bfloat16, the direct convolution in float32: there Winograd's kernels, four times as large, are not
-    worth it (42 MiB for 4 % of a ResNet-50's time at 550 pixels)."""
+    """`_conv` in bfloat16, the direct convolution in float32: there Winograd's kernels, four times as large, do not pay
+    off (42 MiB for 4 % of a ResNet-50's time at 550 pixels)."""
     assert isinstance(conv, nn.Conv2d)
     return _conv(conv, "relu", sizes) if conv.weight.dtype == torch.bfloat16 else _FusedConv(conv, "relu", sizes)
 
@@ -172,7 +172,7 @@ def _darknet_stage(stage: nn.Module, sizes: _InputSizes) -> nn.Sequential:
 
 
 def _last_three(x: Tensor, stages: nn.ModuleList) -> list[Tensor]:
-    """C3, C4 and C5; earlier, larger maps are freed on the way."""
+    """C3, C4 and C5; earlier, larger maps are freed as soon as possible."""
     features: list[Tensor] = []
     for stage in stages:
         x = stage(x)
@@ -333,7 +333,8 @@ def _input_sizes(network: Yolact) -> _InputSizes:
     sizes: _InputSizes = {}
 
     def through(convs: Iterable[nn.Module], side: int) -> int:
-        """Record input shapes; the side of a square map after these modules. Stride 2 halves it, rounding up."""
+        """Record input shapes; returns the side of a square map after these modules. Stride 2 halves it, rounding
+        up."""
         for conv in convs:
             if isinstance(conv, nn.Conv2d):
                 sizes[conv] = [1, conv.in_channels, side, side]
@@ -373,7 +374,7 @@ def _input_sizes(network: Yolact) -> _InputSizes:
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
-    A backbone of another class (`supports`) runs as it is. The weights of ``network`` are moved, not copied.
+    A backbone of another class (`supports`) is not rebuilt. The weights of ``network`` are moved, not copied.
     """
 
     def __init__(self, network: Yolact) -> None:

@@ -25,7 +25,7 @@ class OnnxPredictor(ImagePredictor):
     """An exported network with the interface of `yolact.inference.predictor.Predictor`.
 
     Args:
-        path: the ``.onnx`` file. If the network re-scores masks, that file must be beside it.
+        path: the ``.onnx`` file. If the network re-scores masks, that network's file must be next to it.
         config: detection settings.
         providers, threads: see `yolact.inference.export.open_session`.
         mask_resolution: see `MaskResolution`.
@@ -130,7 +130,7 @@ def detections_from_outputs(
 
 def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[list[str], ModelConfig]:
     if metadata.get("format") != FORMAT or not {"classes", "model"} <= metadata.keys():
-        raise ExportError(f"{path}: no network that this version's `yolact export` wrote; export it again")
+        raise ExportError(f"{path}: not written by this version's `yolact export`; export it again")
     try:
         return json.loads(metadata["classes"]), ModelConfig.model_validate_json(metadata["model"])
     except (json.JSONDecodeError, ValidationError) as error:

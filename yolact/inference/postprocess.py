@@ -25,7 +25,7 @@ MaskResolution = Literal["image", "prototypes"] | int
 that the image fills if its aspect ratio is kept; or the image reduced to this longest side, in pixels."""
 
 WHOLE = (1.0, 1.0)
-"""Share of the network input's rows and columns that an image fills when stretched to it."""
+"""Shares of the network input's rows and columns that an image fills when stretched to it."""
 
 ENLARGED_PIXELS = 2**25
 """Mask pixels enlarged at once on a GPU, as float32: bounds the memory for large images."""
@@ -165,7 +165,7 @@ def traditional_nms(
 
     if pixels is not None:
         boxes = boxes * pixels + boxes.new_tensor([0, 0, 1, 1])
-        # greater than the next smaller float32 means at least the threshold
+        # greater than the next smaller float32 is at least the threshold
         iou_threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(0)))
     rows, labels = [], []
     for label in range(scores.shape[1]):
@@ -240,7 +240,7 @@ def to_image_frame(
 
     Args:
         prototypes: (Hp, Wp, K) of the image.
-        height, width: of the image, pixels.
+        height, width: size of the image, pixels.
         maskiou_net: `yolact.models.maskiou.MaskIouNet` of a network with mask re-scoring, or a function like it.
         mask_size: height and width of the masks, pixels; None for those of the image.
         share: of the network input's rows and columns that the image fills, see `filled_share`; None if it was
@@ -309,7 +309,7 @@ def enlarge_masks(
     Args:
         logits: (N, Hp, Wp).
         boxes: (N, 4) xyxy, relative to the network's input.
-        height, width: of the masks, pixels; they cover the whole image.
+        height, width: size of the masks, pixels; they cover the whole image.
         share: of the input's rows and columns that the image fills, see `filled_share`.
     """
     rows, columns = logits.shape[1:]
@@ -368,11 +368,11 @@ def _cut_windows(
 def _cut_whole(
     maps: Tensor, windows: np.ndarray, height: int, width: int, threshold: float, share: tuple[float, float]
 ) -> list[np.ndarray]:
-    """`_cut_windows` for GPUs, where many small operations are slow: whole maps at once, on their device."""
+    """`_cut_windows` for GPUs, where many small operations are slow: full maps at once, on their device."""
     crops: list[np.ndarray] = []
     if not len(maps):  # the operator rejects an empty batch
         return crops
-    # F.interpolate calls this operator, but does not accept a size and factors that disagree: a share is enlarged.
+    # F.interpolate calls this operator, but rejects a size that disagrees with the factors; here a share is enlarged.
     enlarge = torch.ops.aten.upsample_bilinear2d
     factors = [
         None if part == 1 else pixels / (part * samples)
@@ -382,7 +382,7 @@ def _cut_whole(
         whole = enlarge(part[None], [height, width], False, *factors)[0] > threshold
         for mask in whole.cpu().numpy():
             top, bottom, left, right = windows[len(crops)]
-            crops.append(mask[top:bottom, left:right].copy())  # frees the whole mask
+            crops.append(mask[top:bottom, left:right].copy())  # frees the full mask
     return crops
 
 

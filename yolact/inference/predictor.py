@@ -38,7 +38,7 @@ class DetectChanges(TypedDict, total=False):
 
 
 class ImagePredictor(ABC):
-    """Base of predictors: takes images in any form, in batches, and returns detections in each image's frame.
+    """Base class of predictors: takes images in any form, in batches, and returns detections in each image's frame.
 
     Args:
         classes: name of label 0, 1, ...
@@ -101,13 +101,13 @@ class Predictor(ImagePredictor):
     """Runs a trained network on images.
 
     Args:
-        model: on the device to run on; the predictor uses a copy (see ``in_place``).
+        model: the network, on the device to run on; the predictor uses a copy (see ``in_place``).
         classes: name of label 0, 1, ...
         config: detection settings.
         precision: ``fp32``; ``bf16``, half the memory and faster on hardware that supports it; or ``fp16``, on GPUs
             only.
         compile, in_place: see `InferenceNetwork`.
-        mask_resolution: see `MaskResolution`. Boxes are in image pixels in any case.
+        mask_resolution: see `MaskResolution`. Boxes are always in image pixels.
         batch_size: images per forward pass.
 
     Raises:

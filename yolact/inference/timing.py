@@ -1,4 +1,4 @@
-"""Timing that is right on CPUs and GPUs."""
+"""Timing that is correct on CPUs and GPUs."""
 
 from __future__ import annotations
 

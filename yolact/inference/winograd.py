@@ -21,18 +21,18 @@ OUTPUT_TILE, INPUT_TILE = 4, 6
 PRODUCTS = INPUT_TILE**2
 
 POINTS = (0, 3 / 4, -3 / 4, 3 / 2, -3 / 2)
-"""Where the polynomials are evaluated, besides infinity. Of the sets tried these have the smallest rounding error: half
-that of the usual 0, 1, -1, 2, -2 (Lavin and Gray 2016), in bfloat16 and in float32."""
+"""Where the polynomials are evaluated, in addition to infinity. Of the sets tried these have the smallest rounding
+error: half that of the usual 0, 1, -1, 2, -2 (Lavin and Gray 2016), in bfloat16 and in float32."""
 
 TILES_AT_ONCE = 200
 """Tiles whose products are computed together: enough to amortise reading all kernels, few enough to stay in the
 last-level cache."""
 
 TILES_TRANSFORMED_AT_ONCE = 36
-"""Tiles that are transformed together: they stay in the L2 cache."""
+"""Tiles that are transformed together: they fit into the L2 cache."""
 
 KERNELS_AT_ONCE = 16
-"""Output channels whose kernels are transformed together; few, to save memory."""
+"""Output channels whose kernels are transformed at a time; few, to save memory."""
 
 CHANNELS_IN_STEP = 64
 """Output channels are padded with zeros to a multiple of this, four AVX-512 registers: oneDNN takes 1.3 times as long
@@ -161,13 +161,13 @@ def _bands(rows: int, columns: int) -> Iterator[slice]:
 class WinogradConv2d(_Winograd):
     """A 3x3 convolution of stride 1 and padding 1, with or without ReLU.
 
-    The result differs from the direct convolution's by rounding: by some 1e-6 of the largest value in float32, by eight
-    times the direct convolution's own error in bfloat16 (root mean square).
+    The result differs from the direct convolution's by rounding: by about 1e-6 of the largest value in float32, by
+    eight times the direct convolution's own error in bfloat16 (root mean square).
 
     Args:
         conv: the convolution.
         activation: applied to the result.
-        height, width: size of the input maps, if known. Others work too, some of them slowly.
+        height, width: size of the input maps, if known. Others work too, some slowly.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], height: int = 64, width: int = 64) -> None:
@@ -197,11 +197,11 @@ def _enlarge(tile: int, tiles: int, pixels: int) -> Tensor:
     """Matrix (6, 4), float64: the six pixels of an enlarged axis that a tile reads, from four small pixels.
 
     Bilinear with half-pixel centres: pixels 2i - 1 and 2i of the enlarged axis lie between i - 1 and i of the small
-    one, a quarter from the nearer. What lies outside the enlarged axis is the convolution's padding: zero.
+    one, a quarter from the nearer. Outside the enlarged axis is the convolution's padding: zero.
 
     Args:
         tile: index of the tile, below ``tiles``.
-        pixels: length of the small axis; if odd, half of the last tile lies outside.
+        pixels: length of the small axis; if odd, half of the last tile is outside.
     """
     near, far = 0.75, 0.25
     matrix = torch.zeros(INPUT_TILE, SOURCE_TILE, dtype=torch.float64)
@@ -219,8 +219,8 @@ class EnlargingWinogradConv2d(_Winograd):
     """Bilinear upsampling by 2 (as ``nn.Upsample``), then a 3x3 convolution with ReLU, then ``head``.
 
     The upsampling is linear, so it is merged into the input transform: a tile is transformed from 4x4 pixels of the
-    small map instead of 6x6 of the large one, and neither the enlarged map nor the convolution's output is ever
-    complete in memory.
+    small map instead of 6x6 of the large one, and neither the enlarged map nor the convolution's output is ever fully
+    in memory.
 
     Args:
         conv: the 3x3 convolution, stride 1, padding 1.
@@ -237,7 +237,7 @@ class EnlargingWinogradConv2d(_Winograd):
         """Map (B, I, h, w), h and w at least 3, to (B, K, 2h, 2w), in channels_last."""
         height, width = x.shape[2:]
         rows, columns = -(-height // SOURCE_STRIDE), -(-width // SOURCE_STRIDE)
-        # Beyond its edge the small map repeats its last pixel, as in bilinear upsampling.
+        # Past its edge the small map repeats its last pixel, as in bilinear upsampling.
         padding = (1, SOURCE_STRIDE * columns + 1 - width, 1, SOURCE_STRIDE * rows + 1 - height)
         padded = F.pad(x, padding, mode="replicate").permute(0, 2, 3, 1).contiguous()
         to_input = self._matrices(height, width, rows, columns)

@@ -1,7 +1,7 @@
 """The training loss of YOLACT and YOLACT++: the weighted sum of the terms in `LOSS_TERMS`.
 
-All terms are computed for the whole batch at once and without waiting for a GPU: shapes never depend on values computed
-there. With several processes, the normalisers are those of the batch that they share.
+All terms are computed for the whole batch at once and without waiting for the GPU: no shape depends on a value computed
+    there. With several processes, the normalisers are those of their common batch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Losses:
     """The loss terms of a batch by name, normalised, in the order of `LOSS_TERMS`; each a float32 scalar."""
 
     terms: dict[str, Tensor]
-    """Unweighted, so that runs with different weights compare; for logs."""
+    """Unweighted, for logs: comparable between runs with different weights."""
     weighted: dict[str, Tensor]
-    """Times their weights."""
+    """Multiplied by their weights."""
 
     @property
     def total(self) -> Tensor:
@@ -48,10 +48,10 @@ class YolactLoss(nn.Module):
     """The loss of a batch, or of one process's share of it.
 
     Each term is divided by the number of positive anchors (at least 1) or of images in the whole batch, see
-    `LOSS_TERMS`. Where processes train together, these numbers are summed over all processes and divided by
-    ``world_size``: the mean of the processes' gradients, which `torch.nn.parallel.DistributedDataParallel` takes, is
-    then the gradient of the whole batch in one process, and the mean of their terms that batch's term. All processes
-    must call the loss equally often.
+    `LOSS_TERMS`. In distributed training, these numbers are summed over all processes and divided by ``world_size``:
+    the mean of the processes' gradients, which `torch.nn.parallel.DistributedDataParallel` computes, then equals the
+    gradient of the whole batch in one process, and the mean of their terms equals that batch's term. All processes must
+    call the loss equally often.
 
     Args:
         config: weights and thresholds.
@@ -68,7 +68,7 @@ class YolactLoss(nn.Module):
         self.world_size = world_size
 
     def match(self, targets: Targets, anchors: Tensor) -> Matches:
-        """The role of each of the (A, 4) anchors in each image, with the thresholds of the settings."""
+        """Match the (A, 4) anchors with each image's objects, with the thresholds of the settings."""
         config = self.config
         return match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
 
@@ -83,12 +83,12 @@ class YolactLoss(nn.Module):
         """Compute the terms in float32.
 
         Args:
-            outputs: of a network in training mode, any floating dtype.
-            targets: of the batch, on the outputs' device.
-            matches: of these targets and the outputs' anchors, see `match`.
-            priorities: (B, A) float32, see `random_priorities`; of an image with more positives than may enter the
-                mask loss, those with the greatest enter.
-            maskiou_net: the network's mask re-scoring, if it has one; it takes part in training only through here.
+            outputs: outputs of a network in training mode, any floating dtype.
+            targets: the batch's targets, on the outputs' device.
+            matches: matches of these targets with the outputs' anchors, see `match`.
+            priorities: (B, A) float32, see `random_priorities`; if an image has more positives than the mask loss
+                takes, those with the highest priority are used.
+            maskiou_net: the network's mask re-scoring, if it has one; it is trained only through this argument.
         """
         assert outputs.semantic_logits is not None, "the loss needs a network in training mode"
         normalisers = batch_sizes(matches.classes, self.world_size)
@@ -134,9 +134,9 @@ def batch_sizes(classes: Tensor, world_size: int) -> dict[Normaliser, Tensor]:
 def random_priorities(images: int, anchors: int, device: torch.device) -> Tensor:
     """(images, anchors) float32 random numbers, 0 to 1, on the device.
 
-    They are drawn there, from a seed out of PyTorch's generator of the CPU: that generator's state is enough to draw
-    the same again. Draw once for a whole batch and take rows for its parts: then neither micro-batches nor processes
-    change which masks are chosen.
+    They are drawn on the device from a seed that PyTorch's CPU generator draws, so that generator's state reproduces
+    them. Draw once for the whole batch and slice rows for its parts: then neither micro-batches nor processes change
+    which masks are chosen.
     """
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = torch.Generator(device).manual_seed(seed)

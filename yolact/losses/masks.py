@@ -1,4 +1,4 @@
-"""The mask loss and the loss of mask re-scoring: masks assembled from prototypes against the true ones."""
+"""The mask loss and the loss of mask re-scoring: masks assembled from prototypes compared with the true masks."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class MaskSamples:
     labels: Tensor
     """(B, P) int64 true classes, 0 to C - 1."""
     filled: Tensor
-    """(B, P) bool; the other slots have no meaning."""
+    """(B, P) bool; the other slots are undefined."""
     scale: Tensor
-    """(B, 1) float32: positives of the image over those in slots: 1 where all of them take part."""
+    """(B, 1) float32: the image's positives divided by those in slots; 1 if all are used."""
 
     def masks(self) -> Tensor:
         """(B, P, Hp, Wp) 0 to 1; zero outside the true box."""
@@ -41,16 +41,16 @@ class MaskSamples:
 
 @dataclass
 class MaskIouSamples:
-    """What one batch teaches the mask re-scoring, in M slots."""
+    """A batch's training samples for the mask re-scoring, in M slots."""
 
     masks: Tensor
     """(M, Hp, Wp) assembled masks, soft and cropped; gradients flow back through them."""
     labels: Tensor
     """(M,) int64 true classes, 0 to C - 1."""
     ious: Tensor
-    """(M,) 0 to 1: how well each mask, binarised, fits the true one."""
+    """(M,) 0 to 1: IoU of each binarised mask with the true mask."""
     chosen: Tensor
-    """(M,) bool; the other slots teach nothing."""
+    """(M,) bool; the other slots are not used."""
 
 
 def mask_samples(
@@ -61,13 +61,13 @@ def mask_samples(
     priorities: Tensor,
     max_masks: int,
 ) -> MaskSamples:
-    """Assemble the masks of the positives (paper equation 1) beside the true masks.
+    """Assemble the masks of the positives (paper equation 1) and gather the true masks.
 
     Args:
         prototypes: (B, Hp, Wp, K).
         coefficients: (B, A, K).
-        priorities: (B, A); of the positives of an image, those with the greatest are taken.
-        max_masks: positives per image that take part at most.
+        priorities: (B, A); the positives of an image with the highest priorities are taken.
+        max_masks: maximum number of positives per image.
 
     Returns:
         Each image's positives by descending priority, filled slots first.
@@ -92,7 +92,7 @@ def mask_samples(
 
 
 def _slots(counts: Tensor, targets: Targets, max_masks: int) -> int:
-    """Slots for each image's masks: the most that an image can need, or on a CPU, where looking is free, does need."""
+    """Slots for each image's masks: on a CPU, where reading is free, as many as needed, else the upper bound."""
     if not len(targets.boxes):
         return 0
     return min(max_masks, int(counts.max())) if counts.device.type == "cpu" else max_masks
@@ -102,7 +102,7 @@ def mask_loss(samples: MaskSamples) -> Tensor:
     """Pixel cross-entropy of assembled masks inside the true box, divided by that box's area, summed.
 
     The area is in prototype pixels. A true pixel outside the crop costs 100, the clamp of PyTorch's cross-entropy.
-    Where only some of an image's positives take part, their sum is scaled up to all of them.
+    If only some of an image's positives are used, their sum is scaled up to all of them.
     """
     height, width = samples.logits.shape[2:]
     cost = _CroppedCrossEntropy.apply(samples.logits, samples.truth, samples.inside)  # (B, P)
@@ -114,19 +114,20 @@ def mask_loss(samples: MaskSamples) -> Tensor:
 class _CroppedCrossEntropy(torch.autograd.Function):
     """``F.binary_cross_entropy(sigmoid(logits) * inside, truth)``, summed over the pixels of each mask.
 
-    Values and gradients are those of PyTorch's functions, their clamps included: logarithms end at -100, and the
-    gradient of a pixel vanishes where the sigmoid is saturated. Written as one function because the pixels are many,
-    and because PyTorch's cross-entropy stops at NaN (on a GPU by a device assertion), which here has to reach the loss.
+    Values and gradients are those of PyTorch's functions, their clamps included: logarithms are clamped at -100, and a
+    pixel's gradient vanishes where the sigmoid is saturated. A single autograd function because the pixels are many,
+    and because PyTorch's cross-entropy fails on NaN (on a GPU with a device assertion), which here has to propagate to
+    the loss.
     """
 
     SMALLEST = 1e-12
-    """Least divisor in the gradient of PyTorch's cross-entropy (ATen, ``EPSILON``)."""
+    """Smallest divisor in the gradient of PyTorch's cross-entropy (ATen, ``EPSILON``)."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
         predicted = torch.sigmoid(logits).mul_(inside)
         ctx.save_for_backward(predicted, truth)
-        # The probability given to what is true: p where truth is 1, else 1 - p.
+        # The predicted probability of the true value: p where truth is 1, else 1 - p.
         right = torch.where(truth != 0, predicted, 1 - predicted)
         return right.log_().clamp_(min=-100).sum(dim=(-2, -1)).neg_()
 
@@ -142,8 +143,8 @@ def mask_iou_samples(samples: MaskSamples, min_area: int) -> MaskIouSamples:
     """The masks of a batch that train its mask re-scoring (YOLACT++ paper, "Fast Mask Re-Scoring Network").
 
     Args:
-        samples: those of the mask loss.
-        min_area: objects of no more prototype pixels are left out, as published.
+        samples: the samples of the mask loss.
+        min_area: objects with at most this many prototype pixels are left out, as published.
     """
     masks, truth = samples.masks().flatten(0, 1), samples.truth.flatten(0, 1)
     binary = masks > 0.5
@@ -159,10 +160,10 @@ def mask_iou_samples(samples: MaskSamples, min_area: int) -> MaskIouSamples:
 
 
 def mask_iou_loss(maskiou_net: MaskIouNet, samples: MaskIouSamples) -> Tensor:
-    """Smooth-L1 (beta 1) between predicted and measured IoU of each mask with the true one, summed.
+    """Smooth-L1 (beta 1) between the predicted and the measured IoU of each mask with the true mask, summed.
 
-    Without samples it is zero, and so are the gradients of ``maskiou_net``: the published code leaves the term out
-    then, which processes that train together could not.
+    Without samples the loss is zero, and so are the gradients of ``maskiou_net``; the published code omits the term
+    then, which is not possible in distributed training.
     """
     labels = torch.where(samples.chosen, samples.labels, 0)
     predicted = maskiou_net(samples.masks).gather(1, labels[:, None]).squeeze(1)

@@ -1,7 +1,7 @@
 """Which anchor learns which object (the published code's matching; SSD section 2.2), for a whole batch at once.
 
-Nothing here waits for a GPU: the work depends on the number of objects, which `Targets.counts` has on the host, and
-never on what is computed.
+Nothing here waits for a GPU: shapes and loops depend on the number of objects, which `Targets.counts` has on the host,
+    and never on computed values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BACKGROUND = 0
 IGNORED = -1
 
 ROWS_AT_ONCE = 128
-"""Objects whose overlaps with all anchors are held at one time, to bound memory for crowded images."""
+"""Objects whose overlaps with all anchors are held at a time, to bound memory for crowded images."""
 
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -40,12 +40,12 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
     """Match the objects of each image to anchors.
 
     Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, ignored
-    in between. Besides, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor
-    that is not positive and lies by more than ``crowd_overlap`` of its area in a crowd region is ignored. Among equals
-    the first object counts, then the first anchor.
+    in between. In addition, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor that
+    is not positive is ignored if more than ``crowd_overlap`` of its area is in a crowd region. Ties go to the first
+    object, then to the first anchor.
 
     Args:
-        targets: of the batch, on the anchors' device; crowd rows take part only in the crowd rule.
+        targets: the batch's targets, on the anchors' device; crowd rows take part only in the crowd rule.
         anchors: (A, 4) cxcywh, relative.
     """
     batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
@@ -66,7 +66,7 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
 
 @dataclass
 class _Overlaps:
-    """What is kept of the overlaps of N objects with A anchors.
+    """A summary of the overlaps of N objects with A anchors.
 
     A key is a pair's IoU and an index in one number, so that the greatest key is the best pair and, among equals, the
     first one: the bits of a float32 that is not negative rise with it, and the index counts down.
@@ -75,7 +75,7 @@ class _Overlaps:
     best: Tensor
     """(B, A) int64: each anchor's best object, as a key with the object's row; of IoU 0 at least, see `_value`."""
     in_crowd: Tensor
-    """(B, A) float32: the greatest share of the anchor's area that lies in one crowd region."""
+    """(B, A) float32: the greatest share of the anchor's area inside one crowd region."""
     candidates: Tensor
     """(N, L) int64: each object's best anchors in descending order, as keys with the anchor; `_NONE` for crowd rows.
 
@@ -108,9 +108,9 @@ def _forced(targets: Targets, overlaps: _Overlaps, num_anchors: int) -> Tensor:
     """Give each object a distinct anchor, best remaining pair of an image first; (B, A) keys with the object's row.
 
     The pairs are those of a stable matching in which both sides prefer greater keys, so objects can propose all at
-    once (Gale and Shapley 1962): each to its best anchor that no better pair holds. An object that is driven out
-    proposes again in the next round. The n-th best pair stands after n rounds at the latest, so there are as many
-    rounds as an image has objects; on a CPU, where looking costs nothing, they end when nothing changes any more.
+    once (Gale and Shapley 1962): each to its best anchor that no better pair holds. An object that loses its anchor
+    proposes again in the next round. The n-th best pair is final after at most n rounds, so there are as many rounds as
+    an image has objects; on a CPU, where checking is free, they end when nothing changes.
     """
     num_objects, length = overlaps.candidates.shape
     countdown = torch.arange(num_objects - 1, -1, -1, device=overlaps.candidates.device)[:, None]

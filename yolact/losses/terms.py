@@ -1,7 +1,7 @@
-"""The table of loss terms, and the terms that are no masks (paper section 3.3; normalisers as in the published code).
+"""The table of loss terms, and all terms but the mask terms (paper section 3.3; normalisers as published).
 
 A term is an entry in `LOSS_TERMS` and a weight in ``train.loss.weights``. The total, the logs, ``losses.csv``,
-``metrics/train.json``, MLflow and checkpoints take their terms from here.
+``metrics/train.json``, MLflow and checkpoints use this table.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLUGINS = "yolact.loss_terms"
 """Entry point group: each entry names a module that calls `register_loss_term` when it is imported."""
 
 RESERVED = ("total", "lr", "epoch", "step")
-"""Columns of the logs that are no terms."""
+"""Columns of the logs that are not loss terms."""
 
 Normaliser = Literal["positives", "images"]
 """What a term is divided by: the positive anchors (at least 1) or the images of the whole batch."""
@@ -40,7 +40,7 @@ class LossContext:
     """What every loss term can read."""
 
     outputs: RawOutputs
-    """From a network in training mode; float32."""
+    """Outputs of a network in training mode; float32."""
     targets: Targets
     matches: Matches
     priorities: Tensor
@@ -50,7 +50,7 @@ class LossContext:
 
     @cached_property
     def masks(self) -> MaskSamples:
-        """The assembled masks of the positives beside the true ones; computed once for all terms."""
+        """The assembled and the true masks of the positives; computed once for all terms."""
         return mask_samples(
             self.outputs.prototypes,
             self.outputs.mask_coefficients,
@@ -66,8 +66,8 @@ class LossTerm:
     """One term of the training loss."""
 
     function: Callable[[LossContext], Tensor | None]
-    """Sum over the batch, a float32 scalar, neither weighted nor normalised; None where the network has no such term.
-    No shape may depend on values computed on a GPU, so that the host never waits for it."""
+    """Sum over the batch, a float32 scalar, neither weighted nor normalised; None if the network has no such term. No
+    shape may depend on values computed on a GPU: the host would wait for them."""
     normaliser: Normaliser
 
 

@@ -19,7 +19,7 @@ PARTS = ("fpn.", "proto_net.", "prediction_layers.", "semantic_seg_conv.")
 """Prefixes of the tensors outside the backbone."""
 
 COUNTER = ".num_batches_tracked"
-"""Suffix of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and nothing here reads them."""
+"""Suffix of batch norm's counters. Files from before PyTorch 0.4.1 lack them, and they are never read here."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Architecture:
         """
         if not any(name.startswith(PARTS) for name in state):
             raise WeightsError(
-                f"is no YOLACT: no key starts with {', '.join(PARTS)}; its keys are {shortened(list(state))}. "
-                "For the weights of a backbone there is the setting model.backbone_weights"
+                f"is not a YOLACT: no key starts with {', '.join(PARTS)}; its keys are {shortened(list(state))}. "
+                "To load a backbone's weights, use the setting model.backbone_weights"
             )
         backbone, (blocks, deformable_blocks) = _backbone(state)
         anchors_per_cell = _channels(state, "prediction_layers.0.bbox_layer") // 4
@@ -145,7 +145,7 @@ def _channels(state: Mapping[str, Tensor], layer: str) -> int:
 
 
 def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
-    """Refuse an incomplete state, or one with inconsistent shapes."""
+    """Reject an incomplete state, or one with inconsistent shapes."""
     anchors = [[1.0] * architecture.anchors_per_cell] * PYRAMID_LEVELS  # affect neither names nor shapes
     config = architecture.model_config(550, anchors, [1.0], square_anchors=True)
     with torch.device("meta"):
@@ -157,9 +157,9 @@ def _check(state: Mapping[str, Tensor], architecture: Architecture) -> None:
         if names
     ]
     if problems:
-        raise WeightsError(f"{'; '.join(problems)}. Take the file whole, as it was published")
+        raise WeightsError(f"{'; '.join(problems)}. Use the complete file, as published")
     misfits = [
-        f"{name} is {tuple(state[name].shape)} where the others need {tuple(tensor.shape)}"
+        f"{name} is {tuple(state[name].shape)}, but the others need {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]

@@ -50,7 +50,7 @@ class ImportedModel:
     """In evaluation mode, on the CPU, in float32."""
     classes: list[str]
     published: str | None
-    """The matching published configuration, whatever the classes; None if there is none."""
+    """The matching published configuration, with any classes; None if there is none."""
     dropped: list[str]
     """Tensors in the file that version 1.0 wrote and never used."""
 
@@ -71,7 +71,7 @@ def import_checkpoint(
         path: a ``.pth`` or safetensors file, see `read_state_dict`.
         model: name of the published configuration.
         image_size, anchor_scales, anchor_ratios, square_anchors: see `infer_model_config`.
-        classes: names; by default COCO's for 80 classes, PASCAL VOC's for 20, else ``class_1`` and so on.
+        classes: names; by default COCO's for 80 classes, PASCAL VOC's for 20, else ``class_1``, ``class_2``, ...
 
     Raises:
         WeightsError: the file cannot be read, is not a complete, consistent YOLACT, contradicts ``model``, has values
@@ -79,7 +79,7 @@ def import_checkpoint(
         SettingsError: there is no published configuration ``model``.
     """
     if path.name == WEIGHTS_FILE and (path.parent / DESCRIPTION_FILE).is_file():
-        raise WeightsError(f"{path}: is a model of this project already; use the folder {path.parent} as it is")
+        raise WeightsError(f"{path}: already is a model of this project; use the folder {path.parent} directly")
     state, dropped = without_unused(read_state_dict(path))
     try:
         config = infer_model_config(
@@ -125,7 +125,7 @@ def infer_model_config(
 
     Only names and shapes are read, so tensors may be on the device ``meta``. They do not determine the input size and
     the anchors; those not given come from a published configuration: ``model``, else one with the same network, else
-    ``yolact_base`` or ``yolact_plus_base``, by anchors per cell. A warning is logged wherever others would fit as well.
+    ``yolact_base`` or ``yolact_plus_base``, by anchors per cell. A warning is logged if others would fit as well.
     Anchor scales are for the published input size, and are scaled in proportion for another one.
 
     Args:
@@ -155,7 +155,7 @@ def infer_model_config(
         config = architecture.model_config(image_size, anchor_scales, anchor_ratios, square_anchors)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors()]
-        raise WeightsError(f"makes no valid network: {'; '.join(problems)}") from error
+        raise WeightsError(f"does not give a valid network: {'; '.join(problems)}") from error
     if config.anchors_per_cell != architecture.anchors_per_cell:
         raise WeightsError(
             f"has {architecture.anchors_per_cell} anchors per cell; the scales and ratios given make "
@@ -179,7 +179,7 @@ def read_class_names(path: Path) -> list[str]:
     names = [line.strip() for line in lines if line.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(f"{path}: has names more than once: {shortened(twice)}")
+        raise DataError(f"{path}: has duplicate names: {shortened(twice)}")
     return names
 
 
@@ -193,7 +193,7 @@ def _named(architecture: Architecture, name: str) -> PublishedModel:
     published = find_published(name)
     differences = architecture.differences(Architecture.of_config(published.model, len(published.classes)))
     if differences:
-        raise WeightsError(f"is no {name}: {'; '.join(differences)}")
+        raise WeightsError(f"is not {name}: {'; '.join(differences)}")
     if len(published.classes) != architecture.num_classes:
         log.warning(
             "the weights have %d classes, not the %d of %s", architecture.num_classes, len(published.classes), name
@@ -229,7 +229,7 @@ def _most_alike(architecture: Architecture, file_name: str, sized: bool) -> Publ
         ways = ["the anchors (arguments of import_checkpoint in Python)"]
     if why:
         log.warning(
-            "the weights do not tell the %s, taken to be as in %s: %s. If that is wrong, name %s",
+            "the weights do not determine the %s, taken from %s: %s. If that is wrong, give %s",
             "anchors" if sized else "anchors and the image size",
             chosen.name,
             why,
@@ -243,7 +243,7 @@ def _same_anchors(per_cell: int) -> PublishedModel:
         if known.model.anchors_per_cell == per_cell:
             return known
     raise WeightsError(
-        f"has {per_cell} anchors per cell, as no published configuration has; give image_size, anchor_scales, "
+        f"has {per_cell} anchors per cell, unlike any published configuration; give image_size, anchor_scales, "
         "anchor_ratios and square_anchors to yolact.models.checkpoints.import_checkpoint in Python"
     )
 
@@ -270,7 +270,7 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
 def _class_names(number: int, given: Sequence[str] | None) -> list[str]:
     if given is not None:
         if len(given) != number:
-            raise WeightsError(f"has {number} classes, and {len(given)} class names are given")
+            raise WeightsError(f"has {number} classes, but {len(given)} class names are given")
         return list(given)
     known = {len(published.classes): published.classes for published in PUBLISHED_MODELS.values()}
     return list(known.get(number, [f"class_{index + 1}" for index in range(number)]))

@@ -25,7 +25,7 @@ class Complexity:
     flops: int
     """For the forward pass of one image, see `count_flops`."""
     rescoring_flops: int
-    """For re-scoring one mask (YOLACT++), which runs only on detections and is not in ``flops``; 0 without it."""
+    """For re-scoring one mask (YOLACT++), which runs only on detections and is not part of ``flops``; 0 without it."""
     anchors: int
     prototypes: tuple[int, int, int]
     """Height, width and number."""
@@ -65,7 +65,7 @@ def count_flops(model: Yolact, height: int | None = None, width: int | None = No
     Args:
         model: a network on any device; only its configuration is read.
         height: input height, pixels; the configured size by default.
-        width: input width, likewise.
+        width: input width, pixels; likewise.
     """
     size = model.config.image_size
     return _run(build_on_meta(model.config, model.num_classes), height or size, width or size)[1]
@@ -106,7 +106,7 @@ def _count_deformable_convolution(
 ) -> int:
     """One ``torchvision::deform_conv2d``: sampling its inputs, then the products of a plain convolution.
 
-    The plain convolution that predicts offsets and modulation is counted by itself.
+    The plain convolution that predicts offsets and modulation is counted separately.
     """
     batch, out_channels, height, width = out_shape
     in_channels_of_group, kernel_height, kernel_width = weight_shape[1:]

@@ -34,12 +34,12 @@ RATIOS = (1.0, 0.5, 2.0)
 
 @dataclass(frozen=True)
 class PublishedMetrics:
-    """The authors' results; nothing here was measured by this project."""
+    """The authors' results, not measured by this project."""
 
     mask_ap: float
     """Percent; ``metric`` says which AP."""
     metric: str
-    """The metric, and the images that it was measured on."""
+    """The metric and the images that it was measured on."""
     fps: float
     """Images per second on a Titan Xp, batch size 1."""
     source: str
@@ -222,14 +222,14 @@ _MODELS = [
 ]
 
 PUBLISHED_MODELS: dict[str, PublishedModel] = {model.name: model for model in _MODELS}
-"""The eight, by name."""
+"""The eight published configurations by name."""
 
 
 def find_published(name: str) -> PublishedModel:
     """The published configuration with that name.
 
     Raises:
-        SettingsError: there is none; the message has the closest name or all of them.
+        SettingsError: there is none; the message suggests the closest name or lists all.
     """
     if name not in PUBLISHED_MODELS:
         close = difflib.get_close_matches(name, PUBLISHED_MODELS, n=1)

@@ -24,7 +24,7 @@ from yolact.settings import ModelConfig
 log = logging.getLogger(__name__)
 
 INPUT_SETTINGS = ("image_size", "keep_aspect_ratio", "anchor_scales", "anchor_ratios", "square_anchors")
-"""Settings that change no tensor's shape, but what the tensors learned."""
+"""Settings that affect what the tensors learned but not their shapes."""
 
 
 def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Which layers were taken from another network."""
+    """Which layers were loaded from another network."""
 
     taken: list[str]
     """Layers with weights from the file."""
@@ -61,8 +61,8 @@ def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeight
     """Load every layer that fits, by name and shape, from the folder ``model.config.initial_weights``.
 
     The other layers keep their weights. A layer is skipped as a whole if one of its tensors has another shape; if the
-    file lacks some of its tensors, it takes the rest, so a deformable convolution can start from a plain one. Skipped
-    layers are logged.
+    file lacks some of its tensors, the others are loaded, so a deformable convolution can start from a plain one.
+    Skipped layers are logged.
 
     Args:
         classes: the network's class names; a warning is logged if the file has as many with other names.
@@ -80,8 +80,8 @@ def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeight
     fits = any(layer.startswith("backbone.") for layer in result.taken)
     if not fits or not _same_family(saved.config.backbone, model.config.backbone):
         raise WeightsError(
-            f"model.initial_weights: {directory}: its backbone ({saved.config.backbone}) does not fit this network "
-            f"({model.config.backbone}); take the settings of section model from its {DESCRIPTION_FILE}"
+            f"model.initial_weights: {directory}: its backbone ({saved.config.backbone}) does not match this network's "
+            f"({model.config.backbone}); copy the settings of section model from its {DESCRIPTION_FILE}"
         )
     model.load_state_dict(own | fitting)
     _report(directory, result, len(_by_layer(own)))
@@ -128,7 +128,7 @@ def _modules(layer: str) -> Iterator[str]:
 
 
 def _change(saved: Tensor, own: Tensor) -> str:
-    """How two shapes of a weight differ, for the log."""
+    """How a weight's two shapes differ, for the log."""
     before, after = tuple(saved.shape), tuple(own.shape)
     if before[1:] == after[1:]:
         return f"{before[0]} -> {after[0]} channels"
@@ -142,20 +142,20 @@ def _same_family(backbone: str, other: str) -> bool:
 
 
 def _report(directory: Path, result: InitialWeights, layers: int) -> None:
-    log.info("model.initial_weights: %d of %d layers are taken from %s", len(result.taken), layers, directory)
+    log.info("model.initial_weights: %d of %d layers loaded from %s", len(result.taken), layers, directory)
     if result.reinitialised:
-        log.info("initialised again: %s", ", ".join(result.reinitialised))
+        log.info("reinitialised: %s", ", ".join(result.reinitialised))
     if result.unused:
-        log.info("not in this network and left out: %s", ", ".join(result.unused))
+        log.info("not in this network, ignored: %s", ", ".join(result.unused))
 
 
 def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConfig, classes: Sequence[str]) -> None:
-    """Warn of classes and input settings that differ: equal shapes do not mean equal semantics."""
+    """Warn about classes and input settings that differ: equal shapes do not mean equal semantics."""
     others = [(theirs, ours) for theirs, ours in zip(saved.classes, classes, strict=False) if theirs != ours]
     if len(saved.classes) == len(classes) and others:
         log.warning(
-            "model.initial_weights: %s has %d classes too, but %d under other names: what it learned for %r is now the "
-            "start for %r",
+            "model.initial_weights: %s also has %d classes, but %d with other names: its weights for %r initialise "
+            "those for %r",
             directory,
             len(classes),
             len(others),
@@ -172,8 +172,8 @@ def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConf
 def load_backbone_weights(model: Yolact) -> None:
     """Load the backbone's weights that ``model.config.backbone_weights`` names; ``none`` keeps the random ones.
 
-    A file may have the backbone's own names or those that `Backbone.rename_weights` knows. Where it has no deformable
-    convolutions and the backbone does, they take the weights of the plain ones and the rest stays zero, as published.
+    A file may have the backbone's own names or those that `Backbone.rename_weights` knows. If it has no deformable
+    convolutions but the backbone does, they take the weights of the plain ones and the rest stays zero, as published.
 
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit the backbone.

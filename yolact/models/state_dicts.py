@@ -22,10 +22,10 @@ ZIP_START = b"PK\x03\x04"
 """First bytes of ``torch.save`` files since PyTorch 1.6."""
 
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of older ones, the published weights among them: a pickled magic number."""
+"""First bytes of older ones, including the published weights: a pickled magic number."""
 
 WRAPPERS = ("state_dict", "model")
-"""Keys under which training programs save the state_dict beside other data."""
+"""Keys under which training programs save the state_dict next to other data."""
 
 DATA_PARALLEL_PREFIX = "module."
 """Prefix that ``torch.nn.DataParallel`` adds to every name."""
@@ -37,14 +37,14 @@ OTHER_STARTS = {
     b"%PDF": "a PDF document",
     b"\x1f\x8b": "a gzip archive",
     b"\x89HDF": "an HDF5 file",
-    b"version https://git-lfs": "a Git LFS pointer, which stands for the file; run `git lfs pull`",
-    b"<": "a web page or XML, as servers send in place of a file; download it again",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file; run `git lfs pull`",
+    b"<": "a web page or XML, which servers send instead of a file; download it again",
     b"\x80": "a pickle that PyTorch did not write",
 }
-"""Kinds of files that are mistaken for weights, by their first bytes."""
+"""Types of files that are mistaken for weights, by their first bytes."""
 
 SHOWN = 3
-"""Names that a message lists before it counts the rest."""
+"""Number of names that a message lists before it counts the rest."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -90,11 +90,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise WeightsError(f"{path}: is not a safetensors file, or is cut short: {error}") from error
+        raise WeightsError(f"{path}: is not a safetensors file, or is truncated: {error}") from error
 
 
 def _check_kind(path: Path, start: bytes) -> None:
-    """Refuse a file that ``torch.save`` did not write, or that is truncated."""
+    """Reject a file that ``torch.save`` did not write, or that is truncated."""
     if not start:
         raise WeightsError(f"{path}: is empty")
     if start.startswith(ZIP_START):
@@ -104,7 +104,7 @@ def _check_kind(path: Path, start: bytes) -> None:
     elif not start.startswith(LEGACY_START):
         kind = next((kind for known, kind in OTHER_STARTS.items() if start.lstrip().startswith(known)), None)
         if kind is None:
-            kind = "text" if _is_text(start) else "of a kind that is not known here"
+            kind = "text" if _is_text(start) else "of an unknown type"
         raise WeightsError(f"{path}: is not a file of PyTorch weights; it is {kind}")
 
 
@@ -127,24 +127,24 @@ def _is_text(start: bytes) -> bool:
 
 
 def _explained(path: Path, error: str) -> str:
-    """Why ``torch.load`` could not read a file, from its error message."""
+    """Why ``torch.load`` could not read a file, derived from its error message."""
     refused = re.search(r"GLOBAL ([\w.]+)", error)
     if refused:
         return _refusal(path, refused[1])
     if "Unsupported operand" in error:
-        return f"{path}: is pickled in a way that is not read safely; save it with torch.save's own pickle_protocol"
+        return f"{path}: is pickled in a way that cannot be read safely; save it with torch.save's own pickle_protocol"
     return _damaged(path)
 
 
 def _damaged(path: Path) -> str:
     size = path.stat().st_size
-    return f"{path}: is cut short or damaged; {size:,} bytes are there. Compare that with its source and get it again"
+    return f"{path}: is truncated or damaged; it has {size:,} bytes. Compare with its source and download it again"
 
 
 def _refusal(path: Path, name: str) -> str:
     return (
-        f"{path}: holds Python objects ({name}), not only tensors. Reading them can run any code, so they are refused. "
-        "If you trust the file, save the tensors alone, where its classes are installed: content = "
+        f"{path}: holds Python objects ({name}), not only tensors. Reading them can run arbitrary code, so they are "
+        "rejected. If you trust the file, save the tensors alone, where its classes are installed: content = "
         f"torch.load({path.name!r}, weights_only=False); then torch.save(content.state_dict(), 'plain.pth') for a "
         "network, or torch.save(content['state_dict'], 'plain.pth') for a dictionary that has it under that key"
     )

@@ -23,7 +23,7 @@ DESCRIPTION_FILE = "model.json"
 FORMAT = 2
 
 ADDED_SETTINGS = {"keep_aspect_ratio": False}
-"""Settings that models of format 2 may lack, with the value that was fixed before the setting existed."""
+"""Settings that models of format 2 may lack, with the value used before the setting existed."""
 
 MAKE_ONE = "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`)"
 
@@ -72,7 +72,7 @@ def read_saved(directory: Path) -> SavedModel:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file. {MAKE_ONE}") from None
     except SafetensorError as error:
-        raise WeightsError(f"{path}: not a safetensors file, or cut short: {error}") from error
+        raise WeightsError(f"{path}: not a safetensors file, or truncated: {error}") from error
     return SavedModel(config, description["classes"], tensors)
 
 
@@ -103,7 +103,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path}: needs the keys format, classes and model")
     if description["format"] != FORMAT:
         raise WeightsError(
-            f"{path}: has format {description['format']!r}, and this version reads {FORMAT}. {MAKE_ONE} with it"
+            f"{path}: has format {description['format']!r}, but this version reads {FORMAT}. {MAKE_ONE} with it"
         )
     if not isinstance(description["model"], dict):
         raise WeightsError(f"{path}: model must be an object with settings (found {description['model']!r})")

@@ -1,7 +1,8 @@
-"""Comparison with the published implementation: its stored results against ours.
+"""Comparison with the published implementation: our results against its stored ones.
 
-A directory of fixtures has what the published implementation computed, as ``.npz`` and JSON files: weights and outputs,
-detections, losses, single functions. `run_parity` computes all of them with the project's own functions and compares.
+A directory of fixtures contains results of the published implementation as ``.npz`` and JSON files: weights and
+outputs, detections, losses, single functions. `run_parity` recomputes all of them with the project's own functions and
+compares.
 
 `runner` finds the fixtures and their kinds, `fixture` and `stored` read them, `report` compares and collects. Checks by
 kind: `network`, `detection`, `losses`, `units` (single functions) and `configurations` (without weights; `anchors`

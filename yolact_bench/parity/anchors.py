@@ -34,11 +34,11 @@ class AnchorSettings:
             DataError: no published configuration has such anchors, and this project cannot generate them.
         """
         if stored.get("preapply_sqrt", False) or not stored.get("use_pixel_scales", True):
-            raise DataError("anchors with preapply_sqrt on or use_pixel_scales off cannot be made")
+            raise DataError("anchors with preapply_sqrt on or use_pixel_scales off are not supported")
         ratios = stored["pred_aspect_ratios"]
         while isinstance(ratios[0], list):
             if any(level != ratios[0] for level in ratios):
-                raise DataError("levels with different aspect ratios cannot be made: the head is shared")
+                raise DataError("levels with different aspect ratios are not supported: the head is shared")
             ratios = ratios[0]
         return cls(
             image_size=int(stored["max_size"]),

@@ -1,7 +1,7 @@
 """Checks of whole configurations without weights: key names, shapes, parameter counts, anchors.
 
 Published configurations come from `yolact.models.published`. Others are inferred: the network from its keys and shapes,
-the anchors from the settings that are stored beside their counts.
+the anchors from the settings stored next to their counts.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Configurations:
         """
         settings = self.anchor_settings(name)
         if settings is None:
-            raise DataError(f"{name} is no published configuration, and no JSON file here has its anchor settings")
+            raise DataError(f"{name} is not a published configuration, and no JSON file here has its anchor settings")
         size = settings.image_size
         levels = Yolact.level_sizes(size, size)
         return pyramid_anchors(levels, settings.scales, settings.ratios, size, settings.square)
@@ -118,7 +118,7 @@ def check_state_dicts(checks: Checks, configurations: Configurations) -> None:
 
 
 def check_anchor_settings(checks: Checks, configurations: Configurations) -> None:
-    """Check anchors of every configuration, and whatever else is stored about its network."""
+    """Check the anchors of every configuration, and everything else stored about its network."""
     for name in checks.fixture.tree:
         with checks.part(name):
             _check_anchors(checks, name, configurations)

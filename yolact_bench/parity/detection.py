@@ -91,7 +91,7 @@ def check_candidates(checks: Checks, folder: str, found: Candidates) -> None:
 
 
 def _order_of_ties(fixture: Fixture, folder: str, found: Candidates) -> Tensor:
-    """Our rows in the order of the stored ones, where only scores that are nearly equal have changed places."""
+    """Our rows in the order of the stored ones; only rows with nearly equal scores may swap."""
     scores, classes, boxes = (fixture.tensor(f"{folder}/{name}") for name in ("scores", "classes", "boxes"))
     order = list(range(len(scores)))
     start = 0
@@ -162,7 +162,7 @@ def _check_average_precision(checks: Checks) -> None:
     thresholds = _thresholds(fixture)
     evaluation = PublishedEvaluation(
         num_classes, thresholds, min_relative_side=0
-    )  # the stored objects lack the small ones already
+    )  # small objects are already missing from the stored ones
     mode = _evaluated_mode(fixture)
     for image in fixture.children("eval/gt"):
         evaluation.add(_stored_detections(fixture, f"post/{mode}/{image}"), _ground_truth(fixture, image))

@@ -1,4 +1,4 @@
-"""Fixture files: named arrays or settings, with a record of what was read, which shows what no check used."""
+"""Fixture files: named arrays or settings, with a record of what was read, to find arrays that no check used."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Fixture:
         return [name for name in self.names if name not in self._read]
 
     def has(self, folder: str) -> bool:
-        """Whether a folder has anything in it."""
+        """Whether a folder is not empty."""
         return any(name.startswith(f"{folder}/") for name in self.names)
 
     def children(self, folder: str = "") -> list[str]:
@@ -105,7 +105,7 @@ class Fixture:
         """
         array = np.asarray(self.value(name))
         if array.dtype.kind not in "biuf":
-            raise DataError(f"{name} is no array of numbers (found {array.dtype})")
+            raise DataError(f"{name} is not an array of numbers (found {array.dtype})")
         tensor = torch.from_numpy(array.copy())
         return tensor.float() if tensor.dtype == torch.float16 else tensor
 
@@ -123,7 +123,7 @@ class Fixture:
         count = int(np.prod(sides))
         bits = np.unpackbits(self.tensor(packed).numpy())
         if len(bits) < count:
-            raise DataError(f"{packed} has {len(bits)} bits, {shape} asks for {count}")
+            raise DataError(f"{packed} has {len(bits)} bits, but {shape} needs {count}")
         return torch.from_numpy(bits[:count].reshape(sides))
 
 
@@ -136,10 +136,10 @@ def read_npz(path: Path) -> Fixture:
     try:
         arrays = np.load(path, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise DataError("holds one bare array; a fixture is an archive of named arrays (numpy.savez)")
+            raise DataError("contains a single array; a fixture is an archive of named arrays (numpy.savez)")
         meta = json.loads(str(arrays[META])) if META in arrays else {}
     except UNREADABLE as error:
-        raise DataError(f"damaged or cut short: {error}") from error
+        raise DataError(f"damaged or truncated: {error}") from error
     return Fixture(arrays, meta)
 
 
@@ -152,7 +152,7 @@ def read_json(path: Path) -> Fixture:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"damaged or cut short, not JSON: {error}") from error
+        raise DataError(f"damaged or truncated, not JSON: {error}") from error
     entries: dict[str, Any] = {}
     for outer, row in tree.items() if isinstance(tree, dict) else ():
         if isinstance(row, dict):

@@ -33,13 +33,13 @@ PUBLISHED_LOSS = LossConfig(
     negatives_per_positive=3,
     max_masks_per_image=100,
 )
-"""Of ``yolact_base`` and ``yolact_plus_base`` (dbolya/yolact, ``data/config.py``)."""
+"""Settings of ``yolact_base`` and ``yolact_plus_base`` (dbolya/yolact, ``data/config.py``)."""
 
 TERMS = {"B": "box", "C": "classification", "M": "mask", "S": "semantic", "I": "mask_iou"}
 """Published name of each term, and ours."""
 
 PREDICTIONS = "pred"
-"""Folder of stored predictions, where a file has no network."""
+"""Folder of stored predictions in files without a network."""
 
 _SAMPLED = re.compile(r"sample_?(\d+)")
 
@@ -58,7 +58,7 @@ def check_losses(checks: Checks) -> None:
 
 
 def check_network_losses(checks: Checks, network: Yolact | None) -> None:
-    """The losses in a network's file, on its stored training outputs; each has targets of its own."""
+    """The losses in a network's file, on its stored training outputs; each has its own targets."""
     fixture = checks.fixture
     for variant in _variants(fixture):
         with checks.part(variant):
@@ -73,10 +73,10 @@ def _variants(fixture: Fixture) -> list[str]:
 
 
 def variant_config(fixture: Fixture, variant: str) -> LossConfig:
-    """The published loss with what a variant changes, by `meta_json` or by its name.
+    """The published loss with a variant's changes, from `meta_json` or from its name.
 
-    ``meta_json.<variant>`` may have ``masks_to_train`` and ``crowd_iou_threshold``. Else ``sample10`` stands for 10
-    masks to train, and ``no_crowd`` for a crowd rule that never applies.
+    ``meta_json.<variant>`` may have ``masks_to_train`` and ``crowd_iou_threshold``. Otherwise ``sample10`` means 10
+    masks to train, and ``no_crowd`` a crowd rule that never applies.
     """
     changes: dict[str, float] = {}
     masks = fixture.meta.get(variant, "masks_to_train", default=fixture.meta.get("masks_to_train"))
@@ -117,7 +117,7 @@ def _numbered(fixture: Fixture, folder: str) -> list[str]:
 def check_matches(checks: Checks, folder: str, matches: Matches, targets: Targets, anchors: Tensor) -> None:
     """Compare with ``conf_t``; and with ``idx_t`` and ``loc_t`` where an anchor is positive.
 
-    The arrays have a row per image, or belong to the only one.
+    The arrays have a row per image, or belong to the only image.
     """
     fixture = checks.fixture
     classes = matches.classes
@@ -143,7 +143,7 @@ def _first_rows(targets: Targets) -> Tensor:
 
 
 def _check_hard_negatives(checks: Checks, variant: str, logits: Tensor, classes: Tensor, ratio: int) -> None:
-    """The anchors that the class loss selects are those to whose logits its gradient flows."""
+    """The anchors that the class loss selects are those whose logits receive a gradient."""
     fixture = checks.fixture
     leaf = logits.clone().requires_grad_()
     classification_loss(leaf, classes, ratio).backward()
@@ -213,7 +213,7 @@ def _check_mask_iou(
     maskiou_net: MaskIouNet | None,
     priorities: Tensor,
 ) -> None:
-    """What mask re-scoring learns from: each sample's class, true IoU, pixel sum and predicted IoU."""
+    """The samples of mask re-scoring: class, true IoU, pixel sum and predicted IoU of each."""
     if maskiou_net is None:
         raise DataError("a network with mask re-scoring is needed, whose weights are not in the file")
     fixture = checks.fixture
@@ -236,16 +236,16 @@ def _check_mask_iou(
 
 
 def stored_priorities(matches: Matches, max_masks: int, permutations: list[Tensor]) -> Tensor:
-    """Priorities (B, A) with which the mask loss chooses as the published code did: see `YolactLoss.forward`.
+    """Priorities (B, A) with which the mask loss selects as the published code did, see `YolactLoss.forward`.
 
-    That code draws a permutation of an image's positives, in the anchors' order, where they are more than may take
-    part, and takes the first ones.
+    If an image has more positives than the mask loss takes, that code draws a permutation of them, in the anchors'
+    order, and takes the first ones.
 
     Args:
-        permutations: those that were drawn, in turn.
+        permutations: the drawn permutations, in order.
 
     Raises:
-        DataError: another number of them is needed, or one of another length.
+        DataError: their number or the length of one does not match.
     """
     priorities = -torch.arange(matches.classes.shape[1], dtype=torch.float32).repeat(len(matches.classes), 1)
     waiting = list(permutations)

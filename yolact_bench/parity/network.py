@@ -123,7 +123,7 @@ def build_network(fixture: Fixture, *, batch_statistics: bool) -> Yolact:
     with torch.device("meta"):  # no random weights, which would only be overwritten
         network = Yolact(config, len(state["semantic_seg_conv.weight"]))
     counters = {name: torch.zeros((), dtype=torch.int64) for name in network.state_dict() if name.endswith(COUNTER)}
-    network.load_state_dict(counters | state, assign=True)  # no output depends on counters, so a file may lack them
+    network.load_state_dict(counters | state, assign=True)  # outputs do not depend on counters, so a file may lack them
     return network
 
 

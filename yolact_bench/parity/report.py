@@ -32,10 +32,10 @@ class Comparison:
     """See `compare`."""
     passed: bool
     note: str = ""
-    """Why it failed, or a remark."""
+    """Why it failed, or a note."""
 
     def to_json(self) -> dict[str, Any]:
-        """A row of ``yolact parity --json``."""
+        """One comparison as in ``yolact parity --json``."""
         return {
             "name": self.name,
             "shape": None if self.shape is None else list(self.shape),
@@ -52,7 +52,7 @@ def compare(name: str, found: Values, expected: Values, *, pixels: bool = False,
     The relative error of floats is the largest absolute error divided by the largest absolute expected value (by 1 if
     that is 0). For integers and booleans, which are decisions (classes, indices, matches, boxes in whole pixels), it is
     the share of entries that differ, and must be 0. With ``pixels`` they are pixels of masks, a few of which are so
-    near a threshold that rounding decides: the share may be up to `TOLERANCE`.
+    close to a threshold that rounding decides: the share may be up to `TOLERANCE`.
     """
     ours, theirs = _tensor(found), _tensor(expected)
     shape = tuple(theirs.shape)
@@ -62,7 +62,7 @@ def compare(name: str, found: Values, expected: Values, *, pixels: bool = False,
         ours, theirs = ours.double(), theirs.double()
     differs = ours != theirs  # infinity equals infinity, NaN differs from NaN
     ours, other = ours[differs].double(), theirs[differs].double()
-    for values, owner in ((other, "expected values"), (ours, "values of ours")):
+    for values, owner in ((other, "expected values"), (ours, "of our values")):
         if values.isnan().any():
             return _failed(name, shape, f"{int(values.isnan().sum())} {owner} are NaN", note)
     errors = (ours - other).abs()
@@ -114,7 +114,7 @@ class ParityReport:
 
     files: list[FileReport]
     unrecognised: list[str]
-    """Files of no known kind, with what was found in them."""
+    """Files of unknown kind, with their content."""
 
     @property
     def comparisons(self) -> int:
@@ -144,7 +144,7 @@ class ParityReport:
 
 
 class Checks:
-    """Collects the comparisons of one file; a check that raises counts as failed, and the others still run."""
+    """Collects the comparisons of one file; a check that raises counts as failed, but the others still run."""
 
     def __init__(self, fixture: Fixture) -> None:
         self.fixture = fixture
@@ -163,6 +163,6 @@ class Checks:
         """Run a part of the checks: an error in it becomes a failed comparison of this name."""
         try:
             yield
-        except Exception as error:  # every failure must show, and none may stop the other checks
+        except Exception as error:  # every failure must be reported, and none may stop the other checks
             reason = str(error) or type(error).__name__
             self.rows.append(Comparison(name, None, None, None, passed=False, note=f"could not be checked: {reason}"))

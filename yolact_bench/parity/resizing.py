@@ -1,4 +1,4 @@
-"""Resizing as the published code does it, and training's resizing of masks at the input's size."""
+"""Resizing as in the published code, and training's resizing of masks at the input's size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def aspect_ratio_size(width: int, height: int, size: int) -> tuple[int, int]:
 def resize_masks(masks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize (N, H, W) masks of 0 and 1 bilinearly to (N, *shape) uint8, without antialiasing, rounded once at the end.
 
-    In whole numbers: a pixel of exactly one half is 1. torch's own uint8 resizing rounds after each axis, which
+    Computed in integers: a pixel of exactly one half is 1. torch's own uint8 resizing rounds after each axis, which
     thickens masks of one or two pixels.
     """
     rows = bilinear_taps(masks.shape[1], shape[0], np.arange(shape[0]))
@@ -35,9 +35,9 @@ def resize_masks(masks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resize_planes_like_opencv(planes: Tensor, shape: tuple[int, int]) -> Tensor:
     """`resize_masks` with the rounding of OpenCV's ``cv2.resize`` for uint8, which published training uses on masks.
 
-    OpenCV (``modules/imgproc/src/resize.cpp``) works in whole numbers: weights are multiples of 1/2048, a row's sums
+    OpenCV (``modules/imgproc/src/resize.cpp``) works in integers: weights are multiples of 1/2048, a row's sums
     lose 4 bits and each row's share of a pixel is truncated to quarters before the two are added. So a pixel of a 0/1
-    mask may need up to 0.75 instead of 0.5 to stay, and corners and diagonals lose some pixels.
+    mask may need up to 0.75 instead of 0.5 to stay set, and corners and diagonals lose some pixels.
     """
     rows = _fixed_point_weights(planes.shape[1], shape[0])
     columns = _fixed_point_weights(planes.shape[2], shape[1])
@@ -51,7 +51,7 @@ def resize_planes_like_opencv(planes: Tensor, shape: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _FixedPointWeights:
-    """Which two samples each of ``size`` pixels is made of, and their weights in 1/2048; each (size,) int64."""
+    """The two samples that make up each of ``size`` pixels, and their weights in 1/2048; each (size,) int64."""
 
     low: np.ndarray
     high: np.ndarray

@@ -65,7 +65,7 @@ def run_parity(directory: Path) -> ParityReport:
         if fixture is None:
             report.unrecognised.append(f"{path.name}: neither .npz nor JSON")
         elif not any(kind.recognise(fixture) for kind in KINDS):
-            report.unrecognised.append(f"{path.name}: content of no known kind ({_names(fixture)})")
+            report.unrecognised.append(f"{path.name}: content of unknown kind ({_names(fixture)})")
         else:
             fixtures[path.name] = fixture
     configurations = Configurations(fixtures.values())
@@ -73,7 +73,7 @@ def run_parity(directory: Path) -> ParityReport:
         for name, fixture in fixtures.items():
             report.files.append(_check(name, fixture, configurations))
     if not report.comparisons:
-        found = "".join(f"\n  {line}" for line in report.unrecognised) or " (it holds no file)"
+        found = "".join(f"\n  {line}" for line in report.unrecognised) or " (it has no files)"
         raise DataError(
             f"{directory}: nothing here can be checked{found}\n"
             f"Name a directory with .npz or JSON fixtures: {', '.join(kind.name for kind in KINDS)}."
@@ -96,7 +96,7 @@ def _read(path: Path) -> Fixture | None:
     """A file's content; None if it is neither ``.npz`` nor JSON.
 
     Raises:
-        DataError: its name or first byte says that it is one of them, and it is damaged.
+        DataError: by its name or first byte it is one of them, but it is damaged.
     """
     with path.open("rb") as file:
         start = file.read(64)

@@ -44,10 +44,10 @@ def stored_targets(fixture: Fixture, prefix: str, outputs: RawOutputs) -> Target
 
     Args:
         prefix: folder with its slash, or empty.
-        outputs: the images' outputs, whose resolutions masks get.
+        outputs: the images' outputs, which determine the masks' resolutions.
 
     Raises:
-        DataError: the semantic logits are missing, which the loss needs.
+        DataError: the semantic logits, which the loss needs, are missing.
     """
     if outputs.semantic_logits is None:
         raise DataError("the losses need the semantic logits, array segm")

@@ -89,7 +89,7 @@ def _check_matching(checks: Checks) -> None:
             targets = targets_from_masks(
                 boxes=[boxes_of_all],
                 labels=[torch.cat([labels, torch.full((len(crowd),), -1)])],
-                masks=[torch.zeros(len(boxes_of_all), 1, 1)],  # matching takes no notice of them
+                masks=[torch.zeros(len(boxes_of_all), 1, 1)],  # ignored by matching
                 crowd=[crowd_last(len(boxes_of_all), len(crowd))],
                 num_classes=int(labels.max()) + 1,
                 mask_size=(1, 1),
@@ -101,7 +101,7 @@ def _check_matching(checks: Checks) -> None:
 
 
 def _check_bounds(checks: Checks) -> None:
-    """Size, padding and kind stand in the folders' names."""
+    """Size, padding and kind are in the folders' names."""
     fixture = checks.fixture
     first, second = fixture.tensor("sanitize/x1"), fixture.tensor("sanitize/x2")
     for folder in fixture.children("sanitize"):
@@ -116,7 +116,7 @@ def _check_bounds(checks: Checks) -> None:
 
 
 def _check_crop(checks: Checks) -> None:
-    """The padding stands in the array's name, the size of the grid in its shape."""
+    """The padding is in the array's name, the size of the grid in its shape."""
     fixture = checks.fixture
     masks, boxes = fixture.tensor("crop/masks"), fixture.tensor("crop/boxes")
     for name in fixture.children("crop"):
@@ -129,7 +129,7 @@ def _check_crop(checks: Checks) -> None:
 
 
 def _check_nms(checks: Checks) -> None:
-    """Settings stand in the folders' names: ``k`` the top k, ``t`` the IoU threshold in percent."""
+    """Settings are in the folders' names: ``k`` the top k, ``t`` the IoU threshold in percent."""
     for folder in checks.fixture.children("nms"):
         name = f"nms/{folder}"
         with checks.part(name):
@@ -160,7 +160,7 @@ def _traditional_nms(fixture: Fixture, settings: re.Match[str]) -> Candidates:
 
 
 def _best(fixture: Fixture, found: tuple[Tensor, Tensor, Tensor], limit: int | None) -> Candidates:
-    """What NMS left, as indices, labels and scores; best first."""
+    """The survivors of NMS as indices, labels and scores; best first."""
     rows, labels, scores = found
     order = scores.argsort(descending=True, stable=True)[:limit]
     boxes, coefficients = fixture.tensor("nms/boxes"), fixture.tensor("nms/coeffs")
@@ -170,8 +170,9 @@ def _best(fixture: Fixture, found: tuple[Tensor, Tensor, Tensor], limit: int | N
 def _detect_without_tail(fixture: Fixture) -> Candidates:
     """Fast NMS with a test of every score: the published code's switch ``second_threshold``, here the default.
 
-    It belongs to `detect`, which starts from logits. The stored scores of a box may add up to more than one, which no
-    softmax gives: all are scaled down, and the threshold with them, which changes neither their order nor who passes.
+    It belongs to `detect`, which starts from logits. The stored scores of a box may add up to more than one, which
+    softmax cannot produce: scores and threshold are scaled down together, which changes neither the order nor which
+    boxes pass.
     """
     boxes, scores, coefficients = (fixture.tensor(f"nms/{name}") for name in ("boxes", "scores", "coeffs"))
     scale = 0.99 / float(scores.sum(dim=0).max())
@@ -234,7 +235,7 @@ def _rgb_image(fixture: Fixture) -> np.ndarray:
 
 
 def _check_transform(checks: Checks, folder: str) -> None:
-    """One path serves both of the published ones, for images (``cv``) and for tensors (``torch``)."""
+    """One code path covers both published ones, for images (``cv``) and for tensors (``torch``)."""
     fixture = checks.fixture
     image = torch.from_numpy(_rgb_image(fixture)).permute(2, 0, 1)
     for path in fixture.children(f"prep/{folder}"):
@@ -244,11 +245,11 @@ def _check_transform(checks: Checks, folder: str) -> None:
 
 
 def _check_training_chain(checks: Checks) -> None:
-    """The training chain with all its random steps off.
+    """The training chain with all random steps off.
 
-    Two things are taken as the published chain has them, where ours differs on purpose: the image before it is rounded
-    to uint8, and masks in the arithmetic of OpenCV. How far training's own image is from that, and how many pixels of
-    the masks differ by ours, is noted.
+    Two things follow the published chain where ours differs intentionally: the image before it is rounded to uint8, and
+        masks in OpenCV's arithmetic. The notes say how far training's own image is from that, and how many mask pixels
+        differ in ours.
     """
     fixture = checks.fixture
     image = _rgb_image(fixture)
@@ -274,7 +275,7 @@ def _check_training_chain(checks: Checks) -> None:
     published = fixture.tensor("prep/train_noaug/masks")
     found = resize_planes_like_opencv(masks, (size, size))
     ours = torch.from_numpy(resize_masks(masks.numpy(), (size, size)))
-    note = f"rounded once, as training here does, {_differing(ours, published)} of {published.numel()} pixels differ"
+    note = f"rounded once, as in our training, {_differing(ours, published)} of {published.numel()} pixels differ"
     checks.value("prep/train_noaug/masks (OpenCV's arithmetic)", found, published, pixels=True, note=note)
 
 

@@ -13,8 +13,8 @@ from yolact.boxes import box_iou
 from yolact_bench.speed.backends import Found
 
 TOLERANCE = 1e-4
-"""Largest difference that counts as equal: of raw outputs, relative to the tensor's largest value; of scores; of boxes,
-relative to the image's longer side; of masks, differing pixels over the masks' pixels."""
+"""Largest difference that counts as equal: for raw outputs, relative to the tensor's largest value; for scores,
+absolute; for boxes, relative to the image's longer side; for masks, differing pixels over the masks' pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Agreement:
     matched: int
     """Pairs of detections with the same label whose boxes are equal within the tolerance or have an IoU over 0.5."""
     unmatched: int
-    """Detections of either side without a partner, except those that score as low as the lowest of the other side:
-    rounding decides which of these pass."""
+    """Detections of either side without a partner, except those with scores as low as the other side's lowest: rounding
+    decides which of these pass."""
     score_difference: float
     """Largest over all pairs."""
     box_difference: float
@@ -39,7 +39,7 @@ class Agreement:
     """Pixels in which the pairs' masks differ, over the pixels of the reference's masks."""
     tolerance: float
     equal: bool
-    """Everything is within the tolerance, and nothing is unmatched."""
+    """Whether everything is within the tolerance and nothing is unmatched."""
 
 
 def compare(
@@ -50,13 +50,13 @@ def compare(
     *,
     integer_boxes: bool,
 ) -> Agreement:
-    """Compare two backends' detections in the same images, as sets.
+    """Compare two backends' detections on the same images, as sets.
 
     Args:
         found: a backend's detections, image by image.
-        reference: those of the reference.
+        reference: the reference's detections.
         raw: the backend's raw outputs.
-        reference_raw: those of the reference.
+        reference_raw: the reference's raw outputs.
         integer_boxes: boxes are truncated to whole pixels, which rounding may move by one.
     """
     errors = None if raw is None or reference_raw is None else _raw_errors(raw, reference_raw)
@@ -97,7 +97,7 @@ class _Matches:
     matched: int
     unmatched: int
     within: bool
-    """Scores and boxes of all pairs are equal within the tolerance."""
+    """Whether scores and boxes of all pairs are equal within the tolerance."""
     score_difference: float
     box_difference: float
     wrong_pixels: int
@@ -115,7 +115,7 @@ def _match(found: Found, reference: Found, integer_boxes: bool) -> _Matches:
     for row, mask in enumerate(reference.masks):
         score_difference = (found.scores - reference.scores[row]).abs()
         box_difference = (found.boxes - reference.boxes[row]).abs().amax(dim=1)
-        near = (score_difference <= TOLERANCE) & (box_difference <= box_tolerance)  # boxes without area overlap nothing
+        near = (score_difference <= TOLERANCE) & (box_difference <= box_tolerance)  # boxes without area have no overlap
         possible = free & (found.labels == reference.labels[row]) & (near | (overlap[row] > 0.5))
         if not bool(possible.any()):
             alone[row] = True

@@ -1,4 +1,4 @@
-"""Backends of inference that a benchmark compares: this project's `Predictor`, and other implementations from files.
+"""Inference backends that a benchmark compares: this project's `Predictor`, and other implementations from files.
 
 A file that ``yolact bench inference --against FILE.py`` names has one function::
 
@@ -6,7 +6,7 @@ A file that ``yolact bench inference --against FILE.py`` names has one function:
 
 ``weights`` is a ``.pth`` file with a float32 state_dict under the published names. ``model`` and ``detection`` are the
 fields of `settings.ModelConfig` and `DetectConfig`; ``device`` is as `torch.device` takes it. PyTorch's number of
-threads is set before. The returned object has the four stages of the protocol `InferenceBackend`. It may have two more
+threads is already set. The returned object has the four stages of the protocol `InferenceBackend`. It may have two more
 methods, which are not timed:
 
 ``read(image)``
@@ -46,7 +46,7 @@ RAW_NAMES = ("boxes", "class_scores", "mask_coefficients", "prototypes")
 
 
 class InferenceBackend(Protocol):
-    """The four stages from images to masks; each takes what the one before returned."""
+    """The four stages from images to masks; each takes the previous stage's result."""
 
     def preprocess(self, images: list[Any]) -> Any:
         """Turn B images from ``read`` ((H, W, 3) uint8 RGB arrays without it) into the network's input."""
@@ -82,7 +82,7 @@ class Found:
 
 @dataclass(frozen=True)
 class InferenceTask:
-    """What all backends get."""
+    """The inputs of all backends."""
 
     weights: Path
     """A state_dict in a ``.pth`` file, float32."""
@@ -95,7 +95,7 @@ class InferenceTask:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """A backend that is not loaded yet: settings of our implementation, or the ``file`` of another one."""
+    """A backend that is not yet loaded: settings of our implementation, or the ``file`` of another one."""
 
     name: str
     precision: Precision = "fp32"
@@ -180,7 +180,7 @@ class InferenceRunner:
         return image if method is None else call(self.file, method, image)
 
     def stages(self, images: list[Any], sizes: list[tuple[int, int]]) -> list[Callable[[Any], Any]]:
-        """The four stages for images from `read`; each takes what the one before returned, the first None."""
+        """The four stages for images from `read`; each takes the previous stage's result, the first None."""
         backend = self.backend
         methods: list[Callable[[Any], Any]] = [
             lambda _: backend.preprocess(images),
@@ -194,7 +194,7 @@ class InferenceRunner:
         """The network's outputs by `RAW_NAMES`, float32 on the CPU; None if the backend does not report them.
 
         Raises:
-            SettingsError: the names are others.
+            SettingsError: the names differ.
         """
         method = getattr(self.backend, "raw_outputs", None)
         if method is None:
@@ -208,7 +208,7 @@ class InferenceRunner:
         """Check what the stage ``masks`` returned for images of ``sizes``, and convert it.
 
         Raises:
-            SettingsError: its shape is not what the protocol asks for.
+            SettingsError: its form does not follow the protocol.
         """
         if not isinstance(result, Sequence) or len(result) != len(sizes):
             raise self._malformed(f"a list of {len(sizes)} images")
@@ -222,7 +222,7 @@ class InferenceRunner:
         count = len(scores)
         expected = {(count,): labels, (count, 4): boxes, (count, height, width): masks}
         for shape, tensor in expected.items():
-            if tuple(tensor.shape) != shape and tensor.numel() + count > 0:  # nothing found: any empty tensors will do
+            if tuple(tensor.shape) != shape and tensor.numel() + count > 0:  # nothing found: any empty tensors pass
                 raise self._malformed(
                     f"a tensor {shape}, found {tuple(tensor.shape)}, for an image with {count} scores"
                 )

@@ -1,7 +1,7 @@
 """Random weights that make a network behave like a trained one: it finds some objects, and most places are empty.
 
 With plain random weights a network finds nothing or the maximum, which makes the times of NMS and masks meaningless.
-The detections need not be right, only as much work as those of a trained network.
+The detections need not be correct; they only have to cause as much work as a trained network's.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_square
 
 CLASS_LOGIT_SPREAD = 3.0
-"""Standard deviation of the class logits, so that a few classes stand out."""
+"""Standard deviation of the class logits, large enough for a few classes to dominate."""
 
 BOX_SHARE = 0.1
-"""Mean share of the image that a box covers. Most anchors are small, and so would be most boxes."""
+"""Mean share of the image that a box covers. Without calibration most boxes would be small, as most anchors are."""
 
 RESIDUAL_WEIGHT = 0.2
 """Weight of the last batch norm in each residual block. With 1, random blocks multiply rounding errors: in float32 a
 ResNet-50's mask coefficients are then off by 1e-4, ten times as much as with this value."""
 
 SCORES_PER_OBJECT = 100
-"""Maximum number of scores above the threshold per object that is left after NMS."""
+"""Maximum number of scores above the threshold per object that remains after NMS."""
 
 ROUNDS = 3
-"""Rounds that fit the boxes' sizes and the background, which depend on each other through NMS."""
+"""Rounds of fitting the boxes' sizes and the background's bias, which depend on each other through NMS."""
 
 
 def calibrated_network(
@@ -46,11 +46,11 @@ def calibrated_network(
 ) -> Yolact:
     """A network with random weights that finds about ``objects`` objects in ``image`` with `DEFAULT_DETECTION`.
 
-    The weights are drawn from ``seed``. Residual blocks are damped (`RESIDUAL_WEIGHT`), and batch norm takes the
+    The weights are drawn from ``seed``. Residual blocks are damped (`RESIDUAL_WEIGHT`), and batch norm uses the
     statistics of the image and its mirror image. The last convolutions of the heads are scaled to a standard deviation
     of 1 for offsets, mask coefficients before tanh and prototypes, and of `CLASS_LOGIT_SPREAD` for class logits. Then
-    the background's bias is raised until few enough objects are left, and the bias of the boxes' sides until boxes
-    cover `BOX_SHARE` of the image on average.
+    the background's bias is raised until few enough objects remain, and the bias of the boxes' sides until boxes cover
+    `BOX_SHARE` of the image on average.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -82,7 +82,7 @@ def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:
     norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
-        norm.momentum = 1.0  # take the statistics of this batch
+        norm.momentum = 1.0  # use the statistics of this batch
     model.backbone(inputs)
     for norm in norms:
         norm.eval()
@@ -137,7 +137,7 @@ def _fit_sizes_and_background(model: Yolact, outputs: RawOutputs, objects: int) 
 
 
 def _background_for(outputs: RawOutputs, objects: int, image_size: int) -> float:
-    """The background's bias that leaves about ``objects`` objects, none of them just at the threshold."""
+    """The background bias that leaves about ``objects`` objects, none of them just at the threshold."""
     limits = _greatest_backgrounds(outputs)[: objects * SCORES_PER_OBJECT]
     low, high = 0, len(limits) - 1  # with a bias between limits n - 1 and n, n scores pass
     while high - low > 1:

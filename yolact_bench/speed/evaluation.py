@@ -27,7 +27,7 @@ objects (cocodataset.org, "Detection Evaluation")."""
 NAME = "evaluation work"
 WARM_UP = 3
 SCENES = 5
-"""Sets of candidates that the rounds take in turn."""
+"""Sets of candidates that the rounds use in turn."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def measure(
 
 
 def make_scene(seed: int, device: torch.device) -> tuple[Candidates, Tensor]:
-    """Made-up detections of one image, with its prototypes (Hp, Wp, K).
+    """Synthetic detections of one image, with its prototypes (Hp, Wp, K).
 
     Boxes are drawn by `draw_boxes`. Prototypes are smooth random maps: masks have smooth edges, some have holes or
     several parts.

@@ -1,6 +1,6 @@
 """Other implementations: Python files that ``--against FILE.py`` names.
 
-Whatever goes wrong in such a file becomes a `SettingsError` that names the file and the line.
+Any error in such a file becomes a `SettingsError` that names the file and the line.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def load_function(file: Path, name: str) -> Callable[..., Any]:
 
 
 def call(file: Path | None, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of ``file``; without a file it is ours, and its errors pass unchanged.
+    """Call a function of ``file``; without a file it is our own, and its errors propagate unchanged.
 
     Raises:
         SettingsError: the file's function raised something.
@@ -79,6 +79,6 @@ def _import(file: Path) -> ModuleType:
 
 
 def _explain(error: Exception) -> str:
-    """The error on one line, with the innermost place in the code."""
+    """The error on one line, with the innermost location in the code."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"

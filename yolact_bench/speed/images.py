@@ -1,4 +1,4 @@
-"""Images that benchmarks of inference and training use."""
+"""Images for the inference and training benchmarks."""
 
 from __future__ import annotations
 

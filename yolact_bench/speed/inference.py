@@ -51,7 +51,7 @@ class InferenceResult:
     compiled: bool | None
     file: str | None
     milliseconds: StageTimes
-    """Medians over the rounds, each taken by itself."""
+    """Medians over the rounds, each computed separately."""
     images_per_second: float
     """Batch size over the median total."""
     speed: float
@@ -65,7 +65,7 @@ class InferenceResult:
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """What was measured."""
+    """The measured workload."""
 
     weights: str
     """Their origin."""
@@ -73,12 +73,12 @@ class InferenceSettings:
     num_classes: int
     detection: DetectConfig
     images: list[tuple[int, int]]
-    """Height and width in pixels; batches take them in turn."""
+    """Height and width in pixels; batches use them in turn."""
     batch: int
     rounds: int
     warm_up: int
     cudnn_benchmark: bool
-    """Whether cuDNN chose its algorithms by trial (on GPUs, for all backends)."""
+    """Whether cuDNN benchmarked its algorithms (on GPUs, for all backends)."""
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,25 @@ def measure(
     """Detect with several backends, which have the same weights and images, in alternating rounds.
 
     Args:
-        model: on the CPU; all backends get its weights.
+        model: the network, on the CPU; all backends use its weights.
         classes: names by label.
-        images: (H, W, 3) uint8 RGB; batches take them in turn.
+        images: (H, W, 3) uint8 RGB; batches use them in turn.
         specs: at least one; the first is the reference for speed and agreement.
-        detection: settings of all; other implementations follow them as far as they can.
+        detection: settings of all backends; other implementations follow them as far as they can.
         weights: origin of the weights, for the record.
         device: where all backends run.
         memory: also measure peak memory, in new processes for each backend (`MEMORY_PROCESSES`).
-        progress: gets a line about what is being done.
+        progress: receives a line about the current activity.
 
     Raises:
-        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU's memory is too small.
+        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU runs out of memory.
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), tuned_gpu(device, batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
-        # Before any backend is loaded here: other implementations may leave traces that a new process inherits.
+        # Before any backend is loaded here: other implementations may leave state that a new process inherits.
         memories = _memories(task, images, specs, batch, progress) if memory else [None] * len(specs)
         comparison = _Comparison(task, images, specs, batch, progress)
         results = comparison.run(rounds, memories)
@@ -200,7 +200,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a backend computed for the first batch."""
+    """A backend's results for the first batch."""
 
     raw: dict[str, Tensor] | None
     found: list[Found]

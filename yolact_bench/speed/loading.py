@@ -1,4 +1,4 @@
-"""The training data loader on one core: time by stage, alone or beside another augmentation.
+"""The training data loader on one core: time by stage, alone or next to other augmentations.
 
 A file that ``yolact bench loader --against FILE.py`` names has a function::
 
@@ -49,13 +49,13 @@ from yolact_bench.speed.images import HEIGHT, WIDTH
 from yolact_bench.speed.rounds import Rounds, TimedRun, relative_speed
 
 FULL_CHAIN = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
-"""The published chain."""
+"""The published augmentation chain."""
 
 INSTANCES = 3
 """Objects in a generated image."""
 
 CANDIDATES = 32
-"""Images that are generated; those with `INSTANCES` objects in the part that is kept are used."""
+"""Number of generated images; those with `INSTANCES` objects in the kept part are used."""
 
 VARIANTS = 60
 """Samples loaded in each round, each augmented differently; the same ones in every round."""
@@ -80,7 +80,7 @@ class LoadingTimes:
     augmentation: float
     """Colours, geometry and masks."""
     total: float
-    """The whole sample as a loader's worker loads it, measured by itself."""
+    """The whole sample as a loader worker loads it, measured separately."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,17 @@ def measure(
     against: list[Path],
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoadingBenchmark:
-    """Load images with the published chain of random changes, on one core.
+    """Load images with the published augmentation chain, on one core.
 
     Args:
         folder: output of preprocess; None generates images of 500 x 375 with three objects each.
         image_size: side of the network's input, pixels.
-        against: files with other augmentations, which take turns with ours on each image.
-        progress: gets a line about what is being done.
+        against: files with other augmentations, which alternate with ours on each image.
+        progress: receives a line about the current activity.
 
     Raises:
         DataError: the data cannot be read.
-        SettingsError: a file does not follow the protocol, or the folder has no image.
+        SettingsError: a file does not follow the protocol, or the folder has no images.
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, _one_thread():
         if folder is None:
@@ -144,7 +144,7 @@ def measure(
             write_images(Path(temporary))
         data = CocoInstances.load((folder or Path(temporary)) / "train.json", (folder or Path(temporary)) / "images")
         if not data.images:
-            raise SettingsError(f"{folder}: train.json has no image")
+            raise SettingsError(f"{folder}: train.json has no images")
         machine = describe_machine(torch.device("cpu"))
         comparison = _Comparison(data, image_size, against)
         name = "generated images" if folder is None else str(folder)
@@ -163,7 +163,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Comparison:
-    """Times our loader and the other augmentations, which take turns on each image."""
+    """Times our loader and the other augmentations, which alternate on each image."""
 
     def __init__(self, data: CocoInstances, image_size: int, against: list[Path]) -> None:
         self.data = data
@@ -172,7 +172,7 @@ class _Comparison:
         self.others = [_Other(file, image_size) for file in against]
 
     def run(self, machine: Machine, name: str, rounds: int, progress: Callable[[str], None]) -> LoadingBenchmark:
-        """Results of all rounds; ``name`` is the data's."""
+        """Results of all rounds; ``name`` names the data."""
         runs: dict[str, TimedRun] = {STAGES: self._stages, TOTAL: self._total}
         runs |= {str(other.file): partial(self._other, other) for other in self.others}
         timed = Rounds(runs, progress, runs_per_round=VARIANTS)

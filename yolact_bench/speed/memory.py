@@ -18,7 +18,7 @@ from yolact.errors import SettingsError
 from yolact.inference.timing import median
 
 PASSES = 3
-"""Runs over the batch; with the second one allocators reach their steady state."""
+"""Runs over the batch; the second one brings the allocators to their steady state."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,17 @@ class PeakMemory:
     """Peak memory, MiB."""
 
     kind: Literal["resident", "gpu"]
-    """``resident``: of the whole process, with Python and its libraries; ``gpu``: PyTorch's tensors on the GPU."""
+    """``resident``: memory of the whole process, with Python and its libraries; ``gpu``: PyTorch's tensors on the
+    GPU."""
     loading: float
     """Peak while libraries were imported and the network was built."""
     work: float
-    """Peak while images were processed or trained on; where the system cannot reset the count (Linux and GPUs can), it
-    includes loading."""
+    """Peak while images were processed or trained on; includes loading if the system cannot reset the count (Linux and
+    GPUs can)."""
 
 
 class Work(Protocol):
-    """What is measured in a new process; must be picklable."""
+    """The work measured in a new process; must be picklable."""
 
     def load(self) -> Callable[[], object]:
         """Build a backend; returns a function that processes one batch with it."""
@@ -47,9 +48,8 @@ def measure_memory(name: str, work: Work, device: torch.device, threads: int, pr
     Args:
         name: name of the backend, for errors.
         threads: PyTorch's threads on the CPU.
-        processes: new processes, one after the other, whose median is the result. Resident memory depends on where the
-            system's allocator finds room: it differed by a tenth between processes that did the same. On a GPU one
-            process is enough.
+        processes: new processes, one after the other, whose median is the result. Resident memory depends on the
+            system's allocator: it differed by a tenth between identical processes. On a GPU one process is enough.
 
     Raises:
         SettingsError: the backend cannot be loaded, or the process was killed.
@@ -65,8 +65,8 @@ def _in_new_process(name: str, work: Work, device: torch.device, threads: int) -
             return executor.submit(_measure_here, work, device, threads).result()
         except BrokenProcessPool:
             raise SettingsError(
-                f"{name}: the process that measures its memory was killed, perhaps because memory ran out; --no-memory "
-                "skips this measurement"
+                f"{name}: the process that measures its memory was killed, perhaps because it ran out of memory; "
+                "--no-memory skips this measurement"
             ) from None
 
 
@@ -93,7 +93,7 @@ def _gpu_counter(device: torch.device) -> tuple[Callable[[], int], Callable[[], 
 
 
 def restart_peak_resident() -> None:
-    """Reset the peak that `peak_resident` reports, where the system can (proc(5), ``clear_refs``)."""
+    """Reset the peak that `peak_resident` reports, if the system can (proc(5), ``clear_refs``)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

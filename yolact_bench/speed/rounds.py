@@ -17,12 +17,12 @@ TimedRun = Callable[[int], Sequence[float]]
 
 
 class Rounds:
-    """Times backends that take turns, so that a machine whose speed drifts slows all of them alike.
+    """Times backends that take turns: if the machine's speed drifts, all are affected alike.
 
     Args:
         runs: one run of each backend, by the backend's name; all take turns in this order.
         runs_per_round: runs of each backend in a round; the round's times are their means.
-        progress: gets a line about what is being done.
+        progress: receives a line about the current activity.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Rounds:
         """Milliseconds of each stage, round by round, by backend."""
 
     def warm_up(self, rounds: int) -> None:
-        """Run each backend for some rounds without timing it: caches fill, compilers and autotuners do their work."""
+        """Run each backend for some rounds without timing, to fill caches and let compilers and autotuners finish."""
         for name, run in self._runs.items():
             self._progress(f"{name}: warming up")
             for number in range(rounds * self._runs_per_round):
@@ -51,7 +51,7 @@ class Rounds:
                 times.append(np.mean(runs, axis=0).tolist())
 
     def medians(self, name: str) -> list[float]:
-        """Median milliseconds of each stage and of the total of a backend, each taken by itself."""
+        """Median milliseconds of each stage and of the total of a backend, each computed separately."""
         return [median(stage) for stage in [*zip(*self.times[name], strict=True), self.totals(name)]]
 
     def totals(self, name: str) -> list[float]:
@@ -59,7 +59,7 @@ class Rounds:
         return [sum(times) for times in self.times[name]]
 
     def speed(self, name: str, reference: str) -> float:
-        """How many times as fast as the reference a backend is: see `relative_speed`."""
+        """A backend's speed relative to the reference's, see `relative_speed`."""
         return relative_speed(self.totals(name), self.totals(reference))
 
 
@@ -69,7 +69,7 @@ def relative_speed(times: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device) -> list[float]:
-    """Milliseconds of each stage; each takes what the one before returned, the first None."""
+    """Milliseconds of each stage; each takes the previous stage's result, the first None."""
     value, times = None, []
     laps = Laps(device)
     for stage in stages:
@@ -80,7 +80,7 @@ def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device) ->
 
 @contextmanager
 def tuned_gpu(device: torch.device, batch: int) -> Iterator[None]:
-    """Let cuDNN choose its algorithms by trial on a GPU, and report memory that is too small as a user error.
+    """Let cuDNN benchmark its algorithms on a GPU, and report a lack of memory as a user error.
 
     Raises:
         SettingsError: the GPU's memory is too small for the batch.

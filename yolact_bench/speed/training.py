@@ -50,7 +50,7 @@ class TrainingResult:
     """None for another implementation, which chooses its own."""
     file: str | None
     milliseconds: StepTimes
-    """Medians over the rounds, each taken by itself."""
+    """Medians over the rounds, each computed separately."""
     images_per_second: float
     """Batch size over the median total."""
     speed: float
@@ -68,7 +68,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What was measured."""
+    """The measured workload."""
 
     weights: str
     """Their origin."""
@@ -111,17 +111,17 @@ def measure(
     """Train with several backends, which have the same weights and batch, in alternating rounds of one step each.
 
     Args:
-        model: on the CPU; all backends start from its weights.
-        images: (H, W, 3) uint8 RGB; the batch takes them in turn.
+        model: the network, on the CPU; all backends start from its weights.
+        images: (H, W, 3) uint8 RGB; the batch uses them in turn.
         specs: at least one; the first is the reference for speed, terms and gradients.
         weights: origin of the weights, for the record.
         device: where all backends run.
         objects: objects per image.
         memory: also measure peak memory, in a new process for each backend.
-        progress: gets a line about what is being done.
+        progress: receives a line about the current activity.
 
     Raises:
-        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU's memory is too small.
+        SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU runs out of memory.
     """
     size = model.config.image_size
     made = make_batch(list(images), batch, size, model.num_classes, objects, seed=0)
@@ -186,7 +186,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _FirstStep:
-    """The first step of a backend beside the reference's; see `TrainingResult`."""
+    """A backend's first step compared with the reference's; see `TrainingResult`."""
 
     terms: dict[str, float] | None
     term_errors: dict[str, float | None] | None
@@ -231,7 +231,7 @@ class _Comparison:
             self.progress(f"{one.spec.name}: first step")
             forward, loss, backward, optimizer = one.runner.stages(one.batch)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # where masks are drawn at random, all of ours draw the same
+                torch.manual_seed(0)  # if masks are drawn at random, all of our backends draw the same
                 losses = loss(forward(None))
             backward(losses)
             terms, gradients = one.runner.terms(losses), one.runner.gradients()

@@ -1,4 +1,4 @@
-"""Backends of training that a benchmark compares: this project's losses and optimizer, and other implementations.
+"""Training backends that a benchmark compares: this project's losses and optimizer, and other implementations.
 
 A file that ``yolact bench train --against FILE.py`` names has one function::
 
@@ -69,7 +69,7 @@ class TrainingBackend(Protocol):
         """Match anchors and compute all terms of the loss."""
 
     def backward(self, losses: Any) -> None:
-        """Compute gradients of the terms' sum; they replace those of the step before."""
+        """Compute the gradients of the terms' sum; they replace those of the previous step."""
 
     def optimizer(self) -> None:
         """Update the weights."""
@@ -77,7 +77,7 @@ class TrainingBackend(Protocol):
 
 @dataclass(frozen=True)
 class SgdSettings:
-    """The optimizer of all backends: the published one, at the learning rate where its warm-up begins."""
+    """The optimizer of all backends: the published one, at the initial learning rate of its warm-up."""
 
     lr: float = 1e-4
     momentum: float = 0.9
@@ -86,7 +86,7 @@ class SgdSettings:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What all backends get."""
+    """The inputs of all backends."""
 
     weights: Path
     """A state_dict in a ``.pth`` file, float32."""
@@ -100,7 +100,7 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Images and made-up objects, as every backend gets them; see `TrainingBackend.prepare`."""
+    """Images and synthetic objects, the same for every backend; see `TrainingBackend.prepare`."""
 
     images: np.ndarray
     targets: list[dict[str, np.ndarray]]
@@ -109,7 +109,7 @@ class TrainingBatch:
 def make_batch(
     images: list[np.ndarray], batch: int, size: int, num_classes: int, objects: int, seed: int
 ) -> TrainingBatch:
-    """Make a batch of images with ``objects`` ellipses each, in boxes from `draw_boxes`.
+    """Generate a batch of images with ``objects`` ellipses each, in boxes from `draw_boxes`.
 
     The images' content does not matter for the time of a step; the objects' size and number do.
 
@@ -232,7 +232,7 @@ class TrainingRunner:
         return call(self.file, self.backend.prepare, batch.images, batch.targets)
 
     def stages(self, batch: Any) -> list[Callable[[Any], Any]]:
-        """The four stages of a step; each takes what the one before returned, the first None.
+        """The four stages of a step; each takes the previous stage's result, the first None.
 
         ``loss`` and ``backward`` both return the losses.
         """

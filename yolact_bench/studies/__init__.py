@@ -1,5 +1,5 @@
-"""Scripts that answer one question each; run them as ``python -m yolact_bench.studies.NAME``.
+"""Scripts that each answer one question; run them as ``python -m yolact_bench.studies.NAME``.
 
-They send data through several steps or train for long, which is too much for `yolact bench`. docs/benchmarks.md has
+They run several pipeline steps or train for a long time, which is too much for `yolact bench`. docs/benchmarks.md has
 their results.
 """

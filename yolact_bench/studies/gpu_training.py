@@ -4,13 +4,13 @@
         [--image-size 550] [--compile]
     python -m yolact_bench.studies.gpu_training converge VOC [--epochs 100] [-S KEY=VALUE ...]
 
-``speed`` runs steps of `yolact.engine.trainer.Trainer` itself, with the norm of the gradients, averaged weights if
-``-S train.ema_decay`` sets them, and batches that are copied during the step before. Batches are drawn once and held in
-memory, which measures the network; with ``--from-loader`` loader processes make each batch again, as in a real run. The
+``speed`` runs steps of `yolact.engine.trainer.Trainer` itself, with the gradient norm, averaged weights if ``-S
+train.ema_decay`` sets them, and batches that are copied during the previous step. Batches are drawn once and held in
+memory, which measures the network; with ``--from-loader`` loader processes load each batch, as in a real run. The
 weights are those of `yolact_bench.speed.calibration`. Each batch size runs in a new process.
 
-``converge`` sends a folder in PASCAL VOC format, with `VOCdevkit/VOC2012` in it, through the steps ingest, preprocess,
-train and evaluate, in a folder of its own and with MLflow in a file there.
+``converge`` runs the steps ingest, preprocess, train and evaluate on a folder in PASCAL VOC format, with
+`VOCdevkit/VOC2012` in it, in a folder of its own and with MLflow in a file there.
 
 Both also run on a CPU with small settings, as a check. Both write a JSON file with all metrics.
 """
@@ -67,14 +67,14 @@ PEAK_TFLOPS = (
 )
 """10^12 operations per second of dense bf16 or fp16 products, by the first pattern found in the GPU's name. From
 NVIDIA's data sheets: H100 (SXM 1,979, PCIe 1,513, NVL 1,671) and H200 (SXM 1,979, NVL 1,671), which count sparse
-products and so twice as many, and A100 (312, dense). For another GPU, or fp32, use ``--peak-tflops``."""
+products, twice as many, and A100 (312, dense). For another GPU, or fp32, use ``--peak-tflops``."""
 
 PASSES_OF_FORWARD = 3
 """Operations of a training step over those of its forward pass: the backward pass multiplies by the weights and by the
 inputs (Kaplan et al. 2020, section 2.1)."""
 
 HELD_BATCHES = 4
-"""Batches held in memory, which the steps take in turn."""
+"""Number of batches held in memory, which the steps use in turn."""
 
 app = typer.Typer(add_completion=False, help="Training on this machine's GPU: its speed, and whether the model learns.")
 
@@ -87,7 +87,7 @@ Work = Annotated[Path, typer.Option(help="Folder for data and results.")]
 
 @dataclass(frozen=True)
 class SpeedTask:
-    """What one process measures; picklable."""
+    """The measurement of one process; picklable."""
 
     params: Params
     processed: Path
@@ -102,7 +102,7 @@ class SpeedTask:
 
 @dataclass(frozen=True)
 class Speed:
-    """Results of one batch size; memory is that of the whole process on a CPU, of tensors on a GPU."""
+    """Results of one batch size; memory is the whole process's on a CPU, that of tensors on a GPU."""
 
     batch: int
     images_per_second: float
@@ -135,7 +135,7 @@ class SpeedRows(SilentListener):
 
 
 class HeldBatches:
-    """Batches in memory, taken in turn, instead of a loader."""
+    """Batches in memory, used in turn, instead of a loader."""
 
     def __init__(self, batches: Sequence[Batch], steps: int) -> None:
         self.batches = batches
@@ -160,7 +160,7 @@ def speed(
     from_loader: Annotated[bool, typer.Option("--from-loader", help="Let loader processes make each batch.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Loader processes, with --from-loader.")] = 8,
     peak_tflops: Annotated[
-        float | None, typer.Option(help="Peak of this device in TFLOP/s.", show_default="by its name")
+        float | None, typer.Option(help="Peak of this device in TFLOP/s.", show_default="by device name")
     ] = None,
     overrides: Overrides = None,
     work: Work = Path("gpu_training"),
@@ -178,9 +178,9 @@ def speed(
             f"train.precision={precision}",
             f"train.log_every={steps}",
             "train.epochs=1",
-            f"train.warmup_steps={steps * (1 + rounds)}",  # all of it, so that nothing diverges
+            f"train.warmup_steps={steps * (1 + rounds)}",  # the whole run, to prevent divergence
             f"model.image_size={image_size}",
-            "model.backbone_weights=imagenet",  # nothing is loaded: batch norm is frozen, as in a real run
+            "model.backbone_weights=imagenet",  # nothing is loaded; batch norm is frozen, as in a real run
             f"runtime.compile={str(compiled).lower()}",
             f"runtime.device={chosen}",
             f"runtime.workers={workers if from_loader else 0}",
@@ -198,7 +198,7 @@ def speed(
 
 
 def measure_speed(task: SpeedTask) -> Speed | str:
-    """Run the task's training steps in this process; returns a message if memory was too small."""
+    """Run the task's training steps in this process; returns a message if memory ran out."""
     params = task.params
     device = choose_device(params.runtime.device)
     prepare_device(device, deterministic=params.runtime.deterministic)
@@ -208,7 +208,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
     listener = SpeedRows()
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="speed")
-        image = images.read_image(images.images[0]).copy()  # PyTorch wants writable arrays
+        image = images.read_image(images.images[0]).copy()  # PyTorch needs writable arrays
         model = calibrated_network(params.model, len(images.class_names), image).to(device)
         trainer = Trainer(model, images, params, Path(folder), store, _no_validation, listener, extra={})
         if not task.from_loader:
@@ -222,7 +222,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
 
 
 def _speed(batch: int, rounds: Sequence[Metrics], flops: int, peak_tflops: float | None) -> Speed:
-    """Results from the trainer's row of each round; ``flops`` are those of an image."""
+    """Results from the trainer's row of each round; ``flops`` are per image."""
     rates = [row["images_per_second"] for row in rounds]
     tflops = statistics.median(rates) * flops / 1e12
     last = rounds[-1]
@@ -251,7 +251,7 @@ def peak_of(name: str) -> float | None:
 
 
 def _no_validation(model: Yolact) -> Metrics:
-    """Stand in for validation, which is not measured."""
+    """Replacement for validation, which is not measured."""
     return {"mask_AP": 0.0}
 
 
@@ -377,7 +377,7 @@ def _loader_speed(params: Params) -> float:
 
 
 def _training_speed(record: Path) -> dict[str, float]:
-    """Median speeds that the run logged to MLflow, without the first ones, which include the start-up."""
+    """Median speeds that the run logged to MLflow, except the first, which include the start-up."""
     from mlflow import MlflowClient
 
     run = RunRecord.read(record)

@@ -1,4 +1,4 @@
-"""Does training learn as much as another implementation does, step for step?
+"""Does training learn as much as another implementation, step for step?
 
     python -m yolact_bench.studies.learning --against FILE.py [--seeds 0,1,2] [--epochs 5] [--work FOLDER]
 
@@ -16,8 +16,8 @@ writes a JSON file with all metrics to the folder.
 
 ``weights`` is a ``.pth`` file with the initial state_dict under the published names; ``model`` and ``train`` are the
 fields of `ModelConfig` and `TrainConfig`; ``annotations`` is a COCO instances file of images in ``images``;
-``learning_rate`` takes the step and the number of steps. It returns the trained state_dict. docs/benchmarks.md has the
-file for the published code.
+``learning_rate`` takes the step and the number of steps. It returns the trained state_dict. docs/benchmarks.md contains
+such a file for the published code.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ SMALL = (
 
 
 def settings(epochs: int, seed: int) -> Params:
-    """The small network's settings; validated once, at the end, so that the last weights are the ones kept."""
+    """The small network's settings; validated once, at the end, which keeps the last weights."""
     overrides = [*SMALL, f"train.epochs={epochs}", f"train.validate_every={epochs}", f"train.seed={seed}"]
     return choose("sample-cpu", overrides=overrides)
 
 
 def prepare_data(folder: Path) -> None:
-    """Generate the sample and convert it to COCO instances, unless the folder has it."""
+    """Generate the sample and convert it to COCO instances, unless the folder already has it."""
     if not (folder / "processed").is_dir():
         params = settings(1, 0)
         ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")

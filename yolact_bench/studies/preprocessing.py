@@ -1,11 +1,11 @@
-"""How many images a second does the step `preprocess` prepare, and how much memory does it take as the data grows?
+"""How many images per second does the step `preprocess` handle, and how does its memory grow with the data?
 
     python -m yolact_bench.studies.preprocessing VOC [--copies 1,8] [--workers 2] [--long-side 0]
         [--limit 0] [--work FOLDER]
 
-``VOC`` is a folder in PASCAL VOC's format, with `VOCdevkit/VOC2012` in it. Its images are taken as often as
-``--copies`` says, under new names, for one measurement each. With ``--long-side 4000`` they are first enlarged to so
-many pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over images that the disk's cache holds.
+``VOC`` is a folder in PASCAL VOC's format, with `VOCdevkit/VOC2012` in it. Its images are repeated ``--copies`` times
+under new names, with one measurement for each number. With ``--long-side 4000`` they are first enlarged to that many
+pixels (4000 is 12 megapixels at 4:3). Each measurement is a new process over images in the disk cache.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def main(
     voc: Path,
     copies: str = "1,8",
     workers: int = 2,
-    long_side: Annotated[int, typer.Option(help="Pixels to enlarge images to; 0: as they are.")] = 0,
-    limit: Annotated[int, typer.Option(help="Images of each split that are taken; 0: all.")] = 0,
-    work: Annotated[Path | None, typer.Option(help="A new folder for what is made; else a temporary one.")] = None,
+    long_side: Annotated[int, typer.Option(help="Longer side to enlarge images to, pixels; 0: unchanged.")] = 0,
+    limit: Annotated[int, typer.Option(help="Images to use from each split; 0: all.")] = 0,
+    work: Annotated[Path | None, typer.Option(help="A new folder for the data; default: a temporary one.")] = None,
 ) -> None:
     """Measure once for each number of copies; one line each."""
     settings = Path(__file__).resolve().parents[2] / "conf" / "base.yaml"
@@ -58,13 +58,13 @@ def main(
             speed = images / found["seconds"]
             print(
                 f"{images} images, {workers} workers: {found['seconds']:.1f} s, {speed:.0f} images/s; "
-                f"{1000 * found['cpu'] / images:.1f} ms of CPU time an image; peak memory {found['main']:.0f} MiB "
+                f"{1000 * found['cpu'] / images:.1f} ms of CPU time per image; peak memory {found['main']:.0f} MiB "
                 f"(main process), {found['worker']:.0f} MiB (largest worker)"
             )
 
 
 def make_set(source: Path, target: Path, copies: int, long_side: int, limit: int) -> int:
-    """Write a VOC folder with each image ``copies`` times; how many images it has."""
+    """Write a VOC folder with each image ``copies`` times; returns its number of images."""
     kinds = {"JPEGImages": ".jpg", "SegmentationObject": ".png", "SegmentationClass": ".png", "Annotations": ".xml"}
     lists = target / "ImageSets" / "Segmentation"
     for folder in (*(target / kind for kind in kinds), lists):

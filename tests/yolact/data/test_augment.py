@@ -1,4 +1,4 @@
-"""Augmentation: pixels, boxes and masks stay together wherever the crop is."""
+"""Augmentation: pixels, boxes and masks stay together for any crop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def varied(sample: Sample, config: AugmentConfig, size: int, seed: int) -> tuple
 
 
 def pixels_in(image: np.ndarray, crop: Crop, size: int) -> torch.Tensor:
-    """What `render` has to give, in float32 and not rounded: (3, size, size)."""
+    """The expected result of `render`, in float32 and not rounded: (3, size, size)."""
     pixels = torch.tensor([123.68, 116.78, 103.94]).view(3, 1, 1).repeat(1, size, size)
     height, width = image.shape[:2]
     left, right = max(crop.left, 0), min(crop.left + crop.width, width)
@@ -89,7 +89,7 @@ def rectangles(draw: st.DrawFn, height: int, width: int) -> tuple[int, int, int,
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[Sample, Crop]:
-    """An image with up to six objects, and a crop inside it, across its border, around it or beside it."""
+    """An image with up to six objects, and a crop inside it, across its border, around it or outside it."""
     height, width = draw(st.integers(2, 60)), draw(st.integers(2, 60))
     boxes = draw(st.lists(rectangles(height, width), max_size=6))
     crop = Crop(
@@ -145,7 +145,7 @@ def test_objects_are_kept_by_their_centre_and_their_size(scene: tuple[Sample, Cr
 
 @settings(max_examples=60, deadline=None)
 @given(scenes(), st.integers(16, 64))
-def test_mirroring_is_the_last_thing_that_happens(scene: tuple[Sample, Crop], size: int) -> None:
+def test_mirroring_is_the_last_step(scene: tuple[Sample, Crop], size: int) -> None:
     sample, crop = scene
     plain, mirrored = (
         seen_through(sample, Crop(crop.left, crop.top, crop.width, crop.height, flag), size) for flag in (False, True)
@@ -170,7 +170,7 @@ def test_every_pixel_lands_where_the_crop_says(mirrored: bool) -> None:
     assert tight_box(targets.masks[0]) == ([4, 5, 12, 10] if mirrored else [0, 5, 8, 10])
 
 
-def test_what_lies_outside_the_image_has_the_mean_colour() -> None:
+def test_the_area_outside_the_image_has_the_mean_colour() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
     pixels, targets = seen_through(sample, Crop(-4, -8, 16, 16), 32)
     outside = torch.ones(32, 32, dtype=torch.bool)
@@ -180,7 +180,7 @@ def test_what_lies_outside_the_image_has_the_mean_colour() -> None:
     assert targets.masks.sum() == 4
 
 
-def test_a_crop_beside_the_image_shows_the_mean_colour_alone() -> None:
+def test_a_crop_outside_the_image_has_only_the_mean_colour() -> None:
     sample = sample_of(4, 4, (0, 0, 4, 4))
     pixels, targets = seen_through(sample, Crop(4, 0, 4, 4), 16)
     assert set(map(tuple, pixels.flatten(1).T.tolist())) == {MEAN}
@@ -221,9 +221,7 @@ def test_an_image_without_objects_is_augmented_too(seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(scenes(), st.integers(16, 64), st.integers(0, 999))
-def test_with_every_switch_off_the_image_is_resized_and_nothing_else(
-    scene: tuple[Sample, Crop], size: int, seed: int
-) -> None:
+def test_with_all_augmentations_off_the_image_is_only_resized(scene: tuple[Sample, Crop], size: int, seed: int) -> None:
     sample, _ = scene
     pixels, targets = varied(sample, switches(), size, seed)
     expected = to_square(torch.tensor(sample.image).permute(2, 0, 1), size)
@@ -245,7 +243,7 @@ def test_pixels_are_within_a_level_of_exact_resizing(scene: tuple[Sample, Crop],
 
 
 @pytest.mark.parametrize("size", [20, 300])
-def test_colours_change_on_whichever_has_fewer_pixels(size: int) -> None:
+def test_colours_change_before_or_after_resizing_whichever_has_fewer_pixels(size: int) -> None:
     sample = sample_of(60, 80)
     areas = []
 
@@ -261,7 +259,7 @@ def test_colours_change_on_whichever_has_fewer_pixels(size: int) -> None:
 
 
 def test_colours_before_or_after_resizing_look_the_same() -> None:
-    """On an image as smooth as real ones, reduced to half: the mean difference is far below a level."""
+    """On an image as smooth as real ones, at half size: the mean difference is far below a level."""
     rows, columns = np.mgrid[0:120, 0:160] / 20
     image = np.stack([np.sin(rows + columns), np.cos(rows), np.sin(2 * columns)], axis=-1)
     image = (127.5 + 90 * image).astype(np.uint8)
@@ -332,7 +330,7 @@ def test_crops_reach_every_corner_of_the_image() -> None:
             assert any(w.left <= x < w.left + w.width and w.top <= y < w.top + w.height for w in small)
 
 
-def test_a_crop_holds_the_centre_of_an_object_that_is_no_crowd() -> None:
+def test_a_crop_contains_the_centre_of_an_object_that_is_not_a_crowd() -> None:
     sample = sample_of(100, 100, (0, 0, 100, 30), (60, 60, 90, 90), crowd=(0,))
     for crop in crops(sample, switches(random_crop=True), 300):
         assert crop.left < 75 < crop.left + crop.width
@@ -345,7 +343,7 @@ def test_without_an_object_to_keep_the_image_is_not_cropped(crowd: tuple[int, ..
     assert set(crops(sample, switches(random_crop=True), 30)) == {Crop(0, 0, 60, 50)}
 
 
-def test_half_of_the_images_are_put_on_a_canvas_up_to_four_times_as_wide() -> None:
+def test_half_of_the_images_are_expanded_up_to_four_times() -> None:
     sample = sample_of(90, 120, (0, 0, 10, 10))
     drawn = crops(sample, switches(expand=True), 2000)
     expanded = [crop for crop in drawn if crop.width > 120 or crop.height > 90]
@@ -381,7 +379,7 @@ def test_crops_are_cut_from_the_expanded_canvas() -> None:
 
 
 @pytest.mark.parametrize("photometric", [False, True])
-def test_colours_change_only_where_the_switch_is_on(photometric: bool) -> None:
+def test_colours_change_only_if_enabled(photometric: bool) -> None:
     sample = sample_of(32, 32, (4, 4, 28, 28))
     plain = torch.tensor(sample.image).permute(2, 0, 1)
     variants = [varied(sample, switches(photometric=photometric), 32, seed)[0] for seed in range(12)]

@@ -1,4 +1,4 @@
-"""Reading COCO instances JSON: labels, masks in every format against pixels drawn by hand, and each fault's message."""
+"""Reading COCO instances JSON: labels, masks in every format against pixels drawn by hand, and each error's message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CATEGORIES = [{"id": 90, "name": "zebra"}, {"id": 3, "name": "car"}, {"id": 17, 
 
 
 def runs(mask: np.ndarray) -> list[int]:
-    """Lengths of the runs of 0 and 1 in turn, down the columns, beginning with 0."""
+    """Alternating run lengths of 0 and 1, down the columns, starting with 0."""
     lengths, current = [0], 0
     for pixel in mask.T.flatten().tolist():
         if pixel != current:
@@ -78,7 +78,7 @@ def as_object(segmentation: Any) -> CocoObject:
 # --- What is read
 
 
-def test_labels_count_the_category_ids_from_the_smallest(tmp_path: Path) -> None:
+def test_labels_follow_the_ascending_category_ids(tmp_path: Path) -> None:
     data = load(
         tmp_path, tree(annotation(1, category_id=90), annotation(2, category_id=3), annotation(3, category_id=17))
     )
@@ -115,7 +115,7 @@ def test_images_are_read_as_rgb_whatever_their_mode(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=20, max_size=20), min_size=1, max_size=4))
-def test_run_lengths_become_the_pixels_they_were_made_of(rows: list[list[bool]]) -> None:
+def test_run_lengths_decode_to_their_pixels(rows: list[list[bool]]) -> None:
     masks = np.array(rows, dtype=np.uint8).reshape(-1, 4, 5)
     for encode in (uncompressed, compressed):
         found = decode_masks([as_object(encode(mask)) for mask in masks], 4, 5)
@@ -130,7 +130,7 @@ def test_polygons_are_united_and_fill_their_pixels() -> None:
     )
 
 
-def test_a_slanted_polygon_is_what_pillow_draws_up_to_its_border() -> None:
+def test_a_slanted_polygon_matches_pillow_except_at_its_border() -> None:
     points = [(10, 5), (50, 20), (30, 55)]
     found = decode_masks([as_object([[float(x) for point in points for x in point]])], 64, 64)[0]
     drawn = Image.new("1", (64, 64))
@@ -140,7 +140,7 @@ def test_a_slanted_polygon_is_what_pillow_draws_up_to_its_border() -> None:
     assert found.sum() == pytest.approx(850, abs=15)  # area by the shoelace formula
 
 
-def test_formats_can_be_mixed_and_are_what_pycocotools_reads(tmp_path: Path) -> None:
+def test_segmentation_formats_can_be_mixed_and_match_pycocotools(tmp_path: Path) -> None:
     mask = rectangle(2, 1, 7, 6)
     rows = [
         annotation(1, segmentation=uncompressed(mask)),
@@ -168,7 +168,7 @@ def test_a_missing_file_says_what_to_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b""])
-def test_a_file_that_is_no_json_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "train.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"train\.json: not JSON"):
@@ -196,7 +196,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
         (tree(annotation(5, segmentation=[[1, 1, 2, 2]])), "annotation 5.*fewer than 3 points"),
     ],
 )
-def test_a_fault_in_the_annotations_is_named(tmp_path: Path, content: Any, said: str) -> None:
+def test_an_error_in_the_annotations_is_named(tmp_path: Path, content: Any, said: str) -> None:
     with pytest.raises(DataError, match=rf"train\.json: not COCO instances JSON: .*{said}"):
         load(tmp_path, content)
 
@@ -225,7 +225,7 @@ def test_a_damaged_image_is_named(tmp_path: Path, length: int) -> None:
         b"BM" + bytes(12) + b"\x28\x00\x00\x00\xff\xff\x00\x00\xff\xff\x00\x00\x01\x00\x18" + bytes(30),  # huge
     ],
 )
-def test_a_header_without_sense_is_named_too(tmp_path: Path, header: bytes) -> None:
+def test_an_invalid_image_header_is_named(tmp_path: Path, header: bytes) -> None:
     data = load(tmp_path, tree())
     (tmp_path / "a.png").write_bytes(header)
     with pytest.raises(DataError, match=r"a\.png: cannot be decoded"):
@@ -239,7 +239,7 @@ def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> No
         data.read_image(data.images[0])
 
 
-def test_a_damaged_compressed_mask_is_refused() -> None:
+def test_a_damaged_compressed_mask_is_rejected() -> None:
     with pytest.raises(DataError, match="cannot be decoded"):
         decode_masks([as_object({"size": [HEIGHT, WIDTH], "counts": "garbage!!"})], HEIGHT, WIDTH)
 
@@ -247,7 +247,7 @@ def test_a_damaged_compressed_mask_is_refused() -> None:
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 @pytest.mark.parametrize("tree", [{}, {"images": {}, "annotations": 3, "categories": None}])
 def test_a_list_that_the_file_lacks_is_named(tmp_path: Path, key: str, tree: dict[str, Any]) -> None:
-    """``stats.json``, for example, lies beside ``train.json`` and is JSON too."""
+    """``stats.json``, for example, is next to ``train.json`` and is JSON too."""
     lists: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     del lists[key]
     path = tmp_path / "stats.json"

@@ -1,4 +1,4 @@
-"""Colours: against colorsys pixel by pixel, by hand, and how often each change happens."""
+"""Colours: against colorsys pixel by pixel, by hand, and how often each change is applied."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from yolact.data.colors import ColorChange, change_colors, draw_colors
 
 COLOURS = np.random.default_rng(3).integers(0, 256, (3, 12, 12), dtype=np.uint8)
 EXTREMES = np.array(np.meshgrid([0, 1, 128, 254, 255], [0, 1, 128, 254, 255], [0, 1, 128, 254, 255]), np.uint8)
-"""Greys, pure colours and what lies on the edges between sectors of hue; (3, 5, 5, 5)."""
+"""Greys, pure colours and the edges between sectors of hue; (3, 5, 5, 5)."""
 
 
 def with_colorsys(planes: np.ndarray, change: ColorChange) -> np.ndarray:
-    """What SSD section 2.2 and the published code do, pixel by pixel in floats."""
+    """SSD section 2.2 and the published code, pixel by pixel in floats."""
     pixels = (planes.reshape(3, -1).T.astype(float) + change.brightness).clip(0, 255)
     if change.contrast_first:
         pixels = (pixels * change.contrast).clip(0, 255)
@@ -45,7 +45,7 @@ changes = st.builds(
 
 @settings(max_examples=80, deadline=None)
 @given(changes)
-def test_colours_are_those_of_an_independent_version_in_floats_rounded_once(change: ColorChange) -> None:
+def test_colours_match_an_independent_float_version_rounded_once(change: ColorChange) -> None:
     for planes in (COLOURS, EXTREMES.reshape(3, 5, 25)):
         found = change_colors(planes, change)
         assert found.shape == planes.shape
@@ -62,7 +62,7 @@ def test_images_are_changed_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyP
 
 @settings(max_examples=30, deadline=None)
 @given(changes)
-def test_the_stored_image_stays_as_it_is(change: ColorChange) -> None:
+def test_the_stored_image_is_not_modified(change: ColorChange) -> None:
     planes = COLOURS.copy()
     planes.setflags(write=False)
     change_colors(planes, change)
@@ -91,7 +91,7 @@ def test_colour_changes_by_hand() -> None:
 
 
 class Script:
-    """Stands in for a random generator: gives the coins in order (True: do it) and the end of every range."""
+    """A fake random generator: returns the given decisions in order (True: apply) and the end of every range."""
 
     def __init__(self, *coins: bool) -> None:
         self.coins = list(coins)
@@ -113,7 +113,7 @@ class Script:
         ((False, True, False, False, True), ColorChange(hue=18)),
     ],
 )
-def test_a_coin_is_thrown_for_each_change(coins: tuple[bool, ...], expected: ColorChange) -> None:
+def test_each_change_is_drawn_separately(coins: tuple[bool, ...], expected: ColorChange) -> None:
     assert draw_colors(Script(*coins)) == expected  # type: ignore[arg-type]
 
 

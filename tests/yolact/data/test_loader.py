@@ -1,4 +1,4 @@
-"""Batches: which images in which order, the same ones whatever the number of loader processes."""
+"""Batches: which images in which order, independent of the number of loader processes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from yolact.structures import targets_from_masks
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import load_params
 
-PHOTOS = 5
+IMAGES = 5
 EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
 NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
 SIZE = 64
 
 
 def train_config(repository: Path, **changes: Any) -> TrainConfig:
-    """The base's, with all random changes and the changes given."""
+    """The base settings with all augmentations on, and the given changes."""
     config = load_params(repository / "conf" / "base.yaml").train
     return config.model_copy(update={"augment": EVERYTHING, "seed": 1, "batch_size": 2} | changes)
 
@@ -59,7 +59,7 @@ def data(tmp_path: Path) -> CocoInstances:
     """Images 100, 101, ... of 24 x 20 pixels; image number k has k rectangles."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for image in range(PHOTOS):
+    for image in range(IMAGES):
         Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / f"{image}.png")
         images.append({"id": 100 + image, "file_name": f"{image}.png", "width": 24, "height": 20})
         for number in range(image):
@@ -123,7 +123,9 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_is_full_batches_of_different_images(length: int, batch_size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_consists_of_full_batches_of_different_images(
+    length: int, batch_size: int, seed: int, epoch: int
+) -> None:
     sampler = uniform(length, batch_size, seed)
     sampler.epoch = epoch
     batches = list(sampler)
@@ -138,7 +140,7 @@ def test_an_epoch_is_full_batches_of_different_images(length: int, batch_size: i
         assert sorted(images) == list(range(length))
 
 
-def test_every_image_is_left_out_of_some_epoch_only() -> None:
+def test_every_image_is_left_out_of_some_epochs_only() -> None:
     sampler = uniform(5, 2)
     seen = set()
     for epoch in range(10):
@@ -147,7 +149,7 @@ def test_every_image_is_left_out_of_some_epoch_only() -> None:
     assert seen == set(range(5))
 
 
-def test_the_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+def test_the_order_depends_only_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         sampler = uniform(100, 10, seed)
         sampler.epoch = epoch
@@ -178,13 +180,13 @@ def test_the_parts_of_all_processes_are_the_batch_of_one(
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(3, 8), (20, 3), (0, 8)])
-def test_processes_without_an_image_are_refused(length: int, batch_size: int) -> None:
+def test_processes_without_an_image_are_rejected(length: int, batch_size: int) -> None:
     with pytest.raises(SettingsError, match=rf"4 processes cannot share a batch of {min(length, batch_size)} "):
         uniform(length, batch_size, rank=0, world_size=4)
 
 
 @given(st.integers(1, 30), st.integers(1, 10), st.integers(0, 12))
-def test_a_pass_can_begin_with_any_batch_of_the_epoch(length: int, batch_size: int, start: int) -> None:
+def test_a_pass_can_start_at_any_batch_of_the_epoch(length: int, batch_size: int, start: int) -> None:
     sampler = uniform(length, batch_size)
     whole = list(sampler)
     sampler.start = start
@@ -232,7 +234,7 @@ def test_repeat_factors_by_hand() -> None:
 @given(
     st.lists(st.integers(64, 384), min_size=1, max_size=30), st.integers(1, 10), st.integers(0, 5), st.integers(0, 5)
 )
-def test_an_epoch_shows_each_image_as_often_as_its_factor_says(
+def test_an_epoch_draws_each_image_according_to_its_repeat_factor(
     parts: list[int], batch_size: int, seed: int, epoch: int
 ) -> None:
     factors = np.array(parts) / 64
@@ -249,7 +251,7 @@ def test_an_epoch_shows_each_image_as_often_as_its_factor_says(
     assert (np.floor(factors) - counts).clip(min=0).sum() <= images % batch + 1
 
 
-def test_over_many_epochs_images_are_shown_in_proportion_to_their_factors() -> None:
+def test_over_many_epochs_images_are_drawn_in_proportion_to_their_factors() -> None:
     factors = np.array([1, 1.25, 2.5, 1, 3.75, 1, 1.5, 1])
     sampler = EpochSampler(factors, 13, [SIZE], 0, rank=0, world_size=1)  # their sum is 13
     counts = np.zeros(8)
@@ -260,14 +262,14 @@ def test_over_many_epochs_images_are_shown_in_proportion_to_their_factors() -> N
     assert counts / 1000 == pytest.approx(factors, abs=4 * 0.5 / 1000**0.5)
 
 
-def test_copies_of_an_image_are_changed_in_different_ways(data: CocoInstances) -> None:
+def test_copies_of_an_image_are_augmented_differently(data: CocoInstances) -> None:
     dataset = TrainingSet(data, EVERYTHING, seed=0)
     first, again, second = (dataset[SampleKey(0, 4, copy, SIZE)] for copy in (0, 0, 1))
     assert torch.equal(first.images, again.images)
     assert not torch.equal(first.images, second.images)
 
 
-def test_rare_classes_are_shown_more_often_where_the_settings_say_so(
+def test_class_balanced_sampling_draws_rare_classes_more_often(
     batches_of: Callable[..., list[Batch]],
 ) -> None:
     """Class dog is in images 2, 3 and 4 of 5, cat in 1 to 4."""
@@ -276,7 +278,7 @@ def test_rare_classes_are_shown_more_often_where_the_settings_say_so(
     factor = (5 / 3) ** 0.5
     assert len(shown) == 12 * int(1 + (5 / 4) ** 0.5 + 3 * factor)
     assert shown.count(103) > shown.count(100)
-    assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == PHOTOS
+    assert len(batches_of(sampling="uniform", repeat_threshold=1.0, batch_size=1)) == IMAGES
 
 
 @pytest.fixture
@@ -300,7 +302,7 @@ def test_balancing_that_changes_nothing_names_the_rarest_class_and_its_share(
     assert "Set a repeat_threshold above that share" in message
 
 
-def test_nobody_is_warned_of_balancing_that_acts(
+def test_balancing_that_has_an_effect_gives_no_warning(
     loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = labelled([0], [0], [0], [0], [0, 2], [0, 1, 1], [2], [], classes=4)
@@ -310,7 +312,7 @@ def test_nobody_is_warned_of_balancing_that_acts(
     assert caplog.messages == []
 
 
-def test_where_every_image_has_every_class_no_threshold_is_advised(
+def test_no_threshold_is_suggested_if_every_image_has_every_class(
     loader_of: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     loader_of(labelled([0, 1], [0, 1], classes=2), repeat_threshold=1.0)
@@ -318,7 +320,7 @@ def test_where_every_image_has_every_class_no_threshold_is_advised(
 
 
 def test_the_base_settings_balance_data_with_classes_as_rare_as_those_of_voc(repository: Path) -> None:
-    """The 20th class in 4 of 100 images is shown sqrt(0.1 / 0.04) times as often."""
+    """The 20th class, in 4 of 100 images, is drawn sqrt(0.1 / 0.04) times as often."""
     data = labelled(*[[0]] * 96, *[[19]] * 4, classes=20)
     threshold = load_params(repository / "conf" / "base.yaml").train.repeat_threshold
     assert repeat_factors(data, threshold).tolist() == pytest.approx([1] * 96 + [2.5**0.5] * 4)
@@ -362,8 +364,8 @@ def test_a_batch_holds_images_targets_and_ids_of_the_same_images(data: CocoInsta
     assert torch.allclose(targets.boxes[3], torch.tensor([2 / 24, 2 / 20, 14 / 24, 16 / 20]))
 
 
-def test_a_batch_is_what_input_sized_masks_of_its_images_give(data: CocoInstances) -> None:
-    """72 pixels are 3 and 3.6 times the image's sides, so that the whole mask can be made by hand."""
+def test_a_batch_matches_targets_from_input_sized_masks(data: CocoInstances) -> None:
+    """72 pixels are 3 and 3.6 times the image's sides, so the full mask can be built by hand."""
     dataset = TrainingSet(data, NOTHING, seed=0)
     batch = collate([dataset[SampleKey(0, image, 0, 72)] for image in (4, 0, 1)])
     boxes, labels, masks, crowd = [], [], [], []
@@ -452,7 +454,7 @@ def test_loader_processes_do_not_change_the_batches(batches_of: Callable[..., li
         assert same(alone, batches_of(workers=workers, epochs=(0, 1), **sizes))
 
 
-def test_two_processes_see_what_one_does(batches_of: Callable[..., list[Batch]]) -> None:
+def test_two_processes_load_the_batches_of_one(batches_of: Callable[..., list[Batch]]) -> None:
     alone = batches_of(batch_size=4, epochs=(0, 3))
     parts = [batches_of(batch_size=4, epochs=(0, 3), rank=rank, world_size=2) for rank in (0, 1)]
     assert [len(part.image_ids) for part in parts[0] + parts[1]] == [2] * 2 * len(alone)
@@ -460,9 +462,9 @@ def test_two_processes_see_what_one_does(batches_of: Callable[..., list[Batch]])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_can_be_taken_up_in_the_middle(batches_of: Callable[..., list[Batch]], workers: int) -> None:
+def test_an_epoch_can_be_resumed_in_the_middle(batches_of: Callable[..., list[Batch]], workers: int) -> None:
     whole = batches_of(batch_size=1, epochs=(2,))
-    assert len(whole) == PHOTOS
+    assert len(whole) == IMAGES
     assert same(whole[3:], batches_of(batch_size=1, epochs=(2,), start=3, workers=workers))
 
 
@@ -486,13 +488,13 @@ def test_a_loader_process_uses_one_thread(data: CocoInstances, repository: Path)
 
 
 def test_batches_depend_on_seed_and_epoch(batches_of: Callable[..., list[Batch]]) -> None:
-    first = batches_of(seed=1, epochs=(0,), batch_size=PHOTOS)
+    first = batches_of(seed=1, epochs=(0,), batch_size=IMAGES)
     np.random.seed(7)
     torch.manual_seed(7)
-    assert same(first, batches_of(seed=1, epochs=(0,), batch_size=PHOTOS))
+    assert same(first, batches_of(seed=1, epochs=(0,), batch_size=IMAGES))
     for seed, epoch in ((1, 1), (2, 0)):
-        other = batches_of(seed=seed, epochs=(epoch,), batch_size=PHOTOS)
-        for image_id in range(100, 100 + PHOTOS):  # not only in another order
+        other = batches_of(seed=seed, epochs=(epoch,), batch_size=IMAGES)
+        for image_id in range(100, 100 + IMAGES):  # not only in another order
             one, two = (batch[0].images[batch[0].image_ids.index(image_id)] for batch in (first, other))
             assert not torch.equal(one, two)
 
@@ -503,8 +505,9 @@ def test_an_epoch_is_the_same_whichever_epochs_came_before(batches_of: Callable[
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loading_leaves_the_global_random_state_alone(batches_of: Callable[..., list[Batch]], workers: int) -> None:
-    """Else what the loss draws would depend on when a run was resumed: loader processes are seeded once a process."""
+def test_loading_does_not_change_the_global_random_state(batches_of: Callable[..., list[Batch]], workers: int) -> None:
+    """Otherwise the loss's draws would depend on when a run was resumed: loader processes are seeded once per
+    process."""
     torch.manual_seed(3)
     before = torch.get_rng_state()
     batches_of(workers=workers, epochs=(0, 1))
@@ -518,8 +521,8 @@ def test_a_data_set_smaller_than_a_batch_is_one_batch(batches_of: Callable[..., 
 
 @pytest.mark.parametrize("size", [64, 100, 137])
 def test_a_network_learns_from_batches_of_every_size(data: CocoInstances, repository: Path, size: int) -> None:
-    """Anchors are relative to the image, so that the same boxes fit them at every size."""
-    config = train_config(repository, batch_size=PHOTOS, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
+    """Anchors are relative to the image, so the same boxes fit them at every size."""
+    config = train_config(repository, batch_size=IMAGES, augment=EVERYTHING.model_copy(update={"image_sizes": [size]}))
     loader, _ = training_loader(data, config, 64, workers=0, pin=False)
     [batch] = loader
     model = Yolact(tiny_config(image_size=64), len(data.class_names))
@@ -555,7 +558,7 @@ def test_the_loader_can_pin_whole_batches(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU, and none is here")
-def test_batches_arrive_pinned_where_there_is_a_gpu(data: CocoInstances, repository: Path) -> None:
+def test_batches_are_pinned_on_a_gpu(data: CocoInstances, repository: Path) -> None:
     loader, _ = training_loader(data, train_config(repository, batch_size=3), SIZE, workers=0, pin=True)
     batch = next(iter(loader))
     assert all(tensor.is_pinned() for tensor in tensors(batch) if tensor.numel())

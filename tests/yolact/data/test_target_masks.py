@@ -1,4 +1,4 @@
-"""Masks for the losses: those of the whole two steps, image to input and input to prototypes, to the last pixel."""
+"""Masks for the losses equal those of the two full steps, image to input and input to prototypes, in every pixel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scene:
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
-    """Up to four objects, solid or frayed, and a crop inside the image, across its border, around it or beside it."""
+    """Up to four objects, solid or frayed, and a crop inside the image, across its border, around it or outside it."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     masks = np.zeros((draw(st.integers(0, 4)), height, width), dtype=np.uint8)
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
@@ -57,7 +57,7 @@ def run_lengths(masks: np.ndarray) -> list[Rle]:
 
 
 def input_sized(scene: Scene) -> np.ndarray:
-    """The masks (N, S, S) as the network's input shows the objects."""
+    """The masks (N, S, S) of the objects in the network's input."""
     count, height, width = scene.masks.shape
     full = np.zeros((count, scene.size, scene.size), dtype=np.uint8)
     part = visible_part(scene.crop, height, width, scene.size)
@@ -95,7 +95,7 @@ def reduced(scene: Scene, crowd: np.ndarray | None = None) -> tuple[Tensor, Tens
 
 @settings(max_examples=300, deadline=None)
 @given(scenes())
-def test_masks_are_those_of_the_whole_steps_in_every_crop(scene: Scene) -> None:
+def test_masks_match_the_two_full_steps_in_every_crop(scene: Scene) -> None:
     expected = reference(scene, input_sized(scene))
     masks, semantic = reduced(scene)
     assert torch.equal(masks, expected.masks)
@@ -104,8 +104,8 @@ def test_masks_are_those_of_the_whole_steps_in_every_crop(scene: Scene) -> None:
 
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("crop", [Crop(0, 0, 500, 375), Crop(-333, -120, 1100, 825), Crop(141, 33, 217, 300)])
-def test_masks_of_an_image_are_those_of_the_published_composite(crop: Crop, mirrored: bool) -> None:
-    """By torch alone, in double precision: pixels so near one half that rounding decides are left out."""
+def test_masks_match_the_published_pipeline(crop: Crop, mirrored: bool) -> None:
+    """Computed by torch in double precision; pixels so close to one half that rounding decides are excluded."""
     rows, columns = np.mgrid[0:375, 0:500]
     discs = ((150, 260, 90), (200, 330, 60), (37, 300, 4))
     masks = np.stack([(rows - y) ** 2 + (columns - x) ** 2 <= r * r for y, x, r in discs]).astype(np.uint8)
@@ -127,7 +127,7 @@ def test_masks_of_an_image_are_those_of_the_published_composite(crop: Crop, mirr
     assert torch.equal(found.bool()[decided], (values > 0.5)[decided])
 
 
-def test_crowd_regions_are_not_decoded_and_teach_no_class() -> None:
+def test_crowd_regions_are_not_decoded_and_have_no_class() -> None:
     masks = np.ones((2, 20, 20), dtype=np.uint8)
     masks[1, :10] = 0
     damaged: list[Rle] = [{"size": [20, 20], "counts": "garbage!!"}, *run_lengths(masks[1:])]
@@ -144,7 +144,7 @@ def test_crowd_regions_are_not_decoded_and_teach_no_class() -> None:
     assert semantic.reshape(CLASSES, -1).sum(axis=1).tolist() == [0, 32, 0]
 
 
-def test_objects_of_a_class_are_united() -> None:
+def test_masks_of_a_class_are_merged() -> None:
     masks = np.zeros((3, 16, 16), dtype=np.uint8)
     masks[0, :8, :8] = masks[1, 8:, 8:] = masks[2, :, :] = 1
     _, semantic = reduced(Scene(masks, np.array([2, 2, 0]), Crop(0, 0, 16, 16), 128))

@@ -1,7 +1,7 @@
 """A small training run as a program, for tests that kill it or start several processes of it.
 
-``python -m tests.yolact.engine.runs SETTINGS.json`` trains in the current folder; ``models/`` and ``done.pt`` hold what
-came out.
+``python -m tests.yolact.engine.runs SETTINGS.json`` trains in the current folder; ``models/`` and ``done.pt`` contain
+the results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 def make_images(folder: Path, count: int) -> Path:
-    """Images with one or two coloured boxes each; the path of their annotations."""
+    """Generate images with one or two coloured boxes each; returns the path of their annotations."""
     path = folder / "train.json"
     boxes = {
         number: [(RED, (4 + number, 6, 36 + number, 46)), (BLUE, (30, 20, 60 - number, 60))][: 1 + number % 2]
@@ -41,7 +41,7 @@ def make_images(folder: Path, count: int) -> Path:
 
 
 def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | None = None, **changes: Any) -> Params:
-    """Settings of a run of seconds; ``changes`` are keys of ``train`` or ``runtime``."""
+    """Settings of a run that takes seconds; ``changes`` are keys of ``train`` or ``runtime``."""
     tree = load_params(REPOSITORY / "conf" / "base.yaml").model_dump(mode="json", by_alias=True)
     tree["model"] |= {
         "backbone": "resnet18",
@@ -61,7 +61,7 @@ def small_params(model: dict[str, Any] | None = None, loss: dict[str, Any] | Non
 
 
 def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
-    """A trainer on a device that nothing but its steps is wanted of; ``settings`` are those of `small_params`."""
+    """A trainer on a device, for its steps only; ``settings`` are those of `small_params`."""
     annotations = make_images(folder / "images", 8)
     data = CocoInstances.load(annotations, annotations.parent)
     params = small_params(**settings)
@@ -72,7 +72,7 @@ def trainer_on(device: str, folder: Path, **settings: Any) -> Trainer:
 
 
 def train(settings: dict[str, Any], world: World) -> Trainer:
-    """Train in the current folder, from a checkpoint where there is one."""
+    """Train in the current folder, from a checkpoint if there is one."""
     annotations = make_images(Path(f"images{world.rank}"), settings.pop("images"))
     if "dice" in settings.get("loss", {}).get("weights", {}):
         LOSS_TERMS["dice"] = DICE

@@ -1,4 +1,4 @@
-"""Anchors against boxes: coverage equals a brute-force count, and suggestions find what the boxes were made from."""
+"""Anchors against boxes: coverage equals a brute-force count, and suggestions recover the generating shapes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_coverage_equals_a_count_over_all_pairs() -> None:
     assert sum(coverage.boxes for coverage in found.by_level.values()) == 150
 
 
-def test_a_box_on_an_anchor_is_covered_wholly() -> None:
+def test_a_box_equal_to_an_anchor_is_fully_covered() -> None:
     config = tiny_config()
     x, y, w, h = config_anchors(config, Yolact.level_sizes(64, 64))[40].tolist()
     found = measure_anchors(torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]]), config)
@@ -82,7 +82,7 @@ def data_of(boxes: torch.Tensor, side: int = 1000) -> CocoInstances:
 
 
 def boxes_of(sizes: np.ndarray, centers: np.ndarray) -> torch.Tensor:
-    """(N, 4) xyxy, moved inside the image where they reach out of it."""
+    """(N, 4) xyxy, moved inside the image if they extend beyond it."""
     low = np.clip(centers - sizes / 2, 0, 1 - sizes)
     return torch.tensor(np.concatenate([low, low + sizes], axis=1)).float()
 
@@ -110,7 +110,7 @@ def test_the_nearest_anchors_overlap_as_much_as_any(square: bool, size: int) -> 
     assert found.recall == pytest.approx(float((iou >= 0.5).double().mean()), abs=1e-9)
 
 
-def test_the_shapes_that_boxes_were_made_from_are_found_again() -> None:
+def test_the_shapes_that_generated_the_boxes_are_recovered() -> None:
     scales, ratios = [9.0, 16.0, 27.0, 40.0, 55.0], [0.4, 1.0, 2.2]
     rng = np.random.default_rng(0)
     shapes = [(s * r**0.5, s / r**0.5) for s in scales for r in ratios for _ in range(30)]
@@ -126,7 +126,7 @@ def test_the_shapes_that_boxes_were_made_from_are_found_again() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 400])
-def test_a_suggestion_has_the_structure_of_the_head_and_measures_as_it_says(count: int) -> None:
+def test_a_suggestion_keeps_the_heads_structure_and_reports_its_true_coverage(count: int) -> None:
     config = tiny_config(image_size=128, anchor_scales=[[10, 12]] * 5, anchor_ratios=[1, 0.5])
     boxes = random_boxes(count, seed=1)
     report = fit_anchors(data_of(boxes), config)
@@ -156,7 +156,7 @@ def mixed_boxes(rng: np.random.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", [large_boxes, tiny_boxes, mixed_boxes])
 @pytest.mark.parametrize("scales", [[[8], [16], [32], [64], [128]], [[14], [28], [52], [80], [110]]])
-def test_a_suggestion_never_measures_worse_than_what_is_there(kind: Any, scales: list[list[float]]) -> None:
+def test_a_suggestion_is_never_worse_than_the_present_anchors(kind: Any, scales: list[list[float]]) -> None:
     config = tiny_config(image_size=128, anchor_scales=scales)
     report = fit_anchors(data_of(kind(np.random.default_rng(5))), config)
     assert report.suggested.all.recall >= report.present.all.recall
@@ -164,8 +164,9 @@ def test_a_suggestion_never_measures_worse_than_what_is_there(kind: Any, scales:
 
 
 @pytest.mark.parametrize("kind", [large_boxes, tiny_boxes, mixed_boxes])
-def test_the_suggested_anchors_find_about_as_many_boxes_as_the_best_of_many_random_choices(kind: Any) -> None:
-    """Though the present anchors find almost none: clusters of shapes that ignore the cells miss most tiny boxes."""
+def test_the_suggested_anchors_recall_about_as_many_boxes_as_the_best_of_many_random_ones(kind: Any) -> None:
+    """Even though the present anchors recall almost none: clusters of shapes that ignore the cells miss most tiny
+    boxes."""
     boxes = kind(np.random.default_rng(0))
     config = tiny_config(image_size=128, anchor_scales=[[2], [2.1], [2.2], [2.3], [2.4]])
     report = fit_anchors(data_of(boxes), config)
@@ -179,8 +180,8 @@ def test_the_suggested_anchors_find_about_as_many_boxes_as_the_best_of_many_rand
     assert report.suggested.all.recall >= max(recalls) - 0.01
 
 
-def test_the_best_anchors_stay() -> None:
-    """What a suggestion suggests is not improved upon by much when it is the present choice."""
+def test_good_anchors_are_kept() -> None:
+    """A suggestion, used as the present choice, is hardly improved upon."""
     data = data_of(mixed_boxes(np.random.default_rng(2)))
     config = tiny_config(image_size=128)
     first = fit_anchors(data, config).suggested
@@ -207,7 +208,7 @@ def test_boxes_are_those_of_the_resized_image_without_crowd_regions(data: Path) 
     assert boxes.tolist() == [pytest.approx([0.1, 0.1, 0.6, 0.5]), pytest.approx([0.025, 0.05, 0.075, 0.15])]
 
 
-def test_boxes_of_a_image_that_keeps_its_aspect_ratio_are_relative_to_its_longer_side(data: Path) -> None:
+def test_boxes_of_an_image_that_keeps_its_aspect_ratio_are_relative_to_its_longer_side(data: Path) -> None:
     """200 x 100 pixels in a square of 200."""
     boxes = dataset_boxes(CocoInstances.load(data / "train.json", data / "images"), keep_aspect_ratio=True)
     assert boxes.tolist() == [pytest.approx([0.1, 0.05, 0.6, 0.25]), pytest.approx([0.025, 0.025, 0.075, 0.075])]
@@ -226,7 +227,7 @@ def test_anchors_are_measured_on_boxes_as_the_network_sees_them(data: Path) -> N
     assert kept != stretched
 
 
-def test_data_without_objects_is_refused(data: Path) -> None:
+def test_data_without_objects_is_rejected(data: Path) -> None:
     tree = json.loads((data / "train.json").read_text()) | {"annotations": []}
     (data / "train.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match="no object"):
@@ -255,7 +256,7 @@ def shown_for(boxes: torch.Tensor, config: ModelConfig, capsys: pytest.CaptureFi
     return " ".join(capsys.readouterr().out.split())
 
 
-def test_low_recall_is_reported_with_what_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_low_recall_is_reported_with_advice(capsys: pytest.CaptureFixture[str]) -> None:
     boxes = tiny_boxes(np.random.default_rng(0))
     shown = shown_for(boxes, tiny_config(image_size=128), capsys)
     assert re.search(r"leave \d+% of the boxes without an anchor of IoU 0.5 or more \(\d+ small\)", shown)
@@ -263,7 +264,7 @@ def test_low_recall_is_reported_with_what_helps(capsys: pytest.CaptureFixture[st
     assert "add scales per level to model.anchor_scales" in shown
 
 
-def test_anchors_that_fit_are_left_alone_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_anchors_that_fit_give_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config(image_size=128)
     anchors = cxcywh_to_xyxy(config_anchors(config, Yolact.level_sizes(128, 128)))
     boxes = anchors[(anchors >= 0).all(dim=1) & (anchors <= 1).all(dim=1)]

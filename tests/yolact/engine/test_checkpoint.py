@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, which are kept, and which are not used."""
+"""Checkpoints: what is restored, which are kept, and which are not used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = "this run"
 
 
 def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
-    """A state as the trainer makes it, with a small network that has a momentum."""
+    """A state as the trainer saves it, of a small network with momentum."""
     torch.manual_seed(epochs_done)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
@@ -65,7 +65,7 @@ def names(store: CheckpointStore) -> list[str]:
 
 
 def steps(store: CheckpointStore) -> list[int]:
-    """Of the checkpoints in the folder, oldest first."""
+    """Steps of the checkpoints in the folder, oldest first."""
     return [int(name.split("-")[1].removeprefix("step_")) for name in names(store) if name.endswith(".pt")]
 
 
@@ -91,32 +91,32 @@ def latest(store: CheckpointStore) -> TrainingState:
     return found
 
 
-def test_everything_comes_back(store: CheckpointStore) -> None:
+def test_the_complete_state_is_restored(store: CheckpointStore) -> None:
     saved = state()
     path = store.save(saved)
     assert path.is_file()
     assert_equal(vars(latest(store)), vars(saved))
 
 
-def test_a_checkpoint_holds_nothing_that_could_run_code(store: CheckpointStore) -> None:
+def test_a_checkpoint_contains_no_executable_code(store: CheckpointStore) -> None:
     content = torch.load(store.save(state()), weights_only=True)
     assert content["fingerprint"] == RUN
     assert content["format"] == 3
 
 
-def test_a_name_tells_number_step_and_digest(store: CheckpointStore) -> None:
+def test_a_name_contains_number_step_and_digest(store: CheckpointStore) -> None:
     store.save(state(1))
     path = store.save(state(2))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     assert path.name == f"000002-step_00000020-{digest}.pt"
 
 
-def test_without_a_checkpoint_there_is_nothing_to_go_on_from(store: CheckpointStore) -> None:
+def test_without_a_checkpoint_a_run_starts_over(store: CheckpointStore) -> None:
     assert store.begin() is None
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_last_ones_are_kept(tmp_path: Path, keep: int) -> None:
+def test_the_last_checkpoints_are_kept(tmp_path: Path, keep: int) -> None:
     store = new_store(tmp_path, keep=keep)
     for epoch in range(5):
         store.save(state(epoch))
@@ -133,7 +133,7 @@ def test_checkpoints_are_counted_beyond_six_digits(store: CheckpointStore) -> No
     assert latest(store).epochs_done == 3
 
 
-def test_of_two_checkpoints_of_one_step_the_later_counts(store: CheckpointStore) -> None:
+def test_the_later_of_two_checkpoints_of_one_step_is_used(store: CheckpointStore) -> None:
     """Before and after a validation."""
     store.save(state(3, best_score=0.1))
     store.save(state(3, best_score=0.2))
@@ -142,7 +142,7 @@ def test_of_two_checkpoints_of_one_step_the_later_counts(store: CheckpointStore)
 
 
 @pytest.mark.parametrize("fault", ["cut", "emptied", "text", "a bit", "other format", "field missing"])
-def test_a_damaged_checkpoint_is_passed_over_and_named(
+def test_a_damaged_checkpoint_is_skipped_and_named(
     store: CheckpointStore, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     store.save(state(1))
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 
 
 @pytest.mark.parametrize("found", ["at the start", "when the next one is written"])
-def test_a_damaged_checkpoint_does_not_count_as_kept_and_is_told_once(
+def test_a_damaged_checkpoint_does_not_count_as_kept_and_is_reported_once(
     store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, found: str
 ) -> None:
     store.save(state(1))
@@ -196,13 +196,13 @@ def test_a_damaged_checkpoint_does_not_count_as_kept_and_is_told_once(
 
 
 def renamed(path: Path, content: dict[str, Any]) -> Path:
-    """Write other content to a checkpoint, under the name that fits it."""
+    """Write other content to a checkpoint, under the matching name."""
     torch.save(content, path)
     return path.rename(path.with_name(f"{path.name[:20]}-{digest_of(path)}.pt"))
 
 
 class Payload:
-    """What a hostile pickle does: it names a function to be called on loading."""
+    """A hostile pickle: it names a function to be called on loading."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -218,7 +218,7 @@ def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_unfinished_run_is_gone_on_with(store: CheckpointStore) -> None:
+def test_an_unfinished_run_is_resumed(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2))
     found = store.begin()
@@ -239,11 +239,11 @@ def test_an_unfinished_run_of_other_settings_is_moved_aside_and_named(
     assert str(aside) in caplog.text
     assert "1 epochs done" in caplog.text
 
-    aside.replace(store.directory)  # the way back that the message tells
+    aside.replace(store.directory)  # the way back that the message describes
     assert store.begin() is not None
 
 
-def test_a_finished_run_is_not_gone_on_with(store: CheckpointStore) -> None:
+def test_a_finished_run_is_not_resumed(store: CheckpointStore) -> None:
     store.save(state(1))
     store.save(state(2, finished=True))
     (store.directory / "best_0002-0123456789abcdef").mkdir()
@@ -253,7 +253,7 @@ def test_a_finished_run_is_not_gone_on_with(store: CheckpointStore) -> None:
     assert names(store) == ["notes.txt"]
 
 
-def test_a_finished_run_is_found_again_where_that_is_wanted_and_settings_and_data_are_the_same(
+def test_a_finished_run_is_returned_on_request_if_settings_and_data_are_the_same(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
     best = store.save_best(network(1), ["thing"], 2)
@@ -265,7 +265,7 @@ def test_a_finished_run_is_found_again_where_that_is_wanted_and_settings_and_dat
     assert names(store) == []
 
 
-def test_a_finished_run_that_has_lost_its_best_weights_looks_for_them_anew(store: CheckpointStore) -> None:
+def test_a_finished_run_that_has_lost_its_best_weights_searches_for_them_again(store: CheckpointStore) -> None:
     best = store.save_best(network(1), ["thing"], 2)
     store.save(state(2, batches_done=0, best=best, finished=True, history={"steps": [], "epochs": []}))
     damage(store.directory / best / "model.safetensors")
@@ -274,7 +274,7 @@ def test_a_finished_run_that_has_lost_its_best_weights_looks_for_them_anew(store
     assert (found.finished, found.validation_due, found.best) == (False, True, "")
 
 
-def test_a_finished_run_that_comes_from_the_mirror_is_another_one(tmp_path: Path) -> None:
+def test_a_finished_run_from_the_mirror_is_not_returned(tmp_path: Path) -> None:
     mirror = FolderMirror(tmp_path / "mirror")
     new_store(tmp_path / "one", mirror=mirror).save(state(2, finished=True))
     assert new_store(tmp_path / "other", mirror=mirror).begin(with_finished=True) is None
@@ -285,7 +285,7 @@ def network(seed: int) -> Yolact:
     return Yolact(tiny_config(), 1)
 
 
-def test_best_weights_come_back(store: CheckpointStore) -> None:
+def test_best_weights_are_restored(store: CheckpointStore) -> None:
     model = network(0)
     name = store.save_best(model, ["thing"], epochs_done=7)
     assert name.startswith("best_0007-")
@@ -296,7 +296,7 @@ def test_best_weights_come_back(store: CheckpointStore) -> None:
     assert names(store) == [name]
 
 
-def test_best_weights_that_have_changed_are_refused(store: CheckpointStore) -> None:
+def test_best_weights_that_have_changed_are_rejected(store: CheckpointStore) -> None:
     name = store.save_best(network(0), ["thing"], epochs_done=7)
     damage(store.directory / name / "model.safetensors")
     with pytest.raises(WeightsError, match=r"model\.safetensors: has changed since it was written"):
@@ -311,7 +311,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.json"])
-def test_a_run_whose_best_weights_are_damaged_goes_on_from_before_them(
+def test_a_run_whose_best_weights_are_damaged_resumes_from_before_them(
     store: CheckpointStore, caplog: pytest.LogCaptureFixture, file: str
 ) -> None:
     """The validation that found them is repeated, and writes the same ones in their place."""
@@ -330,7 +330,7 @@ def test_a_run_whose_best_weights_are_damaged_goes_on_from_before_them(
 
 
 @pytest.mark.parametrize(("batches_done", "due", "left"), [(0, True, [1]), (3, False, [1, 2])])
-def test_a_run_that_has_lost_all_best_weights_looks_for_them_anew(
+def test_a_run_that_has_lost_all_best_weights_searches_for_them_again(
     store: CheckpointStore, caplog: pytest.LogCaptureFixture, batches_done: int, due: bool, left: list[int]
 ) -> None:
     best = store.save_best(network(1), ["thing"], 1)
@@ -345,7 +345,7 @@ def test_a_run_that_has_lost_all_best_weights_looks_for_them_anew(
     assert str(store.directory / best) in caplog.text
 
 
-def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: CheckpointStore) -> None:
+def test_best_weights_are_kept_until_a_checkpoint_names_better_ones(store: CheckpointStore) -> None:
     first = store.save_best(network(1), ["thing"], 1)
     store.save(state(1, best=first))
     second = store.save_best(network(2), ["thing"], 2)  # killed here: the checkpoint still names the first
@@ -353,11 +353,11 @@ def test_best_weights_stay_until_a_checkpoint_names_better_ones(store: Checkpoin
     store.save(state(2, best=second))
     assert (store.directory / first).is_dir()  # the checkpoint before may still be needed: the newest may be damaged
     store.save(state(3, best=second))
-    assert not (store.directory / first).exists()  # no kept checkpoint names it any more
+    assert not (store.directory / first).exists()  # no kept checkpoint names it any longer
     assert (store.directory / second).is_dir()
 
 
-def test_best_weights_named_by_checkpoints_of_an_earlier_process_stay(tmp_path: Path) -> None:
+def test_best_weights_named_by_checkpoints_of_an_earlier_process_are_kept(tmp_path: Path) -> None:
     before = new_store(tmp_path)
     first = before.save_best(network(1), ["thing"], 1)
     before.save(state(1, best=first))
@@ -366,7 +366,7 @@ def test_best_weights_named_by_checkpoints_of_an_earlier_process_stay(tmp_path: 
     assert (store.directory / first).is_dir()
 
 
-def test_checkpoints_of_which_none_can_be_read_are_kept_aside(store: CheckpointStore) -> None:
+def test_checkpoints_are_moved_aside_if_none_can_be_read(store: CheckpointStore) -> None:
     store.save(state(1)).write_bytes(b"damaged")
     assert store.begin() is None
     aside = store.directory.with_name(f"{store.directory.name}-unreadable")
@@ -379,8 +379,8 @@ def test_a_run_of_other_settings_without_a_finished_step_is_not_kept(store: Chec
     assert names(store) == []
 
 
-def test_a_failed_save_leaves_the_others_and_no_leavings(store: CheckpointStore) -> None:
-    """A limit on the size of files stands in for a full disk."""
+def test_a_failed_save_keeps_the_other_checkpoints_and_leaves_no_partial_files(store: CheckpointStore) -> None:
+    """A file size limit simulates a full disk."""
     resource = pytest.importorskip("resource")
     store.save(state(1))
     store.save(state(2))
@@ -414,7 +414,7 @@ class FolderMirror:
             shutil.copy(directory / name, self.folder / name)
 
 
-def test_a_run_goes_on_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> None:
+def test_a_run_resumes_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> None:
     mirror = FolderMirror(tmp_path / "mirror")
     store = new_store(tmp_path / "one", mirror=mirror)
     best = store.save_best(network(1), ["thing"], 1)
@@ -429,19 +429,19 @@ def test_a_run_goes_on_from_its_mirror_on_an_empty_machine(tmp_path: Path) -> No
     assert other.load_best(best)[1] == ["thing"]
 
 
-def test_the_mirror_is_told_the_newest_checkpoint_first_and_its_best_weights_before_it(tmp_path: Path) -> None:
-    told: list[list[list[str]]] = []
+def test_the_mirror_receives_the_newest_checkpoint_first_preceded_by_its_best_weights(tmp_path: Path) -> None:
+    synced: list[list[list[str]]] = []
     mirror = FolderMirror(tmp_path / "mirror")
-    mirror.sync = lambda directory, checkpoints: told.append(checkpoints)  # type: ignore[method-assign]
+    mirror.sync = lambda directory, checkpoints: synced.append(checkpoints)  # type: ignore[method-assign]
     store = new_store(tmp_path, mirror=mirror)
     first = store.save(state(1)).name
     best = store.save_best(network(1), ["thing"], 1)
     second = store.save(state(2, best=best)).name
     of_best = [f"{best}/model.json", f"{best}/model.safetensors"]
-    assert told == [[[first]], [[*of_best, second], [first]]]
+    assert synced == [[[first]], [[*of_best, second], [first]]]
 
 
-def test_what_is_here_counts_more_than_the_mirror(tmp_path: Path) -> None:
+def test_local_checkpoints_take_precedence_over_the_mirror(tmp_path: Path) -> None:
     mirror = FolderMirror(tmp_path / "mirror")
     new_store(tmp_path / "one", mirror=mirror).save(state(1))
     store = new_store(tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Averaged weights, frozen layers, early stopping, micro-batches, and what a run says about its settings."""
+"""Averaged weights, frozen layers, early stopping, micro-batches, and warnings about settings."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_micro_batches_have_the_gradients_of_the_whole_batch(
     trainer: Callable[..., Trainer], passes: int, max_masks: int
 ) -> None:
-    """Images have one or two objects, so passes differ in their positives; with one mask for each, it is drawn."""
+    """Images have one or two objects, so micro-batches differ in their positives; with at most one mask for each image,
+    it is drawn at random."""
     loss = {"max_masks_per_image": max_masks, "positive_iou": 0.2, "negative_iou": 0.1}
     settings: dict[str, Any] = {"batch_size": 4, "epochs": 3, "lr": 1e-2, "model": FROZEN_NORM, "loss": loss}
     whole, parts = trainer("whole", **settings), trainer("parts", accumulate=passes, **settings)
@@ -91,7 +92,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(
         assert torch.allclose(found[name], expected, rtol=1e-5, atol=1e-6), name
 
 
-def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weights(
+def test_a_run_resumed_with_more_micro_batches_and_other_validations_has_the_same_weights(
     trainer: Callable[..., Trainer],
 ) -> None:
     settings: dict[str, Any] = {"batch_size": 4, "epochs": 4, "lr": 1e-2, "model": FROZEN_NORM}
@@ -112,7 +113,7 @@ def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weight
         first.fit()
     state = first.checkpoints.begin()
     assert state is not None
-    torch.manual_seed(99)  # what the checkpoint has counts
+    torch.manual_seed(99)  # the checkpoint's value is used
     second = trainer("changed", scores=[0.1, 0.2], validate_every=1, patience=3, accumulate=2, **settings)
     second.restore(state)
     result = second.fit()
@@ -124,7 +125,7 @@ def test_a_run_goes_on_with_more_passes_and_other_validations_to_the_same_weight
 
 
 def test_micro_batches_are_the_batchs_images_with_their_objects_and_matches(trainer: Callable[..., Trainer]) -> None:
-    """Matches are those of each micro-batch alone, to the last index, though computed once for the batch."""
+    """Matches equal those of each micro-batch alone, index for index, although computed once for the batch."""
     learner = trainer(batch_size=4)
     batch = next(iter(learner.loader))
     anchors = learner.model.anchors(learner.model.level_sizes(64, 64), torch.device("cpu"))
@@ -206,7 +207,7 @@ def test_averaged_weights_are_validated_and_kept(trainer: Callable[..., Trainer]
         ("backbone", ["backbone."]),
     ],
 )
-def test_frozen_layers_stay_and_the_others_learn(
+def test_frozen_layers_do_not_change_and_the_others_learn(
     trainer: Callable[..., Trainer], up_to: str, frozen: list[str]
 ) -> None:
     learner = trainer(epochs=1, freeze=up_to, model=FROZEN_NORM)
@@ -221,7 +222,7 @@ def test_frozen_layers_stay_and_the_others_learn(
     assert convolutions - moved == kept
 
 
-def test_the_stem_of_darknet_is_what_comes_before_its_stages() -> None:
+def test_the_stem_of_darknet_is_everything_before_its_stages() -> None:
     model = Yolact(tiny_config(backbone="darknet53", backbone_blocks=[1] * 5), 1)
     assert frozen_parts(model.backbone, "stem") == [model.backbone._preconv]
     assert frozen_parts(model.backbone, "stage1") == [model.backbone._preconv, model.backbone.layers[0]]
@@ -237,7 +238,7 @@ def test_the_stem_of_darknet_is_what_comes_before_its_stages() -> None:
         ([0.3, 0.2, 0.1, 0.1, 0.1, 0.1], 0, 6),
     ],
 )
-def test_a_run_stops_when_it_does_not_get_better(
+def test_a_run_stops_when_it_no_longer_improves(
     trainer: Callable[..., Trainer], scores: list[float], patience: int, epochs: int
 ) -> None:
     result = trainer(scores=scores, epochs=6, validate_every=1, patience=patience, batch_size=4).fit()
@@ -245,7 +246,7 @@ def test_a_run_stops_when_it_does_not_get_better(
     assert result.best_score == max(scores[:epochs])
 
 
-def test_patience_that_is_set_later_counts_the_validations_that_there_were(trainer: Callable[..., Trainer]) -> None:
+def test_patience_set_later_counts_past_validations(trainer: Callable[..., Trainer]) -> None:
     first = trainer(scores=[0.3, 0.2, 0.1], epochs=3, validate_every=1, batch_size=4)
     first.fit()
     state = first.checkpoints.begin()
@@ -286,12 +287,12 @@ def changed(params: Params, section: str, **values: Any) -> Params:
         ("runtime", {"checkpoint_mirror": "gs://bucket"}, "runtime.checkpoint_mirror"),
     ],
 )
-def test_impossible_settings_are_refused(section: str, values: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(section: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         changed(small_params(), section, **values)
 
 
-def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
+def test_a_stage_that_the_backbone_does_not_have_cannot_be_frozen() -> None:
     with pytest.raises(SettingsError, match=r"train\.freeze: is stage5, but resnet18 has 4 stages"):
         small_params(model=FROZEN_NORM, freeze="stage5")
 
@@ -306,7 +307,7 @@ def test_a_stage_that_the_backbone_has_not_cannot_be_frozen() -> None:
         ("adamw", 8, 1e-2, False),
     ],
 )
-def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
+def test_a_learning_rate_unsuitable_for_the_batch_size_is_reported(
     optimizer: str, batch_size: int, lr: float, warned: bool
 ) -> None:
     advice = learning_rate_advice(small_params(optimizer=optimizer, lr=lr).train, batch_size)
@@ -316,10 +317,10 @@ def test_a_learning_rate_that_is_off_for_the_batch_size_is_told(
         assert f"({1e-3 * batch_size / 8:.3g}, from the published 0.001 for 8)" in advice
 
 
-def test_a_learning_rate_is_judged_by_the_batch_that_there_is(
+def test_a_learning_rate_is_judged_by_the_actual_batch_size(
     trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of four images, so that a rate for batches of 64 is 16 times too high."""
+    """With four images, a rate for batches of 64 is 16 times too high."""
     trainer(batch_size=64, lr=8e-3)
     reduced, rate = (record.getMessage() for record in caplog.records)
     assert reduced.startswith("train.batch_size is 64, but an epoch has 4 images: each step takes all 4. Set ")
@@ -339,13 +340,12 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
         learner.fit()
     message = str(caught.value)
     assert (
-        "train.accumulate: 2 (less memory, in 2 gradient-accumulation steps; batch norm, which is trained, sees fewer"
-        in message
+        "train.accumulate: 2 (less memory, in 2 gradient-accumulation steps; trained batch norm sees fewer" in message
     )
-    assert "(and train.lr in proportion). The run then begins again." in message
+    assert "(and train.lr in proportion). The run then starts over." in message
     assert "train.batch_size: 2 (" in message
-    assert "image_size: " not in message  # 64 pixels are the fewest
-    assert "bf16" not in message  # nor does a CPU compute that with so few
+    assert "image_size: " not in message  # 64 pixels are the minimum
+    assert "bf16" not in message  # and a CPU does not compute that with so few pixels
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
@@ -360,7 +360,7 @@ def test_a_step_that_does_not_fit_into_memory_says_what_to_try(
 def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
     trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, sizes: list[int], message: str
 ) -> None:
-    """It is copied to the device before the step. What its size will be is not known: it may be the largest."""
+    """It is copied to the device before the step. Its size is not yet known: it may be the largest."""
     augment = small_params().train.augment.model_dump() | {"image_sizes": sizes}
     learner = trainer(batch_size=4, epochs=1, augment=augment)
 
@@ -372,10 +372,10 @@ def test_a_batch_that_does_not_fit_into_memory_says_what_to_try(
         learner.fit()
 
 
-def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
+def test_the_memory_line_of_a_long_error_is_reported(
     trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a loader process passes its errors on."""
+    """A loader process passes on its errors like this."""
     learner = trainer(batch_size=4, epochs=1)
 
     def fail(*_: Any) -> None:
@@ -388,14 +388,14 @@ def test_of_an_error_of_many_lines_the_one_about_memory_is_told(
         learner.fit()
 
 
-def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_frozen() -> None:
+def test_more_gradient_accumulation_is_advised_as_resumable_if_batch_norm_is_frozen() -> None:
     params = small_params(batch_size=4, model=FROZEN_NORM)
     message = str(step_out_of_memory(params, 64, 4, 1, on_cpu=True, error=RuntimeError("out of memory")))
     assert (
         "train.accumulate: 2 (the same result with less memory, in 2 gradient-accumulation steps; the run resumes"
         in message
     )
-    assert "(and train.lr in proportion). Any other begins it again." in message
+    assert "(and train.lr in proportion). Any other starts it over." in message
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -406,7 +406,7 @@ def test_more_passes_are_advised_as_what_goes_on_with_a_run_whose_batch_norm_is_
 @pytest.mark.parametrize(
     ("side", "rescoring", "precision"), [(64, False, "fp32"), (70, False, "bf16"), (300, True, "fp32")]
 )
-def test_the_settings_accept_what_a_step_without_memory_proposes(
+def test_the_settings_accept_the_advice_of_a_step_that_is_out_of_memory(
     batch_size: int,
     accumulate: int,
     processes: int,
@@ -503,14 +503,14 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_spoils_a_weight(
 
 @pytest.fixture
 def sigterm_restored() -> Iterator[None]:
-    """After a request, SIGTERM is ignored to the end of the process."""
+    """After a request, SIGTERM is ignored until the process ends."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
 def test_no_process_validates_when_another_was_asked_to_stop(trainer: Callable[..., Trainer]) -> None:
-    """The one that was asked ends at once, and the others would wait for its share of the validation for ever."""
+    """The process that was asked ends at once, and the others would wait forever for its share of the validation."""
     learner = trainer(epochs=2)
     learner.validate = lambda model: pytest.fail("must not validate")  # type: ignore[method-assign, assignment]
     learner.watch.stop_agreed = True  # as after the epoch's last step; no signal came to this process
@@ -524,7 +524,7 @@ def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trai
 
     def validate(_: Yolact) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the validation goes on")
+        raise AssertionError("the validation continues")
 
     learner.validate = validate
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
@@ -534,7 +534,7 @@ def test_a_request_to_stop_ends_a_validation_at_once(trainer: Callable[..., Trai
     assert (state.epochs_done, state.validation_due) == (1, True)
 
 
-def test_handlers_are_put_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     interrupts = Interrupts()
     with interrupts.watched():
@@ -545,7 +545,7 @@ def test_handlers_are_put_back() -> None:
 # --- Parts
 
 
-def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_folded() -> None:
+def test_synchronised_batch_norm_replaces_every_batch_norm_and_can_be_folded() -> None:
     torch.manual_seed(0)
     model = Yolact(tiny_config(), 1).eval()
     images = torch.rand(1, 3, 64, 64)
@@ -561,7 +561,7 @@ def test_synchronised_batch_norm_takes_the_place_of_every_batch_norm_and_can_be_
         assert torch.allclose(model(images).boxes, expected, atol=1e-4)
 
 
-def test_progress_on_a_cpu_tells_the_memory_of_the_process() -> None:
+def test_progress_on_a_cpu_reports_the_memory_of_the_process() -> None:
     meter = SpeedMeter(torch.device("cpu"), total_steps=10)
     meter.count(images=4)
     metrics = meter.take(steps_done=1)

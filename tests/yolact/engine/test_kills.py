@@ -1,4 +1,4 @@
-"""Runs that are really killed: their end is that of a run that nobody disturbed, bit for bit."""
+"""Runs that are really killed: their results are bit-identical to those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def start(folder: Path, **changes: Any) -> subprocess.Popen[str]:
-    """Begin a run, or go on with it, in a process group of its own."""
+    """Start or resume a run in its own process group."""
     folder.mkdir(exist_ok=True)
     (folder / "settings.json").write_text(json.dumps(SETTINGS | changes))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -65,13 +65,13 @@ def wait_until(process: subprocess.Popen[str], seen: Any) -> None:
 
 
 def number_of(folder: Path) -> int:
-    """Of the newest checkpoint; 0 without any."""
+    """Number of the newest checkpoint; 0 without any."""
     names = checkpoints(folder)
     return int(names[-1].split("-")[0]) if names else 0
 
 
 def half_written(folder: Path) -> bool:
-    """Whether a checkpoint is being written and some of it is there."""
+    """Whether a checkpoint is partly written."""
     for path in (folder / "models" / "checkpoints").glob(".checkpoint.*.part"):
         try:
             if path.stat().st_size > 100_000:
@@ -97,7 +97,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_killed_at_random_points_ends_as_the_undisturbed_one(straight: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_points_ends_as_the_uninterrupted_one(straight: Path, tmp_path: Path) -> None:
     """Three times: twice a random moment after a random number of checkpoints, once while one is being written."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -130,7 +130,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(straight: Path, tmp_path
     content[len(content) // 2] ^= 4
     newest.write_bytes(content)
     log = finish(start(tmp_path))
-    assert f"{newest.name}: not readable, passed over (its content is not what was written)" in log
+    assert f"{newest.name}: not readable, skipped (its content is not what was written)" in log
     assert_same_end(tmp_path, straight)
 
 
@@ -156,13 +156,13 @@ def test_ctrl_c_stops_a_run_though_loader_processes_get_it_too(tmp_path: Path) -
     _, log = process.communicate(timeout=200)
     assert process.returncode == EX_TEMPFAIL, log
     assert "stopped by SIGINT; a checkpoint is written" in log
-    with pytest.raises(ProcessLookupError):  # no loader process is left
+    with pytest.raises(ProcessLookupError):  # no loader process remains
         os.killpg(process.pid, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterms_to_the_whole_group_stop_a_run_as_one(tmp_path: Path, workers: int) -> None:
-    """As launchers send them, the second while the first is worked on, or while the program ends."""
+    """As launchers send them, the second while the first is being handled, or while the program ends."""
     process = start(tmp_path, workers=workers, checkpoint_every_steps=0, epochs=500, validate_every=1000)
     wait_until(process, lambda: number_of(tmp_path) >= 2)
     os.killpg(process.pid, signal.SIGTERM)
@@ -220,7 +220,7 @@ def test_the_death_of_a_loader_process_is_an_error_unless_a_stop_was_requested()
 
 
 def run_program(program: str) -> tuple[str, int]:
-    """What a Python program prints, and its exit code."""
+    """Run a Python program; returns its output and exit code."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
     return done.stdout, done.returncode

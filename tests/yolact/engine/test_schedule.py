@@ -41,7 +41,7 @@ def test_a_cosine_after_a_warm_up_by_hand() -> None:
     assert learning_rate(8, 8, config(schedule="cosine")) == pytest.approx(0, abs=1e-15)
 
 
-def test_without_a_warm_up_the_first_step_has_the_peak() -> None:
+def test_without_a_warm_up_the_first_step_has_the_peak_rate() -> None:
     assert rates(4, config(schedule="step", lr_milestones=[], warmup_steps=0)) == [0.5] * 4
     assert rates(2, config(schedule="cosine", warmup_steps=0)) == pytest.approx([0.5, 0.25])
 

@@ -1,4 +1,4 @@
-"""The training loop on two images: it learns, goes on exactly where it was stopped, and keeps the best weights."""
+"""The training loop on two images: it learns, resumes exactly where it was stopped, and keeps the best weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from yolact_ops.settings.params import Params, load_params, parse_params
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PHOTOS: dict[int, list[Box]] = {
+IMAGES: dict[int, list[Box]] = {
     10: [(RED, (8, 8, 40, 48)), (BLUE, (44, 30, 62, 60))],
     11: [(BLUE, (4, 20, 34, 60)), (RED, (30, 4, 60, 24))],
 }
@@ -61,7 +61,7 @@ ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    write_coloured_boxes(folder / "train.json", folder, PHOTOS)
+    write_coloured_boxes(folder / "train.json", folder, IMAGES)
     return folder / "train.json"
 
 
@@ -90,7 +90,7 @@ def params(repository: Path) -> Callable[..., Params]:
 
 
 class Notes:
-    """A listener that writes everything down."""
+    """A listener that records everything."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, Metrics]] = []
@@ -108,7 +108,7 @@ class Notes:
 
 
 class Scores:
-    """Gives the scores in turn and keeps a copy of the weights that it was shown."""
+    """Returns the scores in turn and keeps a copy of the weights that it receives."""
 
     def __init__(self, *scores: float) -> None:
         self.scores = list(scores)
@@ -163,9 +163,7 @@ def latest(trainer: Trainer) -> TrainingState:
 # --- Learning
 
 
-def test_two_images_are_learned_by_heart(
-    trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path
-) -> None:
+def test_two_images_are_overfitted(trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path) -> None:
     learner = trainer(
         validate=Validation(data, annotations, 2),
         epochs=40,
@@ -205,7 +203,7 @@ FEW_STEPS = {
 
 
 def test_yolact_plus_plus_learns_offsets_and_rescoring(trainer: Callable[..., Trainer]) -> None:
-    """249 pixels are the fewest for mask re-scoring. Offsets start from zero, so only gradients move them."""
+    """249 pixels are the minimum for mask re-scoring. Offsets start from zero, so only gradients move them."""
     learner = trainer(
         model={
             "backbone": "resnet50",
@@ -255,7 +253,7 @@ def test_darknet_learns_from_images_between_0_and_1(trainer: Callable[..., Train
     assert all(0 <= images.min() < 0.2 and 0.8 < images.max() <= 1 for images in seen)
 
 
-def test_the_gradient_is_clipped_to_the_norm_asked_for(trainer: Callable[..., Trainer]) -> None:
+def test_the_gradient_is_clipped_to_the_given_norm(trainer: Callable[..., Trainer]) -> None:
     """One plain SGD step moves all weights together by lr times the gradient's norm."""
     moved = {}
     for limit in (0, 0.5):
@@ -274,7 +272,7 @@ def test_the_gradient_is_clipped_to_the_norm_asked_for(trainer: Callable[..., Tr
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_scaled_gradients_survive_skipped_first_steps(trainer: Callable[..., Trainer], optimizer: str) -> None:
-    """The first scales are too large: the steps are left out, and nothing of them is left in the momenta."""
+    """The first scales are too large: the steps are skipped and leave no trace in the momenta."""
     learner = trainer(epochs=4, precision="fp16", optimizer=optimizer)
     scale = learner.scaler.get_scale()
     learner.fit()
@@ -282,12 +280,12 @@ def test_scaled_gradients_survive_skipped_first_steps(trainer: Callable[..., Tra
     assert all(tensor.isfinite().all() for tensor in weights(learner.model).values())
 
 
-def test_a_precision_that_the_device_computes_wrongly_is_refused(trainer: Callable[..., Trainer]) -> None:
+def test_a_precision_that_the_device_computes_wrongly_is_rejected(trainer: Callable[..., Trainer]) -> None:
     with pytest.raises(SettingsError, match=r"train\.precision: bf16 on a CPU needs inputs of more than 64 pixels"):
         trainer(precision="bf16")
 
 
-def test_weight_decay_is_on_every_parameter(params: Callable[..., Params]) -> None:
+def test_weight_decay_applies_to_every_parameter(params: Callable[..., Params]) -> None:
     settings = params(weight_decay=0.02, momentum=0.8)
     model = Yolact(settings.model, 2).train()
     for name in ("sgd", "adamw"):
@@ -326,7 +324,7 @@ def test_batch_norm_from_scratch_is_trained(trainer: Callable[..., Trainer]) -> 
         assert not torch.equal(before[f"backbone.bn1.{key}"], after[f"backbone.bn1.{key}"])
 
 
-# --- What is measured, kept and told
+# --- What is measured, kept and reported
 
 
 @pytest.fixture
@@ -347,7 +345,7 @@ def finished(trainer: Callable[..., Trainer]) -> tuple[Trainer, Scores, Notes, T
     return learner, scores, notes, learner.fit()
 
 
-def test_a_run_keeps_to_its_settings(
+def test_a_run_follows_its_settings(
     finished: tuple[Trainer, Scores, Notes, TrainingResult], params: Callable[..., Params]
 ) -> None:
     learner, scores, notes, result = finished
@@ -382,10 +380,10 @@ def test_a_run_keeps_to_its_settings(
     assert result.seconds_per_step == state.seconds / 14 > 0
 
 
-def test_a_run_stays_open_until_its_results_are_safe(
+def test_a_run_stays_resumable_until_its_results_are_stored(
     trainer: Callable[..., Trainer], finished: tuple[Trainer, Scores, Notes, TrainingResult]
 ) -> None:
-    """Else a tracking server that is away in the last second would cost the whole training."""
+    """Otherwise a tracking server that is unavailable at the end would cost the whole training."""
     learner, _, _, result = finished
     (learner.model_dir / "model.safetensors").unlink()
     again = trainer(epochs=7, log_every=4, keep_checkpoints=99)
@@ -397,7 +395,7 @@ def test_a_run_stays_open_until_its_results_are_safe(
 
 
 def test_a_run_that_loses_its_best_weights_at_the_very_end_can_be_finished(trainer: Callable[..., Trainer]) -> None:
-    """The command that the message asks for validates again and has the model."""
+    """The command that the message suggests validates again and produces the model."""
     learner = trainer(validate=Scores(0.4), keep_checkpoints=1)
     learner.fit()
     (learner.checkpoints.directory / learner.best / "model.safetensors").write_bytes(b"damaged")
@@ -408,7 +406,7 @@ def test_a_run_that_loses_its_best_weights_at_the_very_end_can_be_finished(train
     assert equal(weights(load_model(again.model_dir)[0]), weights(learner.model))
 
 
-def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) -> None:
+def test_a_score_of_zero_still_produces_a_model(trainer: Callable[..., Trainer]) -> None:
     scores = Scores(0.0)
     learner = trainer(validate=scores)
     assert learner.fit().best_score == 0
@@ -417,10 +415,10 @@ def test_a_score_of_zero_still_gives_a_model(trainer: Callable[..., Trainer]) ->
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_without_a_progress_bar_each_epoch_has_a_line(
+def test_without_a_progress_bar_each_epoch_logs_a_line(
     trainer: Callable[..., Trainer], terminal: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its loss is the mean of its steps, whatever ``log_every`` is; a validation adds a line of its own."""
+    """Its loss is the mean over its steps, independent of ``log_every``; a validation adds a separate line."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     learner = trainer(validate=Scores(0.25), epochs=3, validate_every=3, lr=1e-2)
     losses = [row["total"] for row in learner.fit().history["steps"]]
@@ -441,11 +439,11 @@ def test_without_a_progress_bar_each_epoch_has_a_line(
 
 
 class Killed(BaseException):
-    """Ends a run as a kill does: nothing of ours runs after it."""
+    """Ends a run as a kill does: none of our code runs after it."""
 
 
 class KillIn:
-    """Passes validations on, and ends the run in the one with this number."""
+    """Forwards validations, and ends the run in the one with this number."""
 
     def __init__(self, validation: int, validate: Callable[[Yolact], Metrics]) -> None:
         self.left = validation
@@ -459,7 +457,7 @@ class KillIn:
 
 
 class KillAfter(Notes):
-    """Ends the run when the losses of this step are told, before a checkpoint of it can be written."""
+    """Ends the run when the losses of this step are logged, before a checkpoint of it can be written."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
@@ -501,7 +499,7 @@ def assert_same_end(found: Trainer, expected: Trainer) -> None:
         ({"optimizer": "sgd", "precision": "fp16", "log_every": 1}, "step 3", (1, 1, 3)),
     ],
 )
-def test_a_killed_run_ends_as_if_it_had_not_been_killed(
+def test_a_killed_run_ends_as_an_uninterrupted_one(
     trainer: Callable[..., Trainer], settings: dict[str, Any], kill: str, position: tuple[int, int, int]
 ) -> None:
     settings = RANDOM_RUN | {"checkpoint_every_steps": 1} | settings
@@ -529,7 +527,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     assert_same_end(resumed, straight)
 
 
-def test_every_epoch_shows_the_images_in_its_own_way(
+def test_every_epoch_augments_the_images_differently(
     trainer: Callable[..., Trainer], data: CocoInstances, params: Callable[..., Params]
 ) -> None:
     learner = trainer(epochs=2, augment=ALL_ON)
@@ -548,13 +546,13 @@ def test_every_epoch_shows_the_images_in_its_own_way(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_images_keep_their_aspect_ratio_where_the_network_says_so(trainer: Callable[..., Trainer], keep: bool) -> None:
+def test_images_keep_their_aspect_ratio_if_the_network_requires_it(trainer: Callable[..., Trainer], keep: bool) -> None:
     learner = trainer(model={"keep_aspect_ratio": keep})
     assert learner.loader.dataset.keep_aspect_ratio is keep
 
 
 def test_another_seed_gives_other_weights(trainer: Callable[..., Trainer]) -> None:
-    """Else the equality above would say nothing of the order of images and their changes."""
+    """Otherwise the equality above would not cover the order of images and their augmentation."""
     ends = []
     for number, seed in enumerate((0, 0, 1)):
         learner = trainer(name=f"run {number}", augment=ALL_ON)  # the first weights are the same in all three

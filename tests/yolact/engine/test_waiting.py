@@ -1,4 +1,4 @@
-"""A whole training step never makes the host wait for a GPU; see tests/gpu for the same on a real one."""
+"""A complete training step never makes the host wait for a GPU; tests/gpu checks the same on a real one."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ READING = {
 
 
 class NoWaiting(TorchFunctionMode):
-    """Refuses what makes the host wait for the device.
+    """Rejects operations that make the host wait for the device.
 
-    There is one way from the device to the host that does not: a copy that is not waited for. Here it gives zeros.
+    One transfer from the device to the host does not: an asynchronous copy. Here it returns zeros.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class NoWaiting(TorchFunctionMode):
 
 
 def brings_an_index(index: Any) -> bool:
-    """Whether tensors or lists of the host say which elements are wanted."""
+    """Whether tensors or lists on the host select the elements."""
     parts = index if isinstance(index, tuple) else (index,)
     return any(isinstance(part, list) or (isinstance(part, Tensor) and part.device != DEVICE) for part in parts)
 
@@ -83,7 +83,7 @@ def brings_an_index(index: Any) -> bool:
 def test_a_training_step_does_not_wait_for_the_device(
     accumulate: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss and gradients are on their way to the host when the step ends, and are read after the next one."""
+    """Loss and gradients are being copied to the host when the step ends, and are read after the next one."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # the meta device has none
     monkeypatch.setattr(trainer, "random_priorities", lambda *size, device=DEVICE: torch.rand(size[:2], device=device))
     learner = trainer_on(
@@ -98,7 +98,7 @@ def test_a_training_step_does_not_wait_for_the_device(
     )
     first, second = prefetch(learner.loader, DEVICE)
     with NoWaiting() as mode:
-        learner._train_step(first)  # makes anchors, constants and momenta
+        learner._train_step(first)  # creates anchors, constants and momenta
         mode.refuses = True
         learner._train_step(second)
     assert mode.copies_to_the_host == 2
@@ -119,7 +119,7 @@ def test_a_training_step_does_not_wait_for_the_device(
         lambda x: x.nonzero(),
     ],
 )
-def test_what_waits_is_noticed(wait: Callable[[Tensor], Any]) -> None:
+def test_waiting_is_detected(wait: Callable[[Tensor], Any]) -> None:
     x = torch.ones(3, device=DEVICE)
     with NoWaiting() as mode:
         mode.refuses = True

@@ -56,7 +56,7 @@ def instances(images: int, objects: list[dict[str, Any]]) -> dict[str, Any]:
 def repeated(
     truth: dict[str, Any], rows: list[dict[str, Any]], weights: list[int]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The data set in which the images are there as often as their weights say, and the detections in it."""
+    """The data set with each image repeated according to its weight, and its detections."""
     copies = {i: [1000 * i + c for c in range(weight)] for i, weight in enumerate(weights, start=1)}
     images = [{**item, "id": new} for item in truth["images"] for new in copies[item["id"]]]
     objects = [{**item, "image_id": new} for item in truth["annotations"] for new in copies[item["image_id"]]]
@@ -82,7 +82,7 @@ def data_sets(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]], li
 
 
 def ours(truth: dict[str, Any], rows: list[dict[str, Any]], weights: list[int], iou_type: Any) -> np.ndarray:
-    """(3, C) AP with weights."""
+    """(3, C) AP with weights, computed by our code."""
     matched = match_detections(index_ground_truth(truth, "truth"), rows, iou_type)
     return weighted_ap(matched, np.array([weights]))[:, 0]
 
@@ -94,7 +94,7 @@ def none_to_nan(value: float | None) -> float:
 @pytest.mark.parametrize("iou_type", ["box", "mask"])
 @settings(deadline=None, max_examples=60)
 @given(case=data_sets())
-def test_weights_are_repeated_images(iou_type, case):
+def test_weights_equal_repeated_images(iou_type, case):
     truth, rows, weights = case
     big_truth, big_rows = repeated(truth, rows, weights)
     expected = evaluate_coco(index_ground_truth(big_truth, "truth"), big_rows, iou_type)
@@ -125,7 +125,7 @@ def many_images(count: int, seed: int = 0) -> tuple[dict[str, Any], list[dict[st
 
 class TestComparison:
     @pytest.mark.parametrize("iou_type", ["box", "mask"])
-    def test_metrics_are_those_of_the_evaluator(self, iou_type):
+    def test_metrics_match_the_evaluator(self, iou_type):
         truth, fair, poor = many_images(60)
         got = compare_detections(truth, poor, fair, iou_type=iou_type, samples=5)
         indexed = index_ground_truth(truth, "truth")
@@ -158,7 +158,7 @@ class TestComparison:
             low, high = np.percentile(differences[name], [10, 90])
             assert (got.metrics[name].gain.low, got.metrics[name].gain.high) == pytest.approx((low, high), abs=1e-12)
 
-    def test_the_better_network_is_beyond_doubt_and_the_other_way_round_is_the_mirror_image(self):
+    def test_a_better_network_is_significant_and_swapping_the_two_mirrors_the_intervals(self):
         truth, fair, poor = many_images(150)
         better = compare_detections(truth, poor, fair, iou_type="mask", samples=200)
         worse = compare_detections(truth, fair, poor, iou_type="mask", samples=200)
@@ -169,7 +169,7 @@ class TestComparison:
         assert gain.low <= gain.value <= gain.high
         assert (loss.value, loss.low, loss.high) == pytest.approx((-gain.value, -gain.high, -gain.low), abs=1e-12)
 
-    def test_the_same_detections_differ_by_exactly_nothing(self):
+    def test_identical_detections_have_a_difference_of_exactly_zero(self):
         truth, fair, _ = many_images(30)
         got = compare_detections(truth, fair, copy.deepcopy(fair), iou_type="mask", samples=50)
         for gain in [*got.metrics.values(), *got.per_class.values()]:
@@ -187,13 +187,13 @@ class TestComparison:
         wide, narrow = (gain(confidence=c).metrics["AP"].gain for c in (0.99, 0.5))
         assert wide.low < narrow.low < narrow.high < wide.high
 
-    def test_memory_blocks_change_nothing(self, monkeypatch):
+    def test_memory_blocks_do_not_change_the_result(self, monkeypatch):
         truth, fair, poor = many_images(40)
         whole = compare_detections(truth, poor, fair, iou_type="box", samples=30)
         monkeypatch.setattr("yolact.evaluation.bootstrap._BLOCK_ELEMENTS", 100)
         assert compare_detections(truth, poor, fair, iou_type="box", samples=30) == whole
 
-    def test_ground_truth_and_detections_are_left_as_they_were(self):
+    def test_ground_truth_and_detections_are_not_modified(self):
         truth, fair, poor = many_images(5)
         before = copy.deepcopy((truth, fair, poor))
         compare_detections(truth, poor, fair, iou_type="mask", samples=2)
@@ -209,13 +209,13 @@ class TestAtTheEdges:
         nothing = compare_detections(truth, [], [], iou_type="mask", samples=50).metrics["AP"]
         assert (nothing.a, nothing.b, nothing.gain.low, nothing.gain.high) == (0, 0, 0, 0)
 
-    def test_no_objects_have_no_metrics(self):
+    def test_without_objects_there_are_no_metrics(self):
         truth = instances(2, [])
         row = found_object(1, 3, (0, 0, 10, 10), 0.9)
         got = compare_detections(truth, [row], [], iou_type="box", samples=10)
         assert all((gain.a, gain.b, gain.gain) == (None, None, None) for gain in got.metrics.values())
 
-    def test_a_class_that_is_in_no_draw_is_in_full_doubt(self):
+    def test_a_class_that_is_in_no_draw_has_the_full_interval(self):
         truth, fair, _ = many_images(40)
         truth["annotations"].append({"id": 999, **true_object(40, 8, (0, 0, 20, 20))})  # the only cow
         draws = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, size=1)
@@ -232,12 +232,12 @@ class TestAtTheEdges:
         assert got.metrics["AP"].b == pytest.approx(1 / 100)
 
     @pytest.mark.parametrize(("key", "value"), [("image_id", 99), ("category_id", 99)])
-    def test_rows_of_other_data_are_refused(self, key, value):
+    def test_rows_of_other_data_are_rejected(self, key, value):
         truth, fair, _ = many_images(5)
         with pytest.raises(DataError, match=f"{key} 99"):
             compare_detections(truth, fair, [{**fair[0], key: value}], iou_type="box", samples=1)
 
-    def test_data_that_cannot_be_compared_on_is_refused(self):
+    def test_data_that_allows_no_comparison_is_rejected(self):
         with pytest.raises(DataError, match="no images"):
             compare_detections(instances(0, []), [], [], iou_type="box")
         truth, fair, _ = many_images(5)
@@ -246,7 +246,7 @@ class TestAtTheEdges:
             compare_detections(truth, fair, fair, iou_type="box")
 
     @pytest.mark.parametrize("wrong", [{"samples": 0}, {"confidence": 0.0}, {"confidence": 1.0}])
-    def test_wrong_arguments_are_refused(self, wrong):
+    def test_wrong_arguments_are_rejected(self, wrong):
         with pytest.raises(ValueError, match="samples must be 1 or more"):
             compare_detections(instances(1, []), [], [], iou_type="box", **wrong)
 

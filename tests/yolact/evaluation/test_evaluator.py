@@ -139,7 +139,7 @@ class TestHandCalculated:
         assert summary.AP_medium is None
         assert summary.AP_large == pytest.approx(1)
 
-    def test_detection_inside_a_crowd_is_no_false_positive(self, tmp_path, iou_type):
+    def test_detection_inside_a_crowd_is_not_a_false_positive(self, tmp_path, iou_type):
         crowd = rectangle(110, 110, 80, 80)
         truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE), true_object(1, 10, crowd, crowd=1)])
         found = [detection(1, 10, rectangle(120, 120, 30, 30), 0.95), detection(1, 10, SQUARE, 0.5)]
@@ -232,7 +232,7 @@ def test_equals_pycocotools_to_the_last_digit(tmp_path, seed, iou_type, pycoco_t
         assert [-1 if value is None else value for value in (ap.AP, ap.AP50)] == alone.stats[:2].tolist()
 
 
-def test_results_are_not_changed_and_nothing_is_printed(tmp_path, capsys):
+def test_results_are_not_modified_and_nothing_is_printed(tmp_path, capsys):
     objects, found = random_scene(9)
     truth = ground_truth(tmp_path, objects, images=12, classes=3)
     before = copy.deepcopy(found)
@@ -251,7 +251,7 @@ def test_unknown_image_and_category_are_named(tmp_path):
         evaluate_coco(truth, [detection(1, 99, SQUARE, 0.9)], "box")
 
 
-def test_annotation_id_0_is_refused(tmp_path):
+def test_annotation_id_0_is_rejected(tmp_path):
     tree = {
         "images": [{"id": 1, "file_name": "1.jpg", "width": SIDE, "height": SIDE}],
         "categories": [{"id": 1, "name": "thing"}],
@@ -264,7 +264,7 @@ def test_annotation_id_0_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("iou_type", "expected"), [("box", 1.0), ("mask", 0.5)])
 def test_masks_are_ranked_by_their_own_score(tmp_path, iou_type, expected):
-    """With mask re-scoring a mask's rank is not its box's: here the false positive comes first among the masks."""
+    """With mask re-scoring a mask's rank is not its box's: here the false positive is first among the masks."""
     truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE)])
     found = [
         detection(1, 10, SQUARE, 0.9) | {"mask_score": 0.2},
@@ -302,8 +302,8 @@ def test_mask_ap_of_rescored_detections_is_pycocotools_of_their_mask_scores(tmp_
     assert evaluate_coco(truth, rescored, "box").metrics() == evaluate_coco(truth, found, "box").metrics()
 
 
-def test_detections_made_by_the_network_are_scored_as_they_are(tmp_path):
-    """The whole way: Detections (as the predictor gives them) to AP, with an exact match."""
+def test_detections_of_the_network_are_evaluated_end_to_end(tmp_path):
+    """End to end: from Detections (as the predictor returns them) to AP, with an exact match."""
     truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE)])
     found = Detections.from_masks(
         boxes=torch.tensor([[0.0, 0.0, 100.0, 100.0]]),
@@ -318,7 +318,7 @@ def test_detections_made_by_the_network_are_scored_as_they_are(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8, 32, 64])
 @pytest.mark.parametrize("images", [0, 1, 15, 16, 17, 65, 120, 1449])
-def test_images_are_cut_into_equal_batches_that_can_be_dealt_out_evenly(images: int, batch_size: int) -> None:
+def test_images_are_divided_into_equal_batches_that_can_be_shared_evenly(images: int, batch_size: int) -> None:
     batches = cut_evenly(images, batch_size)
     assert [number for batch in batches for number in batch] == list(range(images))
     lengths = [len(batch) for batch in batches]

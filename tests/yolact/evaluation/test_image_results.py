@@ -1,4 +1,4 @@
-"""What was found in each image, against hand calculations."""
+"""Matches in each image, against hand calculations."""
 
 from __future__ import annotations
 

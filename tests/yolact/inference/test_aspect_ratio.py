@@ -1,4 +1,4 @@
-"""Input that keeps the image's aspect ratio: where pixels, boxes and masks land on the way in and back out."""
+"""Input that keeps the image's aspect ratio: where pixels, boxes and masks are in the input and back in the image."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def image_with(height: int, width: int, box: tuple[int, int, int, int]) -> Sampl
 
 
 def squared_view(height: int, width: int, size: int, *, mirrored: bool = False) -> View:
-    """A whole image in a square input."""
+    """A complete image in a square input."""
     return View.of(Crop(0, 0, width, height, mirrored).squared(), height, width, size)
 
 
@@ -88,13 +88,13 @@ def test_the_longer_side_is_the_inputs_and_the_rest_to_the_right_or_below_has_th
     assert torch.equal(square[:, :rows, :columns], stretched)
 
 
-def test_a_square_image_is_what_it_is_without_the_setting() -> None:
+def test_a_square_image_is_the_same_without_the_setting() -> None:
     image = channels_first(np.random.default_rng(0).integers(0, 256, (37, 37, 3), dtype=np.uint8))
     assert torch.equal(to_padded_square(image, SIZE), to_square(image, SIZE))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 500), (500, 1)])
-def test_an_image_too_narrow_to_be_seen_is_searched_without_a_failure(model: Yolact, height: int, width: int) -> None:
+def test_an_image_too_narrow_to_be_visible_does_not_fail(model: Yolact, height: int, width: int) -> None:
     image = np.full((height, width, 3), 255, dtype=np.uint8)
     square = to_padded_square(channels_first(image), SIZE)
     assert square.flatten(1).std(dim=1).max() == 0
@@ -122,7 +122,7 @@ def test_training_and_inference_see_the_same(height: int, width: int, size: int,
 @given(
     st.integers(-50, 50), st.integers(-50, 50), st.integers(1, 80), st.integers(1, 80), st.booleans(), st.integers(1, 9)
 )
-def test_a_squared_crop_is_the_smallest_square_that_begins_with_the_crop(
+def test_a_squared_crop_is_the_smallest_square_that_starts_with_the_crop(
     left: int, top: int, width: int, height: int, mirrored: bool, scale: int
 ) -> None:
     crop = Crop(left, top, width, height, mirrored)
@@ -140,7 +140,7 @@ def test_a_squared_crop_is_the_smallest_square_that_begins_with_the_crop(
 
 
 def test_training_keeps_the_aspect_ratio_of_whatever_crop_is_drawn() -> None:
-    """A square that is seen as a whole stays a square."""
+    """A fully visible square stays a square."""
     sample = image_with(60, 120, (30, 20, 50, 40))
     config = AugmentConfig(**(dict.fromkeys(SWITCHES, True) | {"image_sizes": []}))
     ratios: dict[bool, list[float]] = {True: [], False: []}
@@ -157,7 +157,7 @@ def test_training_keeps_the_aspect_ratio_of_whatever_crop_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_targets_lie_on_the_object_in_the_input(mirrored: bool) -> None:
+def test_targets_match_the_object_in_the_input(mirrored: bool) -> None:
     """100 x 200 pixels at 200: rows 40 to 80 and columns 20 to 120 are where they are in the image."""
     sample = image_with(100, 200, (20, 40, 120, 80))
     view = squared_view(100, 200, 200, mirrored=mirrored)
@@ -203,7 +203,7 @@ def outputs_for(model: Yolact, square: Tensor, box: Tensor) -> RawOutputs:
     )
 
 
-PHOTOS = [
+IMAGES = [
     (64, 128, (16, 8, 80, 40)),  # wide
     (128, 64, (8, 16, 40, 80)),  # tall
     (128, 128, (32, 16, 96, 80)),
@@ -213,7 +213,7 @@ PHOTOS = [
 
 
 def found_again(model: Yolact, images: list[tuple[int, int, tuple[int, int, int, int]]], **options: Any) -> list[Any]:
-    """What a network that sees through the images finds in a batch of them."""
+    """The detections in a batch, by a network that finds the white objects."""
     predictor = predictor_of(model, **options)
     arrays = [channels_first(image_with(*image).image) for image in images]
     inputs = predictor.preprocess(arrays)
@@ -235,8 +235,8 @@ def found_again(model: Yolact, images: list[tuple[int, int, tuple[int, int, int,
     return predictor.postprocess(together, [image[:2] for image in images])
 
 
-def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_image(model: Yolact) -> None:
-    for found, (height, width, box) in zip(found_again(model, PHOTOS), PHOTOS, strict=True):
+def test_detections_in_the_input_are_mapped_to_the_object_in_each_image(model: Yolact) -> None:
+    for found, (height, width, box) in zip(found_again(model, IMAGES), IMAGES, strict=True):
         left, top, right, bottom = box
         assert len(found) == 1
         assert found.labels.tolist() == [1]
@@ -260,8 +260,8 @@ def test_what_the_network_sees_in_its_input_lands_on_the_object_in_each_image(mo
 def test_masks_of_every_resolution_show_the_image_and_nothing_else(
     model: Yolact, resolution: Any, sizes: list[tuple[int, int]]
 ) -> None:
-    all_found = found_again(model, PHOTOS, mask_resolution=resolution)
-    for found, size, (_, width, box) in zip(all_found, sizes, PHOTOS, strict=True):
+    all_found = found_again(model, IMAGES, mask_resolution=resolution)
+    for found, size, (_, width, box) in zip(all_found, sizes, IMAGES, strict=True):
         assert found.masks.shape == (1, *size)
         shrink = width / size[1]
         left, top, right, bottom = (round(edge / shrink) for edge in box)
@@ -271,9 +271,9 @@ def test_masks_of_every_resolution_show_the_image_and_nothing_else(
         torch.testing.assert_close(found.boxes, torch.tensor([box], dtype=torch.float32), atol=1e-3, rtol=0)
 
 
-def test_images_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
-    together = found_again(model, PHOTOS)
-    for found, image in zip(together, PHOTOS, strict=True):
+def test_images_of_a_batch_give_the_same_detections_as_alone(model: Yolact) -> None:
+    together = found_again(model, IMAGES)
+    for found, image in zip(together, IMAGES, strict=True):
         [alone] = found_again(model, [image])
         assert torch.equal(found.boxes, alone.boxes)
         assert torch.equal(found.masks, alone.masks)
@@ -281,8 +281,8 @@ def test_images_of_a_batch_are_found_as_if_alone(model: Yolact) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(40, 120), st.integers(40, 120), st.data())
-def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, width: int, draw: st.DataObject) -> None:
-    """What training asks for at an input of 128 pixels, taken for the network's output, is the object in the image."""
+def test_a_network_that_returns_its_targets_finds_the_object(height: int, width: int, draw: st.DataObject) -> None:
+    """The training targets at an input of 128 pixels, used as network outputs, give the object in the image."""
     left, top = draw.draw(st.integers(0, width - 20)), draw.draw(st.integers(0, height - 20))
     right, bottom = draw.draw(st.integers(left + 20, width)), draw.draw(st.integers(top + 20, height))
     sample = image_with(height, width, (left, top, right, bottom))
@@ -294,7 +294,7 @@ def test_a_network_that_gives_back_its_targets_finds_the_object(height: int, wid
     expected = torch.from_numpy(coco_mask.decode(sample.masks)[:, :, 0] != 0)
     assert not (found.masks[0] & ~expected).any()
     cell = max(height, width) / 32  # a prototype pixel in image pixels
-    lost_edge = 2 * cell * (right - left + bottom - top)  # each edge may lie a cell off
+    lost_edge = 2 * cell * (right - left + bottom - top)  # each edge may be a cell off
     assert (expected & ~found.masks[0]).sum() <= lost_edge
 
 
@@ -304,8 +304,8 @@ def candidates_of(boxes: list[list[float]]) -> Candidates:
 
 
 @pytest.mark.parametrize("integer", [False, True])
-def test_boxes_are_cut_at_the_image_and_those_in_the_padding_are_dropped(integer: bool) -> None:
-    """An image of 40 x 100 pixels in a square of 100; the second box lies below it."""
+def test_boxes_are_clipped_to_the_image_and_those_in_the_padding_are_dropped(integer: bool) -> None:
+    """An image of 40 x 100 pixels in a square of 100; the second box is below it."""
     boxes = [[0.505, 0.105, 0.905, 0.905], [0.105, 0.505, 0.205, 0.605], [0.105, 0.205, 0.205, 0.305]]
     found = to_image_frame(
         candidates_of(boxes),

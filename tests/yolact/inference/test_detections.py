@@ -1,4 +1,4 @@
-"""Detections in the forms that others read: COCO results, VOC annotations, pictures."""
+"""Detections in standard formats: COCO results, VOC annotations, drawings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_polygons_are_in_image_pixels_whatever_the_size_of_the_masks() -> None:
 # --- making and choosing --------------------------------------------------------------------------------------------
 
 
-def test_masks_score_as_their_boxes_do_unless_they_have_scores_of_their_own() -> None:
+def test_masks_have_their_boxes_scores_unless_they_have_their_own() -> None:
     boxes, scores, masks = torch.zeros(2, 4), torch.tensor([0.9, 0.4]), torch.ones(2, 3, 5)
     found = Detections.from_masks(boxes, scores, torch.tensor([0, 1]), masks)
     assert torch.equal(found.mask_scores, scores)
@@ -85,7 +85,7 @@ def test_masks_score_as_their_boxes_do_unless_they_have_scores_of_their_own() ->
     assert torch.equal(own.scores, scores)
 
 
-def test_masks_are_made_whole_at_each_call() -> None:
+def test_full_size_masks_are_built_at_each_access() -> None:
     found = random_detections(2, 4, 5)
     before = found.masks.clone()
     found.masks[:] = True
@@ -95,7 +95,7 @@ def test_masks_are_made_whole_at_each_call() -> None:
 @pytest.mark.parametrize(
     "rows", [torch.tensor([True, False, False, True]), torch.tensor([2, 0]), torch.tensor([], dtype=torch.int64)]
 )
-def test_rows_are_chosen_from_every_field(rows: Tensor) -> None:
+def test_indexing_selects_from_every_field(rows: Tensor) -> None:
     found = random_detections(4, 6, 7)
     chosen = found[rows]
     assert len(chosen) == len(found.scores[rows])
@@ -104,7 +104,7 @@ def test_rows_are_chosen_from_every_field(rows: Tensor) -> None:
     assert chosen.class_names == NAMES
 
 
-def test_above_keeps_what_scores_more_and_goes_by_the_score_of_the_box() -> None:
+def test_above_keeps_higher_scores_and_uses_the_box_score() -> None:
     found = squares([[0, 0, 2, 2]] * 3, 4, 4)  # 0.9, 0.7 and 0.5
     found.mask_scores = torch.tensor([0.1, 0.95, 0.95])
     assert found.above(0.5).scores.tolist() == pytest.approx([0.9, 0.7])
@@ -116,7 +116,7 @@ def test_above_keeps_what_scores_more_and_goes_by_the_score_of_the_box() -> None
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(1, 5, 9), (7, 33, 20), (3, 1, 1)])
-def test_coco_rows_hold_the_same_masks_boxes_and_scores(count: int, height: int, width: int) -> None:
+def test_coco_rows_have_the_same_masks_boxes_and_scores(count: int, height: int, width: int) -> None:
     found = random_detections(count, height, width)
     rows = json.loads(json.dumps(found.to_coco(42, [3, 5, 90])))
     assert len(rows) == count
@@ -146,7 +146,7 @@ def test_coco_rows_are_read_back(count: int, height: int, width: int, seed: int)
     assert_equal(back, found)
 
 
-def test_making_coco_rows_changes_nothing() -> None:
+def test_making_coco_rows_does_not_modify_the_detections() -> None:
     found = random_detections(3, 5, 6)
     before = found.boxes.clone()
     found.to_coco(1)
@@ -161,7 +161,7 @@ def test_rows_of_other_programs_have_no_mask_score() -> None:
     assert found.class_names == ()
 
 
-def test_no_detections_are_no_rows_and_back() -> None:
+def test_no_detections_become_no_rows_and_back() -> None:
     assert random_detections(0, 4, 6).to_coco(1, [1]) == []
     back = Detections.from_coco([], [1], 4, 6)
     assert len(back) == 0
@@ -169,7 +169,7 @@ def test_no_detections_are_no_rows_and_back() -> None:
     assert back.masks.shape == (0, 4, 6)
 
 
-def test_a_row_of_an_unknown_category_is_refused() -> None:
+def test_a_row_with_an_unknown_category_is_rejected() -> None:
     rows = squares([[0, 0, 2, 2]], 4, 4).to_coco(1, [7])
     with pytest.raises(KeyError, match="7"):
         Detections.from_coco(rows, [1, 2], 4, 4)
@@ -178,7 +178,7 @@ def test_a_row_of_an_unknown_category_is_refused() -> None:
 # --- VOC --------------------------------------------------------------------------------------------------------
 
 
-def test_a_pixel_goes_to_the_best_of_the_masks_that_claim_it() -> None:
+def test_a_pixel_of_several_masks_belongs_to_the_best_one() -> None:
     found = squares([[1, 1, 4, 3], [0, 0, 3, 2], [3, 2, 6, 4]], 4, 6, labels=[2, 0, 1])
     voc = found.to_voc("image.jpg")
     assert voc.segmentation_object.dtype == voc.segmentation_class.dtype == np.uint8
@@ -256,7 +256,7 @@ def test_names_that_xml_must_escape_are_kept() -> None:
     assert ElementTree.fromstring(found.to_voc("x.jpg").xml).findtext("object/name") == "<b>cat & dog</b>"
 
 
-def test_nothing_found_is_an_annotation_without_objects(tmp_path: Path) -> None:
+def test_no_detections_become_an_annotation_without_objects(tmp_path: Path) -> None:
     found = squares([], 3, 4)
     found.class_names = ()
     voc = found.to_voc("none.jpg")
@@ -269,7 +269,7 @@ def test_nothing_found_is_an_annotation_without_objects(tmp_path: Path) -> None:
 
 
 def test_segmentation_indices_end_at_254() -> None:
-    """One pixel each; the last three of 257 are in the XML alone."""
+    """One pixel each; the last three of 257 are only in the XML."""
     count = VOC_MAX_OBJECTS + 3
     corners = [(index // 20, index % 20) for index in range(count)]
     masks = InstanceMasks(20, 20, corners, [np.ones((1, 1), dtype=bool)] * count)
@@ -296,7 +296,7 @@ def test_voc_has_indices_for_254_classes() -> None:
         if label == 253:
             assert found.to_voc("x.jpg").segmentation_class[0, 0] == 254
         else:
-            with pytest.raises(ValueError, match="label 254 has no index; VOC's indices stand for 254 classes"):
+            with pytest.raises(ValueError, match="label 254 has no index; VOC has indices for 254 classes"):
                 found.to_voc("x.jpg")
 
 
@@ -320,13 +320,13 @@ def test_a_plot_draws_the_detections_over_the_image() -> None:
     assert np.array_equal(image, before)
 
 
-def test_nothing_found_leaves_a_large_image_as_it_is_and_enlarges_a_small_one() -> None:
+def test_without_detections_a_large_image_is_unchanged_and_a_small_one_enlarged() -> None:
     image = noise(500, 700)
     assert np.array_equal(squares([], 500, 700).plot(image), image)
     assert squares([], 80, 160).plot(noise(80, 160)).shape == (MIN_SIDE // 2, MIN_SIDE, 3)
 
 
-def test_an_image_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
+def test_an_image_may_have_any_form_that_predict_takes(tmp_path: Path) -> None:
     image = noise(500, 700)
     found = squares([[300, 250, 420, 400]], 500, 700)
     path = tmp_path / "image.png"
@@ -336,7 +336,7 @@ def test_an_image_may_be_given_as_predict_takes_it(tmp_path: Path) -> None:
         assert np.array_equal(found.plot(form), expected)
 
 
-def test_only_scores_above_the_least_are_drawn() -> None:
+def test_only_scores_above_the_minimum_are_drawn() -> None:
     image = noise(500, 700)
     found = squares([[300, 250, 420, 400], [10, 10, 90, 90]], 500, 700)  # 0.9 and 0.5
     assert np.array_equal(found.plot(image, min_score=0.5), found[torch.tensor([0])].plot(image))
@@ -351,7 +351,7 @@ def test_classes_without_names_are_numbered() -> None:
     assert np.array_equal(found.plot(image), draw_detections(image, found, ["class 1", "class 2", "class 3"]))
 
 
-def test_masks_of_another_resolution_are_drawn_at_their_place() -> None:
+def test_masks_of_another_resolution_are_drawn_at_the_right_position() -> None:
     image = np.full((480, 640, 3), 100, dtype=np.uint8)
     found = squares([[320, 120, 480, 360]], 480, 640)
     found.instance_masks = squares([[80, 30, 120, 90]], 120, 160).instance_masks  # a quarter

@@ -1,4 +1,4 @@
-"""A network as an ONNX file: what onnxruntime makes of it is what this network gives."""
+"""A network as an ONNX file: onnxruntime computes the same outputs as the network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def images(batch: int, side: int = 64) -> Tensor:
 
 
 def run(path: Path, inputs: Tensor) -> tuple[Tensor, ...]:
-    """What onnxruntime, as it is, gives for a file's only input."""
+    """The outputs of plain onnxruntime for a file's only input."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     arrays = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     return tuple(torch.from_numpy(array) for array in arrays)
@@ -61,12 +61,12 @@ def exported(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Exporte
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_a_file_for_any_batch_gives_what_the_network_gives(model: Yolact, exported: Exported, batch: int) -> None:
+def test_a_file_for_any_batch_computes_the_networks_outputs(model: Yolact, exported: Exported, batch: int) -> None:
     assert_outputs_close(run(exported.path, images(batch)), expected(model, images(batch)), tolerance=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["bottlenecks", "darknet", "deformable"])
-def test_every_backbone_gives_what_the_network_gives(variant: str, tmp_path: Path) -> None:
+def test_every_backbone_computes_the_networks_outputs(variant: str, tmp_path: Path) -> None:
     model = trained_like(variant)
     found = export_onnx(model, CLASSES, tmp_path / "model.onnx", batch=1)
     assert found.shapes["images"] == (1, 3, 64, 64)
@@ -74,7 +74,7 @@ def test_every_backbone_gives_what_the_network_gives(variant: str, tmp_path: Pat
 
 
 def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_path: Path) -> None:
-    """Here other tests have long made torchvision's operations known."""
+    """In this process other tests have already registered torchvision's operations."""
     program = (
         "import sys; from pathlib import Path\n"
         "from tests.yolact.networks import trained_like\n"
@@ -89,7 +89,7 @@ def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_pat
     )
 
 
-def test_half_precision_is_inside_alone_and_rounds_little(model: Yolact, exported: Exported, tmp_path: Path) -> None:
+def test_half_precision_is_internal_and_rounds_little(model: Yolact, exported: Exported, tmp_path: Path) -> None:
     half = export_onnx(model, CLASSES, tmp_path / "half.onnx", precision="fp16", batch=2)
     assert half.path.stat().st_size < 0.51 * exported.path.stat().st_size
     found = run(half.path, images(2))
@@ -112,7 +112,7 @@ def test_mask_rescoring_is_a_second_file(tmp_path: Path) -> None:
         torch.testing.assert_close(run(found.rescoring_path, masks)[0], ious, atol=1e-5, rtol=1e-4)
 
 
-def test_the_file_says_what_it_is(model: Yolact, exported: Exported) -> None:
+def test_the_file_describes_itself(model: Yolact, exported: Exported) -> None:
     proto = onnx.load(exported.path)
     onnx.checker.check_model(proto, full_check=True)
     assert [(imported.domain, imported.version) for imported in proto.opset_import] == [("", 18)]
@@ -135,14 +135,14 @@ def test_the_file_says_what_it_is(model: Yolact, exported: Exported) -> None:
         assert name in proto.doc_string
 
 
-def test_the_file_tells_nothing_of_the_machine_that_wrote_it(exported: Exported, repository: Path) -> None:
+def test_the_file_contains_nothing_about_the_machine_that_wrote_it(exported: Exported, repository: Path) -> None:
     written = exported.path.read_bytes()
     for path in (str(repository), str(exported.path.parent), str(Path(torch.__file__).parent)):
         assert path.encode() not in written
     assert b".py" not in written
 
 
-def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
+def test_the_network_is_not_modified(tmp_path: Path) -> None:
     model = trained_like("basic blocks").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     export_onnx(model, CLASSES, tmp_path / "model.onnx", precision="fp16", opset=20)
@@ -168,7 +168,7 @@ def test_the_network_stays_as_it_was(tmp_path: Path) -> None:
         ("basic blocks", {"path": Path("model.pt")}, r"model\.pt: the file must be named \.onnx"),
     ],
 )
-def test_wrong_arguments_are_refused(
+def test_wrong_arguments_are_rejected(
     variant: str, arguments: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_wrong_arguments_are_refused(
 
 
 @pytest.mark.parametrize("library", ["onnx", "onnxscript"])
-def test_a_missing_library_is_named_with_the_way_to_get_it(
+def test_a_missing_library_is_named_with_its_installation(
     model: Yolact, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
@@ -187,7 +187,7 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(
 
 
 class Translated:
-    """Stands in for the exporter, whose work takes seconds: gives a file that was exported before."""
+    """A fake exporter that returns a file exported before, since exporting takes seconds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -208,7 +208,7 @@ def test_without_onnxruntime_the_file_is_written_and_not_compared(
     assert (tmp_path / "model.onnx").read_bytes() == exported.path.read_bytes()
 
 
-def test_a_file_that_gives_something_else_does_not_replace_a_good_one(
+def test_a_file_with_other_outputs_does_not_replace_a_good_one(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -221,7 +221,7 @@ def test_a_file_that_gives_something_else_does_not_replace_a_good_one(
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("model.onnx", b"as it was")]
 
 
-def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_outputs_that_are_not_finite_are_rejected(tmp_path: Path) -> None:
     model = trained_like("basic blocks")
     with torch.no_grad():
         model.fpn.lat_layers[0].bias.fill_(1e6)  # beyond float16
@@ -230,7 +230,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_what_the_exporter_cannot_translate_is_an_error_with_the_versions(
+def test_a_network_that_cannot_be_translated_is_an_error_with_the_versions(
     model: Yolact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -241,7 +241,7 @@ def test_what_the_exporter_cannot_translate_is_an_error_with_the_versions(
         export_onnx(model, CLASSES, tmp_path / "model.onnx")
 
 
-def test_errors_are_parts_of_the_greatest_value(exported: Exported) -> None:
+def test_errors_are_relative_to_the_largest_value(exported: Exported) -> None:
     class Twice(nn.Module):
         def forward(self, arrays: Tensor) -> tuple[Tensor, ...]:
             outputs = list(run(exported.path, arrays))

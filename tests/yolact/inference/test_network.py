@@ -1,4 +1,4 @@
-"""A network made ready for inference computes what the network itself computes."""
+"""A network prepared for inference computes the same as the network itself."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_folding_batch_norm_keeps_the_outputs(variant: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_outputs_are_those_of_the_network(variant: str, batch: int) -> None:
+def test_outputs_match_the_network(variant: str, batch: int) -> None:
     model = trained_like(variant)
     found = InferenceNetwork(model)(images(batch))
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_another_input_size_has_its_own_anchors(height: int, width: int) -> None
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_the_input_is_not_changed_and_the_outputs_are_repeatable(memory_format: Any) -> None:
-    """The fused operations write into their inputs where nobody else reads them: a second run would show a mistake."""
+    """The fused operations write into their inputs if nothing else reads them: a second run would reveal a mistake."""
     network = InferenceNetwork(trained_like("basic blocks"))
     x = images(2).to(memory_format=memory_format)
     before = x.clone()
@@ -119,7 +119,7 @@ def test_the_input_is_not_changed_and_the_outputs_are_repeatable(memory_format: 
         assert torch.equal(one, other)  # the second run has not written over the first one's outputs
 
 
-def test_a_model_may_be_used_up_instead_of_copied() -> None:
+def test_a_model_may_be_converted_in_place() -> None:
     model = trained_like("bottlenecks")
     expected = tensors_of(InferenceNetwork(model)(images(1)))
     found = tensors_of(InferenceNetwork(model, in_place=True)(images(1)))
@@ -134,7 +134,7 @@ def test_a_model_in_training_mode_is_run_in_evaluation_mode() -> None:
     assert model.training
 
 
-def test_callers_may_go_on_computing_with_the_outputs() -> None:
+def test_callers_may_compute_gradients_through_the_outputs() -> None:
     outputs = InferenceNetwork(trained_like("basic blocks"))(images(1))
     assert not outputs.boxes.requires_grad
     factor = torch.ones(1, requires_grad=True)
@@ -143,7 +143,7 @@ def test_callers_may_go_on_computing_with_the_outputs() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_bfloat16_is_near(variant: str) -> None:
+def test_bfloat16_is_close(variant: str) -> None:
     model = trained_like(variant)
     found = InferenceNetwork(model, "bf16")(images(2))
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_bfloat16_is_near(variant: str) -> None:
     assert_outputs_close(tensors_of(found), tensors_of(expected), 0.06)  # 8 bits, and some twenty layers
 
 
-def test_bfloat16_is_near_without_onednn(plain: None) -> None:
+def test_bfloat16_is_close_without_onednn(plain: None) -> None:
     model = trained_like("bottlenecks")
     found = InferenceNetwork(model, "bf16")(images(1))
     with torch.no_grad():
@@ -161,8 +161,8 @@ def test_bfloat16_is_near_without_onednn(plain: None) -> None:
     assert_outputs_close(tensors_of(found), tensors_of(expected), 0.06)
 
 
-def test_onednn_is_used_for_the_precisions_that_the_processor_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some processors have float32 alone there; PyTorch's own convolutions have both."""
+def test_onednn_is_used_for_the_precisions_that_the_processor_supports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some processors oneDNN has only float32; PyTorch's own convolutions have both."""
     monkeypatch.setattr(onednn, "is_available", lambda dtype: dtype == torch.float32)
     made: list[torch.dtype] = []
 
@@ -200,8 +200,9 @@ def test_the_model_is_not_changed(precision: Any) -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_making_a_network_ready_leaves_the_random_numbers_alone() -> None:
-    """A training that was resumed must draw what the uninterrupted one draws, though both validate at other times."""
+def test_preparing_a_network_does_not_change_the_random_state() -> None:
+    """A resumed training must draw the same numbers as an uninterrupted one, although they validate at different
+    times."""
     model = trained_like("basic blocks")
     onednn.is_available.cache_clear()
     before = torch.get_rng_state()
@@ -212,7 +213,7 @@ def test_making_a_network_ready_leaves_the_random_numbers_alone() -> None:
 # --- compilation ----------------------------------------------------------------------------------------------------
 
 
-def test_compile_hands_the_networks_function_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_passes_the_network_to_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
     def kept(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -235,11 +236,11 @@ def test_compile_hands_the_networks_function_to_torch_compile(monkeypatch: pytes
 # --- errors ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(SettingsError, match="precision 'half' is unknown; there are fp32, bf16, fp16"):
+def test_an_unknown_precision_is_rejected() -> None:
+    with pytest.raises(SettingsError, match="precision 'half' is unknown; choose one of fp32, bf16, fp16"):
         InferenceNetwork(trained_like("basic blocks"), "half")  # type: ignore[arg-type]
 
 
-def test_half_precision_is_refused_on_a_cpu() -> None:
+def test_half_precision_is_rejected_on_a_cpu() -> None:
     with pytest.raises(SettingsError, match=r"'fp16' needs a GPU; on a CPU use bf16 .* or fp32"):
         InferenceNetwork(trained_like("basic blocks"), "fp16")

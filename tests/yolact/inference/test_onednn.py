@@ -1,4 +1,4 @@
-"""The network for CPUs against PyTorch's own convolutions, in higher precision where that says more."""
+"""The network for CPUs against PyTorch's own convolutions, in higher precision where useful."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ X86_LINUX = platform.system() == "Linux" and platform.machine() == "x86_64"
 needs_onednn = pytest.mark.skipif(not is_available(torch.float32), reason="no oneDNN on this kind of machine")
 
 
-# --- whether it is there ----------------------------------------------------------------------------------------------
+# --- availability -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not X86_LINUX, reason="only x86 Linux is sure to have oneDNN")
-def test_it_is_there_on_x86_linux() -> None:
-    """Without this, a PyTorch that renames these operations would make the network slow, and nobody would notice."""
+def test_onednn_is_available_on_x86_linux() -> None:
+    """Otherwise a PyTorch that renames these operations would make the network slow unnoticed."""
     assert is_available(torch.float32)
 
 
-def test_it_is_not_there_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_convolutions_are_unavailable_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not is_available.__wrapped__(torch.float32)
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such operation"), RuntimeError("bf16 needs avx512")])
-def test_it_is_not_there_where_its_operations_fail(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_convolutions_are_unavailable_if_their_operations_fail(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any) -> Tensor:
         raise error
 
@@ -49,7 +51,7 @@ def test_it_is_not_there_where_its_operations_fail(error: Exception, monkeypatch
 
 @needs_onednn
 def test_a_precision_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch refuses bfloat16 here on processors that do not compute with it, but has convolutions of its own."""
+    """PyTorch rejects bfloat16 here on processors without support for it, but has its own convolutions."""
     tried: list[tuple[torch.dtype, torch.dtype]] = []
     forward = onednn._FusedConv.forward
 
@@ -67,12 +69,12 @@ def test_a_precision_is_tried_before_it_is_used(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def winograd_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the small feature maps of small networks too."""
+    """Use Winograd's convolution even on the small feature maps of small networks."""
     monkeypatch.setattr(onednn, "WINOGRAD_PIXELS", 20)
 
 
 def ready(variant: str, **changes: Any) -> Yolact:
-    """With folded batch norm and in channels_last, as `OneDnnNetwork` wants it."""
+    """A network with folded batch norm and in channels_last, as `OneDnnNetwork` requires."""
     network = trained_like(variant, **changes).requires_grad_(False)
     fold_batch_norm(network.backbone)
     return network.to(memory_format=torch.channels_last)
@@ -94,9 +96,7 @@ def winograd_convs(network: OneDnnNetwork) -> int:
     ("batch", "height", "width"),
     [(1, 64, 64), (3, 64, 64), (1, 96, 96), (2, 50, 50), (1, 70, 130)],  # made for one image of 64 x 64
 )
-def test_outputs_are_those_of_the_network_for_any_batch_and_size(
-    variant: str, batch: int, height: int, width: int
-) -> None:
+def test_outputs_match_the_network_for_any_batch_and_size(variant: str, batch: int, height: int, width: int) -> None:
     network = ready(variant)
     x = images(batch, height, width).contiguous(memory_format=torch.channels_last)
     expected = exact_outputs(network, x)
@@ -108,7 +108,7 @@ def test_outputs_are_those_of_the_network_for_any_batch_and_size(
 @needs_onednn
 @pytest.mark.usefixtures("winograd_everywhere")
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_is_written_where_another_run_would_read_it(variant: str) -> None:
+def test_a_run_does_not_overwrite_what_another_run_reads(variant: str) -> None:
     fused = OneDnnNetwork(ready(variant))
     x = images(2).contiguous(memory_format=torch.channels_last)
     given = x.clone()
@@ -124,7 +124,7 @@ def test_nothing_is_written_where_another_run_would_read_it(variant: str) -> Non
 
 
 @needs_onednn
-def test_winograd_is_used_for_wide_layers_on_large_feature_maps_alone() -> None:
+def test_winograd_is_used_only_for_wide_layers_on_large_feature_maps() -> None:
     assert winograd_convs(OneDnnNetwork(ready("wide"))) == 0
     assert winograd_convs(OneDnnNetwork(ready("basic blocks", image_size=384))) == 0
     network = ready("wide", image_size=384)  # P3 has 48 x 48 pixels
@@ -176,8 +176,8 @@ def test_all_wide_layers_use_winograd_in_bfloat16_too() -> None:
 
 @needs_onednn
 @pytest.mark.usefixtures("winograd_everywhere")
-def test_weights_are_put_in_order_once() -> None:
-    """Else each call would do it, before it computes."""
+def test_weights_are_reordered_once() -> None:
+    """Otherwise each call would reorder them before it computes."""
     for variant in VARIANTS:
         for module in OneDnnNetwork(ready(variant)).modules():
             if isinstance(module, (onednn._FusedConv, WinogradConv2d, EnlargingWinogradConv2d)):
@@ -186,7 +186,7 @@ def test_weights_are_put_in_order_once() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("size", [64, 138])
-def test_the_sizes_that_weights_are_ordered_for_are_those_that_the_layers_see(variant: str, size: int) -> None:
+def test_weights_are_ordered_for_the_actual_input_sizes(variant: str, size: int) -> None:
     with torch.device("meta"):
         network = trained_like(variant, image_size=size)
     seen = {}

@@ -1,4 +1,4 @@
-"""Detections through onnxruntime are those of the network itself."""
+"""Detections through onnxruntime match those of the network itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
 from yolact.transforms import to_square
 
 CLASSES = ["circle", "square", "triangle"]
-PHOTOS = [
+IMAGES = [
     np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for seed, shape in enumerate([(40, 60), (64, 64), (90, 30)])
 ]
@@ -41,13 +41,13 @@ def path(model: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rescored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Yolact, Path]:
-    """A network of YOLACT++, for two images at once."""
+    """A YOLACT++ network, for two images at once."""
     model = trained_like("deformable", mask_rescoring=True, image_size=249)
     return model, export_onnx(model, CLASSES, tmp_path_factory.mktemp("two") / "model.onnx", batch=2).path
 
 
 def assert_same(found: list[Detections], expected: list[Detections]) -> None:
-    """The same objects, best first; two whose scores are equal to rounding may have changed places."""
+    """The same objects, best first; two with scores equal up to rounding may be swapped."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert len(one) == len(other) > 5
@@ -75,44 +75,44 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
     ],
     ids=["default", "published", "cross-class", "traditional"],
 )
-def test_detections_are_the_predictors(model: Yolact, path: Path, config: DetectConfig) -> None:
-    assert_same(OnnxPredictor(path, config).predict(PHOTOS), Predictor(model, CLASSES, config).predict(PHOTOS))
+def test_detections_match_the_predictor(model: Yolact, path: Path, config: DetectConfig) -> None:
+    assert_same(OnnxPredictor(path, config).predict(IMAGES), Predictor(model, CLASSES, config).predict(IMAGES))
 
 
-def test_settings_of_detection_and_masks_can_be_changed(model: Yolact, path: Path) -> None:
+def test_detection_and_mask_settings_can_be_changed(model: Yolact, path: Path) -> None:
     found = OnnxPredictor(path, score_threshold=0.3, mask_resolution="prototypes", batch_size=2, threads=1)
     expected = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=0.3), mask_resolution="prototypes")
-    assert_same(found.predict(PHOTOS), expected.predict(PHOTOS))
+    assert_same(found.predict(IMAGES), expected.predict(IMAGES))
 
 
-def test_the_aspect_ratio_is_kept_where_the_predictor_keeps_it(tmp_path: Path) -> None:
+def test_the_aspect_ratio_is_kept_if_the_predictor_keeps_it(tmp_path: Path) -> None:
     model = trained_like("basic blocks", keep_aspect_ratio=True)
     exported = export_onnx(model, CLASSES, tmp_path / "model.onnx").path
-    assert_same(OnnxPredictor(exported).predict(PHOTOS), Predictor(model, CLASSES).predict(PHOTOS))
+    assert_same(OnnxPredictor(exported).predict(IMAGES), Predictor(model, CLASSES).predict(IMAGES))
 
 
-def test_one_image_gives_its_detections_alone(path: Path) -> None:
+def test_a_single_image_gives_its_detections(path: Path) -> None:
     predictor = OnnxPredictor(path)
-    assert_same([predictor.predict(PHOTOS[0])], predictor.predict(PHOTOS[:1]))
+    assert_same([predictor.predict(IMAGES[0])], predictor.predict(IMAGES[:1]))
 
 
 def test_rescored_masks_and_a_batch_that_is_not_full(rescored: tuple[Yolact, Path]) -> None:
     model, path = rescored
     predictor = OnnxPredictor(path, batch_size=8)
     assert predictor.batch_size == 2
-    found = predictor.predict(PHOTOS)
-    assert_same(found, Predictor(model, CLASSES).predict(PHOTOS))
+    found = predictor.predict(IMAGES)
+    assert_same(found, Predictor(model, CLASSES).predict(IMAGES))
     assert not torch.equal(found[0].mask_scores, found[0].scores)
 
 
 def test_outputs_of_any_runtime_become_detections(model: Yolact, path: Path) -> None:
-    images = torch.stack([to_square(torch.from_numpy(image).permute(2, 0, 1), 64) for image in PHOTOS])
+    images = torch.stack([to_square(torch.from_numpy(image).permute(2, 0, 1), 64) for image in IMAGES])
     session = onnxruntime.InferenceSession(str(path))
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
-    sizes = [(image.shape[0], image.shape[1]) for image in PHOTOS]
+    sizes = [(image.shape[0], image.shape[1]) for image in IMAGES]
     found = detections_from_outputs(outputs, sizes, CLASSES, image_size=64)
-    assert_same(found, Predictor(model, CLASSES).predict(PHOTOS))
+    assert_same(found, Predictor(model, CLASSES).predict(IMAGES))
     del outputs["scores"]
     with pytest.raises(ValueError, match="scores missing; found boxes, mask_coefficients, prototypes"):
         detections_from_outputs(outputs, sizes, CLASSES, image_size=64)
@@ -126,13 +126,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         OnnxPredictor(tmp_path / "none.onnx")
 
 
-def test_a_file_that_is_no_onnx_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(ExportError, match=r"model\.onnx: onnxruntime cannot load it"):
         OnnxPredictor(tmp_path / "model.onnx")
 
 
-def test_another_network_is_refused(path: Path, tmp_path: Path) -> None:
+def test_another_network_is_rejected(path: Path, tmp_path: Path) -> None:
     proto = onnx.load(path)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "other.onnx")
@@ -140,7 +140,7 @@ def test_another_network_is_refused(path: Path, tmp_path: Path) -> None:
         OnnxPredictor(tmp_path / "other.onnx")
 
 
-def test_damaged_metadata_is_refused(path: Path, tmp_path: Path) -> None:
+def test_damaged_metadata_is_rejected(path: Path, tmp_path: Path) -> None:
     proto = onnx.load(path)
     for entry in proto.metadata_props:
         entry.value = "{}" if entry.key == "model" else entry.value
@@ -149,13 +149,13 @@ def test_damaged_metadata_is_refused(path: Path, tmp_path: Path) -> None:
         OnnxPredictor(tmp_path / "other.onnx")
 
 
-def test_a_rescoring_network_that_is_gone_is_named(rescored: tuple[Yolact, Path], tmp_path: Path) -> None:
+def test_a_missing_rescoring_network_is_named(rescored: tuple[Yolact, Path], tmp_path: Path) -> None:
     alone = tmp_path / "model.onnx"
     alone.write_bytes(rescored[1].read_bytes())
     with pytest.raises(ExportError, match=r"model\.maskiou\.onnx: no such file"):
         OnnxPredictor(alone)
 
 
-def test_a_provider_that_is_not_there_is_refused(path: Path) -> None:
+def test_an_unavailable_provider_is_rejected(path: Path) -> None:
     with pytest.raises(SettingsError, match=r"onnxruntime has no Abacus here; it has .*CPUExecutionProvider"):
         OnnxPredictor(path, providers=["Abacus"])

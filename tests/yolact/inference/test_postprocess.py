@@ -35,7 +35,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 
 def plain_fast_nms(boxes: list[list[float]], scores: list[float], threshold: float, top_k: int) -> list[int]:
-    """Indices that survive, best first: no better box among the top k overlaps them by more than the threshold."""
+    """Indices of the survivors, best first: no better box among the top k overlaps them by more than the threshold."""
     ranked = sorted(range(len(boxes)), key=lambda i: -scores[i])[:top_k]
     return [
         index
@@ -58,7 +58,7 @@ def triples(result: tuple[Tensor, Tensor, Tensor]) -> list[tuple[int, int, float
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("top_k", [4, 200])
-def test_fast_nms_is_decided_class_by_class(seed: int, top_k: int) -> None:
+def test_fast_nms_runs_per_class(seed: int, top_k: int) -> None:
     boxes, scores = random_boxes(18, seed)
     expected = [
         (index, label, scores[index, label].item())
@@ -86,7 +86,7 @@ CHAIN = torch.tensor([[0.0, 0, 10, 10], [3, 0, 13, 10], [6, 0, 16, 10]])  # neig
 
 
 def test_suppressed_boxes_still_suppress() -> None:
-    """The second box falls to the first; the third overlaps only the second and falls all the same."""
+    """The first box suppresses the second; the third overlaps only the second and is suppressed nevertheless."""
     scores = torch.tensor([[0.9], [0.8], [0.7]])
     assert fast_nms(CHAIN, scores, 0.5, 200)[0].tolist() == [0]
     assert cross_class_fast_nms(CHAIN, scores, 0.5, 200)[0].tolist() == [0]
@@ -99,7 +99,7 @@ def test_an_overlap_equal_to_the_threshold_is_kept() -> None:
     assert fast_nms(boxes, scores, 0.499, 200)[0].tolist() == [0]
 
 
-def test_one_place_may_hold_two_classes_unless_nms_crosses_classes() -> None:
+def test_two_classes_may_overlap_unless_nms_crosses_classes() -> None:
     boxes, scores = CHAIN[:1].repeat(2, 1), torch.tensor([[0.9, 0.0], [0.0, 0.8]])
     per_class = triples(fast_nms(boxes, scores, 0.5, 1))
     assert [(index, label) for index, label, _ in per_class] == [(0, 0), (1, 1)]
@@ -154,7 +154,7 @@ def test_traditional_nms_goes_through_each_class_from_the_best_down(seed: int, p
 
 
 def test_the_two_conventions_of_traditional_nms_differ() -> None:
-    """So that the test above is one of both: at 4 pixels a side, a pixel more matters."""
+    """Ensures that the test above covers both: at 4 pixels per side, one pixel more matters."""
     boxes, scores = (part.float() for part in random_boxes(25, 0))
     assert triples(traditional_nms(boxes, scores, 0.4, 0.2, None)) != triples(
         traditional_nms(boxes, scores, 0.4, 0.2, 4.0)
@@ -178,7 +178,7 @@ def test_an_overlap_equal_to_the_threshold_suppresses_in_whole_pixels_only(thres
     assert traditional_nms(edges, scores, 0.499, 0.0, None)[0].tolist() == [0]
 
 
-def test_scores_not_above_the_threshold_take_no_part_in_traditional_nms() -> None:
+def test_traditional_nms_ignores_scores_not_above_the_threshold() -> None:
     boxes = torch.tensor([[0.0, 0, 1, 1], [2, 2, 3, 3]])
     scores = torch.tensor([[0.5, 0.9], [0.51, 0.1]])
     assert triples(traditional_nms(boxes, scores, 0.5, 0.5, None)) == [
@@ -233,7 +233,7 @@ TAIL = [[[0.9, 0.04], [0.04, 0.03]]]
 
 
 @pytest.mark.parametrize("nms", ["fast", "cross_class", "traditional"])
-def test_a_class_below_the_score_threshold_is_not_reported_beside_a_good_one(nms: str) -> None:
+def test_a_class_below_the_score_threshold_is_not_reported_next_to_a_good_one(nms: str) -> None:
     [found] = detect(outputs_of(TAIL), config(nms=nms), SIZE)
     assert labels_and_anchors(found) == [(0, 0)]
 
@@ -241,7 +241,7 @@ def test_a_class_below_the_score_threshold_is_not_reported_beside_a_good_one(nms
 @pytest.mark.parametrize(
     ("nms", "expected"), [("fast", [(0, 0), (1, 0)]), ("cross_class", [(0, 0)]), ("traditional", [(0, 0)])]
 )
-def test_a_low_score_tail_on_request_comes_with_fast_nms_alone(nms: str, expected: list[tuple[int, int]]) -> None:
+def test_a_low_score_tail_is_available_with_fast_nms_only(nms: str, expected: list[tuple[int, int]]) -> None:
     [found] = detect(outputs_of(TAIL), config(nms=nms, low_score_tail=True), SIZE)
     assert labels_and_anchors(found) == expected
 
@@ -266,7 +266,7 @@ def test_the_limit_of_detections_holds_over_all_classes() -> None:
 
 
 @pytest.mark.parametrize("nms", ["fast", "cross_class"])
-def test_top_k_limits_what_enters_nms(nms: str) -> None:
+def test_top_k_limits_the_candidates_of_nms(nms: str) -> None:
     [found] = detect(outputs_of([[[0.3], [0.9], [0.5], [0.8], [0.2]]]), config(nms=nms, top_k=2), SIZE)
     torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.8]))
 
@@ -299,7 +299,7 @@ def test_the_nms_setting_chooses_the_routine() -> None:
         (False, 10, 2),  # 0.9 x 0.4 of 0.9 x 0.9
     ],
 )
-def test_integer_boxes_choose_traditional_nms_in_whole_pixels(integer_boxes: bool, image_size: int, count: int) -> None:
+def test_integer_boxes_select_traditional_nms_in_whole_pixels(integer_boxes: bool, image_size: int, count: int) -> None:
     outputs = outputs_of([[[0.9], [0.8]]])
     outputs.anchors[:] = torch.tensor([[0.45, 0.45, 0.9, 0.9], [0.45, 0.2, 0.9, 0.4]])
     [found] = detect(outputs, config(nms="traditional", integer_boxes=integer_boxes), image_size)
@@ -324,7 +324,7 @@ def test_half_precision_outputs_give_float32_candidates() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("threshold", [0.0, 0.002, 0.05, 0.3, 0.99])
 def test_every_class_with_a_probability_above_the_threshold_is_found(threshold: float, dtype: torch.dtype) -> None:
-    """Against the softmax of all anchors; logits from near ties to overflow, in whole steps too, so that some tie."""
+    """Against the softmax of all anchors; logits from near ties to overflow, some in whole steps, which gives ties."""
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(4000, 6, generator=generator) * torch.logspace(-2, 2, 4000)[:, None]
     logits[::3] = logits[::3].round()
@@ -350,7 +350,7 @@ def test_every_class_with_a_probability_above_the_threshold_is_found(threshold: 
 
 
 def test_half_precision_logits_are_compared_in_float32() -> None:
-    """Their difference, -6.234375, has a bit more than bfloat16 holds: -6.25 would be below the threshold."""
+    """Their difference, -6.234375, needs one bit more than bfloat16 has: -6.25 would be below the threshold."""
     outputs = outputs_of([[[0.5]]])
     outputs.class_logits = torch.tensor([[[3.015625, -3.21875]]]).bfloat16()
     probability = 1 / (1 + math.exp(6.234375))
@@ -361,7 +361,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
 
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
 @pytest.mark.parametrize("nms", ["fast", "cross_class", "traditional"])
-def test_an_anchor_without_a_probability_is_no_detection_and_harms_no_other(nms: str, fault: float) -> None:
+def test_an_anchor_with_non_finite_logits_is_not_detected_and_does_not_affect_others(nms: str, fault: float) -> None:
     outputs = outputs_of([[[0.9], [0.8], [0.7]]])
     outputs.class_logits[0, 1, 1] = fault
     [found] = detect(outputs, config(nms=nms), SIZE)
@@ -378,7 +378,7 @@ def plain_logits(prototypes: Tensor, coefficients: list[float]) -> list[list[flo
 
 
 def plain_soft_mask(logits: list[list[float]], box: list[float]) -> list[list[float]]:
-    """Sigmoid, zero outside the box grown by one pixel."""
+    """Sigmoid, zero outside the box enlarged by one pixel."""
     height, width = len(logits), len(logits[0])
     left, right = max(min(box[0], box[2]) * width - 1, 0), min(max(box[0], box[2]) * width + 1, width)
     top, bottom = max(min(box[1], box[3]) * height - 1, 0), min(max(box[1], box[3]) * height + 1, height)
@@ -413,7 +413,7 @@ def plain_bilinear(image: list[list[float]], height: int, width: int) -> list[li
 def plain_excess(
     logits: list[list[float]], box: list[float], height: int, width: int, *, crop_first: bool
 ) -> list[list[float]]:
-    """By how much each image pixel is over the threshold: the mask is where this is more than 0."""
+    """Each image pixel's excess over the threshold: the mask is where this is greater than 0."""
     if crop_first:
         soft = plain_bilinear(plain_soft_mask(logits, box), height, width)
         return [[value - 0.5 for value in row] for row in soft]
@@ -452,7 +452,7 @@ def random_mask_parts(rows: int, columns: int, seed: int = 3) -> tuple[Tensor, T
     ("rows", "columns", "height", "width"),
     [(4, 6, 9, 14), (4, 6, 4, 6), (7, 6, 3, 4), (5, 5, 37, 21), (6, 9, 1, 1), (1, 1, 4, 5), (8, 6, 5, 40)],
 )
-def test_masks_are_as_plain_loops_make_them(rows: int, columns: int, height: int, width: int, crop_first: bool) -> None:
+def test_masks_match_plain_loops(rows: int, columns: int, height: int, width: int, crop_first: bool) -> None:
     prototypes, coefficients, boxes = random_mask_parts(rows, columns)
     masks = enlarge_masks(assemble(prototypes, coefficients), boxes, height, width, crop_first=crop_first).to_tensor()
     assert masks.shape == (len(BOXES), height, width)
@@ -468,7 +468,7 @@ def test_masks_are_as_plain_loops_make_them(rows: int, columns: int, height: int
 
 
 def test_the_random_masks_have_an_inside_and_an_outside() -> None:
-    """So that the test above could fail."""
+    """Ensures that the test above can fail."""
     for crop_first in (False, True):
         masks = enlarge_masks(
             assemble(*random_mask_parts(5, 5)[:2]), torch.tensor(BOXES), 37, 21, crop_first=crop_first
@@ -501,7 +501,7 @@ def test_the_crop_is_sharp_by_default_and_blurred_as_published() -> None:
 
 @pytest.mark.parametrize("crop_first", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(37, 21), (3, 4), (5, 80), (100, 100)])
-def test_masks_made_whole_on_a_gpu_are_those_made_in_windows(
+def test_full_size_masks_for_gpus_match_windowed_masks(
     height: int, width: int, crop_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prototypes, coefficients, boxes = random_mask_parts(6, 7)
@@ -516,7 +516,7 @@ def test_masks_made_whole_on_a_gpu_are_those_made_in_windows(
     assert whole.to_tensor().any()
 
 
-def test_masks_made_whole_in_parts_are_those_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_size_masks_in_parts_match_those_built_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     prototypes, coefficients, boxes = random_mask_parts(6, 5)
     logits = assemble(prototypes, coefficients)
     monkeypatch.setattr(postprocess, "_cut_windows", postprocess._cut_whole)
@@ -537,7 +537,7 @@ def test_only_the_pixels_around_the_box_are_kept(cut: str, monkeypatch: pytest.M
     owner = crop
     while owner.base is not None:
         owner = owner.base
-    assert owner.size == crop.size  # it is no view of a whole mask, which would keep that in memory
+    assert owner.size == crop.size  # not a view of a full mask, which would keep that in memory
 
 
 @pytest.mark.parametrize("cut", ["_cut_windows", "_cut_whole"])
@@ -560,7 +560,7 @@ def test_half_precision_prototypes_are_combined_in_float32() -> None:
 # --- the image's frame --------------------------------------------------------------------------------------------
 
 ONES = torch.ones(4, 4, 1)
-"""Prototypes of which every coefficient of 1 makes a mask that fills its box."""
+"""Prototypes for which a coefficient of 1 gives a mask that fills its box."""
 
 
 def candidates_of(boxes: list[list[float]]) -> Candidates:
@@ -580,7 +580,7 @@ def test_boxes_are_scaled_to_the_image_and_clipped_to_it() -> None:
     assert found.masks[1].sum() > found.masks[0].sum() > 0
 
 
-def test_boxes_keep_parts_of_pixels() -> None:
+def test_boxes_keep_fractions_of_pixels() -> None:
     found = to_image_frame(candidates_of([[0.123, 0.5, 0.456, 0.789]]), ONES, 10, 100, config())
     torch.testing.assert_close(found.boxes, torch.tensor([[12.3, 5, 45.6, 7.89]]))
 
@@ -589,7 +589,7 @@ OUTSIDE = [[1.1, 0.2, 1.4, 0.5], [0.2, -0.5, 0.4, -0.1], [-0.3, 0.1, 0.0, 0.5], 
 """To the right, above, to the left with an edge in common, and without area."""
 
 
-def test_boxes_outside_the_image_are_dropped_with_all_that_belongs_to_them() -> None:
+def test_boxes_outside_the_image_are_dropped_with_all_their_fields() -> None:
     candidates = candidates_of([OUTSIDE[0], [0.2, 0.2, 0.4, 0.4], *OUTSIDE[1:], [math.nan, 0.1, 0.5, 0.5]])
     found = to_image_frame(candidates, ONES, 10, 10, config())
     torch.testing.assert_close(found.boxes, torch.tensor([[2.0, 2, 4, 4]]))
@@ -599,7 +599,7 @@ def test_boxes_outside_the_image_are_dropped_with_all_that_belongs_to_them() -> 
     assert len(found.masks) == len(found) == 1
 
 
-def test_integer_boxes_are_truncated_turned_round_and_kept_without_area() -> None:
+def test_integer_boxes_are_truncated_reordered_and_kept_without_area() -> None:
     """By hand, for 10 x 20 pixels; beyond the right edge the left side stays where it is, as published."""
     boxes = [[0.26, 0.59, 0.51, 0.79], [0.51, 0.79, 0.26, 0.59], [0.31, 0.2, 0.39, 0.4], [-0.5, 0.5, -0.1, 1.5]]
     found = to_image_frame(candidates_of([*boxes, OUTSIDE[0]]), ONES, 20, 10, config(integer_boxes=True))
@@ -610,7 +610,7 @@ def test_integer_boxes_are_truncated_turned_round_and_kept_without_area() -> Non
 
 
 @pytest.mark.parametrize("crop_first", [False, True])
-def test_the_setting_chooses_how_masks_are_cropped(crop_first: bool) -> None:
+def test_the_setting_selects_how_masks_are_cropped(crop_first: bool) -> None:
     prototypes, coefficients, boxes = random_mask_parts(6, 7)
     inside = [0, 1, 2]
     candidates = Candidates(
@@ -642,7 +642,7 @@ def test_no_candidates_give_empty_detections_of_the_images_size() -> None:
 
 
 @pytest.mark.parametrize("settings", [DEFAULT_DETECTION, PUBLISHED_DETECTION])
-def test_candidates_are_left_as_they_are(settings: DetectConfig) -> None:
+def test_candidates_are_not_modified(settings: DetectConfig) -> None:
     candidates = candidates_of([[-0.1, 0.2, 1.3, 1.01], [0.9, 0.9, 0.1, 0.1]])
     before = candidates.boxes.clone()
     to_image_frame(candidates, ONES, 40, 80, settings)
@@ -653,7 +653,7 @@ def test_candidates_are_left_as_they_are(settings: DetectConfig) -> None:
 
 
 class FixedMaskIou(nn.Module):
-    """Predicts tenths that tell the detection and the class apart, and remembers the masks that it was shown."""
+    """Predicts tenths that identify detection and class, and records the masks that it receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -668,11 +668,11 @@ def test_mask_scores_are_scores_times_the_predicted_iou_of_the_detections_class(
     candidates = candidates_of([[0.1, 0.1, 0.6, 0.6], [0.2, 0.2, 0.9, 0.9], [0.0, 0.0, 0.5, 1.0]])
     candidates.labels = torch.tensor([3, 0, 1])
     found = to_image_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))  # neither changed nor sorted again
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.5]))  # neither modified nor sorted again
     torch.testing.assert_close(found.mask_scores, torch.tensor([0.9 * 0.4, 0.7 * 1.1, 0.5 * 2.2]))
 
 
-def test_boxes_that_are_dropped_are_not_scored_again() -> None:
+def test_dropped_boxes_are_not_rescored() -> None:
     candidates = candidates_of([OUTSIDE[0], [0.2, 0.2, 0.9, 0.9]])
     candidates.labels = torch.tensor([3, 1])
     found = to_image_frame(candidates, ONES, 40, 80, config(), FixedMaskIou())
@@ -680,7 +680,7 @@ def test_boxes_that_are_dropped_are_not_scored_again() -> None:
 
 
 @pytest.mark.parametrize("settings", [DEFAULT_DETECTION, PUBLISHED_DETECTION])
-def test_mask_rescoring_sees_soft_cropped_masks_of_the_prototypes_size(settings: DetectConfig) -> None:
+def test_mask_rescoring_receives_soft_cropped_masks_at_prototype_resolution(settings: DetectConfig) -> None:
     prototypes, coefficients, boxes = random_mask_parts(6, 7)
     inside = [0, 1, 2]
     candidates = Candidates(
@@ -695,7 +695,7 @@ def test_mask_rescoring_sees_soft_cropped_masks_of_the_prototypes_size(settings:
     torch.testing.assert_close(seen, torch.tensor(expected))
 
 
-def test_nothing_found_is_not_scored_again() -> None:
+def test_without_detections_nothing_is_rescored() -> None:
     net = FixedMaskIou()
     found = to_image_frame(candidates_of([]), ONES, 5, 6, config(), net)
     assert found.mask_scores.shape == (0,)

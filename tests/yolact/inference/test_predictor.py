@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_model(**changes: object) -> Yolact:
-    """Random weights, with the class scores spread out so that detections have a clear order."""
+    """Random weights, with class scores spread out to give detections a clear order."""
     torch.manual_seed(2)
     model = Yolact(tiny_config(**changes), len(CLASSES)).eval()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-PHOTOS = [image(40, 60, 1), image(64, 64, 2), image(90, 30, 3)]
+IMAGES = [image(40, 60, 1), image(64, 64, 2), image(90, 30, 3)]
 
 
 def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -> None:
@@ -77,23 +77,23 @@ def assert_same(first: Detections, second: Detections, tolerance: float = 0.0) -
 # --- batches ----------------------------------------------------------------------------------------------------
 
 
-def test_images_of_a_batch_are_found_as_if_alone(predictor: Predictor) -> None:
-    together = predictor.predict(PHOTOS)
+def test_images_of_a_batch_give_the_same_detections_as_alone(predictor: Predictor) -> None:
+    together = predictor.predict(IMAGES)
     assert len(together) == 3
-    for found, image in zip(together, PHOTOS, strict=True):
+    for found, image in zip(together, IMAGES, strict=True):
         assert len(found) > 5
         assert_same(found, predictor.predict(image), tolerance=1e-3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_batch_size_changes_no_result(model: Yolact, predictor: Predictor, batch_size: int) -> None:
+def test_the_batch_size_does_not_change_results(model: Yolact, predictor: Predictor, batch_size: int) -> None:
     split = Predictor(model, CLASSES, batch_size=batch_size)
-    for first, second in zip(split.predict([*PHOTOS, *PHOTOS]), predictor.predict([*PHOTOS, *PHOTOS]), strict=True):
+    for first, second in zip(split.predict([*IMAGES, *IMAGES]), predictor.predict([*IMAGES, *IMAGES]), strict=True):
         assert_same(first, second, tolerance=1e-3)
 
 
-def test_detections_lie_in_their_own_image(predictor: Predictor) -> None:
-    for found, image in zip(predictor.predict(PHOTOS), PHOTOS, strict=True):
+def test_detections_are_inside_their_own_image(predictor: Predictor) -> None:
+    for found, image in zip(predictor.predict(IMAGES), IMAGES, strict=True):
         height, width = image.shape[:2]
         assert found.masks.shape == (len(found), height, width)
         assert found.masks.dtype == torch.bool
@@ -112,7 +112,7 @@ def test_detections_lie_in_their_own_image(predictor: Predictor) -> None:
 
 
 def test_predicting_twice_gives_the_same(predictor: Predictor) -> None:
-    for first, second in zip(predictor.predict(PHOTOS), predictor.predict(PHOTOS), strict=True):
+    for first, second in zip(predictor.predict(IMAGES), predictor.predict(IMAGES), strict=True):
         assert_same(first, second)
 
 
@@ -122,11 +122,11 @@ def test_no_images_no_detections(predictor: Predictor) -> None:
 
 
 def test_detections_may_be_changed_by_the_caller(predictor: Predictor) -> None:
-    found = predictor.predict(PHOTOS[0])
+    found = predictor.predict(IMAGES[0])
     before = found.boxes.clone()
     found.boxes *= 2
     assert torch.equal(found.boxes, before * 2)
-    assert torch.equal(predictor.predict(PHOTOS[0]).boxes, before)
+    assert torch.equal(predictor.predict(IMAGES[0]).boxes, before)
 
 
 # --- the forms of an image ----------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def read_only(image: np.ndarray) -> np.ndarray:
     ],
     ids=["tensor", "contiguous tensor", "Fortran order", "negative strides", "read-only", "path", "path as text"],
 )
-def test_an_image_has_many_forms(
+def test_an_image_may_have_many_forms(
     predictor: Predictor, tmp_path: Path, form: Callable[[np.ndarray, Path], ImageInput]
 ) -> None:
     pixels = image(40, 60, 1)
@@ -175,8 +175,8 @@ def test_an_image_has_many_forms(
 
 
 def test_a_sequence_gives_a_list_in_its_order(predictor: Predictor) -> None:
-    alone = [predictor.predict(image) for image in PHOTOS]
-    for sequence in (PHOTOS, tuple(PHOTOS)):
+    alone = [predictor.predict(image) for image in IMAGES]
+    for sequence in (IMAGES, tuple(IMAGES)):
         found = predictor.predict(sequence)
         assert isinstance(found, list)
         for first, second in zip(found, alone, strict=True):
@@ -195,10 +195,10 @@ def test_a_tensor_or_an_array_of_images_is_a_sequence(predictor: Predictor) -> N
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_an_image_is_turned_upright_as_its_file_says(
+def test_an_image_is_rotated_upright_by_its_exif_orientation(
     predictor: Predictor, tmp_path: Path, orientation: int, turns: int
 ) -> None:
-    """EXIF 2.3, section 4.6.4: 6 is to be turned by 90 degrees clockwise, 8 the other way round."""
+    """EXIF 2.3, section 4.6.4: 6 means a rotation by 90 degrees clockwise, 8 counter-clockwise."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(image(24, 40, 5), tmp_path / "image.jpg", exif=exif)
@@ -213,7 +213,7 @@ def test_an_image_is_turned_upright_as_its_file_says(
 @pytest.mark.parametrize(
     ("mode", "suffix"), [("L", "png"), ("P", "png"), ("RGBA", "png"), ("1", "png"), ("CMYK", "jpg")]
 )
-def test_every_kind_of_picture_is_turned_into_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_every_image_mode_is_converted_to_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(image(6, 9)).convert(mode).save(path)
     pixels = read_image(path)
@@ -223,7 +223,7 @@ def test_every_kind_of_picture_is_turned_into_rgb(tmp_path: Path, mode: str, suf
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.array(stored.convert("RGB")))
 
 
-NO_PHOTOS: list[Any] = [
+NOT_IMAGES: list[Any] = [
     np.zeros((8, 8), np.uint8),
     np.zeros((8, 8, 4), np.uint8),
     np.zeros((8, 8, 3), np.float32),
@@ -236,8 +236,8 @@ NO_PHOTOS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("image", NO_PHOTOS, ids=lambda image: f"{type(image).__name__} {tuple(image.shape)}")
-def test_what_is_no_image_is_refused_with_its_shape_and_dtype(predictor: Predictor, image: Any) -> None:
+@pytest.mark.parametrize("image", NOT_IMAGES, ids=lambda image: f"{type(image).__name__} {tuple(image.shape)}")
+def test_an_invalid_image_is_rejected_with_its_shape_and_dtype(predictor: Predictor, image: Any) -> None:
     wanted = "tensors must be (3, H, W)" if isinstance(image, Tensor) else "images must be (H, W, 3)"
     message = re.escape(f"{wanted} uint8 RGB") + ".*" + re.escape(f"found {tuple(image.shape)} {image.dtype}")
     with pytest.raises(ValueError, match=message):
@@ -246,7 +246,7 @@ def test_what_is_no_image_is_refused_with_its_shape_and_dtype(predictor: Predict
         predictor.predict(image)
 
 
-def test_a_picture_that_is_not_there_is_named(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape(f"{tmp_path / 'none.jpg'}: no such image")):
         predictor.predict(tmp_path / "none.jpg")
 
@@ -261,13 +261,13 @@ def broken_pictures(folder: Path) -> list[Path]:
     return [text, empty, cut, folder]
 
 
-def test_a_picture_that_cannot_be_read_is_named(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
     for path in broken_pictures(tmp_path):
         with pytest.raises(DataError, match=re.escape(f"{path}: cannot be read as an image: ")):
             predictor.predict([path])
 
 
-def test_a_picture_of_16_bits_is_not_cut_off_at_255(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_16_bit_image_is_not_clipped_at_255(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(path)
     with pytest.raises(DataError, match=r"deep\.png: .*16 or more bits per channel; save it with 8 bits per channel"):
@@ -277,13 +277,13 @@ def test_a_picture_of_16_bits_is_not_cut_off_at_255(predictor: Predictor, tmp_pa
 # --- settings ---------------------------------------------------------------------------------------------------
 
 
-def test_the_settings_of_detection_are_used(model: Yolact) -> None:
+def test_the_detection_settings_are_used(model: Yolact) -> None:
     few = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(max_detections=2))
-    assert len(few.predict(PHOTOS[0])) == 2
-    nothing = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=1.0)).predict(PHOTOS[0])
+    assert len(few.predict(IMAGES[0])) == 2
+    nothing = Predictor(model, CLASSES, DEFAULT_DETECTION.replace(score_threshold=1.0)).predict(IMAGES[0])
     assert len(nothing) == 0
     assert nothing.masks.shape == (0, 40, 60)
-    published = Predictor(model, CLASSES, PUBLISHED_DETECTION).predict(PHOTOS[0])
+    published = Predictor(model, CLASSES, PUBLISHED_DETECTION).predict(IMAGES[0])
     assert torch.equal(published.boxes, published.boxes.trunc())
 
 
@@ -293,7 +293,7 @@ def test_a_loaded_predictor_finds_the_same(predictor: Predictor, model_dir: Path
         assert loaded.classes == CLASSES
         assert loaded.device == torch.device("cpu")
         assert loaded.config == DEFAULT_DETECTION
-        for first, second in zip(predictor.predict(PHOTOS), loaded.predict(PHOTOS), strict=True):
+        for first, second in zip(predictor.predict(IMAGES), loaded.predict(IMAGES), strict=True):
             assert_same(first, second)
 
 
@@ -303,8 +303,8 @@ def test_settings_can_be_changed_by_keyword(predictor: Predictor, model_dir: Pat
     )
     assert loaded.config == DEFAULT_DETECTION.model_copy(update={"score_threshold": 0.7, "nms": "cross_class"})
     assert loaded.batch_size == 3
-    found = loaded.predict(PHOTOS[0])
-    assert 0 < len(found) < len(predictor.predict(PHOTOS[0]))
+    found = loaded.predict(IMAGES[0])
+    assert 0 < len(found) < len(predictor.predict(IMAGES[0]))
     assert found.scores.min() > 0.3
     assert found.masks.shape[1:] == (13, 20)
     other = Predictor.load(model_dir, PUBLISHED_DETECTION, device="cpu", top_k=7)
@@ -322,12 +322,12 @@ def test_settings_can_be_changed_by_keyword(predictor: Predictor, model_dir: Pat
         ({"max_detections": "many"}, "max_detections: .*integer"),
     ],
 )
-def test_a_wrong_change_is_named(model_dir: Path, changes: Any, message: str) -> None:
+def test_an_invalid_change_is_named(model_dir: Path, changes: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Predictor.load(model_dir, device="cpu", **changes)
 
 
-def test_loading_from_an_empty_directory_is_refused(tmp_path: Path) -> None:
+def test_loading_from_an_empty_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
         Predictor.load(tmp_path, device="cpu")
 
@@ -335,7 +335,7 @@ def test_loading_from_an_empty_directory_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "precision 'int8' is unknown; there are fp32, bf16, fp16"),
+        ({"precision": "int8"}, "precision 'int8' is unknown; choose one of fp32, bf16, fp16"),
         ({"precision": "fp16"}, "precision 'fp16' needs a GPU; on a CPU use bf16"),
         ({"mask_resolution": 0}, "mask_resolution 0: must be 'image', 'prototypes' or a number of pixels"),
         ({"mask_resolution": -3}, "mask_resolution -3: must be"),
@@ -345,7 +345,7 @@ def test_loading_from_an_empty_directory_is_refused(tmp_path: Path) -> None:
         ({"batch_size": -1}, "batch_size -1: must be at least 1"),
     ],
 )
-def test_a_wrong_option_is_named(model: Yolact, model_dir: Path, options: Any, message: str) -> None:
+def test_an_invalid_option_is_named(model: Yolact, model_dir: Path, options: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         Predictor(model, CLASSES, **options)
     with pytest.raises(SettingsError, match=message):
@@ -362,11 +362,11 @@ def test_a_wrong_option_is_named(model: Yolact, model_dir: Path, options: Any, m
         (70, [(40, 60), (64, 64), (70, 23)]),  # never larger than the image
     ],
 )
-def test_masks_have_the_resolution_that_is_asked_for(
+def test_masks_have_the_requested_resolution(
     model: Yolact, predictor: Predictor, resolution: Any, sizes: list[tuple[int, int]]
 ) -> None:
-    found = Predictor(model, CLASSES, mask_resolution=resolution).predict(PHOTOS)
-    for mine, whole, size in zip(found, predictor.predict(PHOTOS), sizes, strict=True):
+    found = Predictor(model, CLASSES, mask_resolution=resolution).predict(IMAGES)
+    for mine, whole, size in zip(found, predictor.predict(IMAGES), sizes, strict=True):
         assert mine.masks.shape == (len(whole), *size)
         assert torch.equal(mine.boxes, whole.boxes)
         assert torch.equal(mine.labels, whole.labels)
@@ -375,11 +375,11 @@ def test_masks_have_the_resolution_that_is_asked_for(
 def test_bfloat16_finds_nearly_the_same(model: Yolact, predictor: Predictor) -> None:
     half = Predictor(model, CLASSES, precision="bf16")
     assert half.network(torch.zeros(1, 3, 64, 64)).boxes.dtype == torch.bfloat16
-    for exact, rounded in zip(predictor.predict(PHOTOS), half.predict(PHOTOS), strict=True):
+    for exact, rounded in zip(predictor.predict(IMAGES), half.predict(IMAGES), strict=True):
         assert rounded.boxes.dtype == rounded.scores.dtype == torch.float32
         same_class = exact.labels[:, None] == rounded.labels
         overlap, partner = (box_iou(exact.boxes, rounded.boxes) * same_class).max(dim=1)
-        assert (overlap > 0.9).float().mean() > 0.8  # NMS may choose another one of two equals
+        assert (overlap > 0.9).float().mean() > 0.8  # NMS may choose the other one of two equals
         paired = overlap > 0.9
         torch.testing.assert_close(exact.scores[paired], rounded.scores[partner[paired]], atol=0.05, rtol=0)
         masks, others = exact.masks[paired], rounded.masks[partner[paired]]
@@ -388,7 +388,7 @@ def test_bfloat16_finds_nearly_the_same(model: Yolact, predictor: Predictor) -> 
 
 def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
     model = random_model(image_size=256, mask_rescoring=True)
-    found = Predictor(model, CLASSES).predict(PHOTOS[0])
+    found = Predictor(model, CLASSES).predict(IMAGES[0])
     assert len(found) > 5
     quality = found.mask_scores / found.scores
     assert quality.min() >= 0
@@ -398,7 +398,7 @@ def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
         for parameter in model.maskiou_net.parameters():
             parameter.zero_()
         model.maskiou_net.maskiou_net[-2].bias.copy_(torch.tensor([0.25, 0.5, 2.0]))
-    fixed = Predictor(model, CLASSES).predict(PHOTOS[0])
+    fixed = Predictor(model, CLASSES).predict(IMAGES[0])
     assert torch.equal(fixed.scores, found.scores)
     factor = torch.tensor([0.25, 0.5, 2.0])[fixed.labels]
     torch.testing.assert_close(fixed.mask_scores, fixed.scores * factor)
@@ -408,10 +408,10 @@ def test_masks_are_scored_by_the_mask_rescoring_network() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_model_is_left_as_it_was(training: bool) -> None:
+def test_the_model_is_not_modified(training: bool) -> None:
     model = random_model(image_size=256, mask_rescoring=True).train(training)
     before = copy.deepcopy(model.state_dict())
-    Predictor(model, CLASSES, precision="bf16").predict(PHOTOS[0])
+    Predictor(model, CLASSES, precision="bf16").predict(IMAGES[0])
     assert model.training == training
     assert all(parameter.requires_grad for parameter in model.parameters())
     after = model.state_dict()
@@ -422,19 +422,19 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
     assert model.maskiou_net is not None
 
 
-def test_later_changes_of_the_model_do_not_reach_the_predictor() -> None:
+def test_later_changes_to_the_model_do_not_affect_the_predictor() -> None:
     model = random_model(image_size=256, mask_rescoring=True)
     predictor = Predictor(model, CLASSES)
-    before = predictor.predict(PHOTOS[0])
+    before = predictor.predict(IMAGES[0])
     assert len(before) > 5
     with torch.no_grad():
         for value in model.state_dict().values():
             value.zero_()
-    assert_same(predictor.predict(PHOTOS[0]), before)
+    assert_same(predictor.predict(IMAGES[0]), before)
 
 
 class Stub:
-    """A network that reports one square in the upper left quarter of whatever it sees, and remembers its input."""
+    """A network that reports one square in the upper left quarter of any input, and records its input."""
 
     device = torch.device("cpu")
     maskiou_net = None
@@ -476,7 +476,7 @@ def test_masks_and_boxes_are_in_the_images_frame(model: Yolact, height: int, wid
 
 
 def test_the_network_sees_normalised_squares(model: Yolact) -> None:
-    """One colour, so that resizing changes nothing: (value - mean) / deviation of ImageNet, red first."""
+    """A single colour, which resizing does not change: (value - mean) / deviation of ImageNet, red first."""
     predictor, stub = stubbed(model)
     image = np.empty((20, 50, 3), dtype=np.uint8)
     image[:] = (200, 100, 50)
@@ -503,7 +503,7 @@ def test_no_more_images_than_the_batch_size_pass_the_network_at_once(model: Yola
 # --- devices --------------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
@@ -513,7 +513,7 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) 
     assert choose_device("auto") == torch.device("cuda")
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("cuda:0") == torch.device("cuda:0")
     assert choose_device("cuda") == torch.device("cuda")
@@ -525,13 +525,13 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_an_unknown_device_is_refused(model_dir: Path) -> None:
+def test_an_unknown_device_is_rejected(model_dir: Path) -> None:
     with pytest.raises(SettingsError, match="device 'gpu' is unknown; use auto, cpu, cuda, cuda:N or mps"):
         Predictor.load(model_dir, device="gpu")
 
 
-def test_libraries_that_take_seconds_to_load_stay_outside(model_dir: Path, tmp_path: Path) -> None:
-    """torchvision and PyTorch's compiler take longer to load than all the rest, and some 170 MiB."""
+def test_slow_libraries_are_not_imported(model_dir: Path, tmp_path: Path) -> None:
+    """torchvision and PyTorch's compiler take longer to load than everything else, and about 170 MiB."""
     Image.fromarray(image(40, 60)).save(tmp_path / "image.png")
     program = (
         "import sys\n"

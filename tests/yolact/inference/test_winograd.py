@@ -58,7 +58,7 @@ def test_winograd_equals_the_direct_convolution(height: int, width: int, channel
 def test_winograd_in_bands_equals_winograd_at_once(
     tiles_at_once: int, transformed_at_once: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six rows of three tiles each: a row at a time where the limit is lower than that, two rows, or all of them."""
+    """Six rows of three tiles each: one row at a time if the limit is lower, two rows, or all of them."""
     conv = wide_conv(6, channels)
     x = torch.randn(2, 6, 22, 11, generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", tiles_at_once)
@@ -69,7 +69,7 @@ def test_winograd_in_bands_equals_winograd_at_once(
 
 
 def test_winograd_rounds_little_at_the_width_of_the_network() -> None:
-    """As its docstring says: by some 1e-6 of the greatest value."""
+    """As its docstring says: by about 1e-6 of the largest value."""
     conv = wide_conv(256, 256)
     x = torch.randn(1, 256, 16, 16, generator=torch.Generator().manual_seed(3)).relu()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def enlarged_exactly(conv: nn.Conv2d, head: nn.Conv2d, x: Tensor) -> Tensor:
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(3, 21), width=st.integers(3, 21), tiles_at_once=st.sampled_from([1, 5, 30, 10**6]))
 def test_enlarging_equals_upsampling_and_the_direct_convolution(height: int, width: int, tiles_at_once: int) -> None:
-    """Odd and even sizes end in another way; in bands, edges lie in the first and the last one."""
+    """Odd and even sizes end differently; with bands, edges are in the first and the last one."""
     conv, head = wide_conv(5, 6), nn.Conv2d(6, 3, 1)
     x = torch.randn(2, 5, height, width, generator=torch.Generator().manual_seed(height * 100 + width))
     before = x.clone()
@@ -105,8 +105,8 @@ def test_enlarging_equals_upsampling_and_the_direct_convolution(height: int, wid
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_usual_points_round_twice_as_much(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As said at `POINTS`."""
+def test_the_usual_points_have_twice_the_rounding_error(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documented at `POINTS`."""
     conv = wide_conv(64, 64).to(dtype)
     x = torch.randn(1, 64, 32, 32, generator=torch.Generator().manual_seed(5)).relu().to(dtype)
     expected = exact(conv, x, "none")

@@ -1,4 +1,4 @@
-"""A loss term from outside the package, as docs/extending.md adds one."""
+"""An external loss term, as in docs/extending.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch whose loss is computed by one process, or by several that share it."""
+"""The loss of a batch, computed by one process or by several that share it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIELDS = ("boxes", "class_logits", "mask_coefficients", "prototypes", "semantic_
 
 
 def objects(count: int, seed: int) -> ImageObjects:
-    """So many rectangles at random places, of three classes."""
+    """The given number of rectangles at random positions, of three classes."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 30, (count, 2), generator=generator)
     high = low + torch.randint(8, 30, (count, 2), generator=generator)
@@ -65,9 +65,10 @@ def results(batch: slice, counts: list[int]) -> dict[str, Tensor]:
 
 
 def gradients(batch: slice, counts: list[int]) -> dict[str, Tensor]:
-    """Of all parameters of a network with frozen batch norm, for a part of the batch; arguments as of `results`.
+    """Gradients of all parameters of a network with frozen batch norm, for a part of the batch; arguments as for
+    `results`.
 
-    It computes in float64. In float32, the rounding of a network's own layers is greater than what is looked for here.
+    It computes in float64. In float32, the rounding of the network's own layers would exceed the tested differences.
     """
     torch.manual_seed(2)
     network = Yolact(tiny_config(backbone_weights="imagenet"), 3).double()
@@ -95,6 +96,6 @@ def _process(rank: int, processes: int, find: Find, counts: list[int], folder: s
 
 
 def shared_results(find: Find, processes: int, counts: list[int], folder: Path) -> list[dict[str, Tensor]]:
-    """What each of ``processes`` finds for its equal share of the batch."""
+    """The results of each of ``processes`` for its equal share of the batch."""
     mp.spawn(_process, (processes, find, counts, str(folder)), nprocs=processes)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]

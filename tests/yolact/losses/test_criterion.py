@@ -41,7 +41,7 @@ def first_come(matches: Matches) -> Tensor:
 
 
 def samples_of_one(prototypes: Tensor, coefficients: Tensor, objects: ImageObjects) -> MaskSamples:
-    """Of one image with one anchor, which takes its only object."""
+    """Samples of one image with one anchor, which takes its only object."""
     matches = matches_of([[1]], [[0]])
     targets = batch_of([objects], 1, (prototypes.shape[1], prototypes.shape[2]))
     return mask_samples(prototypes, coefficients, matches, targets, first_come(matches), 100)
@@ -103,7 +103,7 @@ def test_background_anchors_are_taken_hardest_first() -> None:
     assert trained_anchors([0, 0, 1, 0, 0], ratio=3) == [True, True, True, True, False]
 
 
-def test_all_background_anchors_are_taken_where_fewer_are_there_than_wanted() -> None:
+def test_all_background_anchors_are_taken_if_there_are_too_few() -> None:
     assert trained_anchors([0, 0, 1], ratio=3) == [True, True, True]
 
 
@@ -115,7 +115,7 @@ def test_every_positive_is_taken() -> None:
     assert trained_anchors([1, 1, 1, 0], ratio=1) == [True, True, True, True]
 
 
-def test_ignored_anchors_have_no_part_in_the_classification() -> None:
+def test_ignored_anchors_do_not_affect_the_classification() -> None:
     logits = torch.tensor([[[0.0, 9.0], [0.0, 1.0], [0.0, 0.5]]], requires_grad=True)
     classification_loss(logits, torch.tensor([[-1, 1, 0]]), 3).backward()
     assert logits.grad[0, 0].abs().sum() == 0
@@ -233,7 +233,7 @@ def test_mask_loss_sums_over_positives_and_images(mask_scene: MaskScene) -> None
     assert mask_loss(sampled(mask_scene, 100)).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_sampled_masks_are_those_of_the_greatest_priorities_scaled_up_to_all_of_the_image(
+def test_sampled_masks_have_the_highest_priorities_and_are_scaled_up_to_the_image(
     mask_scene: MaskScene,
 ) -> None:
     """The first image's positives are anchors 0, 2, 3, 5 and 6; the second image has only one and keeps it."""
@@ -244,7 +244,7 @@ def test_sampled_masks_are_those_of_the_greatest_priorities_scaled_up_to_all_of_
 
 
 def test_masks_are_chosen_at_random_and_evenly() -> None:
-    """Each of 40 anchors is among the 10 greatest in a quarter of 400 draws: 100 times, give or take 5 deviations."""
+    """Each of 40 anchors is among the 10 highest in a quarter of 400 draws: 100 times, within 5 standard deviations."""
     torch.manual_seed(0)
     counts = torch.zeros(40)
     for _ in range(400):
@@ -294,11 +294,11 @@ def test_masks_are_reduced_by_averaging_and_need_more_than_half() -> None:
     assert downsample_masks(mask[None], 2, 3).tolist() == [[[1, 0, 0], [1, 0, 0]]]
 
 
-def test_no_masks_are_reduced_to_no_masks() -> None:
+def test_no_masks_reduce_to_no_masks() -> None:
     assert downsample_masks(torch.zeros(0, 8, 8, dtype=torch.uint8), 4, 4).shape == (0, 4, 4)
 
 
-def test_mask_loss_lets_prototypes_learn_inside_the_crop_only() -> None:
+def test_mask_loss_trains_prototypes_inside_the_crop_only() -> None:
     truth = torch.ones(1, 8, 8)
     target = objects_of([[0.25, 0.25, 0.75, 0.75]], [0], truth)
     prototypes = torch.zeros(1, 8, 8, 1, requires_grad=True)
@@ -322,7 +322,7 @@ def test_slots_hold_the_positives_of_each_image(mask_scene: MaskScene) -> None:
 
 
 def test_empty_slots_change_neither_loss_nor_gradients(mask_scene: MaskScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU there are always as many slots as masks may take part."""
+    """On a GPU there are always as many slots as the maximum number of masks."""
     prototypes, coefficients, matches, targets = mask_scene
 
     def gradients() -> list[Tensor]:
@@ -348,14 +348,14 @@ def test_an_image_without_positives_has_no_samples() -> None:
 
 
 def rectangle(rows: int, columns: int, inside: float = 1.0) -> Tensor:
-    """The upper left corner of 8 x 8 pixels."""
+    """A rectangle in the upper left corner of 8 x 8 pixels."""
     mask = torch.zeros(8, 8)
     mask[:rows, :columns] = inside
     return mask
 
 
 def samples_of(pairs: list[tuple[Tensor, Tensor]], labels: list[int], filled: list[bool] | None = None) -> MaskSamples:
-    """One image's predicted and true masks; boxes and scales play no part in the re-scoring."""
+    """One image's predicted and true masks; boxes and scales do not matter for re-scoring."""
     predicted, truth = (torch.stack(masks)[None] for masks in zip(*pairs, strict=True))
     return MaskSamples(
         logits=torch.logit(predicted),
@@ -369,7 +369,7 @@ def samples_of(pairs: list[tuple[Tensor, Tensor]], labels: list[int], filled: li
 
 
 def test_the_measured_iou_is_that_of_the_binarised_mask() -> None:
-    """20 of 32 pixels; half of the pixels, the others being at 0.5 exactly; and none."""
+    """20 of 32 pixels; half of the pixels, where the others are exactly 0.5; and none."""
     half = torch.cat([rectangle(4, 8)[:4] * 0.51, rectangle(4, 8)[:4] * 0.5])
     pairs = [
         (rectangle(4, 5, 0.6), rectangle(4, 8)),
@@ -382,7 +382,7 @@ def test_the_measured_iou_is_that_of_the_binarised_mask() -> None:
     assert torch.allclose(samples.masks[1], half)  # soft, not the binarised one
 
 
-def test_objects_of_no_more_than_the_least_area_do_not_train_the_rescoring() -> None:
+def test_objects_of_at_most_the_minimum_area_do_not_train_the_rescoring() -> None:
     sides = [(5, 5), (4, 7), (5, 8), (3, 8)]  # 25, 28, 40 and 24 pixels
     image = samples_of([(rectangle(8, 8), rectangle(*side)) for side in sides], [0, 1, 2, 3])
     assert mask_iou_samples(image, min_area=25).chosen.tolist() == [False, True, True, False]
@@ -395,7 +395,7 @@ def test_empty_slots_do_not_train_the_rescoring() -> None:
 
 
 class StoredIous(nn.Module):
-    """In the place of the network: says what it was given."""
+    """A fake network that returns the given IoUs."""
 
     def __init__(self, ious: Tensor) -> None:
         super().__init__()
@@ -498,7 +498,8 @@ def test_the_total_is_the_weighted_sum_of_the_four_terms() -> None:
 
 
 def rescoring(seed: int = 3) -> MaskIouNet:
-    """For prototypes of 64 x 64 and 3 classes; biases keep its last ReLU from hiding all classes."""
+    """A re-scoring network for prototypes of 64 x 64 and 3 classes; biases keep its last ReLU from hiding all
+    classes."""
     torch.manual_seed(seed)
     network = MaskIouNet(3)
     nn.init.constant_(network.maskiou_net[-2].bias, 0.5)
@@ -518,7 +519,7 @@ def test_a_network_with_rescoring_has_a_fifth_term() -> None:
 
 
 def test_the_rescoring_term_is_divided_by_all_positives_of_the_batch() -> None:
-    """Three anchors are positive, in two images; the one of the image with a small object trains no re-scoring.
+    """Three anchors are positive, in two images; the one of the image with a small object does not train re-scoring.
 
     The two others have masks of 25 pixels, the padded window, on a true one of 16: an IoU of 16 / 25.
     """
@@ -536,7 +537,7 @@ def test_the_rescoring_term_is_divided_by_all_positives_of_the_batch() -> None:
     assert losses.terms["mask_iou"].item() == pytest.approx(2 * 0.5 * (0.64 - 0.24) ** 2 / 3, rel=1e-5)
 
 
-def test_rescoring_teaches_the_masks_as_well() -> None:
+def test_rescoring_also_trains_the_masks() -> None:
     """The published code does not cut the gradient between the two."""
     targets = [two_objects()]
     outputs, network = scene(targets, side=64), rescoring()
@@ -549,7 +550,7 @@ def test_rescoring_teaches_the_masks_as_well() -> None:
 
 @pytest.mark.parametrize("objects", [no_objects(16), two_objects(128)], ids=["no objects", "only small ones"])
 def test_without_samples_the_rescoring_term_and_its_gradients_are_zero(objects: ImageObjects) -> None:
-    """Zero, not absent: processes that train together exchange the same gradients in every step."""
+    """Zero, not absent: in distributed training, processes exchange the same gradients in every step."""
     outputs, network = scene([objects], side=64), rescoring()
     losses = compute(PUBLISHED, outputs, [objects], network)
     assert losses.terms["mask_iou"].item() == 0
@@ -558,7 +559,7 @@ def test_without_samples_the_rescoring_term_and_its_gradients_are_zero(objects: 
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves(outputs).values())
 
 
-def test_rescoring_is_trained_in_float32_too() -> None:
+def test_rescoring_is_also_trained_in_float32() -> None:
     targets, network = [two_objects()], rescoring()
     half = scene(targets, torch.bfloat16, side=64)
     full = RawOutputs(**{name: leaf.detach().float() for name, leaf in leaves(half).items()}, anchors=half.anchors)
@@ -569,7 +570,7 @@ def test_rescoring_is_trained_in_float32_too() -> None:
     assert found.item() == expected.item()
 
 
-def test_weights_scale_their_terms_in_the_total_alone() -> None:
+def test_weights_scale_their_terms_only_in_the_total() -> None:
     targets = [two_objects()]
     plain = values(compute(PUBLISHED, scene(targets), targets))
     weights = {"classification": 2.0, "box": 3.0, "mask": 0.5, "semantic": 0.0, "mask_iou": 1.0}
@@ -614,7 +615,7 @@ def test_terms_are_divided_by_the_positives_of_the_whole_batch(
     }
 
 
-def test_an_image_twice_in_the_batch_leaves_the_loss_as_it_is() -> None:
+def test_an_image_twice_in_the_batch_does_not_change_the_loss() -> None:
     """N counts the positives of the whole batch, and the semantic term is a mean over images."""
     once, targets = scene([two_objects()]), two_objects()
     twice = RawOutputs(
@@ -682,7 +683,7 @@ def test_bfloat16_outputs_are_computed_in_float32() -> None:
     assert values(losses) == expected
 
 
-def test_autocast_does_not_reach_into_the_loss() -> None:
+def test_autocast_does_not_affect_the_loss() -> None:
     targets = [two_objects()]
     outside = values(compute(PUBLISHED, scene(targets), targets))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -692,7 +693,7 @@ def test_autocast_does_not_reach_into_the_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["boxes", "class_logits", "mask_coefficients", "prototypes", "semantic_logits"])
-def test_outputs_that_are_not_numbers_show_in_the_loss(name: str) -> None:
+def test_nan_outputs_propagate_to_the_loss(name: str) -> None:
     """The trainer stops with a message about it; the loss itself must neither hide it nor fail."""
     targets = [two_objects()]
     outputs = scene(targets)
@@ -701,7 +702,7 @@ def test_outputs_that_are_not_numbers_show_in_the_loss(name: str) -> None:
     assert math.isnan(compute(PUBLISHED, outputs, targets).total.item())
 
 
-def test_a_network_in_evaluation_mode_is_refused() -> None:
+def test_a_network_in_evaluation_mode_is_rejected() -> None:
     outputs = scene([two_objects()])
     outputs.semantic_logits = None
     with pytest.raises(AssertionError, match="training mode"):
@@ -709,10 +710,10 @@ def test_a_network_in_evaluation_mode_is_refused() -> None:
 
 
 @pytest.mark.parametrize("images", [[two_objects(), no_objects(16)], [no_objects(16)]], ids=["objects", "none"])
-def test_no_shape_depends_on_values_so_that_a_gpu_is_never_waited_for(
+def test_no_shape_depends_on_values_that_a_gpu_computes(
     images: list[ImageObjects], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the meta device tensors have no values: each attempt to look at one raises. It has no autocast."""
+    """On the meta device tensors have no values: each attempt to read one raises. It has no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     outputs = scene(images, side=64)
     targets = batch_for(outputs, images).to("meta")
@@ -726,8 +727,8 @@ def test_no_shape_depends_on_values_so_that_a_gpu_is_never_waited_for(
     assert all(leaf.grad.shape == leaf.shape for leaf in leaves(on_meta).values())
 
 
-def test_one_class_and_a_crowd_region_alone_train_like_any_other_image() -> None:
-    """The crowd region leaves no positives: only the semantic term teaches, as with no objects at all."""
+def test_a_single_crowd_region_trains_like_an_empty_image() -> None:
+    """The crowd region leaves no positives: only the semantic term trains, as without any objects."""
     region = objects_of([[0.1, 0.1, 0.9, 0.9]], [0], torch.ones(1, 16, 16), crowd=[True])
     generator = torch.Generator().manual_seed(0)
     outputs = RawOutputs(

@@ -1,6 +1,6 @@
 """Matching against a plain-Python version with exact fractions.
 
-Boxes lie on a grid of sixteenths, where float32 areas are exact, so that thresholds and ties can be met exactly.
+Boxes are on a grid of sixteenths, where float32 areas are exact, so thresholds and ties occur exactly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Image:
 
 
 def targets_of(images: list[Image]) -> Targets:
-    """Masks and semantic maps play no part."""
+    """Targets; masks and semantic maps do not matter."""
     counts = [len(image.boxes) for image in images]
     boxes = [box for image in images for box in image.boxes]
     return Targets(
@@ -126,7 +126,7 @@ def boxes_with_area(draw: st.DrawFn) -> GridBox:
 
 @st.composite
 def images_with(draw: st.DrawFn, max_objects: int, boxes: st.SearchStrategy[GridBox]) -> Image:
-    """Crowd regions may stand anywhere among the objects."""
+    """Images whose crowd regions may be anywhere among the objects."""
     objects = draw(st.lists(boxes, max_size=max_objects))
     regions = draw(st.lists(boxes_with_area(), max_size=2))
     rows = [(box, draw(st.integers(0, 4)), False) for box in objects] + [(box, -1, True) for box in regions]
@@ -162,19 +162,19 @@ def test_matching_follows_the_rules_in_every_image_of_a_batch(data: st.DataObjec
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_objects_that_want_the_same_anchors_get_them_best_pairs_first(data: st.DataObject) -> None:
-    """Few distinct boxes, so that most overlaps are equal to others, and as many objects as anchors."""
+def test_objects_competing_for_anchors_get_them_best_pairs_first(data: st.DataObject) -> None:
+    """Few distinct boxes, so most overlaps have ties, and as many objects as anchors."""
     boxes = st.sampled_from([(0, 0, 4, 4), (2, 0, 6, 4), (4, 0, 8, 4), (0, 2, 4, 6), (1, 1, 5, 5), (12, 12, 16, 16)])
     images = data.draw(st.lists(images_with(9, boxes), min_size=1, max_size=2), label="images")
     anchors = data.draw(st.lists(boxes, min_size=9, max_size=12), label="anchors")
     check_against_the_rules(images, anchors)
 
 
-def test_a_chain_in_which_each_object_drives_out_the_next_is_followed_to_its_end() -> None:
+def test_a_chain_of_displaced_objects_is_followed_to_its_end() -> None:
     """Equal boxes in a row, object, anchor, object, anchor and so on, each further from the one before.
 
-    Every object but the first likes the anchor before it best, and must leave it when the object before it, driven out
-    likewise, comes there: only one pair is settled at a time.
+    Every object but the first prefers the anchor before it, and must leave it when the object before it, displaced
+        likewise, proposes to it: only one pair is settled per round.
     """
     count = 14
     starts = list(itertools.accumulate(range(700, 700 + 2 * count)))  # overlaps below the threshold
@@ -185,7 +185,7 @@ def test_a_chain_in_which_each_object_drives_out_the_next_is_followed_to_its_end
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_how_many_objects_are_worked_on_at_a_time_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_size_does_not_change_the_matches(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(12, 4, generator=generator)
     low, high = corners[:, :2] * 0.6, 0.1 + corners[:, 2:] * 0.3
@@ -200,7 +200,7 @@ def test_how_many_objects_are_worked_on_at_a_time_changes_nothing(rows: int, mon
     assert torch.equal(whole.objects, parts.objects)
 
 
-def test_a_image_with_more_than_512_objects_gives_each_an_anchor() -> None:
+def test_an_image_with_more_than_512_objects_gives_each_an_anchor() -> None:
     """A grid of 25 x 25 equal squares, with an anchor on each."""
     side = 25
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2)
@@ -232,7 +232,7 @@ def test_identical_objects_get_an_anchor_each() -> None:
 
 
 def test_the_better_pair_takes_the_anchor_both_objects_want() -> None:
-    """Both objects prefer the middle anchor; the second overlaps it more, so the first has to go elsewhere."""
+    """Both objects prefer the middle anchor; the second overlaps it more, so the first takes another."""
     objects = [(0, 0, 4, 4), (3, 0, 7, 4)]
     anchors = [(3, 0, 6, 4), (0, 0, 1, 1)]
     result = matched(objects, anchors)
@@ -266,7 +266,7 @@ def test_an_image_with_only_a_crowd_region_has_no_positives() -> None:
     assert matched([], [(0, 0, 4, 4), (8, 8, 12, 12)], [(0, 0, 6, 6)]).classes.tolist() == [-1, 0]
 
 
-def test_targets_are_left_as_they_are() -> None:
+def test_targets_are_not_modified() -> None:
     targets = targets_of([Image([(0, 0, 4, 4), (0, 0, 9, 9)], [3, -1], [False, True])])
     before = [targets.boxes.clone(), targets.labels.clone(), targets.crowd.clone()]
     match(targets, anchors_of([(0, 0, 4, 4), (5, 5, 6, 6)]), POSITIVE, NEGATIVE, CROWD)

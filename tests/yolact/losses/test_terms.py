@@ -1,4 +1,4 @@
-"""The table of loss terms and its weights; a term from outside the package."""
+"""The table of loss terms and its weights; an external term."""
 
 from __future__ import annotations
 
@@ -78,8 +78,6 @@ def test_a_term_from_outside_adds_its_weighted_value_and_gradients_to_the_total(
         (WEIGHTS, "train.loss.weights.dice: missing; every loss term needs a weight"),
     ],
 )
-def test_weights_that_are_not_those_of_the_terms_are_refused(
-    dice: None, weights: dict[str, float], message: str
-) -> None:
+def test_weights_that_do_not_match_the_terms_are_rejected(dice: None, weights: dict[str, float], message: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(message)):
         YolactLoss(published_loss(weights=weights))

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def shapes_of(backbone: nn.Module, height: int = 64, width: int = 96) -> list[tuple[int, ...]]:
-    """Of C3, C4 and C5 for one image; the backbone is on the device `meta`."""
+    """Shapes of C3, C4 and C5 for one image; the backbone is on the device `meta`."""
     return [tuple(feature.shape[1:]) for feature in backbone(torch.empty(1, 3, height, width, device="meta"))]
 
 
@@ -124,9 +124,9 @@ def test_darknet_has_the_convolutions_of_its_paper() -> None:
 
 
 def test_a_darknet_block_adds_two_leaky_convolutions_to_its_input() -> None:
-    """One pixel, so that only the kernels' centres count.
+    """A single pixel, so only the kernels' centres matter.
 
-    1x1: 3 - 5 = -2, leaky -0.2. 3x3: -2 and 2, leaky -0.2 and 2. Sums 2.8 and -3: nothing cuts them off.
+    1x1: 3 - 5 = -2, leaky -0.2. 3x3: -2 and 2, leaky -0.2 and 2. Sums 2.8 and -3: they are not clipped.
     """
     block = DarknetBlock(2).eval()
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_a_darknet_block_adds_two_leaky_convolutions_to_its_input() -> None:
 
 
 def test_a_new_darknet_keeps_the_scale_of_its_input() -> None:
-    """Else its deepest features would vanish or explode, and nothing could be trained from scratch."""
+    """Otherwise its deepest features would vanish or explode, and it could not be trained from scratch."""
     torch.manual_seed(0)
     backbone = Darknet((1, 1, 1, 1, 1))
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_deformable_convolution_is_its_formula(
 ) -> None:
     layer, image = deformable(stride, 0.3).to(memory_format=memory_format), random_image(*shape)
     offsets = layer.conv_offset_mask(image[None])[:, :18]
-    assert offsets.abs().max() > 2  # so that points fall between pixels and outside the image
+    assert offsets.abs().max() > 2  # points then fall between pixels and outside the image
     with torch.no_grad():
         found = layer(image[None].contiguous(memory_format=memory_format))[0]
     assert found.shape == (4, -(-shape[0] // stride), -(-shape[1] // stride))

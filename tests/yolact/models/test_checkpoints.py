@@ -1,4 +1,4 @@
-"""Published checkpoints: the network is told from names and shapes, its numbers come unchanged, faults are named."""
+"""Published checkpoints: the network is inferred from names and shapes, values are unchanged, errors are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
 
 
 def shapes(config: ModelConfig, num_classes: int) -> State:
-    """The state of a network, without numbers."""
+    """The state of a network, without values."""
     with torch.device("meta"):
         return Yolact(config, num_classes).state_dict()
 
@@ -57,7 +57,7 @@ def published_shapes(name: str) -> State:
 
 @pytest.fixture(scope="module")
 def state() -> State:
-    """Of a small network with two classes; tests change copies of it."""
+    """State of a small network with two classes; tests modify copies of it."""
     return tiny_state()
 
 
@@ -92,19 +92,19 @@ def test_each_published_configuration_is_known_by_its_shapes_and_file_name(
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED_MODELS if name not in ("yolact_im400", "yolact_im700")])
-def test_shapes_alone_tell_all_but_the_image_size(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """yolact_base, yolact_im400 and yolact_im700 have the same; of them the one of 550 px is taken, with a warning."""
+def test_shapes_alone_determine_all_but_the_image_size(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """yolact_base, yolact_im400 and yolact_im700 have the same; the one with 550 px is taken, with a warning."""
     assert infer_model_config(published_shapes(name)) == PUBLISHED_MODELS[name].model
     expected = (
-        "the weights do not tell the anchors and the image size, taken to be as in yolact_base: yolact_base, "
-        "yolact_im400, yolact_im700 have the same keys and shapes. If that is wrong, name the published configuration "
+        "the weights do not determine the anchors and the image size, taken from yolact_base: yolact_base, "
+        "yolact_im400, yolact_im700 have the same keys and shapes. If that is wrong, give the published configuration "
         "(--model NAME) or the image size (--image-size N)"
     )
     assert caplog.messages == ([expected] if name == "yolact_base" else [])
 
 
 @pytest.mark.parametrize(("name", "size"), [("yolact_base", 550), ("yolact_im400", 400), ("yolact_im700", 700)])
-def test_the_image_size_or_the_model_can_be_said(name: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_image_size_or_the_model_can_be_given(name: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
     state = published_shapes("yolact_base")
     assert infer_model_config(state, image_size=size) == PUBLISHED_MODELS[name].model
     assert infer_model_config(state, model=name) == PUBLISHED_MODELS[name].model
@@ -112,13 +112,13 @@ def test_the_image_size_or_the_model_can_be_said(name: str, size: int, caplog: p
     assert caplog.messages == []
 
 
-def test_names_that_only_begin_like_a_published_one_tell_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_only_start_like_a_published_one_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     config = infer_model_config(published_shapes("yolact_base"), name_hint="yolact_im700x_1_2.pth")
     assert config.image_size == 550
     assert len(caplog.messages) == 1
 
 
-def test_a_name_of_another_network_tells_nothing() -> None:
+def test_a_name_of_another_network_is_ignored() -> None:
     config = infer_model_config(published_shapes("yolact_darknet53"), name_hint="yolact_im700_1_2.pth")
     assert config == PUBLISHED_MODELS["yolact_darknet53"].model
 
@@ -169,7 +169,7 @@ def test_anchor_scales_change_with_the_image_size() -> None:
         ({"backbone": "resnet101", "backbone_blocks": None, "num_prototypes": 7}, "yolact_base"),
     ],
 )
-def test_networks_that_nobody_published_are_known_too(
+def test_unpublished_networks_are_inferred_too(
     settings: dict[str, Any], like: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     per_cell: dict[str, Any] = {} if like else {"anchor_scales": [[8, 9, 10]] * 5, "mask_rescoring": True}
@@ -178,12 +178,12 @@ def test_networks_that_nobody_published_are_known_too(
     anchors = PUBLISHED_MODELS[like or "yolact_plus_base"].model
     assert (found.square_anchors, found.anchor_ratios) == (anchors.square_anchors, anchors.anchor_ratios)
     assert found.anchors_per_cell == built.anchors_per_cell
-    told = {"image_size", "backbone", "backbone_blocks", "deformable_blocks", "fpn_channels", "num_prototypes"}
-    told |= {"mask_rescoring"}
-    assert found.model_dump(include=told) == built.model_dump(include=told)
+    inferred = {"image_size", "backbone", "backbone_blocks", "deformable_blocks", "fpn_channels", "num_prototypes"}
+    inferred |= {"mask_rescoring"}
+    assert found.model_dump(include=inferred) == built.model_dump(include=inferred)
     (message,) = caplog.messages
-    assert f"taken to be as in {like or 'yolact_plus_base'}: no published configuration has this network" in message
-    assert "If that is wrong, name the anchors (arguments of import_checkpoint in Python)" in message
+    assert f"taken from {like or 'yolact_plus_base'}: no published configuration has this network" in message
+    assert "If that is wrong, give the anchors (arguments of import_checkpoint in Python)" in message
 
 
 def test_an_unnamed_depth_is_a_resnet50_or_resnet18_with_blocks_and_a_named_one_is_not() -> None:
@@ -207,12 +207,12 @@ def test_some_of_the_anchors_can_be_given() -> None:
     assert found == PUBLISHED_MODELS["yolact_resnet50"].model.model_copy(update=expected)
 
 
-def test_numbers_are_not_read(state: State) -> None:
+def test_tensor_values_are_not_read(state: State) -> None:
     empty = {name: torch.full_like(tensor, 99) for name, tensor in state.items()}
     assert infer_model_config(empty, **TINY) == infer_model_config(state, **TINY)
 
 
-# --- faults -------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,29 +226,29 @@ def test_numbers_are_not_read(state: State) -> None:
         ("yolact_plus_resnet50", "anchors_per_cell 3, not 9; mask_rescoring False, not True"),
     ],
 )
-def test_a_model_that_contradicts_the_shapes_is_refused_with_the_differences(
+def test_a_model_that_contradicts_the_shapes_is_rejected_with_the_differences(
     state: State, path: Path, model: str, differences: str
 ) -> None:
     message = refusal_of(state, path, model=model)
-    assert message.startswith(f"is no {model}: ")
+    assert message.startswith(f"is not {model}: ")
     assert differences in message
 
 
-def test_an_unknown_model_is_refused(state: State, path: Path) -> None:
+def test_an_unknown_model_is_rejected(state: State, path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(SettingsError, match="no published configuration 'yolact_bas'; did you mean 'yolact_base'"):
         import_checkpoint(path, model="yolact_bas")
 
 
-def test_a_network_of_another_kind_is_refused(path: Path) -> None:
+def test_a_network_of_another_kind_is_rejected(path: Path) -> None:
     from torchvision.models import resnet18
 
     with torch.device("meta"):
         names = resnet18().state_dict()
     message = refusal_of({name: torch.zeros(1) for name in names}, path)
     assert message == (
-        "is no YOLACT: no key starts with fpn., proto_net., prediction_layers., semantic_seg_conv.; its keys are "
-        "conv1.weight, bn1.weight, bn1.bias and 119 more. For the weights of a backbone there is the setting "
+        "is not a YOLACT: no key starts with fpn., proto_net., prediction_layers., semantic_seg_conv.; its keys are "
+        "conv1.weight, bn1.weight, bn1.bias and 119 more. To load a backbone's weights, use the setting "
         "model.backbone_weights"
     )
 
@@ -271,12 +271,12 @@ def test_a_network_of_another_kind_is_refused(path: Path) -> None:
     ],
 )
 def test_missing_keys_are_counted_and_named(state: State, path: Path, dropped: list[str], message: str) -> None:
-    """Of batch norm's five tensors the counter is not needed, so a norm counts for four."""
+    """The counter among batch norm's five tensors is optional, so a norm counts for four."""
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dropped))}
     assert refusal_of(kept, path).startswith(message)
 
 
-def test_a_hole_between_blocks_is_found(path: Path) -> None:
+def test_a_gap_between_blocks_is_found(path: Path) -> None:
     state = tiny_state(backbone_blocks=[1, 3, 1, 1])
     kept = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.layers.1.1.")}
     assert refusal_of(kept, path).startswith("lacks 10 keys: backbone.layers.1.1.conv1.weight")
@@ -285,31 +285,31 @@ def test_a_hole_between_blocks_is_found(path: Path) -> None:
 def test_unknown_keys_are_counted_and_named(state: State, path: Path) -> None:
     extra = {"maskiou.weight": torch.zeros(1), "backbone.layers.0.9999.conv1.weight": torch.zeros(1)}
     message = refusal_of(state | extra, path)
-    assert message.startswith("lacks 10 keys: backbone.layers.0.1.conv1.weight")  # as two blocks, of which one is odd
+    assert message.startswith("lacks 10 keys: backbone.layers.0.1.conv1.weight")  # as two blocks, one of them invalid
     unknown = "; has 2 unknown keys: maskiou.weight, backbone.layers.0.9999.conv1.weight"
-    assert message.endswith(f"{unknown}. Take the file whole, as it was published")
+    assert message.endswith(f"{unknown}. Use the complete file, as published")
     message = refusal_of(state | {"a": torch.zeros(1)}, path)
-    assert message == "has 1 unknown key: a. Take the file whole, as it was published"
+    assert message == "has 1 unknown key: a. Use the complete file, as published"
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("semantic_seg_conv.bias", (5,), "semantic_seg_conv.bias is (5,) where the others need (2,)"),
+        ("semantic_seg_conv.bias", (5,), "semantic_seg_conv.bias is (5,), but the others need (2,)"),
         (
             "prediction_layers.0.conf_layer.weight",
             (12, 8, 3, 3),
-            "prediction_layers.0.conf_layer.weight is (12, 8, 3, 3) where the others need (9, 8, 3, 3)",
+            "prediction_layers.0.conf_layer.weight is (12, 8, 3, 3), but the others need (9, 8, 3, 3)",
         ),
         (
             "prediction_layers.0.bbox_layer.bias",
             (),
-            "prediction_layers.0.bbox_layer.bias is () where the others need (12,)",
+            "prediction_layers.0.bbox_layer.bias is (), but the others need (12,)",
         ),
         (
             "backbone.conv1.weight",
             (64, 3, 5, 5),
-            "backbone.conv1.weight is (64, 3, 5, 5) where the others need (64, 3, 7",
+            "backbone.conv1.weight is (64, 3, 5, 5), but the others need (64, 3, 7",
         ),
     ],
 )
@@ -321,7 +321,7 @@ def test_shapes_that_contradict_each_other_are_named(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_named(state: State, path: Path, value: float) -> None:
+def test_tensors_with_non_finite_values_are_named(state: State, path: Path, value: float) -> None:
     broken = state["fpn.pred_layers.1.bias"].clone()
     broken[3] = value
     assert refusal_of(state | {"fpn.pred_layers.1.bias": broken}, path) == (
@@ -329,26 +329,26 @@ def test_numbers_that_are_not_finite_are_named(state: State, path: Path, value: 
     )
 
 
-def test_anchors_that_make_another_number_are_refused(state: State, path: Path) -> None:
+def test_anchors_that_do_not_match_the_number_per_cell_are_rejected(state: State, path: Path) -> None:
     message = refusal_of(state, path, anchor_ratios=[1, 2])
     assert message == "has 3 anchors per cell; the scales and ratios given make 2"
 
 
-def test_a_number_of_anchors_that_nobody_published_needs_them_to_be_given(path: Path) -> None:
+def test_an_unpublished_number_of_anchors_requires_explicit_anchors(path: Path) -> None:
     state = tiny_state(anchor_ratios=[1, 2])
     assert refusal_of(state, path, anchor_ratios=None) == (
-        "has 2 anchors per cell, as no published configuration has; give image_size, anchor_scales, anchor_ratios and "
+        "has 2 anchors per cell, unlike any published configuration; give image_size, anchor_scales, anchor_ratios and "
         "square_anchors to yolact.models.checkpoints.import_checkpoint in Python"
     )
     assert import_checkpoint(path, **(TINY | {"anchor_ratios": [1, 2]})).network.config.anchor_ratios == [1, 2]
 
 
-def test_an_image_size_that_the_network_cannot_have_is_refused(path: Path) -> None:
+def test_an_image_size_invalid_for_the_network_is_rejected(path: Path) -> None:
     with torch.device("meta"):
         names = Yolact(tiny_config(mask_rescoring=True, image_size=250), 2).state_dict()
     state = {name: torch.zeros(tensor.shape) for name, tensor in names.items()}
     assert refusal_of(state, path, image_size=248) == (
-        "makes no valid network: Value error, mask_rescoring needs an image_size of at least 249"
+        "does not give a valid network: Value error, mask_rescoring needs an image_size of at least 249"
     )
     assert "image_size Input should be greater than or equal to 64" in refusal_of(state, path, image_size=8)
 
@@ -362,7 +362,7 @@ def test_a_file_that_cannot_be_read_is_named(path: Path) -> None:
 def test_a_model_of_this_project_needs_no_import(tmp_path: Path) -> None:
     save_model(Yolact(tiny_config(), 2), ["cat", "dog"], tmp_path)
     assert refusal(tmp_path / "model.safetensors") == (
-        f"is a model of this project already; use the folder {tmp_path} as it is"
+        f"already is a model of this project; use the folder {tmp_path} directly"
     )
 
 
@@ -375,7 +375,7 @@ def outputs(network: Yolact, images: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_the_numbers_come_unchanged_and_stay_so_in_our_own_format(state: State, tmp_path: Path, suffix: str) -> None:
+def test_values_are_unchanged_by_the_import_and_by_our_own_format(state: State, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"file{suffix}"
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
     imported = import_checkpoint(path, **TINY)
@@ -403,7 +403,7 @@ def test_half_precision_becomes_float32_and_counters_may_be_missing(state: State
     assert all(found[name] == 0 for name in found if "num_batches" in name)
 
 
-def test_tensors_that_share_memory_are_taken_apart(state: State, path: Path, tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_separated(state: State, path: Path, tmp_path: Path) -> None:
     flat = torch.arange(16.0)
     shared = {
         "fpn.pred_layers.0.bias": flat[:8],
@@ -437,7 +437,7 @@ def test_only_those_keys_are_left_out(state: State) -> None:
     kept, dropped = without_unused(odd)  # type: ignore[arg-type]
     assert (kept, dropped) == (odd, [])
     assert without_unused(state) == (state, [])
-    other = {"backbone.layer1.0.weight": 1}  # of a backbone that is no published ResNet
+    other = {"backbone.layer1.0.weight": 1}  # of a backbone that is not a published ResNet
     assert without_unused(other) == (other, [])  # type: ignore[arg-type]
 
 
@@ -445,19 +445,19 @@ def test_only_those_keys_are_left_out(state: State) -> None:
     ("number", "names"),
     [(80, list(COCO_CLASSES)), (20, list(VOC_CLASSES)), (3, ["class_1", "class_2", "class_3"])],
 )
-def test_classes_have_the_names_of_the_data_set_with_as_many(path: Path, number: int, names: list[str]) -> None:
+def test_class_names_are_those_of_the_data_set_with_as_many_classes(path: Path, number: int, names: list[str]) -> None:
     torch.save(tiny_state(number), path)
     assert import_checkpoint(path, **TINY).classes == names
 
 
-def test_class_names_can_be_given_and_must_be_as_many(state: State, path: Path) -> None:
+def test_class_names_can_be_given_and_must_match_the_number_of_classes(state: State, path: Path) -> None:
     torch.save(state, path)
     assert import_checkpoint(path, classes=["cat", "dog"], **TINY).classes == ["cat", "dog"]
-    assert refusal(path, classes=["cat"]) == "has 2 classes, and 1 class names are given"
+    assert refusal(path, classes=["cat"]) == "has 2 classes, but 1 class names are given"
 
 
 def test_a_published_configuration_is_recognised_in_the_result(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small network in the place of the published one."""
+    """With a small network instead of the published one."""
     torch.save(tiny_state(5), path)
     assert import_checkpoint(path, **TINY).published is None
     small = PUBLISHED_MODELS["yolact_base"]
@@ -481,10 +481,10 @@ def test_class_names_are_the_lines_of_a_file(tmp_path: Path) -> None:
     [
         (None, "no such file"),
         (b"\xff\xfe\x00", "is not UTF-8 text: "),
-        (b"cat\ndog\ncat\n", "has names more than once: cat"),
+        (b"cat\ndog\ncat\n", "has duplicate names: cat"),
     ],
 )
-def test_a_faulty_file_of_class_names_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_invalid_file_of_class_names_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "classes.txt"
     if content is not None:
         path.write_bytes(content)
@@ -497,7 +497,7 @@ def test_a_faulty_file_of_class_names_is_named(tmp_path: Path, content: bytes | 
 
 
 @pytest.mark.parametrize(("name", "size"), [("base_138", 138), ("plus_250", 250)])
-def test_an_imported_network_computes_what_the_published_one_did(
+def test_an_imported_network_computes_the_published_outputs(
     name: str, size: int, reference_fixtures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -112,7 +112,7 @@ def test_the_semantic_branch_costs_nothing_in_a_network_that_is_training() -> No
     assert count_flops(model) == flops(convolutions(64, 64, (1, 1, 1, 1)))
 
 
-def test_counting_leaves_the_network_as_it_was() -> None:
+def test_counting_does_not_modify_the_network() -> None:
     model = tiny(backbone_blocks=[1, 1, 1, 1]).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     count_flops(model)
@@ -120,7 +120,7 @@ def test_counting_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_rescoring_is_counted_for_one_mask_and_apart() -> None:
+def test_rescoring_is_counted_separately_for_one_mask() -> None:
     config = tiny_config(**(BOTTLENECKS | {"image_size": 256, "mask_rescoring": True}))
     with_it = measure_complexity(config, CLASSES)
     without = measure_complexity(config.model_copy(update={"mask_rescoring": False}), CLASSES)
@@ -131,13 +131,13 @@ def test_rescoring_is_counted_for_one_mask_and_apart() -> None:
     assert with_it.flops == without.flops
 
 
-def test_anchors_and_prototypes_are_those_that_the_network_makes() -> None:
+def test_anchors_and_prototypes_match_the_network() -> None:
     measured = measure_complexity(tiny_config(**BOTTLENECKS), CLASSES)
     assert measured.anchors == 3 * (64 + 16 + 4 + 1 + 1)
     assert measured.prototypes == (16, 16, 4)
 
 
-def test_parameters_are_weights_and_biases_but_no_statistics() -> None:
+def test_parameters_are_weights_and_biases_without_statistics() -> None:
     layer = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), DeformConv2d(5, 7, 3, bias=False))
     assert count_parameters(layer) == (5 * 3 * 9 + 5) + (5 + 5) + 7 * 5 * 9
 

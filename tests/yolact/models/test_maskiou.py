@@ -1,4 +1,4 @@
-"""Mask re-scoring: layers, their order, and what comes behind them."""
+"""Mask re-scoring: layers, their order, and the maximum after them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_keys_and_shapes_are_the_published_ones() -> None:
 
 
 def reader() -> MaskIouNet:
-    """Passes on every 32nd pixel, from the first: each 3x3 convolution copies the corner of its window.
+    """Forwards every 32nd pixel, from the first: each 3x3 convolution copies the corner of its window.
 
     The classes see that pixel, a half less that pixel, and that pixel less two.
     """
@@ -42,8 +42,8 @@ def reader() -> MaskIouNet:
     return network
 
 
-def test_the_greatest_value_over_the_grid_counts_and_none_is_negative() -> None:
-    """138 pixels leave a grid of 3 x 3: pixels 0, 32 and 64. Of them two are not zero, and others are not seen."""
+def test_the_output_is_the_maximum_over_the_grid_and_never_negative() -> None:
+    """138 pixels leave a grid of 3 x 3: pixels 0, 32 and 64. Two of them are not zero; other pixels are not used."""
     masks = torch.zeros(2, 138, 138)
     masks[0, 0, 0] = 0.2
     masks[0, 64, 32] = 0.9

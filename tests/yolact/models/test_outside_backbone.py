@@ -1,4 +1,4 @@
-"""A backbone that another package registers goes through everything that uses backbones."""
+"""A backbone that another package registers works with everything that uses backbones."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def mixer_state(**settings: object) -> dict[str, Tensor]:
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_settings_know_its_name_stages_and_limits() -> None:
+def test_settings_check_its_name_stages_and_limits() -> None:
     assert tiny_config(**MIXER).blocks == (1, 2, 1)
     assert tiny_config(**MIXER | {"backbone_blocks": [2, 1, 1]}).blocks == (2, 1, 1)
     with pytest.raises(ValidationError, match=r"must be one of resnet18, .*, darknet53, mixer3"):
@@ -70,7 +70,7 @@ def test_settings_know_its_name_stages_and_limits() -> None:
         small_params(model=MIXER | {"backbone_weights": "imagenet"}, freeze="stage4")
 
 
-def test_a_name_can_be_taken_once() -> None:
+def test_a_name_can_be_registered_once() -> None:
     register_backbone(outside_backbone.SPEC)  # its module was imported again
     with pytest.raises(ValueError, match="there is already a backbone 'resnet18'"):
         register_backbone(BackboneSpec("resnet18", "Another", (1,), "elsewhere:Net"))
@@ -79,12 +79,12 @@ def test_a_name_can_be_taken_once() -> None:
 @pytest.mark.parametrize(
     ("implementation", "problem"),
     [
-        ("no_such_module:Net", "cannot be imported: No module named 'no_such_module'; it is named where the backbone"),
+        ("no_such_module:Net", "cannot be imported: No module named 'no_such_module'; fix it where the backbone"),
         ("tests.yolact.outside_backbone:Missing", "cannot be imported: .*no attribute 'Missing'"),
         ("tests.yolact.outside_backbone:MixBlock", "is not a Backbone class"),
     ],
 )
-def test_a_wrong_implementation_is_named(implementation: str, problem: str) -> None:
+def test_an_invalid_implementation_is_named(implementation: str, problem: str) -> None:
     register_backbone(BackboneSpec("broken", "Broken", (1,), implementation))
     with pytest.raises(SettingsError, match=f"model.backbone: broken: {implementation} {problem}"):
         build_backbone(tiny_config(backbone="broken", backbone_blocks=None))
@@ -149,7 +149,7 @@ def test_its_own_hook_provides_and_renames_pretrained_weights() -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.backbone.state_dict().items())
 
 
-def test_a_file_of_weights_is_renamed_too_and_must_fit(tmp_path: Path) -> None:
+def test_a_weights_file_is_renamed_too_and_must_fit(tmp_path: Path) -> None:
     state = outside_backbone.Mixer.imagenet_weights("mixer3", (1, 2, 1))
     save_file(state, tmp_path / "mixer.safetensors")
     model = mixer(backbone_weights=str(tmp_path / "mixer.safetensors"))
@@ -160,7 +160,7 @@ def test_a_file_of_weights_is_renamed_too_and_must_fit(tmp_path: Path) -> None:
         load_starting_weights(larger, ["a", "b", "c"])
 
 
-def test_a_backbone_without_pretrained_weights_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_without_pretrained_weights_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(outside_backbone.Mixer, "imagenet_weights")
     with pytest.raises(WeightsError) as caught:
         load_starting_weights(mixer(backbone_weights="imagenet"), ["a", "b", "c"])
@@ -181,7 +181,7 @@ def test_a_saved_model_loads_and_starts_another_one(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     torch.manual_seed(0)
     resnet = Yolact(tiny_config(initial_weights=str(tmp_path)), 3)
-    with pytest.raises(WeightsError, match=r"its backbone \(mixer3\) does not fit this network \(resnet18\)"):
+    with pytest.raises(WeightsError, match=r"its backbone \(mixer3\) does not match this network's \(resnet18\)"):
         load_starting_weights(resnet, classes)
 
 
@@ -204,7 +204,7 @@ def model() -> Yolact:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.06)])
 @pytest.mark.parametrize("size", [(64, 64), (75, 97)])
-def test_it_infers_on_a_cpu(
+def test_it_runs_on_a_cpu(
     model: Yolact, precision: Any, tolerance: float, size: tuple[int, int], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fused:
@@ -225,8 +225,8 @@ def test_only_a_batch_norm_directly_after_its_convolution_is_folded(model: Yolac
     assert network.normalization == outside_backbone.Mixer.normalization
 
 
-def test_a_subclass_of_a_known_backbone_runs_as_it_is() -> None:
-    """Its forward may compute something else than the fused operations."""
+def test_a_subclass_of_a_known_backbone_is_not_rebuilt() -> None:
+    """Its forward may differ from the fused operations."""
     register_backbone(BackboneSpec("loud", "Loud", (1, 1, 1, 1), "tests.yolact.outside_backbone:LoudResNet"))
     model = trained_like("basic blocks", backbone="loud")
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_its_own_normalisation_is_applied_to_images(model: Yolact) -> None:
     torch.testing.assert_close(inputs[0, :, 5, 5], torch.tensor([1.0, 1.2, 82 / 50]))
 
 
-def test_an_exported_file_gives_what_the_network_gives(model: Yolact, tmp_path: Path) -> None:
+def test_an_exported_file_computes_the_networks_outputs(model: Yolact, tmp_path: Path) -> None:
     exported = export_onnx(model, ["a", "b", "c"], tmp_path / FILE, batch=2)
     assert exported.errors is not None
     assert max(exported.errors.values()) < 1e-4
@@ -285,7 +285,7 @@ def test_the_settings_file_lists_the_built_in_backbones(repository: Path) -> Non
 
 
 @pytest.mark.parametrize("spec", [spec for spec in backbones() if spec.implementation.startswith("yolact.")])
-def test_every_registered_backbone_keeps_the_contract(spec: BackboneSpec) -> None:
+def test_every_registered_backbone_follows_the_interface(spec: BackboneSpec) -> None:
     config = ModelConfig.model_validate(tiny_config().model_dump() | {"backbone": spec.name, "backbone_blocks": None})
     with torch.device("meta"):
         backbone = build_backbone(config)

@@ -1,4 +1,4 @@
-"""The eight published configurations: their sizes, and, where the published numbers are at hand, keys and anchors."""
+"""The eight published configurations: their sizes, and, if the published fixtures are available, keys and anchors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARAMETERS = {
 
 
 def without_memory(name: str) -> Yolact:
-    """A published network of shapes only."""
+    """A published network without storage."""
     published = PUBLISHED_MODELS[name]
     with torch.device("meta"):
         return Yolact(published.model, len(published.classes))
@@ -40,7 +40,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
-def test_all_published_configurations_are_here_each_under_its_name() -> None:
+def test_all_published_configurations_are_listed_under_their_names() -> None:
     assert list(PUBLISHED_MODELS) == list(PARAMETERS)
     assert all(published.name == name for name, published in PUBLISHED_MODELS.items())
 
@@ -104,7 +104,7 @@ def test_scales_of_other_image_sizes_are_truncated() -> None:
     assert scaled((24, 48, 96, 192, 384), 700) == [[30], [61], [122], [244], [488]]
 
 
-def test_thirds_of_an_octave_stay_real_numbers() -> None:
+def test_thirds_of_an_octave_are_not_rounded() -> None:
     [scales] = thirds([24])
     assert scales == pytest.approx([24, 30.2381, 38.0976], abs=1e-4)
     assert scales[1] ** 3 == pytest.approx(24**3 * 2)
@@ -132,7 +132,9 @@ def test_a_published_configuration_is_valid_settings(name: str, repository: Path
         ("yolact_resnet50_pascal", 113, [0.5, 0.8333]),  # 120,000 steps of 8 out of 8,498
     ],
 )
-def test_published_schedules_are_turned_from_steps_into_epochs(name: str, epochs: int, milestones: list[float]) -> None:
+def test_published_schedules_are_converted_from_steps_to_epochs(
+    name: str, epochs: int, milestones: list[float]
+) -> None:
     train = PUBLISHED_MODELS[name].settings()["train"]
     assert (train["epochs"], train["lr_milestones"]) == (epochs, milestones)
 

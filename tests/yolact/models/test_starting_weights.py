@@ -1,4 +1,4 @@
-"""What a network starts from: a backbone's weights or all that fits of another network; every misfit is named."""
+"""Initial weights: a backbone's, or every fitting layer of another network; every misfit is named."""
 
 from __future__ import annotations
 
@@ -64,28 +64,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, classes: list[str], **settings: object) -> tuple[Yolact, dict[str, Tensor], InitialWeights]:
-    """A network that started from ``folder``, what it held before, and the report."""
+    """A network that started from ``folder``, its weights before, and the report."""
     model = network(len(classes), initial_weights=str(folder), **settings)
     before = copied(model.state_dict())
     return model, before, load_initial_weights(model, classes)
 
 
 def assert_taken(model: Yolact, before: dict[str, Tensor], folder: Path, again: set[str]) -> None:
-    """All tensors are those of the file, but for those of the layers ``again``, which are as they were."""
+    """All tensors equal the file's, except those of the layers ``again``, which are unchanged."""
     file = load_file(folder / WEIGHTS_FILE)
     for name, tensor in model.state_dict().items():
         kept = name.rpartition(".")[0] in again
         assert torch.equal(tensor, (before if kept else file)[name]), name
 
 
-def test_a_network_of_the_same_kind_starts_as_the_saved_one(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_of_the_same_kind_loads_all_saved_weights(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model, before, report = start(saved, CLASSES)
     assert_taken(model, before, saved, set())
     assert (report.reinitialised, report.unused) == ([], [])
     assert [record.levelname for record in caplog.records] == ["INFO"]
     layers = len({name.rpartition(".")[0] for name in before})
-    assert caplog.messages == [f"model.initial_weights: {layers} of {layers} layers are taken from {saved}"]
+    assert caplog.messages == [f"model.initial_weights: {layers} of {layers} layers loaded from {saved}"]
 
 
 def test_other_classes_keep_all_but_the_class_layers_bit_for_bit(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,28 +99,30 @@ def test_other_classes_keep_all_but_the_class_layers_bit_for_bit(saved: Path, ca
     ]
     assert report.unused == []
     assert any(
-        message.startswith("initialised again: ") and all(item in message for item in report.reinitialised)
+        message.startswith("reinitialised: ") and all(item in message for item in report.reinitialised)
         for message in caplog.messages
     )
     assert not any(record.levelname == "WARNING" for record in caplog.records)
 
 
-def test_as_many_classes_of_other_names_are_taken_with_a_warning(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_as_many_classes_with_other_names_are_loaded_with_a_warning(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, before, _ = start(saved, ["cat", "horse"])
     assert_taken(model, before, saved, set())
     assert caplog.messages == [
-        f"model.initial_weights: {saved} has 2 classes too, but 1 under other names: what it learned for 'dog' is now "
-        "the start for 'horse'"
+        f"model.initial_weights: {saved} also has 2 classes, but 1 with other names: its weights for 'dog' initialise "
+        "those for 'horse'"
     ]
 
 
-def test_other_anchors_are_told(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_anchors_are_reported(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     start(saved, CLASSES, square_anchors=True, image_size=96, keep_aspect_ratio=True)
     expected = "was trained with other image_size, keep_aspect_ratio, square_anchors"
     assert caplog.messages == [f"model.initial_weights: {saved} {expected}"]
 
 
-def test_modules_that_one_side_lacks_are_named_as_a_whole(saved: Path) -> None:
+def test_modules_that_one_side_lacks_are_named_once(saved: Path) -> None:
     model, before, report = start(saved, CLASSES, backbone_blocks=[1, 2, 1, 1], image_size=256, mask_rescoring=True)
     assert sorted(report.reinitialised) == ["backbone.layers.1.1 (not in the file)", "maskiou_net (not in the file)"]
     again = {name.rpartition(".")[0] for name in before if name.startswith(("backbone.layers.1.1.", "maskiou_net."))}
@@ -134,10 +136,10 @@ def test_modules_of_the_file_that_the_network_lacks_are_named(tmp_path: Path, ca
     _, _, report = start(tmp_path, CLASSES)
     modules = ["backbone.layers.1.1", "backbone.layers.1.2", "backbone.layers.3.1", "maskiou_net"]
     assert report.unused == modules
-    assert f"not in this network and left out: {', '.join(modules)}" in caplog.messages
+    assert f"not in this network, ignored: {', '.join(modules)}" in caplog.messages
 
 
-def test_a_layer_of_which_one_tensor_does_not_fit_is_left_as_a_whole(saved: Path) -> None:
+def test_a_layer_with_a_misfitting_tensor_is_skipped_as_a_whole(saved: Path) -> None:
     """The last convolution's bias of 8 channels would fit, its weight of other inputs does not."""
     model, before, report = start(saved, CLASSES, fpn_channels=16)
     again = {item.partition(" ")[0] for item in report.reinitialised}
@@ -178,22 +180,22 @@ def test_batch_counters_may_be_missing(saved: Path, tmp_path: Path) -> None:
         (DARKNET, "darknet53"),
     ],
 )
-def test_a_backbone_of_another_kind_is_refused(saved: Path, settings: dict[str, Any], theirs: str) -> None:
+def test_a_backbone_of_another_family_is_rejected(saved: Path, settings: dict[str, Any], theirs: str) -> None:
     model = network(initial_weights=str(saved), **settings)
     before = copied(model.state_dict())
     with pytest.raises(WeightsError) as refused:
         load_initial_weights(model, CLASSES)
     assert str(refused.value) == (
-        f"model.initial_weights: {saved}: its backbone (resnet18) does not fit this network ({theirs}); take the "
+        f"model.initial_weights: {saved}: its backbone (resnet18) does not match this network's ({theirs}); copy the "
         "settings of section model from its model.json"
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_file_of_which_nothing_fits_is_refused(saved: Path, tmp_path: Path) -> None:
+def test_a_file_without_any_fitting_layer_is_rejected(saved: Path, tmp_path: Path) -> None:
     save_file({"something.else": torch.zeros(3)}, tmp_path / WEIGHTS_FILE)
     (tmp_path / DESCRIPTION_FILE).write_bytes((saved / DESCRIPTION_FILE).read_bytes())
-    with pytest.raises(WeightsError, match="does not fit this network"):
+    with pytest.raises(WeightsError, match="does not match this network's"):
         start(tmp_path, CLASSES)
 
 
@@ -205,7 +207,7 @@ def test_a_folder_without_a_model_is_named_with_the_setting(saved: Path, tmp_pat
         start(tmp_path, CLASSES)
 
 
-def test_a_whole_network_goes_before_a_backbone(saved: Path) -> None:
+def test_a_whole_network_takes_precedence_over_a_backbone(saved: Path) -> None:
     model = network(initial_weights=str(saved), backbone_weights="nowhere.pth")
     load_starting_weights(model, CLASSES)
     assert torch.equal(model.backbone.conv1.weight, load_file(saved / WEIGHTS_FILE)["backbone.conv1.weight"])
@@ -223,13 +225,13 @@ def test_a_network_that_starts_from_another_has_frozen_batch_norm(saved: Path) -
 
 
 def tiny(backbone_weights: str = "none", backbone: str = "resnet18") -> Yolact:
-    """With all blocks of its backbone."""
+    """A small network with all blocks of its backbone."""
     return network(backbone_weights=backbone_weights, backbone=backbone, backbone_blocks=None)
 
 
 @pytest.fixture(scope="module")
 def classifier() -> torch.nn.Module:
-    """torchvision's own ResNet-18 with weights that are nobody's default."""
+    """torchvision's ResNet-18 with non-default weights."""
     torch.manual_seed(8)
     network = torchvision_models.resnet18(weights=None).eval()
     for key, value in network.state_dict().items():
@@ -251,7 +253,7 @@ def assert_computes_the_same(model: Yolact, classifier: torch.nn.Module) -> None
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_torchvision_file_is_taken(classifier: torch.nn.Module, tmp_path: Path, suffix: str) -> None:
+def test_a_torchvision_file_is_loaded(classifier: torch.nn.Module, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"resnet18{suffix}"
     if suffix == ".pth":
         torch.save(classifier.state_dict(), path)
@@ -261,10 +263,10 @@ def test_a_torchvision_file_is_taken(classifier: torch.nn.Module, tmp_path: Path
     head = model.prediction_layers[0].bbox_layer.weight.clone()
     load_backbone_weights(model)
     assert_computes_the_same(model, classifier)
-    assert torch.equal(model.prediction_layers[0].bbox_layer.weight, head)  # the rest keeps its start
+    assert torch.equal(model.prediction_layers[0].bbox_layer.weight, head)  # the rest keeps its initial values
 
 
-def test_an_old_torchvision_file_without_batch_counters_is_taken(classifier: torch.nn.Module, tmp_path: Path) -> None:
+def test_an_old_torchvision_file_without_batch_counters_is_loaded(classifier: torch.nn.Module, tmp_path: Path) -> None:
     """Files from before PyTorch 0.4.1, resnet50-19c8e357.pth among them, have no ``num_batches_tracked``."""
     path = tmp_path / "old.pth"
     torch.save({k: v for k, v in classifier.state_dict().items() if "num_batches_tracked" not in k}, path)
@@ -274,7 +276,7 @@ def test_an_old_torchvision_file_without_batch_counters_is_taken(classifier: tor
 
 
 def light_state_dict(name: str) -> dict[str, Tensor]:
-    """Right names and shapes; each tensor is one number, repeated."""
+    """A state_dict with the right names and shapes; each tensor is a single repeated number."""
     with torch.device("meta"):
         network = getattr(torchvision_models, name)(weights=None)
     return {key: torch.zeros(()).expand(value.shape) for key, value in network.state_dict().items()}
@@ -293,7 +295,7 @@ def light_state_dict(name: str) -> dict[str, Tensor]:
         ("resnet101", "resnet50", r"has unknown keys: layers\.2\.6\.conv1\.weight"),
     ],
 )
-def test_weights_of_another_backbone_are_refused(file_of: str, backbone: str, named: str, tmp_path: Path) -> None:
+def test_weights_of_another_backbone_are_rejected(file_of: str, backbone: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(light_state_dict(file_of), path)
     model = tiny(str(path), backbone)
@@ -307,7 +309,7 @@ def test_weights_of_another_backbone_are_refused(file_of: str, backbone: str, na
     ("content", "message"),
     [
         (b"not weights at all", "is not a file of PyTorch weights; it is text"),
-        (b"PK\x03\x04", "is cut short or damaged"),
+        (b"PK\x03\x04", "is truncated or damaged"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_setting(content: bytes, message: str, tmp_path: Path) -> None:
@@ -334,7 +336,7 @@ def backbone_file(model: Yolact, path: Path, **changes: Tensor) -> dict[str, Ten
         {"backbone": "resnet50", "deformable_blocks": [[], [0], [], [0]]},
     ],
 )
-def test_a_file_with_the_backbones_own_names_is_taken(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_with_the_backbones_own_names_is_loaded(settings: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "backbone.pth"
     state = backbone_file(other_numbers(network(**settings)), path)
     model = network(backbone_weights=str(path), **settings)
@@ -342,7 +344,7 @@ def test_a_file_with_the_backbones_own_names_is_taken(settings: dict[str, Any], 
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.backbone.state_dict().items())
 
 
-def test_a_darknet_file_without_batch_counters_is_taken(tmp_path: Path) -> None:
+def test_a_darknet_file_without_batch_counters_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "darknet53.pth"
     state = other_numbers(network(**DARKNET)).backbone.state_dict()
     torch.save({name: tensor for name, tensor in state.items() if "num_batches" not in name}, path)
@@ -371,7 +373,7 @@ def test_deformable_convolutions_take_the_weights_of_plain_ones_and_start_as_hal
     assert torch.equal(model.backbone.layers[2][0].conv2.weight, plain.layer3[0].conv2.weight)
 
 
-def test_a_deformable_file_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+def test_a_deformable_file_that_lacks_a_layer_is_rejected(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"backbone": "resnet50", "deformable_blocks": [[], [0], [], [0]]}
     state = network(**settings).backbone.state_dict()
     del state["layers.3.0.conv2.bias"]
@@ -396,7 +398,7 @@ def test_there_is_no_imagenet_darknet() -> None:
     )
 
 
-def test_imagenet_weights_are_not_asked_for_another_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagenet_weights_are_not_downloaded_for_another_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(WeightsError) as refused:
         load_backbone_weights(network(backbone_weights="imagenet"))
@@ -406,14 +408,14 @@ def test_imagenet_weights_are_not_asked_for_another_depth(monkeypatch: pytest.Mo
     )
 
 
-def test_none_leaves_the_backbone_alone() -> None:
+def test_none_keeps_the_random_backbone() -> None:
     model = tiny("none")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     load_backbone_weights(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_imagenet_takes_torchvisions_checked_weights(
+def test_imagenet_loads_torchvisions_verified_weights(
     classifier: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Weights on disk: nothing changes on the way, and every fault is named."""
+"""Weights on disk: nothing changes when saving and loading, and every error is named."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def damaged(saved: Path, tmp_path: Path) -> Path:
 # --- our own format -----------------------------------------------------------------------------------------------
 
 
-def test_a_saved_model_comes_back_bit_by_bit(model: Yolact, saved: Path) -> None:
+def test_a_saved_model_is_loaded_bit_by_bit(model: Yolact, saved: Path) -> None:
     loaded, classes = load_model(saved)
     assert classes == CLASSES
     assert loaded.config == model.config
@@ -65,7 +65,7 @@ def test_a_saved_model_comes_back_bit_by_bit(model: Yolact, saved: Path) -> None
     assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
 
 
-def test_only_the_two_files_are_left(saved: Path) -> None:
+def test_only_the_two_files_remain(saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == sorted([WEIGHTS_FILE, DESCRIPTION_FILE])
 
 
@@ -77,7 +77,7 @@ def test_the_description_is_plain_json(saved: Path) -> None:
     assert description["model"]["backbone"] == "resnet18"
 
 
-def test_a_model_from_before_a_setting_was_added_is_what_it_was(damaged: Path) -> None:
+def test_a_model_from_before_a_setting_was_added_behaves_as_before(damaged: Path) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d["model"].pop("keep_aspect_ratio"))
     loaded, classes = load_model(damaged)
     assert classes == CLASSES
@@ -85,13 +85,13 @@ def test_a_model_from_before_a_setting_was_added_is_what_it_was(damaged: Path) -
 
 
 @pytest.mark.parametrize("settings", [[], None, "resnet18"])
-def test_settings_that_are_no_object_are_refused(damaged: Path, settings: Any) -> None:
+def test_settings_that_are_not_an_object_are_rejected(damaged: Path, settings: Any) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d.update(model=settings))
     with pytest.raises(WeightsError, match="model must be an object with settings"):
         load_model(damaged)
 
 
-def test_a_model_in_channels_last_order_is_saved_alike(tmp_path: Path) -> None:
+def test_a_model_in_channels_last_order_is_saved_the_same(tmp_path: Path) -> None:
     model = tiny().to(memory_format=torch.channels_last)
     save_model(model, CLASSES, tmp_path)
     loaded, _ = load_model(tmp_path)
@@ -112,64 +112,64 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize("classes", ["cat", [], None, ["cat", 3]])
-def test_classes_that_are_no_list_of_names_are_refused(damaged: Path, classes: Any) -> None:
+def test_classes_that_are_not_a_list_of_names_are_rejected(damaged: Path, classes: Any) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda description: description.update(classes=classes))
     with pytest.raises(WeightsError, match="classes must be a list of names"):
         load_model(damaged)
 
 
-def test_weights_cut_short_are_refused(saved: Path, damaged: Path) -> None:
+def test_truncated_weights_are_rejected(saved: Path, damaged: Path) -> None:
     whole = (saved / WEIGHTS_FILE).read_bytes()
     (damaged / WEIGHTS_FILE).unlink()
     for length in (0, 5, 1000, len(whole) - 1):
         (damaged / WEIGHTS_FILE).write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: not a safetensors file, or cut short"):
+        with pytest.raises(WeightsError, match=f"{WEIGHTS_FILE}: not a safetensors file, or truncated"):
             load_model(damaged)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": 2,', b"\xff\xfe\x00"])
-def test_a_description_that_is_not_json_is_refused(damaged: Path, content: bytes) -> None:
+def test_a_description_that_is_not_json_is_rejected(damaged: Path, content: bytes) -> None:
     (damaged / DESCRIPTION_FILE).write_bytes(content)
     with pytest.raises(WeightsError, match=f"{DESCRIPTION_FILE}: not JSON"):
         load_model(damaged)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 2, "classes": []}'])
-def test_a_description_that_lacks_keys_is_refused(damaged: Path, content: str) -> None:
+def test_a_description_that_lacks_keys_is_rejected(damaged: Path, content: str) -> None:
     (damaged / DESCRIPTION_FILE).write_text(content)
     with pytest.raises(WeightsError, match="needs the keys format, classes and model"):
         load_model(damaged)
 
 
-def test_a_model_of_another_version_is_refused_with_the_ways_to_a_new_one(damaged: Path) -> None:
+def test_a_model_of_another_version_is_rejected_with_advice(damaged: Path) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d.update(format=1))
     with pytest.raises(WeightsError) as refused:
         load_model(damaged)
     assert str(refused.value) == (
-        f"{damaged / DESCRIPTION_FILE}: has format 1, and this version reads 2. "
+        f"{damaged / DESCRIPTION_FILE}: has format 1, but this version reads 2. "
         "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`) with it"
     )
 
 
-def test_a_file_in_place_of_the_folder_leads_to_the_import(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_suggests_the_import(tmp_path: Path) -> None:
     (tmp_path / "yolact_base.pth").write_bytes(b"weights")
     with pytest.raises(WeightsError, match=r"yolact_base\.pth/model\.json: no such file\..*yolact import-weights FILE"):
         load_model(tmp_path / "yolact_base.pth")
 
 
-def test_an_unknown_setting_in_the_description_is_refused(damaged: Path) -> None:
+def test_an_unknown_setting_in_the_description_is_rejected(damaged: Path) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d["model"].update(dilation=2))
     with pytest.raises(WeightsError, match=r"(?s)not a model of this version.*dilation"):
         load_model(damaged)
 
 
-def test_weights_of_another_network_are_refused_with_their_names(damaged: Path) -> None:
+def test_weights_of_another_network_are_rejected_with_their_names(damaged: Path) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d["model"].update(backbone_blocks=[1, 2, 1, 1]))
     with pytest.raises(WeightsError, match=r"(?s)does not fit model\.json.*backbone\.layers\.1\.1\.conv1\.weight"):
         load_model(damaged)
 
 
-def test_another_number_of_classes_is_refused_with_the_shapes(damaged: Path) -> None:
+def test_another_number_of_classes_is_rejected_with_the_shapes(damaged: Path) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda d: d["classes"].append("cow"))
     with pytest.raises(WeightsError, match=r"(?s)does not fit model\.json.*semantic_seg_conv\.weight"):
         load_model(damaged)

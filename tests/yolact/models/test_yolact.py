@@ -29,7 +29,7 @@ def image_batch(batch: int = 2, size: int = 64) -> Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-# --- the whole, small ---------------------------------------------------------------------------------------------
+# --- complete networks ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "cells"), [(64, [8, 4, 2, 1, 1]), (70, [9, 5, 3, 2, 1]), (100, [13, 7, 4, 2, 1])])
@@ -65,7 +65,7 @@ def test_semantic_logits_exist_in_training_only() -> None:
     assert network.eval()(image_batch()).semantic_logits is None
 
 
-def test_images_of_a_batch_do_not_meet_in_evaluation() -> None:
+def test_images_of_a_batch_are_independent_in_evaluation() -> None:
     network = tiny().eval()
     images = image_batch(3)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_images_of_a_batch_do_not_meet_in_evaluation() -> None:
     torch.testing.assert_close(together.prototypes[1:2], alone.prototypes, atol=1e-5, rtol=1e-4)
 
 
-def test_anchors_are_kept_per_shape_and_are_no_weights() -> None:
+def test_anchors_are_cached_per_shape_and_are_not_weights() -> None:
     network = tiny().eval()
     with torch.no_grad():
         first = network(image_batch(1)).anchors
@@ -123,7 +123,7 @@ def test_deformable_convolutions_start_without_offsets_and_with_even_modulation(
         assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * layer.weight.shape[0])), rel=0.05)
 
 
-def test_mask_rescoring_is_there_when_asked_for() -> None:
+def test_mask_rescoring_exists_if_enabled() -> None:
     assert tiny().maskiou_net is None
     network = tiny(mask_rescoring=True, image_size=249)
     assert network.maskiou_net is not None
@@ -192,7 +192,7 @@ def test_batch_norm_of_a_backbone_from_scratch_is_trained() -> None:
     assert all(norm.weight.grad is not None for norm in norms(network))
 
 
-def test_evaluation_leaves_batch_norm_statistics_alone() -> None:
+def test_evaluation_does_not_change_batch_norm_statistics() -> None:
     network = tiny(backbone_weights="none").eval()
     before = statistics(network)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def pass_through(conv: nn.Conv2d) -> None:
 
 
 def test_the_pyramid_adds_from_deep_to_shallow_before_relu() -> None:
-    """C5 = -1, C4 = 3, C3 = -5: sums -1, 2, -3. With ReLU'd sums P3 would be the same, so P4 tells: 2, not 3."""
+    """C5 = -1, C4 = 3, C3 = -5: sums -1, 2, -3. With ReLU'd sums P3 would be the same, so P4 decides: 2, not 3."""
     fpn = FPN((1, 1, 1), 1)
     for conv in (*fpn.lat_layers, *fpn.pred_layers, *fpn.downsample_layers):
         pass_through(conv)
@@ -276,8 +276,8 @@ def test_protonet_doubles_the_size_and_ends_in_relu() -> None:
 # --- training and inference in one process ----------------------------------------------------------------------------
 
 
-def test_training_goes_on_after_inference_mode() -> None:
-    """The anchors that inference leaves behind must not poison the next training step."""
+def test_training_continues_after_inference_mode() -> None:
+    """Anchors cached during inference must not break the next training step."""
     network = tiny()
     with torch.inference_mode():
         network.eval()(image_batch(1))

@@ -30,7 +30,7 @@ HEIGHT, WIDTH = 30, 41
 
 
 def fixture_set() -> dict[str, Arrays]:
-    """Files by name; the names say nothing. ``meta_json`` is a tree here."""
+    """Files by name; the names have no meaning. ``meta_json`` is a tree here."""
     return {
         "a": dict(network_arrays()),
         "b": dict(loss_arrays()),
@@ -266,7 +266,7 @@ def sequential(ranked: list[int], boxes: np.ndarray, limit: float, pixels: float
 def suppressed(
     boxes: np.ndarray, scores: np.ndarray, kind: str, limit: float, top_k: int, floor: float, most: int
 ) -> list[tuple[int, int]]:
-    """Rows and classes that NMS leaves of (N, 4) boxes with (N, C) scores, best first."""
+    """Rows and classes that survive NMS, from (N, 4) boxes with (N, C) scores, best first."""
     if kind == "cross":
         ranked = sorted(range(len(boxes)), key=lambda row: -scores[row].max())[:top_k]
         return [(row, int(scores[row].argmax())) for row in fast(ranked, boxes, limit)]
@@ -327,7 +327,7 @@ def image_frame(rows: Arrays, proto: np.ndarray, folder: str) -> Arrays:
 
 
 def evaluation(arrays: Arrays) -> Arrays:
-    """Ground truth in which one detection of each image is the only object: that one is right, the others are not."""
+    """Ground truth in which one detection of each image is the only object: that one is correct, the others are not."""
     found: Arrays = {}
     ranked = []
     for image, true_row in enumerate((0, 3)):
@@ -352,7 +352,7 @@ def evaluation(arrays: Arrays) -> Arrays:
 
 
 def printed(per_class: np.ndarray) -> dict[str, float]:
-    """Percent, to two digits; every class has detections here, so that all count."""
+    """Percent, to two digits; every class has detections here, so all count."""
     means = 100 * per_class.mean(axis=1)
     table = {str(percent): round(float(mean), 2) for percent, mean in zip(range(50, 100, 5), means, strict=True)}
     return {"all": round(float(means.mean()), 2)} | table
@@ -442,7 +442,7 @@ def maskiou(state: dict[str, Tensor], masks: Tensor) -> Tensor:
 
 @functools.cache
 def plus_arrays() -> Arrays:
-    """A YOLACT++ without outputs of its own: one deformable layer, mask re-scoring, and a loss on made-up outputs.
+    """A YOLACT++ without outputs of its own: one deformable layer, mask re-scoring, and a loss on synthetic outputs.
 
     The deformable layer has no offsets and a modulation of one half. Two anchors match one object each; the second
     object has too few pixels of prototypes to train mask re-scoring.
@@ -682,5 +682,5 @@ def anchor_settings() -> Arrays:
 
 
 def encoded_meta(arrays: Arrays) -> Arrays:
-    """The arrays with ``meta_json`` as it is stored."""
+    """The arrays with ``meta_json`` in its stored form."""
     return {name: np.array(json.dumps(value)) if name == "meta_json" else value for name, value in arrays.items()}

@@ -41,7 +41,7 @@ def stored() -> dict[str, Arrays]:
 
 
 def write(directory: Path, name: str, arrays: Arrays, file: str | None = None) -> Path:
-    """A file of the set, under its own name or another one."""
+    """Write a file of the set, under its own name or another one."""
     path = directory / (file or name)
     if name in JSON_FILES:
         path.write_text(json.dumps(arrays), encoding="utf-8")
@@ -89,7 +89,7 @@ def test_every_kind_is_recognised_by_its_content_and_passes(tmp_path: Path) -> N
 
 
 def test_weights_without_batch_norm_counters_are_checked_completely(tmp_path: Path) -> None:
-    """As files from before PyTorch 0.4.1 are; no output depends on the counters."""
+    """Like files from before PyTorch 0.4.1; outputs do not depend on the counters."""
     whole = stored()["a"]
     bare = {name: value for name, value in whole.items() if not name.endswith(".num_batches_tracked")}
     assert len(bare) < len(whole)
@@ -150,7 +150,7 @@ PLUS_ROWS = {
 
 
 def test_layers_and_losses_of_a_plus_network(tmp_path: Path) -> None:
-    """Its made-up outputs belong to no input."""
+    """Its synthetic outputs do not belong to any input."""
     report = run(tmp_path, a=plus_arrays())
     assert names(report.files[0]) == PLUS_ROWS | {"train"}
     assert failed(report) == {"train": "could not be checked: the file has no input"}
@@ -204,7 +204,7 @@ PERTURBED = [
 
 
 def changed(value: np.ndarray) -> np.ndarray:
-    """One entry, by a thousandth of the greatest one or by a whole one."""
+    """Change one entry by a thousandth of the largest value, or by one."""
     value = np.array(value, order="C")
     flat = value.reshape(-1)
     if value.dtype == bool:
@@ -335,7 +335,7 @@ def test_a_mode_whose_name_looks_like_a_score_is_a_mode(tmp_path: Path) -> None:
 
 
 def test_the_number_of_sampled_masks_is_in_the_variants_name(tmp_path: Path) -> None:
-    """The object has one anchor, so that one mask is enough and no permutation is drawn."""
+    """The object has one anchor, so one mask is enough and no permutation is drawn."""
     arrays = stored()["b"] | {"sample1/loss/M": stored()["b"]["default/loss/M"]}
     assert failed(run(tmp_path, b=arrays)) == {}
     report = run(tmp_path, b=arrays | {"sample1/perm/0": np.array([0])})
@@ -343,7 +343,7 @@ def test_the_number_of_sampled_masks_is_in_the_variants_name(tmp_path: Path) -> 
 
 
 def test_sampled_masks_are_those_of_the_stored_permutation(tmp_path: Path) -> None:
-    """The two anchors of one object, of which one takes part; its coefficients give a mask that costs more."""
+    """One of an object's two anchors is sampled; its coefficients give a mask with a higher loss."""
     arrays = dict(stored()["b"])
     arrays["priors"] = np.array(arrays["priors"])
     arrays["priors"][1] = arrays["priors"][0]
@@ -364,7 +364,7 @@ def test_sampled_masks_are_those_of_the_stored_permutation(tmp_path: Path) -> No
 
 
 def test_the_crowd_rule_is_off_if_the_variants_name_says_so(tmp_path: Path) -> None:
-    """A crowd on the first corner's anchor takes it out of the negatives, but for `no_crowd_rule`."""
+    """A crowd on the first corner's anchor removes it from the negatives, except with `no_crowd_rule`."""
     arrays = without(stored()["b"], "default")
     crowd = np.array([[0, 0, 0.2, 0.2, -1]], dtype=np.float32)
     arrays |= {
@@ -401,16 +401,16 @@ def test_settings_that_no_check_uses_are_listed(tmp_path: Path) -> None:
     assert "small/colour" in file.unused
 
 
-def test_files_of_no_known_kind_are_named(tmp_path: Path) -> None:
+def test_files_of_unknown_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("hello", encoding="utf-8")
     (tmp_path / "folder").mkdir()
     np.savez(tmp_path / "stranger.npz", left=np.zeros(1), right=np.zeros(1))
     (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
     report = run(tmp_path, c=stored()["c"])
     assert report.unrecognised == [
-        "list.json: content of no known kind (empty)",
+        "list.json: content of unknown kind (empty)",
         "notes.md: neither .npz nor JSON",
-        "stranger.npz: content of no known kind (left, right)",
+        "stranger.npz: content of unknown kind (left, right)",
     ]
     assert [file.file for file in report.files] == ["c"]
 
@@ -421,14 +421,14 @@ def test_a_truncated_file_fails_and_the_rest_is_checked(tmp_path: Path, cut: int
     path.write_bytes(path.read_bytes()[:cut])
     report = run(tmp_path, c=stored()["c"])
     assert failed(report).keys() == {"short.npz"}
-    assert failed(report)["short.npz"].startswith("damaged or cut short")
+    assert failed(report)["short.npz"].startswith("damaged or truncated")
     assert {file.kind for file in report.files} == {"not readable", "unit vectors"}
 
 
 def test_a_truncated_json_file_fails(tmp_path: Path) -> None:
     path = write(tmp_path, "e", stored()["e"], "settings")
     path.write_text(path.read_text()[:-5], encoding="utf-8")
-    assert failed(run(tmp_path, c=stored()["c"]))["settings"].startswith("damaged or cut short, not JSON")
+    assert failed(run(tmp_path, c=stored()["c"]))["settings"].startswith("damaged or truncated, not JSON")
 
 
 def test_an_array_that_is_damaged_inside_fails_alone(tmp_path: Path) -> None:
@@ -476,15 +476,15 @@ def test_masks_with_too_few_bits_are_reported(tmp_path: Path) -> None:
 
 def test_text_instead_of_numbers_is_reported(tmp_path: Path) -> None:
     report = run(tmp_path, c=stored()["c"] | {"iou/a": np.array(["x"])})
-    assert "iou/a is no array of numbers" in failed(report)["iou"]
+    assert "iou/a is not an array of numbers" in failed(report)["iou"]
 
 
-def test_nan_of_ours_fails(tmp_path: Path) -> None:
+def test_our_nan_fails(tmp_path: Path) -> None:
     """Two boxes without area: 0 / 0."""
     boxes = np.zeros((1, 4), dtype=np.float32)
     arrays = {"iou/a": boxes, "iou/b": boxes, "iou/iou": np.zeros((1, 1)), "iou/crowd": np.full((1, 1), np.nan)}
     report = run(tmp_path, c=arrays)
-    assert failed(report) == {"iou/iou": "1 values of ours are NaN", "iou/crowd": "1 expected values are NaN"}
+    assert failed(report) == {"iou/iou": "1 of our values are NaN", "iou/crowd": "1 expected values are NaN"}
 
 
 @pytest.mark.parametrize(
@@ -493,7 +493,7 @@ def test_nan_of_ours_fails(tmp_path: Path) -> None:
         (lambda folder: folder / "nowhere", "no such directory"),
         (
             lambda folder: folder,
-            r"nothing here can be checked \(it holds no file\)\nName a directory with .npz or JSON",
+            r"nothing here can be checked \(it has no files\)\nName a directory with .npz or JSON",
         ),
         (
             lambda folder: (folder / "x.txt").write_text("x") and folder,
@@ -542,7 +542,7 @@ def test_other_shapes_fail() -> None:
     assert row == Comparison("x", (3, 2), None, None, passed=False, note="our shape is (2, 3); why")
 
 
-def test_infinity_equals_infinity_alone() -> None:
+def test_infinity_equals_only_infinity() -> None:
     infinity = float("inf")
     assert compare("x", [infinity, 1.0], [infinity, 1.0]).passed
     assert compare("x", [infinity, 1.0], [1.0, 1.0]).note == "1 values differ by infinity"
@@ -556,7 +556,7 @@ def test_nothing_equals_nothing() -> None:
 # --- numbers of the published implementation ------------------------------------------------------------------------
 
 
-def test_everything_the_published_implementation_computed_is_equal_under_any_file_name(
+def test_all_results_of_the_published_implementation_are_equal_under_any_file_name(
     reference_fixtures: Path, tmp_path: Path
 ) -> None:
     files = [path for path in sorted(reference_fixtures.iterdir()) if path.suffix in (".npz", ".json")]

@@ -1,4 +1,4 @@
-"""Resizing of masks against exact fractions and OpenCV's whole numbers worked out by hand."""
+"""Resizing of masks against exact fractions and OpenCV's integer arithmetic, computed by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_thin_mask_is_resized_with_one_rounding(size: tuple[int, int]) -> None
 def test_a_resized_mask_has_the_pixels_of_one_half_and_more(
     height: int, width: int, rows: int, columns: int, seed: int
 ) -> None:
-    """In fractions, so that no rounding can decide; half-pixel centres, the edge's samples beyond the edge."""
+    """In fractions, without rounding; half-pixel centres, edge samples repeated beyond the edge."""
     mask = (np.random.default_rng(seed).random((1, height, width)) < 0.5).astype(np.uint8)
     found = resize_masks(mask, (rows, columns))
     assert found.shape == (1, rows, columns)
@@ -60,12 +60,13 @@ def test_a_resized_mask_has_the_pixels_of_one_half_and_more(
             assert found[0, row, column] == (value >= Fraction(1, 2))
 
 
-def test_no_masks_are_resized_to_no_masks() -> None:
+def test_no_masks_resize_to_no_masks() -> None:
     assert resize_masks(np.zeros((0, 5, 6), dtype=np.uint8), (3, 4)).shape == (0, 3, 4)
 
 
 def opencv_pixel(samples: list[list[int]], across: float, down: float) -> int:
-    """One pixel between 2 x 2 samples in OpenCV's whole numbers; ``across`` and ``down`` are multiples of 1/2048."""
+    """One pixel between 2 x 2 samples in OpenCV's integer arithmetic; ``across`` and ``down`` are multiples of
+    1/2048."""
     right, below = int(across * 2048), int(down * 2048)
     upper, lower = (row[0] * (2048 - right) + row[1] * right for row in samples)
     return (((2048 - below) * (upper // 16) // 65536) + (below * (lower // 16) // 65536) + 2) // 4
@@ -73,7 +74,7 @@ def opencv_pixel(samples: list[list[int]], across: float, down: float) -> int:
 
 @pytest.mark.parametrize("samples", [[[0, 1], [1, 1]], [[1, 0], [0, 0]], [[0, 1], [1, 0]], [[255, 13], [7, 200]]])
 def test_opencv_truncates_each_rows_share_of_a_pixel(samples: list[list[int]]) -> None:
-    """2 x 2 samples to 8 x 8: pixels lie 0.0625, 0.1875 ... from a sample, and at the edges on the samples."""
+    """2 x 2 samples to 8 x 8: pixels are 0.0625, 0.1875 ... from a sample, and at the edges on the samples."""
     found = resize_planes_like_opencv(torch.tensor([samples], dtype=torch.uint8), (8, 8))[0]
     assert found.dtype == torch.uint8
     shares = [0, 0, 0.125, 0.375, 0.625, 0.875, 0, 0]

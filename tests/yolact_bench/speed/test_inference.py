@@ -220,7 +220,7 @@ def test_another_implementation_with_other_results_is_reported(
     assert not own.agreement.equal
 
 
-def test_what_read_returns_is_what_preprocess_gets(model: Yolact, write: Callable[..., Path]) -> None:
+def test_preprocess_receives_what_read_returns(model: Yolact, write: Callable[..., Path]) -> None:
     text = WRAPPER.replace(
         "    pass\n",
         "    def read(self, image): return image[..., ::-1].copy()\n"
@@ -265,7 +265,7 @@ def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> 
         ),
     ],
 )
-def test_a_file_that_does_not_follow_the_protocol_is_refused_with_its_name(
+def test_a_file_that_does_not_follow_the_protocol_is_rejected_with_its_name(
     model: Yolact, write: Callable[..., Path], text: str, message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
@@ -273,7 +273,7 @@ def test_a_file_that_does_not_follow_the_protocol_is_refused_with_its_name(
     assert "other.py" in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_not_python_is_refused(model: Yolact, write: Callable[..., Path]) -> None:
+def test_a_file_that_is_missing_or_not_python_is_rejected(model: Yolact, write: Callable[..., Path]) -> None:
     with pytest.raises(SettingsError, match=r"--against nowhere\.py: no such file"):
         measure(model, BackendSpec.other(Path("nowhere.py")))
     with pytest.raises(SettingsError, match=r"--against .*other\.txt: not a Python file; its name must end in \.py"):
@@ -303,7 +303,7 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30]])
 def found(
     boxes: Tensor = BOXES, scores: tuple[float, ...] = (0.9, 0.8, 0.7), labels: tuple[int, ...] = (0, 1, 0)
 ) -> Found:
-    """Masks fill their boxes; the image has 100 x 200 pixels."""
+    """Detections whose masks fill their boxes; the image has 100 x 200 pixels."""
     masks = torch.zeros(len(boxes), 100, 200, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
         mask[top:bottom, left:right] = True
@@ -319,7 +319,7 @@ def test_the_order_of_detections_does_not_matter() -> None:
     assert agree(found(), backwards) == Agreement(None, 3, 3, 3, 0, 0, 0, 0, agreement.TOLERANCE, equal=True)
 
 
-def test_boxes_may_differ_by_rounding_alone() -> None:
+def test_boxes_may_differ_only_by_rounding() -> None:
     """1e-4 of the longer side, 200 pixels; truncated boxes by one pixel more."""
     assert agree(found(BOXES + 0.019), found()).equal
     moved = agree(found(BOXES + 0.03), found())
@@ -349,13 +349,13 @@ def test_a_detection_is_paired_only_once() -> None:
 
 
 def test_detections_at_the_end_of_the_list_may_differ() -> None:
-    """Which of several equally bad ones pass is decided by rounding."""
+    """Rounding decides which of several equally low ones pass."""
     shifted = torch.cat([BOXES[:2], torch.tensor([[50.0, 50, 60, 60]])])
     assert agree(found(shifted), found()).equal
     assert not agree(found(shifted, (0.9, 0.7, 0.8)), found(scores=(0.9, 0.7, 0.8))).equal
 
 
-def test_boxes_without_area_have_partners_too() -> None:
+def test_boxes_without_area_are_paired_too() -> None:
     lines = torch.tensor([[5.0, 5, 5, 9], [5, 5, 5, 9]])
     assert agree(found(lines, (0.9, 0.8), (0, 0)), found(lines, (0.9, 0.8), (0, 0))).equal
 
@@ -395,7 +395,7 @@ def test_two_empty_results_are_equal() -> None:
 
 
 @pytest.mark.parametrize("objects", [3, 10])
-def test_random_weights_find_as_many_objects_as_asked_for(objects: int) -> None:
+def test_random_weights_find_the_requested_number_of_objects(objects: int) -> None:
     network = calibrated_network(CONFIG, len(CLASSES), IMAGE, objects)
     predictor = Predictor(network, CLASSES)
     outputs = predictor.network(predictor.preprocess([torch.from_numpy(IMAGE).permute(2, 0, 1)]))
@@ -406,7 +406,7 @@ def test_random_weights_find_as_many_objects_as_asked_for(objects: int) -> None:
     assert not network.training
 
 
-def test_random_weights_depend_on_the_seed_alone() -> None:
+def test_random_weights_depend_only_on_the_seed() -> None:
     state = torch.get_rng_state()
     first, again, other = (calibrated_network(CONFIG, 3, IMAGE, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -425,7 +425,7 @@ def test_evaluation_work_is_masks_and_run_lengths() -> None:
     assert result.total > 0
 
 
-def test_made_up_candidates_lie_in_the_image_and_have_cocos_sizes() -> None:
+def test_synthetic_candidates_are_inside_the_image_and_have_cocos_sizes() -> None:
     sides = []
     for seed in range(20):
         candidates, prototypes = evaluation.make_scene(seed, CPU)
@@ -457,7 +457,7 @@ def test_the_peak_of_resident_memory_can_be_reset() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset the count")
-def test_memory_of_inference_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[..., Path]) -> None:
+def test_memory_of_inference_is_measured_in_a_separate_process(model: Yolact, write: Callable[..., Path]) -> None:
     np.ones(500 * 2**20, np.uint8)  # of this process: must not count
     text = STUB.replace("return inputs", "np.ones(300 * 2**20, np.uint8); return inputs")
     [result] = measure(model, BackendSpec.other(write(text)), rounds=1, with_memory=True).backends
@@ -492,7 +492,7 @@ def test_a_backend_whose_process_dies_is_named(model: Yolact, monkeypatch: pytes
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def test_without_an_image_one_is_generated() -> None:
+def test_without_paths_an_image_is_generated() -> None:
     [image] = read_images([])
     assert image.shape == (375, 500, 3)
     assert image.dtype == np.uint8

@@ -88,7 +88,7 @@ def test_generated_images_have_three_objects_with_tight_boxes(tmp_path: Path) ->
             assert item.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
-def test_a_folder_of_the_users_own_is_measured(tmp_path: Path) -> None:
+def test_a_given_folder_is_measured(tmp_path: Path) -> None:
     write_images(tmp_path)
     threads = torch.get_num_threads()
     found = measure(tmp_path, image_size=64, rounds=1, against=[])
@@ -97,7 +97,7 @@ def test_a_folder_of_the_users_own_is_measured(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_data_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.json: no such file"):
         measure(tmp_path, image_size=64, rounds=1, against=[])
 

@@ -1,4 +1,4 @@
-"""`yolact_bench.speed.rounds`: the order of runs, and the numbers that follow from their times."""
+"""`yolact_bench.speed.rounds`: the order of runs, and the statistics of their times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_backends_alternate_within_a_round_and_its_times_are_means_over_the_runs
 
 
 def test_speed_is_the_median_of_the_ratios_within_each_round() -> None:
-    """Totals 10, 40, 100 beside 5, 10, 100: ratios 2, 4 and 1, while the medians' ratio is 4."""
+    """Totals 10, 40, 100 and 5, 10, 100: ratios 2, 4 and 1, while the medians' ratio is 4."""
     times = {"reference": [[4.0, 6.0], [30.0, 10.0], [50.0, 50.0]], "other": [[1.0, 4.0], [4.0, 6.0], [40.0, 60.0]]}
     rounds = Rounds({name: rows.__getitem__ for name, rows in times.items()}, lambda _: None)
     rounds.measure(3)

@@ -170,7 +170,7 @@ def test_a_file_that_breaks_the_protocol_is_named(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot reset the count")
-def test_memory_of_training_is_measured_in_a_process_of_its_own(model: Yolact, write: Callable[[str], Path]) -> None:
+def test_memory_of_training_is_measured_in_a_separate_process(model: Yolact, write: Callable[[str], Path]) -> None:
     text = WRAPPER.replace(
         "\n    pass\n",
         "\n    def forward(self, batch): np.ones(300 * 2**20, np.uint8); return super().forward(batch)\n",

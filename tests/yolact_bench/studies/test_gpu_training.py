@@ -69,7 +69,7 @@ def test_the_trainer_runs_all_steps_and_the_warm_up_does_not_count(
     assert found.share_of_peak == pytest.approx(found.tflops / 0.5)
 
 
-def test_a_batch_that_does_not_fit_is_reported_not_raised(
+def test_a_batch_that_does_not_fit_is_reported_and_not_raised(
     task: gpu_training.SpeedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_fit_is_reported_not_raised(
 def test_a_folder_in_voc_format_goes_through_all_steps(
     tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(repository)  # where the presets are; and the command changes it
+    monkeypatch.chdir(repository)  # where the presets are; the command changes it
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "the command's own takes its place")
     ingest.run(presets.choose("smoke"), raw_dir=tmp_path / "voc", downloads_dir=tmp_path / "downloads")
     work = tmp_path / "work"

@@ -1,4 +1,4 @@
-"""What every backbone provides, and building the one that the settings name."""
+"""The interface of backbones, and the construction of the one that the settings name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolact.transforms import IMAGENET, Normalization
 
 
 class Structure(NamedTuple):
-    """The settings of a backbone that its tensors show."""
+    """The settings of a backbone that its tensors determine."""
 
     blocks: tuple[int, ...]
     """Per stage."""
@@ -30,11 +30,11 @@ class Backbone(nn.Module, abc.ABC):
     """A convolutional network without its classifier.
 
     Subclasses are registered in `yolact.backbone_registry` and built as ``Class(blocks)``, or as ``Class(blocks,
-    deformable_blocks)`` where the registry entry says that they take those. They must also build on the device "meta".
+    deformable_blocks)`` if the registry entry has ``deformable`` set. They must also build on the device "meta".
     """
 
     normalization: ClassVar[Normalization] = IMAGENET
-    """What the input is normalised with."""
+    """Normalisation of the input."""
 
     channels: tuple[int, int, int]
     """Channels of C3, C4 and C5; set by the constructor."""
@@ -55,9 +55,10 @@ class Backbone(nn.Module, abc.ABC):
         """The stages in order, one for each entry of ``blocks``: ``train.freeze: stageN``."""
 
     def conv_norm_pairs(self) -> list[tuple[str, str]]:
-        """Names of each convolution and of the batch norm that alone reads its output.
+        """Names of each convolution and of the batch norm that is the only reader of its output.
 
-        For inference, the batch norm is folded into the convolution. Without such pairs, the default, it is computed.
+        For inference, the batch norm is folded into the convolution. By default there are no pairs, and nothing is
+        folded.
         """
         return []
 
@@ -77,15 +78,15 @@ class Backbone(nn.Module, abc.ABC):
 
     @classmethod
     def rename_weights(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under the names of this class, from those of a file or of `imagenet_weights`; what another program
-        adds (a classifier) is left out."""
+        """Weights under the names of this class, from those of a file or of `imagenet_weights`; extra tensors of other
+        programs (a classifier) are left out."""
         return state
 
     @classmethod
     def infer_structure(cls, names: Collection[str]) -> Structure | None:
-        """The structure of a backbone with tensors of these names (relative to it); None if it is of another class.
+        """The structure of a backbone whose tensors have these names (relative to it); None if it is of another class.
 
-        Only `yolact import-weights` asks. Names and shapes are then compared with those of the class.
+        Used only by `yolact import-weights`, which then compares names and shapes with those of the class.
         """
         return None
 
@@ -106,13 +107,13 @@ def backbone_class(spec: BackboneSpec) -> type[Backbone]:
     """The class of a registered backbone.
 
     Raises:
-        SettingsError: it cannot be imported, or is no `Backbone`.
+        SettingsError: it cannot be imported, or is not a `Backbone`.
     """
     try:
         found = pkgutil.resolve_name(spec.implementation)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingsError(
-            f"model.backbone: {spec.name}: {spec.implementation} cannot be imported: {error}; it is named where the "
+            f"model.backbone: {spec.name}: {spec.implementation} cannot be imported: {error}; fix it where the "
             "backbone is registered"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Backbone)):
@@ -123,15 +124,15 @@ def backbone_class(spec: BackboneSpec) -> type[Backbone]:
 def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
     """Pairs for `Backbone.conv_norm_pairs`: a convolution directly before a batch norm in an ``nn.Sequential``.
 
-    Right for a backbone that runs its ``nn.Sequential`` modules as wholes. Modules that stand in several places, and
-    batch norm without statistics or weights of its own, are left out.
+    Correct for a backbone that runs its ``nn.Sequential`` modules as a whole. Modules used in several places, and batch
+    norm without statistics or weights of its own, are left out.
     """
     uses = Counter(module for _, module in backbone.named_modules(remove_duplicate=False))
     pairs = []
     for name, module in backbone.named_modules():
         if type(module) is not nn.Sequential:
             continue
-        children = list(module._modules.items())  # named_children lists a module that stands twice once
+        children = list(module._modules.items())  # named_children lists a module used twice only once
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             foldable = type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.affine
             if foldable and norm.track_running_stats and uses[conv] == uses[norm] == 1:

@@ -73,7 +73,7 @@ class Darknet(Backbone):
 
     @classmethod
     def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
-        """None; see `Backbone`."""
+        """Not available; see `Backbone`."""
         raise WeightsError(
             f"torchvision has no {name}; name a file, such as the darknet53.pth of the published YOLACT, or set it to "
             "none"

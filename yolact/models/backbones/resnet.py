@@ -22,12 +22,12 @@ _DEFORMABLE = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.conv2\.conv_offset_mask
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al. 2016, figure 5 left).
 
-    The parameters are named, and start, as in torchvision.
+    Parameter names and initialisation are torchvision's.
 
     Args:
-        in_channels: of the input.
+        in_channels: channels of the input.
         width: channels inside; the output has `EXPANSION` times as many.
-        stride: of the block.
+        stride: stride of the block.
     """
 
     EXPANSION: ClassVar[int] = 1
@@ -49,7 +49,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al. 2016, figure 5 right); see `BasicBlock`.
 
-    The 3x3 convolution has the stride, as in torchvision and in published YOLACT; in the paper the first one has it.
+    The 3x3 convolution has the stride, as in torchvision and in published YOLACT; in the paper it is in the first one.
     """
 
     EXPANSION: ClassVar[int] = 4
@@ -78,7 +78,7 @@ def _resnet_conv(in_channels: int, out_channels: int, kernel: int, stride: int =
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """The shortcut where the block changes size or channels."""
+    """The shortcut if the block changes size or channels."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(*_resnet_conv(in_channels, out_channels, 1, stride))
@@ -159,7 +159,8 @@ class ResNet(Backbone):
     def infer_structure(cls, names: Collection[str]) -> Structure | None:
         """See `Backbone`.
 
-        Blocks are counted, so that a name with a huge number costs nothing; holes are found by comparing names later.
+        Blocks are counted, so that a name with a huge number costs nothing; gaps are detected later, when names are
+        compared.
         """
         found: dict[int, set[int]] = defaultdict(set)
         for match in filter(None, map(_BLOCK.match, names)):
