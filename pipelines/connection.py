@@ -50,8 +50,8 @@ BUSY = (429, 500, 502, 503, 504)
 """HTTP status codes after which the same request may succeed."""
 
 SAFE_TO_REPEAT = (429, 500, 503)
-"""Those of `BUSY` that the server itself returns when it is done with a request. The others come from a proxy that timed
-out: the server may still be working."""
+"""Those of `BUSY` that the server itself returns when it is done with a request. The others come from a proxy that
+timed out: the server may still be working."""
 
 MESSAGE_LENGTH = 600
 """Maximum number of characters shown of a server's own message."""
@@ -110,8 +110,8 @@ class Connection:
 class Api(kfp_server_api.ApiClient):
     """The generated client with time-outs, retries and checked responses; raises only `ClusterError`.
 
-    Only ``GET`` is retried (failed connections are retried for all requests, because nothing was sent). Redirects are not
-    followed: their targets are login pages, and they would turn a ``POST`` into a ``GET``.
+    Only ``GET`` is retried (failed connections are retried for all requests, because nothing was sent). Redirects are
+    not followed: their targets are login pages, and they would turn a ``POST`` into a ``GET``.
     """
 
     def __init__(self, connection: Connection, retries: int | None = None) -> None:
@@ -171,9 +171,9 @@ class Api(kfp_server_api.ApiClient):
 def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
     """Create an object on the server exactly once, even if a response gets lost.
 
-    If the request may have been carried out, or the name is taken (409), look whether the object exists. Send the request
-    again only if the response shows that the server has stopped working on it (`SAFE_TO_REPEAT`); without a response,
-    look several times and then raise the error.
+    If the request may have been carried out, or the name is taken (409), look whether the object exists. Send the
+    request again only if the response shows that the server has stopped working on it (`SAFE_TO_REPEAT`); without a
+    response, look several times and then raise the error.
 
     Args:
         make: sends the request.

@@ -1,8 +1,8 @@
 """Run a pipeline on this machine with kfp's own local runners: tasks as processes, or in containers.
 
 kfp orders the tasks, passes artifacts, retries and caches. This module adds what kfp 2.17 lacks: it makes the output
-readable (a file has all of it), reports the run's folder at the end, and removes a container only after reading its exit
-code (`_run_container`).
+readable (a file has all of it), reports the run's folder at the end, and removes a container only after reading its
+exit code (`_run_container`).
 """
 
 from __future__ import annotations
@@ -256,8 +256,8 @@ def _passed_on() -> dict[str, str]:
 def _log_to(progress: Progress) -> Iterator[None]:
     """Write what kfp logs between tasks (attempts, cached results) in the format of its task logs.
 
-    kfp replaces log handlers and `print` around each task and restores what it found; two simultaneous tasks restore each
-    other's. This context restores the originals at the end.
+    kfp replaces log handlers and `print` around each task and restores what it found; two simultaneous tasks restore
+    each other's. This context restores the originals at the end.
     """
     handler = logging.StreamHandler(progress)
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
@@ -286,8 +286,8 @@ def _own_containers() -> Iterator[None]:
 def _run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
     """Run a container, print its output, and return its exit code.
 
-    kfp 2.17 lets Docker remove a container when it exits, and treats one that is gone before its exit code was read as a
-    success, so a killed task would count as done.
+    kfp 2.17 lets Docker remove a container when it exits, and treats one that is gone before its exit code was read as
+    a success, so a killed task would count as done.
     """
     container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
     try:

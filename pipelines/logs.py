@@ -1,7 +1,7 @@
 """Logs of a task's pods, from whichever source has them.
 
-The v2beta1 API has no logs. The sources are the web interface's server (which also has archived logs, if the installation
-keeps any), an old path of the API server, and Kubernetes itself, if this machine has access to it.
+The v2beta1 API has no logs. The sources are the web interface's server (which also has archived logs, if the
+installation keeps any), an old path of the API server, and Kubernetes itself, if this machine has access to it.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTas
 def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
     """Seconds for all attempts of a task, with the pauses in between.
 
-    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That does not limit a pause: it is
-    the time since the start of the first attempt after which Argo starts no further one. So it has to cover all of them.
+    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That does not limit a pause: it
+    is the time since the start of the first attempt after which Argo starts no further one. So it has to cover all of
+    them.
     """
     pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
     return (config.retries + 1) * config.time_limit + pauses

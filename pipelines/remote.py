@@ -61,8 +61,8 @@ def submit(
 ) -> None:
     """Run a pipeline on a cluster.
 
-    Checks the settings before anything is sent. Uploads the pipeline as a version named by a hash of its content; reuses
-    an unchanged one.
+    Checks the settings before anything is sent. Uploads the pipeline as a version named by a hash of its content;
+    reuses an unchanged one.
     """
     from pipelines import watch
     from pipelines.submission import Submission
@@ -225,10 +225,10 @@ def logs(
 
 
 def _six_fields(cron: str) -> str:
-    """Convert a cron expression to the form of Kubeflow Pipelines (github.com/robfig/cron, version 1): seconds first.
+    """Convert a cron expression to Kubeflow Pipelines' form (github.com/robfig/cron, version 1): seconds first.
 
-    That parser also accepts five fields, but as seconds to month: ``0 3 * * *``, 3 o'clock in every crontab, would be the
-    third minute of each hour. Words such as ``@daily`` are kept; the server checks the fields themselves.
+    That parser also accepts five fields, but as seconds to month: ``0 3 * * *``, 3 o'clock in every crontab, would be
+    the third minute of each hour. Words such as ``@daily`` are kept; the server checks the fields themselves.
 
     Raises:
         SettingsError: it has another number of fields.

@@ -66,7 +66,7 @@ class CompiledPipeline:
 
     @property
     def version_name(self) -> str:
-        """Name of this pipeline's version on a server, a hash of its content: an unchanged pipeline keeps its version."""
+        """Name of this pipeline's version on a server: a hash of its content, so an unchanged one keeps its version."""
         return self.content_hash[:HASH_LENGTH]
 
     def code_versions(self) -> dict[str, dict[str, str]]:

@@ -315,7 +315,7 @@ def test_a_failed_task_ends_the_pipeline_with_its_message(
     first, *_ = done.stderr.strip().splitlines()
     assert first.startswith("source failed: data.source: dvc:")
     assert "has no branch, tag or commit 'v9'" in first
-    assert f"The whole output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
+    assert f"The full output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
 
 
 def test_a_wrong_setting_is_refused_before_anything_runs(finished: Finished, environment: dict[str, str]) -> None:
