@@ -33,7 +33,7 @@ from yolact_ops.lineage.code import installed_versions
 from yolact_ops.sources.access import PASSWORD_VARIABLE, USER_VARIABLE
 
 PAUSES = RetryConfig(pause=1, factor=2)
-"""Seconds between attempts of a failed local task: no cluster has to recover."""
+"""Pauses between attempts of a failed local task: short, as no cluster has to recover."""
 
 PASSED_ON = re.compile(rf"(AWS|MLFLOW|YOLACT)_.*|{USER_VARIABLE}|{PASSWORD_VARIABLE}|OMP_NUM_THREADS")
 """Names of environment variables to pass to containers."""
@@ -49,7 +49,7 @@ _KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)
 _INDENT = re.compile(r"^(    )+|^ +$")
 """kfp indents a task's lines, and twice if two tasks write at once."""
 _JSON_LINE = re.compile(r"\s*(\"|[\[\]{}],?$)")
-"""Longest part of an input that kfp prints before a task starts."""
+"""A line of the JSON inputs that kfp prints before a task starts."""
 _EXECUTING = re.compile(r"^Executing task '(?P<task>[^']+)'$")
 _FAILED = re.compile(r"^\S+ failed: ")
 
