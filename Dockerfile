@@ -1,17 +1,16 @@
-# One image for every step, for training on GPUs and for serving. What is in it, and why: docs/image.md.
-# Built by `make image`, with BuildKit or without.
+# One image for every step, training on GPUs and serving. docs/image.md explains what is in it.
+# Built by `make image`, with or without BuildKit.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# uv comes from the lock file: version and hashes. In a stage of its own, so that other changes of that file do
-# not rebuild it.
+# uv, with the version and hashes of the lock file, in a stage of its own.
 FROM ${BASE_IMAGE} AS uv
 COPY requirements.lock /src/
 RUN sed -n '/^uv==/,/[^\\]$/p' /src/requirements.lock > /src/uv.lock \
  && python3 -m venv /opt/uv \
  && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r /src/uv.lock
 
-# The libraries, each of the version and hash in the lock file, split into layers by how often they change: what the
-# pipeline needs, without developers' tools, and without Triton, which needs a compiler.
+# The libraries, with the versions and hashes of the lock file, in layers by how often they change: what the pipeline
+# needs, without developer tools, and without Triton, which needs a compiler.
 FROM ${BASE_IMAGE} AS libraries
 COPY --from=uv /opt/uv/bin/uv /usr/local/bin/uv
 COPY requirements.lock pyproject.toml /src/
@@ -34,7 +33,7 @@ RUN uv venv --quiet --no-cache /opt/yolact \
     done
 
 # The project itself, as a package, and the code versions of the steps: tasks compare them with those of their pipeline
-# (yolact_ops/lineage/code.py). The build fails if `make image` passed other ones.
+# (yolact_ops/lineage/code.py). The build fails if `make image` passed different ones.
 FROM libraries AS code
 ARG CODE_VERSIONS=
 COPY . /src
@@ -46,8 +45,8 @@ RUN uv pip install --quiet --no-cache --python /opt/yolact/bin/python --prefix /
  && /opt/yolact/bin/python -m yolact_ops.lineage.code --record --lock /src/requirements.lock --expect "${CODE_VERSIONS}"
 
 FROM ${BASE_IMAGE}
-# git is needed at run time: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. The base's pip is removed,
-# and no program may change its user. The user is a number, which Kubernetes' runAsNonRoot needs.
+# git is needed at run time: sources `dvc:REPOSITORY#PATH@REVISION` are git repositories. pip is removed from the base,
+# and setuid and setgid bits are cleared. The user is numeric because Kubernetes' runAsNonRoot requires it.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends git \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin \
@@ -66,7 +65,7 @@ COPY deploy/image/healthy.py /opt/yolact/bin/
 # What `register` compares a run's settings with.
 COPY conf/base.yaml /workspace/conf/
 
-# The root file system may be read-only: caches go to /tmp, results to /workspace or wherever a step's options say. Any
+# The root file system may be read-only: caches go to /tmp, results to /workspace or where a step's options say. Any
 # user id works.
 ENV PATH=/opt/yolact/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \

@@ -3,11 +3,11 @@
 PYTHON ?= python3
 PORT ?= 5000
 DOCKER ?= docker
-# For `make image`. BUILD_ARGS: further options of `docker build`, as --network=host.
+# For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= yolact-pipeline:$(VERSION)
-# What the image is built from. Changes elsewhere, as in params.yaml, do not make its commit a dirty one.
+# What the image is built from. Changes elsewhere, such as in params.yaml, do not mark its commit as dirty.
 IMAGE_FILES := Dockerfile .dockerignore requirements.lock pyproject.toml README.md LICENSE deploy/image conf/base.yaml \
   yolact yolact_bench yolact_cli yolact_ops components pipelines
 COMMIT ?= $(shell commit=$$(git rev-parse --verify --quiet HEAD 2>/dev/null) || { echo unknown; exit; }; \
@@ -17,10 +17,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# `python` in dvc.yaml is the environment's, whether or not it is activated.
+# dvc.yaml uses the environment's `python`, whether or not the environment is activated.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
-# What runs here stays here: no usage statistics leave the machine.
+# No usage statistics leave this machine.
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -31,14 +31,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Make the environment .venv from the lock file
+install: $(STAMP) ## Create the environment .venv from the lock file
 	@echo "$(VENV) is ready; to work in it: source $(BIN)/activate"
 
-demo: $(STAMP) ## Run the five steps on the generated sample and show what came out
+demo: $(STAMP) ## Run the five steps on the generated sample and show the results
 	@dvc repro
 	@yolact summary
 
-pipeline: $(STAMP) ## Run the Kubeflow training pipeline here, on the sample; its tasks are processes
+pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample; its tasks are processes
 	@python -m pipelines run-local --preset sample-cpu
 
 test: $(STAMP) ## Run the tests
@@ -50,11 +50,11 @@ lint: $(STAMP) ## Check style, types and import contracts
 	@mypy
 	@lint-imports --no-logo --no-cache
 
-format: $(STAMP) ## Put code into the project's style
+format: $(STAMP) ## Format the code and apply automatic fixes
 	@ruff check --fix
 	@ruff format
 
-mlflow: $(STAMP) ## Start MLflow on this folder's runs and show the last one (PORT=5000)
+mlflow: $(STAMP) ## Start MLflow for this folder's runs and print the last one's address (PORT=5000)
 	@yolact mlflow --port $(PORT)
 
 image: ## Build the container image (IMAGE, BASE_IMAGE, VERSION, COMMIT, BUILD_ARGS), and show its size
@@ -68,21 +68,21 @@ pipeline-docker: $(STAMP) ## Run the training pipeline in containers (IMAGE; MLF
 	@$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || $(MAKE) image
 	@python -m pipelines run-local --preset sample-cpu --runner docker --image $(IMAGE)
 
-clean: ## Remove byte code and the tools' caches; keeps .venv, data, models and runs
+clean: ## Remove byte code and tool caches; keeps .venv, data, models and runs
 	@find . -path ./$(VENV) -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info dvc_plots
 
-lock: $(BIN)/uv ## Pin again what pyproject.toml asks for (LOCK="--upgrade" for newer versions)
+lock: $(BIN)/uv ## Pin the dependencies of pyproject.toml (LOCK="--upgrade" for newer versions)
 	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
-	@echo "Installing requirements.lock into $(VENV) (the first time some gigabytes: PyTorch and its GPU libraries)"
+	@echo "Installing requirements.lock into $(VENV) (some gigabytes the first time: PyTorch and its GPU libraries)"
 	@uv pip sync --quiet --require-hashes requirements.lock
 	@uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# uv itself comes from the lock file too: version and hashes.
+# uv's own version and hashes come from the lock file too.
 $(BIN)/uv: | $(BIN)/pip
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock

@@ -30,12 +30,12 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         batch_size: int = 8,
         device: str = "auto",
     ) -> None:
-        """Detect the objects in all images of a folder in S3, with the detection settings that the model carries.
+        """Detect the objects in all images of a folder in S3, with the model's own detection settings.
 
         Args:
             model: models:/NAME@ALIAS or models:/NAME/VERSION.
             images: s3://bucket/folder.
-            destination: s3://bucket/folder that gets the results too; empty for none.
+            destination: s3://bucket/folder to upload the results to; empty for none.
             shards: number of tasks that predict in parallel.
             batch_size: images per forward pass.
             device: auto, cpu, cuda, or mps.

@@ -20,12 +20,12 @@ from pipelines.runs import RunStatus, read_run
 from pipelines.spec import CompiledPipeline
 
 INSTALLATION_NAMESPACE = "kubeflow"
-"""Where Kubeflow Pipelines alone, without users' own namespaces, runs all tasks."""
+"""Namespace in which standalone Kubeflow Pipelines runs all tasks."""
 
 RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 PAGE = 100
-"""Entries asked for at once in lists."""
+"""Entries per page of a list."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Version:
     version_id: str
     name: str
     is_new: bool
-    """It was uploaded just now."""
+    """It was uploaded by this command."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a job is run repeatedly."""
+    """When to run a job repeatedly."""
 
     cron: str
-    """Six fields, the first for seconds."""
+    """Six fields, the first is seconds."""
     enabled: bool = True
     max_concurrency: int = 1
     start: datetime | None = None
     end: datetime | None = None
     catch_up: bool = False
-    """Missed runs (server down, schedule disabled) are made up for, one after the other."""
+    """Make up for missed runs (server down, schedule disabled), one after the other."""
 
 
 class Cluster:
-    """A server whose address and credentials have been tried."""
+    """A server whose address and credentials have been checked."""
 
     def __init__(self, connection: Connection) -> None:
-        """Ask the server for its health.
+        """Check the server's health.
 
         Raises:
-            ClusterError: it cannot be reached or refuses; or it has several users and no namespace is known.
+            ClusterError: it is unreachable or refuses; or it is multi-user and no namespace is known.
         """
         self.connection = connection
         api = Api(connection)
@@ -97,10 +97,10 @@ class Cluster:
     # Pipelines and experiments ---------------------------------------------------------------------------------
 
     def upload(self, pipeline: CompiledPipeline, tags: Mapping[str, str]) -> Version:
-        """The pipeline's version, uploaded unless the server has it; the pipeline itself is created when missing.
+        """The pipeline's version, uploaded unless the server has it; creates the pipeline itself if it is missing.
 
         Raises:
-            ClusterError: refused; or the version's name is taken by other content.
+            ClusterError: the server refuses; or the version's name is taken by other content.
         """
         pipeline_id = self._find_or_make_pipeline(pipeline.name)
         name = pipeline.version_name
@@ -168,9 +168,9 @@ class Cluster:
     # Runs ------------------------------------------------------------------------------------------------------
 
     def start(self, job: Job) -> str:
-        """Start a run, once, and give its id.
+        """Start a run exactly once and return its id.
 
-        Names of runs may repeat, so the description has a mark that identifies the run if the answer got lost.
+        Names of runs may repeat, so a mark in the description identifies the run if the response was lost.
         """
         description = _marked(job.description)
 
@@ -237,7 +237,7 @@ class Cluster:
                 return found
 
     def schedule(self, job: Job, schedule: Schedule) -> str:
-        """Make a recurring run, once, and give its id."""
+        """Create a recurring run exactly once and return its id."""
         description = _marked(job.description)
 
         def find() -> Any | None:
@@ -262,7 +262,7 @@ class Cluster:
         return str(create(make, find).recurring_run_id)
 
     def delete_schedule(self, recurring_run_id: str) -> None:
-        """Remove a recurring run; its runs stay. One that is gone already is no error."""
+        """Delete a recurring run; its runs stay. It is no error if it does not exist."""
         try:
             self._recurring.recurring_run_service_delete_recurring_run(recurring_run_id)
         except ClusterError as error:

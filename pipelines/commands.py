@@ -1,4 +1,4 @@
-"""The commands of ``python -m pipelines``; their work is imported when they are called."""
+"""The commands of ``python -m pipelines``; each imports what it needs only when it is called."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from yolact_ops.commands.errors import ErrorGroup
 
 app = typer.Typer(
     cls=ErrorGroup,
-    help="Kubeflow pipelines: from images to a registered model, evaluation, prediction of many images.",
+    help="Kubeflow pipelines: training up to a registered model, evaluation, batch prediction.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its tables cut the names of variables on narrow screens
+    rich_markup_mode=None,  # its tables truncate variable names in narrow terminals
 )
 
 OUTPUT = Path("runs")
@@ -47,7 +47,7 @@ def compile_command(
 
 
 class Runner(StrEnum):
-    """What a task is on this machine."""
+    """How a task runs on this machine."""
 
     SUBPROCESS = "subprocess"
     DOCKER = "docker"
@@ -57,19 +57,19 @@ class Runner(StrEnum):
 @expand
 def run_local(
     *,
-    runner: Annotated[Runner, typer.Option(help="Tasks as processes, or in containers.")] = Runner.SUBPROCESS,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Keep the results here.")] = OUTPUT,
+    runner: Annotated[Runner, typer.Option(help="Run tasks as processes or in containers.")] = Runner.SUBPROCESS,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the results.")] = OUTPUT,
     image: Annotated[
         str | None, typer.Option(help="With containers: their image; by default the cluster file's.")
     ] = None,
     mount: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="With containers: a folder that they may read.")
+        list[Path] | None, typer.Option(metavar="DIR", help="With containers: a folder to mount read-only.")
     ] = None,
-    gpus: Annotated[bool, typer.Option("--gpus", help="With containers: give them the machine's GPUs.")] = False,
+    gpus: Annotated[bool, typer.Option("--gpus", help="With containers: use this machine's GPUs.")] = False,
     resume_pipeline_run: Annotated[
         str, typer.Option(metavar="ID", help="Resume the training of a pipeline run that stopped.")
     ] = "",
-    cache: Annotated[bool, typer.Option(help="Take data steps from an earlier run where nothing changed.")] = True,
+    cache: Annotated[bool, typer.Option(help="Reuse data steps of an earlier run if nothing changed.")] = True,
     settings: SettingsOptions,
     cluster: ClusterOptions,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Compiles the pipelines and components to YAML; the same code gives the same bytes."""
+"""Compile the pipelines and components to YAML; the same code gives the same bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pipeline_text(name: str, cluster: ClusterConfig, versions: Mapping[str, str]
     Args:
         name: key of `PIPELINES`.
         cluster: settings of the tasks.
-        versions: code version by step; those of the code here if None.
+        versions: code version by step; None for those of this checkout.
     """
     return _compiled(PIPELINES[name](cluster, installed_versions() if versions is None else versions))
 

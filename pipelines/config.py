@@ -1,4 +1,4 @@
-"""Where and how tasks run on a cluster, typed and checked; ``cluster.yaml`` has the values and explains them."""
+"""Where and how tasks run on a cluster: the typed and validated ``cluster.yaml``, which documents the values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Toleration(_Section):
 
 
 class TaskConfig(_Section):
-    """What one task gets."""
+    """Resources and settings of one task."""
 
     cpu: Cores
     memory: Bytes
@@ -81,12 +81,12 @@ class ClusterConfig(_Section):
     checkpoints: CheckpointsConfig
     secrets: dict[str, SecretConfig]
     task: TaskConfig
-    """What a task gets that is not in ``tasks``."""
+    """Defaults, also for tasks that are not in ``tasks``."""
     tasks: dict[str, TaskConfig]
-    """By step, each with what the file leaves out filled in from ``task``."""
+    """By step; what the file leaves out is filled in from ``task``."""
 
     def for_step(self, step: str) -> TaskConfig:
-        """What the task of a step gets."""
+        """Resources and settings of a step's task."""
         return self.tasks.get(step, self.task)
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
     """Read and check a cluster's settings.
 
     Args:
-        path: of the file.
+        path: the file.
         overrides: ``KEY=VALUE`` each, with dots in the key and YAML in the value: ``tasks.train.gpus=0``.
 
     Raises:

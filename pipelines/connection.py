@@ -1,8 +1,8 @@
 """Connection to a Kubeflow Pipelines server: addresses, credentials, time-outs, retries, clear errors.
 
-Requests are made by the SDK's generated client (``kfp_server_api``), not by ``kfp.Client`` around it. That one waits
-for an answer without limit, retries a refused health check for 25 seconds and logs a traceback each time, keeps a
-namespace in a file in the home folder, cannot name a pipeline's first version, and drops the choice of caching when it
+Requests use the SDK's generated client (``kfp_server_api``), not the ``kfp.Client`` built on it. ``kfp.Client`` waits
+for a response without a time-out, retries a refused health check for 25 seconds and logs a traceback each time, keeps a
+namespace in a file in the home folder, cannot name a pipeline's first version, and ignores the caching option when it
 runs an uploaded version.
 """
 
@@ -35,26 +35,26 @@ from urllib3.exceptions import (
 from yolact.errors import YolactError
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds until a connection must stand."""
+"""Seconds to wait for a connection."""
 
 ANSWER_TIMEOUT = 60.0
-"""Seconds until the server must have begun to answer."""
+"""Seconds to wait for the start of a response."""
 
 RETRIES = 3
-"""Repetitions of a failed request."""
+"""Retries of a failed request."""
 
 BACKOFF = 0.5
-"""Seconds before the second repetition (the first comes at once); each later wait is twice as long."""
+"""Seconds before the second retry (the first is immediate); each later wait is twice as long."""
 
 BUSY = (429, 500, 502, 503, 504)
 """HTTP status codes after which the same request may succeed."""
 
 SAFE_TO_REPEAT = (429, 500, 503)
-"""Those of `BUSY` that the server itself gives once it is done with a request. After the others, which a proxy gives
-when it timed out, the server may still be working."""
+"""Those of `BUSY` that the server itself returns when it is done with a request. The others come from a proxy that
+timed out: the server may still be working."""
 
 MESSAGE_LENGTH = 600
-"""Characters of a server's own message that are shown at most."""
+"""Maximum number of characters shown of a server's own message."""
 
 IN_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where a pod finds its namespace."""
@@ -63,33 +63,33 @@ T = TypeVar("T")
 
 
 class ClusterError(YolactError, RuntimeError):
-    """The server cannot be reached, refuses, or does not have what was asked for."""
+    """The server is unreachable, refuses, or does not have what was requested."""
 
     def __init__(self, message: str, *, status: int | None = None, may_be_done: bool = False) -> None:
         super().__init__(message)
         self.status = status
-        """HTTP status code of the answer; None when there was no answer."""
+        """HTTP status code of the response; None if there was none."""
         self.may_be_done = may_be_done
         """The server may have carried out the request anyway."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the server is and who asks."""
+    """The server's address and the caller's credentials."""
 
     host: str
     """Address of the API, without ``/apis/v2beta1``."""
     namespace: str | None = None
-    """Kubernetes namespace; a server for several users needs one."""
+    """Kubernetes namespace; required by a multi-user server."""
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
-    """File with a token, read again for each request; an expired one can be replaced while a command waits."""
+    """File with a token, read for each request, so an expired token can be replaced while a command waits."""
     cookie: str | None = field(default=None, repr=False)
     """A browser's session, ``NAME=VALUE``, for a server behind a login page."""
     ca_cert: Path | None = None
-    """Certificates to trust, PEM, in place of Mozilla's list."""
+    """Certificates to trust, PEM, instead of Mozilla's list."""
     ui_host: str | None = None
-    """Address of the web interface where it is not ``host``."""
+    """Address of the web interface if it is not ``host``."""
 
     @property
     def url(self) -> str:
@@ -103,25 +103,25 @@ class Connection:
         return (self.ui_host or self.url).strip().rstrip("/")
 
     def run_address(self, run_id: str) -> str:
-        """Where to look at a run."""
+        """Address of a run in the web interface."""
         return f"{self.ui_url}/#/runs/details/{run_id}"
 
 
 class Api(kfp_server_api.ApiClient):
-    """The generated client with time-outs, repeated reading, and answers checked; raises `ClusterError` only.
+    """The generated client with time-outs, retries and checked responses; raises only `ClusterError`.
 
-    Only ``GET`` is repeated (while there is no connection, nothing was sent, so that is tried again for all requests).
-    Redirects are not followed: they lead to login pages, and would turn a ``POST`` into a ``GET``.
+    Only ``GET`` is retried (failed connections are retried for all requests, because nothing was sent). Redirects are
+    not followed: their targets are login pages, and they would turn a ``POST`` into a ``GET``.
     """
 
     def __init__(self, connection: Connection, retries: int | None = None) -> None:
-        """Prepare; nothing is sent yet. ``retries`` is `RETRIES` if None."""
+        """Prepare the client; sends nothing yet. ``retries`` is `RETRIES` if None."""
         self.connection = connection
         retries = RETRIES if retries is None else retries
         super().__init__(_configuration(connection, retries), cookie=connection.cookie)
 
     def request(self, method: str, url: str, **kwargs: Any) -> Any:
-        """See `kfp_server_api.ApiClient.request`; the first parameters of that are always named by its callers."""
+        """See `kfp_server_api.ApiClient.request`, whose callers always name its first parameters."""
         kwargs["_request_timeout"] = kwargs.get("_request_timeout") or (CONNECT_TIMEOUT, ANSWER_TIMEOUT)
         try:
             answer = super().request(method, url, **kwargs)
@@ -139,7 +139,7 @@ class Api(kfp_server_api.ApiClient):
         return answer
 
     def _refusal(self, error: ApiException, method: str, url: str) -> ClusterError:
-        """The server's answer as an error that says what to do."""
+        """The server's response as an error that says what to do."""
         status = int(error.status or 0)
         if status == 0:  # the generated client's own words for a TLS failure
             return ClusterError(_explain_tls(self.connection, str(error.reason)))
@@ -153,7 +153,7 @@ class Api(kfp_server_api.ApiClient):
         )
 
     def _no_answer(self, error: Exception, method: str) -> ClusterError:
-        """A connection that failed as an error that says what to do."""
+        """A failed connection as an error that says what to do."""
         cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
         never_sent = (SSLError, NewConnectionError, ConnectTimeoutError, ProxyError, LocationValueError)
         return ClusterError(
@@ -169,18 +169,18 @@ class Api(kfp_server_api.ApiClient):
 
 
 def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
-    """Create something on the server exactly once, even if an answer gets lost.
+    """Create an object on the server exactly once, even if a response gets lost.
 
-    After a request that may have been carried out, or whose name is taken (409), the server is asked whether the thing
-    exists. The request is sent again only after an answer that says that the server has stopped working on it
-    (`SAFE_TO_REPEAT`); without an answer the server is asked several times, and then the error is raised.
+    If the request may have been carried out, or the name is taken (409), look whether the object exists. Send the
+    request again only if the response shows that the server has stopped working on it (`SAFE_TO_REPEAT`); without a
+    response, look several times and then raise the error.
 
     Args:
         make: sends the request.
-        find: looks for what it creates; None when it does not exist.
+        find: looks for the object; returns None if it does not exist.
 
     Raises:
-        ClusterError: refused, without an answer, or failed `RETRIES` times.
+        ClusterError: the request was refused, had no response, or failed `RETRIES` times.
     """
     failure: ClusterError | None = None
     for attempt in range(RETRIES + 1):
@@ -208,7 +208,7 @@ def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
 
 
 def find_namespace(connection: Connection) -> str | None:
-    """The namespace that was given, or that of the pod this runs in."""
+    """The given namespace, or that of the pod in which this runs."""
     if connection.namespace:
         return connection.namespace
     try:
@@ -248,7 +248,7 @@ def _read_token(file: Path, configuration: kfp_server_api.Configuration) -> None
 
 
 def _server_message(error: ApiException) -> str:
-    """What the server says in the body of a refusal, on one line and not longer than `MESSAGE_LENGTH`."""
+    """The server's message in the body of an error response, on one line, at most `MESSAGE_LENGTH` long."""
     body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else str(error.body or "")
     try:
         answer = json.loads(body)
@@ -260,7 +260,7 @@ def _server_message(error: ApiException) -> str:
 
 
 def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
-    """What to do about an HTTP status code; empty where the server's own message is all there is."""
+    """What to do about an HTTP status code; empty if there is only the server's own message."""
     if 300 <= status < 400:
         return f"It redirects to another page, probably a login page. {_how_to_get_a_token(connection)}"
     if status == 401:
@@ -340,7 +340,7 @@ def _explain_tls(connection: Connection, said: str) -> str:
 
 
 def _reason(cause: Exception) -> str:
-    """The system's own words, without urllib3's around them."""
+    """The operating system's message, without urllib3's wrapping."""
     inner = cause.__cause__ or cause.__context__
     if isinstance(inner, OSError) and inner.strerror:
         return inner.strerror.lower()

@@ -1,4 +1,4 @@
-"""The tasks that pipelines share: pin, fetch and prepare the data."""
+"""The tasks that several pipelines start with: pin, fetch and prepare the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.placement import configure_task
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Outputs that later tasks take."""
+    """Outputs for later tasks."""
 
     params: PipelineChannel
     """All settings, with the data's revision pinned."""

@@ -28,14 +28,14 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         data_path: str = "",
         data_revision: str = "",
     ) -> None:
-        """Evaluate a registered model, with the detection settings that it carries, in an MLflow run of its own.
+        """Evaluate a registered model with its own detection settings, in a separate MLflow run.
 
         Args:
             params: the whole of params.yaml, as YAML or JSON.
             model: models:/NAME@ALIAS or models:/NAME/VERSION.
-            data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
-            data_path: path in it.
-            data_revision: commit, tag or branch of it.
+            data_repository: git repository that tracks the data, by DVC or git; empty uses data.source.
+            data_path: path of the data in that repository.
+            data_revision: commit, tag or branch of that repository.
         """
         data = prepare_data(cluster, versions, params, data_repository, data_path, data_revision)
         fetched = fetch(registered=model, code_version=versions["fetch"], params=data.params)

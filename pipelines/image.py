@@ -1,4 +1,4 @@
-"""Compares a container image in the local Docker with the code that a pipeline was compiled for."""
+"""Compare a container image in the local Docker with the code that a pipeline was compiled for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_image(image: str, versions: Mapping[str, str]) -> str | None:
         versions: code version by step, of the tasks that run in it.
 
     Returns:
-        Why it cannot be known here; None if the image has the code.
+        Why the image could not be checked; None if it has the code.
 
     Raises:
         SettingsError: the image has other code.

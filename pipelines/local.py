@@ -1,8 +1,8 @@
-"""Runs a pipeline on this machine with kfp's own local runners: tasks as processes, or in containers.
+"""Run a pipeline on this machine with kfp's own local runners: tasks as processes, or in containers.
 
-kfp orders the tasks, passes artifacts, retries and caches. Three things are done here because kfp 2.17 does not: its
-output becomes readable (all of it is in a file), the folder of a run is reported at the end, and a container is removed
-only after its exit code was read (`_run_container`).
+kfp orders the tasks, passes artifacts, retries and caches. This module adds what kfp 2.17 lacks: it makes the output
+readable (a file has all of it), reports the run's folder at the end, and removes a container only after reading its
+exit code (`_run_container`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from yolact_ops.lineage.code import installed_versions
 from yolact_ops.sources.access import PASSWORD_VARIABLE, USER_VARIABLE
 
 PAUSES = RetryConfig(pause=1, factor=2)
-"""Between the attempts of a failed task here, where no cluster has to recover."""
+"""Pauses between attempts of a failed local task: short, as no cluster has to recover."""
 
 PASSED_ON = re.compile(rf"(AWS|MLFLOW|YOLACT)_.*|{USER_VARIABLE}|{PASSWORD_VARIABLE}|OMP_NUM_THREADS")
-"""Names of the environment variables that containers get too."""
+"""Names of environment variables to pass to containers."""
 
 LOCK = "lock"
 """File in the folder of results that is locked during a run."""
@@ -47,9 +47,9 @@ SHARED_MEMORY = "2g"
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _KFP_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - (?P<level>[A-Z]+) - (?P<text>.*)$")
 _INDENT = re.compile(r"^(    )+|^ +$")
-"""kfp indents a task's lines, and twice where two tasks speak at once."""
+"""kfp indents a task's lines, and twice if two tasks write at once."""
 _JSON_LINE = re.compile(r"\s*(\"|[\[\]{}],?$)")
-"""Of the input that kfp prints before a task begins."""
+"""A line of the JSON inputs that kfp prints before a task starts."""
 _EXECUTING = re.compile(r"^Executing task '(?P<task>[^']+)'$")
 _FAILED = re.compile(r"^\S+ failed: ")
 
@@ -64,7 +64,7 @@ class Containers:
 
     image: str
     mounts: tuple[Path, ...] = ()
-    """Folders that containers see at the same place, read-only."""
+    """Folders mounted read-only into containers at the same path."""
     gpus: bool = False
 
 
@@ -90,11 +90,11 @@ def run_pipeline(
 
     Args:
         name: key of `PIPELINES`.
-        arguments: of the pipeline; ``checkpoints`` is set to a folder of ``output`` if the pipeline has it.
-        cluster: retries and caching are taken from it; resources and secrets mean nothing here.
-        output: gets a folder for the run, besides ``checkpoints`` and ``cache``.
-        containers: None: tasks are processes.
-        cache: whether tasks with ``cache`` are taken from an earlier run where nothing changed.
+        arguments: the pipeline's arguments; ``checkpoints`` is set to a folder of ``output`` if the pipeline has it.
+        cluster: its retries and caching apply; its resources and secrets are ignored.
+        output: gets a folder for the run, next to ``checkpoints`` and ``cache``.
+        containers: how to run tasks in containers; None runs them as processes.
+        cache: reuse the outputs of tasks with ``cache`` from an earlier run if nothing changed.
 
     Raises:
         LocalRunError: a task has failed, after its retries.
@@ -107,8 +107,8 @@ def run_pipeline(
             return _run(name, arguments, cluster, output, containers, cache=cache)
     except Timeout:
         raise SettingsError(
-            f"{output}: another run is in progress there. Wait for it to end, or keep the results of this one "
-            "elsewhere: -o DIR"
+            f"{output}: another run is in progress there. Wait for it to end, or write the results of this one "
+            "to another folder: -o DIR"
         ) from None
 
 
@@ -131,7 +131,7 @@ def _run(
     before = set(output.iterdir()), set(volume.iterdir())
     log = output / f"{pipeline.name}.log"
     with log.open("w", encoding="utf-8") as file, warnings.catch_warnings(), _own_containers():
-        warnings.simplefilter("ignore")  # of settings that mean nothing here
+        warnings.simplefilter("ignore")  # about settings that local runs ignore
         progress = Progress(sys.stdout, file)
         local.init(
             runner,
@@ -155,7 +155,7 @@ def _run(
 
 def _explain(error: RuntimeError, progress: Progress, log: Path, volume: Path, before: set[Path]) -> str:
     message = "\n".join(progress.failure).strip() or _COLOUR.sub("", str(error))
-    text = f"{message}\nThe whole output of the tasks is in {log}."
+    text = f"{message}\nThe full output of the tasks is in {log}."
     unfinished = [path.name for path in volume.iterdir() if path not in before and any(path.iterdir())]
     if unfinished:
         text += f" To resume its training: --resume-pipeline-run {unfinished[0]}"
@@ -163,10 +163,10 @@ def _explain(error: RuntimeError, progress: Progress, log: Path, volume: Path, b
 
 
 class Progress(io.TextIOBase):
-    """Output of kfp, written to a file whole and shown in a short human-readable form.
+    """kfp's output: written in full to a file, and shown in a short, readable form.
 
-    Shown are the names of the tasks as they begin, and their own lines. ``failure`` holds the last message with which a
-    task ended.
+    Shows the names of the tasks as they start, and their own lines. ``failure`` is the last message with which a task
+    ended.
     """
 
     def __init__(self, shown: TextIO, file: TextIO) -> None:
@@ -191,7 +191,7 @@ class Progress(io.TextIOBase):
 
     def _show(self, line: str) -> None:
         if found := _KFP_LINE.match(line):
-            self._skipping = True  # until a task speaks: kfp's values of outputs
+            self._skipping = True  # until a task writes something: kfp lists values of outputs
             self._in_failure = False
             if executing := _EXECUTING.match(found["text"]):
                 self._tell(f"--- {executing['task']}")
@@ -211,7 +211,7 @@ class Progress(io.TextIOBase):
             self._tell(f"    {own}")
 
     def _tell(self, line: str) -> None:
-        """Show a line, paths below the working folder in short; not by `print`, which kfp indents."""
+        """Show a line, with paths relative to the working folder; not with `print`, which kfp indents."""
         self._shown.write(f"{line.replace(f'{Path.cwd()}/', '')}\n")
         self._shown.flush()
 
@@ -222,14 +222,14 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
 
     if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         raise SettingsError(
-            "MLFLOW_TRACKING_URI: must name an MLflow server that containers reach; a file in one is gone with it. "
+            "MLFLOW_TRACKING_URI: must name an MLflow server that containers can reach; a file in a container is lost. "
             "`make mlflow` starts one at http://127.0.0.1:5000"
         )
     try:
         client = docker.from_env()
         client.images.get(containers.image)
     except ImageNotFound:
-        message = f"no image {containers.image!r} here; build it with `make image`, or name another"
+        message = f"there is no image {containers.image!r}; build it with `make image`, or name another"
         raise SettingsError(message) from None
     except DockerException as error:
         raise SettingsError(f"Docker cannot be reached ({error}). Start it, or set DOCKER_HOST.") from None
@@ -254,10 +254,10 @@ def _passed_on() -> dict[str, str]:
 
 @contextmanager
 def _log_to(progress: Progress) -> Iterator[None]:
-    """Write what kfp logs between tasks (tries, cached results) as it writes what it logs of a task.
+    """Write what kfp logs between tasks (attempts, cached results) in the format of its task logs.
 
-    Around each task kfp puts other log handlers and another `print`, and back what it found; two tasks at once put back
-    each other's. Here the end is as the beginning was.
+    kfp replaces log handlers and `print` around each task and restores what it found; two simultaneous tasks restore
+    each other's. This context restores the originals at the end.
     """
     handler = logging.StreamHandler(progress)
     handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d - %(levelname)s - %(message)s", "%H:%M:%S"))
@@ -274,7 +274,7 @@ def _log_to(progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _own_containers() -> Iterator[None]:
-    """Let kfp's handler run containers by `_run_container`."""
+    """Make kfp's handler run containers with `_run_container`."""
     theirs = docker_task_handler.run_docker_container
     docker_task_handler.run_docker_container = _run_container
     try:
@@ -284,10 +284,10 @@ def _own_containers() -> Iterator[None]:
 
 
 def _run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
-    """Run a container, print what it says, and return its exit code.
+    """Run a container, print its output, and return its exit code.
 
-    kfp 2.17 lets Docker remove the container as it ends, and takes one that is gone before its exit code was read for a
-    success: so a killed task would count as done.
+    kfp 2.17 lets Docker remove a container when it exits, and treats one that is gone before its exit code was read as
+    a success, so a killed task would count as done.
     """
     container = client.containers.run(image, command, detach=True, volumes=volumes, **arguments)
     try:

@@ -1,7 +1,7 @@
 """Logs of a task's pods, from whichever source has them.
 
-The v2beta1 API has none. The web interface's server gives them (also archived ones, where the installation keeps some),
-and so does an old path of the API server; failing both, Kubernetes itself, if this machine has access to it.
+The v2beta1 API has no logs. The sources are the web interface's server (which also has archived logs, if the
+installation keeps any), an old path of the API server, and Kubernetes itself, if this machine has access to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONTAINER = "main"
 """The container of a task's pod that runs the component."""
 
 KUBERNETES_TIMEOUT = (10.0, 60.0)
-"""Seconds until Kubernetes must have taken the connection, and begun to answer."""
+"""Seconds to wait for a connection to Kubernetes, and for the start of a response."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_log(connection: Connection, pod: Pod) -> str:
     """The log of a pod, as far as written.
 
     Raises:
-        ClusterError: no source has it; says why, and the command to try elsewhere.
+        ClusterError: no source has it; the message has the reasons and the command to try elsewhere.
     """
     ways: dict[str, Callable[[], str]] = {
         "web interface": lambda: _from_interface(connection, pod),
@@ -58,12 +58,12 @@ def read_log(connection: Connection, pod: Pod) -> str:
     raise ClusterError(
         f"{pod.name}: no log is available here. Pods are deleted some time after the run, and their logs with them, "
         f"unless the installation archives them. Where kubectl reaches the cluster, try:\n  {pod.kubectl}\n"
-        "What was tried:\n" + "\n".join(reasons)
+        "Tried:\n" + "\n".join(reasons)
     )
 
 
 def last_lines(text: str, count: int) -> Iterator[str]:
-    """The last lines that are not empty, at most ``count``."""
+    """The last ``count`` non-empty lines at most."""
     yield from [line for line in text.splitlines() if line.strip()][-count:]
 
 
@@ -75,7 +75,7 @@ def _from_interface(connection: Connection, pod: Pod) -> str:
 def _from_api(connection: Connection, pod: Pod) -> str:
     text = _get_text(connection, f"/apis/v1alpha1/runs/{pod.run_id}/nodes/{pod.name}/log", [])
     try:
-        problem = json.loads(text)["error_message"]  # the state of such an answer is 200
+        problem = json.loads(text)["error_message"]  # such a response has the status 200
     except (ValueError, TypeError, KeyError):
         return text
     raise ClusterError(str(problem))

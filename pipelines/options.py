@@ -1,6 +1,6 @@
-"""Options that several commands share: each stands once, as a field of a dataclass.
+"""Options that several commands share, each defined once, as a field of a dataclass.
 
-A command has a parameter of that dataclass, and `expand` gives it the fields as options.
+A command has a parameter of that dataclass type, and `expand` turns the fields into options.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from pipelines.connection import Connection
 
 IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
-"""Kubeflow Pipelines as seen by a pod of the same cluster (kubeflow.org, "Connect the SDK to the API")."""
+"""Address of Kubeflow Pipelines from within the cluster (kubeflow.org, "Connect the SDK to the API")."""
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
-"""Where Kubeflow puts a token for Pipelines into a pod that asks for one."""
+"""Where Kubeflow mounts a token for Pipelines in a pod that requests one."""
 
 T = TypeVar("T")
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter of a command whose type is a dataclass by the dataclass's fields, as options for Typer."""
+    """Replace each parameter whose type is a dataclass by the dataclass's fields, as options for Typer."""
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type] = {}
     parameters = []
@@ -61,16 +61,16 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
         command(**given)
 
-    del expanded.__wrapped__  # its signature is not the command's any more
+    del expanded.__wrapped__  # its signature is no longer the command's
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
 
 
 def _prefer_command_line(context: typer.Context, parameter: typer.CallbackParam, value: T) -> T | None:
-    """Let ``--token`` or ``--token-file`` on the command line win over an environment variable of the other one.
+    """Let ``--token`` or ``--token-file`` on the command line override an environment variable of the other one.
 
-    Click processes what is on the command line first.
+    Click processes the command line first.
     """
     other = "token_file" if parameter.name == "token" else "token"
     own, others = (context.get_parameter_source(str(name)) for name in (parameter.name, other))
@@ -89,7 +89,7 @@ class ServerOptions:
         str | None,
         typer.Option(
             envvar="KF_PIPELINES_ENDPOINT",
-            help="Address of Kubeflow Pipelines: https://HOST/pipeline in Kubeflow, or of its own web page.",
+            help="Address of Kubeflow Pipelines: https://HOST/pipeline in Kubeflow, or of its own web interface.",
             show_default=False,
         ),
     ] = None
@@ -99,7 +99,7 @@ class ServerOptions:
             "--namespace",
             "-n",
             envvar="KF_PIPELINES_NAMESPACE",
-            help="Your namespace, where several users share a cluster.",
+            help="Your namespace on a multi-user cluster.",
         ),
     ] = None
     token: Annotated[
@@ -109,7 +109,7 @@ class ServerOptions:
             "--existing-token",
             envvar="KF_PIPELINES_TOKEN",
             callback=_prefer_command_line,
-            help="Bearer token. Better in the variable or in a file: all users of a machine see command lines.",
+            help="Bearer token. Better in the variable or in a file: all users of a machine can see command lines.",
             show_default=False,
         ),
     ] = None
@@ -121,7 +121,7 @@ class ServerOptions:
             exists=True,
             dir_okay=False,
             readable=True,
-            help="File with a token, such as a service account's; read again for each request.",
+            help="File with a token, such as a service account's; read for each request.",
             show_default=False,
         ),
     ] = None
@@ -129,7 +129,7 @@ class ServerOptions:
         str | None,
         typer.Option(
             envvar="KF_PIPELINES_COOKIE",
-            help="A browser's session behind a login page, NAME=VALUE; better in the variable.",
+            help="Session cookie of a browser, for a login page, NAME=VALUE; better in the variable.",
             show_default=False,
         ),
     ] = None
@@ -147,19 +147,19 @@ class ServerOptions:
     ui_host: Annotated[
         str | None,
         typer.Option(
-            envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the web page, if not --host.", show_default=False
+            envvar="KF_PIPELINES_UI_ENDPOINT", help="Address of the web interface, if not --host.", show_default=False
         ),
     ] = None
 
     def connection(self) -> Connection:
-        """Where the server is and who asks; nothing is sent yet.
+        """The server's address and the credentials; sends nothing yet.
 
         Raises:
-            SettingsError: no address was given, and this is no pod of a cluster.
+            SettingsError: no address was given, and this does not run in a pod.
         """
         from pipelines.connection import IN_POD_NAMESPACE, Connection
 
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each repeated request
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about each retry
         host, token_file = self.host, self.token_file
         if not host and IN_POD_NAMESPACE.exists():
             host = IN_CLUSTER_HOST
@@ -178,7 +178,7 @@ class SettingsOptions:
     """The settings of the steps."""
 
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Settings of this preset; `yolact preset list` names them.")
+        str | None, typer.Option(metavar="NAME", help="Settings of this preset; `yolact preset list` lists them.")
     ] = None
     params: Annotated[Path, typer.Option(metavar="FILE", help="Settings file, if no preset is named.")] = PARAMS
     overrides: Annotated[
@@ -188,7 +188,7 @@ class SettingsOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether a preset or a changed setting was asked for."""
+        """Whether a preset or a changed setting was given."""
         return bool(self.preset or self.overrides)
 
     def read(self) -> Params:
@@ -209,7 +209,7 @@ class ClusterOptions:
         typer.Option(
             "--cluster",
             metavar="FILE",
-            help="Images, resources, secrets, volumes.",
+            help="File with image, resources, secrets and volumes.",
             show_default="pipelines/cluster.yaml of the project",
         ),
     ] = CLUSTER
@@ -220,7 +220,7 @@ class ClusterOptions:
 
     @property
     def are_given(self) -> bool:
-        """Whether another file or a change was asked for."""
+        """Whether another file or a change was given."""
         return bool(self.cluster_changes) or self.cluster_file != CLUSTER
 
     def load(self) -> ClusterConfig:
@@ -234,7 +234,7 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What is run on a server, besides the settings of the steps."""
+    """How a pipeline runs on a server, besides the settings of the steps."""
 
     experiment: Annotated[str, typer.Option(help="Kubeflow's folder for runs; created if missing.")] = "yolact"
     arguments: Annotated[
@@ -247,7 +247,7 @@ class JobOptions:
         bool | None,
         typer.Option(
             "--enable-caching/--no-enable-caching",
-            help="Cache on or off for all tasks; by default each task has what the pipeline says.",
+            help="Cache on or off for all tasks; by default as compiled.",
             show_default=False,
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""Configures the tasks of a pipeline for a cluster."""
+"""Configure the tasks of a pipeline for a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     """Give a task its image, resources, secrets, time limit, retries and cache setting.
 
     Args:
-        task: of a component whose function has the name of its step.
+        task: a task whose component is named like its step.
         cluster: the settings.
     """
     config = cluster.for_step(task.component_spec.name.replace("-", "_"))  # kfp's names have dashes
@@ -48,11 +48,11 @@ def mount_checkpoints(task: PipelineTask, cluster: ClusterConfig) -> PipelineTas
 
 
 def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
-    """Seconds that all attempts of a task may take together, with the pauses before each but the first.
+    """Seconds for all attempts of a task, with the pauses in between.
 
-    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That does not limit
-    a pause: once so much time has passed since the first attempt began, Argo makes no further one. So it has to cover
-    all of them.
+    kfp's ``backoff_max_duration`` becomes Argo's ``retryStrategy.backoff.maxDuration``. That does not limit a pause: it
+    is the time since the start of the first attempt after which Argo starts no further one. So it has to cover all of
+    them.
     """
     pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
     return (config.retries + 1) * config.time_limit + pauses

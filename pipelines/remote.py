@@ -1,7 +1,7 @@
-"""The commands that work on a cluster: ``submit``, ``schedule``, ``status``, ``logs``.
+"""The commands for a cluster: ``submit``, ``schedule``, ``status``, ``logs``.
 
-Exit codes: 0 done; 1 refused or out of reach, the message says what to do; 2 wrong usage; 3 the run that was waited for
-failed or was cancelled; 130 waiting was interrupted, the run continues.
+Exit codes: 0 success; 1 refused or unreachable, the message says what to do; 2 wrong usage; 3 with ``--wait``: the run
+failed or was cancelled; 130 interrupted while waiting, the run continues.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def submit(
     pipeline: Pipeline = "training",
     *,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the tasks' states until the run is over.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the tasks' states until the run ends.")] = False,
     run_name: Annotated[
         str | None, typer.Option(help="Name of the run; by default made from version and time.")
     ] = None,
@@ -61,8 +61,8 @@ def submit(
 ) -> None:
     """Run a pipeline on a cluster.
 
-    Settings are checked before anything is sent. The pipeline is uploaded as a version named by its content; an
-    unchanged one is reused.
+    Checks the settings before anything is sent. Uploads the pipeline as a version named by a hash of its content;
+    reuses an unchanged one.
     """
     from pipelines import watch
     from pipelines.submission import Submission
@@ -91,13 +91,11 @@ def schedule_create(
     *,
     cron: Annotated[
         str,
-        typer.Option(
-            help="When: '0 3 * * *' is 3 o'clock each day, in the cluster's time zone (UTC, if nobody changed it)."
-        ),
+        typer.Option(help="When: '0 3 * * *' is 3 o'clock each day, in the cluster's time zone (UTC by default)."),
     ],
     name: Annotated[str | None, typer.Option(help="Name of the schedule; by default the pipeline's.")] = None,
-    enable: Annotated[bool, typer.Option("--enable/--disable", help="Whether it starts runs from now on.")] = True,
-    max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Largest number of runs at once.")] = 1,
+    enable: Annotated[bool, typer.Option("--enable/--disable", help="Whether it starts runs.")] = True,
+    max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Maximum number of simultaneous runs.")] = 1,
     start: Annotated[str | None, typer.Option(help="No run before: 2027-01-31 or 2027-01-31T18:00+01:00.")] = None,
     end: Annotated[str | None, typer.Option(help="No run after.")] = None,
     catch_up: Annotated[bool, typer.Option("--catch-up", help="Make up for missed runs.")] = False,
@@ -107,7 +105,7 @@ def schedule_create(
     cluster: ClusterOptions,
     server: ServerOptions,
 ) -> None:
-    """Run a pipeline repeatedly. The word `create` may be left out."""
+    """Run a pipeline repeatedly. The word `create` is optional."""
     from pipelines.client import Schedule
     from pipelines.connection import ClusterError
     from pipelines.submission import Submission
@@ -127,7 +125,7 @@ def schedule_create(
             "choose another --name"
         )
     schedule_id = client.schedule(order, when)
-    for other in old:  # only now: if the new one is refused, the old one stays
+    for other in old:  # last, to keep the old one if the new one is refused
         client.delete_schedule(other.recurring_run_id)
     state = "enabled" if enable else "disabled"
     print(f"schedule {order.name}: cron {when.cron}, {state}{', replacing the old one' if old else ''}")
@@ -153,11 +151,11 @@ def schedule_list(*, as_json: AsJson = False, server: ServerOptions) -> None:
 @schedules.command("delete")
 @expand
 def schedule_delete(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id; `schedule list` has them.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id; `schedule list` shows them.")],
     *,
     server: ServerOptions,
 ) -> None:
-    """Remove a schedule; runs that it started stay."""
+    """Delete a schedule; the runs that it started stay."""
     from pipelines.client import Cluster
     from pipelines.connection import ClusterError
 
@@ -195,11 +193,11 @@ def logs(
     *,
     task: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only this task's; by default those of the failed tasks, or of all."),
+        typer.Option(metavar="NAME", help="Only this task; by default the failed tasks, or all."),
     ] = None,
     server: ServerOptions,
 ) -> None:
-    """Print what the tasks of a run wrote."""
+    """Print the logs of a run's tasks."""
     from pipelines.client import Cluster
     from pipelines.connection import ClusterError
     from pipelines.logs import Pod, read_log
@@ -227,10 +225,10 @@ def logs(
 
 
 def _six_fields(cron: str) -> str:
-    """A cron expression as Kubeflow Pipelines reads it (github.com/robfig/cron, version 1): with seconds in front.
+    """Convert a cron expression to Kubeflow Pipelines' form (github.com/robfig/cron, version 1): seconds first.
 
-    It takes five fields too, but as seconds to month: ``0 3 * * *``, 3 o'clock in every crontab, would be the third
-    minute of each hour. Words such as ``@daily`` stay as they are; the server checks the fields themselves.
+    That parser also accepts five fields, but as seconds to month: ``0 3 * * *``, 3 o'clock in every crontab, would be
+    the third minute of each hour. Words such as ``@daily`` are kept; the server checks the fields themselves.
 
     Raises:
         SettingsError: it has another number of fields.
@@ -296,4 +294,4 @@ def _print_status(run: RunStatus, connection: Connection) -> None:
         began = f"{task.started.astimezone():%H:%M:%S}" if task.started else " " * 8
         print(f"  {began}  {task.name:{width}}  {describe_state(task)}{f': {task.message}' if task.message else ''}")
     if not run.tasks:
-        print("  no task has begun")
+        print("  no task has started")

@@ -1,4 +1,4 @@
-"""``python -m pipelines run-local``: the pipeline `training` here, and where everything lies afterwards."""
+"""``python -m pipelines run-local``: run the pipeline `training` on this machine and print where the results are."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def run_training(
         params: the settings.
         cluster, cache: see `run_pipeline`.
         output: gets the results.
-        containers: None: tasks are processes. The folder that ``data.source`` names can be read by containers.
+        containers: how to run tasks in containers, which can read the folder in ``data.source``; None for processes.
         resume_pipeline_run: name of a folder of ``output/checkpoints``; empty: none.
 
     Raises:
         LocalRunError: a task has failed.
         SettingsError: containers cannot be run.
-        DataError: ``data.source`` is not there.
+        DataError: ``data.source`` does not exist.
     """
     if containers is not None:
         containers = Containers(containers.image, (*containers.mounts, *_source_folders(params)), containers.gpus)
@@ -46,7 +46,7 @@ def run_training(
 
 
 def _source_folders(params: Params) -> list[Path]:
-    """Folders of this machine that the source of the data is in."""
+    """Local folders that contain the data source."""
     source = find_source(params.data)
     if isinstance(source, Local):
         return [source.path]

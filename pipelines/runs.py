@@ -1,10 +1,9 @@
-"""State of a run and its tasks, read from the API's answer.
+"""State of a run and its tasks, read from the API's response.
 
-The API lists the nodes of the Argo workflow behind a run. Each task of the pipeline is a node of its own name; beside
-it are ``NAME-driver``, which prepares it, and below it ``executor``, whose pod does the work (``executor(0)``,
-``executor(1)``, ... where a task may be repeated). An executor that was skipped below a task that succeeded means that
-the cache had the result. A loop has nodes ``iteration-...`` around the tasks inside, which come once for each item,
-under one name.
+The API lists the nodes of the Argo workflow behind a run. Each task of the pipeline is a node with its name; next to it
+is ``NAME-driver``, which prepares it, and below it ``executor``, whose pod does the work (``executor(0)``,
+``executor(1)``, ... if the task has retries). A skipped executor below a successful task means that the cache had the
+result. A loop has nodes ``iteration-...`` around its tasks, which occur once per item, with the same name.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ class TaskStatus:
 
     name: str
     node: str
-    """Node of the workflow; distinguishes tasks of one name."""
+    """Node of the workflow; distinguishes tasks with the same name."""
     state: str
     """A value of the API's ``v2beta1RuntimeState``."""
     started: datetime | None
     finished: datetime | None
     cached: bool
-    """It did not run: the cache had its result."""
+    """The task did not run: the cache had its result."""
     pods: tuple[str, ...]
     """Pods that did the work, the last attempt last; empty before the first one."""
     message: str
@@ -56,7 +55,7 @@ class RunStatus:
 
     @property
     def is_over(self) -> bool:
-        """Nothing will change any more."""
+        """Whether the state is final."""
         return self.state in FINAL_STATES
 
     @property
@@ -98,7 +97,7 @@ def read_run(run: Any) -> RunStatus:
 
 
 def _is_task(node: Any) -> bool:
-    """Whether a node is a task of the pipeline; a driver is one when it fails, for then its task never comes."""
+    """Whether a node is a task of the pipeline; a failed driver counts as one, because its task never appears."""
     name = node.display_name or ""
     if name.endswith(_DRIVER):
         return _state(node) == "FAILED"
@@ -124,7 +123,7 @@ def _read_task(node: Any, by_hash: dict[str, Any]) -> TaskStatus:
 
 
 def _executors(node: Any, by_hash: dict[str, Any]) -> Iterator[Any]:
-    """The nodes below a task whose pods did its work, in the order of the attempts."""
+    """The nodes below a task whose pods did its work, in order of the attempts."""
     for child in node.child_tasks or []:
         below = by_hash.get(_hash(child.pod_name or ""))
         if below is not None and (below.display_name or "").partition("(")[0] == "executor":
@@ -149,5 +148,5 @@ def _message(item: Any) -> str:
 
 
 def _time(value: datetime | None) -> datetime | None:
-    """A time; None where the server means that there is none yet (the year 1, or 1970)."""
+    """A time; None if there is none yet, which the server writes as the year 1 or 1970."""
     return value if value is not None and value.year > 1970 else None

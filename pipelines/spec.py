@@ -20,7 +20,7 @@ HASH_LENGTH = 12
 """Hexadecimal digits of the content hash in a version's name."""
 
 CODE_PARAMETER = "code_version"
-"""Parameter of a task that takes the version of its code."""
+"""A task's parameter for its code version."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
@@ -34,12 +34,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 class PipelineError(YolactError, ValueError):
-    """A pipeline is missing, is not a compiled one, or does not take the given arguments; names the file."""
+    """A pipeline is missing, is not compiled, or does not take the given arguments; the message names the file."""
 
 
 @dataclass(frozen=True)
 class CompiledPipeline:
-    """What the compiler wrote: the pipeline, and its settings for Kubernetes if it has any."""
+    """The compiler's output: the pipeline, and its settings for Kubernetes if it has any."""
 
     spec: dict[str, Any]
     """``PipelineSpec`` of the pipeline specification, as JSON."""
@@ -60,17 +60,17 @@ class CompiledPipeline:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of all that was compiled."""
+        """SHA-256 (hex) of the compiled pipeline."""
         text = json.dumps([self.spec, self.platforms], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def version_name(self) -> str:
-        """Name of this pipeline's version on a server: from the content, so an unchanged pipeline keeps its version."""
+        """Name of this pipeline's version on a server: a hash of its content, so an unchanged one keeps its version."""
         return self.content_hash[:HASH_LENGTH]
 
     def code_versions(self) -> dict[str, dict[str, str]]:
-        """By container image: the code versions that its tasks were compiled for, by step."""
+        """The code versions that the tasks were compiled for, by container image and step."""
         found: dict[str, dict[str, str]] = {}
         for task in _tasks(self.spec):
             argument = task.get("inputs", {}).get("parameters", {}).get(CODE_PARAMETER, {})
@@ -83,15 +83,15 @@ class CompiledPipeline:
         return found
 
     def to_yaml(self) -> str:
-        """The text that a server takes: the pipeline, and its settings for Kubernetes as a second document."""
+        """The text to upload: the pipeline, and its settings for Kubernetes as a second document."""
         documents = [self.spec, *([self.platforms] if self.platforms else [])]
         return yaml.safe_dump_all(documents, sort_keys=True, allow_unicode=True)
 
     def is_same_as(self, stored: Mapping[str, Any]) -> bool:
         """Whether a server's ``pipeline_spec`` has the same content.
 
-        Both are compared as the messages that they stand for, since a server may leave out what is the default and
-        writes whole numbers as it likes.
+        Compares them as protobuf messages, because a server may leave out defaults and writes whole numbers in its own
+        way.
         """
         both = "pipeline_spec" in stored
         spec = stored["pipeline_spec"] if both else stored
@@ -102,7 +102,7 @@ class CompiledPipeline:
             return False
 
     def with_caching(self, enabled: bool) -> CompiledPipeline:
-        """The same pipeline with the cache on or off for every task, whatever the compiler wrote."""
+        """The same pipeline with the cache on or off for every task."""
         spec = json.loads(json.dumps(self.spec))
         for task in _tasks(spec):
             task["cachingOptions"] = {"enableCache": True} if enabled else {}
@@ -144,7 +144,7 @@ def read_compiled(path: Path) -> CompiledPipeline:
     """Read what ``python -m pipelines compile`` wrote.
 
     Raises:
-        PipelineError: the file is missing or is no compiled pipeline.
+        PipelineError: the file is missing or is not a compiled pipeline.
     """
     try:
         return parse_compiled(path.read_text(encoding="utf-8"), origin=str(path))
@@ -158,7 +158,7 @@ def parse_compiled(text: str, origin: str) -> CompiledPipeline:
     """Read the text that the compiler wrote; ``origin`` is named in errors.
 
     Raises:
-        PipelineError: it is no compiled pipeline.
+        PipelineError: it is not a compiled pipeline.
     """
     try:
         documents = list(yaml.safe_load_all(text))
@@ -206,6 +206,6 @@ def _messages(spec: Any, platforms: Any) -> tuple[Any, Any]:
 
 
 def _tasks(spec: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every task, also those inside loops and conditions."""
+    """All tasks, including those in loops and conditions."""
     for component in (spec["root"], *spec.get("components", {}).values()):
         yield from component.get("dag", {}).get("tasks", {}).values()

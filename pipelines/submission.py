@@ -1,4 +1,4 @@
-"""What `submit` and `schedule` send: a pipeline and its arguments, checked before anything is sent."""
+"""What `submit` and `schedule` send: a pipeline and its arguments, checked first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SETTINGS_PARAMETER = "params"
 """The pipelines' parameter that takes all settings."""
 
 REVISION_PARAMETERS = ("data_repository", "data_path", "data_revision")
-"""The pipelines' parameters that name a revision of the data in place of ``data.source``."""
+"""The pipelines' parameters that name a revision of the data, instead of ``data.source``."""
 
 
 class Submission:
@@ -34,7 +34,7 @@ class Submission:
         """Compile and check.
 
         Args:
-            pipeline: name of a pipeline of the project, or file of a compiled one.
+            pipeline: name of a pipeline of the project, or a compiled pipeline's file.
             cluster, settings, job: options of the command.
 
         Raises:
@@ -63,11 +63,11 @@ class Submission:
         return arguments
 
     def prepare(self, connection: Connection, name: str | None) -> tuple[Cluster, Job]:
-        """Bring the pipeline's version and the experiment onto the server.
+        """Upload the pipeline's version and create the experiment on the server.
 
         Args:
-            connection: to the server.
-            name: of the run or schedule; made from pipeline, version and time if None.
+            connection: the server.
+            name: name of the run or schedule; None for one made of pipeline, version and time.
         """
         cluster = Cluster(connection)
         tags = _commit_tags()
@@ -88,15 +88,15 @@ class Submission:
 
 
 def compile_pipeline(pipeline: str, cluster: ClusterOptions, caching: bool | None) -> CompiledPipeline:
-    """Compile a pipeline of the project, or read a compiled one's file.
+    """Compile a pipeline of the project, or read a compiled one from its file.
 
     Args:
         pipeline: name or file.
-        cluster: options of the command; none may be given with a file.
-        caching: of all tasks; None leaves it as compiled.
+        cluster: options of the command; not allowed with a file.
+        caching: cache on or off for all tasks; None leaves it as compiled.
 
     Raises:
-        SettingsError: no such pipeline; or a file with options of the cluster.
+        SettingsError: there is no such pipeline; or cluster options were given with a file.
         PipelineError: the file is not a compiled pipeline.
     """
     if pipeline.endswith((".yaml", ".yml")):
@@ -113,5 +113,5 @@ def compile_pipeline(pipeline: str, cluster: ClusterOptions, caching: bool | Non
 
 def _commit_tags() -> dict[str, str]:
     """The checkout's commit, for the record; empty outside git."""
-    commit, dirty = git_state(ROOT, ignoring=[str(PARAMS)])  # settings travel with the run
+    commit, dirty = git_state(ROOT, ignoring=[str(PARAMS)])  # the run has its settings as an argument
     return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()} if commit else {}

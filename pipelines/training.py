@@ -39,11 +39,11 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
 
         Args:
             params: the whole of params.yaml, as YAML or JSON.
-            data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
-            data_path: path in it.
-            data_revision: commit, tag or branch of it.
+            data_repository: git repository that tracks the data, by DVC or git; empty uses data.source.
+            data_path: path of the data in that repository.
+            data_revision: commit, tag or branch of that repository.
             checkpoints: where the volume for checkpoints is mounted in the task's container.
-            resume_pipeline_run: id of an earlier run of this pipeline whose training to resume.
+            resume_pipeline_run: id of an earlier run of this pipeline whose training to resume; empty for none.
         """
         data = prepare_data(cluster, versions, params, data_repository, data_path, data_revision)
         trained = train(

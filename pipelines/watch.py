@@ -1,4 +1,4 @@
-"""Waits for a run and reports the changes of its tasks."""
+"""Wait for a run and report the changes of its tasks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipelines.runs import RunStatus, TaskStatus
 from yolact.errors import YolactError
 
 INTERVAL = 10.0
-"""Seconds between two requests for the state."""
+"""Seconds between polls of the state."""
 
 PATIENCE = 900.0
-"""Seconds that a server may be unavailable while a run is waited for."""
+"""Seconds that a server may be unavailable while waiting for a run."""
 
 LOG_LINES = 20
 """Lines of a failed task's log that are shown."""
 
 
 class RunFailedError(YolactError, RuntimeError):
-    """The run ended without success."""
+    """The run failed or was cancelled."""
 
     exit_code = 3
 
 
 def wait(cluster: Cluster, run_id: str, report: Callable[[str], None]) -> RunStatus:
-    """Poll a run until it is over, and report each change of a task's state.
+    """Poll a run until it ends, and report each change of a task's state.
 
     The server may be unavailable for `PATIENCE` seconds.
 
@@ -64,7 +64,7 @@ def check_success(cluster: Cluster, run: RunStatus) -> None:
     """Do nothing if the run succeeded.
 
     Raises:
-        RunFailedError: it did not; names the failed tasks, with their messages or the ends of their logs.
+        RunFailedError: it did not succeed; names the failed tasks, with their messages or the ends of their logs.
     """
     if run.state == "SUCCEEDED":
         return
@@ -77,7 +77,7 @@ def check_success(cluster: Cluster, run: RunStatus) -> None:
 
 
 def describe_state(task: TaskStatus) -> str:
-    """A task's state in words, with its duration when it is over."""
+    """A task's state in words, with its duration once it has ended."""
     if task.cached:
         return "succeeded (from the cache)"
     duration = f" after {_duration(task)}" if task.started and task.finished and task.state != "SKIPPED" else ""

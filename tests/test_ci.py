@@ -1,4 +1,4 @@
-"""What CI runs, `.ci/run` and `.ci/containers`, among stand-ins for the machine's tools: no Docker is started here."""
+"""The CI scripts, `.ci/run` and `.ci/containers`, with fakes for the machine's tools: no Docker is started."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ TOOLS: tuple[str, ...] = (
     "nproc",
 )
 TOOLS += ("rm", "sed", "sleep", "sort", "tail", "tar", "timeout", "touch", "umount", "xargs")
-"""Programs that are on every Debian, which the scripts may use as they are."""
+"""Programs that every Debian has, which the scripts may use."""
 
 
 @dataclass
 class Machine:
-    """A folder with the scripts, and programs of which all but `TOOLS` are stand-ins that note how they are called."""
+    """A folder with the scripts and programs; all programs except `TOOLS` are fakes that record their calls."""
 
     root: Path
 
     @property
     def calls(self) -> list[str]:
-        """Commands that were given to stand-ins, in order."""
+        """Calls of the fakes, in order."""
         notes = self.root / "calls"
         return notes.read_text().splitlines() if notes.exists() else []
 
     def add(self, name: str, script: str = "") -> None:
-        """Put a stand-in into the path; it notes its call and then does what ``script`` says."""
+        """Add a fake to the path; it records its call and then runs ``script``."""
         program = self.root / "bin" / name
         program.write_text(f'#!/bin/bash\necho "{name} $*" >> {self.root}/calls\n{script}\n')
         program.chmod(0o755)
@@ -94,7 +94,7 @@ def machine(tmp_path: Path, repository: Path) -> Machine:
 
 @pytest.fixture
 def checks(machine: Machine) -> Machine:
-    """The machine, with only a note instead of the tests in containers."""
+    """The machine, with a fake for the tests in containers."""
     (machine.root / ".ci" / "containers").write_text(f"echo containers >> {machine.root}/calls\n")
     return machine
 
@@ -102,14 +102,14 @@ def checks(machine: Machine) -> Machine:
 CHECKS = ["make lint", "make test", "containers"]
 
 
-def test_without_apt_get_checks_go_on_without_postgresql(checks: Machine) -> None:
+def test_without_apt_get_the_checks_run_without_postgresql(checks: Machine) -> None:
     done = checks.run("run")
     assert done.returncode == 0, done.stderr
     assert checks.calls[-3:] == CHECKS
-    assert "no PostgreSQL here" in done.stdout
+    assert "PostgreSQL is missing" in done.stdout
 
 
-def test_an_apt_get_that_reaches_nothing_does_not_end_the_checks(checks: Machine) -> None:
+def test_a_failing_apt_get_does_not_end_the_checks(checks: Machine) -> None:
     checks.add("apt-get", "exit 100")
     checks.add("sudo", '[ "$1" = -n ] && shift; "$@"')
     done = checks.run("run")
@@ -119,7 +119,7 @@ def test_an_apt_get_that_reaches_nothing_does_not_end_the_checks(checks: Machine
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root needs no sudo")
-def test_nobody_is_asked_for_a_password_for_what_tests_can_do_without(checks: Machine) -> None:
+def test_no_password_is_requested_for_optional_packages(checks: Machine) -> None:
     checks.add("apt-get")
     checks.add("sudo", "exit 1")
     done = checks.run("run")
@@ -128,20 +128,20 @@ def test_nobody_is_asked_for_a_password_for_what_tests_can_do_without(checks: Ma
     assert not [call for call in checks.calls if call.startswith("apt-get")]
 
 
-def test_postgresql_is_installed_where_that_is_possible(checks: Machine) -> None:
+def test_postgresql_is_installed_if_possible(checks: Machine) -> None:
     checks.add("apt-get")
     checks.add("sudo", '[ "$1" = -n ] && shift; "$@"')
     done = checks.run("run")
     assert done.returncode == 0, done.stderr
     assert "apt-get install --quiet --yes --no-install-recommends postgresql" in checks.calls
-    assert "no PostgreSQL here" not in done.stdout
+    assert "PostgreSQL is missing" not in done.stdout
 
 
 def test_a_missing_tool_that_cannot_be_installed_is_named(checks: Machine) -> None:
     (checks.root / "bin" / "git").unlink()
     done = checks.run("run")
     assert done.returncode == 1
-    assert "missing, and not to be installed from here: git" in done.stderr
+    assert "missing, and could not be installed: git" in done.stderr
     assert "make lint" not in checks.calls
 
 
@@ -160,7 +160,7 @@ esac
 
 
 def with_docker(machine: Machine, registry: int, free_gb: int = 30) -> None:
-    """Give the machine a Docker, which has so much space."""
+    """Give the machine a Docker with this much free space."""
     folder = machine.root / "docker"
     folder.mkdir()
     (folder / "dangling").write_text("aaaaaaaaaaaa\n")
@@ -170,7 +170,7 @@ def with_docker(machine: Machine, registry: int, free_gb: int = 30) -> None:
     machine.add("df", f"{space}; echo Avail; echo $((free * 1024 * 1024 + 1))")
 
 
-def test_what_docker_had_stays_and_what_the_build_made_goes(machine: Machine) -> None:
+def test_cleanup_removes_what_the_build_created_and_nothing_else(machine: Machine) -> None:
     with_docker(machine, registry=0)
     dangling = machine.root / "docker" / "dangling"
     made = f"printf 'aaaaaaaaaaaa\\nbbbbbbbbbbbb\\ncccccccccccc\\n' > {dangling}"  # c: of someone else, just now
@@ -187,7 +187,7 @@ def test_what_docker_had_stays_and_what_the_build_made_goes(machine: Machine) ->
     assert list((machine.root / "tmp").iterdir()) == []
 
 
-def test_failed_tests_fail_after_the_cleaning_up(machine: Machine) -> None:
+def test_failed_tests_fail_after_the_cleanup(machine: Machine) -> None:
     with_docker(machine, registry=0)
     machine.add("pytest", "exit 1")
     done = machine.run("containers")
@@ -195,7 +195,7 @@ def test_failed_tests_fail_after_the_cleaning_up(machine: Machine) -> None:
     assert "docker rm --force c0ffee" in machine.calls
 
 
-def test_a_signal_ends_what_runs_and_cleans_up(machine: Machine) -> None:
+def test_a_signal_stops_the_processes_and_cleans_up(machine: Machine) -> None:
     with_docker(machine, registry=0)
     machine.add("pytest", "sleep 1000; true")
     with machine.start("containers") as process:
@@ -210,7 +210,7 @@ def test_a_signal_ends_what_runs_and_cleans_up(machine: Machine) -> None:
     assert list((machine.root / "tmp").iterdir()) == []
 
 
-def test_a_build_that_fails_shows_its_end(machine: Machine) -> None:
+def test_a_failed_build_shows_the_end_of_its_log(machine: Machine) -> None:
     with_docker(machine, registry=0)
     machine.add("make", "echo no space; exit 2")
     done = machine.run("containers")
@@ -218,11 +218,14 @@ def test_a_build_that_fails_shows_its_end(machine: Machine) -> None:
     assert "no space" in done.stderr
 
 
-def test_space_is_looked_for_where_docker_keeps_its_files(machine: Machine) -> None:
+def test_free_space_is_checked_on_dockers_disk(machine: Machine) -> None:
     with_docker(machine, registry=0, free_gb=3)
     done = machine.run("containers")
     assert done.returncode == 0
-    assert f"not tested here: building the image takes 20 GB of disk, at {machine.root}/docker 3 GB" in done.stdout
+    assert (
+        f"not tested here: building the image takes 20 GB of disk, but {machine.root}/docker has only 3 GB"
+        in done.stdout
+    )
     assert not [call for call in machine.calls if call.startswith("make")]
 
 
@@ -264,8 +267,8 @@ def test_without_a_registry_a_running_docker_gets_a_stand_in_for_the_base(machin
 
 
 @mounting
-def test_of_a_docker_of_our_own_no_process_stays_behind(machine: Machine) -> None:
-    """A dockerd that ends without its shims, as one does that was killed."""
+def test_our_own_docker_leaves_no_process_behind(machine: Machine) -> None:
+    """A dockerd that exits without its shims, as if killed."""
     roomy(machine)
     shim = f"bash -c 'echo $$ > {machine.root}/shim; while :; do sleep 0.1; done' shim"
     machine.add("dockerd", f'{shim} "${{@: -1}}" &\nexec sleep 1000')
@@ -279,11 +282,11 @@ def test_of_a_docker_of_our_own_no_process_stays_behind(machine: Machine) -> Non
 
 
 @mounting
-def test_a_dockerd_that_does_not_start_skips_and_says_why(machine: Machine) -> None:
+def test_a_dockerd_that_does_not_start_skips_with_the_reason(machine: Machine) -> None:
     roomy(machine)
     machine.add("docker", "exit 1")
     machine.add("dockerd", "echo no cgroups >&2; exit 1")
     done = machine.run("containers")
     assert done.returncode == 0
     assert "no cgroups" in done.stdout
-    assert "not tested here: the dockerd that is here does not start" in done.stdout
+    assert "not tested here: dockerd does not start" in done.stdout

@@ -1,4 +1,4 @@
-"""The manifests in ``deploy/``: they fit Kubernetes' schemas and each other, and ask for no rights."""
+"""The manifests in ``deploy/``: they match Kubernetes' schemas and each other, and need no privileges."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.servers.servers import s3_server
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
-"""Version whose schemas the manifests are held against."""
+"""Kubernetes version of the schemas."""
 USER = 10001
-"""Of the image."""
+"""The image's user."""
 OTHERS = {"postgres:17-bookworm": 999}
-"""Images that are not ours, with their users."""
+"""Third-party images with their users."""
 KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
 """Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
 CUSTOM = {"TrainingRuntime", "TrainJob"}
@@ -47,12 +47,12 @@ class Manifest:
 
     @property
     def pod_labels(self) -> dict[str, str]:
-        """Of the pods that a workload makes."""
+        """Labels of the pods that a workload creates."""
         labels: dict[str, str] = self.tree["spec"]["template"]["metadata"]["labels"]
         return labels
 
     def pods(self) -> list[dict[str, Any]]:
-        """Every pod's specification in it."""
+        """The specifications of all pods in it."""
         return [spec for spec in maps(self.tree) if "containers" in spec]
 
 
@@ -105,7 +105,7 @@ def test_manifests_fit_kubernetes_own_schemas(manifests: list[Manifest]) -> None
         kubernetes_validate.validate(manifest.tree, KUBERNETES, strict=True)
 
 
-def test_the_schemas_would_find_a_mistake(manifests: list[Manifest]) -> None:
+def test_the_schemas_detect_a_mistake(manifests: list[Manifest]) -> None:
     claim = next(manifest.tree for manifest in manifests if manifest.kind == "PersistentVolumeClaim")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(claim | {"spec": {"accessMode": ["ReadWriteOnce"]}}, KUBERNETES, strict=True)
@@ -166,7 +166,7 @@ def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, fold
         assert {tree["metadata"]["namespace"] for tree in built} == {"kubeflow"}
 
 
-def test_kustomizations_name_every_manifest_but_those_that_are_applied_by_hand(deploy: Path) -> None:
+def test_kustomizations_name_every_manifest_except_those_applied_manually(deploy: Path) -> None:
     by_hand = {deploy / "train" / "trainjob.yaml", *(deploy / "pipelines").glob("o*-checkpoints.yaml")}
     named = {
         (file.parent / resource).resolve()
@@ -197,7 +197,7 @@ def test_the_job_for_old_checkpoints_removes_those_of_runs_that_have_stopped_and
     assert {path.name for path in tmp_path.iterdir()} == {"stopped", "trains", "lost+found"}
 
 
-def test_every_pod_runs_without_rights(manifests: list[Manifest]) -> None:
+def test_every_pod_runs_without_privileges(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         for pod in manifest.pods():
             user = OTHERS.get(pod["containers"][0]["image"], USER)
@@ -309,7 +309,7 @@ def test_services_find_their_pods_and_ports(manifests: list[Manifest]) -> None:
         assert {port["targetPort"] for port in service.tree["spec"]["ports"]} <= ports
 
 
-def test_servers_listen_where_their_probes_ask(manifests: list[Manifest]) -> None:
+def test_servers_listen_on_the_ports_of_their_probes(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         for pod in manifest.pods():
             for container in pod["containers"]:
@@ -350,7 +350,7 @@ def test_the_served_model_is_the_one_that_is_registered(manifests: list[Manifest
     assert container["command"][-1] == f"models:/{name}@champion"
 
 
-def test_the_readmes_commands_name_files_that_are_there(deploy: Path) -> None:
+def test_the_readmes_commands_name_existing_files(deploy: Path) -> None:
     text = (deploy / "README.md").read_text(encoding="utf-8")
     paths = set(re.findall(r"\bdeploy/[\w./-]*\w", text))
     assert len(paths) > 5
@@ -362,7 +362,7 @@ def test_the_readmes_commands_name_files_that_are_there(deploy: Path) -> None:
 
 
 @pytest.mark.parametrize("secret", ["plain", "pa$HOME 'w\"ord #1"])
-def test_the_readmes_bucket_is_made_with_the_keys_as_they_stand(deploy: Path, tmp_path: Path, secret: str) -> None:
+def test_the_readmes_bucket_is_created_with_the_keys_verbatim(deploy: Path, tmp_path: Path, secret: str) -> None:
     page = (deploy / "README.md").read_text(encoding="utf-8")
     [command] = re.findall(r"^python - <<'END'\n.*?^END$", page, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "deploy" / "secrets").mkdir(parents=True)

@@ -126,9 +126,7 @@ def test_a_change_inside_the_source_makes_a_new_version(pushed: Checkout) -> Non
     assert pushed.run("git", "status", "--porcelain") == ""
 
 
-def test_a_clone_pulls_the_data_runs_nothing_and_goes_back_to_an_older_version(
-    pushed: Checkout, clone: Checkout
-) -> None:
+def test_a_clone_pulls_the_data_runs_nothing_and_checks_out_an_older_version(pushed: Checkout, clone: Checkout) -> None:
     clone.run("dvc", "pull")
     second = clone.raw()
     assert second == pushed.raw()
@@ -142,7 +140,7 @@ def test_a_clone_pulls_the_data_runs_nothing_and_goes_back_to_an_older_version(
     assert clone.raw().keys() == second.keys() - {"VOCdevkit/VOC2012/JPEGImages/new.jpg"}
 
 
-def test_data_is_got_and_imported_by_other_projects(pushed: Checkout, tmp_path: Path) -> None:
+def test_other_projects_can_get_and_import_the_data(pushed: Checkout, tmp_path: Path) -> None:
     other = Checkout(tmp_path, pushed.environment["AWS_ENDPOINT_URL"])
     other.run("dvc", "get", str(pushed.root), "data/raw", "--rev", "v1", "-o", "got")
     assert len(list((tmp_path / "got").rglob("*.jpg"))) == 9
@@ -201,9 +199,7 @@ def whole_files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if re.fullmatch(r"[0-9a-f]{30}(\.dir)?", path.name) and path.is_file()}
 
 
-def test_a_pull_that_is_cut_half_way_goes_on_and_loses_nothing(
-    pushed: Checkout, clone: Checkout, line: CuttingProxy
-) -> None:
+def test_an_interrupted_pull_resumes_and_loses_nothing(pushed: Checkout, clone: Checkout, line: CuttingProxy) -> None:
     clone.use_remote(endpointurl=line.url)
     half = len(set(pushed.raw().values())) // 2
     line.dead_when = lambda: len(whole_files(clone.root / ".dvc/cache/files")) >= half
@@ -219,7 +215,7 @@ def test_a_pull_that_is_cut_half_way_goes_on_and_loses_nothing(
     assert {path: path.stat().st_ino for path in arrived} == arrived  # what had arrived was kept
 
 
-def test_a_push_that_is_cut_half_way_goes_on_and_the_other_side_never_has_a_folder_without_its_files(
+def test_an_interrupted_push_resumes_and_the_remote_never_has_a_folder_without_its_files(
     pushed: Checkout, clone: Checkout, server: str, line: CuttingProxy, tmp_path: Path, bucket: Path
 ) -> None:
     clone.run("dvc", "pull")

@@ -1,4 +1,4 @@
-"""The image's recipe, without building it: what goes in, what stays out, and its health check."""
+"""The container image's Dockerfile, without building it: what goes in, what stays out, and the health check."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_data_secrets_and_history_stay_out_of_the_build(patterns: list[str], pat
     assert ignored(patterns, path)
 
 
-def test_all_files_of_all_rooms_reach_the_build(repository: Path, patterns: list[str]) -> None:
+def test_all_files_of_all_packages_reach_the_build(repository: Path, patterns: list[str]) -> None:
     settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))
     rooms = [name.rstrip("*") for name in settings["tool"]["setuptools"]["packages"]["find"]["include"]]
     tracked = subprocess.run(
@@ -106,7 +106,7 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
 
 
 def commit_of_image(checkout: Path) -> str:
-    """What `make image` tells the build."""
+    """The arguments that `make image` passes to the build."""
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(checkout.parent)}
     command = ["make", "--dry-run", "image"]
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
@@ -160,8 +160,8 @@ def test_make_passes_the_code_versions_which_the_build_records_and_labels(reposi
     assert f'{LABEL}="${{CODE_VERSIONS}}"' in recipe
 
 
-def test_every_data_file_of_a_room_is_part_of_the_package(repository: Path) -> None:
-    """The image installs the project as a package, so a file that setuptools does not take is not there."""
+def test_every_data_file_of_a_package_is_installed(repository: Path) -> None:
+    """The image installs the project as a package, so files that setuptools leaves out are missing."""
     settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     for room in ("yolact", "yolact_bench", "yolact_cli", "yolact_ops", "components", "pipelines"):
         known = {
@@ -215,5 +215,5 @@ def test_a_container_that_serves_nothing_is_healthy(repository: Path) -> None:
     assert is_healthy(repository)
 
 
-def test_a_port_that_is_none_is_unhealthy(repository: Path) -> None:
+def test_an_invalid_port_is_unhealthy(repository: Path) -> None:
     assert not is_healthy(repository, MLFLOW_PORT="tcp://10.0.0.1:5000")

@@ -107,7 +107,7 @@ def has_code(path: Path) -> bool:
 
 
 def templates_of(files: Iterable[Path]) -> set[Path]:
-    """Templates beside ``files`` that these, or other templates of theirs, name."""
+    """Templates next to ``files`` that these, or other such templates, name."""
     named: set[Path] = set()
     texts = {file: file.read_text(encoding="utf-8") for file in files}
     candidates = {template for file in texts for template in file.parent.glob("*.j2")}
@@ -155,7 +155,7 @@ def test_dvc_yaml_names_exactly_the_code_that_a_stage_runs(repository: Path, sta
     assert {"missing": needed - listed, "superfluous": listed - needed} == {"missing": set(), "superfluous": set()}
 
 
-def test_an_edit_of_a_benchmark_a_format_or_an_exporter_does_not_retrain(repository: Path) -> None:
+def test_editing_a_benchmark_a_format_or_an_exporter_does_not_retrain(repository: Path) -> None:
     listed = listed_code(repository, stages(repository)["train"]["deps"])
     assert "yolact/losses/criterion.py" in listed
     assert not [

@@ -127,7 +127,7 @@ def test_one_mlflow_run_spans_train_evaluate_and_register(finished):
     assert version.tags["data_digest"] == digest
 
 
-def test_a_second_repro_only_looks_at_the_source(finished):
+def test_a_second_repro_only_checks_the_source(finished):
     output = finished.run("dvc", "repro")
     assert [line for line in output.splitlines() if "Running stage" in line] == ["Running stage 'source':"]
     assert finished.run("git", "status", "--porcelain") == ""
@@ -194,7 +194,7 @@ def test_equal_settings_give_equal_metrics_also_after_a_kill_in_train(fresh):
     assert (fresh.json("metrics/eval.json"), (fresh.root / "models/model.safetensors").read_bytes()) == resumed
 
 
-def test_a_failing_step_says_what_to_do_and_the_next_repro_goes_on(fresh):
+def test_a_failing_step_says_what_to_do_and_the_next_repro_continues(fresh):
     source = fresh.root / "source"
     shutil.copytree(fresh.root / "data/raw", source)
     mask = next((source / "VOCdevkit/VOC2012/SegmentationObject").glob("*.png"))

@@ -126,7 +126,7 @@ def train(
     precision: Precisions = "fp32",
     batch: Batch = 2,
     rounds: RoundCount = 5,
-    objects: Annotated[int, typer.Option(min=1, help="Made-up objects in each image.")] = 8,
+    objects: Annotated[int, typer.Option(min=1, help="Synthetic objects per image.")] = 8,
     threads: Threads = None,
     against: Against = None,
     memory: Memory = True,
@@ -203,7 +203,7 @@ def evaluation(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure masks and run lengths of 100 detections, without a network."""
+    """Measure masks and RLE of 100 detections, without a network."""
     from yolact_bench.speed.evaluation import measure
     from yolact_cli.bench_options import find_detection, prepare, progress
     from yolact_cli.bench_tables import print_evaluation

@@ -1,4 +1,4 @@
-"""What the options of `yolact bench` stand for: backends, networks, settings of detection."""
+"""The options of `yolact bench` as objects: backends, networks, detection settings."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from yolact_bench.speed.calibration import calibrated_network
 DETECTIONS: dict[str, DetectConfig] = {
     "default": DEFAULT_DETECTION,
     "published": PUBLISHED_DETECTION,
-    # The published code does this too, when its masks are asked for with a score threshold.
+    # The published code does this too when it is called with a score threshold.
     "published-no-tail": PUBLISHED_DETECTION.replace(low_score_tail=False),
 }
-"""Settings of detection by the name in ``--detection``."""
+"""Detection settings by the name in ``--detection``."""
 
 
 def prepare(device: str, threads: int | None) -> torch.device:
@@ -44,7 +44,7 @@ def prepare(device: str, threads: int | None) -> torch.device:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A function that shows a line of progress in the terminal; silent without one."""
+    """A function that shows a progress line in the terminal; silent without a terminal."""
     with Console(stderr=True).status("starting") as status:
         yield status.update
 
@@ -69,7 +69,7 @@ def backend_specs(precision: str, against: Sequence[Path], *, compile: bool = Fa
 
 
 def find_detection(name: str) -> DetectConfig:
-    """Settings of detection by name.
+    """Detection settings by name.
 
     Raises:
         SettingsError: the name is unknown.

@@ -38,7 +38,7 @@ def print_loading(result: LoadingBenchmark, *, as_json: bool) -> None:
 
 
 def print_evaluation(result: EvaluationWork, *, as_json: bool) -> None:
-    """Print times of masks and run lengths."""
+    """Print times of masks and RLE."""
     _print("evaluation_work", result, _show_evaluation, as_json=as_json)
 
 
@@ -121,7 +121,7 @@ def _show_training(result: TrainingBenchmark, console: Console) -> None:
     title = f"training, {settings.weights}, {settings.model.image_size} px, batch {settings.batch}"
     console.print(_stage_table(title, "milliseconds per step", TRAINING_STAGES, backends, decimals=2))
     console.print(
-        f"{settings.objects} made-up objects in each image. Medians of {settings.rounds} rounds; speed is "
+        f"{settings.objects} synthetic objects per image. Medians of {settings.rounds} rounds; speed is "
         f"relative to {result.reference}."
     )
     if any(backend.memory for backend in backends):

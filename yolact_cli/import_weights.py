@@ -18,7 +18,7 @@ IMPORTED = Path("models/imported")
 """Default folder of imported models."""
 
 TRAINING_RUN = "run.json"
-"""File that the train step writes beside a model."""
+"""File that the train step writes next to a model."""
 
 
 def run(

@@ -17,16 +17,16 @@ def evaluate(
     report: Output[HTML],
     summary: Output[Markdown],
 ) -> None:
-    """COCO metrics and the paper's AP70 on the validation split, and a gallery.
+    """Evaluate a model on the val split: COCO metrics, the paper's AP70, and a report.
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         processed: what preprocess wrote.
-        model: what train wrote.
+        model: what train or fetch wrote.
         evaluation: eval.json; report/ with detections in the COCO results format, tables, gallery; plots/.
         metrics: box and mask AP, AP50, AP75, AP70, by size.
-        report: the page with curves and gallery.
+        report: HTML page with curves and gallery.
         summary: the metrics, overall and by class.
     """
     from pathlib import Path

@@ -19,7 +19,7 @@ def fetch(
 
     Args:
         registered: models:/NAME@ALIAS or models:/NAME/VERSION.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         model: model.safetensors, model.json, detect.json, version.json.
         params: the whole of params.yaml, if the model will be evaluated: opens an MLflow run for that.
 

@@ -8,12 +8,12 @@ from yolact_ops.commands.task import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def ingest(data_params: str, fingerprint: str, code_version: str, raw: Output[Dataset]) -> None:
-    """Fetch the images and their annotations, whatever their source.
+    """Fetch images and annotations from any source.
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.
-        fingerprint: of the source's content; part of the cache key.
-        code_version: of this step; likewise, and checked against the image.
+        fingerprint: fingerprint of the source's content; part of the cache key.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         raw: the data set in its own format.
     """
     from pathlib import Path

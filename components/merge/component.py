@@ -22,14 +22,14 @@ def merge(
     """Merge the shards' results, in COCO's formats.
 
     Args:
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         model: what fetch wrote.
         plan: what split wrote.
         results: what the predict tasks wrote.
-        predictions: detections.json (COCO results), images.json (what the ids mean), problems.json.
-        metrics: counts of images, objects and images that cannot be read.
-        summary: objects by class.
-        destination: s3://bucket/folder that gets these files too; empty for none.
+        predictions: detections.json (COCO results), images.json (COCO images, by id), problems.json.
+        metrics: number of images, objects and unreadable images.
+        summary: number of objects by class.
+        destination: s3://bucket/folder to upload these files to; empty for none.
     """
     from pathlib import Path
 

@@ -19,11 +19,11 @@ def predict(
     """Detect the objects in one shard's images.
 
     Args:
-        shard: its number, as text.
-        code_version: of this step; part of the cache key, and checked against the image.
+        shard: number of the shard, as text.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         model: what fetch wrote.
         plan: what split wrote.
-        result: images, rows of the COCO results format, and images that cannot be read.
+        result: images, detections in the COCO results format, and unreadable images.
         device: auto, cpu, cuda, or mps.
         batch_size: images per forward pass.
     """

@@ -18,7 +18,7 @@ def preprocess(
 
     Args:
         data_params: the section data of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         raw: what ingest wrote.
         processed: images/, train.json, val.json and stats.json.
         report: counts, sizes, a gallery, problems.

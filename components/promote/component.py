@@ -21,11 +21,11 @@ def promote(
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         processed: what preprocess wrote.
         registration: what register wrote.
-        promotion: what was decided and why, as JSON.
-        summary: the same, human-readable.
+        promotion: the decision and its reasons, as JSON.
+        summary: the decision, rule by rule.
 
     Returns:
         promoted, refused or unchanged.

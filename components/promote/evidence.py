@@ -64,7 +64,7 @@ class Evidence:
     rows: list[dict[str, Any]]
     """COCO results."""
     digest: str
-    """Of the ground truth, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
+    """Digest of the ground truth, see `yolact_ops.tracking.evaluations.hash_ground_truth`."""
 
     def measure(self, iou_type: IouType) -> ApSummary:
         """AP of the detections."""

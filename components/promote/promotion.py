@@ -340,5 +340,5 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
             "images, it looks better here than it is"
         )
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):
-        notes.append("the versions carry different detection settings; each was measured with its own, as served")
+        notes.append("the versions have different detection settings; each was measured with its own, as served")
     return notes

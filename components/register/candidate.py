@@ -1,4 +1,4 @@
-"""What goes into a version, read and checked before the registry is written."""
+"""The content of a version, read and checked before the registry is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE = Path("conf/base.yaml")
 
 @dataclass(frozen=True)
 class Metrics:
-    """The evaluation metrics that a version carries, 0 to 1; None if the val split has no objects."""
+    """The evaluation metrics of a version, 0 to 1; None if the val split has no objects."""
 
     box_ap: float | None
     box_ap50: float | None

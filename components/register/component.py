@@ -20,7 +20,7 @@ def register(
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         processed: what preprocess wrote.
         model: what train wrote.
         evaluation: what evaluate wrote.

@@ -19,13 +19,13 @@ def source(
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
-        data_repository: git repository of the data, tracked there by DVC; empty takes data.source.
-        data_path: path in it.
-        data_revision: commit, tag or branch of it.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
+        data_repository: git repository that tracks the data, by DVC or git; empty uses data.source.
+        data_path: path of the data in that repository.
+        data_revision: commit, tag or branch of that repository.
 
     Returns:
-        The settings with the revision pinned, all and those of the data, and a fingerprint of the data.
+        All settings with the revision pinned, their section data, and a fingerprint of the data.
     """
     from yolact_ops.commands import task as kubeflow
 

@@ -12,12 +12,12 @@ def split(images: str, shards: int, code_version: str, plan: Output[Artifact]) -
 
     Args:
         images: s3://bucket/folder.
-        shards: number of shards; fewer where there are fewer images.
-        code_version: of this step; part of the cache key, and checked against the image.
-        plan: the images' keys, sizes, ETags and ids, by shard.
+        shards: number of shards; fewer if there are fewer images.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
+        plan: keys, sizes, ETags and ids of the images, by shard.
 
     Returns:
-        The shards' numbers, as text.
+        The shard numbers, as text.
     """
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The split step: list the images of an S3 folder and deal them out in shards, to be predicted in parallel."""
+"""The split step: list the images of an S3 folder and divide them into shards for parallel prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def run(*, images: str, shards: int, plan_path: Path) -> list[str]:
-    """List the images below an address and deal them out in shards of consecutive keys.
+    """List the images below an address and divide them into shards of consecutive keys.
 
     Args:
         images: ``s3://bucket/folder``.

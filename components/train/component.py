@@ -22,13 +22,13 @@ def train(
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
-        code_version: of this step; part of the cache key, and checked against the image.
+        code_version: version of this step's code; part of the cache key, and checked against the container image.
         processed: what preprocess wrote.
         model: model.safetensors, model.json and run.json (the MLflow run).
-        metrics: losses of the last epoch, the best validation, seconds per step.
-        curves: train.json, losses.csv, lr.csv and ap.csv.
+        metrics: losses of the last epoch, best validation, seconds per step.
+        curves: train.json, and in plots/ losses.csv, lr.csv, ap.csv and loss_terms/.
         checkpoints: where the volume for checkpoints is mounted; empty for none.
-        pipeline_run_id: id of the pipeline run, the name of its folder there.
+        pipeline_run_id: id of the pipeline run, and name of its folder on that volume.
         resume_pipeline_run: id of an earlier pipeline run whose training to resume; empty for none.
     """
     from pathlib import Path

@@ -1,8 +1,8 @@
-"""Docker's health check of the image: 0 when the container is well, 1 when its server does not answer.
+"""Docker's health check: exits with 0 if the container is healthy, 1 if its server does not answer.
 
 MLflow's servers (`mlflow models serve`, `mlflow server`) take their port from ``MLFLOW_PORT``, and answer 200 at
-``/health`` once they can work. A container without that variable serves nothing: it is well as long as it runs.
-Kubernetes does not look at Docker's health checks; the manifests in ``deploy/`` have probes.
+``/health`` when they are ready. A container without that variable serves nothing and is healthy while it runs.
+Kubernetes ignores Docker's health checks; the manifests in ``deploy/`` have probes.
 """
 
 import os
@@ -15,11 +15,11 @@ TIMEOUT = 4.0
 
 
 def main() -> int:
-    """Exit code, see the module."""
+    """Return the exit code, see the module docstring."""
     port = os.environ.get("MLFLOW_PORT")
     if not port:
         return 0
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy to ourselves
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for localhost
     try:
         with opener.open(f"http://127.0.0.1:{port}/health", timeout=TIMEOUT) as answer:
             return 0 if answer.status == 200 else 1

@@ -1,4 +1,4 @@
-"""What the tests of the image share. `.ci/containers` builds the image and runs them."""
+"""Fixtures of the tests in the container image. `.ci/containers` builds the image and runs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Docker = Callable[..., str]
 
 @pytest.fixture(scope="session")
 def image() -> str:
-    """Name of the image that is tested."""
+    """Name of the image under test."""
     name = os.environ.get("YOLACT_TEST_IMAGE", "")
     if not name:
         pytest.skip("no image: `bash .ci/containers` builds one and runs these tests")
@@ -22,7 +22,7 @@ def image() -> str:
 
 @pytest.fixture(scope="session")
 def docker(image: str) -> Docker:
-    """Runs a ``docker`` command and returns its standard output; one that fails, or takes minutes, fails the test."""
+    """Run a ``docker`` command and return its standard output; the test fails if it fails or takes minutes."""
 
     def run(*command: str, timeout: float = 300) -> str:
         done = subprocess.run(["docker", *command], capture_output=True, text=True, timeout=timeout, check=False)

@@ -1,4 +1,4 @@
-"""What the image is: who it runs as, what that user may write, what is in it and what is not."""
+"""The container image: its user, what that user may write, what is in it and what is not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.containers.conftest import Docker
 from yolact_ops.lineage.code import code_versions, versions_from_text
 
 LOCKED = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
-"""As a careful cluster runs it."""
+"""Options of a hardened cluster."""
 
 SETTINGS = {
     "DO_NOT_TRACK",
@@ -36,11 +36,11 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def facts(docker: Docker, image: str) -> dict[str, Any]:
-    """What ``docker image inspect`` says of its configuration."""
+    """The configuration from ``docker image inspect``."""
     return json.loads(docker("image", "inspect", image))[0]["Config"]
 
 
-def test_labels_say_which_version_and_which_commit(facts: dict[str, Any], repository: Path) -> None:
+def test_labels_have_version_and_commit(facts: dict[str, Any], repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
@@ -60,14 +60,14 @@ def test_image_records_the_versions_of_the_checkouts_code(
     assert json.loads(docker("run", "--rm", "--network", "none", image, "python", "-c", program)) == versions
 
 
-def test_environment_has_no_more_than_what_is_meant(facts: dict[str, Any], docker: Docker) -> None:
+def test_environment_has_only_the_intended_variables(facts: dict[str, Any], docker: Docker) -> None:
     base = {"LANG", "GPG_KEY", "PYTHON_VERSION", "PYTHON_SHA256", "SSL_CERT_FILE", "PIP_CERT"}  # of the base image
     names = {variable.partition("=")[0] for variable in facts["Env"]}
     assert names >= SETTINGS
     assert names - base == SETTINGS
 
 
-def test_runs_as_a_user_with_a_number_and_no_rights(docker: Docker, image: str) -> None:
+def test_runs_as_a_numeric_user_without_privileges(docker: Docker, image: str) -> None:
     status = docker("run", "--rm", "--network", "none", image, "sh", "-c", "id -u; id -g; cat /proc/1/status")
     user, group, *lines = status.splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -83,12 +83,12 @@ def test_user_can_write_to_temporary_and_working_folders_only(docker: Docker, im
     assert locked == ["/tmp"]  # a file system of its own there
 
 
-def test_no_program_can_change_its_user(docker: Docker, image: str) -> None:
+def test_no_program_has_a_setuid_or_setgid_bit(docker: Docker, image: str) -> None:
     find = "find / -xdev -type f -perm /6000 2>/dev/null; true"
     assert docker("run", "--rm", "--network", "none", image, "sh", "-c", find) == ""
 
 
-def test_installers_and_compilers_stayed_behind(docker: Docker, image: str) -> None:
+def test_installers_and_compilers_are_not_in_the_image(docker: Docker, image: str) -> None:
     program = (
         "import importlib.util as u, json, shutil\n"
         "print(json.dumps({'tools': [t for t in ('pip', 'pip3', 'uv', 'gcc', 'cc', 'g++', 'make') if shutil.which(t)],"
@@ -122,7 +122,7 @@ def requirement_of(line: str) -> Requirement | None:
     return Requirement(line.rstrip(" \\")) if line[:1].isalnum() else None
 
 
-def test_every_room_and_what_kubeflow_starts_can_be_imported(docker: Docker, image: str) -> None:
+def test_every_package_and_what_kubeflow_starts_can_be_imported(docker: Docker, image: str) -> None:
     program = (
         "import importlib, importlib.metadata as m, pkgutil, torch\n"
         "rooms = [r for r in "
@@ -149,6 +149,6 @@ def test_register_finds_what_it_compares_settings_with(docker: Docker, image: st
     assert found == (repository / "conf" / "base.yaml").read_text(encoding="utf-8")
 
 
-def test_any_user_id_will_do(docker: Docker, image: str) -> None:
+def test_any_user_id_works(docker: Docker, image: str) -> None:
     command = ("sh", "-c", "touch /workspace/file && yolact --help")
     assert "Usage" in docker("run", "--rm", "--network", "none", "--user", "4321:4321", image, *command)

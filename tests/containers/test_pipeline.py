@@ -1,4 +1,4 @@
-"""The pipeline in containers of the image: the same metrics as without, also after a kill; and the model served."""
+"""The pipeline in containers: the same metrics as without, also after a kill; and the served model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from yolact.settings import SampleConfig
 
 SAMPLE = SampleConfig(seed=0, train_images=12, val_images=6, min_size=96, max_size=128, max_objects=3)
 SETTINGS = ("-S", "train.epochs=4", "-S", "runtime.device=cpu")
-"""More epochs than the preset `smoke` has, so that there is a middle."""
+"""More epochs than in the preset `smoke`, to have time for a kill."""
 RUN_TIMEOUT = 600
 """Seconds for a run of the pipeline; a quiet machine of two cores takes about a fifth."""
 
@@ -112,7 +112,7 @@ def workshop(
 
 
 def push_data(workshop: Workshop, server: str) -> None:
-    """A git repository with a set under DVC, whose files are in a bucket and nowhere else."""
+    """A git repository with a data set under DVC, whose files are only in a bucket."""
     data = workshop.root / "data"
     generate_sample(data / "voc", SAMPLE)
     for command in (
@@ -140,7 +140,7 @@ def as_processes(workshop: Workshop) -> Path:
 
 @dataclass
 class KilledRun:
-    """The pipeline in containers, of which the one that trains was killed after an epoch."""
+    """The pipeline in containers; the training container was killed after an epoch."""
 
     folder: Path
     output: str
@@ -170,7 +170,7 @@ def read(folder: Path, file: str) -> Any:
     return json.loads((folder / file).read_text(encoding="utf-8"))
 
 
-def test_a_container_killed_in_the_middle_of_training_is_tried_again_and_goes_on(in_containers: KilledRun) -> None:
+def test_a_container_killed_during_training_is_retried_and_resumes(in_containers: KilledRun) -> None:
     assert re.search(r"\[train\] resuming after epoch [123] of 4", in_containers.output), in_containers.output
 
 
@@ -184,7 +184,7 @@ def test_metrics_and_weights_are_the_same_to_the_last_digit(as_processes: Path, 
     assert [registered[0][key] for key in identity] == [registered[1][key] for key in identity]
 
 
-def test_every_step_runs_without_rights_on_a_read_only_file_system(
+def test_every_step_runs_without_privileges_on_a_read_only_file_system(
     workshop: Workshop, tmp_path: Path, image: str, docker: Docker, repository: Path
 ) -> None:
     workshop.run(sys.executable, "-m", "yolact_cli.main", "preset", "use", "smoke")

@@ -1,8 +1,8 @@
-"""A stand-in for the server of Kubeflow Pipelines: keeps state, and checks every request against the API's definition.
+"""A fake Kubeflow Pipelines server: keeps state, and validates every request against the API's definition.
 
-The definition is the API's swagger file, which lies beside the checkout on some machines; elsewhere the requests are
+The definition is the API's swagger file, which is next to the checkout on some machines; elsewhere the requests are
 compared with a list of those that the client is known to send (`KNOWN_REQUESTS`). Answers are checked too, so that the
-stand-in cannot drift away from the API. `Server.problems` collects what was wrong.
+fake cannot drift away from the API. `Server.problems` collects what was wrong.
 """
 
 from __future__ import annotations
@@ -168,26 +168,26 @@ def check_known(method: str, path: str, query: Mapping[str, list[str]], body: An
 
 @dataclass
 class Fault:
-    """What the server shall do wrong, ``times`` times, with requests that ``pattern`` finds in ``METHOD PATH``."""
+    """A failure of the server, ``times`` times, for requests whose ``METHOD PATH`` matches ``pattern``."""
 
     pattern: str
     status: int = 0
-    """State of the answer; 0 to close the connection without one."""
+    """Status of the response; 0 closes the connection without one."""
     times: int = 1
     after: bool = False
-    """The request is carried out before."""
+    """Carry out the request first."""
     seconds: float = 0.0
-    """Waits so long before it goes on."""
+    """Seconds to wait first."""
 
 
 @dataclass
 class Server:
-    """State and behaviour of the stand-in."""
+    """State and behaviour of the fake server."""
 
     definition: Definition | None
     multi_user: bool = False
     token: str | None = None
-    """Requests must bring it."""
+    """Required in requests."""
     has_interface: bool = True
     """It is the web interface's server, which gives logs and pages; if not, the API server alone."""
     login_page: bool = False
@@ -490,7 +490,7 @@ class _Backend:
 
 @contextmanager
 def serve(state: Server, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """Run the stand-in on a free port of this machine; ``state.host`` is its address."""
+    """Run the fake server on a free port of this machine; ``state.host`` is its address."""
     handler = type("Handler", (Handler,), {"state": state})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -113,7 +113,7 @@ def test_kfp_loads_the_pipelines(name: str) -> None:
     assert all(entry["description"] for entry in inputs.values())
 
 
-# What Kubernetes is told ---------------------------------------------------------------------------------------
+# Settings for Kubernetes ---------------------------------------------------------------------------------------
 
 
 def test_every_task_has_the_image_a_time_limit_and_no_package_to_install(committed: dict) -> None:
@@ -155,11 +155,11 @@ TIME_FOR_TRIES = {
     **dict.fromkeys(("register", "promote", "fetch", "split", "merge"), 3 * 3600 + 180),
     "predict": 3 * 86400 + 180,
 }
-"""Seconds from the first try's begin to the last one's end, pauses of 60, 120, ... seconds in between."""
+"""Seconds from the start of the first attempt to the end of the last, with pauses of 60, 120, ... seconds."""
 
 
-def test_failed_tasks_are_tried_again_with_growing_pauses_and_time_for_every_try(committed: dict) -> None:
-    """Argo tries no more once ``backoffMaxDuration`` has passed since the first try began."""
+def test_failed_tasks_are_retried_with_growing_pauses_and_time_for_every_attempt(committed: dict) -> None:
+    """Argo retries no more once ``backoffMaxDuration`` has passed since the start of the first attempt."""
     for spec, _ in committed.values():
         for name, task in tasks(spec).items():
             policy = task["retryPolicy"]
@@ -183,7 +183,7 @@ def test_what_a_cached_task_depends_on_is_among_its_inputs(committed: dict) -> N
     assert inputs["ingest"]["fingerprint"]["taskOutputParameter"]["producerTask"] == "source"
 
 
-def test_a_gpu_and_its_toleration_come_where_networks_run_and_nowhere_else(committed: dict) -> None:
+def test_only_tasks_that_run_a_network_have_a_gpu_and_its_toleration(committed: dict) -> None:
     toleration = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
     for spec, kubernetes in committed.values():
         for task, container in containers(spec).items():
@@ -194,7 +194,7 @@ def test_a_gpu_and_its_toleration_come_where_networks_run_and_nowhere_else(commi
             assert kubernetes[task].get("tolerations", []) == ([toleration] if has_network else [])
 
 
-def test_all_shards_are_predicted_side_by_side(committed: dict) -> None:
+def test_all_shards_are_predicted_in_parallel(committed: dict) -> None:
     spec, _ = committed["batch_prediction"]
     [loop] = [task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("for-loop")]
     assert loop["parameterIterator"]["items"]["inputParameter"].endswith("split-Output")
@@ -214,7 +214,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_secrets_come_by_name_and_only_where_they_are_needed(committed: dict, name: str) -> None:
+def test_secrets_are_referenced_by_name_and_only_where_needed(committed: dict, name: str) -> None:
     _, kubernetes = committed[name]
     named = {
         task: {secret["secretName"] for secret in config.get("secretAsEnv", [])} for task, config in kubernetes.items()

@@ -1,4 +1,4 @@
-"""The stand-in's check finds what is wrong: without that, tests against it would prove nothing."""
+"""The fake server's validation finds invalid requests: otherwise tests against it would prove nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILTER = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name
 @pytest.fixture(scope="module")
 def definition() -> Definition:
     if not FILE.is_file():
-        pytest.skip("the API's definition is not here: no folder ../shared/kfp beside the checkout")
+        pytest.skip("the API's definition is not here: no folder ../shared/kfp next to the checkout")
     return Definition(FILE)
 
 

@@ -49,7 +49,7 @@ OUTPUT = """\
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_people_see_tasks_and_their_words_and_the_file_gets_all(size: int) -> None:
+def test_the_terminal_shows_tasks_and_their_lines_and_the_file_gets_everything(size: int) -> None:
     shown, file = io.StringIO(), io.StringIO()
     progress = Progress(shown, file)
     for start in range(0, len(OUTPUT), size):
@@ -82,7 +82,7 @@ def test_containers_need_docker_an_image_and_a_server(tmp_path: Path, monkeypatc
         run()
 
 
-def test_a_folder_of_results_takes_one_run_at_a_time(tmp_path: Path) -> None:
+def test_a_results_folder_allows_one_run_at_a_time(tmp_path: Path) -> None:
     output = tmp_path / "runs"
     output.mkdir()
     (output / "training.log").write_text("of the run that goes on\n")
@@ -142,8 +142,8 @@ def test_settings_come_from_a_preset_or_a_file_with_changes(
         choose(None, tmp_path / "none.yaml", ["train.lr=1"])
 
 
-def test_tasks_at_once_leave_logging_and_print_as_they_were() -> None:
-    """kfp puts other ones in place around each task, and back what it found there."""
+def test_simultaneous_tasks_restore_logging_and_print() -> None:
+    """kfp replaces them around each task and restores what it found."""
     root = logging.getLogger()
     before = root.handlers[:], root.level, builtins.print
     log = io.StringIO()

@@ -1,4 +1,4 @@
-"""The remote commands against a stand-in that checks each request against the API's definition."""
+"""The remote commands against a fake server that validates each request against the API's definition."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from yolact_ops.settings.params import parse_params
 from yolact_ops.settings.presets import choose
 
 DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
-"""Kept beside the checkout on some machines; without it the requests are compared with a fixed list."""
+"""Next to the checkout on some machines; without it the requests are compared with a fixed list."""
 
 REVISION = ["data_repository=https://git.example/data.git", "data_path=images", "data_revision=v2"]
 """Arguments that name a revision of the data."""
@@ -51,7 +51,7 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
 
 
 class Output:
-    """What a command left."""
+    """The result of a command."""
 
     def __init__(self, result: Any) -> None:
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -83,7 +83,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long waits, and nothing from this machine's environment."""
+    """No long waits, and none of this machine's environment."""
     monkeypatch.setattr(connection, "BACKOFF", 0.01)
     monkeypatch.setattr(watch, "INTERVAL", 0.01)
     for name in ("ENDPOINT", "UI_ENDPOINT", "NAMESPACE", "TOKEN", "SA_TOKEN_PATH", "COOKIE"):
@@ -97,7 +97,7 @@ def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A running stand-in, whose address the commands know from the environment; all requests must have been right."""
+    """A running fake server, whose address is in the environment; fails if any request was invalid."""
     with serve(Server(definition)) as state:
         monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.host)
         yield state
@@ -174,9 +174,7 @@ def test_every_pipeline_of_the_project_can_be_submitted(server: Server, name: st
     assert parameters.get("shards", 8) == 8
 
 
-def test_requests_are_known_ones_where_the_definition_is_not_there(
-    compiled: dict[str, Path], repository_folder: None
-) -> None:
+def test_without_the_definition_all_requests_are_known_ones(compiled: dict[str, Path], repository_folder: None) -> None:
     with serve(Server(None)) as server:
         assert call("submit", compiled["tiny"], "--host", server.host).code == 0
         assert call("schedule", compiled["tiny"], "--cron", "@daily", "--host", server.host).code == 0
@@ -201,7 +199,7 @@ def test_an_unchanged_pipeline_is_not_uploaded_again(server: Server, compiled: d
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_other_content_becomes_a_version_of_its_own(server: Server, compiled: dict[str, Path]) -> None:
+def test_other_content_becomes_a_new_version(server: Server, compiled: dict[str, Path]) -> None:
     call("submit", compiled["tiny"])
     uncached = call("submit", compiled["tiny"], "--no-enable-caching")
     assert call("submit", compiled["tiny"], "--no-enable-caching").code == 0
@@ -223,7 +221,7 @@ def test_other_content_becomes_a_version_of_its_own(server: Server, compiled: di
 
 @pytest.fixture
 def code(repository: Path, tmp_path: Path) -> Path:
-    """A copy of the code that commands of their own run from."""
+    """A copy of the code from which separate processes run commands."""
     for name in ("yolact", "yolact_ops", "components", "pipelines"):
         shutil.copytree(repository / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "compiled"))
     for name in ("requirements.lock", "params.yaml"):
@@ -257,7 +255,7 @@ def test_a_change_of_docs_reuses_the_version_and_a_change_of_code_does_not(serve
 
 @contextmanager
 def docker_with(images: dict[str, dict[str, str]]) -> Iterator[str]:
-    """An address that answers as Docker does of its images: labels by name."""
+    """A fake Docker: an address that returns labels of images by name."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -285,7 +283,7 @@ def docker_with(images: dict[str, dict[str, str]]) -> Iterator[str]:
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_an_image_of_other_code_is_refused_where_the_local_docker_has_it(
+def test_an_image_with_other_code_is_refused_if_the_local_docker_has_it(
     server: Server, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = code_versions(repository)
@@ -372,7 +370,7 @@ def test_nothing_is_sent_when_settings_or_arguments_are_wrong(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_server_of_several_users_gets_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_multi_user_server_gets_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
     server.multi_user = True
     refused = call("submit", compiled["tiny"])
     assert refused.code == 1
@@ -490,13 +488,13 @@ def test_a_task_that_cannot_even_be_prepared_is_named(server: Server, compiled: 
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_cancelled_run_is_no_success(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_cancelled_run_is_not_a_success(server: Server, compiled: dict[str, Path]) -> None:
     server.progress = [snapshot("CANCELED")]
     assert call("submit", compiled["tiny"], "--wait").code == 3
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_waiting_outlasts_a_server_that_is_away(server: Server, compiled: dict[str, Path]) -> None:
+def test_waiting_tolerates_an_unavailable_server(server: Server, compiled: dict[str, Path]) -> None:
     server.progress = progress("SUCCEEDED")
     times = 2 * (connection.RETRIES + 1)
     server.faults = [Fault("GET .*/runs/", 503, times=times), Fault("GET .*/runs/", 0, times=connection.RETRIES + 1)]
@@ -506,7 +504,7 @@ def test_waiting_outlasts_a_server_that_is_away(server: Server, compiled: dict[s
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_waiting_ends_when_the_server_stays_away_and_says_that_the_run_goes_on(
+def test_waiting_ends_when_the_server_stays_unavailable_and_says_that_the_run_continues(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "PATIENCE", 0.0)
@@ -517,7 +515,7 @@ def test_waiting_ends_when_the_server_stays_away_and_says_that_the_run_goes_on(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_waiting_can_be_left_and_the_run_goes_on(
+def test_waiting_can_be_interrupted_and_the_run_continues(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
@@ -533,14 +531,16 @@ def test_waiting_can_be_left_and_the_run_goes_on(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_reading_is_repeated_after_an_inner_error(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_read_request_is_retried_after_an_internal_error(server: Server, compiled: dict[str, Path]) -> None:
     server.faults = [Fault("GET", 500), Fault("GET", 503), Fault("GET", 0)]
     assert call("submit", compiled["tiny"]).code == 0
     assert server.count("healthz") == 4
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_an_inner_error_that_lasts_is_told_with_the_servers_words(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_lasting_internal_error_is_reported_with_the_servers_message(
+    server: Server, compiled: dict[str, Path]
+) -> None:
     server.faults = [Fault("GET .*/healthz", 500, times=100)]
     failed = call("submit", compiled["tiny"])
     assert failed.code == 1
@@ -563,7 +563,7 @@ CREATIONS = {
 @pytest.mark.usefixtures("repository_folder")
 @pytest.mark.parametrize("status", [0, 500, 504])
 @pytest.mark.parametrize("path", CREATIONS)
-def test_what_was_made_although_its_answer_got_lost_is_not_made_twice(
+def test_an_object_whose_response_got_lost_is_not_created_twice(
     server: Server, compiled: dict[str, Path], path: str, status: int
 ) -> None:
     server.faults = [Fault(f"POST .*{path}", status, after=True)]
@@ -578,7 +578,7 @@ def test_what_was_made_although_its_answer_got_lost_is_not_made_twice(
 
 @pytest.mark.usefixtures("repository_folder")
 @pytest.mark.parametrize("path", CREATIONS)
-def test_a_creation_that_failed_inside_is_tried_again_after_a_look(
+def test_a_failed_creation_is_retried_after_checking_that_nothing_was_created(
     server: Server, compiled: dict[str, Path], path: str
 ) -> None:
     server.faults = [Fault(f"POST .*{path}", 500, times=2)]
@@ -596,7 +596,7 @@ def test_a_creation_that_failed_inside_is_tried_again_after_a_look(
 
 @pytest.mark.usefixtures("repository_folder")
 @pytest.mark.parametrize("status", [0, 504])
-def test_a_run_whose_fate_is_unknown_is_not_started_again(
+def test_a_run_that_may_have_started_is_not_started_again(
     server: Server, compiled: dict[str, Path], status: int
 ) -> None:
     server.faults = [Fault("POST .*/runs", status)]
@@ -608,8 +608,8 @@ def test_a_run_whose_fate_is_unknown_is_not_started_again(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_name_that_somebody_takes_at_the_same_moment_is_used(server: Server, compiled: dict[str, Path]) -> None:
-    """409: the pipeline is not there when looked for, and there when made."""
+def test_a_pipeline_created_by_another_process_meanwhile_is_used(server: Server, compiled: dict[str, Path]) -> None:
+    """409: the pipeline does not exist when looked up, but does when created."""
     server.faults = [Fault("GET .*/pipelines/names", 404)]
     server.pipelines["their-id"] = {"pipeline_id": "their-id", "name": "tiny", "created_at": stamp(0)}
     assert call("submit", compiled["tiny"]).code == 0
@@ -618,7 +618,7 @@ def test_a_name_that_somebody_takes_at_the_same_moment_is_used(server: Server, c
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_conflict_that_is_about_something_else_is_told(server: Server, compiled: dict[str, Path]) -> None:
+def test_an_unrelated_conflict_is_reported(server: Server, compiled: dict[str, Path]) -> None:
     server.faults = [Fault("POST .*/runs", 409)]
     refused = call("submit", compiled["tiny"])
     assert refused.code == 1
@@ -627,7 +627,7 @@ def test_a_conflict_that_is_about_something_else_is_told(server: Server, compile
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_server_that_never_answers_is_given_up(
+def test_a_server_that_never_answers_times_out(
     server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "ANSWER_TIMEOUT", 0.2)
@@ -643,7 +643,7 @@ def test_a_server_that_never_answers_is_given_up(
 
 @pytest.mark.usefixtures("repository_folder")
 @pytest.mark.parametrize("way", ["option", "variable", "file"])
-def test_a_token_opens_the_door_and_shows_nowhere(
+def test_a_token_authenticates_and_is_never_printed(
     server: Server, compiled: dict[str, Path], way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.token = TOKEN
@@ -667,7 +667,7 @@ def test_a_token_opens_the_door_and_shows_nowhere(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_token_on_the_command_line_counts_before_the_environments(
+def test_a_token_on_the_command_line_overrides_the_environment(
     server: Server, compiled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, old = tmp_path / "token", tmp_path / "old"
@@ -685,7 +685,7 @@ def test_a_token_on_the_command_line_counts_before_the_environments(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_token_that_the_server_repeats_is_hidden(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_token_in_the_servers_message_is_hidden(server: Server, compiled: dict[str, Path]) -> None:
     server.faults = [Fault("healthz", 400)]
     original = connection._server_message
     with pytest.MonkeyPatch.context() as patch:
@@ -704,7 +704,7 @@ def test_without_a_token_the_message_says_how_to_get_one(server: Server, compile
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_token_file_is_read_anew_for_each_request(server: Server, compiled: dict[str, Path], tmp_path: Path) -> None:
+def test_a_token_file_is_read_for_each_request(server: Server, compiled: dict[str, Path], tmp_path: Path) -> None:
     server.token, file = "first", tmp_path / "token"
     file.write_text("first")
     server.progress = progress("SUCCEEDED")
@@ -724,7 +724,7 @@ def test_a_token_file_is_read_anew_for_each_request(server: Server, compiled: di
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_lack_of_rights_names_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
+def test_missing_permissions_name_the_namespace(server: Server, compiled: dict[str, Path]) -> None:
     server.multi_user = server.forbidden = True
     refused = call("submit", compiled["tiny"], "-n", "team")
     assert refused.code == 1
@@ -733,7 +733,7 @@ def test_a_lack_of_rights_names_the_namespace(server: Server, compiled: dict[str
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_login_page_is_told_apart_from_the_api(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_login_page_is_recognised(server: Server, compiled: dict[str, Path]) -> None:
     server.login_page = True
     assert "answers with a web page, not with the API" in call("submit", compiled["tiny"]).err
     server.login_page = False
@@ -748,7 +748,7 @@ def test_a_login_page_is_told_apart_from_the_api(server: Server, compiled: dict[
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_wrong_path_is_told(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_wrong_path_is_reported(server: Server, compiled: dict[str, Path]) -> None:
     server.has_interface = False
     refused = call("submit", compiled["tiny"], "--host", f"{server.host}/kubeflow")
     assert refused.code == 1
@@ -766,7 +766,7 @@ def test_a_wrong_path_is_told(server: Server, compiled: dict[str, Path]) -> None
         ("ftp://host", "not an address"),
     ],
 )
-def test_a_server_that_is_not_there_is_told(compiled: dict[str, Path], host: str, message: str) -> None:
+def test_an_unreachable_server_is_reported(compiled: dict[str, Path], host: str, message: str) -> None:
     refused = call("submit", compiled["tiny"], "--host", host)
     assert refused.code == 1
     assert message in refused.err
@@ -831,7 +831,7 @@ def test_a_self_signed_certificate_is_refused_until_it_is_named(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_certificate_for_another_host_is_told(
+def test_a_certificate_for_another_host_is_reported(
     definition: Definition | None, compiled: dict[str, Path], tmp_path: Path
 ) -> None:
     certificate, key = make_certificate(tmp_path, "kubeflow.example")
@@ -844,7 +844,7 @@ def test_a_certificate_for_another_host_is_told(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_https_to_a_server_without_tls_is_told(server: Server, compiled: dict[str, Path]) -> None:
+def test_https_to_a_server_without_tls_is_reported(server: Server, compiled: dict[str, Path]) -> None:
     refused = call("submit", compiled["tiny"], "--host", server.host.replace("http", "https"))
     assert refused.code == 1
     assert "does not speak TLS. Does the address begin with http:// in truth?" in refused.err
@@ -863,7 +863,7 @@ def test_https_to_a_server_without_tls_is_told(server: Server, compiled: dict[st
     ],
 )
 @pytest.mark.usefixtures("repository_folder")
-def test_a_crontabs_five_fields_get_seconds_and_all_else_stays(
+def test_five_cron_fields_get_seconds_and_other_forms_stay(
     server: Server, compiled: dict[str, Path], written: str, sent: str
 ) -> None:
     assert call("schedule", compiled["tiny"], "--cron", written).code == 0
@@ -871,7 +871,7 @@ def test_a_crontabs_five_fields_get_seconds_and_all_else_stays(
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_schedule_makes_a_recurring_run_of_the_version(server: Server, compiled: dict[str, Path]) -> None:
+def test_schedule_creates_a_recurring_run_of_the_version(server: Server, compiled: dict[str, Path]) -> None:
     done = call(
         *("schedule", compiled["tiny"], "--cron", "30 3 * * mon-fri", "--name", "nightly", "--max-concurrency", "2"),
         *("--start", "2027-01-31", "--end", "2027-02-28T18:00+01:00", "--disable", "-S", "train.epochs=2"),
@@ -892,7 +892,7 @@ def test_schedule_makes_a_recurring_run_of_the_version(server: Server, compiled:
 
 
 @pytest.mark.usefixtures("repository_folder")
-def test_a_schedule_is_replaced_only_when_asked_for(server: Server, compiled: dict[str, Path]) -> None:
+def test_a_schedule_is_replaced_only_with_the_option(server: Server, compiled: dict[str, Path]) -> None:
     assert call("schedule", compiled["tiny"], "--cron", "@daily").code == 0
     first = only(server.recurring)
     refused = call("schedule", compiled["tiny"], "--cron", "@hourly")
@@ -971,7 +971,7 @@ def test_status_shows_a_run_by_id_and_by_name(server: Server, compiled: dict[str
     assert tree["tasks"][1]["started"] == "2026-11-25T12:00:21+00:00"
 
 
-def test_status_of_a_run_that_is_not_there_says_so(server: Server) -> None:
+def test_status_of_a_missing_run_says_so(server: Server) -> None:
     for run in ("nightly", "01234567-89ab-cdef-0123-456789abcdef"):
         refused = call("status", run)
         assert refused.code == 1
@@ -1000,7 +1000,7 @@ def test_logs_come_from_the_interface_or_from_the_api_server(
     assert "(cached, or waiting)" in call("logs", "nightly", "--task", "prepare").err
 
 
-def test_logs_that_the_api_has_not_come_from_kubernetes(
+def test_logs_missing_from_the_api_come_from_kubernetes(
     server: Server, failed_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(Server(None, logs={f"tiny-x7-retry-impl-2{digit}": f"try {digit}" for digit in (3, 4)})) as kubernetes:
@@ -1035,7 +1035,7 @@ def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server, f
 # The command as a program --------------------------------------------------------------------------------------------
 
 
-def test_help_is_there_without_the_sdk(repository: Path) -> None:
+def test_help_works_without_the_sdk(repository: Path) -> None:
     program = (
         "import sys\nfrom pipelines.__main__ import app\n"
         "assert 'kfp' not in sys.modules and 'torch' not in sys.modules, 'slow to start'\n"
@@ -1047,7 +1047,7 @@ def test_help_is_there_without_the_sdk(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["submit"], ["schedule", "create"], ["status"], ["logs"]])
-def test_help_names_variables_whole_on_a_narrow_screen_and_no_path_of_this_machine(
+def test_help_does_not_truncate_variables_in_a_narrow_terminal_and_has_no_local_path(
     repository: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")

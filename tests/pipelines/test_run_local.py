@@ -37,7 +37,7 @@ SETTINGS = ["runtime.device=cpu", "train.epochs=2", "train.batch_size=2", "evalu
 
 
 PATIENCE = 900
-"""Seconds for what takes half a minute; only a run that hangs takes longer."""
+"""Time-out in seconds; a run takes half a minute."""
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -58,7 +58,7 @@ class Finished:
     """That its tag ``v1`` names."""
     params: Params
     shown: str
-    """What people saw."""
+    """The terminal's output."""
     folder: Path
 
     def json(self, file: str) -> Any:
@@ -70,7 +70,7 @@ class Finished:
 
 
 def kill_train(process: subprocess.Popen[str], checkpoints: Path) -> None:
-    """Kill the task `train` once its first epoch is done; the pipeline itself goes on."""
+    """Kill the task `train` after its first epoch; the pipeline itself keeps running."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if any("-step_00000000-" not in path.name for path in checkpoints.glob("*/*-step_*.pt")):
@@ -125,7 +125,7 @@ def finished(repository: Path, environment: dict[str, str], tmp_path_factory: py
 
 @pytest.fixture
 def here(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process works where the pipeline did."""
+    """Change to the pipeline's working folder."""
     monkeypatch.chdir(finished.root)
     for name in [name for name in os.environ if name.startswith(("MLFLOW_", "AWS_"))]:
         monkeypatch.delenv(name)
@@ -167,7 +167,7 @@ def test_the_pipeline_gives_the_metrics_of_the_steps_to_the_last_digit_though_tr
     assert (finished.folder / "evaluate/evaluation/report/detections.json").read_bytes() == detections.read_bytes()
 
 
-def test_a_killed_training_is_tried_again_and_goes_on_from_its_checkpoint(finished: Finished) -> None:
+def test_a_killed_training_is_retried_and_resumes_from_its_checkpoint(finished: Finished) -> None:
     log = (finished.folder / "pipeline.log").read_text()
     assert log.count("Executing task 'train'") == 2
     assert "Task train failed (attempt 1/6). Retrying in 1.0s" in finished.shown
@@ -175,7 +175,7 @@ def test_a_killed_training_is_tried_again_and_goes_on_from_its_checkpoint(finish
     assert not any((finished.root / "out/checkpoints").iterdir()), "checkpoints of a finished run were kept"
 
 
-def test_people_see_the_tasks_and_their_words_and_where_the_results_are(finished: Finished) -> None:
+def test_the_output_has_the_tasks_their_lines_and_the_results_folder(finished: Finished) -> None:
     lines = finished.shown.splitlines()
     tasks = [line.removeprefix("--- ") for line in lines if line.startswith("--- ")]
     assert tasks == ["source", "ingest", "preprocess", "train", "train", "evaluate", "register", "promote"]
@@ -188,7 +188,7 @@ def test_people_see_the_tasks_and_their_words_and_where_the_results_are(finished
     assert "registered models:/yolact-smoke/1" in lines
 
 
-def test_the_datas_revision_arrives_on_the_registered_version(finished: Finished) -> None:
+def test_the_registered_version_is_tagged_with_the_datas_revision(finished: Finished) -> None:
     pinned = f"dvc:{finished.repository}#images@{finished.commit}"
     version = finished.store.get_model_version("yolact-smoke", "1")
     assert version.tags["data_source"] == pinned
@@ -203,7 +203,7 @@ def outputs(finished: Finished, task: str) -> dict[str, Any]:
     return {name: entry["artifacts"][0]["metadata"] for name, entry in artifacts.items()}
 
 
-def test_artifacts_carry_what_the_interface_shows(finished: Finished) -> None:
+def test_artifacts_have_the_metadata_that_the_interface_shows(finished: Finished) -> None:
     raw = outputs(finished, "ingest")["raw"]
     assert raw["images"] == SAMPLE.train_images + SAMPLE.val_images
     assert raw["source"].endswith(finished.commit)
@@ -315,7 +315,7 @@ def test_a_failed_task_ends_the_pipeline_with_its_message(
     first, *_ = done.stderr.strip().splitlines()
     assert first.startswith("source failed: data.source: dvc:")
     assert "has no branch, tag or commit 'v9'" in first
-    assert f"The whole output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
+    assert f"The full output of the tasks is in {tmp_path / 'training.log'}." in done.stderr
 
 
 def test_a_wrong_setting_is_refused_before_anything_runs(finished: Finished, environment: dict[str, str]) -> None:

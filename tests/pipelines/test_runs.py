@@ -34,13 +34,13 @@ def run(*nodes: Any, state: str = "RUNNING") -> RunStatus:
     return read_run(kfp_api.V2beta1Run(run_id="id", display_name="name", state=state, run_details=details))
 
 
-def test_a_run_that_has_just_been_made_has_no_tasks() -> None:
+def test_a_new_run_has_no_tasks() -> None:
     found = run(state="PENDING")
     assert found.tasks == ()
     assert not found.is_over
 
 
-def test_nodes_of_a_loop_are_left_out_and_its_tasks_kept_apart() -> None:
+def test_loop_nodes_are_left_out_and_their_tasks_distinguished() -> None:
     found = run(
         node("run", "RUNNING", "0", pod_name="run"),
         node("root", "RUNNING", "1"),
@@ -62,7 +62,7 @@ def test_nodes_of_a_loop_are_left_out_and_its_tasks_kept_apart() -> None:
     assert len({task.node for task in found.tasks}) == 3
 
 
-def test_of_nested_failures_those_with_a_pod_are_named() -> None:
+def test_nested_failures_are_reported_by_the_tasks_with_pods() -> None:
     found = run(
         node("for-loop-1", "FAILED", "2"), node("predict", "FAILED", "7", ("8",)), node("executor", "FAILED", "8")
     )

@@ -1,4 +1,4 @@
-"""A small pipeline to send to the stand-in: settings, a loop, settings for Kubernetes."""
+"""A small pipeline to send to the fake server: settings, a loop, settings for Kubernetes."""
 
 from pathlib import Path
 

@@ -21,17 +21,17 @@ KEY, SECRET = "tester", "not-a-secret"
 
 @dataclass
 class FileServer:
-    """One file over HTTP with ranges; what goes wrong is set by a test."""
+    """One file over HTTP with ranges; a test sets what fails."""
 
     content: bytes
     etag: str = '"one"'
     ranges: bool = True
     cut_after: list[int] = field(default_factory=list)
-    """For each coming answer with a body: bytes after which the connection is cut; none left: not cut."""
+    """For each coming response with a body: bytes after which the connection is cut; none left: not cut."""
     statuses: list[int] = field(default_factory=list)
-    """For each coming request: a status to answer instead; none left: as it should be."""
+    """For each coming request: a status to return instead; none left: a normal response."""
     claimed: int | None = None
-    """Content-Length that is stated although it is wrong."""
+    """A wrong Content-Length to send."""
     requests: list[str] = field(default_factory=list)
     """The Range header of each request so far, or an empty text."""
     sent: int = 0

@@ -10,7 +10,7 @@ import pytest
 from tests.servers.servers import s3_server
 
 
-def test_an_rclone_that_does_not_start_fails_the_test_with_its_words(
+def test_an_rclone_that_does_not_start_fails_the_test_with_its_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "rclone"

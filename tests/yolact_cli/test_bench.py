@@ -122,7 +122,7 @@ def test_without_another_implementation_our_settings_and_the_first_precision_are
 
 
 @pytest.mark.parametrize("name", ["default", "published", "published-no-tail"])
-def test_the_settings_of_detection_can_be_chosen(model_dir: Path, image: Path, name: str) -> None:
+def test_the_detection_settings_can_be_selected(model_dir: Path, image: Path, name: str) -> None:
     result = run("inference", model_dir, "--image", image, "--detection", name, "--json", *FAST)
     detection = json.loads(result.stdout)["inference"]["settings"]["detection"]
     assert detection["integer_boxes"] is (name != "default")
@@ -140,7 +140,7 @@ def test_a_published_configuration_gets_random_weights(image: Path, monkeypatch:
     assert 3 <= tree["backends"][0]["detections"] <= 5
 
 
-def test_evaluation_work_is_measured_without_a_network() -> None:
+def test_evaluation_is_measured_without_a_network() -> None:
     result = run("evaluation", *QUICK)
     assert result.exit_code == 0, result.output
     assert "100 detections at 500 x 375" in result.stdout

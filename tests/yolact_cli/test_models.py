@@ -93,7 +93,7 @@ def test_json_gives_the_size_of_the_published_network_and_the_published_metrics(
     assert (entry["published"]["mask_ap"], entry["published"]["fps"]) == (mask_ap, fps)
 
 
-def test_json_of_one_is_its_object_of_the_list(listed: list[dict[str, Any]]) -> None:
+def test_json_of_one_is_its_entry_in_the_list(listed: list[dict[str, Any]]) -> None:
     assert [entry["name"] for entry in listed] == NAMES
     assert json.loads(run("yolact_im400", "--json").stdout) == listed[1]
 
@@ -156,7 +156,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str, message: str)
 
 
 @pytest.mark.parametrize("arguments", [["--markdown", "--json"], ["yolact_base", "--markdown"]])
-def test_markdown_goes_with_nothing_else(arguments: list[str]) -> None:
+def test_markdown_excludes_other_options(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert "--markdown prints the table of all" in " ".join(result.stderr.replace("│", " ").split())

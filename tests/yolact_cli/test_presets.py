@@ -136,7 +136,7 @@ def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
         (["sample-cpu", "-S", "train.lr=[1"], "-S train.lr=[1: not valid YAML"),
     ],
 )
-def test_a_faulty_command_is_refused_without_a_traceback_and_writes_nothing(
+def test_an_invalid_command_is_refused_without_a_traceback_and_writes_nothing(
     workspace: Path, arguments: list[str], message: str
 ) -> None:
     result = run("use", *arguments)
@@ -155,7 +155,7 @@ def test_a_faulty_command_is_refused_without_a_traceback_and_writes_nothing(
         ("- train\n", "conf/mine.yaml: must be a mapping"),
     ],
 )
-def test_a_faulty_preset_file_is_named_with_its_key(workspace: Path, text: str, message: str) -> None:
+def test_an_invalid_preset_file_is_named_with_its_key(workspace: Path, text: str, message: str) -> None:
     (workspace / "conf" / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError) as caught:
         presets.compose("mine")
@@ -290,7 +290,7 @@ def test_showing_a_published_preset_gives_the_difference_from_the_base(workspace
     assert "model.num_prototypes" not in rows
 
 
-def test_the_network_of_a_published_preset_goes_over_another_preset(workspace: Path) -> None:
+def test_the_network_of_a_published_preset_overrides_another_preset(workspace: Path) -> None:
     result = run("use", "voc2012-r50", "--model", "yolact_plus_resnet50", "-S", "model.backbone_weights=none")
     assert result.exit_code == 0
     params, alone = load_params("params.yaml"), composed("voc2012-r50")

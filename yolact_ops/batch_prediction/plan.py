@@ -1,5 +1,6 @@
-"""The plan of a batch prediction: the images of an S3 folder, dealt out in shards. Written by split, read by predict
-and merge.
+"""The plan of a batch prediction: the images of an S3 folder, divided into shards.
+
+Written by split, read by predict and merge.
 """
 
 from __future__ import annotations

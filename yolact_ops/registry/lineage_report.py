@@ -56,7 +56,7 @@ class LineageReport:
     lock_commit: str | None
     """A commit of the local repository whose ``dvc.lock`` names this version's data and model."""
     params: Params | None
-    """None if the version carries no settings, as the oldest do."""
+    """None if the version has no settings, as the oldest versions."""
 
     def groups(self) -> dict[str, dict[str, str]]:
         """The tags by group; the rest is under ``libraries`` or ``other``."""
@@ -130,7 +130,7 @@ class LineageReport:
 
     def _settings_doubts(self) -> list[str]:
         if self.params is None:
-            return ["the version carries no settings, as an older program registered it: see its run's parameters"]
+            return ["the version has no settings, as an older program registered it: see its run's parameters"]
         model, doubts = self.params.model, []
         for key, value in (("initial_weights", model.initial_weights), ("backbone_weights", model.backbone_weights)):
             if value not in ("none", "imagenet"):
