@@ -58,7 +58,7 @@ def test_a_failed_check_shows_and_sets_the_exit_code(tmp_path: Path) -> None:
     result = invoke(str(tmp_path))
     assert result.exit_code == 1
     assert [row[0] for row in rows(result.stdout) if row[4] == "FAIL"] == ["iou/iou"]
-    assert "damaged or cut short" in result.stdout
+    assert "damaged or truncated" in result.stdout
     assert "3 checks in 2 files, 2 failed" in result.stdout
 
 
