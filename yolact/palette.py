@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 
+@cache
 def voc_palette() -> np.ndarray:
     """The devkit's colour map (VOCcode ``VOClabelcolormap``).
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -36,7 +36,6 @@ MAX_COORDINATE = 1_000_000
 """Pixels; an XML box with a larger coordinate is a mistake (and its area might overflow)."""
 
 
-@cache
 @dataclass(frozen=True)
 class VocObject:
     """One ``<object>`` of an annotation XML."""
