@@ -51,7 +51,7 @@ class Outcome:
     """Which split each rejected image was listed in."""
     source_warnings: Sequence[Problem]
     """Irregularities of the data set as a whole."""
-    parted: Sequence[Sequence[str]]
+    divided: Sequence[Sequence[str]]
     """Files of each group of near-duplicates that was too large to keep in one split."""
 
 
@@ -76,7 +76,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "classes": _class_statistics(outcome),
         "other_classes": dict(sorted(others.items())),
         "histograms": {split: _histograms(images) for split, images in outcome.images.items()},
-        "duplicates": {**_duplicates(outcome.images), "parted": [_parted(names) for names in outcome.parted]},
+        "duplicates": {**_duplicates(outcome.images), "divided": [_divided(names) for names in outcome.divided]},
         "problems": [
             *(_entry(image, problem) for image, found in outcome.rejected.items() for problem in found),
             *(_entry("", problem) for problem in outcome.orphans),
@@ -182,8 +182,8 @@ def _duplicates(images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, Any]:
     }
 
 
-def _parted(names: Sequence[str]) -> dict[str, Any]:
-    return {"images": len(names), "such_as": list(names[:SHOWN_NAMES])}
+def _divided(names: Sequence[str]) -> dict[str, Any]:
+    return {"images": len(names), "examples": list(names[:SHOWN_NAMES])}
 
 
 def hashes(images: Sequence[ImageSummary]) -> np.ndarray:

@@ -137,7 +137,7 @@ def _outcome(
         orphans=dataset.orphans,
         rejected_split={name: split_of[name] for name in rejected if name in split_of},
         source_warnings=dataset.warnings,
-        parted=[[images[name].file_name for name in names] for names in choice.parted],
+        divided=[[images[name].file_name for name in names] for names in choice.divided],
     )
 
 
@@ -150,11 +150,11 @@ def _choose_validation(images: Sequence[ImageSummary], data: DataConfig) -> Choi
     classes = {image.image_id: set(image.instances[:, CATEGORY].astype(int).tolist()) for image in images}
     log.info("the source has no validation images: choosing %g of the images (data.val_fraction)", data.val_fraction)
     choice = choose_validation(classes, groups, data.val_fraction, data.split_seed)
-    for parted in choice.parted:
+    for divided in choice.divided:
         log.warning(
             "%d images are near-duplicates, including %s and %s: too many to keep in one split, so they are in both. "
             "AP on val is too optimistic on them; list the validation images yourself (val.txt) if they differ",
-            *(len(parted), parted[0], parted[-1]),
+            *(len(divided), divided[0], divided[-1]),
         )
     return choice
 

@@ -451,8 +451,8 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     stats = json.loads((processed / "stats.json").read_text())
     assert [stats["splits"][split]["images"] for split in ("train", "val")] == [16, 4]
-    (parted,) = stats["duplicates"]["parted"]
-    assert (parted["images"], len(parted["such_as"])) == (20, 5)
+    (divided,) = stats["duplicates"]["divided"]
+    assert (divided["images"], len(divided["examples"])) == (20, 5)
     assert stats["duplicates"]["across_splits"]["count"] == 64
     assert "20 images are near-duplicates" in caplog.text
     assert "20 images are near-duplicates, such as Bild 0" in (tmp_path / "report/index.html").read_text()

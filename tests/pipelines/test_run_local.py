@@ -256,7 +256,7 @@ def bucket(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for number, image in enumerate(sorted((finished.repository / "images").rglob("*.jpg"))[:5]):
         shutil.copy2(image, images / ("more" if number % 2 else "") / image.name)
     (images / "broken.jpg").write_bytes(b"no picture")
-    (images / "notes.txt").write_text("not a image")
+    (images / "notes.txt").write_text("not an image")
     with s3_server(tmp_path) as address:
         for name, value in {
             "AWS_ENDPOINT_URL": address,

@@ -20,7 +20,7 @@ class Choice:
     """The validation images, and the groups that were split to get enough of them."""
 
     validation: set[str]
-    parted: tuple[tuple[str, ...], ...] = ()
+    divided: tuple[tuple[str, ...], ...] = ()
     """Groups that were too large to keep together, as their images' names."""
 
 
@@ -44,7 +44,7 @@ def choose_validation(
     """
     groups = dict(group_of)
     total = sum(bool(classes) for classes in classes_of.values())
-    parted: list[tuple[str, ...]] = []
+    divided: list[tuple[str, ...]] = []
     while True:
         members = _members(classes_of, groups)
         order = sorted(members, key=lambda group: _rank(seed, group))
@@ -56,9 +56,9 @@ def choose_validation(
             break
         if len(members[largest]) == 1:
             break
-        parted.append(tuple(members[largest]))
+        divided.append(tuple(members[largest]))
         groups |= {name: name for name in members[largest]}
-    return Choice({name for group in chosen for name in members[group]}, tuple(parted))
+    return Choice({name for group in chosen for name in members[group]}, tuple(divided))
 
 
 def _members(classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str]) -> dict[str, list[str]]:

@@ -68,9 +68,9 @@ def test_both_splits_have_objects_and_only_reported_groups_are_split(
     group_of = grouped(images, numbers)
     choice = choose_validation(images, group_of, fraction, seed)
     assert choice.validation <= set(images)
-    parted = {name for names in choice.parted for name in names}
+    divided = {name for names in choice.divided for name in names}
     for name, group in group_of.items():
-        if name not in parted:
+        if name not in divided:
             assert (name in choice.validation) == (group in choice.validation)
     showing = {name for name, classes in images.items() if classes}
     if len(showing) >= 2:
@@ -80,7 +80,7 @@ def test_both_splits_have_objects_and_only_reported_groups_are_split(
 def test_images_that_are_all_near_duplicates_are_split_by_the_requested_fraction() -> None:
     images = many_images()
     choice = choose_validation(images, dict.fromkeys(images, "p0"), 0.2, seed=0)
-    assert [set(names) for names in choice.parted] == [set(images)]
+    assert [set(names) for names in choice.divided] == [set(images)]
     assert choice.validation == choose_validation(images, alone(images), 0.2, seed=0).validation
 
 
@@ -88,7 +88,7 @@ def test_a_large_group_stays_whole_if_the_others_are_enough() -> None:
     images = {f"p{number:03}": {0} for number in range(200)}
     group_of = {name: "p000" if name < "p100" else name for name in images}
     choice = choose_validation(images, group_of, 0.1, seed=0)
-    assert choice.parted == ()
+    assert choice.divided == ()
     assert len(choice.validation) == 20
     assert min(choice.validation) >= "p100"
 
@@ -99,7 +99,7 @@ def test_whole_groups_are_added_up_to_a_third_of_the_images_and_split_beyond(gro
     group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in images}
     choice = choose_validation(images, group_of, 0.05, seed=0)
     assert len(choice.validation) == size
-    assert len(choice.parted) == (1 if groups == 2 else 0)
+    assert len(choice.divided) == (1 if groups == 2 else 0)
 
 
 def near(first: list[int], second: list[int], bits: int) -> list[tuple[int, int]]:
