@@ -40,7 +40,7 @@ def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_d
         "scores (2, 258, 2)",
         "mask_coefficients (2, 258, 4)",
         "prototypes (2, 16, 16, 4)",
-        "compared with the network, by onnxruntime: greatest error",
+        "against the network, by onnxruntime: largest error",
     ):
         assert fact in printed
     assert f"OnnxPredictor('{model_dir / 'model.onnx'}')" in result.stdout

@@ -78,7 +78,7 @@ def test_the_summary_says_what_it_is_what_was_left_out_and_what_to_do_next(
         "written to a model",
         "Predictor.load('a model').predict(\"image.jpg\")",
         "yolact preset use voc2012-r50 -S 'model.initial_weights=a model'",
-        "copy the other settings of section model from a model/model.json into params.yaml",
+        "copy the other model settings from a model/model.json to section model of params.yaml",
     ):
         assert fact in printed
 
@@ -137,7 +137,7 @@ def test_an_existing_model_is_replaced(checkpoint: Path) -> None:
     [
         (["nowhere.pth"], "nowhere.pth: no such file"),
         (["text.pth"], "text.pth: is not a file of PyTorch weights; it is text"),
-        (["yolact_mine_3_4000.pth", "-o", "text.pth"], "text.pth: is a file; name a folder with -o"),
+        (["yolact_mine_3_4000.pth", "-o", "text.pth"], "text.pth: is a file, not a folder; name a folder with -o"),
         (["yolact_mine_3_4000.pth", "-o", "text.pth/out"], "text.pth/out: Not a directory"),
         (["yolact_mine_3_4000.pth", "--model", "yolact_bas"], "no published configuration 'yolact_bas'; did you mean"),
         (["yolact_mine_3_4000.pth", "--model", "yolact_base"], "yolact_mine_3_4000.pth: is not yolact_base: backbone"),
