@@ -6,7 +6,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
-from yolact_ops.lineage.lineage import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
+from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 
 SHARED_MEMORY = "/dev/shm"
 

@@ -20,6 +20,7 @@ from yolact.evaluation.evaluator import ApSummary
 from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
+from yolact_ops.reports.formatting import percent
 from yolact_ops.reports.pages import EMBEDDED_WIDTH, data_uri, evenly_spaced, jpeg_bytes, narrowed, render_page
 from yolact_ops.settings.params import Params
 
@@ -164,7 +165,7 @@ def _draw_curves(axis: Axes, summary: ApSummary) -> None:
         axis.plot(curve.recall, precision, style, color=colors[index % 10], lw=1.1, alpha=0.75, label=label)
     if curve.mean is not None:
         axis.plot(curve.recall, curve.mean, color="black", lw=2.6, label="mean")
-    ap50 = "no ground truth" if summary.AP50 is None else f"AP50 {100 * summary.AP50:.1f}"
+    ap50 = "no ground truth" if summary.AP50 is None else f"AP50 {percent(summary.AP50)}"
     axis.set_title(f"{summary.iou_type}: {ap50}", fontsize=12)
     axis.set_xlabel("recall")
     axis.set_xlim(0, 1)

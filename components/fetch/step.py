@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from yolact.files import replaced_directory, write_json_atomic
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact_ops.registry.packaged_model import read_detection
 from yolact_ops.registry.versions import DETECT_FILE, RegistryError, fetch_files, resolve
 from yolact_ops.settings.params import Params

@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
-from yolact.models.weights import DESCRIPTION_FILE
+from yolact.models.file_names import DESCRIPTION_FILE
 from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.batch_prediction.result import ShardResult
 from yolact_ops.transfer.download import DownloadError

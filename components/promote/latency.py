@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
-from PIL import Image
-
 from components.promote.gate import Latency
+from yolact.images import decode_image
 from yolact.inference.machine import describe_machine
 from yolact.inference.timing import Laps, median
 from yolact_ops.registry.packaged_model import PackagedModel
@@ -33,7 +31,7 @@ def measure_latency(model: PackagedModel, device: str) -> Latency:
         SettingsError: the device is unavailable.
     """
     predictor = model.predictor(device, batch_size=1)
-    image = np.array(Image.open(io.BytesIO(model.example())).convert("RGB"))
+    image = decode_image(io.BytesIO(model.example()))  # as serving decodes it
     for _ in range(WARM_UP):
         predictor.predict(image)
     laps = Laps(predictor.device)

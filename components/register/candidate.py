@@ -10,7 +10,8 @@ from typing import Any
 from components.register.model_card import CardFacts
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.weights import load_model
 from yolact_ops.commands.outputs import read_json
 from yolact_ops.lineage.hashing import hash_files, hash_params
 from yolact_ops.lineage.lineage import data_source, gather_lineage

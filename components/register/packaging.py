@@ -14,7 +14,7 @@ import yolact
 from components.register.candidate import Candidate
 from components.register.model_card import CARD_FILE, model_card
 from yolact.files import write_json_atomic, write_text_atomic
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact_ops.lineage.lineage import data_source
 from yolact_ops.registry.versions import DETECT_FILE, PARAMS_FILE
 from yolact_ops.settings.params import Params

@@ -34,8 +34,8 @@ from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.losses.terms import check_weights
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact_ops.commands.step import run_command

@@ -23,7 +23,8 @@ import torch
 
 from yolact.errors import WeightsError, YolactError
 from yolact.files import flush_folder, publish
-from yolact.models.weights import WEIGHTS_FILE, load_model, save_model
+from yolact.models.file_names import WEIGHTS_FILE
+from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)

@@ -81,9 +81,9 @@ class CocoImage:
         warnings: list[Problem] = [*image_warnings(image, size != image.stored_size)]
         instances = []
         for number, row in enumerate(self.annotations, 1):
-            faults = _Faults(self.json_file, f"{_row_name(row, number)} of {self.image_id}")
-            instance = keep_problems(problems, lambda: _instance(row, number, size, self.class_of, faults))  # noqa: B023
-            warnings += faults.warnings
+            found = _RowProblems(self.json_file, f"{_row_name(row, number)} of {self.image_id}")
+            instance = keep_problems(problems, lambda: _instance(row, number, size, self.class_of, found))  # noqa: B023
+            warnings += found.warnings
             if instance is not None:
                 instances.append(instance)
         if problems:
@@ -92,7 +92,7 @@ class CocoImage:
 
 
 @dataclass
-class _Faults:
+class _RowProblems:
     """Problems and warnings of one row of ``annotations``."""
 
     file: str
@@ -111,7 +111,7 @@ def _row_name(row: Any, number: int) -> str:
 
 
 def _instance(
-    row: Any, number: int, size: tuple[int, int], class_of: Mapping[Any, int], faults: _Faults
+    row: Any, number: int, size: tuple[int, int], class_of: Mapping[Any, int], found: _RowProblems
 ) -> Instance | None:
     """One row of ``annotations`` as an instance; None, with a warning, if its mask is empty.
 
@@ -119,41 +119,41 @@ def _instance(
         ProblemError: the row cannot be used.
     """
     if not isinstance(row, dict):
-        raise faults.problem("is not a JSON object; correct or remove it")
+        raise found.problem("is not a JSON object; correct or remove it")
     category = row.get("category_id")
     if not _is_id(category) or category not in class_of:
-        raise faults.problem(f"has category_id {category!r}, which is not in categories; correct it")
+        raise found.problem(f"has category_id {category!r}, which is not in categories; correct it")
     crowd = row.get("iscrowd", 0)
     if not _is_number(crowd) or crowd not in (0, 1):
-        raise faults.problem(f"has iscrowd {crowd!r}; write 0 or 1")
-    counts = _counts(row.get("segmentation"), size, faults)
+        raise found.problem(f"has iscrowd {crowd!r}; write 0 or 1")
+    counts = _counts(row.get("segmentation"), size, found)
     rle = {"size": [size[1], size[0]], "counts": counts}
     pixels = int(mask_utils.area(rle))
     if not pixels:
-        faults.warn("has a mask without a pixel inside the image; it is skipped")
+        found.warn("has a mask without a pixel inside the image; it is skipped")
         return None
     tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
-    box = tight if crowd else _box(row.get("bbox"), tight, size, faults)
+    box = tight if crowd else _box(row.get("bbox"), tight, size, found)
     return Instance(
         number, class_of[category], box, _area(row.get("area"), pixels), size[1], size[0], counts, bool(crowd)
     )
 
 
-def _counts(segmentation: Any, size: tuple[int, int], faults: _Faults) -> str:
+def _counts(segmentation: Any, size: tuple[int, int], found: _RowProblems) -> str:
     """Compressed RLE of a segmentation in any of COCO's three forms."""
     width, height = size
     if isinstance(segmentation, dict):
-        runs = _runs(segmentation, size, faults)
+        runs = _runs(segmentation, size, found)
         return str(mask_utils.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode())
     if not isinstance(segmentation, list) or not segmentation:
-        raise faults.problem("has no mask (segmentation is missing or empty); draw its outline, or remove the row")
+        raise found.problem("has no mask (segmentation is missing or empty); draw its outline, or remove the row")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise faults.problem("has a polygon that is not a list of x, y for at least 3 points; correct its outline")
+            raise found.problem("has a polygon that is not a list of x, y for at least 3 points; correct its outline")
         if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
-            raise faults.problem(f"has a polygon with a value that is not a number up to {MAX_COORDINATE}; correct it")
+            raise found.problem(f"has a polygon with a value that is not a number up to {MAX_COORDINATE}; correct it")
         if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
-            raise faults.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
+            raise found.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
     merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     return str(merged["counts"].decode())
 
@@ -164,12 +164,12 @@ def _outline_length(polygon: list[float]) -> float:
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) -> list[int]:
+def _runs(segmentation: dict[str, Any], size: tuple[int, int], found: _RowProblems) -> list[int]:
     """Run lengths, checked to add up to the image's pixels; otherwise pycocotools accesses memory outside the mask."""
     width, height = size
     if segmentation.get("size") != [height, width]:
         stated = segmentation.get("size")
-        raise faults.problem(
+        raise found.problem(
             f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; redraw its mask"
         )
     runs = segmentation.get("counts")
@@ -177,7 +177,7 @@ def _runs(segmentation: dict[str, Any], size: tuple[int, int], faults: _Faults) 
         runs = decompressed_runs(runs)
     whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
     if not whole or sum(cast(list[int], runs)) != height * width:
-        raise faults.problem(f"has run lengths that do not add up to {height * width} pixels; redraw its mask")
+        raise found.problem(f"has run lengths that do not add up to {height * width} pixels; redraw its mask")
     return cast(list[int], runs)
 
 
@@ -204,18 +204,18 @@ def decompressed_runs(text: str) -> list[int] | None:
     return None if shift else runs
 
 
-def _box(stated: Any, tight: Box, size: tuple[int, int], faults: _Faults) -> Box:
+def _box(stated: Any, tight: Box, size: tuple[int, int], found: _RowProblems) -> Box:
     """The stated box, clipped to the image, if it fits the mask; otherwise the tight one."""
     if stated is None:
         return tight
     if not (isinstance(stated, list) and len(stated) == 4 and all(_is_number(side) for side in stated)):
-        faults.warn("has a bbox that is not a list of four numbers; the mask's tight box is used")
+        found.warn("has a bbox that is not a list of four numbers; the mask's tight box is used")
         return tight
     x0, y0 = max(stated[0], 0), max(stated[1], 0)
     x1, y1 = min(stated[0] + stated[2], size[0]), min(stated[1] + stated[3], size[1])
     inside = (x0, y0, x1 - x0, y1 - y0)
     if x1 <= x0 or y1 <= y0 or _iou(inside, tight) < BOX_AGREES_IOU:
-        faults.warn(f"has the bbox {stated}, which does not fit its mask; the mask's tight box {list(tight)} is used")
+        found.warn(f"has the bbox {stated}, which does not fit its mask; the mask's tight box {list(tight)} is used")
         return tight
     return inside
 

@@ -1,7 +1,7 @@
 """The training loss of YOLACT and YOLACT++: the weighted sum of the terms in `LOSS_TERMS`.
 
 All terms are computed for the whole batch at once and without waiting for the GPU: no shape depends on a value computed
-    there. With several processes, the normalisers are those of their common batch.
+there. With several processes, the normalisers are those of their common batch.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from yolact.errors import DataError, WeightsError
 from yolact.models.architecture import Architecture
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.published import (
     COCO_SCALES,
     PUBLISHED_MODELS,
@@ -29,7 +30,6 @@ from yolact.models.published import (
     thirds,
 )
 from yolact.models.state_dicts import read_state_dict, shortened
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 

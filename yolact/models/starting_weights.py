@@ -16,8 +16,9 @@ from yolact.errors import WeightsError
 from yolact.models.architecture import missing_names
 from yolact.models.backbones.base import Backbone
 from yolact.models.backbones.deformable import DeformableConv2d
+from yolact.models.file_names import DESCRIPTION_FILE
 from yolact.models.state_dicts import read_state_dict, shortened
-from yolact.models.weights import DESCRIPTION_FILE, SavedModel, read_saved
+from yolact.models.weights import SavedModel, read_saved
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from yolact.errors import WeightsError
 from yolact.files import replaced_file, write_json_atomic
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 
-WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = "model.json"
 FORMAT = 2
 
 ADDED_SETTINGS = {"keep_aspect_ratio": False}

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from yolact.errors import SettingsError
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.lineage import code
-from yolact_ops.lineage.lineage import CODE_VARIABLE, COMMIT_VARIABLE, IMAGE_VARIABLE
+from yolact_ops.lineage.variables import CODE_VARIABLE, COMMIT_VARIABLE, IMAGE_VARIABLE
 from yolact_ops.settings.params import DataParams, Params, read_params
 
 IMAGE = f"yolact-pipeline:{version('yolact-pipeline')}"

@@ -20,21 +20,19 @@ from yolact_ops.lineage.git import git_output, git_state
 from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.lineage.redaction import shown_source, without_credentials
 from yolact_ops.lineage.statistics import read_data_digest
+from yolact_ops.lineage.variables import (
+    CODE_VARIABLE,
+    COMMIT_VARIABLE,
+    IMAGE_DIGEST_VARIABLE,
+    IMAGE_VARIABLE,
+    PIPELINE_RUN_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from yolact_ops.settings.params import DataParams
 
 LIBRARIES = ("torch", "torchvision", "numpy", "mlflow", "dvc", "kfp")
 """Distributions whose versions are recorded, besides Python's own."""
-
-IMAGE_VARIABLE, IMAGE_DIGEST_VARIABLE = "YOLACT_IMAGE", "YOLACT_IMAGE_DIGEST"
-"""Environment variables with the name and digest of the container image, which a process in it cannot know."""
-COMMIT_VARIABLE = "YOLACT_COMMIT"
-"""Environment variable with the commit that the container image was built from; used outside a git repository."""
-CODE_VARIABLE = "YOLACT_CODE_VERSION"
-"""Environment variable with the code's version; used outside a git repository."""
-PIPELINE_RUN_VARIABLE = "KFP_RUN_ID"
-"""Environment variable with the id of the Kubeflow pipeline run."""
 
 SETTINGS = "params.yaml"
 """Changed settings do not count as changed code: a run logs them all, and a model version includes them."""

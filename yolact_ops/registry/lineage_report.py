@@ -14,7 +14,7 @@ from yolact.errors import SettingsError
 from yolact_ops.lineage.dvc_lock import find_lock_commit
 from yolact_ops.registry.history import PREFIX as DECISION_PREFIX
 from yolact_ops.registry.versions import PARAMS_FILE, RegisteredModel, fetch_files, resolve
-from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.yaml_text import read_yaml
 from yolact_ops.tracking.run_record import TRAIN_RUN_TAG
 from yolact_ops.tracking.store import TrackingError
 
@@ -55,8 +55,8 @@ class LineageReport:
     tags: dict[str, str]
     lock_commit: str | None
     """A commit of the local repository whose ``dvc.lock`` names this version's data and model."""
-    params: Params | None
-    """None if the version has no settings, as the oldest versions."""
+    settings: Mapping[str, Any] | None
+    """``params.yaml`` as its own release wrote it; None if the version has none, as the oldest versions."""
 
     def groups(self) -> dict[str, dict[str, str]]:
         """The tags by group; the rest is under ``libraries`` or ``other``."""
@@ -88,7 +88,7 @@ class LineageReport:
         lines = [f"git clone {shlex.quote(remote)} rebuilt"]
         if "git_commit" in self.tags:
             lines.append(f"git -C rebuilt checkout {self.tags['git_commit']}")
-        if self.params is not None:
+        if self.settings is not None:
             path = f"artifacts/{PARAMS_FILE}"  # MLflow keeps the folder
             uri = shlex.quote(f"models:/{self.name}/{self.version}/{path}")
             fetch = f"mlflow artifacts download --artifact-uri {uri} --dst-path rebuilt"
@@ -129,10 +129,11 @@ class LineageReport:
         ]
 
     def _settings_doubts(self) -> list[str]:
-        if self.params is None:
+        if self.settings is None:
             return ["the version has no settings, as an older program registered it: see its run's parameters"]
-        model, doubts = self.params.model, []
-        for key, value in (("initial_weights", model.initial_weights), ("backbone_weights", model.backbone_weights)):
+        model, doubts = self.settings.get("model"), []
+        for key in ("initial_weights", "backbone_weights"):
+            value = model.get(key, "none") if isinstance(model, dict) else "none"
             if value not in ("none", "imagenet"):
                 doubts.append(f"training started from a file on the original machine: model.{key} = {value}")
         doubts.append(
@@ -177,7 +178,7 @@ def report_lineage(client: MlflowClient, spec: str, *, root: Path = Path()) -> L
         aliases=_aliases(client, model.name, number),
         tags=tags,
         lock_commit=None if lock_hash is None else find_lock_commit(lock_hash, root),
-        params=_settings(model.name, number, tags),
+        settings=_settings(model.name, number, tags),
     )
 
 
@@ -186,12 +187,12 @@ def _aliases(client: MlflowClient, name: str, number: int) -> list[str]:
     return sorted(alias for alias, version in aliases.items() if int(version) == number)
 
 
-def _settings(name: str, number: int, tags: Mapping[str, str]) -> Params | None:
-    """The settings among the version's files; None if it has none, or they are from an incompatible release."""
+def _settings(name: str, number: int, tags: Mapping[str, str]) -> dict[str, Any] | None:
+    """The settings among the version's files, as its own release wrote them; None if it has none."""
     if "data_source" not in tags:  # older than the settings among the files
         return None
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return load_params(fetch_files(name, number, Path(folder), f"artifacts/{PARAMS_FILE}"))
+            return read_yaml(fetch_files(name, number, Path(folder), f"artifacts/{PARAMS_FILE}"))
         except (TrackingError, SettingsError):
             return None

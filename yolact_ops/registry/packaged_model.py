@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from yolact.inference.predictor import Predictor
-from yolact.models.weights import DESCRIPTION_FILE
+from yolact.models.file_names import DESCRIPTION_FILE
 from yolact.settings import DetectConfig
 from yolact_ops.registry.versions import DETECT_FILE, RegistryError, fetch_files
 

@@ -17,13 +17,14 @@ from torchvision.models import WeightsEnum
 from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
 from yolact.models.backbones.deformable import DeformableConv2d
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.starting_weights import (
     InitialWeights,
     load_backbone_weights,
     load_initial_weights,
     load_starting_weights,
 )
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, save_model
+from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
-from yolact.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, load_model, save_model
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
 
 CLASSES = ["cat", "dog"]

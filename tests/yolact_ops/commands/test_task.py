@@ -20,7 +20,7 @@ from components.source import step as source
 from yolact.errors import DataError, SettingsError
 from yolact_ops.commands import task as kubeflow
 from yolact_ops.lineage import code
-from yolact_ops.lineage.lineage import CODE_VARIABLE
+from yolact_ops.lineage.variables import CODE_VARIABLE
 from yolact_ops.settings.params import DataParams, Params, load_params
 
 
@@ -181,7 +181,9 @@ def test_a_changed_folder_has_another_fingerprint(params: Params, tmp_path: Path
 
 
 def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:
-    with pytest.raises(SettingsError, match=r"^data_path: empty\. All of data_repository, data_path, data_revision"):
+    with pytest.raises(
+        SettingsError, match=r"^data_path: empty\. Set all of data_repository, data_path, data_revision"
+    ):
         source.run(params, repository="https://git.example/x.git", revision="v1")
 
 

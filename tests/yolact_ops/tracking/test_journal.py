@@ -255,9 +255,9 @@ def test_a_lock_is_removed_with_its_journal_and_not_before(tmp_path: Path, repos
 
 def test_a_folder_that_is_not_a_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match="no journal"):
+    with pytest.raises(DataError, match="is not the journal of a run"):
         Journal(tmp_path / "other")
-    with pytest.raises(DataError, match="no journal"):
+    with pytest.raises(DataError, match="is not the journal of a run"):
         Journal(tmp_path / "tracking" / "gone")
     assert not list(tmp_path.glob("tracking/*"))
 
@@ -311,7 +311,7 @@ def test_entries_of_a_deleted_run_are_not_set_aside(tmp_path: Path) -> None:
     journal, store = open_journal(tmp_path), Store()
     store.bad, store.stage = "a", "deleted"
     journal.records.append(metric("a", 1.0))
-    with pytest.raises(Exception, match="was deleted; `mlflow runs restore"):
+    with pytest.raises(Exception, match="was deleted; restore it with `mlflow runs restore"):
         JournalSender(store, journal).records.send_all()
     assert journal.left() == "1 metric"
     journal.release()

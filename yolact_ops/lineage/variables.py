@@ -1,0 +1,10 @@
+"""Environment variables that tell a task what only the outside knows."""
+
+IMAGE_VARIABLE, IMAGE_DIGEST_VARIABLE = "YOLACT_IMAGE", "YOLACT_IMAGE_DIGEST"
+"""Environment variables with the name and digest of the container image, which a process in it cannot know."""
+COMMIT_VARIABLE = "YOLACT_COMMIT"
+"""Environment variable with the commit that the container image was built from; used outside a git repository."""
+CODE_VARIABLE = "YOLACT_CODE_VERSION"
+"""Environment variable with the code's version; used outside a git repository."""
+PIPELINE_RUN_VARIABLE = "KFP_RUN_ID"
+"""Environment variable with the id of the Kubeflow pipeline run."""
