@@ -560,7 +560,7 @@ def test_artifacts_that_only_a_server_can_store_are_refused_at_the_start(
     MlflowClient(tracking_uri=address).create_experiment("remote")
     monkeypatch.chdir(folder)
     with (
-        pytest.raises(TrackingError, match=r"'remote'.*made through an MLflow server"),
+        pytest.raises(TrackingError, match=r"'remote'.*created through an MLflow server"),
         start_run(in_experiment(params, "remote"), RUN_FILE),
     ):
         pytest.fail("must not start")
