@@ -205,7 +205,7 @@ def test_problems_are_collected_and_stop_the_step(
     assert "JPEGImages/2007_000001.jpg: cannot be decoded to its end" in message
     assert "SegmentationObject/2007_000002.png: no such file" in message
     assert "SegmentationClass/2007_000002.png: no such file" in message
-    assert "(data.source: sample) and run `dvc repro`, which brings them in." in message
+    assert "(data.source: sample) and run `dvc repro`, which fetches them." in message
     assert "data.max_problems=2" in message
     assert contents(processed) == before
     assert not list(processed.parent.glob("*.part"))

@@ -847,7 +847,7 @@ def test_a_certificate_for_another_host_is_reported(
 def test_https_to_a_server_without_tls_is_reported(server: Server, compiled: dict[str, Path]) -> None:
     refused = call("submit", compiled["tiny"], "--host", server.host.replace("http", "https"))
     assert refused.code == 1
-    assert "does not speak TLS. Does the address begin with http:// in truth?" in refused.err
+    assert "does not speak TLS. Did you mean http://?" in refused.err
     server.requests.append("none that could be read")
 
 
