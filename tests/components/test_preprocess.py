@@ -738,7 +738,7 @@ def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_if_it_shows
     folder = processed.with_name("report")
     page = (folder / "index.html").read_text()
     assert page.count("cannot be decoded to its end") == 2
-    assert "The first 2 of 3; all are in problems.csv, beside this page." in page
+    assert "The first 2 of 3; all are in problems.csv, next to this page." in page
     with (folder / "problems.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["kind"], row["file"]) for row in rows] == [
