@@ -165,7 +165,7 @@ def test_the_network_is_not_modified(tmp_path: Path) -> None:
         ("basic blocks", {"batch": 0}, "batch 0"),
         ("basic blocks", {"precision": "bf16"}, "precision 'bf16' cannot be exported; fp32 and fp16 can"),
         ("basic blocks", {"classes": ["one"]}, "1 names, and the network has 3"),
-        ("basic blocks", {"path": Path("model.pt")}, r"model\.pt: the file must be named \.onnx"),
+        ("basic blocks", {"path": Path("model.pt")}, r"model\.pt: the file name must end in \.onnx"),
     ],
 )
 def test_wrong_arguments_are_rejected(

@@ -291,7 +291,7 @@ def test_a_step_that_needs_the_server_fails_if_it_did_not_receive_everything_at_
 ) -> None:
     with start_run(params, RUN_FILE) as tracker:
         pass
-    with pytest.raises(TrackingError, match="has not got all of run"), resume_run(params, RUN_FILE) as register:
+    with pytest.raises(TrackingError, match="did not receive everything of run"), resume_run(params, RUN_FILE) as register:
         cut(proxy)
         register.log_metrics({"AP": 0.5})
     restore(proxy)
