@@ -341,7 +341,7 @@ def test_a_missing_bucket_blocks_only_files(
             tracker.log_artifact(Path("page.html"), "eval")
             tracker.log_metrics({"loss": 1.0}, 1)
         assert history(on_server.address, tracker.run_id, "loss") == [(1, 1.0)]
-        assert "cannot take the files of run" in caplog.text
+        assert "; the files of run" in caplog.text
         assert f"yet: 1 file of run {tracker.run_id}" in caplog.messages[-1]
     finally:
         bucket.unlink()
