@@ -27,6 +27,7 @@ from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION
 from yolact.structures import RawOutputs
+from yolact.transforms import Normalization
 
 CLASSES = ["circle", "square", "triangle"]
 
@@ -439,7 +440,8 @@ class Stub:
     device = torch.device("cpu")
     maskiou_net = None
 
-    def __init__(self) -> None:
+    def __init__(self, normalization: Normalization) -> None:
+        self.normalization = normalization
         self.seen: list[Tensor] = []
 
     def __call__(self, images: Tensor) -> RawOutputs:
@@ -458,7 +460,8 @@ class Stub:
 
 
 def stubbed(model: Yolact, **options: Any) -> tuple[Predictor, Stub]:
-    predictor, stub = Predictor(model, CLASSES, **options), Stub()
+    predictor = Predictor(model, CLASSES, **options)
+    stub = Stub(predictor.network.normalization)
     predictor.network = stub  # type: ignore[assignment]
     return predictor, stub
 

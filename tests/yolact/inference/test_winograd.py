@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from yolact.inference import winograd
+from yolact.inference.onednn import is_available
 from yolact.inference.winograd import EnlargingWinogradConv2d, WinogradConv2d
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,7 +105,12 @@ def test_enlarging_equals_upsampling_and_the_direct_convolution(height: int, wid
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+needs_bfloat16 = pytest.mark.skipif(
+    not is_available(torch.bfloat16), reason="no bfloat16 in oneDNN on this kind of machine"
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
 def test_the_usual_points_have_twice_the_rounding_error(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """As documented at `POINTS`."""
     conv = wide_conv(64, 64).to(dtype)

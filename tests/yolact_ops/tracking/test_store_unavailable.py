@@ -291,7 +291,10 @@ def test_a_step_that_needs_the_server_fails_if_it_did_not_receive_everything_at_
 ) -> None:
     with start_run(params, RUN_FILE) as tracker:
         pass
-    with pytest.raises(TrackingError, match="did not receive everything of run"), resume_run(params, RUN_FILE) as register:
+    with (
+        pytest.raises(TrackingError, match="did not receive everything of run"),
+        resume_run(params, RUN_FILE) as register,
+    ):
         cut(proxy)
         register.log_metrics({"AP": 0.5})
     restore(proxy)
@@ -449,7 +452,7 @@ def test_a_password_that_changes_during_training_is_reported_and_stops_nothing(
     with start_run(params, RUN_FILE) as tracker:
         accounts.update_user_password(ADMIN, OTHER_PASSWORD, current_password=PASSWORD)
         tracker.log_metrics({"loss": 0.5}, 3)
-        wait_for(lambda: "refuses the metrics" in caplog.text)
+        wait_for(lambda: "refuses; the metrics" in caplog.text)
     assert "401" in caplog.text
     assert re.search(rf"yet: 1 metric and \d notes? of run {tracker.run_id}", caplog.messages[-1])
     assert "401" in problems()[0]
