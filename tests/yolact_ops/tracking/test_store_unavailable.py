@@ -292,7 +292,7 @@ def test_a_step_that_needs_the_server_fails_if_it_did_not_receive_everything_at_
     with start_run(params, RUN_FILE) as tracker:
         pass
     with (
-        pytest.raises(TrackingError, match="did not receive everything of run"),
+        pytest.raises(TrackingError, match="did not receive everything"),
         resume_run(params, RUN_FILE) as register,
     ):
         cut(proxy)
