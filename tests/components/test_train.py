@@ -379,7 +379,7 @@ def test_an_interrupted_run_is_not_resumed_with_other_initial_weights(
     save_file(tensors | {"proto_net.0.bias": tensors["proto_net.0.bias"] + 1}, imported / "model.safetensors")
     interrupt_before_the_validation(monkeypatch, params)
     assert "resuming" not in caplog.text
-    assert "initialised again" in caplog.text
+    assert "reinitialised" in caplog.text
 
 
 # --- Going on

@@ -150,7 +150,7 @@ def test_a_temporary_failure_of_the_server_is_retried(server: FileServer, target
 
 def test_a_server_that_keeps_failing_is_given_up_and_received_bytes_are_kept(server: FileServer, target: Path) -> None:
     server.cut_after = [1_000_000, 0, 0, 0, 0, 0]
-    with pytest.raises(DownloadError, match=r"set/voc\.tar: .*tried 5 times in a row.*1,000,000 bytes"):
+    with pytest.raises(DownloadError, match=r"set/voc\.tar: .*tried 5 times in a row.*1,000,000 received bytes"):
         fetch_file([server.url], target)
     assert not target.exists()
     fetch_file([server.url], target)
