@@ -372,7 +372,7 @@ def test_an_interrupted_run_is_not_resumed_with_other_initial_weights(
     caplog.clear()
     interrupt_before_the_validation(monkeypatch, params)
     assert "resuming after epoch 2 of 2" in caplog.text
-    assert "initialised again" not in caplog.text
+    assert "reinitialised" not in caplog.text
 
     caplog.clear()
     tensors = load_file(imported / "model.safetensors")
