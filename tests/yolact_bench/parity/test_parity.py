@@ -471,7 +471,7 @@ def test_missing_settings_are_named(tmp_path: Path, key: str) -> None:
 def test_masks_with_too_few_bits_are_reported(tmp_path: Path) -> None:
     name = "masks_packed/0"
     report = run(tmp_path, b=stored()["b"] | {name: stored()["b"][name][:3]})
-    assert "masks_packed/0 has 24 bits, masks_shape/0 asks for 64" in failed(report)["default"]
+    assert "masks_packed/0 has 24 bits, but masks_shape/0 needs 64" in failed(report)["default"]
 
 
 def test_text_instead_of_numbers_is_reported(tmp_path: Path) -> None:
@@ -583,4 +583,4 @@ def test_a_bare_array_is_reported(tmp_path: Path) -> None:
     with (tmp_path / "bare.npz").open("wb") as file:
         np.save(file, np.arange(3))
     [report] = run_parity(tmp_path).files
-    assert "bare array" in str(report)
+    assert "contains a single array" in str(report)
