@@ -138,7 +138,7 @@ def test_metrics_and_plots_can_be_shown(finished):
     page = finished.run("dvc", "plots", "show", "--out", "dvc_plots").split()[-1]
     text = Path(page.removeprefix("file://")).read_text()
     for title in (
-        "Training losses",
+        "Training loss",
         "Learning rate",
         "AP on the validation split over epochs",
         "Precision over recall",
