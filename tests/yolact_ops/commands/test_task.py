@@ -181,7 +181,7 @@ def test_a_changed_folder_has_another_fingerprint(params: Params, tmp_path: Path
 
 
 def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:
-    with pytest.raises(SettingsError, match=r"^data_path: empty\. Set all of data_repository, data_path"):
+    with pytest.raises(SettingsError, match=r"^data_path: empty\. Set all of data_repository, data_path, data_rev"):
         source.run(params, repository="https://git.example/x.git", revision="v1")
 
 

@@ -292,7 +292,7 @@ def test_a_step_that_needs_the_server_fails_if_it_did_not_receive_everything_at_
     with start_run(params, RUN_FILE) as tracker:
         pass
     with (
-        pytest.raises(TrackingError, match="did not receive everything"),
+        pytest.raises(TrackingError, match="did not receive everything of run"),
         resume_run(params, RUN_FILE) as register,
     ):
         cut(proxy)
@@ -344,7 +344,7 @@ def test_a_missing_bucket_blocks_only_files(
             tracker.log_artifact(Path("page.html"), "eval")
             tracker.log_metrics({"loss": 1.0}, 1)
         assert history(on_server.address, tracker.run_id, "loss") == [(1, 1.0)]
-        assert "; the files of run" in caplog.text
+        assert re.search(r"; the files of run \w+ cannot be logged", caplog.text)
         assert f"yet: 1 file of run {tracker.run_id}" in caplog.messages[-1]
     finally:
         bucket.unlink()
