@@ -142,7 +142,7 @@ class Sender:
             self._step()
 
     def hurry(self) -> None:
-        """Retry at once, and stop after the next failure."""
+        """Retry at once, and stop after the next attempt that fails; one that is under way does not count."""
         self._closing.set()
         self._lane.wake()
 
@@ -164,11 +164,12 @@ class Sender:
                     return
                 self._lane.wait(1.0)
                 continue
+            is_last = self._closing.is_set()  # read first: the server may return during the attempt
             try:
                 self._step()
             except Exception as error:  # any error: it must not end the thread silently
                 self._report(error)
-                if self._closing.is_set():
+                if is_last:
                     return
                 self._closing.wait(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
