@@ -41,8 +41,10 @@ demo: $(STAMP) ## Run the five steps on the generated sample and show the result
 pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample; its tasks are processes
 	@python -m pipelines run-local --preset sample-cpu
 
+# One process per core, four at most: each starts its own servers. Each computes with one thread, because threads of
+# several processes that compute on the same cores wait for each other most of the time.
 test: $(STAMP) ## Run the tests
-	@pytest
+	@OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## Check style, types and import contracts
 	@ruff check

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from pipelines.options import ClusterOptions, JobOptions, ServerOptions, SettingsOptions, expand
 from yolact.errors import SettingsError
+from yolact_ops.commands.options import AsJson
 
 if TYPE_CHECKING:
     from pipelines.connection import Connection
@@ -42,7 +43,6 @@ Pipeline = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="A pipeline of this project, or a compiled one's file (.yaml).")
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its name (the newest of that name).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,25 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 def write_json_atomic(path: Path | str, value: Any) -> None:
     """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity raise a ValueError."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv_atomic(path: Path | str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as UTF-8 CSV to ``path`` atomically; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
+
+
+def remove_others(folder: Path, wanted: Set[Path]) -> None:
+    """Remove all files below a folder except the wanted ones, and folders that are then empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
+        if path.is_symlink() or path.is_file():
+            if path not in wanted:
+                path.unlink()
+        elif not any(path.iterdir()):
+            path.rmdir()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from yolact.errors import SettingsError
-from yolact_cli.options import AsJson
+from yolact_ops.commands.options import AsJson
 
 bench_app = typer.Typer(help="Measure speed and memory, stage by stage.", no_args_is_help=True)
 

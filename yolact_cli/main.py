@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from yolact_cli.bench import bench_app
-from yolact_cli.options import AsJson
 from yolact_ops.commands.errors import ErrorGroup
+from yolact_ops.commands.options import AsJson
 
 app = typer.Typer(
     cls=ErrorGroup,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from yolact.errors import DataError
 from yolact_bench.parity.configurations import (
@@ -24,6 +21,7 @@ from yolact_bench.parity.losses import check_losses, is_losses
 from yolact_bench.parity.network import check_network, is_network
 from yolact_bench.parity.report import Checks, Comparison, FileReport, ParityReport
 from yolact_bench.parity.units import check_units, is_units
+from yolact_bench.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def run_parity(directory: Path) -> ParityReport:
         else:
             fixtures[path.name] = fixture
     configurations = Configurations(fixtures.values())
-    with _one_thread():
+    with one_thread():
         for name, fixture in fixtures.items():
             report.files.append(_check(name, fixture, configurations))
     if not report.comparisons:
@@ -79,17 +77,6 @@ def run_parity(directory: Path) -> ParityReport:
             f"Name a directory with .npz or JSON fixtures: {', '.join(kind.name for kind in KINDS)}."
         )
     return report
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let PyTorch use one thread: sums then have the same order on every machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _read(path: Path) -> Fixture | None:

@@ -19,8 +19,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +46,7 @@ from yolact.settings import AugmentConfig, SampleConfig
 from yolact_bench.speed.external import call, load_backend
 from yolact_bench.speed.images import HEIGHT, WIDTH
 from yolact_bench.speed.rounds import Rounds, TimedRun, relative_speed
+from yolact_bench.threads import one_thread
 
 FULL_CHAIN = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
 """The published augmentation chain."""
@@ -138,7 +138,7 @@ def measure(
         DataError: the data cannot be read.
         SettingsError: a file does not follow the protocol, or the folder has no images.
     """
-    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, _one_thread():
+    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, one_thread():
         if folder is None:
             progress("generating images")
             write_images(Path(temporary))
@@ -149,17 +149,6 @@ def measure(
         comparison = _Comparison(data, image_size, against)
         name = "generated images" if folder is None else str(folder)
         return comparison.run(machine, name, rounds, progress)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch with one thread, as in a worker of a `DataLoader`."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Comparison:

@@ -19,6 +19,7 @@ from fsspec.callbacks import Callback  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from yolact.errors import DataError
+from yolact.files import remove_others
 from yolact_ops.transfer.archives import safe_name
 from yolact_ops.transfer.disk import file_digest, require_free_disk
 from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES
@@ -72,7 +73,7 @@ def fetch_tracked(repository: str, path: str, commit: str, folder: Path, what: s
         files = _patiently(lambda: _listed(tracked, path, folder), path)
         here = [file for file in files if file.is_here()]
         missing = sorted(set(files) - set(here), key=lambda file: file.name)
-        _remove_others(folder, {file.place for file in files})
+        remove_others(folder, {file.place for file in files})
         there = sum(file.place.stat().st_size for file in here)
         # DVC knows the total size of what was added at once, not the size of each file in it.
         size = max(tracked.du(path) - there, 0)
@@ -92,16 +93,6 @@ def _listed(tracked: Any, path: str, folder: Path) -> list[_File]:
             raise DataError(f"{path}: the tracked name {name!r} {error}. The repository is refused.") from None
         files.append(_File(name, top / (relative or ""), info.get("md5")))
     return files
-
-
-def _remove_others(folder: Path, wanted: set[Path]) -> None:
-    """Remove unwanted files and the incomplete ones of an interrupted transfer."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
-        if path.is_symlink() or path.is_file():
-            if path not in wanted:
-                path.unlink()
-        elif not any(path.iterdir()):
-            path.rmdir()
 
 
 def _fetch_all(tracked: Any, files: Sequence[_File], arriving: Path, what: str, size: int) -> None:

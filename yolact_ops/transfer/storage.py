@@ -39,7 +39,7 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
 from yolact.errors import DataError
-from yolact.files import write_text_atomic
+from yolact.files import remove_others, write_text_atomic
 from yolact_ops.lineage.redaction import without_credentials
 from yolact_ops.transfer.archives import is_junk, safe_name
 from yolact_ops.transfer.disk import BLOCK, file_digest, require_free_disk
@@ -453,12 +453,7 @@ def _remove_others(folder: Path, objects: Sequence[S3Object], missing: Sequence[
     """Remove files of other versions from the folder, and parts of files that are not missing."""
     stale = {item.path for item in missing}
     wanted = {folder / item.path for item in objects if item.path not in stale}
-    for path in sorted(folder.rglob("*"), reverse=True):  # contents before their folder
-        if path.is_symlink() or path.is_file():
-            if path not in wanted:
-                path.unlink()
-        elif not any(path.iterdir()):
-            path.rmdir()
+    remove_others(folder, wanted)
     parts = {_partial_path(folder, item) for item in missing}
     for path in _parts_folder(folder).glob("*"):
         if path not in parts:
