@@ -44,7 +44,7 @@ pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample;
 # One process per core, four at most: each starts its own servers. Each computes with one thread, because threads of
 # several processes that compute on the same cores wait for each other most of the time.
 test: $(STAMP) ## Run the tests
-	@OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	@OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## Check style, types and import contracts
 	@ruff check
