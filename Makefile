@@ -41,8 +41,8 @@ demo: $(STAMP) ## Run the five steps on the generated sample and show the result
 pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample; its tasks are processes
 	@python -m pipelines run-local --preset sample-cpu
 
-# One process per core, four at most: each starts its own servers. Each computes with one thread, because threads of
-# several processes that compute on the same cores wait for each other most of the time.
+# One process per core, four at most: each starts its own servers. Each computes with one thread: more threads than
+# cores slow each other down.
 test: $(STAMP) ## Run the tests
 	@OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -1,15 +1,13 @@
-"""Atomic writes of files and folders: readers see the old or the new content, never a partial one."""
+"""Atomic writes of files and folders, which never show partial content, and removal of files nobody wants."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,15 +68,6 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 def write_json_atomic(path: Path | str, value: Any) -> None:
     """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity raise a ValueError."""
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_csv_atomic(path: Path | str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table as UTF-8 CSV to ``path`` atomically; None becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_text_atomic(path, text.getvalue())
 
 
 def remove_others(folder: Path, wanted: Set[Path]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.evaluation.evaluator import ApSummary
-from yolact.files import write_bytes_atomic, write_csv_atomic, write_json_atomic, write_text_atomic
+from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 from yolact_ops.reports.formatting import percent
@@ -69,7 +70,7 @@ def write_report(folder: Path, evaluation: Evaluation, params: Params) -> None:
     """
     write_text_atomic(folder / DETECTIONS_FILE, json.dumps(evaluation.results, allow_nan=False))
     write_json_atomic(folder / "report.json", _run_facts(evaluation, params))
-    write_csv_atomic(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
+    _write_csv(folder / "per_class.csv", PER_CLASS_COLUMNS, per_class_rows(evaluation))
     table = {"columns": PER_CLASS_COLUMNS, "data": per_class_rows(evaluation)}
     write_text_atomic(folder / PER_CLASS_TABLE, json.dumps(table, allow_nan=False) + "\n")
     curves = _curves_png(evaluation)
@@ -83,13 +84,13 @@ def write_plots(folder: Path, evaluation: Evaluation) -> None:
     curves = {"mask": evaluation.mask.curve, "box": evaluation.box.curve}
     shown = {kind: curve.mean.tolist() for kind, curve in curves.items() if curve.mean is not None}
     points = zip(evaluation.mask.curve.recall.tolist(), *shown.values(), strict=True)
-    write_csv_atomic(folder / "pr_curve.csv", ("recall", *shown), points)
+    _write_csv(folder / "pr_curve.csv", ("recall", *shown), points)
     rows = [
         (name, ap.AP50, evaluation.mask.per_class[name].AP50)
         for name, ap in evaluation.box.per_class.items()
         if ap.AP50 is not None
     ]
-    write_csv_atomic(folder / "per_class.csv", ("class", "box_AP50", "mask_AP50"), rows)
+    _write_csv(folder / "per_class.csv", ("class", "box_AP50", "mask_AP50"), rows)
 
 
 PER_CLASS_COLUMNS = (
@@ -127,6 +128,14 @@ def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
         "seconds_per_image": evaluation.seconds / images,
         "settings": params.evaluate.model_dump(mode="json"),
     }
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)  # None becomes an empty cell
+    write_text_atomic(path, text.getvalue())
 
 
 # Precision-recall curves

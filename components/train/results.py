@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from statistics import fmean
 
 from yolact.engine.trainer import Metrics, TrainingResult
-from yolact.files import write_csv_atomic
+from yolact.files import write_text_atomic
 from yolact.losses.terms import LOSS_TERMS
 
 
@@ -36,13 +38,16 @@ def write_plots(folder: Path, result: TrainingResult) -> None:
     """
     steps, epochs = result.history["steps"], result.history["epochs"]
     losses = [{"epoch": row["epoch"], "step": row["step"]} | _losses_of(row) for row in steps]
-    _write_rows(folder / "losses.csv", losses)
+    _write_csv(folder / "losses.csv", losses)
     for name in losses[0].keys() & LOSS_TERMS.keys():
-        _write_rows(folder / "loss_terms" / f"{name}.csv", [{"step": row["step"], "loss": row[name]} for row in losses])
-    _write_rows(folder / "lr.csv", [{"step": row["step"], "lr": row["lr"]} for row in steps])
-    _write_rows(folder / "ap.csv", [{name: value for name, value in row.items() if name != "step"} for row in epochs])
+        _write_csv(folder / "loss_terms" / f"{name}.csv", [{"step": row["step"], "loss": row[name]} for row in losses])
+    _write_csv(folder / "lr.csv", [{"step": row["step"], "lr": row["lr"]} for row in steps])
+    _write_csv(folder / "ap.csv", [{name: value for name, value in row.items() if name != "step"} for row in epochs])
 
 
-def _write_rows(path: Path, rows: list[dict[str, float]]) -> None:
-    columns = list(rows[0])
-    write_csv_atomic(path, columns, ([row.get(name) for name in columns] for row in rows))
+def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomic(path, text.getvalue())
