@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from yolact.losses.criterion import Losses, YolactLoss, random_priorities
+from yolact.losses.terms import LOSS_TERMS
 from yolact.models.maskiou import MaskIouNet
 from yolact.settings import LossConfig
 from yolact.structures import RawOutputs, Targets, targets_from_masks
 
+PUBLISHED_WEIGHTS = {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0}
+
 
 def published_loss(**changes: object) -> LossConfig:
-    """The published weights and thresholds of the loss."""
+    """The published weights and thresholds of the loss; terms that were added have weight 0."""
     settings: dict[str, object] = {
-        "weights": {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0},
+        "weights": dict.fromkeys(LOSS_TERMS, 0.0) | PUBLISHED_WEIGHTS,
         "mask_iou_min_area": 25,
         "positive_iou": 0.5,
         "negative_iou": 0.4,

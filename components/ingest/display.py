@@ -10,11 +10,11 @@ from yolact_ops.settings.params import DataParams
 
 
 def describe(raw: Artifact, params: DataParams, fingerprint: str) -> None:
-    """Write source, fingerprint, number of images and bytes into the metadata of ``raw``."""
+    """Write source, fingerprint, number of files and bytes into the metadata of ``raw``."""
     files = [path for path in Path(raw.path).rglob("*") if path.is_file()]
     raw.metadata |= {
         "source": shown_source(params.data.source),
         "fingerprint": fingerprint,
-        "images": sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files),
+        "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
     }

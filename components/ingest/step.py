@@ -57,9 +57,8 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
             _bring_archive(found, raw_dir)
     files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    images = sum(path.suffix.lower() in (".jpg", ".jpeg") for path in files)
     shown = shown_source(params.data.source)
-    log.info("%s: %d images, %d files, %d bytes in %s", shown, images, len(files), size, raw_dir)
+    log.info("%s: %d files, %d bytes in %s", shown, len(files), size, raw_dir)
 
 
 def _bring_folder(folder: Path, raw_dir: Path) -> None:

@@ -50,7 +50,8 @@ def test_base_is_valid_and_holds_the_published_values(repository: Path) -> None:
         5e-4,
     )
     loss = params.train.loss
-    assert loss.weights == {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0}
+    published = {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0}
+    assert loss.weights.items() >= published.items()  # other terms can be added
     assert loss.mask_iou_min_area == 25
     assert params.model.anchor_scales == [[32], [64], [128], [256], [512]]
     assert params.model.anchors_per_cell == 3
