@@ -2,13 +2,15 @@
 
 Two versions are compared on one ground truth, image by image. If a version was measured on another one, or its run has
 been evaluated again since, it is evaluated on the local processed data, and the result is stored as a separate MLflow
-run for later comparisons. Each version is measured with its own detection settings, as served.
+run for later comparisons, below the run that ``MLFLOW_RUN_ID`` names, if any. Each version is measured with its own
+detection settings, as served.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -184,8 +186,11 @@ class Evaluator:
 
     def _store(self, version: ModelVersion, evidence: Evidence, annotations: Path) -> str:
         """Store an evaluation as a run in the version's experiment and return the run's id."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
         client = self.model.client
-        tags = {
+        given = os.environ.get("MLFLOW_RUN_ID")
+        tags = ({MLFLOW_PARENT_RUN_ID: given} if given else {}) | {
             VERSION_TAG: f"{self.model.name}/{evidence.version}",
             MODEL_TAG: version.tags["model_digest"],
             DETECTION_TAG: version.tags["detect_hash"],

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from yolact_ops.registry.lineage_report import report_lineage
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.evaluations import FOLDER, pack_evaluation
-from yolact_ops.tracking.runs import start_run
+from yolact_ops.tracking.runs import resume_run, start_run
 
 CLASSES = ["cat", "dog"]
 PROCESSED, MODELS = Path("data/processed"), Path("models")
@@ -92,12 +92,15 @@ def network(seed: int, params: Params, classes: Sequence[str] = CLASSES) -> Yola
     return Yolact(params.model, len(classes)).eval()
 
 
-def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> int:
-    """Write the outputs of train and evaluate and register them; returns the version."""
+def train_evaluate_register(
+    params: Params, client: MlflowClient, seed: int, begin: Callable[[str], None] = lambda step: None
+) -> int:
+    """Write the outputs of train and evaluate and register them; returns the version. ``begin`` is called first."""
     shutil.rmtree(MODELS, ignore_errors=True)
+    begin("train")
     save_model(network(seed, params), CLASSES, MODELS)
-    with start_run(params, MODELS / "run.json") as tracker:
-        run_id = tracker.run_id
+    with start_run(params, MODELS / "run.json"):
+        pass
     rows = found_by(seed, params)
     ground_truth = load_ground_truth(PROCESSED / "val.json")
     metrics = {kind: evaluate_coco(ground_truth, rows, kind).to_json() for kind in ("box", "mask")}
@@ -107,7 +110,10 @@ def train_evaluate_register(params: Params, client: MlflowClient, seed: int) -> 
     folder = Path("packed")
     folder.mkdir(exist_ok=True)
     pack_evaluation(folder, PROCESSED / "val.json", Path("detections.json"))
-    client.log_artifacts(run_id, str(folder), FOLDER)
+    begin("evaluate")
+    with resume_run(params, MODELS / "run.json", step="evaluate") as tracker:
+        client.log_artifacts(tracker.run_id, str(folder), FOLDER)
+    begin("register")
     report = Path("reports/registration.json")
     register_step.run(
         params,
@@ -153,6 +159,31 @@ def test_a_champion_of_other_data_is_evaluated_once_on_the_candidates_data(
     shutil.rmtree(PROCESSED)  # not needed again
     again = ask(params, 2)
     assert again.assessment.metrics["champion_evaluation_run"] == run.info.run_id
+
+
+def test_under_kubeflows_mlflow_integration_each_run_is_below_its_one_parent_run(
+    client: MlflowClient, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow Pipelines 2.17 makes one run a pipeline run and, below it, one a task, and names the latter."""
+    experiment = client.create_experiment("KFP-Default")
+    parent = client.create_run(experiment, run_name="training", tags={"kfp.pipeline_run_id": "1"}).info.run_id
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+
+    def begin(step: str) -> None:
+        task = client.create_run(experiment, run_name=step, tags={"mlflow.parentRunId": parent})
+        monkeypatch.setenv("MLFLOW_RUN_ID", task.info.run_id)
+
+    write_data(seed=1)
+    version = train_evaluate_register(params, client, seed=1, begin=begin)
+    begin("promote")
+    promoting = os.environ["MLFLOW_RUN_ID"]
+    assert ask(params, version).status == "promoted"
+    names = {
+        run.info.run_name: run.data.tags.get("mlflow.parentRunId")
+        for run in client.search_runs([each.experiment_id for each in client.search_experiments()])
+    }
+    steps = dict.fromkeys(("train", "evaluate", "register", "promote"), parent)
+    assert names == {"training": None} | steps | {f"evaluation of yolact {version}": promoting}
 
 
 def test_classes_are_matched_by_name(client: MlflowClient, params: Params) -> None:
