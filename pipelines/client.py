@@ -207,15 +207,16 @@ class Cluster:
                 if error.status != 404:
                     raise
         listed = self._runs.run_service_list_runs(
-            filter=_equals("display_name", run), sort_by="created_at desc", page_size=1, **self._namespaced
+            filter=_equals("display_name", run), sort_by="created_at desc", page_size=PAGE, **self._namespaced
         )
-        if not listed.runs:
+        found = next((each for each in listed.runs or [] if each.display_name == run), None)  # MySQL ignores case
+        if found is None:
             where = f" in namespace {self.pod_namespace}" if self._namespaced else ""
             raise ClusterError(
                 f"{self.connection.url}: no run has the id or name {run!r}{where}. "
                 f"All runs: {self.connection.ui_url}/#/runs"
             )
-        return self.run(listed.runs[0].run_id)
+        return self.run(found.run_id)
 
     # Schedules -------------------------------------------------------------------------------------------------
 
@@ -231,7 +232,8 @@ class Cluster:
                 **({"page_token": token} if token else {}),
                 **self._namespaced,
             )
-            found += page.recurring_runs or []
+            listed = page.recurring_runs or []
+            found += [run for run in listed if name in (None, run.display_name)]  # MySQL ignores case
             token = page.next_page_token or ""
             if not token:
                 return found
@@ -287,5 +289,11 @@ def _marked(description: str) -> str:
 
 
 def _equals(key: str, value: str) -> str:
-    """A filter of the API, ``v2beta1Filter``, as JSON."""
-    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "string_value": value}]})
+    """A filter of the API, ``v2beta1Filter``, as JSON.
+
+    The server decodes it as part of a URL once more after HTTP has done so (``parseAPIFilter`` of Kubeflow Pipelines
+    2.17), which turns ``+`` into a space and ``%`` into an error. Written as JSON escapes, they mean the same with and
+    without that.
+    """
+    text = json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "string_value": value}]})
+    return text.replace("+", r"\u002b").replace("%", r"\u0025")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from components.source.step import choose_source
-from pipelines.client import Cluster, Job
+from pipelines.client import RUN_ID, Cluster, Job
 from pipelines.compiler import PIPELINES, pipeline_text
 from pipelines.connection import Connection
 from pipelines.image import check_image
+from pipelines.names import check_name
 from pipelines.options import ClusterOptions, JobOptions, SettingsOptions
 from pipelines.spec import CompiledPipeline, parse_arguments, parse_compiled, read_compiled
 from yolact.errors import SettingsError
@@ -25,6 +28,29 @@ SETTINGS_PARAMETER = "params"
 
 REVISION_PARAMETERS = ("data_repository", "data_path", "data_revision")
 """The pipelines' parameters that name a revision of the data, instead of ``data.source``."""
+
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+MODEL = re.compile(r"(models:/)?[^/@]+(@[^/@]+|/\d+)")
+
+
+def _is_s3(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"s3://[^/\s]+(/.*)?", value) is not None
+
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "shards": (lambda value: value >= 1, "must be at least 1"),
+    "batch_size": (lambda value: value >= 1, "must be at least 1"),
+    "device": (lambda value: bool(DEVICE.fullmatch(value)), "must be auto, cpu, cuda, cuda:N or mps"),
+    "model": (lambda value: bool(MODEL.fullmatch(value)), "must be models:/NAME@ALIAS or models:/NAME/VERSION"),
+    "images": (_is_s3, "must be s3://BUCKET/FOLDER"),
+    "destination": (lambda value: not value or _is_s3(value), "must be s3://BUCKET/FOLDER, or empty"),
+    "checkpoints": (lambda value: not value or value.startswith("/"), "must be an absolute path, or empty"),
+    "resume_pipeline_run": (
+        lambda value: not value or bool(RUN_ID.fullmatch(value)),
+        "must be the id of a run, as 0a1b2c3d-0a1b-0a1b-0a1b-0a1b2c3d4e5f, or empty",
+    ),
+}
+"""By parameter of the project's own pipelines: what can be known of a value before anything is sent."""
 
 
 class Submission:
@@ -45,6 +71,8 @@ class Submission:
         self.pipeline = compile_pipeline(pipeline, cluster, job.enable_caching)
         self.arguments = self._arguments(settings)
         self.pipeline.check_arguments(self.arguments)
+        self._check_values()
+        check_name("--experiment", job.experiment)
         for image, versions in self.pipeline.code_versions().items():
             if unknown := check_image(image, versions):
                 print(f"Not checked here: {unknown}. Each task checks its code when it starts.", file=sys.stderr)
@@ -62,23 +90,38 @@ class Submission:
             )
         return arguments
 
+    def _check_values(self) -> None:
+        """Refuse arguments of the project's own pipelines that their tasks would refuse."""
+        if self.pipeline.name.replace("-", "_") not in PIPELINES:
+            return
+        for name, value in self.arguments.items():
+            is_right, wanted = CHECKS.get(name, (None, ""))
+            if is_right is not None and not is_right(value):
+                raise SettingsError(f"--argument {name}={value}: {wanted}")
+
     def prepare(self, connection: Connection, name: str | None) -> tuple[Cluster, Job]:
         """Upload the pipeline's version and create the experiment on the server.
 
         Args:
             connection: the server.
             name: name of the run or schedule; None for one made of pipeline, version and time.
+
+        Raises:
+            SettingsError: the name cannot be stored; nothing was sent.
+            ClusterError: the server is unreachable or refuses.
         """
+        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        name = name if name is not None else f"{self.pipeline.name}-{self.pipeline.version_name}-{now}"
+        check_name("the name", name)
         cluster = Cluster(connection)
         tags = _commit_tags()
         version = cluster.upload(self.pipeline, tags)
         print(f"pipeline {self.pipeline.name}, version {version.name} ({'uploaded' if version.is_new else 'reused'})")
-        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         commit = ", ".join(f"{tag} {value}" for tag, value in tags.items())
         job = Job(
             version=version,
             experiment_id=cluster.find_or_make_experiment(self.job.experiment),
-            name=name or f"{self.pipeline.name}-{version.name}-{now}",
+            name=name,
             arguments=self.arguments,
             description=f"Version {version.name} of {self.pipeline.name}{f' ({commit})' if commit else ''}",
             pipeline_root=self.job.pipeline_root,

@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_to_bytes, urlsplit
 
 import yaml
 
@@ -51,6 +51,16 @@ KNOWN_REQUESTS: list[tuple[str, str, set[str], set[str]]] = [
     ("DELETE", "/recurringruns/[^/]+", set(), set()),
 ]
 """Method, path, names of query parameters, fields of the body."""
+
+
+def unescape_again(text: str) -> str:
+    """What the real server does to a filter that HTTP has decoded already: Go's ``url.QueryUnescape``.
+
+    Unlike Python's function, it refuses a ``%`` without two digits.
+    """
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise RefusalError(400, f"Invalid input error: failed to parse valid filter from {text!r}")
+    return unquote_to_bytes(text.replace("+", " ")).decode()
 
 
 class Definition:
@@ -109,7 +119,9 @@ class Definition:
         if kind == "boolean" and values[0] not in ("true", "false"):
             yield f"query parameter {name}: {values[0]!r} is no boolean"
         if name == "filter":
-            yield from self._check({"$ref": "#/definitions/v2beta1Filter"}, json.loads(values[0]), name, True)
+            yield from self._check(
+                {"$ref": "#/definitions/v2beta1Filter"}, json.loads(unescape_again(values[0])), name, True
+            )
         if name == "sort_by" and not re.fullmatch(r"\w+ (asc|desc)", values[0]):
             yield f"query parameter sort_by: {values[0]!r}"
 
@@ -383,9 +395,10 @@ class _Backend:
         """Those that fit the query's filter, experiment and namespace, in its order."""
         found = list(things.values())
         if "filter" in self.query:
-            (predicate,) = json.loads(self.query["filter"])["predicates"]
+            (predicate,) = json.loads(unescape_again(self.query["filter"]))["predicates"]
             assert predicate["operation"] == "EQUALS"
-            found = [thing for thing in found if thing[predicate["key"]] == predicate["string_value"]]
+            wanted = predicate["string_value"].lower()  # MySQL and MariaDB ignore case
+            found = [thing for thing in found if thing[predicate["key"]].lower() == wanted]
         if "experiment_id" in self.query:
             found = [thing for thing in found if thing["experiment_id"] == self.query["experiment_id"]]
         if self.state.multi_user and "namespace" not in self.query and things is not self.state.versions:

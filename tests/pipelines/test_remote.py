@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from pipelines import connection, options, watch
 from pipelines.__main__ import app
+from pipelines.client import _equals
 from pipelines.compiler import PIPELINES
 from pipelines.image import LABEL
 from pipelines.spec import read_compiled
@@ -46,6 +47,12 @@ DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
 
 REVISION = ["data_repository=https://git.example/data.git", "data_path=images", "data_revision=v2"]
 """Arguments that name a revision of the data."""
+
+BATCH = ["batch_prediction", "-A", "model=models:/yolact@champion", "-A", "images=s3://bucket/folder"]
+"""A submission of the pipeline that is complete; what follows replaces a value."""
+
+NAMES = ["a+b", "50%", "%41", "50%25", "a & b = c?", 'say "x"', r"back\slash", "Übung 7/9", "日本語", "x" * 128]
+"""Names that a filter, a URL, JSON or a database could change."""
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
 
@@ -341,6 +348,25 @@ def test_without_docker_one_line_says_that_the_tasks_check_the_code(server: Serv
         (["tiny", "-C", "tasks.train.gpus=0"], "already compiled; --cluster and -C go with a pipeline's name"),
         (["params.yaml"], "params.yaml: not a compiled pipeline"),
         (["training", "-A", "data_repository=https://git.example/x.git", "-A", "data_revision=v1"], "data_path: empty"),
+        ([*BATCH, "-A", "shards=0"], "--argument shards=0: must be at least 1"),
+        ([*BATCH, "-A", "batch_size=-1"], "--argument batch_size=-1: must be at least 1"),
+        ([*BATCH, "-A", "device=gpu"], "--argument device=gpu: must be auto, cpu, cuda, cuda:N or mps"),
+        ([*BATCH, "-A", "images=/data"], "--argument images=/data: must be s3://BUCKET/FOLDER"),
+        ([*BATCH, "-A", "destination=s3:///x"], "--argument destination=s3:///x: must be s3://BUCKET/FOLDER, or empty"),
+        ([*BATCH, "-A", "model=yolact"], "--argument model=yolact: must be models:/NAME@ALIAS or models:/NAME/VERSION"),
+        (["training", "-A", "checkpoints=x"], "--argument checkpoints=x: must be an absolute path, or empty"),
+        (["training", "-A", "resume_pipeline_run=last"], "resume_pipeline_run=last: must be the id of a run, as "),
+        (
+            ["tiny", "--run-name", "x" * 129],
+            "has 129 characters; 128 are allowed. Choose another name; nothing was sent",
+        ),
+        (["tiny", "--run-name", " x"], "the name ' x': begins or ends with a space"),
+        (["tiny", "--run-name", ""], "the name '': is empty"),
+        (["tiny", "--run-name", "日本-1"], "has a hyphen before its first Latin letter or digit"),
+        (["tiny", "--run-name", "a\tb"], "has the character U+0009, which is not visible"),
+        (["tiny", "--run-name", "\U0001f600"], "has the character U+1F600, which Kubeflow Pipelines cannot store"),
+        (["tiny", "--run-name", "{{workflow.name}}"], "has {{, which Argo Workflows would replace"),
+        (["tiny", "--experiment", "e" * 129], "--experiment 'eeee"),
         (
             [
                 *("training", "-A", "data_repository=https://bob:hidden@git.example/x.git"),
@@ -905,6 +931,42 @@ def test_a_schedule_is_replaced_only_with_the_option(server: Server, compiled: d
     replaced = call("schedule", compiled["tiny"], "--cron", "@hourly", "--replace")
     assert "replacing the old one" in replaced.out
     assert only(server.recurring)["trigger"]["cron_schedule"]["cron"] == "@hourly"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_keep_all_their_characters(server: Server, compiled: dict[str, Path], name: str) -> None:
+    for _ in range(2):
+        assert call("submit", compiled["tiny"], "--run-name", name, "--experiment", name).code == 0
+    assert only(server.experiments)["display_name"] == name
+    assert {run["display_name"] for run in server.runs.values()} == {name}
+    assert f"run {name}: " in call("status", name).out
+    schedule = ["schedule", compiled["tiny"], "--cron", "@daily", "--experiment", name, "--name", name]
+    assert call(*schedule).code == 0
+    assert call(*schedule).code == 1, "it finds the first one"
+    assert call(*schedule, "--replace").code == 0
+    assert only(server.recurring)["display_name"] == name
+    assert call("schedule", "delete", name).code == 0
+    assert not server.recurring
+
+
+def test_a_filter_means_the_same_to_a_server_that_decodes_it_once() -> None:
+    for name in NAMES:
+        assert json.loads(_equals("display_name", name))["predicates"][0]["string_value"] == name
+
+
+def test_a_run_whose_name_differs_in_case_is_another_one(server: Server, compiled: dict[str, Path]) -> None:
+    for name in ("First", "first"):
+        assert call("submit", compiled["tiny"], "--run-name", name).code == 0
+    assert len(server.runs) == 2
+    assert "run First: " in call("status", "First").out
+    assert call("status", "FIRST").code == 1
+
+
+@pytest.mark.usefixtures("repository_folder")
+def test_a_schedule_whose_name_differs_in_case_is_another_one(server: Server, compiled: dict[str, Path]) -> None:
+    assert call("schedule", compiled["tiny"], "--cron", "@daily", "--name", "Weekly").code == 0
+    assert call("schedule", compiled["tiny"], "--cron", "@daily", "--name", "weekly", "--replace").code == 0
+    assert sorted(one["display_name"] for one in server.recurring.values()) == ["Weekly", "weekly"]
 
 
 @pytest.mark.usefixtures("repository_folder")
