@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from yolact.errors import SettingsError
 from yolact_ops.lineage.code import find_steps
@@ -16,23 +18,77 @@ from yolact_ops.settings.yaml_text import plain, read_yaml
 
 CLUSTER = Path(__file__).with_name("cluster.yaml")
 
-Cores = Annotated[str, Field(pattern=r"^\d+(\.\d+)?m?$")]
+SHARED_MEMORY_VOLUME = "shared-memory"
+"""Name of the volume at /dev/shm."""
+
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+"""A label of RFC 1123."""
+_QUALIFIED = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+
+
+def _object_name(value: str) -> str:
+    if len(value) > 253 or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", value):
+        raise ValueError("not a name of Kubernetes: lower-case letters, digits, - and ., a letter or digit at each end")
+    return value
+
+
+def _volume_name(value: str) -> str:
+    if value and not re.fullmatch(_LABEL, value):
+        raise ValueError(
+            "not a name that Kubeflow Pipelines can mount: at most 63 lower-case letters, digits and -, a letter or "
+            "digit at each end"
+        )
+    return value
+
+
+def _label_key(value: str) -> str:
+    prefix, slash, name = value.rpartition("/")
+    if slash:
+        _object_name(prefix)
+    if not re.fullmatch(_QUALIFIED, name):
+        raise ValueError("not a label of Kubernetes, as pool or example.com/pool")
+    return value
+
+
+def _label_value(value: str) -> str:
+    if value and not re.fullmatch(_QUALIFIED, value):
+        raise ValueError("not a label's value: at most 63 letters, digits, -, _ and ., a letter or digit at each end")
+    return value
+
+
+CORES, BYTES = r"\d+(\.\d+)?m?", r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?"
+Cores = Annotated[str, Field(pattern=f"^{CORES}$")]
 """Kubernetes' spelling: ``"4"``, ``"0.5"``, ``"500m"``."""
-Bytes = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
+Bytes = Annotated[str, Field(pattern=f"^{BYTES}$")]
 """Kubernetes' spelling: ``8Gi``."""
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-"""Name of an object in Kubernetes (RFC 1123)."""
+Name = Annotated[str, AfterValidator(_object_name)]
+"""Name of an object in Kubernetes (a DNS subdomain, RFC 1123)."""
+VolumeName = Annotated[str, Field(min_length=1), AfterValidator(_volume_name)]
+"""Name of a claim or secret that tasks mount. Kubeflow Pipelines gives the pod's volume the same name, which has to be
+a single label of RFC 1123."""
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+Variable = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Name of an environment variable, and of the secret's key that holds its value."""
 Seconds = Annotated[int, Field(ge=1)]
+Key = tuple[str | int, ...]
+"""The parts of a key in the file."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _one_gpu(value: int) -> int:
+    if value > 1:
+        raise ValueError("a task uses one GPU; for more, deploy/train/trainjob.yaml trains on several nodes")
+    return value
+
+
 class Toleration(_Section):
-    key: str | None
+    key: LabelKey | None
     operator: Literal["Equal", "Exists"]
-    value: str | None
+    value: LabelValue | None
     effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None
 
 
@@ -40,16 +96,17 @@ class TaskConfig(_Section):
     """Resources and settings of one task."""
 
     cpu: Cores
+    cpu_limit: Annotated[str, Field(pattern=rf"^({CORES})?$")]
     memory: Bytes
     memory_limit: Bytes
-    gpus: Annotated[int, Field(ge=0)]
-    shared_memory: Bytes | Literal[""]
+    gpus: Annotated[int, Field(ge=0), AfterValidator(_one_gpu)]
+    shared_memory: Annotated[str, Field(pattern=rf"^({BYTES})?$")]
     time_limit: Seconds
     retries: Annotated[int, Field(ge=0)]
     cache: bool
     secrets: list[str]
     """Keys of `ClusterConfig.secrets`."""
-    node_selector: dict[str, str]
+    node_selector: dict[LabelKey, LabelValue]
     tolerations: list[Toleration]
 
 
@@ -60,13 +117,13 @@ class RetryConfig(_Section):
 
 
 class CheckpointsConfig(_Section):
-    claim: Name | Literal[""]
+    claim: Annotated[str, AfterValidator(_volume_name)]
     mount: Annotated[str, Field(pattern="^/.+")]
 
 
 class SecretConfig(_Section):
-    name: Name
-    keys: Annotated[list[str], Field(min_length=1)]
+    name: VolumeName
+    keys: Annotated[list[Variable], Field(min_length=1)]
     optional: bool
 
 
@@ -89,15 +146,6 @@ class ClusterConfig(_Section):
         """Resources and settings of a step's task."""
         return self.tasks.get(step, self.task)
 
-    @model_validator(mode="after")
-    def _secrets_are_there(self) -> ClusterConfig:
-        for task, config in self.tasks.items():
-            for secret in config.secrets:
-                if secret not in self.secrets:
-                    known = ", ".join(self.secrets)
-                    raise ValueError(f"tasks.{task}.secrets: {secret!r} is not one of the secrets ({known})")
-        return self
-
 
 def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> ClusterConfig:
     """Read and check a cluster's settings.
@@ -113,29 +161,92 @@ def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> Cluster
         tree = read_yaml(path)
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file; the project's own is {CLUSTER}") from None
-    origin = str(path)
-    for override in overrides:
-        origin = f"-C {override}"
-        merge(tree, parse_override(override, "-C"), origin)
+    changes = [(override, parse_override(override, "-C")) for override in overrides]
+    for override, change in changes:
+        merge(tree, change, f"-C {override}")
     settings = plain(tree)
     every, tasks = settings.get("task"), settings.get("tasks")
     if not isinstance(every, Mapping) or not isinstance(tasks, Mapping):
         raise SettingsError(f"{path}: needs the sections task and tasks")
-    _check_steps(tasks, origin)
+    _check_steps(tasks, lambda name: _origin([("tasks", name)], changes, path))
     settings["tasks"] = {name: {**every, **(task or {})} for name, task in tasks.items()}
     try:
-        return ClusterConfig.model_validate(settings)
+        config = ClusterConfig.model_validate(settings)
     except ValidationError as error:
-        raise SettingsError("\n".join(f"{origin}: {_explain(detail)}" for detail in error.errors())) from error
+        faults = [([detail["loc"]], _explain(detail)) for detail in error.errors()]
+    else:
+        faults = [([key, *others], message) for key, *others, message in _conflicts(config)]
+    lines = [
+        f"{_origin(keys, changes, path)}: {'.'.join(str(part) for part in keys[0])}: {message}"
+        for keys, message in faults
+        if (_inherited(keys[0]), message) not in [(others[0], other) for others, other in faults]
+    ]
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return config
 
 
-def _check_steps(tasks: Iterable[str], origin: str) -> None:
+def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
+    """What does not fit together: the keys that are concerned, the first of which is named, and a message."""
+    for section, task in ((("task",), config.task), *((("tasks", name), task) for name, task in config.tasks.items())):
+        for name, requested, limit in (
+            ("cpu", task.cpu, task.cpu_limit),
+            ("memory", task.memory, task.memory_limit),
+        ):
+            if limit and _amount(requested) > _amount(limit):
+                message = f"{requested} is above {name}_limit ({limit}); Kubernetes refuses such a pod"
+                yield (*section, name), (*section, f"{name}_limit"), message
+        for secret in task.secrets:
+            if secret not in config.secrets:
+                yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"
+    volumes = {SHARED_MEMORY_VOLUME: "the shared memory"}
+    names: dict[Key, str] = {("checkpoints", "claim"): config.checkpoints.claim}
+    names |= {("secrets", key, "name"): secret.name for key, secret in config.secrets.items()}
+    for key, name in names.items():
+        other = volumes.setdefault(name, str(key[0]))
+        if name and other != key[0]:
+            yield key, ("checkpoints", "claim"), f"{name}: is also the volume of {other}; one pod cannot have both"
+
+
+def _amount(quantity: str) -> Decimal:
+    """What Kubernetes' spelling of cores or bytes means."""
+    from kubernetes.utils import parse_quantity  # imports the whole client
+
+    return Decimal(parse_quantity(quantity))
+
+
+def _inherited(key: Key) -> Key | None:
+    """The key in `task` from which a key in `tasks` has its value if it is not set there."""
+    return ("task", *key[2:]) if key[:1] == ("tasks",) else None
+
+
+def _origin(keys: Sequence[Key], changes: Sequence[tuple[str, Mapping[str, Any]]], path: Path) -> str:
+    """Where the keys were set: the last ``-C`` that concerns one of them, or else the file."""
+    wanted = [*keys, *filter(None, map(_inherited, keys))]
+    return next(
+        (f"-C {override}" for override, change in reversed(changes) if any(_is_in(key, change) for key in wanted)),
+        str(path),
+    )
+
+
+def _is_in(key: Key, tree: Any) -> bool:
+    """Whether a tree has the key, or a list or plain value above it."""
+    for part in key:
+        if not isinstance(tree, Mapping):
+            return True
+        if part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _check_steps(tasks: Iterable[str], origin: Callable[[str], str]) -> None:
     steps = find_steps()
     for name in tasks:
         if name not in steps:
             close = difflib.get_close_matches(name, steps, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(steps)}"
-            raise SettingsError(f"{origin}: tasks.{name}: no such step; {hint}")
+            raise SettingsError(f"{origin(name)}: tasks.{name}: no such step; {hint}")
 
 
 def _fields(section: Sequence[str | int]) -> list[str]:
@@ -150,14 +261,11 @@ def _fields(section: Sequence[str | int]) -> list[str]:
 
 
 def _explain(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _fields(detail["loc"][:-1])
         close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
+        return f"unknown key; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
-    if not key:
-        return str(message)
     shown = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
-    return f"{key}: {message[:1].lower()}{message[1:]}{shown}"
+    return f"{message[:1].lower()}{message[1:]}{shown}"

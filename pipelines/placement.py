@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from pipelines.config import ClusterConfig, RetryConfig, TaskConfig
+from pipelines.config import SHARED_MEMORY_VOLUME, ClusterConfig, RetryConfig, TaskConfig
+from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 
 SHARED_MEMORY = "/dev/shm"
+
+SECRETS = "/etc/yolact/secrets"
+"""Where secrets are mounted, one folder each."""
 
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow Pipelines writes the pipeline run's id on its pods; it goes into the lineage."""
 
 
 def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
-    """Give a task its image, resources, secrets, time limit, retries and cache setting.
+    """Give a task its image, user, resources, secrets, time limit, retries and cache setting.
 
     Args:
         task: a task whose component is named like its step.
@@ -27,6 +33,9 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)
     if cluster.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(cluster.image_pull_secrets))
+    # Kubeflow Pipelines sets what else the level `restricted` of Pod Security asks for. No user: the image has one, and
+    # OpenShift gives each namespace its own.
+    kubernetes.set_security_context(task, run_as_non_root=True)
     kubernetes.set_timeout(task, config.time_limit)
     task.set_env_variable(IMAGE_VARIABLE, cluster.image)
     kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, RUN_LABEL)
@@ -34,9 +43,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_attempts(config, retry)}s")
     _set_resources(task, config, cluster.gpu)
-    for key in config.secrets:
-        secret = cluster.secrets[key]
-        kubernetes.use_secret_as_env(task, secret.name, {name: name for name in secret.keys}, optional=secret.optional)
+    _mount_secrets(task, config, cluster)
     return task
 
 
@@ -58,15 +65,32 @@ def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
     return (config.retries + 1) * config.time_limit + pauses
 
 
+def _mount_secrets(task: PipelineTask, config: TaskConfig, cluster: ClusterConfig) -> None:
+    """Mount secrets as files, which only the task's own code reads (`yolact_ops.commands.secrets`).
+
+    Environment variables would also reach Kubeflow's launcher, which runs in the same container and would use the keys
+    for its own object store.
+    """
+    secrets = [cluster.secrets[key] for key in config.secrets]
+    for name in dict.fromkeys(secret.name for secret in secrets):
+        is_optional = all(secret.optional for secret in secrets if secret.name == name)
+        kubernetes.use_secret_as_volume(task, name, f"{SECRETS}/{name}", optional=is_optional)
+    files = [f"{SECRETS}/{secret.name}/{key}" for secret in secrets for key in secret.keys]
+    if files:
+        task.set_env_variable(SECRET_FILES_VARIABLE, os.pathsep.join(files))
+
+
 def _set_resources(task: PipelineTask, config: TaskConfig, gpu: str) -> None:
     task.set_cpu_request(config.cpu)
+    if config.cpu_limit:
+        task.set_cpu_limit(config.cpu_limit)
     task.set_memory_request(config.memory)
     task.set_memory_limit(config.memory_limit)
     if config.gpus:
         task.set_accelerator_type(gpu)
         task.set_accelerator_limit(config.gpus)
     if config.shared_memory:
-        kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, "Memory", config.shared_memory)
+        kubernetes.empty_dir_mount(task, SHARED_MEMORY_VOLUME, SHARED_MEMORY, "Memory", config.shared_memory)
     for label, value in config.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
     for toleration in config.tolerations:

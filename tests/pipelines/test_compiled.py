@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ import yaml
 from kfp import components
 
 from pipelines.compiler import PIPELINES, component_text, pipeline_text
-from pipelines.config import load_cluster
+from pipelines.config import CLUSTER, load_cluster
 from tests.pipelines.write_golden import GOLDEN, VERSIONS
 from yolact.errors import SettingsError
 from yolact_ops.lineage.code import code_versions, find_steps
@@ -215,15 +215,49 @@ SECRETS = {
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_secrets_are_referenced_by_name_and_only_where_needed(committed: dict, name: str) -> None:
-    _, kubernetes = committed[name]
-    named = {
-        task: {secret["secretName"] for secret in config.get("secretAsEnv", [])} for task, config in kubernetes.items()
-    }
-    assert named == {task: SECRETS[task] for task in TASKS[name]}
-    for config in kubernetes.values():
-        for secret in config.get("secretAsEnv", []):
-            assert secret["optional"]
-            assert all(entry["secretKey"] == entry["envVar"] for entry in secret["keyToEnv"])
+    spec, kubernetes = committed[name]
+    assert kubernetes.keys() == TASKS[name]
+    for task, config in kubernetes.items():
+        assert "secretAsEnv" not in config
+        mounts = {secret["secretName"]: secret["mountPath"] for secret in config.get("secretAsVolume", [])}
+        assert mounts == {secret: f"/etc/yolact/secrets/{secret}" for secret in SECRETS[task]}
+        assert all(secret["optional"] for secret in config.get("secretAsVolume", []))
+        files = variables(spec, task).get("YOLACT_SECRET_FILES", "").split(":")
+        assert {str(PurePosixPath(file).parent) for file in files if file} == set(mounts.values())
+        assert not [key for key in variables(spec, task) if key.startswith(("AWS_", "MLFLOW_", "GIT_"))]
+
+
+def variables(spec: dict[str, Any], task: str) -> dict[str, str]:
+    """Environment variables of a task's container, which Kubeflow's launcher sees too."""
+    return {entry["name"]: entry["value"] for entry in containers(spec)[task]["env"]}
+
+
+def test_two_keys_that_name_one_secret_mount_it_once() -> None:
+    changes = ["secrets.mlflow.name=yolact-s3", "secrets.mlflow.optional=false"]
+    spec, kubernetes = documents(pipeline_text("training", load_cluster(overrides=changes), VERSIONS))
+    [secret] = kubernetes["train"]["secretAsVolume"]
+    assert secret["secretName"] == "yolact-s3"
+    assert not secret.get("optional")
+    files = variables(spec, "train")["YOLACT_SECRET_FILES"].split(":")
+    assert {PurePosixPath(file).name for file in files} >= {"AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_URI"}
+    assert len({str(PurePosixPath(file).parent) for file in files}) == 1
+
+
+def test_every_task_says_that_it_does_not_run_as_root_and_leaves_the_user_to_image_and_cluster(
+    committed: dict,
+) -> None:
+    for _, kubernetes in committed.values():
+        for config in kubernetes.values():
+            assert config["securityContext"] == {"runAsNonRoot": True}
+
+
+def test_a_limit_of_cores_is_set_only_where_the_cluster_file_has_one(committed: dict) -> None:
+    for spec, _ in committed.values():
+        assert not any("resourceCpuLimit" in container["resources"] for container in containers(spec).values())
+    changes = ["task.cpu_limit='4'", "tasks.train.cpu_limit='16'"]
+    spec, _ = documents(pipeline_text("training", load_cluster(overrides=changes), VERSIONS))
+    limits = {task: container["resources"]["resourceCpuLimit"] for task, container in containers(spec).items()}
+    assert limits == {task: "16" if task == "train" else "4" for task in TASKS["training"]}
 
 
 def test_a_changed_cluster_changes_the_tasks() -> None:
@@ -263,6 +297,28 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("tasks.train.secrets=[aws]", "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git)"),
         ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
         ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
+        ("task_defaults={cpu: '1'}", "task_defaults: unknown key; allowed here: image, image_pull_policy, "),
+        (
+            "tasks.train.memory=64Gi",
+            "tasks.train.memory: 64Gi is above memory_limit (48Gi); Kubernetes refuses such a pod",
+        ),
+        ("tasks.train.memory_limit=24000Mi", "tasks.train.memory: 24Gi is above memory_limit (24000Mi)"),
+        ("tasks.train.cpu_limit=7500m", "tasks.train.cpu: 8 is above cpu_limit (7500m)"),
+        ("task.memory_limit=1Gi", "task.memory: 2Gi is above memory_limit (1Gi)"),
+        ("tasks.train.gpus=2", "tasks.train.gpus: a task uses one GPU; for more, deploy/train/trainjob.yaml"),
+        ("checkpoints.claim=a..b", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),
+        ("checkpoints.claim=check.points", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),
+        ("checkpoints.claim=-x", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),
+        (
+            "checkpoints.claim=shared-memory",
+            "checkpoints.claim: shared-memory: is also the volume of the shared",
+        ),
+        ("checkpoints.claim=yolact-s3", "secrets.s3.name: yolact-s3: is also the volume of checkpoints"),
+        (f"secrets.s3.name={'x' * 64}", "secrets.s3.name: not a name that Kubeflow Pipelines can mount"),
+        ("secrets.s3.keys=[aws-key]", "secrets.s3.keys.0: string should match pattern"),
+        ("image_pull_secrets=[a..b]", "image_pull_secrets.0: not a name of Kubernetes"),
+        ("tasks.train.node_selector={a b: c}", "tasks.train.node_selector.a b.[key]: not a label of Kubernetes"),
+        ("tasks.train.node_selector={pool: a/b}", "tasks.train.node_selector.pool: not a label's value"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
         ("image=[", "not valid YAML"),
         ("retry=5", "retry: is a section, it cannot be set to 5"),
@@ -272,6 +328,27 @@ def test_a_wrong_cluster_setting_is_named(override: str, message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         load_cluster(overrides=[override])
     assert f"-C {override}: {message}" in str(caught.value)
+
+
+def test_a_wrong_setting_names_the_change_that_made_it_and_is_said_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_cluster(overrides=["task.memory_limit=1Gi", "checkpoints.claim=a..b", "image=x", "task.retries=none"])
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["-C checkpoints.claim=a..b", "-C task.retries=none"]
+
+
+def test_a_wrong_setting_of_the_file_is_not_blamed_on_a_change(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(CLUSTER.read_text(encoding="utf-8").replace("memory: 24Gi", "memory: 64Gi"), encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load_cluster(file, ["image=x", "tasks.train.gpus=0"])
+    assert str(caught.value).startswith(f"{file}: tasks.train.memory: 64Gi is above memory_limit (48Gi)")
+
+
+@pytest.mark.parametrize("claim", ["", "a", "x" * 63, "9-checkpoints"])
+def test_names_that_kubernetes_accepts_are_accepted(claim: str) -> None:
+    changes = [f"checkpoints.claim='{claim}'", "tasks.train.node_selector={example.com/pool: A_1.x, gpu: ''}"]
+    assert load_cluster(overrides=changes).checkpoints.claim == claim
 
 
 # What a component is -------------------------------------------------------------------------------------------

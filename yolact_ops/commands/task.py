@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from yolact.errors import SettingsError
 from yolact_ops.commands.errors import clear_errors
+from yolact_ops.commands.secrets import read_secrets
 from yolact_ops.lineage import code
 from yolact_ops.lineage.variables import CODE_VARIABLE, COMMIT_VARIABLE, IMAGE_VARIABLE
 from yolact_ops.settings.params import DataParams, Params, read_params
@@ -44,7 +45,8 @@ class MetricsArtifact(Artifact, Protocol):
 
 @contextmanager
 def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterator[None]:
-    """Context of a task: check that the code is the pipeline's, log as the step, report errors by their message.
+    """Context of a task: check that the code is the pipeline's, read its secrets, log as the step, report errors by
+    their message.
 
     Args:
         step: the step's folder in ``components``; also its name in the log.
@@ -58,6 +60,7 @@ def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterato
     with clear_errors(step):
         _check_code(step, code_version)
         os.environ.setdefault(CODE_VARIABLE, code_version)
+        read_secrets()
         if needs_mlflow and "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("MLFLOW_TRACKING_URI"):
             raise SettingsError(
                 "MLFLOW_TRACKING_URI is not set, and a local store would be lost with this pod. Name the server in the "
