@@ -28,8 +28,8 @@ OTHERS = {"postgres:17-bookworm": 999}
 """Third-party images with their users."""
 KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
 """Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
-CUSTOM = {"TrainingRuntime", "TrainJob"}
-"""Kinds of the Kubeflow Trainer, whose schemas are not Kubernetes' own."""
+CUSTOM = {"TrainingRuntime", "TrainJob", "AuthorizationPolicy"}
+"""Kinds of the Kubeflow Trainer and of Istio, whose schemas are not Kubernetes' own."""
 
 
 @dataclass(frozen=True)
@@ -151,19 +151,117 @@ def test_what_the_readme_runs_fits_the_size_of_cluster_that_it_asks_for(
         assert cluster.for_step(name).gpus == 0, name
 
 
-@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
-def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, folder: str) -> None:
+def kustomize(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize builds from a folder."""
     program = shutil.which("kubectl")
     if program is None:
         pytest.skip("no kubectl, whose kustomize builds the manifests")
-    done = subprocess.run(
-        [program, "kustomize", deploy / folder], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([program, "kustomize", folder], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    built = list(yaml.safe_load_all(done.stdout))
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
+def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, folder: str) -> None:
+    built = kustomize(deploy / folder)
     assert built
     if folder != "mlflow/postgres":  # applied with -n
         assert {tree["metadata"]["namespace"] for tree in built} == {"kubeflow"}
+
+
+def test_a_profile_gets_all_but_the_account_in_its_own_namespace_and_may_reach_the_servers(
+    deploy: Path, manifests: list[Manifest]
+) -> None:
+    built = kustomize(deploy / "profile")
+    assert {tree["metadata"]["namespace"] for tree in built} == {"your-profile"}
+    common = {(tree["kind"], tree["metadata"]["name"]) for tree in kustomize(deploy)}
+    without_account = common - {("ServiceAccount", "yolact-pipelines"), ("RoleBinding", "yolact-pipelines")}
+    policies = {("AuthorizationPolicy", "yolact"), ("NetworkPolicy", "yolact")}
+    assert {(tree["kind"], tree["metadata"]["name"]) for tree in built} == without_account | policies
+
+    policy = next(tree["spec"] for tree in built if tree["kind"] == "AuthorizationPolicy")
+    network = next(tree["spec"] for tree in built if tree["kind"] == "NetworkPolicy")
+    [rule] = policy["rules"]
+    servers = [
+        container["ports"][0]["containerPort"]
+        for name in ("yolact-mlflow", "yolact-serving")
+        for container in containers_of(manifests, name)
+    ]
+    assert rule == {"to": [{"operation": {"ports": [str(port) for port in servers]}}]}
+    for workload in (one for one in manifests if one.kind == "Deployment"):
+        assert policy["selector"]["matchLabels"].items() <= workload.pod_labels.items()
+        assert network["podSelector"] == policy["selector"]
+
+
+def test_pods_that_must_end_get_no_sidecar(manifests: list[Manifest]) -> None:
+    jobs = [manifest.pod_labels for manifest in manifests if manifest.kind == "Job"]
+    [runtime] = [manifest.tree for manifest in manifests if manifest.kind == "TrainingRuntime"]
+    [node] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    labels = [*jobs, node["template"]["spec"]["template"]["metadata"]["labels"]]
+    assert len(labels) == 3
+    assert {each.get("sidecar.istio.io/inject") for each in labels} == {"false"}
+
+
+def script_of(container: dict[str, Any], **places: Path) -> list[str]:
+    """The container's shell command, with other folders for its mounts."""
+    assert container["command"] == ["sh", "-c"]
+    [script] = container["args"]
+    for name, place in places.items():
+        assert f"/{name}" in script
+        script = re.sub(rf"(?<=[ ])/{name}(?=[/ ])", str(place), script)
+    return ["sh", "-c", script]
+
+
+@pytest.mark.parametrize(
+    ("store", "there", "starts"),
+    [
+        ("sqlite:////mlflow/mlflow.db", True, True),
+        ("sqlite:////mlflow/mlflow.db", False, False),
+        ("postgresql+psycopg2://mlflow:x@yolact-postgres:5432/mlflow", False, True),
+    ],
+)
+def test_mlflow_names_the_volume_that_it_cannot_write_in_one_line(
+    deploy: Path, manifests: list[Manifest], tmp_path: Path, store: str, there: bool, starts: bool
+) -> None:
+    [container] = containers_of(manifests, "yolact-mlflow")
+    volume, programs = tmp_path / "volume", tmp_path / "bin"
+    programs.mkdir()
+    (programs / "mlflow").write_text("#!/bin/sh\necho started $@\n")
+    (programs / "mlflow").chmod(0o755)
+    if there:
+        volume.mkdir()
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "MLFLOW_BACKEND_STORE_URI": store, "LC_ALL": "C"}
+    done = subprocess.run(
+        script_of(container, mlflow=volume), env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    if starts:
+        assert (done.returncode, done.stdout, done.stderr) == (0, "started server\n", "")
+        return
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("MLflow cannot write to its volume, the claim yolact-mlflow at")
+    assert "No such file or directory" in line
+    assert line.endswith("deploy/README.md says how (Volumes).")
+    assert "\n## Volumes\n" in (deploy / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_the_job_for_checkpoints_says_whether_it_could_make_them_writable(
+    deploy: Path, tmp_path: Path, is_writable: bool
+) -> None:
+    job = yaml.safe_load((deploy / "pipelines" / "own-checkpoints.yaml").read_text(encoding="utf-8"))
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    command = script_of(container, checkpoints=tmp_path if is_writable else tmp_path / "none")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = (
+        ""
+        if is_writable
+        else (
+            "The claim yolact-checkpoints is still not writable: its StorageClass ignores fsGroup. "
+            "deploy/README.md says what to do (Volumes).\n"
+        )
+    )
+    assert (done.returncode, done.stderr) == (0 if is_writable else 1, said)
 
 
 def test_kustomizations_name_every_manifest_except_those_applied_manually(deploy: Path) -> None:
