@@ -8,6 +8,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from pipelines.config import SHARED_MEMORY_VOLUME, ClusterConfig, RetryConfig, TaskConfig
+from yolact_ops.commands.container import CPU_COUNT_VARIABLE
 from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 
@@ -42,6 +43,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     if config.retries:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_attempts(config, retry)}s")
+    task.set_env_variable(CPU_COUNT_VARIABLE, str(_whole_cores(config.cpu)))
     _set_resources(task, config, cluster.gpu)
     _mount_secrets(task, config, cluster)
     return task
@@ -63,6 +65,11 @@ def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
     """
     pauses = sum(retry.pause * retry.factor**earlier for earlier in range(config.retries))
     return (config.retries + 1) * config.time_limit + pauses
+
+
+def _whole_cores(cpu: str) -> int:
+    """Cores of a request, rounded down, at least 1: threads and processes that a task may take (README.md)."""
+    return max(int(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)), 1)
 
 
 def _mount_secrets(task: PipelineTask, config: TaskConfig, cluster: ClusterConfig) -> None:

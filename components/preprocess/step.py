@@ -13,7 +13,7 @@ from tqdm import tqdm
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, counted, write_report
 from components.preprocess.statistics import Outcome, hashes, statistics
-from components.preprocess.workers import map_in_order, usable_cpus
+from components.preprocess.workers import map_in_order
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
@@ -23,6 +23,7 @@ from yolact.formats.preparation import CATEGORY, ImageSummary, Preparation, Reje
 from yolact.formats.problems import Problem
 from yolact.formats.registry import read_dataset
 from yolact.formats.split import Choice, choose_validation
+from yolact_ops.commands.container import usable_cpus
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.pages import evenly_spaced
 from yolact_ops.settings.params import DataConfig, DataParams

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,11 +23,6 @@ CHUNKS_AHEAD = 4
 
 _in_hand: Any = None
 """In a worker process: where it records its current item; an integer from 0, or -1 for none."""
-
-
-def usable_cpus() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def map_in_order(

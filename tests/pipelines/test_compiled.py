@@ -260,6 +260,14 @@ def test_a_limit_of_cores_is_set_only_where_the_cluster_file_has_one(committed: 
     assert limits == {task: "16" if task == "train" else "4" for task in TASKS["training"]}
 
 
+def test_a_task_is_told_the_whole_cores_that_it_requests() -> None:
+    cpus = {"train": ("2500m", "2"), "evaluate": ("0.5", "1"), "preprocess": ("12", "12"), "promote": ("100m", "1")}
+    cluster = load_cluster(overrides=[f"tasks.{task}.cpu='{cpu}'" for task, (cpu, _) in cpus.items()])
+    spec, _ = documents(pipeline_text("training", cluster, VERSIONS))
+    for task, (_, cores) in cpus.items():
+        assert {"name": "PYTHON_CPU_COUNT", "value": cores} in containers(spec)[task]["env"]
+
+
 def test_a_changed_cluster_changes_the_tasks() -> None:
     cluster = load_cluster(
         overrides=[

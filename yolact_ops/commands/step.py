@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.settings.params import Params, load_params
 
@@ -34,6 +35,7 @@ def run_command(step: str, work: Callable[[Params], object], *, output: Path | N
 
     def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
         logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr)
+        keep_to_container()
         with clear_errors(step, partial(_how_to_restore, step, output)):
             work(load_params(params))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yolact.errors import SettingsError
+from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.secrets import read_secrets
 from yolact_ops.lineage import code
@@ -45,8 +46,8 @@ class MetricsArtifact(Artifact, Protocol):
 
 @contextmanager
 def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterator[None]:
-    """Context of a task: check that the code is the pipeline's, read its secrets, log as the step, report errors by
-    their message.
+    """Context of a task: check that the code is the pipeline's, keep to what the container may use
+    (`yolact_ops.commands.container`), read its secrets, log as the step, report errors by their message.
 
     Args:
         step: the step's folder in ``components``; also its name in the log.
@@ -57,6 +58,7 @@ def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterato
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    keep_to_container()
     with clear_errors(step):
         _check_code(step, code_version)
         os.environ.setdefault(CODE_VARIABLE, code_version)
