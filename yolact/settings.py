@@ -347,6 +347,12 @@ class RuntimeConfig(Section):
     checkpoint_mirror: Annotated[str, Field(pattern=r"^(none|s3://[^/]+(/.+)?)$")]
     """``none``, or ``s3://bucket/prefix``: a mirror of the checkpoints, from which a machine without local ones
     resumes."""
+    max_restarts: NonNegativeInt
+    """How often a training process that crashed, was killed or hangs is started again from its checkpoint; the count
+    starts over with each new checkpoint. 0 trains without a supervisor. Does not apply under ``torchrun``."""
+    hang_timeout: NonNegativeInt
+    """Seconds without a finished training step, validation batch or checkpoint after which the training process counts
+    as hanging; start-up counts too. 0 for never."""
 
 
 class TrainingParams(Section):

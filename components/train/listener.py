@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,8 @@ class TrackingListener:
     validation: Validation
     pictures: int
     """The first images of the validation split, drawn in each validation."""
+    on_alive: Callable[[], None]
+    """See `yolact.engine.trainer.Listener`."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.tracker.log_metrics({f"train/{name}": value for name, value in row.items()}, step)

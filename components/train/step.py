@@ -1,71 +1,30 @@
 """The train step: COCO instances in, trained network out.
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
-``metrics/train.json`` and ``plots/train/``. ``models/checkpoints/`` outlives a killed run: the next one with
-the same settings and data resumes from there, in the same MLflow run. After a finished run the next one starts over,
-unless the checkpoint folder belongs to one pipeline run: then lost results (after a failed upload, for example) are
-written again without training. Several processes train together under ``torchrun --nproc-per-node N -m
-components.train.step``.
+``metrics/train.json`` and ``plots/train/``; keeps its checkpoints in ``models/checkpoints/``. The training
+(`components.train.training`) runs in a child process, which is started again after a crash, a kill or a hang. This
+process does not import PyTorch: it stays small, and survives when memory runs out. Several processes train together
+under ``torchrun --nproc-per-node N -m components.train.step``, which restarts them itself (``--max-restarts``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+import sys
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from components.train.listener import TrackingListener
-from components.train.mirror import S3Mirror
-from components.train.results import summary, write_plots
-from yolact.data.coco import CocoInstances
-from yolact.devices import choose_device, prepare_device
-from yolact.distributed import World, joined_world, own_device_name
-from yolact.engine.advice import start_advised
-from yolact.engine.checkpoint import CheckpointStore, TrainingState
-from yolact.engine.interrupts import Interrupts
-from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
-from yolact.errors import DataError, SettingsError
-from yolact.evaluation.evaluator import Validation
-from yolact.files import replaced_directory, write_json_atomic
-from yolact.losses.terms import check_weights
-from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
-from yolact.models.starting_weights import load_starting_weights
-from yolact.models.yolact import Yolact
-from yolact.settings import ModelConfig
+from components.train.supervisor import supervise, supervised
+from yolact.engine.checkpoint_files import newest_checkpoint
+from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.step import run_command
-from yolact_ops.lineage.hashing import hash_files
-from yolact_ops.lineage.lineage import data_source
-from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
-from yolact_ops.settings.params import Params
-from yolact_ops.tracking.journal import FOLDER
-from yolact_ops.tracking.notes import NOTE_TAG, run_note
-from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
-from yolact_ops.tracking.runs import start_run
-from yolact_ops.tracking.tracker import DataSet, Tracker
+from yolact_ops.settings.params import Params, parse_params
+from yolact_ops.tracking.run_record import RUN_FILE
 
-log = logging.getLogger(__name__)
-
-UPLOAD_PATIENCE = 20.0
-"""Seconds that the end of a run waits for its mirror; an evicted pod is killed after 30 by default."""
-
-
-@dataclass(frozen=True)
-class _Paths:
-    """Where the step reads and writes, see `run`."""
-
-    processed: Path
-    model: Path
-    metrics: Path
-    plots: Path
-    checkpoints: Path
-    checkpoints_are_own: bool
-    """Whether the checkpoints belong to one pipeline run; a finished training among them is then this one."""
+CHILD = "--supervised"
+"""First command-line argument of the child process; the second is its end of the socket."""
 
 
 def run(
@@ -77,226 +36,73 @@ def run(
     plots_dir: Path,
     checkpoints_dir: Path | None = None,
 ) -> None:
-    """Train a network on the train split in ``processed_dir`` and validate it on the val split.
+    """Train under a supervisor, see `components.train.training.run` for the arguments.
 
-    Under ``torchrun`` the processes train together, and only rank 0 writes files and tracks the run.
-
-    Args:
-        params: the settings; reads ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and
-            ``register.experiment``; all are logged.
-        processed_dir: output of preprocess: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
-        model_dir: receives the model and the MLflow run's id.
-        metrics_path: receives a summary of the run as JSON.
-        plots_dir: receives ``losses.csv``, ``lr.csv`` and ``ap.csv``; existing content is replaced.
-        checkpoints_dir: keeps the checkpoints of this pipeline run only: once it has finished, the same results are
-            written again. Data not yet in MLflow is kept there too. None: ``checkpoints`` in ``model_dir``, where a new
-            run follows a finished one.
+    Without one if ``runtime.max_restarts`` is 0, and in the processes of ``torchrun``.
 
     Raises:
-        DataError: the data is missing or invalid, or a split has no images or no objects.
-        SettingsError: the device is not on this machine, or the run would start from the model that it replaces.
-        WeightsError: the initial weights are unavailable or do not fit.
-        DivergedError: the loss is not finite.
-        InterruptedRunError: SIGTERM or SIGINT was received before the end of the training; the next run resumes from
-            the checkpoint.
-        OutOfMemoryError: the network, a training step or a validation does not fit into memory.
-        PeerError: another process of the run has failed.
-        MirrorError: ``runtime.checkpoint_mirror`` cannot be read.
-        TrackingError: the MLflow store fails at the start; it may be unavailable later, see
-            yolact_ops/tracking/runs.py.
+        SystemExit: the training ended with an error, which it has printed.
+        CrashedError: it crashed, was killed or hung, ``runtime.max_restarts`` times in a row without a new checkpoint.
+        InterruptedRunError: SIGTERM or SIGINT was received before the training could act on it.
     """
-    checkpoints = checkpoints_dir or model_dir / "checkpoints"
-    paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
-    with joined_world(params.runtime.device) as world:
-        if not world.is_main:
-            logging.getLogger().setLevel(logging.WARNING)
-        interrupts = Interrupts()
-        with interrupts.watched():
-            _run(params, paths, world, interrupts)
+    if params.runtime.max_restarts == 0 or "WORLD_SIZE" in os.environ:
+        from components.train import training
 
-
-def _run(params: Params, paths: _Paths, world: World, interrupts: Interrupts) -> None:
-    """See `run`. During start-up, a request to stop takes effect between its parts; results are always written
-    completely."""
-    check_weights(params.train.loss.weights)
-    _check_start(params.model, paths.model)
-    train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
-    interrupts.stop_if_requested()
-    device = choose_device(own_device_name(params.runtime.device, world))
-    prepare_device(device, deterministic=params.runtime.deterministic)
-    digests = read_split_digests(paths.processed)
-    fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
-    with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
-        checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
-        begun = checkpoints.begin(with_finished=paths.checkpoints_are_own) if world.is_main else None
-        state: TrainingState | None = world.broadcast(begun)
-        interrupts.stop_if_requested()
-
-        torch.manual_seed(params.train.seed)
-        model = Yolact(params.model, len(train.class_names))
-        if state is None:
-            load_starting_weights(model, train.class_names)
-        torch.manual_seed(params.train.seed)  # whatever start-up has drawn; the same in every process
-        validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world)
-
-        def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
-            with start_advised(params, device):
-                trainer = Trainer(
-                    model.to(device),
-                    train,
-                    params,
-                    paths.model,
-                    checkpoints,
-                    validation,
-                    listener,
-                    extra,
-                    world,
-                    interrupts,
-                )
-                if state is not None:
-                    trainer.restore(state)
-            return trainer
-
-        if not world.is_main:
-            trainer = make_trainer(SilentListener(), {})
-            trainer.fit()
-        else:
-            resume = RunRecord.from_json(state.extra) if state else None
-            journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
-            with start_run(params, paths.model / RUN_FILE, resume=resume, journals=journals) as tracker:
-                _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
-                interrupts.stop_if_requested()
-                listener = TrackingListener(tracker, validation, params.train.validation_pictures)
-                trainer = make_trainer(listener, tracker.record.to_json())
-                with tracker.system_metrics():
-                    result = trainer.fit()
-                _write_results(result, paths, tracker)
-                best = {"best mask AP of a validation": result.best_score}
-                tracker.set_tags({NOTE_TAG: run_note(params, val.class_names, len(val.images), best)})
-        trainer.finish()
-    if world.is_main:
-        _log_results(result, paths, tracker.record)
-
-
-@contextmanager
-def _mirror(address: str, fingerprint: str, world: World) -> Iterator[S3Mirror | None]:
-    """The mirror of the process that writes checkpoints; on exit, waits a little for its uploads."""
-    if address == "none" or not world.is_main:
-        yield None
+        training.run(
+            params,
+            processed_dir=processed_dir,
+            model_dir=model_dir,
+            metrics_path=metrics_path,
+            plots_dir=plots_dir,
+            checkpoints_dir=checkpoints_dir,
+        )
         return
-    mirror = S3Mirror(address, fingerprint)
-    try:
-        yield mirror
-    finally:
-        mirror.close(UPLOAD_PATIENCE)
-
-
-def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> None:
-    metrics = summary(result)
-    with replaced_directory(paths.plots) as folder:
-        write_plots(folder, result)
-    write_json_atomic(paths.metrics, metrics)
-    tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
-
-
-def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
-    """Log the results and where they are."""
-    log.info(
-        "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
-        "  model        %s, %s\n"
-        "  metrics      %s\n"
-        "  curves       %s (dvc plots show)\n"
-        "  MLflow run   %s in experiment %r (yolact mlflow)\n"
-        "  checkpoints  %s",
-        result.steps,
-        result.best_score,
-        result.seconds_per_step,
-        paths.model / WEIGHTS_FILE,
-        paths.model / DESCRIPTION_FILE,
-        paths.metrics,
-        paths.plots,
-        record.run_id,
-        record.experiment,
-        paths.checkpoints,
+    paths = {
+        "processed_dir": str(processed_dir),
+        "model_dir": str(model_dir),
+        "metrics_path": str(metrics_path),
+        "plots_dir": str(plots_dir),
+    } | ({} if checkpoints_dir is None else {"checkpoints_dir": str(checkpoints_dir)})
+    run_file = model_dir / RUN_FILE
+    old_record = run_file.read_text(encoding="utf-8") if run_file.is_file() else ""
+    code = supervise(
+        [sys.executable, "-m", "components.train.step", CHILD],
+        json.dumps([params.model_dump(mode="json", by_alias=True), paths, old_record]),
+        newest_checkpoint=partial(newest_checkpoint, checkpoints_dir or model_dir / "checkpoints"),
+        max_restarts=params.runtime.max_restarts,
+        hang_timeout=params.runtime.hang_timeout,
     )
+    if code:
+        raise SystemExit(code)
 
 
-def _check_start(config: ModelConfig, model_dir: Path) -> None:
-    if config.initial_weights != "none" and Path(config.initial_weights).resolve() == model_dir.resolve():
-        raise SettingsError(
-            f"model.initial_weights: {config.initial_weights}: this run writes its model there; copy the existing "
-            "model to another folder and name that folder"
+def _train_supervised(socket_number: int) -> None:
+    """The child process of `run`."""
+    logging.basicConfig(level=logging.INFO, format="[train] %(message)s", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    with supervised(socket_number) as (work, sign_of_life), clear_errors("train"):
+        from components.train import training
+
+        settings, paths, old_record = json.loads(work)
+        training.run(
+            parse_params(settings),
+            **{name: Path(path) for name, path in paths.items()},
+            on_alive=sign_of_life,
+            old_record=old_record,
         )
-
-
-def _load_split(processed_dir: Path, split: str) -> CocoInstances:
-    path = processed_dir / f"{split}.json"
-    data = CocoInstances.load(path, processed_dir / "images")
-    if not any(data.objects.values()):
-        raise DataError(f"{path}: {len(data.images)} images without any object; check the source and preprocess again")
-    return data
-
-
-def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> str:
-    """SHA-256 (hex) of what the weights of a step depend on; checkpoints with another digest are not used.
-
-    When a run validates and stops does not affect its steps: the best weights stay the best, and patience counts past
-        validations. Gradient accumulation affects only rounding, unless batch norm is trained.
-    """
-    harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
-    if params.model.pretrained:
-        harmless.add("accumulate")
-    facts = {
-        "model": params.model.model_dump(mode="json"),
-        "train": params.train.model_dump(mode="json", exclude=harmless),
-        "start": _start_digest(params.model),
-        "data": data_digest,
-        "classes": list(classes),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _start_digest(config: ModelConfig) -> str | None:
-    """SHA-256 (hex) of the local files that training starts from; None if there are none."""
-    if config.initial_weights == "none":
-        paths = [Path(config.backbone_weights)]
-    else:
-        paths = [Path(config.initial_weights) / name for name in (DESCRIPTION_FILE, WEIGHTS_FILE)]
-    return hash_files(*paths) if all(path.is_file() for path in paths) else None
-
-
-def _log_data(
-    tracker: Tracker,
-    params: Params,
-    processed_dir: Path,
-    digests: Mapping[str, str],
-    splits: Mapping[str, CocoInstances],
-) -> None:
-    """Log the data that the run is trained and validated on; ``digests`` and ``splits`` have keys ``train``
-    and ``val``."""
-    for split, context in (("train", "training"), ("val", "validation")):
-        tracker.log_dataset(
-            DataSet(
-                name=split,
-                digest=digests[split],
-                source=data_source(params),
-                path=processed_dir / f"{split}.json",
-                context=context,
-                num_images=len(splits[split].images),
-            )
-        )
-    note = run_note(params, splits["val"].class_names, len(splits["val"].images), {})
-    tracker.set_tags({"data_digest": read_data_digest(processed_dir), NOTE_TAG: note})
 
 
 if __name__ == "__main__":
-    run_command(
-        "train",
-        lambda params: run(
-            params,
-            processed_dir=Path("data/processed"),
-            model_dir=Path("models"),
-            metrics_path=Path("metrics/train.json"),
-            plots_dir=Path("plots/train"),
-        ),
-    )
+    if sys.argv[1:2] == [CHILD]:
+        _train_supervised(int(sys.argv[2]))
+    else:
+        run_command(
+            "train",
+            lambda params: run(
+                params,
+                processed_dir=Path("data/processed"),
+                model_dir=Path("models"),
+                metrics_path=Path("metrics/train.json"),
+                plots_dir=Path("plots/train"),
+            ),
+        )

@@ -7,17 +7,19 @@ import csv
 import json
 import logging
 import os
+import re
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -26,11 +28,12 @@ from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from components.train import step
+from components.train import training
 from components.train.results import summary, write_plots
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.distributed import World
+from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
 from yolact.losses.terms import LOSS_TERMS
@@ -131,7 +134,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, settings: dict[str, Any],
 
 
 def train(params: Params, checkpoints: Path | None = None) -> None:
-    step.run(
+    training.run(
         params,
         processed_dir=Path("data/processed"),
         model_dir=Path("models"),
@@ -396,29 +399,55 @@ def start(repository: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_checkpoint(number: int, process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
-    while not any(int(path.name[:6]) >= number for path in Path("models/checkpoints").glob("*-step_*.pt")):
+    while not what():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, f"checkpoint {number} did not come"
+        assert time.monotonic() < end, "what was waited for did not come"
         time.sleep(0.005)
 
 
-def test_a_killed_run_ends_as_the_uninterrupted_one(workplace: Path, straight: Path, repository: Path) -> None:
+def wait_for_checkpoint(number: int, process: subprocess.Popen[str]) -> None:
+    wait_for(lambda: newest_number() >= number, process)
+
+
+def newest_number() -> int:
+    return newest_checkpoint(Path("models/checkpoints"))[1]
+
+
+def child_of(process: subprocess.Popen[str]) -> int:
+    """The training process of a supervisor."""
+    (child,) = psutil.Process(process.pid).children()
+    return child.pid
+
+
+def test_a_run_whose_processes_are_killed_ends_as_the_uninterrupted_one(
+    workplace: Path, straight: Path, repository: Path
+) -> None:
     with start(repository) as process:
         try:
+            wait_for(lambda: Path("models/run.json").exists(), process)
+            os.kill(child_of(process), signal.SIGKILL)  # its MLflow run has begun, a checkpoint has not
             wait_for_checkpoint(2, process)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
+    process.communicate(timeout=30)  # the training process ends with it, and closes standard error
     assert not Path("models/model.safetensors").exists()
     (killed,) = runs(workplace)
     assert killed.info.status == "RUNNING"
 
+    before = newest_number()
     with start(repository) as process:
+        wait_for_checkpoint(before + 1, process)
+        os.kill(child_of(process), signal.SIGKILL)
         _, log = process.communicate(timeout=300)
     assert process.returncode == 0, log
-    assert any(f"[train] resuming after epoch {epoch} of 10" in log for epoch in (2, 4, 6, 8)), log
+    resumed = re.findall(r"\[train\] resuming after epoch (\d+) of 10", log)
+    assert len(resumed) == 2, log
+    assert int(resumed[0]) < int(resumed[1]), log
+    again = f"starting again from the checkpoint of step {2 * int(resumed[1])} (restart 1 of 3 without progress)"
+    assert f"[train] the training process was killed (SIGKILL): {again}" in log
     assert "Traceback" not in log
 
     (run,) = runs(workplace)
@@ -450,18 +479,18 @@ def test_a_run_asked_to_stop_exits_with_its_own_code_and_is_killed_in_mlflow(
 
 STOPPED = """
 import os, signal, sys
-from components.train import step
+from components.train import step, training
 
 name = sys.argv.pop()
-work = getattr(step, name)
+work = getattr(training, name)
 
 def stopped(*arguments):
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGTERM)
     return work(*arguments)
 
-setattr(step, name, stopped)
-step.run_command("train", lambda params: step.run(
+setattr(training, name, stopped)
+step.run_command("train", lambda params: training.run(
     params, processed_dir=step.Path("data/processed"), model_dir=step.Path("models"),
     metrics_path=step.Path("metrics/train.json"), plots_dir=step.Path("plots/train")))
 """
@@ -507,10 +536,10 @@ def test_processes_that_train_together_draw_the_same(
         states.append(torch.get_rng_state())
         raise StoppedError
 
-    monkeypatch.setattr(step, "Trainer", stop)
+    monkeypatch.setattr(training, "Trainer", stop)
     monkeypatch.setattr(World, "broadcast", lambda _, value: value)
     for world in (World(), World(0, 2), World(1, 2)):
-        monkeypatch.setattr(step, "joined_world", lambda _, world=world: nullcontext(world))
+        monkeypatch.setattr(training, "joined_world", lambda _, world=world: nullcontext(world))
         with caplog.at_level(logging.INFO), pytest.raises(StoppedError):
             train(parse_params(settings))
     assert torch.equal(states[0], states[1])
@@ -655,11 +684,12 @@ def test_a_task_whose_results_were_lost_after_training_writes_them_again_without
 
 @pytest.fixture
 def fails(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Run ``python -m components.train.step`` in this process; its message on standard error."""
+    """Run ``python -m components.train.step`` in this process, as a process of ``torchrun``; its message."""
 
     def call() -> str:
         monkeypatch.setattr(sys, "argv", ["step.py"])
-        monkeypatch.delitem(sys.modules, "components.train.step")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        monkeypatch.delitem(sys.modules, "components.train.step", raising=False)
         with pytest.raises(SystemExit) as ended:
             runpy.run_module("components.train.step", run_name="__main__")
         assert ended.value.code == 1
@@ -670,9 +700,14 @@ def fails(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return call
 
 
-def test_missing_data_says_what_to_run(fails: Any) -> None:
+@pytest.mark.usefixtures("workplace")
+def test_missing_data_says_what_to_run_and_is_not_tried_again(repository: Path) -> None:
     shutil.rmtree("data")
-    assert fails() == "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
+    with start(repository) as process:
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == 1
+    what = "data/processed/train.json: no such file. Run the preprocess step first: dvc repro preprocess"
+    assert log == f"\ntrain failed: {what}\n"
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from components.evaluate import step as evaluate
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
-from components.train import step as train
+from components.train import training as train
 from pipelines.config import load_cluster
 from pipelines.local import run_pipeline
 from tests.servers.servers import KEY, SECRET, s3_server

@@ -1,9 +1,9 @@
 """Checkpoints: the complete state of a training run, from which a killed run resumes as if uninterrupted.
 
-A checkpoint is one file, ``NNNNNN-step_SSSSSSSS-DDDDDDDDDDDDDDDD.pt``: its number in the run, the steps done, and the
-first 16 digits of its content's SHA-256. The digest is in the name, so file and digest appear together, whole or not at
-all; a checkpoint that has changed since by even one bit is detected and renamed to ``….damaged``. The best weights are
-in the same folder, in subfolders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the same way.
+A checkpoint is one file (`yolact.engine.checkpoint_files`). The digest of its content is in the name, so file and
+digest appear together, whole or not at all; a checkpoint that has changed since by even one bit is detected and renamed
+to ``….damaged``. The best weights are in the same folder, in subfolders ``best_EEEE-DDDDDDDDDDDDDDDD`` named in the
+same way.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 
 import torch
 
+from yolact.engine.checkpoint_files import DIGEST_DIGITS, checkpoint_name, checkpoint_paths, number_of
 from yolact.errors import WeightsError, YolactError
 from yolact.files import flush_folder, publish
 from yolact.models.file_names import WEIGHTS_FILE
@@ -30,14 +30,11 @@ from yolact.models.yolact import Yolact
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-DIGEST_DIGITS = 16
-"""Hexadecimal digits of SHA-256 in a name: 64 bits, against accidents (not against forgery)."""
 MIRROR_FOLDER = ".mirror"
 """Folder among the checkpoints in which a mirror may keep files while it uploads them; `CheckpointStore.begin` removes
 what a killed run left there."""
 DAMAGED = ".damaged"
 """Suffix of a checkpoint that could not be read; it is kept until a run starts over."""
-_NAME = re.compile(rf"(?P<number>\d{{6,}})-step_\d{{8,}}-(?P<digest>[0-9a-f]{{{DIGEST_DIGITS}}})\.pt")
 
 
 @dataclass
@@ -128,7 +125,7 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._sweep()
         paths = self._paths()
-        number = 1 + (_number(paths[-1]) if paths else 0)
+        number = 1 + (number_of(paths[-1]) if paths else 0)
         handle, name = tempfile.mkstemp(prefix=".checkpoint.", suffix=".part", dir=self.directory)
         os.close(handle)
         temporary = Path(name)
@@ -140,7 +137,7 @@ class CheckpointStore:
                     f"{self.directory}: checkpoint {number} could not be written to the end; is the disk full? "
                     f"({error})"
                 ) from error
-            path = self.directory / f"{number:06d}-step_{state.step:08d}-{digest_of(temporary)}.pt"
+            path = self.directory / checkpoint_name(number, state.step, digest_of(temporary))
             publish(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -328,14 +325,10 @@ class CheckpointStore:
 
     def _paths(self) -> list[Path]:
         """Oldest first."""
-        return sorted((path for path in self.directory.glob("*.pt") if _NAME.fullmatch(path.name)), key=_number)
+        return checkpoint_paths(self.directory)
 
 
 def digest_of(path: Path) -> str:
     """The first `DIGEST_DIGITS` hexadecimal digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_DIGITS]
-
-
-def _number(path: Path) -> int:
-    return int(path.name.partition("-")[0])

@@ -57,6 +57,9 @@ Metrics = dict[str, float]
 class Listener(Protocol):
     """Receives the run's progress, for example a tracker. Only the main process has one."""
 
+    def on_alive(self) -> None:
+        """Called after each step and each checkpoint; must be fast."""
+
     def on_step(self, step: int, row: Metrics) -> None:
         """Called every ``log_every`` steps with the mean loss terms and total, and the learning rate."""
 
@@ -69,6 +72,9 @@ class Listener(Protocol):
 
 class SilentListener:
     """For processes that do not track the run, and for untracked runs."""
+
+    def on_alive(self) -> None:
+        """Do nothing."""
 
     def on_step(self, step: int, row: Metrics) -> None:
         """Do nothing."""
@@ -294,7 +300,8 @@ class Trainer:
             self._save()
 
     def _after_step(self) -> None:
-        """Write a checkpoint within the epoch if one is due; stop if requested."""
+        """Say that the run is alive; write a checkpoint within the epoch if one is due; stop if requested."""
+        self.listener.on_alive()
         if self.watch.stop_agreed:
             self._save()
             self._stop()
@@ -456,6 +463,7 @@ class Trainer:
         self.watch.settle()
         if self.world.is_main:
             self.checkpoints.save(self._state(finished=finished))
+            self.listener.on_alive()
 
     def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(

@@ -12,7 +12,7 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +152,12 @@ class Predictions:
     """Time in the predictor, without reading images and encoding masks."""
 
 
-def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | None = None) -> Predictions:
+def predict_dataset(
+    predictor: Predictor,
+    data: CocoInstances,
+    world: World | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Predictions:
     """Run the predictor over all images of a data set, in order, with a progress bar on terminals.
 
     Several processes share the batches of `cut_evenly`, which do not depend on the number of processes: each image is
@@ -160,6 +165,7 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
 
     Args:
         world: the processes that share the work; each receives all rows.
+        on_batch: called after each batch of this process.
 
     Raises:
         DataError: an image cannot be read.
@@ -167,7 +173,7 @@ def predict_dataset(predictor: Predictor, data: CocoInstances, world: World | No
     world = world or World()
     batches = cut_evenly(len(data.images), predictor.batch_size)
     first, end = (len(batches) * part // world.size for part in (world.rank, world.rank + 1))
-    parts = world.gather(_predict_batches(predictor, data, batches[first:end], show=world.is_main))
+    parts = world.gather(_predict_batches(predictor, data, batches[first:end], on_batch, show=world.is_main))
     by_start = {start: rows for rows_of, _ in parts for start, rows in rows_of.items()}
     rows = [row for batch in batches for row in by_start[batch.start]]
     return Predictions(rows, max(seconds for _, seconds in parts))
@@ -185,7 +191,12 @@ def cut_evenly(images: int, batch_size: int) -> list[range]:
 
 
 def _predict_batches(
-    predictor: Predictor, data: CocoInstances, batches: Sequence[range], *, show: bool
+    predictor: Predictor,
+    data: CocoInstances,
+    batches: Sequence[range],
+    on_batch: Callable[[], None],
+    *,
+    show: bool,
 ) -> tuple[dict[int, list[dict[str, Any]]], float]:
     """COCO results of these batches, by the index of their first image, and the seconds spent."""
     found_by_start: dict[int, list[dict[str, Any]]] = {}
@@ -202,6 +213,7 @@ def _predict_batches(
             for image, detections in zip(batch, found, strict=True):
                 rows += detections.to_coco(image.id, data.category_ids)
             progress.update(len(batch))
+            on_batch()
     return found_by_start, seconds
 
 
@@ -213,20 +225,29 @@ class Validation:
         annotations: the file that ``data`` was read from.
         batch_size: maximum number of images per forward pass.
         world: the processes that share the work; each must call this.
+        on_batch: see `predict_dataset`.
     """
 
-    def __init__(self, data: CocoInstances, annotations: Path, batch_size: int, world: World | None = None) -> None:
+    def __init__(
+        self,
+        data: CocoInstances,
+        annotations: Path,
+        batch_size: int,
+        world: World | None = None,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> None:
         self.data = data
         self.world = world or World()
         self.ground_truth = load_ground_truth(annotations) if self.world.is_main else None
         self.batch_size = batch_size
+        self.on_batch = on_batch
         self.rows: list[dict[str, Any]] = []
         """Detections of the last call, see `Predictions.rows`."""
 
     def __call__(self, model: Yolact) -> dict[str, float]:
         """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``."""
         predictor = Predictor(model, self.data.class_names, DEFAULT_DETECTION, batch_size=self.batch_size)
-        self.rows = predict_dataset(predictor, self.data, self.world).rows
+        self.rows = predict_dataset(predictor, self.data, self.world, self.on_batch).rows
         metrics: dict[str, float] = {}
         if self.ground_truth is not None:
             for iou_type in IOU_TYPES:

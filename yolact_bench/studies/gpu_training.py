@@ -40,7 +40,7 @@ from rich.table import Table
 from components.evaluate import step as evaluate
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
-from components.train import step as train
+from components.train import training as train
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import Batch, training_loader
 from yolact.devices import choose_device, prepare_device

@@ -96,6 +96,10 @@ class Notes:
         self.steps: list[tuple[int, Metrics]] = []
         self.speeds: list[tuple[int, Metrics]] = []
         self.epochs: list[tuple[int, Metrics]] = []
+        self.alive = 0
+
+    def on_alive(self) -> None:
+        self.alive += 1
 
     def on_step(self, step: int, row: Metrics) -> None:
         self.steps.append((step, dict(row)))
@@ -161,6 +165,18 @@ def latest(trainer: Trainer) -> TrainingState:
 
 
 # --- Learning
+
+
+def test_each_step_validation_batch_and_checkpoint_is_a_sign_of_life(
+    trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path
+) -> None:
+    notes, batches = Notes(), Notes()
+    validation = Validation(data, annotations, 1, on_batch=batches.on_alive)
+    trainer(validate=validation, listener=notes, epochs=2, batch_size=1, validate_every=2).fit()
+    images = len(data.images)
+    checkpoints = 1 + 2 + 1  # before the first step, after each epoch, after the validation
+    assert notes.alive == 2 * images + checkpoints
+    assert batches.alive == images
 
 
 def test_two_images_are_overfitted(trainer: Callable[..., Trainer], data: CocoInstances, annotations: Path) -> None:

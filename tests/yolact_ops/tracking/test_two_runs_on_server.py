@@ -16,7 +16,7 @@ from components.evaluate import step as evaluate
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
 from components.register import step as register
-from components.train import step as train
+from components.train import training as train
 from tests.servers.mlflow_servers import MlflowServer
 from yolact_cli.main import app
 from yolact_ops.settings.params import Params
