@@ -1,0 +1,107 @@
+"""Kubernetes' own API, which says more about a run than Kubeflow Pipelines does; a caller may have no rights on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import kubernetes
+from urllib3.exceptions import HTTPError
+
+from pipelines.connection import IN_POD_NAMESPACE, ClusterError
+
+TIMEOUT = (10.0, 60.0)
+"""Seconds to wait for a connection, and for the start of a response."""
+
+RUN_LABEL = "pipeline/runid"
+"""Label with the pipeline run's id, on its Argo workflow and on its pods."""
+
+Object = dict[str, Any]
+"""An object of Kubernetes as JSON."""
+
+
+class KubernetesError(ClusterError):
+    """Kubernetes is unreachable from here, refuses, or does not have the object."""
+
+    def __init__(self, message: str, *, status: int | None = None, right: str | None = None) -> None:
+        super().__init__(message, status=status)
+        self.right = right
+        """The right that the caller lacks, in the form of ``kubectl auth can-i``: ``list pods``."""
+
+
+class Kubernetes:
+    """The API server of the cluster that this machine's kubeconfig, or this pod's service account, names."""
+
+    def __init__(self, namespace: str) -> None:
+        """Read the access data; sends nothing yet.
+
+        Raises:
+            KubernetesError: there is no access data.
+        """
+        self.namespace = namespace
+        configuration = kubernetes.client.Configuration()
+        try:
+            if IN_POD_NAMESPACE.exists():
+                kubernetes.config.load_incluster_config(client_configuration=configuration)
+            else:
+                kubernetes.config.load_kube_config(client_configuration=configuration)
+        except kubernetes.config.ConfigException as error:
+            raise KubernetesError("no access to Kubernetes is set up on this machine (no kubeconfig)") from error
+        configuration.retries = 0
+        self.host = str(configuration.host)
+        self.client = kubernetes.client.ApiClient(configuration)
+        self.core = kubernetes.client.CoreV1Api(self.client)
+        self.custom = kubernetes.client.CustomObjectsApi(self.client)
+
+    def get(self, right: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The response of a method of the generated client, as JSON.
+
+        Args:
+            right: what the caller must be allowed to do, as in `KubernetesError.right`.
+            call: the method.
+
+        Raises:
+            KubernetesError: no response, or another status than 200.
+        """
+        return json.loads(self._send(right, call, *args, **kwargs).data)
+
+    def pods(self, run_id: str) -> list[Object]:
+        """The pods of a run that still exist.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        listed = self.get(
+            "list pods", self.core.list_namespaced_pod, self.namespace, label_selector=f"{RUN_LABEL}={run_id}"
+        )
+        return list(listed["items"])
+
+    def workflow(self, run_id: str) -> Object | None:
+        """The run's Argo workflow; None if it is deleted, as it is some time after the run.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        listed = self.get(
+            "list workflows.argoproj.io",
+            self.custom.list_namespaced_custom_object,
+            "argoproj.io",
+            "v1alpha1",
+            self.namespace,
+            "workflows",
+            label_selector=f"{RUN_LABEL}={run_id}",
+        )
+        return next(iter(listed["items"]), None)
+
+    def _send(self, right: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, _preload_content=False, _request_timeout=TIMEOUT, **kwargs)
+        except kubernetes.client.ApiException as error:
+            if error.status in (401, 403):
+                raise KubernetesError(
+                    f"no right to {right} in namespace {self.namespace}", status=error.status, right=right
+                ) from error
+            raise KubernetesError(f"Kubernetes answers {error.status} {error.reason}", status=error.status) from error
+        except HTTPError as error:
+            raise KubernetesError(f"Kubernetes at {self.host} does not answer") from error
