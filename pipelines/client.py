@@ -15,7 +15,8 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from pipelines.connection import Api, ClusterError, Connection, create, find_namespace
+from pipelines import orphans
+from pipelines.connection import NOT_CARRIED_OUT, Api, ClusterError, Connection, create, find_namespace
 from pipelines.runs import RunStatus, read_run
 from pipelines.spec import CompiledPipeline
 
@@ -171,6 +172,9 @@ class Cluster:
         """Start a run exactly once and return its id.
 
         Names of runs may repeat, so a mark in the description identifies the run if the response was lost.
+
+        Raises:
+            ClusterError: the server refuses; or a workflow may be running without a run, which the message explains.
         """
         description = _marked(job.description)
 
@@ -188,7 +192,22 @@ class Cluster:
             run = kfp_api.V2beta1Run(display_name=job.name, description=description, **_body(job))
             return self._runs.run_service_create_run(run)
 
-        return str(create(make, find).run_id)
+        try:
+            return str(create(make, find, repeat_after=NOT_CARRIED_OUT).run_id)
+        except ClusterError as error:
+            if not error.may_be_done:
+                raise
+            raise ClusterError(f"{error} {orphans.explain_unknown(self, 'workflow', job.name)}") from error
+
+    def has_run(self, run_id: str) -> bool:
+        """Whether the server knows a run of this id."""
+        try:
+            self._runs.run_service_get_run(run_id)
+        except ClusterError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
 
     def run(self, run_id: str) -> RunStatus:
         """The state of a run."""
@@ -261,7 +280,12 @@ class Cluster:
             )
             return self._recurring.recurring_run_service_create_recurring_run(recurring)
 
-        return str(create(make, find).recurring_run_id)
+        try:
+            return str(create(make, find, repeat_after=NOT_CARRIED_OUT).recurring_run_id)
+        except ClusterError as error:
+            if not error.may_be_done:
+                raise
+            raise ClusterError(f"{error} {orphans.explain_unknown(self, 'scheduledworkflow')}") from error
 
     def delete_schedule(self, recurring_run_id: str) -> None:
         """Delete a recurring run; its runs stay. It is no error if it does not exist."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,9 +49,12 @@ BACKOFF = 0.5
 BUSY = (429, 500, 502, 503, 504)
 """HTTP status codes after which the same request may succeed."""
 
-SAFE_TO_REPEAT = (429, 500, 503)
-"""Those of `BUSY` that the server itself returns when it is done with a request. The others come from a proxy that
-timed out: the server may still be working."""
+NOT_CARRIED_OUT = (429,)
+"""HTTP status codes that the server, or a proxy before it, returns without having worked on the request."""
+
+FINISHED = (*NOT_CARRIED_OUT, 500, 503)
+"""HTTP status codes that the server itself returns when it is done with a request, in part or as a whole. The other
+codes of `BUSY` come from a proxy that timed out: the server may still be working."""
 
 MESSAGE_LENGTH = 600
 """Maximum number of characters shown of a server's own message."""
@@ -168,42 +171,47 @@ class Api(kfp_server_api.ApiClient):
         return text
 
 
-def create(make: Callable[[], T], find: Callable[[], T | None]) -> T:
+def create(make: Callable[[], T], find: Callable[[], T | None], *, repeat_after: Container[int | None] = FINISHED) -> T:
     """Create an object on the server exactly once, even if a response gets lost.
 
     If the request may have been carried out, or the name is taken (409), look whether the object exists. Send the
-    request again only if the response shows that the server has stopped working on it (`SAFE_TO_REPEAT`); without a
-    response, look several times and then raise the error.
+    request again only after the statuses in ``repeat_after``; otherwise look several times and then raise the error.
 
     Args:
         make: sends the request.
         find: looks for the object; returns None if it does not exist.
+        repeat_after: HTTP status codes. `FINISHED` suits objects whose name the server allows only once;
+            `NOT_CARRIED_OUT` those that a second request would create a second time.
 
     Raises:
-        ClusterError: the request was refused, had no response, or failed `RETRIES` times.
+        ClusterError: the request was refused, had no response, or failed `RETRIES` times. With ``may_be_done`` set, the
+            object may exist although it was not found.
     """
     failure: ClusterError | None = None
     for attempt in range(RETRIES + 1):
-        if failure is None or failure.status in SAFE_TO_REPEAT:
+        if failure is None or failure.status in repeat_after:
             try:
                 return make()
             except ClusterError as error:
-                if not error.may_be_done and error.status not in (409, *SAFE_TO_REPEAT):
+                if not error.may_be_done and error.status not in (409, *NOT_CARRIED_OUT):
                     raise
                 failure = error
-        found = find()
+        try:
+            found = find()
+        except ClusterError:  # the server is still in trouble: the first failure says more
+            found = None
         if found is not None:
             return found
         if failure.status == 409 or attempt == RETRIES:
             break
         time.sleep(BACKOFF * 2**attempt)
     assert failure is not None
-    if failure.status in (409, *SAFE_TO_REPEAT):
+    if not failure.may_be_done or failure.status in repeat_after:
         raise failure
     raise ClusterError(
-        f"{failure} It may have been created anyway, after this last looked: check the web interface before you try "
-        "again.",
+        f"{failure} It may have been created anyway: check before you try again.",
         status=failure.status,
+        may_be_done=True,
     ) from failure
 
 

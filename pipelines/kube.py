@@ -17,6 +17,9 @@ TIMEOUT = (10.0, 60.0)
 RUN_LABEL = "pipeline/runid"
 """Label with the pipeline run's id, on its Argo workflow and on its pods."""
 
+CLUSTER_WIDE = ("list nodes", "list pods of all namespaces", "get namespaces", "get storageclasses")
+"""Rights that no role of a namespace gives."""
+
 Object = dict[str, Any]
 """An object of Kubernetes as JSON."""
 
@@ -53,6 +56,7 @@ class Kubernetes:
         self.client = kubernetes.client.ApiClient(configuration)
         self.core = kubernetes.client.CoreV1Api(self.client)
         self.custom = kubernetes.client.CustomObjectsApi(self.client)
+        self.storage = kubernetes.client.StorageV1Api(self.client)
 
     def get(self, right: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The response of a method of the generated client, as JSON.
@@ -83,25 +87,53 @@ class Kubernetes:
         Raises:
             KubernetesError: see `get`.
         """
+        return next(iter(self.workflows(f"{RUN_LABEL}={run_id}")), None)
+
+    def workflows(self, selector: str) -> list[Object]:
+        """The Argo workflows whose labels fit the selector.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        return self._list_custom("argoproj.io", "v1alpha1", "workflows", selector)
+
+    def scheduled_workflows(self) -> list[Object]:
+        """The recurring runs, as Kubernetes has them.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        return self._list_custom("kubeflow.org", "v1beta1", "scheduledworkflows", "")
+
+    def find(self, right: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Object | None:
+        """Like `get`, but None for an object that does not exist."""
+        try:
+            found: Object = self.get(right, call, *args, **kwargs)
+        except KubernetesError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def _list_custom(self, group: str, version: str, plural: str, selector: str) -> list[Object]:
         listed = self.get(
-            "list workflows.argoproj.io",
+            f"list {plural}.{group}",
             self.custom.list_namespaced_custom_object,
-            "argoproj.io",
-            "v1alpha1",
+            group,
+            version,
             self.namespace,
-            "workflows",
-            label_selector=f"{RUN_LABEL}={run_id}",
+            plural,
+            label_selector=selector,
         )
-        return next(iter(listed["items"]), None)
+        return list(listed["items"])
 
     def _send(self, right: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return call(*args, _preload_content=False, _request_timeout=TIMEOUT, **kwargs)
         except kubernetes.client.ApiException as error:
             if error.status in (401, 403):
-                raise KubernetesError(
-                    f"no right to {right} in namespace {self.namespace}", status=error.status, right=right
-                ) from error
+                where = "in the cluster" if right in CLUSTER_WIDE else f"in namespace {self.namespace}"
+                raise KubernetesError(f"no right to {right} {where}", status=error.status, right=right) from error
             raise KubernetesError(f"Kubernetes answers {error.status} {error.reason}", status=error.status) from error
         except HTTPError as error:
             raise KubernetesError(f"Kubernetes at {self.host} does not answer") from error

@@ -1,0 +1,106 @@
+"""A fake of Kubernetes' API server: answers GET with given objects, by label selector.
+
+Objects of Kubernetes itself are checked against its schemas; of custom ones, such as Argo's workflows, the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+VERSION = "1.33"
+"""Kubernetes version of the schemas."""
+
+
+@dataclass
+class KubeServer:
+    """Objects and behaviour of the fake server."""
+
+    lists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Objects by the path of their list."""
+    forbidden: str = ""
+    """Pattern of paths that are refused."""
+    host: str = ""
+
+    def add(self, path: str, thing: dict[str, Any]) -> None:
+        """Add an object to the list at ``path``."""
+        checked = thing
+        if "." in thing["apiVersion"].partition("/")[0].removesuffix(".k8s.io"):  # a custom one: no schema
+            checked = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": thing["metadata"]}
+        kubernetes_validate.validate(checked, VERSION, strict=True)
+        self.lists.setdefault(path, []).append(thing)
+
+
+def fits(labels: Mapping[str, str], selector: str) -> bool:
+    """Whether labels fit a selector of the forms ``key``, ``key=value`` and ``key!=value``."""
+    for requirement in filter(None, selector.split(",")):
+        match = re.fullmatch(r"([\w./-]+?)(?:(!?=)(.+))?", requirement)
+        assert match, requirement
+        key, operator, value = match.groups()
+        fitting = key in labels if operator is None else (labels.get(key) == value) == (operator == "=")
+        if not fitting:
+            return False
+    return True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: KubeServer
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if self.state.forbidden and re.search(self.state.forbidden, url.path):
+            self._send(403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden"})
+            return
+        selector = parse_qs(url.query).get("labelSelector", [""])[0]
+        items = [one for one in self.state.lists.get(url.path, []) if fits(one["metadata"].get("labels", {}), selector)]
+        self._send(200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
+
+    def _send(self, status: int, answer: Any) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def serve_kubernetes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServer]:
+    """Run the fake server; a kubeconfig in ``folder`` leads to it."""
+    state = KubeServer()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+    state.host = f"http://127.0.0.1:{server.server_address[1]}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": state.host}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+    # The library reads KUBECONFIG when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
