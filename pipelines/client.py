@@ -17,8 +17,7 @@ import kfp_server_api as kfp_api
 
 from pipelines import orphans
 from pipelines.connection import NOT_CARRIED_OUT, Api, ClusterError, Connection, create, find_namespace
-from pipelines.runs import RunStatus, read_run
-from pipelines.spec import CompiledPipeline
+from pipelines.spec import CompiledPipeline, from_server
 
 INSTALLATION_NAMESPACE = "kubeflow"
 """Namespace in which standalone Kubeflow Pipelines runs all tasks."""
@@ -79,7 +78,7 @@ class Cluster:
             ClusterError: it is unreachable or refuses; or it is multi-user and no namespace is known.
         """
         self.connection = connection
-        api = Api(connection)
+        self._api = api = Api(connection)
         self._pipelines = kfp_api.PipelineServiceApi(api)
         self._uploads = kfp_api.PipelineUploadServiceApi(api)
         self._experiments = kfp_api.ExperimentServiceApi(api)
@@ -209,33 +208,87 @@ class Cluster:
             raise
         return True
 
-    def run(self, run_id: str) -> RunStatus:
-        """The state of a run."""
-        return read_run(self._runs.run_service_get_run(run_id))
-
-    def find_run(self, run: str) -> RunStatus:
-        """A run by id, or the newest by name.
+    def run(self, run_id: str) -> Any:
+        """A run (``V2beta1Run``).
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: there is none, or the server does not answer or refuses.
+        """
+        try:
+            return self._runs.run_service_get_run(run_id)
+        except ClusterError as error:
+            if error.status == 404:
+                raise self._no_run(run_id) from error
+            raise
+
+    def find_run(self, run: str) -> str:
+        """Id of the newest run of a name; an id is returned as it is.
+
+        Raises:
+            ClusterError: no run has that name.
         """
         if RUN_ID.fullmatch(run):
-            try:
-                return self.run(run)
-            except ClusterError as error:
-                if error.status != 404:
-                    raise
-        listed = self._runs.run_service_list_runs(
-            filter=_equals("display_name", run), sort_by="created_at desc", page_size=PAGE, **self._namespaced
+            return run
+        found = [each for each in self.runs(PAGE, name=run) if each.display_name == run]  # MySQL ignores case
+        if not found:
+            raise self._no_run(run)
+        return str(found[0].run_id)
+
+    def _no_run(self, run: str) -> ClusterError:
+        where = f" in namespace {self.pod_namespace}" if self._namespaced else ""
+        return ClusterError(
+            f"{self.connection.url}: no run has the id or name {run!r}{where}. "
+            "`python -m pipelines list` shows the newest.",
+            status=404,
         )
-        found = next((each for each in listed.runs or [] if each.display_name == run), None)  # MySQL ignores case
-        if found is None:
-            where = f" in namespace {self.pod_namespace}" if self._namespaced else ""
-            raise ClusterError(
-                f"{self.connection.url}: no run has the id or name {run!r}{where}. "
-                f"All runs: {self.connection.ui_url}/#/runs"
+
+    def runs(self, count: int, name: str | None = None) -> list[Any]:
+        """The newest runs (``V2beta1Run``), or those of one name, the newest first; ``count`` at most."""
+        listed = self._runs.run_service_list_runs(
+            sort_by="created_at desc",
+            page_size=count,
+            **({"filter": _equals("display_name", name)} if name is not None else {}),
+            **self._namespaced,
+        )
+        return list(listed.runs or [])
+
+    def pipeline_of(self, run: Any) -> CompiledPipeline | None:
+        """The pipeline that a run runs; None if its version has been deleted."""
+        reference = run.pipeline_version_reference
+        if run.pipeline_spec:
+            return from_server(run.pipeline_spec)
+        if reference is None or not reference.pipeline_version_id:
+            return None
+        try:
+            version = self._pipelines.pipeline_service_get_pipeline_version(
+                reference.pipeline_id, reference.pipeline_version_id
             )
-        return self.run(found.run_id)
+        except ClusterError as error:
+            if error.status == 404:
+                return None
+            raise
+        return from_server(version.pipeline_spec)
+
+    def workflow(self, run_id: str) -> dict[str, Any] | None:
+        """The run's Argo workflow as the server last saw it, from the v1beta1 API; None if the server does not give it.
+
+        The server (``toApiRunDetailV1`` of 2.17) gives it for runs of both APIs. It has what the v2beta1 API leaves
+        out: names of nodes, and messages such as ``OOMKilled``.
+        """
+        try:
+            detail = json.loads(self._api.get_text(f"/apis/v1beta1/runs/{run_id}"))
+            workflow = json.loads(detail["pipeline_runtime"]["workflow_manifest"])
+        except (ClusterError, ValueError, KeyError, TypeError):
+            return None
+        return workflow if isinstance(workflow, dict) else None
+
+    def stop(self, run_id: str) -> None:
+        """Have a run's pods ended; their tasks are not tried again."""
+        self._runs.run_service_terminate_run(run_id)
+
+    def retry(self, run_id: str) -> None:
+        """Run the failed tasks of a failed or stopped run again, and those after them, in the same run."""
+        self._runs.run_service_retry_run(run_id)
 
     # Schedules -------------------------------------------------------------------------------------------------
 

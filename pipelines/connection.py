@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
+import subprocess
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +58,12 @@ FINISHED = (*NOT_CARRIED_OUT, 500, 503)
 """HTTP status codes that the server itself returns when it is done with a request, in part or as a whole. The other
 codes of `BUSY` come from a proxy that timed out: the server may still be working."""
 
+TOKEN_SECONDS = 300.0
+"""Age at which a command's token is replaced: half of the shortest life that Kubernetes gives a token."""
+
+TOKEN_COMMAND_TIMEOUT = 60.0
+"""Seconds that a command may take to print a token."""
+
 MESSAGE_LENGTH = 600
 """Maximum number of characters shown of a server's own message."""
 
@@ -87,6 +95,8 @@ class Connection:
     token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
     """File with a token, read for each request, so an expired token can be replaced while a command waits."""
+    token_command: str | None = None
+    """Command that prints a token; run again when its last token is `TOKEN_SECONDS` old."""
     cookie: str | None = field(default=None, repr=False)
     """A browser's session, ``NAME=VALUE``, for a server behind a login page."""
     ca_cert: Path | None = None
@@ -99,6 +109,11 @@ class Connection:
         """The host with a scheme (``https`` if none was given) and without a slash at the end."""
         host = self.host.strip()
         return (host if "://" in host else f"https://{host}").rstrip("/")
+
+    @property
+    def renews_tokens(self) -> bool:
+        """Whether a token that has expired is replaced by a new one."""
+        return not self.token and bool(self.token_file or self.token_command)
 
     @property
     def ui_url(self) -> str:
@@ -141,9 +156,20 @@ class Api(kfp_server_api.ApiClient):
             )
         return answer
 
+    def get_text(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """The response to a request that the generated client has no method for.
+
+        Raises:
+            ClusterError: as all methods.
+        """
+        self.call_api(path, "GET", {}, list((query or {}).items()), {}, auth_settings=["Bearer"])
+        return str(self.last_response.data)
+
     def _refusal(self, error: ApiException, method: str, url: str) -> ClusterError:
         """The server's response as an error that says what to do."""
         status = int(error.status or 0)
+        if status == 401 and isinstance(self.configuration.refresh_api_key_hook, _TokenCommand):
+            self.configuration.refresh_api_key_hook.forget()
         if status == 0:  # the generated client's own words for a TLS failure
             return ClusterError(_explain_tls(self.connection, str(error.reason)))
         said = self._hide_secrets(_server_message(error))
@@ -244,6 +270,9 @@ def _configuration(connection: Connection, retries: int) -> kfp_server_api.Confi
     elif connection.token_file:
         configuration.api_key["authorization"] = "read from the file before each request"
         configuration.refresh_api_key_hook = functools.partial(_read_token, connection.token_file)
+    elif connection.token_command:
+        configuration.api_key["authorization"] = "printed by the command"
+        configuration.refresh_api_key_hook = _TokenCommand(connection.token_command)
     configuration.api_key_prefix["authorization"] = "Bearer"
     return configuration
 
@@ -253,6 +282,34 @@ def _read_token(file: Path, configuration: kfp_server_api.Configuration) -> None
         configuration.api_key["authorization"] = read_token_from_file(str(file))
     except OSError as error:
         raise ClusterError(f"--token-file {file}: {error.strerror or error}") from error
+
+
+class _TokenCommand:
+    """Runs the command that prints a token, if its last token is too old."""
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._renew_at = 0.0
+
+    def forget(self) -> None:
+        """Run the command before the next request: the server refused the token."""
+        self._renew_at = 0.0
+
+    def __call__(self, configuration: kfp_server_api.Configuration) -> None:
+        if time.monotonic() < self._renew_at:
+            return
+        try:
+            done = subprocess.run(
+                shlex.split(self._command), capture_output=True, text=True, timeout=TOKEN_COMMAND_TIMEOUT, check=False
+            )
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            raise ClusterError(f"--token-command {self._command}: {error}") from error
+        token = done.stdout.strip()
+        if done.returncode or not token:
+            said = done.stderr.strip().splitlines()[-1:] or ["printed nothing"]
+            raise ClusterError(f"--token-command {self._command}: exit code {done.returncode}: {said[0]}")
+        configuration.api_key["authorization"] = token
+        self._renew_at = time.monotonic() + TOKEN_SECONDS
 
 
 def _server_message(error: ApiException) -> str:
@@ -272,7 +329,7 @@ def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
     if 300 <= status < 400:
         return f"It redirects to another page, probably a login page. {_how_to_get_a_token(connection)}"
     if status == 401:
-        given = connection.token or connection.token_file or connection.cookie
+        given = connection.token or connection.token_file or connection.token_command or connection.cookie
         what = "The token or cookie is invalid or has expired" if given else "It requires authentication"
         return f"{what}. {_how_to_get_a_token(connection)}"
     if status == 403:
@@ -298,8 +355,9 @@ def _advice(status: int, connection: Connection, *, is_health: bool) -> str:
 def _how_to_get_a_token(connection: Connection) -> str:
     namespace = connection.namespace or "NAMESPACE"
     return (
-        f"A token: `kubectl -n {namespace} create token default-editor --audience pipelines.kubeflow.org > FILE`, then "
-        "--token-file FILE (or the token in KF_PIPELINES_TOKEN)"
+        "With a token that is renewed while a command waits: --token-command "
+        f"'kubectl -n {namespace} create token default-editor --audience pipelines.kubeflow.org'. Also possible: "
+        "--token-file FILE, read for each request, or the token in KF_PIPELINES_TOKEN"
     )
 
 

@@ -81,6 +81,16 @@ class Kubernetes:
         )
         return list(listed["items"])
 
+    def pod_log(self, pod: str, container: str) -> str:
+        """The log of a pod's container, as far as written.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        read = self.core.read_namespaced_pod_log
+        response = self._send("get pods/log", read, pod, self.namespace, container=container)
+        return bytes(response.data).decode("utf-8", "replace")
+
     def workflow(self, run_id: str) -> Object | None:
         """The run's Argo workflow; None if it is deleted, as it is some time after the run.
 

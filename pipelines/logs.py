@@ -1,109 +1,113 @@
-"""Logs of a task's pods, from whichever source has them.
+"""Logs of a run's pods, from whichever source has them.
 
-The v2beta1 API has no logs. The sources are the web interface's server (which also has archived logs, if the
-installation keeps any), an old path of the API server, and Kubernetes itself, if this machine has access to it.
+The v2beta1 API has no logs. The sources are the web interface's server, an old path of the API server, and Kubernetes
+itself, if this machine has access to it. The first two read the pod while it exists and the archived log afterwards, if
+the installation archives logs, as it does by default. The API server finds the one by the pod's name, the other by the
+node's id.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import kubernetes
-from urllib3.exceptions import HTTPError
+from pipelines.connection import Api, ClusterError, Connection
+from pipelines.kube import Kubernetes
+from pipelines.nodes import CONTAINER, Node
 
-from pipelines.connection import IN_POD_NAMESPACE, Api, ClusterError, Connection
+_GLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.-]+:\d+\] ")
+"""Start of a line of Kubeflow Pipelines' launcher, in the format of Go's glog."""
 
-CONTAINER = "main"
-"""The container of a task's pod that runs the component."""
+_ARGO = re.compile(r'time="?\S+"? level=\w+ .*\bargo=true')
+"""Start of a line of Argo's emissary."""
 
-KUBERNETES_TIMEOUT = (10.0, 60.0)
-"""Seconds to wait for a connection to Kubernetes, and for the start of a response."""
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A pod of a run."""
-
-    run_id: str
-    name: str
-    namespace: str
-
-    @property
-    def kubectl(self) -> str:
-        """The command that shows its log."""
-        return shlex.join(["kubectl", "-n", self.namespace, "logs", self.name, "-c", CONTAINER])
+_EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]")
+"""Start of a line of the SDK's executor."""
 
 
-def read_log(connection: Connection, pod: Pod) -> str:
-    """The log of a pod, as far as written.
+class LogReader:
+    """Reads the logs of pods; remembers which source had the last one, and asks it first."""
 
-    Raises:
-        ClusterError: no source has it; the message has the reasons and the command to try elsewhere.
-    """
-    ways: dict[str, Callable[[], str]] = {
-        "web interface": lambda: _from_interface(connection, pod),
-        "API server": lambda: _from_api(connection, pod),
-        "Kubernetes": lambda: _from_kubernetes(pod),
-    }
-    reasons = []
-    for way, read in ways.items():
-        try:
-            return read()
-        except ClusterError as error:
-            reasons.append(f"  {way}: {error}")
-    raise ClusterError(
-        f"{pod.name}: no log is available here. Pods are deleted some time after the run, and their logs with them, "
-        f"unless the installation archives them. Where kubectl reaches the cluster, try:\n  {pod.kubectl}\n"
-        "Tried:\n" + "\n".join(reasons)
-    )
+    def __init__(self, connection: Connection, namespace: str) -> None:
+        """Prepare; sends nothing yet.
 
+        Args:
+            connection: the server.
+            namespace: of the pods.
+        """
+        self._api = Api(connection, retries=0)
+        self._interface = Api(replace(connection, host=connection.ui_url), retries=0)
+        self._namespace = namespace
+        self._sources: list[tuple[str, Callable[[str, Node], str]]] = [
+            ("web interface", self._from_interface),
+            ("API server", self._from_api),
+            ("Kubernetes", self._from_kubernetes),
+        ]
 
-def last_lines(text: str, count: int) -> Iterator[str]:
-    """The last ``count`` non-empty lines at most."""
-    yield from [line for line in text.splitlines() if line.strip()][-count:]
+    def read(self, run_id: str, node: Node) -> str:
+        """The log of a node's pod as far as written, with the launcher's lines.
 
-
-def _from_interface(connection: Connection, pod: Pod) -> str:
-    query = [("podname", pod.name), ("runid", pod.run_id), ("podnamespace", pod.namespace)]
-    return _get_text(replace(connection, host=connection.ui_url), "/k8s/pod/logs", query)
-
-
-def _from_api(connection: Connection, pod: Pod) -> str:
-    text = _get_text(connection, f"/apis/v1alpha1/runs/{pod.run_id}/nodes/{pod.name}/log", [])
-    try:
-        problem = json.loads(text)["error_message"]  # such a response has the status 200
-    except (ValueError, TypeError, KeyError):
-        return text
-    raise ClusterError(str(problem))
-
-
-def _get_text(connection: Connection, path: str, query: list[tuple[str, str]]) -> str:
-    api = Api(connection, retries=0)
-    api.call_api(path, "GET", {}, query, {}, auth_settings=["Bearer"])
-    return str(api.last_response.data)
-
-
-def _from_kubernetes(pod: Pod) -> str:
-    configuration = kubernetes.client.Configuration()
-    try:
-        if IN_POD_NAMESPACE.exists():
-            kubernetes.config.load_incluster_config(client_configuration=configuration)
-        else:
-            kubernetes.config.load_kube_config(client_configuration=configuration)
-    except kubernetes.config.ConfigException as error:
-        raise ClusterError("no access to a cluster is set up on this machine (no kubeconfig)") from error
-    configuration.retries = 0
-    core = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(configuration))
-    try:
-        answer: Any = core.read_namespaced_pod_log(
-            pod.name, pod.namespace, container=CONTAINER, _request_timeout=KUBERNETES_TIMEOUT
+        Raises:
+            ClusterError: no source has it; the message has the reasons and the command to try elsewhere.
+        """
+        reasons = []
+        for source in self._sources:
+            name, read = source
+            try:
+                text = read(run_id, node)
+            except ClusterError as error:
+                reasons.append(f"  {name}: {error}")
+                continue
+            self._sources.sort(key=lambda one: one is not source)
+            return text
+        where = self.kubectl(node)
+        raise ClusterError(
+            f"{node.pod or node.id}: no log is available here. Pods are deleted some time after the run, and their "
+            "logs with them, unless the installation archives them."
+            + (f" Where kubectl reaches the cluster, try:\n  {where}" if where else "")
+            + "\nTried:\n"
+            + "\n".join(reasons)
         )
-    except kubernetes.client.ApiException as error:
-        raise ClusterError(f"answers {error.status} {error.reason}", status=error.status) from error
-    except HTTPError as error:
-        raise ClusterError(f"{configuration.host}: no answer") from error
-    return str(answer)
+
+    def kubectl(self, node: Node) -> str:
+        """The command that shows the log of a node's pod; empty if the pod's name is not known."""
+        return shlex.join(["kubectl", "-n", self._namespace, "logs", node.pod, "-c", CONTAINER]) if node.pod else ""
+
+    def _from_interface(self, run_id: str, node: Node) -> str:
+        query = {"podname": node.pod or node.id, "runid": run_id, "podnamespace": self._namespace}
+        return self._interface.get_text("/k8s/pod/logs", query)
+
+    def _from_api(self, run_id: str, node: Node) -> str:
+        problem = ""
+        for name in filter(None, (node.pod, node.id)):
+            text = self._api.get_text(f"/apis/v1alpha1/runs/{run_id}/nodes/{name}/log")
+            try:
+                problem = str(json.loads(text)["error_message"])  # such a response has the status 200
+            except (ValueError, TypeError, KeyError):
+                return text
+        raise ClusterError(problem)
+
+    def _from_kubernetes(self, run_id: str, node: Node) -> str:
+        del run_id
+        return Kubernetes(self._namespace).pod_log(node.pod or node.id, CONTAINER)
+
+
+def own_lines(text: str) -> Iterator[str]:
+    """The lines of a log that the component itself wrote: without those of launcher, executor and Argo.
+
+    The launcher writes JSON over several lines after a line of its own; these go with it.
+    """
+    inside = after_foreign = False
+    for line in text.splitlines():
+        if inside:
+            inside = line not in ("}", "]")
+            continue
+        is_foreign = bool(_GLOG.match(line) or _ARGO.match(line) or _EXECUTOR.match(line))
+        if is_foreign or (after_foreign and line == "{"):
+            inside = line.endswith("{")
+        else:
+            yield line
+        after_foreign = is_foreign

@@ -30,7 +30,14 @@ IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 """Where Kubeflow mounts a token for Pipelines in a pod that requests one."""
 
+TOKEN_OPTIONS = ("token", "token_file", "token_command")
+"""Parameters of which one gives the token."""
+
 T = TypeVar("T")
+
+Pipeline = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="A pipeline of this project, or a compiled one's file (.yaml).")
+]
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,16 +75,16 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _prefer_command_line(context: typer.Context, parameter: typer.CallbackParam, value: T) -> T | None:
-    """Let ``--token`` or ``--token-file`` on the command line override an environment variable of the other one.
+    """Let one of the options for a token, given on the command line, override environment variables of the others.
 
     Click processes the command line first.
     """
-    other = "token_file" if parameter.name == "token" else "token"
-    own, others = (context.get_parameter_source(str(name)) for name in (parameter.name, other))
-    if value is None or others is None or others.name != "COMMANDLINE":
+    sources = {name: context.get_parameter_source(name) for name in TOKEN_OPTIONS}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    if value is None or not given - {parameter.name}:
         return value
-    if own is not None and own.name == "COMMANDLINE":
-        raise typer.BadParameter("--token and --token-file: give one of them")
+    if parameter.name in given:
+        raise typer.BadParameter("--token, --token-file and --token-command: give one of them")
     return None
 
 
@@ -125,6 +132,15 @@ class ServerOptions:
             show_default=False,
         ),
     ] = None
+    token_command: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KF_PIPELINES_TOKEN_COMMAND",
+            callback=_prefer_command_line,
+            help="Command that prints a token; run anew every five minutes.",
+            show_default=False,
+        ),
+    ] = None
     cookie: Annotated[
         str | None,
         typer.Option(
@@ -168,9 +184,20 @@ class ServerOptions:
                 "no server given. Give --host ADDRESS, or set KF_PIPELINES_ENDPOINT. Without a public address: "
                 "`kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80`, then --host http://127.0.0.1:8080"
             )
-        if not (self.token or token_file or self.cookie) and os.access(SERVICE_ACCOUNT_TOKEN, os.R_OK):
+        if not (self.token or token_file or self.token_command or self.cookie) and os.access(
+            SERVICE_ACCOUNT_TOKEN, os.R_OK
+        ):
             token_file = SERVICE_ACCOUNT_TOKEN
-        return Connection(host, self.namespace, self.token, token_file, self.cookie, self.ssl_ca_cert, self.ui_host)
+        return Connection(
+            host,
+            self.namespace,
+            self.token,
+            token_file,
+            self.token_command,
+            self.cookie,
+            self.ssl_ca_cert,
+            self.ui_host,
+        )
 
 
 @dataclass(frozen=True)

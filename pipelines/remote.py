@@ -1,48 +1,44 @@
-"""The commands for a cluster: ``submit``, ``schedule``, ``status``, ``logs``.
+"""The commands for runs on a cluster: ``submit``, ``wait``, ``status``, ``list``, ``logs``, ``stop``, ``retry``.
 
-Exit codes: 0 success; 1 refused or unreachable, the message says what to do; 2 wrong usage; 3 with ``--wait``: the run
-failed or was cancelled; 130 interrupted while waiting, the run continues.
+Exit codes: 0 success; 1 refused or unreachable, the message says what to do; 2 wrong usage; 3 while waiting: the run
+failed or was stopped; 130 interrupted while waiting, the run continues.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from pipelines.options import ClusterOptions, JobOptions, ServerOptions, SettingsOptions, expand
-from yolact.errors import SettingsError
+from pipelines.options import ClusterOptions, JobOptions, Pipeline, ServerOptions, SettingsOptions, expand
+from pipelines.schedules import schedules
 from yolact_ops.commands.options import AsJson
 
 if TYPE_CHECKING:
-    from pipelines.connection import Connection
-    from pipelines.runs import RunStatus
+    from pipelines.reader import RunReader
+    from pipelines.runs import RunStatus, TaskStatus
 
 app = typer.Typer()
-
-
-class _ScheduleGroup(TyperGroup):
-    """``schedule [PIPELINE] --cron ...`` is short for ``schedule create [PIPELINE] --cron ...``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["create", *args]
-        return super().parse_args(ctx, args)
-
-
-schedules = typer.Typer(
-    cls=_ScheduleGroup, no_args_is_help=True, help="Run a pipeline repeatedly: `schedule PIPELINE --cron ...`."
-)
 app.add_typer(schedules, name="schedule")
 
-Pipeline = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="A pipeline of this project, or a compiled one's file (.yaml).")
-]
+FOLLOW_INTERVAL = 5.0
+"""Seconds between two looks at a log that is followed."""
+
+PIPED_WIDTH = 240
+"""Columns of a table in a pipe or a file."""
+
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its name (the newest of that name).")]
+Retries = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="While waiting: retry the run up to so many times if it fails for a cause that may pass, such as a lost "
+        "node or lack of memory.",
+    ),
+]
 
 
 @app.command()
@@ -50,7 +46,8 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its
 def submit(
     pipeline: Pipeline = "training",
     *,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the tasks' states until the run ends.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the tasks until the run ends.")] = False,
+    retries: Retries = 0,
     run_name: Annotated[
         str | None, typer.Option(help="Name of the run; by default made from version and time.")
     ] = None,
@@ -64,9 +61,10 @@ def submit(
     Checks the settings before anything is sent. Uploads the pipeline as a version named by a hash of its content;
     reuses an unchanged one.
     """
-    from pipelines import watch
     from pipelines.submission import Submission
 
+    if retries and not wait:
+        raise typer.BadParameter("--retries needs --wait: this command retries the run")
     connection = server.connection()
     submission = Submission(pipeline, cluster, settings, job)
     client, order = submission.prepare(connection, run_name)
@@ -75,223 +73,218 @@ def submit(
     if not wait:
         print(f"Its state: python -m pipelines status {run_id}")
         return
-    try:
-        run = watch.wait(client, run_id, _report)
-    except KeyboardInterrupt:
-        print(f"\nStopped waiting; the run continues: python -m pipelines status {run_id}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    watch.check_success(client, run)
-    print(f"run {run.name} succeeded")
+    from pipelines.reader import RunReader
+
+    _wait(RunReader(client), run_id, retries)
 
 
-@schedules.command("create")
+@app.command("wait")
 @expand
-def schedule_create(
-    pipeline: Pipeline = "training",
-    *,
-    cron: Annotated[
-        str,
-        typer.Option(help="When: '0 3 * * *' is 3 o'clock each day, in the cluster's time zone (UTC by default)."),
-    ],
-    name: Annotated[str | None, typer.Option(help="Name of the schedule; by default the pipeline's.")] = None,
-    enable: Annotated[bool, typer.Option("--enable/--disable", help="Whether it starts runs.")] = True,
-    max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Maximum number of simultaneous runs.")] = 1,
-    start: Annotated[str | None, typer.Option(help="No run before: 2027-01-31 or 2027-01-31T18:00+01:00.")] = None,
-    end: Annotated[str | None, typer.Option(help="No run after.")] = None,
-    catch_up: Annotated[bool, typer.Option("--catch-up", help="Make up for missed runs.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a schedule of this name.")] = False,
-    settings: SettingsOptions,
-    job: JobOptions,
-    cluster: ClusterOptions,
-    server: ServerOptions,
-) -> None:
-    """Run a pipeline repeatedly. The word `create` is optional."""
-    from pipelines.client import Schedule
-    from pipelines.connection import ClusterError
-    from pipelines.submission import Submission
-
-    connection = server.connection()
-    when = Schedule(
-        _six_fields(cron), enable, max_concurrency, _read_time("--start", start), _read_time("--end", end), catch_up
-    )
-    if when.start and when.end and when.start >= when.end:
-        raise SettingsError(f"--end {end}: must be later than --start {start}")
-    submission = Submission(pipeline, cluster, settings, job)
-    client, order = submission.prepare(connection, name or submission.pipeline.name)
-    old = client.schedules(order.name)
-    if old and not replace:
-        raise ClusterError(
-            f"there is already a schedule {order.name!r} ({_describe_schedule(old[0])}). Replace it with --replace, or "
-            "choose another --name"
-        )
-    schedule_id = client.schedule(order, when)
-    for other in old:  # last, to keep the old one if the new one is refused
-        client.delete_schedule(other.recurring_run_id)
-    state = "enabled" if enable else "disabled"
-    print(f"schedule {order.name}: cron {when.cron}, {state}{', replacing the old one' if old else ''}")
-    print(f"  id  {schedule_id}\n  at  {connection.ui_url}/#/recurringrun/details/{schedule_id}")
-
-
-@schedules.command("list")
-@expand
-def schedule_list(*, as_json: AsJson = False, server: ServerOptions) -> None:
-    """List the schedules."""
-    from pipelines.client import Cluster
-
-    found = Cluster(server.connection()).schedules()
-    if as_json:
-        print(json.dumps([_schedule_to_json(one) for one in found], indent=2))
-        return
-    for one in found:
-        print(f"{one.display_name}: {_describe_schedule(one)}  {one.recurring_run_id}")
-    if not found:
-        print("no schedules")
-
-
-@schedules.command("delete")
-@expand
-def schedule_delete(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name or id; `schedule list` shows them.")],
-    *,
-    server: ServerOptions,
-) -> None:
-    """Delete a schedule; the runs that it started stay."""
-    from pipelines.client import Cluster
-    from pipelines.connection import ClusterError
-
-    client = Cluster(server.connection())
-    everything = client.schedules()
-    found = [one for one in everything if name in (one.display_name, one.recurring_run_id)]
-    if not found:
-        names = ", ".join(sorted({one.display_name for one in everything})) or "none"
-        raise ClusterError(f"no schedule {name!r}; there are: {names}")
-    if len(found) > 1:
-        ids = ", ".join(one.recurring_run_id for one in found)
-        raise ClusterError(f"{len(found)} schedules are named {name!r}; give the id of one: {ids}")
-    client.delete_schedule(found[0].recurring_run_id)
-    print(f"schedule {found[0].display_name} deleted")
+def wait_command(run: RunName, *, retries: Retries = 0, server: ServerOptions) -> None:
+    """Show the tasks of a run until it ends, with what they print."""
+    reader = _reader(server)
+    _wait(reader, reader.cluster.find_run(run), retries)
 
 
 @app.command()
 @expand
 def status(run: RunName, *, as_json: AsJson = False, server: ServerOptions) -> None:
-    """Show the state of a run and its tasks."""
-    from pipelines.client import Cluster
+    """Show the state of a run and its tasks, and why it failed."""
+    from pipelines.display import describe_run, explain_failure
+    from pipelines.runs import State
 
-    connection = server.connection()
-    found = Cluster(connection).find_run(run)
+    reader = _reader(server)
+    found = reader.read(reader.cluster.find_run(run))
+    address = reader.cluster.connection.run_address(found.run_id)
     if as_json:
-        print(json.dumps({**found.to_json(), "address": connection.run_address(found.run_id)}, indent=2))
+        print(json.dumps({**found.to_json(), "address": address}, indent=2))
         return
-    _print_status(found, connection)
+    print("\n".join(describe_run(found)))
+    if found.state is State.FAILED:
+        print("\n".join(["", *explain_failure(found)]))
+    print(f"See {address}")
+
+
+@app.command("list")
+@expand
+def list_command(
+    *,
+    count: Annotated[int, typer.Option("--count", min=1, max=100, help="How many, the newest first.")] = 10,
+    as_json: AsJson = False,
+    server: ServerOptions,
+) -> None:
+    """List the newest runs with state, MLflow run and registered version, and workflows that belong to no run."""
+    from rich.console import Console
+
+    from pipelines.listing import list_runs, make_table, warn_of_orphans
+
+    reader = _reader(server)
+    found = list_runs(reader, count)
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+    elif found:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = PIPED_WIDTH
+        console.print(make_table(found))
+    else:
+        print("no runs")
+    for line in warn_of_orphans(reader.cluster):
+        print(line, file=sys.stderr)
 
 
 @app.command()
 @expand
 def logs(
     run: RunName,
-    *,
     task: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only this task; by default the failed tasks, or all."),
+        typer.Argument(
+            metavar="TASK", help="Only this task, as `status` names it; by default the failed tasks, or all."
+        ),
     ] = None,
+    *,
+    attempt: Annotated[int | None, typer.Option("--try", min=1, help="Only this try; by default the last one.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the task ends.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="With the lines of Kubeflow's launcher.")] = False,
     server: ServerOptions,
 ) -> None:
     """Print the logs of a run's tasks."""
-    from pipelines.client import Cluster
     from pipelines.connection import ClusterError
-    from pipelines.logs import Pod, read_log
 
-    connection = server.connection()
-    client = Cluster(connection)
-    found = client.find_run(run)
-    chosen = [one for one in found.tasks if one.name == task] if task else found.failed_tasks or found.tasks
-    if not chosen:
-        names = ", ".join(one.name for one in found.tasks) or "none yet"
-        wanted = f"task {task!r}" if task else "tasks"
-        raise ClusterError(f"run {found.name} has no {wanted}; there are: {names}")
-    pods = [(one.name, pod) for one in chosen for pod in one.pods]
-    if not pods:
-        raise ClusterError(f"no pod has started for {', '.join(one.name for one in chosen)} (cached, or waiting)")
+    reader = _reader(server)
+    found = reader.read(reader.cluster.find_run(run))
+    chosen = _choose_tasks(found, task)
+    if follow and len(chosen) != 1:
+        chosen = [one for one in chosen if not one.is_over][:1] or chosen[-1:]
+    if follow:
+        _follow(reader, found.run_id, chosen[0].name, raw=raw)
+        return
     failures = []
-    for name, pod_name in pods:
-        print(f"==> {name}: pod {pod_name} <==", file=sys.stderr)
+    for one in chosen:
+        if attempt is not None and attempt > len(one.attempts):
+            raise ClusterError(f"{one.name}: has had {len(one.attempts)} tries, not {attempt}")
+        node = one.attempts[-1 if attempt is None else attempt - 1]
+        number = len(one.attempts) if attempt is None else attempt
+        print(f"==> {one.name}, try {number}, {node.pod or node.id} <==", file=sys.stderr)
         try:
-            print(read_log(connection, Pod(found.run_id, pod_name, client.pod_namespace)), flush=True)
+            _print_log(reader.logs.read(found.run_id, node), raw=raw)
         except ClusterError as error:
             failures.append(str(error))
     if failures:
         raise ClusterError("\n".join(failures))
 
 
-def _six_fields(cron: str) -> str:
-    """Convert a cron expression to Kubeflow Pipelines' form (github.com/robfig/cron, version 1): seconds first.
+@app.command()
+@expand
+def stop(run: RunName, *, server: ServerOptions) -> None:
+    """Stop a run: its tasks get SIGTERM; the training writes a checkpoint."""
+    from pipelines.connection import ClusterError
 
-    That parser also accepts five fields, but as seconds to month: ``0 3 * * *``, 3 o'clock in every crontab, would be
-    the third minute of each hour. Words such as ``@daily`` are kept; the server checks the fields themselves.
+    reader = _reader(server)
+    found = reader.read(reader.cluster.find_run(run))
+    if found.is_over:
+        raise ClusterError(f"run {found.name} ({found.run_id}) is over: {found.state}")
+    reader.cluster.stop(found.run_id)
+    print(f"run {found.name} is being stopped. Go on later: python -m pipelines retry {found.run_id}")
 
-    Raises:
-        SettingsError: it has another number of fields.
+
+@app.command()
+@expand
+def retry(
+    run: RunName,
+    *,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the tasks until the run ends.")] = False,
+    server: ServerOptions,
+) -> None:
+    """Run the failed tasks of a run again, and those after them, in the same run.
+
+    The training goes on from its checkpoint.
     """
-    fields = cron.split()
-    if fields and fields[0].startswith("@"):
-        return " ".join(fields)
-    if len(fields) == 5:
-        fields.insert(0, "0")
-    if len(fields) != 6:
-        raise SettingsError(
-            f"--cron {cron!r}: has {len(fields)} fields, not 5 (minute, hour, day of the month, month, day of the "
-            "week) or 6 (second in front). Put it in quotes: --cron '0 3 * * *' is 3 o'clock each day"
+    from pipelines.connection import ClusterError
+    from pipelines.runs import State
+
+    reader = _reader(server)
+    found = reader.read(reader.cluster.find_run(run))
+    if found.state not in (State.FAILED, State.STOPPED):
+        raise ClusterError(
+            f"run {found.name} ({found.run_id}) is {found.state}; only a failed or stopped run can be retried"
         )
-    return " ".join(fields)
+    reader.cluster.retry(found.run_id)
+    print(f"run {found.name} is retried", flush=True)
+    if wait:
+        _wait(reader, found.run_id, 0)
+    else:
+        print(f"Its state: python -m pipelines status {found.run_id}")
 
 
-def _report(text: str) -> None:
-    print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
+def _reader(server: ServerOptions) -> RunReader:
+    from pipelines.client import Cluster
+    from pipelines.reader import RunReader
+
+    return RunReader(Cluster(server.connection()))
 
 
-def _read_time(option: str, text: str | None) -> datetime | None:
-    """A date or time in ISO 8601; without an offset it is UTC."""
-    if text is None:
-        return None
+def _wait(reader: RunReader, run_id: str, retries: int) -> None:
+    from pipelines import watch
+
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise SettingsError(f"{option} {text}: not a time; write 2027-01-31 or 2027-01-31T18:00+01:00") from error
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+        with watch.open_screen() as screen:
+            run = watch.wait(reader, run_id, screen, retries)
+    except KeyboardInterrupt:
+        print(
+            f"\nStopped waiting; the run continues. Wait again: python -m pipelines wait {run_id}; stop it: python -m "
+            f"pipelines stop {run_id}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+    watch.check_success(run, reader.cluster.connection.run_address(run_id))
+    print(f"run {run.name} succeeded")
 
 
-def _describe_schedule(recurring: Any) -> str:
-    schedule = _schedule_to_json(recurring)
-    when = f"cron {schedule['cron']}" if schedule["cron"] else "periodic"
-    return f"{when}, {schedule['state'].lower()}"
+def _choose_tasks(run: RunStatus, name: str | None) -> list[TaskStatus]:
+    """The tasks with a pod that are asked for."""
+    from pipelines.connection import ClusterError
+
+    named = [one for one in run.tasks if name in (one.name, one.step)]
+    if name and not named:
+        known = ", ".join(one.name for one in run.tasks) or "none"
+        raise ClusterError(f"run {run.name} has no task {name!r}; there are: {known}")
+    wanted = named or run.failed_tasks or run.tasks
+    chosen = [one for one in wanted if one.attempts]
+    if not chosen:
+        states = ", ".join(f"{one.name} ({one.state})" for one in wanted) or "no task"
+        raise ClusterError(f"run {run.name}: no pod has started for {states}")
+    return chosen
 
 
-def _schedule_to_json(recurring: Any) -> dict[str, Any]:
-    cron = recurring.trigger.cron_schedule if recurring.trigger else None
-    return {
-        "name": recurring.display_name,
-        "id": recurring.recurring_run_id,
-        "cron": cron.cron if cron else None,
-        "start": cron.start_time.isoformat() if cron and cron.start_time else None,
-        "end": cron.end_time.isoformat() if cron and cron.end_time else None,
-        "state": recurring.status or "UNKNOWN",
-        "experiment_id": recurring.experiment_id,
-    }
+def _print_log(text: str, *, raw: bool, skip: int = 0) -> int:
+    """Print a log from line ``skip`` on; returns how many lines it has."""
+    from pipelines.logs import own_lines
+
+    lines = text.splitlines() if raw else list(own_lines(text))
+    if lines[skip:]:
+        print("\n".join(lines[skip:]), flush=True)
+    return len(lines)
 
 
-def _print_status(run: RunStatus, connection: Connection) -> None:
-    from pipelines.watch import describe_state
+def _follow(reader: RunReader, run_id: str, name: str, *, raw: bool) -> None:
+    """Print a task's log until the task is over, attempt after attempt."""
+    from pipelines.connection import ClusterError
 
-    print(f"run {run.name}: {run.state.lower()}{f' ({run.message})' if run.message else ''}")
-    print(f"  id       {run.run_id}")
-    for label, moment in (("created", run.created), ("finished", run.finished)):
-        if moment:
-            print(f"  {label:8} {moment.astimezone():%Y-%m-%d %H:%M:%S}")
-    print(f"  at       {connection.run_address(run.run_id)}")
-    width = max((len(task.name) for task in run.tasks), default=0)
-    for task in run.tasks:
-        began = f"{task.started.astimezone():%H:%M:%S}" if task.started else " " * 8
-        print(f"  {began}  {task.name:{width}}  {describe_state(task)}{f': {task.message}' if task.message else ''}")
-    if not run.tasks:
-        print("  no task has started")
+    shown: dict[str, int] = {}
+    while True:
+        task = next(one for one in reader.read(run_id).tasks if one.name == name)
+        for node in task.attempts[-1:]:
+            try:
+                text = reader.logs.read(run_id, node)
+            except ClusterError:
+                if task.is_over:
+                    raise
+                text = ""
+            if not task.is_over:
+                text = text[: text.rfind("\n") + 1]  # the last line may be incomplete
+            shown[node.id] = _print_log(text, raw=raw, skip=shown.get(node.id, 0))
+        if task.is_over:
+            return
+        time.sleep(FOLLOW_INTERVAL)

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from pipelines.causes import Request
 from yolact.errors import SettingsError, YolactError
 
 HASH_LENGTH = 12
@@ -35,6 +37,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 class PipelineError(YolactError, ValueError):
     """A pipeline is missing, is not compiled, or does not take the given arguments; the message names the file."""
+
+
+@dataclass(frozen=True)
+class PipelineTask:
+    """A task of a pipeline, or a loop or condition around tasks."""
+
+    name: str
+    retries: int
+    pause: float
+    """Seconds before the first retry."""
+    factor: float
+    """By which each later pause is longer."""
+    request: Request
+    is_loop: bool = False
+    inner: tuple[PipelineTask, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,37 @@ class CompiledPipeline:
         """Name of this pipeline's version on a server: a hash of its content, so an unchanged one keeps its version."""
         return self.content_hash[:HASH_LENGTH]
 
+    def tasks(self) -> tuple[PipelineTask, ...]:
+        """The tasks in an order in which they can run: each after those that it depends on."""
+        return tuple(self._read_tasks(self.spec["root"]["dag"]["tasks"]))
+
+    def _read_tasks(self, tasks: Mapping[str, Any]) -> Iterator[PipelineTask]:
+        before = {name: task.get("dependentTasks", []) for name, task in sorted(tasks.items())}
+        for name in TopologicalSorter(before).static_order():
+            task = tasks[name]
+            component = self.spec["components"][task["componentRef"]["name"]]
+            retry = task.get("retryPolicy", {})
+            yield PipelineTask(
+                name=name,
+                retries=int(retry.get("maxRetryCount", 0)),
+                pause=float(str(retry.get("backoffDuration", "0s")).removesuffix("s")),
+                factor=float(retry.get("backoffFactor", 1)),
+                request=self._request(component),
+                is_loop="parameterIterator" in task or "artifactIterator" in task,
+                inner=tuple(self._read_tasks(component["dag"]["tasks"])) if "dag" in component else (),
+            )
+
+    def _request(self, component: Mapping[str, Any]) -> Request:
+        executors = self.spec.get("deploymentSpec", {}).get("executors", {})
+        container = executors.get(component.get("executorLabel"), {}).get("container", {})
+        asked = container.get("resources", {})
+        return Request(
+            cpu=str(asked.get("resourceCpuRequest", "")),
+            memory=str(asked.get("resourceMemoryRequest", "")),
+            memory_limit=str(asked.get("resourceMemoryLimit", "")),
+            gpus=int(asked.get("accelerator", {}).get("resourceCount", 0)),
+        )
+
     def code_versions(self) -> dict[str, dict[str, str]]:
         """The code versions that the tasks were compiled for, by container image and step."""
         found: dict[str, dict[str, str]] = {}
@@ -93,11 +141,9 @@ class CompiledPipeline:
         Compares them as protobuf messages, because a server may leave out defaults and writes whole numbers in its own
         way.
         """
-        both = "pipeline_spec" in stored
-        spec = stored["pipeline_spec"] if both else stored
-        platforms = stored.get("platform_spec", {}) if both else {}
+        other = from_server(stored)
         try:
-            return _messages(self.spec, self.platforms) == _messages(spec, platforms)
+            return _messages(self.spec, self.platforms) == _messages(other.spec, other.platforms)
         except json_format.ParseError:  # written by another version of the SDK
             return False
 
@@ -176,6 +222,14 @@ def parse_compiled(text: str, origin: str) -> CompiledPipeline:
             "`python -m pipelines compile` writes one"
         ) from error
     return CompiledPipeline(spec, platforms, origin)
+
+
+def from_server(stored: Mapping[str, Any]) -> CompiledPipeline:
+    """The pipeline in a server's ``pipeline_spec``, which has the settings for Kubernetes beside it or not at all."""
+    both = "pipeline_spec" in stored
+    return CompiledPipeline(
+        stored["pipeline_spec"] if both else dict(stored), stored.get("platform_spec", {}) if both else {}, "the server"
+    )
 
 
 def parse_arguments(texts: Sequence[str], pipeline: CompiledPipeline) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from yolact_cli.models import PIPED_WIDTH
 from yolact_ops.comparison.runs import ALL_EXPERIMENTS, SHORT, RunRow, list_runs
-from yolact_ops.reports.formatting import percent
+from yolact_ops.reports.formatting import duration, percent
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.store import connect, shown_uri
 
@@ -85,7 +85,7 @@ def _cells(rows: Sequence[RunRow]) -> dict[str, list[str]]:
         "AP50": [percent(row.mask_ap50) for row in rows],
         "box AP": [percent(row.box_ap) for row in rows],
         "steps": ["-" if row.steps is None else f"{row.steps:,}" for row in rows],
-        "trained": [_duration(row.train_seconds) for row in rows],
+        "trained": [duration(row.train_seconds) for row in rows],
         "network": [escape(f"{row.backbone or '-'}{size}") for row, size in zip(rows, sizes, strict=True)],
         "data": [(row.data_digest or "-")[:SHORT] for row in rows],
         "code": [(row.git_commit or "-")[:SHORT] + mark for row, mark in zip(rows, dirty, strict=True)],
@@ -99,12 +99,3 @@ def _table(cells: Mapping[str, Sequence[str]]) -> Table:
     for row in zip(*cells.values(), strict=True):
         table.add_row(*row)
     return table
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"

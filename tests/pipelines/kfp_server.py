@@ -28,8 +28,11 @@ import yaml
 
 API = "/apis/v2beta1"
 
-BESIDES_THE_DEFINITION = re.compile(r"/k8s/pod/logs|/apis/v1alpha1/runs/[^/]+/nodes/[^/]+/log|/api/v1/namespaces/.*")
-"""Logs: of the web interface's server, of the API server (an old path, outside the definition), of Kubernetes."""
+LOGS = re.compile(r"/k8s/pod/logs|/apis/v1alpha1/runs/[^/]+/nodes/[^/]+/log")
+"""Logs, outside the definition: of the web interface's server, of the API server."""
+
+OLD_RUN = re.compile(r"/apis/v1beta1/runs/([^/]+)")
+"""A run in the API before v2beta1."""
 
 RUN_FIELDS = {
     "display_name", "description", "experiment_id", "pipeline_version_reference", "runtime_config", "service_account",
@@ -44,7 +47,8 @@ KNOWN_REQUESTS: list[tuple[str, str, set[str], set[str]]] = [
     ("GET", "/experiments", {"filter", "namespace"}, set()),
     ("POST", "/experiments", set(), {"display_name", "namespace"}),
     ("GET", "/runs", {"filter", "sort_by", "page_size", "experiment_id", "namespace"}, set()),
-    ("GET", "/runs/[^/]+", set(), set()),
+    ("GET", "/runs/[^/:]+", set(), set()),
+    ("POST", "/runs/[^/:]+:(retry|terminate)", set(), set()),
     ("POST", "/runs", set(), RUN_FIELDS),
     ("GET", "/recurringruns", {"filter", "sort_by", "page_size", "page_token", "namespace"}, set()),
     ("POST", "/recurringruns", set(), RUN_FIELDS | {"max_concurrency", "mode", "no_catchup", "trigger"}),
@@ -213,10 +217,16 @@ class Server:
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     recurring: dict[str, dict[str, Any]] = field(default_factory=dict)
-    progress: list[dict[str, Any]] = field(default_factory=list)
-    """What each look at a run changes in it, one after the other."""
+    moments: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Recorded moments of a run, by its id: each look shows the next one, and the last one stays."""
+    shown: set[str] = field(default_factory=set)
+    """Runs whose first moment has been shown."""
+    after_retry: list[dict[str, Any]] = field(default_factory=list)
+    """Moments of a run from its retry on."""
+    has_old_api: bool = True
+    """It gives the runs' workflows in the v1beta1 API."""
     logs: dict[str, str] = field(default_factory=dict)
-    """By pod."""
+    """By the name of the pod, while it exists; by the id of the node, if archived."""
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     """``METHOD PATH`` of all requests, in order."""
@@ -312,8 +322,10 @@ class Handler(BaseHTTPRequestHandler):
         state = self.state
         if state.login_page:
             return "<!doctype html><title>Log in</title>"
-        if BESIDES_THE_DEFINITION.fullmatch(path):
+        if LOGS.fullmatch(path):
             return self._log(path, query)
+        if found := OLD_RUN.fullmatch(path):
+            return self._old_run(found[1])
         if not path.startswith("/apis/"):
             if state.has_interface:
                 return "<!doctype html><title>Kubeflow Pipelines</title>"
@@ -329,6 +341,15 @@ class Handler(BaseHTTPRequestHandler):
         if state.definition:
             state.problems += state.definition.check_answer(method, path, answer)
         return answer
+
+    def _old_run(self, run_id: str) -> Any:
+        if not self.state.has_old_api:
+            raise RefusalError(404, "Not Found")
+        moments = self.state.moments.get(run_id, [{}])
+        return {
+            "run": {"id": run_id},
+            "pipeline_runtime": {"workflow_manifest": json.dumps(moments[0].get("workflow"))},
+        }
 
     def _log(self, path: str, query: dict[str, list[str]]) -> str:
         if path.startswith("/k8s"):
@@ -379,7 +400,9 @@ class _Backend:
             r"GET /experiments": lambda: {"experiments": self.find(self.state.experiments)},
             r"POST /experiments": self.make_experiment,
             r"GET /runs": lambda: {"runs": self.find(self.state.runs)[: int(self.query["page_size"])]},
-            r"GET /runs/([^/]+)": self.run,
+            r"GET /runs/([^/:]+)": self.run,
+            r"POST /runs/([^/:]+):retry": self.retry_run,
+            r"POST /runs/([^/:]+):terminate": lambda run_id: {},
             r"POST /runs": self.make_run,
             r"GET /recurringruns": self.list_recurring,
             r"POST /recurringruns": self.make_recurring,
@@ -460,9 +483,18 @@ class _Backend:
 
     def run(self, run_id: str) -> Any:
         run = self.get(self.state.runs, "Run", run_id)
-        if self.state.progress:
-            run |= self.state.progress.pop(0)
+        moments = self.state.moments.get(run_id, [])
+        if len(moments) > 1 and run_id in self.state.shown:
+            moments.pop(0)
+        if moments:
+            run |= moments[0]["run"]
+            self.state.shown.add(run_id)
         return run
+
+    def retry_run(self, run_id: str) -> Any:
+        self.get(self.state.runs, "Run", run_id)
+        self.state.moments[run_id] = [self.state.moments[run_id][-1], *self.state.after_retry]
+        return {}
 
     def check_job(self) -> None:
         reference = self.body["pipeline_version_reference"]

@@ -30,6 +30,8 @@ class KubeServer:
 
     lists: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Objects by the path of their list."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Logs of pods, by path."""
     forbidden: str = ""
     """Pattern of paths that are refused."""
     host: str = ""
@@ -66,12 +68,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.forbidden and re.search(self.state.forbidden, url.path):
             self._send(403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden"})
             return
+        if url.path in self.state.texts:
+            self._send(200, self.state.texts[url.path])
+            return
         selector = parse_qs(url.query).get("labelSelector", [""])[0]
         items = [one for one in self.state.lists.get(url.path, []) if fits(one["metadata"].get("labels", {}), selector)]
         self._send(200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
 
     def _send(self, status: int, answer: Any) -> None:
-        data = json.dumps(answer).encode()
+        data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

@@ -13,12 +13,10 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,23 +25,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from typer.testing import CliRunner
 
-from pipelines import connection, options, watch
-from pipelines.__main__ import app
+from pipelines import connection
 from pipelines.client import _equals
 from pipelines.compiler import PIPELINES
 from pipelines.image import LABEL
 from pipelines.spec import read_compiled
-from tests.conftest import SHARED
+from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
-from tests.pipelines.tiny import compile_to
 from yolact_ops.lineage.code import code_versions, versions_to_text
 from yolact_ops.settings.params import parse_params
 from yolact_ops.settings.presets import choose
 
-DEFINITION = SHARED / "kfp" / "kfp-api-v2beta1-2.17.0.swagger.json"
-"""Next to the checkout on some machines; without it the requests are compared with a fixed list."""
+pytestmark = pytest.mark.usefixtures("quick_and_alone")
 
 REVISION = ["data_repository=https://git.example/data.git", "data_path=images", "data_revision=v2"]
 """Arguments that name a revision of the data."""
@@ -55,61 +49,6 @@ NAMES = ["a+b", "50%", "%41", "50%25", "a & b = c?", 'say "x"', r"back\slash", "
 """Names that a filter, a URL, JSON or a database could change."""
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.signature"
-
-
-class Output:
-    """The result of a command."""
-
-    def __init__(self, result: Any) -> None:
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        self.code: int = result.exit_code
-        self.out: str = result.stdout
-        self.err: str = result.stderr
-
-    @property
-    def run_id(self) -> str:
-        match = re.search(r"id  (\S+)", self.out)
-        assert match
-        return match[1]
-
-
-def call(*arguments: str | Path) -> Output:
-    return Output(CliRunner().invoke(app, [str(argument) for argument in arguments]))
-
-
-@pytest.fixture(scope="session")
-def definition() -> Definition | None:
-    return Definition(DEFINITION) if DEFINITION.is_file() else None
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return compile_to(tmp_path_factory.mktemp("compiled"))
-
-
-@pytest.fixture(autouse=True)
-def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No long waits, and none of this machine's environment."""
-    monkeypatch.setattr(connection, "BACKOFF", 0.01)
-    monkeypatch.setattr(watch, "INTERVAL", 0.01)
-    for name in ("ENDPOINT", "UI_ENDPOINT", "NAMESPACE", "TOKEN", "SA_TOKEN_PATH", "COOKIE"):
-        monkeypatch.delenv(f"KF_PIPELINES_{name}", raising=False)
-    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
-    monkeypatch.setattr(options, "SERVICE_ACCOUNT_TOKEN", Path("/nonexistent"))
-    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent/docker.sock")
-    monkeypatch.setattr(connection, "IN_POD_NAMESPACE", Path("/nonexistent"))
-
-
-@pytest.fixture
-def server(definition: Definition | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A running fake server, whose address is in the environment; fails if any request was invalid."""
-    with serve(Server(definition)) as state:
-        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", state.host)
-        yield state
-    assert state.problems == []
-    assert state.requests
 
 
 def only(things: dict[str, Any]) -> Any:
@@ -411,148 +350,6 @@ def test_a_multi_user_server_gets_the_namespace(server: Server, compiled: dict[s
 # Waiting -------------------------------------------------------------------------------------------------------------
 
 
-def node(name: str, state: str, digits: str, template: str = "dag", children: tuple[str, ...] = (), **more: Any) -> Any:
-    """A node of the Argo workflow as the API gives it: its pod's name has the template's, its children's have not."""
-    return {
-        "display_name": name,
-        "state": state,
-        "pod_name": f"tiny-x7-{template}-{digits}",
-        "child_tasks": [{"pod_name": f"tiny-x7-{child}"} for child in children],
-        "create_time": stamp(0),
-        "start_time": stamp(int(digits)),
-        "end_time": stamp(int(digits) + 75) if state in ("SUCCEEDED", "FAILED") else "0001-01-01T00:00:00Z",
-        **more,
-    }
-
-
-def snapshot(state: str, *nodes: Any) -> dict[str, Any]:
-    whole = {**node("tiny-x7", "RUNNING", "0"), "pod_name": "tiny-x7"}
-    return {"state": state, "run_details": {"task_details": [whole, node("root", "RUNNING", "1"), *nodes]}}
-
-
-def progress(end: str) -> list[dict[str, Any]]:
-    """A run in five looks: `prepare` comes from the cache, `train` works in its second attempt and ends as ``end``."""
-    prepare = [
-        node("prepare-driver", "SUCCEEDED", "10", "system-container-driver"),
-        node("prepare", "SUCCEEDED", "11", children=("12",)),
-        node("executor", "SKIPPED", "12", "system-container-impl"),
-    ]
-    driver = node("train-driver", "SUCCEEDED", "20", "system-container-driver")
-
-    def train(state: str, attempts: int) -> list[Any]:
-        tries = [
-            node(f"executor({index})", state if index == attempts - 1 else "FAILED", f"2{index + 3}", "retry-impl")
-            for index in range(attempts)
-        ]
-        digits = tuple(f"2{index + 3}" for index in range(attempts))
-        return [
-            node("train", state, "21", children=("22",)),
-            node("executor", state, "22", "retry", children=digits),
-            *tries,
-        ]
-
-    return [
-        snapshot("PENDING"),
-        snapshot("RUNNING", *prepare, driver, node("train", "PENDING", "21", children=())),
-        snapshot("RUNNING", *prepare, driver, *train("RUNNING", 1)),
-        snapshot("RUNNING", *prepare, driver, *train("RUNNING", 2)),
-        snapshot(end, *prepare, driver, *train(end, 2)),
-    ]
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_wait_shows_each_change_of_a_task_and_ends_with_the_run(server: Server, compiled: dict[str, Path]) -> None:
-    server.progress = progress("SUCCEEDED")
-    done = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
-    assert done.code == 0, done.err
-    changes = [line[10:] for line in done.out.splitlines() if re.match(r"\d\d:\d\d:\d\d", line)]
-    assert changes == [
-        "prepare: succeeded (from the cache)",
-        "train: pending",
-        "train: running",
-        "train: running (attempt 2)",
-        "train: succeeded after 1 min 15 s (attempt 2)",
-    ]
-    assert done.out.splitlines()[-1] == "run nightly succeeded"
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_a_failed_run_ends_with_code_3_the_task_and_the_end_of_its_log(
-    server: Server, compiled: dict[str, Path]
-) -> None:
-    server.progress = progress("FAILED")
-    server.logs["tiny-x7-retry-impl-24"] = "begin\n" * 50 + "train failed: params.yaml: no images\n\n"
-    failed = call("submit", compiled["tiny"], "--wait", "--run-name", "nightly")
-    assert failed.code == 3
-    lines = failed.err.splitlines()
-    begin = next(index for index, line in enumerate(lines) if line.startswith("run nightly"))
-    assert lines[begin] == f"run nightly ({failed.run_id}) ended as FAILED"
-    assert lines[begin + 1] == "task train: failed after 1 min 15 s (attempt 2)"
-    assert lines[-2:] == [
-        "  train failed: params.yaml: no images",
-        f"See {server.host}/#/runs/details/{failed.run_id}",
-    ]
-    assert sum("begin" in line for line in lines) == watch.LOG_LINES - 1
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_without_a_log_a_failed_run_names_the_command_that_shows_it(server: Server, compiled: dict[str, Path]) -> None:
-    server.progress = progress("FAILED")
-    failed = call("submit", compiled["tiny"], "--wait")
-    assert failed.code == 3
-    assert "  its log: kubectl -n kubeflow logs tiny-x7-retry-impl-24 -c main" in failed.err
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_a_task_that_cannot_even_be_prepared_is_named(server: Server, compiled: dict[str, Path]) -> None:
-    message = {"code": 13, "message": "secret s3-keys\n not found"}
-    server.progress = [snapshot("FAILED", node("train-driver", "FAILED", "20", "driver", error=message))]
-    server.logs["tiny-x7-driver-20"] = "no such secret"
-    failed = call("submit", compiled["tiny"], "--wait")
-    assert failed.code == 3
-    assert "task train (driver): failed after 1 min 15 s: secret s3-keys not found\n  no such secret" in failed.err
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_a_cancelled_run_is_not_a_success(server: Server, compiled: dict[str, Path]) -> None:
-    server.progress = [snapshot("CANCELED")]
-    assert call("submit", compiled["tiny"], "--wait").code == 3
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_waiting_tolerates_an_unavailable_server(server: Server, compiled: dict[str, Path]) -> None:
-    server.progress = progress("SUCCEEDED")
-    times = 2 * (connection.RETRIES + 1)
-    server.faults = [Fault("GET .*/runs/", 503, times=times), Fault("GET .*/runs/", 0, times=connection.RETRIES + 1)]
-    done = call("submit", compiled["tiny"], "--wait")
-    assert done.code == 0, done.err
-    assert done.out.count("the server does not answer; trying again") == 3
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_waiting_ends_when_the_server_stays_unavailable_and_says_that_the_run_continues(
-    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "PATIENCE", 0.0)
-    server.faults = [Fault("GET .*/runs/", 503, times=10**6)]
-    lost = call("submit", compiled["tiny"], "--wait")
-    assert lost.code == 1
-    assert f"The run continues; look again with `python -m pipelines status {lost.run_id}`." in lost.err
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_waiting_can_be_interrupted_and_the_run_continues(
-    server: Server, compiled: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
-    left = call("submit", compiled["tiny"], "--wait")
-    assert left.code == 130
-    assert f"the run continues: python -m pipelines status {left.run_id}" in left.err
-
-
 # Faults of the server ------------------------------------------------------------------------------------------------
 
 
@@ -712,26 +509,6 @@ def test_without_a_token_the_message_says_how_to_get_one(server: Server, compile
     refused = call("submit", compiled["tiny"], "-n", "team")
     assert "It requires authentication" in refused.err
     assert "kubectl -n team create token default-editor" in refused.err
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_a_token_file_is_read_for_each_request(server: Server, compiled: dict[str, Path], tmp_path: Path) -> None:
-    server.token, file = "first", tmp_path / "token"
-    file.write_text("first")
-    server.progress = progress("SUCCEEDED")
-    changed = threading.Event()
-
-    def renew(seconds: float) -> None:
-        if server.count("GET .*/runs/") == 2 and not changed.is_set():
-            changed.set()
-            server.token = "second"
-            file.write_text("second")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "time", SimpleNamespace(sleep=renew, monotonic=time.monotonic))
-        done = call("submit", compiled["tiny"], "--wait", "--token-file", file)
-    assert done.code == 0, done.err
-    assert changed.is_set()
 
 
 @pytest.mark.usefixtures("repository_folder")
@@ -990,93 +767,6 @@ def test_an_impossible_schedule_is_refused_before_anything_is_sent(
     assert message in refused.err
     assert server.requests == []
     server.requests.append("none, as it should be")
-
-
-# Looking at runs -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("repository_folder")
-def test_status_shows_a_run_by_id_and_by_name(server: Server, compiled: dict[str, Path]) -> None:
-    call("submit", compiled["tiny"], "--run-name", "nightly")
-    newest = call("submit", compiled["tiny"], "--run-name", "nightly").run_id
-    server.runs[newest] |= progress("FAILED")[-1]
-    by_name = call("status", "nightly")
-    assert by_name.code == 0, by_name.err
-    assert by_name.out == call("status", newest).out
-    assert "run nightly: failed" in by_name.out
-    assert [line.split(maxsplit=2)[1:] for line in by_name.out.splitlines()[-2:]] == [
-        ["prepare", "succeeded (from the cache)"],
-        ["train", "failed after 1 min 15 s (attempt 2)"],
-    ]
-    tree = json.loads(call("status", newest, "--json").out)
-    assert tree["state"] == "FAILED"
-    assert tree["address"] == f"{server.host}/#/runs/details/{newest}"
-    assert [(task["name"], task["state"], task["pods"]) for task in tree["tasks"]] == [
-        ("prepare", "SUCCEEDED", []),
-        ("train", "FAILED", ["tiny-x7-retry-impl-23", "tiny-x7-retry-impl-24"]),
-    ]
-    assert tree["tasks"][1]["started"] == "2026-11-25T12:00:21+00:00"
-
-
-def test_status_of_a_missing_run_says_so(server: Server) -> None:
-    for run in ("nightly", "01234567-89ab-cdef-0123-456789abcdef"):
-        refused = call("status", run)
-        assert refused.code == 1
-        assert f"no run has the id or name '{run}'" in refused.err
-
-
-@pytest.fixture
-def failed_run(server: Server, compiled: dict[str, Path], repository_folder: None) -> str:
-    run_id = call("submit", compiled["tiny"], "--run-name", "nightly").run_id
-    server.runs[run_id] |= progress("FAILED")[-1]
-    return run_id
-
-
-@pytest.mark.parametrize("has_interface", [True, False])
-def test_logs_come_from_the_interface_or_from_the_api_server(
-    server: Server, failed_run: str, has_interface: bool
-) -> None:
-    server.has_interface = has_interface
-    server.logs = {"tiny-x7-retry-impl-23": "first try", "tiny-x7-retry-impl-24": "second try"}
-    printed = call("logs", failed_run)
-    assert printed.code == 0, printed.err
-    assert printed.out == "first try\nsecond try\n"
-    assert printed.err.splitlines()[0] == "==> train: pod tiny-x7-retry-impl-23 <=="
-    refused = call("logs", "nightly", "--task", "eval")
-    assert "has no task 'eval'; there are: prepare, train" in refused.err
-    assert "(cached, or waiting)" in call("logs", "nightly", "--task", "prepare").err
-
-
-def test_logs_missing_from_the_api_come_from_kubernetes(
-    server: Server, failed_run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serve(Server(None, logs={f"tiny-x7-retry-impl-2{digit}": f"try {digit}" for digit in (3, 4)})) as kubernetes:
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-            "clusters": [{"name": "k", "cluster": {"server": kubernetes.host}}],
-            "users": [{"name": "u", "user": {}}],
-        }
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))  # read when the library is imported
-        program = "from pipelines.__main__ import app\napp()"
-        printed = subprocess.run(
-            [sys.executable, "-c", program, "logs", failed_run], capture_output=True, text=True, check=False
-        )
-    assert printed.returncode == 0, printed.stderr
-    assert printed.stdout == "try 3\ntry 4\n"
-    assert kubernetes.count("GET /api/v1/namespaces/kubeflow/pods/tiny-x7-retry-impl-2[34]/log") == 2
-
-
-def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server, failed_run: str) -> None:
-    refused = call("logs", failed_run, "-n", "team")
-    assert refused.code == 1
-    assert "kubectl -n team logs tiny-x7-retry-impl-24 -c main" in refused.err
-    assert "no access to a cluster is set up on this machine" in refused.err
-    assert "API server: Failed to read logs: pod not found" in refused.err
-    assert "kube_config_path" not in refused.out + refused.err, "another library's words"
 
 
 # The command as a program --------------------------------------------------------------------------------------------

@@ -1,96 +1,198 @@
-"""How a run's nodes are read; `test_remote` has runs as users see them."""
+"""What is read of a run: against recorded answers of a real server, from each source of nodes."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
-
-import kfp_server_api as kfp_api
 import pytest
 
-from pipelines.runs import RunStatus, read_run
+from pipelines.causes import Request, explain_waiting, find_cause
+from pipelines.display import describe
+from pipelines.nodes import ERROR, FAILED, Node, node_id, pod_name
+from pipelines.runs import RunStatus, State, read_run
+from tests.pipelines.recorded import CASES, Moment, api_run, moments, nodes, tasks
 
-START = datetime(2026, 11, 25, 12, tzinfo=UTC)
-NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+SOURCES = ("api", "workflow", "pods")
 
 
-def node(name: str, state: str, digits: str, children: tuple[str, ...] = (), **more: Any) -> Any:
-    below = [kfp_api.PipelineTaskDetailChildTask(pod_name=f"run-{child}") for child in children]
-    return kfp_api.V2beta1PipelineTaskDetail(
-        **{
-            "display_name": name,
-            "state": state,
-            "pod_name": f"run-template-{digits}",
-            "child_tasks": below,
-            "start_time": START,
-            "end_time": NEVER,
-            **more,
+def read(case: str, moment: Moment, source: str) -> RunStatus:
+    return read_run(api_run(moment), tasks(case), nodes(moment, source))
+
+
+LAST_STATES = {
+    "batch-prediction": ("failed", "fetch succeeded, split failed"),
+    "batch-prediction-ok": (
+        "succeeded",
+        "fetch succeeded, split succeeded, predict [1/3] succeeded, predict [2/3] succeeded, predict [3/3] succeeded, "
+        "merge succeeded",
+    ),
+    "cached-artifact-gone": ("failed", "source succeeded, ingest cached, preprocess cached, train failed"),
+    "image-missing": ("running", "source waiting"),
+    "invalid-pod": ("running", "source succeeded, ingest cached, preprocess cached, train waiting"),
+    "mlflow-integration": ("stopped", "source succeeded, ingest cached, preprocess cached, train stopped"),
+    "no-service-account": ("failed", ""),
+    "out-of-memory": ("failed", "source succeeded, ingest cached, preprocess cached, train failed"),
+    "restricted-namespace": ("stopped", "source stopped"),
+    "retried-by-request": (
+        "succeeded",
+        "source succeeded, ingest succeeded, preprocess succeeded, train succeeded, evaluate succeeded, register "
+        "succeeded, promote succeeded",
+    ),
+    "train-first": ("failed", "source succeeded, ingest succeeded, preprocess succeeded, train failed"),
+    "train-resumed": (
+        "succeeded",
+        "source succeeded, ingest cached, preprocess cached, train succeeded, evaluate succeeded, register succeeded, "
+        "promote succeeded",
+    ),
+}
+"""Of the last moment of each case: the state of the run, and those of the tasks that were reached."""
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_recorded_run_has_a_row_for_each_task_in_its_order(case: str, source: str) -> None:
+    run = read(case, moments(case)[-1], source)
+    reached = ", ".join(f"{task.name} {task.state}" for task in run.tasks if task.state is not State.NOT_REACHED)
+    assert (run.state.value, reached) == LAST_STATES[case]
+    order = [task.name for task in tasks(case)]
+    if case != "batch-prediction-ok":
+        assert [task.step for task in run.tasks] == [("predict" if name == "for-loop-1" else name) for name in order]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_and_ids_made_from_the_api_alone_are_those_of_the_workflow(case: str) -> None:
+    last = moments(case)[-1]
+    assert {name: node.id for name, node in nodes(last, "api").items()} == {
+        name: node.id for name, node in nodes(last, "workflow").items()
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_attempts_have_the_times_of_the_workflow_even_where_the_api_does_not_tell_them_apart(case: str) -> None:
+    for moment in moments(case):
+        if moment.get("workflow"):
+            known = nodes(moment, "workflow")
+            for name, node in nodes(moment, "api").items():
+                if name not in known:  # the API was asked some seconds later
+                    continue
+                assert node.started == known[name].started
+                assert node.finished in (known[name].finished, None)  # the API may be some seconds behind
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_of_pods_are_made_as_argo_makes_them(case: str) -> None:
+    for moment in moments(case):
+        real = {
+            pod["metadata"]["annotations"].get("workflows.argoproj.io/node-name"): pod["metadata"]["name"]
+            for pod in moment.get("pods", [])
         }
-    )
+        for source in ("api", "workflow") if real else ():
+            made = {name: node.pod for name, node in nodes(moment, source).items() if node.pod}
+            assert made.items() <= {**made, **real}.items()
+            assert {name for name in real if name and name.rpartition(".")[2].startswith("executor(")} <= made.keys()
 
 
-def run(*nodes: Any, state: str = "RUNNING") -> RunStatus:
-    details = kfp_api.V2beta1RunDetails(task_details=list(nodes)) if nodes else None
-    return read_run(kfp_api.V2beta1Run(run_id="id", display_name="name", state=state, run_details=details))
+def test_a_node_that_is_the_workflow_has_its_name_as_id() -> None:
+    assert node_id("training-x", "training-x") == "training-x"
+    assert pod_name("training-x", "") == "training-x"
 
 
-def test_a_new_run_has_no_tasks() -> None:
-    found = run(state="PENDING")
-    assert found.tasks == ()
-    assert not found.is_over
+@pytest.mark.parametrize(
+    ("case", "moment", "task", "text"),
+    [
+        ("train-first", 0, "train", "waiting for a pause until"),
+        ("train-first", 1, "train", "running (try 2 of 6)"),
+        ("train-first", -1, "train", "failed after 2 min (try 2 of 6)"),
+        ("train-resumed", 0, "evaluate", "waiting for a node with 4 free cores, 12Gi free memory, 1 free GPU"),
+        ("image-missing", 0, "source", "waiting for a node with 1 free core, 1Gi free memory"),
+        ("batch-prediction-ok", 0, "predict [2/3]", "waiting for Kubeflow Pipelines to prepare it"),
+        ("batch-prediction-ok", -1, "predict [3/3]", "succeeded after 9 s"),
+        ("batch-prediction-ok", -1, "split", "succeeded after 2 s"),
+        ("cached-artifact-gone", -1, "ingest", "cached"),
+    ],
+)
+def test_states_in_words(case: str, moment: int, task: str, text: str) -> None:
+    found = moments(case)[moment]
+    run = read(case, found, "pods" if found.get("pods") else "api")
+    (shown,) = [describe(one) for one in run.tasks if one.name == task]
+    assert shown.startswith(text)
 
 
-def test_loop_nodes_are_left_out_and_their_tasks_distinguished() -> None:
-    found = run(
-        node("run", "RUNNING", "0", pod_name="run"),
-        node("root", "RUNNING", "1"),
-        node("for-loop-1", "RUNNING", "2"),
-        node("iteration-iterations(0:0)", "RUNNING", "3"),
-        node("iteration-item-driver", "SUCCEEDED", "4"),
-        node("iteration-item", "RUNNING", "5"),
-        node("predict-driver", "SUCCEEDED", "6"),
-        node("predict", "SUCCEEDED", "7", ("8",)),
-        node("executor", "SUCCEEDED", "8"),
-        node("predict", "RUNNING", "9", ("10",)),
-        node("executor", "RUNNING", "10"),
-    )
-    assert [(task.name, task.state, task.pods) for task in found.tasks] == [
-        ("for-loop-1", "RUNNING", ()),
-        ("predict", "SUCCEEDED", ("run-template-8",)),
-        ("predict", "RUNNING", ("run-template-10",)),
-    ]
-    assert len({task.node for task in found.tasks}) == 3
+@pytest.mark.parametrize(
+    ("case", "task", "cause", "may_pass"),
+    [
+        ("out-of-memory", "train", "out of memory: its container reached the limit of 48Gi", True),
+        ("invalid-pod", "train", "Kubernetes refused its pod: spec.containers[1].resources.requests", False),
+        ("mlflow-integration", "train", "Kubernetes refused its pod: spec.containers[1].env[2].valueFrom", False),
+        ("restricted-namespace", "source", "the namespace's Pod Security policy restricted:latest refused", False),
+        ("batch-prediction", "split", "it ended with exit code 1", False),
+    ],
+)
+@pytest.mark.parametrize("source", ["workflow", "pods"])
+def test_causes_of_recorded_failures(case: str, task: str, cause: str, may_pass: bool, source: str) -> None:
+    run = read(case, moments(case)[-1], source)
+    (failed,) = [one for one in run.tasks if one.name == task]
+    assert failed.failed is not None
+    found = find_cause(failed.failed, failed.step, failed.request)
+    assert found.text.startswith(cause)
+    assert found.may_pass is may_pass
 
 
-def test_nested_failures_are_reported_by_the_tasks_with_pods() -> None:
-    found = run(
-        node("for-loop-1", "FAILED", "2"), node("predict", "FAILED", "7", ("8",)), node("executor", "FAILED", "8")
-    )
-    assert [task.name for task in found.failed_tasks] == ["predict"]
-    assert [task.name for task in run(node("train", "FAILED", "2")).failed_tasks] == ["train"]
+def test_a_run_that_could_not_start_names_the_service_account() -> None:
+    run = read("no-service-account", moments("no-service-account")[-1], "workflow")
+    assert run.start_failure is not None
+    assert find_cause(run.start_failure, "", Request()).text == "the service account nobody-here does not exist"
 
 
-@pytest.mark.parametrize(("executor", "cached"), [("SKIPPED", True), ("SUCCEEDED", False), (None, False)])
-def test_only_a_skipped_executor_means_the_cache(executor: str | None, cached: bool) -> None:
-    below = [node("executor", executor, "8")] if executor else []
-    (task,) = run(node("ingest", "SUCCEEDED", "7", ("8",)), *below).tasks
-    assert task.cached is cached
+def test_a_deleted_pod_is_a_cause_that_may_pass() -> None:
+    first = nodes(moments("train-first")[-1], "workflow")
+    (deleted,) = [node for name, node in first.items() if name.endswith(".train(0).executor(0)")]
+    cause = find_cause(deleted, "train", Request())
+    assert (cause.text, cause.may_pass) == ("its pod was deleted", True)
 
 
-def test_the_newest_error_of_the_history_is_the_message() -> None:
-    def status(message: str | None) -> Any:
-        error = kfp_api.GoogleRpcStatus(message=message) if message else None
-        return kfp_api.V2beta1RuntimeStatus(state="FAILED", error=error)
+@pytest.mark.parametrize(
+    ("log", "text", "may_pass"),
+    [
+        ("[train] epoch 1\n\ntrain failed: params.yaml: train.lr: must be positive\n", "params.yaml: train.lr", False),
+        ("[train] epoch 1\nF0101 main.go:44] signal: killed\n", "its process was killed", True),
+        ("Traceback (most recent call last):\nValueError: x\n", "its code raised an exception", True),
+        ("", "it ended with exit code 1", False),
+    ],
+)
+def test_causes_in_the_log(log: str, text: str, may_pass: bool) -> None:
+    node = Node("t-1", "t.executor(0)", FAILED, message="main: Error (exit code 1)")
+    cause = find_cause(node, "train", Request(), log)
+    assert cause.text.startswith(text)
+    assert cause.may_pass is may_pass
 
-    (task,) = run(
-        node("train", "FAILED", "7", ("8",)),
-        node("executor", "FAILED", "8", state_history=[status("old"), status("out of\nmemory"), status(None)]),
-    ).tasks
-    assert task.message == "out of memory"
+
+@pytest.mark.parametrize(
+    ("message", "text", "may_pass"),
+    [
+        ("Pod was terminated in response to imminent node shutdown.", "its node was shut down", True),
+        ("The node was low on resource: memory.", "its pod was evicted from the node", True),
+        ("Pod was active on the node longer than the specified deadline", "it reached its time limit", False),
+        ('pods "x" is forbidden: exceeded quota: q, requested: cpu=4', "the namespace's quota refused its pod", True),
+    ],
+)
+def test_causes_in_messages_that_were_not_recorded(message: str, text: str, may_pass: bool) -> None:
+    cause = find_cause(Node("t-1", "t", ERROR, message=message), "train", Request())
+    assert cause.text.startswith(text)
+    assert cause.may_pass is may_pass
 
 
-def test_times_that_mean_not_yet_are_left_out() -> None:
-    (task,) = run(node("train", "RUNNING", "7", end_time=datetime(1, 1, 1, tzinfo=UTC))).tasks
-    assert (task.started, task.finished) == (START, None)
-    (task,) = run(node("train", "PENDING", "7", start_time=NEVER)).tasks
-    assert (task.started, task.finished) == (None, None)
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ('0/1 nodes are available: persistentvolumeclaim "ckpt" not found.', "the volume claim ckpt, which is missing"),
+        ("pod has unbound immediate PersistentVolumeClaims", "its volume, which is not bound"),
+        (
+            'ImagePullBackOff: Back-off pulling image "a/b:1"',
+            'its image, which cannot be pulled (Back-off pulling image "a/b:1")',
+        ),
+        ('CreateContainerConfigError: secret "s3" not found', "the secret s3, which is missing"),
+        ("0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}", "a node without taints"),
+        ("something new", "something new"),
+    ],
+)
+def test_reasons_to_wait(message: str, text: str) -> None:
+    assert explain_waiting(message, Request()).startswith(text)

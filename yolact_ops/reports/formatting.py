@@ -39,3 +39,13 @@ def percentage_points(difference: float | None) -> str:
 def decimal(value: float | None, digits: int = 3) -> str:
     """A number with that many decimals; ``-`` for None."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A duration as ``42 s``, ``7 min`` or ``3 h 05``; ``-`` for None."""
+    if seconds is None:
+        return "-"
+    if seconds < 59.5:
+        return f"{max(seconds, 0):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"

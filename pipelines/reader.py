@@ -1,0 +1,88 @@
+"""Reads the state of a run from all sources that the caller may use, with the causes of failures."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+
+from pipelines.causes import Cause, Request, find_cause
+from pipelines.client import Cluster
+from pipelines.connection import ClusterError
+from pipelines.kube import Kubernetes, KubernetesError
+from pipelines.logs import LogReader, own_lines
+from pipelines.nodes import NODE_NAME, Node, from_run, from_workflow
+from pipelines.runs import RunStatus, TaskStatus, read_run
+from pipelines.spec import PipelineTask
+
+LOG_END = 15
+"""Lines of a failed task's log that are shown."""
+
+NO_TASKS = "The version of its pipeline has been deleted from the server, so its tasks are not known."
+
+
+class RunReader:
+    """Reads runs of one server; keeps what does not change between two looks."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        """Prepare; sends nothing yet."""
+        self.cluster = cluster
+        self.logs = LogReader(cluster.connection, cluster.pod_namespace)
+        self._tasks: dict[str, tuple[PipelineTask, ...] | None] = {}
+        self._causes: dict[str, tuple[Cause, tuple[str, ...]]] = {}
+        self._kubernetes: Kubernetes | None = None
+        self._no_pods = ""
+        """Why the pods cannot be read; empty if they can, or if this is not known yet."""
+
+    def read(self, run_id: str) -> RunStatus:
+        """The state of a run.
+
+        Raises:
+            ClusterError: the server does not answer, refuses, or has no such run.
+        """
+        run = self.cluster.run(run_id)
+        if run_id not in self._tasks:
+            pipeline = self.cluster.pipeline_of(run)
+            self._tasks[run_id] = pipeline.tasks() if pipeline else None
+        tasks = self._tasks[run_id]
+        workflow = self.cluster.workflow(run_id)
+        nodes = (
+            from_workflow(workflow) if workflow else from_run((run.run_details and run.run_details.task_details) or [])
+        )
+        self._add_pods(run_id, nodes)
+        lacking = (
+            f"Why tasks wait or fail is not fully known: {self._no_pods}." if self._no_pods and not workflow else ""
+        )
+        status = read_run(run, tasks or (), nodes, lacking if tasks is not None else NO_TASKS)
+        if status.start_failure:
+            status = replace(status, start_cause=self._explain(run_id, status.start_failure, "", Request())[0])
+        return replace(status, tasks=tuple(self._with_cause(run_id, task) for task in status.tasks))
+
+    def _add_pods(self, run_id: str, nodes: dict[str, Node]) -> None:
+        if self._no_pods:
+            return
+        try:
+            self._kubernetes = self._kubernetes or Kubernetes(self.cluster.pod_namespace)
+            pods = self._kubernetes.pods(run_id)
+        except KubernetesError as error:
+            self._no_pods = str(error)
+            return
+        for pod in pods:
+            name = pod["metadata"].get("annotations", {}).get(NODE_NAME)
+            if name in nodes:
+                nodes[name] = nodes[name].with_pod(pod)
+
+    def _with_cause(self, run_id: str, task: TaskStatus) -> TaskStatus:
+        if task.failed is None:
+            return task
+        cause, log_end = self._explain(run_id, task.failed, task.step, task.request)
+        return replace(task, cause=cause, log_end=log_end)
+
+    def _explain(self, run_id: str, node: Node, step: str, request: Request) -> tuple[Cause, tuple[str, ...]]:
+        if node.id not in self._causes:
+            try:
+                log = self.logs.read(run_id, node)
+            except ClusterError:
+                log = ""
+            lines = deque((line for line in own_lines(log) if line.strip()), maxlen=LOG_END)
+            self._causes[node.id] = find_cause(node, step, request, log), tuple(lines)
+        return self._causes[node.id]

@@ -1,0 +1,411 @@
+"""The commands for runs, against a fake server that replays recorded answers of a real one."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from rich.live import Live
+
+from pipelines import connection, remote, watch
+from pipelines.client import Cluster
+from pipelines.connection import Connection
+from pipelines.reader import RunReader
+from tests.pipelines.command import call
+from tests.pipelines.kfp_server import Fault, Server
+from tests.pipelines.kube_server import serve_kubernetes
+from tests.pipelines.recorded import moments, replay
+
+LAUNCHER = """\
+time="2026-11-28T21:28:57.313Z" level=info msg="capturing logs" argo=true
+I1128 21:28:57.400000      20 launcher_v2.go:190] input ComponentSpec:{
+  "inputDefinitions": {
+    "parameters": {}
+  }
+}
+I1128 21:28:57.500000      20 cache.go:116] Connecting to cache endpoint
+"""
+EXECUTOR = """\
+[KFP Executor 2026-11-28 21:28:58,000 INFO]: Looking for component `train`
+[KFP Executor 2026-11-28 21:28:58,000 INFO]: Got executor_input:
+{
+    "inputs": {}
+}
+"""
+OWN = """\
+[train] MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000
+[train] epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB
+"""
+END = "I1128 21:29:00.000000      20 launcher_v2.go:500] publish success.\n"
+
+
+def changes(text: str) -> list[str]:
+    """The lines of a wait without their times."""
+    return [line[10:] for line in text.splitlines() if re.match(r"\d\d:\d\d:\d\d  ", line)]
+
+
+def last_attempt(case: str, task: str) -> tuple[str, str]:
+    """Pod and node id of a task's last attempt, as recorded in the workflow."""
+    found = [
+        (node["templateName"], node_id)
+        for node_id, node in moments(case)[-1]["workflow"]["status"]["nodes"].items()
+        if re.fullmatch(rf".*\.{task}\(0\)\.executor\(\d\)", node["name"])
+    ]
+    template, node_id = max(found)
+    workflow, _, digest = node_id.rpartition("-")
+    return f"{workflow}-{template}-{digest}", node_id
+
+
+# Waiting -------------------------------------------------------------------------------------------------------------
+
+
+def test_wait_shows_changes_and_progress_and_ends_with_the_cause_and_what_to_do(server: Server) -> None:
+    run_id = replay(server, "out-of-memory")
+    pod, _ = last_attempt("out-of-memory", "train")
+    server.logs[pod] = LAUNCHER + EXECUTOR + OWN + END
+    failed = call("wait", run_id)
+    assert failed.code == 3
+    assert changes(failed.out) == [
+        "source: succeeded after 4 s",
+        "ingest: cached",
+        "preprocess: waiting for Kubeflow Pipelines to prepare it",
+        "train: MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000",
+        "train: epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB",
+        "preprocess: cached",
+        "train: failed after 8 s: out of memory: its container reached the limit of 48Gi",
+    ]
+    assert f"({run_id}) failed" in failed.err
+    assert "  | [train] epoch 1 of 10" in failed.err
+    assert "What to do: raise tasks.train.memory_limit" in failed.err
+    assert failed.err.rstrip().endswith(f"See {server.host}/#/runs/details/{run_id}")
+    assert "launcher" not in failed.out + failed.err
+
+
+def test_wait_for_a_run_that_succeeds(server: Server) -> None:
+    run_id = replay(server, "batch-prediction-ok")
+    done = call("wait", run_id)
+    assert done.code == 0, done.err
+    assert changes(done.out)[-4:] == [
+        "predict [1/3]: succeeded after 13 s",
+        "predict [2/3]: succeeded after 13 s",
+        "predict [3/3]: succeeded after 13 s",
+        "merge: succeeded after 5 s",
+    ]
+    assert done.out.splitlines()[-1].endswith("succeeded")
+
+
+def test_without_the_old_api_and_kubernetes_a_wait_says_which_access_is_missing(server: Server) -> None:
+    server.has_old_api = False
+    failed = call("wait", replay(server, "out-of-memory"))
+    assert failed.code == 3
+    assert failed.out.count("no access to Kubernetes is set up on this machine (no kubeconfig)") == 1
+    assert "train: failed after 8 s: the reason is not known" in failed.out
+
+
+def test_with_rights_on_pods_a_status_has_the_times_of_the_tasks_own_work(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = replay(server, "batch-prediction-ok", first=-1)
+    without = json.loads(call("status", run_id, "--json").out)
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.lists["/api/v1/namespaces/kubeflow/pods"] = moments("batch-prediction-ok")[-1]["pods"]
+        tree = json.loads(call("status", run_id, "--json").out)
+        kubernetes.forbidden = "pods"
+        server.has_old_api = False
+        lacking = call("status", run_id)
+    assert [task["started"][-14:-6] for task in without["tasks"]][:2] == ["21:11:06", "21:11:06"]
+    assert [(task["started"][-14:-6], task["finished"][-14:-6]) for task in tree["tasks"]][:2] == [
+        ("21:11:10", "21:11:17"),
+        ("21:11:10", "21:11:12"),
+    ]
+    assert tree["tasks"][1]["attempts"][0]["exit_code"] == 0
+    assert lacking.code == 0, lacking.err
+
+
+def test_a_missing_right_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.has_old_api = False
+    run_id = replay(server, "image-missing")
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.forbidden = "pods"
+        shown = call("status", run_id)
+    assert "no right to list pods in namespace kubeflow" in shown.out
+    assert "source      waiting for its pod to start" in shown.out
+
+
+@pytest.mark.parametrize(("case", "times"), [("out-of-memory", 1), ("invalid-pod", 0)])
+def test_retries_happen_only_where_the_cause_may_pass(server: Server, case: str, times: int) -> None:
+    run_id = replay(server, case)
+    if case == "invalid-pod":  # stopped by hand when it was recorded
+        for moment in server.moments[run_id][-1:]:
+            moment["run"]["state"] = "FAILED"
+    server.after_retry = moments("retried-by-request")
+    for moment in server.after_retry:
+        moment["run"] |= {"run_id": run_id}
+    done = call("wait", run_id, "--retries", "2")
+    assert server.count(f"POST .*/{run_id}:retry") == times
+    assert done.code == (0 if times else 3)
+    assert ("retrying the run (1 of 2)" in done.out) is bool(times)
+
+
+def test_a_stopped_run_is_not_a_success(server: Server) -> None:
+    stopped = call("wait", replay(server, "restricted-namespace"))
+    assert stopped.code == 3
+    assert "was stopped" in stopped.err
+    assert "the namespace's Pod Security policy restricted:latest refused its pod" in stopped.err
+
+
+def test_a_run_that_cannot_start_says_why(server: Server) -> None:
+    failed = call("wait", replay(server, "no-service-account"))
+    assert failed.code == 3
+    assert "the run could not start: the service account nobody-here does not exist" in failed.err
+
+
+def test_waiting_tolerates_an_unavailable_server(server: Server) -> None:
+    run_id = replay(server, "batch-prediction-ok")
+    times = 2 * (connection.RETRIES + 1)
+    server.faults = [
+        Fault("GET .*v2beta1/runs/", 503, times=times),
+        Fault("GET .*v2beta1/runs/", 0, times=connection.RETRIES + 1),
+    ]
+    done = call("wait", run_id)
+    assert done.code == 0, done.err
+    assert done.out.count("the server does not answer; trying again") == 3
+
+
+def test_waiting_ends_when_the_server_stays_unavailable_and_says_that_the_run_continues(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = replay(server, "batch-prediction-ok")
+    monkeypatch.setattr(watch, "PATIENCE", 0.0)
+    server.faults = [Fault("GET .*versions/", 503, times=10**6)]
+    lost = call("wait", run_id)
+    assert lost.code == 1
+    assert f"The run continues; wait again with `python -m pipelines wait {run_id}`." in lost.err
+
+
+def test_waiting_can_be_interrupted_and_the_run_continues(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    run_id = replay(server, "batch-prediction-ok")
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    left = call("wait", run_id)
+    assert left.code == 130
+    assert f"the run continues. Wait again: python -m pipelines wait {run_id}" in left.err
+
+
+@pytest.mark.parametrize("way", ["file", "command"])
+def test_a_token_that_expires_while_waiting_is_renewed(server: Server, tmp_path: Path, way: str) -> None:
+    run_id = replay(server, "train-first")
+    server.token, file = "first", tmp_path / "token"
+    file.write_text("first")
+
+    def renew(seconds: float) -> None:
+        if server.token == "first":
+            server.token = "second"
+        else:
+            file.write_text("second")
+
+    options = ["--token-file", file] if way == "file" else ["--token-command", f"cat {file}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "time", SimpleNamespace(sleep=renew, monotonic=time.monotonic))
+        done = call("wait", run_id, *options)
+    assert done.code == 3, done.err
+    assert "train (try 2 of 6)" in done.err or "(try 2 of 6)" in done.err
+    assert "the server refuses the token; trying again" in done.out
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [("false", "exit code 1: printed nothing"), ("/nonexistent/x", "No such file"), ("true", "printed nothing")],
+)
+def test_a_command_that_prints_no_token_is_named(server: Server, command: str, problem: str) -> None:
+    refused = call("status", "x", "--token-command", command)
+    assert refused.code == 1
+    assert f"--token-command {command}: " in refused.err
+    assert problem in refused.err
+    server.requests.append("none, as it should be")
+
+
+def test_on_a_terminal_a_table_changes_in_place(server: Server) -> None:
+    run_id = replay(server, "out-of-memory")
+    pod, _ = last_attempt("out-of-memory", "train")
+    server.logs[pod] = LAUNCHER + OWN
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=120, color_system=None)
+    with Live(console=console, auto_refresh=False) as live:
+        watch.wait(RunReader(Cluster(Connection(server.host))), run_id, watch.LiveTable(live))
+    last = output.getvalue().rpartition("task")[2]
+    assert [line.split()[0] for line in last.splitlines() if re.match(r"[a-z]+ ", line)] == [
+        *("source", "ingest", "preprocess", "train", "evaluate", "register", "promote"),
+    ]
+    assert "epoch 1 of 10" in last
+
+
+# Status, list, stop, retry -------------------------------------------------------------------------------------------
+
+
+def test_status_shows_a_run_by_id_and_by_name_with_the_cause(server: Server) -> None:
+    run_id = replay(server, "train-first", first=-1)
+    pod, _ = last_attempt("train-first", "train")
+    server.logs[pod] = LAUNCHER + OWN + "main.go:44] signal: killed\n"
+    by_name = call("status", server.runs[run_id]["display_name"])
+    assert by_name.code == 0, by_name.err
+    assert by_name.out == call("status", run_id).out
+    lines = by_name.out.splitlines()
+    assert lines[0].endswith(": failed")
+    tasks = [line[12:].split(maxsplit=1) for line in lines if re.match(r"  (\d\d:| {8})", line)]
+    assert [name for name, _ in tasks] == [
+        *("source", "ingest", "preprocess", "train", "evaluate", "register", "promote"),
+    ]
+    assert tasks[3][1].startswith("failed after 2 min (try 2 of 6): its process was killed")
+    assert f"or try again: `python -m pipelines retry {run_id}`" in by_name.out
+    tree = json.loads(call("status", run_id, "--json").out)
+    assert tree["state"] == "failed"
+    assert tree["address"] == f"{server.host}/#/runs/details/{run_id}"
+    assert [attempt["message"] for attempt in tree["tasks"][3]["attempts"]] == [
+        "pod deleted",
+        "main: Error (exit code 1)",
+    ]
+
+
+def test_status_of_a_missing_run_says_so(server: Server) -> None:
+    for run in ("nightly", "01234567-89ab-cdef-0123-456789abcdef"):
+        refused = call("status", run)
+        assert refused.code == 1
+        assert f"no run has the id or name '{run}'" in refused.err
+
+
+def test_without_the_pipelines_version_the_state_of_the_run_is_shown(server: Server) -> None:
+    run_id = replay(server, "train-first", first=-1)
+    server.versions.clear()
+    shown = call("status", run_id)
+    assert shown.code == 0, shown.err
+    assert "The version of its pipeline has been deleted" in shown.out
+
+
+def test_list_shows_states_and_what_became_of_the_runs(server: Server) -> None:
+    failed = replay(server, "out-of-memory", first=-1)
+    done = replay(server, "train-resumed", first=-1)
+    for case, task, log in (
+        ("train-resumed", "train", LAUNCHER + OWN),
+        ("train-resumed", "register", "[register] yolact version 3 registered\n"),
+    ):
+        server.logs[last_attempt(case, task)[1]] = log
+    tree = {one["run_id"]: one for one in json.loads(call("list", "--json").out)}
+    assert (tree[done]["state"], tree[done]["mlflow_run"], tree[done]["version"]) == (
+        "succeeded",
+        "calm-owl-7",
+        "yolact 3",
+    )
+    assert (tree[failed]["state"], tree[failed]["mlflow_run"], tree[failed]["version"]) == ("failed", None, None)
+    shown = call("list", "--count", "2").out
+    assert "train failed after 8 s: out of memory" in shown
+    assert done in shown
+
+
+def test_list_warns_of_workflows_of_no_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay(server, "train-first", first=-1)
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.add(
+            "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows",
+            {
+                "apiVersion": "argoproj.io/v1alpha1",
+                "kind": "Workflow",
+                "metadata": {
+                    "name": "training-zzzzz",
+                    "namespace": "kubeflow",
+                    "labels": {"pipeline/runid": "11111111-2222-3333-4444-555555555555"},
+                    "creationTimestamp": "2026-11-01T00:00:00Z",
+                },
+            },
+        )
+        shown = call("list")
+    assert shown.code == 0
+    assert "kubectl -n kubeflow delete workflow training-zzzzz" in shown.err
+
+
+def test_stop_and_retry_send_their_requests_only_where_they_make_sense(server: Server) -> None:
+    running = replay(server, "image-missing")
+    assert "is being stopped" in call("stop", running).out
+    assert server.count(f"POST .*/{running}:terminate") == 1
+    refused = call("retry", running)
+    assert refused.code == 1
+    assert "only a failed or stopped run can be retried" in refused.err
+    failed = replay(server, "train-first", first=-1)
+    assert "is over: failed" in call("stop", failed).err
+    assert call("retry", failed).code == 0
+    assert server.count(r"POST .*:retry") == 1
+
+
+# Logs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["interface", "api, pod", "api, archive"])
+def test_logs_come_from_the_interface_or_from_the_api_server(server: Server, source: str) -> None:
+    server.has_interface = source == "interface"
+    run_id = replay(server, "train-first", first=-1)
+    pod, node = last_attempt("train-first", "train")
+    server.logs[node if source == "api, archive" else pod] = LAUNCHER + EXECUTOR + OWN + END
+    printed = call("logs", run_id)
+    assert printed.code == 0, printed.err
+    assert printed.out == OWN
+    assert printed.err == f"==> train, try 2, {pod} <==\n"
+    assert call("logs", run_id, "train", "--raw").out == LAUNCHER + EXECUTOR + OWN + END
+
+
+def test_logs_of_an_earlier_try(server: Server) -> None:
+    run_id = replay(server, "train-first", first=-1)
+    pod, _ = last_attempt("train-first", "train")
+    tries = json.loads(call("status", run_id, "--json").out)["tasks"][3]["attempts"]
+    server.logs = {tries[0]["node"]: "first\n", pod: "second\n"}
+    server.has_interface = False
+    assert call("logs", run_id, "train", "--try", "1").out == "first\n"
+    assert call("logs", run_id, "train").out == "second\n"
+    assert "has had 2 tries, not 3" in call("logs", run_id, "train", "--try", "3").err
+    refused = call("logs", run_id, "eval")
+    assert "has no task 'eval'; there are: source, ingest" in refused.err
+    assert "no pod has started for evaluate (not reached)" in call("logs", run_id, "evaluate").err
+
+
+def test_followed_logs_go_on_until_the_task_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = replay(server, "train-first")
+    pod, _ = last_attempt("train-first", "train")
+    server.logs[pod] = LAUNCHER + "[train] one\n[train] tw"
+
+    def more(seconds: float) -> None:
+        server.logs[pod] = LAUNCHER + "[train] one\n[train] two\nlast"
+
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=more))
+    printed = call("logs", run_id, "train", "--follow")
+    assert printed.code == 0, printed.err
+    assert printed.out == "[train] one\n[train] two\nlast\n"
+
+
+def test_logs_missing_from_the_api_come_from_kubernetes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = replay(server, "train-first", first=-1)
+    pod, _ = last_attempt("train-first", "train")
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.texts[f"/api/v1/namespaces/kubeflow/pods/{pod}/log"] = LAUNCHER + OWN
+        printed = call("logs", run_id)
+    assert printed.code == 0, printed.err
+    assert printed.out == OWN
+
+
+def test_without_any_log_the_command_to_try_elsewhere_is_named(server: Server) -> None:
+    server.multi_user = True
+    run_id = replay(server, "train-first", first=-1)
+    pod, _ = last_attempt("train-first", "train")
+    refused = call("logs", run_id, "-n", "team")
+    assert refused.code == 1
+    assert f"kubectl -n team logs {pod} -c main" in refused.err
+    assert "no access to Kubernetes is set up on this machine" in refused.err
+    assert "API server: Failed to read logs: pod not found" in refused.err
