@@ -33,7 +33,7 @@ def evaluate(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("evaluate", code_version, needs_mlflow=True):
+    with kubeflow.task("evaluate", code_version, needs_mlflow=True, inputs=[processed, model]):
         from components.evaluate import display, step
 
         folder = Path(evaluation.path)

@@ -27,7 +27,7 @@ def preprocess(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("preprocess", code_version):
+    with kubeflow.task("preprocess", code_version, inputs=[raw]):
         from components.preprocess import display, step
 
         pages = Path(report.path).with_name("report_files")

@@ -34,7 +34,7 @@ def promote(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("promote", code_version, needs_mlflow=True):
+    with kubeflow.task("promote", code_version, needs_mlflow=True, inputs=[processed]):
         from components.promote import step
 
         outcome = step.run(

@@ -35,7 +35,7 @@ def register(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("register", code_version, needs_mlflow=True):
+    with kubeflow.task("register", code_version, needs_mlflow=True, inputs=[processed, model, evaluation]):
         from components.register import display, step
 
         step.run(

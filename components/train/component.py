@@ -35,7 +35,7 @@ def train(
 
     from yolact_ops.commands import task as kubeflow
 
-    with kubeflow.task("train", code_version, needs_mlflow=True):
+    with kubeflow.task("train", code_version, needs_mlflow=True, inputs=[processed]):
         from components.train import display, step
         from components.train.volume import checkpoints_folder
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from yolact.errors import SettingsError
+from yolact.errors import DataError, SettingsError
 from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.secrets import read_secrets
@@ -33,6 +33,7 @@ class Artifact(Protocol):
     """A ``kfp.dsl.Artifact``."""
 
     metadata: dict[str, Any]
+    uri: str
 
     @property
     def path(self) -> str: ...
@@ -45,7 +46,9 @@ class MetricsArtifact(Artifact, Protocol):
 
 
 @contextmanager
-def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterator[None]:
+def task(
+    step: str, code_version: str, *, needs_mlflow: bool = False, inputs: Iterable[Artifact] = ()
+) -> Iterator[None]:
     """Context of a task: check that the code is the pipeline's, keep to what the container may use
     (`yolact_ops.commands.container`), read its secrets, log as the step, report errors by their message.
 
@@ -55,6 +58,7 @@ def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterato
             the task, so the caches distinguish versions of the code.
         needs_mlflow: the step needs MLflow. On a cluster the server's address must be set, because a local store
             would be lost with the pod.
+        inputs: folders that tasks before this one wrote; refused if they are empty.
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
     logging.getLogger("botocore").setLevel(logging.WARNING)
@@ -68,7 +72,19 @@ def task(step: str, code_version: str, *, needs_mlflow: bool = False) -> Iterato
                 "MLFLOW_TRACKING_URI is not set, and a local store would be lost with this pod. Name the server in the "
                 "secret `mlflow` of pipelines/cluster.yaml."
             )
+        _check_inputs(inputs)
         yield
+
+
+def _check_inputs(inputs: Iterable[Artifact]) -> None:
+    """Refuse inputs without a file: the launcher downloads nothing, without an error, if the store has nothing."""
+    for artifact in inputs:
+        folder = Path(artifact.path)
+        if not folder.is_dir() or not any(folder.iterdir()):
+            raise DataError(
+                f"{artifact.uri or artifact.path}: there is nothing in the object store. If Kubeflow took that output "
+                "from its cache, submit again with --no-enable-caching; it makes the output anew."
+            )
 
 
 def _check_code(step: str, code_version: str) -> None:

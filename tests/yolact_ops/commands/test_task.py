@@ -154,11 +154,28 @@ def test_in_a_pipeline_evaluate_does_not_end_before_mlflow_has_all(
     monkeypatch.setattr("components.evaluate.display.describe", lambda *_: None)
     monkeypatch.setattr(kubeflow, "show_page", lambda *_: None)
     artifacts = {
-        name: SimpleNamespace(path=str(tmp_path / name))
+        name: SimpleNamespace(path=str(tmp_path / name), uri="")
         for name in ("processed", "model", "evaluation", "metrics", "report", "summary")
     }
+    for name in ("processed", "model"):
+        (tmp_path / name / "content").mkdir(parents=True)
     evaluate.python_func(params=kubeflow.as_text(params), code_version=VERSION, **artifacts)
     assert given_to_step["needs_store"] is True
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("folder_exists", [True, False])
+def test_a_cached_input_that_the_object_store_has_no_more_is_named_with_the_way_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], folder_exists: bool
+) -> None:
+    processed = SimpleNamespace(path=str(tmp_path / "processed"), uri="minio://mlpipeline/x/processed", metadata={})
+    if folder_exists:
+        (tmp_path / "processed").mkdir()
+    with pytest.raises(SystemExit), kubeflow.task("train", VERSION, inputs=[processed]):
+        raise AssertionError("training began")
+    error = capfd.readouterr().err
+    assert "train failed: minio://mlpipeline/x/processed: there is nothing in the object store" in error
+    assert "--no-enable-caching" in error
 
 
 def test_a_table_keeps_its_columns_with_any_text_in_a_cell() -> None:
