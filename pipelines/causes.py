@@ -46,6 +46,9 @@ def _free_node(found: re.Match[str], request: Request) -> str:
     return f"a node with {', '.join(wanted) or 'enough free resources'}"
 
 
+_AWAY = re.compile(r"no answer|not answer|unavailable|timed? out|connection (broke|refused|reset)", re.IGNORECASE)
+"""In messages of a step: another server was away."""
+
 _WAITING = (
     _Rule(
         r'persistentvolumeclaim "([^"]+)" not found', lambda found, _: f"the volume claim {found[1]}, which is missing"
@@ -66,8 +69,12 @@ _WAITING = (
     _Rule(r'secret "([^"]+)" not found', lambda found, _: f"the secret {found[1]}, which is missing"),
     _Rule(r'configmap "([^"]+)" not found', lambda found, _: f"the ConfigMap {found[1]}, which is missing"),
     _Rule(
-        r"couldn't find key (\S+) in Secret \S+?/?(\S+)",
+        r"couldn't find key (\S+) in Secret (?:\S+/)?(\S+)",
         lambda found, _: f"the key {found[1]} of the secret {found[2]}",
+    ),
+    _Rule(
+        r"(?:FailedMount|FailedAttachVolume): (.*)",
+        lambda found, _: f"its volume, which cannot be mounted ({found[1]})",
     ),
     _Rule(r"exceeded quota", lambda found, _: f"the namespace's quota ({found.string})"),
 )
@@ -75,10 +82,8 @@ _WAITING = (
 
 def explain_waiting(message: str, request: Request) -> str:
     """What a task waits for, from the message of its node; a message that is not known is returned as it is."""
-    for rule in _WAITING:
-        if found := re.search(rule.pattern, message):
-            return rule.say(found, request)
-    return message
+    reasons = [rule.say(found, request) for rule in _WAITING if (found := re.search(rule.pattern, message))]
+    return ", ".join(dict.fromkeys(reasons)) or message
 
 
 def find_cause(node: Node, task: str, request: Request, log: str = "") -> Cause:
@@ -96,9 +101,6 @@ def find_cause(node: Node, task: str, request: Request, log: str = "") -> Cause:
             return make(found, task, request)
     if node.is_killed_for_memory:
         return _memory(None, task, request)
-    own = re.findall(r"^\w+ failed: (.*)", log, re.MULTILINE)
-    if own:
-        return Cause(own[-1])
     if "signal: killed" in log or node.exit_code == 137 or "exit code 137" in message:
         return Cause(
             "its process was killed, probably for lack of memory",
@@ -107,6 +109,9 @@ def find_cause(node: Node, task: str, request: Request, log: str = "") -> Cause:
         )
     if "signal: terminated" in log or node.exit_code == 143:
         return Cause("its process was terminated", "try again: `python -m pipelines retry RUN`", may_pass=True)
+    own = re.findall(rf"^{re.escape(task)} failed: (.*)", log, re.MULTILINE) if task else []
+    if own:
+        return Cause(own[-1], may_pass=bool(_AWAY.search(own[-1])))
     if log and "Traceback (most recent call last)" in log:
         return Cause("its code raised an exception", "the log shows where", may_pass=True)
     code = node.exit_code if node.exit_code is not None else _exit_code(message)
@@ -145,7 +150,7 @@ _FAILED: tuple[tuple[str, Callable[[re.Match[str], str, Request], Cause]], ...] 
         r'violates PodSecurity "([^"]+)": (.*)',
         lambda found, *_: Cause(
             f"the namespace's Pod Security policy {found[1]} refused its pod: {found[2]}",
-            "submit the pipeline as this version of the project compiles it",
+            "the message names what it wants; the project's own tasks pass restricted",
         ),
     ),
     (

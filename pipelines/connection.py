@@ -272,7 +272,7 @@ def _configuration(connection: Connection, retries: int) -> kfp_server_api.Confi
         configuration.refresh_api_key_hook = functools.partial(_read_token, connection.token_file)
     elif connection.token_command:
         configuration.api_key["authorization"] = "printed by the command"
-        configuration.refresh_api_key_hook = _TokenCommand(connection.token_command)
+        configuration.refresh_api_key_hook = _token_command(connection.token_command)
     configuration.api_key_prefix["authorization"] = "Bearer"
     return configuration
 
@@ -289,6 +289,7 @@ class _TokenCommand:
 
     def __init__(self, command: str) -> None:
         self._command = command
+        self._program = command.split(maxsplit=1)[0] if command.strip() else ""  # what follows may hold a password
         self._renew_at = 0.0
 
     def forget(self) -> None:
@@ -303,13 +304,17 @@ class _TokenCommand:
                 shlex.split(self._command), capture_output=True, text=True, timeout=TOKEN_COMMAND_TIMEOUT, check=False
             )
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            raise ClusterError(f"--token-command {self._command}: {error}") from error
+            raise ClusterError(f"--token-command {self._program} ...: {error}") from error
         token = done.stdout.strip()
         if done.returncode or not token:
             said = done.stderr.strip().splitlines()[-1:] or ["printed nothing"]
-            raise ClusterError(f"--token-command {self._command}: exit code {done.returncode}: {said[0]}")
+            raise ClusterError(f"--token-command {self._program} ...: exit code {done.returncode}: {said[0]}")
         configuration.api_key["authorization"] = token
         self._renew_at = time.monotonic() + TOKEN_SECONDS
+
+
+_token_command = functools.cache(_TokenCommand)
+"""One for all clients of a process, so that they share its token."""
 
 
 def _server_message(error: ApiException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
@@ -18,14 +19,14 @@ def describe(task: TaskStatus) -> str:
     """A task's state in words: what it waits for, which attempt runs, why it failed."""
     number, most = len(task.attempts), task.max_attempts
     if task.state is State.WAITING:
-        after = f" (try {number} of {most} failed: {task.cause.text})" if task.cause else ""
+        after = f" (try {number} of {most} failed: {printable(task.cause.text)})" if task.cause else ""
         return f"waiting for {task.detail}{after}"
     if task.state is State.RUNNING:
         return f"running{f' (try {number} of {most})' if number > 1 else ''}"
     if task.state is State.SUCCEEDED:
         return f"succeeded{_after(task)}{f' (try {number})' if number > 1 else ''}"
     if task.state in (State.FAILED, State.STOPPED):
-        cause = f": {task.cause.text}" if task.cause else ""
+        cause = f": {printable(task.cause.text)}" if task.cause else ""
         tries = f" (try {number} of {most})" if number > 1 and task.failed else ""
         return f"{task.state}{_after(task) if task.state is State.FAILED else ''}{tries}{cause}"
     return str(task.state)
@@ -33,7 +34,7 @@ def describe(task: TaskStatus) -> str:
 
 def describe_run(run: RunStatus) -> Iterator[str]:
     """A run and its tasks, a line each."""
-    yield f"run {run.name}: {run.state}"
+    yield f"run {printable(run.name)}: {run.state}"
     yield f"  id       {run.run_id}"
     for label, moment in (("created", run.created), ("finished", run.finished)):
         if moment:
@@ -51,13 +52,13 @@ def explain_failure(run: RunStatus) -> Iterator[str]:
     A run may have been stopped because a task had failed before.
     """
     if run.start_cause:
-        yield f"the run could not start: {run.start_cause.text}"
+        yield f"the run could not start: {printable(run.start_cause.text)}"
         yield from _advice(run.start_cause, run)
     for task in run.tasks:
         if task.state is not State.FAILED and not (task.state is State.STOPPED and task.cause):
             continue
         yield f"task {task.name}: {describe(task)}"
-        yield from (f"  | {line}" for line in task.log_end)
+        yield from (f"  | {printable(line)}" for line in task.log_end)
         if task.cause:
             yield from _advice(task.cause, run)
     if run.state is State.FAILED and not run.start_cause and not run.failed_tasks:
@@ -81,6 +82,11 @@ def make_table(run: RunStatus, last_lines: Mapping[str, str]) -> Table:
     return table
 
 
+def printable(text: str) -> str:
+    """A text of somebody else without what would control the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def age(moment: datetime | None) -> str:
     """How long ago a moment was; ``-`` for None."""
     return duration((datetime.now(UTC) - moment).total_seconds() if moment else None)
@@ -88,7 +94,8 @@ def age(moment: datetime | None) -> str:
 
 def _advice(cause: Cause, run: RunStatus) -> Iterator[str]:
     if cause.advice:
-        yield f"  What to do: {cause.advice.replace('RUN', run.run_id)}"
+        advice = re.sub(r"\bRUN\b", run.run_id, cause.advice)
+        yield f"  What to do: {advice}"
 
 
 def _after(task: TaskStatus) -> str:

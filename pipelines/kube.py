@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import kubernetes
+import yaml
 from urllib3.exceptions import HTTPError
 
 from pipelines.connection import IN_POD_NAMESPACE, ClusterError
@@ -33,6 +34,10 @@ class KubernetesError(ClusterError):
         """The right that the caller lacks, in the form of ``kubectl auth can-i``: ``list pods``."""
 
 
+class NoAccessError(KubernetesError):
+    """This machine has no access data for Kubernetes, or they cannot be read."""
+
+
 class Kubernetes:
     """The API server of the cluster that this machine's kubeconfig, or this pod's service account, names."""
 
@@ -50,7 +55,9 @@ class Kubernetes:
             else:
                 kubernetes.config.load_kube_config(client_configuration=configuration)
         except kubernetes.config.ConfigException as error:
-            raise KubernetesError("no access to Kubernetes is set up on this machine (no kubeconfig)") from error
+            raise NoAccessError("no access to Kubernetes is set up on this machine (no kubeconfig)") from error
+        except (OSError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise NoAccessError(f"the kubeconfig cannot be read ({error})") from error
         configuration.retries = 0
         self.host = str(configuration.host)
         self.client = kubernetes.client.ApiClient(configuration)
@@ -80,6 +87,17 @@ class Kubernetes:
             "list pods", self.core.list_namespaced_pod, self.namespace, label_selector=f"{RUN_LABEL}={run_id}"
         )
         return list(listed["items"])
+
+    def warnings(self, pod: str) -> list[str]:
+        """Kubernetes' warnings about a pod, as ``REASON: MESSAGE``, the newest last.
+
+        Raises:
+            KubernetesError: see `get`.
+        """
+        selector = f"involvedObject.name={pod},type=Warning"
+        listed = self.get("list events", self.core.list_namespaced_event, self.namespace, field_selector=selector)
+        events = sorted(listed["items"], key=lambda event: event.get("lastTimestamp") or "")
+        return [f"{event.get('reason', '')}: {event.get('message', '')}" for event in events]
 
     def pod_log(self, pod: str, container: str) -> str:
         """The log of a pod's container, as far as written.
@@ -141,7 +159,9 @@ class Kubernetes:
         try:
             return call(*args, _preload_content=False, _request_timeout=TIMEOUT, **kwargs)
         except kubernetes.client.ApiException as error:
-            if error.status in (401, 403):
+            if error.status == 401:
+                raise KubernetesError("Kubernetes refuses the login of the kubeconfig (401)", status=401) from error
+            if error.status == 403:
                 where = "in the cluster" if right in CLUSTER_WIDE else f"in namespace {self.namespace}"
                 raise KubernetesError(f"no right to {right} {where}", status=error.status, right=right) from error
             raise KubernetesError(f"Kubernetes answers {error.status} {error.reason}", status=error.status) from error

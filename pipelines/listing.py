@@ -13,10 +13,10 @@ from rich.table import Table
 
 from pipelines.client import Cluster
 from pipelines.connection import ClusterError
-from pipelines.display import age, describe
+from pipelines.display import age, describe, printable
 from pipelines.kube import Kubernetes
 from pipelines.logs import own_lines
-from pipelines.orphans import find_orphans
+from pipelines.orphans import find_orphans, is_same_cluster
 from pipelines.reader import RunReader
 from pipelines.runs import RunStatus, State, TaskStatus
 
@@ -62,7 +62,14 @@ def list_runs(reader: RunReader, count: int) -> list[Listed]:
     Raises:
         ClusterError: the server does not answer or refuses.
     """
-    return [_list(reader, reader.read(run.run_id)) for run in reader.cluster.runs(count)]
+    found = []
+    for run in reader.cluster.runs(count):
+        try:
+            found.append(_list(reader, reader.read(run.run_id)))
+        except ClusterError as error:
+            if error.status != 404:  # deleted meanwhile
+                raise
+    return found
 
 
 def make_table(found: Sequence[Listed]) -> Table:
@@ -80,15 +87,21 @@ def make_table(found: Sequence[Listed]) -> Table:
             one.version,
             one.now,
         )
-        table.add_row(*map(escape, cells))
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     return table
 
 
 def warn_of_orphans(cluster: Cluster) -> Iterator[str]:
-    """Lines about workflows and schedules that Kubeflow Pipelines does not know; none without rights to look."""
+    """Lines about workflows and schedules that Kubeflow Pipelines does not know.
+
+    None if this machine has no rights to look, or access to another cluster, for all one can see.
+    """
     try:
-        for one in find_orphans(cluster, Kubernetes(cluster.pod_namespace)):
-            yield f"{one}: Kubeflow Pipelines does not know it. Remove it: {one.removal}"
+        kubernetes = Kubernetes(cluster.pod_namespace)
+        if not is_same_cluster(cluster, kubernetes):
+            return
+        for one in find_orphans(cluster, kubernetes):
+            yield f"{one}, at {kubernetes.host}: Kubeflow Pipelines does not know it. Remove it: {one.removal}"
     except ClusterError:
         return
 

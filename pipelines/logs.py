@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from pipelines.connection import Api, ClusterError, Connection
@@ -26,6 +26,29 @@ _ARGO = re.compile(r'time="?\S+"? level=\w+ .*\bargo=true')
 
 _EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]")
 """Start of a line of the SDK's executor."""
+
+
+_JSON_END = re.compile(r"[}\]]+,?")
+
+PROGRESS = re.compile(r"\[[\w-]+\] ")
+"""Start of the lines of a step that tell its progress."""
+
+
+class NewLines:
+    """What has been added to a log since the last look; logs are read whole, and lose their beginning when rotated."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = ""
+
+    def take(self, lines: Sequence[str]) -> Sequence[str]:
+        """The lines after those of the last call."""
+        start = self._count
+        if start and (start > len(lines) or lines[start - 1] != self._last):  # rotated
+            start = next((number for number in range(len(lines), 0, -1) if lines[number - 1] == self._last), 0)
+        if lines:
+            self._count, self._last = len(lines), lines[-1]
+        return lines[start:]
 
 
 class LogReader:
@@ -102,8 +125,8 @@ def own_lines(text: str) -> Iterator[str]:
     """
     inside = after_foreign = False
     for line in text.splitlines():
-        if inside:
-            inside = line not in ("}", "]")
+        if inside and not PROGRESS.match(line):
+            inside = not _JSON_END.fullmatch(line)
             continue
         is_foreign = bool(_GLOG.match(line) or _ARGO.match(line) or _EXECUTOR.match(line))
         if is_foreign or (after_foreign and line == "{"):

@@ -16,7 +16,7 @@ Sources, each of which may be missing:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -84,6 +84,8 @@ class Node:
         if running := state.get("running"):  # the API is some seconds behind
             phase = RUNNING if self.phase == PENDING else self.phase
             return replace(self, phase=phase, started=_time(running.get("startedAt")) or self.started)
+        if reason := status.get("reason"):  # an evicted pod, whose containers are gone
+            return replace(self, message=_one_line(f"{reason}: {status.get('message', '')}"))
         return replace(self, message=_why_it_waits(status) or self.message)
 
 
@@ -118,11 +120,14 @@ def from_run(details: Iterable[Any]) -> dict[str, Node]:
         return {}
     names = _names(workflow, {entry.display_name for entry in entries}, known)
     by_id = {node_id(workflow, name): name for name in names}
+    by_label: dict[str, list[str]] = {}
+    for name in names:
+        by_label.setdefault(_last(name), []).append(name)
     found: dict[str, Node] = {}
     leaves = []
     for entry in entries:
         below = [by_id[child] for child in children[id(entry)] if child in by_id]
-        candidates = [name for name in names if _last(name) == entry.display_name and name not in found]
+        candidates = [name for name in by_label.get(entry.display_name, ()) if name not in found]
         fitting = [name for name in candidates if any(_may_be_below(child, name) for child in below)]
         if len(candidates) == 1 or len(fitting) == 1:
             name = (fitting or candidates)[0]
@@ -130,7 +135,7 @@ def from_run(details: Iterable[Any]) -> dict[str, Node]:
         elif not children[id(entry)]:
             leaves.append(entry)
     for entry in sorted(leaves, key=lambda entry: str(entry.start_time)):
-        candidates = [name for name in names if _last(name) == entry.display_name and name not in found]
+        candidates = [name for name in by_label.get(entry.display_name, ()) if name not in found]
         if candidates:
             name = min(candidates, key=lambda name: _distance(found.get(_ATTEMPT.sub("", name)), entry))
             found[name] = _from_entry(workflow, name, entry)
@@ -139,12 +144,14 @@ def from_run(details: Iterable[Any]) -> dict[str, Node]:
 
 def node_id(workflow: str, name: str) -> str:
     """Argo's id of a node (``Workflow.NodeID``): the workflow's name and the 32-bit FNV-1a hash of the node's name."""
-    if name == workflow:
-        return name
-    digest = 2166136261
-    for byte in name.encode():
+    return name if name == workflow else f"{workflow}-{_fnv1a(name)}"
+
+
+def _fnv1a(text: str, digest: int = 2166136261) -> int:
+    """The hash of a text; ``digest`` is the hash of what stands before it."""
+    for byte in text.encode():
         digest = (digest ^ byte) * 16777619 & 0xFFFFFFFF
-    return f"{workflow}-{digest}"
+    return digest
 
 
 def pod_name(node: str, template: str) -> str:
@@ -169,18 +176,19 @@ def _workflow_name(entries: Iterable[Any], known: set[str]) -> str | None:
 def _names(workflow: str, labels: set[str], known: set[str]) -> list[str]:
     """Names of all nodes, in the order of the tree: the possible ones whose id occurs."""
     plain = sorted({_ATTEMPT.sub("", label) for label in labels})
-    found = [workflow]
-    for name in found:  # grows meanwhile
-        if _ATTEMPT.search(name):
-            possible: Iterator[str] = (f"{name}.{label}" for label in plain)
-        else:
-            possible = (f"{name}({attempt})" for attempt in range(len(known)))
-        for candidate in possible:
-            if node_id(workflow, candidate) in known:
-                found.append(candidate)
-            elif candidate.endswith(")") and not _ATTEMPT.search(name):
+    found = {workflow: _fnv1a(workflow)}
+    queue = [workflow]
+    for name in queue:  # grows meanwhile
+        is_attempt = bool(_ATTEMPT.search(name))
+        endings = (f".{label}" for label in plain) if is_attempt else (f"({number})" for number in range(len(known)))
+        for ending in endings:
+            digest = _fnv1a(ending, found[name])
+            if f"{workflow}-{digest}" in known:
+                found[name + ending] = digest
+                queue.append(name + ending)
+            elif not is_attempt:
                 break  # attempts have no gaps
-    return found
+    return queue
 
 
 def _may_be_below(child: str, name: str) -> bool:

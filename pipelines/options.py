@@ -137,7 +137,7 @@ class ServerOptions:
         typer.Option(
             envvar="KF_PIPELINES_TOKEN_COMMAND",
             callback=_prefer_command_line,
-            help="Command that prints a token; run anew every five minutes.",
+            help="Command that prints a token, run anew every five minutes, without a shell.",
             show_default=False,
         ),
     ] = None

@@ -23,6 +23,9 @@ GRACE = timedelta(minutes=5)
 """Age below which an unknown object may still become known: a run that is being stored; a workflow of a schedule, whose
 run the persistence agent stores when it has seen the workflow."""
 
+KNOWN_RUNS = 100
+"""How many of the server's newest runs tell that Kubernetes is the same cluster's."""
+
 RUN_NAME = "pipelines.kubeflow.org/run_name"
 """Annotation of a workflow with the run's name; workflows of a schedule have none."""
 
@@ -83,6 +86,17 @@ def find_orphans(cluster: Cluster, kubernetes: Kubernetes, *, grace: timedelta =
     return sorted(unknown, key=lambda one: one.created)
 
 
+def is_same_cluster(cluster: Cluster, kubernetes: Kubernetes) -> bool:
+    """Whether Kubernetes has the workflow of a run that the server knows: a kubeconfig may lead to another cluster.
+
+    Raises:
+        KubernetesError: no access, or no right to list workflows.
+        ClusterError: the server does not answer.
+    """
+    known = {run.run_id for run in cluster.runs(KNOWN_RUNS)}
+    return any(one["metadata"]["labels"][RUN_LABEL] in known for one in kubernetes.workflows(RUN_LABEL))
+
+
 def explain_unknown(cluster: Cluster, kind: str, run_name: str = "") -> str:
     """What to do after a submission of which nobody knows whether it was carried out.
 
@@ -105,7 +119,7 @@ def explain_unknown(cluster: Cluster, kind: str, run_name: str = "") -> str:
         )
     ours = [one for one in found if one.kind == kind and one.run_name == run_name]
     if not ours:
-        return f"No unknown {kind} is there now."
+        return f"No unknown {kind} was found; look again in five minutes."
     commands = "; ".join(f"`{one.removal}`" for one in ours)
     return (
         f"Not known to Kubeflow Pipelines: {', '.join(map(str, ours))}. Remove it before you submit again: {commands}."

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 
 from pipelines.causes import Cause, Request, find_cause
 from pipelines.client import Cluster
 from pipelines.connection import ClusterError
-from pipelines.kube import Kubernetes, KubernetesError
+from pipelines.kube import Kubernetes, KubernetesError, NoAccessError
 from pipelines.logs import LogReader, own_lines
-from pipelines.nodes import NODE_NAME, Node, from_run, from_workflow
+from pipelines.nodes import NODE_NAME, PENDING, Node, from_run, from_workflow
 from pipelines.runs import RunStatus, TaskStatus, read_run
 from pipelines.spec import PipelineTask
 
 LOG_END = 15
 """Lines of a failed task's log that are shown."""
 
-NO_TASKS = "The version of its pipeline has been deleted from the server, so its tasks are not known."
+STARTING_REASONS = ("PodInitializing", "ContainerCreating")
+"""Messages of a pod that is starting, as far as Argo knows."""
+
+NO_TASKS = "Its tasks are not known: the version of its pipeline has been deleted, or is not of Kubeflow Pipelines 2."
 
 
 class RunReader:
@@ -28,7 +33,8 @@ class RunReader:
         self.cluster = cluster
         self.logs = LogReader(cluster.connection, cluster.pod_namespace)
         self._tasks: dict[str, tuple[PipelineTask, ...] | None] = {}
-        self._causes: dict[str, tuple[Cause, tuple[str, ...]]] = {}
+        self._causes: dict[tuple[str, datetime | None], tuple[Cause, tuple[str, ...]]] = {}
+        """By node id and start: a retry of the run uses ids again."""
         self._kubernetes: Kubernetes | None = None
         self._no_pods = ""
         """Why the pods cannot be read; empty if they can, or if this is not known yet."""
@@ -45,14 +51,16 @@ class RunReader:
             self._tasks[run_id] = pipeline.tasks() if pipeline else None
         tasks = self._tasks[run_id]
         workflow = self.cluster.workflow(run_id)
-        nodes = (
-            from_workflow(workflow) if workflow else from_run((run.run_details and run.run_details.task_details) or [])
-        )
+        nodes = from_workflow(workflow) if workflow else {}
+        if not nodes:  # no workflow, or one whose nodes Argo has compressed or stored elsewhere
+            nodes = from_run((run.run_details and run.run_details.task_details) or [])
         self._add_pods(run_id, nodes)
         lacking = (
             f"Why tasks wait or fail is not fully known: {self._no_pods}." if self._no_pods and not workflow else ""
         )
         status = read_run(run, tasks or (), nodes, lacking if tasks is not None else NO_TASKS)
+        if run.error and not status.tasks:
+            status = replace(status, start_cause=Cause(" ".join(str(run.error.message).split())))
         if status.start_failure:
             status = replace(status, start_cause=self._explain(run_id, status.start_failure, "", Request())[0])
         return replace(status, tasks=tuple(self._with_cause(run_id, task) for task in status.tasks))
@@ -64,12 +72,22 @@ class RunReader:
             self._kubernetes = self._kubernetes or Kubernetes(self.cluster.pod_namespace)
             pods = self._kubernetes.pods(run_id)
         except KubernetesError as error:
-            self._no_pods = str(error)
+            if isinstance(error, NoAccessError) or error.status == 403:
+                self._no_pods = str(error)
             return
         for pod in pods:
             name = pod["metadata"].get("annotations", {}).get(NODE_NAME)
             if name in nodes:
-                nodes[name] = nodes[name].with_pod(pod)
+                nodes[name] = self._with_warning(nodes[name].with_pod(pod))
+
+    def _with_warning(self, node: Node) -> Node:
+        """The node with Kubernetes' last warning, if nothing else says why its pod does not start."""
+        if node.phase != PENDING or node.message not in ("", *STARTING_REASONS) or self._kubernetes is None:
+            return node
+        with suppress(KubernetesError):
+            for warning in self._kubernetes.warnings(node.pod)[-1:]:
+                return replace(node, message=" ".join(warning.split()))
+        return node
 
     def _with_cause(self, run_id: str, task: TaskStatus) -> TaskStatus:
         if task.failed is None:
@@ -78,11 +96,15 @@ class RunReader:
         return replace(task, cause=cause, log_end=log_end)
 
     def _explain(self, run_id: str, node: Node, step: str, request: Request) -> tuple[Cause, tuple[str, ...]]:
-        if node.id not in self._causes:
-            try:
-                log = self.logs.read(run_id, node)
-            except ClusterError:
-                log = ""
-            lines = deque((line for line in own_lines(log) if line.strip()), maxlen=LOG_END)
-            self._causes[node.id] = find_cause(node, step, request, log), tuple(lines)
-        return self._causes[node.id]
+        key = node.id, node.started
+        if key in self._causes:
+            return self._causes[key]
+        try:
+            log = self.logs.read(run_id, node)
+        except ClusterError:
+            log = ""
+        lines = deque((line for line in own_lines(log) if line.strip()), maxlen=LOG_END)
+        found = find_cause(node, step, request, log), tuple(lines)
+        if log and (node.message or node.exit_code is not None):  # else a later look may find more
+            self._causes[key] = found
+        return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +27,9 @@ app.add_typer(schedules, name="schedule")
 
 FOLLOW_INTERVAL = 5.0
 """Seconds between two looks at a log that is followed."""
+
+FOLLOW_PATIENCE = 120.0
+"""Seconds without a log after which following ends."""
 
 PIPED_WIDTH = 240
 """Columns of a table in a pipe or a file."""
@@ -155,6 +159,8 @@ def logs(
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
     chosen = _choose_tasks(found, task)
+    if follow and attempt is not None:
+        raise typer.BadParameter("--follow shows each try; leave out --try")
     if follow and len(chosen) != 1:
         chosen = [one for one in chosen if not one.is_over][:1] or chosen[-1:]
     if follow:
@@ -258,33 +264,48 @@ def _choose_tasks(run: RunStatus, name: str | None) -> list[TaskStatus]:
     return chosen
 
 
-def _print_log(text: str, *, raw: bool, skip: int = 0) -> int:
-    """Print a log from line ``skip`` on; returns how many lines it has."""
+def _print_log(text: str, *, raw: bool) -> None:
     from pipelines.logs import own_lines
 
     lines = text.splitlines() if raw else list(own_lines(text))
-    if lines[skip:]:
-        print("\n".join(lines[skip:]), flush=True)
-    return len(lines)
+    if lines:
+        print("\n".join(lines), flush=True)
 
 
 def _follow(reader: RunReader, run_id: str, name: str, *, raw: bool) -> None:
     """Print a task's log until the task is over, attempt after attempt."""
     from pipelines.connection import ClusterError
+    from pipelines.logs import NewLines, own_lines
+    from pipelines.nodes import PENDING
 
-    shown: dict[str, int] = {}
+    shown: dict[tuple[str, datetime | None], NewLines] = {}
+    ended = set()
+    failing_since: float | None = None
     while True:
-        task = next(one for one in reader.read(run_id).tasks if one.name == name)
-        for node in task.attempts[-1:]:
-            try:
-                text = reader.logs.read(run_id, node)
-            except ClusterError:
-                if task.is_over:
-                    raise
-                text = ""
-            if not task.is_over:
-                text = text[: text.rfind("\n") + 1]  # the last line may be incomplete
-            shown[node.id] = _print_log(text, raw=raw, skip=shown.get(node.id, 0))
-        if task.is_over:
-            return
+        try:
+            task = next(one for one in reader.read(run_id).tasks if one.name == name)
+            for node in task.attempts:
+                key, is_last = (node.id, node.started), node is task.attempts[-1]
+                if key in ended or node.phase == PENDING:
+                    continue
+                try:
+                    text = reader.logs.read(run_id, node)
+                except ClusterError:
+                    if is_last:
+                        raise
+                    text = ""
+                if is_last and not task.is_over:
+                    text = text[: text.rfind("\n") + 1]  # the last line may be incomplete
+                else:
+                    ended.add(key)
+                lines = text.splitlines() if raw else list(own_lines(text))
+                for line in shown.setdefault(key, NewLines()).take(lines):
+                    print(line, flush=True)
+            if task.is_over:
+                return
+            failing_since = None
+        except ClusterError:  # a pod that has just started has no log, either
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since > FOLLOW_PATIENCE:
+                raise
         time.sleep(FOLLOW_INTERVAL)

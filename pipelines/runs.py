@@ -173,7 +173,7 @@ def read_run(run: Any, tasks: Sequence[PipelineTask], nodes: Mapping[str, Node],
     history = run.state_history or []
     retried = any(status.state == "RUNNING" and stopped and status.update_time > stopped for status in history)
     stopped = None if retried else stopped
-    state = _RUN_STATES.get(run.state, State.WAITING)
+    state = _RUN_STATES.get(run.state, State.FAILED if run.error and not run.state else State.WAITING)
     if state is State.FAILED and stopped:
         state = State.STOPPED  # the server calls it FAILED
     whole = _Run(state, stopped)

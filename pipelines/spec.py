@@ -88,7 +88,7 @@ class CompiledPipeline:
 
     def tasks(self) -> tuple[PipelineTask, ...]:
         """The tasks in an order in which they can run: each after those that it depends on."""
-        return tuple(self._read_tasks(self.spec["root"]["dag"]["tasks"]))
+        return tuple(self._read_tasks(self.spec["root"].get("dag", {}).get("tasks", {})))
 
     def _read_tasks(self, tasks: Mapping[str, Any]) -> Iterator[PipelineTask]:
         before = {name: task.get("dependentTasks", []) for name, task in sorted(tasks.items())}
@@ -114,7 +114,7 @@ class CompiledPipeline:
             cpu=str(asked.get("resourceCpuRequest", "")),
             memory=str(asked.get("resourceMemoryRequest", "")),
             memory_limit=str(asked.get("resourceMemoryLimit", "")),
-            gpus=int(asked.get("accelerator", {}).get("resourceCount", 0)),
+            gpus=int(gpus) if (gpus := str(asked.get("accelerator", {}).get("resourceCount", ""))).isdecimal() else 0,
         )
 
     def code_versions(self) -> dict[str, dict[str, str]]:
@@ -142,6 +142,8 @@ class CompiledPipeline:
         way.
         """
         other = from_server(stored)
+        if other is None:
+            return False
         try:
             return _messages(self.spec, self.platforms) == _messages(other.spec, other.platforms)
         except json_format.ParseError:  # written by another version of the SDK
@@ -224,9 +226,15 @@ def parse_compiled(text: str, origin: str) -> CompiledPipeline:
     return CompiledPipeline(spec, platforms, origin)
 
 
-def from_server(stored: Mapping[str, Any]) -> CompiledPipeline:
-    """The pipeline in a server's ``pipeline_spec``, which has the settings for Kubernetes beside it or not at all."""
+def from_server(stored: Mapping[str, Any] | None) -> CompiledPipeline | None:
+    """The pipeline in a server's ``pipeline_spec``, which has the settings for Kubernetes beside it or not at all.
+
+    None if it is not a pipeline of Kubeflow Pipelines 2.
+    """
+    stored = stored or {}
     both = "pipeline_spec" in stored
+    if "root" not in (stored["pipeline_spec"] if both else stored):
+        return None
     return CompiledPipeline(
         stored["pipeline_spec"] if both else dict(stored), stored.get("platform_spec", {}) if both else {}, "the server"
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
@@ -15,10 +14,10 @@ from rich.live import Live
 
 from pipelines.connection import BUSY, ClusterError
 from pipelines.display import describe, explain_failure, make_table
-from pipelines.logs import own_lines
+from pipelines.logs import PROGRESS, NewLines, own_lines
 from pipelines.nodes import PENDING, Node
 from pipelines.reader import RunReader
-from pipelines.runs import RunStatus, State, TaskStatus
+from pipelines.runs import RunStatus, State
 from yolact.errors import YolactError
 
 INTERVAL = 10.0
@@ -26,12 +25,6 @@ INTERVAL = 10.0
 
 PATIENCE = 900.0
 """Seconds that a server may be unavailable while waiting for a run."""
-
-RETRY_PATIENCE = 120.0
-"""Seconds that the server may take to show a retried run as running again."""
-
-PROGRESS = re.compile(r"\[[\w-]+\] ")
-"""Start of the lines of a step that tell its progress."""
 
 
 class RunFailedError(YolactError, RuntimeError):
@@ -46,11 +39,8 @@ class Screen(Protocol):
     def tell(self, text: str) -> None:
         """A message about the wait itself."""
 
-    def show(self, run: RunStatus) -> None:
-        """The run as it is now."""
-
-    def progress(self, task: TaskStatus, line: str) -> None:
-        """A line that a task has printed."""
+    def show(self, run: RunStatus, printed: Mapping[str, Sequence[str]]) -> None:
+        """The run as it is now, and what tasks have printed since the last call, by their names."""
 
 
 class Lines:
@@ -62,15 +52,15 @@ class Lines:
     def tell(self, text: str) -> None:
         print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
 
-    def show(self, run: RunStatus) -> None:
+    def show(self, run: RunStatus, printed: Mapping[str, Sequence[str]]) -> None:
         for task in run.tasks:
             state = describe(task)
+            lines = [f"{task.name}: {line}" for line in printed.get(task.name, ())]
             if self._seen.get(task.name, State.NOT_REACHED) != state:
                 self._seen[task.name] = state
-                self.tell(f"{task.name}: {state}")
-
-    def progress(self, task: TaskStatus, line: str) -> None:
-        self.tell(f"{task.name}: {PROGRESS.sub('', line, count=1)}")
+                lines.insert(len(lines) if task.is_over else 0, f"{task.name}: {state}")
+            for line in lines:
+                self.tell(line)
 
 
 class LiveTable:
@@ -83,11 +73,9 @@ class LiveTable:
     def tell(self, text: str) -> None:
         self._live.console.print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", markup=False, highlight=False)
 
-    def show(self, run: RunStatus) -> None:
+    def show(self, run: RunStatus, printed: Mapping[str, Sequence[str]]) -> None:
+        self._last |= {name: lines[-1] for name, lines in printed.items() if lines}
         self._live.update(make_table(run, self._last), refresh=True)
-
-    def progress(self, task: TaskStatus, line: str) -> None:
-        self._last[task.name] = PROGRESS.sub("", line, count=1)
 
 
 @contextmanager
@@ -96,7 +84,7 @@ def open_screen() -> Iterator[Screen]:
     if not sys.stdout.isatty():
         yield Lines()
         return
-    with Live(console=Console(), auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(console=Console(), auto_refresh=False) as live:
         yield LiveTable(live)
 
 
@@ -114,38 +102,46 @@ def wait(reader: RunReader, run_id: str, screen: Screen, retries: int = 0) -> Ru
     Raises:
         ClusterError: the server refuses, or stays unavailable; the run continues.
     """
-    output = _Output(reader, screen)
-    left, retried = retries, float("-inf")
+    output = _Output(reader)
+    left = retries
     last_answer = time.monotonic()
     said = ""
     while True:
         try:
             run = reader.read(run_id)
-            last_answer = time.monotonic()
-            output.show_new(run)
-            screen.show(run)
-            if run.lacking and run.lacking != said:
-                said = run.lacking
-                screen.tell(said)
-            is_stale = run.is_over and time.monotonic() - retried < RETRY_PATIENCE and not output.has_changed(run)
-            if run.is_over and not is_stale:
-                if not (left and run.may_pass):
-                    return run
-                for line in explain_failure(run):
-                    screen.tell(line)
-                screen.tell(f"retrying the run ({retries - left + 1} of {retries})")
-                output.remember(run)
-                reader.cluster.retry(run_id)
-                left, retried = left - 1, time.monotonic()
         except ClusterError as error:
-            is_token_old = error.status == 401 and reader.cluster.connection.renews_tokens
-            away = error.status is None or error.status in BUSY or is_token_old
-            if not away or time.monotonic() - last_answer > PATIENCE:
+            may_come_back = error.status in (None, *BUSY) or (
+                error.status == 401 and reader.cluster.connection.renews_tokens
+            )
+            if error.status == 404:
+                raise
+            if not may_come_back or time.monotonic() - last_answer > PATIENCE:
                 raise ClusterError(
                     f"{error} The run continues; wait again with `python -m pipelines wait {run_id}`.",
                     status=error.status,
                 ) from error
-            screen.tell(f"the server {'refuses the token' if is_token_old else 'does not answer'}; trying again")
+            if str(error) != said:
+                said = str(error)
+                screen.tell(f"trying again: {said}")
+            time.sleep(INTERVAL)
+            continue
+        last_answer = time.monotonic()
+        screen.show(run, output.take_new(run))
+        if run.lacking and run.lacking != said:
+            said = run.lacking
+            screen.tell(said)
+        if run.is_over:
+            if not (left and run.may_pass):
+                return run
+            for line in explain_failure(run):
+                screen.tell(line)
+            screen.tell(f"retrying the run ({retries - left + 1} of {retries})")
+            left -= 1
+            try:
+                reader.cluster.retry(run_id)
+            except ClusterError as error:
+                screen.tell(f"the run cannot be retried: {error}")
+                return run
         time.sleep(INTERVAL)
 
 
@@ -166,44 +162,34 @@ def check_success(run: RunStatus, address: str) -> None:
 
 
 class _Output:
-    """What the pods have printed, and how much of it has been shown."""
+    """What the pods have printed since the last look."""
 
-    def __init__(self, reader: RunReader, screen: Screen) -> None:
+    def __init__(self, reader: RunReader) -> None:
         self._reader = reader
-        self._screen = screen
-        self._shown: dict[str, int] = {}
-        """Lines by node."""
-        self._ended: set[str] = set()
-        """Nodes whose whole log has been shown."""
-        self._before_retry: tuple[object, ...] | None = None
+        self._logs: dict[tuple[str, datetime | None], NewLines] = {}
+        """By node id and start: a retry of the run uses ids again."""
+        self._ended: set[tuple[str, datetime | None]] = set()
+        """Those whose end has been read."""
 
-    def show_new(self, run: RunStatus) -> None:
+    def take_new(self, run: RunStatus) -> dict[str, list[str]]:
+        """The new lines that tell a task's progress, by the task's name."""
+        found: dict[str, list[str]] = {}
         for task in run.tasks:
-            for node in task.attempts[-1:]:
-                if node.phase != PENDING and node.id not in self._ended:
-                    self._show(run.run_id, task, node)
+            for node in task.attempts:
+                key = node.id, node.started
+                if node.phase != PENDING and key not in self._ended:
+                    is_running = node is task.attempts[-1] and task.state is State.RUNNING
+                    lines = self._logs.setdefault(key, NewLines()).take(self._read(run.run_id, node, is_running))
+                    found.setdefault(task.name, []).extend(PROGRESS.sub("", line, count=1) for line in lines)
+                    if not is_running:
+                        self._ended.add(key)
+        return found
 
-    def _show(self, run_id: str, task: TaskStatus, node: Node) -> None:
+    def _read(self, run_id: str, node: Node, is_running: bool) -> list[str]:
         try:
             text = self._reader.logs.read(run_id, node)
         except ClusterError:  # not there yet, or no source has it: the end of the wait says so
-            text = ""
-        if task.state is State.RUNNING:
+            return []
+        if is_running:
             text = text[: text.rfind("\n") + 1]  # the last line may be incomplete
-        else:
-            self._ended.add(node.id)
-        lines = [line for line in own_lines(text) if PROGRESS.match(line)]
-        for line in lines[self._shown.get(node.id, 0) :]:
-            self._screen.progress(task, line)
-        self._shown[node.id] = max(len(lines), self._shown.get(node.id, 0))
-
-    def remember(self, run: RunStatus) -> None:
-        """Keep the state before a retry, to recognise when the server still gives it."""
-        self._before_retry = _marks(run)
-
-    def has_changed(self, run: RunStatus) -> bool:
-        return _marks(run) != self._before_retry
-
-
-def _marks(run: RunStatus) -> tuple[object, ...]:
-    return (run.state, run.finished, *((task.state, task.started) for task in run.tasks))
+        return [line for line in own_lines(text) if PROGRESS.match(line)]

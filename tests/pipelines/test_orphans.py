@@ -100,7 +100,7 @@ def test_a_failed_creation_that_started_nothing_says_so(
     server: Server, cluster: Cluster, kubernetes: KubeServer
 ) -> None:
     server.faults = [Fault("POST .*/runs", 500)]
-    with pytest.raises(ClusterError, match="No unknown workflow is there now") as failed:
+    with pytest.raises(ClusterError, match="No unknown workflow was found") as failed:
         cluster.start(job(server))
     assert "delete workflow" not in str(failed.value)
 

@@ -20,7 +20,7 @@ from pipelines.reader import RunReader
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Fault, Server
 from tests.pipelines.kube_server import serve_kubernetes
-from tests.pipelines.recorded import moments, replay
+from tests.pipelines.recorded import Moment, moments, replay
 
 LAUNCHER = """\
 time="2026-11-28T21:28:57.313Z" level=info msg="capturing logs" argo=true
@@ -75,9 +75,9 @@ def test_wait_shows_changes_and_progress_and_ends_with_the_cause_and_what_to_do(
         "source: succeeded after 4 s",
         "ingest: cached",
         "preprocess: waiting for Kubeflow Pipelines to prepare it",
+        "preprocess: cached",
         "train: MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000",
         "train: epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB",
-        "preprocess: cached",
         "train: failed after 8 s: out of memory: its container reached the limit of 48Gi",
     ]
     assert f"({run_id}) failed" in failed.err
@@ -138,19 +138,50 @@ def test_a_missing_right_is_named(server: Server, tmp_path: Path, monkeypatch: p
     assert "source      waiting for its pod to start" in shown.out
 
 
-@pytest.mark.parametrize(("case", "times"), [("out-of-memory", 1), ("invalid-pod", 0)])
-def test_retries_happen_only_where_the_cause_may_pass(server: Server, case: str, times: int) -> None:
-    run_id = replay(server, case)
-    if case == "invalid-pod":  # stopped by hand when it was recorded
-        for moment in server.moments[run_id][-1:]:
-            moment["run"]["state"] = "FAILED"
-    server.after_retry = moments("retried-by-request")
-    for moment in server.after_retry:
-        moment["run"] |= {"run_id": run_id}
-    done = call("wait", run_id, "--retries", "2")
-    assert server.count(f"POST .*/{run_id}:retry") == times
-    assert done.code == (0 if times else 3)
-    assert ("retrying the run (1 of 2)" in done.out) is bool(times)
+def again(moment: Moment, log: str, server: Server) -> Moment:
+    """The last moment of `out-of-memory` as after a retry, which uses the nodes' ids again, with another failure."""
+    text = json.dumps(moment).replace("2026-11-28T21:2", "2026-11-28T22:2").replace("OOMKilled (exit", "Error (exit")
+    server.logs[last_attempt("out-of-memory", "train")[0]] = log
+    found: Moment = json.loads(text)
+    return found
+
+
+def test_a_run_is_retried_while_its_causes_may_pass(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = replay(server, "out-of-memory")
+    failed = moments("out-of-memory")[-1]
+
+    def look_again(seconds: float) -> None:
+        if server.count(":retry"):
+            server.logs[pod] = "[train] epoch 2 of 10\ntrain failed: params.yaml: train.lr: must be positive\n"
+
+    pod, _ = last_attempt("out-of-memory", "train")
+    server.logs[pod] = OWN
+    server.after_retry = [again(failed, OWN, server)]
+    monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=look_again, monotonic=time.monotonic))
+    done = call("wait", run_id, "--retries", "3")
+    assert done.code == 3
+    assert server.count(f"POST .*/{run_id}:retry") == 1
+    shown = changes(done.out)
+    assert "retrying the run (1 of 3)" in shown
+    assert "train: epoch 2 of 10" in shown[shown.index("retrying the run (1 of 3)") :]
+    assert "train: failed after 8 s: params.yaml: train.lr: must be positive" in shown
+    assert "out of memory" not in done.err
+
+
+def test_a_cause_that_stays_is_not_retried(server: Server) -> None:
+    run_id = replay(server, "invalid-pod")
+    server.moments[run_id][-1]["run"]["state"] = "FAILED"  # it was stopped by hand
+    assert call("wait", run_id, "--retries", "2").code == 3
+    assert server.count(":retry") == 0
+
+
+def test_a_run_that_the_server_does_not_retry_ends_the_wait_with_its_cause(server: Server) -> None:
+    server.faults = [Fault("POST .*:retry", 500, times=9)]
+    failed = call("wait", replay(server, "out-of-memory"), "--retries", "3")
+    assert failed.code == 3
+    assert server.count("POST .*:retry") == 1
+    assert "the run cannot be retried: " in failed.out
+    assert "out of memory" in failed.err
 
 
 def test_a_stopped_run_is_not_a_success(server: Server) -> None:
@@ -175,7 +206,7 @@ def test_waiting_tolerates_an_unavailable_server(server: Server) -> None:
     ]
     done = call("wait", run_id)
     assert done.code == 0, done.err
-    assert done.out.count("the server does not answer; trying again") == 3
+    assert done.out.count("trying again: ") == 2, "each message once"
 
 
 def test_waiting_ends_when_the_server_stays_unavailable_and_says_that_the_run_continues(
@@ -217,8 +248,8 @@ def test_a_token_that_expires_while_waiting_is_renewed(server: Server, tmp_path:
         patch.setattr(watch, "time", SimpleNamespace(sleep=renew, monotonic=time.monotonic))
         done = call("wait", run_id, *options)
     assert done.code == 3, done.err
-    assert "train (try 2 of 6)" in done.err or "(try 2 of 6)" in done.err
-    assert "the server refuses the token; trying again" in done.out
+    assert "task train: failed after 2 min (try 2 of 6)" in done.err
+    assert "answers 401" in done.out
 
 
 @pytest.mark.parametrize(
@@ -228,7 +259,7 @@ def test_a_token_that_expires_while_waiting_is_renewed(server: Server, tmp_path:
 def test_a_command_that_prints_no_token_is_named(server: Server, command: str, problem: str) -> None:
     refused = call("status", "x", "--token-command", command)
     assert refused.code == 1
-    assert f"--token-command {command}: " in refused.err
+    assert f"--token-command {command} ...: " in refused.err
     assert problem in refused.err
     server.requests.append("none, as it should be")
 
@@ -287,7 +318,7 @@ def test_without_the_pipelines_version_the_state_of_the_run_is_shown(server: Ser
     server.versions.clear()
     shown = call("status", run_id)
     assert shown.code == 0, shown.err
-    assert "The version of its pipeline has been deleted" in shown.out
+    assert "Its tasks are not known: the version of its pipeline has been deleted" in shown.out
 
 
 def test_list_shows_states_and_what_became_of_the_runs(server: Server) -> None:
@@ -310,29 +341,74 @@ def test_list_shows_states_and_what_became_of_the_runs(server: Server) -> None:
     assert done in shown
 
 
-def test_list_warns_of_workflows_of_no_run(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replay(server, "train-first", first=-1)
+@pytest.mark.parametrize("is_same_cluster", [True, False])
+def test_list_warns_of_workflows_of_no_run_but_not_of_another_clusters(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_same_cluster: bool
+) -> None:
+    run_id = replay(server, "train-first", first=-1)
     with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
-        kubernetes.add(
-            "/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows",
-            {
+        for name, known in (("training-zzzzz", "11111111-2222-3333-4444-555555555555"), ("training-a", run_id)):
+            workflow = {
                 "apiVersion": "argoproj.io/v1alpha1",
                 "kind": "Workflow",
                 "metadata": {
-                    "name": "training-zzzzz",
+                    "name": name,
                     "namespace": "kubeflow",
-                    "labels": {"pipeline/runid": "11111111-2222-3333-4444-555555555555"},
+                    "labels": {"pipeline/runid": known},
                     "creationTimestamp": "2026-11-01T00:00:00Z",
                 },
-            },
-        )
+            }
+            if is_same_cluster or known != run_id:
+                kubernetes.add("/apis/argoproj.io/v1alpha1/namespaces/kubeflow/workflows", workflow)
         shown = call("list")
     assert shown.code == 0
-    assert "kubectl -n kubeflow delete workflow training-zzzzz" in shown.err
+    assert ("kubectl -n kubeflow delete workflow training-zzzzz" in shown.err) is is_same_cluster
+    assert "training-a:" not in shown.err
+
+
+def test_list_shows_runs_of_pipelines_that_it_does_not_understand(server: Server) -> None:
+    replay(server, "train-first", first=-1)
+    for version in server.versions.values():
+        version["pipeline_spec"] = {"kind": "Workflow", "spec": {}}
+    shown = call("list")
+    assert shown.code == 0, shown.err
+    assert "failed" in shown.out
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "clusters: 3", "contexts: [{}]"])
+def test_a_broken_kubeconfig_is_no_obstacle(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    run_id = replay(server, "image-missing")
+    server.has_old_api = False
+    (tmp_path / "kubeconfig").write_text(content)
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    shown = call("status", run_id)
+    assert shown.code == 0, shown.err
+    assert "kubeconfig" in shown.out
+
+
+def test_a_volume_that_cannot_be_mounted_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = replay(server, "image-missing")
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        (pod,) = [one for one in moments("image-missing")[0]["pods"] if "impl" in one["metadata"]["name"]]
+        pod["status"] = {"phase": "Pending", "containerStatuses": [{"name": "main", "state": {"waiting": {}}}]}
+        server.moments[run_id][0]["workflow"] = json.loads(
+            re.sub(r"Unschedulable[^\"]*", "PodInitializing", json.dumps(server.moments[run_id][0]["workflow"]))
+        )
+        kubernetes.lists["/api/v1/namespaces/kubeflow/pods"] = [pod]
+        kubernetes.lists["/api/v1/namespaces/kubeflow/events"] = [
+            {"metadata": {}, "reason": "FailedMount", "message": "MountVolume.SetUp failed: no such export"}
+        ]
+        shown = call("status", run_id)
+    assert "waiting for its volume, which cannot be mounted (MountVolume.SetUp failed: no such export)" in shown.out
 
 
 def test_stop_and_retry_send_their_requests_only_where_they_make_sense(server: Server) -> None:
     running = replay(server, "image-missing")
+    assert call("retry", running, "--wait").code == 1
     assert "is being stopped" in call("stop", running).out
     assert server.count(f"POST .*/{running}:terminate") == 1
     refused = call("retry", running)
@@ -382,7 +458,7 @@ def test_followed_logs_go_on_until_the_task_ends(server: Server, monkeypatch: py
     def more(seconds: float) -> None:
         server.logs[pod] = LAUNCHER + "[train] one\n[train] two\nlast"
 
-    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=more))
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=more, monotonic=time.monotonic))
     printed = call("logs", run_id, "train", "--follow")
     assert printed.code == 0, printed.err
     assert printed.out == "[train] one\n[train] two\nlast\n"

@@ -154,6 +154,8 @@ def test_a_deleted_pod_is_a_cause_that_may_pass() -> None:
     [
         ("[train] epoch 1\n\ntrain failed: params.yaml: train.lr: must be positive\n", "params.yaml: train.lr", False),
         ("[train] epoch 1\nF0101 main.go:44] signal: killed\n", "its process was killed", True),
+        ("[train] x\ntrain failed: http://mlflow:5000: no answer\n", "http://mlflow:5000: no answer", True),
+        ("upload failed: slow, trying again\nsignal: killed\n", "its process was killed", True),
         ("Traceback (most recent call last):\nValueError: x\n", "its code raised an exception", True),
         ("", "it ended with exit code 1", False),
     ],
@@ -191,6 +193,11 @@ def test_causes_in_messages_that_were_not_recorded(message: str, text: str, may_
         ),
         ('CreateContainerConfigError: secret "s3" not found', "the secret s3, which is missing"),
         ("0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}", "a node without taints"),
+        (
+            "0/3 nodes: 1 Insufficient nvidia.com/gpu, 2 node(s) had untolerated taint {a: b}",
+            "a node with enough free resources, a node without taints",
+        ),
+        ("couldn't find key AWS_X in Secret kubeflow/yolact-s3", "the key AWS_X of the secret yolact-s3"),
         ("something new", "something new"),
     ],
 )
