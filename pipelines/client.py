@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,9 @@ RUN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 PAGE = 100
 """Entries per page of a list."""
+
+NO_ID = "00000000-0000-0000-0000-000000000000"
+"""Of nothing on any server."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,51 @@ class Cluster:
                 "(its name is at the top of Kubeflow's page; `kubectl get profiles` lists all)."
             )
         self.pod_namespace = namespace or INSTALLATION_NAMESPACE
+        self.is_multi_user = bool(health.multi_user)
         self._namespaced = {"namespace": namespace} if health.multi_user else {}
+
+    # Server and rights -----------------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """The server's version, as ``2.17.0``; empty if it does not say. The API's definition leaves it out."""
+        said = json.loads(self._api.get_text("/apis/v2beta1/healthz")).get("tag_name")
+        return "" if said in (None, "unknown") else str(said)
+
+    def may_upload(self) -> bool | None:
+        """Whether the caller may create pipelines; None if the server does not tell.
+
+        Asks for one with an empty tag, which the server (2.17) refuses after it has checked the right.
+        """
+        pipeline = kfp_api.V2beta1Pipeline(name="check", display_name="check", tags={"": ""}, **self._namespaced)
+        return self._is_allowed(lambda: self._pipelines.pipeline_service_create_pipeline(pipeline), "tag key")
+
+    def may_run(self) -> bool | None:
+        """Whether the caller may start runs; None if the server does not tell, as without any experiment.
+
+        Asks for a run of a version that does not exist, which the server (2.17) looks for after it has checked the
+        right.
+        """
+        listed = self._experiments.experiment_service_list_experiments(page_size=1, **self._namespaced)
+        if not listed.experiments:
+            return None
+        run = kfp_api.V2beta1Run(
+            display_name="check",
+            experiment_id=listed.experiments[0].experiment_id,
+            pipeline_version_reference=kfp_api.V2beta1PipelineVersionReference(
+                pipeline_id=NO_ID, pipeline_version_id=NO_ID
+            ),
+        )
+        return self._is_allowed(lambda: self._runs.run_service_create_run(run), "fetching manifest")
+
+    def _is_allowed(self, ask: Callable[[], Any], refusal: str) -> bool | None:
+        """Whether a request passes the check of rights; ``refusal`` is in the server's message if it fails later."""
+        try:
+            ask()
+        except ClusterError as error:
+            if error.status == 403:
+                return False
+            return True if refusal in str(error) else None
+        return True
 
     # Pipelines and experiments ---------------------------------------------------------------------------------
 

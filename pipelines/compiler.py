@@ -34,12 +34,12 @@ def pipeline_text(name: str, cluster: ClusterConfig, versions: Mapping[str, str]
         cluster: settings of the tasks.
         versions: code version by step; None for those of this checkout.
     """
-    return _compiled(PIPELINES[name](cluster, installed_versions() if versions is None else versions))
+    return compiled_text(PIPELINES[name](cluster, installed_versions() if versions is None else versions))
 
 
 def component_text(name: str) -> str:
     """A step's component as YAML, for ``kfp.components.load_component_from_url`` and others."""
-    return _compiled(getattr(importlib.import_module(f"components.{name}.component"), name))
+    return compiled_text(getattr(importlib.import_module(f"components.{name}.component"), name))
 
 
 def compile_all(cluster: ClusterConfig, folder: Path) -> list[Path]:
@@ -60,7 +60,8 @@ def compile_all(cluster: ClusterConfig, folder: Path) -> list[Path]:
     return list(texts)
 
 
-def _compiled(component: BaseComponent) -> str:
+def compiled_text(component: BaseComponent) -> str:
+    """A pipeline or component as YAML."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compiled.yaml"
         compiler.Compiler().compile(component, str(path))

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from pipelines.connection import Api, ClusterError, Connection
 from pipelines.kube import Kubernetes
-from pipelines.nodes import CONTAINER, Node
+from pipelines.nodes import CONTAINER, PENDING, Node
 
 _GLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.-]+:\d+\] ")
 """Start of a line of Kubeflow Pipelines' launcher, in the format of Go's glog."""
@@ -26,6 +26,14 @@ _ARGO = re.compile(r'time="?\S+"? level=\w+ .*\bargo=true')
 
 _EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]")
 """Start of a line of the SDK's executor."""
+
+_INTERFACE, _API, _KUBERNETES = "web interface", "API server", "Kubernetes"
+
+_ABSENT = {_INTERFACE: 500, _API: 200, _KUBERNETES: 404}
+"""Status of the response of each source if there is no such pod."""
+
+_NO_RUN = "00000000-0000-0000-0000-000000000000"
+_NO_POD = Node(id="check", name="check", phase=PENDING, pod="check")
 
 
 _JSON_END = re.compile(r"[}\]]+,?")
@@ -65,9 +73,9 @@ class LogReader:
         self._interface = Api(replace(connection, host=connection.ui_url), retries=0)
         self._namespace = namespace
         self._sources: list[tuple[str, Callable[[str, Node], str]]] = [
-            ("web interface", self._from_interface),
-            ("API server", self._from_api),
-            ("Kubernetes", self._from_kubernetes),
+            (_INTERFACE, self._from_interface),
+            (_API, self._from_api),
+            (_KUBERNETES, self._from_kubernetes),
         ]
 
     def read(self, run_id: str, node: Node) -> str:
@@ -95,6 +103,19 @@ class LogReader:
             + "\n".join(reasons)
         )
 
+    def find_source(self) -> str:
+        """Name of the first source that gives logs; empty if there is none.
+
+        Each is asked for the log of a pod that does not exist, and checks the caller's right first.
+        """
+        for name, read in self._sources:
+            try:
+                read(_NO_RUN, _NO_POD)
+            except ClusterError as error:
+                if error.status == _ABSENT[name] or "pod not found" in str(error):
+                    return name
+        return ""
+
     def kubectl(self, node: Node) -> str:
         """The command that shows the log of a node's pod; empty if the pod's name is not known."""
         return shlex.join(["kubectl", "-n", self._namespace, "logs", node.pod, "-c", CONTAINER]) if node.pod else ""
@@ -111,7 +132,7 @@ class LogReader:
                 problem = str(json.loads(text)["error_message"])  # such a response has the status 200
             except (ValueError, TypeError, KeyError):
                 return text
-        raise ClusterError(problem)
+        raise ClusterError(problem, status=200)
 
     def _from_kubernetes(self, run_id: str, node: Node) -> str:
         del run_id

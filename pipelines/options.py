@@ -39,6 +39,8 @@ Pipeline = Annotated[
     str, typer.Argument(metavar="PIPELINE", help="A pipeline of this project, or a compiled one's file (.yaml).")
 ]
 
+ServiceAccount = Annotated[str | None, typer.Option(help="Kubernetes service account that the tasks run as.")]
+
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter whose type is a dataclass by the dataclass's fields, as options for Typer."""
@@ -281,6 +283,4 @@ class JobOptions:
     pipeline_root: Annotated[
         str | None, typer.Option(help="Folder in the object store for the tasks' outputs, as s3://bucket/folder.")
     ] = None
-    service_account: Annotated[str | None, typer.Option(help="Kubernetes service account that the tasks run as.")] = (
-        None
-    )
+    service_account: ServiceAccount = None

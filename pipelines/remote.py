@@ -1,4 +1,4 @@
-"""The commands for runs on a cluster: ``submit``, ``wait``, ``status``, ``list``, ``logs``, ``stop``, ``retry``.
+"""The commands for a cluster: ``check``, ``submit``, ``wait``, ``status``, ``list``, ``logs``, ``stop``, ``retry``.
 
 Exit codes: 0 success; 1 refused or unreachable, the message says what to do; 2 wrong usage; 3 while waiting: the run
 failed or was stopped; 130 interrupted while waiting, the run continues.
@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.options import ClusterOptions, JobOptions, Pipeline, ServerOptions, SettingsOptions, expand
+from pipelines.options import (
+    ClusterOptions,
+    JobOptions,
+    Pipeline,
+    ServerOptions,
+    ServiceAccount,
+    SettingsOptions,
+    expand,
+)
 from pipelines.schedules import schedules
 from yolact_ops.commands.options import AsJson
 
@@ -43,6 +51,44 @@ Retries = Annotated[
         "node or lack of memory.",
     ),
 ]
+
+
+@app.command()
+@expand
+def check(
+    *,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Run a small task, too, that tries MLflow, S3, the volume and the GPU.")
+    ] = False,
+    folder: Annotated[
+        str | None, typer.Option(metavar="s3://BUCKET/FOLDER", help="With --deep: a folder in S3 to list.")
+    ] = None,
+    service_account: ServiceAccount = None,
+    as_json: AsJson = False,
+    cluster: ClusterOptions,
+    server: ServerOptions,
+) -> None:
+    """Check a cluster before the first run: what is there, what is missing, and the command that mends it.
+
+    The exit code is 1 if there is a failure.
+    """
+    from pipelines.check import check_cluster
+    from pipelines.finding import Level, count_levels
+
+    if folder and not deep:
+        raise typer.BadParameter("--folder needs --deep: a pod lists it")
+    found = []
+    config = cluster.load()
+    for one in check_cluster(server.connection(), config, service_account, deep=deep, folder=folder):
+        found.append(one)
+        if not as_json:
+            print("\n".join(one.lines()), flush=True)
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+    else:
+        print(count_levels(found))
+    if any(one.level is Level.FAILURE for one in found):
+        raise typer.Exit(1)
 
 
 @app.command()

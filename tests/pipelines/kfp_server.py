@@ -40,11 +40,11 @@ RUN_FIELDS = {
 KNOWN_REQUESTS: list[tuple[str, str, set[str], set[str]]] = [
     ("GET", "/healthz", set(), set()),
     ("GET", "/pipelines/names/[^/]+", {"namespace"}, set()),
-    ("POST", "/pipelines", set(), {"name", "display_name", "namespace"}),
+    ("POST", "/pipelines", set(), {"name", "display_name", "namespace", "tags"}),
     ("POST", "/pipelines/upload_version", {"name", "pipelineid", "tags"}, {"uploadfile"}),
     ("GET", "/pipelines/[^/]+/versions", {"filter"}, set()),
     ("GET", "/pipelines/[^/]+/versions/[^/]+", set(), set()),
-    ("GET", "/experiments", {"filter", "namespace"}, set()),
+    ("GET", "/experiments", {"filter", "page_size", "namespace"}, set()),
     ("POST", "/experiments", set(), {"display_name", "namespace"}),
     ("GET", "/runs", {"filter", "sort_by", "page_size", "experiment_id", "namespace"}, set()),
     ("GET", "/runs/[^/:]+", set(), set()),
@@ -212,6 +212,7 @@ class Server:
     page_size: int = 100
     """Most entries in a list, whatever was asked for."""
     host: str = ""
+    version: str = "2.17.0"
     pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
     versions: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -340,6 +341,8 @@ class Handler(BaseHTTPRequestHandler):
         answer = _Backend(state, {name: values[0] for name, values in query.items()}, body, upload).answer(method, path)
         if state.definition:
             state.problems += state.definition.check_answer(method, path, answer)
+        if path == f"{API}/healthz":  # outside the definition (``healthzResponse`` in the server's main.go)
+            answer |= {"commit_sha": "unknown", "tag_name": state.version}
         return answer
 
     def _old_run(self, run_id: str) -> Any:
@@ -452,6 +455,8 @@ class _Backend:
 
     def make_pipeline(self) -> Any:
         self.check_namespace(self.body.get("namespace"))
+        if "" in self.body.get("tags", {}):  # ``ValidateTags`` of 2.17
+            raise RefusalError(400, "Invalid input error: tag key cannot be empty")
         if any(pipeline["name"] == self.body["name"] for pipeline in self.state.pipelines.values()):
             raise RefusalError(409, f"Already exist error: the name {self.body['name']} already exists")
         return self.keep(self.state.pipelines, "pipeline_id", self.body)
@@ -498,9 +503,11 @@ class _Backend:
 
     def check_job(self) -> None:
         reference = self.body["pipeline_version_reference"]
-        version = self.get(self.state.versions, "PipelineVersion", reference["pipeline_version_id"])
-        assert version["pipeline_id"] == reference["pipeline_id"]
         self.get(self.state.experiments, "Experiment", self.body["experiment_id"])
+        version = self.state.versions.get(reference["pipeline_version_id"])
+        if version is None:  # 2.17 wraps the 404
+            raise RefusalError(500, "InternalServerError: Failed to create a run due to error fetching manifest")
+        assert version["pipeline_id"] == reference["pipeline_id"]
 
     def make_run(self) -> Any:
         self.check_job()

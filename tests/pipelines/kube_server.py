@@ -1,4 +1,4 @@
-"""A fake of Kubernetes' API server: answers GET with given objects, by label selector.
+"""A fake of Kubernetes' API server: answers GET with given objects, one by its name, or a list by label selector.
 
 Objects of Kubernetes itself are checked against its schemas; of custom ones, such as Argo's workflows, the metadata.
 """
@@ -45,6 +45,12 @@ class KubeServer:
         self.lists.setdefault(path, []).append(thing)
 
 
+ONE = re.compile(r"((?:/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/[^/]+)?/[^/]+)/([^/]+)")
+"""Path of one object: that of its list, and its name. (``/namespaces/NAME/pods`` is a list.)"""
+
+NOT_FOUND = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+
+
 def fits(labels: Mapping[str, str], selector: str) -> bool:
     """Whether labels fit a selector of the forms ``key``, ``key=value`` and ``key!=value``."""
     for requirement in filter(None, selector.split(",")):
@@ -70,6 +76,17 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if url.path in self.state.texts:
             self._send(200, self.state.texts[url.path])
+            return
+        if url.path == "/version/":
+            self._send(200, {"major": "1", "minor": "36", "gitVersion": "v1.36.2"})
+            return
+        one = ONE.fullmatch(url.path)
+        if one:
+            found = [each for each in self.state.lists.get(one[1], []) if each["metadata"]["name"] == one[2]]
+            self._send(*((200, found[0]) if found else (404, NOT_FOUND)))
+            return
+        if url.path.endswith("/log"):
+            self._send(404, NOT_FOUND)
             return
         selector = parse_qs(url.query).get("labelSelector", [""])[0]
         items = [one for one in self.state.lists.get(url.path, []) if fits(one["metadata"].get("labels", {}), selector)]
