@@ -68,9 +68,9 @@ def check(
     cluster: ClusterOptions,
     server: ServerOptions,
 ) -> None:
-    """Check a cluster before the first run: what is there, what is missing, and the command that mends it.
+    """Check a cluster before the first run.
 
-    The exit code is 1 if there is a failure.
+    Prints what is there, what is missing, and the command that mends it. The exit code is 1 if there is a failure.
     """
     from pipelines.check import check_cluster
     from pipelines.finding import Level, count_levels
@@ -163,7 +163,10 @@ def list_command(
     as_json: AsJson = False,
     server: ServerOptions,
 ) -> None:
-    """List the newest runs with state, MLflow run and registered version, and workflows that belong to no run."""
+    """List the newest runs.
+
+    Shows state, age, MLflow run and registered version; warns of workflows that belong to no run.
+    """
     from rich.console import Console
 
     from pipelines.listing import list_runs, make_table, warn_of_orphans
@@ -230,7 +233,10 @@ def logs(
 @app.command()
 @expand
 def stop(run: RunName, *, server: ServerOptions) -> None:
-    """Stop a run: its tasks get SIGTERM; the training writes a checkpoint."""
+    """Stop a run.
+
+    Its tasks get SIGTERM; the training writes a checkpoint.
+    """
     from pipelines.connection import ClusterError
 
     reader = _reader(server)
@@ -249,9 +255,9 @@ def retry(
     wait: Annotated[bool, typer.Option("--wait", help="Show the tasks until the run ends.")] = False,
     server: ServerOptions,
 ) -> None:
-    """Run the failed tasks of a run again, and those after them, in the same run.
+    """Run the failed tasks of a run again.
 
-    The training goes on from its checkpoint.
+    They and the tasks after them run in the same run; the training resumes from its checkpoint.
     """
     from pipelines.connection import ClusterError
     from pipelines.runs import State
