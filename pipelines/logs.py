@@ -24,8 +24,8 @@ _GLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.-]+:\d+\] ")
 _ARGO = re.compile(r'time="?\S+"? level=\w+ .*\bargo=true')
 """Start of a line of Argo's emissary."""
 
-_EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]")
-"""Start of a line of the SDK's executor."""
+_EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]|\[[\w-]+\] Wrote executor output file to ")
+"""Start of a line of the SDK's executor; the second one goes through the step's own log."""
 
 _INTERFACE, _API, _KUBERNETES = "web interface", "API server", "Kubernetes"
 

@@ -73,16 +73,17 @@ class Node:
         containers = status.get("containerStatuses", [])
         container: dict[str, Any] = next((one for one in containers if one["name"] == CONTAINER), {})
         state = container.get("state", {})
+        phase = RUNNING if self.phase == PENDING else self.phase  # Argo's answer is some seconds behind
         if ended := state.get("terminated"):
             return replace(
                 self,
+                phase=phase,
                 started=_time(ended.get("startedAt")) or self.started,
                 finished=_time(ended.get("finishedAt")) or self.finished,
                 exit_code=ended["exitCode"],
                 is_killed_for_memory=ended.get("reason") == "OOMKilled",
             )
-        if running := state.get("running"):  # the API is some seconds behind
-            phase = RUNNING if self.phase == PENDING else self.phase
+        if running := state.get("running"):
             return replace(self, phase=phase, started=_time(running.get("startedAt")) or self.started)
         if reason := status.get("reason"):  # an evicted pod, whose containers are gone
             return replace(self, message=_one_line(f"{reason}: {status.get('message', '')}"))

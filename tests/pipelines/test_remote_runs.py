@@ -42,7 +42,10 @@ OWN = """\
 [train] MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000
 [train] epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB
 """
-END = "I1128 21:29:00.000000      20 launcher_v2.go:500] publish success.\n"
+END = (
+    "[train] Wrote executor output file to /minio/x/executor_output.json.\n"
+    + "I1128 21:29:00.000000      20 launcher_v2.go:500] publish success.\n"
+)
 
 
 def changes(text: str) -> list[str]:

@@ -203,3 +203,13 @@ def test_causes_in_messages_that_were_not_recorded(message: str, text: str, may_
 )
 def test_reasons_to_wait(message: str, text: str) -> None:
     assert explain_waiting(message, Request()).startswith(text)
+
+
+def test_a_task_whose_container_has_ended_before_argo_says_so_is_running() -> None:
+    name = "training-x(0).root(0).train(0).executor(0)"
+    pod = {
+        "metadata": {"name": "training-x-1"},
+        "status": {"containerStatuses": [{"name": "main", "state": {"terminated": {"exitCode": 0}}}]},
+    }
+    assert Node("training-x-1", name, "Pending").with_pod(pod).phase == "Running"
+    assert Node("training-x-1", name, "Succeeded").with_pod(pod).phase == "Succeeded"
