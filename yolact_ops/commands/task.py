@@ -61,7 +61,8 @@ def task(
         inputs: folders that tasks before this one wrote; refused if they are empty.
     """
     logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    for library in ("botocore", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     keep_to_container()
     with clear_errors(step):
         _check_code(step, code_version)
