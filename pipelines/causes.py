@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from components.train.supervisor import EX_SOFTWARE
 from pipelines.nodes import Node
 
 
@@ -101,21 +102,24 @@ def find_cause(node: Node, task: str, request: Request, log: str = "") -> Cause:
             return make(found, task, request)
     if node.is_killed_for_memory:
         return _memory(None, task, request)
-    if "signal: killed" in log or node.exit_code == 137 or "exit code 137" in message:
+    code = node.exit_code if node.exit_code is not None else _exit_code(message)
+    component = re.search(r"failed to execute component: (signal: \w+|exit status \d+)", log)
+    ended = component[1] if component else f"exit status {code}"  # the launcher ends with 1 after every failure
+    own = re.findall(rf"^{re.escape(task)} failed: (.*)", log, re.MULTILINE) if task else []
+    if ended in ("signal: killed", "exit status 137"):
         return Cause(
-            "its process was killed, probably for lack of memory",
+            own[-1] if own else "its process was killed, probably for lack of memory",
             f"raise tasks.{task}.memory_limit, or try again: `python -m pipelines retry RUN`",
             may_pass=True,
         )
-    if "signal: terminated" in log or node.exit_code == 143:
+    if ended in ("signal: terminated", "exit status 143"):
         return Cause("its process was terminated", "try again: `python -m pipelines retry RUN`", may_pass=True)
-    own = re.findall(rf"^{re.escape(task)} failed: (.*)", log, re.MULTILINE) if task else []
     if own:
-        return Cause(own[-1], may_pass=bool(_AWAY.search(own[-1])))
-    if log and "Traceback (most recent call last)" in log:
+        return Cause(own[-1], may_pass=ended == f"exit status {EX_SOFTWARE}" or bool(_AWAY.search(own[-1])))
+    if "Traceback (most recent call last)" in log:
         return Cause("its code raised an exception", "the log shows where", may_pass=True)
-    code = node.exit_code if node.exit_code is not None else _exit_code(message)
-    text = f"it ended with exit code {code}" if code is not None else message or "the reason is not known"
+    unknown = message or "the reason is not known"
+    text = unknown if code is None else f"it ended with {ended.replace('status', 'code')}"
     return Cause(text, "" if log or not task else f"look for its log: `python -m pipelines logs RUN {task}`")
 
 

@@ -34,7 +34,7 @@ def describe(task: TaskStatus) -> str:
 
 def describe_run(run: RunStatus) -> Iterator[str]:
     """A run and its tasks, a line each."""
-    yield f"run {printable(run.name)}: {run.state}"
+    yield f"run {printable(run.name)}: {run.state}{', and being stopped' if run.is_stopping else ''}"
     yield f"  id       {run.run_id}"
     for label, moment in (("created", run.created), ("finished", run.finished)):
         if moment:

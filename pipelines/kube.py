@@ -109,14 +109,6 @@ class Kubernetes:
         response = self._send("get pods/log", read, pod, self.namespace, container=container)
         return bytes(response.data).decode("utf-8", "replace")
 
-    def workflow(self, run_id: str) -> Object | None:
-        """The run's Argo workflow; None if it is deleted, as it is some time after the run.
-
-        Raises:
-            KubernetesError: see `get`.
-        """
-        return next(iter(self.workflows(f"{RUN_LABEL}={run_id}")), None)
-
     def workflows(self, selector: str) -> list[Object]:
         """The Argo workflows whose labels fit the selector.
 

@@ -21,8 +21,8 @@ from pipelines.nodes import CONTAINER, PENDING, Node
 _GLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.-]+:\d+\] ")
 """Start of a line of Kubeflow Pipelines' launcher, in the format of Go's glog."""
 
-_ARGO = re.compile(r'time="?\S+"? level=\w+ .*\bargo=true')
-"""Start of a line of Argo's emissary."""
+_ARGO = re.compile(r"time=\S+ level=\w+ .*\bargo=true|Error: exit status \d+$")
+"""A line of Argo's emissary."""
 
 _EXECUTOR = re.compile(r"\[KFP Executor [^\]]*\]|\[[\w-]+\] Wrote executor output file to ")
 """Start of a line of the SDK's executor; the second one goes through the step's own log."""
@@ -34,9 +34,10 @@ _ABSENT = {_INTERFACE: 500, _API: 200, _KUBERNETES: 404}
 
 _NO_RUN = "00000000-0000-0000-0000-000000000000"
 _NO_POD = Node(id="check", name="check", phase=PENDING, pod="check")
-
+"""Names of no run and no pod, see `LogReader.find_source`."""
 
 _JSON_END = re.compile(r"[}\]]+,?")
+"""Last line of JSON over several lines."""
 
 PROGRESS = re.compile(r"\[[\w-]+\] ")
 """Start of the lines of a step that tell its progress."""

@@ -26,8 +26,8 @@ PENDING, RUNNING, SUCCEEDED, SKIPPED, OMITTED, FAILED, ERROR = (
 )  # fmt: skip
 """Phases of a node in Argo (``NodePhase``): Error is a pod that could not be created, was deleted or lost its node."""
 
-NODE_ID, NODE_NAME = "workflows.argoproj.io/node-id", "workflows.argoproj.io/node-name"
-"""Annotations of a pod."""
+NODE_NAME = "workflows.argoproj.io/node-name"
+"""Annotation of a pod."""
 
 CONTAINER = "main"
 """Container of a task's pod that runs the component."""

@@ -95,6 +95,8 @@ class RunStatus:
     """The pod that should have started the run, if it failed: there is no task then that could have."""
     start_cause: Cause | None = None
     """Why it did; see `pipelines.reader`."""
+    is_stopping: bool = False
+    """Somebody has asked to stop it, and it is not over."""
     lacking: str = ""
     """What this status does not know for want of a right, in a sentence; empty if nothing."""
 
@@ -189,6 +191,7 @@ def read_run(run: Any, tasks: Sequence[PipelineTask], nodes: Mapping[str, Node],
         finished=real_time(run.finished_at) if state in FINAL else None,
         tasks=tuple(_read_tasks(tasks, nodes, scope, whole)),
         start_failure=failed_start,
+        is_stopping=run.state == "CANCELING",
         lacking=lacking if state not in FINAL or state is State.FAILED else "",
     )
 

@@ -53,6 +53,9 @@ class Lines:
         print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
 
     def show(self, run: RunStatus, printed: Mapping[str, Sequence[str]]) -> None:
+        if not self._seen and not run.is_over and all(task.state is State.NOT_REACHED for task in run.tasks):
+            self._seen[""] = "starting"
+            self.tell("the run is starting")
         for task in run.tasks:
             state = describe(task)
             lines = [f"{task.name}: {line}" for line in printed.get(task.name, ())]

@@ -10,7 +10,6 @@ under ``torchrun --nproc-per-node N -m components.train.step``, which restarts t
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from functools import partial
@@ -19,7 +18,7 @@ from pathlib import Path
 from components.train.supervisor import supervise, supervised
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact_ops.commands.errors import clear_errors
-from yolact_ops.commands.step import run_command
+from yolact_ops.commands.step import run_command, start_log
 from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.tracking.run_record import RUN_FILE
 
@@ -78,8 +77,7 @@ def run(
 
 def _train_supervised(socket_number: int) -> None:
     """The child process of `run`."""
-    logging.basicConfig(level=logging.INFO, format="[train] %(message)s", stream=sys.stderr)
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+    start_log("train")
     with supervised(socket_number) as (work, sign_of_life), clear_errors("train"):
         from components.train import training
 

@@ -783,7 +783,10 @@ def test_help_works_without_the_sdk(repository: Path) -> None:
     assert "--enable-caching" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["submit"], ["schedule", "create"], ["status"], ["logs"]])
+@pytest.mark.parametrize(
+    "words",
+    [["submit"], ["schedule", "create"], ["status"], ["logs"], ["wait"], ["list"], ["stop"], ["retry"], ["check"]],
+)
 def test_help_does_not_truncate_variables_in_a_narrow_terminal_and_has_no_local_path(
     repository: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:

@@ -20,32 +20,13 @@ from pipelines.reader import RunReader
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Fault, Server
 from tests.pipelines.kube_server import serve_kubernetes
-from tests.pipelines.recorded import Moment, moments, replay
+from tests.pipelines.recorded import FOLDER, Moment, moments, replay
 
-LAUNCHER = """\
-time="2026-11-28T21:28:57.313Z" level=info msg="capturing logs" argo=true
-I1128 21:28:57.400000      20 launcher_v2.go:190] input ComponentSpec:{
-  "inputDefinitions": {
-    "parameters": {}
-  }
-}
-I1128 21:28:57.500000      20 cache.go:116] Connecting to cache endpoint
-"""
-EXECUTOR = """\
-[KFP Executor 2026-11-28 21:28:58,000 INFO]: Looking for component `train`
-[KFP Executor 2026-11-28 21:28:58,000 INFO]: Got executor_input:
-{
-    "inputs": {}
-}
-"""
-OWN = """\
-[train] MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000
-[train] epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB
-"""
-END = (
-    "[train] Wrote executor output file to /minio/x/executor_output.json.\n"
-    + "I1128 21:29:00.000000      20 launcher_v2.go:500] publish success.\n"
-)
+LOG = (FOLDER / "train.log").read_text()
+"""Of a pod of `train`, as Kubernetes gives it."""
+LAUNCHER = LOG[: LOG.index("[train]")]
+OWN = LOG[len(LAUNCHER) : LOG.index("[train] Wrote executor output file")]
+PROGRESS = [line.removeprefix("[train] ") for line in OWN.splitlines() if line.startswith("[train] ")]
 
 
 def changes(text: str) -> list[str]:
@@ -71,7 +52,7 @@ def last_attempt(case: str, task: str) -> tuple[str, str]:
 def test_wait_shows_changes_and_progress_and_ends_with_the_cause_and_what_to_do(server: Server) -> None:
     run_id = replay(server, "out-of-memory")
     pod, _ = last_attempt("out-of-memory", "train")
-    server.logs[pod] = LAUNCHER + EXECUTOR + OWN + END
+    server.logs[pod] = LOG
     failed = call("wait", run_id)
     assert failed.code == 3
     assert changes(failed.out) == [
@@ -79,12 +60,11 @@ def test_wait_shows_changes_and_progress_and_ends_with_the_cause_and_what_to_do(
         "ingest: cached",
         "preprocess: waiting for Kubeflow Pipelines to prepare it",
         "preprocess: cached",
-        "train: MLflow run calm-owl-7 (0123456789abcdef0123456789abcdef) at http://mlflow:5000",
-        "train: epoch 1 of 10: loss 12.3, 42.0 img/s, 0:07:00 left, 1.2 GiB",
+        *(f"train: {line}" for line in PROGRESS),
         "train: failed after 8 s: out of memory: its container reached the limit of 48Gi",
     ]
     assert f"({run_id}) failed" in failed.err
-    assert "  | [train] epoch 1 of 10" in failed.err
+    assert "  | [train] epoch 1 of 2" in failed.err
     assert "What to do: raise tasks.train.memory_limit" in failed.err
     assert failed.err.rstrip().endswith(f"See {server.host}/#/runs/details/{run_id}")
     assert "launcher" not in failed.out + failed.err
@@ -270,7 +250,7 @@ def test_a_command_that_prints_no_token_is_named(server: Server, command: str, p
 def test_on_a_terminal_a_table_changes_in_place(server: Server) -> None:
     run_id = replay(server, "out-of-memory")
     pod, _ = last_attempt("out-of-memory", "train")
-    server.logs[pod] = LAUNCHER + OWN
+    server.logs[pod] = LOG
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=120, color_system=None)
     with Live(console=console, auto_refresh=False) as live:
@@ -279,7 +259,7 @@ def test_on_a_terminal_a_table_changes_in_place(server: Server) -> None:
     assert [line.split()[0] for line in last.splitlines() if re.match(r"[a-z]+ ", line)] == [
         *("source", "ingest", "preprocess", "train", "evaluate", "register", "promote"),
     ]
-    assert "epoch 1 of 10" in last
+    assert "done: 6 steps" in last
 
 
 # Status, list, stop, retry -------------------------------------------------------------------------------------------
@@ -288,7 +268,7 @@ def test_on_a_terminal_a_table_changes_in_place(server: Server) -> None:
 def test_status_shows_a_run_by_id_and_by_name_with_the_cause(server: Server) -> None:
     run_id = replay(server, "train-first", first=-1)
     pod, _ = last_attempt("train-first", "train")
-    server.logs[pod] = LAUNCHER + OWN + "main.go:44] signal: killed\n"
+    server.logs[pod] = LOG + "F1128 20:56:33.000000      20 main.go:59] failed to execute component: signal: killed\n"
     by_name = call("status", server.runs[run_id]["display_name"])
     assert by_name.code == 0, by_name.err
     assert by_name.out == call("status", run_id).out
@@ -328,14 +308,14 @@ def test_list_shows_states_and_what_became_of_the_runs(server: Server) -> None:
     failed = replay(server, "out-of-memory", first=-1)
     done = replay(server, "train-resumed", first=-1)
     for case, task, log in (
-        ("train-resumed", "train", LAUNCHER + OWN),
+        ("train-resumed", "train", LOG),
         ("train-resumed", "register", "[register] yolact version 3 registered\n"),
     ):
         server.logs[last_attempt(case, task)[1]] = log
     tree = {one["run_id"]: one for one in json.loads(call("list", "--json").out)}
     assert (tree[done]["state"], tree[done]["mlflow_run"], tree[done]["version"]) == (
         "succeeded",
-        "calm-owl-7",
+        "brawny-crab-625",
         "yolact 3",
     )
     assert (tree[failed]["state"], tree[failed]["mlflow_run"], tree[failed]["version"]) == ("failed", None, None)
@@ -431,12 +411,12 @@ def test_logs_come_from_the_interface_or_from_the_api_server(server: Server, sou
     server.has_interface = source == "interface"
     run_id = replay(server, "train-first", first=-1)
     pod, node = last_attempt("train-first", "train")
-    server.logs[node if source == "api, archive" else pod] = LAUNCHER + EXECUTOR + OWN + END
+    server.logs[node if source == "api, archive" else pod] = LOG
     printed = call("logs", run_id)
     assert printed.code == 0, printed.err
     assert printed.out == OWN
     assert printed.err == f"==> train, try 2, {pod} <==\n"
-    assert call("logs", run_id, "train", "--raw").out == LAUNCHER + EXECUTOR + OWN + END
+    assert call("logs", run_id, "train", "--raw").out == LOG
 
 
 def test_logs_of_an_earlier_try(server: Server) -> None:
@@ -473,7 +453,7 @@ def test_logs_missing_from_the_api_come_from_kubernetes(
     run_id = replay(server, "train-first", first=-1)
     pod, _ = last_attempt("train-first", "train")
     with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
-        kubernetes.texts[f"/api/v1/namespaces/kubeflow/pods/{pod}/log"] = LAUNCHER + OWN
+        kubernetes.texts[f"/api/v1/namespaces/kubeflow/pods/{pod}/log"] = LOG
         printed = call("logs", run_id)
     assert printed.code == 0, printed.err
     assert printed.out == OWN

@@ -205,7 +205,8 @@ def outputs(finished: Finished, task: str) -> dict[str, Any]:
 
 def test_artifacts_have_the_metadata_that_the_interface_shows(finished: Finished) -> None:
     raw = outputs(finished, "ingest")["raw"]
-    assert raw["files"] > SAMPLE.train_images + SAMPLE.val_images
+    assert raw["files"] == sum(path.is_file() for path in (finished.folder / "ingest/raw").rglob("*"))
+    assert len(list((finished.folder / "ingest/raw").rglob("*.jpg"))) == SAMPLE.train_images + SAMPLE.val_images
     assert raw["source"].endswith(finished.commit)
     data = outputs(finished, "preprocess")["processed"]
     assert (data["train_images"], data["val_images"]) == (SAMPLE.train_images, SAMPLE.val_images)

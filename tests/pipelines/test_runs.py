@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipelines.causes import Request, explain_waiting, find_cause
-from pipelines.display import describe
+from pipelines.display import describe, describe_run
+from pipelines.logs import own_lines
 from pipelines.nodes import ERROR, FAILED, Node, node_id, pod_name
 from pipelines.runs import RunStatus, State, read_run
-from tests.pipelines.recorded import CASES, Moment, api_run, moments, nodes, tasks
+from tests.pipelines.recorded import CASES, FOLDER, Moment, api_run, moments, nodes, tasks
 
 SOURCES = ("api", "workflow", "pods")
 
@@ -153,9 +156,22 @@ def test_a_deleted_pod_is_a_cause_that_may_pass() -> None:
     ("log", "text", "may_pass"),
     [
         ("[train] epoch 1\n\ntrain failed: params.yaml: train.lr: must be positive\n", "params.yaml: train.lr", False),
-        ("[train] epoch 1\nF0101 main.go:44] signal: killed\n", "its process was killed", True),
+        (
+            "[train] epoch 1\nF0101 main.go:59] failed to execute component: signal: killed\n",
+            "its process was killed",
+            True,
+        ),
         ("[train] x\ntrain failed: http://mlflow:5000: no answer\n", "http://mlflow:5000: no answer", True),
-        ("upload failed: slow, trying again\nsignal: killed\n", "its process was killed", True),
+        (
+            "upload failed: slow, trying again\nF0101 main.go:59] failed to execute component: signal: killed\n",
+            "its process was killed",
+            True,
+        ),
+        (
+            "train failed: it crashed\nF0101 main.go:59] failed to execute component: exit status 70\n",
+            "it crashed",
+            True,
+        ),
         ("Traceback (most recent call last):\nValueError: x\n", "its code raised an exception", True),
         ("", "it ended with exit code 1", False),
     ],
@@ -213,3 +229,43 @@ def test_a_task_whose_container_has_ended_before_argo_says_so_is_running() -> No
     }
     assert Node("training-x-1", name, "Pending").with_pod(pod).phase == "Running"
     assert Node("training-x-1", name, "Succeeded").with_pod(pod).phase == "Succeeded"
+
+
+def test_the_log_of_a_training_that_the_kernel_killed_too_often_says_so_and_may_pass() -> None:
+    """The launcher of Kubeflow Pipelines ends with 1; the component's own exit code is in its log."""
+    log = (FOLDER / "out-of-memory.log").read_text()
+    node = Node("t-1", "t.executor(0)", FAILED, message="main: Error (exit code 1)")
+    cause = find_cause(node, "train", Request(), log)
+    assert cause.text.startswith("the training process was killed (SIGKILL, by the kernel for lack of memory")
+    assert cause.may_pass
+
+
+def test_only_the_lines_of_the_component_are_its_own() -> None:
+    own = list(own_lines((FOLDER / "train.log").read_text()))
+    assert len(own) == 11
+    assert own[0].startswith("[train] MLflow run")
+    assert own[-1].startswith("  checkpoints")
+    killed = list(own_lines((FOLDER / "out-of-memory.log").read_text()))
+    assert [line for line in killed if not line.startswith(("[train] the training process", "train failed: "))] == [""]
+
+
+def test_a_task_that_cannot_be_prepared_has_failed() -> None:
+    found = moments("out-of-memory")[-1]
+    known = nodes(found, "workflow")
+    root = next(name for name in known if name.endswith(".root(0)"))
+    without = {name: node for name, node in known.items() if not name.startswith(f"{root}.train(0)")}
+    del without[f"{root}.train"]
+    without[f"{root}.train-driver(0)"] = replace(
+        known[f"{root}.train-driver(0)"], phase=ERROR, message="no such secret"
+    )
+    (train,) = [
+        task for task in read_run(api_run(found), tasks("out-of-memory"), without).tasks if task.name == "train"
+    ]
+    assert train.state is State.FAILED
+    assert train.failed is not None
+    assert train.failed.message == "no such secret"
+
+
+def test_a_run_that_is_being_stopped_says_so() -> None:
+    run = read("invalid-pod", moments("invalid-pod")[-1], "workflow")
+    assert next(describe_run(run)).endswith(": running, and being stopped")

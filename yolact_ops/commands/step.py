@@ -34,7 +34,7 @@ def run_command(step: str, work: Callable[[Params], object], *, output: Path | N
     """
 
     def command(params: Annotated[Path, typer.Option(help="Settings file.")] = Path("params.yaml")) -> None:
-        logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr)
+        start_log(step)
         keep_to_container()
         with clear_errors(step, partial(_how_to_restore, step, output)):
             work(load_params(params))
@@ -42,6 +42,18 @@ def run_command(step: str, work: Callable[[Params], object], *, output: Path | N
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
+
+
+def start_log(step: str, *, force: bool = False) -> None:
+    """Log to standard error, each line after ``[step] ``, without what libraries say of themselves.
+
+    Args:
+        step: the step's name.
+        force: replace handlers that another library has set.
+    """
+    logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=force)
+    for library in ("botocore", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _how_to_restore(step: str, output: Path | None) -> str:

@@ -7,10 +7,8 @@ an artifact is its path and its metadata.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from yolact.errors import DataError, SettingsError
 from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.secrets import read_secrets
+from yolact_ops.commands.step import start_log
 from yolact_ops.lineage import code
 from yolact_ops.lineage.variables import CODE_VARIABLE, COMMIT_VARIABLE, IMAGE_VARIABLE
 from yolact_ops.settings.params import DataParams, Params, read_params
@@ -60,9 +59,7 @@ def task(
             would be lost with the pod.
         inputs: folders that tasks before this one wrote; refused if they are empty.
     """
-    logging.basicConfig(level=logging.INFO, format=f"[{step}] %(message)s", stream=sys.stderr, force=True)
-    for library in ("botocore", "matplotlib"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    start_log(step, force=True)
     keep_to_container()
     with clear_errors(step):
         _check_code(step, code_version)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from yolact.errors import SettingsError, YolactError
+from yolact.losses.terms import LOSS_TERMS
 from yolact.settings import DEFAULT_DETECTION
 from yolact_ops.settings.params import load_params, parse_params
 
@@ -51,7 +52,8 @@ def test_base_is_valid_and_holds_the_published_values(repository: Path) -> None:
     )
     loss = params.train.loss
     published = {"classification": 1.0, "box": 1.5, "mask": 6.125, "semantic": 1.0, "mask_iou": 25.0}
-    assert loss.weights.items() >= published.items()  # other terms can be added
+    assert {name: loss.weights[name] for name in published} == published
+    assert loss.weights.keys() == LOSS_TERMS.keys()  # other terms can be added
     assert loss.mask_iou_min_area == 25
     assert params.model.anchor_scales == [[32], [64], [128], [256], [512]]
     assert params.model.anchors_per_cell == 3
