@@ -53,14 +53,14 @@ def explain_failure(run: RunStatus) -> Iterator[str]:
     """
     if run.start_cause:
         yield f"the run could not start: {printable(run.start_cause.text)}"
-        yield from _advice(run.start_cause, run)
+        yield from _what_to_do(run.start_cause, run)
     for task in run.tasks:
         if task.state is not State.FAILED and not (task.state is State.STOPPED and task.cause):
             continue
         yield f"task {task.name}: {describe(task)}"
         yield from (f"  | {printable(line)}" for line in task.log_end)
         if task.cause:
-            yield from _advice(task.cause, run)
+            yield from _what_to_do(task.cause, run)
     if run.state is State.FAILED and not run.start_cause and not run.failed_tasks:
         yield "no task is known to have failed; the web interface may say more"
 
@@ -82,6 +82,11 @@ def make_table(run: RunStatus, last_lines: Mapping[str, str]) -> Table:
     return table
 
 
+def advise(cause: Cause, run: RunStatus) -> str:
+    """What to do about a cause, with the run's id in its commands; empty if only the log can say."""
+    return re.sub(r"\bRUN\b", run.run_id, cause.advice)
+
+
 def printable(text: str) -> str:
     """A text of somebody else without what would control the terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
@@ -92,10 +97,9 @@ def age(moment: datetime | None) -> str:
     return duration((datetime.now(UTC) - moment).total_seconds() if moment else None)
 
 
-def _advice(cause: Cause, run: RunStatus) -> Iterator[str]:
+def _what_to_do(cause: Cause, run: RunStatus) -> Iterator[str]:
     if cause.advice:
-        advice = re.sub(r"\bRUN\b", run.run_id, cause.advice)
-        yield f"  What to do: {advice}"
+        yield f"  What to do: {advise(cause, run)}"
 
 
 def _after(task: TaskStatus) -> str:

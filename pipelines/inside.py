@@ -16,11 +16,15 @@ from pipelines.finding import Finding, Level
 from yolact.errors import YolactError
 from yolact_ops.commands.secrets import read_secrets
 
+PREFIX = "[probe] "
+"""Start of the lines of the report. A line that is JSON and nothing else is lost when the log is archived: the server
+(``CopyLogFromArchiveReader`` of Kubeflow Pipelines 2.17) takes it for a log entry, and shows its field ``log``."""
+
 OWN = "`kubectl -n NAMESPACE apply -f deploy/pipelines/own-checkpoints.yaml`; see deploy/README.md, Volumes"
 
 
 def report(mount: str, folder: str, *, gpu: bool) -> None:
-    """Print what was found, a line of JSON each.
+    """Print what was found, a line of JSON each, after `PREFIX`.
 
     Args:
         mount: where the checkpoint volume is mounted; empty for none.
@@ -39,15 +43,16 @@ def report(mount: str, folder: str, *, gpu: bool) -> None:
             found = part()
         except Exception as error:  # whatever it is, the other parts matter too
             found = Finding(Level.FAILURE, f"{what} from a pod", f"{type(error).__name__}: {error}")
-        print(json.dumps(found.to_json()), flush=True)
+        print(f"{PREFIX}{json.dumps(found.to_json())}", flush=True)
 
 
 def parse_report(lines: Iterable[str]) -> Iterator[Finding]:
     """The findings in the lines of a log, which may have others."""
     for line in lines:
-        with suppress(ValueError, TypeError, KeyError):
-            fields = json.loads(line)
-            yield Finding(**{**fields, "level": Level(fields["level"])})
+        if line.startswith(PREFIX):
+            with suppress(ValueError, TypeError, KeyError):  # another line that begins so
+                fields = json.loads(line.removeprefix(PREFIX))
+                yield Finding(**{**fields, "level": Level(fields["level"])})
 
 
 def check_mlflow() -> Finding:

@@ -12,7 +12,7 @@ from pipelines.client import Cluster, Job
 from pipelines.compiler import compiled_text
 from pipelines.config import ClusterConfig
 from pipelines.connection import ClusterError
-from pipelines.display import describe
+from pipelines.display import advise, describe
 from pipelines.finding import Finding, Level
 from pipelines.inside import parse_report
 from pipelines.logs import own_lines
@@ -126,14 +126,16 @@ def _read(reader: RunReader, run_id: str) -> Iterator[Finding]:
         yield Finding(Level.FAILURE, "probe", text, f"`python -m pipelines status {run_id}`")
         return
     reports: list[Finding] = []
+    problem = "there is none in its log"
     for task in run.tasks:
         for node in task.attempts[-1:]:
             try:
-                log = reader.logs.read(run_id, node)
+                reports += parse_report(own_lines(reader.logs.read(run_id, node)))
             except ClusterError as error:
-                yield Finding(Level.UNKNOWN, "probe", f"its report cannot be read: {error}")
-            else:
-                reports += parse_report(own_lines(log))
+                problem = f"it cannot be read: {error}"
+    if not reports and run.state is State.SUCCEEDED:
+        logs = f"`python -m pipelines logs {run_id} --raw`"
+        yield Finding(Level.UNKNOWN, "report of the probe", problem, logs)
     namespace = reader.cluster.pod_namespace
     yield from (replace(one, mend=one.mend.replace("NAMESPACE", namespace)) for one in reports)
     if run.state is not State.SUCCEEDED:
@@ -146,4 +148,4 @@ def _explain(run: RunStatus) -> Finding:
     logs = f"`python -m pipelines logs {run.run_id} --raw`"
     if cause is None:
         return Finding(Level.FAILURE, "probe", f"its run has {run.state}", logs)
-    return Finding(Level.FAILURE, "probe", cause.text, cause.advice.replace("RUN", run.run_id) or logs)
+    return Finding(Level.FAILURE, "probe", cause.text, advise(cause, run) or logs)

@@ -28,7 +28,7 @@ from pipelines.reader import RunReader
 from tests.conftest import REPOSITORY
 from tests.pipelines.kfp_server import Fault, Server
 from tests.pipelines.kube_server import KubeServer, serve_kubernetes
-from tests.pipelines.recorded import moments, nodes, replay
+from tests.pipelines.recorded import FOLDER, moments, nodes, replay
 from tests.pipelines.test_orphans import WORKFLOWS, workflow
 from tests.servers.mlflow_servers import BUCKET, S3Server
 from tests.servers.servers import KEY, SECRET
@@ -605,11 +605,19 @@ def read_probe(server: Server, case: str, first: int = -1) -> list[finding.Findi
     return list(probe._read(RunReader(Cluster(connection.Connection(server.host))), run_id))
 
 
-def test_what_the_pod_prints_becomes_findings(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_what_the_pod_prints_becomes_findings(
+    server: Server, capsys: pytest.CaptureFixture[str], is_archived: bool
+) -> None:
+    server.has_interface = False
     inside.report("/nonexistent", "", gpu=False)
     printed = capsys.readouterr().out
     launcher = 'I1128 20:54:41.000001      12 launcher_v2.go:123] input ComponentSpec:{\n  "a": 1\n}\n'
-    pods = [one.pod for one in nodes(moments("train-resumed")[-1], "workflow").values() if one.pod]
+    pods = [
+        one.id if is_archived else one.pod
+        for one in nodes(moments("train-resumed")[-1], "workflow").values()
+        if one.pod
+    ]
     server.logs = dict.fromkeys(pods, f"{launcher}[KFP Executor 2026-11-28 20:54:45 INFO]: x\n{printed}")
     found = {one.what: one for one in read_probe(server, "train-resumed")}
     volume = found["checkpoint volume from a pod"]
@@ -620,6 +628,13 @@ def test_what_the_pod_prints_becomes_findings(server: Server, capsys: pytest.Cap
 
 def test_a_report_that_cannot_be_read_is_not_known(server: Server) -> None:
     assert {one.level for one in read_probe(server, "train-resumed")} == {finding.Level.UNKNOWN}
+
+
+def test_a_log_without_a_report_is_not_known(server: Server) -> None:
+    pods = [one.pod for one in nodes(moments("train-resumed")[-1], "workflow").values() if one.pod]
+    server.logs = dict.fromkeys(pods, (FOLDER / "train.log").read_text())
+    (found,) = read_probe(server, "train-resumed")
+    assert (found.level, found.text) == (finding.Level.UNKNOWN, "there is none in its log")
 
 
 def test_why_the_probe_waits_is_said(server: Server, cluster: KubeServer, monkeypatch: pytest.MonkeyPatch) -> None:
