@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from kubernetes.utils import parse_quantity
 
+from pipelines.capacity import Amounts
 from pipelines.config import ClusterConfig
 from pipelines.finding import Finding, Level
 from pipelines.kube import Object
@@ -36,51 +37,62 @@ def check_quotas(
     for quota in quotas:
         what = f"quota {quota['metadata']['name']}"
         hard = {_full(key): parse_quantity(amount) for key, amount in quota["spec"].get("hard", {}).items()}
-        problems += list(_find_excess(config, steps, what, hard))
-        lacking = [
-            f"{kind}.{name}"
-            for kind, given in (("requests", requests), ("limits", limits))
-            for name in ("cpu", "memory")
-            if f"{kind}.{name}" in hard and name not in given
+        problems += [
+            *_find_excess(config, steps, what, hard),
+            *_find_undefaulted(namespace, what, hard, requests, limits),
         ]
-        if lacking:
-            container = f'{{"type": "Container", "default": {DEFAULTS}, "defaultRequest": {DEFAULTS}}}'
-            manifest = (
-                '{"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "defaults"}, '
-                f'"spec": {{"limits": [{container}]}}}}'
-            )
-            problems.append(
-                Finding(
-                    Level.FAILURE,
-                    what,
-                    f"counts {', '.join(lacking)}, which the containers that Argo adds to each pod do not state, so "
-                    "Kubernetes refuses every pod",
-                    f"Give the namespace defaults: `echo '{manifest}' | kubectl -n {namespace} apply -f -`",
-                )
-            )
-        if "limits.cpu" in hard:
+        if "limits.cpu" in hard:  # then a container must state one
             limits.setdefault("cpu", Decimal(0))
-    without = [step for step in steps if not config.for_step(step).cpu_limit]
-    refused = [
-        step for step in without if "cpu" in limits and parse_quantity(config.for_step(step).cpu) > limits["cpu"]
-    ]
-    if refused:
-        largest = max((config.for_step(step).cpu for step in steps), key=parse_quantity)
-        problems.append(
-            Finding(
-                Level.FAILURE,
-                "limit of CPU",
-                f"the namespace requires one, or has a default below what {', '.join(refused)} ask for",
-                f"-C \"task.cpu_limit='{largest}'\" (cpu_limit in pipelines/cluster.yaml)",
-            )
-        )
+    problems += _find_unlimited(config, steps, limits)
     yield from problems
     if not problems:
         names = ", ".join(quota["metadata"]["name"] for quota in quotas)
         yield Finding(Level.OK, "quota", f"{names}: admits the tasks" if names else "none")
 
 
-def _find_excess(config: ClusterConfig, steps: Sequence[str], what: str, hard: dict[str, Decimal]) -> Iterator[Finding]:
+def _find_undefaulted(
+    namespace: str, what: str, hard: Amounts, requests: Amounts, limits: Amounts
+) -> Iterator[Finding]:
+    """What the quota counts and Argo's containers get no default for."""
+    lacking = [
+        f"{kind}.{name}"
+        for kind, given in (("requests", requests), ("limits", limits))
+        for name in ("cpu", "memory")
+        if f"{kind}.{name}" in hard and name not in given
+    ]
+    if not lacking:
+        return
+    container = f'{{"type": "Container", "default": {DEFAULTS}, "defaultRequest": {DEFAULTS}}}'
+    manifest = (
+        '{"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "defaults"}, '
+        f'"spec": {{"limits": [{container}]}}}}'
+    )
+    yield Finding(
+        Level.FAILURE,
+        what,
+        f"counts {', '.join(lacking)}, which the containers that Argo adds to each pod do not state, so Kubernetes "
+        "refuses every pod",
+        f"Give the namespace defaults: `echo '{manifest}' | kubectl -n {namespace} apply -f -`",
+    )
+
+
+def _find_unlimited(config: ClusterConfig, steps: Sequence[str], limits: Amounts) -> Iterator[Finding]:
+    """Tasks without a limit of CPU where the namespace requires one, or has a default below what they request."""
+    without = [step for step in steps if not config.for_step(step).cpu_limit]
+    refused = [
+        step for step in without if "cpu" in limits and parse_quantity(config.for_step(step).cpu) > limits["cpu"]
+    ]
+    if refused:
+        largest = max((config.for_step(step).cpu for step in steps), key=parse_quantity)
+        yield Finding(
+            Level.FAILURE,
+            "limit of CPU",
+            f"the namespace requires one, or has a default below what {', '.join(refused)} ask for",
+            f"-C \"task.cpu_limit='{largest}'\" (cpu_limit in pipelines/cluster.yaml)",
+        )
+
+
+def _find_excess(config: ClusterConfig, steps: Sequence[str], what: str, hard: Amounts) -> Iterator[Finding]:
     """Tasks that ask for more than the quota has in all."""
     for step in steps:
         task = config.for_step(step)
@@ -104,7 +116,7 @@ def _full(key: str) -> str:
     return f"requests.{key}" if key in ("cpu", "memory") else key
 
 
-def _defaults(ranges: Sequence[Object], key: str) -> dict[str, Decimal]:
+def _defaults(ranges: Sequence[Object], key: str) -> Amounts:
     return {
         name: Decimal(parse_quantity(amount))
         for one in ranges
