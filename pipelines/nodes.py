@@ -55,7 +55,10 @@ class Node:
     id: str
     name: str
     phase: str
+    created: datetime | None = None
+    """Argo's start time, which is that of the pod's creation."""
     started: datetime | None = None
+    """That of the component's container if the pod is known, else `created`."""
     finished: datetime | None = None
     message: str = ""
     """Argo's reason for the phase, such as ``main: OOMKilled (exit code 1)``; empty if unknown."""
@@ -64,6 +67,11 @@ class Node:
     is_killed_for_memory: bool = False
     pod: str = ""
     """Name of its pod; empty if unknown, or if the node has none."""
+
+    @property
+    def key(self) -> tuple[str, datetime | None]:
+        """Tells it apart from all others of the run: a retry of the run uses ids again."""
+        return self.id, self.created
 
     def with_pod(self, pod: Mapping[str, Any]) -> Node:
         """The node with what its pod (JSON of Kubernetes) says."""
@@ -98,6 +106,7 @@ def from_workflow(workflow: Mapping[str, Any]) -> dict[str, Node]:
             id=id_,
             name=node["name"],
             phase=node.get("phase") or PENDING,
+            created=_time(node.get("startedAt")),
             started=_time(node.get("startedAt")),
             finished=_time(node.get("finishedAt")),
             message=_one_line(node.get("message") or ""),
@@ -221,6 +230,7 @@ def _from_entry(workflow: str, name: str, entry: Any) -> Node:
         id=id_,
         name=name,
         phase=_PHASES.get(entry.state, PENDING),
+        created=real_time(entry.start_time),
         started=real_time(entry.start_time),
         finished=real_time(entry.end_time),
         pod=pod_name(id_, template) if template else "",

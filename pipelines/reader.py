@@ -34,7 +34,7 @@ class RunReader:
         self.logs = LogReader(cluster.connection, cluster.pod_namespace)
         self._tasks: dict[str, tuple[PipelineTask, ...] | None] = {}
         self._causes: dict[tuple[str, datetime | None], tuple[Cause, tuple[str, ...]]] = {}
-        """By node id and start: a retry of the run uses ids again."""
+        """By `Node.key`."""
         self._kubernetes: Kubernetes | None = None
         self._no_pods = ""
         """Why the pods cannot be read; empty if they can, or if this is not known yet."""
@@ -96,9 +96,8 @@ class RunReader:
         return replace(task, cause=cause, log_end=log_end)
 
     def _explain(self, run_id: str, node: Node, step: str, request: Request) -> tuple[Cause, tuple[str, ...]]:
-        key = node.id, node.started
-        if key in self._causes:
-            return self._causes[key]
+        if node.key in self._causes:
+            return self._causes[node.key]
         try:
             log = self.logs.read(run_id, node)
         except ClusterError:
@@ -106,5 +105,5 @@ class RunReader:
         lines = deque((line for line in own_lines(log) if line.strip()), maxlen=LOG_END)
         found = find_cause(node, step, request, log), tuple(lines)
         if log and (node.message or node.exit_code is not None):  # else a later look may find more
-            self._causes[key] = found
+            self._causes[node.key] = found
         return found

@@ -337,7 +337,7 @@ def _follow(reader: RunReader, run_id: str, name: str, *, raw: bool) -> None:
         try:
             task = next(one for one in reader.read(run_id).tasks if one.name == name)
             for node in task.attempts:
-                key, is_last = (node.id, node.started), node is task.attempts[-1]
+                key, is_last = node.key, node is task.attempts[-1]
                 if key in ended or node.phase == PENDING:
                     continue
                 try:

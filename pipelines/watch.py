@@ -170,7 +170,7 @@ class _Output:
     def __init__(self, reader: RunReader) -> None:
         self._reader = reader
         self._logs: dict[tuple[str, datetime | None], NewLines] = {}
-        """By node id and start: a retry of the run uses ids again."""
+        """By `Node.key`."""
         self._ended: set[tuple[str, datetime | None]] = set()
         """Those whose end has been read."""
 
@@ -179,13 +179,12 @@ class _Output:
         found: dict[str, list[str]] = {}
         for task in run.tasks:
             for node in task.attempts:
-                key = node.id, node.started
-                if node.phase != PENDING and key not in self._ended:
+                if node.phase != PENDING and node.key not in self._ended:
                     is_running = node is task.attempts[-1] and task.state is State.RUNNING
-                    lines = self._logs.setdefault(key, NewLines()).take(self._read(run.run_id, node, is_running))
+                    lines = self._logs.setdefault(node.key, NewLines()).take(self._read(run.run_id, node, is_running))
                     found.setdefault(task.name, []).extend(PROGRESS.sub("", line, count=1) for line in lines)
                     if not is_running:
-                        self._ended.add(key)
+                        self._ended.add(node.key)
         return found
 
     def _read(self, run_id: str, node: Node, is_running: bool) -> list[str]:

@@ -83,6 +83,25 @@ def test_wait_for_a_run_that_succeeds(server: Server) -> None:
     assert done.out.splitlines()[-1].endswith("succeeded")
 
 
+def test_a_line_is_shown_once_although_the_pod_goes_away(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its pod, an attempt begins with its container; without, when the pod was created."""
+    run_id = replay(server, "train-first", first=-1)
+    pod, _ = last_attempt("train-first", "train")
+    server.logs[pod] = LOG
+    server.moments[run_id] = [json.loads(json.dumps(server.moments[run_id][-1])) for _ in range(3)]
+    for moment in server.moments[run_id][:2]:
+        moment["run"] |= {"state": "RUNNING"}
+    pods = moments("train-first")[-1]["pods"]
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.lists["/api/v1/namespaces/kubeflow/pods"] = pods
+        monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=lambda _: pods.clear(), monotonic=time.monotonic))
+        failed = call("wait", run_id)
+    assert failed.code == 3
+    assert failed.out.count(f"train: {PROGRESS[0]}") == 1
+
+
 def test_without_the_old_api_and_kubernetes_a_wait_says_which_access_is_missing(server: Server) -> None:
     server.has_old_api = False
     failed = call("wait", replay(server, "out-of-memory"))
