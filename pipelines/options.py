@@ -22,7 +22,7 @@ from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import PARAMS, choose
 
 if TYPE_CHECKING:
-    from pipelines.connection import Connection
+    from pipelines.servers.connection import Connection
 
 IN_CLUSTER_HOST = "http://ml-pipeline-ui.kubeflow.svc.cluster.local"
 """Address of Kubeflow Pipelines from within the cluster (kubeflow.org, "Connect the SDK to the API")."""
@@ -175,7 +175,7 @@ class ServerOptions:
         Raises:
             SettingsError: no address was given, and this does not run in a pod.
         """
-        from pipelines.connection import IN_POD_NAMESPACE, Connection
+        from pipelines.servers.connection import IN_POD_NAMESPACE, Connection
 
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about each retry
         host, token_file = self.host, self.token_file

@@ -27,8 +27,8 @@ from pipelines.schedules import schedules
 from yolact_ops.commands.options import AsJson
 
 if TYPE_CHECKING:
-    from pipelines.reader import RunReader
-    from pipelines.runs import RunStatus, TaskStatus
+    from pipelines.status.reader import RunReader
+    from pipelines.status.runs import RunStatus, TaskStatus
 
 app = typer.Typer()
 app.add_typer(schedules, name="schedule")
@@ -72,8 +72,8 @@ def check(
 
     Prints what is there, what is missing, and the command that mends it. The exit code is 1 if there is a failure.
     """
-    from pipelines.check import check_cluster
-    from pipelines.finding import Level, count_levels
+    from pipelines.checks.check import check_cluster
+    from pipelines.checks.finding import Level, count_levels
 
     if folder and not deep:
         raise typer.BadParameter("--folder needs --deep: a pod lists it")
@@ -123,7 +123,7 @@ def submit(
     if not wait:
         print(f"Its state: python -m pipelines status {run_id}")
         return
-    from pipelines.reader import RunReader
+    from pipelines.status.reader import RunReader
 
     _wait(RunReader(client), run_id, retries)
 
@@ -140,8 +140,8 @@ def wait_command(run: RunName, *, retries: Retries = 0, server: ServerOptions) -
 @expand
 def status(run: RunName, *, as_json: AsJson = False, server: ServerOptions) -> None:
     """Show the state of a run and its tasks, and why it failed."""
-    from pipelines.display import describe_run, explain_failure
-    from pipelines.runs import State
+    from pipelines.status.display import describe_run, explain_failure
+    from pipelines.status.runs import State
 
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
@@ -169,7 +169,7 @@ def list_command(
     """
     from rich.console import Console
 
-    from pipelines.listing import list_runs, make_table, warn_of_orphans
+    from pipelines.status.listing import list_runs, make_table, warn_of_orphans
 
     reader = _reader(server)
     found = list_runs(reader, count)
@@ -203,7 +203,7 @@ def logs(
     server: ServerOptions,
 ) -> None:
     """Print the logs of a run's tasks."""
-    from pipelines.connection import ClusterError
+    from pipelines.servers.connection import ClusterError
 
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
@@ -237,7 +237,7 @@ def stop(run: RunName, *, server: ServerOptions) -> None:
 
     Its tasks get SIGTERM; the training writes a checkpoint.
     """
-    from pipelines.connection import ClusterError
+    from pipelines.servers.connection import ClusterError
 
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
@@ -259,8 +259,8 @@ def retry(
 
     They and the tasks after them run in the same run; the training resumes from its checkpoint.
     """
-    from pipelines.connection import ClusterError
-    from pipelines.runs import State
+    from pipelines.servers.connection import ClusterError
+    from pipelines.status.runs import State
 
     reader = _reader(server)
     found = reader.read(reader.cluster.find_run(run))
@@ -277,14 +277,14 @@ def retry(
 
 
 def _reader(server: ServerOptions) -> RunReader:
-    from pipelines.client import Cluster
-    from pipelines.reader import RunReader
+    from pipelines.servers.client import Cluster
+    from pipelines.status.reader import RunReader
 
     return RunReader(Cluster(server.connection()))
 
 
 def _wait(reader: RunReader, run_id: str, retries: int) -> None:
-    from pipelines import watch
+    from pipelines.status import watch
 
     try:
         with watch.open_screen() as screen:
@@ -302,7 +302,7 @@ def _wait(reader: RunReader, run_id: str, retries: int) -> None:
 
 def _choose_tasks(run: RunStatus, name: str | None) -> list[TaskStatus]:
     """The tasks with a pod that are asked for."""
-    from pipelines.connection import ClusterError
+    from pipelines.servers.connection import ClusterError
 
     named = [one for one in run.tasks if name in (one.name, one.step)]
     if name and not named:
@@ -317,7 +317,7 @@ def _choose_tasks(run: RunStatus, name: str | None) -> list[TaskStatus]:
 
 
 def _print_log(text: str, *, raw: bool) -> None:
-    from pipelines.logs import own_lines
+    from pipelines.status.logs import own_lines
 
     lines = text.splitlines() if raw else list(own_lines(text))
     if lines:
@@ -326,9 +326,9 @@ def _print_log(text: str, *, raw: bool) -> None:
 
 def _follow(reader: RunReader, run_id: str, name: str, *, raw: bool) -> None:
     """Print a task's log until the task is over, attempt after attempt."""
-    from pipelines.connection import ClusterError
-    from pipelines.logs import NewLines, own_lines
-    from pipelines.nodes import PENDING
+    from pipelines.servers.connection import ClusterError
+    from pipelines.status.logs import NewLines, own_lines
+    from pipelines.status.nodes import PENDING
 
     shown: dict[tuple[str, datetime | None], NewLines] = {}
     ended = set()

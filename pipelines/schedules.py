@@ -50,8 +50,8 @@ def schedule_create(
     server: ServerOptions,
 ) -> None:
     """Run a pipeline repeatedly. The word `create` is optional."""
-    from pipelines.client import Schedule
-    from pipelines.connection import ClusterError
+    from pipelines.servers.client import Schedule
+    from pipelines.servers.connection import ClusterError
     from pipelines.submission import Submission
 
     connection = server.connection()
@@ -80,7 +80,7 @@ def schedule_create(
 @expand
 def schedule_list(*, as_json: AsJson = False, server: ServerOptions) -> None:
     """List the schedules."""
-    from pipelines.client import Cluster
+    from pipelines.servers.client import Cluster
 
     found = Cluster(server.connection()).schedules()
     if as_json:
@@ -100,8 +100,8 @@ def schedule_delete(
     server: ServerOptions,
 ) -> None:
     """Delete a schedule; the runs that it started stay."""
-    from pipelines.client import Cluster
-    from pipelines.connection import ClusterError
+    from pipelines.servers.client import Cluster
+    from pipelines.servers.connection import ClusterError
 
     client = Cluster(server.connection())
     everything = client.schedules()

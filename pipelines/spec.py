@@ -15,7 +15,6 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from pipelines.causes import Request
 from yolact.errors import SettingsError, YolactError
 
 HASH_LENGTH = 12
@@ -37,6 +36,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 class PipelineError(YolactError, ValueError):
     """A pipeline is missing, is not compiled, or does not take the given arguments; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a task's pod asks of a node."""
+
+    cpu: str = ""
+    """Cores, as Kubernetes writes them."""
+    memory: str = ""
+    memory_limit: str = ""
+    gpus: int = 0
 
 
 @dataclass(frozen=True)

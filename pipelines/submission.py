@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from components.source.step import choose_source
-from pipelines.client import RUN_ID, Cluster, Job
 from pipelines.compiler import PIPELINES, pipeline_text
-from pipelines.connection import Connection
 from pipelines.image import check_image
 from pipelines.names import check_name
 from pipelines.options import ClusterOptions, JobOptions, SettingsOptions
+from pipelines.servers.client import RUN_ID, Cluster, Job
+from pipelines.servers.connection import Connection
 from pipelines.spec import CompiledPipeline, parse_arguments, parse_compiled, read_compiled
 from yolact.errors import SettingsError
 from yolact_ops.commands.task import as_text

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import connection, options, remote, watch
+from pipelines import options, remote
+from pipelines.servers import connection
+from pipelines.status import watch
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Server, serve
 from tests.pipelines.tiny import compile_to

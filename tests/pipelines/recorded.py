@@ -9,8 +9,8 @@ from typing import Any
 import kfp_server_api
 import yaml
 
-from pipelines.nodes import NODE_NAME, Node, from_run, from_workflow
 from pipelines.spec import PipelineTask, read_compiled
+from pipelines.status.nodes import NODE_NAME, Node, from_run, from_workflow
 from tests.pipelines.kfp_server import Server
 
 FOLDER = Path(__file__).parent / "recorded"

@@ -18,13 +18,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pipelines import connection, finding, inside, options, prerequisites, probe
+from pipelines import options
 from pipelines.__main__ import app
-from pipelines.capacity import make_rooms
-from pipelines.client import Cluster
+from pipelines.checks import finding, inside, prerequisites, probe
+from pipelines.checks.capacity import make_rooms
+from pipelines.checks.prerequisites import full_name
 from pipelines.config import load_cluster
-from pipelines.prerequisites import full_name
-from pipelines.reader import RunReader
+from pipelines.servers import connection
+from pipelines.servers.client import Cluster
+from pipelines.status.reader import RunReader
 from tests.conftest import REPOSITORY
 from tests.pipelines.kfp_server import Fault, Server
 from tests.pipelines.kube_server import KubeServer, serve_kubernetes
@@ -590,7 +592,7 @@ def test_the_probe_runs_in_kfps_executor() -> None:
     """With its variable ``_KFP_RUNTIME``, kfp is only in part there."""
     environment = {**os.environ, "_KFP_RUNTIME": "true", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", "import kfp.dsl, pipelines.inside"],
+        [sys.executable, "-c", "import kfp.dsl, pipelines.checks.inside"],
         env=environment,
         capture_output=True,
         text=True,

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import connection
-from pipelines.client import Cluster, Job, Schedule, Version
-from pipelines.connection import ClusterError, Connection
-from pipelines.kube import Kubernetes, KubernetesError
-from pipelines.orphans import find_orphans
+from pipelines.servers import connection
+from pipelines.servers.client import Cluster, Job, Schedule, Version
+from pipelines.servers.connection import ClusterError, Connection
+from pipelines.servers.kube import Kubernetes, KubernetesError
+from pipelines.servers.orphans import find_orphans
 from tests.conftest import SHARED
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve
 from tests.pipelines.kube_server import KubeServer, serve_kubernetes

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipelines import connection
-from pipelines.client import _equals
 from pipelines.compiler import PIPELINES
 from pipelines.image import LABEL
+from pipelines.servers import connection
+from pipelines.servers.client import _equals
 from pipelines.spec import read_compiled
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp

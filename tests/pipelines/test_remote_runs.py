@@ -13,10 +13,12 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from pipelines import connection, remote, watch
-from pipelines.client import Cluster
-from pipelines.connection import Connection
-from pipelines.reader import RunReader
+from pipelines import remote
+from pipelines.servers import connection
+from pipelines.servers.client import Cluster
+from pipelines.servers.connection import Connection
+from pipelines.status import watch
+from pipelines.status.reader import RunReader
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Fault, Server
 from tests.pipelines.kube_server import serve_kubernetes

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.causes import Request, explain_waiting, find_cause
-from pipelines.display import describe, describe_run
-from pipelines.logs import own_lines
-from pipelines.nodes import ERROR, FAILED, Node, node_id, pod_name
-from pipelines.runs import RunStatus, State, read_run
+from pipelines.spec import Request
+from pipelines.status.causes import explain_waiting, find_cause
+from pipelines.status.display import describe, describe_run
+from pipelines.status.logs import own_lines
+from pipelines.status.nodes import ERROR, FAILED, Node, node_id, pod_name
+from pipelines.status.runs import RunStatus, State, read_run
 from tests.pipelines.recorded import CASES, FOLDER, Moment, api_run, moments, nodes, tasks
 
 SOURCES = ("api", "workflow", "pods")

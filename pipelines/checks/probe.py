@@ -8,18 +8,18 @@ from datetime import UTC, datetime
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from pipelines.client import Cluster, Job
+from pipelines.checks.finding import Finding, Level
+from pipelines.checks.inside import parse_report
 from pipelines.compiler import compiled_text
 from pipelines.config import ClusterConfig
-from pipelines.connection import ClusterError
-from pipelines.display import advise, describe
-from pipelines.finding import Finding, Level
-from pipelines.inside import parse_report
-from pipelines.logs import own_lines
 from pipelines.placement import configure_task, mount_checkpoints
-from pipelines.reader import RunReader
-from pipelines.runs import RunStatus, State
+from pipelines.servers.client import Cluster, Job
+from pipelines.servers.connection import ClusterError
 from pipelines.spec import parse_compiled
+from pipelines.status.display import advise, describe
+from pipelines.status.logs import own_lines
+from pipelines.status.reader import RunReader
+from pipelines.status.runs import RunStatus, State
 from yolact_ops.commands.task import IMAGE
 from yolact_ops.lineage.code import find_steps
 
@@ -45,7 +45,7 @@ def probe(mount: str, folder: str, gpu: bool) -> None:
         folder: s3://bucket/folder to list; empty for all buckets.
         gpu: the pod has one.
     """
-    from pipelines.inside import report
+    from pipelines.checks.inside import report
 
     report(mount, folder, gpu=gpu)
 

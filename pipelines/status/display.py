@@ -10,8 +10,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.causes import Cause
-from pipelines.runs import RunStatus, State, TaskStatus
+from pipelines.status.causes import Cause
+from pipelines.status.runs import RunStatus, State, TaskStatus
 from yolact_ops.reports.formatting import duration
 
 

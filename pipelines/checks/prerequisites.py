@@ -9,12 +9,12 @@ from functools import partial
 
 import yaml
 
-from pipelines.capacity import check_gpus, check_tasks, make_rooms
+from pipelines.checks.capacity import check_gpus, check_tasks, make_rooms
+from pipelines.checks.finding import Finding, Level
+from pipelines.checks.quota import check_quotas
 from pipelines.config import ClusterConfig, SecretConfig
-from pipelines.finding import Finding, Level
 from pipelines.image import check_image
-from pipelines.kube import CLUSTER_WIDE, Kubernetes, KubernetesError, Object
-from pipelines.quota import check_quotas
+from pipelines.servers.kube import CLUSTER_WIDE, Kubernetes, KubernetesError, Object
 from yolact.errors import SettingsError
 from yolact_ops.lineage.code import ROOT, find_steps, installed_versions
 

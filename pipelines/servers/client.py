@@ -15,8 +15,8 @@ from typing import Any
 
 import kfp_server_api as kfp_api
 
-from pipelines import orphans
-from pipelines.connection import NOT_CARRIED_OUT, Api, ClusterError, Connection, create, find_namespace
+from pipelines.servers import orphans
+from pipelines.servers.connection import NOT_CARRIED_OUT, Api, ClusterError, Connection, create, find_namespace
 from pipelines.spec import CompiledPipeline, from_server
 
 INSTALLATION_NAMESPACE = "kubeflow"

@@ -1,7 +1,7 @@
 """What can be known of a cluster before the first run, and what to do about it.
 
 With rights on the API of Kubeflow Pipelines alone: the server, the login, the rights. With rights on Kubernetes: the
-objects that the tasks need. From within a pod: `pipelines.probe`.
+objects that the tasks need. From within a pod: `pipelines.checks.probe`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import kubernetes
 
-from pipelines.client import INSTALLATION_NAMESPACE, Cluster
+from pipelines.checks.finding import Finding, Level
+from pipelines.checks.prerequisites import Prerequisites, without_right
 from pipelines.config import ClusterConfig
-from pipelines.connection import ClusterError, Connection, find_namespace
-from pipelines.finding import Finding, Level
-from pipelines.kube import Kubernetes, KubernetesError
-from pipelines.logs import LogReader
-from pipelines.orphans import find_orphans, is_same_cluster
-from pipelines.prerequisites import Prerequisites, without_right
+from pipelines.servers.client import INSTALLATION_NAMESPACE, Cluster
+from pipelines.servers.connection import ClusterError, Connection, find_namespace
+from pipelines.servers.kube import Kubernetes, KubernetesError
+from pipelines.servers.orphans import find_orphans, is_same_cluster
+from pipelines.status.logs import LogReader
 
 OLDEST = (2, 17)
 """Version of Kubeflow Pipelines that the pipelines need at least."""
@@ -36,7 +36,7 @@ def check_cluster(
         connection: the server.
         config: settings of the tasks.
         service_account: of the tasks; None for the server's default.
-        deep: run a probe, see `pipelines.probe`.
+        deep: run a probe, see `pipelines.checks.probe`.
         folder: ``s3://BUCKET/FOLDER`` that the probe lists; None for all buckets.
     """
     cluster = None
@@ -50,7 +50,7 @@ def check_cluster(
     account = service_account or (PROFILE_ACCOUNT if is_multi_user else STANDALONE_ACCOUNT)
     yield from _check_kubernetes(cluster, namespace, config, account)
     if deep and cluster is not None:
-        from pipelines.probe import run_probe  # imports the compiler
+        from pipelines.checks.probe import run_probe  # imports the compiler
 
         yield from run_probe(cluster, config, service_account, folder)
 

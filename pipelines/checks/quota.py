@@ -7,10 +7,10 @@ from decimal import Decimal
 
 from kubernetes.utils import parse_quantity
 
-from pipelines.capacity import Amounts
+from pipelines.checks.capacity import Amounts
+from pipelines.checks.finding import Finding, Level
 from pipelines.config import ClusterConfig
-from pipelines.finding import Finding, Level
-from pipelines.kube import Object
+from pipelines.servers.kube import Object
 
 DEFAULTS = '{"cpu": "100m", "memory": "128Mi"}'
 """A limit and a request that suit the containers that Argo adds to each pod."""

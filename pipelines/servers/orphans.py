@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from pipelines.connection import ClusterError
-from pipelines.kube import RUN_LABEL, Kubernetes, KubernetesError, Object
+from pipelines.servers.connection import ClusterError
+from pipelines.servers.kube import RUN_LABEL, Kubernetes, KubernetesError, Object
 
 if TYPE_CHECKING:
-    from pipelines.client import Cluster
+    from pipelines.servers.client import Cluster
 
 GRACE = timedelta(minutes=5)
 """Age below which an unknown object may still become known: a run that is being stored; a workflow of a schedule, whose

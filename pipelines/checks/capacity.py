@@ -10,9 +10,9 @@ from typing import Any
 
 from kubernetes.utils import parse_quantity
 
+from pipelines.checks.finding import Finding, Level
 from pipelines.config import ClusterConfig, TaskConfig, Toleration
-from pipelines.finding import Finding, Level
-from pipelines.kube import Object
+from pipelines.servers.kube import Object
 
 Amounts = dict[str, Decimal]
 """Cores, bytes and GPUs by the name of the resource in Kubernetes."""

@@ -11,14 +11,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.client import Cluster
-from pipelines.connection import ClusterError
-from pipelines.display import age, describe, printable
-from pipelines.kube import Kubernetes
-from pipelines.logs import own_lines
-from pipelines.orphans import find_orphans, is_same_cluster
-from pipelines.reader import RunReader
-from pipelines.runs import RunStatus, State, TaskStatus
+from pipelines.servers.client import Cluster
+from pipelines.servers.connection import ClusterError
+from pipelines.servers.kube import Kubernetes
+from pipelines.servers.orphans import find_orphans, is_same_cluster
+from pipelines.status.display import age, describe, printable
+from pipelines.status.logs import own_lines
+from pipelines.status.reader import RunReader
+from pipelines.status.runs import RunStatus, State, TaskStatus
 
 MLFLOW_RUN = re.compile(r"MLflow run (\S+) \((\w+)\)")
 """In a line that `train` prints when it starts: name and id."""

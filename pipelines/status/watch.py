@@ -12,12 +12,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.live import Live
 
-from pipelines.connection import BUSY, ClusterError
-from pipelines.display import describe, explain_failure, make_table
-from pipelines.logs import PROGRESS, NewLines, own_lines
-from pipelines.nodes import PENDING, Node
-from pipelines.reader import RunReader
-from pipelines.runs import RunStatus, State
+from pipelines.servers.connection import BUSY, ClusterError
+from pipelines.status.display import describe, explain_failure, make_table
+from pipelines.status.logs import PROGRESS, NewLines, own_lines
+from pipelines.status.nodes import PENDING, Node
+from pipelines.status.reader import RunReader
+from pipelines.status.runs import RunStatus, State
 from yolact.errors import YolactError
 
 INTERVAL = 10.0

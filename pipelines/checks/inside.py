@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from pipelines.finding import Finding, Level
+from pipelines.checks.finding import Finding, Level
 from yolact.errors import YolactError
 from yolact_ops.commands.secrets import read_secrets
 

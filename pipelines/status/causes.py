@@ -8,18 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from components.train.supervisor import EX_SOFTWARE
-from pipelines.nodes import Node
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a task's pod asks of a node."""
-
-    cpu: str = ""
-    """Cores, as Kubernetes writes them."""
-    memory: str = ""
-    memory_limit: str = ""
-    gpus: int = 0
+from pipelines.spec import Request
+from pipelines.status.nodes import Node
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from pipelines.causes import Cause, Request, explain_waiting
-from pipelines.nodes import (
+from pipelines.spec import PipelineTask, Request
+from pipelines.status.causes import Cause, explain_waiting
+from pipelines.status.nodes import (
     ERROR,
     FAILED,
     OMITTED,
@@ -21,7 +22,6 @@ from pipelines.nodes import (
     attempts,
     real_time,
 )
-from pipelines.spec import PipelineTask
 
 
 class State(StrEnum):
@@ -70,7 +70,7 @@ class TaskStatus:
     failed: Node | None = None
     """The last attempt, if it failed, also while the next one is awaited; None if somebody stopped it."""
     cause: Cause | None = None
-    """Why `failed` did; see `pipelines.reader`."""
+    """Why `failed` did; see `pipelines.status.reader`."""
     log_end: tuple[str, ...] = ()
     """The last lines that the component wrote in `failed`."""
 
@@ -94,7 +94,7 @@ class RunStatus:
     start_failure: Node | None = None
     """The pod that should have started the run, if it failed: there is no task then that could have."""
     start_cause: Cause | None = None
-    """Why it did; see `pipelines.reader`."""
+    """Why it did; see `pipelines.status.reader`."""
     is_stopping: bool = False
     """Somebody has asked to stop it, and it is not over."""
     lacking: str = ""
@@ -166,7 +166,7 @@ def read_run(run: Any, tasks: Sequence[PipelineTask], nodes: Mapping[str, Node],
     Args:
         run: the API's ``V2beta1Run``.
         tasks: the pipeline's tasks, see `pipelines.spec.CompiledPipeline.tasks`.
-        nodes: nodes of the run's workflow by name, see `pipelines.nodes`.
+        nodes: nodes of the run's workflow by name, see `pipelines.status.nodes`.
         lacking: see `RunStatus.lacking`.
     """
     stopped = next(

@@ -10,7 +10,7 @@ import kubernetes
 import yaml
 from urllib3.exceptions import HTTPError
 
-from pipelines.connection import IN_POD_NAMESPACE, ClusterError
+from pipelines.servers.connection import IN_POD_NAMESPACE, ClusterError
 
 TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the start of a response."""

@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
-from pipelines.causes import Cause, Request, find_cause
-from pipelines.client import Cluster
-from pipelines.connection import ClusterError
-from pipelines.kube import Kubernetes, KubernetesError, NoAccessError
-from pipelines.logs import LogReader, own_lines
-from pipelines.nodes import NODE_NAME, PENDING, Node, from_run, from_workflow
-from pipelines.runs import RunStatus, TaskStatus, read_run
-from pipelines.spec import PipelineTask
+from pipelines.servers.client import Cluster
+from pipelines.servers.connection import ClusterError
+from pipelines.servers.kube import Kubernetes, KubernetesError, NoAccessError
+from pipelines.spec import PipelineTask, Request
+from pipelines.status.causes import Cause, find_cause
+from pipelines.status.logs import LogReader, own_lines
+from pipelines.status.nodes import NODE_NAME, PENDING, Node, from_run, from_workflow
+from pipelines.status.runs import RunStatus, TaskStatus, read_run
 
 LOG_END = 15
 """Lines of a failed task's log that are shown."""

@@ -14,9 +14,9 @@ import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from pipelines.connection import Api, ClusterError, Connection
-from pipelines.kube import Kubernetes
-from pipelines.nodes import CONTAINER, PENDING, Node
+from pipelines.servers.connection import Api, ClusterError, Connection
+from pipelines.servers.kube import Kubernetes
+from pipelines.status.nodes import CONTAINER, PENDING, Node
 
 _GLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+ +\d+ [\w.-]+:\d+\] ")
 """Start of a line of Kubeflow Pipelines' launcher, in the format of Go's glog."""

@@ -1,0 +1,1 @@
+"""``python -m pipelines check``: what a cluster lacks, and the command that mends it."""

@@ -1,0 +1,1 @@
+"""The servers that a pipeline meets: Kubeflow Pipelines (``client``) and Kubernetes (``kube``)."""
