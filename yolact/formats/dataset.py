@@ -25,6 +25,8 @@ class AnnotatedImage:
     instances: tuple[Instance, ...]
     warnings: tuple[Problem, ...]
     """Irregularities that do not prevent the image from being used."""
+    dropped: tuple[Problem, ...] = ()
+    """Objects that cannot be used, one problem each; the image is used without them."""
     has_xml: bool | None = None
     """Whether there is an annotation XML; None in formats without XML."""
 

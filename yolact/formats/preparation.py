@@ -47,6 +47,8 @@ class ImageSummary:
     other_classes: tuple[int, ...]
     """Class index of each object of a class that is not kept."""
     warnings: tuple[Problem, ...]
+    dropped: tuple[Problem, ...]
+    """Objects that cannot be used, see `AnnotatedImage.dropped`."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Preparation:
             instances=_table(instances, self.category_of),
             other_classes=tuple(i.class_index for i in found.instances if i.class_index not in self.category_of),
             warnings=tuple(warnings),
+            dropped=found.dropped,
         )
         rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
         return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows))

@@ -17,6 +17,8 @@ class Problem:
     """Relative to the data set's folder, with ``/``."""
     reason: str
     """What is wrong and how to fix it."""
+    kind: str = ""
+    """The same for all problems alike, in words of its own (``mask without a pixel``); summaries count them by it."""
 
     def __post_init__(self) -> None:
         """Escape what is not UTF-8, so that both texts can be written to files."""
