@@ -26,7 +26,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline pipeline-docker image test lint format mlflow clean lock
+.PHONY: help install demo pipeline pipeline-docker image test test-slow lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample;
 # cores slow each other down.
 test: $(STAMP) ## Run the tests
 	@OMP_NUM_THREADS=1 pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-slow: $(STAMP) ## Run the tests that take minutes each, which `make test` leaves out
+	@OMP_NUM_THREADS=1 pytest -m slow
 
 lint: $(STAMP) ## Check style, types and import contracts
 	@ruff check

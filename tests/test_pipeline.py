@@ -167,6 +167,7 @@ def fresh(finished, tmp_path) -> Project:
     return project
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_metrics_also_after_a_kill_in_train(fresh):
     fresh.use("train.seed=1")
     checkpoints = fresh.root / "models/checkpoints"
@@ -240,6 +241,7 @@ def with_bucket(fresh: Project, tmp_path: Path) -> Iterator[Project]:
         yield fresh
 
 
+@pytest.mark.slow
 def test_the_readme_commands_on_versions_of_the_data_run_as_written(
     with_bucket: Project, repository: Path, tmp_path: Path
 ) -> None:

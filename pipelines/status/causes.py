@@ -49,7 +49,18 @@ _WAITING = (
         lambda *_: "its volume, which is not bound",
     ),
     _Rule(r"Insufficient (cpu|memory|ephemeral-storage|\S+/\S+)", _free_node),
-    _Rule(r"untolerated taint", lambda *_: "a node without taints, or tolerations for them (tasks.NAME.tolerations)"),
+    _Rule(
+        r"(\d+ node\(s\)) (?:were unschedulable|had untolerated taint \{node\.kubernetes\.io/unschedulable)",
+        lambda found, _: f"a node that takes new pods ({found[1]} closed to them, as when drained: `kubectl uncordon`)",
+    ),
+    _Rule(
+        r"(\d+ node\(s\)) had untolerated taint \{node\.kubernetes\.io/(?:not-ready|unreachable)",
+        lambda found, _: f"a node that is ready ({found[1]} not ready)",
+    ),
+    _Rule(
+        r"untolerated taint \{(?!node\.kubernetes\.io/)",
+        lambda *_: "a node without taints, or tolerations for them (tasks.NAME.tolerations)",
+    ),
     _Rule(
         r"didn't match Pod's node affinity/selector", lambda *_: "a node with the labels of tasks.NAME.node_selector"
     ),

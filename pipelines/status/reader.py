@@ -9,7 +9,7 @@ from datetime import datetime
 
 from pipelines.servers.client import Cluster
 from pipelines.servers.connection import ClusterError
-from pipelines.servers.kube import Kubernetes, KubernetesError, NoAccessError
+from pipelines.servers.kube import Kubernetes, KubernetesError, NoAccessError, Object
 from pipelines.spec import PipelineTask, Request
 from pipelines.status.causes import Cause, find_cause
 from pipelines.status.logs import LogReader, own_lines
@@ -36,6 +36,8 @@ class RunReader:
         self._causes: dict[tuple[str, datetime | None], tuple[Cause, tuple[str, ...]]] = {}
         """By `Node.key`."""
         self._kubernetes: Kubernetes | None = None
+        self._pods: dict[str, list[Object]] = {}
+        """The last answer of Kubernetes, by run."""
         self._no_pods = ""
         """Why the pods cannot be read; empty if they can, or if this is not known yet."""
 
@@ -70,12 +72,12 @@ class RunReader:
             return
         try:
             self._kubernetes = self._kubernetes or Kubernetes(self.cluster.pod_namespace)
-            pods = self._kubernetes.pods(run_id)
+            self._pods[run_id] = self._kubernetes.pods(run_id)
         except KubernetesError as error:
             if isinstance(error, NoAccessError) or error.status == 403:
                 self._no_pods = str(error)
-            return
-        for pod in pods:
+                return
+        for pod in self._pods.get(run_id, ()):  # after an error the last answer: a look without pods says less
             name = pod["metadata"].get("annotations", {}).get(NODE_NAME)
             if name in nodes:
                 nodes[name] = self._with_warning(nodes[name].with_pod(pod))

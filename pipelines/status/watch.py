@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -59,8 +60,9 @@ class Lines:
         for task in run.tasks:
             state = describe(task)
             lines = [f"{task.name}: {line}" for line in printed.get(task.name, ())]
-            if self._seen.get(task.name, State.NOT_REACHED) != state:
-                self._seen[task.name] = state
+            without_time = describe(replace(task, started=None))  # it changes a little when a pod is removed
+            if self._seen.get(task.name, State.NOT_REACHED) != without_time:
+                self._seen[task.name] = without_time
                 lines.insert(len(lines) if task.is_over else 0, f"{task.name}: {state}")
             for line in lines:
                 self.tell(line)

@@ -850,6 +850,7 @@ def invoke(address: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         return list(json.load(answer)["predictions"])
 
 
+@pytest.mark.slow
 def test_mlflow_serves_the_champion_from_a_bare_environment_and_answers_a_real_image(
     params: Params, network: Yolact, project: Path, bare_environment: Path, voc_mini: Path
 ) -> None:

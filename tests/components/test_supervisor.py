@@ -347,6 +347,7 @@ with supervised(int(sys.argv[1])) as (work, alive):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_a_training_that_hangs_ends_as_one_that_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -421,6 +421,7 @@ def child_of(process: subprocess.Popen[str]) -> int:
     return child.pid
 
 
+@pytest.mark.slow
 def test_a_run_whose_processes_are_killed_ends_as_the_uninterrupted_one(
     workplace: Path, straight: Path, repository: Path
 ) -> None:

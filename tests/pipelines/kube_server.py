@@ -34,6 +34,8 @@ class KubeServer:
     """Logs of pods, by path."""
     forbidden: str = ""
     """Pattern of paths that are refused."""
+    is_broken: bool = False
+    """Every request is answered with an error of the server."""
     host: str = ""
 
     def add(self, path: str, thing: dict[str, Any]) -> None:
@@ -71,6 +73,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
+        if self.state.is_broken:
+            self._send(500, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "InternalError"})
+            return
         if self.state.forbidden and re.search(self.state.forbidden, url.path):
             self._send(403, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden"})
             return

@@ -102,6 +102,39 @@ def test_a_line_is_shown_once_although_the_pod_goes_away(
         failed = call("wait", run_id)
     assert failed.code == 3
     assert failed.out.count(f"train: {PROGRESS[0]}") == 1
+    for task in ("source", "ingest", "preprocess"):
+        assert len([line for line in changes(failed.out) if line.startswith(f"{task}: succeeded")]) == 1
+
+
+def test_a_look_that_kubernetes_does_not_answer_changes_no_state(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old answer about pods is kept: without it the task would wait again."""
+    run_id = replay(server, "train-first", first=-1)
+    attempt = next(
+        pod
+        for pod in moments("train-first")[-1]["pods"]
+        if pod["metadata"]["name"] == last_attempt("train-first", "train")[0]
+    )
+    attempt = json.loads(json.dumps(attempt))
+    main = next(status for status in attempt["status"]["containerStatuses"] if status["name"] == "main")
+    main["state"] = {"running": {"startedAt": main["state"]["terminated"]["startedAt"]}}
+    moment = json.loads(json.dumps(server.moments[run_id][-1]))
+    moment["run"] |= {"state": "RUNNING"}
+    for node in moment["workflow"]["status"]["nodes"].values():
+        if (
+            node["name"] == attempt["metadata"]["annotations"]["workflows.argoproj.io/node-name"]
+            or node["type"] != "Pod"
+        ):
+            node["phase"] = "Pending" if node["type"] == "Pod" else "Running"
+    server.moments[run_id] = [moment]
+    states = []
+    with serve_kubernetes(tmp_path, monkeypatch) as kubernetes:
+        kubernetes.lists["/api/v1/namespaces/kubeflow/pods"] = [attempt]
+        reader = RunReader(Cluster(Connection(server.host)))
+        for kubernetes.is_broken in (False, True, False):
+            states.append({task.name: task.state.value for task in reader.read(run_id).tasks}["train"])
+    assert states == ["running"] * 3
 
 
 def test_without_the_old_api_and_kubernetes_a_wait_says_which_access_is_missing(server: Server) -> None:
