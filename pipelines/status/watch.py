@@ -49,14 +49,18 @@ class Lines:
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
+        self._is_starting = False
 
     def tell(self, text: str) -> None:
         print(f"{datetime.now().astimezone():%H:%M:%S}  {text}", flush=True)
 
     def show(self, run: RunStatus, printed: Mapping[str, Sequence[str]]) -> None:
-        if not self._seen and not run.is_over and all(task.state is State.NOT_REACHED for task in run.tasks):
-            self._seen[""] = "starting"
-            self.tell("the run is starting")
+        if not run.is_over and all(task.state is State.NOT_REACHED for task in run.tasks):
+            if not self._is_starting:
+                self.tell("the run is starting")
+            self._is_starting = True  # also after a retry, when what was done is not known for a moment
+            return
+        self._is_starting = False
         for task in run.tasks:
             state = describe(task)
             lines = [f"{task.name}: {line}" for line in printed.get(task.name, ())]

@@ -193,13 +193,17 @@ def test_a_run_is_retried_while_its_causes_may_pass(server: Server, monkeypatch:
 
     pod, _ = last_attempt("out-of-memory", "train")
     server.logs[pod] = OWN
-    server.after_retry = [again(failed, OWN, server)]
+    resubmitted = json.loads(json.dumps(failed))  # Kubeflow Pipelines first removes the nodes that it will run again
+    resubmitted["run"] |= {"state": "RUNNING", "run_details": {"task_details": []}}
+    resubmitted["workflow"]["status"]["nodes"] = {}
+    server.after_retry = [resubmitted, again(failed, OWN, server)]
     monkeypatch.setattr(watch, "time", SimpleNamespace(sleep=look_again, monotonic=time.monotonic))
     done = call("wait", run_id, "--retries", "3")
     assert done.code == 3
     assert server.count(f"POST .*/{run_id}:retry") == 1
     shown = changes(done.out)
-    assert "retrying the run (1 of 3)" in shown
+    assert "the run is starting" in shown[shown.index("retrying the run (1 of 3)") :]
+    assert not any(line.endswith("not reached") for line in shown)
     assert "train: epoch 2 of 10" in shown[shown.index("retrying the run (1 of 3)") :]
     assert "train: failed after 8 s: params.yaml: train.lr: must be positive" in shown
     assert "out of memory" not in done.err
