@@ -58,7 +58,9 @@ def test_run_lengths_are_read_plain_and_compressed(root: Path) -> None:
 
 
 def test_crowd_regions_keep_their_flag(root: Path) -> None:
-    (instance,) = read_one(root, annotation(iscrowd=1, segmentation=TWO_FORMS, bbox=[0, 0, 12, 8])).instances
+    crowd = annotation(iscrowd=1, segmentation=TWO_FORMS, bbox=[0, 0, 12, 8])
+    instance, *others = read_one(root, crowd, annotation(id=2)).instances
+    assert [other.crowd for other in others] == [False]
     assert (instance.crowd, instance.box) == (True, (0, 1, 1, 2))
 
 
@@ -257,7 +259,7 @@ def test_normalized_coordinates_are_scaled_by_the_images_size(root: Path) -> Non
     assert np.array_equal(mask_utils.decode(instance.rle()), pixels(RECTANGLE))
     assert [warning.kind for warning in dataset.warnings] == ["normalized coordinates"]
     mixed = load(root, tree(annotation(segmentation=[fractions]), annotation(id=2)))
-    assert len(mixed.splits["train"][0].read().instances) == 1  # not all are fractions: they are pixels
+    assert [instance.area for instance in mixed.splits["train"][0].read().instances] == [1, 16]  # all are pixels
 
 
 @given(st.integers(-(10**17), 10**17))
