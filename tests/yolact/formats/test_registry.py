@@ -385,6 +385,10 @@ def test_a_folder_with_only_images_is_refused_with_the_searched_formats(tmp_path
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="Run the step `ingest` first"):
         read_dataset(tmp_path / "nothing")
+    for name in ("train2017.zip", "annotations.tar.gz"):
+        put(tmp_path / name)
+    with pytest.raises(DataError, match=r"Unpack annotations\.tar\.gz and train2017\.zip in that folder\.$"):
+        read_dataset(tmp_path)
 
 
 # One place for all callers
