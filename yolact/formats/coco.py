@@ -6,9 +6,11 @@ means is taken where it is certain, and said in a warning; what cannot be used i
 
 from __future__ import annotations
 
+import filecmp
 import os
+import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ MANY_CROWDS = 0.05
 
 MEASURED_IMAGES = 50
 """Number of images whose size is compared with their outlines, if the file states no size."""
+
+COMPARED_IMAGES = 5
+"""Number of images of one name in two parts of a data set that are compared."""
 
 OUTSIDE = 1.1
 """Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
@@ -115,7 +120,7 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
     numbers: dict[str, int | str] = {}
     problems: dict[str, list[Problem]] = {}
     orphans: list[Problem] = []
-    file_of: dict[tuple[str, str], InstancesFile] = {}
+    parts: dict[str, list[tuple[InstancesFile, set[str]]]] = {split: [] for split in chosen}
     for (split, file), class_of in zip(loaded, classes.class_of, strict=True):
         problems |= file.problems
         orphans += _orphans(file)
@@ -124,11 +129,10 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
         reading = _reading(file, options, warnings)
         if not reading.normalized:
             _refuse_resized(root, file, rows_of)
-        shared = [image_id for image_id in rows_of if (split, image_id) in file_of]
-        if shared:
-            raise _same_images(file, file_of[split, shared[0]], shared)
+        for other, images_of_other in parts[split]:
+            _refuse_same_images(root, file, rows_of, other, images_of_other)
+        parts[split].append((file, set(rows_of)))
         for image_id, rows in rows_of.items():
-            file_of[split, image_id] = file
             numbers[image_id] = rows[0].number
             size = next((row.size for row in rows if row.size is not None), None)
             stored = _stored(file, [row.number for row in rows])
@@ -160,8 +164,6 @@ def choose_files(
     names = {path.relative_to(root).as_posix(): path for path in sorted(paths)}
     if isinstance(annotations, Mapping):
         by_split = {split: _matching(root, names, patterns) for split, patterns in annotations.items()}
-        if "train" not in by_split:
-            raise DataError("data.annotations: name the files for training, as `train: [train.json]`.")
         return {split: [names[name] for name in found] for split, found in by_split.items()}, []
     chosen = list(names) if annotations is None else _matching(root, names, annotations)
     found: dict[Any, list[str]] = defaultdict(list)
@@ -203,11 +205,22 @@ def _matching(root: Path, names: Mapping[str, Path], patterns: Sequence[str]) ->
     return matching
 
 
-def _same_images(file: InstancesFile, other: InstancesFile, shared: Sequence[str]) -> DataError:
-    return DataError(
-        f"{other.path} and {file.name} list the same images: {len(shared)}, such as {shared[0]!r}. Choose one by the "
-        f"setting data.annotations, as [{other.name}]; or, if each has a part of the objects, merge them into one file."
-    )
+def _refuse_same_images(
+    root: Path, file: InstancesFile, own: Collection[str], other: InstancesFile, others: Collection[str]
+) -> None:
+    """Refuse two files of one split that list the same images, or copies of them: one is a copy or older."""
+    shared = [image_id for image_id in own if image_id in others]
+    if not shared:
+        places = {posixpath.basename(image_id): image_id for image_id in others}
+        pairs = [(image_id, places.get(posixpath.basename(image_id))) for image_id in own]
+        tried = [(a, b) for a, b in pairs if b is not None][:COMPARED_IMAGES]
+        equal = [a for a, b in tried if filecmp.cmp(root / a, root / b, shallow=False)]
+        shared = equal if 2 * len(equal) > len(tried) else []
+    if shared:
+        raise DataError(
+            f"{other.path} and {file.name} list the same images, such as {shared[0]!r}. Choose one by the setting "
+            f"data.annotations, as [{other.name}]; or, if each has a part of the objects, merge them into one file."
+        )
 
 
 # The rows of a file
