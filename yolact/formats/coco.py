@@ -337,10 +337,10 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
     tried = outside = 0
     for image_id, rows in unsized[:: max(1, len(unsized) // MEASURED_IMAGES)]:
         corner = _corner(_stored(file, [row.number for row in rows]))
-        size = _size(root / image_id) if corner is not None else None
-        if corner is not None and size is not None:
+        frames = _frames(root / image_id) if corner is not None else []
+        if corner is not None and frames:
             tried += 1
-            outside += corner[0] > OUTSIDE * size[0] or corner[1] > OUTSIDE * size[1]
+            outside += all(corner[0] > OUTSIDE * wide or corner[1] > OUTSIDE * high for wide, high in frames)
     if 2 * outside > tried:
         raise DataError(
             f"{file.path}: outlines lie outside the image in {outside} of {tried} images, and no width and height are "
@@ -356,13 +356,13 @@ def _corner(rows: StoredRows) -> tuple[float, float] | None:
     return (max(max(part[::2]) for part in usable), max(max(part[1::2]) for part in usable)) if usable else None
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an upright image; None if it cannot be read."""
+def _frames(path: Path) -> list[tuple[int, int]]:
+    """Width and height of an image as stored, and upright if that differs; empty if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.size if exif_orientation(image) < 5 else (image.height, image.width)
+            return [image.size] if exif_orientation(image) < 5 else [image.size, (image.height, image.width)]
     except Exception:  # decoders raise many types on damaged input; reading the image reports it
-        return None
+        return []
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:
