@@ -145,18 +145,17 @@ class ImageIndex:
                 continue
             shared = {path: _shared(parts, path) for path in self._by_name.get(_key(parts[-1]), ())}
             if len(parts) == 1 or max(shared.values(), default=(0, 0))[0] == 1:
-                split = split_of(file)
-                shared = {path: n for path, n in shared.items() if split is None or split_of(path) in (split, None)}
+                shared = {path: count for path, count in shared.items() if _is_of_split(path, file)}
             if shared:
                 return self._chosen(parts, shared, repair, folder, file)
-        return self._with_other_suffix(name)
+        return self._with_other_suffix(name, file)
 
-    def _with_other_suffix(self, name: str) -> Match:
+    def _with_other_suffix(self, name: str, file: str) -> Match:
         """The only image with the name's stem, of a suffix of at most 4 letters (a name may have a dot)."""
         parts = _parts([text for _, text in _readings(name)][-1])
         stem, suffix = posixpath.splitext(parts[-1]) if parts else ("", "")
         for text in (stem, stem + suffix) if len(suffix) <= 5 else (stem + suffix,):
-            found = self._by_stem.get(_key(text), []) if text else []
+            found = [path for path in self._by_stem.get(_key(text), []) if text and _is_of_split(path, file)]
             if len(found) == 1:
                 return Match((found[0],), "suffix")
         return Match(())
@@ -174,6 +173,12 @@ class ImageIndex:
         if len(best) == 1 and not repair:
             repair = _difference(parts, best[0])
         return Match(tuple(best), repair, most[0])
+
+
+def _is_of_split(path: str, file: str) -> bool:
+    """Whether an image's path does not name another split than the annotation file."""
+    split = split_of(file)
+    return split is None or split_of(path) in (split, None)
 
 
 def _is_left_out(folder: str) -> bool:

@@ -307,7 +307,7 @@ def paths_into(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key in keys for found in paths_into(value[key], (*path, key)))][:400]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_json_raises_nothing_but_problems(root: Path, data: st.DataObject) -> None:
     content = copy.deepcopy(tree(annotation(), annotation(id=2, segmentation=TWO_FORMS, iscrowd=1)))

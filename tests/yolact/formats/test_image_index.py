@@ -129,4 +129,5 @@ def test_a_word_names_the_split(path: str, split: str | None) -> None:
 @given(st.text(max_size=30) | st.text("ab./\\:?%d=C ", max_size=20))
 def test_any_name_gives_files_of_the_folder_or_none(tmp_path: Path, name: str) -> None:
     files = ["a.jpg", "b/a.jpg", "b/b"]
-    assert set(find(tmp_path, files, name).files) <= set(files)
+    found = index(tmp_path, *files) if not (tmp_path / "b").exists() else ImageIndex(tmp_path)
+    assert set(found.find_all([name], "labels.json")[name].files) <= set(files)
