@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -35,6 +36,9 @@ INCLUDES: tuple[str, ...] = ()
 
 OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
 """Name prefixes of COCO's files without instances."""
+
+BRUSH_TOOLS = r"\b(CVAT|datumaro|segment.?anything|SAM[ -]?2?)\b"
+"""Tools that set ``iscrowd`` for every mask that is not a polygon, as a file's ``info`` may name them."""
 
 MANY_CROWDS = 0.05
 """Share of crowd regions that is worth a warning; COCO has 1 %."""
@@ -252,8 +256,9 @@ def _crowds_are_objects(
     if not file.crowds:
         return False
     from_cvat = file.cvat_masks == file.crowds and not any(info.values())
+    from_tool = from_cvat or re.search(BRUSH_TOOLS, str(info), re.IGNORECASE) is not None
     objects = options.crowds == "objects" or (
-        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_cvat)
+        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_tool)
     )
     share = f"{file.crowds} of {file.annotations} annotations have iscrowd 1"
     if objects:

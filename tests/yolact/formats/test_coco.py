@@ -239,6 +239,12 @@ def test_iscrowd_marks_objects_if_most_rows_have_it_or_the_setting_says_so(
     assert kinds(dataset) == kind
 
 
+def test_a_tool_for_brush_masks_that_the_file_names_decides_what_iscrowd_marks(root: Path) -> None:
+    content = tree(*[annotation()] * 3, annotation(**MASK))
+    for info, kind in (({"description": "Exported from CVAT"}, "iscrowd read as objects"), ({}, "many crowd regions")):
+        assert kinds(load(root, content | {"info": info})) == [kind]
+
+
 # Classes
 
 
