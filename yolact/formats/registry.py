@@ -10,7 +10,7 @@ from typing import Protocol
 
 from yolact.errors import DataError
 from yolact.formats import coco, sbd, voc
-from yolact.formats.dataset import Dataset, Files, several_data_sets
+from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.problems import Problem, writable
 from yolact.plugins import load_plugins
 
@@ -19,6 +19,8 @@ PLUGINS = "yolact.formats"
 
 MAX_DEPTH = 5
 """Maximum depth of folders in which a data set is looked for."""
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 SHOWN_PATHS = 3
 """Maximum number of paths per format that a message lists."""
@@ -51,8 +53,13 @@ class Format(Protocol):
             DataError: there is more than one data set, or a part of it is missing.
         """
 
-    def read(self, found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    def read(self, found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
         """Read the data set: its classes, and its images by split, which are only listed.
+
+        Args:
+            found: the result of `find`.
+            folders: see `find`.
+            options: settings that decide what the files do not; a format may ignore those that do not concern it.
 
         Raises:
             DataError: see `files`; or a list of images or classes is invalid.
@@ -93,7 +100,7 @@ def dataset_files(folder: Path) -> list[Files]:
     return format.files(found, folders)
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     """Find the annotated data set in ``folder`` and list its images, without reading them.
 
     Raises:
@@ -102,7 +109,7 @@ def read_dataset(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
     format, found, folders = _find(folder)
-    return _with_writable_names(format.read(found, folders))
+    return _with_writable_names(format.read(found, folders, options or ReadOptions()))
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
@@ -124,10 +131,12 @@ def _nothing_found(folder: Path) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
+    packed = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
+    advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder." if packed else "Check data.source."
     return (
         f"{folder}: has no annotated images in a known format. It has: "
         f"{', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}\n"
-        f"Searched up to {MAX_DEPTH} folders deep for:\n{known}\nCheck data.source."
+        f"Searched up to {MAX_DEPTH} folders deep for:\n{known}\n{advice}"
     )
 
 
