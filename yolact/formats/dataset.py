@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from yolact.errors import DataError
 from yolact.formats.image_files import ImageFile
@@ -64,9 +64,11 @@ class Dataset:
     image_ids: Mapping[str, int]
     """COCO's integer id of each image, by image id."""
     orphans: Sequence[Problem] = ()
-    """Orphan annotations: they belong to no image, so it is unknown which image lacks them."""
+    """Orphan annotations: they belong to no image, so it is unknown which image lacks them. Dropped objects, too."""
     warnings: Sequence[Problem] = ()
     """Irregularities of the data set as a whole."""
+    source_category_ids: Mapping[int, Any] = field(default_factory=dict)
+    """The source's own id by category id, where these differ because the source's cannot be used."""
 
 
 @dataclass(frozen=True)

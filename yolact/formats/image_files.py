@@ -72,11 +72,12 @@ def read_bytes(root: Path, file: str, missing: str) -> bytes:
     try:
         data = (root / file).read_bytes()
     except FileNotFoundError:
-        raise ProblemError([Problem(file, f"no such file; {missing}")]) from None
+        raise ProblemError([Problem(file, f"no such file; {missing}", kind="missing file")]) from None
     except OSError as error:
-        raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
+        reason = f"cannot be read ({error.strerror}); check the file"
+        raise ProblemError([Problem(file, reason, kind="unreadable file")]) from None
     if not data:
-        raise ProblemError([Problem(file, "is empty; replace the file")])
+        raise ProblemError([Problem(file, "is empty; replace the file", kind="empty file")])
     return data
 
 
@@ -108,7 +109,7 @@ def load_image(image: Image.Image, file: str) -> None:
         image.load()
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded to its end ({error}): it is damaged or truncated; replace the file"
-        raise ProblemError([Problem(file, reason)]) from None
+        raise ProblemError([Problem(file, reason, kind="damaged or truncated image")]) from None
 
 
 def read_image_file(root: Path, file: str) -> ImageFile:
@@ -199,9 +200,11 @@ def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
     if image.orientation != 1:
         frame = "are taken as drawn on the upright image" if drawn_upright else "are turned with it"
         reason = f"has EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
-        warnings.append(Problem(image.file, reason))
+        kind = f"turned upright by EXIF orientation; masks {frame}"
+        warnings.append(Problem(image.file, reason, kind, changed=True))
     if image.mode == "CMYK":
-        warnings.append(Problem(image.file, "has CMYK colours, which are read without their colour profile"))
+        reason = "has CMYK colours, which are read without their colour profile"
+        warnings.append(Problem(image.file, reason, kind="CMYK colours, read without their colour profile"))
     return warnings
 
 
@@ -213,7 +216,9 @@ def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Pro
     wide, high = image.stored_size
     reason = f"pixels, but the image is {wide} x {high}; save the mask at the image's size, without smoothing"
     return [
-        Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
+        Problem(
+            file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)", kind="mask of another size than its image"
+        )
         for file, size in sizes.items()
         if size != image.stored_size
     ]

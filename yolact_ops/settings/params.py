@@ -56,7 +56,9 @@ class DataConfig(Section):
     split_seed: NonNegativeInt
     """Seed of that split."""
     max_problems: NonNegativeInt
-    """Number of images with invalid annotations that preprocess skips (and reports) before it fails."""
+    """Number of unusable images that preprocess leaves out (and reports) before it fails."""
+    max_dropped: Fraction
+    """Share of all objects that preprocess drops (and reports) because they cannot be used, before it fails."""
     sample: SampleConfig
 
     @field_validator("max_side")
