@@ -108,8 +108,10 @@ def kind_of(problem: Problem) -> str:
     """A problem's kind; for a problem that has none, its reason with names and numbers replaced."""
     if problem.kind:
         return problem.kind
-    reason = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|<[^>]*>|[^\s,;:]*[./\\][^\s,;:]+", "…", problem.reason)
-    return _shortened(re.sub(r"-?\d+(\.\d+)?", "N", reason.partition(";")[0]).strip(), MASKED_LENGTH)
+    masked = re.sub(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|<[^>]*>", "…", problem.reason)
+    masked = re.sub(r"-?\d+(\.\d+)?", "N", masked)
+    masked = re.sub(r"[^\s,;:]*[./\\][^\s,;:]+", "…", masked)  # paths
+    return _shortened(masked.partition(";")[0].strip(), MASKED_LENGTH)
 
 
 def _grouped(
@@ -119,29 +121,25 @@ def _grouped(
     groups: dict[str, list[tuple[str, Problem]]] = {}
     for image, problem in found:
         groups.setdefault(kind_of(problem), []).append((image, problem))
-    findings: list[Finding] = []
+    findings = []
     for kind, members in groups.items():
         images = len({image for image, _ in members} - {""})
         each = unit == "images" or (unit == "findings" and images == len(members))  # one in each image
+        count = images if each else len(members)
         examples = tuple(str(problem) for _, problem in members[:EXAMPLES])
-        findings.append(
-            Finding(
-                severity, kind, "images" if each else unit, images if each else len(members), images, examples, total
-            )
-        )
+        findings.append(Finding(severity, kind, "images" if each else unit, count, images, examples, total))
     return sorted(findings, key=lambda finding: (-finding.count, finding.kind))
 
 
 def _other_classes(outcome: Outcome) -> list[Finding]:
     names = list(outcome.classes.values())
-    found = Counter(names[index - 1] for image in outcome.every_image for index in image.other_classes)
+    showing = [image.other_classes for image in outcome.every_image if image.other_classes]
+    found = Counter(names[index - 1] for indices in showing for index in indices)
     if not found:
         return []
     listed = tuple(f"{name} ({count})" for name, count in sorted(found.items()))
-    kind = "objects of other classes, dropped by data.classes"
-    return [
-        Finding("dropped", kind, "classes", len(found), sum(bool(i.other_classes) for i in outcome.every_image), listed)
-    ]
+    kind = "objects of these classes are left out by data.classes"
+    return [Finding("dropped", kind, "classes", len(found), len(showing), listed)]
 
 
 def _doubts(outcome: Outcome) -> list[Finding]:

@@ -177,12 +177,12 @@ def _too_many(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: 
     refusals = []
     count, allowed = len(outcome.rejected), data.max_problems
     if count > allowed:
-        lines = [f"  {problem}" for found in list(outcome.rejected.values())[:LISTED_PROBLEMS] for problem in found]
+        lines = [f"\n  {problem}" for found in list(outcome.rejected.values())[:LISTED_PROBLEMS] for problem in found]
         if count > LISTED_PROBLEMS:
-            lines.append(f"  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
+            lines.append(f"\n  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
         refusals.append(
             f"{dataset.root}: {count} image{'' if count == 1 else 's'} cannot be used; data.max_problems allows "
-            f"{allowed}.\n{'\n'.join(lines)}\n"
+            f"{allowed}.{''.join(lines)}\n"
             f"Fix the files at their source (data.source: {data.source}) and run `dvc repro`, which fetches them. "
             f"Or leave these images out with data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
@@ -193,10 +193,13 @@ def _too_many(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: 
         refusals.append(
             f"{dataset.root}: {dropped} of {objects} objects cannot be used; data.max_dropped allows a share of "
             f"{data.max_dropped:g}.\n{listing}\n"
-            f"Fix them at their source (data.source: {data.source}) and run `dvc repro`, which fetches them. Or drop "
-            f"them with data.max_dropped={share:g} in params.yaml: their images are then used without them, so the "
-            "model learns that nothing is there."
+            f"Fix them at their source (data.source: {data.source}) and run `dvc repro`, which fetches them."
         )
+        if dropped < objects:
+            refusals[-1] += (
+                f" Or drop them with data.max_dropped={share:g} in params.yaml: their images are then used without "
+                "them, so the model learns that nothing is there."
+            )
     return refusals
 
 

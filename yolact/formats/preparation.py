@@ -44,8 +44,8 @@ class ImageSummary:
     reduced: bool
     has_xml: bool | None
     instances: np.ndarray
-    """(N, 8) float32: position of the class among the kept ones, box width, box height and mask area in pixels, and the flags crowd, difficult and
-    truncated (NaN if unknown), and whether every pixel of the mask's tight box belongs to it."""
+    """(N, 8) float32: the class as its position among the kept ones, box width, box height and mask area in pixels, the
+    flags crowd, difficult and truncated (NaN if unknown), and whether the mask fills its tight box."""
     other_classes: tuple[int, ...]
     """Class index of each object of a class that is not kept."""
     warnings: tuple[Problem, ...]
