@@ -16,7 +16,7 @@ from yolact.formats.problems import Problem
 
 Severity = Literal["dropped", "doubtful", "changed"]
 
-Unit = Literal["images", "objects", "classes", "pairs", "findings"]
+Unit = Literal["images", "objects", "classes", "pairs", "times"]
 
 EXAMPLES = 3
 """Maximum number of examples of one finding."""
@@ -62,12 +62,15 @@ class Finding:
             more = ", …" if self.count > SHOWN_CLASSES else ""
             return f"{amount} ({', '.join(self.examples[:SHOWN_CLASSES])}{more}): {self.kind}"
         example = f"; such as {_shortened(self.examples[0], SHOWN_LENGTH)}" if self.examples else ""
+        if self.unit == "times" and self.count == 1:  # a warning about the whole data set
+            return f"{self.kind}{example}"
         return f"{amount}: {self.kind}{example}"
 
     def _amount(self) -> str:
+        """The count in words."""
         number = f"{self.count} of {self.total}" if self.total is not None else str(self.count)
         amount = f"{number} {_plural(self.unit, self.total or self.count)}"
-        in_images = self.images and self.unit in ("objects", "findings")
+        in_images = self.images and self.unit in ("objects", "times")
         return f"{amount} in {self.images} {_plural('images', self.images)}" if in_images else amount
 
     def as_json(self) -> dict[str, Any]:
@@ -93,9 +96,9 @@ def find(outcome: Outcome, duplicates: Mapping[str, Any]) -> list[Finding]:
         *_other_classes(outcome),
         *_doubts(outcome),
         *_near_duplicates(duplicates),
-        *_grouped([(image, warning) for image, warning in warnings if not warning.changed], "doubtful", "findings"),
-        *_reduced(outcome),
-        *_grouped([(image, warning) for image, warning in warnings if warning.changed], "changed", "findings"),
+        *_grouped([(image, warning) for image, warning in warnings if not warning.changed], "doubtful", "times"),
+        *_redrawn(outcome),
+        *_grouped([(image, warning) for image, warning in warnings if warning.changed], "changed", "times"),
     ]
 
 
@@ -124,7 +127,7 @@ def _grouped(
     findings = []
     for kind, members in groups.items():
         images = len({image for image, _ in members} - {""})
-        each = unit == "images" or (unit == "findings" and images == len(members))  # one in each image
+        each = unit == "images" or (unit == "times" and images == len(members))  # one in each image
         count = images if each else len(members)
         examples = tuple(str(problem) for _, problem in members[:EXAMPLES])
         findings.append(Finding(severity, kind, "images" if each else unit, count, images, examples, total))
@@ -234,10 +237,17 @@ def _near_duplicates(duplicates: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def _reduced(outcome: Outcome) -> list[Finding]:
-    names = [image.image_id for image in outcome.every_image if image.reduced]
-    kind = "downscaled to data.max_side"
-    return [Finding("changed", kind, "images", len(names), len(names), tuple(names[:EXAMPLES]))] if names else []
+def _redrawn(outcome: Outcome) -> list[Finding]:
+    images = outcome.every_image
+    names = {
+        "downscaled to data.max_side": [image.image_id for image in images if image.reduced],
+        "converted to JPEG, or to PNG where nothing may be lost": [i.image_id for i in images if i.converted],
+    }
+    return [
+        Finding("changed", kind, "images", len(found), len(found), tuple(found[:EXAMPLES]))
+        for kind, found in names.items()
+        if found
+    ]
 
 
 def _plural(unit: Unit, count: int) -> str:

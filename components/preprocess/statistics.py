@@ -75,6 +75,7 @@ def _split_statistics(images: Sequence[ImageSummary]) -> dict[str, Any]:
         "images_without_xml": sum(image.has_xml is False for image in images),
         "images_turned": sum(image.turned for image in images),
         "images_reduced": sum(image.reduced for image in images),
+        "images_converted": sum(image.converted for image in images),
         "instances": len(table),
         "instances_without_flags": int(np.isnan(table[:, DIFFICULT]).sum()),
         "crowds": int((table[:, CROWD] == 1).sum()),

@@ -134,6 +134,7 @@ def test_images_json_and_statistics_are_written(
         "images_without_xml": 1,
         "images_turned": 0,
         "images_reduced": 0,
+        "images_converted": 0,
         "instances": 2,
         "instances_without_flags": 0,
         "crowds": 0,

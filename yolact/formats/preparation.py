@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.formats.dataset import AnnotatedImage, ImageSource
-from yolact.formats.image_files import bounded_size, redrawn
+from yolact.formats.image_files import KEPT_FORMATS, as_png, bounded_size, redrawn
 from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
@@ -42,6 +42,8 @@ class ImageSummary:
     difference_hash: int
     turned: bool
     reduced: bool
+    converted: bool
+    """Whether the source's file is neither JPEG nor PNG."""
     has_xml: bool | None
     instances: np.ndarray
     """(N, 8) float32: the class as its position among the kept ones, box width, box height and mask area in pixels, the
@@ -103,8 +105,13 @@ class Preparation:
         kept = [instance for instance in found.instances if instance.class_index in self.category_of]
         kept, repeated = self._without_duplicates(image.file, kept)
         instances = _redrawn_instances(found, kept, size, dropped) if turned or reduced else kept
-        data = redrawn(image, size) if turned or reduced else image.data
-        name = self._file_name(found, redrawn=turned or reduced)
+        converted = image.format not in KEPT_FORMATS
+        data, suffix = image.data, None
+        if turned or reduced or (converted and not image.lossless):
+            data, suffix = redrawn(image, size), ".jpg"
+        elif converted:
+            data, suffix = as_png(image), ".png"
+        name = self._file_name(found, suffix)
         self._write(name, data, image.file)
         source_digest = hashlib.sha256(image.data).digest()
         summary = ImageSummary(
@@ -117,6 +124,7 @@ class Preparation:
             difference_hash=image.difference_hash,
             turned=turned,
             reduced=reduced,
+            converted=converted,
             has_xml=found.has_xml,
             instances=_table(instances, self._place_of),
             other_classes=tuple(i.class_index for i in found.instances if i.class_index not in self.category_of),
@@ -137,11 +145,13 @@ class Preparation:
                 warnings.append(Problem(file, reason, kind="exact duplicate of an object, removed", changed=True))
         return list(first.values()), warnings
 
-    def _file_name(self, found: AnnotatedImage, *, redrawn: bool) -> str:
+    def _file_name(self, found: AnnotatedImage, written: str | None) -> str:
+        """Name of the written image; ``written``: the suffix of an image that was encoded again."""
         name = PurePosixPath(found.image_id).name if self.short_names else found.image_id.replace("/", "__")
         suffix = PurePosixPath(found.image.file).suffix
         name = name if name.endswith(suffix) else name + suffix
-        return f"{name}.jpg" if redrawn and suffix.lower() not in (".jpg", ".jpeg") else name
+        fits = written is None or suffix.lower() == written or (written, suffix.lower()) == (".jpg", ".jpeg")
+        return name if fits else f"{name}{written}"
 
     def _write(self, name: str, data: bytes, file: str) -> None:
         try:
