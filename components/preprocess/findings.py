@@ -97,6 +97,7 @@ def find(outcome: Outcome, duplicates: Mapping[str, Any]) -> list[Finding]:
         *_doubts(outcome),
         *_near_duplicates(duplicates),
         *_grouped([(image, warning) for image, warning in warnings if not warning.changed], "doubtful", "times"),
+        *_category_ids(outcome),
         *_redrawn(outcome),
         *_grouped([(image, warning) for image, warning in warnings if warning.changed], "changed", "times"),
     ]
@@ -235,6 +236,18 @@ def _near_duplicates(duplicates: Mapping[str, Any]) -> list[Finding]:
             count = sum(len(names) - 1 for names in groups)
             findings.append(Finding("doubtful", kind, "images", count, count, tuple(repeated[:EXAMPLES])))
     return findings
+
+
+def _category_ids(outcome: Outcome) -> list[Finding]:
+    """Category ids that are not the source's own."""
+    if dict(outcome.categories) != dict(outcome.classes):
+        changed = [f"{name}: {number}" for number, name in outcome.categories.items()]
+        kind = "category ids are 1, 2, … in the order of data.classes, also in results"
+    else:
+        own = {number: outcome.source_category_ids.get(number, number) for number in outcome.classes}
+        changed = [f"{outcome.classes[number]}: {number}, was {was!r}" for number, was in own.items() if was != number]
+        kind = "category ids are renumbered, also in results: the source's own are not whole numbers"
+    return [Finding("changed", kind, "classes", len(changed), 0, tuple(changed))] if changed else []
 
 
 def _redrawn(outcome: Outcome) -> list[Finding]:

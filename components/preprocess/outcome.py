@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from yolact.formats.preparation import ImageSummary
 from yolact.formats.problems import Problem
@@ -22,6 +23,8 @@ class Outcome:
     """The source's classes, by the source's category ids."""
     categories: Mapping[int, str]
     """The kept classes, with their new names and ids."""
+    source_category_ids: Mapping[int, Any]
+    """The source's own id by category id, where they differ."""
     images: Mapping[str, Sequence[ImageSummary]]
     """By split, in the order of their ids."""
     rejected: Mapping[str, Sequence[Problem]]

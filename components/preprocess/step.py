@@ -143,6 +143,7 @@ def _outcome(
         split_by_source=by_source,
         classes=dataset.classes,
         categories=categories,
+        source_category_ids=dataset.source_category_ids,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
         orphans=dataset.orphans,

@@ -52,11 +52,11 @@ def findings(tmp_path: Path, repository: Path) -> Callable[..., dict[str, dict[s
     def call(
         train: Sequence[Sequence[dict[str, Any]]],
         val: Sequence[Sequence[dict[str, Any]]] = ([{"segmentation": outline(TRIANGLE)}],),
-        classes: Sequence[str] = ("bolt",),
+        names: Sequence[str] = ("bolt",),
         **settings: Any,
     ) -> dict[str, dict[str, Any]]:
         for split, images in (("train", train), ("val", val)):
-            write_split(tmp_path / "raw", split, images, classes)
+            write_split(tmp_path / "raw", split, images, names)
         params = Params.model_validate(base.model_copy(update={"data": base.data.model_copy(update=settings)}))
         out = tmp_path / "processed"
         run(params, raw_dir=tmp_path / "raw", processed_dir=out, report_dir=tmp_path / "report", workers=1)
@@ -83,7 +83,7 @@ def test_exact_duplicates_are_removed_and_counted_but_not_equal_masks_of_two_cla
 ) -> None:
     twice = [{"segmentation": outline(TRIANGLE)}, {"segmentation": outline(TRIANGLE)}]
     other_class = [{"segmentation": outline(TRIANGLE), "category_id": 2}, {"segmentation": outline(TRIANGLE, x=20)}]
-    found = findings([twice, twice, other_class], classes=("bolt", "nut"))["exact duplicate of an object, removed"]
+    found = findings([twice, twice, other_class], names=("bolt", "nut"))["exact duplicate of an object, removed"]
     assert (found["severity"], found["count"], found["images"]) == ("changed", 2, 2)
     tree = json.loads((tmp_path / "processed/train.json").read_text())
     assert [row["image_id"] for row in tree["annotations"]] == [1, 2, 3, 3]
@@ -166,6 +166,34 @@ def test_with_every_object_unusable_no_limit_is_offered(findings: Findings) -> N
         findings([[{"segmentation": [[100, 100, 110, 100, 110, 110]], "image_id": 77}]], [])
     assert "1 of 1 objects cannot be used" in str(caught.value)
     assert "Or drop them" not in str(caught.value)
+
+
+def test_category_ids_from_0_are_kept(tmp_path: Path, repository: Path) -> None:
+    for split in ("train", "val"):
+        path = write_split(tmp_path / "raw", split, [[{"segmentation": outline(TRIANGLE), "category_id": 0}]] * 2, ())
+        tree = json.loads(path.read_text())
+        tree["categories"] = [{"id": 7, "name": "nut"}, {"id": 0, "name": "bolt"}]
+        path.write_text(json.dumps(tree))
+    out = tmp_path / "processed"
+    run(
+        load_params(repository / "conf/base.yaml"),
+        raw_dir=tmp_path / "raw",
+        processed_dir=out,
+        report_dir=tmp_path / "r",
+    )
+    for split in ("train", "val"):
+        tree = json.loads((out / f"{split}.json").read_text())
+        assert tree["categories"] == [{"id": 0, "name": "bolt"}, {"id": 7, "name": "nut"}]
+        assert [row["category_id"] for row in tree["annotations"]] == [0, 0]
+    stats = json.loads((out / "stats.json").read_text())
+    assert [stats["classes"][name]["train"]["instances"] for name in ("bolt", "nut")] == [2, 0]
+
+
+def test_category_ids_that_are_not_the_sources_own_are_said(findings: Findings) -> None:
+    rows = [{"segmentation": outline(TRIANGLE)}, {"segmentation": outline(TRIANGLE, x=20), "category_id": 2}]
+    found = findings([rows], [rows], ("bolt", "nut"), classes=["nut", "bolt"])
+    [renumbered] = [finding for kind, finding in found.items() if "category ids" in kind]
+    assert (renumbered["severity"], renumbered["examples"]) == ("changed", ["nut: 1", "bolt: 2"])
 
 
 def test_problems_without_a_kind_are_grouped_by_their_reason_without_names_and_numbers() -> None:

@@ -373,7 +373,7 @@ def _load(path: Path) -> _Instances:
 
 
 def _classes(files: Sequence[_Instances]) -> dict[int, str]:
-    """Name by category id: the files' own ids if all are integers from 1 and agree, otherwise 1, 2, …"""
+    """Name by category id: the files' own ids if all are integers from 0 and agree, otherwise 1, 2, …"""
     merged: dict[Any, str] = {}
     for instances in files:
         for number, name in instances.categories.items():
@@ -386,7 +386,7 @@ def _classes(files: Sequence[_Instances]) -> dict[int, str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{files[0].path.parent}: the class {twice!r} has two category ids. Give each class one id.")
-    if all(isinstance(number, int) and number >= 1 for number in merged):
+    if all(isinstance(number, int) and number >= 0 for number in merged):
         return dict(sorted(merged.items()))
     return dict(enumerate((merged[number] for number in sorted(merged, key=lambda n: (isinstance(n, str), n))), 1))
 
