@@ -161,8 +161,10 @@ def read_image_file(root: Path, file: str) -> ImageFile:
         raise ProblemError([Problem(file, reason, kind="16 or more bits per channel")])
     frames = _frames(image, file)
     if form != "MPO" and frames > 1:
-        what = f"has {frames} pages" if form == "TIFF" else f"is an animation of {frames} frames"
-        reason = f"{what}; save the one that the masks were drawn on as a still image"
+        what, one = (
+            (f"has {frames} pages", "page") if form == "TIFF" else (f"is an animation of {frames} frames", "frame")
+        )
+        reason = f"{what}; save the {one} that the masks were drawn on as a still image"
         raise ProblemError([Problem(file, reason, kind="animation, or several pages")])
     if form in ("JPEG", "MPO"):
         # Grey at 1/8 of the size, or what the hash needs: libjpeg still reads the whole file, but faster.
