@@ -164,7 +164,7 @@ def read_image_file(root: Path, file: str) -> ImageFile:
         what, one = (
             (f"has {frames} pages", "page") if form == "TIFF" else (f"is an animation of {frames} frames", "frame")
         )
-        reason = f"{what}; save the {one} that the masks were drawn on as a still image"
+        reason = f"{what.format(frames)}; save the {one} that the masks were drawn on as a still image"
         raise ProblemError([Problem(file, reason, kind="animation, or several pages")])
     if form in ("JPEG", "MPO"):
         # Grey at 1/8 of the size, or what the hash needs: libjpeg still reads the whole file, but faster.
