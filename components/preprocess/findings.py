@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ def find(outcome: Outcome, duplicates: Mapping[str, Any]) -> list[Finding]:
     return [
         *_grouped(rejected, "dropped", "images"),
         *dropped_objects(outcome),
+        *_of_images("dropped", "no object; left out by data.empty_images", outcome.empty),
         *_other_classes(outcome),
         *_doubts(outcome),
         *_near_duplicates(duplicates),
@@ -176,10 +177,10 @@ def _empty_images(outcome: Outcome) -> list[Finding]:
     if len(empty) <= EMPTY_SHARE * len(images):
         return []
     kind = (
-        "no object, which is learned as 'nothing here'; if annotation is not finished, leave the images that wait for "
-        "it out of data.source"
+        "no object, which is learned as 'nothing here'; if their annotation is not finished, leave them out with "
+        "data.empty_images=drop"
     )
-    return [Finding("doubtful", kind, "images", len(empty), len(empty), tuple(empty[:EXAMPLES]), len(images))]
+    return _of_images("doubtful", kind, empty, len(images))
 
 
 def _crowds_alone(tables: Mapping[str, np.ndarray]) -> list[Finding]:
@@ -252,15 +253,16 @@ def _category_ids(outcome: Outcome) -> list[Finding]:
 
 def _redrawn(outcome: Outcome) -> list[Finding]:
     images = outcome.every_image
-    names = {
-        "downscaled to data.max_side": [image.image_id for image in images if image.reduced],
-        "converted to JPEG, or to PNG where nothing may be lost": [i.image_id for i in images if i.converted],
-    }
+    kind = "converted to JPEG, or to PNG where nothing may be lost"
     return [
-        Finding("changed", kind, "images", len(found), len(found), tuple(found[:EXAMPLES]))
-        for kind, found in names.items()
-        if found
+        *_of_images("changed", "downscaled to data.max_side", [image.image_id for image in images if image.reduced]),
+        *_of_images("changed", kind, [image.image_id for image in images if image.converted]),
     ]
+
+
+def _of_images(severity: Severity, kind: str, names: Sequence[str], total: int | None = None) -> list[Finding]:
+    """A finding about whole images; none without names."""
+    return [Finding(severity, kind, "images", len(names), len(names), tuple(names[:EXAMPLES]), total)] if names else []
 
 
 def _plural(unit: Unit, count: int) -> str:

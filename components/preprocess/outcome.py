@@ -29,10 +29,12 @@ class Outcome:
     """By split, in the order of their ids."""
     rejected: Mapping[str, Sequence[Problem]]
     """By image id."""
+    empty: Sequence[str]
+    """Ids of the images that are left out because they have no object."""
     orphans: Sequence[Problem]
     """Annotations that belong to no image."""
-    rejected_split: Mapping[str, str]
-    """Which split each rejected image was listed in."""
+    left_out_split: Mapping[str, str]
+    """Which split each rejected or empty image was listed in."""
     source_warnings: Sequence[Problem]
     """Irregularities of the data set as a whole."""
     divided: Sequence[Sequence[str]]

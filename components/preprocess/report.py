@@ -92,7 +92,7 @@ def write_report(
         data: settings to show.
         stopped: whether the data was not written because too much of it cannot be used.
     """
-    shown = {"classes", "max_side", "max_problems", "max_dropped", "val_fraction", "split_seed"}
+    shown = {"classes", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
     page = render_page(
         _TEMPLATE,
         stats=stats,

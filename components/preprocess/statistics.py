@@ -32,7 +32,7 @@ SHARE_EDGES = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 
 def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
     """The content of ``stats.json``, without its findings and the digests of the splits."""
-    left_out = Counter(outcome.rejected_split.values())
+    left_out = Counter(outcome.left_out_split.values())
     every = outcome.every_image
     source_names = list(outcome.classes.values())
     others = Counter(source_names[index - 1] for image in every for index in image.other_classes)

@@ -76,7 +76,8 @@ def run(
         )
         with Records(folder / ".records") as records:
             images, rejected = _prepare_all(dataset, preparation, records, workers or usable_cpus())
-            outcome = _outcome(dataset, categories, images, rejected, params.data)
+            empty = _left_out(images, folder / "images") if params.data.empty_images == "drop" else []
+            outcome = _outcome(dataset, categories, images, rejected, empty, params.data)
             for split in SPLITS:
                 description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
                 path, images_of_split = folder / f"{split}.json", outcome.images[split]
@@ -124,11 +125,24 @@ def _prepare_all(
     return accepted, rejected
 
 
+def _left_out(images: dict[str, ImageSummary], folder: Path) -> list[str]:
+    """Remove the images whose annotation has no object, and their files; return their ids."""
+    empty = [
+        name
+        for name, image in images.items()
+        if not len(image.instances) and not image.other_classes and not image.dropped
+    ]
+    for name in empty:
+        (folder / images.pop(name).file_name).unlink()
+    return empty
+
+
 def _outcome(
     dataset: Dataset,
     categories: Mapping[int, str],
     images: Mapping[str, ImageSummary],
     rejected: Mapping[str, Sequence[Problem]],
+    empty: Sequence[str],
     data: DataConfig,
 ) -> Outcome:
     """Images by split: the source's splits, or chosen by ``data.val_fraction``."""
@@ -146,8 +160,9 @@ def _outcome(
         source_category_ids=dataset.source_category_ids,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
+        empty=empty,
         orphans=dataset.orphans,
-        rejected_split={name: split_of[name] for name in rejected if name in split_of},
+        left_out_split={name: split_of[name] for name in [*rejected, *empty] if name in split_of},
         source_warnings=dataset.warnings,
         divided=[[images[name].file_name for name in names] for names in choice.divided],
     )

@@ -129,6 +129,21 @@ def test_most_images_without_objects_are_doubtful(findings: Findings) -> None:
     assert (found["severity"], found["count"], found["total"]) == ("doubtful", 3, 5)
 
 
+def test_images_without_objects_are_left_out_on_request_but_not_those_of_other_classes(
+    findings: Findings, tmp_path: Path
+) -> None:
+    shown = [{"segmentation": outline(TRIANGLE)}]
+    other = [{"segmentation": outline(TRIANGLE), "category_id": 2}]
+    found = findings([shown, [], other, []], names=("bolt", "nut"), classes=["bolt"], empty_images="drop")
+    left_out = found["no object; left out by data.empty_images"]
+    assert (left_out["severity"], left_out["count"]) == ("dropped", 2)
+    tree = json.loads((tmp_path / "processed/train.json").read_text())
+    assert [image["file_name"] for image in tree["images"]] == ["train0.jpg", "train2.jpg"]
+    assert len(list((tmp_path / "processed/images").iterdir())) == 3
+    train = json.loads((tmp_path / "processed/stats.json").read_text())["splits"]["train"]
+    assert (train["listed"], train["left_out"], train["images"]) == (4, 2, 2)
+
+
 def test_half_of_the_images_without_objects_is_usual(findings: Findings) -> None:
     assert findings([[{"segmentation": outline(TRIANGLE)}], [], []]) == {}
 
