@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -12,19 +13,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 255
+"""Maximum length of a file's name in the usual file systems, bytes (NAME_MAX of Linux)."""
+
+TEMPORARY_EXTRA = len("..12345678.part")
+"""What temporary names add to a name, bytes."""
+
 
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; when the block succeeds, flush it to disk and rename it to ``path``.
 
     If the block raises, the temporary file is removed and ``path`` is unchanged. Leftovers of killed runs
-    (``.<name>.*.part``) are removed first, so two processes must not write the same file at once.
+    (``.<name>.*.part``, or a hash instead of a long name) are removed first, so two processes must not write the same
+    file at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    stem = _temporary_stem(path.name)
+    for leftover in path.parent.glob(f".{glob.escape(stem)}.*.part"):
         leftover.unlink()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{stem}.", suffix=".part", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -32,6 +41,18 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary_stem(name: str) -> str:
+    """The name, or a hash of it if a temporary name with it would be too long."""
+    raw = os.fsencode(name)
+    return name if len(raw) + TEMPORARY_EXTRA <= LONGEST_NAME else hashlib.sha256(raw).hexdigest()
+
+
+def fitting_name(stem: str, suffix: str) -> str:
+    """``stem`` and ``suffix`` as a file's name; the stem loses its end if the name would be too long."""
+    raw = stem.encode("utf-8")[: LONGEST_NAME - len(suffix.encode("utf-8"))]
+    return raw.decode("utf-8", "ignore") + suffix
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 from rich.console import Console
 
 from yolact.inference.export import Exported, ExportPrecision, export_onnx
-from yolact.models.weights import load_model
+from yolact.models.weights import load_model, read_category_ids
 from yolact_cli.output import facts_table
 
 
@@ -29,7 +29,15 @@ def run(
     """
     model, classes = load_model(model_dir)
     path = output or model_dir / "model.onnx"
-    exported = export_onnx(model, classes, path, batch=batch, precision=cast(ExportPrecision, precision), opset=opset)
+    exported = export_onnx(
+        model,
+        classes,
+        path,
+        batch=batch,
+        precision=cast(ExportPrecision, precision),
+        opset=opset,
+        category_ids=read_category_ids(model_dir),
+    )
     _print_summary(exported, console or Console(highlight=False))
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
 from yolact.evaluation.evaluator import ApSummary
-from yolact.files import write_bytes_atomic, write_json_atomic, write_text_atomic
+from yolact.files import fitting_name, write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
 from yolact_ops.reports.formatting import percent
@@ -187,7 +187,7 @@ def _write_gallery(folder: Path, evaluation: Evaluation, params: Params) -> list
     gallery = []
     for number, image in enumerate(chosen, start=1):
         plot, caption = _compare(evaluation, image, rows_of[image.id], params.evaluate.gallery_score)
-        file = f"gallery/{number:02d}_{Path(image.file_name).stem}.jpg"
+        file = "gallery/" + fitting_name(f"{number:02d}_{Path(image.file_name).stem}", ".jpg")
         write_bytes_atomic(folder / file, jpeg_bytes(plot, quality=90))
         gallery.append(GalleryPlot(file=file, caption=caption, pixels=narrowed(plot, EMBEDDED_WIDTH)))
     if gallery:

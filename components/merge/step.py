@@ -55,8 +55,10 @@ def run(
     joined = _join(results)
     images, rows, problems = joined.images, joined.rows, joined.problems
     _check_complete(plan, [entry["id"] for entry in images + problems], plan_path)
-    classes = json.loads((model_dir / DESCRIPTION_FILE).read_text(encoding="utf-8"))["classes"]
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    description = json.loads((model_dir / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    ids = description.get("category_ids") or range(1, len(description["classes"]) + 1)
+    name_of = dict(zip(ids, description["classes"], strict=True))
+    categories = [{"id": number, "name": name} for number, name in name_of.items()]
     with replaced_directory(output_dir) as folder:
         write_json_atomic(folder / "detections.json", rows)
         description = f"images of {plan.address}; file names are relative to it"
@@ -65,7 +67,7 @@ def run(
         write_json_atomic(folder / "problems.json", problems)
     if destination:
         _upload(output_dir, S3Address.parse(destination))
-    counts = Counter(classes[row["category_id"] - 1] for row in rows)
+    counts = Counter(name_of[row["category_id"]] for row in rows)
     log.info("%d images, %d objects in %s; %d unreadable images", len(images), len(rows), output_dir, len(problems))
     return Totals(len(images), len(rows), len(problems), dict(counts.most_common()))
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from components.preprocess.findings import Finding
 from yolact.files import replaced_directory, write_json_atomic, write_text_atomic
 from yolact.formats.image_files import bounded_size
 from yolact.formats.instances import reduced_mask
@@ -26,10 +27,10 @@ GALLERY_WIDTH = 520
 """Maximum width of an image on the page, pixels."""
 
 LISTED_ROWS = 1000
-"""Maximum number of problems, and of warnings, on the page, so that browsers can show it; `LISTING` has all."""
+"""Maximum number of rows of each list on the page, so that browsers can show it; `LISTING` has all."""
 
 LISTING = "problems.csv"
-"""File next to the page with all problems and warnings, one per row."""
+"""File next to the page with all unusable images, dropped objects and warnings, one per row."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -73,28 +74,31 @@ class GalleryImage:
 def write_report(
     report_dir: Path,
     stats: Mapping[str, Any],
+    findings: Sequence[Finding],
     categories: Mapping[int, str],
     gallery: Mapping[str, Sequence[GalleryImage]],
     data: DataConfig,
+    *,
+    stopped: bool,
 ) -> None:
     """Write the self-contained ``index.html``, `LISTING`, and a copy of ``stats.json``.
 
     Args:
         report_dir: replaced as a whole.
         stats: the content of ``stats.json``.
+        findings: what was dropped, is doubtful or was changed.
         categories: class name by category id.
         gallery: images to show, by split.
         data: settings to show.
+        stopped: whether the data was not written because too much of it cannot be used.
     """
-    shown = {"classes", "max_side", "max_problems", "val_fraction", "split_seed"}
-    images = len({entry["image"] for entry in stats["problems"]} - {""})
-    orphans = sum(not entry["image"] for entry in stats["problems"])
+    shown = {"classes", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
     page = render_page(
         _TEMPLATE,
         stats=stats,
-        left_out=counted(images, orphans),
-        orphans=orphans,
-        stops=images + orphans > data.max_problems,
+        findings=findings,
+        left_out=len({entry["image"] for entry in stats["problems"]}),
+        stopped=stopped,
         classes=_class_rows(stats),
         charts=_charts(stats),
         gallery={split: [_gallery_entry(image, categories) for image in images] for split, images in gallery.items()},
@@ -108,25 +112,13 @@ def write_report(
         write_json_atomic(folder / "stats.json", stats)
 
 
-def counted(images: int, orphans: int) -> str:
-    """Number of unusable images and of orphan annotations as text; empty if there are none."""
-    parts = []
-    if images:
-        parts.append(f"{images} image{'' if images == 1 else 's'}")
-    if orphans:
-        parts.append(
-            f"{orphans} annotation{'' if orphans == 1 else 's'} that belong{'s' if orphans == 1 else ''} to no image"
-        )
-    return " and ".join(parts)
-
-
 def _listing(stats: Mapping[str, Any]) -> str:
-    """All problems and warnings as CSV (RFC 4180)."""
+    """All unusable images, dropped objects and warnings as CSV (RFC 4180)."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["kind", "image", "file", "reason"])
-    for kind in ("problem", "warning"):
-        writer.writerows([kind, row["image"], row["file"], row["reason"]] for row in stats[f"{kind}s"])
+    writer.writerow(["list", "image", "file", "kind", "reason"])
+    for name in ("problems", "dropped", "warnings"):
+        writer.writerows([name, row["image"], row["file"], row["kind"], row["reason"]] for row in stats[name])
     return text.getvalue()
 
 

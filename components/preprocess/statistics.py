@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from components.preprocess.findings import kind_of
+from components.preprocess.outcome import Outcome
 from yolact.formats.duplicates import MAX_DISTANCE, first_similar_pairs
 from yolact.formats.preparation import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, ImageSummary
 from yolact.formats.problems import Problem
@@ -29,36 +30,10 @@ SHARE_EDGES = [0, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0
 """Mask area over image area."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Everything found in a data set, before it is summarized."""
-
-    format: str
-    """Name of the data set's format."""
-    split_by_source: bool
-    """Whether the source has a val split."""
-    classes: Mapping[int, str]
-    """The source's classes, by the source's category ids."""
-    categories: Mapping[int, str]
-    """The kept classes, with their new names and ids."""
-    images: Mapping[str, Sequence[ImageSummary]]
-    """By split, in the order of their ids."""
-    rejected: Mapping[str, Sequence[Problem]]
-    """By image id."""
-    orphans: Sequence[Problem]
-    """Annotations that belong to no image."""
-    rejected_split: Mapping[str, str]
-    """Which split each rejected image was listed in."""
-    source_warnings: Sequence[Problem]
-    """Irregularities of the data set as a whole."""
-    divided: Sequence[Sequence[str]]
-    """Files of each group of near-duplicates that was too large to keep in one split."""
-
-
 def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
-    """The content of ``stats.json``."""
-    left_out = Counter(outcome.rejected_split.values())
-    every = [image for images in outcome.images.values() for image in images]
+    """The content of ``stats.json``, without its findings and the digests of the splits."""
+    left_out = Counter(outcome.left_out_split.values())
+    every = outcome.every_image
     source_names = list(outcome.classes.values())
     others = Counter(source_names[index - 1] for image in every for index in image.other_classes)
     return {
@@ -77,10 +52,8 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
         "other_classes": dict(sorted(others.items())),
         "histograms": {split: _histograms(images) for split, images in outcome.images.items()},
         "duplicates": {**_duplicates(outcome.images), "divided": [_divided(names) for names in outcome.divided]},
-        "problems": [
-            *(_entry(image, problem) for image, found in outcome.rejected.items() for problem in found),
-            *(_entry("", problem) for problem in outcome.orphans),
-        ],
+        "problems": [_entry(image, problem) for image, found in outcome.rejected.items() for problem in found],
+        "dropped": [_entry(image, problem) for image, problem in outcome.dropped],
         "warnings": [
             *(_entry("", warning) for warning in outcome.source_warnings),
             *(_entry(image.image_id, warning) for image in every for warning in image.warnings),
@@ -89,8 +62,8 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
 
 
 def _table(images: Sequence[ImageSummary]) -> np.ndarray:
-    """All objects, (N, 7) float32, see `ImageSummary.instances`."""
-    return np.concatenate([np.zeros((0, 7), dtype=np.float32), *(image.instances for image in images)])
+    """All objects, (N, 8) float32, see `ImageSummary.instances`."""
+    return np.concatenate([np.zeros((0, 8), dtype=np.float32), *(image.instances for image in images)])
 
 
 def _split_statistics(images: Sequence[ImageSummary]) -> dict[str, Any]:
@@ -102,6 +75,7 @@ def _split_statistics(images: Sequence[ImageSummary]) -> dict[str, Any]:
         "images_without_xml": sum(image.has_xml is False for image in images),
         "images_turned": sum(image.turned for image in images),
         "images_reduced": sum(image.reduced for image in images),
+        "images_converted": sum(image.converted for image in images),
         "instances": len(table),
         "instances_without_flags": int(np.isnan(table[:, DIFFICULT]).sum()),
         "crowds": int((table[:, CROWD] == 1).sum()),
@@ -128,17 +102,15 @@ def _distribution(values: Sequence[int] | np.ndarray) -> dict[str, float]:
 
 def _class_statistics(outcome: Outcome) -> dict[str, Any]:
     """Number of images with each class and of its objects, by split."""
-    counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])
+    counts: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0])  # by position of the class
     for split, images in outcome.images.items():
         for image in images:
-            for category, instances in Counter(image.instances[:, CATEGORY].astype(int).tolist()).items():
-                counts[category, split][0] += 1
-                counts[category, split][1] += instances
+            for place, instances in Counter(image.instances[:, CATEGORY].astype(int).tolist()).items():
+                counts[place, split][0] += 1
+                counts[place, split][1] += instances
     return {
-        name: {
-            split: dict(zip(("images", "instances"), counts[category, split], strict=True)) for split in outcome.images
-        }
-        for category, name in outcome.categories.items()
+        name: {split: dict(zip(("images", "instances"), counts[place, split], strict=True)) for split in outcome.images}
+        for place, name in enumerate(outcome.categories.values())
     }
 
 
@@ -199,4 +171,4 @@ def _equal_files(images: Sequence[ImageSummary]) -> list[list[str]]:
 
 
 def _entry(image_id: str, problem: Problem) -> dict[str, str]:
-    return {"image": image_id, "file": problem.file, "reason": problem.reason}
+    return {"image": image_id, "file": problem.file, "reason": problem.reason, "kind": kind_of(problem)}

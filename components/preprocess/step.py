@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from components.preprocess.findings import Finding, dropped_objects, find
+from components.preprocess.outcome import Outcome
 from components.preprocess.records import Records, write_coco
-from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, counted, write_report
-from components.preprocess.statistics import Outcome, hashes, statistics
+from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
+from components.preprocess.statistics import hashes, statistics
 from components.preprocess.workers import map_in_order
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
@@ -33,7 +35,10 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val")
 
 LISTED_PROBLEMS = 20
-"""Maximum number of images and orphan annotations in an error message; the rest is counted."""
+"""Maximum number of images in an error message; the rest is counted."""
+
+LISTED_FINDINGS = 15
+"""Maximum number of findings in the log and in an error message; the rest is counted."""
 
 
 def run(
@@ -53,8 +58,9 @@ def run(
         workers: number of processes that read images; None: one per CPU core.
 
     Raises:
-        DataError: there is no data set of a known format, a list of images is invalid, more images and orphan
-            annotations than ``data.max_problems`` have problems, or a split has no image or no instance.
+        DataError: there is no data set of a known format, a list of images is invalid, more images than
+            ``data.max_problems`` or a larger share of objects than ``data.max_dropped`` cannot be used, or a split has
+            no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
     dataset = read_dataset(raw_dir, ReadOptions(annotations=params.data.annotations, crowds=params.data.crowds))
@@ -70,7 +76,8 @@ def run(
         )
         with Records(folder / ".records") as records:
             images, rejected = _prepare_all(dataset, preparation, records, workers or usable_cpus())
-            outcome = _outcome(dataset, categories, images, rejected, params.data)
+            empty = _left_out(images, folder / "images") if params.data.empty_images == "drop" else []
+            outcome = _outcome(dataset, categories, images, rejected, empty, params.data)
             for split in SPLITS:
                 description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
                 path, images_of_split = folder / f"{split}.json", outcome.images[split]
@@ -78,12 +85,16 @@ def run(
             digests = _digests(folder, outcome.images)
             stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
             stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
+            findings = find(outcome, stats["duplicates"])
+            stats["findings"] = [finding.as_json() for finding in findings]
+            refusal = "\n".join(_too_many(dataset, outcome, params.data, report_dir))
             gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
-            write_report(report_dir, stats, categories, gallery, params.data)
+            write_report(report_dir, stats, findings, categories, gallery, params.data, stopped=bool(refusal))
         write_json_atomic(folder / "stats.json", stats)
-        _check_problems(dataset, outcome, params.data, report_dir)
+        if refusal:
+            raise DataError(refusal)
         _check_usable(dataset, outcome)
-    _log_summary(outcome, stats, report_dir)
+    _log_summary(outcome, findings, report_dir)
 
 
 def _check_disjoint(dataset: Dataset) -> None:
@@ -114,11 +125,24 @@ def _prepare_all(
     return accepted, rejected
 
 
+def _left_out(images: dict[str, ImageSummary], folder: Path) -> list[str]:
+    """Remove the images whose annotation has no object, and their files; return their ids."""
+    empty = [
+        name
+        for name, image in images.items()
+        if not len(image.instances) and not image.other_classes and not image.dropped
+    ]
+    for name in empty:
+        (folder / images.pop(name).file_name).unlink()
+    return empty
+
+
 def _outcome(
     dataset: Dataset,
     categories: Mapping[int, str],
     images: Mapping[str, ImageSummary],
     rejected: Mapping[str, Sequence[Problem]],
+    empty: Sequence[str],
     data: DataConfig,
 ) -> Outcome:
     """Images by split: the source's splits, or chosen by ``data.val_fraction``."""
@@ -133,10 +157,12 @@ def _outcome(
         split_by_source=by_source,
         classes=dataset.classes,
         categories=categories,
+        source_category_ids=dataset.source_category_ids,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
         rejected=rejected,
+        empty=empty,
         orphans=dataset.orphans,
-        rejected_split={name: split_of[name] for name in rejected if name in split_of},
+        left_out_split={name: split_of[name] for name in [*rejected, *empty] if name in split_of},
         source_warnings=dataset.warnings,
         divided=[[images[name].file_name for name in names] for names in choice.divided],
     )
@@ -150,14 +176,7 @@ def _choose_validation(images: Sequence[ImageSummary], data: DataConfig) -> Choi
     }
     classes = {image.image_id: set(image.instances[:, CATEGORY].astype(int).tolist()) for image in images}
     log.info("the source has no validation images: choosing %g of the images (data.val_fraction)", data.val_fraction)
-    choice = choose_validation(classes, groups, data.val_fraction, data.split_seed)
-    for divided in choice.divided:
-        log.warning(
-            "%d images are near-duplicates, including %s and %s: too many to keep in one split, so they are in both. "
-            "AP on val is too optimistic on them; list the validation images yourself (val.txt) if they differ",
-            *(len(divided), divided[0], divided[-1]),
-        )
-    return choice
+    return choose_validation(classes, groups, data.val_fraction, data.split_seed)
 
 
 def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> list[GalleryImage]:
@@ -169,29 +188,42 @@ def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> 
     ]
 
 
-def _check_problems(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: Path) -> None:
-    """Refuse more than ``data.max_problems`` images with problems and orphan annotations; warn about fewer.
-
-    An orphan annotation counts like an image: the image that it was meant for is used without it.
-    """
-    rejected, orphans, allowed = outcome.rejected, outcome.orphans, data.max_problems
-    count = len(rejected) + len(orphans)
-    if not count:
-        return
-    groups = [*rejected.values(), *([problem] for problem in orphans)]
-    lines = [f"  {problem}" for problems in groups[:LISTED_PROBLEMS] for problem in problems]
-    if count > LISTED_PROBLEMS:
-        lines.append(f"  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
-    listing, found = "\n".join(lines), counted(len(rejected), len(orphans))
+def _too_many(dataset: Dataset, outcome: Outcome, data: DataConfig, report_dir: Path) -> list[str]:
+    """Why the data set is refused: more unusable images or objects than the settings allow; empty if neither."""
+    refusals = []
+    count, allowed = len(outcome.rejected), data.max_problems
     if count > allowed:
-        raise DataError(
-            f"{dataset.root}: with problems: {found}; data.max_problems allows {allowed}.\n{listing}\n"
+        lines = [f"\n  {problem}" for found in list(outcome.rejected.values())[:LISTED_PROBLEMS] for problem in found]
+        if count > LISTED_PROBLEMS:
+            lines.append(f"\n  and {count - LISTED_PROBLEMS} more, see {report_dir / 'index.html'}")
+        refusals.append(
+            f"{dataset.root}: {count} image{'' if count == 1 else 's'} cannot be used; data.max_problems allows "
+            f"{allowed}.{''.join(lines)}\n"
             f"Fix the files at their source (data.source: {data.source}) and run `dvc repro`, which fetches them. "
-            "Or skip them with "
-            f"data.max_problems={count} in params.yaml (stats.json then lists them all)."
+            f"Or leave these images out with data.max_problems={count} in params.yaml (stats.json then lists them all)."
         )
-    kept = "; the images that such annotations were meant for are used without them" if orphans else ""
-    log.warning("skipped: %s (data.max_problems allows %d)%s\n%s", found, allowed, kept, listing)
+    dropped, objects = len(outcome.dropped), outcome.objects
+    if dropped > data.max_dropped * objects:
+        share = math.ceil(100 * dropped / objects) / 100
+        listing = "\n".join(f"  {line}" for line in _listed(dropped_objects(outcome), report_dir))
+        refusals.append(
+            f"{dataset.root}: {dropped} of {objects} objects cannot be used; data.max_dropped allows a share of "
+            f"{data.max_dropped:g}.\n{listing}\n"
+            f"Fix them at their source (data.source: {data.source}) and run `dvc repro`, which fetches them."
+        )
+        if dropped < objects:
+            refusals[-1] += (
+                f" Or drop them with data.max_dropped={share:g} in params.yaml: their images are then used without "
+                "them, so the model learns that nothing is there."
+            )
+    return refusals
+
+
+def _listed(findings: Sequence[Finding], report_dir: Path) -> list[str]:
+    """One line per finding, up to `LISTED_FINDINGS`."""
+    lines = [str(finding) for finding in findings[:LISTED_FINDINGS]]
+    more = len(findings) - LISTED_FINDINGS
+    return [*lines, f"and {more} more kinds, see {report_dir / 'index.html'}"] if more > 0 else lines
 
 
 def _check_usable(dataset: Dataset, outcome: Outcome) -> None:
@@ -226,21 +258,22 @@ def _joint(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def _log_summary(outcome: Outcome, stats: Mapping[str, Any], report_dir: Path) -> None:
+def _log_summary(outcome: Outcome, findings: Sequence[Finding], report_dir: Path) -> None:
     parts = [
         f"{split}: {len(images)} images, {sum(len(image.instances) for image in images)} instances"
         for split, images in outcome.images.items()
     ]
-    page = report_dir / "index.html"
-    left_out = counted(len(outcome.rejected), len(outcome.orphans)) or "nothing"
-    log.info("%s; skipped: %s; %d warnings (see %s)", "; ".join(parts), left_out, len(stats["warnings"]), page)
-    if others := stats["other_classes"]:
-        names = ", ".join(f"{name} ({count})" for name, count in others.items())
-        log.info("objects of other classes, dropped by data.classes: %s", names)
-    if duplicates := stats["duplicates"]["across_splits"]["count"]:
-        log.warning(
-            "near-duplicates across train and val: %d (see %s); AP on val is too optimistic there", duplicates, page
-        )
+    log.info("%s", "; ".join(parts))
+    if not findings:
+        log.info("nothing was changed or dropped, nothing is doubtful; see %s", report_dir / "index.html")
+        return
+    log.info("what was dropped, is doubtful or was changed (details in %s):", report_dir / "index.html")
+    for finding in findings[:LISTED_FINDINGS]:
+        log.log(logging.INFO if finding.severity == "changed" else logging.WARNING, "%s: %s", finding.severity, finding)
+    if len(findings) > LISTED_FINDINGS:
+        log.warning("and %d more kinds", len(findings) - LISTED_FINDINGS)
+    if outcome.dropped:
+        log.warning("images are used without their dropped objects, so the model learns that nothing is there")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ import logging
 from pathlib import Path
 
 from yolact.errors import DataError, SettingsError
+from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact_ops.batch_prediction.plan import ListedImage, Plan
 from yolact_ops.transfer.storage import S3Address, list_objects, make_client
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png")
-"""File name suffixes of images; other files are ignored."""
 
 
 def run(*, images: str, shards: int, plan_path: Path) -> list[str]:
@@ -36,9 +34,9 @@ def run(*, images: str, shards: int, plan_path: Path) -> list[str]:
     if not images.startswith("s3://"):
         raise SettingsError(f"images: must be s3://BUCKET/FOLDER (found {images!r})")
     address = S3Address.parse(images)
-    objects = [item for item in list_objects(make_client(), address) if item.path.suffix.lower() in SUFFIXES]
+    objects = [item for item in list_objects(make_client(), address) if item.path.suffix.lower() in IMAGE_SUFFIXES]
     if not objects:
-        raise DataError(f"{address}: has files, but none ends in {', '.join(SUFFIXES)}")
+        raise DataError(f"{address}: has files, but none ends in {', '.join(IMAGE_SUFFIXES)}")
     listed = [ListedImage(number, item) for number, item in enumerate(sorted(objects, key=lambda item: item.key), 1)]
     count = min(shards, len(listed))
     bounds = [len(listed) * number // count for number in range(count + 1)]

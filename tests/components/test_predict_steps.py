@@ -27,6 +27,7 @@ from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.transfer.storage import S3Address
 
 CLASSES = ["cat", "dog"]
+CATEGORY_IDS = [0, 7]
 TURNED = 6
 """EXIF orientation: rotate by 90 degrees clockwise."""
 
@@ -69,7 +70,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that detects something in every image."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(Yolact(tiny_config(), len(CLASSES)), CLASSES, folder)
+    save_model(Yolact(tiny_config(), len(CLASSES)), CLASSES, folder, CATEGORY_IDS)
     detection = DEFAULT_DETECTION.replace(score_threshold=0.01, max_detections=5)
     (folder / "detect.json").write_text(detection.model_dump_json())
     return folder
@@ -138,6 +139,8 @@ def test_the_number_of_shards_changes_nothing(model_dir: Path, tmp_path: Path, b
         assert uploaded == written[shards]
     images, problems = (json.loads(written[1][name]) for name in ("images.json", "problems.json"))
     rows = {shards: json.loads(files["detections.json"]) for shards, files in written.items()}
+    assert images["categories"] == [{"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}]
+    assert {row["category_id"] for row in rows[1]} <= set(CATEGORY_IDS)
     assert images == json.loads(written[7]["images.json"])
     assert problems == json.loads(written[7]["problems.json"])
     assert len(rows[1]) == len(rows[7])  # another batch may round scores differently

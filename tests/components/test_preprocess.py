@@ -134,6 +134,7 @@ def test_images_json_and_statistics_are_written(
         "images_without_xml": 1,
         "images_turned": 0,
         "images_reduced": 0,
+        "images_converted": 0,
         "instances": 2,
         "instances_without_flags": 0,
         "crowds": 0,
@@ -201,7 +202,7 @@ def test_problems_are_collected_and_stop_the_step(
     with pytest.raises(DataError) as caught:
         preprocess()
     message = str(caught.value)
-    assert "with problems: 2 images; data.max_problems allows 0." in message
+    assert ": 2 images cannot be used; data.max_problems allows 0." in message
     assert "JPEGImages/2007_000001.jpg: cannot be decoded to its end" in message
     assert "SegmentationObject/2007_000002.png: no such file" in message
     assert "SegmentationClass/2007_000002.png: no such file" in message
@@ -245,7 +246,7 @@ def test_long_lists_of_problems_are_shortened_in_the_message_and_complete_on_the
     assert message.count("no such image") == 20
     assert "and 5 more, see " in message
     page = (processed.with_name("report") / "index.html").read_text()
-    assert page.count("no such image") == 25
+    assert page.count("<td>no such image") == 25
     assert "the data was not written" in page
     assert not processed.exists()
 
@@ -472,8 +473,11 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     (divided,) = stats["duplicates"]["divided"]
     assert (divided["images"], len(divided["examples"])) == (20, 5)
     assert stats["duplicates"]["across_splits"]["count"] == 64
-    assert "20 images are near-duplicates" in caplog.text
-    assert "20 images are near-duplicates, such as Bild 0" in (tmp_path / "report/index.html").read_text()
+    assert "20 images: near-duplicates that are too many to keep in one split" in caplog.text
+    assert (
+        "20 images: near-duplicates that are too many to keep in one split"
+        in (tmp_path / "report/index.html").read_text()
+    )
 
 
 def test_a_single_image_with_objects_cannot_be_split_and_the_message_says_to_annotate_more(
@@ -514,14 +518,17 @@ def test_classes_are_selected_and_renamed(
     settings = params(classes={"blue": "sea"})
     with caplog.at_level(logging.INFO):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-    assert "objects of other classes, dropped by data.classes: red (40)" in caplog.text
+    assert "dropped: 1 class (red (40)): objects of these classes are left out by data.classes" in caplog.text
     stats = json.loads((processed / "stats.json").read_text())
     assert stats["other_classes"] == {"red": 40}
     assert sum(stats["classes"]["sea"][split]["instances"] for split in ("train", "val")) == 10
     tree = load_split(processed, "train")
     assert tree["categories"] == [{"id": 1, "name": "sea"}]
     assert {row["category_id"] for row in tree["annotations"]} == {1}
-    assert "Dropped by data.classes: red (40)" in (tmp_path / "report/index.html").read_text()
+    assert (
+        "1 class (red (40)): objects of these classes are left out by data.classes"
+        in (tmp_path / "report/index.html").read_text()
+    )
 
 
 def test_an_unknown_class_writes_nothing(preprocess: Callable[..., dict[str, Any]], processed: Path) -> None:
@@ -602,7 +609,7 @@ def test_near_duplicates_in_both_splits_are_found_and_reported(
     with caplog.at_level(logging.WARNING):
         (pair,) = preprocess()["duplicates"]["across_splits"]["pairs"]
     assert (pair["train"], pair["val"], pair["equal_files"]) == ("2007_000002.jpg", "2008_000001.jpg", False)
-    assert "near-duplicates across train and val: 1" in caplog.text
+    assert "1 pair: near-duplicates across train and val" in caplog.text
     assert "Near-duplicates in both splits" in (processed.with_name("report") / "index.html").read_text()
 
     shutil.copy(voc / "JPEGImages/2007_000002.jpg", voc / "JPEGImages/2008_000001.jpg")
@@ -654,11 +661,12 @@ def test_errors_of_a_coco_file_count_as_problems(
     del tree["images"][3]["id"]
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    counts = r"1 image and 1 annotation that belongs to no image; data\.max_problems allows 1"
-    with pytest.raises(DataError, match=rf"{counts}(.|\n)*labels\.json: images\[3\] has no id"):
-        run(params(max_problems=1), **folders)
-    run(params(max_problems=2), **folders)
-    assert len(json.loads((processed / "stats.json").read_text())["problems"]) == 2
+    with pytest.raises(DataError, match=r"1 image cannot be used(.|\n)*labels\.json: images\[3\] has no id") as caught:
+        run(params(max_dropped=0), **folders)
+    assert "1 of 50 objects cannot be used; data.max_dropped allows a share of 0." in str(caught.value)
+    run(params(max_problems=1, max_dropped=0.02), **folders)
+    stats = json.loads((processed / "stats.json").read_text())
+    assert [len(stats[name]) for name in ("problems", "dropped")] == [1, 1]
 
 
 def test_a_rejected_image_counts_once_with_any_number_of_annotations(
@@ -671,15 +679,15 @@ def test_a_rejected_image_counts_once_with_any_number_of_annotations(
         tree["images"][n]["file_name"] = f"/images/{n}.jpg"
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    with pytest.raises(DataError, match=r"with problems: 2 images; data\.max_problems allows 1"):
+    with pytest.raises(DataError, match=r": 2 images cannot be used; data\.max_problems allows 1"):
         run(params(max_problems=1), **folders)
-    assert "Not usable: 2 images." in (tmp_path / "report/index.html").read_text()
+    assert "<b>2</b><span>images left out</span>" in (tmp_path / "report/index.html").read_text()
     run(params(max_problems=2), **folders)
     problems = json.loads((processed / "stats.json").read_text())["problems"]
     assert [problem["image"] for problem in problems] == ["labels.json image 100", "labels.json image 104"]
 
 
-def test_orphan_annotations_are_counted_separately_and_their_images_are_reported_as_kept(
+def test_orphan_annotations_count_as_dropped_objects_and_their_images_are_kept(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
@@ -689,17 +697,19 @@ def test_orphan_annotations_are_counted_separately_and_their_images_are_reported
     tree["annotations"][1]["image_id"] = 12345
     path.write_text(json.dumps(tree))
     folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    with pytest.raises(DataError, match=r"with problems: 2 annotations that belong to no image; .* allows 1"):
-        run(params(max_problems=1), **folders)
+    with pytest.raises(
+        DataError, match=r"2 of 10 objects cannot be used; .* a share of 0\.19(.|\n)*data\.max_dropped=0\.2 "
+    ):
+        run(params(max_dropped=0.19), **folders)
     page = tmp_path / "report/index.html"
-    assert "Not usable: 2 annotations that belong to no image.\nThat is more than" in page.read_text()
+    assert "so the data was not written" in page.read_text()
     with caplog.at_level(logging.WARNING):
-        run(params(max_problems=2), **folders)
-    assert "skipped: 2 annotations" in caplog.text
-    assert "the images that such annotations were meant for are used without them" in caplog.text
-    assert "meant for are used without them" in page.read_text()
+        run(params(max_dropped=0.2), **folders)
+    assert caplog.text.count("dropped: 1 of 10 objects: ") == 2
+    assert "images are used without their dropped objects" in caplog.text
+    assert "so the data was not written" not in page.read_text()
     stats = json.loads((processed / "stats.json").read_text())
-    assert [problem["image"] for problem in stats["problems"]] == ["", ""]
+    assert (stats["problems"], [problem["image"] for problem in stats["dropped"]]) == ([], ["", ""])
     assert sum(stats["splits"][split]["images"] for split in ("train", "val")) == 8
 
 
@@ -755,15 +765,15 @@ def test_all_problems_and_warnings_are_in_a_list_that_the_page_names_if_it_shows
         preprocess()
     folder = processed.with_name("report")
     page = (folder / "index.html").read_text()
-    assert page.count("cannot be decoded to its end") == 2
+    assert page.count("<td>cannot be decoded to its end") == 2
     assert "The first 2 of 3; all are in problems.csv, next to this page." in page
     with (folder / "problems.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["kind"], row["file"]) for row in rows] == [
-        ("problem", "JPEGImages/2007_000001.jpg"),
-        ("problem", "JPEGImages/2007_000002.jpg"),
-        ("problem", "JPEGImages/2007_000003.jpg"),
-        ("warning", "Annotations/2008_000001.xml"),
+    assert [(row["list"], row["file"]) for row in rows] == [
+        ("problems", "JPEGImages/2007_000001.jpg"),
+        ("problems", "JPEGImages/2007_000002.jpg"),
+        ("problems", "JPEGImages/2007_000003.jpg"),
+        ("warnings", "Annotations/2008_000001.xml"),
     ]
     stats = json.loads((folder / "stats.json").read_text())
     assert [row["reason"] for row in rows] == [row["reason"] for row in [*stats["problems"], *stats["warnings"]]]

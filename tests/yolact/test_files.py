@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from yolact.files import replaced_directory, replaced_file, write_bytes_atomic, write_json_atomic, write_text_atomic
+from yolact.files import (
+    fitting_name,
+    replaced_directory,
+    replaced_file,
+    write_bytes_atomic,
+    write_json_atomic,
+    write_text_atomic,
+)
 
 
 class InterruptionError(Exception):
@@ -158,3 +165,22 @@ def test_partial_files_of_a_kill_are_removed_by_the_next_write(tmp_path):
     (tmp_path / ".other.json.abc.part").write_text("another file's")
     write_text_atomic(tmp_path / "model[1].json", "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.json.abc.part", "model[1].json"]
+
+
+@pytest.mark.parametrize("name", ["x" * 241, "真" * 80, "é" * 125 + ".json"])
+def test_names_of_any_length_that_a_file_may_have_are_written(tmp_path: Path, name: str) -> None:
+    write_bytes_atomic(tmp_path / name, b"first")
+    with pytest.raises(InterruptionError), replaced_file(tmp_path / name) as temporary:
+        temporary.write_bytes(b"sec")
+        raise InterruptionError
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("stem", ["short", "x" * 300, "真" * 100, "a" + "é" * 150])
+def test_a_fitting_name_keeps_its_suffix_and_whole_letters(tmp_path: Path, stem: str) -> None:
+    name = fitting_name(stem, ".jpg")
+    (tmp_path / name).touch()
+    assert name.endswith(".jpg")
+    assert stem.startswith(name.removesuffix(".jpg"))
+    assert len(name.encode()) > 250 or name == f"{stem}.jpg"

@@ -80,3 +80,11 @@ def test_a_read_image_can_be_written_to(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(4, 6)).getvalue())
     read_image(path).zero_()
+
+
+@pytest.mark.parametrize("format", ["WEBP", "BMP", "TIFF"])
+def test_paths_of_the_types_that_preprocess_converts_are_read(tmp_path: Path, format: str) -> None:
+    pixels = noise(6, 9)
+    options = {"lossless": True} if format == "WEBP" else {}
+    Image.fromarray(pixels).save(tmp_path / "a", format, **options)
+    assert np.array_equal(read_image(tmp_path / "a").permute(1, 2, 0).numpy(), pixels)

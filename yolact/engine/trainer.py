@@ -136,7 +136,7 @@ class Trainer:
         self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last
         _check_precision(params, self.device)
         self.model = model.to(memory_format=self.memory_format).train()
-        self.classes = data.class_names
+        self.classes, self.category_ids = data.class_names, data.category_ids
         self.model_dir = model_dir
         self.checkpoints = checkpoints
         self.validate = validate
@@ -225,7 +225,7 @@ class Trainer:
                 self._train_epoch()
         if self.world.is_main:
             best, classes = self.checkpoints.load_best(self.best)
-            save_model(best, classes, self.model_dir)
+            save_model(best, classes, self.model_dir, self.category_ids)
         return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
 
     def finish(self) -> None:

@@ -282,16 +282,16 @@ def _stored(file: InstancesFile, numbers: Sequence[int | str]) -> StoredRows:
 
 
 def _orphans(file: InstancesFile) -> Iterator[Problem]:
-    """Annotations that belong to no image: one problem for each image that they name."""
+    """A problem for each annotation that belongs to no image."""
     known = {one for ids in file.ids_of.values() for one in ids}
     for number, rows in file.rows_of.items():
-        if number not in known and number not in file.rejected:
-            count = f"{len(rows.starts)} annotation{'s' if len(rows.starts) > 1 else ''}"
-            if number is None:
-                reason = f"{count} without an image_id; write which image they belong to, or remove them"
-            else:
-                reason = f"{count} of image_id {number!r:.80}, which no row of images has; add that row, or remove them"
-            yield Problem(file.name, reason, "annotations of no image")
+        if number in known or number in file.rejected:
+            continue
+        if number is None:
+            reason = "an annotation has no image_id; write which image it belongs to, or remove it"
+        else:
+            reason = f"an annotation has image_id {number!r:.80}, which no row of images has; add it, or remove this"
+        yield from [Problem(file.name, reason, "annotation of no image")] * len(rows.starts)
 
 
 # Images

@@ -27,7 +27,7 @@ class Classes:
 def join_classes(files: Sequence[InstancesFile]) -> Classes:
     """Join the classes of all files by name.
 
-    The files' own ids are kept if they are integers from 1, unique and the same in all files; otherwise categories are
+    The files' own ids are kept if they are integers from 0, unique and the same in all files; otherwise categories are
     numbered from 1 in the order of the ids.
 
     Args:
@@ -60,7 +60,7 @@ def join_classes(files: Sequence[InstancesFile]) -> Classes:
     if not own:
         raise DataError(f"{files[0].path}: categories is empty. List the classes there, each with an id and a name.")
     order = sorted(own, key=lambda name: (isinstance(own[name], str), own[name]))
-    if all(isinstance(number, int) and number >= 1 for number in own.values()) and len(set(own.values())) == len(own):
+    if all(isinstance(number, int) and number >= 0 for number in own.values()) and len(set(own.values())) == len(own):
         classes = {int(own[name]): name for name in order}
     else:
         classes = dict(enumerate(order, 1))
@@ -126,14 +126,7 @@ def _warn_of_ids(
     own_ids: dict[int, int | str],
     warnings: list[Problem],
 ) -> None:
-    """Warn if ids are not kept, or differ between files."""
-    changed = [
-        f"{name!r} {own_ids[number]} -> {number}" for number, name in classes.items() if own_ids[number] != number
-    ]
-    if changed:
-        more = ", …" if len(changed) > 5 else ""
-        reason = f"category ids are renumbered from 1: {', '.join(changed[:5])}{more}"
-        warnings.append(Problem(files[0].name, reason, "category ids renumbered"))
+    """Warn if ids differ between files."""
     of_name = {name: own_ids[number] for number, name in classes.items()}
     for file in files[1:]:
         other = [name for name, ids in _ids_by_name(file).items() if name in of_name and of_name[name] not in ids]

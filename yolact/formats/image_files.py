@@ -11,12 +11,29 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from yolact.formats.problems import Problem, ProblemError
 from yolact.images import exif_orientation, has_deep_channels, turned_upright
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of image files that are read, in any case."""
+
+READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""Formats of images that are read, by Pillow's names."""
+
+KEPT_FORMATS = ("JPEG", "MPO", "PNG")
+"""Formats that processed data may have; images of others are converted. MPO is a JPEG with further pictures, as phones
+write."""
+
+BITS_PER_SAMPLE = 258
+"""TIFF's tag of the bits of each channel (TIFF 6.0, section 8)."""
+
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
+"""Compressions of TIFF that lose detail, by Pillow's names."""
+
+OTHER_TYPES = {b"ftypavi": "AVIF", b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC"}
+"""Image types that are not read, by what their files have from byte 4 on (ISO 14496-12, section 4.3)."""
 
 HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
@@ -38,6 +55,10 @@ class ImageFile:
     """EXIF orientation, 1 to 8; 1 if the file has none or an unknown one."""
     mode: str
     """Pillow's name of the pixel format, such as RGB, L or CMYK."""
+    format: str
+    """Pillow's name of the file format, such as JPEG."""
+    lossless: bool
+    """Whether the file has every pixel as it was saved."""
     difference_hash: int
     """64-bit hash of the upright image, see `difference_hash`."""
     data: bytes
@@ -72,11 +93,12 @@ def read_bytes(root: Path, file: str, missing: str) -> bytes:
     try:
         data = (root / file).read_bytes()
     except FileNotFoundError:
-        raise ProblemError([Problem(file, f"no such file; {missing}")]) from None
+        raise ProblemError([Problem(file, f"no such file; {missing}", kind="missing file")]) from None
     except OSError as error:
-        raise ProblemError([Problem(file, f"cannot be read ({error.strerror}); check the file")]) from None
+        reason = f"cannot be read ({error.strerror}); check the file"
+        raise ProblemError([Problem(file, reason, kind="unreadable file")]) from None
     if not data:
-        raise ProblemError([Problem(file, "is empty; replace the file")])
+        raise ProblemError([Problem(file, "is empty; replace the file", kind="empty file")])
     return data
 
 
@@ -89,13 +111,25 @@ def open_image(data: bytes, file: str, formats: tuple[str, ...]) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        reason = f"is not a {' or '.join(formats)} file (it begins with {data[:8]!r}); replace or convert it"
+        reason = _not_an_image(data, formats)
     except Image.DecompressionBombError:
         largest = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000  # Pillow refuses images above twice its limit
         reason = f"is larger than {largest} megapixels; downscale the image and its masks"
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded ({type(error).__name__}: {error}); replace the file"
-    raise ProblemError([Problem(file, reason)])
+    raise ProblemError([Problem(file, reason, kind="file that is not a readable image")])
+
+
+def _not_an_image(data: bytes, formats: Sequence[str]) -> str:
+    *others, last = formats
+    wanted = f"{', '.join(others)} or {last}" if others else last
+    other = next((name for start, name in OTHER_TYPES.items() if data[4:].startswith(start)), None)
+    if other:
+        return (
+            f"is a file of type {other}, which is not read; convert it to JPEG at its size, as with `magick "
+            f"NAME.{other.lower()} NAME.jpg`, and correct its name in the annotations"
+        )
+    return f"is not a {wanted} file (it begins with {data[:8]!r}); replace or convert it"
 
 
 def load_image(image: Image.Image, file: str) -> None:
@@ -108,33 +142,80 @@ def load_image(image: Image.Image, file: str) -> None:
         image.load()
     except Exception as error:  # decoders raise many types on damaged input
         reason = f"cannot be decoded to its end ({error}): it is damaged or truncated; replace the file"
-        raise ProblemError([Problem(file, reason)]) from None
+        raise ProblemError([Problem(file, reason, kind="damaged or truncated image")]) from None
 
 
 def read_image_file(root: Path, file: str) -> ImageFile:
     """Read an image and decode it in full, which detects damage.
 
     Raises:
-        ProblemError: it is missing, damaged, not JPEG or PNG, animated, or has more than 8 bits per channel.
+        ProblemError: it is missing, damaged, not in one of `READ_FORMATS`, has several frames or pages, or more than 8
+            bits per channel.
     """
     data = read_bytes(root, file, "add the image")
-    image = open_image(data, file, ("JPEG", "PNG"))
+    image = open_image(data, file, READ_FORMATS)
     width, height = image.size
-    orientation = exif_orientation(image)
-    mode = image.mode
-    # The bit depth is in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
-    if has_deep_channels(image) or (image.format == "PNG" and data[24] == 16):
-        raise ProblemError([Problem(file, "has 16 or more bits per channel; save it with 8 bits per channel")])
-    frames = getattr(image, "n_frames", 1)
-    if image.format == "PNG" and frames > 1:
-        reason = f"is an animation of {frames} frames; save the frame that the masks were drawn on as a still image"
-        raise ProblemError([Problem(file, reason)])
-    if image.format != "PNG":
+    mode, form, lossless = image.mode, str(image.format), is_lossless(image, data)
+    if _is_deep(image, data):
+        reason = "has 16 or more bits per channel; save it with 8 bits per channel"
+        raise ProblemError([Problem(file, reason, kind="16 or more bits per channel")])
+    frames = _frames(image, file)
+    if form != "MPO" and frames > 1:
+        what, one = (
+            (f"has {frames} pages", "page") if form == "TIFF" else (f"is an animation of {frames} frames", "frame")
+        )
+        reason = f"{what.format(frames)}; save the {one} that the masks were drawn on as a still image"
+        raise ProblemError([Problem(file, reason, kind="animation, or several pages")])
+    if form in ("JPEG", "MPO"):
         # Grey at 1/8 of the size, or what the hash needs: libjpeg still reads the whole file, but faster.
         image.draft("L", (max(width // 8, 4 * HASH_COLUMNS), max(height // 8, 4 * HASH_ROWS)))
     load_image(image, file)
-    upright = turned_upright(image.convert("L"), orientation)
-    return ImageFile(file, width, height, orientation, mode, difference_hash(upright), data)
+    orientation = exif_orientation(image)  # after loading: Pillow turns the pixels of TIFF itself and clears the tag
+    upright = turned_upright(_grey(image, file), orientation)
+    return ImageFile(file, width, height, orientation, mode, form, lossless, difference_hash(upright), data)
+
+
+def _frames(image: Image.Image, file: str) -> int:
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception as error:  # decoders raise many types on damaged input
+        reason = f"cannot be decoded ({type(error).__name__}: {error}); replace the file"
+        raise ProblemError([Problem(file, reason, kind="damaged or truncated image")]) from None
+
+
+def _grey(image: Image.Image, file: str) -> Image.Image:
+    try:
+        return image.convert("L")
+    except ValueError:
+        reason = f"has the colours {image.mode}, which are not read; save it in RGB"
+        raise ProblemError([Problem(file, reason, kind="colours that are not read")]) from None
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether a channel has 16 bits or more; Pillow reads colours of 16 bits as RGB of their upper 8."""
+    if isinstance(image, TiffImageFile):
+        return has_deep_channels(image) or max(image.tag_v2.get(BITS_PER_SAMPLE, (1,)), default=1) > 8
+    # The bit depth is in the PNG's header chunk IHDR (PNG specification, section 11.2.2).
+    return has_deep_channels(image) or (image.format == "PNG" and data[24] == 16)
+
+
+def is_lossless(image: Image.Image, data: bytes) -> bool:
+    """Whether a file's format keeps every pixel."""
+    if image.format == "WEBP":
+        return b"VP8 " not in _riff_chunks(data)  # lossy; VP8L is lossless (RFC 9649, section 2)
+    if image.format == "TIFF":
+        return image.info.get("compression") not in LOSSY_TIFF
+    return image.format not in ("JPEG", "MPO")
+
+
+def _riff_chunks(data: bytes) -> set[bytes]:
+    """Names of a RIFF file's chunks: each a name, its length (32 bits, little-endian), and content padded to even."""
+    names, start = set(), 12
+    while start + 8 <= len(data):
+        names.add(data[start : start + 4])
+        length = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + length + length % 2
+    return names
 
 
 def difference_hash(grey: Image.Image) -> int:
@@ -168,7 +249,7 @@ def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
     Raises:
         ProblemError: the pixels cannot be decoded.
     """
-    decoded = open_image(image.data, image.file, ("JPEG", "PNG"))
+    decoded = open_image(image.data, image.file, READ_FORMATS)
     stored = size if image.orientation < 5 else (size[1], size[0])
     # libjpeg decodes to 1/2, 1/4 or 1/8 of the size faster; the filter below does the rest.
     decoded.draft(None, (2 * stored[0], 2 * stored[1]))
@@ -176,6 +257,19 @@ def redrawn(image: ImageFile, size: tuple[int, int]) -> bytes:
     upright = turned_upright(decoded.convert("RGB").resize(stored, Image.Resampling.LANCZOS), image.orientation)
     written = io.BytesIO()
     upright.save(written, "JPEG", quality=JPEG_QUALITY)
+    return written.getvalue()
+
+
+def as_png(image: ImageFile) -> bytes:
+    """Encode the image as a PNG file with the same pixels, in RGB or grey.
+
+    Raises:
+        ProblemError: the pixels cannot be decoded.
+    """
+    decoded = open_image(image.data, image.file, READ_FORMATS)
+    load_image(decoded, image.file)
+    written = io.BytesIO()
+    decoded.convert("L" if decoded.mode in ("1", "L") else "RGB").save(written, "PNG")
     return written.getvalue()
 
 
@@ -199,9 +293,11 @@ def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
     if image.orientation != 1:
         frame = "are taken as drawn on the upright image" if drawn_upright else "are turned with it"
         reason = f"has EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
-        warnings.append(Problem(image.file, reason))
+        kind = f"turned upright by EXIF orientation; masks {frame}"
+        warnings.append(Problem(image.file, reason, kind, changed=True))
     if image.mode == "CMYK":
-        warnings.append(Problem(image.file, "has CMYK colours, which are read without their colour profile"))
+        reason = "has CMYK colours, which are read without their colour profile"
+        warnings.append(Problem(image.file, reason, kind="CMYK colours, read without their colour profile"))
     return warnings
 
 
@@ -213,7 +309,9 @@ def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Pro
     wide, high = image.stored_size
     reason = f"pixels, but the image is {wide} x {high}; save the mask at the image's size, without smoothing"
     return [
-        Problem(file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)")
+        Problem(
+            file, f"is {size[0]} x {size[1]} {reason} (nearest neighbour)", kind="mask of another size than its image"
+        )
         for file, size in sizes.items()
         if size != image.stored_size
     ]

@@ -10,16 +10,18 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from pycocotools import mask as mask_utils
 
 from yolact.formats.dataset import AnnotatedImage, ImageSource
-from yolact.formats.image_files import bounded_size, redrawn
+from yolact.formats.image_files import KEPT_FORMATS, as_png, bounded_size, redrawn
 from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
-CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED = range(7)
+CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED, FILLS_BOX = range(8)
 """Columns of `ImageSummary.instances`."""
 
 
@@ -40,15 +42,17 @@ class ImageSummary:
     difference_hash: int
     turned: bool
     reduced: bool
+    converted: bool
+    """Whether the source's file is neither JPEG nor PNG."""
     has_xml: bool | None
     instances: np.ndarray
-    """(N, 7) float32: category id, box width, box height and mask area in pixels, and the flags crowd, difficult and
-    truncated (NaN if unknown)."""
+    """(N, 8) float32: the class as its position among the kept ones, box width, box height and mask area in pixels, the
+    flags crowd, difficult and truncated (NaN if unknown), and whether the mask fills its tight box."""
     other_classes: tuple[int, ...]
     """Class index of each object of a class that is not kept."""
     warnings: tuple[Problem, ...]
     dropped: tuple[Problem, ...]
-    """Objects that cannot be used, see `AnnotatedImage.dropped`."""
+    """Objects that cannot be used, see `AnnotatedImage.dropped`, and those that vanish when the image is downscaled."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ class Preparation:
     short_names: bool
     """Whether images keep their own names; otherwise the names of their folders are added."""
 
+    @cached_property
+    def _place_of(self) -> dict[int, int]:
+        """Position of the kept class, from 0, by class index."""
+        places = {number: place for place, number in enumerate(sorted(set(self.category_of.values())))}
+        return {index: places[number] for index, number in self.category_of.items()}
+
     def __call__(self, source: ImageSource) -> PreparedImage | RejectedImage:
         """Prepare one image; problems are returned, not raised."""
         try:
@@ -89,13 +99,19 @@ class Preparation:
             return RejectedImage(source.image_id, error.problems)
 
     def _prepare(self, found: AnnotatedImage) -> PreparedImage:
-        image, warnings = found.image, list(found.warnings)
+        image, dropped = found.image, list(found.dropped)
         size = bounded_size(image.upright_size, self.max_side)
         turned, reduced = image.orientation != 1, size != image.upright_size
         kept = [instance for instance in found.instances if instance.class_index in self.category_of]
-        instances = _redrawn_instances(found, kept, size, warnings) if turned or reduced else kept
-        data = redrawn(image, size) if turned or reduced else image.data
-        name = self._file_name(found, redrawn=turned or reduced)
+        kept, repeated = self._without_duplicates(image.file, kept)
+        instances = _redrawn_instances(found, kept, size, dropped) if turned or reduced else kept
+        converted = image.format not in KEPT_FORMATS
+        data, suffix = image.data, None
+        if turned or reduced or (converted and not image.lossless):
+            data, suffix = redrawn(image, size), ".jpg"
+        elif converted:
+            data, suffix = as_png(image), ".png"
+        name = self._file_name(found, suffix)
         self._write(name, data, image.file)
         source_digest = hashlib.sha256(image.data).digest()
         summary = ImageSummary(
@@ -108,33 +124,48 @@ class Preparation:
             difference_hash=image.difference_hash,
             turned=turned,
             reduced=reduced,
+            converted=converted,
             has_xml=found.has_xml,
-            instances=_table(instances, self.category_of),
+            instances=_table(instances, self._place_of),
             other_classes=tuple(i.class_index for i in found.instances if i.class_index not in self.category_of),
-            warnings=tuple(warnings),
-            dropped=found.dropped,
+            warnings=(*found.warnings, *repeated),
+            dropped=tuple(dropped),
         )
         rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
         return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows))
 
-    def _file_name(self, found: AnnotatedImage, *, redrawn: bool) -> str:
+    def _without_duplicates(self, file: str, instances: list[Instance]) -> tuple[list[Instance], list[Problem]]:
+        """The instances without those that have the class and the mask of an earlier one, and a warning for each."""
+        first: dict[tuple[int, bool, str], Instance] = {}
+        warnings = []
+        for instance in instances:
+            key = (self.category_of[instance.class_index], instance.crowd, instance.counts)
+            if first.setdefault(key, instance) is not instance:
+                reason = f"object {instance.number} has the class and the mask of object {first[key].number}; removed"
+                warnings.append(Problem(file, reason, kind="exact duplicate of an object, removed", changed=True))
+        return list(first.values()), warnings
+
+    def _file_name(self, found: AnnotatedImage, written: str | None) -> str:
+        """Name of the written image; ``written``: the suffix of an image that was encoded again."""
         name = PurePosixPath(found.image_id).name if self.short_names else found.image_id.replace("/", "__")
         suffix = PurePosixPath(found.image.file).suffix
         name = name if name.endswith(suffix) else name + suffix
-        return f"{name}.jpg" if redrawn and suffix.lower() not in (".jpg", ".jpeg") else name
+        fits = written is None or suffix.lower() == written or (written, suffix.lower()) == (".jpg", ".jpeg")
+        return name if fits else f"{name}{written}"
 
     def _write(self, name: str, data: bytes, file: str) -> None:
         try:
             with (self.folder / name).open("xb") as target:
                 target.write(data)
         except FileExistsError:
-            raise ProblemError([Problem(file, f"another image is written as {name!r}; rename one of them")]) from None
+            reason = f"another image is written as {name!r}; rename one of them"
+            raise ProblemError([Problem(file, reason, kind="file name of another image")]) from None
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             reason = f"would be written under a name of {len(name.encode())} bytes, which is too long; shorten its name"
             folders = "" if self.short_names else " or those of its folders"
-            raise ProblemError([Problem(file, reason + folders)]) from None
+            raise ProblemError([Problem(file, reason + folders, kind="file name that is too long")]) from None
 
 
 def names_are_unique(image_ids: Collection[str]) -> bool:
@@ -143,8 +174,9 @@ def names_are_unique(image_ids: Collection[str]) -> bool:
 
 
 def _redrawn_instances(
-    found: AnnotatedImage, instances: list[Instance], size: tuple[int, int], warnings: list[Problem]
+    found: AnnotatedImage, instances: list[Instance], size: tuple[int, int], dropped: list[Problem]
 ) -> list[Instance]:
+    """The instances as drawn in the written image; those that vanish are appended to ``dropped``."""
     orientation = 1 if found.drawn_upright else found.image.orientation
     redrawn = []
     for instance in instances:
@@ -152,25 +184,30 @@ def _redrawn_instances(
         if result is None:
             reason = (
                 f"object {instance.number} ({instance.area:g} pixels) vanishes when the image is downscaled to "
-                f"{size[0]} x {size[1]}; it is dropped"
+                f"{size[0]} x {size[1]}; choose a larger data.max_side to keep it"
             )
-            warnings.append(Problem(found.image.file, reason))
+            dropped.append(Problem(found.image.file, reason, kind="vanishes when its image is downscaled"))
         else:
             redrawn.append(result)
     return redrawn
 
 
-def _table(instances: list[Instance], category_of: Mapping[int, int]) -> np.ndarray:
+def _table(instances: list[Instance], place_of: Mapping[int, int]) -> np.ndarray:
+    if not instances:
+        return np.zeros((0, 8), dtype=np.float32)
+    rles = [item.rle() for item in instances]
+    fills_box = mask_utils.area(rles) == mask_utils.toBbox(rles)[:, 2:].prod(axis=1)
     rows = [
         (
-            category_of[item.class_index],
+            place_of[item.class_index],
             item.box[2],
             item.box[3],
             item.area,
             item.crowd,
             np.nan if item.difficult is None else item.difficult,
             np.nan if item.truncated is None else item.truncated,
+            fills,
         )
-        for item in instances
+        for item, fills in zip(instances, fills_box, strict=True)
     ]
-    return np.array(rows, dtype=np.float32).reshape(-1, 7)
+    return np.array(rows, dtype=np.float32)

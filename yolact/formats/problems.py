@@ -19,6 +19,8 @@ class Problem:
     """What is wrong and how to fix it."""
     kind: str = ""
     """The same for all problems alike, in words of its own (``mask without a pixel``); summaries count them by it."""
+    changed: bool = False
+    """For a warning: whether something certain was changed; otherwise something is doubtful."""
 
     def __post_init__(self) -> None:
         """Escape what is not UTF-8, so that both texts can be written to files."""

@@ -161,11 +161,12 @@ def _with_writable_names(dataset: Dataset) -> Dataset:
     names = [source.image_id for sources in dataset.splits.values() for source in sources]
     unwritable = {name for name in names if writable(name) != name}
     reason = "has a name that is not UTF-8; rename it and its annotations, as with `convmv -f latin1 -t utf8`"
+    kind = "name that is not UTF-8"
     return replace(
         dataset,
         splits={
             split: [source for source in sources if source.image_id not in unwritable]
             for split, sources in dataset.splits.items()
         },
-        problems={**dataset.problems, **{writable(name): [Problem(name, reason)] for name in sorted(unwritable)}},
+        problems={**dataset.problems, **{writable(name): [Problem(name, reason, kind)] for name in sorted(unwritable)}},
     )

@@ -130,16 +130,24 @@ def read_instances(root: Path, file: str) -> tuple[np.ndarray, dict[int, int]]:
         segmentation, categories = _fields(data)
     except MatlabError as error:
         reason = f"is not a MATLAB file with GTinst.Segmentation and GTinst.Categories ({error})"
-        raise ProblemError([Problem(file, f"{reason}; replace the file")]) from None
+        raise ProblemError([Problem(file, f"{reason}; replace the file", kind="damaged MATLAB file")]) from None
     numbers = np.flatnonzero(np.bincount(segmentation.ravel()))
     numbers = numbers[numbers > 0]
     problems = [
-        Problem(file, f"object {number} has no class: GTinst.Categories lists {len(categories)}; replace the file")
+        Problem(
+            file,
+            f"object {number} has no class: GTinst.Categories lists {len(categories)}; replace the file",
+            kind="object without class",
+        )
         for number in numbers[numbers > len(categories)].tolist()
     ]
     classes = {number: categories[number - 1] for number in numbers[numbers <= len(categories)].tolist()}
     problems += [
-        Problem(file, f"object {number} has class {index}, but there are only 1 to {len(VOC_CLASSES)}; correct it")
+        Problem(
+            file,
+            f"object {number} has class {index}, but there are only 1 to {len(VOC_CLASSES)}; correct it",
+            kind="unknown class",
+        )
         for number, index in classes.items()
         if not 1 <= index <= len(VOC_CLASSES)
     ]
@@ -164,4 +172,5 @@ def _fields(data: bytes) -> tuple[np.ndarray, list[int]]:
 def _empty_warnings(segmentation: np.ndarray, classes: dict[int, int], file: str) -> list[Problem]:
     """Warnings about numbers below the highest that no pixel has: objects that are fully covered."""
     missing = sorted(set(range(1, max(classes, default=0))) - classes.keys())
-    return [Problem(file, f"object {number} has no pixel and is ignored") for number in missing]
+    kind = "number of an object without a pixel"
+    return [Problem(file, f"object {number} has no pixel and is ignored", kind) for number in missing]

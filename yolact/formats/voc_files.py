@@ -193,7 +193,7 @@ def find_image(root: Path, folder: str, image_id: str) -> str:
     file = find_file(root, folder, image_id, IMAGE_SUFFIXES)
     if file is not None:
         return file
-    reason = "no such image (nor .jpeg or .png); add it, or remove the id from the split file"
+    reason = f"no such image (nor {', '.join(IMAGE_SUFFIXES[1:])}); add it, or remove the id from the split file"
     raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
 
 

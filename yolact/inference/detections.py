@@ -40,6 +40,8 @@ class Detections:
     """Name of label 0, 1, ...; empty if unknown."""
     image_size: tuple[int, int] | None = None
     """Height and width of the image, pixels; None if the masks have its size."""
+    category_ids: tuple[int, ...] = ()
+    """COCO's category id of label 0, 1, ...; empty for 1, 2, ..."""
 
     @classmethod
     def from_masks(
@@ -95,6 +97,7 @@ class Detections:
             self.mask_scores[rows],
             self.class_names,
             self.image_size,
+            self.category_ids,
         )
 
     def above(self, score: float) -> Detections:
@@ -106,8 +109,8 @@ class Detections:
 
         Args:
             image_id: id of the image in the ground truth.
-            category_ids: category id of label 0, 1, ...; 1, 2, ... when None. COCO's own skip some numbers:
-                `yolact.class_names.COCO_CATEGORY_IDS`.
+            category_ids: category id of label 0, 1, ...; None for the model's own: those of the data set that it was
+                trained on. COCO's own skip some numbers: `yolact.class_names.COCO_CATEGORY_IDS`.
 
         Raises:
             ValueError: the masks are not as large as the image.
@@ -117,13 +120,14 @@ class Detections:
             (not part of the format; other readers ignore it) and ``segmentation`` (compressed RLE).
         """
         self._check_masks_fit("to_coco")
+        ids = category_ids if category_ids is not None else self.category_ids
         boxes = self.boxes.numpy().astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]  # (N, 4) xywh
         columns = (boxes.tolist(), self.scores.tolist(), self.mask_scores.tolist(), self.labels.tolist(), self.rles())
         return [
             {
                 "image_id": image_id,
-                "category_id": int(category_ids[label]) if category_ids is not None else label + 1,
+                "category_id": int(ids[label]) if len(ids) else label + 1,
                 "bbox": box,
                 "score": score,
                 "mask_score": mask_score,
@@ -157,6 +161,7 @@ class Detections:
             instance_masks=InstanceMasks.from_rle([row["segmentation"] for row in rows], height, width),
             mask_scores=torch.tensor([row.get("mask_score", row["score"]) for row in rows], dtype=torch.float32),
             class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
         )
 
     def _check_masks_fit(self, form: str) -> None:

@@ -60,7 +60,7 @@ Outputs, all float32: boxes (B, A, 4) left, top, right, bottom, as fractions of 
 scores (B, A, C) probabilities of the classes, background left out; mask_coefficients (B, A, K), -1 to 1;
 prototypes (B, Hp, Wp, K). After NMS over boxes and scores, an object's mask is where prototypes @ mask_coefficients,
 enlarged to the image, is positive, inside its box.
-Metadata: classes (JSON list, by label), model (JSON, the network's settings), precision, format."""
+Metadata: classes and category_ids (JSON lists, by label), model (JSON, the network's settings), precision, format."""
 
 RESCORING_DESCRIPTION = """Mask re-scoring of YOLACT++. N objects, C classes.
 
@@ -117,6 +117,7 @@ def export_onnx(
     batch: int | None = None,
     precision: ExportPrecision = "fp32",
     opset: int | None = None,
+    category_ids: Sequence[int] = (),
 ) -> Exported:
     """Write a network to an ONNX file and check it; with mask re-scoring, write `rescoring_path` too.
 
@@ -129,6 +130,7 @@ def export_onnx(
         batch: fixed batch size; None for any.
         precision: dtype of weights and features; inputs and outputs are float32.
         opset: ONNX operator set, one of `OPSETS`; None for the lowest that supports the network.
+        category_ids: COCO's category ids by label; empty for 1, 2, ...
 
     Raises:
         SettingsError: an argument is invalid, or does not fit the network.
@@ -153,6 +155,7 @@ def export_onnx(
         {
             "format": FORMAT,
             "classes": json.dumps(list(classes)),
+            "category_ids": json.dumps(list(category_ids)),
             "model": json.dumps(model.config.model_dump()),
             "precision": precision,
         },

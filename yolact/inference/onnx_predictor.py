@@ -50,10 +50,12 @@ class OnnxPredictor(ImagePredictor):
     ) -> None:
         path = Path(path)
         self._session = open_session(path, providers, threads)
-        classes, self.model_config = _read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        classes, category_ids, self.model_config = _read_metadata(path, metadata)
         batch = self._session.get_inputs()[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
-        super().__init__(classes, config.replace(**changes), mask_resolution, self._fixed_batch or batch_size)
+        batch_size = self._fixed_batch or batch_size
+        super().__init__(classes, category_ids, config.replace(**changes), mask_resolution, batch_size)
         self._maskiou_net: Callable[[Tensor], Tensor] | None = None
         if self.model_config.mask_rescoring:
             rescoring = open_session(rescoring_path(path), providers, threads)
@@ -79,6 +81,7 @@ class OnnxPredictor(ImagePredictor):
             self.mask_resolution,
             self._maskiou_net,
             keep_aspect_ratio=self.model_config.keep_aspect_ratio,
+            category_ids=self.category_ids,
         )
 
 
@@ -92,6 +95,7 @@ def detections_from_outputs(
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     *,
     keep_aspect_ratio: bool = False,
+    category_ids: Sequence[int] = (),
 ) -> list[Detections]:
     """Detections from the outputs of an exported network, whichever runtime ran it.
 
@@ -104,6 +108,7 @@ def detections_from_outputs(
         mask_resolution: see `MaskResolution`.
         maskiou_net: the mask re-scoring network, (N, Hp, Wp) -> (N, C); None to keep the boxes' scores.
         keep_aspect_ratio: the network's setting: whether resizing kept the aspect ratio.
+        category_ids: COCO's category ids by label, for `Detections.to_coco`; empty for 1, 2, ...
 
     Returns:
         B entries, in pixels of each image.
@@ -125,13 +130,15 @@ def detections_from_outputs(
         mask_resolution,
         maskiou_net,
         keep_aspect_ratio=keep_aspect_ratio,
+        category_ids=category_ids,
     )
 
 
-def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[list[str], ModelConfig]:
-    if metadata.get("format") != FORMAT or not {"classes", "model"} <= metadata.keys():
+def _read_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[list[str], list[int], ModelConfig]:
+    if metadata.get("format") != FORMAT or not {"classes", "category_ids", "model"} <= metadata.keys():
         raise ExportError(f"{path}: not written by this version's `yolact export`; export it again")
     try:
-        return json.loads(metadata["classes"]), ModelConfig.model_validate_json(metadata["model"])
+        classes, ids = (json.loads(metadata[name]) for name in ("classes", "category_ids"))
+        return classes, ids, ModelConfig.model_validate_json(metadata["model"])
     except (json.JSONDecodeError, ValidationError) as error:
         raise ExportError(f"{path}: its metadata is damaged: {error}; export it again") from error

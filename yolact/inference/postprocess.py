@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -187,6 +187,7 @@ def to_images(
     maskiou_net: Callable[[Tensor], Tensor] | None = None,
     *,
     keep_aspect_ratio: bool,
+    category_ids: Sequence[int] = (),
 ) -> list[Detections]:
     """Turn the candidates of B images into detections in their images' frames.
 
@@ -199,16 +200,16 @@ def to_images(
         mask_resolution: see `MaskResolution`.
         maskiou_net: see `to_image_frame`.
         keep_aspect_ratio: the network's setting, see `ModelConfig`.
+        category_ids: COCO's category id of label 0, 1, ...; empty for 1, 2, ...
     """
     found = []
     for of_image, image_prototypes, (height, width) in zip(candidates, prototypes, sizes, strict=True):
         share = filled_share(height, width) if keep_aspect_ratio else None
         mask_size = _mask_size(mask_resolution, image_prototypes, height, width, share or WHOLE)
-        found.append(
-            to_image_frame(
-                of_image, image_prototypes, height, width, config, maskiou_net, mask_size, share, tuple(class_names)
-            )
+        detections = to_image_frame(
+            of_image, image_prototypes, height, width, config, maskiou_net, mask_size, share, tuple(class_names)
         )
+        found.append(replace(detections, category_ids=tuple(category_ids)))
     return found
 
 

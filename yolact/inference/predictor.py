@@ -17,7 +17,7 @@ from yolact.images import ImageInput, read_image
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
 from yolact.inference.postprocess import MaskResolution, detect, to_images
-from yolact.models.weights import load_model
+from yolact.models.weights import load_model, read_category_ids
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 from yolact.structures import RawOutputs
@@ -42,6 +42,7 @@ class ImagePredictor(ABC):
 
     Args:
         classes: name of label 0, 1, ...
+        category_ids: COCO's category id of label 0, 1, ..., for `Detections.to_coco`; empty for 1, 2, ...
         config: detection settings.
         mask_resolution: see `MaskResolution`.
         batch_size: images per forward pass.
@@ -51,7 +52,12 @@ class ImagePredictor(ABC):
     """
 
     def __init__(
-        self, classes: Sequence[str], config: DetectConfig, mask_resolution: MaskResolution, batch_size: int
+        self,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        config: DetectConfig,
+        mask_resolution: MaskResolution,
+        batch_size: int,
     ) -> None:
         pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
         if not pixels and mask_resolution not in ("image", "prototypes"):
@@ -61,6 +67,7 @@ class ImagePredictor(ABC):
         if batch_size < 1:
             raise SettingsError(f"batch_size {batch_size}: must be at least 1")
         self.classes = list(classes)
+        self.category_ids = list(category_ids)
         self.config = config
         self.mask_resolution = mask_resolution
         self.batch_size = batch_size
@@ -109,6 +116,7 @@ class Predictor(ImagePredictor):
         compile, in_place: see `InferenceNetwork`.
         mask_resolution: see `MaskResolution`. Boxes are always in image pixels.
         batch_size: images per forward pass.
+        category_ids: COCO's category id of label 0, 1, ..., for `Detections.to_coco`; empty for 1, 2, ...
 
     Raises:
         SettingsError: the device does not support the precision, the mask resolution is not a `MaskResolution`, or
@@ -126,8 +134,9 @@ class Predictor(ImagePredictor):
         mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
         in_place: bool = False,
+        category_ids: Sequence[int] = (),
     ) -> None:
-        super().__init__(classes, config, mask_resolution, batch_size)
+        super().__init__(classes, category_ids, config, mask_resolution, batch_size)
         self.network = InferenceNetwork(model, precision, compile=compile, in_place=in_place)
         self.model_config = model.config
 
@@ -163,6 +172,7 @@ class Predictor(ImagePredictor):
             mask_resolution=mask_resolution,
             batch_size=batch_size,
             in_place=True,
+            category_ids=read_category_ids(Path(directory)),
         )
 
     @property
@@ -195,4 +205,5 @@ class Predictor(ImagePredictor):
             self.mask_resolution,
             self.network.maskiou_net,
             keep_aspect_ratio=self.model_config.keep_aspect_ratio,
+            category_ids=self.category_ids,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,14 @@ ADDED_SETTINGS = {"keep_aspect_ratio": False}
 MAKE_ONE = "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`)"
 
 
-def save_model(model: Yolact, classes: list[str], directory: Path) -> None:
-    """Write ``model.safetensors`` and ``model.json`` (configuration and class names), each atomically.
+def save_model(model: Yolact, classes: list[str], directory: Path, category_ids: Sequence[int] | None = None) -> None:
+    """Write ``model.safetensors`` and ``model.json`` (configuration, class names and category ids), each atomically.
+
+    Args:
+        model: the network.
+        classes: name of label 0, 1, ...
+        directory: where to write.
+        category_ids: COCO's category id of label 0, 1, ...; None for 1, 2, ...
 
     Raises:
         WeightsError: the disk is full.
@@ -41,8 +48,24 @@ def save_model(model: Yolact, classes: list[str], directory: Path) -> None:
             save_file(tensors, temporary)
     except SafetensorError as error:  # a full disk, for example
         raise WeightsError(f"{path}: could not be written: {error}") from error
-    description = {"format": FORMAT, "classes": classes, "model": model.config.model_dump()}
+    ids = list(category_ids or default_category_ids(classes))
+    description = {"format": FORMAT, "classes": classes, "category_ids": ids, "model": model.config.model_dump()}
     write_json_atomic(directory / DESCRIPTION_FILE, description)
+
+
+def default_category_ids(classes: Sequence[str]) -> list[int]:
+    """1, 2, ...: the category ids of classes that have none of their own."""
+    return list(range(1, len(classes) + 1))
+
+
+def read_category_ids(directory: Path) -> list[int]:
+    """COCO's category id of each label of a model that `save_model` wrote.
+
+    Raises:
+        WeightsError: ``model.json`` is missing or damaged.
+    """
+    description = _read_description(directory / DESCRIPTION_FILE)
+    return list(description.get("category_ids", default_category_ids(description["classes"])))
 
 
 @dataclass(frozen=True)
@@ -109,4 +132,8 @@ def _read_description(path: Path) -> dict[str, Any]:
     classes = description["classes"]
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
         raise WeightsError(f"{path}: classes must be a list of names, at least one (found {classes!r})")
+    ids = description.get("category_ids", [])  # absent from models written before ids were kept
+    whole = isinstance(ids, list) and all(isinstance(number, int) for number in ids)
+    if not whole or (ids and len(set(ids)) != len(classes)):
+        raise WeightsError(f"{path}: category_ids must be {len(classes)} different whole numbers (found {ids!r})")
     return description

@@ -65,7 +65,12 @@ class DataConfig(Section):
     split_seed: NonNegativeInt
     """Seed of that split."""
     max_problems: NonNegativeInt
-    """Number of images with invalid annotations that preprocess skips (and reports) before it fails."""
+    """Number of unusable images that preprocess leaves out (and reports) before it fails."""
+    max_dropped: Fraction
+    """Share of all objects that preprocess drops (and reports) because they cannot be used, before it fails."""
+    empty_images: Literal["keep", "drop"]
+    """What preprocess does with images that have no object: ``keep`` them, so that the model learns that nothing is
+    there, or ``drop`` them, because they are not annotated yet."""
     sample: SampleConfig
 
     @field_validator("max_side")

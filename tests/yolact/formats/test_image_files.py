@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 
-from yolact.formats.image_files import bounded_size, read_image_file, redrawn, turned_mask
+from yolact.formats.image_files import as_png, bounded_size, read_image_file, redrawn, turned_mask
 from yolact.formats.instances import instances_from_index_mask, redrawn_instance, reduced_mask
 from yolact.formats.problems import ProblemError
 
@@ -137,3 +141,114 @@ def test_hash_bits_say_which_cell_is_brighter_than_its_left_neighbour(tmp_path: 
     cells[7, 8] = 200  # and in the last row at the end
     Image.fromarray(np.kron(cells, np.ones((16, 16), dtype=np.uint8))).save(tmp_path / "a.png")
     assert read_image_file(tmp_path, "a.png").difference_hash == (1 << (63 - 3)) | 1
+
+
+# Types
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, form, **options)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "lossless"),
+    [
+        ("JPEG", {}, False),
+        ("PNG", {}, True),
+        ("WEBP", {}, False),
+        ("WEBP", {"icc_profile": b"in its extended form"}, False),
+        ("WEBP", {"lossless": True}, True),
+        ("BMP", {}, True),
+        ("TIFF", {}, True),
+        ("TIFF", {"compression": "tiff_lzw"}, True),
+        ("TIFF", {"compression": "jpeg"}, False),
+    ],
+)
+def test_every_type_of_image_is_read_and_known_as_lossless_or_not(
+    tmp_path: Path, form: str, options: dict[str, Any], lossless: bool
+) -> None:
+    picture = scene(120, 80)
+    (tmp_path / "a").write_bytes(encoded(picture, form, **options))
+    image = read_image_file(tmp_path, "a")
+    assert (image.format, image.stored_size, image.lossless) == (form, (120, 80), lossless)
+    with Image.open(io.BytesIO(as_png(image))) as written:
+        difference = np.abs(np.asarray(written, dtype=int) - np.asarray(picture, dtype=int))
+    assert difference.max() == 0 if lossless else difference.mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [*((form, mode) for form in ("BMP", "TIFF", "WEBP") for mode in ("L", "1", "P", "RGBA")), ("TIFF", "CMYK")],
+)
+def test_modes_other_than_rgb_are_converted(tmp_path: Path, form: str, mode: str) -> None:
+    picture = scene(64, 48).convert(mode)
+    options = {"lossless": True} if form == "WEBP" else {}
+    (tmp_path / "a").write_bytes(encoded(picture, form, **options))
+    with Image.open(io.BytesIO(as_png(read_image_file(tmp_path, "a")))) as written:
+        assert np.array_equal(np.asarray(written.convert("RGB")), np.asarray(picture.convert("RGB")))
+
+
+@pytest.mark.parametrize(("form", "what"), [("TIFF", "has 2 pages"), ("WEBP", "is an animation of 2 frames")])
+def test_several_pages_or_frames_are_a_problem(tmp_path: Path, form: str, what: str) -> None:
+    first, second = scene(64, 48), scene(64, 48).transpose(Image.Transpose.ROTATE_180)
+    (tmp_path / "a").write_bytes(encoded(first, form, save_all=True, append_images=[second]))
+    with pytest.raises(ProblemError, match=f"a: {what}; save the .* that the masks were drawn on"):
+        read_image_file(tmp_path, "a")
+
+
+def tiff_of_16_bits() -> bytes:
+    """4 x 3 pixels in RGB with 16 bits per channel (TIFF 6.0, section 6), which Pillow cannot write."""
+    pixels = bytes(4 * 3 * 3 * 2)
+    after = 8 + 2 + 12 * 9 + 4
+    short, long = 3, 4
+    entries = [
+        *((256, short, 1, 4), (257, short, 1, 3), (258, short, 3, after), (259, short, 1, 1), (262, short, 1, 2)),
+        *((273, long, 1, after + 6), (277, short, 1, 3), (278, short, 1, 3), (279, long, 1, len(pixels))),
+    ]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + table + bytes(4) + struct.pack("<3H", 16, 16, 16) + pixels
+
+
+def test_tiff_of_16_bits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "grey.tif").write_bytes(encoded(Image.new("I;16", (4, 3)), "TIFF"))
+    (tmp_path / "colours.tif").write_bytes(tiff_of_16_bits())
+    for name in ("grey.tif", "colours.tif"):
+        with pytest.raises(ProblemError, match="has 16 or more bits per channel; save it with 8 bits"):
+            read_image_file(tmp_path, name)
+
+
+def test_tiff_with_an_orientation_is_read_upright_once(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = scene(60, 40)
+    (tmp_path / "a.tif").write_bytes(encoded(picture, "TIFF", exif=exif))
+    image = read_image_file(tmp_path, "a.tif")
+    assert (image.stored_size, image.orientation) == ((40, 60), 1)
+    with Image.open(io.BytesIO(as_png(image))) as written:
+        assert np.array_equal(np.asarray(written), np.asarray(picture.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"mif1", b"avif"])
+def test_types_that_are_not_read_are_named_with_a_way_to_convert_them(tmp_path: Path, brand: bytes) -> None:
+    (tmp_path / "a").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(100))
+    name = "AVIF" if brand == b"avif" else "HEIC"
+    with pytest.raises(ProblemError, match=f"is a file of type {name}, which is not read; convert it to"):
+        read_image_file(tmp_path, "a")
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), form=st.sampled_from(["TIFF", "WEBP", "BMP"]))
+def test_damaged_files_are_problems_and_never_crash(data: st.DataObject, form: str) -> None:
+    whole = bytearray(encoded(scene(24, 16), form))
+    for _ in range(data.draw(st.integers(1, 8))):
+        whole[data.draw(st.integers(0, min(len(whole) - 1, 300)))] = data.draw(st.integers(0, 255))
+    damaged = bytes(whole[: data.draw(st.integers(1, len(whole)))])
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about damaged tags
+        (Path(folder) / "a").write_bytes(damaged)
+        with suppress(ProblemError):
+            image = read_image_file(Path(folder), "a")
+            redrawn(image, image.upright_size)
+            as_png(image)

@@ -334,7 +334,7 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"<html>not found</html>", "is not a JPEG or PNG file (it begins with b'<html>no')"),
+        (b"<html>not found</html>", "is not a JPEG, PNG, WEBP, BMP or TIFF file (it begins with b'<html>no')"),
         (jpeg((64, 64))[: len(jpeg((64, 64))) // 2], "cannot be decoded to its end"),
         (jpeg((64, 64))[:100], "replace the file"),
         (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "save it with 8 bits per channel"),

@@ -137,6 +137,12 @@ def test_category_ids_count_from_1_when_none_are_given() -> None:
     assert [row["category_id"] for row in found.to_coco(1)] == [3, 1, 2]
 
 
+def test_category_ids_are_those_of_the_model_when_none_are_given() -> None:
+    found = dataclasses.replace(squares([[0, 0, 2, 2]] * 3, 4, 4, labels=[2, 0, 1]), category_ids=(0, 5, 90))
+    assert [row["category_id"] for row in found[1:].to_coco(1)] == [0, 5]
+    assert [row["category_id"] for row in found.to_coco(1, [7, 8, 9])] == [9, 7, 8]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 5), st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
 def test_coco_rows_are_read_back(count: int, height: int, width: int, seed: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
-from yolact.models.weights import load_model, save_model
+from yolact.models.weights import load_model, read_category_ids, save_model
 from yolact.models.yolact import Yolact
 
 CLASSES = ["cat", "dog"]
@@ -116,6 +116,19 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_classes_that_are_not_a_list_of_names_are_rejected(damaged: Path, classes: Any) -> None:
     edit(damaged / DESCRIPTION_FILE, lambda description: description.update(classes=classes))
     with pytest.raises(WeightsError, match="classes must be a list of names"):
+        load_model(damaged)
+
+
+def test_category_ids_are_kept_and_count_from_1_if_there_are_none(model: Yolact, saved: Path, tmp_path: Path) -> None:
+    assert read_category_ids(saved) == [1, 2]
+    save_model(model, CLASSES, tmp_path, [0, 90])
+    assert read_category_ids(tmp_path) == [0, 90]
+
+
+@pytest.mark.parametrize("ids", [[1], [1, 1], [1, "2"], "12", None])
+def test_category_ids_that_are_not_one_whole_number_per_class_are_rejected(damaged: Path, ids: Any) -> None:
+    edit(damaged / DESCRIPTION_FILE, lambda description: description.update(category_ids=ids))
+    with pytest.raises(WeightsError, match="category_ids must be 2 different whole numbers"):
         load_model(damaged)
 
 
