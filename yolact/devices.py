@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -11,6 +12,11 @@ from pathlib import Path
 import torch
 
 from yolact.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+_computing_process: int | None = None
+"""Id of the process that last predicted; a forked child inherits its parent's."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,6 +57,24 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS for deterministic results
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def adapt_to_fork() -> None:
+    """Compute with one CPU thread in a child that was forked after its parent began to predict.
+
+    PyTorch's other threads stay in the parent, and the child would wait for them forever (PyTorch issue 49555). Called
+    before each prediction.
+    """
+    global _computing_process
+    process = os.getpid()
+    if _computing_process not in (None, process) and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        log.warning(
+            "process %d was forked after its parent loaded a model: it computes with one CPU thread, because PyTorch's "
+            "threads do not survive a fork; to use more, start processes with spawn, or load models in them only",
+            process,
+        )
+    _computing_process = process
 
 
 def check_compiler(device: torch.device, setting: str) -> None:

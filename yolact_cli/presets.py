@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from yolact.errors import SettingsError
@@ -105,5 +106,5 @@ def _old_params() -> dict[str, Any] | None:
 def _table(differences: Sequence[Change], old: str, new: str) -> Table:
     table = Table(Column("setting", no_wrap=True), Column(old, overflow="fold"), Column(new, overflow="fold"))
     for change in differences:
-        table.add_row(change.key, change.old or "-", change.new or "-")
+        table.add_row(*map(escape, (change.key, change.old or "-", change.new or "-")))
     return table

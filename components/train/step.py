@@ -15,12 +15,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from components.train.supervisor import supervise, supervised
+from components.train.supervisor import CrashedError, supervise, supervised
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.step import run_command, start_log
 from yolact_ops.settings.params import Params, parse_params
+from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.run_record import RUN_FILE
+from yolact_ops.tracking.runs import journals_of
+from yolact_ops.tracking.sync import sync
 
 CHILD = "--supervised"
 """First command-line argument of the child process; the second is its end of the socket."""
@@ -64,15 +67,24 @@ def run(
     } | ({} if checkpoints_dir is None else {"checkpoints_dir": str(checkpoints_dir)})
     run_file = model_dir / RUN_FILE
     old_record = run_file.read_text(encoding="utf-8") if run_file.is_file() else ""
-    code = supervise(
+    try:
+        code = _supervise(params, paths, old_record, checkpoints_dir or model_dir / "checkpoints")
+    except CrashedError:
+        for _ in sync(checkpoints_dir / FOLDER if checkpoints_dir else journals_of(run_file)):
+            pass  # the run ends as KILLED
+        raise
+    if code:
+        raise SystemExit(code)
+
+
+def _supervise(params: Params, paths: dict[str, str], old_record: str, checkpoints: Path) -> int:
+    return supervise(
         [sys.executable, "-m", "components.train.step", CHILD],
         json.dumps([params.model_dump(mode="json", by_alias=True), paths, old_record]),
-        newest_checkpoint=partial(newest_checkpoint, checkpoints_dir or model_dir / "checkpoints"),
+        newest_checkpoint=partial(newest_checkpoint, checkpoints),
         max_restarts=params.runtime.max_restarts,
         hang_timeout=params.runtime.hang_timeout,
     )
-    if code:
-        raise SystemExit(code)
 
 
 def _train_supervised(socket_number: int) -> None:

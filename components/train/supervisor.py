@@ -21,12 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError
+from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
 from yolact.errors import YolactError
 from yolact_ops.commands.container import memory_limit, oom_kills
 
-EX_SOFTWARE = 70
-"""Exit code (sysexits.h) of an unexpected exception, whose traceback is in the log."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at the child, and at least between two signs of life."""
 STACKS_PATIENCE = 2.0
@@ -213,7 +211,7 @@ def _what_happened(code: int, hung: bool, hang_timeout: float, kills_before: int
         return f"the training process hung: no sign of life for {hang_timeout:g} s (runtime.hang_timeout)"
     if code == EX_SOFTWARE:
         oom = f" when the kernel had killed another process for lack of {memory}" if is_oom else ""
-        return f"the training process ended with the exception above{oom}"
+        return f"the training process ended with the error above{oom}"
     killed = f"the training process was killed ({signal.Signals(-code).name}"
     if is_oom:
         return f"{killed}, by the kernel for lack of {memory}; more memory, or a smaller train.batch_size, helps)"

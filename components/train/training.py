@@ -24,6 +24,7 @@ from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
 from yolact.distributed import World, joined_world, own_device_name
 from yolact.engine.advice import start_advised
+from yolact.engine.anchor_fit import anchors_advice
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.interrupts import Interrupts
 from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
@@ -130,6 +131,8 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    if world.is_main and (advice := anchors_advice(train, params.model, params.train.loss.positive_iou)):
+        log.warning("%s", advice)
     interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)

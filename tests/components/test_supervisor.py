@@ -120,7 +120,7 @@ def test_each_new_checkpoint_allows_the_restarts_again(caplog: pytest.LogCapture
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", "was killed (SIGKILL)", 137, ""),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed (SIGSEGV)", 139, "Fatal Python error: Segmentation fault"),
-        ("raise KeyError('lost')", "ended with the exception above", 70, "KeyError: 'lost'"),
+        ("raise KeyError('lost')", "ended with the error above", 70, "KeyError: 'lost'"),
     ],
 )
 def test_crashes_without_progress_end_the_training_after_the_last_restart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,13 @@ def test_outside_the_repository_the_error_says_where_to_run_it(tmp_path: Path, m
         result = run(*arguments)
         assert result.exit_code == 1
         assert "from the repository's root" in result.stderr
+
+
+@pytest.mark.parametrize("count", [12, 40])
+@pytest.mark.parametrize("name", ["part", "[/b] é: #1, {x}", "x" * 140])
+def test_long_mappings_are_written_so_that_they_can_be_read(workspace: Path, count: int, name: str) -> None:
+    classes = {f"{name} {i:02}": f"teil {i:02}" for i in range(count)}
+    for _ in range(2):  # the second time there is a file to compare with
+        assert run("use", "smoke", "-S", f"data.classes={json.dumps(classes, ensure_ascii=False)}").exit_code == 0
+        assert load_params(Path("params.yaml")).data.classes == classes
+        assert read_plain(Path("params.yaml"))["data"]["classes"] == classes

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -13,6 +15,8 @@ from pycocotools import mask as coco_mask
 from yolact.errors import DataError
 from yolact.images import DecodingError, decode_image
 from yolact.masks import Rle
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,66 @@ class CocoObject:
     """Compressed or uncompressed RLE, or polygons, as in the file."""
 
 
+class Packed(Sequence[T]):
+    """A read-only list whose items are pickled in one block of memory.
+
+    Forked loader processes share the block. They would not share Python objects for long: reading one writes its
+    reference count, and the system then copies the page of memory.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        pickled = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
+        self._ends = np.cumsum([len(item) for item in pickled], dtype=np.int64)
+        self._bytes = b"".join(pickled)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # an IndexError for one that is out of range
+        start = int(self._ends[number - 1]) if number else 0
+        item: T = pickle.loads(memoryview(self._bytes)[start : int(self._ends[number])])
+        return item
+
+
+class PackedObjects(Mapping[int, list[CocoObject]]):
+    """The objects of each image by its id, see `Packed`."""
+
+    def __init__(self, objects: Mapping[int, list[CocoObject]]) -> None:
+        ids = sorted(objects)
+        self._ids = np.array(ids, dtype=np.int64)
+        # Tuples: an object's class and the names of its fields would be pickled with every image.
+        self._objects = Packed(
+            [(item.label, item.box, item.crowd, item.segmentation) for item in objects[number]] for number in ids
+        )
+
+    def __getitem__(self, image_id: int) -> list[CocoObject]:
+        place = int(np.searchsorted(self._ids, image_id))
+        if place == len(self._ids) or self._ids[place] != image_id:
+            raise KeyError(image_id)
+        return [CocoObject(*fields) for fields in self._objects[place]]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+
 @dataclass(frozen=True)
 class CocoInstances:
     """A data set: images, their objects and the classes. Label k is the class ``category_ids[k]``."""
 
-    images: list[CocoImage]
-    objects: dict[int, list[CocoObject]]
+    images: Sequence[CocoImage]
+    objects: Mapping[int, list[CocoObject]]
     """By image id; every image has an entry."""
     category_ids: list[int]
     class_names: list[str]
@@ -91,7 +149,13 @@ class CocoInstances:
                     segmentation=row["segmentation"],
                 )
             )
-        return cls(images, objects, [c["id"] for c in categories], [c["name"] for c in categories], images_dir)
+        return cls(
+            Packed(images),
+            PackedObjects(objects),
+            [c["id"] for c in categories],
+            [c["name"] for c in categories],
+            images_dir,
+        )
 
     def read_image(self, image: CocoImage) -> np.ndarray:
         """Decode an image to (H, W, 3) uint8 RGB.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ RECALL_IOU = 0.5
 """IoU from which an anchor recalls a box; also the published threshold of a positive anchor."""
 MAX_BOXES = 20_000
 """Maximum number of boxes measured; of larger data sets, a sample evenly spread over the file."""
+MAX_IMAGES = 5_000
+"""Maximum number of images whose boxes `anchors_advice` measures, nearly; evenly spread."""
+ENOUGH_RECALL = 0.95
+"""Best possible recall below which `anchors_advice` warns."""
 SEARCH_BOXES = 2_000
 """Maximum number of boxes that guide the search, evenly spread; its results are measured on all boxes."""
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
@@ -107,6 +111,29 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
             (fit for fit in (present, *_candidates(measured, config)) if _no_worse(fit.all, present.all)),
             key=lambda fit: (fit.all.recall, fit.all.mean_iou),
         ),
+    )
+
+
+def anchors_advice(data: CocoInstances, config: ModelConfig, positive_iou: float) -> str | None:
+    """A warning if the anchors miss many objects (see `ENOUGH_RECALL`), measured on a sample of the images; else None.
+
+    Args:
+        positive_iou: IoU from which an anchor learns an object, ``train.loss.positive_iou``.
+    """
+    step = max(len(data.images) // MAX_IMAGES, 1)
+    sample = replace(data, images=[data.images[k] for k in range(0, len(data.images), step)])
+    boxes = _spread(dataset_boxes(sample, keep_aspect_ratio=config.keep_aspect_ratio), MAX_BOXES)
+    if not len(boxes):
+        return None
+    shapes = Shapes(np.array(config.anchor_scales), np.array(config.anchor_ratios))
+    iou = PlacedBoxes.of(boxes, config.image_size).iou(shapes, square=config.square_anchors).max(axis=(1, 2))
+    missed = int((iou < positive_iou).sum())
+    if missed <= (1 - ENOUGH_RECALL) * len(iou):
+        return None
+    return (
+        f"the anchors miss {missed} of {len(iou)} objects ({missed / len(iou):.0%}): no anchor overlaps them by "
+        f"train.loss.positive_iou, {positive_iou:g}, so they are hard to learn. To fit anchors to them: "
+        f"yolact anchors {data.images_dir.parent}"
     )
 
 

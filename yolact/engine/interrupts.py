@@ -13,6 +13,9 @@ from yolact.errors import YolactError
 EX_TEMPFAIL = 75
 """Exit code (sysexits.h) for a temporary failure: nothing is wrong, and the same command resumes."""
 
+EX_SOFTWARE = 70
+"""Exit code (sysexits.h) of a crash: an unexpected exception, or a killed loader process."""
+
 
 class InterruptedRunError(YolactError):
     """The run was asked to stop; the same command resumes from its last checkpoint."""
@@ -89,21 +92,34 @@ class Interrupts:
         raise InterruptedRunError(stop_message(self.requested))
 
 
+class LoaderKilledError(YolactError):
+    """A loader process was killed, most often because memory ran out; a supervisor starts the training again."""
+
+    exit_code = EX_SOFTWARE
+
+
 @contextmanager
 def dead_workers_reported(interrupts: Interrupts) -> Iterator[None]:
-    """Treat the death of a loader process after a request to stop as part of it: the signal reached that process too.
+    """Say what the death of a loader process means; after a request to stop, the signal reached that process too.
 
     PyTorch reports such a death wherever the main process is, so the state of the current step is unknown and no
     checkpoint can be written.
 
     Raises:
         InterruptedRunError: a stop was requested and a loader process is dead.
+        LoaderKilledError: a loader process is dead.
     """
     try:
         yield
     except RuntimeError as error:
-        if interrupts.requested is None or "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):
             raise
+        if interrupts.requested is None:
+            raise LoaderKilledError(
+                "a loader process was killed, most likely because memory ran out. Set a lower runtime.workers, or give "
+                "the training more memory (a container also more shared memory, /dev/shm). The same command resumes "
+                f"from the last checkpoint. ({str(error).strip().splitlines()[0]})"
+            ) from error
         raise InterruptedRunError(
             f"stopped by {interrupts.requested}, which ended a loader process as well. The same command resumes from "
             f"the last checkpoint (exit code {EX_TEMPFAIL})"

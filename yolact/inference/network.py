@@ -11,7 +11,7 @@ import copy
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class InferenceNetwork:
         network.to(self.device, self.dtype).to(memory_format=self.memory_format)
         self._anchors = network.anchors
         self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
+        self._compiled = compile
         if compile:
             check_compiler(self.device, "compile")
             # With "reduce-overhead" CUDA graphs replay the whole network without launching its kernels one by one.
@@ -70,6 +71,11 @@ class InferenceNetwork:
         elif self.device.type == "cpu" and onednn.is_available(self.dtype):
             self._tensors = onednn.OneDnnNetwork(network)
             _return_freed_memory()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._compiled:
+            raise TypeError("a compiled network cannot be copied or pickled; load and compile it in each process")
+        return self.__dict__
 
     def __call__(self, images: Tensor) -> RawOutputs:
         """Run (B, 3, S, S) normalised float32 images; the outputs have the network's precision."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.inference.winograd import EnlargingWinogradConv2d, WinogradConv2d
+from yolact.inference.winograd import EnlargingWinogradConv2d, ReorderedConv, WinogradConv2d
 from yolact.models.backbones.base import Backbone
 from yolact.models.backbones.darknet import Darknet, DarknetBlock
 from yolact.models.backbones.deformable import DeformableConv2d
@@ -49,7 +49,7 @@ def is_available(dtype: torch.dtype) -> bool:
     return True
 
 
-class _FusedConv(nn.Module):
+class _FusedConv(ReorderedConv):
     """A convolution, an optional sum and an activation."""
 
     def __init__(self, conv: nn.Module, activation: Activation, sizes: _InputSizes) -> None:
@@ -59,8 +59,9 @@ class _FusedConv(nn.Module):
         self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else []
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.weight = conv.weight.detach()
-        if conv in sizes:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, sizes[conv])
+        self.input_size = sizes.get(conv)
+        if self.input_size is not None:
+            self._reorder()
             conv.weight = None  # type: ignore[assignment]  # otherwise all weights would be in memory twice
         self.bias = None if conv.bias is None else conv.bias.detach()
 

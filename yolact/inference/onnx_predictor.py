@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from yolact.transforms import to_padded_square, to_square
 class OnnxPredictor(ImagePredictor):
     """An exported network with the interface of `yolact.inference.predictor.Predictor`.
 
+    It can be copied and pickled; the copy opens the file again. After a fork it refuses to predict.
+
     Args:
         path: the ``.onnx`` file. If the network re-scores masks, that network's file must be next to it.
         config: detection settings.
@@ -33,7 +36,8 @@ class OnnxPredictor(ImagePredictor):
         **changes: fields of ``config``.
 
     Raises:
-        ExportError: onnxruntime or a file is missing, or a file was not written by `yolact export`.
+        ExportError: onnxruntime or a file is missing, or a file was not written by `yolact export`; also when
+            predicting in a process that was forked after it was opened.
         SettingsError: a setting has a wrong value.
     """
 
@@ -48,24 +52,40 @@ class OnnxPredictor(ImagePredictor):
         batch_size: int = 8,
         **changes: Unpack[DetectChanges],
     ) -> None:
-        path = Path(path)
-        self._session = open_session(path, providers, threads)
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        classes, category_ids, self.model_config = _read_metadata(path, metadata)
+        self._path, self._providers, self._threads = Path(path), providers, threads
+        classes, category_ids = self._open()
         batch = self._session.get_inputs()[0].shape[0]
         self._fixed_batch = batch if isinstance(batch, int) else None
         batch_size = self._fixed_batch or batch_size
         super().__init__(classes, category_ids, config.replace(**changes), mask_resolution, batch_size)
-        self._maskiou_net: Callable[[Tensor], Tensor] | None = None
+
+    def _open(self) -> tuple[list[str], tuple[int, ...]]:
+        """Open the file, or the two of a network that re-scores masks; returns the classes and their category ids."""
+        self._process = os.getpid()
+        self._session = open_session(self._path, self._providers, self._threads)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        classes, category_ids, self.model_config = _read_metadata(self._path, metadata)
+        self._rescoring: Any = None
         if self.model_config.mask_rescoring:
-            rescoring = open_session(rescoring_path(path), providers, threads)
+            self._rescoring = open_session(rescoring_path(self._path), self._providers, self._threads)
+        return classes, category_ids
 
-            def run_rescoring(masks: Tensor) -> Tensor:
-                return torch.from_numpy(rescoring.run(None, {MASKS_NAME: masks.numpy()})[0])
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_session", "_rescoring")}
 
-            self._maskiou_net = run_rescoring
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def _rescore(self, masks: Tensor) -> Tensor:
+        return torch.from_numpy(self._rescoring.run(None, {MASKS_NAME: masks.numpy()})[0])
 
     def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+        if os.getpid() != self._process:
+            raise ExportError(
+                f"{self._path}: was opened before this process was forked, and onnxruntime's threads do not survive a "
+                "fork; open it in each process, or start processes with spawn"
+            )
         size = self.model_config.image_size
         resize = to_padded_square if self.model_config.keep_aspect_ratio else to_square
         batch = torch.zeros(self._fixed_batch or len(images), 3, size, size)
@@ -79,7 +99,7 @@ class OnnxPredictor(ImagePredictor):
             size,
             self.config,
             self.mask_resolution,
-            self._maskiou_net,
+            None if self._rescoring is None else self._rescore,
             keep_aspect_ratio=self.model_config.keep_aspect_ratio,
             category_ids=self.category_ids,
         )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from yolact.devices import choose_device
+from yolact.devices import adapt_to_fork, choose_device
 from yolact.errors import SettingsError
-from yolact.images import ImageInput, read_image
+from yolact.images import ACCEPTED, ImageInput, is_single_image, read_image
 from yolact.inference.detections import Detections
 from yolact.inference.network import InferenceNetwork, Precision
 from yolact.inference.postprocess import MaskResolution, detect, to_images
@@ -59,6 +59,7 @@ class ImagePredictor(ABC):
         mask_resolution: MaskResolution,
         batch_size: int,
     ) -> None:
+        adapt_to_fork()
         pixels = isinstance(mask_resolution, int) and mask_resolution >= 1
         if not pixels and mask_resolution not in ("image", "prototypes"):
             raise SettingsError(
@@ -77,35 +78,43 @@ class ImagePredictor(ABC):
         """Detections for at most ``batch_size`` (3, H, W) uint8 RGB images of any sizes."""
 
     @overload
-    def predict(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+    def predict(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is iterable too
 
     @overload
-    def predict(self, images: Sequence[ImageInput]) -> list[Detections]: ...
+    def predict(self, images: Iterable[ImageInput]) -> list[Detections]: ...
 
-    def predict(self, images: ImageInput | Sequence[ImageInput]) -> Detections | list[Detections]:
+    def predict(self, images: ImageInput | Iterable[ImageInput]) -> Detections | list[Detections]:
         """Detect objects in one image, or in several of any sizes.
 
         Args:
-            images: an `ImageInput`, or a sequence of them (a (B, 3, H, W) uint8 RGB tensor is one).
+            images: an `ImageInput`, or several: a list, a generator, or a (B, 3, H, W) uint8 RGB tensor. A generator
+                is read a batch at a time.
 
         Raises:
             ValueError: an image has another shape or dtype.
+            TypeError: an image is none of the forms of `ImageInput`.
             DataError: a file is missing or cannot be decoded.
 
         Returns:
-            Detections in image pixels, on the CPU; a list for a sequence.
+            Detections in image pixels, on the CPU; a list for several.
         """
-        if isinstance(images, (str, Path)) or (isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4):
-            return self.predict([images])[0]
+        adapt_to_fork()
+        if is_single_image(images):
+            return self._predict_batch([read_image(images)])[0]  # type: ignore[arg-type]
+        if not isinstance(images, Iterable) or isinstance(images, Mapping):
+            raise TypeError(f"images must be {ACCEPTED}, or a list of these; found {type(images).__name__}")
+        left = iter(images)
         found: list[Detections] = []
-        for start in range(0, len(images), self.batch_size):
-            decoded = [read_image(image) for image in images[start : start + self.batch_size]]
-            found += self._predict_batch(decoded)
+        while batch := list(itertools.islice(left, self.batch_size)):
+            found += self._predict_batch([read_image(image) for image in batch])
         return found
 
 
 class Predictor(ImagePredictor):
     """Runs a trained network on images.
+
+    It can be copied and pickled, also to other processes, unless it is compiled. After a fork it computes with one CPU
+    thread, see `yolact.devices.adapt_to_fork`; on a GPU, load it in each process.
 
     Args:
         model: the network, on the device to run on; the predictor uses a copy (see ``in_place``).
@@ -161,6 +170,7 @@ class Predictor(ImagePredictor):
             WeightsError: see `load_model`.
             SettingsError: a setting is invalid, or the device is unavailable or does not support the precision.
         """
+        adapt_to_fork()
         config = config.replace(**changes)
         model, classes = load_model(Path(directory), choose_device(device))
         return cls(

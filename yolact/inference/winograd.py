@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,15 +54,39 @@ INWARD, OUTWARD = _evaluation(INPUT_TILE).inverse().T, _evaluation(OUTPUT_TILE).
 """B' (6, 6) and A' (4, 6) of one axis, float64."""
 
 
-class _Winograd(nn.Module):
+class ReorderedConv(nn.Module):
+    """A convolution whose weights oneDNN has reordered; copied and pickled as plain weights, and reordered again."""
+
+    geometry: tuple[object, ...]
+    """Padding, stride, dilation and groups."""
+    input_size: list[int] | None
+    """Shape of the input that the order is best for; None if the weights are not reordered."""
+    weight: Tensor
+
+    def _reorder(self) -> None:
+        if self.input_size is not None:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, self.input_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self.input_size is not None:
+            state["weight"] = self.weight.to_dense(self.weight.dtype)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reorder()
+
+
+class _Winograd(ReorderedConv):
     """The transformed kernels, and the transforms and products of one image's tiles.
 
     Tiles are contiguous in memory, (T, 36, channels), so that work on a few of them stays in the cache. Their products
     are one convolution with 1x1 kernels in 36 groups: oneDNN computes it faster than a batch of matrix products.
     """
 
-    GEOMETRY = ((0, 0), (1, 1), (1, 1), PRODUCTS)
-    """Padding, stride, dilation and groups of the convolution that computes the products."""
+    geometry = ((0, 0), (1, 1), (1, 1), PRODUCTS)
+    """That of the convolution that computes the products."""
 
     def __init__(self, conv: nn.Conv2d, activation: Literal["none", "relu"], tiles: int) -> None:
         super().__init__()
@@ -70,10 +94,10 @@ class _Winograd(nn.Module):
         self.activation = activation
         self.out_channels, self.in_channels = conv.out_channels, conv.in_channels
         self.product_channels = -(-conv.out_channels // CHANNELS_IN_STEP) * CHANNELS_IN_STEP
-        kernels = _transformed_kernels(conv.weight.detach(), self.product_channels)
+        self.weight = _transformed_kernels(conv.weight.detach(), self.product_channels)
         # The fastest memory order of the kernels depends on the number of tiles; another one is converted at each call.
-        size = [1, PRODUCTS * conv.in_channels, tiles, 1]
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(kernels, *self.GEOMETRY, size)
+        self.input_size = [1, PRODUCTS * conv.in_channels, tiles, 1]
+        self._reorder()
         self.bias = conv.bias.detach()
         self.to_output = _both_axes(OUTWARD, OUTWARD).to(conv.weight.dtype)  # (16, 36)
 
@@ -109,7 +133,7 @@ class _Winograd(nn.Module):
         """Map (T, 36, I) to (T, 36, O): each of the 36 by its own matrix."""
         as_image = transformed.view(1, len(transformed), 1, -1).permute(0, 3, 1, 2)  # (1, 36 * I, T, 1)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            as_image, self.weight, None, *self.GEOMETRY, "none", [], None
+            as_image, self.weight, None, *self.geometry, "none", [], None
         )
         return out.permute(0, 2, 3, 1).reshape(len(transformed), PRODUCTS, -1)
 

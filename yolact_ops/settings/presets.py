@@ -21,7 +21,7 @@ from yolact.errors import SettingsError
 from yolact.models.published import PUBLISHED_MODELS, find_published
 from yolact_ops.settings.overrides import merge, parse_override
 from yolact_ops.settings.params import Params, load_params, parse_params
-from yolact_ops.settings.yaml_text import WIDTH, plain, read_yaml, write_yaml
+from yolact_ops.settings.yaml_text import WIDTH, parse_yaml, plain, read_yaml, write_yaml
 
 BASE = "base"
 CONF = Path("conf")
@@ -67,7 +67,12 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF, model: 
         SettingsError: there is no such preset or model, or a file or an override has an unknown key or a wrong value.
     """
     tree, _ = _compose(name, overrides, conf, model)
-    return _render(tree, _header(name, describe(name, conf), overrides, model))
+    text = _render(tree, _header(name, describe(name, conf), overrides, model))
+    if plain(parse_yaml(text, f"preset {name}")) != plain(tree):
+        raise SettingsError(
+            f"preset {name}: a value changes when it is written as YAML and read again; simplify the -S"
+        )
+    return text
 
 
 def choose(preset: str | None, file: Path = PARAMS, overrides: Sequence[str] = ()) -> Params:
@@ -167,17 +172,20 @@ def _head(text: str) -> list[str]:
 
 def _render(tree: CommentedMap, header: str) -> str:
     """YAML text with ``header`` in place of the base's head comment."""
-    _break_long_lists(tree)
+    _break_long_values(tree)
     text = write_yaml(tree)
     body = "\n".join(text.splitlines()[len(_head(text)) :]).strip("\n")
     return f"{header}\n\n{body}\n"
 
 
-def _break_long_lists(section: CommentedMap, indent: int = 0) -> None:
-    """Put each row of a list of lists on its own line if the list and its comment are too long for one line."""
+def _break_long_values(section: CommentedMap, indent: int = 0) -> None:
+    """Put each row of a list of lists, and each key of a mapping in braces, on its own line if the value and its
+    comment are too long for one line. ruamel would break a line within a key, which is not valid YAML."""
     for key, value in section.items():
         if isinstance(value, CommentedMap):
-            _break_long_lists(value, indent + 2)
+            if indent + len(f"{key}: {plain(value)}") > WIDTH:
+                value.fa.set_block_style()
+            _break_long_values(value, indent + 2)
         elif isinstance(value, CommentedSeq) and any(isinstance(row, list) for row in value):
             comment = section.ca.items.get(key)
             remark = comment[2].value.splitlines()[0] if comment and comment[2] else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_ops.tracking.store import TrackingError, reported, shown_uri
-from yolact_ops.tracking.tracker import Tracker
+from yolact_ops.tracking.tracker import Tracker, allowed_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,14 +84,16 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
 def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:
     """Names and values for MLflow: ``eval/mask_AP50``, and per class ``eval/per_class/mask_AP50/<class>``.
 
-    Classes and sizes without ground truth have no value and are omitted.
+    Class names are changed where MLflow does not allow them, see `allowed_names`. Classes and sizes without ground
+    truth have no value and are omitted.
     """
     values: dict[str, float | None] = {}
+    names = allowed_names(box.per_class)
     for kind, summary in (("box", box), ("mask", mask)):
         values |= {f"eval/{kind}_{name}": value for name, value in summary.metrics().items()}
         for class_name, ap in summary.per_class.items():
             values |= {
-                f"eval/per_class/{kind}_{name}/{class_name.replace('/', '_')}": value
+                f"eval/per_class/{kind}_{name}/{names[class_name]}": value
                 for name, value in (("AP", ap.AP), ("AP50", ap.AP50), ("AP70", ap.AP70))
             }
     return {name: value for name, value in values.items() if value is not None}

@@ -30,6 +30,8 @@ COMPACTED_ABOVE = 1 << 20
 """Bytes; a longer list is emptied once all of it is sent."""
 LOCK_PATIENCE = 60.0
 """Seconds that a step waits while another process sends the same journal."""
+RUNNING = "running"
+"""Empty file in a journal while a step works on a run whose status it sets; a killed step leaves it."""
 UNREADABLE = "unreadable"
 """Key of the entry for a line that is not a JSON object; the value is its text."""
 
@@ -191,6 +193,22 @@ class Journal:
         copy = Path(tempfile.mkdtemp(dir=parent)) / source.name
         shutil.copyfile(source, copy)
         self.files.append({"copy": f"{copy.parent.name}/{copy.name}", "path": artifact_path})
+
+    def add_status(self, status: str, time: int | None) -> None:
+        """Add the run's status; ``time``, milliseconds since 1970, is when the run ended, and None while it runs."""
+        self.records.append({"status": status, "time": time})
+        if time is None:
+            (self.folder / RUNNING).touch()
+        else:
+            (self.folder / RUNNING).unlink(missing_ok=True)
+
+    def end_if_killed(self) -> None:
+        """Add the status KILLED, as of the last entry, if the process that worked on the run did not end it.
+
+        Holding the lock proves that it is gone.
+        """
+        if (self.folder / RUNNING).exists():
+            self.add_status("KILLED", int((self.folder / "records.jsonl").stat().st_mtime * 1000))
 
     def copy_of(self, entry: Entry) -> Path:
         """Path of the copy that belongs to an entry of `files`."""

@@ -6,7 +6,8 @@ experiment's artifacts: after the folder is moved, metrics and parameters of old
 are read from and written to the old path. To move folders, run ``mlflow server`` and set ``MLFLOW_TRACKING_URI``.
 
 A run is RUNNING while a step works on it, FINISHED between steps, FAILED after an error and KILLED after Ctrl-C or
-SIGTERM; the next step or attempt sets it to RUNNING again.
+SIGTERM; the next step or attempt sets it to RUNNING again. One whose process was killed becomes KILLED when the
+training is given up, at the next start of a run here, or by ``yolact sync``.
 
 An unavailable server. Everything logged goes to a journal in ``models/tracking/<run id>/`` and from there to MLflow in
 background threads (`yolact_ops.tracking.sender`): nothing waits for the network and nothing is lost. Only starting a
@@ -76,7 +77,7 @@ def start_run(
     run_file.parent.mkdir(parents=True, exist_ok=True)
     opened = _open(params, resume, needs_store=resume is None)
     record = opened.run.record
-    with _working(opened, journals or _journals_of(run_file)) as tracker:
+    with _working(opened, journals or journals_of(run_file)) as tracker:
         if not opened.is_unavailable:
             tracker.describe(params, step="train", known=opened.run.params)
         record.write(run_file)
@@ -107,7 +108,7 @@ def resume_run(
     """
     recorded = RunRecord.read(run_file)
     opened = _open(params, recorded, needs_store=needs_store)
-    with _working(opened, _journals_of(run_file), train_run_id=recorded.run_id, needs_store=needs_store) as tracker:
+    with _working(opened, journals_of(run_file), train_run_id=recorded.run_id, needs_store=needs_store) as tracker:
         if opened.run.is_new:
             tracker.describe(params, step=step, known=opened.run.params)
         if tracker.run_id != recorded.run_id and not opened.run.is_owned:
@@ -213,7 +214,7 @@ def _send_first(sender: JournalSender, opened: _Opened, *, needs_store: bool) ->
         raise
 
 
-def _journals_of(run_file: Path) -> Path:
+def journals_of(run_file: Path) -> Path:
     """Folder of the journals: next to ``run_file``, or in the repository that runs a DVC experiment.
 
     An experiment of ``dvc exp run --temp`` has a temporary folder, which disappears at its end.

@@ -193,7 +193,7 @@ class Sender:
                 self._singly = len(pending)
                 return
             self._check_run()
-            self._set_aside(entries[0], reason_of(error))
+            self._send_parts(entries[0], error)
             count = 1
         if self._abandoned:
             return
@@ -202,6 +202,26 @@ class Sender:
         if self.error is not None:
             log.info("%s accepts the %s of run %s again", shown_uri(), self._what, self._journal.record.run_id)
             self.error = None
+
+    def _send_parts(self, entry: Entry, error: Exception) -> None:
+        """Send an invalid entry's metrics, parameters or tags one by one, and set aside those that are invalid.
+
+        Raises:
+            Exception: an error of the store; all of them are sent again.
+        """
+        parts, refused = _parts(entry), []
+        if len(parts) == 1:
+            refused = [(entry, reason_of(error))]
+            parts = []
+        for part in parts:
+            try:
+                self._send(self._client, self._journal, [part])
+            except Exception as invalid:
+                if failure_of(invalid) is not Failure.INVALID:
+                    raise
+                refused.append((part, reason_of(invalid)))
+        for part, reason in refused:
+            self._set_aside(part, reason)
 
     def _check_run(self) -> None:
         """Check that the run exists: MLflow calls valid entries of a deleted run invalid.
@@ -216,9 +236,9 @@ class Sender:
     def _set_aside(self, entry: Entry, reason: str) -> None:
         self._journal.set_aside(entry, reason)
         log.warning(
-            "%s rejects some of the %s of run %s (%s); they are kept in %s",
+            "%s rejects %s of run %s (%s); the rest is sent, and it is kept in %s",
             shown_uri(),
-            self._what,
+            _named(entry) or f"some of the {self._what}",
             self._journal.record.run_id,
             reason,
             self._journal.folder / "refused.jsonl",
@@ -236,6 +256,18 @@ class Sender:
                 reason_of(error),
                 self._journal.folder,
             )
+
+
+def _parts(entry: Entry) -> list[Entry]:
+    """The entry split into one for each of its metrics, parameters or tags."""
+    kind = next((key for key in ("metrics", "params", "tags") if key in entry), None)
+    return [entry] if kind is None else [entry | {kind: {name: value}} for name, value in entry[kind].items()]
+
+
+def _named(entry: Entry) -> str:
+    """What an entry holds, by name: ``the parameter train.lr``; empty for other kinds."""
+    kinds = {"metrics": "metric", "params": "parameter", "tags": "tag"}
+    return next((f"the {word} {', '.join(entry[key])}" for key, word in kinds.items() if key in entry), "")
 
 
 class RunGoneError(TrackingError):
@@ -262,7 +294,8 @@ class JournalSender:
         for sender in (self.records, self.files):
             sender.close(patience)
         try:
-            left = "" if self.journal.is_sent else self.journal.left()
+            # What MLflow rejects was reported, and sending it again is useless.
+            left = "" if self.journal.is_taken else self.journal.left()
         finally:
             self.journal.release()
         if left:

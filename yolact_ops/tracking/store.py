@@ -149,10 +149,43 @@ def connect() -> MlflowClient:
         StoreUnavailableError: the store does not answer within seconds.
         TrackingError: it refuses.
     """
-    client = new_client()
-    with reported("reach the tracking store"), default_environment(_FIRST_CONTACT):
-        client.search_experiments(max_results=1)
+    with _one_at_a_time():
+        client = new_client()
+        with reported("reach the tracking store"), default_environment(_FIRST_CONTACT):
+            client.search_experiments(max_results=1)
     return client
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process at a time connect to a SQLite file: several that create its tables at once would fail."""
+    path = _sqlite_file(tracking_uri())
+    if path is None or not os.access(path.parent, os.W_OK):
+        yield
+        return
+    from filelock import FileLock
+
+    quiet_mlflow()
+    with reported("reach the tracking store"):
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # takes seconds, in which others need not wait
+
+    lock = path.with_name(f"{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # filelock notices in the processes that wait
+
+
+def _sqlite_file(address: str) -> Path | None:
+    """The file of a SQLite store; None for other stores."""
+    if not address.startswith("sqlite:"):
+        return None
+    from sqlalchemy.engine import make_url
+
+    with reported("reach the tracking store"):
+        path = make_url(address).database
+    return Path(path) if path and path != ":memory:" else None
 
 
 def new_client() -> MlflowClient:

@@ -54,7 +54,7 @@ def sync(parent: Path) -> Iterator[Outcome]:
 
 
 def send_journal(folder: Path, client: MlflowClient) -> Outcome:
-    """Send the rest of a journal, and remove it once MLflow has everything.
+    """Send the rest of a journal, and remove it once MLflow has everything. A run left RUNNING becomes KILLED.
 
     Raises:
         JournalBusyError: a step is using it, and sends it itself.
@@ -62,6 +62,7 @@ def send_journal(folder: Path, client: MlflowClient) -> Outcome:
     """
     journal = Journal(folder, patience=0)
     try:
+        journal.end_if_killed()
         before, sender, problems = journal.left(), JournalSender(client, journal), []
         for lane in (sender.records, sender.files):
             try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,10 @@ TABLES_TAG = "mlflow.loggedArtifacts"
 _SOURCE_TYPES = {"s3": ("s3", "uri"), "http": ("http", "url"), "https": ("http", "url")}
 """MLflow's type of a data source and the key of its address, by scheme; all others have the type ``local``."""
 
-_NOT_IN_METRIC_NAMES = re.compile(r"[^\w.\- :/]")
+_NOT_IN_NAMES = re.compile(r"[^\w.\- :/]")
+"""What MLflow does not allow in the names of metrics and parameters."""
+LONGEST_NAME = 150
+"""Characters of a class's or parameter's name that MLflow's limit of 250 for the whole name leaves room for."""
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ class Tracker:
         self._is_unavailable = is_unavailable
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None, *, model_id: str | None = None) -> None:
-        """Log metrics with the current time; characters that MLflow does not allow in names become ``_``.
+        """Log metrics with the current time; characters that MLflow does not allow in names become ``_``; names
+        of classes in them come from `allowed_names`.
 
         Args:
             metrics: value by name.
@@ -143,7 +149,7 @@ class Tracker:
 
     def set_status(self, status: str, *, ended: bool) -> None:
         """Set the run's status, such as RUNNING, and, if it ended, its end time."""
-        self._journal.records.append({"status": status, "time": _now() if ended else None})
+        self._journal.add_status(status, _now() if ended else None)
 
     def describe(self, params: Params, *, step: str, known: Mapping[str, str]) -> None:
         """Log settings (as ``train.lr``), lineage and the values of MLflow's own columns.
@@ -156,7 +162,9 @@ class Tracker:
             step: name of the current step; the entries of the steps before it in ``dvc.lock`` are part of the lineage.
             known: parameters that the run already has.
         """
-        settings = flatten_text(params.model_dump(mode="json", by_alias=True))
+        flat = flatten_text(params.model_dump(mode="json", by_alias=True))
+        names = allowed_names(flat)
+        settings = {names[name]: value for name, value in flat.items()}
         self._journal.records.append({"params": {n: value for n, value in settings.items() if n not in known}})
         changed = [name for name, value in settings.items() if known.get(name, value) != value]
         if changed:
@@ -170,7 +178,24 @@ class Tracker:
 
 def allowed_name(metric: str) -> str:
     """A metric's name with ``_`` for characters that MLflow does not allow."""
-    return _NOT_IN_METRIC_NAMES.sub("_", metric)
+    return _NOT_IN_NAMES.sub("_", metric)
+
+
+def allowed_names(names: Iterable[str]) -> dict[str, str]:
+    """A name for each of some that MLflow allows, all different.
+
+    They are parts of a metric's name, or names of parameters. Characters that are not allowed, and ``/``, become ``_``.
+    Changed names that equal another's, and names that are too long, end in ``-`` and eight hexadecimal digits of their
+    original's SHA-256, which are the same in every run.
+    """
+    originals = list(dict.fromkeys(names))
+    changed = {name: allowed_name(name).replace("/", "_") for name in originals}
+    counts = Counter(changed.values())
+    for name, allowed in changed.items():
+        if (counts[allowed] > 1 and allowed != name) or len(allowed) > LONGEST_NAME or not allowed.strip(". "):
+            digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+            changed[name] = f"{allowed[: LONGEST_NAME - 9]}-{digest}"
+    return changed
 
 
 def _now() -> int:

@@ -17,7 +17,7 @@ from rich.console import Console
 from tests.small_networks import tiny_config
 from yolact.boxes import box_iou, cxcywh_to_xyxy
 from yolact.data.coco import CocoImage, CocoInstances, CocoObject
-from yolact.engine.anchor_fit import SIZES, AnchorReport, dataset_boxes, fit_anchors, measure_anchors
+from yolact.engine.anchor_fit import SIZES, AnchorReport, anchors_advice, dataset_boxes, fit_anchors, measure_anchors
 from yolact.errors import DataError
 from yolact.models.anchors import config_anchors
 from yolact.models.yolact import Yolact
@@ -272,3 +272,18 @@ def test_anchors_that_fit_give_no_warning(capsys: pytest.CaptureFixture[str]) ->
     assert "No anchors with as many scales and ratios fit clearly better than the present ones" in shown
     assert "anchor_scales:" not in shown
     assert "leave" not in shown
+
+
+@pytest.mark.parametrize(("small", "warned"), [(4, False), (6, True)])
+def test_a_training_whose_anchors_miss_many_objects_is_warned(small: int, warned: bool) -> None:
+    """Squares of 24 px equal an anchor at each cell of P5's centre; squares of 1 px have an IoU of at most 1 / 64."""
+    config = tiny_config(anchor_scales=[[8], [16], [24], [40], [60]], anchor_ratios=[1])
+    center = (0.5 + 1 / 4) if Yolact.level_sizes(64, 64)[2][0] == 2 else 0.5
+    sides = torch.tensor([24.0] * (100 - small) + [1.0] * small)[:, None] / 64
+    boxes = torch.cat([center - sides / 2, center - sides / 2, center + sides / 2, center + sides / 2], dim=1)
+    advice = anchors_advice(data_of(boxes), config, positive_iou=0.5)
+    assert (advice is not None) == warned
+    if advice is not None:
+        assert f"miss {small} of 100 objects ({small}%)" in advice
+        assert "yolact anchors" in advice
+    assert anchors_advice(data_of(boxes[:0]), config, positive_iou=0.5) is None

@@ -18,7 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.yolact.engine.runs import REPOSITORY
-from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts, dead_workers_reported
+from yolact.engine.interrupts import (
+    EX_TEMPFAIL,
+    InterruptedRunError,
+    Interrupts,
+    LoaderKilledError,
+    dead_workers_reported,
+)
 
 SETTINGS: dict[str, Any] = {
     "images": 6,
@@ -207,7 +213,10 @@ def test_a_loader_process_that_hangs_ends_with_the_program() -> None:
 def test_the_death_of_a_loader_process_is_an_error_unless_a_stop_was_requested() -> None:
     interrupts = Interrupts()
     death = RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
-    with pytest.raises(RuntimeError, match="pid 7"), dead_workers_reported(interrupts):
+    with (
+        pytest.raises(LoaderKilledError, match=r"lower runtime.workers.*resumes from the last.*pid 7.*Terminated"),
+        dead_workers_reported(interrupts),
+    ):
         raise death
     interrupts.requested = "SIGTERM"
     with (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +106,20 @@ def test_rescored_masks_and_a_batch_that_is_not_full(rescored: tuple[Yolact, Pat
     found = predictor.predict(IMAGES)
     assert_same(found, Predictor(model, CLASSES).predict(IMAGES))
     assert not torch.equal(found[0].mask_scores, found[0].scores)
+
+
+def test_copies_and_pickled_predictors_find_the_same(rescored: tuple[Yolact, Path]) -> None:
+    predictor = OnnxPredictor(rescored[1], score_threshold=0.1)
+    for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor)):
+        assert_same(other.predict(IMAGES), predictor.predict(IMAGES))
+
+
+def test_a_forked_process_says_what_to_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads are not there after a fork, and it would wait for them."""
+    predictor = OnnxPredictor(path)
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(ExportError, match=r"forked.*open it in each process, or start processes with spawn"):
+        predictor.predict(IMAGES)
 
 
 def test_outputs_of_any_runtime_become_detections(model: Yolact, path: Path) -> None:

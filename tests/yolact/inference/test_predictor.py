@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from tests.small_networks import tiny_config
+from tests.yolact.networks import trained_like
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.images import ImageInput, read_image
@@ -158,8 +161,13 @@ def read_only(image: np.ndarray) -> np.ndarray:
         lambda image, _: read_only(image),
         lambda image, folder: saved(image, folder / "image.png"),
         lambda image, folder: str(saved(image, folder / "image.png")),
+        lambda image, folder: saved(image, folder / "image.png").read_bytes(),
+        lambda image, _: Image.fromarray(image),
     ],
-    ids=["tensor", "contiguous tensor", "Fortran order", "negative strides", "read-only", "path", "path as text"],
+    ids=[
+        *("tensor", "contiguous tensor", "Fortran order", "negative strides", "read-only", "path", "path as text"),
+        *("bytes", "PIL image"),
+    ],
 )
 def test_an_image_may_have_many_forms(
     predictor: Predictor, tmp_path: Path, form: Callable[[np.ndarray, Path], ImageInput]
@@ -171,13 +179,13 @@ def test_an_image_may_have_many_forms(
     assert_same(found, predictor.predict(pixels))
     [listed] = predictor.predict([given])
     assert_same(listed, found)
-    if not isinstance(given, (str, Path)):
+    if isinstance(given, (np.ndarray, Tensor)):
         assert np.array_equal(read_image(given).permute(1, 2, 0).numpy(), pixels)  # and nothing was written into it
 
 
-def test_a_sequence_gives_a_list_in_its_order(predictor: Predictor) -> None:
+def test_several_images_give_a_list_in_their_order(predictor: Predictor) -> None:
     alone = [predictor.predict(image) for image in IMAGES]
-    for sequence in (IMAGES, tuple(IMAGES)):
+    for sequence in (IMAGES, tuple(IMAGES), (Image.fromarray(image) for image in IMAGES)):
         found = predictor.predict(sequence)
         assert isinstance(found, list)
         for first, second in zip(found, alone, strict=True):
@@ -245,6 +253,25 @@ def test_an_invalid_image_is_rejected_with_its_shape_and_dtype(predictor: Predic
         predictor.predict([image])
     with pytest.raises(ValueError, match=message):
         predictor.predict(image)
+
+
+@pytest.mark.parametrize("given", [None, 5, {"a.jpg": "b.jpg"}, [None], io.StringIO("text")])
+def test_anything_else_is_rejected_with_what_is_accepted(predictor: Predictor, given: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be a path, bytes or .*PIL image.*uint8 RGB tensor.*; found "):
+        predictor.predict(given)
+
+
+def test_a_generator_is_read_a_batch_at_a_time(model: Yolact) -> None:
+    predictor, stub = stubbed(model, batch_size=2)
+    batches_before = []
+
+    def images() -> Iterator[np.ndarray]:
+        for _ in range(5):
+            batches_before.append(len(stub.seen))
+            yield image(8, 9)
+
+    assert len(predictor.predict(images())) == 5
+    assert batches_before == [0, 0, 1, 1, 2]
 
 
 def test_a_missing_image_is_named(predictor: Predictor, tmp_path: Path) -> None:
@@ -501,6 +528,50 @@ def test_no_more_images_than_the_batch_size_pass_the_network_at_once(model: Yola
     predictor, stub = stubbed(model, batch_size=2)
     assert len(predictor.predict([image(8, 9)] * 5)) == 5
     assert [len(batch) for batch in stub.seen] == [2, 2, 1]
+
+
+# --- copies, processes and forks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["basic blocks", "deformable", "wide"])
+def test_copies_and_pickled_predictors_find_the_same(variant: str) -> None:
+    """At 288 pixels "wide" has Winograd's convolutions; the others have fused ones."""
+    model = trained_like(variant, image_size=288 if variant == "wide" else 64)
+    predictor = Predictor(model, CLASSES)
+    found = predictor.predict(IMAGES)
+    for other in (pickle.loads(pickle.dumps(predictor)), copy.deepcopy(predictor), predictor):
+        for first, second in zip(other.predict(IMAGES), found, strict=True):
+            assert_same(first, second)
+
+
+def test_a_compiled_predictor_says_why_it_is_not_pickled(model: Yolact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolact.inference.network.check_compiler", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda tensors, **_: tensors)
+    with pytest.raises(TypeError, match="compiled network cannot be copied or pickled; load and compile it in each"):
+        pickle.dumps(Predictor(model, CLASSES, compile=True))
+
+
+def test_forked_processes_predict(model_dir: Path) -> None:
+    """With a predictor of their parent and with their own; PyTorch alone would wait for ever."""
+    program = (
+        "import multiprocessing, sys\n"
+        "import numpy as np\n"
+        "import torch\n"
+        "from yolact.inference.predictor import Predictor\n"
+        "torch.set_num_threads(4)\n"
+        "predictor = Predictor.load(sys.argv[1], device='cpu')\n"
+        "image = np.zeros((300, 400, 3), np.uint8)\n"
+        "count = len(predictor.predict(image))\n"
+        "def work(own):\n"
+        "    chosen = Predictor.load(sys.argv[1], device='cpu') if own else predictor\n"
+        "    return len(chosen.predict(image)) == count, torch.get_num_threads()\n"
+        "with multiprocessing.get_context('fork').Pool(1) as pool:\n"
+        "    print(pool.map(work, [True, False]), torch.get_num_threads())\n"
+    )
+    command = [sys.executable, "-c", program, str(model_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[(True, 1), (True, 1)] 4"
+    assert done.stderr.count("was forked after its parent loaded a model: it computes with one CPU thread") == 1
 
 
 # --- devices --------------------------------------------------------------------------------------------------------

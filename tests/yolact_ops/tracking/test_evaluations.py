@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mlflow import MlflowClient
+from mlflow.utils.validation import _validate_metric_name
 
 from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH, pack_evaluation, read_evaluation
 from yolact_ops.tracking.store import TrackingError
+from yolact_ops.tracking.tracker import allowed_names
 
 GROUND = {"images": [{"id": 1, "width": 4, "height": 3}], "annotations": [], "categories": [{"id": 2, "name": "café"}]}
 ROWS = [{"image_id": 1, "category_id": 2, "score": 0.123456789012345, "bbox": [0.5, 1.0, 2.0, 1.0]}]
@@ -49,3 +53,11 @@ def test_a_damaged_file_is_named(client: MlflowClient, tmp_path: Path) -> None:
         client.log_artifact(run_id, str(tmp_path / Path(name).name), "eval")
     with pytest.raises(TrackingError, match=rf"{GROUND_TRUTH} of run {run_id} .*damaged"):
         read_evaluation(client, run_id)
+
+
+@given(st.lists(st.text(max_size=8), unique=True))
+def test_allowed_names_are_allowed_and_unique(names: list[str]) -> None:
+    found = allowed_names(names)
+    assert len(set(found.values())) == len(names)
+    for name in found.values():
+        _validate_metric_name(f"eval/per_class/mask_AP50/{name}")

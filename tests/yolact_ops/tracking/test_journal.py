@@ -29,6 +29,7 @@ from yolact_ops.tracking.journal import Journal, JournalBusyError, Lane
 from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.sender import JournalSender
 from yolact_ops.tracking.store import Failure, failure_of
+from yolact_ops.tracking.sync import send_journal
 
 RECORD = RunRecord("r" * 32, "1", "yolact", "http://127.0.0.1:1")
 
@@ -47,12 +48,13 @@ class Store:
     def __init__(self) -> None:
         self.metrics: list[tuple[str, float, int, int]] = []
         self.tags: dict[str, str] = {}
+        self.params: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.errors: list[Exception] = []
         """Raised by the next calls, one each."""
         self.bad = ""
-        """A request with a metric of this name is refused."""
+        """A request with a metric or parameter of this name is refused."""
         self.stage = "active"
 
     def _called(self, what: str) -> None:
@@ -62,8 +64,9 @@ class Store:
 
     def log_batch(self, run_id: str, metrics: Any, params: Any, tags: Any) -> None:
         self._called(f"batch of {len(metrics)}, {len(params)}, {len(tags)}")
-        if self.bad in {found.key for found in metrics}:
+        if self.bad in {found.key for found in [*metrics, *params]}:
             raise MlflowException.invalid_parameter_value("bad name")
+        self.params |= {found.key: found.value for found in params}
         self.metrics += [(found.key, found.value, found.timestamp, found.step) for found in metrics]
         self.tags |= {tag.key: tag.value for tag in tags}
 
@@ -192,7 +195,7 @@ def test_a_damaged_line_is_set_aside_and_the_rest_is_sent(tmp_path: Path, caplog
     kept = [json.loads(line) for line in (journal.folder / "refused.jsonl").read_text().splitlines()]
     assert [one["entry"] for one in kept] == [{"unreadable": DAMAGED.decode()}, {"unreadable": "17\n"}]
     assert "a damaged line of the journal" in caplog.text
-    assert "yet: 2 refused entries" in caplog.text
+    assert "yolact sync" not in caplog.text, "sending them again is useless"
 
 
 def test_a_lane_that_is_sent_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +308,52 @@ def test_an_entry_that_mlflow_rejects_is_set_aside_with_the_reason(
     assert '"bad":1.0' in (journal.folder / "refused.jsonl").read_text().replace(" ", "")
     assert "bad name" in caplog.text
     assert str(journal.folder / "refused.jsonl") in caplog.text
+
+
+def test_a_rejected_parameter_does_not_lose_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal, store = open_journal(tmp_path), Store()
+    store.bad = "bad"
+    journal.records.append({"params": {"a": "1", "bad": "2", "b": "3"}})
+    JournalSender(store, journal).records.send_all()
+    assert store.params == {"a": "1", "b": "3"}
+    assert "rejects the parameter bad of run" in caplog.text
+    journal.release()
+    assert json.loads((journal.folder / "refused.jsonl").read_text())["entry"] == {"params": {"bad": "2"}}
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from yolact_ops.tracking.journal import Journal
+from yolact_ops.tracking.run_record import RunRecord
+folder = Path(sys.argv[1])
+journal = Journal(folder, RunRecord(folder.name, "1", "yolact", ""))
+journal.add_status("RUNNING", None)
+if sys.argv[2] == "finished":
+    journal.add_status("FINISHED", 5)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "finished"])
+def test_a_run_whose_process_was_killed_ends_as_killed(tmp_path: Path, repository: Path, end: str) -> None:
+    folder = tmp_path / "tracking" / RECORD.run_id
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run([sys.executable, "-c", KILLED, str(folder), end], env=environment, check=False)
+    killed_at = int((folder / "records.jsonl").stat().st_mtime * 1000)
+    store = Store()
+    send_journal(folder, store)  # type: ignore[arg-type]
+    assert store.calls == ["RUNNING", f"KILLED at {killed_at}" if end == "killed" else "FINISHED at 5"]
+    assert not folder.exists()
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tmp_path: Path) -> None:
+    journal, store = open_journal(tmp_path), Store()
+    journal.add_status("RUNNING", None)
+    with pytest.raises(JournalBusyError):
+        send_journal(journal.folder, store)  # type: ignore[arg-type]
+    assert store.calls == []
+    journal.release()
 
 
 def test_entries_of_a_deleted_run_are_not_set_aside(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,11 +28,12 @@ from requests import ConnectionError as NoConnection
 
 from yolact.errors import DataError
 from yolact_ops.settings.params import Params, parse_params
+from yolact_ops.tracking import store
 from yolact_ops.tracking.journal import Journal
 from yolact_ops.tracking.run_record import RESTORED_TAG, TRAIN_RUN_TAG, RunRecord
 from yolact_ops.tracking.runs import resume_run, start_run
 from yolact_ops.tracking.store import StoreUnavailableError, TrackingError
-from yolact_ops.tracking.tracker import DataSet
+from yolact_ops.tracking.tracker import DataSet, allowed_names
 
 RUN_FILE = Path("models/run.json")
 STORE = "sqlite:///mlflow.db"
@@ -400,6 +402,67 @@ def test_any_class_name_can_be_in_a_metric_name(params: Params) -> None:
     with start_run(params, RUN_FILE) as tracker:
         tracker.log_metrics({"eval/per_class/AP/café (small), 100%": 0.5})
     assert client().get_run(tracker.run_id).data.metrics == {"eval/per_class/AP/café _small__ 100_": 0.5}
+
+
+CLASSES = [
+    "a+b",
+    "a&b",
+    "a_b",
+    "tv/monitor",
+    "tv_monitor",
+    "\N{CAT}",
+    "\N{DOG}",
+    "..",
+    "",
+    "x" * 400,
+    "x" * 401,
+    "café",
+]
+
+
+def test_each_class_has_a_metric_name_of_its_own(params: Params) -> None:
+    names = allowed_names(CLASSES)
+    assert len(set(names.values())) == len(CLASSES)
+    assert (names["a_b"], names["tv_monitor"], names["café"]) == ("a_b", "tv_monitor", "café")
+    assert names["a+b"].startswith("a_b-")
+    assert allowed_names(["other", "a&b", "a+b"])["a+b"] == names["a+b"], "whatever the order and the others"
+    with start_run(params, RUN_FILE) as tracker:
+        tracker.log_metrics({f"eval/per_class/mask_AP50/{name}": i for i, name in enumerate(names.values())})
+    stored = client().get_run(tracker.run_id).data.metrics
+    assert stored == {f"eval/per_class/mask_AP50/{name}": i for i, name in enumerate(names.values())}
+
+
+def test_parameters_with_brackets_in_their_names_are_logged(params: Params) -> None:
+    classes = {"person (sitting)": "person", "car": "car"}
+    renamed = params.model_copy(update={"data": params.data.model_copy(update={"classes": classes})})
+    with start_run(renamed, RUN_FILE) as tracker:
+        pass
+    stored = client().get_run(tracker.run_id).data.params
+    assert stored["data.classes.person _sitting_"] == "person"
+    assert stored["train.lr"] == str(params.train.lr)
+
+
+def test_one_process_at_a_time_connects_to_a_sqlite_store(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several that create its tables together would fail; a lock of each thread stands for one of each process."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace / 'new.db'}")
+    at_work: list[int] = []
+    seen: list[int] = []
+
+    def new_client() -> Any:
+        at_work.append(1)
+        seen.append(len(at_work))
+        time.sleep(0.05)
+        at_work.pop()
+        return SimpleNamespace(search_experiments=lambda **_: seen.append(len(at_work)))
+
+    monkeypatch.setattr(store, "new_client", new_client)
+    threads = [threading.Thread(target=store.connect) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(seen) == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert not (workplace / "new.db.lock").exists()
 
 
 def test_nothing_is_imported_or_set_until_it_is_needed(repository: Path) -> None:
