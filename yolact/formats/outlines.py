@@ -29,8 +29,8 @@ Size = tuple[int, int]
 """Width and height, pixels."""
 
 
-class BitmapError(ValueError):
-    """A bitmap cannot be decoded; the message says why."""
+class OutlineError(ValueError):
+    """A shape has no outline or bitmap that can be read; the message continues its name."""
 
 
 def number(value: Any) -> float:
@@ -81,7 +81,7 @@ def with_holes(outline: Sequence[float], holes: Sequence[Sequence[float]]) -> li
     return joined
 
 
-def decoded_bitmap(text: Any, *, packed: bool) -> np.ndarray:
+def decoded_bitmap(text: Any, *, packed: bool = False) -> np.ndarray:
     """Decode a base64 PNG to a mask (H, W) bool: its alpha channel if it has one, otherwise all that is not 0.
 
     Args:
@@ -89,27 +89,27 @@ def decoded_bitmap(text: Any, *, packed: bool) -> np.ndarray:
         packed: whether the PNG is compressed with zlib.
 
     Raises:
-        BitmapError: it is anything else, or too large.
+        OutlineError: it is anything else, or too large.
     """
     if not isinstance(text, str):
-        raise BitmapError("is not a text")
+        raise OutlineError("has no bitmap")
     try:
         data = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text)
     except (ValueError, binascii.Error):
-        raise BitmapError("is not base64") from None
+        raise OutlineError("has a bitmap that is not base64") from None
     if packed:
         unpacking = zlib.decompressobj()
         try:
             data = unpacking.decompress(data, MAX_PACKED)
         except zlib.error:
-            raise BitmapError("is not compressed by zlib") from None
+            raise OutlineError("has a bitmap that is not compressed by zlib") from None
         if unpacking.unconsumed_tail:
-            raise BitmapError(f"unpacks to more than {MAX_PACKED >> 20} MB")
+            raise OutlineError(f"has a bitmap that unpacks to more than {MAX_PACKED >> 20} MB")
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         pixels: np.ndarray = np.asarray(image)
     except Exception as error:  # decoders raise many types on damaged input
-        raise BitmapError(f"is not a PNG ({type(error).__name__})") from None
+        raise OutlineError(f"has a bitmap that is not a PNG ({type(error).__name__})") from None
     if pixels.ndim == 3:
         pixels = pixels[:, :, -1] if image.mode in ("RGBA", "LA") else pixels.max(axis=2)
     return np.asarray(pixels > 0)
