@@ -171,7 +171,7 @@ class LabelmeImage:
                     parts.append(_segmentation(shape, size or (1, 1)))
                 except OutlineError as error:
                     reason = f"shape {place} ({label}) {error}; draw it again"
-                    dropped.append(Problem(self.json_file, reason, "shape that cannot be read"))
+                    dropped.append(Problem(self.json_file, reason, error.kind))
             if parts:
                 segmentation = parts[0] if len(parts) == 1 and isinstance(parts[0], dict) else parts
                 rows.append({"id": f"shape {members[0][0]}", "category_id": label, "segmentation": segmentation})

@@ -32,6 +32,11 @@ Size = tuple[int, int]
 class OutlineError(ValueError):
     """A shape has no outline or bitmap that can be read; the message continues its name."""
 
+    def __init__(self, reason: str, kind: str = "shape that cannot be read") -> None:
+        super().__init__(reason)
+        self.kind = kind
+        """See `yolact.formats.problems.Problem`."""
+
 
 def number(value: Any) -> float:
     """A JSON number as float; NaN if it is none, infinity if it is too large."""

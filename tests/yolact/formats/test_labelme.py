@@ -211,12 +211,9 @@ def test_any_file_gives_objects_or_problems(shapes: list[Any], changes: dict[str
                     assert len(source.read().instances) <= len(shapes)
 
 
-HOSTILE = ("[" * 100_000, '{"shapes": ' * 5_000, '{"shapes": ' + "9" * 5_000 + "}", '["shapes", "imagePath"]')
-
-
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"shapes": ' * 5_000, '{"a": ' + "9" * 5_000 + "}", "3]"])
 def test_hostile_json_is_a_problem(root: Path, text: str) -> None:
     save_image(root / "b.jpg")
     write(root / "a.json", tree(shape()))
-    write(root / "b.json", text if text.endswith("]") else text + ' "shapes" "imagePath"')
+    write(root / "b.json", '["shapes", "imagePath", ' + text)
     assert list(read_dataset(root).problems) == ["b.json"]
