@@ -1,252 +1,53 @@
-"""COCO data sets from any source: instances JSON with polygons, RLE masks and crowd regions, and a folder of images.
+"""COCO data sets from any source: instances JSON with polygons, run lengths and crowd regions, and their images.
 
-`yolact.data.coco` reads the normalized form that preprocess writes; this module reads untrusted files and reports every
-problem in them.
+`yolact.data.coco` reads the normalized form that preprocess writes; this module reads untrusted files. What a value
+means is taken where it is certain, and said in a warning; what cannot be used is dropped or refused with its reason.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
+from PIL import Image
 
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files
-from yolact.formats.image_files import image_warnings, read_image_file, stored_form
-from yolact.formats.instances import Box, Instance
-from yolact.formats.problems import Problem, ProblemError, keep_problems, writable
+from yolact.formats.coco_categories import join_classes
+from yolact.formats.coco_files import ImageRow, InstancesFile, StoredRows, is_coco, load_instances
+from yolact.formats.coco_rows import CocoImage, RowReading, is_number, parts_of
+from yolact.formats.dataset import Dataset, Files, ReadOptions, Split
+from yolact.formats.image_index import ImageIndex, Match, repair_warnings, split_of
+from yolact.formats.problems import Problem
+from yolact.images import exif_orientation
 
 NAME = "COCO"
 
-FOUND_BY = "*.json with images, annotations and categories; the images next to it, or in a folder named images"
+FOUND_BY = "*.json with images, annotations and categories; the images anywhere in the folder"
 
 INCLUDES: tuple[str, ...] = ()
 
 OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
 """Name prefixes of COCO's files without instances."""
 
-MAX_COORDINATE = 100_000
-"""Pixels; a polygon with a larger coordinate is a mistake (and slow to rasterize)."""
+MANY_CROWDS = 0.05
+"""Share of crowd regions that is worth a warning; COCO has 1 %."""
 
-MAX_OUTLINE = 2_000_000
-"""Length of a polygon, pixels: pycocotools allocates some 80 bytes for each and does not check for failure. Our choice:
-more than a hundred times the outline of a 12-megapixel image."""
+MEASURED_IMAGES = 50
+"""Number of images whose size is compared with their outlines, if the file states no size."""
 
-BOX_AGREES_IOU = 0.5
-"""Minimum IoU of a stated box and the mask's tight box; below it, the tight box is used. Our choice."""
-
-AREA_AGREES = 2.0
-"""Maximum ratio of a stated area and the mask's pixel count; beyond it, the pixel count is used. Our choice: COCO's
-areas are those of the polygons, which differ slightly from the pixel counts."""
-
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Split by the word in a file's or folder's name that indicates it."""
-
-TRIED_IMAGES = 20
-"""Number of a file's images that are looked for in each candidate image folder."""
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """An image of a COCO data set with its rows of ``annotations``; an `ImageSource`."""
-
-    root: Path
-    image_id: str
-    """The image's file, relative to ``root``."""
-    json_file: str
-    """Relative to ``root``."""
-    stated_size: tuple[int, int] | None
-    """Width and height stated in the JSON."""
-    annotations: tuple[Any, ...]
-    class_of: Mapping[Any, int]
-    """Class index (from 1) by the file's own category id."""
-
-    def read(self) -> AnnotatedImage:
-        """Read the image and turn the rows into instances."""
-        image = read_image_file(self.root, self.image_id)
-        size = self.stated_size or image.stored_size
-        if size not in (image.stored_size, image.upright_size):
-            wide, high = image.stored_size
-            reason = f"says that {self.image_id} is {size[0]} x {size[1]} pixels, but it is {wide} x {high}; correct it"
-            raise ProblemError([Problem(self.json_file, reason)])
-        problems: list[Problem] = []
-        warnings: list[Problem] = [*image_warnings(image, size != image.stored_size)]
-        instances = []
-        for number, row in enumerate(self.annotations, 1):
-            found = _RowProblems(self.json_file, f"{_row_name(row, number)} of {self.image_id}")
-            instance = keep_problems(problems, lambda: _instance(row, number, size, self.class_of, found))  # noqa: B023
-            warnings += found.warnings
-            if instance is not None:
-                instances.append(instance)
-        if problems:
-            raise ProblemError(problems)
-        return AnnotatedImage(self.image_id, image, *size, tuple(instances), tuple(warnings))
-
-
-@dataclass
-class _RowProblems:
-    """Problems and warnings of one row of ``annotations``."""
-
-    file: str
-    row: str
-    warnings: list[Problem] = field(default_factory=list)
-
-    def warn(self, reason: str) -> None:
-        self.warnings.append(Problem(self.file, f"{self.row} {reason}"))
-
-    def problem(self, reason: str) -> ProblemError:
-        return ProblemError([Problem(self.file, f"{self.row} {reason}")])
-
-
-def _row_name(row: Any, number: int) -> str:
-    return f"annotation {row['id']!r}" if isinstance(row, dict) and "id" in row else f"annotation number {number}"
-
-
-def _instance(
-    row: Any, number: int, size: tuple[int, int], class_of: Mapping[Any, int], found: _RowProblems
-) -> Instance | None:
-    """One row of ``annotations`` as an instance; None, with a warning, if its mask is empty.
-
-    Raises:
-        ProblemError: the row cannot be used.
-    """
-    if not isinstance(row, dict):
-        raise found.problem("is not a JSON object; correct or remove it")
-    category = row.get("category_id")
-    if not _is_id(category) or category not in class_of:
-        raise found.problem(f"has category_id {category!r}, which is not in categories; correct it")
-    crowd = row.get("iscrowd", 0)
-    if not _is_number(crowd) or crowd not in (0, 1):
-        raise found.problem(f"has iscrowd {crowd!r}; write 0 or 1")
-    counts = _counts(row.get("segmentation"), size, found)
-    rle = {"size": [size[1], size[0]], "counts": counts}
-    pixels = int(mask_utils.area(rle))
-    if not pixels:
-        found.warn("has a mask without a pixel inside the image; it is skipped")
-        return None
-    tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
-    box = tight if crowd else _box(row.get("bbox"), tight, size, found)
-    return Instance(
-        number, class_of[category], box, _area(row.get("area"), pixels), size[1], size[0], counts, bool(crowd)
-    )
-
-
-def _counts(segmentation: Any, size: tuple[int, int], found: _RowProblems) -> str:
-    """Compressed RLE of a segmentation in any of COCO's three forms."""
-    width, height = size
-    if isinstance(segmentation, dict):
-        runs = _runs(segmentation, size, found)
-        return str(mask_utils.frPyObjects({"size": [height, width], "counts": runs}, height, width)["counts"].decode())
-    if not isinstance(segmentation, list) or not segmentation:
-        raise found.problem("has no mask (segmentation is missing or empty); draw its outline, or remove the row")
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise found.problem("has a polygon that is not a list of x, y for at least 3 points; correct its outline")
-        if not all(_is_number(value) and abs(value) <= MAX_COORDINATE for value in polygon):
-            raise found.problem(f"has a polygon with a value that is not a number up to {MAX_COORDINATE}; correct it")
-        if len(polygon) * max(map(abs, polygon)) > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
-            raise found.problem(f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it")
-    merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    return str(merged["counts"].decode())
-
-
-def _outline_length(polygon: list[float]) -> float:
-    """Rasterization steps of a closed polygon, pixels: the sum over its edges of the larger of width and height."""
-    points = np.reshape(polygon, (-1, 2))
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
-
-
-def _runs(segmentation: dict[str, Any], size: tuple[int, int], found: _RowProblems) -> list[int]:
-    """Run lengths, checked to add up to the image's pixels; otherwise pycocotools accesses memory outside the mask."""
-    width, height = size
-    if segmentation.get("size") != [height, width]:
-        stated = segmentation.get("size")
-        raise found.problem(
-            f"has run lengths of size {stated!r}, but its image has [{height}, {width}]; redraw its mask"
-        )
-    runs = segmentation.get("counts")
-    if isinstance(runs, str):
-        runs = decompressed_runs(runs)
-    whole = isinstance(runs, list) and all(isinstance(run, int) and run >= 0 for run in runs)
-    if not whole or sum(cast(list[int], runs)) != height * width:
-        raise found.problem(f"has run lengths that do not add up to {height * width} pixels; redraw its mask")
-    return cast(list[int], runs)
-
-
-def decompressed_runs(text: str) -> list[int] | None:
-    """Decode COCO's compressed run lengths; None if the text is damaged.
-
-    Five bits per character, lowest first, plus 48; bit 5 is the continuation flag, bit 4 of the last is the sign; from
-    the fourth number on, each is the difference to the number two places before (pycocotools, ``rleToString``).
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 60:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return None if shift else runs
-
-
-def _box(stated: Any, tight: Box, size: tuple[int, int], found: _RowProblems) -> Box:
-    """The stated box, clipped to the image, if it fits the mask; otherwise the tight one."""
-    if stated is None:
-        return tight
-    if not (isinstance(stated, list) and len(stated) == 4 and all(_is_number(side) for side in stated)):
-        found.warn("has a bbox that is not a list of four numbers; the mask's tight box is used")
-        return tight
-    x0, y0 = max(stated[0], 0), max(stated[1], 0)
-    x1, y1 = min(stated[0] + stated[2], size[0]), min(stated[1] + stated[3], size[1])
-    inside = (x0, y0, x1 - x0, y1 - y0)
-    if x1 <= x0 or y1 <= y0 or _iou(inside, tight) < BOX_AGREES_IOU:
-        found.warn(f"has the bbox {stated}, which does not fit its mask; the mask's tight box {list(tight)} is used")
-        return tight
-    return inside
-
-
-def _iou(a: Box, b: Box) -> float:
-    wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    high = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    overlap = max(wide, 0) * max(high, 0)
-    return overlap / (a[2] * a[3] + b[2] * b[3] - overlap)
-
-
-def _area(stated: Any, pixels: int) -> float:
-    return stated if _is_number(stated) and pixels / AREA_AGREES <= stated <= pixels * AREA_AGREES else pixels
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a JSON value can be a coordinate or an area: finite, and not an integer too large for a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str) and not isinstance(value, bool)
-
-
-# Files
+OUTSIDE = 1.1
+"""Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
+that leave the image by a few pixels are common."""
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
     """Instances files: those named ``instances_*`` if there are any, otherwise those with such content."""
-    files = [path for folder in folders for path in sorted(folder.glob("*.json")) if path.is_file()]
-    files = [path for path in files if not path.name.startswith((".", *OTHER_FILES))]
+    files = _json_files(folders)
     return [path for path in files if path.name.startswith("instances_")] or [path for path in files if is_coco(path)]
 
 
@@ -256,9 +57,15 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [Files(root, Path(), tuple(path.name for path in _visible(root)))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """See `read_coco`."""
-    return read_coco(_root(folders), found)
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
+    """See `read_coco`; ``data.annotations`` may also name files that `find` leaves out."""
+    every = _json_files(folders)
+    return read_coco(_root(folders), found if options.annotations is None else every, options, every)
+
+
+def _json_files(folders: Sequence[Path]) -> list[Path]:
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() == ".json"]
+    return [path for path in files if path.is_file() and not path.name.startswith((".", *OTHER_FILES))]
 
 
 def _root(folders: Sequence[Path]) -> Path:
@@ -274,231 +81,273 @@ def _visible(folder: Path) -> list[Path]:
     return [folder / name for name in names if not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db")]
 
 
-def is_coco(path: Path) -> bool:
-    """Whether a JSON file mentions images and annotations; without parsing it, as it may have half a gigabyte."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b'"images"') >= 0 and data.find(b'"annotations"') >= 0
-
-
-@dataclass(frozen=True)
-class _Instances:
-    """One instances file; its lists and categories are checked, its rows are not."""
-
-    path: Path
-    images: list[Any]
-    annotations: list[Any]
-    categories: dict[Any, str]
-    """Name by the file's own category id."""
-
-
-def read_coco(root: Path, files: Sequence[Path]) -> Dataset:
-    """Read the data set of all instances files below a folder.
-
-    Raises:
-        DataError: a file is not instances JSON, files contradict each other, or the images are not found.
-    """
-    by_split = _by_split(root, files)
-    loaded = {split: [_load(path) for path in paths] for split, paths in by_split.items()}
-    every = [instances for group in loaded.values() for instances in group]
-    classes = _classes(every)
-    index_of = {name: index for index, name in enumerate(classes.values(), 1)}
-    splits: dict[str, list[CocoImage]] = {}
-    problems: dict[str, list[Problem]] = {}
-    orphans: list[Problem] = []
-    numbers: dict[str, Any] = {}
-    for split, group in loaded.items():
-        splits[split] = []
-        seen: dict[str, str] = {}
-        for instances in group:
-            for image, number in _images(root, instances, index_of, problems, orphans, seen):
-                splits[split].append(image)
-                numbers[image.image_id] = number
-    return Dataset(NAME, str(root), classes, splits, problems, _image_ids(numbers), orphans)
-
-
-def _by_split(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files by split, according to their names or else their folders; a single file may name no split."""
-    by_split: dict[str, list[Path]] = {}
-    unnamed = []
-    for path in sorted(files):
-        split = _split_of(path.relative_to(root))
-        if split is None:
-            unnamed.append(path)
-        else:
-            by_split.setdefault(split, []).append(path)
-    by_split.pop("test", None)
-    if unnamed and not by_split and len(unnamed) == 1:
-        return {"train": unnamed}
-    if unnamed or "train" not in by_split:
-        found = ", ".join(path.relative_to(root).as_posix() for path in sorted(files))
-        raise DataError(
-            f"{root}: it is not clear which instances files are for training: {found}. Put `train` and `val` into the "
-            "names of the files or their folders, or keep a single file, which is then split."
-        )
-    return by_split
-
-
-def _split_of(path: Path) -> str | None:
-    for part in reversed(path.with_suffix("").parts):
-        found = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
-        if len(found) == 1:
-            return found.pop()
-    return None
-
-
-def _load(path: Path) -> _Instances:
-    try:
-        tree = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}. Replace the file.") from None
-    parts = [tree.get(name) if isinstance(tree, dict) else None for name in ("images", "annotations", "categories")]
-    if not all(isinstance(part, list) for part in parts):
-        raise DataError(f"{path}: not COCO instances JSON: it needs the lists images, annotations and categories.")
-    images, annotations, rows = cast(list[list[Any]], parts)
-    categories: dict[Any, str] = {}
-    for place, row in enumerate(rows):
-        name = row.get("name") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not name.strip() or writable(name) != name or not _is_id(row.get("id")):
-            raise DataError(f"{path}: categories[{place}] needs an id and a name, but is {str(row)[:80]}. Correct it.")
-        if row["id"] in categories or name in categories.values():
-            raise DataError(
-                f"{path}: categories[{place}] repeats the id {row['id']!r} or the name {name!r}. Correct it."
-            )
-        categories[row["id"]] = name
-    if not categories:
-        raise DataError(f"{path}: categories is empty. List the classes there, each with an id and a name.")
-    return _Instances(path, images, annotations, categories)
-
-
-def _classes(files: Sequence[_Instances]) -> dict[int, str]:
-    """Name by category id: the files' own ids if all are integers from 1 and agree, otherwise 1, 2, …"""
-    merged: dict[Any, str] = {}
-    for instances in files:
-        for number, name in instances.categories.items():
-            if merged.setdefault(number, name) != name:
-                raise DataError(
-                    f"{instances.path}: category id {number!r} is {name!r} here and {merged[number]!r} in another "
-                    "file. Give each class one id."
-                )
-    names = list(merged.values())
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{files[0].path.parent}: the class {twice!r} has two category ids. Give each class one id.")
-    if all(isinstance(number, int) and number >= 1 for number in merged):
-        return dict(sorted(merged.items()))
-    return dict(enumerate((merged[number] for number in sorted(merged, key=lambda n: (isinstance(n, str), n))), 1))
-
-
-def _images(
-    root: Path,
-    instances: _Instances,
-    index_of: Mapping[str, int],
-    problems: dict[str, list[Problem]],
-    orphans: list[Problem],
-    seen: dict[str, str],
-) -> Iterator[tuple[CocoImage, Any]]:
-    """The file's images with their numbers; rejected ones go to ``problems``, orphan annotations to ``orphans``.
+def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Sequence[Path] = ()) -> Dataset:
+    """Read the data set of the chosen instances files below a folder.
 
     Args:
         root: the data set's folder.
-        instances: the file.
-        index_of: class index by name.
-        problems: appended to. The annotations of a rejected image are dropped with it.
-        orphans: appended to.
-        seen: file of each of the split's images so far, by image id; added to.
+        paths: the files to choose from.
+        options: settings.
+        every: all JSON files; those that are instances but are not read are named in a warning.
+
+    Raises:
+        DataError: a file is not instances JSON or has only boxes, it is not clear which files are meant, or the images
+            are not found.
     """
-    file = instances.path.relative_to(root).as_posix()
-
-    def refuse(place: str, reason: str) -> None:
-        problems[f"{file} {place}"] = [Problem(file, f"{place} {reason}")]
-
-    usable: dict[Any, dict[str, Any]] = {}
-    refused: set[Any] = set()
-    for place, row in enumerate(instances.images):
-        reason = _image_fault(row, usable)
-        if reason is None:
-            usable[row["id"]] = row
-        else:
-            refuse(f"images[{place}]", reason)
-            if isinstance(row, dict) and _is_id(row.get("id")):
-                refused.add(row["id"])
-    rows_of: dict[Any, list[Any]] = {number: [] for number in usable}
-    for place, row in enumerate(instances.annotations):
-        number = row.get("image_id") if isinstance(row, dict) else None
-        if _is_id(number) and number in rows_of:
-            rows_of[number].append(row)
-        elif not (_is_id(number) and number in refused):
-            orphans.append(Problem(file, f"annotations[{place}] {_unknown_image(number, rows_of)}"))
-    folder = _image_folder(root, instances, [row["file_name"] for row in usable.values()])
-    class_of = {number: index_of[name] for number, name in instances.categories.items()}
-    for number, row in usable.items():
-        name = stored_form(folder, row["file_name"]) or row["file_name"]
-        image_id = (folder / name).relative_to(root).as_posix()
-        if image_id in seen:
-            where = "" if seen[image_id] == file else f" in {seen[image_id]}, whose objects would be lost"
-            fix = "remove one" if seen[image_id] == file else "put the image's annotations into one file"
-            refuse(f"image {number!r}", f"has the file_name {row['file_name']!r} of another image{where}; {fix}")
-            continue
-        seen[image_id] = file
-        size = (row["width"], row["height"]) if "width" in row and "height" in row else None
-        yield CocoImage(root, image_id, file, size, tuple(rows_of[number]), class_of), number
-
-
-def _image_fault(row: Any, usable: Mapping[Any, Any]) -> str | None:
-    """Why a row of ``images`` cannot be used; None if it can."""
-    if not isinstance(row, dict) or row.get("id") is None:
-        return "has no id; give it one"
-    if not _is_id(row["id"]):
-        return f"has the id {str(row['id'])[:80]}; write a whole number"
-    if row["id"] in usable:
-        return f"has the id {row['id']!r} of another image; give each its own"
-    name = row.get("file_name")
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        return "has no file_name; name its image"
-    if "\\" in name:
-        return f"has the file_name {name[:80]!r}; replace each backslash with /"
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        return f"has the file_name {name[:80]!r}, which leaves the folder of images; correct it"
-    for side in ("width", "height"):
-        if side in row and not (isinstance(row[side], int) and not isinstance(row[side], bool) and row[side] > 0):
-            return f"has the {side} {row[side]!r}, which is not a number of pixels; correct it"
-    return None
+    chosen, warnings = choose_files(root, paths, options.annotations)
+    chosen = {split: chosen[split] for split in options.splits if split in chosen}
+    names = {path: path.relative_to(root).as_posix() for path in (*paths, *every)}
+    if options.annotations is None:
+        left_out = [names[path] for path in every if path not in paths and is_coco(path)]
+        if left_out:
+            reason = f"not read, as there are files named instances_*: {', '.join(left_out)}; data.annotations chooses"
+            warnings.append(Problem(left_out[0], reason, "annotation files that are not read"))
+    loaded = [(split, load_instances(path, names[path])) for split, found in chosen.items() for path in found]
+    every_file = [file for _, file in loaded]
+    for file in every_file:
+        _refuse_boxes(file)
+    classes = join_classes(every_file)
+    warnings += classes.warnings
+    index = ImageIndex(root)
+    splits: dict[str, list[CocoImage]] = {split: [] for split in chosen}
+    numbers: dict[str, int | str] = {}
+    problems: dict[str, list[Problem]] = {}
+    orphans: list[Problem] = []
+    file_of: dict[tuple[str, str], InstancesFile] = {}
+    for (split, file), class_of in zip(loaded, classes.class_of, strict=True):
+        problems |= file.problems
+        orphans += _orphans(file)
+        warnings += file.warnings
+        rows_of = _rows_by_image(root, index, file, problems, warnings)
+        reading = _reading(file, options, warnings)
+        if not reading.normalized:
+            _refuse_resized(root, file, rows_of)
+        shared = [image_id for image_id in rows_of if (split, image_id) in file_of]
+        if shared:
+            raise _same_images(file, file_of[split, shared[0]], shared)
+        for image_id, rows in rows_of.items():
+            file_of[split, image_id] = file
+            numbers[image_id] = rows[0].number
+            size = next((row.size for row in rows if row.size is not None), None)
+            stored = _stored(file, [row.number for row in rows])
+            splits[split].append(CocoImage(root, image_id, file.name, size, stored, class_of, reading))
+    return Dataset(
+        NAME,
+        str(root),
+        classes.names,
+        splits,
+        problems,
+        _image_ids(numbers),
+        orphans,
+        warnings,
+        source_category_ids=classes.own_ids,
+    )
 
 
-def _unknown_image(number: Any, known: Collection[Any]) -> str:
-    """What is wrong with an unknown ``image_id``; says so if only its type differs."""
-    same: Any = None
-    if isinstance(number, int):
-        same = str(number)
-    elif number.is_integer() if isinstance(number, float) else re.fullmatch("[0-9]{1,18}", str(number)):
-        same = int(number)
-    shown = repr(number)[:80]
-    if same in known:
-        return f"has image_id {shown}, but images has the id {same!r}; write both as the same whole number"
-    return f"has image_id {shown}, which no usable row of images has; correct it"
+# Which files
 
 
-def _image_folder(root: Path, instances: _Instances, names: Sequence[str]) -> Path:
-    """The folder that file names are relative to: of the usual places, the one with most of the first images."""
-    stem = instances.path.stem.removeprefix("instances_")
-    split = _split_of(instances.path.relative_to(root))
-    above = [instances.path.parent, *(p for p in instances.path.parents if p.is_relative_to(root))]
-    inner = [
-        f"{images}/{part}".strip("/") for part in (stem, split or "", "") for images in ("", "images", "JPEGImages")
-    ]
-    places = list(dict.fromkeys(base / part for base in above for part in inner))
-    tried = names[:TRIED_IMAGES]
-    best = max(places, key=lambda place: sum(stored_form(place, name) is not None for name in tried))
-    if tried and not any(stored_form(best, name) for name in tried):
-        looked = ", ".join(place.relative_to(root).as_posix() for place in places if place.is_dir())
-        raise DataError(
-            f"{instances.path}: none of its first {len(tried)} images, such as {tried[0]!r}, is in any of these "
-            f"folders of {root}: {looked}. Put the images into `images`, or next to the file."
+def choose_files(
+    root: Path, paths: Sequence[Path], annotations: Sequence[str] | Mapping[Split, Sequence[str]] | None
+) -> tuple[dict[Split, list[Path]], list[Problem]]:
+    """Files by split, as the setting ``data.annotations`` or else their names and folders say; with warnings.
+
+    Raises:
+        DataError: the setting names no file, or it is not clear which files are for training.
+    """
+    names = {path.relative_to(root).as_posix(): path for path in sorted(paths)}
+    if isinstance(annotations, Mapping):
+        by_split = {split: _matching(root, names, patterns) for split, patterns in annotations.items()}
+        if "train" not in by_split:
+            raise DataError("data.annotations: name the files for training, as `train: [train.json]`.")
+        return {split: [names[name] for name in found] for split, found in by_split.items()}, []
+    chosen = list(names) if annotations is None else _matching(root, names, annotations)
+    found: dict[Any, list[str]] = defaultdict(list)
+    for name in chosen:
+        found[split_of(name)].append(name)
+    unnamed, warnings = found.pop(None, []), []
+    if unnamed and not found.keys() - {"test"}:
+        found["train"] = unnamed
+        if len(unnamed) > 1:
+            reason = f"{len(unnamed)} files are read as parts of one data set: {', '.join(unnamed)}"
+            warnings.append(Problem(unnamed[0], reason, "annotation files that are joined"))
+    elif not unnamed and "train" not in found:
+        only = "val" if "val" in found else "test"
+        found["train"] = found.pop(only)
+        reason = (
+            f"is named {only}, but there is no other file: it is used for training, and validation images are split off"
         )
-    return best
+        warnings.append(Problem(found["train"][0], reason, "no annotation file for training"))
+    elif unnamed:
+        raise DataError(
+            f"{root}: it is not clear which of these files is for training: {', '.join(chosen)}. Choose by the setting "
+            f"data.annotations, as {{train: [{unnamed[0]}]}} or {{train: [A.json], val: [B.json]}}."
+        )
+    return {split: [names[name] for name in part] for split, part in found.items()}, warnings
+
+
+def _matching(root: Path, names: Mapping[str, Path], patterns: Sequence[str]) -> list[str]:
+    """Names that match any of the patterns, which may also begin above ``root`` or be only the end of a path."""
+    matching: list[str] = []
+    for pattern in patterns:
+        parts = pattern.replace("\\", "/").removeprefix("./").split("/")
+        tries = ["/".join(parts[start:]) for start in range(len(parts))]
+        found = next((hits for text in tries if (hits := [name for name in names if fnmatchcase(name, text)])), None)
+        found = found or [name for name in names if name.endswith(f"/{parts[-1]}")]
+        if not found:
+            listing = ", ".join(names) or "none"
+            raise DataError(f"data.annotations: no JSON file below {root} is {pattern!r}. There are: {listing}.")
+        matching += [name for name in found if name not in matching]
+    return matching
+
+
+def _same_images(file: InstancesFile, other: InstancesFile, shared: Sequence[str]) -> DataError:
+    return DataError(
+        f"{other.path} and {file.name} list the same images: {len(shared)}, such as {shared[0]!r}. Choose one by the "
+        f"setting data.annotations, as [{other.name}]; or, if each has a part of the objects, merge them into one file."
+    )
+
+
+# The rows of a file
+
+
+def _refuse_boxes(file: InstancesFile) -> None:
+    """Refuse a file of boxes only."""
+    if file.annotations and not file.outlines:
+        raise DataError(
+            f"{file.path}: none of its {file.annotations} annotations has an outline (segmentation): these are "
+            "boxes, for object detection. YOLACT learns outlines: draw polygons or masks, or export them."
+        )
+
+
+def _reading(file: InstancesFile, options: ReadOptions, warnings: list[Problem]) -> RowReading:
+    """What holds for all rows of a file; says what is not as COCO has it."""
+    info = file.info if isinstance(file.info, dict) else {}
+    objects = _crowds_are_objects(file, info, options, warnings)
+    if file.normalized:
+        reason = "all coordinates are between 0 and 1: they are taken as fractions of the image's width and height"
+        warnings.append(Problem(file.name, reason, "normalized coordinates"))
+    return RowReading(objects, file.normalized, info.get("contributor") == "Label Studio")
+
+
+def _crowds_are_objects(
+    file: InstancesFile, info: Mapping[str, Any], options: ReadOptions, warnings: list[Problem]
+) -> bool:
+    """Whether ``iscrowd`` marks objects: CVAT and tools around SAM set it for all masks that are not polygons."""
+    if not file.crowds:
+        return False
+    from_cvat = file.cvat_masks == file.crowds and not any(info.values())
+    objects = options.crowds == "objects" or (
+        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_cvat)
+    )
+    share = f"{file.crowds} of {file.annotations} annotations have iscrowd 1"
+    if objects:
+        reason = f"{share}: they are read as objects; data.crowds: regions reads them as regions that are not learned"
+        warnings.append(Problem(file.name, reason, "iscrowd read as objects"))
+    elif file.crowds > MANY_CROWDS * file.annotations:
+        reason = f"{share}: they are read as regions that are not learned; data.crowds: objects reads them as objects"
+        warnings.append(Problem(file.name, reason, "many crowd regions"))
+    return objects
+
+
+def _stored(file: InstancesFile, numbers: Sequence[int | str]) -> StoredRows:
+    """The annotations of an image, which may have several rows of ``images``."""
+    known = file.ids_of
+    found = [file.rows_of[one] for number in numbers for one in known[number] if one in file.rows_of]
+    if len(found) == 1:
+        return found[0]
+    starts = np.concatenate([rows.starts for rows in found] or [np.zeros(0, np.uint64)])
+    lengths = np.concatenate([rows.lengths for rows in found] or [np.zeros(0, np.uint32)])
+    return StoredRows(file.path, starts, lengths)
+
+
+def _orphans(file: InstancesFile) -> Iterator[Problem]:
+    """Annotations that belong to no image: one problem for each image that they name."""
+    known = {one for ids in file.ids_of.values() for one in ids}
+    for number, rows in file.rows_of.items():
+        if number not in known and number not in file.rejected:
+            count = f"{len(rows.starts)} annotation{'s' if len(rows.starts) > 1 else ''}"
+            if number is None:
+                reason = f"{count} without an image_id; write which image they belong to, or remove them"
+            else:
+                reason = f"{count} of image_id {number!r:.80}, which no row of images has; add that row, or remove them"
+            yield Problem(file.name, reason, "annotations of no image")
+
+
+# Images
+
+
+def _rows_by_image(
+    root: Path, index: ImageIndex, file: InstancesFile, problems: dict[str, list[Problem]], warnings: list[Problem]
+) -> dict[str, list[ImageRow]]:
+    """The usable rows of ``images`` by the file they name; the others go to ``problems``.
+
+    Raises:
+        DataError: no image is found.
+    """
+    found = index.find_all([row.name for row in file.images], file.name)
+    rows_of: dict[str, list[ImageRow]] = defaultdict(list)
+    for row in file.images:
+        match = found[row.name]
+        if len(match.files) == 1:
+            rows_of[match.files[0]].append(row)
+        else:
+            problems[f"{file.name} image {row.number}"] = [_not_found(file, row, match)]
+    if file.images and not rows_of:
+        first = file.images[0]
+        reason = _not_found(file, first, found[first.name]).reason
+        raise DataError(f"{file.path}: none of its {len(file.images)} images is found below {root}: {reason}.")
+    warnings += repair_warnings(file.name, found)
+    repeated = [image_id for image_id, rows in rows_of.items() if len(rows) > 1]
+    if repeated:
+        reason = f"{len(repeated)} images have several rows, such as {repeated[0]!r}; their objects are joined"
+        warnings.append(Problem(file.name, reason, "image in several rows"))
+    return rows_of
+
+
+def _not_found(file: InstancesFile, row: ImageRow, match: Match) -> Problem:
+    named = f"image {row.number} is named {row.name!r:.120}, "
+    if not match.files:
+        return Problem(
+            file.name, f"{named}but there is no such file; add it, or remove its row", "image that is missing"
+        )
+    files = " or ".join(match.files[:3])
+    reason = f"{named}which may be {files}; write its folder into file_name"
+    return Problem(file.name, reason, "image name that is ambiguous")
+
+
+def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Sequence[ImageRow]]) -> None:
+    """Refuse a file that states no sizes if its outlines are those of larger images."""
+    unsized = [(image_id, rows) for image_id, rows in rows_of.items() if all(row.size is None for row in rows)]
+    tried = outside = 0
+    for image_id, rows in unsized[:: max(1, len(unsized) // MEASURED_IMAGES)]:
+        corner = _corner(_stored(file, [row.number for row in rows]))
+        size = _size(root / image_id) if corner is not None else None
+        if corner is not None and size is not None:
+            tried += 1
+            outside += corner[0] > OUTSIDE * size[0] or corner[1] > OUTSIDE * size[1]
+    if 2 * outside > tried:
+        raise DataError(
+            f"{file.path}: outlines lie outside the image in {outside} of {tried} images, and no width and height are "
+            "stated: the images were probably resized after they were annotated. Use the annotated images, or scale "
+            "the outlines with them."
+        )
+
+
+def _corner(rows: StoredRows) -> tuple[float, float] | None:
+    """Largest x and y of all polygons."""
+    parts = [part for row in rows if isinstance(row, dict) for part in parts_of(row.get("segmentation"))]
+    usable = [part for part in parts if isinstance(part, list) and len(part) > 1 and all(map(is_number, part))]
+    return (max(max(part[::2]) for part in usable), max(max(part[1::2]) for part in usable)) if usable else None
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """Width and height of an upright image; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size if exif_orientation(image) < 5 else (image.height, image.width)
+    except Exception:  # decoders raise many types on damaged input; reading the image reports it
+        return None
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:

@@ -1,17 +1,16 @@
 """CVAT's XML "CVAT for images 1.1": polygons, masks and ellipses of all images in one file.
 
-A mask's ``rle`` are run lengths, row by row, within its box (``left``, ``top``, ``width``, ``height``); the first run is
-outside the object (CVAT, ``cvat/apps/dataset_manager/formats/cvat.py``). Shapes with the same label and ``group_id``
+A mask's ``rle`` are run lengths, row by row, within its box (``left``, ``top``, ``width``, ``height``); the first run
+is outside the object (CVAT, ``cvat/apps/dataset_manager/formats/cvat.py``). Shapes with the same label and ``group_id``
 are one object, as in CVAT's own COCO export; ``z_order`` hides nothing, as there.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,10 +20,22 @@ from defusedxml import DefusedXmlException
 
 from yolact.errors import DataError
 from yolact.formats import coco
-from yolact.formats.coco import CocoImage
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files
-from yolact.formats.listing import ImageNames, data_root, frame_size, listed, split_of, without
-from yolact.formats.outlines import OutlineError, Size, ellipse, placed_mask
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.image_files import IMAGE_SUFFIXES
+from yolact.formats.image_index import ImageIndex, repair_warnings, split_of
+from yolact.formats.listing import (
+    Outlined,
+    annotation_files,
+    data_root,
+    files_below,
+    folder_split,
+    found_image,
+    frame_of,
+    listed,
+    read_objects,
+    unused_images,
+)
+from yolact.formats.outlines import OutlineError, Part, Size, ellipse, placed_mask
 from yolact.formats.problems import Problem, keep_problems
 
 NAME = "CVAT for images"
@@ -73,7 +84,7 @@ def _is_cvat(path: Path) -> bool:
     return b"<annotations" in head and (b"<version>1" in head or b"<meta>" in head or b"<image " in head)
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """The images of all files; the classes are the labels that the files list.
 
     Raises:
@@ -81,37 +92,35 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
             split.
     """
     root = data_root(folders)
-    images = ImageNames(root, folders)
+    index = ImageIndex(root)
     labels: dict[str, None] = {}
     problems: dict[str, list[Problem]] = {}
-    chosen: dict[str, tuple[_Entry, str]] = {}
-    for path in found:
+    warnings: list[Problem] = []
+    chosen: dict[str, tuple[str, str | None, _Entry]] = {}
+    for path, split in annotation_files(root, found, options):
         file = path.relative_to(root).as_posix()
-        near = PurePosixPath(file).parent.as_posix()
-        for entry in _entries(path, labels):
+        entries = {entry.path: entry for entry in _entries(path, labels)}
+        matches = index.find_all(list(entries), file)
+        warnings += repair_warnings(file, matches)
+        for name, entry in entries.items():
             faults: list[Problem] = []
-            name = f"{entry.subset}/{entry.name}" if entry.subset else entry.name
-            image_id = keep_problems(faults, lambda: images.find(name, near, file))  # noqa: B023
+            image_id = keep_problems(faults, lambda: found_image(name, matches[name], file))  # noqa: B023
             if image_id is None:
                 problems[f"{file} {name}"] = faults
             elif image_id in chosen:
                 raise DataError(
-                    f"{root}: {image_id} is in {chosen[image_id][1]} and again in {file}. Remove one of the two."
+                    f"{root}: {image_id} is in {chosen[image_id][0]} and again in {file}. Choose one by the setting "
+                    f"data.annotations, as [{file}], or remove the older one."
                 )
             else:
-                chosen[image_id] = (entry, file)
-    index = {label: place for place, label in enumerate(labels, 1)}
+                chosen[image_id] = (file, split_of(f"{entry.subset}/_") or split or folder_split(image_id), entry)
+    class_of = {label: place for place, label in enumerate(labels, 1)}
     sources = (
-        (
-            CvatImage(root, image_id, file, entry.size, entry.shapes, index),
-            split_of(entry.subset)
-            or split_of(PurePosixPath(file).with_suffix("").as_posix())
-            or split_of(PurePosixPath(image_id).parent.as_posix()),
-        )
-        for image_id, (entry, file) in sorted(chosen.items())
+        (CvatImage(root, image_id, file, entry.size, entry.shapes, class_of), split)
+        for image_id, (file, split, entry) in sorted(chosen.items())
     )
-    unused = images.unused(chosen, "an <image> in the XML")
-    return listed(NAME, root, list(labels), sources, problems=problems, warnings=unused)
+    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an <image> in the XML")
+    return listed(NAME, root, list(labels), sources, options, problems=problems, warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,11 @@ class _Entry:
     size: tuple[Any, Any]
     """Stated width and height."""
     shapes: tuple[Shape, ...]
+
+    @property
+    def path(self) -> str:
+        """The name in the export's folder ``images``."""
+        return f"{self.subset}/{self.name}" if self.subset else self.name
 
 
 def _entries(path: Path, labels: dict[str, None]) -> Iterator[_Entry]:
@@ -140,9 +154,8 @@ def _entries(path: Path, labels: dict[str, None]) -> Iterator[_Entry]:
                 raise DataError(f"{path}: has tracks of a video. Export the task from CVAT as `COCO 1.0`, with images.")
             elif element.tag == "image":
                 shapes = tuple((str(child.tag), dict(child.attrib)) for child in element)
-                labels |= {
-                    shape["label"]: None for tag, shape in shapes if tag in OUTLINES and shape.get("label", "").strip()
-                }
+                named = (shape.get("label", "").strip() for tag, shape in shapes if tag in OUTLINES)
+                labels |= dict.fromkeys(filter(None, named))
                 size = (_whole(element.get("width")), _whole(element.get("height")))
                 yield _Entry(element.get("name", ""), element.get("subset", ""), size, shapes)
                 element.clear()
@@ -155,7 +168,9 @@ def _entries(path: Path, labels: dict[str, None]) -> Iterator[_Entry]:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 9 else None
+    """A whole number of at most 8 digits, as 12 or 12.00."""
+    text = (text or "").strip().partition(".")[0] if (text or "").partition(".")[2].strip("0 ") == "" else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else None
 
 
 def _number(text: str | None) -> float:
@@ -182,34 +197,26 @@ class CvatImage:
 
     def read(self) -> AnnotatedImage:
         """Read the image and turn its shapes into objects."""
-        size = frame_size(self.root, self.image_id, *self.stated_size)
+        frame = frame_of(self.root, self.image_id, *self.stated_size)
         dropped = []
-        objects: dict[Any, list[Any]] = defaultdict(list)
-        ids: dict[Any, str] = {}
+        objects: dict[Any, Outlined] = {}
         for place, (tag, shape) in enumerate(self.shapes, 1):
-            label, group = shape.get("label", ""), shape.get("group_id", "0")
-            key = (label, place if group in ("", "0") else f"group {group}")
+            label, group = shape.get("label", "").strip(), shape.get("group_id", "0")
             try:
-                part = _segmentation(tag, shape, size or (1, 1))
+                part = _outline(tag, shape, frame.size)
+                if part is not None and label not in self.class_of:
+                    raise OutlineError("has no label; give it one", "shape without label")
             except OutlineError as error:
                 dropped.append(Problem(self.xml_file, f"{tag} {place} of {self.image_id} {error}", error.kind))
                 continue
             if part is not None:
-                objects[key].append(part)
-                ids.setdefault(key, f"{tag} {place}")
-        rows = [
-            {
-                "id": ids[key],
-                "category_id": key[0],
-                "segmentation": parts[0] if len(parts) == 1 and isinstance(parts[0], dict) else parts,
-            }
-            for key, parts in objects.items()
-        ]
-        image = CocoImage(self.root, self.image_id, self.xml_file, size, tuple(rows), self.class_of)
-        return without(image.read(), dropped)
+                key = (label, place if group in ("", "0") else f"group {group}")
+                first = Outlined(f"{tag} {place}", self.class_of[label], [])
+                objects.setdefault(key, first).parts.append(part)
+        return read_objects(self.root, self.image_id, self.xml_file, frame, objects.values(), dropped)
 
 
-def _segmentation(tag: str, shape: Mapping[str, str], size: Size) -> list[float] | dict[str, Any] | None:
+def _outline(tag: str, shape: Mapping[str, str], size: Size) -> Part | None:
     """A shape as a polygon or run lengths; None if the element is none (a tag of the image).
 
     Raises:

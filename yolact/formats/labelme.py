@@ -10,23 +10,28 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from yolact.formats import coco
-from yolact.formats.coco import CocoImage
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files
+from yolact.formats.coco_rows import MAX_COORDINATE
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.image_files import IMAGE_SUFFIXES
+from yolact.formats.image_index import ImageIndex, Match, repair_warnings
 from yolact.formats.listing import (
-    ImageNames,
+    Outlined,
     data_root,
-    frame_size,
+    files_below,
+    folder_split,
+    found_image,
+    frame_of,
+    has_keys,
     listed,
     load_json,
-    split_of,
-    starts_with_keys,
-    without,
+    read_objects,
+    unused_images,
 )
-from yolact.formats.outlines import OutlineError, Size, decoded_bitmap, ellipse, placed_mask, points, rectangle
+from yolact.formats.outlines import OutlineError, Part, Size, decoded_bitmap, ellipse, placed_mask, points, rectangle
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 
 NAME = "labelme"
@@ -54,64 +59,62 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
 
 def _is_labelme(path: Path) -> bool:
     # The embedded image may be longer than what is searched, and come before the shapes.
-    keys = ((b"shapes", b"label", b"points"), (b"shapes", b"imagePath"), (b"flags", b"imageData"))
-    return not path.name.startswith(".") and starts_with_keys(path, *keys)
+    return has_keys(path, ("shapes", "label", "points"), ("shapes", "imagePath"), ("flags", "imageData"))
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """The images that labelme's files name; classes are the labels in alphabetical order.
 
     Raises:
         DataError: there are no labels, or only some of the images are in a split.
     """
     root = data_root(folders)
-    images = ImageNames(root, folders)
+    index = ImageIndex(root)
     labels: set[str] = set()
     problems: dict[str, list[Problem]] = {}
-    listed_images: dict[str, tuple[str, str | None]] = {}
+    matches: dict[str, Match] = {}
+    file_of: dict[str, str] = {}
     for folder in found:
         for path in filter(_is_labelme, sorted(folder.glob("*.json"))):
             file = path.relative_to(root).as_posix()
             faults: list[Problem] = []
-            image_id = keep_problems(faults, lambda: _image_of(root, file, images, labels))  # noqa: B023
-            if image_id in listed_images:
-                reason = f"is for {image_id}, as {listed_images[image_id][0]} is; remove one of the two"
-                faults = [Problem(file, reason, "two annotation files for one image")]
-            if image_id is None or faults:
+            image_id = keep_problems(faults, lambda: _image_of(root, file, index, labels, matches))  # noqa: B023
+            if image_id is not None and file_of.setdefault(image_id, file) != file:
+                reason = f"is for {image_id}, as {file_of[image_id]} is; remove one of the two"
+                faults.append(Problem(file, reason, "two annotation files for one image"))
+            if faults:
                 problems[file] = faults
-            else:
-                folder_name = PurePosixPath(file).parent.as_posix()
-                split = split_of(folder_name) or split_of(PurePosixPath(image_id).parent.as_posix())
-                listed_images[image_id] = (file, split)
     classes = sorted(labels)
-    class_of = {label: index for index, label in enumerate(classes, 1)}
+    class_of = {label: place for place, label in enumerate(classes, 1)}
     sources = (
-        (LabelmeImage(root, image_id, file, class_of), split)
-        for image_id, (file, split) in sorted(listed_images.items())
+        (LabelmeImage(root, image_id, file, class_of), folder_split(file) or folder_split(image_id))
+        for image_id, file in sorted(file_of.items())
     )
-    unused = images.unused(listed_images, "a labelme file")
-    return listed(NAME, root, classes, sources, problems=problems, warnings=unused)
+    place = found[0].relative_to(root).as_posix()
+    warnings = repair_warnings(place, matches)
+    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), file_of, "a labelme file")
+    return listed(NAME, root, classes, sources, options, problems=problems, warnings=warnings)
 
 
-def _image_of(root: Path, file: str, images: ImageNames, labels: set[str]) -> str:
-    """The image of a labelme file, whose labels are added to ``labels``.
+def _image_of(root: Path, file: str, index: ImageIndex, labels: set[str], matches: dict[str, Match]) -> str:
+    """The image of a labelme file, whose labels are added to ``labels``, and the name with its match to ``matches``.
 
     Raises:
         ProblemError: it is not JSON, or its image is not found.
     """
     tree = load_json(root, file)
-    if not isinstance(tree, dict):
-        raise ProblemError([Problem(file, "is not a labelme file; replace it", "not a labelme file")])
-    near = PurePosixPath(file).parent.as_posix()
+    name = tree.get("imagePath") if isinstance(tree, dict) else None
+    if not isinstance(name, str):
+        raise ProblemError([Problem(file, "is not a labelme file (it has no imagePath); replace it", "damaged file")])
+    matches[name] = match = index.find_all([name], file)[name]
+    labels.update(label for label, _ in _objects(_shapes(tree)))
     try:
-        image_id = images.find(tree.get("imagePath"), near, file)
+        return found_image(name, match, file)
     except ProblemError as error:
         if not tree.get("imageData"):
             raise
         reason = f"{error.problems[0].reason}, or write the file's copy with `labelme_export_json {file}`"
         raise ProblemError([Problem(file, reason, error.problems[0].kind)]) from None
-    labels.update(label for label, _ in _objects(_shapes(tree)))
-    return image_id
 
 
 def _shapes(tree: Mapping[str, Any]) -> list[Any]:
@@ -157,29 +160,28 @@ class LabelmeImage:
     def read(self) -> AnnotatedImage:
         """Read the image and the shapes of its file."""
         tree = load_json(self.root, self.json_file)
-        shapes = _shapes(tree) if isinstance(tree, dict) else []
-        size = frame_size(self.root, self.image_id, tree.get("imageWidth"), tree.get("imageHeight"))
+        frame = frame_of(self.root, self.image_id, tree.get("imageWidth"), tree.get("imageHeight"))
+        shapes = _shapes(tree)
         dropped = []
         for place, shape in enumerate(shapes, 1):
             if fault := _fault(shape):
                 dropped.append(Problem(self.json_file, f"shape {place} {fault[0]}", fault[1]))
-        rows = []
+        objects = []
         for label, members in _objects(shapes):
-            parts = []
+            parts: list[Part] = []
             for place, shape in members:
                 try:
-                    parts.append(_segmentation(shape, size or (1, 1)))
+                    parts.append(_outline(shape, frame.size))
                 except OutlineError as error:
-                    reason = f"shape {place} ({label}) {error}; draw it again"
-                    dropped.append(Problem(self.json_file, reason, error.kind))
+                    dropped.append(
+                        Problem(self.json_file, f"shape {place} ({label}) {error}; draw it again", error.kind)
+                    )
             if parts:
-                segmentation = parts[0] if len(parts) == 1 and isinstance(parts[0], dict) else parts
-                rows.append({"id": f"shape {members[0][0]}", "category_id": label, "segmentation": segmentation})
-        image = CocoImage(self.root, self.image_id, self.json_file, size, tuple(rows), self.class_of)
-        return without(image.read(), dropped)
+                objects.append(Outlined(f"shape {members[0][0]}", self.class_of[label], parts))
+        return read_objects(self.root, self.image_id, self.json_file, frame, objects, dropped)
 
 
-def _segmentation(shape: Mapping[str, Any], size: Size) -> list[float] | dict[str, Any]:
+def _outline(shape: Mapping[str, Any], size: Size) -> Part:
     """A shape as a polygon or run lengths.
 
     Raises:
@@ -190,7 +192,7 @@ def _segmentation(shape: Mapping[str, Any], size: Size) -> list[float] | dict[st
     if outline is None:
         raise OutlineError("has points that are not a list of x and y")
     if kind == "mask":
-        if len(outline) != 4 or not all(abs(side) <= coco.MAX_COORDINATE for side in outline):
+        if len(outline) != 4 or not all(abs(side) <= MAX_COORDINATE for side in outline):
             raise OutlineError("is a mask without the two corners of its box")
         return placed_mask(decoded_bitmap(shape.get("mask")), int(outline[0]), int(outline[1]), size)
     if kind == "circle":

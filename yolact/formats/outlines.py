@@ -1,6 +1,6 @@
 """Outlines and bitmaps of annotation tools in COCO's forms: polygons [x0, y0, x1, y1, ...] and plain run lengths.
 
-Values come from untrusted files: what is not a finite number becomes NaN or infinity, which `yolact.formats.coco`
+Values come from untrusted files: what is not a finite number becomes NaN or infinity, which `yolact.formats.coco_rows`
 reports.
 """
 
@@ -20,13 +20,16 @@ from PIL import Image
 MAX_DEVIATION = 0.05
 """Maximum distance of an ellipse and its polygon, pixels. Our choice."""
 
-MAX_ELLIPSE_POINTS = 720
+LEAST_ELLIPSE_POINTS, MAX_ELLIPSE_POINTS = 12, 720
 
 MAX_PACKED = 64 << 20
 """Maximum size of a compressed bitmap when it is unpacked, bytes: a PNG of one object has some kilobytes."""
 
 Size = tuple[int, int]
 """Width and height, pixels."""
+
+Part = list[float] | dict[str, Any]
+"""A polygon, or plain run lengths."""
 
 
 class OutlineError(ValueError):
@@ -63,9 +66,10 @@ def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:
     """The polygon of an ellipse with the half axes ``rx`` and ``ry``, turned by ``angle`` (radians, clockwise)."""
     largest = max(abs(rx), abs(ry))
-    count = 12
+    count = LEAST_ELLIPSE_POINTS
     if largest > 1:  # false for NaN
-        count = min(max(count, math.ceil(math.pi / math.acos(1 - MAX_DEVIATION / largest))), MAX_ELLIPSE_POINTS)
+        fitting = math.pi * math.sqrt(min(largest, 1e9) / (2 * MAX_DEVIATION))  # the cosine's first terms
+        count = min(max(count, math.ceil(fitting)), MAX_ELLIPSE_POINTS)
     turns = np.arange(count) * (2 * math.pi / count)
     with np.errstate(all="ignore"):
         along, across = rx * np.cos(turns), ry * np.sin(turns)

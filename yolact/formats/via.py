@@ -7,16 +7,30 @@ dictionary), each with ``shape_attributes`` (pixels) and ``region_attributes`` (
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from yolact.errors import DataError
 from yolact.formats import coco
-from yolact.formats.coco import CocoImage
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files
-from yolact.formats.listing import ImageNames, data_root, listed, load_json, split_of, starts_with_keys, without
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.image_files import IMAGE_SUFFIXES
+from yolact.formats.image_index import ImageIndex, repair_warnings
+from yolact.formats.listing import (
+    Outlined,
+    annotation_files,
+    data_root,
+    files_below,
+    folder_split,
+    found_image,
+    frame_of,
+    has_keys,
+    listed,
+    load_json,
+    read_objects,
+    unused_images,
+)
 from yolact.formats.outlines import OutlineError, ellipse, number, rectangle
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 
@@ -44,56 +58,52 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
 
 
 def _is_via(path: Path) -> bool:
-    keys = ((b"_via_img_metadata",), (b"regions", b"shape_attributes"), (b"regions", b"file_attributes", b"filename"))
-    return not path.name.startswith(".") and starts_with_keys(path, *keys)
+    return has_keys(
+        path, ("_via_img_metadata",), ("regions", "shape_attributes"), ("regions", "file_attributes", "filename")
+    )
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
-    """The images of all files; the class is the region attribute that all regions have, see `_class_attribute`.
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
+    """The images of all files; for the class of a region see `_class_attribute`.
 
     Raises:
         DataError: a file is damaged, it is not clear which attribute is the class, files contradict each other, or only
             some of the images are in a split.
     """
     root = data_root(folders)
-    images = ImageNames(root, folders)
+    index = ImageIndex(root)
     warnings: list[Problem] = []
-    entries = [entry for path in found for entry in _entries(root, path)]
-    attribute = _class_attribute(root, entries, warnings)
     problems: dict[str, list[Problem]] = {}
     chosen: dict[str, _Entry] = {}
-    for entry in entries:
-        faults: list[Problem] = []
-        near = PurePosixPath(entry.file).parent.as_posix()
-        image_id = keep_problems(faults, lambda: images.find(entry.name, near, entry.file))  # noqa: B023
-        if image_id is None:
-            problems[f"{entry.file} {entry.name}"] = faults
-        elif chosen.setdefault(image_id, entry).regions != entry.regions:
-            first = chosen[image_id].file
-            raise DataError(
-                f"{root}: {first} and {entry.file} have different regions for {image_id}. Remove the older one."
-                if first != entry.file
-                else f"{root / first}: has two different entries for {image_id}. Remove one in the annotator."
-            )
+    every: list[_Entry] = []
+    for path, split in annotation_files(root, found, options):
+        file = path.relative_to(root).as_posix()
+        entries = _entries(root, file, split)
+        every += entries
+        matches = index.find_all([entry.name for entry in entries if isinstance(entry.name, str)], file)
+        warnings += repair_warnings(file, matches)
+        for entry in entries:
+            match = matches.get(entry.name) if isinstance(entry.name, str) else None
+            faults: list[Problem] = []
+            image_id = keep_problems(faults, lambda: found_image(entry.name, match, file))  # noqa: B023
+            if image_id is None:
+                problems[f"{file} {entry.name}"] = faults
+            elif chosen.setdefault(image_id, entry).regions != entry.regions:
+                raise _contradiction(root, image_id, chosen[image_id], entry)
+    attribute = _class_attribute(root, every, warnings)
     labels = sorted(
-        {
-            label
-            for entry in entries
-            for region in entry.regions
-            if isinstance(label := _class_of(region, attribute), str)
-        }
+        {label for entry in every for region in entry.regions if (label := _class_of(region, attribute)) is not None}
     )
-    index = {label: place for place, label in enumerate(labels, 1)}
+    class_of = {label: place for place, label in enumerate(labels, 1)}
     sources = (
         (
-            ViaImage(root, image_id, entry.file, entry.regions, attribute, index),
-            split_of(PurePosixPath(entry.file).with_suffix("").as_posix())
-            or split_of(PurePosixPath(image_id).parent.as_posix()),
+            ViaImage(root, image_id, entry.file, entry.regions, attribute, class_of),
+            entry.split or folder_split(image_id),
         )
         for image_id, entry in sorted(chosen.items())
     )
-    warnings += images.unused(chosen, "an entry in the annotator's file")
-    return listed(NAME, root, labels, sources, problems=problems, warnings=warnings)
+    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an entry in the annotator's file")
+    return listed(NAME, root, labels, sources, options, problems=problems, warnings=warnings)
 
 
 @dataclass(frozen=True)
@@ -102,18 +112,28 @@ class _Entry:
 
     file: str
     """Relative to the data set's folder."""
+    split: str | None
+    """That the file names."""
     name: Any
     """The image's name as written."""
     regions: tuple[Any, ...]
 
 
-def _entries(root: Path, path: Path) -> Iterator[_Entry]:
+def _contradiction(root: Path, image_id: str, first: _Entry, second: _Entry) -> DataError:
+    if first.file == second.file:
+        return DataError(f"{root / first.file}: two entries for {image_id} differ. Remove one in the annotator.")
+    return DataError(
+        f"{root}: {first.file} and {second.file} have different regions for {image_id}. Choose one by the setting "
+        f"data.annotations, as [{first.file}], or remove the older one."
+    )
+
+
+def _entries(root: Path, file: str, split: str | None) -> list[_Entry]:
     """The images of a file.
 
     Raises:
         DataError: it is not the annotator's.
     """
-    file = path.relative_to(root).as_posix()
     try:
         tree = load_json(root, file)
     except ProblemError as error:
@@ -124,10 +144,13 @@ def _entries(root: Path, path: Path) -> Iterator[_Entry]:
         raise DataError(
             f"{root / file}: not a project or export of regions of the VGG Image Annotator. Export it again."
         )
+    entries = []
     for row in tree.values():
         regions = row.get("regions") or []
         regions = list(regions.values()) if isinstance(regions, dict) else regions
-        yield _Entry(file, row.get("filename"), tuple(regions) if isinstance(regions, list) else (regions,))
+        regions = tuple(regions) if isinstance(regions, list) else (regions,)
+        entries.append(_Entry(file, split, row.get("filename"), regions))
+    return entries
 
 
 def _attributes(region: Any) -> dict[str, str]:
@@ -188,22 +211,20 @@ class ViaImage:
 
     def read(self) -> AnnotatedImage:
         """Read the image and turn its regions into objects."""
-        rows, dropped = [], []
+        objects, dropped = [], []
         for place, region in enumerate(self.regions, 1):
             label = _class_of(region, self.attribute)
             try:
-                if label is None:
-                    raise OutlineError(
-                        f"has no value of the attribute {self.attribute}; choose one", "region without class"
-                    )
                 outline = _outline(region)
+                if label is None:
+                    reason = f"has no value of the attribute {self.attribute}; choose one"
+                    raise OutlineError(reason, "region without class")
+                objects.append(Outlined(f"region {place}", self.class_of[label], [outline]))
             except OutlineError as error:
-                reason = f"region {place} of {self.image_id} {error}"
-                dropped.append(Problem(self.json_file, reason, error.kind))
-                continue
-            rows.append({"id": f"region {place}", "category_id": label, "segmentation": [outline]})
-        image = CocoImage(self.root, self.image_id, self.json_file, None, tuple(rows), self.class_of)
-        return without(image.read(), dropped)
+                dropped.append(Problem(self.json_file, f"region {place} of {self.image_id} {error}", error.kind))
+        # Browsers show images upright since 2020.
+        frame = frame_of(self.root, self.image_id)
+        return read_objects(self.root, self.image_id, self.json_file, frame, objects, dropped)
 
 
 def _outline(region: Any) -> list[float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, ReadOptions, only_one
 from yolact.formats.image_files import image_warnings, read_image_file, size_problems
 from yolact.formats.instances import Instance, instances_from_index_mask
 from yolact.formats.problems import Problem, ProblemError, keep_problems
@@ -71,7 +71,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [Files(_root(found), TARGET, (*NEEDED, "Annotations", "ImageSets"))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """Read the images of ``ImageSets/Segmentation/*.txt``; without lists, all with a mask in SegmentationObject."""
     root = _root(found)
     masks = root / "SegmentationObject"

@@ -9,6 +9,8 @@ image's width and height (Ultralytics, "Instance Segmentation Datasets Overview"
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,10 +20,11 @@ import yaml
 
 from yolact.errors import DataError
 from yolact.formats import coco
-from yolact.formats.coco import CocoImage
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
 from yolact.formats.image_files import IMAGE_SUFFIXES
-from yolact.formats.listing import ImageNames, data_root, frame_size, listed, path_parts, split_of, without
+from yolact.formats.image_index import ImageIndex
+from yolact.formats.listing import Outlined, data_root, files_below, folder_split, found_image, listed, read_objects
+from yolact.formats.outlines import OutlineError
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 
 NAME = "YOLO segmentation"
@@ -111,7 +114,7 @@ def _data_yaml(path: Path) -> dict[str, Any]:
 # Read
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """The images that ``data.yaml`` names; without it, all images beside label files.
 
     An image without label file has no objects.
@@ -128,17 +131,12 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
         raise DataError(f"{place}: these are keypoints (kpt_shape), but YOLACT needs outlines of objects.")
     warnings: list[Problem] = []
     names = _class_names(tree, place, root, folders, warnings)
-    images = ImageNames(root, folders)
+    images = files_below(root, folders, IMAGE_SUFFIXES)
     problems: dict[str, list[Problem]] = {}
     split = _by_yaml(tree, place, root, folders, images, problems, warnings)
     split = split or _by_folder(root, label_folders, images)
-    texts = {
-        path.relative_to(root).as_posix()
-        for folder in folders
-        if folder.is_relative_to(root)
-        for path in folder.glob("*.txt")
-    }
-    label_of = {file: label for file in images.files if (label := _label_file(file, texts))}
+    texts = set(files_below(root, folders, (".txt",)))
+    label_of = {file: label for file in images if (label := _label_file(file, texts))}
     used = set(label_of.values())
     labels = [
         text
@@ -160,7 +158,7 @@ def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
     classes = list(dict.fromkeys(names.values()))
     index = {number: classes.index(name) + 1 for number, name in names.items()}
     sources = ((YoloImage(root, file, label_of.get(file), index), split[file]) for file in sorted(split))
-    return listed(NAME, root, classes, sources, problems=problems, orphans=orphans, warnings=warnings)
+    return listed(NAME, root, classes, sources, options, problems=problems, orphans=orphans, warnings=warnings)
 
 
 def _class_names(
@@ -208,7 +206,7 @@ def _by_yaml(
     place: Path,
     root: Path,
     folders: Sequence[Path],
-    images: ImageNames,
+    images: Sequence[str],
     problems: dict[str, list[Problem]],
     warnings: list[Problem],
 ) -> dict[str, str | None]:
@@ -219,19 +217,25 @@ def _by_yaml(
         missing = []
         named: set[str] = set()
         for entry in entries if isinstance(entries, list) else [entries]:
-            found = _entry(entry, tree.get("path"), place, folders)
+            found = _entry(entry, tree.get("path"), place, root, folders)
             if found is None:
                 missing.append(str(entry)[:80])
             elif found.is_dir():
                 inside = found.relative_to(root).as_posix()
-                named.update(file for file in images.files if PurePosixPath(file).is_relative_to(inside))
+                named.update(file for file in images if PurePosixPath(file).is_relative_to(inside))
             else:
-                named.update(_listed_images(found, root, images, problems))
+                named.update(_listed_images(found, root, problems))
         again = named & split_of_image.keys()
         if named and named == again:
             reason = f"names the same images for {key} as for {split_of_image[next(iter(named))]}; they are used once"
             warnings.append(Problem(place.name, reason, "one split named twice"))
             continue
+        if again:
+            other = split_of_image[min(again)]
+            raise DataError(
+                f"{place}: images in both {key} and {other}: {len(again)}, such as {min(again)!r}. A model must not be "
+                "evaluated on its training images: remove them from one."
+            )
         if missing and split != "test" and not (named or split in split_of_image.values()):
             if split == "train":
                 raise DataError(
@@ -244,43 +248,54 @@ def _by_yaml(
     return split_of_image
 
 
-def _entry(entry: Any, base: Any, place: Path, folders: Sequence[Path]) -> Path | None:
+def _entry(entry: Any, base: Any, place: Path, root: Path, folders: Sequence[Path]) -> Path | None:
     """The folder or list of an entry, relative to ``path`` or ``data.yaml``, or found by its last parts."""
-    parts = path_parts(entry)
+    parts = _parts(entry)
     if not parts:
         return place.parent if entry in (".", "./") else None
-    for start in (place.parent.joinpath(*path_parts(base)), place.parent):
+    starts = (place.parent.joinpath(*_parts(base)), place.parent)
+    for start in starts:
         for above in (start, *start.parents):
-            if above.is_relative_to(folders[0]) and (above.joinpath(*parts)).exists():
-                return above.joinpath(*parts)
+            path = above.joinpath(*parts)
+            if path.is_relative_to(root) and _is_entry(path):
+                return path
     for first in range(len(parts)):
-        found = [folder.joinpath(*parts[first:]) for folder in folders if folder.joinpath(*parts[first:]).exists()]
+        found = [path for folder in folders if _is_entry(path := folder.joinpath(*parts[first:]))]
         if found:
             return found[0] if len(found) == 1 else None
     return None
 
 
-def _listed_images(path: Path, root: Path, images: ImageNames, problems: dict[str, list[Problem]]) -> Iterator[str]:
+def _is_entry(path: Path) -> bool:
+    """Whether a path is a folder or a list of images."""
+    return os.path.isdir(path) or (path.suffix == ".txt" and os.path.isfile(path))
+
+
+def _listed_images(path: Path, root: Path, problems: dict[str, list[Problem]]) -> Iterator[str]:
     """The images of a list; those that are missing go to ``problems``."""
     file = path.relative_to(root).as_posix()
-    near = PurePosixPath(file).parent.as_posix()
-    for line in filter(None, _lines(path)):
-        found: list[Problem] = []
-        image = keep_problems(found, lambda: images.find(line, near, file))  # noqa: B023
+    for line, match in ImageIndex(root).find_all(list(filter(None, _lines(path))), file).items():
+        faults: list[Problem] = []
+        image = keep_problems(faults, lambda: found_image(line, match, file))  # noqa: B023
         if image is None:
-            problems[f"{file} {line}"] = found
+            problems[f"{file} {line}"] = faults
         else:
             yield image
 
 
-def _by_folder(root: Path, label_folders: Sequence[Path], images: ImageNames) -> dict[str, str | None]:
+def _parts(path: Any) -> list[str]:
+    """Parts of a path of any machine, without drive, ``.`` and ``..``; none if it is no path."""
+    parts = path.replace("\\", "/").split("/") if isinstance(path, str) else []
+    return [part for part in parts if part not in ("", ".", "..") and not re.fullmatch("[A-Za-z]:", part)]
+
+
+def _by_folder(root: Path, label_folders: Sequence[Path], images: Sequence[str]) -> dict[str, str | None]:
     """Images beside the folders of label files, with the split that their folder names."""
     beside: set[str] = set()
     for folder in label_folders:
         place = folder.relative_to(root).as_posix()
         beside |= {place, _swapped(place, "labels", "images")}
-    found = [file for file in images.files if PurePosixPath(file).parent.as_posix() in beside]
-    return {file: split_of(PurePosixPath(file).parent.as_posix()) for file in found}
+    return {file: folder_split(file) for file in images if PurePosixPath(file).parent.as_posix() in beside}
 
 
 def _swapped(path: str, old: str, new: str) -> str:
@@ -328,15 +343,14 @@ class YoloImage:
     def read(self) -> AnnotatedImage:
         """Read the image and the outlines of its label file."""
         file = self.label_file or self.image_id
-        size = frame_size(self.root, self.image_id)
-        rows, dropped = [], []
+        objects, dropped = [], []
         for number, line in self._lines():
             try:
-                rows.append(_row(line, number, size or (1, 1), self.class_of))
-            except ProblemError as error:
-                dropped += [Problem(file, f"line {number} {p.reason}", p.kind) for p in error.problems]
-        image = CocoImage(self.root, self.image_id, file, size, tuple(rows), self.class_of)
-        return without(image.read(), dropped)
+                class_index, outline = _object(line, self.class_of)
+                objects.append(Outlined(f"line {number}", class_index, [outline]))
+            except OutlineError as error:
+                dropped.append(Problem(file, f"line {number} {error}", error.kind))
+        return read_objects(self.root, self.image_id, file, None, objects, dropped)
 
     def _lines(self) -> list[tuple[int, str]]:
         if self.label_file is None:
@@ -348,26 +362,25 @@ class YoloImage:
         return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
-def _row(line: str, number: int, size: tuple[int, int], class_of: Mapping[int, int]) -> dict[str, Any]:
-    """A line as a row of COCO's ``annotations``.
+def _object(line: str, class_of: Mapping[int, int]) -> tuple[int, list[float]]:
+    """Class index and outline of a line.
 
     Raises:
-        ProblemError: it is a box, or anything but a class and an outline.
+        OutlineError: it is a box, or anything but a class and an outline.
     """
     values = [_value(word) for word in line.split()]
     if not all(math.isfinite(value) for value in values):
         reason = f"is not numbers separated by spaces ({line.strip()[:40]!r}); correct or remove it"
-        raise ProblemError([Problem("", reason, "line that is not numbers")])
+        raise OutlineError(reason, "line that is not numbers")
     if values[0] not in class_of:
         reason = f"has the class {line.split()[0][:20]}, but the names count from 0 to {max(class_of, default=-1)}"
-        raise ProblemError([Problem("", f"{reason}; correct it", "class without name")])
+        raise OutlineError(f"{reason}; correct it", "class without name")
     if len(values) == 5:
-        raise ProblemError([Problem("", "is a box (5 numbers), not an outline; it is left out", "box without outline")])
+        raise OutlineError("is a box (5 numbers), not an outline; it is left out", "box without an outline")
     if len(values) < 7 or len(values) % 2 == 0:
         reason = f"has {len(values) - 1} numbers after the class, not x and y of at least 3 points; correct it"
-        raise ProblemError([Problem("", reason, "line that is no outline")])
+        raise OutlineError(reason, "line that is no outline")
     if not all(-OUTSIDE <= value <= 1 + OUTSIDE for value in values[1:]):
         reason = "has coordinates that are not fractions of the image's width and height, from 0 to 1; divide them"
-        raise ProblemError([Problem("", reason, "coordinates that are not fractions")])
-    outline = [value * size[place % 2] for place, value in enumerate(values[1:])]
-    return {"id": f"line {number}", "category_id": int(values[0]), "segmentation": [outline]}
+        raise OutlineError(reason, "coordinates that are not fractions")
+    return class_of[int(values[0])], values[1:]

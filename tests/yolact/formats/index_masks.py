@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
 from yolact.formats.image_files import image_warnings, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.problems import ProblemError
@@ -33,7 +33,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [Files(only_one(found), Path("index-masks"), ("images", "masks", "class.txt"))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """Images by split; `val` is empty or missing if preprocess should choose the validation images."""
     root = only_one(found)
     name = (root / "class.txt").read_text(encoding="utf-8").strip()

@@ -109,7 +109,7 @@ def test_shapes_without_area_or_class_are_dropped_with_their_kind(root: Path) ->
         "unknown shape",
         "region without points",
         "region without shape",
-        "region without class",
+        "region without shape",
     ]
     assert images["a.jpg"].dropped[2].reason.startswith("region 4 of a.jpg is an open line")
 

@@ -119,7 +119,7 @@ def test_lines_that_are_no_outlines_are_dropped_with_their_kind(roboflow: Path) 
     image = images["train/images/a.jpg"]
     assert_objects(dataset, image, ("cat", mask(LEFT)), ("cat", mask(RIGHT)))
     assert [(problem.file, problem.reason.split()[1], problem.kind) for problem in image.dropped] == [
-        ("train/labels/a.txt", "2", "box without outline"),
+        ("train/labels/a.txt", "2", "box without an outline"),
         ("train/labels/a.txt", "3", "class without name"),
         ("train/labels/a.txt", "4", "line that is not numbers"),
         ("train/labels/a.txt", "5", "line that is not numbers"),
