@@ -83,10 +83,10 @@ def with_holes(outline: Sequence[float], holes: Sequence[Sequence[float]]) -> li
 
     pycocotools fills by the even-odd rule: what is inside both is empty, and a line there and back has no pixel.
     """
-    joined = list(outline)
-    for hole in holes:
-        if len(hole) >= 6:
-            joined += [*hole, *hole[:2], *outline[:2]]
+    usable = [hole for hole in holes if len(hole) >= 6]
+    joined = [*outline, *outline[:2]] if usable else list(outline)
+    for hole in usable:
+        joined += [*hole, *hole[:2], *outline[:2]]
     return joined
 
 

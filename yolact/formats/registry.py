@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from yolact.errors import DataError
-from yolact.formats import coco, cvat, labelme, sbd, via, voc, yolo
+from yolact.formats import coco, cvat, labelme, sbd, supervisely, via, voc, yolo
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.problems import Problem, writable
 from yolact.plugins import load_plugins
@@ -73,7 +73,7 @@ def register_format(format: Format) -> None:
     _formats[format.NAME] = format
 
 
-for _format in (voc, sbd, coco, yolo, labelme, via, cvat):
+for _format in (voc, sbd, coco, yolo, labelme, via, cvat, supervisely):
     register_format(_format)
 
 

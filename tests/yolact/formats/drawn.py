@@ -15,6 +15,9 @@ from yolact.formats.registry import read_dataset
 SIZE = (60, 40)
 """Width and height of the images."""
 
+FINER = 8
+"""Scale at which masks are drawn."""
+
 Outline = Sequence[tuple[float, float]]
 
 LEFT: Outline = ((5, 5), (25, 5), (25, 30), (15, 36), (5, 30))
@@ -22,14 +25,14 @@ RIGHT: Outline = ((35, 8), (55, 12), (50, 33), (33, 25))
 
 
 def mask(*outlines: Outline, holes: Sequence[Outline] = (), size: tuple[int, int] = SIZE) -> np.ndarray:
-    """(H, W) bool: the outlines filled by Pillow."""
-    image = Image.new("1", size)
+    """(H, W) bool: the outlines filled by Pillow, at a larger scale, as it fills the pixels of the edges too."""
+    image = Image.new("L", (FINER * size[0], FINER * size[1]))
     draw = ImageDraw.Draw(image)
-    for outline in outlines:
-        draw.polygon([tuple(point) for point in outline], fill=1)
-    for hole in holes:
-        draw.polygon([tuple(point) for point in hole], fill=0)
-    return np.asarray(image)
+    for outlines_of, fill in ((outlines, 1), (holes, 0)):
+        for outline in outlines_of:
+            draw.polygon([(FINER * x, FINER * y) for x, y in outline], fill=fill)
+    cells = np.asarray(image).reshape(size[1], FINER, size[0], FINER)
+    return np.asarray(cells.mean(axis=(1, 3)) > 0.5)
 
 
 def save_image(path: Path, size: tuple[int, int] = SIZE, orientation: int = 1) -> None:

@@ -181,7 +181,7 @@ NAMES = st.sampled_from(
 TAGS = st.sampled_from(["polygon", "mask", "ellipse", "box", "cloud"])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(shapes=st.lists(st.tuples(TAGS, st.dictionaries(NAMES, VALUES)), max_size=5), size=st.tuples(VALUES, VALUES))
 def test_any_shapes_give_objects_or_problems(shapes: list[tuple[str, dict[str, str]]], size: tuple[str, str]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -191,7 +191,7 @@ SHAPES = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     shapes=st.lists(SHAPES | NUMBERS, max_size=4),
     changes=st.dictionaries(st.sampled_from(["imagePath", "imageWidth", "imageHeight", "shapes", "flags"]), NUMBERS),

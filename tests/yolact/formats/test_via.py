@@ -183,7 +183,7 @@ REGIONS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(regions=st.lists(REGIONS | NUMBERS, max_size=4) | st.dictionaries(st.text(max_size=2), REGIONS) | NUMBERS)
 def test_any_regions_give_objects_or_problems(regions: Any) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -202,7 +202,7 @@ def test_two_data_sets_are_refused(tmp_path: Path) -> None:
 WORDS = st.sampled_from(["0", "1", "0.5", "-1", "1e308", "-1e308", "nan", "inf", "1e-300", "x", "0,5", "١", "9" * 400])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     lines=st.lists(st.lists(WORDS, max_size=12), max_size=5),
     noise=st.binary(max_size=40),
@@ -229,7 +229,7 @@ TEXTS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 @given(
     values=st.dictionaries(st.sampled_from(["train", "val", "path", "names", "nc"]), TEXTS),
     noise=st.sampled_from(["", "[" * 5000, "a: &a [*a]", "\tx", "{{", "names: [a]\n"]),
