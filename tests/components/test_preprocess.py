@@ -658,7 +658,7 @@ def test_a_rejected_image_counts_once_with_any_number_of_annotations(
     assert "Not usable: 2 images." in (tmp_path / "report/index.html").read_text()
     run(params(max_problems=2), **folders)
     problems = json.loads((processed / "stats.json").read_text())["problems"]
-    assert [problem["image"] for problem in problems] == ["labels.json images[0]", "labels.json images[4]"]
+    assert [problem["image"] for problem in problems] == ["labels.json image 100", "labels.json image 104"]
 
 
 def test_orphan_annotations_are_counted_separately_and_their_images_are_reported_as_kept(

@@ -64,7 +64,9 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
 
 
 def _json_files(folders: Sequence[Path]) -> list[Path]:
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() == ".json"]
+    files = [
+        folder / name for folder in folders for name in sorted(os.listdir(folder)) if name.lower().endswith(".json")
+    ]
     return [path for path in files if path.is_file() and not path.name.startswith((".", *OTHER_FILES))]
 
 
@@ -97,7 +99,7 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
     chosen, warnings = choose_files(root, paths, options.annotations)
     chosen = {split: chosen[split] for split in options.splits if split in chosen}
     names = {path: path.relative_to(root).as_posix() for path in (*paths, *every)}
-    if options.annotations is None:
+    if options.annotations is None and any(path.name.startswith("instances_") for path in paths):
         left_out = [names[path] for path in every if path not in paths and is_coco(path)]
         if left_out:
             reason = f"not read, as there are files named instances_*: {', '.join(left_out)}; data.annotations chooses"

@@ -55,7 +55,7 @@ class CategoryRow:
     """``supercategory``; empty if there is none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredRows:
     """Rows of ``annotations`` that stay in their file until they are needed."""
 

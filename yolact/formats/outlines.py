@@ -139,4 +139,4 @@ def placed_mask(mask: np.ndarray, left: int, top: int, size: Size) -> dict[str, 
     apart = starts[1:] != ends[:-1]  # runs over the frame's full height meet
     starts, ends = starts[np.append(True, apart)], ends[np.append(apart, True)]
     counts = np.diff(np.stack((starts, ends), axis=1).ravel(), prepend=0, append=height * width)
-    return {"size": [height, width], "counts": counts.tolist()}
+    return {"size": [height, width], "counts": counts[: len(counts) - (counts[-1] == 0)].tolist()}

@@ -20,6 +20,8 @@ PLUGINS = "yolact.formats"
 MAX_DEPTH = 5
 """Maximum depth of folders in which a data set is looked for."""
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
 SHOWN_PATHS = 3
 """Maximum number of paths per format that a message lists."""
 
@@ -53,6 +55,11 @@ class Format(Protocol):
 
     def read(self, found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
         """Read the data set: its classes, and its images by split, which are only listed.
+
+        Args:
+            found: the result of `find`.
+            folders: see `find`.
+            options: settings that decide what the files do not; a format may ignore those that do not concern it.
 
         Raises:
             DataError: see `files`; or a list of images or classes is invalid.
@@ -124,10 +131,12 @@ def _nothing_found(folder: Path) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
+    packed = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
+    advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder." if packed else "Check data.source."
     return (
         f"{folder}: has no annotated images in a known format. It has: "
         f"{', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}\n"
-        f"Searched up to {MAX_DEPTH} folders deep for:\n{known}\nCheck data.source."
+        f"Searched up to {MAX_DEPTH} folders deep for:\n{known}\n{advice}"
     )
 
 

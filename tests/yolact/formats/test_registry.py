@@ -21,6 +21,7 @@ from scipy.io import loadmat, savemat
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import coco, matlab
+from yolact.formats.dataset import ReadOptions
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError
 from yolact.formats.registry import Format, dataset_files, formats, read_dataset, register_format
@@ -333,23 +334,21 @@ def test_a_folder_that_voc_lacks_is_named(tmp_path: Path) -> None:
 
 def test_coco_is_recognized_by_its_instances_file_among_others(tmp_path: Path) -> None:
     put(tmp_path / "images.json/readme.txt")  # a folder with such a name is not a file
-    put(tmp_path / "coco/val2017/a.jpg", image_bytes())
+    put(tmp_path / "coco/train2017/a.jpg", image_bytes())
     tree = {
         "images": [{"id": 3, "file_name": "a.jpg"}],
         "annotations": [],
         "categories": [{"id": 1, "name": "person"}],
     }
-    put(tmp_path / "coco/annotations/instances_val2017.json", json.dumps(tree).encode())
-    put(tmp_path / "coco/annotations/captions_val2017.json", b"{}")
+    put(tmp_path / "coco/annotations/instances_train2017.json", json.dumps(tree).encode())
+    put(tmp_path / "coco/annotations/captions_train2017.json", json.dumps(tree).encode())
+    put(tmp_path / "coco/annotations/more.json", json.dumps(tree).encode())
     put(tmp_path / "coco/annotations/notes.json", b"{}")
-    unclear = r"not clear which .* are for training: coco/annotations/instances_val2017\.json"
-    with pytest.raises(DataError, match=unclear):
-        read_dataset(tmp_path)
-    (tmp_path / "coco/annotations/instances_val2017.json").rename(
-        tmp_path / "coco/annotations/instances_train2017.json"
-    )
-    (tmp_path / "coco/val2017").rename(tmp_path / "coco/train2017")
     assert ids(tmp_path) == {"train": ["coco/train2017/a.jpg"]}
+    (warning,) = read_dataset(tmp_path).warnings
+    assert str(warning).startswith("coco/annotations/more.json: not read, as there are files named instances_*")
+    chosen = read_dataset(tmp_path, ReadOptions(annotations=["annotations/more.json"]))
+    assert not chosen.warnings
 
 
 @pytest.mark.parametrize("stray", [b"{}", b'{"images": []}', b"", b"[1, 2]", b"no json"])
@@ -386,6 +385,10 @@ def test_a_folder_with_only_images_is_refused_with_the_searched_formats(tmp_path
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="Run the step `ingest` first"):
         read_dataset(tmp_path / "nothing")
+    for name in ("train2017.zip", "annotations.tar.gz"):
+        put(tmp_path / name)
+    with pytest.raises(DataError, match=r"Unpack annotations\.tar\.gz and train2017\.zip in that folder\.$"):
+        read_dataset(tmp_path)
 
 
 # One place for all callers
