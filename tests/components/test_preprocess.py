@@ -440,6 +440,24 @@ def test_a_coco_file_without_split_is_split_by_class(
     assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
 
 
+def test_the_settings_choose_the_annotation_file_and_what_iscrowd_marks(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", images=8)
+    path = tmp_path / "coco/labels.json"
+    tree = json.loads(path.read_text())
+    for row in tree["annotations"]:
+        row["iscrowd"] = row["category_id"] == 2
+    (tmp_path / "coco/labels_2.json").write_text(json.dumps(tree))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    with pytest.raises(DataError, match=r"list the same images.*data\.annotations, as \[labels\.json\]"):
+        run(params(), **folders)
+    for crowds, count in (("objects", 0), ("regions", 2)):
+        run(params(annotations=["labels_2.json"], crowds=crowds), **folders)
+        rows = [row for split in ("train", "val") for row in load_split(processed, split)["annotations"]]
+        assert sum(row["iscrowd"] for row in rows) == count
+
+
 def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,12 @@ means is taken where it is certain, and said in a warning; what cannot be used i
 
 from __future__ import annotations
 
+import filecmp
 import os
+import posixpath
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,17 @@ INCLUDES: tuple[str, ...] = ()
 OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
 """Name prefixes of COCO's files without instances."""
 
+BRUSH_TOOLS = r"\b(CVAT|datumaro|segment.?anything|SAM[ -]?2?)\b"
+"""Tools that set ``iscrowd`` for every mask that is not a polygon, as a file's ``info`` may name them."""
+
 MANY_CROWDS = 0.05
 """Share of crowd regions that is worth a warning; COCO has 1 %."""
 
 MEASURED_IMAGES = 50
 """Number of images whose size is compared with their outlines, if the file states no size."""
+
+COMPARED_IMAGES = 5
+"""Number of images of one name in two parts of a data set that are compared."""
 
 OUTSIDE = 1.1
 """Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
@@ -115,7 +124,7 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
     numbers: dict[str, int | str] = {}
     problems: dict[str, list[Problem]] = {}
     orphans: list[Problem] = []
-    file_of: dict[tuple[str, str], InstancesFile] = {}
+    parts: dict[str, list[tuple[InstancesFile, set[str]]]] = {split: [] for split in chosen}
     for (split, file), class_of in zip(loaded, classes.class_of, strict=True):
         problems |= file.problems
         orphans += _orphans(file)
@@ -124,11 +133,10 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
         reading = _reading(file, options, warnings)
         if not reading.normalized:
             _refuse_resized(root, file, rows_of)
-        shared = [image_id for image_id in rows_of if (split, image_id) in file_of]
-        if shared:
-            raise _same_images(file, file_of[split, shared[0]], shared)
+        for other, images_of_other in parts[split]:
+            _refuse_same_images(root, file, rows_of, other, images_of_other)
+        parts[split].append((file, set(rows_of)))
         for image_id, rows in rows_of.items():
-            file_of[split, image_id] = file
             numbers[image_id] = rows[0].number
             size = next((row.size for row in rows if row.size is not None), None)
             stored = _stored(file, [row.number for row in rows])
@@ -160,8 +168,6 @@ def choose_files(
     names = {path.relative_to(root).as_posix(): path for path in sorted(paths)}
     if isinstance(annotations, Mapping):
         by_split = {split: _matching(root, names, patterns) for split, patterns in annotations.items()}
-        if "train" not in by_split:
-            raise DataError("data.annotations: name the files for training, as `train: [train.json]`.")
         return {split: [names[name] for name in found] for split, found in by_split.items()}, []
     chosen = list(names) if annotations is None else _matching(root, names, annotations)
     found: dict[Any, list[str]] = defaultdict(list)
@@ -203,11 +209,22 @@ def _matching(root: Path, names: Mapping[str, Path], patterns: Sequence[str]) ->
     return matching
 
 
-def _same_images(file: InstancesFile, other: InstancesFile, shared: Sequence[str]) -> DataError:
-    return DataError(
-        f"{other.path} and {file.name} list the same images: {len(shared)}, such as {shared[0]!r}. Choose one by the "
-        f"setting data.annotations, as [{other.name}]; or, if each has a part of the objects, merge them into one file."
-    )
+def _refuse_same_images(
+    root: Path, file: InstancesFile, own: Collection[str], other: InstancesFile, others: Collection[str]
+) -> None:
+    """Refuse two files of one split that list the same images, or copies of them: one is a copy or older."""
+    shared = [image_id for image_id in own if image_id in others]
+    if not shared:
+        places = {posixpath.basename(image_id): image_id for image_id in others}
+        pairs = [(image_id, places.get(posixpath.basename(image_id))) for image_id in own]
+        tried = [(a, b) for a, b in pairs if b is not None][:COMPARED_IMAGES]
+        equal = [a for a, b in tried if filecmp.cmp(root / a, root / b, shallow=False)]
+        shared = equal if 2 * len(equal) > len(tried) else []
+    if shared:
+        raise DataError(
+            f"{other.path} and {file.name} list the same images, such as {shared[0]!r}. Choose one by the setting "
+            f"data.annotations, as [{other.name}]; or, if each has a part of the objects, merge them into one file."
+        )
 
 
 # The rows of a file
@@ -239,8 +256,9 @@ def _crowds_are_objects(
     if not file.crowds:
         return False
     from_cvat = file.cvat_masks == file.crowds and not any(info.values())
+    from_tool = from_cvat or re.search(BRUSH_TOOLS, str(info), re.IGNORECASE) is not None
     objects = options.crowds == "objects" or (
-        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_cvat)
+        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_tool)
     )
     share = f"{file.crowds} of {file.annotations} annotations have iscrowd 1"
     if objects:
@@ -324,10 +342,10 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
     tried = outside = 0
     for image_id, rows in unsized[:: max(1, len(unsized) // MEASURED_IMAGES)]:
         corner = _corner(_stored(file, [row.number for row in rows]))
-        size = _size(root / image_id) if corner is not None else None
-        if corner is not None and size is not None:
+        frames = _frames(root / image_id) if corner is not None else []
+        if corner is not None and frames:
             tried += 1
-            outside += corner[0] > OUTSIDE * size[0] or corner[1] > OUTSIDE * size[1]
+            outside += all(corner[0] > OUTSIDE * wide or corner[1] > OUTSIDE * high for wide, high in frames)
     if 2 * outside > tried:
         raise DataError(
             f"{file.path}: outlines lie outside the image in {outside} of {tried} images, and no width and height are "
@@ -343,13 +361,13 @@ def _corner(rows: StoredRows) -> tuple[float, float] | None:
     return (max(max(part[::2]) for part in usable), max(max(part[1::2]) for part in usable)) if usable else None
 
 
-def _size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an upright image; None if it cannot be read."""
+def _frames(path: Path) -> list[tuple[int, int]]:
+    """Width and height of an image as stored, and upright if that differs; empty if it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.size if exif_orientation(image) < 5 else (image.height, image.width)
+            return [image.size] if exif_orientation(image) < 5 else [image.size, (image.height, image.width)]
     except Exception:  # decoders raise many types on damaged input; reading the image reports it
-        return None
+        return []
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,6 +17,9 @@ from yolact.formats.problems import Problem
 
 OTHER_SUFFIXES = (".json", ".txt", ".xml", ".csv", ".zip", ".yaml")
 """Suffixes of files that are not images."""
+
+MASK_FOLDERS = r"(.*[_-])?masks?|segmentation(class|object).*"
+"""Names of folders whose images are masks, in lower case."""
 
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Split by the word in a file's or folder's name that indicates it."""
@@ -30,6 +34,7 @@ REPAIRS = {
     "Unicode form": "have accents in another Unicode form than the images",
     "percent-encoding": "are percent-encoded; the images were found by the decoded names",
     "backslashes": "are written with backslashes, which were read as /",
+    "suffix": "have another suffix than the images, or none",
 }
 """What differs between a name and its image, by kind, for messages."""
 
@@ -56,7 +61,7 @@ def split_of(path: str) -> str | None:
 
 
 class ImageIndex:
-    """All files below a folder, by name; built in one walk."""
+    """All files below a folder, by name, but for those in folders of masks; built in one walk."""
 
     def __init__(self, root: Path) -> None:
         self._files: set[str] = set()
@@ -68,13 +73,20 @@ class ImageIndex:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            folders[:] = sorted(name for name in folders if not _is_left_out(name))
             inside = Path(place).relative_to(root).as_posix()
             for name in sorted(names):
                 if not name.startswith(".") and not name.lower().endswith(OTHER_SUFFIXES):
                     path = name if inside == "." else f"{inside}/{name}"
                     self._files.add(path)
                     self._by_name[_key(name)].append(path)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        stems = defaultdict(list)
+        for path in sorted(self._files):
+            stems[_key(posixpath.splitext(posixpath.basename(path))[0])].append(path)
+        return stems
 
     def find_all(self, names: Collection[str], file: str) -> dict[str, Match]:
         """Look for images; each image is found for one name only, the one that shares most with it.
@@ -133,10 +145,19 @@ class ImageIndex:
                 continue
             shared = {path: _shared(parts, path) for path in self._by_name.get(_key(parts[-1]), ())}
             if len(parts) == 1 or max(shared.values(), default=(0, 0))[0] == 1:
-                split = split_of(file)
-                shared = {path: n for path, n in shared.items() if split is None or split_of(path) in (split, None)}
+                shared = {path: count for path, count in shared.items() if _is_of_split(path, file)}
             if shared:
                 return self._chosen(parts, shared, repair, folder, file)
+        return self._with_other_suffix(name, file)
+
+    def _with_other_suffix(self, name: str, file: str) -> Match:
+        """The only image with the name's stem, of a suffix of at most 4 letters (a name may have a dot)."""
+        parts = _parts([text for _, text in _readings(name)][-1])
+        stem, suffix = posixpath.splitext(parts[-1]) if parts else ("", "")
+        for text in (stem, stem + suffix) if len(suffix) <= 5 else (stem + suffix,):
+            found = [path for path in self._by_stem.get(_key(text), []) if text and _is_of_split(path, file)]
+            if len(found) == 1:
+                return Match((found[0],), "suffix")
         return Match(())
 
     def _chosen(
@@ -152,6 +173,16 @@ class ImageIndex:
         if len(best) == 1 and not repair:
             repair = _difference(parts, best[0])
         return Match(tuple(best), repair, most[0])
+
+
+def _is_of_split(path: str, file: str) -> bool:
+    """Whether an image's path does not name another split than the annotation file."""
+    split = split_of(file)
+    return split is None or split_of(path) in (split, None)
+
+
+def _is_left_out(folder: str) -> bool:
+    return folder.startswith((".", "__MACOSX")) or re.fullmatch(MASK_FOLDERS, folder.lower()) is not None
 
 
 def _readings(name: str) -> Iterable[tuple[str, str]]:

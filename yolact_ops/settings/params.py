@@ -77,10 +77,17 @@ class DataConfig(Section):
 
     @field_validator("annotations", mode="before")
     @classmethod
-    def _one_path_is_a_list(cls, paths: object) -> object:
-        if isinstance(paths, dict):
-            return {split: [path] if isinstance(path, str) else path for split, path in paths.items()}
-        return [paths] if isinstance(paths, str) else paths
+    def _annotations_are_paths(cls, paths: object) -> object:
+        by_split = paths if isinstance(paths, dict) else {"train": paths}
+        lists = {split: [found] if isinstance(found, str) else found for split, found in by_split.items()}
+        usable = all(
+            isinstance(found, list) and found and all(isinstance(path, str) and path for path in found)
+            for found in lists.values()
+        )
+        named = "train" in lists and not lists.keys() - {"train", "val", "test"}
+        if paths is not None and not (usable and named):
+            raise ValueError("must be null (detect), a list of paths, or one each for train, val (and test)")
+        return lists if isinstance(paths, dict) else lists["train"]
 
     @field_validator("classes", mode="before")
     @classmethod

@@ -38,11 +38,11 @@ def write(root: Path, content: Any, name: str = "instances.json") -> Path:
     return path
 
 
-def save_image(root: Path, name: str = "images/a.jpg", orientation: int = 1) -> None:
+def save_image(root: Path, name: str = "images/a.jpg", orientation: int = 1, colour: str = "grey") -> None:
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (WIDTH, HEIGHT), "grey").save(root / name, exif=exif)
+    Image.new("RGB", (WIDTH, HEIGHT), colour).save(root / name, exif=exif)
 
 
 def load(root: Path, content: Any, **options: Any) -> Dataset:

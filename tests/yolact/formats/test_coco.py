@@ -137,7 +137,7 @@ def test_folders_name_the_split_and_test_files_are_ignored(tmp_path: Path) -> No
 
 def test_files_that_list_the_same_images_are_refused_with_the_setting_that_chooses(root: Path) -> None:
     files = [write(root, tree(annotation()), name) for name in ("a.json", "a_old.json")]
-    with pytest.raises(DataError, match=r"list the same images: 1, such as .*data\.annotations, as \[a\.json\]"):
+    with pytest.raises(DataError, match=r"list the same images, such as .*data\.annotations, as \[a\.json\]"):
         read_coco(root, files, ReadOptions())
     for chosen in (["a.json"], ["source/a.json"], ["*a.json"], {"train": ["a.json"]}):
         dataset = read_coco(root, files, ReadOptions(annotations=chosen))
@@ -175,12 +175,15 @@ def test_a_file_without_split_beside_a_validation_file_is_refused_with_the_setti
 def test_parts_with_the_same_ids_and_names_are_joined_each_with_its_own_images(tmp_path: Path) -> None:
     """As Supervisely exports a project of two data sets."""
     files = []
-    for part in ("ds0", "ds1"):
-        save_image(tmp_path, f"{part}/images/a.jpg")
+    for colour, part in (("grey", "ds0"), ("red", "ds1")):
+        save_image(tmp_path, f"{part}/images/a.jpg", colour=colour)
         files.append(write(tmp_path, tree(annotation()), f"{part}/annotations/instances.json"))
     dataset = read_coco(tmp_path, files, ReadOptions())
     assert image_ids(dataset) == {"train": ["ds0/images/a.jpg", "ds1/images/a.jpg"]}
     assert sorted(dataset.image_ids.values()) == [1, 2]
+    save_image(tmp_path, "ds1/images/a.jpg")  # the same bytes as in the other part
+    with pytest.raises(DataError, match="list the same images"):
+        read_coco(tmp_path, files, ReadOptions())
 
 
 def test_several_rows_of_one_image_are_joined(root: Path) -> None:
@@ -234,6 +237,12 @@ def test_iscrowd_marks_objects_if_most_rows_have_it_or_the_setting_says_so(
     dataset = load(root, tree(*rows), crowds=setting)
     assert [instance.crowd for instance in dataset.splits["train"][0].read().instances] == crowds
     assert kinds(dataset) == kind
+
+
+def test_a_tool_for_brush_masks_that_the_file_names_decides_what_iscrowd_marks(root: Path) -> None:
+    content = tree(*[annotation()] * 3, annotation(**MASK))
+    for info, kind in (({"description": "Exported from CVAT"}, "iscrowd read as objects"), ({}, "many crowd regions")):
+        assert kinds(load(root, content | {"info": info})) == [kind]
 
 
 # Classes
@@ -304,7 +313,7 @@ def paths_into(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key in keys for found in paths_into(value[key], (*path, key)))][:400]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_json_raises_nothing_but_problems(root: Path, data: st.DataObject) -> None:
     content = copy.deepcopy(tree(annotation(), annotation(id=2, segmentation=TWO_FORMS, iscrowd=1)))

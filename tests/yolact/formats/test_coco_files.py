@@ -23,7 +23,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(VALUES, max_size=6),
     info=VALUES,
@@ -47,7 +47,7 @@ def test_rows_equal_those_of_the_json_module(
     assert (found.info, found.annotations, found.categories[0].name) == (info, len(rows), "\u00e4\u4e2d")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 600), junk=st.binary(max_size=3), end=st.integers(0, 600), block=st.integers(8, 700))
 def test_damage_is_refused_where_the_json_module_refuses_it(
     tmp_path: Path, at: int, junk: bytes, end: int, block: int
@@ -86,15 +86,15 @@ def test_utf_16_is_found_and_refused_with_the_fix(tmp_path: Path, encoding: str)
         load_instances(path, "a.json")
 
 
-def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+def test_a_file_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outline = [[number / 7 for number in range(200)]]
-    rows = [annotation(id=number, image_id=number % 50, segmentation=outline) for number in range(4000)]
+    rows = [annotation(id=number, image_id=number % 50, segmentation=outline) for number in range(400)]
     path = write(tmp_path, tree(*rows))
     size = path.stat().st_size
-    assert size > 10 * coco_files.BLOCK
+    monkeypatch.setattr(coco_files, "BLOCK", size // 50)
     tracemalloc.start()
     found = load_instances(path, "a.json")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size / 2
-    assert [row["id"] for row in found.rows_of[7]] == list(range(7, 4000, 50))
+    assert [row["id"] for row in found.rows_of[7]] == list(range(7, 400, 50))

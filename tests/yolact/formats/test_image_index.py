@@ -45,6 +45,8 @@ def find(root: Path, files: list[str], name: str, file: str = "labels.json") -> 
         ("img/U\u0308bung.jpg", "\u00dcbung.jpg", "Unicode form"),
         ("img/a.jpg", "upload/0ea25924-a.jpg", "prefix"),
         ("img/0ea25924-a.jpg", "0ea25924-a.jpg", ""),
+        ("img/a.jpeg", "a.png", "suffix"),
+        ("img/a.7.jpeg", "a.7", "suffix"),
     ],
 )
 def test_a_name_of_any_machine_is_found_and_its_repair_named(
@@ -79,7 +81,9 @@ def test_the_longest_common_end_decides_between_images_of_one_name(tmp_path: Pat
 def test_the_files_split_decides_between_images_of_one_name(tmp_path: Path) -> None:
     files = ["images/train/a.jpg", "images/val/a.jpg"]
     assert find(tmp_path, files, "a.jpg", "annotations/instances_val.json").files == ("images/val/a.jpg",)
-    assert find(tmp_path, ["images/train/b.jpg"], "b.jpg", "annotations/val.json").files == ()
+    (tmp_path / "images/train/b.jpg").touch()
+    found = ImageIndex(tmp_path).find_all(["a.jpg", "b.jpg"], "annotations/val.json")
+    assert found["b.jpg"].files == ()  # missing in val
 
 
 def test_an_image_of_another_camera_is_not_taken_for_a_missing_one(tmp_path: Path) -> None:
@@ -87,6 +91,12 @@ def test_an_image_of_another_camera_is_not_taken_for_a_missing_one(tmp_path: Pat
     assert [match.files for match in found.values()] == [("cam1/a.jpg",), ()]
     rivals = index(tmp_path, "cam1/a.jpg").find_all(["x/a.jpg", "y/a.jpg"], "labels.json")
     assert [match.files for match in rivals.values()] == [(), ()]
+
+
+def test_masks_are_not_taken_for_images(tmp_path: Path) -> None:
+    files = ["img/a.png", "masks/a.png", "SegmentationClass/b.png", "instance_masks/c.png"]
+    found = index(tmp_path, *files).find_all(["a.png", "b.png", "c.jpg"], "labels.json")
+    assert [match.files for match in found.values()] == [("img/a.png",), (), ()]
 
 
 def test_a_link_to_a_parent_folder_ends(tmp_path: Path) -> None:
@@ -119,4 +129,5 @@ def test_a_word_names_the_split(path: str, split: str | None) -> None:
 @given(st.text(max_size=30) | st.text("ab./\\:?%d=C ", max_size=20))
 def test_any_name_gives_files_of_the_folder_or_none(tmp_path: Path, name: str) -> None:
     files = ["a.jpg", "b/a.jpg", "b/b"]
-    assert set(find(tmp_path, files, name).files) <= set(files)
+    found = index(tmp_path, *files) if not (tmp_path / "b").exists() else ImageIndex(tmp_path)
+    assert set(found.find_all([name], "labels.json")[name].files) <= set(files)

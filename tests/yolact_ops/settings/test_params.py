@@ -100,6 +100,10 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
             ("data.classes", value, "data.classes: must be null (all), a list of different names, or a mapping from")
             for value in (3, "person", [], {}, ["dog", "dog"], ["dog", 3], [""], {"dog": ""}, {"dog": ["pet"]})
         ),
+        *(
+            ("data.annotations", value, "data.annotations: must be null (detect), a list of paths, or one each for")
+            for value in (3, "", [], [""], [3], {}, {"val": ["a.json"]}, {"train": []}, {"train": "a", "vals": "b"})
+        ),
         ("data.max_side", 63, "data.max_side: must be 0 (never reduce) or at least 64 pixels (found 63)"),
         ("data.max_side", -1, "data.max_side: input should be greater than or equal to 0 (found -1)"),
         ("data.val_fraction", 0.0, "data.val_fraction: input should be greater than 0"),
@@ -215,6 +219,15 @@ def test_weights_from_a_file_make_a_network_pretrained(
 ) -> None:
     tree["model"] |= {"backbone_weights": backbone_weights, "initial_weights": initial_weights}
     assert parse_params(tree).model.pretrained == pretrained
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [("a.json", ["a.json"]), (["a", "b"], ["a", "b"]), ({"train": "a"}, {"train": ["a"]}), (None, None)],
+)
+def test_a_single_annotation_file_needs_no_list(tree: dict[str, Any], given: Any, read: Any) -> None:
+    put(tree, "data.annotations", given)
+    assert parse_params(tree).data.annotations == read
 
 
 def test_single_settings_of_detection_can_be_replaced() -> None:
