@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from yolact.errors import DataError
-from yolact.formats import coco, sbd, voc
+from yolact.formats import coco, cvat, labelme, sbd, supervisely, via, voc, yolo
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.problems import Problem, writable
+from yolact.formats.unread import looks_like
 from yolact.plugins import load_plugins
 
 PLUGINS = "yolact.formats"
@@ -80,7 +81,7 @@ def register_format(format: Format) -> None:
     _formats[format.NAME] = format
 
 
-for _format in (voc, sbd, coco):
+for _format in (voc, sbd, coco, yolo, labelme, via, cvat, supervisely):
     register_format(_format)
 
 
@@ -120,19 +121,22 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     included = {name for owner in found for name in _formats[owner].INCLUDES}
     found = {name: places for name, places in found.items() if name not in included}
     if not found:
-        raise DataError(_nothing_found(folder))
+        raise DataError(_nothing_found(folder, folders))
     if len(found) > 1:
         raise several_data_sets([path for places in found.values() for path in places[:SHOWN_PATHS]])
     [(name, places)] = found.items()
     return _formats[name], places, folders
 
 
-def _nothing_found(folder: Path) -> str:
+def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
     packed = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder." if packed else "Check data.source."
+    if packed:
+        advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder."
+    else:
+        advice = looks_like(folder, folders) or "Check data.source."
     return (
         f"{folder}: has no annotated images in a known format. It has: "
         f"{', '.join(names[:SHOWN_NAMES]) or 'nothing'}{more}\n"

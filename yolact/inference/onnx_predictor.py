@@ -59,7 +59,7 @@ class OnnxPredictor(ImagePredictor):
         batch_size = self._fixed_batch or batch_size
         super().__init__(classes, category_ids, config.replace(**changes), mask_resolution, batch_size)
 
-    def _open(self) -> tuple[list[str], tuple[int, ...]]:
+    def _open(self) -> tuple[list[str], list[int]]:
         """Open the file, or the two of a network that re-scores masks; returns the classes and their category ids."""
         self._process = os.getpid()
         self._session = open_session(self._path, self._providers, self._threads)

@@ -1,0 +1,60 @@
+"""Data that is recognized but not read is named, with the way on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.yolact.formats.drawn import save_image, write
+from yolact.errors import DataError
+from yolact.formats.registry import read_dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("export.ndjson", '{"data_row": {"id": "x"}, "projects": {}}', "looks like Labelbox NDJSON, which is not read"),
+        (
+            "project.json",
+            '[{"id": 1, "annotations": [{"result": [{"from_name": "l", "to_name": "i"}]}], "data": {}}]',
+            "looks like Label Studio's own JSON, which is not read: choose COCO (or YOLO, for polygons) under Export",
+        ),
+        ("min.json", '[{"image": "a.jpg", "label": [{"polygonlabels": ["a"], "original_width": 3}]}]', "JSON-MIN"),
+        ("panoptic.json", '{"images": [], "annotations": [{"segments_info": []}]}', "COCO panoptic JSON"),
+        ("annotations/default.json", '{"info": {}, "categories": {}, "items": []}', "run `datum convert -if datumaro"),
+        ("boxes.json", '[{"image": "a", "annotations": [{"label": "b", "coordinates": {}}]}]', "CreateML JSON"),
+        ("via.csv", "filename,file_size,region_shape_attributes\n", "Export Annotations (as json)"),
+        ("train/_annotations.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n", "these are boxes, but YOLACT"),
+        ("a.xml", "<annotation><object><bndbox></bndbox></object></annotation>", "looks like a list of boxes of VOC"),
+        ("train/cells.tfrecord", "\0\1", "looks like TFRecord"),
+        ("data.yaml", "train: images\nnames: [a]\n", "looks like a YOLO data set without label files"),
+    ],
+)
+def test_known_exports_that_are_not_read_are_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    save_image(tmp_path / "images/a.jpg")
+    write(tmp_path / name, content)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        read_dataset(tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_images_without_annotations_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_image(tmp_path / f"images/{name}.jpg")
+    with pytest.raises(DataError, match="There are 2 images, but no annotations: export them"):
+        read_dataset(tmp_path)
+
+
+def test_a_folder_for_each_class_is_named(tmp_path: Path) -> None:
+    for name in ("cats/a", "dogs/b"):
+        save_image(tmp_path / f"train/{name}.jpg")
+    with pytest.raises(DataError, match=r"2 images in 2 folders, but no annotations\. If the folders are classes"):
+        read_dataset(tmp_path)
+
+
+def test_other_folders_are_told_to_check_the_source(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt", "nothing")
+    with pytest.raises(DataError, match=r"has: notes\.txt\n(?s:.*)Check data\.source\.$"):
+        read_dataset(tmp_path)
