@@ -17,7 +17,7 @@ from components.preprocess.workers import map_in_order
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import Dataset
+from yolact.formats.dataset import Dataset, ReadOptions
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
 from yolact.formats.preparation import CATEGORY, ImageSummary, Preparation, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
@@ -57,7 +57,7 @@ def run(
             annotations than ``data.max_problems`` have problems, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    dataset = read_dataset(raw_dir)
+    dataset = read_dataset(raw_dir, ReadOptions(class_names=params.data.class_names))
     _check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, params.data.classes)
     with replaced_directory(processed_dir) as folder:

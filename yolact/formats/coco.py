@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
 from yolact.formats.image_files import image_warnings, read_image_file, stored_form
 from yolact.formats.instances import Box, Instance
 from yolact.formats.problems import Problem, ProblemError, keep_problems, writable
@@ -256,7 +256,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [Files(root, Path(), tuple(path.name for path in _visible(root)))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """See `read_coco`."""
     return read_coco(_root(folders), found)
 

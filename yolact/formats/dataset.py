@@ -70,6 +70,14 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """Settings that decide how a data set is read where its files do not."""
+
+    class_names: Sequence[str] | str | None = None
+    """``data.class_names``: the classes of mask images by index, ``voc``, or None to take them from the files."""
+
+
+@dataclass(frozen=True)
 class Files:
     """Files of a data set that keep their relative paths when copied."""
 
@@ -95,5 +103,6 @@ def several_data_sets(found: Sequence[Path]) -> DataError:
     """The error for a folder with more than one data set; lists what was found of each."""
     listing = "\n".join(f"  {path}" for path in found)
     return DataError(
-        f"data.source has more than one data set:\n{listing}\nName the folder of one, or move the others elsewhere."
+        f"data.source has more than one data set:\n{listing}\nName the folder of one, such as "
+        f"data.source={found[-1]} (unpack an archive first), or move the others elsewhere."
     )

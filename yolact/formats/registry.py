@@ -10,7 +10,7 @@ from typing import Protocol
 
 from yolact.errors import DataError
 from yolact.formats import coco, sbd, voc
-from yolact.formats.dataset import Dataset, Files, several_data_sets
+from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.problems import Problem, writable
 from yolact.plugins import load_plugins
 
@@ -25,6 +25,9 @@ SHOWN_PATHS = 3
 
 SHOWN_NAMES = 10
 """Maximum number of names in a folder that a message lists."""
+
+
+DEFAULT_OPTIONS = ReadOptions()
 
 
 class Format(Protocol):
@@ -51,7 +54,7 @@ class Format(Protocol):
             DataError: there is more than one data set, or a part of it is missing.
         """
 
-    def read(self, found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+    def read(self, found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
         """Read the data set: its classes, and its images by split, which are only listed.
 
         Raises:
@@ -93,7 +96,7 @@ def dataset_files(folder: Path) -> list[Files]:
     return format.files(found, folders)
 
 
-def read_dataset(folder: Path) -> Dataset:
+def read_dataset(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> Dataset:
     """Find the annotated data set in ``folder`` and list its images, without reading them.
 
     Raises:
@@ -102,7 +105,7 @@ def read_dataset(folder: Path) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
     format, found, folders = _find(folder)
-    return _with_writable_names(format.read(found, folders))
+    return _with_writable_names(format.read(found, folders, options))
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:

@@ -17,7 +17,7 @@ import numpy as np
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import voc
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
 from yolact.formats.image_files import image_warnings, read_bytes, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
@@ -49,7 +49,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [own] if images_root == root else [own, Files(images_root, voc.TARGET, (images_folder,))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """Read the images of the lists next to ``inst``; without lists, all images with annotations there."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
 from yolact.formats.image_files import image_warnings, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
+from yolact.formats.mask_files import read_mask
 from yolact.formats.problems import ProblemError
-from yolact.formats.voc_files import read_mask, stems
+from yolact.formats.voc_files import stems
 
 NAME = "index masks"
 FOUND_BY = "the folders images and masks, and class.txt"
@@ -33,7 +34,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     return [Files(only_one(found), Path("index-masks"), ("images", "masks", "class.txt"))]
 
 
-def read(found: Sequence[Path], folders: Sequence[Path]) -> Dataset:
+def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """Images by split; `val` is empty or missing if preprocess should choose the validation images."""
     root = only_one(found)
     name = (root / "class.txt").read_text(encoding="utf-8").strip()
