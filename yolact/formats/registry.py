@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from yolact.errors import DataError
-from yolact.formats import coco, sbd, voc
+from yolact.formats import coco, numbered_masks, object_masks, sbd, voc
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.problems import Problem, writable
 from yolact.plugins import load_plugins
@@ -28,6 +28,10 @@ SHOWN_NAMES = 10
 
 
 DEFAULT_OPTIONS = ReadOptions()
+
+
+ONLY_ALONE = (numbered_masks.NAME, object_masks.NAME)
+"""Formats that are used if there is no other: exports often add folders of masks to annotations that say more."""
 
 
 class Format(Protocol):
@@ -76,7 +80,7 @@ def register_format(format: Format) -> None:
     _formats[format.NAME] = format
 
 
-for _format in (voc, sbd, coco):
+for _format in (voc, sbd, coco, numbered_masks, object_masks):
     register_format(_format)
 
 
@@ -115,6 +119,7 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     found = {name: places for name, format in _formats.items() if (places := format.find(folders))}
     included = {name for owner in found for name in _formats[owner].INCLUDES}
     found = {name: places for name, places in found.items() if name not in included}
+    found = {name: places for name, places in found.items() if name not in ONLY_ALONE} or found
     if not found:
         raise DataError(_nothing_found(folder))
     if len(found) > 1:
