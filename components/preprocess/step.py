@@ -57,7 +57,9 @@ def run(
             annotations than ``data.max_problems`` have problems, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    dataset = read_dataset(raw_dir, ReadOptions(class_names=params.data.class_names))
+    data = params.data
+    options = ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
+    dataset = read_dataset(raw_dir, options)
     _check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, params.data.classes)
     with replaced_directory(processed_dir) as folder:

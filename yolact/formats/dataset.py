@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from yolact.errors import DataError
 from yolact.formats.image_files import ImageFile
 from yolact.formats.instances import Instance
 from yolact.formats.problems import Problem
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Settings for what the files of a data set do not decide; the defaults detect it."""
+
+    annotations: Sequence[str] | Mapping[Split, Sequence[str]] | None = None
+    """Annotation files to read: paths or patterns (``*``) below the source, in all or by split; None: detect them."""
+    crowds: Literal["auto", "objects", "regions"] = "auto"
+    """What COCO's ``iscrowd`` means: ``objects`` reads such rows as objects, ``regions`` as crowd regions."""
+    splits: Sequence[Split] = ("train", "val")
+    """Splits to read; files of others are left out."""
+    class_names: Sequence[str] | str | None = None
+    """Classes of mask images by index, ``voc`` for VOC's own, or None to take them from the files."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +45,13 @@ class AnnotatedImage:
     """Objects that cannot be used, one problem each; the image is used without them."""
     has_xml: bool | None = None
     """Whether there is an annotation XML; None in formats without XML."""
+    upright: bool | None = None
+    """Whether the masks' frame is known to be the upright image; None if only sizes can decide."""
 
     @property
     def drawn_upright(self) -> bool:
-        """Whether the masks' frame is the upright image; if sizes do not decide, it is the image as stored."""
-        return (self.width, self.height) != self.image.stored_size
+        """Whether the masks' frame is the upright image; if nothing decides, it is the image as stored."""
+        return (self.width, self.height) != self.image.stored_size if self.upright is None else self.upright
 
 
 class ImageSource(Protocol):
@@ -67,14 +85,8 @@ class Dataset:
     """Orphan annotations: they belong to no image, so it is unknown which image lacks them."""
     warnings: Sequence[Problem] = ()
     """Irregularities of the data set as a whole."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Settings that decide how a data set is read where its files do not."""
-
-    class_names: Sequence[str] | str | None = None
-    """``data.class_names``: the classes of mask images by index, ``voc``, or None to take them from the files."""
+    source_category_ids: Mapping[int, Any] = field(default_factory=dict)
+    """The source's own category ids, by category id; empty if they are the same."""
 
 
 @dataclass(frozen=True)

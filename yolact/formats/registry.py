@@ -27,9 +27,6 @@ SHOWN_NAMES = 10
 """Maximum number of names in a folder that a message lists."""
 
 
-DEFAULT_OPTIONS = ReadOptions()
-
-
 ONLY_ALONE = (numbered_masks.NAME, object_masks.NAME)
 """Formats that are used if there is no other: exports often add folders of masks to annotations that say more."""
 
@@ -100,7 +97,7 @@ def dataset_files(folder: Path) -> list[Files]:
     return format.files(found, folders)
 
 
-def read_dataset(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> Dataset:
+def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     """Find the annotated data set in ``folder`` and list its images, without reading them.
 
     Raises:
@@ -109,7 +106,7 @@ def read_dataset(folder: Path, options: ReadOptions = DEFAULT_OPTIONS) -> Datase
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
     format, found, folders = _find(folder)
-    return _with_writable_names(format.read(found, folders, options))
+    return _with_writable_names(format.read(found, folders, options or ReadOptions()))
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:

@@ -42,8 +42,11 @@ class MirrorsConfig(Section):
     """SBD's ``benchmark.tgz``."""
 
 
+Name = Annotated[str, Field(min_length=1)]
+
+
 class DataConfig(Section):
-    source: Annotated[str, Field(min_length=1)]
+    source: Name
     """Source of the raw data; see `yolact_ops.sources.data_source` for its forms."""
     mirrors: MirrorsConfig
     classes: list[str] | dict[str, str] | None
@@ -51,6 +54,12 @@ class DataConfig(Section):
     renames classes, and merges those with the same new name. Objects of other classes are dropped."""
     class_names: list[str] | Literal["voc"] | None
     """Classes of mask images by index, from 1; ``voc`` for VOC's 20; None: from the files."""
+    annotations: list[Name] | dict[Literal["train", "val", "test"], list[Name]] | None
+    """Annotation files to read, if the source has several: paths or patterns (``*``) below it, in all or by split.
+    None: those that their names and folders indicate."""
+    crowds: Literal["auto", "objects", "regions"]
+    """What COCO's ``iscrowd`` marks: objects, as tools for brush masks write them, or crowd regions; ``auto``: objects
+    if more than half of a file's annotations have it."""
     max_side: NonNegativeInt
     """Maximum length of an image's longer side, pixels; preprocess reduces larger images and masks. 0: no limit."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -67,6 +76,13 @@ class DataConfig(Section):
         if 0 < max_side < MIN_IMAGE_SIDE:
             raise ValueError(f"must be 0 (never reduce) or at least {MIN_IMAGE_SIDE} pixels")
         return max_side
+
+    @field_validator("annotations", mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, paths: object) -> object:
+        if isinstance(paths, dict):
+            return {split: [path] if isinstance(path, str) else path for split, path in paths.items()}
+        return [paths] if isinstance(paths, str) else paths
 
     @field_validator("classes", mode="before")
     @classmethod
