@@ -23,6 +23,9 @@ CLASS_LISTS = ("class_names.txt", "labelmap.txt", "labels.txt", "classes.txt")
 MAX_CLASSES = 254
 """An 8-bit mask has the indices 1 to 254; 0 is background, 255 void."""
 
+MAX_LINE = 1000
+"""Maximum length of a line; a longer one is no name."""
+
 IGNORED = "__ignore__"
 """labelme2voc's name of regions that it draws as void; its ``labels.txt`` begins with it."""
 
@@ -106,6 +109,9 @@ def read_class_list(path: Path) -> MaskClasses:
     """
     lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
     lines = [(number, line.strip()) for number, line in lines if not line.lstrip().startswith("#")]
+    for number, line in lines:
+        if len(line) > MAX_LINE:
+            raise DataError(f"{path}, line {number}: {line[:80]!r}… is no class name. Write one name per line.")
     if not lines:
         raise DataError(f"{path}: names no class. Write one name per line, in the order of the masks' indices.")
     matches = [_COLOURED.fullmatch(line) for _, line in lines]

@@ -76,7 +76,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
         for image, (mask,) in pair.masks_of.items():
             names = image_name(pair, root, image), image_file(pair, root, image), mask_file(pair, root, mask)
             sources.append(NumberedImage(root, *names))
-    splits.pop("test", None)
+    splits = {split: found_sources for split, found_sources in splits.items() if split in options.splits}
     sources = [source for found_sources in splits.values() for source in found_sources]
     warnings += _doubts(root, pairs, [source.mask_file for source in sources], named=classes is not None)
     if classes is None:

@@ -71,7 +71,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
             mask_files = tuple(mask_file(pair, root, mask) for mask in masks)
             image_id, file = image_name(pair, root, image), image_file(pair, root, image)
             sources.append(ObjectMasksImage(root, image_id, file, mask_files, names))
-    splits.pop("test", None)
+    splits = {split: found_sources for split, found_sources in splits.items() if split in options.splits}
     sources = [source for found_sources in splits.values() for source in found_sources]
     if classes is None:
         warnings += [unnamed_class(root), *_words([mask for source in sources for mask in source.mask_files])]

@@ -115,7 +115,9 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     known = {unicodedata.normalize("NFC", name) for name in stems_below(root / IMAGES, *IMAGE_SUFFIXES)}
     ids: dict[str, list[str]] = {}
     for place in LIST_FOLDERS:
-        ids = ids or image_lists(root / place, lambda image_id: unicodedata.normalize("NFC", image_id) in known)
+        ids = ids or image_lists(
+            root / place, lambda image_id: unicodedata.normalize("NFC", image_id) in known, options.splits
+        )
     warnings: list[Problem] = []
     if not ids:
         warnings += _unknown_lists(root)

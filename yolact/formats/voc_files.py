@@ -70,19 +70,22 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def image_lists(folder: Path, has_image: Callable[[str], bool]) -> dict[str, list[str]]:
+def image_lists(
+    folder: Path, has_image: Callable[[str], bool], splits: Sequence[str] = ("train", "val")
+) -> dict[str, list[str]]:
     """Image ids by split, from the lists of ``train`` and ``val``, or else a list of both; empty without lists.
 
     Args:
         folder: folder of the lists; see `list_files` for their names.
         has_image: whether an id has an image.
+        splits: the splits to read.
 
     Raises:
         DataError: there are two lists of one split, or see `read_image_list`.
     """
     lists = list_files(folder)
     if "train" in lists or "val" in lists:
-        names = [name for name in ("train", "val") if name == "train" or name in lists]
+        names = [name for name in splits if name == "train" or name in lists]
         return {name: read_image_list(lists.get(name, folder / f"{name}.txt"), name, has_image) for name in names}
     return {"train": read_image_list(lists["all"], "train", has_image)} if "all" in lists else {}
 
