@@ -18,7 +18,7 @@ from yolact.formats.dataset import Files, ReadOptions
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.mask_classes import MaskClasses, class_lists, numbered_classes, read_class_lists
 from yolact.formats.problems import Problem
-from yolact.formats.voc_files import SPLIT_OF_LIST, find_file, stems_below
+from yolact.formats.voc_files import SPLIT_OF_LIST, find_file, stems, stems_below
 
 IMAGE_FOLDERS = ("pngimages", "jpegimages", "images", "image", "imgs", "img")
 """Names of folders of images, in any letter case."""
@@ -94,6 +94,14 @@ def _owner(mask: str, images: set[str]) -> str | None:
     """The image whose name a mask's name begins with, up to a separator; the longest such name."""
     ends = [len(mask), *sorted((match.start() for match in re.finditer(r"[/_. -]", mask)), reverse=True)]
     return next((mask[:end] for end in ends if mask[:end] in images), None)
+
+
+def class_masks(folders: Sequence[Path]) -> Path | None:
+    """A folder with Roboflow's export "Semantic Segmentation Masks", which has no objects, if there is one."""
+    for folder in folders:
+        if (folder / "_classes.csv").is_file() and any(name.endswith("_mask") for name in stems(folder, ".png")):
+            return folder
+    return None
 
 
 def common_root(pairs: Sequence[MaskedImages]) -> Path:

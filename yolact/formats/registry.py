@@ -11,6 +11,7 @@ from typing import Protocol
 from yolact.errors import DataError
 from yolact.formats import coco, numbered_masks, object_masks, sbd, voc
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
+from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
 from yolact.plugins import load_plugins
 
@@ -118,14 +119,19 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     found = {name: places for name, places in found.items() if name not in included}
     found = {name: places for name, places in found.items() if name not in ONLY_ALONE} or found
     if not found:
-        raise DataError(_nothing_found(folder))
+        raise DataError(_nothing_found(folder, folders))
     if len(found) > 1:
         raise several_data_sets([path for places in found.values() for path in places[:SHOWN_PATHS]])
     [(name, places)] = found.items()
     return _formats[name], places, folders
 
 
-def _nothing_found(folder: Path) -> str:
+def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
+    if semantic := class_masks(folders):
+        return (
+            f"{semantic}: this looks like Roboflow's export of semantic segmentation masks (_classes.csv and "
+            "*_mask.png). Such masks do not say where one object ends and the next begins: export COCO segmentation."
+        )
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())

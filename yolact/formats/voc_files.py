@@ -42,6 +42,9 @@ SPLIT_OF_LIST = {
 
 _TWO_PATHS = re.compile(r"(?P<image>\S.*?\.(?:jpe?g|png|bmp|webp|tiff?))[\s,;|]+(?P<mask>\S.*\.png)", re.IGNORECASE)
 
+MAX_LINE = 4096
+"""Maximum length of a list's line, as of a path on Linux."""
+
 MAX_FOLDERS = 5
 """Maximum depth of folders in the folder of images or masks."""
 
@@ -167,6 +170,8 @@ def _is_class_list(lines: Sequence[str], has_image: Callable[[str], bool]) -> bo
 
 def _listed_id(line: str, has_image: Callable[[str], bool]) -> str:
     """The image id of a line that is not the id itself; raises ValueError with the reason if it names none."""
+    if len(line) > MAX_LINE:
+        raise ValueError("is too long for a name")
     columns = _TWO_PATHS.fullmatch(line)
     path = PurePosixPath((columns["image"] if columns else line).replace("\\", "/"))
     if columns and (mask := PurePosixPath(columns["mask"].replace("\\", "/")).stem) != path.stem:

@@ -231,3 +231,11 @@ def test_masks_beside_another_format_are_not_a_second_data_set(tmp_path: Path) -
     root = numbered(tmp_path / "set")
     put(root / "annotations.json", '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "part"}]}')
     assert read_dataset(root).format == "COCO"
+
+
+def test_roboflows_semantic_masks_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "train/a.jpg", photo())
+    put(tmp_path / "train/a_mask.png", IMAGES[0].classes())
+    put(tmp_path / "train/_classes.csv", "Pixel Value, Class\n0, background\n1, bolt\n")
+    with pytest.raises(DataError, match=r"looks like Roboflow's export of semantic segmentation masks.*export COCO"):
+        read_dataset(tmp_path)

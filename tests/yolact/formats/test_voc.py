@@ -598,8 +598,10 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"a\n../b\n", "line 2: '../b' is a path"),
         (b"JPEGImages/a.jpg SegmentationClass/b.png\n", "pairs the image 'a' with the mask 'b'"),
         (b"a\tb\n", "line 1: 'a\\tb' contains a tab"),
+        (b"a.jpg " * 20_000, "is too long for a name"),
         (b"\xff\xfea\x00", "not a UTF-8 text file"),
     ],
+    ids=range(9),
 )
 def test_invalid_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
     voc.put("ImageSets/Segmentation/train.txt", text)
