@@ -51,6 +51,8 @@ class MaskClasses:
     """The index of each class in the masks."""
     colours: Mapping[int, int] = field(default_factory=dict)
     """Index in the masks by colour (0xRRGGBB), 0 for the background; empty: VOC's palette."""
+    coloured_in: str = "labelmap.txt"
+    """Name of the list that has or may have the colours, for messages."""
     origin: str = "VOC's 20"
     """Where the classes come from, for messages: a file's name, or the setting."""
     void_is_class: bool = False
@@ -182,7 +184,7 @@ def _with_colours(path: Path, lines: list[tuple[int, re.Match[str]]]) -> MaskCla
     colours.setdefault(0, 0)
     if background in colour_of:
         colours[colour_of[background]] = 0
-    return replace(found, colours=colours)
+    return replace(found, colours=colours, coloured_in=path.name)
 
 
 def _is_background(name: str, known: Sequence[str] = BACKGROUND_NAMES) -> bool:
@@ -221,4 +223,4 @@ def chosen_classes(setting: Sequence[str] | str, listed: MaskClasses | None) -> 
             f"data.class_names has {len(names.names)} names, but {listed.origin} has colours of {len(listed.names)} "
             f"classes: {', '.join(listed.names)}. Name each of them, in this order."
         )
-    return replace(names, colours=listed.colours)
+    return replace(names, colours=listed.colours, coloured_in=listed.coloured_in)

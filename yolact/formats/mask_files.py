@@ -28,14 +28,16 @@ GREY, PALETTE = 0, 3
 """Colour types of a PNG (PNG specification, section 11.2.2)."""
 
 
-def read_mask(root: Path, file: str, colours: Mapping[int, int] | None = None, named_in: str = "") -> np.ndarray:
+def read_mask(
+    root: Path, file: str, colours: Mapping[int, int] | None = None, named_in: str = "labelmap.txt"
+) -> np.ndarray:
     """Read a mask PNG of 8-bit indices, with a palette or in grey, or of colours that each mean an index.
 
     Args:
         root: the data set's folder.
         file: the mask, relative to ``root``.
         colours: index by colour (0xRRGGBB), as a class list names them; None or empty: VOC's palette.
-        named_in: name of that class list, for messages.
+        named_in: name of the class list that has or may have colours, for messages; empty: the mask shows objects.
 
     Returns:
         (H, W) uint8 indices.
@@ -68,7 +70,7 @@ def read_numbers(root: Path, file: str) -> np.ndarray:
     if colour_type == GREY and depth == 16:
         load_image(image, file)
         return np.asarray(image).astype(np.uint16)
-    return read_mask(root, file)
+    return read_mask(root, file, named_in="")
 
 
 def read_object(root: Path, file: str) -> np.ndarray:
@@ -165,25 +167,28 @@ def _indices_of_colours(pixels: np.ndarray, file: str, colours: Mapping[int, int
     if unknown:
         counts = np.bincount(inverse, weights=lengths).astype(np.int64)
         found = {int(used[place]): int(counts[place]) for place in unknown}
-        raise ProblemError([_unknown_colours(file, found, codes.size, named_in if colours else "")])
+        raise ProblemError([_unknown_colours(file, found, codes.size, named_in, listed=bool(colours))])
     indices = np.array([known[code] for code in used.tolist()], dtype=np.uint8)
     return np.repeat(indices[inverse], lengths).reshape(pixels.shape[:2])
 
 
-def _unknown_colours(file: str, found: Mapping[int, int], size: int, named_in: str) -> Problem:
+def _unknown_colours(file: str, found: Mapping[int, int], size: int, named_in: str, *, listed: bool) -> Problem:
     """The problem of colours that mean no index; ``found`` has the pixels by colour."""
     most = sorted(found, key=lambda code: (-found[code], code))[:SHOWN_COLOURS]
     shown = ", ".join(f"{code >> 16},{code >> 8 & 255},{code & 255} ({found[code]} pixels)" for code in most)
     more = f" and {len(found) - len(most)} more" if len(found) > len(most) else ""
-    if named_in:
-        what, way = f"{named_in} does not name", f"add them to {named_in}"
+    if listed:
+        what, way = f"that {named_in} does not name", f"add them to {named_in}"
+    elif named_in:
+        what = "not in VOC's palette"
+        way = f"list the classes with their colours in {named_in}, one such as bolt:250,50,83:: per line"
     else:
-        what = "are not in VOC's palette"
-        way = "list the classes with their colours in labelmap.txt, one such as bolt:250,50,83:: per line"
+        what, way = "not in VOC's palette", "save the number of each object (1, 2, …) as 8-bit palette or grey"
     pixels = sum(found.values())
     if len(found) > MANY_COLOURS:
         way += "; so many colours come from smoothed edges: save masks without smoothing, and never as JPEG"
-    reason = f"has {len(found)} colours on {pixels} of {size} pixels that {what}: {shown}{more}; {way}"
+    number = f"{len(found)} colours" if len(found) > 1 else "a colour"
+    reason = f"has {number} on {pixels} of {size} pixels {what}: {shown}{more}; {way}"
     return Problem(file, reason, "mask with unknown colours")
 
 

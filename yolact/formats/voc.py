@@ -294,7 +294,7 @@ def _used(folder: VocFolder, image_ids: Sequence[str], classes: MaskClasses = VO
 
     def indices(image_id: str) -> list[int]:
         try:
-            mask = read_mask(folder.root, folder.class_file(image_id), classes.colours, classes.origin)
+            mask = read_mask(folder.root, folder.class_file(image_id), classes.colours, classes.coloured_in)
         except ProblemError:
             return []  # reported when the image is read
         return np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]).tolist()
@@ -428,8 +428,8 @@ def read_voc_image(folder: VocFolder, image_id: str, classes: MaskClasses = VOC_
     object_file, class_file, xml_file = (
         find(image_id) for find in (folder.object_file, folder.class_file, folder.xml_file)
     )
-    object_mask = keep_problems(problems, lambda: read_mask(root, object_file))
-    class_mask = keep_problems(problems, lambda: read_mask(root, class_file, classes.colours, classes.origin))
+    object_mask = keep_problems(problems, lambda: read_mask(root, object_file, named_in=""))
+    class_mask = keep_problems(problems, lambda: read_mask(root, class_file, classes.colours, classes.coloured_in))
     annotation = keep_problems(problems, lambda: read_annotation(root, xml_file))
     if image is not None:
         masks = {object_file: object_mask, class_file: class_mask}

@@ -458,7 +458,7 @@ def transparent_png() -> bytes:
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
         (png(OBJECTS)[:60], "replace the file"),
-        (png(voc_palette()[OBJECTS] + np.uint8(1), mode="RGB"), "has 4 colours on 48 of 48 pixels that are not in VOC"),
+        (png(voc_palette()[OBJECTS] + np.uint8(1), mode="RGB"), "has 4 colours on 48 of 48 pixels not in VOC"),
         (transparent_png(), "has transparent pixels"),
         (grey_png(1), "is 1-bit grey"),
         (grey_png(4), "is 4-bit grey"),

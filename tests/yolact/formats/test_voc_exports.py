@@ -205,7 +205,7 @@ def test_unknown_colours_are_a_problem_that_names_them(tmp_path: Path) -> None:
     (source,) = ingested(root).splits["train"]
     pixels = int((IMAGES[0].classes() == 2).sum())
     with pytest.raises(
-        ProblemError, match=rf"img_000\.png: has 1 colours .* labelmap\.txt .*: 1,2,3 \({pixels} pixels\)"
+        ProblemError, match=rf"img_000\.png: has a colour .* labelmap\.txt .*: 1,2,3 \({pixels} pixels\)"
     ):
         source.read()
 
