@@ -26,6 +26,9 @@ MAX_CLASSES = 254
 MAX_LINE = 1000
 """Maximum length of a line; a longer one is no name."""
 
+MAX_LIST = 1_000_000
+"""Maximum size of a list, bytes."""
+
 IGNORED = "__ignore__"
 """labelme2voc's name of regions that it draws as void; its ``labels.txt`` begins with it."""
 
@@ -132,6 +135,8 @@ def read_class_list(path: Path) -> MaskClasses:
 
 
 def _text(path: Path) -> str:
+    if path.stat().st_size > MAX_LIST:
+        raise DataError(f"{path}: has more than {MAX_LIST} bytes, so it is no list of classes. Remove or rename it.")
     data = path.read_bytes()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:

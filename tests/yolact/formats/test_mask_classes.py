@@ -68,6 +68,7 @@ def test_a_background_in_another_colour_is_index_0_and_black_may_be_a_class(tmp_
         (b"bolt:1,2,3::\nnut\n", "line 2: 'nut' has no colour, but other lines do"),
         (b"b\x00lt\n", "line 1: 'b\\x00lt' is not a class name"),
         (b"bolt:" + b"9" * 400 + b",0,0::\n", "line 1: a colour has three values"),
+        (b"x\n" * 600_000, "has more than 1000000 bytes"),
         (b" x" * 40_000, "line 1: 'x x x"),
         (b"\xffbolt", "not a UTF-8 text file"),
         (
@@ -75,6 +76,7 @@ def test_a_background_in_another_colour_is_index_0_and_black_may_be_a_class(tmp_
             "names 255 classes, but masks have only the indices",
         ),
     ],
+    ids=range(13),
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(DataError) as caught:
