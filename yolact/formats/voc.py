@@ -323,8 +323,8 @@ def _no_names(folder: VocFolder, used: Mapping[int, int]) -> str:
     return (
         f"{root}: the masks in {folder.class_folder} have the indices {shown}, but nothing says which classes these "
         f"are: there is none of {', '.join(CLASS_LISTS)}, and no XML in Annotations that fits the masks. Either write "
-        f"the names into {lists} next to {folder.class_folder}, one per line: _background_, then those of the indices 1, "
-        f"2, …; or set data.class_names=[{names}{more}] in params.yaml; or data.class_names=voc if the indices are "
+        f"the names into {lists} next to {folder.class_folder}, one per line: _background_, then those of the indices "
+        f"1, 2, …; or set data.class_names=[{names}{more}] in params.yaml; or data.class_names=voc if the indices are "
         f"those of VOC's 20 classes ({VOC_CLASSES[0]}, {VOC_CLASSES[1]}, …)."
     )
 
