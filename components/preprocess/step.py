@@ -63,7 +63,9 @@ def run(
             no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    dataset = read_dataset(raw_dir, ReadOptions(annotations=params.data.annotations, crowds=params.data.crowds))
+    data = params.data
+    options = ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
+    dataset = read_dataset(raw_dir, options)
     _check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, params.data.classes)
     with replaced_directory(processed_dir) as folder:

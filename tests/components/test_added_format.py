@@ -35,11 +35,11 @@ def source(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     root = tmp_path / "source"
     for name in IMAGES:
-        for folder in ("images", "masks"):
+        for folder in ("images", "numbers"):
             (root / "cells" / folder / name).parent.mkdir(parents=True, exist_ok=True)
         mask = np.zeros((40, 60), dtype=np.uint8)
         mask[5:15, 5:15], mask[20:30, 30:50] = 1, 2
-        Image.fromarray(mask).save(root / f"cells/masks/{name}.png")
+        Image.fromarray(mask).save(root / f"cells/numbers/{name}.png")
         Image.fromarray(random.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(root / f"cells/images/{name}.png")
     (root / "cells/class.txt").write_text("cell\n")
     (root / "cells/notes.txt").write_text("not needed")
@@ -66,7 +66,7 @@ def run(params: Params, folder: Path) -> None:
 @pytest.mark.usefixtures("added_format")
 def test_an_added_format_is_ingested_prepared_and_reported(params: Params, tmp_path: Path) -> None:
     run(params, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "raw/index-masks").iterdir()) == ["class.txt", "images", "masks"]
+    assert sorted(path.name for path in (tmp_path / "raw/index-masks").iterdir()) == ["class.txt", "images", "numbers"]
     val = COCO(str(tmp_path / "processed/val.json"))
     assert [row["file_name"] for row in val.dataset["images"]] == ["a.png", "b.png"]
     assert val.dataset["categories"] == [{"id": 1, "name": "cell"}]
@@ -80,10 +80,10 @@ def test_an_added_format_is_ingested_prepared_and_reported(params: Params, tmp_p
 
 @pytest.mark.usefixtures("added_format")
 def test_problems_of_an_added_format_are_listed(params: Params, source: Path, tmp_path: Path) -> None:
-    Image.new("L", (9, 9)).save(source / "cells/masks/03.png")
-    with pytest.raises(DataError, match=r"masks/03\.png: is 9 x 9 pixels, but the image is 60 x 40"):
+    Image.new("L", (9, 9)).save(source / "cells/numbers/03.png")
+    with pytest.raises(DataError, match=r"numbers/03\.png: is 9 x 9 pixels, but the image is 60 x 40"):
         run(params, tmp_path)
-    assert "masks/03.png" in (tmp_path / "report/index.html").read_text()
+    assert "numbers/03.png" in (tmp_path / "report/index.html").read_text()
 
 
 def test_without_it_the_message_lists_the_known_formats_and_with_it_the_added_one(

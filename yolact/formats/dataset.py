@@ -25,6 +25,8 @@ class ReadOptions:
     """What COCO's ``iscrowd`` means: ``objects`` reads such rows as objects, ``regions`` as crowd regions."""
     splits: Sequence[Split] = ("train", "val")
     """Splits to read; files of others are left out."""
+    class_names: Sequence[str] | str | None = None
+    """Classes of mask images by index, ``voc`` for VOC's own, or None to take them from the files."""
 
 
 @dataclass(frozen=True)
@@ -113,5 +115,6 @@ def several_data_sets(found: Sequence[Path]) -> DataError:
     """The error for a folder with more than one data set; lists what was found of each."""
     listing = "\n".join(f"  {path}" for path in found)
     return DataError(
-        f"data.source has more than one data set:\n{listing}\nName the folder of one, or move the others elsewhere."
+        f"data.source has more than one data set:\n{listing}\nName the folder of one, such as "
+        f"data.source={found[-1]} (unpack an archive first), or move the others elsewhere."
     )

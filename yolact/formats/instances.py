@@ -61,7 +61,7 @@ def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int
     ends = np.append(starts[1:], flat.size)
     values = flat[starts]
     numbers = sorted(classes)
-    plain = []
+    plain: list[dict[str, Any]] = []
     for number in numbers:
         own = values == number
         edges = np.stack((starts[own], ends[own]), axis=1).ravel()
@@ -70,19 +70,19 @@ def instances_from_index_mask(object_mask: np.ndarray, classes: Mapping[int, int
     if not plain:
         return []
     encoded = mask_utils.frPyObjects(plain, height, width)
+    # mask_utils.area fails for more than 255 masks (with NumPy 2); the odd runs are the object's.
+    areas = [int(np.sum(rle["counts"][1::2])) for rle in plain]
     return [
         Instance(
             number=number,
             class_index=classes[number],
             box=(int(box[0]), int(box[1]), int(box[2]), int(box[3])),
-            area=int(area),
+            area=area,
             height=height,
             width=width,
             counts=rle["counts"].decode("ascii"),
         )
-        for number, rle, box, area in zip(
-            numbers, encoded, mask_utils.toBbox(encoded), mask_utils.area(encoded), strict=True
-        )
+        for number, rle, box, area in zip(numbers, encoded, mask_utils.toBbox(encoded), areas, strict=True)
     ]
 
 

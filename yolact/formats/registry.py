@@ -9,8 +9,20 @@ from pathlib import Path
 from typing import Protocol
 
 from yolact.errors import DataError
-from yolact.formats import coco, cvat, labelme, sbd, supervisely, via, voc, yolo
+from yolact.formats import (
+    coco,
+    cvat,
+    labelme,
+    numbered_masks,
+    object_masks,
+    sbd,
+    supervisely,
+    via,
+    voc,
+    yolo,
+)
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
+from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
 from yolact.formats.unread import looks_like
 from yolact.plugins import load_plugins
@@ -28,6 +40,10 @@ SHOWN_PATHS = 3
 
 SHOWN_NAMES = 10
 """Maximum number of names in a folder that a message lists."""
+
+
+ONLY_ALONE = (numbered_masks.NAME, object_masks.NAME)
+"""Formats that are used if there is no other: exports often add folders of masks to annotations that say more."""
 
 
 class Format(Protocol):
@@ -81,7 +97,7 @@ def register_format(format: Format) -> None:
     _formats[format.NAME] = format
 
 
-for _format in (voc, sbd, coco, yolo, labelme, via, cvat, supervisely):
+for _format in (voc, sbd, coco, yolo, labelme, via, cvat, supervisely, numbered_masks, object_masks):
     register_format(_format)
 
 
@@ -120,6 +136,7 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     found = {name: places for name, format in _formats.items() if (places := format.find(folders))}
     included = {name for owner in found for name in _formats[owner].INCLUDES}
     found = {name: places for name, places in found.items() if name not in included}
+    found = {name: places for name, places in found.items() if name not in ONLY_ALONE} or found
     if not found:
         raise DataError(_nothing_found(folder, folders))
     if len(found) > 1:
@@ -129,6 +146,11 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
 
 
 def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
+    if semantic := class_masks(folders):
+        return (
+            f"{semantic}: this looks like Roboflow's export of semantic segmentation masks (_classes.csv and "
+            "*_mask.png). Such masks do not say where one object ends and the next begins: export COCO segmentation."
+        )
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())

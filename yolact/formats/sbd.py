@@ -53,7 +53,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     """Read the images of the lists next to ``inst``; without lists, all images with annotations there."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
-    ids = image_lists(root, partial(has_image, images_root, images_folder))
+    ids = image_lists(root, partial(has_image, images_root, images_folder), options.splits)
     warnings: list[Problem] = []
     if not ids:
         ids = {"train": stems(root / "inst", ".mat")}

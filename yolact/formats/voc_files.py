@@ -1,8 +1,7 @@
-"""Read the files of the PASCAL VOC 2012 devkit: image lists, masks and XML. Semantic Boundaries has the same lists."""
+"""Read the files of the PASCAL VOC 2012 devkit: image lists and XML. Semantic Boundaries has the same lists."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import logging
 import os
@@ -11,26 +10,43 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import defusedxml.ElementTree
-import numpy as np
 from defusedxml import DefusedXmlException
-from PIL import Image
 
-from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats.image_files import IMAGE_SUFFIXES, load_image, open_image, read_bytes, stored_form
+from yolact.formats.image_files import IMAGE_SUFFIXES, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.palette import voc_palette
-
-VOID = 255
-"""Index of the border around objects in SegmentationClass and SegmentationObject, which belongs to no class."""
 
 log = logging.getLogger(__name__)
 
 SEGMENTATION_SETS = "ImageSets/Segmentation"
+
+IMAGES = "JPEGImages"
+"""Name of the folder of images."""
+
+SPLIT_OF_LIST = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "trainval": "all",
+    "default": "all",
+}
+"""Split by the word in a list's name; ``default`` is CVAT's name of images without a subset."""
+
+_TWO_PATHS = re.compile(r"(?P<image>\S.*?\.(?:jpe?g|png|bmp|webp|tiff?))[\s,;|]+(?P<mask>\S.*\.png)", re.IGNORECASE)
+
+MAX_LINE = 4096
+"""Maximum length of a list's line, as of a path on Linux."""
+
+MAX_FOLDERS = 5
+"""Maximum depth of folders in the folder of images or masks."""
 
 MAX_COORDINATE = 1_000_000
 """Pixels; an XML box with a larger coordinate is a mistake (and its area might overflow)."""
@@ -40,8 +56,8 @@ MAX_COORDINATE = 1_000_000
 class VocObject:
     """One ``<object>`` of an annotation XML."""
 
-    class_index: int
-    """1 to 20."""
+    name: str
+    """The class."""
     box: tuple[float, float, float, float]
     """xyxy, pixels from 0, right and lower edge exclusive."""
     difficult: bool
@@ -57,34 +73,63 @@ class VocAnnotation:
     objects: tuple[VocObject, ...]
 
 
-def image_lists(folder: Path, has_image: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Image ids by split, from ``train.txt`` and ``val.txt``, or else ``trainval.txt``; empty without lists.
+def image_lists(
+    folder: Path, has_image: Callable[[str], bool], splits: Sequence[str] = ("train", "val")
+) -> dict[str, list[str]]:
+    """Image ids by split, from the lists of ``train`` and ``val``, or else a list of both; empty without lists.
 
     Args:
-        folder: folder of the lists.
+        folder: folder of the lists; see `list_files` for their names.
         has_image: whether an id has an image.
+        splits: the splits to read.
 
     Raises:
-        DataError: see `read_image_list`.
+        DataError: there are two lists of one split, or see `read_image_list`.
     """
-    if (folder / "val.txt").is_file() or (folder / "train.txt").is_file():
-        names = [name for name in ("train", "val") if name == "train" or (folder / "val.txt").is_file()]
-        return {name: read_image_list(folder / f"{name}.txt", name, has_image) for name in names}
-    if (folder / "trainval.txt").is_file():
-        return {"train": read_image_list(folder / "trainval.txt", "train", has_image)}
-    return {}
+    lists = list_files(folder)
+    if "train" in lists or "val" in lists:
+        names = [name for name in splits if name == "train" or name in lists]
+        return {name: read_image_list(lists.get(name, folder / f"{name}.txt"), name, has_image) for name in names}
+    return {"train": read_image_list(lists["all"], "train", has_image)} if "all" in lists else {}
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """The lists in a folder by split: ``train``, ``val``, ``test``, and ``all`` for undivided ones.
+
+    Names are compared in lower case: ``train.txt`` is preferred to synonyms (CVAT's ``Validation.txt``), these to
+    longer names (PaddleSeg's ``train_list.txt``).
+
+    Raises:
+        DataError: two lists of one split are equally good.
+    """
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+        stem, suffix = os.path.splitext(name.casefold())
+        if suffix == ".txt" and not name.startswith(".") and (folder / name).is_file():
+            words = [SPLIT_OF_LIST[word] for word in re.findall("[a-z]+", stem) if word in SPLIT_OF_LIST]
+            if len(set(words)) == 1:
+                rank = 0 if stem == words[0] else 1 if stem in SPLIT_OF_LIST else 2
+                found.setdefault(words[0], []).append((rank, folder / name))
+    for split, ranked in found.items():
+        best = [path.name for rank, path in ranked if rank == min(ranked)[0]]
+        if len(best) > 1:
+            raise DataError(f"{folder}: {' and '.join(best)} are both lists of split {split!r}. Keep one of them.")
+    return {split: min(ranked)[1] for split, ranked in found.items()}
 
 
 def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) -> list[str]:
     """Read a split's image ids, one per line, in the file's order and Unicode's composed form (NFC).
 
+    A line may also be a path of the image, or paths of image and mask, as PaddleSeg and MMSegmentation write them.
+
     Args:
         path: the file.
         split: name of the split, for messages.
-        has_image: whether an id has an image; distinguishes a class list from ids that end in a number.
+        has_image: whether an id has an image; distinguishes a class list from ids that end in a number, and ids with
+            folders from paths.
 
     Raises:
-        DataError: the file is missing, empty or not UTF-8, or a line is repeated or not an id.
+        DataError: the file is missing, empty or not UTF-8, or a line is repeated or names no image.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -104,14 +149,15 @@ def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) ->
         )
     first_seen: dict[str, int] = {}
     for number, line in lines.items():
-        fault = _id_fault(line)
-        if fault:
+        try:
+            image_id = line if has_image(line) else _listed_id(line, has_image)
+        except ValueError as error:
             raise DataError(
-                f"{path}, line {number}: {line[:80]!r} {fault}. Write one id per line, such as 2007_000032."
-            )
-        if line in first_seen:
-            raise DataError(f"{path}, line {number}: {line!r} is already on line {first_seen[line]}. Remove one.")
-        first_seen[line] = number
+                f"{path}, line {number}: {line[:80]!r} {error}. Write one id per line, such as 2007_000032."
+            ) from None
+        if image_id in first_seen:
+            raise DataError(f"{path}, line {number}: {line!r} is already on line {first_seen[image_id]}. Remove one.")
+        first_seen[image_id] = number
     return list(first_seen)
 
 
@@ -122,15 +168,25 @@ def _is_class_list(lines: Sequence[str], has_image: Callable[[str], bool]) -> bo
     return any(has_image(line.rsplit(maxsplit=1)[0]) for line in lines) and not any(has_image(line) for line in lines)
 
 
-def _id_fault(line: str) -> str | None:
-    """Why a line of a split file is not an image id; None if it is one."""
-    if "/" in line or "\\" in line or line in (".", ".."):
-        return "is a path, not an id"
-    if line.lower().endswith(IMAGE_SUFFIXES):
-        return "has a file suffix, but an id has none"
-    if not line.isprintable():
-        return "contains a tab or another control character"
-    return None
+def _listed_id(line: str, has_image: Callable[[str], bool]) -> str:
+    """The image id of a line that is not the id itself; raises ValueError with the reason if it names none."""
+    if len(line) > MAX_LINE:
+        raise ValueError("is too long for a name")
+    columns = _TWO_PATHS.fullmatch(line)
+    path = PurePosixPath((columns["image"] if columns else line).replace("\\", "/"))
+    if columns and (mask := PurePosixPath(columns["mask"].replace("\\", "/")).stem) != path.stem:
+        raise ValueError(f"pairs the image {path.stem!r} with the mask {mask!r}, but both need the same name")
+    parts = [part for part in path.parts if part not in ("/", ".")]
+    if not parts or ".." in parts:
+        raise ValueError("is a path that leaves the folder of images")
+    if not line.isprintable() and not columns:
+        raise ValueError("contains a tab or another control character")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        parts[-1] = path.stem
+    if IMAGES in parts:
+        parts = parts[parts.index(IMAGES) + 1 :] or parts
+    tails = ["/".join(parts[start:]) for start in range(len(parts))]
+    return next((tail for tail in tails if has_image(tail)), tails[0])
 
 
 def stems(folder: Path, *suffixes: str) -> list[str]:
@@ -141,10 +197,20 @@ def stems(folder: Path, *suffixes: str) -> list[str]:
     return sorted({stem for stem, suffix in names if suffix.lower() in suffixes})
 
 
+def stems_below(folder: Path, *suffixes: str) -> list[str]:
+    """As `stems`, with the files of the folders below, whose names are part of theirs: ``cam0/img_001``."""
+    found = []
+    for place, folders, _ in os.walk(folder, followlinks=True):
+        inner = Path(place).relative_to(folder)
+        folders[:] = [name for name in folders if not name.startswith(".")] if len(inner.parts) < MAX_FOLDERS else []
+        found += [(inner / stem).as_posix() for stem in stems(Path(place), *suffixes)]
+    return sorted(found)
+
+
 def unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
     """A warning about a folder's images without annotations, for data sets without image lists."""
     known = {unicodedata.normalize("NFC", name) for name in used}
-    unused = [name for name in stems(folder, *IMAGE_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
+    unused = [name for name in stems_below(folder, *IMAGE_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
     if not unused:
         return []
     reason = (
@@ -152,7 +218,7 @@ def unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Probl
         "useful for training too: give them empty annotations"
     )
     log.warning("%s: %s", folder, reason)
-    return [Problem(folder.name, reason)]
+    return [Problem(folder.name, reason, "images without annotations")]
 
 
 def has_image(root: Path, folder: str, image_id: str) -> bool:
@@ -194,59 +260,14 @@ def find_image(root: Path, folder: str, image_id: str) -> str:
     if file is not None:
         return file
     reason = f"no such image (nor {', '.join(IMAGE_SUFFIXES[1:])}); add it, or remove the id from the split file"
-    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason)])
-
-
-def read_mask(root: Path, file: str) -> np.ndarray:
-    """Read a mask PNG of 8-bit indices, with a palette or in grey.
-
-    Returns:
-        (H, W) uint8 indices.
-
-    Raises:
-        ProblemError: the file is missing or damaged, or has colours or renumbered indices.
-    """
-    data = read_bytes(root, file, "each image needs its mask; draw it, or remove the id from the split file")
-    image = open_image(data, file, ("PNG",))
-    # Bit depth and colour type from the PNG's header chunk IHDR (PNG specification, section 11.2.2):
-    # Pillow scales grey of fewer bits to 0 to 255 and reports it as 8-bit.
-    depth, colour_type = data[24], data[25]
-    if not (colour_type == 3 or (colour_type == 0 and depth == 8)):
-        kind = f"{depth}-bit grey" if colour_type == 0 else f"a colour image or has transparency ({image.mode})"
-        reason = (
-            f"is {kind}, but a mask has one 8-bit index per pixel; convert each colour to its index and save "
-            "the PNG as 8-bit palette (Pillow mode P) or 8-bit grey (mode L)"
-        )
-        raise ProblemError([Problem(file, reason)])
-    load_image(image, file)
-    mask = np.asarray(image)
-    if image.mode == "P" and _is_renumbered(image, mask):
-        reason = (
-            "has VOC's colours under other indices, as an editor does that rebuilds the palette; "
-            "save it with VOC's own palette of 256 colours, which restores the indices"
-        )
-        raise ProblemError([Problem(file, reason)])
-    return mask
-
-
-def _is_renumbered(image: Image.Image, mask: np.ndarray) -> bool:
-    """Whether all used colours of a palette image are VOC's, but not all at VOC's indices."""
-    palette = np.array(image.getpalette("RGB") or [], dtype=np.uint8).reshape(-1, 3)  # (up to 256, 3)
-    official = voc_palette()
-    if np.array_equal(palette, official[: len(palette)]):
-        return False
-    used = np.flatnonzero(np.bincount(mask.ravel()))
-    if used[-1] >= len(palette) or np.array_equal(palette[used], official[used]):
-        return False
-    known = {tuple(colour) for colour in official.tolist()}
-    return all(tuple(colour) in known for colour in palette[used].tolist())
+    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason, "missing image")])
 
 
 def read_annotation(root: Path, file: str) -> VocAnnotation | None:
     """Read an annotation XML; None if there is none.
 
     Raises:
-        ProblemError: it is not XML, has a document type definition, or an object has no known class or no box.
+        ProblemError: it is not XML, has a document type definition, or an object has no box.
     """
     if not os.path.lexists(root / file):
         return None
@@ -255,13 +276,13 @@ def read_annotation(root: Path, file: str) -> VocAnnotation | None:
         tree = defusedxml.ElementTree.fromstring(data, forbid_dtd=True)
     except DefusedXmlException:
         reason = "has a document type definition (<!DOCTYPE>), which can hide attacks; remove it"
-        raise ProblemError([Problem(file, reason)]) from None
+        raise ProblemError([Problem(file, reason, "XML that cannot be read")]) from None
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ProblemError([Problem(file, f"is not well-formed XML ({error}); correct or remove it")]) from None
+        reason = f"is not well-formed XML ({error}); correct or remove it"
+        raise ProblemError([Problem(file, reason, "XML that cannot be read")]) from None
     if tree.tag != "annotation":
-        raise ProblemError(
-            [Problem(file, f"begins with <{tree.tag}>, not <annotation>; replace it by the VOC annotation")]
-        )
+        reason = f"begins with <{tree.tag}>, not <annotation>; replace it by the VOC annotation"
+        raise ProblemError([Problem(file, reason, "XML that cannot be read")])
     problems: list[Problem] = []
     objects = []
     # Only direct children: parts of a person (head, hand, foot) have names and boxes too.
@@ -276,11 +297,6 @@ def read_annotation(root: Path, file: str) -> VocAnnotation | None:
 
 def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObject:
     name = _text(element, "name")
-    if name not in VOC_CLASSES:
-        close = difflib.get_close_matches(name.lower(), VOC_CLASSES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"the classes are: {', '.join(VOC_CLASSES)}."
-        reason = f"unknown class name {name!r}; {hint} Classes of your own need the COCO format"
-        raise ProblemError([Problem(file, f"object {number}: {reason}")])
     try:
         x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
         usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE
@@ -291,9 +307,9 @@ def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObj
             f"object {number} ({name}): <bndbox> needs the numbers xmin <= xmax and ymin <= ymax, in pixels from 1; "
             "correct the box"
         )
-        raise ProblemError([Problem(file, reason)])
+        raise ProblemError([Problem(file, reason, "XML box that is none")])
     return VocObject(
-        class_index=VOC_CLASSES.index(name) + 1,
+        name=name,
         box=(x0 - 1, y0 - 1, x1, y1),  # the devkit counts from 1 and includes both ends
         difficult=_text(element, "difficult") == "1",
         truncated=_text(element, "truncated") == "1",

@@ -52,6 +52,8 @@ class DataConfig(Section):
     classes: list[str] | dict[str, str] | None
     """Classes to learn: None for all; a list selects and orders them; a mapping from the source's names to new ones
     renames classes, and merges those with the same new name. Objects of other classes are dropped."""
+    class_names: list[str] | Literal["voc"] | None
+    """Classes of mask images by index, from 1; ``voc`` for VOC's 20; None: from the files."""
     annotations: list[Name] | dict[Literal["train", "val", "test"], list[Name]] | None
     """Annotation files to read, if the source has several: paths or patterns (``*``) below it, in all or by split.
     None: those that their names and folders indicate."""
@@ -103,6 +105,15 @@ class DataConfig(Section):
         if classes is not None and (not usable or repeated):
             raise ValueError("must be null (all), a list of different names, or a mapping from names to new names")
         return classes
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _class_names_are_different(cls, names: object) -> object:
+        usable = isinstance(names, list) and names and all(isinstance(name, str) and name.strip() for name in names)
+        repeated = isinstance(names, list) and usable and len(set(names)) < len(names)
+        if names not in (None, "voc") and (not usable or repeated):
+            raise ValueError("must be null (from the files), voc, or a list of different names")
+        return names
 
 
 class RegisterConfig(Section):

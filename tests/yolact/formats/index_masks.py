@@ -1,6 +1,6 @@
-"""A data format from outside the package: ``images/NAME.png`` with ``masks/NAME.png``, index masks of objects.
+"""A data format from outside the package: ``images/NAME.png`` with ``numbers/NAME.png``, index masks of objects.
 
-All objects are of the class that ``class.txt`` names. Images in ``images/val`` and ``masks/val`` are for validation.
+All objects are of the class that ``class.txt`` names. Images in ``images/val`` and ``numbers/val`` are for validation.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from yolact.errors import DataError
 from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
 from yolact.formats.image_files import image_warnings, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
+from yolact.formats.mask_files import read_mask
 from yolact.formats.problems import ProblemError
-from yolact.formats.voc_files import read_mask, stems
+from yolact.formats.voc_files import stems
 
 NAME = "index masks"
-FOUND_BY = "the folders images and masks, and class.txt"
+FOUND_BY = "the folders images and numbers, and class.txt"
 INCLUDES: tuple[str, ...] = ()
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
     """Folders with masks and a class."""
-    return [folder for folder in folders if (folder / "masks").is_dir() and (folder / "class.txt").is_file()]
+    return [folder for folder in folders if (folder / "numbers").is_dir() and (folder / "class.txt").is_file()]
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """The files that `read` needs, without others next to them."""
-    return [Files(only_one(found), Path("index-masks"), ("images", "masks", "class.txt"))]
+    return [Files(only_one(found), Path("index-masks"), ("images", "numbers", "class.txt"))]
 
 
 def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
@@ -58,7 +59,7 @@ class MaskedImage:
     def read(self) -> AnnotatedImage:
         """Read the image and its mask."""
         image = read_image_file(self.root, f"images/{self.image_id}.png")
-        file = f"masks/{self.image_id}.png"
+        file = f"numbers/{self.image_id}.png"
         mask = read_mask(self.root, file)
         if problems := size_problems(image, {file: mask}):
             raise ProblemError(problems)

@@ -284,6 +284,7 @@ def test_masks_are_found_with_their_suffix_in_any_case(tmp_path: Path) -> None:
     put(tmp_path / "SegmentationObject/a.PNG", png(SEGMENTATION))
     put(tmp_path / "SegmentationClass/a.Png", png(SEGMENTATION))
     put(tmp_path / "Annotations/a.XML", b"<annotation/>")
+    put(tmp_path / "class_names.txt", b"_background_\nbolt\nnut\n")
     (source,) = read_dataset(tmp_path).splits["train"]
     image = source.read()
     assert [(instance.number, instance.class_index) for instance in image.instances] == [(1, 1), (2, 2)]
@@ -372,7 +373,10 @@ def test_names_that_are_not_utf_8_are_problems_with_the_fix(tmp_path: Path) -> N
 def test_two_data_sets_in_one_folder_are_refused(tmp_path: Path) -> None:
     make_voc(tmp_path / "VOC2007")
     make_voc(tmp_path / "VOC2012")
-    with pytest.raises(DataError, match=r"more than one data set:\n.*VOC2007\n.*VOC2012\nName the folder of one"):
+    with pytest.raises(
+        DataError,
+        match=r"more than one data set:\n.*VOC2007\n.*VOC2012\nName the folder of one, such as data.source=.*VOC2012 ",
+    ):
         read_dataset(tmp_path)
 
 

@@ -14,8 +14,8 @@ from scipy import ndimage
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
+from yolact.formats.mask_files import VOID
 from yolact.formats.sample import generate_sample, writer
-from yolact.formats.voc_files import VOID
 from yolact.palette import voc_palette
 from yolact.settings import SampleConfig
 

@@ -19,9 +19,11 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from yolact.errors import DataError
+from yolact.formats.dataset import AnnotatedImage
 from yolact.formats.instances import coco_annotation, instances_from_index_mask
+from yolact.formats.mask_classes import VOC_MASKS, MaskClasses
 from yolact.formats.problems import Problem, ProblemError
-from yolact.formats.voc import image_numbers, joint_histogram, object_classes, read_voc_image
+from yolact.formats.voc import VocFolder, image_numbers, joint_histogram, object_classes, read_voc_image
 from yolact.formats.voc_files import SEGMENTATION_SETS, has_image, read_image_list
 from yolact.palette import voc_palette
 
@@ -104,12 +106,21 @@ class Voc:
 
     def problems(self) -> list[str]:
         with pytest.raises(ProblemError) as caught:
-            read_voc_image(self.root, "a")
+            self.read()
         return [str(problem) for problem in caught.value.problems]
 
     def problem(self) -> str:
         (only,) = self.problems()
         return only
+
+    def dropped(self) -> str:
+        """The problem of the only object that costs itself, and not the image."""
+        (only,) = self.read().dropped
+        assert only.kind
+        return str(only)
+
+    def read(self, classes: MaskClasses = VOC_MASKS) -> AnnotatedImage:
+        return read_voc_image(VocFolder(self.root), "a", classes)
 
 
 def make_voc(folder: Path) -> Voc:
@@ -130,7 +141,7 @@ def voc(tmp_path: Path) -> Voc:
 
 
 def test_touching_instances_give_tight_boxes_areas_classes_and_masks_without_void(voc: Voc) -> None:
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     assert (image.width, image.height, image.image.file, image.has_xml) == (8, 6, "JPEGImages/a.jpg", False)
     person, dog = image.instances
     assert (person.class_index, person.box, person.area) == (PERSON, (1, 1, 3, 3), 9)
@@ -149,14 +160,14 @@ def test_instance_gets_its_majority_class_and_ignores_void(voc: Voc) -> None:
     classes[0, 1] = DOG  # 1 of 24: 4.2 percent, a slip
     voc.objects(png(objects))
     voc.classes(png(classes))
-    (instance,) = read_voc_image(voc.root, "a").instances
+    (instance,) = voc.read().instances
     assert (instance.number, instance.class_index, instance.area) == (7, PERSON, 30)
 
 
 def test_image_without_objects_is_a_negative(voc: Voc) -> None:
     voc.objects(png(np.zeros((6, 8), dtype=np.uint8)))
     voc.classes(png(np.zeros((6, 8), dtype=np.uint8)))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     assert (image.instances, image.warnings) == ((), ())
 
 
@@ -173,7 +184,10 @@ def test_instances_equal_those_read_pixel_by_pixel(objects: np.ndarray, class_of
     for index, class_index in class_of.items():
         classes[objects == index] = class_index
     classes[objects == 255] = 255
-    found = {i.number: i for i in instances_from_index_mask(objects, object_classes(joint_histogram(objects, classes)))}
+    found = {
+        i.number: i
+        for i in instances_from_index_mask(objects, object_classes(joint_histogram(objects, classes), range(1, 21)))
+    }
     assert set(found) == set(objects.ravel().tolist()) - {0, 255}
     for index, instance in found.items():
         pixels = [(y, x) for y in range(objects.shape[0]) for x in range(objects.shape[1]) if objects[y, x] == index]
@@ -189,7 +203,7 @@ def test_instances_equal_those_read_pixel_by_pixel(objects: np.ndarray, class_of
 
 def test_flags_go_to_the_instance_with_matching_box_and_class(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML, PERSON_XML))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     person, dog = image.instances
     assert (person.difficult, person.truncated) == (False, False)
     assert (dog.difficult, dog.truncated) == (True, True)
@@ -200,13 +214,13 @@ def test_flags_go_to_the_instance_with_matching_box_and_class(voc: Voc) -> None:
 def test_parts_of_a_person_are_not_objects(voc: Voc) -> None:
     part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
     voc.annotation(xml(PERSON_XML.replace("</object>", f"{part}</object>"), DOG_XML))
-    assert read_voc_image(voc.root, "a").warnings == ()
+    assert voc.read().warnings == ()
 
 
 def test_two_objects_of_one_class_are_matched_by_overlap_not_by_order(voc: Voc) -> None:
     voc.classes(png(np.where(CLASSES == DOG, PERSON, CLASSES).astype(np.uint8)))
     voc.annotation(xml(DOG_XML.replace("dog", "person"), PERSON_XML))
-    left, right = read_voc_image(voc.root, "a").instances
+    left, right = voc.read().instances
     assert (left.difficult, right.difficult) == (False, True)
 
 
@@ -235,7 +249,7 @@ def test_boxes_match_within_the_void_band(voc: Voc, side: int, box: tuple[float,
     voc.objects(png(objects))
     voc.classes(png(classes))
     voc.annotation(xml(xml_object("person", box), head=""))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     (instance,) = image.instances
     assert (instance.difficult is not None) == fits
     reasons = [str(warning) for warning in image.warnings]
@@ -248,13 +262,21 @@ def test_boxes_match_within_the_void_band(voc: Voc, side: int, box: tuple[float,
 def test_xml_of_another_size_is_a_warning(voc: Voc) -> None:
     head = "<size><width>16</width><height>12</height></size>"
     voc.annotation(xml(PERSON_XML, DOG_XML, head=head))
-    (warning,) = read_voc_image(voc.root, "a").warnings
+    (warning,) = voc.read().warnings
     assert str(warning).startswith("Annotations/a.xml: states the size 16 x 12, but the image is 8 x 6")
 
 
-def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
-    voc.annotation(xml(xml_object("cat", (2, 2, 4, 4)), DOG_XML))
-    assert "Annotations/a.xml: object 1 is cat, but the masks show person there" in voc.problem()
+@pytest.mark.parametrize("name", ["cat", "Person", "unicorn"])
+def test_an_object_with_another_class_in_the_xml_is_dropped(voc: Voc, name: str) -> None:
+    voc.annotation(xml(xml_object(name, (2, 2, 4, 4)), DOG_XML))
+    assert f"Annotations/a.xml: object 1 is {name}, but the masks show person there" in voc.dropped()
+    assert [item.class_index for item in voc.read().instances] == [DOG]
+
+
+def test_an_xml_object_of_an_unknown_class_that_matches_no_mask_is_a_warning(voc: Voc) -> None:
+    voc.annotation(xml(PERSON_XML, DOG_XML, xml_object("unicorn", (7, 5, 8, 6))))
+    (warning,) = voc.read().warnings
+    assert "object 3 ('unicorn', which is no class of VOC's 20) matches no mask and is ignored" in warning.reason
 
 
 @pytest.mark.parametrize(
@@ -267,9 +289,6 @@ def test_one_object_with_two_classes_is_a_problem(voc: Voc) -> None:
         (b"<html/>", "begins with <html>, not <annotation>"),
         (b'<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "remove it"),
         (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "remove it"),
-        (xml(xml_object("Person", (2, 2, 4, 4))), "object 1: unknown class name 'Person'; did you mean 'person'?"),
-        (xml(xml_object("Zebra", (2, 2, 4, 4))), "tvmonitor. Classes of your own need the COCO format"),
-        (xml(PERSON_XML, xml_object("unicorn", (2, 2, 4, 4))), "object 2: unknown class name 'unicorn'; the classes"),
         (xml(PERSON_XML.replace("<xmin>2</xmin>", "")), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (5, 2, 4, 4))), "object 1 (person): <bndbox> needs the numbers"),
         (xml(xml_object("person", (2, 2, 4, float("nan")))), "object 1 (person): <bndbox> needs the numbers"),
@@ -285,7 +304,7 @@ def test_broken_xml_is_a_problem(voc: Voc, data: bytes, message: str) -> None:
 
 def test_boxes_with_decimals_are_read(voc: Voc) -> None:
     voc.annotation(xml(xml_object("person", (2.4, 1.6, 4.2, 4)), DOG_XML))
-    assert read_voc_image(voc.root, "a").warnings == ()
+    assert voc.read().warnings == ()
 
 
 # Images
@@ -294,7 +313,7 @@ def test_boxes_with_decimals_are_read(voc: Voc) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_colour_grey_and_cmyk_images_are_read(voc: Voc, mode: str) -> None:
     voc.image(jpeg(mode=mode))
-    assert len(read_voc_image(voc.root, "a").instances) == 2
+    assert len(voc.read().instances) == 2
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.JPG", "a.Jpeg", "a.png", "a.PNG"])
@@ -303,7 +322,7 @@ def test_image_is_found_with_its_suffix_in_any_case(voc: Voc, name: str) -> None
     voc.put(
         f"JPEGImages/{name}", jpeg() if "j" in name.lower() else png(np.zeros((6, 8, 3), dtype=np.uint8), mode="RGB")
     )
-    assert read_voc_image(voc.root, "a").image.file == f"JPEGImages/{name}"
+    assert voc.read().image.file == f"JPEGImages/{name}"
 
 
 @pytest.mark.parametrize("name", ["my image 7", "été 夏", "-1"])
@@ -312,7 +331,7 @@ def test_names_with_spaces_and_other_scripts_are_read(voc: Voc, name: str) -> No
         (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{name}.{ending}")
     voc.put("ImageSets/Segmentation/train.txt", f"{name}\r\n\r\n".encode("utf-8-sig"))
     (image_id,) = read_split(voc.root, "train")
-    assert len(read_voc_image(voc.root, image_id).instances) == 2
+    assert len(read_voc_image(VocFolder(voc.root), image_id).instances) == 2
 
 
 @pytest.mark.parametrize(("stored", "listed"), [("U\u0308bung", "\u00dcbung"), ("\u00dcbung", "U\u0308bung")])
@@ -323,7 +342,7 @@ def test_names_are_found_in_another_unicode_form(voc: Voc, stored: str, listed: 
         (voc.root / folder / f"a.{ending}").rename(voc.root / folder / f"{stored}.{ending}")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n".encode())
     (image_id,) = read_split(voc.root, "train")
-    image = read_voc_image(voc.root, image_id)
+    image = read_voc_image(VocFolder(voc.root), image_id)
     assert (len(image.instances), image.has_xml, image.image.file) == (2, True, f"JPEGImages/{stored}.jpg")
     voc.put("ImageSets/Segmentation/train.txt", f"{listed}\n{stored}\n".encode())
     with pytest.raises(DataError, match=r"line 2: .* is already on line 1"):
@@ -350,7 +369,7 @@ def test_damaged_image_is_a_problem(voc: Voc, data: bytes, message: str) -> None
 
 def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
     voc.image(jpeg(orientation=6))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
     (warning,) = image.warnings
     assert str(warning) == (
@@ -360,7 +379,7 @@ def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
 
 def test_masks_drawn_on_the_upright_image_are_recognized_by_their_size(voc: Voc) -> None:
     voc.image(jpeg((6, 8), orientation=6))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
     (warning,) = image.warnings
     assert "its masks are taken as drawn on the upright image" in warning.reason
@@ -374,12 +393,12 @@ def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:
 
 def test_an_unknown_exif_orientation_is_ignored(voc: Voc) -> None:
     voc.image(jpeg(orientation=9))
-    assert read_voc_image(voc.root, "a").warnings == ()
+    assert voc.read().warnings == ()
 
 
 def test_a_cmyk_image_is_read_with_a_warning(voc: Voc) -> None:
     voc.image(jpeg(mode="CMYK"))
-    (warning,) = read_voc_image(voc.root, "a").warnings
+    (warning,) = voc.read().warnings
     assert str(warning).startswith("JPEGImages/a.jpg: has CMYK colours")
 
 
@@ -400,7 +419,7 @@ def test_255_indices_are_254_objects_and_void(voc: Voc) -> None:
     voc.image(jpeg((32, 16)))
     voc.objects(png(objects))
     voc.classes(png(np.where((objects > 0) & (objects < 255), PERSON, 0).astype(np.uint8)))
-    image = read_voc_image(voc.root, "a")
+    image = voc.read()
     assert [(i.number, i.area) for i in image.instances] == [(number, 2) for number in range(1, 255)]
 
 
@@ -425,6 +444,12 @@ def grey_png(bits: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def transparent_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 6), (128, 0, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("mask", ["SegmentationObject/a.png", "SegmentationClass/a.png"])
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -433,14 +458,14 @@ def grey_png(bits: int) -> bytes:
         (b"", "is empty"),
         (jpeg(), "is not a PNG file"),
         (png(OBJECTS)[:60], "replace the file"),
-        (png(voc_palette()[OBJECTS], mode="RGB"), "is a colour image"),
-        (png(OBJECTS, mode="LA"), "is a colour image or has transparency (LA)"),
+        (png(voc_palette()[OBJECTS] + np.uint8(1), mode="RGB"), "has 4 colours on 48 of 48 pixels not in VOC"),
+        (transparent_png(), "has transparent pixels"),
         (grey_png(1), "is 1-bit grey"),
         (grey_png(4), "is 4-bit grey"),
         (png(np.zeros((6, 8), dtype=np.uint16), mode="I;16"), "is 16-bit grey"),
         (png(OBJECTS[:, :7]), "is 7 x 6 pixels, but the image is 8 x 6"),
     ],
-    ids=["missing", "empty", "jpeg", "cut", "rgb", "alpha", "1-bit", "4-bit", "16-bit", "size"],
+    ids=["missing", "empty", "jpeg", "cut", "other colours", "transparent", "1-bit", "4-bit", "16-bit", "size"],
 )
 def test_unusable_mask_is_a_problem(voc: Voc, mask: str, data: bytes | None, message: str) -> None:
     if data is None:
@@ -455,7 +480,7 @@ def test_unusable_mask_is_a_problem(voc: Voc, mask: str, data: bytes | None, mes
 def test_grey_masks_and_masks_with_another_palette_are_read(voc: Voc) -> None:
     voc.objects(png(OBJECTS, mode="L"))
     voc.classes(png(CLASSES, palette=np.random.default_rng(0).integers(1, 31, (256, 3), dtype=np.uint8)))
-    assert [i.class_index for i in read_voc_image(voc.root, "a").instances] == [PERSON, DOG]
+    assert [i.class_index for i in voc.read().instances] == [PERSON, DOG]
 
 
 def test_mask_whose_indices_an_editor_renumbered_is_a_problem(voc: Voc) -> None:
@@ -466,21 +491,23 @@ def test_mask_whose_indices_an_editor_renumbered_is_a_problem(voc: Voc) -> None:
     assert "save it with VOC's own palette" in problem
 
 
-def test_object_without_class_pixels_is_a_problem(voc: Voc) -> None:
+def test_object_without_class_pixels_is_dropped(voc: Voc) -> None:
     for background in (0, 255):
         voc.classes(png(np.where(CLASSES == DOG, background, CLASSES).astype(np.uint8)))
-        problem = voc.problem()
-        assert problem.startswith("SegmentationObject/a.png: object 2 (6 pixels) has no class")
-        assert "draw its class" in problem
+        dropped = voc.dropped()
+        assert dropped.startswith("SegmentationObject/a.png: object 2 (6 pixels) has no class")
+        assert "draw its class" in dropped
+        assert [item.class_index for item in voc.read().instances] == [PERSON]
 
 
-def test_object_over_two_classes_is_a_problem(voc: Voc) -> None:
+def test_object_over_two_classes_is_dropped(voc: Voc) -> None:
     classes = CLASSES.copy()
     classes[1, 1] = DOG  # 1 of 9 pixels
     voc.classes(png(classes))
-    problem = voc.problem()
-    assert problem.startswith("SegmentationObject/a.png: object 1 is mostly person, but 11% of it is dog")
-    assert "give each object one class" in problem
+    dropped = voc.dropped()
+    assert dropped.startswith("SegmentationObject/a.png: object 1 is mostly person, but 11% of it is dog")
+    assert "give each object one class" in dropped
+    assert [item.class_index for item in voc.read().instances] == [DOG]
 
 
 def test_class_index_beyond_the_twenty_is_a_problem(voc: Voc) -> None:
@@ -490,9 +517,9 @@ def test_class_index_beyond_the_twenty_is_a_problem(voc: Voc) -> None:
     )
 
 
-def test_class_that_no_object_has_is_a_problem(voc: Voc) -> None:
+def test_class_that_no_object_has_is_counted_as_a_dropped_object(voc: Voc) -> None:
     voc.objects(png(np.where(OBJECTS == 2, 0, OBJECTS).astype(np.uint8)))
-    assert voc.problem().startswith(
+    assert voc.dropped().startswith(
         "SegmentationClass/a.png: shows dog on 6 pixels, but SegmentationObject has no object there; draw the object"
     )
 
@@ -501,7 +528,7 @@ def test_class_pixels_outside_their_object_are_a_warning(voc: Voc) -> None:
     objects = OBJECTS.copy()
     objects[1, 4:6] = 0
     voc.objects(png(objects))
-    (warning,) = read_voc_image(voc.root, "a").warnings
+    (warning,) = voc.read().warnings
     assert str(warning).startswith("SegmentationClass/a.png: 2 of 6 pixels of dog belong to no object")
 
 
@@ -551,7 +578,7 @@ def test_damaged_files_raise_nothing_but_problems(
         fuzzed.put(file, damage(good) if file == part[0] else good)
     problems: tuple[Problem, ...] = ()
     try:
-        image = read_voc_image(fuzzed.root, "a")
+        image = fuzzed.read()
     except ProblemError as error:
         problems = error.problems
     assert all(problem.file and problem.reason for problem in problems)
@@ -569,10 +596,12 @@ def test_damaged_files_raise_nothing_but_problems(
         (b"a  1\nb -1\nc  0\n", "class list of ImageSets/Main"),
         (b"a\nb\na\n", "line 3: 'a' is already on line 1"),
         (b"a\n../b\n", "line 2: '../b' is a path"),
-        (b"a.jpg\n", "line 1: 'a.jpg' has a file suffix"),
+        (b"JPEGImages/a.jpg SegmentationClass/b.png\n", "pairs the image 'a' with the mask 'b'"),
         (b"a\tb\n", "line 1: 'a\\tb' contains a tab"),
+        (b"a.jpg " * 20_000, "is too long for a name"),
         (b"\xff\xfea\x00", "not a UTF-8 text file"),
     ],
+    ids=range(9),
 )
 def test_invalid_split_file_is_refused(voc: Voc, text: bytes, message: str) -> None:
     voc.put("ImageSets/Segmentation/train.txt", text)
@@ -610,7 +639,7 @@ def test_image_numbers_are_the_digits_of_voc_names_or_count_from_one() -> None:
 
 def test_coco_annotation_has_flags_only_if_the_xml_object_was_found(voc: Voc) -> None:
     voc.annotation(xml(DOG_XML))
-    person, dog = (coco_annotation(item, item.class_index) for item in read_voc_image(voc.root, "a").instances)
+    person, dog = (coco_annotation(item, item.class_index) for item in voc.read().instances)
     counts = person["segmentation"].pop("counts")
     assert mask_utils.decode({"size": [6, 8], "counts": counts}).tolist() == (OBJECTS == 1).tolist()
     assert person == {

@@ -16,7 +16,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from yolact.formats.voc_files import read_annotation, read_mask
+from yolact.formats.mask_files import read_mask
+from yolact.formats.voc_files import read_annotation
 from yolact.inference.detections import VOC_MAX_OBJECTS, Detections
 from yolact.masks import InstanceMasks
 from yolact.palette import voc_palette
@@ -210,7 +211,7 @@ def test_voc_files_are_read_back_by_the_voc_reader(tmp_path: Path) -> None:
     assert annotation is not None
     assert annotation.size == (50, 40)
     assert [item.box for item in annotation.objects] == [(10, 5, 30, 20), (0, 0, 8, 7)]
-    assert [item.class_index for item in annotation.objects] == [15, 8]  # person and cat of VOC's twenty
+    assert [item.name for item in annotation.objects] == ["person", "cat"]
     for kind, expected in (
         ("SegmentationObject", voc.segmentation_object),
         ("SegmentationClass", voc.segmentation_class),

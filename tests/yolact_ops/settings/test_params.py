@@ -104,6 +104,10 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
             ("data.annotations", value, "data.annotations: must be null (detect), a list of paths, or one each for")
             for value in (3, "", [], [""], [3], {}, {"val": ["a.json"]}, {"train": []}, {"train": "a", "vals": "b"})
         ),
+        *(
+            ("data.class_names", value, "data.class_names: must be null (from the files), voc, or a list of different")
+            for value in (3, "VOC", [], ["dog", "dog"], ["dog", 3], [" "], {"dog": "pet"})
+        ),
         ("data.max_side", 63, "data.max_side: must be 0 (never reduce) or at least 64 pixels (found 63)"),
         ("data.max_side", -1, "data.max_side: input should be greater than or equal to 0 (found -1)"),
         ("data.val_fraction", 0.0, "data.val_fraction: input should be greater than 0"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
+from yolact.formats.mask_files import VOID
 from yolact.formats.sample.layers import Kind, Layer, lay_over, noise, random_surface, render, render_kind
 from yolact.formats.sample.objects import KINDS
 from yolact.formats.sample.shapes import (
@@ -29,7 +30,6 @@ from yolact.formats.sample.shapes import (
     stroke,
     tone,
 )
-from yolact.formats.voc_files import VOID
 from yolact.settings import SampleConfig
 
 _MIN_VISIBLE_PIXELS = 40

@@ -13,8 +13,8 @@ from PIL import Image
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.files import replaced_directory
+from yolact.formats.mask_files import VOID
 from yolact.formats.sample.scenes import DrawnImage, draw_image, void_border
-from yolact.formats.voc_files import VOID
 from yolact.palette import voc_palette
 from yolact.settings import SampleConfig
 
