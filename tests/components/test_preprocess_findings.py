@@ -112,7 +112,7 @@ def test_classes_that_a_split_lacks_are_named_once(findings: Findings, caplog: p
     crowd = {"segmentation": outline(SQUARE, x=24), "category_id": 5, "iscrowd": 1}
     crowd["segmentation"] = {"size": [30, 40], "counts": [0, 300, 900]}
     with caplog.at_level(logging.WARNING):
-        found = findings([[rows[0], rows[1], crowd]] * 2, [[rows[0], rows[2], crowd]], names)
+        found = findings([[rows[0], rows[1], crowd]] * 2, [[rows[0], rows[2], crowd]], names, crowds="regions")
     examples = {kind.partition(",")[0].partition(";")[0]: finding["examples"] for kind, finding in found.items()}
     assert examples == {
         "no object in train": ["val only"],
@@ -150,7 +150,7 @@ def test_half_of_the_images_without_objects_is_usual(findings: Findings) -> None
 
 def test_a_validation_split_of_crowds_alone_is_doubtful(findings: Findings) -> None:
     crowd = {"segmentation": {"size": [30, 40], "counts": [0, 300, 900]}, "iscrowd": 1}
-    found = findings([[{"segmentation": outline(TRIANGLE)}]] * 2, [[crowd]])
+    found = findings([[{"segmentation": outline(TRIANGLE)}]] * 2, [[crowd]], crowds="regions")
     [alone] = [finding for kind, finding in found.items() if "AP is not measured" in kind]
     assert (alone["severity"], alone["unit"], alone["count"]) == ("doubtful", "objects", 1)
 

@@ -245,7 +245,7 @@ def _reading(file: InstancesFile, options: ReadOptions, warnings: list[Problem])
     objects = _crowds_are_objects(file, info, options, warnings)
     if file.normalized:
         reason = "all coordinates are between 0 and 1: they are taken as fractions of the image's width and height"
-        warnings.append(Problem(file.name, reason, "normalized coordinates"))
+        warnings.append(Problem(file.name, reason, "normalized coordinates", changed=True))
     return RowReading(objects, file.normalized, info.get("contributor") == "Label Studio")
 
 
@@ -253,13 +253,11 @@ def _crowds_are_objects(
     file: InstancesFile, info: Mapping[str, Any], options: ReadOptions, warnings: list[Problem]
 ) -> bool:
     """Whether ``iscrowd`` marks objects: CVAT and tools around SAM set it for all masks that are not polygons."""
-    if not file.crowds:
-        return False
+    if not file.crowds or options.crowds != "auto":
+        return options.crowds == "objects"
     from_cvat = file.cvat_masks == file.crowds and not any(info.values())
     from_tool = from_cvat or re.search(BRUSH_TOOLS, str(info), re.IGNORECASE) is not None
-    objects = options.crowds == "objects" or (
-        options.crowds == "auto" and (2 * file.crowds > file.annotations or from_tool)
-    )
+    objects = 2 * file.crowds > file.annotations or from_tool
     share = f"{file.crowds} of {file.annotations} annotations have iscrowd 1"
     if objects:
         reason = f"{share}: they are read as objects; data.crowds: regions reads them as regions that are not learned"
@@ -321,7 +319,7 @@ def _rows_by_image(
     repeated = [image_id for image_id, rows in rows_of.items() if len(rows) > 1]
     if repeated:
         reason = f"{len(repeated)} images have several rows, such as {repeated[0]!r}; their objects are joined"
-        warnings.append(Problem(file.name, reason, "image in several rows"))
+        warnings.append(Problem(file.name, reason, "image in several rows", changed=True))
     return rows_of
 
 

@@ -96,7 +96,7 @@ def _without_roots(files: Sequence[InstancesFile], used: Counter[str], warnings:
     if dropped:
         shown = ", ".join(repr(name) for name in dropped)
         reason = f"no annotation is of the category {shown}, a background or the parent of others: it is not a class"
-        warnings.append(Problem(files[0].name, reason, "category that is only a root"))
+        warnings.append(Problem(files[0].name, reason, "category that is only a root", changed=True))
     return set(rows) - set(dropped)
 
 
@@ -134,7 +134,7 @@ def _warn_of_ids(
             reason = (
                 f"{len(other)} categories, such as {other[0]!r}, have other ids than in {files[0].name}; names decide"
             )
-            warnings.append(Problem(file.name, reason, "category ids that differ between files"))
+            warnings.append(Problem(file.name, reason, "category ids that differ between files", changed=True))
     alike = Counter(name.casefold().strip() for name in classes.values())
     for name in (name for name, count in alike.items() if count > 1):
         shown = ", ".join(repr(one) for one in classes.values() if one.casefold().strip() == name)

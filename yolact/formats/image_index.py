@@ -263,6 +263,7 @@ def repair_warnings(file: str, found: Mapping[str, Match]) -> list[Problem]:
             f"{len(names)} of {len(found)} file names {REPAIRS[kind]}, such as {names[0][:120]!r} for "
             f"{found[names[0]].files[0]!r}",
             f"file names: {kind}",
+            changed=True,
         )
         for kind, names in by_kind.items()
     ]

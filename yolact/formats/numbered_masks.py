@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -49,8 +48,6 @@ LARGE_PIECE = 0.1
 TORN_SHARE = 0.2
 """Maximum fraction of values in several pieces, for them to be objects; classes are in several pieces. Our choice."""
 
-log = logging.getLogger(__name__)
-
 
 def find(folders: Sequence[Path]) -> list[Path]:
     """Find folders with images and at most one mask for each."""
@@ -81,8 +78,6 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     warnings += _doubts(root, pairs, [source.mask_file for source in sources], named=classes is not None)
     if classes is None:
         warnings.append(unnamed_class(root))
-    for warning in warnings:
-        log.warning("%s", warning)
     name = classes.names[0] if classes else ONLY_CLASS
     ids = [source.image_id for source in sources]
     return Dataset(NAME, str(root), {1: name}, splits, problems, image_numbers(ids), warnings=warnings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -43,8 +42,6 @@ INCLUDES: tuple[str, ...] = ()
 FEW_WORDS = 20
 """Maximum number of words in the masks' names that look like classes. Our choice."""
 
-log = logging.getLogger(__name__)
-
 
 def find(folders: Sequence[Path]) -> list[Path]:
     """Find folders with images and several masks for some of them."""
@@ -75,8 +72,6 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     sources = [source for found_sources in splits.values() for source in found_sources]
     if classes is None:
         warnings += [unnamed_class(root), *_words([mask for source in sources for mask in source.mask_files])]
-    for warning in warnings:
-        log.warning("%s", warning)
     ids = [source.image_id for source in sources]
     return Dataset(NAME, str(root), dict(enumerate(names, 1)), splits, problems, image_numbers(ids), warnings=warnings)
 

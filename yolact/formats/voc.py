@@ -174,7 +174,6 @@ def _unknown_lists(root: Path) -> list[Problem]:
     if not lists:
         return []
     reason = f"its lists ({', '.join(lists[:3])}) are not used; name them train.txt and val.txt to choose the split"
-    log.warning("%s: %s", SEGMENTATION_SETS, reason)
     return [Problem(SEGMENTATION_SETS, reason, "unused image lists")]
 
 
@@ -285,7 +284,6 @@ def _with_usage(folder: VocFolder, image_ids: Sequence[str], classes: MaskClasse
         kind = "class list without background"
     if not reason:
         return classes, []
-    log.warning("%s: %s", classes.origin, reason)
     return classes, [Problem(classes.origin, reason, kind)]
 
 
@@ -393,7 +391,6 @@ def _classes_by_xml(folder: VocFolder, votes: Mapping[int, Counter[str]]) -> tup
     classes = MaskClasses(tuple(str(name) for name in names), tuple(winners), origin="Annotations")
     listing = ", ".join(f"{index} is {name}" for index, name in zip(classes.indices, classes.names, strict=True))
     reason = f"the classes of the masks' indices follow from the names in the XML: {listing}"
-    log.warning("Annotations: %s", reason)
     return classes, [Problem("Annotations", reason, "classes by the names in the XML")]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import re
 import unicodedata
@@ -19,8 +18,6 @@ from defusedxml import DefusedXmlException
 from yolact.errors import DataError
 from yolact.formats.image_files import IMAGE_SUFFIXES, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-
-log = logging.getLogger(__name__)
 
 SEGMENTATION_SETS = "ImageSets/Segmentation"
 
@@ -217,7 +214,6 @@ def unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Probl
         f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; images without objects are "
         "useful for training too: give them empty annotations"
     )
-    log.warning("%s: %s", folder, reason)
     return [Problem(folder.name, reason, "images without annotations")]
 
 

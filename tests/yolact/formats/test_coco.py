@@ -217,9 +217,9 @@ MASK = {"segmentation": TWO_FORMS, "iscrowd": 1}
     ("rows", "setting", "crowds", "kind"),
     [
         ([annotation(**MASK)] * 3, "auto", [False] * 3, ["iscrowd read as objects"]),
-        ([annotation(**MASK)] * 3, "regions", [True] * 3, ["many crowd regions"]),
+        ([annotation(**MASK)] * 3, "regions", [True] * 3, []),
         ([annotation(), annotation(), annotation(**MASK)], "auto", [False, False, True], ["many crowd regions"]),
-        ([annotation(), annotation(), annotation(**MASK)], "objects", [False] * 3, ["iscrowd read as objects"]),
+        ([annotation(), annotation(), annotation(**MASK)], "objects", [False] * 3, []),
         ([*[annotation()] * 30, annotation(**MASK)], "auto", [*[False] * 30, True], []),
         (
             [annotation(), annotation(**MASK, attributes={"occluded": False})],
@@ -276,8 +276,8 @@ def test_unused_roots_and_backgrounds_are_no_classes(root: Path) -> None:
     assert dataset.classes == {1: "dog", 2: "cat"}
     assert kinds(dataset) == ["category that is only a root"]
     used = load(root, tree(annotation(category_id=0), annotation(category_id=9), categories=categories))
-    assert sorted(used.classes.values()) == ["_background_", "cat", "dog", "pets"]
-    assert kinds(used) == ["background as a class", "category ids renumbered"]
+    assert used.classes == {0: "pets", 1: "dog", 2: "cat", 9: "_background_"}
+    assert kinds(used) == ["background as a class"]
 
 
 def test_one_name_with_two_ids_is_one_class(root: Path) -> None:
@@ -290,12 +290,14 @@ def test_one_name_with_two_ids_is_one_class(root: Path) -> None:
     assert "they are merged" in both.warnings[0].reason
 
 
-def test_category_ids_that_cannot_be_kept_are_renumbered(root: Path) -> None:
-    dataset = load(root, tree(annotation(), categories=[{"id": 3, "name": "dog"}, {"id": 0, "name": "person"}]))
-    assert dataset.classes == {1: "person", 2: "dog"}
-    assert dataset.source_category_ids == {1: 0, 2: 3}
-    assert dataset.splits["train"][0].read().instances[0].class_index == 2
-    assert kinds(dataset) == ["category ids renumbered"]
+def test_category_ids_from_0_are_kept_and_others_renumbered(root: Path) -> None:
+    kept = load(root, tree(annotation(), categories=[{"id": 3, "name": "dog"}, {"id": 0, "name": "person"}]))
+    assert kept.classes == {0: "person", 3: "dog"}
+    assert kept.splits["train"][0].read().instances[0].class_index == 2  # the position among the classes
+    categories = [{"id": 3, "name": "dog"}, {"id": "a", "name": "person"}]
+    changed = load(root, tree(annotation(), categories=categories))
+    assert changed.classes == {1: "dog", 2: "person"}
+    assert changed.source_category_ids == {1: 3, 2: "a"}
 
 
 # Damage of any kind

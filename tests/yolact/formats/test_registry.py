@@ -292,9 +292,7 @@ def test_masks_are_found_with_their_suffix_in_any_case(tmp_path: Path) -> None:
     assert {warning.file for warning in image.warnings} == {"Annotations/a.XML"}
 
 
-def test_images_without_annotations_are_counted_if_no_list_names_the_images(
-    sbd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_without_annotations_are_counted_if_no_list_names_the_images(sbd: Path, tmp_path: Path) -> None:
     make_voc(tmp_path / "VOC", "a", "\u00dcbung")
     for name in ("a.jpg", "b.JPG", "c.png", "notes.txt", "U\u0308bung.jpg"):
         put(tmp_path / "VOC/JPEGImages" / name, image_bytes())
@@ -302,7 +300,6 @@ def test_images_without_annotations_are_counted_if_no_list_names_the_images(
     assert str(warning).startswith(
         "JPEGImages: images without a mask in SegmentationObject are not used: 2, such as 'b'"
     )
-    assert "JPEGImages: images without a mask" in caplog.text
     put(tmp_path / "VOC/ImageSets/Segmentation/train.txt", b"a\n")
     assert not read_dataset(tmp_path / "VOC").warnings  # a list omits images on purpose
     put(sbd / "img/more.jpg", image_bytes())
