@@ -235,7 +235,7 @@ def logs(
 def stop(run: RunName, *, server: ServerOptions) -> None:
     """Stop a run.
 
-    Its tasks get SIGTERM; the training writes a checkpoint.
+    Its tasks end as if their pods were deleted; `retry` resumes a training from its newest checkpoint.
     """
     from pipelines.servers.connection import ClusterError
 
