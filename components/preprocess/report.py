@@ -80,6 +80,7 @@ def write_report(
     data: DataConfig,
     *,
     stopped: bool,
+    readings: Sequence[Mapping[str, GalleryImage]] = (),
 ) -> None:
     """Write the self-contained ``index.html``, `LISTING`, and a copy of ``stats.json``.
 
@@ -91,8 +92,9 @@ def write_report(
         gallery: images to show, by split.
         data: settings to show.
         stopped: whether the data was not written because too much of it cannot be used.
+        readings: images of which nothing says how their masks are turned, by the value of ``data.exif``.
     """
-    shown = {"classes", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
+    shown = {"classes", "exif", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
     page = render_page(
         _TEMPLATE,
         stats=stats,
@@ -102,6 +104,9 @@ def write_report(
         classes=_class_rows(stats),
         charts=_charts(stats),
         gallery={split: [_gallery_entry(image, categories) for image in images] for split, images in gallery.items()},
+        readings=[
+            {name: _gallery_entry(image, categories) for name, image in drawings.items()} for drawings in readings
+        ],
         listed=LISTED_ROWS,
         listing=LISTING,
         settings=data.model_dump(mode="json", include=shown),

@@ -6,11 +6,13 @@ import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from components.preprocess.findings import Finding, dropped_objects, find
+from components.preprocess.orientation import Undecided, infer
 from components.preprocess.outcome import Outcome
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
@@ -19,9 +21,16 @@ from components.preprocess.workers import map_in_order
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import Dataset, ReadOptions
+from yolact.formats.dataset import Dataset, ImageSource, ReadOptions
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
-from yolact.formats.preparation import CATEGORY, ImageSummary, Preparation, RejectedImage, names_are_unique
+from yolact.formats.preparation import (
+    CATEGORY,
+    ImageSummary,
+    OpenImage,
+    Preparation,
+    RejectedImage,
+    names_are_unique,
+)
 from yolact.formats.problems import Problem
 from yolact.formats.registry import read_dataset
 from yolact.formats.split import Choice, choose_validation
@@ -59,8 +68,8 @@ def run(
 
     Raises:
         DataError: there is no data set of a known format, a list of images is invalid, more images than
-            ``data.max_problems`` or a larger share of objects than ``data.max_dropped`` cannot be used, or a split has
-            no image or no instance.
+            ``data.max_problems`` or a larger share of objects than ``data.max_dropped`` cannot be used, nothing says
+            on which image the masks of turned images are drawn, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
     data = params.data
@@ -75,9 +84,10 @@ def run(
             max_side=params.data.max_side or None,
             category_of=category_of,
             short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
+            exif=None if data.exif == "auto" else data.exif == "upright",
         )
         with Records(folder / ".records") as records:
-            images, rejected = _prepare_all(dataset, preparation, records, workers or usable_cpus())
+            images, rejected, undecided = _prepare_all(dataset, preparation, records, workers or usable_cpus())
             empty = _left_out(images, folder / "images") if params.data.empty_images == "drop" else []
             outcome = _outcome(dataset, categories, images, rejected, empty, params.data)
             for split in SPLITS:
@@ -89,9 +99,15 @@ def run(
             stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
             findings = find(outcome, stats["duplicates"])
             stats["findings"] = [finding.as_json() for finding in findings]
-            refusal = "\n".join(_too_many(dataset, outcome, params.data, report_dir))
+            if undecided is None:
+                refusal = "\n".join(_too_many(dataset, outcome, params.data, report_dir))
+            else:
+                refusal = undecided.refusal(dataset.root, report_dir)
+            readings = undecided.readings(preparation, folder) if undecided else []
             gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
-            write_report(report_dir, stats, findings, categories, gallery, params.data, stopped=bool(refusal))
+            write_report(
+                report_dir, stats, findings, categories, gallery, params.data, stopped=bool(refusal), readings=readings
+            )
         write_json_atomic(folder / "stats.json", stats)
         if refusal:
             raise DataError(refusal)
@@ -111,20 +127,45 @@ def _check_disjoint(dataset: Dataset) -> None:
 
 def _prepare_all(
     dataset: Dataset, preparation: Preparation, records: Records, workers: int
-) -> tuple[dict[str, ImageSummary], dict[str, Sequence[Problem]]]:
-    """Write the usable images; return their summaries and the problems of the others, both in order of image id."""
+) -> tuple[dict[str, ImageSummary], dict[str, Sequence[Problem]], Undecided | None]:
+    """Write the usable images.
+
+    Images of which only the others can say whether their masks are drawn on the upright image are read again after
+    them: a first pass over all headers would open every file of every data set twice for these few.
+
+    Returns:
+        The summaries of the usable images and the problems of the others, both in order of image id; and the images
+        that the others do not decide either, if there are any.
+    """
     sources = sorted((source for found in dataset.splits.values() for source in found), key=lambda s: s.image_id)
     accepted: dict[str, ImageSummary] = {}
-    rejected: dict[str, Sequence[Problem]] = dict(dataset.problems)
+    rejected: dict[str, Sequence[Problem]] = {}
+
+    def prepare(sources: Sequence[ImageSource], preparation: Preparation) -> list[ImageSource]:
+        """Prepare images; return those that are left open."""
+        left_open = []
+        results = map_in_order(preparation, sources, workers, lambda source: source.image_id)
+        shown = tqdm(results, total=len(sources), unit="image", disable=None)  # None: only on a terminal
+        for source, result in zip(sources, shown, strict=True):
+            if isinstance(result, OpenImage):
+                left_open.append(source)
+            elif isinstance(result, RejectedImage):
+                rejected[result.image_id] = result.problems
+            else:
+                accepted[result.summary.image_id] = result.summary
+                records.add(result.summary.image_id, result.rows)
+        return left_open
+
     log.info("%s: reading %d images from %s", dataset.format, len(sources), dataset.root)
-    results = map_in_order(preparation, sources, workers, lambda source: source.image_id)
-    for result in tqdm(results, total=len(sources), unit="image", disable=None):  # None: only on a terminal
-        if isinstance(result, RejectedImage):
-            rejected[result.image_id] = result.problems
+    undecided = None
+    if left_open := prepare(sources, preparation):
+        inferred = infer(left_open, accepted.values())
+        if isinstance(inferred, Undecided):
+            undecided = inferred
+            rejected |= undecided.problems()
         else:
-            accepted[result.summary.image_id] = result.summary
-            records.add(result.summary.image_id, result.rows)
-    return accepted, rejected
+            prepare(left_open, replace(preparation, inferred=inferred))
+    return dict(sorted(accepted.items())), {**dataset.problems, **dict(sorted(rejected.items()))}, undecided
 
 
 def _left_out(images: dict[str, ImageSummary], folder: Path) -> list[str]:

@@ -22,7 +22,7 @@ from PIL import Image
 from yolact.errors import DataError
 from yolact.formats.coco_categories import join_classes
 from yolact.formats.coco_files import ImageRow, InstancesFile, StoredRows, is_coco, load_instances
-from yolact.formats.coco_rows import CocoImage, RowReading, is_number, parts_of
+from yolact.formats.coco_rows import CocoImage, RowReading, corner, reaches_outside
 from yolact.formats.dataset import Dataset, Files, ReadOptions, Split
 from yolact.formats.image_index import ImageIndex, Match, repair_warnings, split_of
 from yolact.formats.problems import Problem
@@ -40,6 +40,15 @@ OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff"
 BRUSH_TOOLS = r"\b(CVAT|datumaro|segment.?anything|SAM[ -]?2?)\b"
 """Tools that set ``iscrowd`` for every mask that is not a polygon, as a file's ``info`` may name them."""
 
+UPRIGHT_TOOLS = r"\b(VGG Image Annotator|X-AnyLabeling)\b"
+"""Tools that show images upright and draw in pixels of the upright image, as a file's ``info`` names them: VIA as
+browsers since 2020, X-AnyLabeling as labelme."""
+
+COCO_AUTHORS = "COCO Consortium"
+
+COCO_IMAGE = r"(.*/)?(COCO_[a-z]+[0-9]+_)?0{6}[0-9]{6}\.jpg"
+"""Names of the images of COCO itself; others copy its ``info``."""
+
 MANY_CROWDS = 0.05
 """Share of crowd regions that is worth a warning; COCO has 1 %."""
 
@@ -48,10 +57,6 @@ MEASURED_IMAGES = 50
 
 COMPARED_IMAGES = 5
 """Number of images of one name in two parts of a data set that are compared."""
-
-OUTSIDE = 1.1
-"""Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
-that leave the image by a few pixels are common."""
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
@@ -246,7 +251,10 @@ def _reading(file: InstancesFile, options: ReadOptions, warnings: list[Problem])
     if file.normalized:
         reason = "all coordinates are between 0 and 1: they are taken as fractions of the image's width and height"
         warnings.append(Problem(file.name, reason, "normalized coordinates", changed=True))
-    return RowReading(objects, file.normalized, info.get("contributor") == "Label Studio")
+    shown_upright = True if re.search(UPRIGHT_TOOLS, str(info)) else None
+    if info.get("contributor") == COCO_AUTHORS and all(re.fullmatch(COCO_IMAGE, row.name) for row in file.images):
+        shown_upright = False  # its tools, pycocotools among them, show images as stored
+    return RowReading(objects, file.normalized, info.get("contributor") == "Label Studio", shown_upright)
 
 
 def _crowds_are_objects(
@@ -339,24 +347,17 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
     unsized = [(image_id, rows) for image_id, rows in rows_of.items() if all(row.size is None for row in rows)]
     tried = outside = 0
     for image_id, rows in unsized[:: max(1, len(unsized) // MEASURED_IMAGES)]:
-        corner = _corner(_stored(file, [row.number for row in rows]))
-        frames = _frames(root / image_id) if corner is not None else []
-        if corner is not None and frames:
+        outer = corner(_stored(file, [row.number for row in rows]))
+        frames = _frames(root / image_id) if outer is not None else []
+        if outer is not None and frames:
             tried += 1
-            outside += all(corner[0] > OUTSIDE * wide or corner[1] > OUTSIDE * high for wide, high in frames)
+            outside += all(reaches_outside(outer, frame) for frame in frames)
     if 2 * outside > tried:
         raise DataError(
             f"{file.path}: outlines lie outside the image in {outside} of {tried} images, and no width and height are "
             "stated: the images were probably resized after they were annotated. Use the annotated images, or scale "
             "the outlines with them."
         )
-
-
-def _corner(rows: StoredRows) -> tuple[float, float] | None:
-    """Largest x and y of all polygons."""
-    parts = [part for row in rows if isinstance(row, dict) for part in parts_of(row.get("segmentation"))]
-    usable = [part for part in parts if isinstance(part, list) and len(part) > 1 and all(map(is_number, part))]
-    return (max(max(part[::2]) for part in usable), max(max(part[1::2]) for part in usable)) if usable else None
 
 
 def _frames(path: Path) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -30,6 +30,10 @@ more than a hundred times the outline of a 12-megapixel image."""
 BOX_AGREES_IOU = 0.5
 """Minimum IoU of a stated box and the mask's tight box; below it, the tight box is used. Our choice."""
 
+OUTSIDE = 1.1
+"""Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
+that leave the image by a few pixels are common."""
+
 AREA_AGREES = 2.0
 """Maximum ratio of a stated area and the mask's pixel count; beyond it, the pixel count is used. Our choice: COCO's
 areas are those of the polygons, which differ slightly from the pixel counts."""
@@ -48,6 +52,8 @@ class RowReading:
     """Coordinates of polygons are fractions of the image's width and height."""
     stretched_upright: bool = False
     """Coordinates are those of the upright image, stretched to the stated size, as Label Studio exports them."""
+    shown_upright: bool | None = None
+    """Whether the tool shows images upright, or as stored; None if it is unknown. Stated sizes come first."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,25 @@ class CocoImage:
         """Read the image and turn the rows into instances."""
         image = read_image_file(self.root, self.image_id)
         rows = list(self.annotations)
-        frame = self._frame(image, rows)
-        warnings = [*image_warnings(image, frame.upright or frame.size != image.stored_size)]
+        stated = self._stated_size(image, rows)
+        if stated is None:
+            frames = self._possible_frames(image, rows)
+            stored, *others = [self._read(image, rows, frame, None) for frame in frames]
+            return replace(stored, as_upright=others[0]) if others else stored
+        frame = image.upright_size if self.reading.stretched_upright else stated
+        return self._read(image, rows, frame, stated)
+
+    def _read(
+        self, image: ImageFile, rows: list[Any], size: tuple[int, int], stated: tuple[int, int] | None
+    ) -> AnnotatedImage:
+        """Read the rows in a frame of ``size``; ``stated``: the size of the frame that coordinates refer to."""
+        scale = (1.0, 1.0)
+        if self.reading.normalized:
+            scale = (float(size[0]), float(size[1]))
+        elif stated is not None:
+            scale = (size[0] / stated[0], size[1] / stated[1])
+        frame = _Frame(size, scale)
+        warnings = [*image_warnings(image)]
         instances: list[Instance] = []
         dropped: list[Problem] = []
         for number, row in enumerate(rows, 1):
@@ -81,13 +104,13 @@ class CocoImage:
             except ProblemError as error:
                 dropped += error.problems
             warnings += reader.warnings
-        upright = True if frame.upright else None
+        upright = True if self.reading.stretched_upright else self.reading.shown_upright
         return AnnotatedImage(
-            self.image_id, image, *frame.size, tuple(instances), tuple(warnings), tuple(dropped), upright=upright
+            self.image_id, image, *size, tuple(instances), tuple(warnings), tuple(dropped), upright=upright
         )
 
-    def _frame(self, image: ImageFile, rows: list[Any]) -> _Frame:
-        """The frame of the masks: the image as stored or upright, as the stated size or that of run lengths says."""
+    def _stated_size(self, image: ImageFile, rows: list[Any]) -> tuple[int, int] | None:
+        """Size of the masks' frame, stated or that of run lengths: that of the image as stored or upright."""
         sizes = (image.stored_size, image.upright_size)
         stated = self.stated_size or next((size for row in rows if (size := _run_size(row)) in sizes), None)
         if stated is not None and stated not in sizes:
@@ -97,15 +120,16 @@ class CocoImage:
                 "annotated, or annotate this one"
             )
             raise ProblemError([Problem(self.json_file, reason, "image of another size than stated")])
-        size, scale = stated or image.stored_size, (1.0, 1.0)
-        upright = self.reading.stretched_upright and image.orientation != 1
-        if upright:
-            size = image.upright_size
-            if stated is not None:
-                scale = (size[0] / stated[0], size[1] / stated[1])
-        if self.reading.normalized:
-            scale = (float(size[0]), float(size[1]))
-        return _Frame(size, scale, upright)
+        return stated
+
+    def _possible_frames(self, image: ImageFile, rows: list[Any]) -> list[tuple[int, int]]:
+        """Sizes of the image as stored and upright, if they differ and the outlines fit in both."""
+        frames = list(dict.fromkeys((image.stored_size, image.upright_size)))
+        if len(frames) == 1 or self.reading.normalized:
+            return frames
+        outer = corner(rows)
+        fitting = [frame for frame in frames if outer is None or not reaches_outside(outer, frame)]
+        return fitting or frames[:1]
 
 
 @dataclass(frozen=True)
@@ -116,8 +140,18 @@ class _Frame:
     """Width and height, pixels."""
     scale: tuple[float, float]
     """Pixels per stated unit, along x and y."""
-    upright: bool
-    """Whether it is known to be the upright image."""
+
+
+def corner(rows: Iterable[Any]) -> tuple[float, float] | None:
+    """Largest x and y of all polygons; None if there are none."""
+    parts = [part for row in rows if isinstance(row, dict) for part in parts_of(row.get("segmentation"))]
+    usable = [part for part in parts if isinstance(part, list) and len(part) > 1 and all(map(is_number, part))]
+    return (max(max(part[::2]) for part in usable), max(max(part[1::2]) for part in usable)) if usable else None
+
+
+def reaches_outside(outer: tuple[float, float], size: tuple[int, int]) -> bool:
+    """Whether outlines whose largest x and y are ``outer`` are those of an image larger than ``size``."""
+    return outer[0] > OUTSIDE * size[0] or outer[1] > OUTSIDE * size[1]
 
 
 def identity(value: Any) -> int | str | None:

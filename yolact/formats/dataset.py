@@ -46,12 +46,16 @@ class AnnotatedImage:
     has_xml: bool | None = None
     """Whether there is an annotation XML; None in formats without XML."""
     upright: bool | None = None
-    """Whether the masks' frame is known to be the upright image; None if only sizes can decide."""
+    """Whether the tool draws masks on the upright image (True) or on the image as stored; None if it is unknown."""
+    as_upright: AnnotatedImage | None = None
+    """The objects if they are drawn on the upright image, whose size differs, where no size says which it is."""
 
     @property
-    def drawn_upright(self) -> bool:
-        """Whether the masks' frame is the upright image; if nothing decides, it is the image as stored."""
-        return (self.width, self.height) != self.image.stored_size if self.upright is None else self.upright
+    def upright_by_size(self) -> bool | None:
+        """Whether the masks' frame is the upright image, as its size says; None if the size leaves it open."""
+        if self.as_upright is not None or self.image.stored_size == self.image.upright_size:
+            return None
+        return (self.width, self.height) == self.image.upright_size
 
 
 class ImageSource(Protocol):

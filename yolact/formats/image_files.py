@@ -287,18 +287,12 @@ def turned_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     return np.asarray(turns[orientation]()) if orientation in turns else mask
 
 
-def image_warnings(image: ImageFile, drawn_upright: bool) -> Sequence[Problem]:
+def image_warnings(image: ImageFile) -> Sequence[Problem]:
     """Warnings about a usable image."""
-    warnings = []
-    if image.orientation != 1:
-        frame = "are taken as drawn on the upright image" if drawn_upright else "are turned with it"
-        reason = f"has EXIF orientation {image.orientation}: it was turned upright, and its masks {frame}"
-        kind = f"turned upright by EXIF orientation; masks {frame}"
-        warnings.append(Problem(image.file, reason, kind, changed=True))
-    if image.mode == "CMYK":
-        reason = "has CMYK colours, which are read without their colour profile"
-        warnings.append(Problem(image.file, reason, kind="CMYK colours, read without their colour profile"))
-    return warnings
+    if image.mode != "CMYK":
+        return []
+    reason = "has CMYK colours, which are read without their colour profile"
+    return [Problem(image.file, reason, kind="CMYK colours, read without their colour profile")]
 
 
 def size_problems(image: ImageFile, masks: Mapping[str, np.ndarray]) -> list[Problem]:

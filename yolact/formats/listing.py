@@ -230,7 +230,7 @@ def read_objects(
     Raises:
         ProblemError: the image cannot be used.
     """
-    reading = RowReading(normalized=frame is None, stretched_upright=frame is None or frame.upright)
+    reading = RowReading(normalized=frame is None, shown_upright=True if frame is None or frame.upright else None)
     found = list(objects)
     rows = [{"id": item.name, "category_id": item.class_index, "segmentation": item.parts} for item in found]
     classes = {item.class_index: item.class_index for item in found}

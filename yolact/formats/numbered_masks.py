@@ -163,5 +163,5 @@ class NumberedImage:
             raise ProblemError(problems)
         height, width = numbers.shape
         instances = instances_from_index_mask(numbers, dict.fromkeys(_object_numbers(numbers), 1))
-        warnings = image_warnings(image, (width, height) != image.stored_size)
+        warnings = image_warnings(image)
         return AnnotatedImage(self.image_id, image, width, height, tuple(instances), tuple(warnings))

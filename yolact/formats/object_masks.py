@@ -116,7 +116,7 @@ class ObjectMasksImage:
             found = self._instance(number, file, mask, frame, dropped)
             if found is not None:
                 instances.append(found)
-        warnings = image_warnings(image, frame != image.stored_size)
+        warnings = image_warnings(image)
         return AnnotatedImage(self.image_id, image, *frame, tuple(instances), tuple(warnings), dropped=tuple(dropped))
 
     def _instance(

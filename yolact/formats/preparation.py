@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from yolact.formats.dataset import AnnotatedImage, ImageSource
-from yolact.formats.image_files import KEPT_FORMATS, as_png, bounded_size, redrawn
+from yolact.formats.image_files import KEPT_FORMATS, ImageFile, as_png, bounded_size, redrawn
 from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
@@ -41,6 +41,8 @@ class ImageSummary:
     """Hash of the source's file."""
     difference_hash: int
     turned: bool
+    drawn_upright: bool | None
+    """Whether the masks are those of the upright image, as their size says; None if the size leaves it open."""
     reduced: bool
     converted: bool
     """Whether the source's file is neither JPEG nor PNG."""
@@ -73,6 +75,13 @@ class RejectedImage:
 
 
 @dataclass(frozen=True)
+class OpenImage:
+    """An image of which nothing says whether its masks are drawn on the upright image or on the image as stored."""
+
+    image_id: str
+
+
+@dataclass(frozen=True)
 class Preparation:
     """How the images of a data set are prepared."""
 
@@ -84,6 +93,10 @@ class Preparation:
     """Category id by class index; objects of other classes are dropped."""
     short_names: bool
     """Whether images keep their own names; otherwise the names of their folders are added."""
+    exif: bool | None = None
+    """Whether masks are drawn on the upright image where sizes leave it open; None: what the tool does, if known."""
+    inferred: bool | None = None
+    """The same, as the other images have it: for images of which not even the tool is known. None: leave them open."""
 
     @cached_property
     def _place_of(self) -> dict[int, int]:
@@ -91,20 +104,42 @@ class Preparation:
         places = {number: place for place, number in enumerate(sorted(set(self.category_of.values())))}
         return {index: places[number] for index, number in self.category_of.items()}
 
-    def __call__(self, source: ImageSource) -> PreparedImage | RejectedImage:
+    def __call__(self, source: ImageSource) -> PreparedImage | RejectedImage | OpenImage:
         """Prepare one image; problems are returned, not raised."""
         try:
-            return self._prepare(source.read())
+            found = source.read()
+            frame = self._frame(found)
+            if frame is None:
+                return OpenImage(source.image_id)
+            upright, why = frame
+            chosen = found.as_upright if upright and found.as_upright is not None else found
+            return self._prepare(chosen, upright, why, found.upright_by_size if found.instances else None)
         except ProblemError as error:
             return RejectedImage(source.image_id, error.problems)
 
-    def _prepare(self, found: AnnotatedImage) -> PreparedImage:
+    def _frame(self, found: AnnotatedImage) -> tuple[bool, str] | None:
+        """Whether the masks are drawn on the upright image, and why; None if that is open."""
+        readings = [found] if found.as_upright is None else [found, found.as_upright]
+        drawn = any(item.class_index in self.category_of for reading in readings for item in reading.instances)
+        if found.image.orientation == 1 or not drawn:
+            return True, ""
+        by_size, by_tool = found.upright_by_size, "as the tool shows images"
+        reasons = [
+            (by_size, by_tool if by_size is found.upright else "as their size says"),
+            (self.exif, "as data.exif says"),
+            (found.upright, by_tool),
+            (self.inferred, "as in the images whose size says so"),
+        ]
+        return next(((upright, why) for upright, why in reasons if upright is not None), None)
+
+    def _prepare(self, found: AnnotatedImage, upright: bool, why: str, upright_by_size: bool | None) -> PreparedImage:
         image, dropped = found.image, list(found.dropped)
         size = bounded_size(image.upright_size, self.max_side)
         turned, reduced = image.orientation != 1, size != image.upright_size
         kept = [instance for instance in found.instances if instance.class_index in self.category_of]
         kept, repeated = self._without_duplicates(image.file, kept)
-        instances = _redrawn_instances(found, kept, size, dropped) if turned or reduced else kept
+        orientation = 1 if upright else image.orientation
+        instances = _redrawn_instances(image, kept, orientation, size, dropped) if turned or reduced else kept
         converted = image.format not in KEPT_FORMATS
         data, suffix = image.data, None
         if turned or reduced or (converted and not image.lossless):
@@ -123,12 +158,13 @@ class Preparation:
             source_sha256=source_digest,
             difference_hash=image.difference_hash,
             turned=turned,
+            drawn_upright=upright_by_size,
             reduced=reduced,
             converted=converted,
             has_xml=found.has_xml,
             instances=_table(instances, self._place_of),
             other_classes=tuple(i.class_index for i in found.instances if i.class_index not in self.category_of),
-            warnings=(*found.warnings, *repeated),
+            warnings=(*_turned_upright(image, upright, why), *found.warnings, *repeated),
             dropped=tuple(dropped),
         )
         rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
@@ -173,11 +209,28 @@ def names_are_unique(image_ids: Collection[str]) -> bool:
     return len({PurePosixPath(image_id).name.casefold() for image_id in image_ids}) == len(image_ids)
 
 
+def _turned_upright(image: ImageFile, upright: bool, why: str) -> list[Problem]:
+    """A warning about an image that is turned; ``upright``: whether its masks are drawn on the upright image."""
+    if image.orientation == 1:
+        return []
+    masks = "are taken as drawn on the upright image" if upright else "are turned with it"
+    what = f"masks {masks}, {why}" if why else "there are no masks"
+    reason = f"has EXIF orientation {image.orientation}: it was turned upright; {what}"
+    return [Problem(image.file, reason, f"turned upright by EXIF orientation; {what}", changed=True)]
+
+
 def _redrawn_instances(
-    found: AnnotatedImage, instances: list[Instance], size: tuple[int, int], dropped: list[Problem]
+    image: ImageFile, instances: list[Instance], orientation: int, size: tuple[int, int], dropped: list[Problem]
 ) -> list[Instance]:
-    """The instances as drawn in the written image; those that vanish are appended to ``dropped``."""
-    orientation = 1 if found.drawn_upright else found.image.orientation
+    """The instances as drawn in the written image; those that vanish are appended to ``dropped``.
+
+    Args:
+        image: the image.
+        instances: its instances.
+        orientation: EXIF orientation by which masks are turned; 1 if they are drawn on the upright image.
+        size: width and height to downscale to, pixels.
+        dropped: receives a problem for each instance that vanishes.
+    """
     redrawn = []
     for instance in instances:
         result = redrawn_instance(instance, orientation, size)
@@ -186,7 +239,7 @@ def _redrawn_instances(
                 f"object {instance.number} ({instance.area:g} pixels) vanishes when the image is downscaled to "
                 f"{size[0]} x {size[1]}; choose a larger data.max_side to keep it"
             )
-            dropped.append(Problem(found.image.file, reason, kind="vanishes when its image is downscaled"))
+            dropped.append(Problem(image.file, reason, kind="vanishes when its image is downscaled"))
         else:
             redrawn.append(result)
     return redrawn

@@ -110,9 +110,10 @@ class SbdImage:
             height,
             tuple(instances_from_index_mask(segmentation, classes)),
             (
-                *image_warnings(image, (width, height) != image.stored_size),
+                *image_warnings(image),
                 *_empty_warnings(segmentation, classes, file),
             ),
+            upright=False,  # MATLAB shows images as stored
         )
 
 

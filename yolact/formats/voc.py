@@ -447,7 +447,7 @@ def read_voc_image(folder: VocFolder, image_id: str, classes: MaskClasses = VOC_
     instances = instances_from_index_mask(object_mask, kept)
     height, width = object_mask.shape
     warnings = [
-        *image_warnings(image, (width, height) != image.stored_size),
+        *image_warnings(image),
         *_unowned_warnings(joint, class_file, classes),
     ]
     if annotation is not None:
@@ -456,7 +456,15 @@ def read_voc_image(folder: VocFolder, image_id: str, classes: MaskClasses = VOC_
         dropped += conflicts
     has_xml = annotation is not None
     return AnnotatedImage(
-        image_id, image, width, height, tuple(instances), tuple(warnings), tuple(dropped), has_xml=has_xml
+        image_id,
+        image,
+        width,
+        height,
+        tuple(instances),
+        tuple(warnings),
+        tuple(dropped),
+        has_xml=has_xml,
+        upright=False if re.fullmatch(OWN_IMAGE_NAME, image_id) else None,  # VOC's tools show images as stored
     )
 
 

@@ -60,6 +60,9 @@ class DataConfig(Section):
     crowds: Literal["auto", "objects", "regions"]
     """What COCO's ``iscrowd`` marks: objects, as tools for brush masks write them, or crowd regions; ``auto``: objects
     if more than half of a file's annotations have it."""
+    exif: Literal["auto", "upright", "as_stored"]
+    """Which image masks were drawn on if an EXIF orientation turns it and no size says so: the upright one, or the one
+    as stored; ``auto``: as the tool shows images if it is known, or as the other images of the data set have it."""
     max_side: NonNegativeInt
     """Maximum length of an image's longer side, pixels; preprocess reduces larger images and masks. 0: no limit."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)]

@@ -65,6 +65,6 @@ class MaskedImage:
             raise ProblemError(problems)
         classes = {int(number): 1 for number in np.unique(mask) if number}
         height, width = mask.shape
-        warnings = image_warnings(image, drawn_upright=(width, height) != image.stored_size)
+        warnings = image_warnings(image)
         instances = instances_from_index_mask(mask, classes)
         return AnnotatedImage(self.image_id, image, width, height, tuple(instances), tuple(warnings))

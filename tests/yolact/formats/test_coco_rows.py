@@ -148,11 +148,44 @@ def test_an_image_of_another_size_is_a_problem(root: Path) -> None:
 
 def test_sizes_decide_in_which_frame_a_turned_image_was_annotated(root: Path) -> None:
     save_image(root, orientation=6)
-    assert not read_one(root, annotation()).drawn_upright
+    assert read_one(root, annotation()).upright_by_size is False
     upright = [{"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}]
-    assert read_one(root, annotation(), images=upright).drawn_upright
+    assert read_one(root, annotation(), images=upright).upright_by_size is True
+
+
+def test_without_a_stated_size_the_outlines_decide_where_they_fit(root: Path) -> None:
+    save_image(root, orientation=6)
     unsaid = [{"id": 1, "file_name": "a.jpg"}]
-    assert not read_one(root, annotation(), images=unsaid).drawn_upright
+    for outline, expected in (([2, 9, 6, 9, 6, 12, 2, 12], True), ([9, 2, 12, 2, 12, 6, 9, 6], False)):
+        image = read_one(root, annotation(segmentation=[outline], bbox=None), images=unsaid)
+        assert image.upright_by_size is expected
+        assert image.as_upright is None
+        assert [instance.area for instance in image.instances] == [12]
+    image = read_one(root, annotation(), images=unsaid)
+    assert (image.upright_by_size, image.upright) == (None, None)
+    assert image.as_upright is not None
+    assert (image.width, image.as_upright.width) == (WIDTH, HEIGHT)
+    assert [mask_utils.decode(reading.instances[0].rle()).shape for reading in (image, image.as_upright)] == [
+        (HEIGHT, WIDTH),
+        (WIDTH, HEIGHT),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("info", "name", "upright"),
+    [
+        ({}, "a.jpg", None),
+        ({"url": "https://github.com/CVHub520/X-AnyLabeling"}, "a.jpg", True),
+        ({"description": "VIA project exported to COCO format using VGG Image Annotator (http://…)"}, "a.jpg", True),
+        ({"contributor": "COCO Consortium"}, "000000000139.jpg", False),
+        ({"contributor": "COCO Consortium"}, "a.jpg", None),
+    ],
+)
+def test_known_tools_say_how_they_show_images(root: Path, info: Any, name: str, upright: bool | None) -> None:
+    save_image(root, name, orientation=3)
+    images = [{"id": 1, "file_name": name, "width": WIDTH, "height": HEIGHT}]
+    image = read_one(root, annotation(), images=images, info=info)
+    assert (image.upright_by_size, image.upright) == (None, upright)
 
 
 def pixels(*polygons: list[tuple[float, float]]) -> np.ndarray:
@@ -233,7 +266,7 @@ def test_run_lengths_tell_the_frame_where_no_size_is_stated(root: Path) -> None:
     save_image(root, orientation=6)
     upright = {"size": [WIDTH, HEIGHT], "counts": [0, 2, 94]}
     image = read_one(root, annotation(segmentation=upright), images=[{"id": 1, "file_name": "a.jpg"}])
-    assert (image.width, image.height, image.drawn_upright) == (HEIGHT, WIDTH, True)
+    assert (image.width, image.height, image.upright_by_size) == (HEIGHT, WIDTH, True)
 
 
 def test_label_studios_coordinates_of_turned_images_are_stretched_back(root: Path) -> None:
@@ -248,8 +281,8 @@ def test_label_studios_coordinates_of_turned_images_are_stretched_back(root: Pat
     assert np.array_equal(mask_utils.decode(instance.rle()), wanted)
     save_image(root, orientation=3)
     image = read_one(root, annotation(), info={"contributor": "Label Studio"})
-    assert image.drawn_upright
-    assert not read_one(root, annotation()).drawn_upright
+    assert (image.upright_by_size, image.upright) == (None, True)
+    assert read_one(root, annotation()).upright is None
 
 
 def test_normalized_coordinates_are_scaled_by_the_images_size(root: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_turned_image_has_its_shapes_in_the_upright_frame(root: Path) -> None:
     save_image(root / "images/a.jpg", (SIZE[1], SIZE[0]), orientation=6)
     write(root / "annotations.xml", document(image(polygon(LEFT))))
     dataset, images = read_all(root)
-    assert images["images/a.jpg"].drawn_upright
+    assert images["images/a.jpg"].upright_by_size
     assert_objects(dataset, images["images/a.jpg"], ("cat", mask(LEFT)))
 
 

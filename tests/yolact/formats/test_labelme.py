@@ -95,7 +95,7 @@ def test_an_upright_size_gives_upright_masks(root: Path) -> None:
     for stated in ({}, {"imageHeight": None, "imageWidth": None}):
         write(root / "a.json", tree(shape(), **stated))
         dataset, images = read_all(root)
-        assert images["a.jpg"].drawn_upright
+        assert images["a.jpg"].upright_by_size
         assert_objects(dataset, images["a.jpg"], ("cat", mask(LEFT)))
 
 

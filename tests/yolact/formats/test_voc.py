@@ -370,19 +370,22 @@ def test_damaged_image_is_a_problem(voc: Voc, data: bytes, message: str) -> None
 def test_masks_of_the_stored_image_are_read_in_its_frame(voc: Voc) -> None:
     voc.image(jpeg(orientation=6))
     image = voc.read()
-    assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, False, 2)
-    (warning,) = image.warnings
-    assert str(warning) == (
-        "JPEGImages/a.jpg: has EXIF orientation 6: it was turned upright, and its masks are turned with it"
-    )
+    assert (image.width, image.height, image.upright_by_size, len(image.instances)) == (8, 6, False, 2)
 
 
 def test_masks_drawn_on_the_upright_image_are_recognized_by_their_size(voc: Voc) -> None:
     voc.image(jpeg((6, 8), orientation=6))
     image = voc.read()
-    assert (image.width, image.height, image.drawn_upright, len(image.instances)) == (8, 6, True, 2)
-    (warning,) = image.warnings
-    assert "its masks are taken as drawn on the upright image" in warning.reason
+    assert (image.width, image.height, image.upright_by_size, len(image.instances)) == (8, 6, True, 2)
+
+
+def test_of_vocs_own_images_it_is_known_that_they_were_shown_as_stored(voc: Voc) -> None:
+    for name, upright in (("2007_000001", False), ("a", None)):
+        for folder, data in (("SegmentationObject", png(OBJECTS)), ("SegmentationClass", png(CLASSES))):
+            voc.put(f"{folder}/{name}.png", data)
+        voc.put(f"JPEGImages/{name}.jpg", jpeg(orientation=3))
+        image = read_voc_image(VocFolder(voc.root), name)
+        assert (image.upright_by_size, image.upright) == (None, upright)
 
 
 def test_masks_of_one_image_in_two_frames_are_a_problem(voc: Voc) -> None:

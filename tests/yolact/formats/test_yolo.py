@@ -99,8 +99,10 @@ def test_label_files_may_be_next_to_the_images(tmp_path: Path) -> None:
 def test_a_turned_image_has_its_outlines_in_the_upright_frame(roboflow: Path) -> None:
     save_image(roboflow / "train/images/a.jpg", (SIZE[1], SIZE[0]), orientation=6)
     dataset, images = read_all(roboflow)
-    assert images["train/images/a.jpg"].drawn_upright
-    assert_objects(dataset, images["train/images/a.jpg"], ("cat", mask(LEFT)), ("no", mask(RIGHT)))
+    upright = images["train/images/a.jpg"].as_upright
+    assert upright is not None
+    assert upright.upright
+    assert_objects(dataset, upright, ("cat", mask(LEFT)), ("no", mask(RIGHT)))
 
 
 def test_lines_that_are_no_outlines_are_dropped_with_their_kind(roboflow: Path) -> None:
