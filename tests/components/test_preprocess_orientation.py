@@ -181,3 +181,14 @@ def test_images_without_a_stated_size_are_read_as_the_others(
     source.images = [{key: row[key] for key in ("id", "file_name")} for row in source.images]
     preprocess(exif="upright" if upright else "as_stored")
     assert worst_iou(tmp_path / "data") > 0.85
+
+
+def test_an_image_without_masks_shows_by_its_stated_size_how_the_tool_shows_images(
+    source: Source, preprocess: Preprocess, tmp_path: Path
+) -> None:
+    for orientation in (1, 1, 3, 6):
+        source.add(orientation, drawn_upright=True)
+    source.annotations.pop()
+    stats = preprocess(empty_images="drop")
+    assert turned(stats) == {"are taken as drawn on the upright image, as in the images whose size says so": 1}
+    assert worst_iou(tmp_path / "data") > 0.85

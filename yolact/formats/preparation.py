@@ -113,7 +113,7 @@ class Preparation:
                 return OpenImage(source.image_id)
             upright, why = frame
             chosen = found.as_upright if upright and found.as_upright is not None else found
-            return self._prepare(chosen, upright, why, found.upright_by_size if found.instances else None)
+            return self._prepare(chosen, upright, why, found.upright_by_size)
         except ProblemError as error:
             return RejectedImage(source.image_id, error.problems)
 
