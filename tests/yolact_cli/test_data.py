@@ -171,24 +171,7 @@ def arguments(output: str) -> dict[str, Any]:
     return {key: value for key, value in after.items() if value != before[key]}
 
 
-HOSTILE = [
-    "my set",
-    "it's",
-    'a"b',
-    "a,b#c",
-    "a\\",
-    "$HOME;`ls`",
-    "[x]",
-    "{a: b}",
-    "1e3",
-    "null",
-    "on",
-    "ünï=日本",
-    "-x",
-]
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", ["it's [a], $b", "null", "-x"])
 def test_the_printed_command_names_any_folder(command: Command, work: Path, name: str) -> None:
     write_coco(work / name, CLEAN)
     assert arguments(command("--", name).stdout) == {"source": name}
