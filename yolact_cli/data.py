@@ -38,7 +38,7 @@ from yolact_ops.settings.params import DataConfig
 from yolact_ops.settings.presets import choose
 
 SHOWN_IMAGES = 4
-"""Number of images drawn on the page."""
+"""Maximum number of images drawn on the page."""
 
 SHOWN_CLASSES = 30
 """Maximum number of classes in the table; the rest is counted."""
@@ -124,7 +124,7 @@ def run(options: Options, console: Console | None = None) -> None:
     else:
         _print(look, shown, options, console or Console(highlight=False))
     if refused:
-        raise DataError("\n".join(refused))
+        raise DataError("\n".join([*refused, *([look.note] if look.sampled else [])]))
     if not look.sampled:
         check_usable(str(folder), look.outcome)
     if not options.as_json:
