@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -26,7 +26,7 @@ from components.preprocess.workers import map_in_order
 from yolact.errors import DataError, SettingsError
 from yolact.files import write_text_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import Dataset, ImageSource, ReadOptions
+from yolact.formats.dataset import Dataset, ReadOptions
 from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
 from yolact.formats.registry import read_dataset
@@ -36,6 +36,8 @@ from yolact_ops.reports.pages import evenly_spaced
 from yolact_ops.settings.overrides import hydra_override, parse_override
 from yolact_ops.settings.params import DataConfig
 from yolact_ops.settings.presets import choose
+
+T = TypeVar("T")
 
 SHOWN_IMAGES = 4
 """Maximum number of images drawn on the page."""
@@ -168,7 +170,7 @@ def _look(folder: Path, data: DataConfig, limit: int) -> Look:
         category_of=category_of,
         short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
     )
-    chosen = replace(dataset, splits=_sample(dataset.splits, limit))
+    chosen = _sample(dataset, limit)
     sources = sorted((source for found in chosen.splits.values() for source in found), key=lambda s: s.image_id)
     images: dict[str, ImageSummary] = {}
     rejected: dict[str, Sequence[Problem]] = dict(dataset.problems)
@@ -189,15 +191,17 @@ def _look(folder: Path, data: DataConfig, limit: int) -> Look:
     return Look(dataset, preparation, outcome, categories, stats, findings, len(sources) + len(dataset.problems))
 
 
-def _sample(splits: Mapping[str, Sequence[ImageSource]], limit: int) -> dict[str, Sequence[ImageSource]]:
-    """Evenly spaced images of each split, in proportion to its size."""
-    total = sum(map(len, splits.values()))
+def _sample(dataset: Dataset, limit: int) -> Dataset:
+    """Evenly spaced images of each split, and orphan annotations in the same proportion."""
+    total = sum(map(len, dataset.splits.values()))
     if total <= limit:
-        return dict(splits)
-    return {
-        split: [found[place] for place in evenly_spaced(len(found), math.ceil(limit * len(found) / total))]
-        for split, found in splits.items()
-    }
+        return dataset
+
+    def part(found: Sequence[T]) -> list[T]:
+        return [found[place] for place in evenly_spaced(len(found), math.ceil(limit * len(found) / total))]
+
+    splits = {split: part(found) for split, found in dataset.splits.items()}
+    return replace(dataset, splits=splits, orphans=part(dataset.orphans))
 
 
 def _shown_images(look: Look) -> Mapping[str, Sequence[ImageSummary]]:

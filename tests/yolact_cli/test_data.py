@@ -138,6 +138,18 @@ def test_of_a_large_set_evenly_spaced_images_are_read_and_the_numbers_say_so(com
     assert note in page.read_text(encoding="utf-8")
 
 
+def test_orphan_annotations_of_a_large_set_count_in_proportion_to_the_images_read(
+    command: Command, tmp_path: Path
+) -> None:
+    folder = write_coco(tmp_path / "set", [[TRIANGLE, OTHER_TRIANGLE]] * 30)
+    tree = json.loads((folder / "labels.json").read_text())
+    orphans = [{"id": 900 + n, "image_id": 900 + n, "category_id": 1, "segmentation": [TRIANGLE]} for n in range(5)]
+    (folder / "labels.json").write_text(json.dumps({**tree, "annotations": tree["annotations"] + orphans}))
+    shown = json.loads(command(folder, "--images", "6", "--json").stdout)
+    [dropped] = [finding for finding in shown["findings"] if finding["severity"] == "dropped"]
+    assert (dropped["count"], dropped["total"]) == (1, 13)
+
+
 def write_masks(folder: Path) -> Path:
     """Numbered masks with gaps between the values, so that only data.class_names makes objects of them."""
     for place in range(4):
