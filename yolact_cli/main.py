@@ -73,7 +73,7 @@ def data(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "-S", "--set-param", metavar="KEY=VALUE", help="Try a setting, such as data.class_names=[bolt]; repeatable."
+            "-S", "--set-param", metavar="KEY=VALUE", help="Try a setting, such as data.crowds=objects; repeatable."
         ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of images to read.")] = 500,
