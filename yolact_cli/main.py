@@ -66,6 +66,30 @@ def preset_use(
 
 
 @app.command()
+def data(
+    folder: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder with images and annotations; unpack archives first.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-S", "--set-param", metavar="KEY=VALUE", help="Try a setting, such as data.crowds=objects; repeatable."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of images to read.")] = 500,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Page to write, with four images drawn.", show_default="no page"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a folder of annotated images holds and how to train on it; exit with 1 if it cannot be used."""
+    from yolact_cli import data as command
+
+    command.run(command.Options(folder, overrides or [], images, report, as_json))
+
+
+@app.command()
 def models(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Show this one in detail.", show_default=False)

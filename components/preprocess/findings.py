@@ -18,6 +18,9 @@ Severity = Literal["dropped", "doubtful", "changed"]
 
 Unit = Literal["images", "objects", "classes", "pairs", "times"]
 
+LISTED_FINDINGS = 15
+"""Maximum number of findings in a log and in an error message; the rest is counted."""
+
 EXAMPLES = 3
 """Maximum number of examples of one finding."""
 

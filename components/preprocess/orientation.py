@@ -36,8 +36,8 @@ class Undecided:
         kind = "masks drawn on the upright image or as stored? data.exif decides"
         return {source.image_id: [Problem(source.image_id, reason, kind)] for source in self.sources}
 
-    def refusal(self, root: str, report_dir: Path) -> str:
-        """The error message."""
+    def refusal(self, root: str, page: str) -> str:
+        """The error message; ``page`` is where `readings` are shown."""
         count = len(self.sources)
         images, have = ("image", "has") if count == 1 else ("images", "have")
         if self.upright:
@@ -48,7 +48,7 @@ class Undecided:
             f"{root}: {count} {images}, such as {self.sources[0].image_id}, {have} an EXIF orientation, by which "
             "viewers turn images. Were the masks drawn on the turned image, as most labelling tools show it, or on the "
             f"image as stored, as many scripts read it? Their size leaves it open, and {others}. "
-            f"{report_dir / 'index.html'} shows both: set data.exif=upright or data.exif=as_stored in params.yaml."
+            f"{page} shows both: set data.exif=upright or data.exif=as_stored in params.yaml."
         )
 
     def readings(self, preparation: Preparation, folder: Path) -> list[Mapping[str, GalleryImage]]:

@@ -87,34 +87,58 @@ def write_report(
     Args:
         report_dir: replaced as a whole.
         stats: the content of ``stats.json``.
+        findings, categories, gallery, data, stopped, readings: see `page`.
+    """
+    text = page(stats, findings, categories, gallery, data, stopped=stopped, readings=readings, listing=LISTING)
+    with replaced_directory(report_dir) as folder:
+        write_text_atomic(folder / "index.html", text)
+        write_text_atomic(folder / LISTING, _listing(stats))
+        write_json_atomic(folder / "stats.json", stats)
+
+
+def page(
+    stats: Mapping[str, Any],
+    findings: Sequence[Finding],
+    categories: Mapping[int, str],
+    gallery: Mapping[str, Sequence[GalleryImage]],
+    data: DataConfig,
+    *,
+    stopped: bool,
+    readings: Sequence[Mapping[str, GalleryImage]] = (),
+    listing: str = "",
+    note: str = "",
+) -> str:
+    """The self-contained page.
+
+    Args:
+        stats: the content of ``stats.json``; the digest may be empty.
         findings: what was dropped, is doubtful or was changed.
         categories: class name by category id.
         gallery: images to show, by split.
         data: settings to show.
         stopped: whether the data was not written because too much of it cannot be used.
         readings: images of which nothing says how their masks are turned, by the value of ``data.exif``.
+        listing: name of the file next to the page that lists everything; empty if there is none.
+        note: a sentence about the whole page.
     """
     shown = {"classes", "exif", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
-    page = render_page(
+    return render_page(
         _TEMPLATE,
         stats=stats,
         findings=findings,
         left_out=len({entry["image"] for entry in stats["problems"]}),
         stopped=stopped,
-        classes=_class_rows(stats),
+        classes=class_rows(stats),
         charts=_charts(stats),
         gallery={split: [_gallery_entry(image, categories) for image in images] for split, images in gallery.items()},
         readings=[
             {name: _gallery_entry(image, categories) for name, image in drawings.items()} for drawings in readings
         ],
         listed=LISTED_ROWS,
-        listing=LISTING,
+        listing=listing,
+        note=note,
         settings=data.model_dump(mode="json", include=shown),
     )
-    with replaced_directory(report_dir) as folder:
-        write_text_atomic(folder / "index.html", page)
-        write_text_atomic(folder / LISTING, _listing(stats))
-        write_json_atomic(folder / "stats.json", stats)
 
 
 def _listing(stats: Mapping[str, Any]) -> str:
@@ -127,7 +151,7 @@ def _listing(stats: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:
+def class_rows(stats: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any], float]]:
     """Name, counts by split and bar length (0 to 1) of each class, most frequent first; those without objects last."""
     totals = {name: sum(counts["instances"] for counts in splits.values()) for name, splits in stats["classes"].items()}
     most = max(totals.values(), default=0) or 1

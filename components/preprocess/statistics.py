@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.preprocess.findings import kind_of
-from components.preprocess.outcome import Outcome
+from components.preprocess.outcome import Outcome, hashes
 from yolact.formats.duplicates import MAX_DISTANCE, first_similar_pairs
 from yolact.formats.preparation import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, ImageSummary
 from yolact.formats.problems import Problem
@@ -156,11 +156,6 @@ def _duplicates(images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, Any]:
 
 def _divided(names: Sequence[str]) -> dict[str, Any]:
     return {"images": len(names), "examples": list(names[:SHOWN_NAMES])}
-
-
-def hashes(images: Sequence[ImageSummary]) -> np.ndarray:
-    """Difference hashes, (N,) uint64."""
-    return np.array([image.difference_hash for image in images], dtype=np.uint64)
 
 
 def _equal_files(images: Sequence[ImageSummary]) -> list[list[str]]:

@@ -85,8 +85,8 @@ class OpenImage:
 class Preparation:
     """How the images of a data set are prepared."""
 
-    folder: Path
-    """Existing folder that images are written to."""
+    folder: Path | None
+    """Existing folder that images are written to; None: nothing is written, and names of files are not checked."""
     max_side: int | None
     """Maximum length of the longer side, pixels; larger images are downscaled."""
     category_of: Mapping[int, int]
@@ -147,7 +147,8 @@ class Preparation:
         elif converted:
             data, suffix = as_png(image), ".png"
         name = self._file_name(found, suffix)
-        self._write(name, data, image.file)
+        if self.folder is not None:
+            _write(self.folder / name, data, image.file, self.short_names)
         source_digest = hashlib.sha256(image.data).digest()
         summary = ImageSummary(
             image_id=found.image_id,
@@ -189,20 +190,6 @@ class Preparation:
         fits = written is None or suffix.lower() == written or (written, suffix.lower()) == (".jpg", ".jpeg")
         return name if fits else f"{name}{written}"
 
-    def _write(self, name: str, data: bytes, file: str) -> None:
-        try:
-            with (self.folder / name).open("xb") as target:
-                target.write(data)
-        except FileExistsError:
-            reason = f"another image is written as {name!r}; rename one of them"
-            raise ProblemError([Problem(file, reason, kind="file name of another image")]) from None
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            reason = f"would be written under a name of {len(name.encode())} bytes, which is too long; shorten its name"
-            folders = "" if self.short_names else " or those of its folders"
-            raise ProblemError([Problem(file, reason + folders, kind="file name that is too long")]) from None
-
 
 def names_are_unique(image_ids: Collection[str]) -> bool:
     """Whether file names without folders are unique, also on case-insensitive file systems."""
@@ -217,6 +204,24 @@ def _turned_upright(image: ImageFile, upright: bool, why: str) -> list[Problem]:
     what = f"masks {masks}, {why}" if why else "there are no masks"
     reason = f"has EXIF orientation {image.orientation}: it was turned upright; {what}"
     return [Problem(image.file, reason, f"turned upright by EXIF orientation; {what}", changed=True)]
+
+
+def _write(path: Path, data: bytes, file: str, short_name: bool) -> None:
+    """Write an image to a new file; ``file`` is the source's, for problems."""
+    try:
+        with path.open("xb") as target:
+            target.write(data)
+    except FileExistsError:
+        reason = f"another image is written as {path.name!r}; rename one of them"
+        raise ProblemError([Problem(file, reason, kind="file name of another image")]) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        reason = (
+            f"would be written under a name of {len(path.name.encode())} bytes, which is too long; shorten its name"
+        )
+        folders = "" if short_name else " or those of its folders"
+        raise ProblemError([Problem(file, reason + folders, kind="file name that is too long")]) from None
 
 
 def _redrawn_instances(

@@ -1,0 +1,96 @@
+"""What preprocess refuses: images in both splits, too many unusable images or objects, splits without objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from components.preprocess.findings import LISTED_FINDINGS, Finding, dropped_objects
+from components.preprocess.outcome import SPLITS, Outcome
+from yolact.errors import DataError
+from yolact.formats.dataset import Dataset
+from yolact_ops.settings.params import DataConfig
+
+LISTED_PROBLEMS = 20
+"""Maximum number of images in an error message; the rest is counted."""
+
+
+def check_disjoint(dataset: Dataset) -> None:
+    """Refuse images in both splits.
+
+    Raises:
+        DataError: there are some.
+    """
+    train, val = ({source.image_id for source in dataset.splits.get(split, ())} for split in SPLITS)
+    common = sorted(train & val)
+    if common:
+        raise DataError(
+            f"{dataset.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model must not be "
+            "evaluated on its training images: remove them from one of the two lists."
+        )
+
+
+def refusals(root: str, outcome: Outcome, data: DataConfig, listing: str) -> list[str]:
+    """Why a data set is refused: more unusable images or objects than the settings allow; empty if neither.
+
+    Args:
+        root: the data set's folder, for the messages.
+        outcome: what was found in it.
+        data: the settings.
+        listing: where everything is listed, for the messages.
+    """
+    refusals = []
+    count, allowed = len(outcome.rejected), data.max_problems
+    if count > allowed:
+        lines = [f"\n  {problem}" for found in list(outcome.rejected.values())[:LISTED_PROBLEMS] for problem in found]
+        if count > LISTED_PROBLEMS:
+            lines.append(f"\n  and {count - LISTED_PROBLEMS} more, see {listing}")
+        refusals.append(
+            f"{root}: {count} image{'' if count == 1 else 's'} cannot be used; data.max_problems allows "
+            f"{allowed}.{''.join(lines)}\n"
+            f"Fix the files at their source (data.source: {data.source}) and run `dvc repro`, which fetches them. "
+            f"Or leave these images out with data.max_problems={count} in params.yaml (stats.json then lists them all)."
+        )
+    dropped, objects = len(outcome.dropped), outcome.objects
+    if dropped > data.max_dropped * objects:
+        share = math.ceil(100 * dropped / objects) / 100
+        listing = "\n".join(f"  {line}" for line in _listed(dropped_objects(outcome), listing))
+        refusals.append(
+            f"{root}: {dropped} of {objects} objects cannot be used; data.max_dropped allows a share of "
+            f"{data.max_dropped:g}.\n{listing}\n"
+            f"Fix them at their source (data.source: {data.source}) and run `dvc repro`, which fetches them."
+        )
+        if dropped < objects:
+            refusals[-1] += (
+                f" Or drop them with data.max_dropped={share:g} in params.yaml: their images are then used without "
+                "them, so the model learns that nothing is there."
+            )
+    return refusals
+
+
+def _listed(findings: Sequence[Finding], listing: str) -> list[str]:
+    """One line per finding, up to `LISTED_FINDINGS`."""
+    lines = [str(finding) for finding in findings[:LISTED_FINDINGS]]
+    more = len(findings) - LISTED_FINDINGS
+    return [*lines, f"and {more} more kinds, see {listing}"] if more > 0 else lines
+
+
+def check_usable(root: str, outcome: Outcome) -> None:
+    """Refuse a split without objects.
+
+    Raises:
+        DataError: a split has none; names it and what to do.
+    """
+    showing = {split: sum(len(image.instances) > 0 for image in outcome.images[split]) for split in SPLITS}
+    empty = [split for split in SPLITS if not showing[split]]
+    if not empty:
+        return
+    if outcome.split_by_source:
+        advice = "Annotate objects in its images, choose other images for the split, or check data.classes."
+    else:
+        advice = (
+            f"Only {sum(showing.values())} of all images have objects, and each split needs one that does: annotate "
+            "objects in more images, or check data.classes."
+        )
+    count = len(outcome.images[empty[0]])
+    raise DataError(f"{root}: split {empty[0]!r} has {count} usable images, without any instance. {advice}")
