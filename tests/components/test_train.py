@@ -596,6 +596,43 @@ def test_only_settings_without_effect_on_the_result_may_change_in_between(
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
 
 
+def test_a_finished_run_is_continued_with_more_epochs_in_a_run_of_its_own_if_the_schedule_allows_it(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    constant = {"schedule": "step", "lr_milestones": [], "checkpoint_every": 1, "validate_every": 1}
+    train(changed(settings, epochs=1, **constant))
+    (first,) = runs(workplace)
+    for path in ("models/model.safetensors", "models/model.json", "models/run.json", "metrics/train.json"):
+        Path(path).unlink()  # as `dvc repro` removes a stage's outputs
+    train(changed(settings, epochs=2, **constant))
+    assert "continuing after epoch 1 of 2 (train.epochs was 1)" in caplog.text
+    assert json.loads(Path("metrics/train.json").read_text())["steps"] == 4
+    (second,) = (run for run in runs(workplace) if run.info.run_id != first.info.run_id)
+    assert second.data.tags["continued_run_id"] == first.info.run_id
+    assert second.data.params["train.epochs"] == "2"
+    assert store(workplace).get_run(first.info.run_id).data.metrics["train/steps"] == 2
+
+    caplog.clear()
+    interrupt_before_epoch(0, monkeypatch, changed(settings, epochs=3, **constant | {"schedule": "cosine"}))
+    assert "cannot be continued" not in caplog.text  # another schedule is another run
+
+
+def test_a_run_whose_schedule_depends_on_its_epochs_is_not_continued_and_says_why(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = {"warmup_steps": 0, "checkpoint_every": 1, "validate_every": 1}
+    train(changed(settings, epochs=1, **short))
+    interrupt_before_epoch(0, monkeypatch, changed(settings, epochs=2, **short))
+    assert "cannot be continued: with train.schedule: cosine the learning rate depends on train.epochs" in caplog.text
+    best = re.search(r"model\.initial_weights: (\S+)", caplog.text)
+    assert best is not None
+    params = starting_from(settings, Path(best[1]), epochs=2, **short)
+    caplog.set_level(logging.INFO)
+    interrupt_before_epoch(0, monkeypatch, params)
+    assert "continuing" not in caplog.text
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_more_gradient_accumulation_resumes_the_run_unless_batch_norm_is_trained(
     imported: Path,

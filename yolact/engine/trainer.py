@@ -178,7 +178,7 @@ class Trainer:
             self._warn()
 
     def restore(self, state: TrainingState) -> None:
-        """Resume from a checkpoint."""
+        """Resume from a checkpoint, also of a run with fewer epochs, see `yolact.engine.schedule.why_not_extended`."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
@@ -192,7 +192,8 @@ class Trainer:
         self.step = state.step
         self.validation_due = state.validation_due
         self.seconds = state.seconds
-        self.finished = state.finished
+        epochs = state.settings["train"]["epochs"]
+        self.finished = state.finished and epochs == self.config.epochs
         self.best_score = state.best_score
         self.best = state.best
         self.history = state.history
@@ -200,7 +201,11 @@ class Trainer:
             log.info("this run has already finished; rewriting its outputs")
         elif self.world.is_main:
             within = f" and {self.batches_done} steps" if self.batches_done else ""
-            log.info("resuming after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
+            if epochs == self.config.epochs:
+                log.info("resuming after epoch %d%s of %d", self.epochs_done, within, epochs)
+            else:
+                done, wanted = self.epochs_done, self.config.epochs
+                log.info("continuing after epoch %d%s of %d (train.epochs was %d)", done, within, wanted, epochs)
 
     def fit(self) -> TrainingResult:
         """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
@@ -468,6 +473,7 @@ class Trainer:
     def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
             settings=self.params.model_dump(mode="json", by_alias=True),
+            steps_per_epoch=self.steps_per_epoch,
             epochs_done=self.epochs_done,
             batches_done=self.batches_done,
             step=self.step,

@@ -269,6 +269,45 @@ def test_a_run_that_has_finished_takes_no_step_with_more_patience(trainer: Calla
     assert second.fit().steps == 2
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_continued_with_more_epochs_ends_as_one_that_had_them_from_the_start(
+    trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture, finished: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings: dict[str, Any] = {
+        "validate_every": 4,
+        "lr_milestones": [],
+        "warmup_steps": 3,
+        "ema_decay": 0.9,
+        "loss": {"max_masks_per_image": 1},  # drawn at random
+    }
+    torch.manual_seed(5)
+    whole = trainer("whole", epochs=4, **settings)
+    whole.fit()
+    torch.manual_seed(5)
+    first = trainer("extended", epochs=2, **settings)
+    first.fit()  # validates once more, at its end
+    if finished:
+        first.finish()
+    state = first.checkpoints.begin(with_finished=True)
+    assert state is not None
+    assert state.finished == finished
+    torch.manual_seed(99)  # the checkpoint's value is used
+    second = trainer("extended", epochs=4, **settings)
+    second.restore(state)
+    result = second.fit()
+    assert "continuing after epoch 2 of 4 (train.epochs was 2)" in caplog.text
+    assert result.steps == whole.step == 8
+    assert result.history["steps"] == whole.history["steps"]
+    assert [row["epoch"] for row in result.history["epochs"]] == [2, 4]
+    for found, expected in ((second.model, whole.model), (second.ema.model, whole.ema.model)):  # type: ignore[union-attr]
+        assert all(torch.equal(weights(found)[name], tensor) for name, tensor in weights(expected).items())
+    second.finish()
+    again = second.checkpoints.begin(with_finished=True)
+    assert again is not None
+    assert (again.finished, again.settings["train"]["epochs"]) == (True, 4)
+
+
 # --- Settings
 
 
