@@ -41,6 +41,7 @@ from yolact.settings import ModelConfig
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.lineage.lineage import data_source
 from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
+from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
@@ -138,6 +139,12 @@ def _run(
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
     if world.is_main and (advice := anchors_advice(train, params.model, params.train.loss.positive_iou)):
         log.warning("%s", advice)
+    if world.is_main and all(item.crowd for objects in val.objects.values() for item in objects):
+        log.warning(
+            "%s: its objects are crowd regions alone, so AP cannot be measured: the weights of the last validation are "
+            "kept, and train.patience has no effect",
+            paths.processed / "val.json",
+        )
     interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
@@ -221,20 +228,21 @@ def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> N
     with replaced_directory(paths.plots) as folder:
         write_plots(folder, result)
     write_json_atomic(paths.metrics, metrics)
-    tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
+    measured = {f"train/{name}": value for name, value in metrics.items() if value is not None}
+    tracker.log_metrics(measured, result.steps)
 
 
 def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
     """Log the results and where they are."""
     log.info(
-        "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
+        "done: %d steps, best validation mask AP %s, %.3f s a step\n"
         "  model        %s, %s\n"
         "  metrics      %s\n"
         "  curves       %s (dvc plots show)\n"
         "  MLflow run   %s in experiment %r (yolact mlflow)\n"
         "  checkpoints  %s",
         result.steps,
-        result.best_score,
+        decimal(result.best_score),
         result.seconds_per_step,
         paths.model / WEIGHTS_FILE,
         paths.model / DESCRIPTION_FILE,

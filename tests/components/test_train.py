@@ -319,6 +319,25 @@ def test_mlflow_has_speed_machine_and_validation_drawings(straight: Path) -> Non
         assert picture.path.endswith("/3.jpg")  # the one validation image
 
 
+def test_a_val_split_of_crowd_regions_alone_has_no_ap(
+    workplace: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path("data/processed/val.json")
+    tree = json.loads(path.read_text())
+    for row in tree["annotations"]:
+        row["iscrowd"] = 1
+    path.write_text(json.dumps(tree))
+    train(changed(settings, epochs=1))
+    assert "crowd regions alone, so AP cannot be measured" in caplog.text
+    assert json.loads(Path("metrics/train.json").read_text())["best_val_mask_AP"] is None
+    (row,) = csv.DictReader(Path("plots/train/ap.csv").read_text().splitlines())
+    assert row == {"epoch": "1", "box_AP": "", "box_AP50": "", "mask_AP": "", "mask_AP50": ""}
+    (run,) = runs(workplace)
+    assert run.info.status == "FINISHED"
+    assert "val/epoch" in run.data.metrics
+    assert not {"val/mask_AP", "train/best_val_mask_AP"} & run.data.metrics.keys()
+
+
 # --- Initial weights
 
 

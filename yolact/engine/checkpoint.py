@@ -67,7 +67,7 @@ class TrainingState:
     terms: dict[str, Any]
     """Sum of the loss terms since the last logged step, and the number of steps in it."""
     best_score: float
-    """Best validation mask AP so far; -1 before the first validation."""
+    """Best validation mask AP so far; -1 before the first validation, and where there is nothing to measure."""
     best: str
     """Folder of that validation's weights; empty before the first."""
     history: dict[str, list[dict[str, float]]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class TrainingResult:
 
     history: dict[str, list[Metrics]]
     steps: int
-    best_score: float
+    best_score: float | None
+    """Best validation mask AP; None if the validation images have no object to find."""
     seconds_per_step: float
     """Mean over the run of data loading, forward, backward and optimizer, without validation."""
 
@@ -106,8 +108,8 @@ class Trainer:
         params: the settings; reads ``model``, ``train`` and ``runtime``.
         model_dir: receives the model files at the end, and the batch if loss or gradients are not finite.
         checkpoints: the checkpoint store; only the main process writes.
-        validate: evaluates the network; its result must have ``mask_AP``. Every process calls it and gets the same
-            result.
+        validate: evaluates the network; its result must have ``mask_AP``, NaN if that cannot be measured: then the
+            weights of the last validation are kept. Every process calls it and gets the same result.
         listener: receives progress.
         extra: stored in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
@@ -231,7 +233,8 @@ class Trainer:
         if self.world.is_main:
             best, classes = self.checkpoints.load_best(self.best)
             save_model(best, classes, self.model_dir, self.category_ids)
-        return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
+        best_score = None if self.best_score < 0 else self.best_score
+        return TrainingResult(self.history, self.step, best_score, self.seconds / self.step)
 
     def finish(self) -> None:
         """Mark the run as finished, once its results are stored, see `CheckpointStore.begin`."""
@@ -269,7 +272,7 @@ class Trainer:
         """Whether no step is left; a finished run stays finished with another patience."""
         if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or self.best_score < 0:  # there are no best weights to finish with
+        if not self.config.patience or self.best_score < 0:  # no best weights to finish with, or no AP to judge by
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))
@@ -448,8 +451,9 @@ class Trainer:
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False
-        better = metrics["mask_AP"] > self.best_score
-        if better:
+        is_measured = not math.isnan(metrics["mask_AP"])
+        better = not is_measured or metrics["mask_AP"] > self.best_score
+        if is_measured and better:
             self.best_score = metrics["mask_AP"]
         if not self.world.is_main:
             return
@@ -459,7 +463,7 @@ class Trainer:
             "epoch %d of %d: %s",
             self.epochs_done,
             self.config.epochs,
-            ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
+            ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in metrics.items()),
         )
         self.listener.on_epoch(self.step, row)
 

@@ -246,6 +246,15 @@ def test_a_run_stops_when_it_no_longer_improves(
     assert result.best_score == max(scores[:epochs])
 
 
+def test_without_a_measured_score_the_last_weights_are_kept_and_patience_does_not_count(
+    trainer: Callable[..., Trainer],
+) -> None:
+    learner = trainer(scores=[float("nan")] * 4, epochs=4, validate_every=1, patience=1, batch_size=4)
+    result = learner.fit()
+    assert (result.steps, result.best_score) == (4, None)
+    assert learner.best.startswith("best_0004-")
+
+
 def test_patience_set_later_counts_past_validations(trainer: Callable[..., Trainer]) -> None:
     first = trainer(scores=[0.3, 0.2, 0.1], epochs=3, validate_every=1, batch_size=4)
     first.fit()
