@@ -10,15 +10,16 @@ import typer
 from yolact_cli.bench import bench_app
 from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.commands.options import AsJson
+from yolact_ops.commands.project import ProjectTyper
 
-app = typer.Typer(
+app = ProjectTyper(
     cls=ErrorGroup,
     help="Instance segmentation with YOLACT: settings, models, runs and results of the pipeline.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-preset_app = typer.Typer(
+preset_app = ProjectTyper(
     help="Choose the settings. A preset is a named set of changes to conf/base.yaml; the published configurations are "
     "presets too."
 )
@@ -308,17 +309,28 @@ def runs(
     command.run(experiment, limit, filter_string, as_json=as_json)
 
 
+def _folder_or_name(text: str) -> str | Path:
+    """A side of a comparison: another folder than the project's as a path, see `ProjectCommand`."""
+    return Path(text) if text != "." and Path(text).is_dir() else text
+
+
 @app.command()
 def compare(
     a: Annotated[
         str,
         typer.Argument(
             metavar="A",
+            parser=_folder_or_name,
             help="A run's id (or its beginning) or name, models:/NAME@ALIAS, models:/NAME/VERSION, or a project folder "
             "(`.` for this one).",
         ),
     ],
-    b: Annotated[str, typer.Argument(metavar="B", help="The other side, named like A; differences are B - A.")],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar="B", parser=_folder_or_name, help="The other side, named like A; differences are B - A."
+        ),
+    ],
     data: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder that preprocess wrote; its images are shown.")
     ] = Path("data/processed"),
@@ -336,7 +348,7 @@ def compare(
     """Compare two runs: settings, metrics with confidence intervals, classes, and images where they disagree."""
     from yolact_cli import compare as command
 
-    command.run(command.Options(a, b, data, output, samples, images, min_score, as_json))
+    command.run(command.Options(str(a), str(b), data, output, samples, images, min_score, as_json))
 
 
 @app.command()

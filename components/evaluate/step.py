@@ -1,7 +1,7 @@
 """The evaluate step: predict the val split, compute metrics, write a report.
 
-Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``reports/eval/`` and ``plots/eval/``, and
-adds metrics and report to the training's MLflow run.
+Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``box.json`` and ``mask.json`` there,
+``reports/eval/`` and ``plots/eval/``, and adds metrics and report to the training's MLflow run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def run(
     metrics_path: Path,
     report_dir: Path,
     plots_dir: Path,
+    scores_dir: Path | None = None,
     needs_store: bool = False,
 ) -> None:
     """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
@@ -46,6 +47,7 @@ def run(
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
         report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.
         plots_dir: receives the tables for ``dvc plots``; replaced as a whole.
+        scores_dir: receives ``box.json`` and ``mask.json``, the metrics without classes: rows of `dvc metrics show`.
         needs_store: everything must be in MLflow when this returns, because ``model_dir`` is deleted then; otherwise it
             may be logged later.
 
@@ -72,6 +74,9 @@ def run(
         with replaced_directory(plots_dir) as folder:
             write_plots(folder, evaluation)
         write_json_atomic(metrics_path, _metrics(evaluation))
+        if scores_dir is not None:
+            for summary in (evaluation.box, evaluation.mask):
+                write_json_atomic(scores_dir / f"{summary.iou_type}.json", summary.metrics())
         tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
         tracker.show_as_table(f"{FOLDER}/{PER_CLASS_TABLE}")
         note = run_note(params, data.class_names, len(data.images), _headline(evaluation))
@@ -132,5 +137,6 @@ if __name__ == "__main__":
             metrics_path=Path("metrics/eval.json"),
             report_dir=Path("reports/eval"),
             plots_dir=Path("plots/eval"),
+            scores_dir=Path("metrics"),
         ),
     )

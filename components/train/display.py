@@ -17,4 +17,5 @@ def describe(model: Artifact, metrics: MetricsArtifact, summary: Path) -> None:
         "mlflow_experiment": record["experiment"],
     }
     for name, value in json.loads(summary.read_text(encoding="utf-8")).items():
-        metrics.log_metric(name, value)
+        if value is not None:
+            metrics.log_metric(name, value)

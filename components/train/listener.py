@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class TrackingListener:
         self.tracker.log_metrics({f"speed/{name}": value for name, value in row.items()}, step)
 
     def on_epoch(self, step: int, row: Metrics) -> None:
-        self.tracker.log_metrics({f"val/{name}": value for name, value in row.items() if name != "step"}, step)
+        measured = {name: value for name, value in row.items() if name != "step" and not math.isnan(value)}
+        self.tracker.log_metrics({f"val/{name}": value for name, value in measured.items()}, step)
         if self.pictures:
             with TemporaryDirectory() as folder:
                 draw_validation(Path(folder), self.validation, self.pictures)

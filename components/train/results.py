@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from statistics import fmean
 
@@ -12,7 +13,7 @@ from yolact.files import write_text_atomic
 from yolact.losses.terms import LOSS_TERMS
 
 
-def summary(result: TrainingResult) -> dict[str, float]:
+def summary(result: TrainingResult) -> dict[str, float | None]:
     """``metrics/train.json``: mean of the losses logged in the last epoch, the best validation and the speed."""
     last = result.history["steps"][-1]["epoch"]
     rows = [row for row in result.history["steps"] if row["epoch"] == last]
@@ -46,8 +47,9 @@ def write_plots(folder: Path, result: TrainingResult) -> None:
 
 
 def _write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write a table; the cell of a NaN is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: "" if math.isnan(value) else value for name, value in row.items()} for row in rows)
     write_text_atomic(path, text.getvalue())

@@ -1,7 +1,8 @@
 """The training itself, in this process: from processed data to a trained network.
 
 The checkpoints outlive a killed run: the next one with the same settings and data resumes from there, in the same
-MLflow run. After a finished run the next one starts over, unless the checkpoint folder belongs to one pipeline run:
+MLflow run; one with more epochs continues there in a new MLflow run, if the learning rates of the steps done are the
+same. After a finished run the next one starts over, unless the checkpoint folder belongs to one pipeline run:
 then lost results (after a failed upload, for example) are written again without training.
 """
 
@@ -25,8 +26,9 @@ from yolact.devices import choose_device, prepare_device
 from yolact.distributed import World, joined_world, own_device_name
 from yolact.engine.advice import start_advised
 from yolact.engine.anchor_fit import anchors_advice
-from yolact.engine.checkpoint import CheckpointStore, TrainingState
+from yolact.engine.checkpoint import CheckpointStore, Extension, TrainingState
 from yolact.engine.interrupts import Interrupts
+from yolact.engine.schedule import why_not_extended
 from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
@@ -39,6 +41,7 @@ from yolact.settings import ModelConfig
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.lineage.lineage import data_source
 from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
+from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
@@ -47,6 +50,9 @@ from yolact_ops.tracking.runs import start_run
 from yolact_ops.tracking.tracker import DataSet, Tracker
 
 log = logging.getLogger(__name__)
+
+CONTINUED_TAG = "continued_run_id"
+"""Tag of a run that continues another one's training with more epochs: that run's id."""
 
 UPLOAD_PATIENCE = 20.0
 """Seconds that the end of a run waits for its mirror; an evicted pod is killed after 30 by default."""
@@ -133,14 +139,24 @@ def _run(
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
     if world.is_main and (advice := anchors_advice(train, params.model, params.train.loss.positive_iou)):
         log.warning("%s", advice)
+    if world.is_main and all(item.crowd for objects in val.objects.values() for item in objects):
+        log.warning(
+            "%s: its objects are crowd regions alone, so AP cannot be measured: the weights of the last validation are "
+            "kept, and train.patience has no effect",
+            paths.processed / "val.json",
+        )
     interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
     digests = read_split_digests(paths.processed)
-    fingerprint = _fingerprint(params, read_data_digest(paths.processed), train.class_names)
+    data_digest = read_data_digest(paths.processed)
+    fingerprint = _fingerprint(params, data_digest, train.class_names)
+    extension = _extension(params, data_digest, train.class_names)
     with _mirror(params.runtime.checkpoint_mirror, fingerprint, world) as mirror:
         checkpoints = CheckpointStore(paths.checkpoints, params.runtime.keep_checkpoints, fingerprint, mirror)
-        begun = checkpoints.begin(with_finished=paths.checkpoints_are_own) if world.is_main else None
+        begun = (
+            checkpoints.begin(with_finished=paths.checkpoints_are_own, extension=extension) if world.is_main else None
+        )
         state: TrainingState | None = world.broadcast(begun)
         interrupts.stop_if_requested()
 
@@ -173,10 +189,14 @@ def _run(
             trainer = make_trainer(SilentListener(), {})
             trainer.fit()
         else:
-            resume = RunRecord.from_json(state.extra) if state else _earlier_start(paths.model / RUN_FILE, old_record)
+            recorded = RunRecord.from_json(state.extra) if state else None
+            is_continued = state is not None and _epochs(state) != params.train.epochs
+            resume = _earlier_start(paths.model / RUN_FILE, old_record) if is_continued or not recorded else recorded
             journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
             with start_run(params, paths.model / RUN_FILE, resume=resume, journals=journals) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
+                if recorded and is_continued:
+                    tracker.set_tags({CONTINUED_TAG: recorded.run_id})
                 interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures, on_alive)
                 trainer = make_trainer(listener, tracker.record.to_json())
@@ -208,20 +228,21 @@ def _write_results(result: TrainingResult, paths: _Paths, tracker: Tracker) -> N
     with replaced_directory(paths.plots) as folder:
         write_plots(folder, result)
     write_json_atomic(paths.metrics, metrics)
-    tracker.log_metrics({f"train/{name}": value for name, value in metrics.items()}, result.steps)
+    measured = {f"train/{name}": value for name, value in metrics.items() if value is not None}
+    tracker.log_metrics(measured, result.steps)
 
 
 def _log_results(result: TrainingResult, paths: _Paths, record: RunRecord) -> None:
     """Log the results and where they are."""
     log.info(
-        "done: %d steps, best validation mask AP %.3f, %.3f s a step\n"
+        "done: %d steps, best validation mask AP %s, %.3f s a step\n"
         "  model        %s, %s\n"
         "  metrics      %s\n"
         "  curves       %s (dvc plots show)\n"
         "  MLflow run   %s in experiment %r (yolact mlflow)\n"
         "  checkpoints  %s",
         result.steps,
-        result.best_score,
+        decimal(result.best_score),
         result.seconds_per_step,
         paths.model / WEIGHTS_FILE,
         paths.model / DESCRIPTION_FILE,
@@ -273,6 +294,24 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
         "classes": list(classes),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _extension(params: Params, data_digest: str, classes: Sequence[str]) -> Extension:
+    """Whether a run may be continued with the epochs of ``params``: see `Extension`."""
+
+    def why_not(fingerprint: str, state: TrainingState) -> str | None:
+        epochs = _epochs(state)
+        before = params.model_copy(update={"train": params.train.model_copy(update={"epochs": epochs})})
+        if epochs > params.train.epochs or _fingerprint(before, data_digest, classes) != fingerprint:
+            return None
+        return why_not_extended(state.step, state.steps_per_epoch, epochs, params.train)
+
+    return why_not
+
+
+def _epochs(state: TrainingState) -> int:
+    """The ``train.epochs`` with which the state was saved."""
+    return int(state.settings["train"]["epochs"])
 
 
 def _start_digest(config: ModelConfig) -> str | None:

@@ -139,6 +139,7 @@ def run(params: Params, folder: Path) -> None:
         metrics_path=folder / "metrics" / "eval.json",
         report_dir=folder / "reports" / "eval",
         plots_dir=folder / "plots" / "eval",
+        scores_dir=folder / "metrics",
     )
 
 
@@ -168,6 +169,14 @@ def test_metrics_are_correct_and_contain_no_times(evaluated):
         assert section["AP50"] == section["AP70"] == pytest.approx(CIRCLE_AP / 2)
         assert section["AP_small"] is None
         assert section["per_class"]["never/seen"] == {"AP": None, "AP50": None, "AP70": None, "instances": 0}
+
+
+def test_each_kind_of_metrics_has_a_file_without_classes_for_dvc(evaluated):
+    metrics = json.loads((evaluated / "metrics" / "eval.json").read_text())
+    for kind in ("box", "mask"):
+        scores = json.loads((evaluated / "metrics" / f"{kind}.json").read_text())
+        assert metrics[kind] == scores | {"per_class": metrics[kind]["per_class"]}
+        assert "per_class" not in scores
 
 
 def test_a_second_run_gives_identical_metrics_plots_and_detections(evaluated, params):

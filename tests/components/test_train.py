@@ -172,7 +172,7 @@ def rows(path: Path) -> list[dict[str, float]]:
 def test_all_dvc_outputs_are_written(straight: Path, repository: Path) -> None:
     pipeline = yaml.safe_load((repository / "dvc.yaml").read_text())
     stage = pipeline["stages"]["train"]
-    written = [item if isinstance(item, str) else next(iter(item)) for item in stage["outs"] + stage["metrics"]]
+    written = [item if isinstance(item, str) else next(iter(item)) for item in stage["outs"]]
     assert len(written) > 5
     for path in written:
         assert (straight / path).exists(), path
@@ -317,6 +317,25 @@ def test_mlflow_has_speed_machine_and_validation_drawings(straight: Path) -> Non
     for epoch in (4, 8, 10):
         (picture,) = store(straight).list_artifacts(run.info.run_id, f"validation/epoch_{epoch:04d}")
         assert picture.path.endswith("/3.jpg")  # the one validation image
+
+
+def test_a_val_split_of_crowd_regions_alone_has_no_ap(
+    workplace: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path("data/processed/val.json")
+    tree = json.loads(path.read_text())
+    for row in tree["annotations"]:
+        row["iscrowd"] = 1
+    path.write_text(json.dumps(tree))
+    train(changed(settings, epochs=1))
+    assert "crowd regions alone, so AP cannot be measured" in caplog.text
+    assert json.loads(Path("metrics/train.json").read_text())["best_val_mask_AP"] is None
+    (row,) = csv.DictReader(Path("plots/train/ap.csv").read_text().splitlines())
+    assert row == {"epoch": "1", "box_AP": "", "box_AP50": "", "mask_AP": "", "mask_AP50": ""}
+    (run,) = runs(workplace)
+    assert run.info.status == "FINISHED"
+    assert "val/epoch" in run.data.metrics
+    assert not {"val/mask_AP", "train/best_val_mask_AP"} & run.data.metrics.keys()
 
 
 # --- Initial weights
@@ -594,6 +613,36 @@ def test_only_settings_without_effect_on_the_result_may_change_in_between(
     second = next(run for run in runs(workplace) if run.info.run_id != first.info.run_id)
     assert second.info.status == "FINISHED"
     assert store(workplace).get_run(first.info.run_id).info.status == "FAILED"
+
+
+def test_a_finished_run_is_continued_with_more_epochs_in_a_run_of_its_own_if_the_schedule_allows_it(
+    workplace: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    constant = {"schedule": "step", "lr_milestones": [], "checkpoint_every": 1, "validate_every": 1}
+    train(changed(settings, epochs=1, **constant))
+    (first,) = runs(workplace)
+    for path in ("models/model.safetensors", "models/model.json", "models/run.json", "metrics/train.json"):
+        Path(path).unlink()  # as `dvc repro` removes a stage's outputs
+    train(changed(settings, epochs=2, **constant))
+    assert "continuing after epoch 1 of 2 (train.epochs was 1)" in caplog.text
+    assert json.loads(Path("metrics/train.json").read_text())["steps"] == 4
+    (second,) = (run for run in runs(workplace) if run.info.run_id != first.info.run_id)
+    assert second.data.tags["continued_run_id"] == first.info.run_id
+    assert second.data.params["train.epochs"] == "2"
+    assert store(workplace).get_run(first.info.run_id).data.metrics["train/steps"] == 2
+
+
+def test_a_run_whose_schedule_depends_on_its_epochs_is_not_continued_and_says_why(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = {"warmup_steps": 0, "checkpoint_every": 1, "validate_every": 1}
+    train(changed(settings, epochs=1, **short))
+    interrupt_before_epoch(0, monkeypatch, changed(settings, epochs=2, **short))
+    assert "cannot be continued: with train.schedule: cosine the learning rate depends on train.epochs" in caplog.text
+    best = re.search(r"model\.initial_weights: (\S+)", caplog.text)
+    assert best is not None
+    load_model(Path(best[1]))
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ from yolact.models.yolact import Yolact
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 MIRROR_FOLDER = ".mirror"
 """Folder among the checkpoints in which a mirror may keep files while it uploads them; `CheckpointStore.begin` removes
 what a killed run left there."""
@@ -46,7 +46,8 @@ class TrainingState:
     """
 
     settings: dict[str, Any]
-    """The run's settings, as in ``params.yaml``, for information; the fingerprint decides what must agree."""
+    """The run's settings, as in ``params.yaml``; the fingerprint decides what must agree."""
+    steps_per_epoch: int
     epochs_done: int
     batches_done: int
     """Batches done in the current epoch."""
@@ -66,7 +67,7 @@ class TrainingState:
     terms: dict[str, Any]
     """Sum of the loss terms since the last logged step, and the number of steps in it."""
     best_score: float
-    """Best validation mask AP so far; -1 before the first validation."""
+    """Best validation mask AP so far; -1 before the first validation, and where there is nothing to measure."""
     best: str
     """Folder of that validation's weights; empty before the first."""
     history: dict[str, list[dict[str, float]]]
@@ -93,6 +94,14 @@ class Mirror(Protocol):
             checkpoints: the files of each, newest checkpoint first: its best weights' files, which several may share,
                 then the checkpoint itself. Names are relative and a name's content never changes.
         """
+
+
+Extension = Callable[[str, TrainingState], str | None]
+"""Decides whether a run with another fingerprint may be continued as this one, with more epochs.
+
+Gets that fingerprint and the newest state. Its result is empty if it may, else the reason; None if more than the number
+of epochs differs.
+"""
 
 
 class CheckpointStore:
@@ -181,7 +190,7 @@ class CheckpointStore:
             )
         return load_model(self.directory / name)
 
-    def begin(self, *, with_finished: bool = False) -> TrainingState | None:
+    def begin(self, *, with_finished: bool = False, extension: Extension | None = None) -> TrainingState | None:
         """The checkpoint from which the run resumes, or None if it starts over.
 
         An empty folder is first filled from the mirror. Checkpoints of a finished run, and of a run without a finished
@@ -189,6 +198,9 @@ class CheckpointStore:
         returned too, unless it came from the mirror, which all runs with these settings and data share. Checkpoints of
         an unfinished run with other settings or data are moved aside, with a warning that says where to and how to
         resume that run; so are checkpoints if none of them can be read.
+
+        With ``extension``, a run that is finished or not, and to which it gives more epochs, is returned; if it says
+        why not, that run is moved aside with a warning.
 
         If the best weights of the newest checkpoint are missing or damaged, the run resumes from the newest checkpoint
         whose best weights are intact. If there is none, it resumes from the newest and searches for the best weights
@@ -207,12 +219,32 @@ class CheckpointStore:
                 log.warning("no checkpoint can be read; they are now in %s", self._move_aside("unreadable"))
             return None
         fingerprint, state = found
-        if fingerprint == self.fingerprint and (with_finished or not state.finished):
-            return self._with_best(state, (older for owner, older in readable if owner == self.fingerprint))
-        if state.finished or state.step == 0:
+        is_same, why_not = fingerprint == self.fingerprint, None
+        if extension is not None and not is_same and state.step > 0:
+            why_not = extension(fingerprint, state)
+        if why_not == "" or (is_same and (with_finished or not state.finished)):
+            return self._with_best(state, (older for owner, older in readable if owner == fingerprint))
+        if why_not is None and (state.finished or state.step == 0):
             self._clear()
             return None
         aside = self._move_aside(fingerprint[:8])
+        if why_not is not None:
+            ways = "" if state.finished else " To finish it, restore its settings and move the folder back."
+            if state.best:
+                ways += (
+                    " To train on from its best weights with a new schedule, stop this run and set "
+                    f"model.initial_weights: {aside / state.best}"
+                )
+            log.warning(
+                "%s has a run of %d epochs done that cannot be continued: %s. It is now in %s, and this run starts "
+                "over.%s",
+                self.directory,
+                state.epochs_done,
+                why_not,
+                aside,
+                ways,
+            )
+            return None
         log.warning(
             "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To resume it, "
             "restore its settings and move the folder back. This run starts over.",

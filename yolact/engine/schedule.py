@@ -1,4 +1,4 @@
-"""Learning rate over the run."""
+"""Learning rate over the run, and whether a run with it may get more epochs."""
 
 from __future__ import annotations
 
@@ -21,3 +21,23 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
         return config.lr * config.lr_gamma**passed
     progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+
+
+def why_not_extended(steps: int, steps_per_epoch: int, epochs: int, config: TrainConfig) -> str:
+    """Why a run of ``epochs`` cannot be continued as one of ``config.epochs``; empty if it can.
+
+    It can if each of its first ``steps`` steps has the same learning rate in both: then the result is that of a run
+    which had ``config.epochs`` from the start.
+    """
+    totals = [count * steps_per_epoch for count in (epochs, config.epochs)]
+    for step in range(steps):
+        before, after = (learning_rate(step, total, config) for total in totals)
+        if before != after:
+            how = (
+                "it falls to zero over the run" if config.schedule == "cosine" else "lr_milestones are fractions of it"
+            )
+            return (
+                f"with train.schedule: {config.schedule} the learning rate depends on train.epochs ({how}): epoch "
+                f"{step // steps_per_epoch + 1} had {before:.3g}, and in a run of {config.epochs} it has {after:.3g}"
+            )
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class TrainingResult:
 
     history: dict[str, list[Metrics]]
     steps: int
-    best_score: float
+    best_score: float | None
+    """Best validation mask AP; None if the validation images have no object to find."""
     seconds_per_step: float
     """Mean over the run of data loading, forward, backward and optimizer, without validation."""
 
@@ -106,8 +108,8 @@ class Trainer:
         params: the settings; reads ``model``, ``train`` and ``runtime``.
         model_dir: receives the model files at the end, and the batch if loss or gradients are not finite.
         checkpoints: the checkpoint store; only the main process writes.
-        validate: evaluates the network; its result must have ``mask_AP``. Every process calls it and gets the same
-            result.
+        validate: evaluates the network; its result must have ``mask_AP``, NaN if that cannot be measured: then the
+            weights of the last validation are kept. Every process calls it and gets the same result.
         listener: receives progress.
         extra: stored in checkpoints, see `TrainingState.extra`.
         world: the processes that train together. Their random generators must agree.
@@ -178,7 +180,7 @@ class Trainer:
             self._warn()
 
     def restore(self, state: TrainingState) -> None:
-        """Resume from a checkpoint."""
+        """Resume from a checkpoint, also of a run with fewer epochs, see `yolact.engine.schedule.why_not_extended`."""
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler:
@@ -192,7 +194,8 @@ class Trainer:
         self.step = state.step
         self.validation_due = state.validation_due
         self.seconds = state.seconds
-        self.finished = state.finished
+        epochs = state.settings["train"]["epochs"]
+        self.finished = state.finished and epochs == self.config.epochs
         self.best_score = state.best_score
         self.best = state.best
         self.history = state.history
@@ -200,7 +203,11 @@ class Trainer:
             log.info("this run has already finished; rewriting its outputs")
         elif self.world.is_main:
             within = f" and {self.batches_done} steps" if self.batches_done else ""
-            log.info("resuming after epoch %d%s of %d", self.epochs_done, within, self.config.epochs)
+            if epochs == self.config.epochs:
+                log.info("resuming after epoch %d%s of %d", self.epochs_done, within, epochs)
+            else:
+                done, wanted = self.epochs_done, self.config.epochs
+                log.info("continuing after epoch %d%s of %d (train.epochs was %d)", done, within, wanted, epochs)
 
     def fit(self) -> TrainingResult:
         """Train to the end, then write the model with the best validation mask AP to ``model_dir``.
@@ -226,7 +233,8 @@ class Trainer:
         if self.world.is_main:
             best, classes = self.checkpoints.load_best(self.best)
             save_model(best, classes, self.model_dir, self.category_ids)
-        return TrainingResult(self.history, self.step, self.best_score, self.seconds / self.step)
+        best_score = None if self.best_score < 0 else self.best_score
+        return TrainingResult(self.history, self.step, best_score, self.seconds / self.step)
 
     def finish(self) -> None:
         """Mark the run as finished, once its results are stored, see `CheckpointStore.begin`."""
@@ -264,7 +272,7 @@ class Trainer:
         """Whether no step is left; a finished run stays finished with another patience."""
         if self.finished or self.epochs_done == self.config.epochs:
             return True
-        if not self.config.patience or self.best_score < 0:  # there are no best weights to finish with
+        if not self.config.patience or self.best_score < 0:  # no best weights to finish with, or no AP to judge by
             return False
         scores = [row["mask_AP"] for row in self.history["epochs"]]
         waited = len(scores) - 1 - scores.index(max(scores))
@@ -443,8 +451,9 @@ class Trainer:
         row = {"epoch": self.epochs_done, "step": self.step, **metrics}
         self.history["epochs"].append(row)
         self.validation_due = False
-        better = metrics["mask_AP"] > self.best_score
-        if better:
+        is_measured = not math.isnan(metrics["mask_AP"])
+        better = not is_measured or metrics["mask_AP"] > self.best_score
+        if is_measured and better:
             self.best_score = metrics["mask_AP"]
         if not self.world.is_main:
             return
@@ -454,7 +463,7 @@ class Trainer:
             "epoch %d of %d: %s",
             self.epochs_done,
             self.config.epochs,
-            ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()),
+            ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in metrics.items()),
         )
         self.listener.on_epoch(self.step, row)
 
@@ -468,6 +477,7 @@ class Trainer:
     def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
             settings=self.params.model_dump(mode="json", by_alias=True),
+            steps_per_epoch=self.steps_per_epoch,
             epochs_done=self.epochs_done,
             batches_done=self.batches_done,
             step=self.step,

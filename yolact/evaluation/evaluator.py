@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -245,14 +246,18 @@ class Validation:
         """Detections of the last call, see `Predictions.rows`."""
 
     def __call__(self, model: Yolact) -> dict[str, float]:
-        """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``."""
+        """AP and AP50 of boxes and masks: ``box_AP``, ``box_AP50``, ``mask_AP``, ``mask_AP50``.
+
+        NaN if the images have no objects, or crowd regions alone.
+        """
         predictor = Predictor(model, self.data.class_names, DEFAULT_DETECTION, batch_size=self.batch_size)
         self.rows = predict_dataset(predictor, self.data, self.world, self.on_batch).rows
         metrics: dict[str, float] = {}
         if self.ground_truth is not None:
             for iou_type in IOU_TYPES:
                 summary = evaluate_coco(self.ground_truth, self.rows, iou_type)
-                metrics |= {f"{iou_type}_AP": summary.AP or 0.0, f"{iou_type}_AP50": summary.AP50 or 0.0}
+                for name, value in (("AP", summary.AP), ("AP50", summary.AP50)):
+                    metrics[f"{iou_type}_{name}"] = math.nan if value is None else value
         shared: dict[str, float] = self.world.broadcast(metrics)
         return shared
 

@@ -15,6 +15,7 @@ import yaml
 
 from yolact_ops.commands.container import keep_to_container
 from yolact_ops.commands.errors import clear_errors
+from yolact_ops.commands.project import ProjectCommand
 from yolact_ops.settings.params import Params, load_params
 
 DVC_LOCK = Path("dvc.lock")
@@ -40,7 +41,7 @@ def run_command(step: str, work: Callable[[Params], object], *, output: Path | N
             work(load_params(params))
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    app.command(cls=ProjectCommand)(command)
     app()
 
 

@@ -31,6 +31,7 @@ def state(epochs_done: int = 1, **changes: Any) -> TrainingState:
     optimizer.step()
     facts: dict[str, Any] = {
         "settings": {"train": {"lr": 1e-3}},
+        "steps_per_epoch": 10,
         "epochs_done": epochs_done,
         "batches_done": 3,
         "step": 10 * epochs_done,
@@ -101,7 +102,7 @@ def test_the_complete_state_is_restored(store: CheckpointStore) -> None:
 def test_a_checkpoint_contains_no_executable_code(store: CheckpointStore) -> None:
     content = torch.load(store.save(state()), weights_only=True)
     assert content["fingerprint"] == RUN
-    assert content["format"] == 3
+    assert content["format"] == 4
 
 
 def test_a_name_contains_number_step_and_digest(store: CheckpointStore) -> None:
@@ -213,7 +214,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_not_run(store: CheckpointStore, tmp_path: Path) -> None:
     path = store.save(state(1))
-    renamed(path, {"format": 3, "fingerprint": Payload(tmp_path / "ran")})
+    renamed(path, {"format": 4, "fingerprint": Payload(tmp_path / "ran")})
     assert store.begin() is None
     assert not (tmp_path / "ran").exists()
 
@@ -278,6 +279,46 @@ def test_a_finished_run_from_the_mirror_is_not_returned(tmp_path: Path) -> None:
     mirror = FolderMirror(tmp_path / "mirror")
     new_store(tmp_path / "one", mirror=mirror).save(state(2, finished=True))
     assert new_store(tmp_path / "other", mirror=mirror).begin(with_finished=True) is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_with_fewer_epochs_is_continued(store: CheckpointStore, tmp_path: Path, finished: bool) -> None:
+    saved = state(2, finished=finished)
+    store.save(saved)
+    asked = []
+
+    def allow(fingerprint: str, found: TrainingState) -> str:
+        asked.append((fingerprint, found.step))
+        return ""
+
+    found = new_store(tmp_path, "with more epochs").begin(extension=allow)
+    assert found is not None
+    assert_equal(vars(found), vars(saved))
+    assert asked == [(RUN, 20)]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_cannot_have_more_epochs_is_kept_and_the_reason_named(
+    store: CheckpointStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, finished: bool
+) -> None:
+    best = store.save_best(network(1), ["thing"], 2)
+    store.save(state(2, best=best, finished=finished))
+    with caplog.at_level(logging.WARNING):
+        assert new_store(tmp_path, "with more epochs").begin(extension=lambda *_: "the rate differs") is None
+    assert not store.directory.exists()
+    assert "2 epochs done that cannot be continued: the rate differs." in caplog.text
+    named = caplog.messages[0].rpartition("model.initial_weights: ")[2]
+    assert (Path(named) / "model.safetensors").is_file()
+    assert ("move the folder back" in caplog.text) == (not finished)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_differs_in_more_than_its_epochs_is_treated_as_any_other(
+    store: CheckpointStore, tmp_path: Path, finished: bool
+) -> None:
+    store.save(state(2, finished=finished))
+    assert new_store(tmp_path, "another run").begin(extension=lambda *_: None) is None
+    assert store.directory.exists() == finished  # emptied, or moved aside
 
 
 def network(seed: int) -> Yolact:

@@ -246,6 +246,15 @@ def test_a_run_stops_when_it_no_longer_improves(
     assert result.best_score == max(scores[:epochs])
 
 
+def test_without_a_measured_score_the_last_weights_are_kept_and_patience_does_not_count(
+    trainer: Callable[..., Trainer],
+) -> None:
+    learner = trainer(scores=[float("nan")] * 4, epochs=4, validate_every=1, patience=1, batch_size=4)
+    result = learner.fit()
+    assert (result.steps, result.best_score) == (4, None)
+    assert learner.best.startswith("best_0004-")
+
+
 def test_patience_set_later_counts_past_validations(trainer: Callable[..., Trainer]) -> None:
     first = trainer(scores=[0.3, 0.2, 0.1], epochs=3, validate_every=1, batch_size=4)
     first.fit()
@@ -267,6 +276,45 @@ def test_a_run_that_has_finished_takes_no_step_with_more_patience(trainer: Calla
     second = trainer(epochs=6, validate_every=1, patience=5, batch_size=4)
     second.restore(state)
     assert second.fit().steps == 2
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_continued_with_more_epochs_ends_as_one_that_had_them_from_the_start(
+    trainer: Callable[..., Trainer], caplog: pytest.LogCaptureFixture, finished: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    settings: dict[str, Any] = {
+        "validate_every": 4,
+        "lr_milestones": [],
+        "warmup_steps": 3,
+        "ema_decay": 0.9,
+        "loss": {"max_masks_per_image": 1},  # drawn at random
+    }
+    torch.manual_seed(5)
+    whole = trainer("whole", epochs=4, **settings)
+    whole.fit()
+    torch.manual_seed(5)
+    first = trainer("extended", epochs=2, **settings)
+    first.fit()  # validates once more, at its end
+    if finished:
+        first.finish()
+    state = first.checkpoints.begin(with_finished=True)
+    assert state is not None
+    assert state.finished == finished
+    torch.manual_seed(99)  # the checkpoint's value is used
+    second = trainer("extended", epochs=4, **settings)
+    second.restore(state)
+    result = second.fit()
+    assert "continuing after epoch 2 of 4 (train.epochs was 2)" in caplog.text
+    assert result.steps == whole.step == 8
+    assert result.history["steps"] == whole.history["steps"]
+    assert [row["epoch"] for row in result.history["epochs"]] == [2, 4]
+    for found, expected in ((second.model, whole.model), (second.ema.model, whole.ema.model)):  # type: ignore[union-attr]
+        assert all(torch.equal(weights(found)[name], tensor) for name, tensor in weights(expected).items())
+    second.finish()
+    again = second.checkpoints.begin(with_finished=True)
+    assert again is not None
+    assert (again.finished, again.settings["train"]["epochs"]) == (True, 4)
 
 
 # --- Settings

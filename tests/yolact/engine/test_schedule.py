@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolact.engine.schedule import learning_rate
+from yolact.engine.schedule import learning_rate, why_not_extended
 from yolact.settings import TrainConfig
 from yolact_ops.settings.params import load_params
 
@@ -73,3 +73,30 @@ def test_the_cosine_has_no_jumps(warmup: int, length: int, peak: float, start: f
     if warmup:
         rise = peak * (1 - start) / warmup
         assert all(abs(b - a) == pytest.approx(rise, abs=1e-12) for a, b in pairwise(found[: warmup + 1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "reason"),
+    [
+        ({"schedule": "step", "lr_milestones": []}, 30, ""),
+        ({"schedule": "step", "lr_milestones": [0.5]}, 15, ""),  # of 30 steps: the milestone is not passed
+        (
+            {"schedule": "step", "lr_milestones": [0.5]},
+            16,
+            "with train.schedule: step the learning rate depends on train.epochs (lr_milestones are fractions of it): "
+            "epoch 6 had 0.05, and in a run of 20 it has 0.5",
+        ),
+        ({"schedule": "cosine"}, 5, ""),  # four steps of warm-up, and the peak
+        (
+            {"schedule": "cosine"},
+            6,
+            "with train.schedule: cosine the learning rate depends on train.epochs (it falls to zero over the run): "
+            "epoch 2 had 0.498, and in a run of 20 it has 0.5",
+        ),
+    ],
+)
+def test_more_epochs_are_possible_while_no_step_had_another_rate(
+    changes: dict[str, Any], steps: int, reason: str
+) -> None:
+    """Runs of 10 and of 20 epochs of 3 steps."""
+    assert why_not_extended(steps, 3, 10, config(epochs=20, lr_gamma=0.1, **changes)) == reason
