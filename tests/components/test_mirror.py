@@ -235,6 +235,7 @@ def tiny_state(step: int, best: str) -> TrainingState:
         epochs_done=0,
         batches_done=step,
         step=step,
+        steps_per_epoch=1,
         validation_due=False,
         model=empty,
         optimizer=empty,
