@@ -184,7 +184,7 @@ def test_weights_of_another_network_are_rejected_with_their_names(damaged: Path)
 
 
 def test_another_number_of_classes_is_rejected_with_the_shapes(damaged: Path) -> None:
-    edit(damaged / DESCRIPTION_FILE, lambda d: d["classes"].append("cow"))
+    edit(damaged / DESCRIPTION_FILE, lambda d: (d["classes"].append("cow"), d["category_ids"].append(9)))
     with pytest.raises(WeightsError, match=r"(?s)does not fit model\.json.*semantic_seg_conv\.weight"):
         load_model(damaged)
 
