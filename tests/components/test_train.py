@@ -28,14 +28,16 @@ from mlflow.entities import Run
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from components.train import training
+from components.train import step, training
 from components.train.results import summary, write_plots
+from components.train.supervisor import CrashedError
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.distributed import World
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
+from yolact.errors import SettingsError
 from yolact.losses.terms import LOSS_TERMS
 from yolact.models.checkpoints import import_checkpoint
 from yolact.models.weights import load_model, save_model
@@ -730,6 +732,50 @@ def test_a_task_whose_results_were_lost_after_training_writes_them_again_without
 
 
 # --- Errors
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "journals"), [(None, "models/tracking"), (Path("volume/run-1"), "volume/run-1/tracking")]
+)
+def test_a_training_that_is_given_up_ends_its_run_in_mlflow(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, checkpoints: Path | None, journals: str
+) -> None:
+    """What `sync` does with the journal of a killed process is tested with it."""
+    synced: list[Path] = []
+
+    def give_up(*_: Any) -> int:
+        raise CrashedError("killed three times", 137)
+
+    def sync(folder: Path) -> Iterator[None]:
+        synced.append(folder)  # not before the result is asked for
+        yield None
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(step, "_supervise", give_up)
+    monkeypatch.setattr(step, "sync", sync)
+    with pytest.raises(CrashedError):
+        step.run(
+            parse_params(settings),
+            processed_dir=Path("data/processed"),
+            model_dir=Path("models"),
+            metrics_path=Path("metrics/train.json"),
+            plots_dir=Path("plots/train"),
+            checkpoints_dir=checkpoints,
+        )
+    assert synced == [Path(journals)]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_anchors_that_miss_objects_are_named_before_training(
+    settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anchors of 640 pixels on images of 64."""
+    model = settings["model"] | {"anchor_scales": [[640]] * 5}
+    with pytest.raises(SettingsError, match="cuda:99"):  # the next thing that start-up checks
+        train(changed(settings | {"model": model}, device="cuda:99"))
+    assert "the anchors miss 3 of 3 objects" in caplog.text
+    assert "yolact anchors data/processed" in caplog.text
 
 
 @pytest.fixture
