@@ -66,10 +66,18 @@ def preset_use(
     presets.use(name, overrides or [], model)
 
 
+def _path_or_address(text: str) -> str | Path:
+    """A path, which `ProjectCommand` sees from the project's folder; an address stays as it is."""
+    return text if "://" in text or text.startswith("dvc:") else Path(text)
+
+
 @app.command()
 def data(
     folder: Annotated[
-        str, typer.Argument(metavar="DIR", help="Folder with images and annotations; unpack archives first.")
+        str,
+        typer.Argument(
+            metavar="DIR", parser=_path_or_address, help="Folder with images and annotations; unpack archives first."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -87,7 +95,7 @@ def data(
     """Show what a folder of annotated images holds and how to train on it; exit with 1 if it cannot be used."""
     from yolact_cli import data as command
 
-    command.run(command.Options(folder, overrides or [], images, report, as_json))
+    command.run(command.Options(str(folder), overrides or [], images, report, as_json))
 
 
 @app.command()

@@ -96,6 +96,23 @@ def test_the_numbers_and_findings_are_those_of_preprocess(command: Command, tmp_
     assert {finding["severity"] for finding in shown["findings"]} >= {"dropped", "changed"}
 
 
+def test_a_folder_is_the_callers_in_a_sub_folder_of_the_project(
+    command: Command, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "dvc.yaml").touch()
+    write_coco(work / "inside/set", CLEAN)
+    monkeypatch.chdir(work / "inside")
+    for folder, source in (("set", "inside/set"), (work / "inside/set", work / "inside/set")):
+        done = command(folder)
+        assert done.exit_code == 0, done.output
+        assert f"dvc exp run -S data.source={source}\n" in done.stdout
+    monkeypatch.chdir(work / "inside/set")
+    assert "data.source=inside/set\n" in command(".").stdout
+    refused = command("s3://bucket/set")
+    assert refused.exit_code == 1
+    assert "s3://bucket/set: is an address" in refused.output
+
+
 def test_nothing_is_written_but_the_page(command: Command, work: Path, tmp_path: Path) -> None:
     folder, page = write_coco(tmp_path / "set", WITH_FINDINGS), tmp_path / "page.html"
     before = contents(folder, work)
