@@ -17,17 +17,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
-from components.preprocess.limits import check_disjoint, check_usable, refusals
+from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.orientation import Undecided
 from components.preprocess.outcome import Outcome, outcome_of, without_objects
-from components.preprocess.preparing import prepare_all
+from components.preprocess.preparing import preparation_of, prepare_all
 from components.preprocess.report import GalleryImage, class_rows, page
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError, SettingsError
 from yolact.files import write_text_atomic
 from yolact.formats.classes import select_classes
 from yolact.formats.dataset import Dataset, ReadOptions
-from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, names_are_unique
+from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage
 from yolact.formats.registry import read_dataset
 from yolact_cli.output import print_json
 from yolact_ops.commands.container import usable_cpus
@@ -118,19 +118,16 @@ def run(options: Options, console: Console | None = None) -> None:
     look = _look(folder, data, options.images)
     shown = _shown_images(look)
     listing = str(options.report) if options.report else "the page of --report FILE.html"
-    if look.undecided is None:
-        refused = refusals(str(folder), look.outcome, data, listing)
-    else:
-        refused = [look.undecided.refusal(str(folder), listing)]
+    refusal = refusal_of(str(folder), look.outcome, look.undecided, data, listing)
     if options.report is not None:
-        write_text_atomic(options.report, _page(look, shown, data, stopped=bool(refused)))
+        write_text_atomic(options.report, _page(look, shown, data, stopped=bool(refusal)))
     command = _command(data.source, options.overrides)
     if options.as_json:
         print_json(_as_json(look, shown, command))
     else:
         _print(look, shown, options, console or Console(highlight=False))
-    if refused:
-        raise DataError("\n".join([*refused, *([look.note] if look.sampled else [])]))
+    if refusal:
+        raise DataError(f"{refusal}\n{look.note}" if look.sampled else refusal)
     if not look.sampled:
         check_usable(str(folder), look.outcome)
     if not options.as_json:
@@ -168,13 +165,7 @@ def _look(folder: Path, data: DataConfig, limit: int) -> Look:
     dataset = read_dataset(folder, options)
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
-    preparation = Preparation(
-        folder=None,
-        max_side=data.max_side or None,
-        category_of=category_of,
-        short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
-        exif=None if data.exif == "auto" else data.exif == "upright",
-    )
+    preparation = preparation_of(dataset, data, category_of, None)
     chosen = _sample(dataset, limit)
     images, rejected, undecided = prepare_all(chosen, preparation, None, usable_cpus())
     empty = without_objects(images) if data.empty_images == "drop" else []

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from components.preprocess.outcome import Outcome
-from yolact.formats.preparation import CATEGORY, CROWD, FILLS_BOX, HEIGHT, WIDTH
+from yolact.formats.preparation import CATEGORY, CROWD, FILLS_BOX, HEIGHT, WIDTH, objects_of
 from yolact.formats.problems import Problem
 
 Severity = Literal["dropped", "doubtful", "changed"]
@@ -152,10 +152,7 @@ def _other_classes(outcome: Outcome) -> list[Finding]:
 
 def _doubts(outcome: Outcome) -> list[Finding]:
     """What makes the data set as a whole doubtful."""
-    tables = {
-        split: np.concatenate([np.zeros((0, 8), dtype=np.float32), *(image.instances for image in images)])
-        for split, images in outcome.images.items()
-    }
+    tables = {split: objects_of(images) for split, images in outcome.images.items()}
     return [
         *_boxes(np.concatenate(list(tables.values()))),
         *_empty_images(outcome),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, dropped_objects
+from components.preprocess.orientation import Undecided
 from components.preprocess.outcome import SPLITS, Outcome
 from yolact.errors import DataError
 from yolact.formats.dataset import Dataset
@@ -30,15 +31,23 @@ def check_disjoint(dataset: Dataset) -> None:
         )
 
 
-def refusals(root: str, outcome: Outcome, data: DataConfig, listing: str) -> list[str]:
-    """Why a data set is refused: more unusable images or objects than the settings allow; empty if neither.
+def refusal_of(root: str, outcome: Outcome, undecided: Undecided | None, data: DataConfig, listing: str) -> str:
+    """Why a data set is refused; empty if it is not.
 
     Args:
         root: the data set's folder, for the messages.
         outcome: what was found in it.
+        undecided: images of which nothing says how their masks are turned, if there are any.
         data: the settings.
         listing: where everything is listed, for the messages.
     """
+    if undecided is not None:
+        return undecided.refusal(root, listing)
+    return "\n".join(_too_many(root, outcome, data, listing))
+
+
+def _too_many(root: str, outcome: Outcome, data: DataConfig, listing: str) -> list[str]:
+    """What is more than the settings allow: unusable images, dropped objects."""
     refusals = []
     count, allowed = len(outcome.rejected), data.max_problems
     if count > allowed:

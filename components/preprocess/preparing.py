@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,8 +12,22 @@ from components.preprocess.orientation import Undecided, infer
 from components.preprocess.records import Records
 from components.preprocess.workers import map_in_order
 from yolact.formats.dataset import Dataset, ImageSource
-from yolact.formats.preparation import ImageSummary, OpenImage, Preparation, RejectedImage
+from yolact.formats.preparation import ImageSummary, OpenImage, Preparation, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
+from yolact_ops.settings.params import DataConfig
+
+
+def preparation_of(
+    dataset: Dataset, data: DataConfig, category_of: Mapping[int, int], folder: Path | None
+) -> Preparation:
+    """How the settings want images prepared; for ``category_of`` and ``folder`` see `Preparation`."""
+    return Preparation(
+        folder=folder,
+        max_side=data.max_side or None,
+        category_of=category_of,
+        short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
+        exif=None if data.exif == "auto" else data.exif == "upright",
+    )
 
 
 def prepare_all(

@@ -11,7 +11,17 @@ import numpy as np
 from components.preprocess.findings import kind_of
 from components.preprocess.outcome import Outcome, hashes
 from yolact.formats.duplicates import MAX_DISTANCE, first_similar_pairs
-from yolact.formats.preparation import AREA, CATEGORY, CROWD, DIFFICULT, HEIGHT, TRUNCATED, WIDTH, ImageSummary
+from yolact.formats.preparation import (
+    AREA,
+    CATEGORY,
+    CROWD,
+    DIFFICULT,
+    HEIGHT,
+    TRUNCATED,
+    WIDTH,
+    ImageSummary,
+    objects_of,
+)
 from yolact.formats.problems import Problem
 
 LISTED_PAIRS = 1000
@@ -61,13 +71,8 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
     }
 
 
-def _table(images: Sequence[ImageSummary]) -> np.ndarray:
-    """All objects, (N, 8) float32, see `ImageSummary.instances`."""
-    return np.concatenate([np.zeros((0, 8), dtype=np.float32), *(image.instances for image in images)])
-
-
 def _split_statistics(images: Sequence[ImageSummary]) -> dict[str, Any]:
-    table = _table(images)
+    table = objects_of(images)
     per_image = Counter(len(image.instances) for image in images)
     return {
         "images": len(images),
@@ -116,7 +121,7 @@ def _class_statistics(outcome: Outcome) -> dict[str, Any]:
 
 def _histograms(images: Sequence[ImageSummary]) -> dict[str, Any]:
     """Histograms of size, shape and share of the image; ``counts`` start below the first edge, end above the last."""
-    table = _table(images)
+    table = objects_of(images)
     areas = np.repeat([image.width * image.height for image in images], [len(image.instances) for image in images])
     values: dict[str, tuple[np.ndarray, list[float]]] = {
         "box_side": (np.sqrt(table[:, WIDTH] * table[:, HEIGHT]), SIDE_EDGES),

@@ -6,19 +6,20 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
-from components.preprocess.limits import check_disjoint, check_usable, refusals
+from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.outcome import SPLITS, Outcome, outcome_of, without_objects
-from components.preprocess.preparing import prepare_all
+from components.preprocess.preparing import preparation_of, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import ReadOptions
-from yolact.formats.preparation import ImageSummary, Preparation, names_are_unique
+from yolact.formats.dataset import Dataset, ReadOptions
+from yolact.formats.preparation import ImageSummary
 from yolact.formats.registry import read_dataset
 from yolact_ops.commands.container import usable_cpus
 from yolact_ops.commands.step import run_command
@@ -50,49 +51,49 @@ def run(
             on which image the masks of turned images are drawn, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    data = params.data
-    options = ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
-    dataset = read_dataset(raw_dir, options)
+    data, page = params.data, report_dir / "index.html"
+    dataset = read_dataset(
+        raw_dir, ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
+    )
     check_disjoint(dataset)
-    categories, category_of = select_classes(dataset.classes, params.data.classes)
+    categories, category_of = select_classes(dataset.classes, data.classes)
     with replaced_directory(processed_dir) as folder:
         (folder / "images").mkdir()
-        preparation = Preparation(
-            folder=folder / "images",
-            max_side=params.data.max_side or None,
-            category_of=category_of,
-            short_names=names_are_unique([source.image_id for found in dataset.splits.values() for source in found]),
-            exif=None if data.exif == "auto" else data.exif == "upright",
-        )
+        preparation = preparation_of(dataset, data, category_of, folder / "images")
         with Records(folder / ".records") as records:
             count = sum(map(len, dataset.splits.values()))
             log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
             images, rejected, undecided = prepare_all(dataset, preparation, records, workers or usable_cpus())
-            empty = _left_out(images, folder / "images") if params.data.empty_images == "drop" else []
-            outcome = outcome_of(dataset, categories, images, rejected, empty, params.data)
-            for split in SPLITS:
-                description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
-                path, images_of_split = folder / f"{split}.json", outcome.images[split]
-                write_coco(path, images_of_split, records, dataset.image_ids, categories, description)
-            digests = _digests(folder, outcome.images)
-            stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
-            stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
-            findings = find(outcome, stats["duplicates"])
-            stats["findings"] = [finding.as_json() for finding in findings]
-            if undecided is None:
-                refusal = "\n".join(refusals(dataset.root, outcome, params.data, f"{report_dir / 'index.html'}"))
-            else:
-                refusal = undecided.refusal(dataset.root, f"{report_dir / 'index.html'}")
+            empty = _left_out(images, folder / "images") if data.empty_images == "drop" else []
+            outcome = outcome_of(dataset, categories, images, rejected, empty, data)
+            stats, findings = _written(folder, dataset, outcome, records)
+            refusal = refusal_of(dataset.root, outcome, undecided, data, str(page))
             readings = undecided.readings(preparation, folder) if undecided else []
             gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
             write_report(
-                report_dir, stats, findings, categories, gallery, params.data, stopped=bool(refusal), readings=readings
+                report_dir, stats, findings, categories, gallery, data, stopped=bool(refusal), readings=readings
             )
         write_json_atomic(folder / "stats.json", stats)
         if refusal:
             raise DataError(refusal)
         check_usable(dataset.root, outcome)
-    _log_summary(outcome, findings, report_dir)
+    _log_summary(outcome, findings, page)
+
+
+def _written(
+    folder: Path, dataset: Dataset, outcome: Outcome, records: Records
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Write the JSON files of the splits; returns the content of ``stats.json``, and the findings in it."""
+    for split in SPLITS:
+        description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
+        path, images = folder / f"{split}.json", outcome.images[split]
+        write_coco(path, images, records, dataset.image_ids, outcome.categories, description)
+    digests = _digests(folder, outcome.images)
+    stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
+    stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
+    findings = find(outcome, stats["duplicates"])
+    stats["findings"] = [finding.as_json() for finding in findings]
+    return stats, findings
 
 
 def _left_out(images: dict[str, ImageSummary], folder: Path) -> list[str]:
@@ -128,16 +129,16 @@ def _joint(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode("utf-8")).hexdigest()
 
 
-def _log_summary(outcome: Outcome, findings: Sequence[Finding], report_dir: Path) -> None:
+def _log_summary(outcome: Outcome, findings: Sequence[Finding], page: Path) -> None:
     parts = [
         f"{split}: {len(images)} images, {sum(len(image.instances) for image in images)} instances"
         for split, images in outcome.images.items()
     ]
     log.info("%s", "; ".join(parts))
     if not findings:
-        log.info("nothing was changed or dropped, nothing is doubtful; see %s", report_dir / "index.html")
+        log.info("nothing was changed or dropped, nothing is doubtful; see %s", page)
         return
-    log.info("what was dropped, is doubtful or was changed (details in %s):", report_dir / "index.html")
+    log.info("what was dropped, is doubtful or was changed (details in %s):", page)
     for finding in findings[:LISTED_FINDINGS]:
         log.log(logging.INFO if finding.severity == "changed" else logging.WARNING, "%s: %s", finding.severity, finding)
     if len(findings) > LISTED_FINDINGS:

@@ -137,14 +137,8 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
-    if world.is_main and (advice := anchors_advice(train, params.model, params.train.loss.positive_iou)):
-        log.warning("%s", advice)
-    if world.is_main and all(item.crowd for objects in val.objects.values() for item in objects):
-        log.warning(
-            "%s: its objects are crowd regions alone, so AP cannot be measured: the weights of the last validation are "
-            "kept, and train.patience has no effect",
-            paths.processed / "val.json",
-        )
+    if world.is_main:
+        _warn_of_data(train, val, params, paths)
     interrupts.stop_if_requested()
     device = choose_device(own_device_name(params.runtime.device, world))
     prepare_device(device, deterministic=params.runtime.deterministic)
@@ -169,17 +163,9 @@ def _run(
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
             with start_advised(params, device):
+                on_device, model_dir = model.to(device), paths.model
                 trainer = Trainer(
-                    model.to(device),
-                    train,
-                    params,
-                    paths.model,
-                    checkpoints,
-                    validation,
-                    listener,
-                    extra,
-                    world,
-                    interrupts,
+                    on_device, train, params, model_dir, checkpoints, validation, listener, extra, world, interrupts
                 )
                 if state is not None:
                     trainer.restore(state)
@@ -189,14 +175,8 @@ def _run(
             trainer = make_trainer(SilentListener(), {})
             trainer.fit()
         else:
-            recorded = RunRecord.from_json(state.extra) if state else None
-            is_continued = state is not None and _epochs(state) != params.train.epochs
-            resume = _earlier_start(paths.model / RUN_FILE, old_record) if is_continued or not recorded else recorded
-            journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
-            with start_run(params, paths.model / RUN_FILE, resume=resume, journals=journals) as tracker:
+            with _tracked(params, paths, state, old_record) as tracker:
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
-                if recorded and is_continued:
-                    tracker.set_tags({CONTINUED_TAG: recorded.run_id})
                 interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures, on_alive)
                 trainer = make_trainer(listener, tracker.record.to_json())
@@ -208,6 +188,31 @@ def _run(
         trainer.finish()
     if world.is_main:
         _log_results(result, paths, tracker.record)
+
+
+def _warn_of_data(train: CocoInstances, val: CocoInstances, params: Params, paths: _Paths) -> None:
+    """Warn of what makes a training worse, or its AP meaningless."""
+    if advice := anchors_advice(train, params.model, params.train.loss.positive_iou):
+        log.warning("%s", advice)
+    if all(item.crowd for objects in val.objects.values() for item in objects):
+        log.warning(
+            "%s: its objects are crowd regions alone, so AP cannot be measured: the weights of the last validation are "
+            "kept, and train.patience has no effect",
+            paths.processed / "val.json",
+        )
+
+
+@contextmanager
+def _tracked(params: Params, paths: _Paths, state: TrainingState | None, old_record: str | None) -> Iterator[Tracker]:
+    """The MLflow run: the checkpoint's, or a new one; a run that continues another with more epochs names it."""
+    recorded = RunRecord.from_json(state.extra) if state else None
+    is_continued = state is not None and _epochs(state) != params.train.epochs
+    resume = _earlier_start(paths.model / RUN_FILE, old_record) if is_continued or not recorded else recorded
+    journals = paths.checkpoints / FOLDER if paths.checkpoints_are_own else None
+    with start_run(params, paths.model / RUN_FILE, resume=resume, journals=journals) as tracker:
+        if recorded and is_continued:
+            tracker.set_tags({CONTINUED_TAG: recorded.run_id})
+        yield tracker
 
 
 @contextmanager

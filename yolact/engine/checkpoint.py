@@ -227,32 +227,34 @@ class CheckpointStore:
         if why_not is None and (state.finished or state.step == 0):
             self._clear()
             return None
-        aside = self._move_aside(fingerprint[:8])
-        if why_not is not None:
-            ways = "" if state.finished else " To finish it, restore its settings and move the folder back."
-            if state.best:
-                ways += (
-                    " To train on from its best weights with a new schedule, stop this run and set "
-                    f"model.initial_weights: {aside / state.best}"
-                )
+        self._warn_of_other(state, self._move_aside(fingerprint[:8]), why_not)
+        return None
+
+    def _warn_of_other(self, state: TrainingState, aside: Path, why_not: str | None) -> None:
+        """Say that another run's checkpoints were moved aside; ``why_not``: why it cannot have more epochs."""
+        if why_not is None:
             log.warning(
-                "%s has a run of %d epochs done that cannot be continued: %s. It is now in %s, and this run starts "
-                "over.%s",
+                "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To resume it, "
+                "restore its settings and move the folder back. This run starts over.",
                 self.directory,
                 state.epochs_done,
-                why_not,
                 aside,
-                ways,
             )
-            return None
+            return
+        ways = "" if state.finished else " To finish it, restore its settings and move the folder back."
+        if state.best:
+            ways += (
+                " To train on from its best weights with a new schedule, stop this run and set "
+                f"model.initial_weights: {aside / state.best}"
+            )
         log.warning(
-            "%s has an unfinished run (%d epochs done) with other settings or data; it is now in %s. To resume it, "
-            "restore its settings and move the folder back. This run starts over.",
+            "%s has a run of %d epochs done that cannot be continued: %s. It is now in %s, and this run starts over.%s",
             self.directory,
             state.epochs_done,
+            why_not,
             aside,
+            ways,
         )
-        return None
 
     def _with_best(self, newest: TrainingState, older: Iterable[TrainingState]) -> TrainingState:
         """The newest state, or the one from which a run with damaged best weights resumes, see `begin`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,8 @@ from yolact.formats.problems import Problem, ProblemError
 
 CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED, FILLS_BOX = range(8)
 """Columns of `ImageSummary.instances`."""
+
+COLUMNS = FILLS_BOX + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,11 @@ class Preparation:
         return name if fits else f"{name}{written}"
 
 
+def objects_of(images: Iterable[ImageSummary]) -> np.ndarray:
+    """All objects of some images, (N, 8) float32, see `ImageSummary.instances`."""
+    return np.concatenate([np.zeros((0, COLUMNS), dtype=np.float32), *(image.instances for image in images)])
+
+
 def names_are_unique(image_ids: Collection[str]) -> bool:
     """Whether file names without folders are unique, also on case-insensitive file systems."""
     return len({PurePosixPath(image_id).name.casefold() for image_id in image_ids}) == len(image_ids)
@@ -252,7 +259,7 @@ def _redrawn_instances(
 
 def _table(instances: list[Instance], place_of: Mapping[int, int]) -> np.ndarray:
     if not instances:
-        return np.zeros((0, 8), dtype=np.float32)
+        return np.zeros((0, COLUMNS), dtype=np.float32)
     rles = [item.rle() for item in instances]
     fills_box = mask_utils.area(rles) == mask_utils.toBbox(rles)[:, 2:].prod(axis=1)
     rows = [
