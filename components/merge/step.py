@@ -13,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
-from yolact.models.file_names import DESCRIPTION_FILE
+from yolact.models.file_names import DESCRIPTION_FILE, category_ids_of
 from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.batch_prediction.result import ShardResult
 from yolact_ops.transfer.download import DownloadError
@@ -56,13 +56,12 @@ def run(
     images, rows, problems = joined.images, joined.rows, joined.problems
     _check_complete(plan, [entry["id"] for entry in images + problems], plan_path)
     description = json.loads((model_dir / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    ids = description.get("category_ids") or range(1, len(description["classes"]) + 1)
-    name_of = dict(zip(ids, description["classes"], strict=True))
+    name_of = dict(zip(category_ids_of(description), description["classes"], strict=True))
     categories = [{"id": number, "name": name} for number, name in name_of.items()]
     with replaced_directory(output_dir) as folder:
         write_json_atomic(folder / "detections.json", rows)
-        description = f"images of {plan.address}; file names are relative to it"
-        tree = {"info": {"description": description}, "images": images, "annotations": [], "categories": categories}
+        info = {"description": f"images of {plan.address}; file names are relative to it"}
+        tree = {"info": info, "images": images, "annotations": [], "categories": categories}
         write_json_atomic(folder / "images.json", tree)
         write_json_atomic(folder / "problems.json", problems)
     if destination:

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from yolact.errors import DataError
 from yolact.formats.coco_categories import join_classes
 from yolact.formats.coco_files import ImageRow, InstancesFile, StoredRows, is_coco, load_instances
 from yolact.formats.coco_rows import CocoImage, RowReading, corner, reaches_outside
-from yolact.formats.dataset import Dataset, Files, ReadOptions, Split
-from yolact.formats.image_index import ImageIndex, Match, repair_warnings, split_of
-from yolact.formats.problems import Problem
-from yolact.images import exif_orientation
+from yolact.formats.dataset import Dataset, Files, ReadOptions, Split, all_files, data_root
+from yolact.formats.image_files import header_sizes
+from yolact.formats.image_index import ImageIndex, repair_warnings
+from yolact.formats.problems import Problem, ProblemError
+from yolact.formats.split_names import split_of
 
 NAME = "COCO"
 
@@ -67,14 +67,13 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files except hidden ones: the instances files refer to their images by path."""
-    root = _root(folders)
-    return [Files(root, Path(), tuple(path.name for path in _visible(root)))]
+    return all_files(folders)
 
 
 def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
     """See `read_coco`; ``data.annotations`` may also name files that `find` leaves out."""
     every = _json_files(folders)
-    return read_coco(_root(folders), found if options.annotations is None else every, options, every)
+    return read_coco(data_root(folders), found if options.annotations is None else every, options, every)
 
 
 def _json_files(folders: Sequence[Path]) -> list[Path]:
@@ -82,19 +81,6 @@ def _json_files(folders: Sequence[Path]) -> list[Path]:
         folder / name for folder in folders for name in sorted(os.listdir(folder)) if name.lower().endswith(".json")
     ]
     return [path for path in files if path.is_file() and not path.name.startswith((".", *OTHER_FILES))]
-
-
-def _root(folders: Sequence[Path]) -> Path:
-    """The outermost searched folder, below any that hold only another folder."""
-    root = folders[0]
-    while len(inside := _visible(root)) == 1 and inside[0].is_dir():
-        root = inside[0]
-    return root
-
-
-def _visible(folder: Path) -> list[Path]:
-    names = sorted(os.listdir(folder))
-    return [folder / name for name in names if not name.startswith(".") and name not in ("__MACOSX", "Thumbs.db")]
 
 
 def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Sequence[Path] = ()) -> Dataset:
@@ -112,13 +98,13 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
     """
     chosen, warnings = choose_files(root, paths, options.annotations)
     chosen = {split: chosen[split] for split in options.splits if split in chosen}
-    names = {path: path.relative_to(root).as_posix() for path in (*paths, *every)}
-    if options.annotations is None and any(path.name.startswith("instances_") for path in paths):
-        left_out = [names[path] for path in every if path not in paths and is_coco(path)]
-        if left_out:
-            reason = f"not read, as there are files named instances_*: {', '.join(left_out)}; data.annotations chooses"
-            warnings.append(Problem(left_out[0], reason, "annotation files that are not read"))
-    loaded = [(split, load_instances(path, names[path])) for split, found in chosen.items() for path in found]
+    if options.annotations is None:
+        warnings += _left_out(root, paths, every)
+    loaded = [
+        (split, load_instances(path, path.relative_to(root).as_posix()))
+        for split, found in chosen.items()
+        for path in found
+    ]
     every_file = [file for _, file in loaded]
     for file in every_file:
         _refuse_boxes(file)
@@ -160,6 +146,17 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
 
 
 # Which files
+
+
+def _left_out(root: Path, paths: Sequence[Path], every: Sequence[Path]) -> list[Problem]:
+    """A warning about instances files that are not read because others are named ``instances_*``."""
+    if not any(path.name.startswith("instances_") for path in paths):
+        return []
+    names = [path.relative_to(root).as_posix() for path in every if path not in paths and is_coco(path)]
+    if not names:
+        return []
+    reason = f"not read, as there are files named instances_*: {', '.join(names)}; data.annotations chooses"
+    return [Problem(names[0], reason, "annotation files that are not read")]
 
 
 def choose_files(
@@ -313,16 +310,18 @@ def _rows_by_image(
     """
     found = index.find_all([row.name for row in file.images], file.name)
     rows_of: dict[str, list[ImageRow]] = defaultdict(list)
+    missing: dict[str, list[Problem]] = {}
     for row in file.images:
-        match = found[row.name]
-        if len(match.files) == 1:
-            rows_of[match.files[0]].append(row)
+        try:
+            image_id = found[row.name].only(file.name, f"image {row.number} is named {row.name!r:.120}")
+        except ProblemError as error:
+            missing[f"{file.name} image {row.number}"] = list(error.problems)
         else:
-            problems[f"{file.name} image {row.number}"] = [_not_found(file, row, match)]
-    if file.images and not rows_of:
-        first = file.images[0]
-        reason = _not_found(file, first, found[first.name]).reason
+            rows_of[image_id].append(row)
+    if missing and not rows_of:
+        reason = next(iter(missing.values()))[0].reason
         raise DataError(f"{file.path}: none of its {len(file.images)} images is found below {root}: {reason}.")
+    problems |= missing
     warnings += repair_warnings(file.name, found)
     repeated = [image_id for image_id, rows in rows_of.items() if len(rows) > 1]
     if repeated:
@@ -331,25 +330,14 @@ def _rows_by_image(
     return rows_of
 
 
-def _not_found(file: InstancesFile, row: ImageRow, match: Match) -> Problem:
-    named = f"image {row.number} is named {row.name!r:.120}, "
-    if not match.files:
-        return Problem(
-            file.name, f"{named}but there is no such file; add it, or remove its row", "image that is missing"
-        )
-    files = " or ".join(match.files[:3])
-    reason = f"{named}which may be {files}; write its folder into file_name"
-    return Problem(file.name, reason, "image name that is ambiguous")
-
-
 def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Sequence[ImageRow]]) -> None:
     """Refuse a file that states no sizes if its outlines are those of larger images."""
     unsized = [(image_id, rows) for image_id, rows in rows_of.items() if all(row.size is None for row in rows)]
     tried = outside = 0
     for image_id, rows in unsized[:: max(1, len(unsized) // MEASURED_IMAGES)]:
         outer = corner(_stored(file, [row.number for row in rows]))
-        frames = _frames(root / image_id) if outer is not None else []
-        if outer is not None and frames:
+        frames = header_sizes(root / image_id) if outer is not None else None
+        if outer is not None and frames is not None:
             tried += 1
             outside += all(reaches_outside(outer, frame) for frame in frames)
     if 2 * outside > tried:
@@ -358,15 +346,6 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
             "stated: the images were probably resized after they were annotated. Use the annotated images, or scale "
             "the outlines with them."
         )
-
-
-def _frames(path: Path) -> list[tuple[int, int]]:
-    """Width and height of an image as stored, and upright if that differs; empty if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return [image.size] if exif_orientation(image) < 5 else [image.size, (image.height, image.width)]
-    except Exception:  # decoders raise many types on damaged input; reading the image reports it
-        return []
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:

@@ -19,24 +19,22 @@ import numpy as np
 from defusedxml import DefusedXmlException
 
 from yolact.errors import DataError
-from yolact.formats import coco
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, all_files, data_root
 from yolact.formats.image_files import IMAGE_SUFFIXES
-from yolact.formats.image_index import ImageIndex, repair_warnings, split_of
+from yolact.formats.image_index import ImageIndex, repair_warnings
 from yolact.formats.listing import (
     Outlined,
     annotation_files,
-    data_root,
     files_below,
-    folder_split,
     found_image,
     frame_of,
     listed,
     read_objects,
-    unused_images,
+    without_annotations,
 )
 from yolact.formats.outlines import OutlineError, Part, Size, ellipse, placed_mask
 from yolact.formats.problems import Problem, keep_problems
+from yolact.formats.split_names import folder_split, split_of
 
 NAME = "CVAT for images"
 
@@ -73,7 +71,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files except hidden ones: the XML refers to its images by path."""
-    return coco.files(found, folders)
+    return all_files(folders)
 
 
 def _is_cvat(path: Path) -> bool:
@@ -119,7 +117,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
         (CvatImage(root, image_id, file, entry.size, entry.shapes, class_of), split)
         for image_id, (file, split, entry) in sorted(chosen.items())
     )
-    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an <image> in the XML")
+    warnings += without_annotations(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an <image> in the XML")
     return listed(NAME, root, list(labels), sources, options, problems=problems, warnings=warnings)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -13,6 +15,9 @@ from yolact.formats.instances import Instance
 from yolact.formats.problems import Problem
 
 Split = Literal["train", "val", "test"]
+
+JUNK = ("__MACOSX", "Thumbs.db")
+"""Names of files and folders that operating systems add."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,54 @@ class Files:
     """Relative to the target folder."""
     names: tuple[str, ...]
     """Files and folders in ``origin``; missing ones are skipped."""
+
+
+def data_root(folders: Sequence[Path]) -> Path:
+    """The folder that a data set's files are relative to: the outermost searched one with more than another folder."""
+    root = folders[0]
+    while len(inside := _visible(root)) == 1 and (root / inside[0]).is_dir():
+        root = root / inside[0]
+    return root
+
+
+def all_files(folders: Sequence[Path]) -> list[Files]:
+    """All files except hidden ones, for formats whose files name images by path; see `Format.files`."""
+    root = data_root(folders)
+    return [Files(root, Path(), tuple(_visible(root)))]
+
+
+def _visible(folder: Path) -> list[str]:
+    return [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and name not in JUNK]
+
+
+def unused_images(folder: str, unused: Sequence[str], lacking: str, remedy: str) -> list[Problem]:
+    """A warning about images that have no annotations, if there are any.
+
+    Args:
+        folder: where they are, relative to the data set's folder.
+        unused: their names.
+        lacking: what they lack.
+        remedy: how an image without objects is annotated.
+    """
+    if not unused:
+        return []
+    reason = (
+        f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; images without objects are "
+        f"useful for training too: {remedy}"
+    )
+    return [Problem(folder, reason, "images without annotations")]
+
+
+def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
+    """COCO's integer image ids, by image id.
+
+    VOC's own names (``2007_000032``) give their digits (2007000032), independent of the other images. If any name has
+    another form, all are numbered from 1 in sorted order.
+    """
+    names = sorted(image_ids)
+    if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
+        return {name: int(name.replace("_", "")) for name in names}
+    return {name: number for number, name in enumerate(names, 1)}
 
 
 def only_one(found: Sequence[Path]) -> Path:

@@ -145,6 +145,16 @@ def load_image(image: Image.Image, file: str) -> None:
         raise ProblemError([Problem(file, reason, kind="damaged or truncated image")]) from None
 
 
+def header_sizes(path: Path) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """Width and height of an image as stored and upright, from its header alone; None if that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            wide, high = image.size
+            return (wide, high), (high, wide) if exif_orientation(image) >= 5 else (wide, high)
+    except Exception:  # decoders raise many types on damaged input; reading the image reports it
+        return None
+
+
 def read_image_file(root: Path, file: str) -> ImageFile:
     """Read an image and decode it in full, which detects damage.
 

@@ -13,16 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
-from yolact.formats.problems import Problem
+from yolact.formats.problems import Problem, ProblemError
+from yolact.formats.split_names import split_of
 
 OTHER_SUFFIXES = (".json", ".txt", ".xml", ".csv", ".zip", ".yaml")
 """Suffixes of files that are not images."""
 
 MASK_FOLDERS = r"(.*[_-])?masks?|segmentation(class|object).*"
 """Names of folders whose images are masks, in lower case."""
-
-SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Split by the word in a file's or folder's name that indicates it."""
 
 SAMPLED_NAMES = 1000
 """Number of a file's names that decide which folder they are relative to."""
@@ -50,14 +48,23 @@ class Match:
     shared: int = 0
     """Number of trailing parts that the name and the image share."""
 
+    def only(self, file: str, named: str) -> str:
+        """The image.
 
-def split_of(path: str) -> str | None:
-    """The split that a path names: in its file's name, or else in its closest folder that names one."""
-    for part in reversed(path.rsplit(".", 1)[0].split("/")):
-        found = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
-        if len(found) == 1:
-            return found.pop()
-    return None
+        Args:
+            file: the annotation file, relative to the index's root, for the message.
+            named: how it names the image, for the message.
+
+        Raises:
+            ProblemError: there is no such image, or more than one.
+        """
+        if len(self.files) == 1:
+            return self.files[0]
+        if self.files:
+            reason = f"{named}, which may be {' or '.join(self.files[:3])}; write its folder too"
+            raise ProblemError([Problem(file, reason, "image name that is ambiguous")])
+        reason = f"{named}, but there is no such file; add it, or remove its annotations"
+        raise ProblemError([Problem(file, reason, "image that is missing")])
 
 
 class ImageIndex:

@@ -13,26 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact.formats import coco
 from yolact.formats.coco_rows import MAX_COORDINATE
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, all_files, data_root
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.image_index import ImageIndex, Match, repair_warnings
 from yolact.formats.listing import (
     Outlined,
-    data_root,
     files_below,
-    folder_split,
     found_image,
     frame_of,
     has_keys,
     listed,
     load_json,
     read_objects,
-    unused_images,
+    without_annotations,
 )
 from yolact.formats.outlines import OutlineError, Part, Size, decoded_bitmap, ellipse, placed_mask, points, rectangle
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.split_names import folder_split
 
 NAME = "labelme"
 
@@ -54,7 +52,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files except hidden ones: the JSON files refer to their images by path."""
-    return coco.files(found, folders)
+    return all_files(folders)
 
 
 def _is_labelme(path: Path) -> bool:
@@ -92,7 +90,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     )
     place = found[0].relative_to(root).as_posix()
     warnings = repair_warnings(place, matches)
-    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), file_of, "a labelme file")
+    warnings += without_annotations(files_below(root, folders, IMAGE_SUFFIXES), file_of, "a labelme file")
     return listed(NAME, root, classes, sources, options, problems=problems, warnings=warnings)
 
 

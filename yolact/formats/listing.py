@@ -9,28 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
-
 from yolact.errors import DataError
 from yolact.formats import coco
 from yolact.formats.coco_rows import MAX_COORDINATE, CocoImage, RowReading
-from yolact.formats.dataset import AnnotatedImage, Dataset, ImageSource, ReadOptions
-from yolact.formats.image_index import Match, split_of
+from yolact.formats.dataset import AnnotatedImage, Dataset, ImageSource, ReadOptions, image_numbers, unused_images
+from yolact.formats.image_files import header_sizes
+from yolact.formats.image_index import Match
 from yolact.formats.outlines import Part, Size, number
 from yolact.formats.problems import Problem, ProblemError, writable
-from yolact.images import exif_orientation
+from yolact.formats.split_names import split_of
 
 HEAD = 1 << 16
 """Bytes of a JSON file that are searched for the keys of a format."""
 
 
 # Files
-
-
-def data_root(folders: Sequence[Path]) -> Path:
-    """The folder that paths in a data set's messages and image ids are relative to."""
-    (files,) = coco.files((), folders)
-    return files.origin
 
 
 def files_below(root: Path, folders: Sequence[Path], suffixes: tuple[str, ...]) -> list[str]:
@@ -83,37 +76,16 @@ def annotation_files(root: Path, found: Sequence[Path], options: ReadOptions) ->
 # Lists of images
 
 
-def folder_split(file: str) -> str | None:
-    """The split that a file's folders name."""
-    return split_of(f"{PurePosixPath(file).parent.as_posix()}/_")
-
-
 def found_image(name: Any, match: Match | None, file: str) -> str:
-    """The image that an annotation file names.
-
-    Raises:
-        ProblemError: it is missing or ambiguous.
-    """
-    files = match.files if match is not None else ()
-    if len(files) == 1:
-        return files[0]
-    stated = f"names the image {str(name)[:80]!r}"
-    if not files:
-        raise ProblemError([Problem(file, f"{stated}, but there is no such file; add it", "image that is missing")])
-    reason = f"{stated}, which may be {' or '.join(files[:3])}; write its folder too"
-    raise ProblemError([Problem(file, reason, "image name that is ambiguous")])
+    """The image that an annotation file names, see `Match.only`."""
+    return (match or Match(())).only(file, f"names the image {str(name)[:80]!r}")
 
 
-def unused_images(files: Iterable[str], used: Collection[str], lacking: str) -> list[Problem]:
-    """A warning about images without annotations, if there are any."""
+def without_annotations(files: Iterable[str], used: Collection[str], lacking: str) -> list[Problem]:
+    """A warning about those images that a tool's files do not name, see `unused_images`."""
     unused = [file for file in files if file not in used]
-    if not unused:
-        return []
-    reason = (
-        f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; an image without objects is "
-        "useful for training too: save it in the tool"
-    )
-    return [Problem(PurePosixPath(unused[0]).parent.as_posix(), reason, "images without annotations")]
+    folder = PurePosixPath(unused[0]).parent.as_posix() if unused else ""
+    return unused_images(folder, unused, lacking, "save them in the tool")
 
 
 def listed(
@@ -147,27 +119,36 @@ def listed(
             raise DataError(f"{root}: a class has the name {writable(label)!r}. Give it a name.")
     if not classes:
         raise DataError(f"{root}: {name} without a single object, so it has no classes. Annotate objects.")
-    by_split: dict[str | None, list[ImageSource]] = {}
-    for image, split in images:
-        by_split.setdefault(split, []).append(image)
-    said = list(warnings)
-    if None in by_split and not by_split.keys() - {None, "test"}:
-        by_split["train"] = by_split.pop(None)
-    elif by_split and None not in by_split and "train" not in by_split:
-        only = "val" if "val" in by_split else "test"
-        by_split["train"] = by_split.pop(only)
-        reason = f"only {only} images, none for training: they are used for it, and validation images are split off"
-        said.append(Problem(".", reason, "no images for training"))
-    elif None in by_split:
-        named = ", ".join(sorted(split for split in by_split if split))
-        raise DataError(
-            f"{root}: it is not clear which images are for training: some are in folders named {named}, but "
-            f"{by_split[None][0].image_id} is in none. Name the folders train, val and test, or put all into one."
-        )
+    by_split, doubts = _by_split(root, images)
     splits: dict[str, Sequence[ImageSource]] = {split: by_split[split] for split in options.splits if split in by_split}
-    names = sorted(image.image_id for found in splits.values() for image in found)
-    ids = {image_id: place for place, image_id in enumerate(names, 1)}
-    return Dataset(name, str(root), dict(enumerate(classes, 1)), splits, problems or {}, ids, orphans, said)
+    ids = image_numbers(image.image_id for found in splits.values() for image in found)
+    return Dataset(
+        name, str(root), dict(enumerate(classes, 1)), splits, problems or {}, ids, orphans, [*warnings, *doubts]
+    )
+
+
+def _by_split(
+    root: Path, images: Iterable[tuple[ImageSource, str | None]]
+) -> tuple[dict[str, list[ImageSource]], list[Problem]]:
+    """The images by split, with a warning if they are used for another one than they name."""
+    named: dict[str, list[ImageSource]] = {}
+    unnamed: list[ImageSource] = []
+    for image, split in images:
+        (unnamed if split is None else named.setdefault(split, [])).append(image)
+    if unnamed and not named.keys() - {"test"}:
+        return named | {"train": unnamed}, []
+    if unnamed:
+        raise DataError(
+            f"{root}: it is not clear which images are for training: some are in folders named "
+            f"{', '.join(sorted(named))}, but {unnamed[0].image_id} is in none. Name the folders train, val and test, "
+            "or put all into one."
+        )
+    if named and "train" not in named:
+        only = "val" if "val" in named else "test"
+        named["train"] = named.pop(only)
+        reason = f"only {only} images, none for training: they are used for it, and validation images are split off"
+        return named, [Problem(".", reason, "no images for training")]
+    return named, []
 
 
 # Reading an image
@@ -187,12 +168,7 @@ def frame_of(root: Path, image_id: str, width: Any = None, height: Any = None) -
 
     Tools of before about 2018 showed images as stored; so a stated size that only fits that is believed.
     """
-    try:
-        with Image.open(root / image_id) as image:
-            wide, high = image.size
-            upright = (high, wide) if exif_orientation(image) >= 5 else (wide, high)
-    except Exception:  # decoders raise many types on damaged input; reading the image reports it
-        upright = (1, 1)
+    _, upright = header_sizes(root / image_id) or ((1, 1), (1, 1))  # reading a damaged image reports it
     usable = all(1 <= number(side) <= MAX_COORDINATE and side == side // 1 for side in (width, height))
     size = (int(width), int(height)) if usable else upright
     return Frame(size, size == upright)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from yolact.errors import DataError, SettingsError
-from yolact.formats.dataset import Files, ReadOptions
+from yolact.formats.dataset import Files, ReadOptions, unused_images
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.mask_classes import MaskClasses, class_lists, numbered_classes, read_class_lists
 from yolact.formats.problems import Problem
-from yolact.formats.voc_files import SPLIT_OF_LIST, find_file, stems, stems_below
+from yolact.formats.split_names import folder_split
+from yolact.formats.voc_files import find_file, stems, stems_below
 
 IMAGE_FOLDERS = ("pngimages", "jpegimages", "images", "image", "imgs", "img")
 """Names of folders of images, in any letter case."""
@@ -116,13 +117,9 @@ def mask_dataset_files(pairs: Sequence[MaskedImages]) -> list[Files]:
     return [Files(root, TARGET, (*names, *class_lists(root)))]
 
 
-def split_of(pair: MaskedImages, root: Path) -> str:
+def split_of_pair(pair: MaskedImages, root: Path) -> str:
     """Split by the folders between ``root`` and the pair; ``train`` if none indicates one."""
-    for part in pair.root.relative_to(root).parts:
-        found = {SPLIT_OF_LIST[word] for word in re.findall("[a-z]+", part.casefold()) if word in SPLIT_OF_LIST}
-        if len(found) == 1 and not found & {"all"}:
-            return found.pop()
-    return "train"
+    return folder_split(f"{pair.root.relative_to(root).as_posix()}/_") or "train"
 
 
 def image_name(pair: MaskedImages, root: Path, image: str) -> str:
@@ -146,7 +143,7 @@ def mask_file(pair: MaskedImages, root: Path, mask: str) -> str:
 def unpaired(pairs: Sequence[MaskedImages], root: Path) -> tuple[dict[str, list[Problem]], list[Problem]]:
     """Problems of masks without an image, and warnings about images without masks."""
     problems: dict[str, list[Problem]] = {}
-    warnings = []
+    warnings: list[Problem] = []
     for pair in pairs:
         for mask in pair.lone_masks:
             file = mask_file(pair, root, mask)
@@ -154,13 +151,8 @@ def unpaired(pairs: Sequence[MaskedImages], root: Path) -> tuple[dict[str, list[
             problems[file] = [Problem(file, reason, "mask without an image")]
         names = stems_below(pair.root / pair.images, *IMAGE_SUFFIXES)
         unused = [name for name in names if name not in pair.masks_of]
-        if unused:
-            reason = (
-                f"images without masks are not used: {len(unused)}, such as {unused[0]!r}; if they show no objects, "
-                "give them black masks: they are useful for training too"
-            )
-            folder = (pair.root.relative_to(root) / pair.images).as_posix()
-            warnings.append(Problem(folder, reason, "images without annotations"))
+        folder = (pair.root.relative_to(root) / pair.images).as_posix()
+        warnings += unused_images(folder, unused, "masks", "give them black masks")
     return problems, warnings
 
 

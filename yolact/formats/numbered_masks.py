@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, image_numbers
 from yolact.formats.image_files import image_warnings, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.mask_files import VOID, read_numbers
@@ -26,12 +26,11 @@ from yolact.formats.mask_folders import (
     masked_images,
     named_classes,
     several_classes,
-    split_of,
+    split_of_pair,
     unnamed_class,
     unpaired,
 )
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc import image_numbers
 
 NAME = "Numbered masks"
 
@@ -69,7 +68,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     problems, warnings = unpaired(pairs, root)
     splits: dict[str, list[NumberedImage]] = {}
     for pair in pairs:
-        sources = splits.setdefault(split_of(pair, root), [])
+        sources = splits.setdefault(split_of_pair(pair, root), [])
         for image, (mask,) in pair.masks_of.items():
             names = image_name(pair, root, image), image_file(pair, root, image), mask_file(pair, root, mask)
             sources.append(NumberedImage(root, *names))

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, image_numbers
 from yolact.formats.image_files import image_warnings, read_image_file
 from yolact.formats.instances import Instance, instances_from_index_mask
 from yolact.formats.mask_files import read_object
@@ -24,12 +24,11 @@ from yolact.formats.mask_folders import (
     mask_file,
     masked_images,
     named_classes,
-    split_of,
+    split_of_pair,
     unnamed_class,
     unpaired,
 )
 from yolact.formats.problems import Problem, keep_problems
-from yolact.formats.voc import image_numbers
 
 NAME = "Mask per object"
 
@@ -63,7 +62,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     problems, warnings = unpaired(pairs, root)
     splits: dict[str, list[ObjectMasksImage]] = {}
     for pair in pairs:
-        sources = splits.setdefault(split_of(pair, root), [])
+        sources = splits.setdefault(split_of_pair(pair, root), [])
         for image, masks in pair.masks_of.items():
             mask_files = tuple(mask_file(pair, root, mask) for mask in masks)
             image_id, file = image_name(pair, root, image), image_file(pair, root, image)

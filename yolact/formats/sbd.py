@@ -22,7 +22,7 @@ from yolact.formats.image_files import image_warnings, read_bytes, read_image_fi
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc_files import find_image, find_part, has_image, image_lists, stems, unused_images
+from yolact.formats.voc_files import find_image, find_part, has_image, image_lists, stems, without_annotations
 
 NAME = "Semantic Boundaries"
 
@@ -57,7 +57,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     warnings: list[Problem] = []
     if not ids:
         ids = {"train": stems(root / "inst", ".mat")}
-        warnings = unused_images(images_root / images_folder, ids["train"], "annotations in inst")
+        warnings = without_annotations(images_root / images_folder, ids["train"], "annotations in inst")
     splits = {
         split: [SbdImage(root, images_root, images_folder, name) for name in names] for split, names in ids.items()
     }

@@ -12,24 +12,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yolact.errors import DataError
-from yolact.formats import coco
 from yolact.formats.coco_rows import MAX_COORDINATE
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, all_files, data_root, only_one
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.listing import (
     Outlined,
-    data_root,
     files_below,
-    folder_split,
     frame_of,
     has_keys,
     listed,
     load_json,
     read_objects,
-    unused_images,
+    without_annotations,
 )
 from yolact.formats.outlines import OutlineError, Part, Size, decoded_bitmap, number, placed_mask, points, with_holes
 from yolact.formats.problems import Problem, ProblemError
+from yolact.formats.split_names import folder_split
 
 NAME = "Supervisely"
 
@@ -56,7 +54,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files of the project except hidden ones."""
-    return coco.files(found, folders)
+    return all_files(folders)
 
 
 def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
@@ -92,7 +90,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
         (SuperviselyImage(root, image_id, file, class_of), tagged.get(image_id) or folder_split(image_id))
         for image_id, file in sorted(found_images.items())
     )
-    warnings = unused_images(images, found_images, "a file in ann")
+    warnings = without_annotations(images, found_images, "a file in ann")
     return listed(NAME, root, classes, sources, options, problems=problems, warnings=warnings)
 
 

@@ -13,26 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from yolact.errors import DataError
-from yolact.formats import coco
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, all_files, data_root
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.image_index import ImageIndex, repair_warnings
 from yolact.formats.listing import (
     Outlined,
     annotation_files,
-    data_root,
     files_below,
-    folder_split,
     found_image,
     frame_of,
     has_keys,
     listed,
     load_json,
     read_objects,
-    unused_images,
+    without_annotations,
 )
 from yolact.formats.outlines import OutlineError, ellipse, number, rectangle
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.split_names import folder_split
 
 NAME = "VGG Image Annotator"
 
@@ -54,7 +52,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files except hidden ones: the JSON files refer to their images by path."""
-    return coco.files(found, folders)
+    return all_files(folders)
 
 
 def _is_via(path: Path) -> bool:
@@ -102,7 +100,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
         )
         for image_id, entry in sorted(chosen.items())
     )
-    warnings += unused_images(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an entry in the annotator's file")
+    warnings += without_annotations(files_below(root, folders, IMAGE_SUFFIXES), chosen, "an entry in the project")
     return listed(NAME, root, labels, sources, options, problems=problems, warnings=warnings)
 
 

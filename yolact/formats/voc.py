@@ -16,7 +16,7 @@ import numpy as np
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, ReadOptions, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, ReadOptions, image_numbers, only_one
 from yolact.formats.image_files import IMAGE_SUFFIXES, image_warnings, read_image_file, size_problems
 from yolact.formats.instances import Instance, instances_from_index_mask
 from yolact.formats.mask_classes import (
@@ -41,7 +41,7 @@ from yolact.formats.voc_files import (
     read_annotation,
     stems,
     stems_below,
-    unused_images,
+    without_annotations,
 )
 
 NAME = "PASCAL VOC"
@@ -124,7 +124,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
         ids = {"train": stems_below(root / object_folder, ".png")}
         if not ids["train"]:
             raise DataError(_no_masks(root, object_folder))
-        warnings += unused_images(root / IMAGES, ids["train"], f"a mask in {object_folder}")
+        warnings += without_annotations(root / IMAGES, ids["train"], f"a mask in {object_folder}")
     folder = VocFolder(root, class_folder, object_folder)
     classes, doubts = _classes(folder, [image_id for names in ids.values() for image_id in names], options)
     splits = {split: [VocImage(folder, classes, name) for name in names] for split, names in ids.items()}
@@ -187,18 +187,6 @@ def voc_dataset(
     """A data set with classes numbered from 1, by default VOC's, and VOC's image numbers."""
     ids = {source.image_id for sources in splits.values() for source in sources}
     return Dataset(name, str(root), dict(enumerate(classes, 1)), splits, {}, image_numbers(ids), warnings=warnings)
-
-
-def image_numbers(image_ids: Iterable[str]) -> dict[str, int]:
-    """COCO's integer image ids, by image id.
-
-    VOC's own names (``2007_000032``) give their digits (2007000032), independent of the other images. If any name has
-    another form, all are numbered from 1 in sorted order.
-    """
-    names = sorted(image_ids)
-    if all(re.fullmatch(r"[0-9]{4}_[0-9]{6}", name) for name in names):
-        return {name: int(name.replace("_", "")) for name in names}
-    return {name: number for number, name in enumerate(names, 1)}
 
 
 # Classes

@@ -16,25 +16,17 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from yolact.errors import DataError
+from yolact.formats.dataset import unused_images
 from yolact.formats.image_files import IMAGE_SUFFIXES, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.split_names import SPLIT_WORDS
 
 SEGMENTATION_SETS = "ImageSets/Segmentation"
 
 IMAGES = "JPEGImages"
 """Name of the folder of images."""
 
-SPLIT_OF_LIST = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-    "trainval": "all",
-    "default": "all",
-}
+SPLIT_OF_LIST = SPLIT_WORDS | {"trainval": "all", "default": "all"}
 """Split by the word in a list's name; ``default`` is CVAT's name of images without a subset."""
 
 _TWO_PATHS = re.compile(r"(?P<image>\S.*?\.(?:jpe?g|png|bmp|webp|tiff?))[\s,;|]+(?P<mask>\S.*\.png)", re.IGNORECASE)
@@ -204,17 +196,11 @@ def stems_below(folder: Path, *suffixes: str) -> list[str]:
     return sorted(found)
 
 
-def unused_images(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
+def without_annotations(folder: Path, used: Sequence[str], lacking: str) -> list[Problem]:
     """A warning about a folder's images without annotations, for data sets without image lists."""
     known = {unicodedata.normalize("NFC", name) for name in used}
     unused = [name for name in stems_below(folder, *IMAGE_SUFFIXES) if unicodedata.normalize("NFC", name) not in known]
-    if not unused:
-        return []
-    reason = (
-        f"images without {lacking} are not used: {len(unused)}, such as {unused[0]!r}; images without objects are "
-        "useful for training too: give them empty annotations"
-    )
-    return [Problem(folder.name, reason, "images without annotations")]
+    return unused_images(folder.name, unused, lacking, "give them empty annotations")
 
 
 def has_image(root: Path, folder: str, image_id: str) -> bool:

@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 from yolact.errors import DataError
-from yolact.formats import coco
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, all_files, data_root, only_one
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.image_index import ImageIndex
-from yolact.formats.listing import Outlined, data_root, files_below, folder_split, found_image, listed, read_objects
+from yolact.formats.listing import Outlined, files_below, found_image, listed, read_objects
 from yolact.formats.outlines import OutlineError
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.split_names import folder_split
 
 NAME = "YOLO segmentation"
 
@@ -62,7 +62,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """All files except hidden ones: lists and ``data.yaml`` refer to images by path."""
-    return coco.files(found, folders)
+    return all_files(folders)
 
 
 def _has_labels(folder: Path) -> bool:

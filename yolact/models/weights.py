@@ -16,7 +16,7 @@ from torch import Tensor
 
 from yolact.errors import WeightsError
 from yolact.files import replaced_file, write_json_atomic
-from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE, category_ids_of
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 
@@ -48,14 +48,9 @@ def save_model(model: Yolact, classes: list[str], directory: Path, category_ids:
             save_file(tensors, temporary)
     except SafetensorError as error:  # a full disk, for example
         raise WeightsError(f"{path}: could not be written: {error}") from error
-    ids = list(category_ids or default_category_ids(classes))
-    description = {"format": FORMAT, "classes": classes, "category_ids": ids, "model": model.config.model_dump()}
+    description = {"format": FORMAT, "classes": classes, "category_ids": list(category_ids or ())}
+    description |= {"category_ids": category_ids_of(description), "model": model.config.model_dump()}
     write_json_atomic(directory / DESCRIPTION_FILE, description)
-
-
-def default_category_ids(classes: Sequence[str]) -> list[int]:
-    """1, 2, ...: the category ids of classes that have none of their own."""
-    return list(range(1, len(classes) + 1))
 
 
 def read_category_ids(directory: Path) -> list[int]:
@@ -64,8 +59,7 @@ def read_category_ids(directory: Path) -> list[int]:
     Raises:
         WeightsError: ``model.json`` is missing or damaged.
     """
-    description = _read_description(directory / DESCRIPTION_FILE)
-    return list(description.get("category_ids", default_category_ids(description["classes"])))
+    return category_ids_of(_read_description(directory / DESCRIPTION_FILE))
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,8 @@ def test_files_that_cannot_be_used_are_problems(root: Path) -> None:
     reasons = {file: found[0].reason for file, found in problems.items()}
     assert reasons["again.json"] == "is for a.jpg, as a.json is; remove one of the two"
     assert "is not JSON" in reasons["broken.json"]
-    assert reasons["gone.json"].endswith("'gone.jpg', but there is no such file; add it")
-    assert reasons["kept.json"].endswith("add it, or write the file's copy with `labelme_export_json kept.json`")
+    assert reasons["gone.json"].endswith("'gone.jpg', but there is no such file; add it, or remove its annotations")
+    assert reasons["kept.json"].endswith("add it, or remove its annotations, or write the file's copy with `labelme_export_json kept.json`")
 
 
 def test_images_without_file_are_one_warning(root: Path) -> None:
