@@ -159,7 +159,8 @@ def test_files_that_cannot_be_used_are_problems(root: Path) -> None:
     assert reasons["again.json"] == "is for a.jpg, as a.json is; remove one of the two"
     assert "is not JSON" in reasons["broken.json"]
     assert reasons["gone.json"].endswith("'gone.jpg', but there is no such file; add it, or remove its annotations")
-    assert reasons["kept.json"].endswith("add it, or remove its annotations, or write the file's copy with `labelme_export_json kept.json`")
+    advice = "add it, or remove its annotations, or write the file's copy with `labelme_export_json kept.json`"
+    assert reasons["kept.json"].endswith(advice)
 
 
 def test_images_without_file_are_one_warning(root: Path) -> None:
