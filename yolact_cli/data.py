@@ -19,14 +19,14 @@ from rich.text import Text
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.orientation import Undecided
-from components.preprocess.outcome import Outcome, outcome_of, without_objects
-from components.preprocess.preparing import preparation_of, prepare_all
+from components.preprocess.outcome import Outcome, outcome_of, without_objects, without_unannotated_test
+from components.preprocess.preparing import options_of, preparation_of, prepare_all
 from components.preprocess.report import GalleryImage, class_rows, page
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError, SettingsError
 from yolact.files import write_text_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import Dataset, ReadOptions
+from yolact.formats.dataset import Dataset
 from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage
 from yolact.formats.registry import read_dataset
 from yolact_cli.output import print_json
@@ -161,20 +161,23 @@ def _check_report(path: Path) -> None:
 
 def _look(folder: Path, data: DataConfig, limit: int) -> Look:
     """Read up to ``limit`` images of a folder, as `preprocess` does."""
-    options = ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
-    dataset = read_dataset(folder, options)
+    dataset = read_dataset(folder, options_of(data))
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
     preparation = preparation_of(dataset, data, category_of, None)
     chosen = _sample(dataset, limit)
+    read = sum(map(len, chosen.splits.values())) + len(dataset.problems)
     images, rejected, undecided = prepare_all(chosen, preparation, None, usable_cpus())
+    chosen, unannotated = without_unannotated_test(chosen, images, data)
+    for name in unannotated:
+        images.pop(name, None)
+        rejected.pop(name, None)
     empty = without_objects(images) if data.empty_images == "drop" else []
     for name in empty:
         del images[name]
     outcome = outcome_of(chosen, categories, images, rejected, empty, data)
     stats = statistics(outcome, digest="")
     findings = find(outcome, stats["duplicates"])
-    read = sum(map(len, chosen.splits.values())) + len(dataset.problems)
     return Look(dataset, preparation, outcome, categories, stats, findings, read, undecided)
 
 
@@ -245,8 +248,8 @@ def _print(look: Look, shown: Mapping[str, Sequence[ImageSummary]], options: Opt
     stats = look.stats
     _say(console, f"{stats['format']}: {options.folder}. {look.note}")
     console.print(_split_table(look))
-    if stats["split_by"] != "source":
-        _say(console, "The source names no validation images: these are chosen by data.val_fraction.")
+    for split in look.outcome.chosen:
+        _say(console, f"The source names no {split} images: a share is chosen by class (data.split.{split}).")
     console.print(_class_table(stats))
     hidden = len(stats["classes"]) - SHOWN_CLASSES
     if hidden > 0:
@@ -267,10 +270,9 @@ def _print(look: Look, shown: Mapping[str, Sequence[ImageSummary]], options: Opt
 
 def _split_table(look: Look) -> Table:
     """One row per split."""
-    by_source = look.stats["split_by"] == "source"
     listed = {split: len(look.dataset.splits.get(split, ())) for split in look.stats["splits"]}
     names = ["images used", "left out", "without objects", "objects"]
-    extra = ["images in all"] if look.sampled and by_source else []
+    extra = ["images in all"] if look.sampled and not look.outcome.chosen else []
     table = Table("split", *(Column(name, justify="right") for name in (*extra, *names)))
     for split, part in look.stats["splits"].items():
         counts = [part["images"], part["left_out"], part["images_without_instance"], part["instances"]]

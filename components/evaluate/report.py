@@ -38,6 +38,8 @@ _TEMPLATE = Path(__file__).with_name("report.html.j2")
 class Evaluation:
     """Results of one evaluated split."""
 
+    split: str
+    """``test`` or ``val``."""
     data: CocoInstances
     results: list[dict[str, Any]]
     """Rows of `Detections.to_coco` for all images."""

@@ -1,4 +1,4 @@
-"""The evaluate step: predict the val split, compute metrics, write a report.
+"""The evaluate step: predict the test split, or without one the val split, compute metrics, write a report.
 
 Reads ``data/processed/`` and ``models/``; writes ``metrics/eval.json``, ``box.json`` and ``mask.json`` there,
 ``reports/eval/`` and ``plots/eval/``, and adds metrics and report to the training's MLflow run.
@@ -19,7 +19,7 @@ from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
-from yolact_ops.tracking.evaluations import FOLDER, log_evaluation, tracked_metrics
+from yolact_ops.tracking.evaluations import FOLDER, evaluated_annotations, log_evaluation, tracked_metrics
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
 from yolact_ops.tracking.run_record import RUN_FILE
 from yolact_ops.tracking.runs import resume_run
@@ -38,11 +38,11 @@ def run(
     scores_dir: Path | None = None,
     needs_store: bool = False,
 ) -> None:
-    """Evaluate the model in ``model_dir`` on the val split in ``processed_dir``.
+    """Evaluate the model in ``model_dir`` on the test split in ``processed_dir``, or without one on the val split.
 
     Args:
         params: the settings; reads ``evaluate`` and ``runtime.device``.
-        processed_dir: output of preprocess: ``images/`` and ``val.json``.
+        processed_dir: output of preprocess: ``images/``, and ``test.json`` or ``val.json``.
         model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
         report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.
@@ -58,10 +58,10 @@ def run(
         TrackingError: the MLflow store rejects the request, or it is unavailable and ``needs_store`` is set; without
             ``needs_store`` everything is logged later.
     """
-    annotations = processed_dir / "val.json"
+    annotations = evaluated_annotations(processed_dir)
     data = CocoInstances.load(annotations, processed_dir / "images")
     if not data.images:
-        raise DataError(f"{annotations}: has no images; add images to the val split and run preprocess again")
+        raise DataError(f"{annotations}: has no images; add images to that split and run preprocess again")
     predictor = Predictor.load(
         model_dir, params.evaluate.detect, device=params.runtime.device, batch_size=params.evaluate.batch_size
     )
@@ -87,7 +87,7 @@ def run(
     for summary in (evaluation.box, evaluation.mask):
         metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics().items())
         log.info("%-4s  %s", summary.iou_type, metrics)
-    log.info("%d images; report: %s", len(data.images), report_dir / "index.html")
+    log.info("%d images of the %s split; report: %s", len(data.images), annotations.stem, report_dir / "index.html")
 
 
 def _check_classes(model: list[str], data: list[str], model_dir: Path, annotations: Path) -> None:
@@ -104,6 +104,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
     ground_truth = load_ground_truth(annotations)
     found = predict_dataset(predictor, data)
     return Evaluation(
+        split=annotations.stem,
         data=data,
         results=found.rows,
         box=evaluate_coco(ground_truth, found.rows, "box"),
@@ -116,6 +117,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
 def _metrics(evaluation: Evaluation) -> dict[str, Any]:
     """``metrics/eval.json``, without anything that differs between identical runs, such as times."""
     return {
+        "split": evaluation.split,
         "images": len(evaluation.data.images),
         "box": evaluation.box.to_json(),
         "mask": evaluation.mask.to_json(),

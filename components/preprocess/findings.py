@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -184,7 +184,7 @@ def _empty_images(outcome: Outcome) -> list[Finding]:
 
 
 def _crowds_alone(tables: Mapping[str, np.ndarray]) -> list[Finding]:
-    meaning = {"train": "there is nothing to learn", "val": "AP is not measured"}
+    meaning = {split: "there is nothing to learn" if split == "train" else "AP is not measured" for split in tables}
     return [
         Finding("doubtful", f"crowd regions, and {split} has no other object: {text}", "objects", len(table), 0, ())
         for split, text in meaning.items()
@@ -195,21 +195,16 @@ def _crowds_alone(tables: Mapping[str, np.ndarray]) -> list[Finding]:
 def _missing_classes(categories: Mapping[int, str], tables: Mapping[str, np.ndarray]) -> list[Finding]:
     """Classes without objects; crowd regions do not count, as they are neither learned nor measured."""
     shown = {split: set(table[table[:, CROWD] == 0, CATEGORY].tolist()) for split, table in tables.items()}
-    kinds = {
-        (False, False): "no object in any image; data.classes can leave such classes out",
-        (False, True): "no object in train, so it cannot be learned",
-        (True, False): "no object in val, so it is not measured",
-    }
-    findings = []
-    for (in_train, in_val), kind in kinds.items():
-        names = tuple(
-            name
-            for place, name in enumerate(categories.values())
-            if (place in shown["train"], place in shown["val"]) == (in_train, in_val)
-        )
-        if names:
-            findings.append(Finding("doubtful", kind, "classes", len(names), 0, names))
-    return findings
+    missing: dict[str, list[str]] = defaultdict(list)
+    for place, name in enumerate(categories.values()):
+        if not any(place in places for places in shown.values()):
+            missing["no object in any image; data.classes can leave such classes out"].append(name)
+        elif place not in shown["train"]:
+            missing["no object in train, so it cannot be learned"].append(name)
+        else:
+            for split in [split for split in shown if place not in shown[split]]:
+                missing[f"no object in {split}, so it is not measured there"].append(name)
+    return [Finding("doubtful", kind, "classes", len(names), 0, tuple(names)) for kind, names in missing.items()]
 
 
 def _near_duplicates(duplicates: Mapping[str, Any]) -> list[Finding]:
@@ -217,8 +212,8 @@ def _near_duplicates(duplicates: Mapping[str, Any]) -> list[Finding]:
     findings = [
         Finding(
             "doubtful",
-            "near-duplicates that are too many to keep in one split, so they are in both: AP on val is too optimistic "
-            "there. List the validation images yourself if these images differ",
+            "near-duplicates that are too many to keep in one split, so they are in several: AP is too optimistic "
+            "there. List the images of each split yourself (data.split) if these images differ",
             "images",
             group["images"],
             group["images"],
@@ -227,8 +222,10 @@ def _near_duplicates(duplicates: Mapping[str, Any]) -> list[Finding]:
         for group in duplicates["divided"]
     ]
     if across["count"]:
-        kind = "near-duplicates across train and val: AP on val is too optimistic there"
-        examples = tuple(f"{pair['train']} and {pair['val']}" for pair in across["pairs"][:EXAMPLES])
+        kind = "near-duplicates across splits: AP is too optimistic there"
+        examples = tuple(
+            " and ".join(f"{pair[split]} ({split})" for split in pair["splits"]) for pair in across["pairs"][:EXAMPLES]
+        )
         findings.append(Finding("doubtful", kind, "pairs", across["count"], 0, examples))
     for split, groups in duplicates["equal_files_within"].items():
         if groups:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, dropped_objects
 from components.preprocess.orientation import Undecided
-from components.preprocess.outcome import SPLITS, Outcome
+from components.preprocess.outcome import Outcome
 from yolact.errors import DataError
 from yolact.formats.dataset import Dataset
 from yolact_ops.settings.params import DataConfig
@@ -17,18 +18,18 @@ LISTED_PROBLEMS = 20
 
 
 def check_disjoint(dataset: Dataset) -> None:
-    """Refuse images in both splits.
+    """Refuse images in more than one split.
 
     Raises:
         DataError: there are some.
     """
-    train, val = ({source.image_id for source in dataset.splits.get(split, ())} for split in SPLITS)
-    common = sorted(train & val)
-    if common:
-        raise DataError(
-            f"{dataset.root}: images in both train and val: {len(common)}, such as {common[0]!r}. A model must not be "
-            "evaluated on its training images: remove them from one of the two lists."
-        )
+    names = {split: {source.image_id for source in found} for split, found in dataset.splits.items()}
+    for one, other in combinations(names, 2):
+        if common := sorted(names[one] & names[other]):
+            raise DataError(
+                f"{dataset.root}: images in both {one} and {other}: {len(common)}, such as {common[0]!r}. A model must "
+                "not be evaluated on images that it was trained or chosen on: remove them from one of the two lists."
+            )
 
 
 def refusal_of(root: str, outcome: Outcome, undecided: Undecided | None, data: DataConfig, listing: str) -> str:
@@ -90,11 +91,11 @@ def check_usable(root: str, outcome: Outcome) -> None:
     Raises:
         DataError: a split has none; names it and what to do.
     """
-    showing = {split: sum(len(image.instances) > 0 for image in outcome.images[split]) for split in SPLITS}
-    empty = [split for split in SPLITS if not showing[split]]
+    showing = {split: sum(len(image.instances) > 0 for image in found) for split, found in outcome.images.items()}
+    empty = [split for split in showing if not showing[split]]
     if not empty:
         return
-    if outcome.split_by_source:
+    if not outcome.chosen:
         advice = "Annotate objects in its images, choose other images for the split, or check data.classes."
     else:
         advice = (

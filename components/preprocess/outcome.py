@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,12 +14,14 @@ from yolact.formats.dataset import Dataset
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
 from yolact.formats.preparation import CATEGORY, ImageSummary
 from yolact.formats.problems import Problem
-from yolact.formats.split import Choice, choose_validation
+from yolact.formats.split import Choice, choose
 from yolact_ops.settings.params import DataConfig
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val")
+
+SplitBy = Literal["source", "lists", "share"]
+"""The source, lists of ``data.split``, or a share of ``data.split`` that was chosen by class."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Outcome:
 
     format: str
     """Name of the data set's format."""
-    split_by_source: bool
-    """Whether the source has a val split."""
+    split_by: Mapping[str, SplitBy]
+    """What decided which images are in each split, in the order train, val and, if images are held out, test."""
     classes: Mapping[int, str]
     """The source's classes, by the source's category ids."""
     categories: Mapping[int, str]
@@ -55,6 +57,11 @@ class Outcome:
     def every_image(self) -> Sequence[ImageSummary]:
         """The images of all splits."""
         return list(chain.from_iterable(self.images.values()))
+
+    @property
+    def chosen(self) -> Sequence[str]:
+        """The splits whose images were chosen by class."""
+        return [split for split, by in self.split_by.items() if by == "share"]
 
     @property
     def dropped(self) -> Sequence[tuple[str, Problem]]:
@@ -83,6 +90,24 @@ def hashes(images: Sequence[ImageSummary]) -> np.ndarray:
     return np.array([image.difference_hash for image in images], dtype=np.uint64)
 
 
+def without_unannotated_test(
+    dataset: Dataset, images: Mapping[str, ImageSummary], data: DataConfig
+) -> tuple[Dataset, set[str]]:
+    """The data set without its test split if no image of it has an object, and the ids of these images.
+
+    Benchmarks publish test images without annotations, such as those of VOC 2012. Images that ``data.split.test``
+    lists are kept: there it is a mistake.
+    """
+    names = {source.image_id for source in dataset.splits.get("test", ())}
+    found = [images[name] for name in names & images.keys()]
+    if not names or "test" in data.split.lists or any(len(image.instances) or image.other_classes for image in found):
+        return dataset, set()
+    reason = f"its {len(names)} images have no usable object, so they are not used: the source publishes none, it seems"
+    problem = Problem("test", reason, "test split without annotations, not used")
+    splits = {split: found for split, found in dataset.splits.items() if split != "test"}
+    return replace(dataset, splits=splits, warnings=[*dataset.warnings, problem]), names
+
+
 def outcome_of(
     dataset: Dataset,
     categories: Mapping[int, str],
@@ -91,7 +116,7 @@ def outcome_of(
     empty: Sequence[str],
     data: DataConfig,
 ) -> Outcome:
-    """Divide the images into splits: the source's, or chosen by ``data.val_fraction``.
+    """Divide the images into splits: the source's, those of lists, or chosen by shares, see ``data.split``.
 
     Args:
         dataset: the data set as listed.
@@ -102,33 +127,40 @@ def outcome_of(
         data: settings of the split.
     """
     split_of = {source.image_id: split for split, found in dataset.splits.items() for source in found}
-    by_source = "val" in dataset.splits
-    choice = Choice(set())
-    if not by_source:
-        choice = _choose_validation(list(images.values()), data)
-        split_of |= dict.fromkeys(choice.validation, "val")
+    split_by: dict[str, SplitBy] = {
+        split: "lists" if split in data.split.lists else "source" for split in dataset.splits
+    }
+    divided: list[tuple[str, ...]] = []
+    for split, share in (("test", data.split.test), ("val", data.split.val)):
+        if split not in dataset.splits and isinstance(share, float) and share:
+            own = [image for name, image in images.items() if split_of[name] == "train"]
+            choice = _choose(split, own, share, data.split.seed)
+            split_of |= dict.fromkeys(choice.images, split)
+            split_by[split] = "share"
+            divided += choice.divided
+    splits = [split for split in ("train", "val", "test") if split in split_by]
     return Outcome(
         format=dataset.format,
-        split_by_source=by_source,
+        split_by={split: split_by[split] for split in splits},
         classes=dataset.classes,
         categories=categories,
         source_category_ids=dataset.source_category_ids,
-        images={split: [image for name, image in images.items() if split_of[name] == split] for split in SPLITS},
+        images={split: [image for name, image in images.items() if split_of[name] == split] for split in splits},
         rejected=rejected,
         empty=empty,
         orphans=dataset.orphans,
         left_out_split={name: split_of[name] for name in [*rejected, *empty] if name in split_of},
         source_warnings=dataset.warnings,
-        divided=[[images[name].file_name for name in names] for names in choice.divided],
+        divided=[[images[name].file_name for name in names] for names in divided],
     )
 
 
-def _choose_validation(images: Sequence[ImageSummary], data: DataConfig) -> Choice:
-    """Choose the validation images; near-duplicates stay in one split unless there are too many."""
+def _choose(split: str, images: Sequence[ImageSummary], share: float, seed: int) -> Choice:
+    """Choose images for a split; near-duplicates stay in one split unless there are too many."""
     names = [image.image_id for image in images]
     groups = {
         name: names[first] for name, first in zip(names, picture_groups(hashes(images), MAX_DISTANCE), strict=True)
     }
     classes = {image.image_id: set(image.instances[:, CATEGORY].astype(int).tolist()) for image in images}
-    log.info("the source has no validation images: choosing %g of the images (data.val_fraction)", data.val_fraction)
-    return choose_validation(classes, groups, data.val_fraction, data.split_seed)
+    log.info("the source has no %s images: choosing %g of the images (data.split.%s)", split, share, split)
+    return choose(classes, groups, share, seed)

@@ -11,10 +11,21 @@ from tqdm import tqdm
 from components.preprocess.orientation import Undecided, infer
 from components.preprocess.records import Records
 from components.preprocess.workers import map_in_order
-from yolact.formats.dataset import Dataset, ImageSource
+from yolact.formats.dataset import Dataset, ImageSource, ReadOptions
 from yolact.formats.preparation import ImageSummary, OpenImage, Preparation, RejectedImage, names_are_unique
 from yolact.formats.problems import Problem
 from yolact_ops.settings.params import DataConfig
+
+
+def options_of(data: DataConfig) -> ReadOptions:
+    """How the settings want a data set read."""
+    return ReadOptions(
+        annotations=data.annotations,
+        crowds=data.crowds,
+        class_names=data.class_names,
+        splits=("train", "val") if data.split.test == "none" else ("train", "val", "test"),
+        lists=data.split.lists,
+    )
 
 
 def preparation_of(

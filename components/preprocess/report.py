@@ -47,7 +47,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """A histogram of both splits."""
+    """A histogram of all splits."""
 
     title: str
     note: str
@@ -121,7 +121,7 @@ def page(
         listing: name of the file next to the page that lists everything; empty if there is none.
         note: a sentence about the whole page.
     """
-    shown = {"classes", "exif", "max_side", "max_problems", "max_dropped", "empty_images", "val_fraction", "split_seed"}
+    shown = {"classes", "exif", "max_side", "max_problems", "max_dropped", "empty_images", "split"}
     return render_page(
         _TEMPLATE,
         stats=stats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ LISTED_PAIRS = 1000
 """Maximum number of near-duplicate pairs that are listed; the rest is counted."""
 
 SHOWN_NAMES = 5
-"""Maximum number of images listed of a group that is in both splits."""
+"""Maximum number of images listed of a group that is in several splits."""
 
 SIDE_EDGES: list[float] = [0, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 """Pixels; 32 and 96 separate COCO's small, medium and large objects (cocodataset.org, "Detection evaluation")."""
@@ -49,7 +50,7 @@ def statistics(outcome: Outcome, digest: str) -> dict[str, Any]:
     return {
         "digest": digest,
         "format": outcome.format,
-        "split_by": "source" if outcome.split_by_source else "data.val_fraction",
+        "split_by": dict(outcome.split_by),
         "splits": {
             split: {
                 "listed": len(images) + left_out[split],
@@ -142,19 +143,23 @@ def _histograms(images: Sequence[ImageSummary]) -> dict[str, Any]:
 
 def _duplicates(images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, Any]:
     """Near-duplicates across the splits, and identical files within one."""
-    train, val = images["train"], images["val"]
-    count, places = first_similar_pairs(hashes(train), hashes(val), MAX_DISTANCE, LISTED_PAIRS)
-    pairs = [
-        {
-            "train": train[row].file_name,
-            "val": val[column].file_name,
-            "different_bits": (train[row].difference_hash ^ val[column].difference_hash).bit_count(),
-            "equal_files": train[row].source_sha256 == val[column].source_sha256,
-        }
-        for row, column in places
-    ]
+    total, pairs = 0, []
+    for one, other in combinations(images, 2):
+        left, right = images[one], images[other]
+        count, places = first_similar_pairs(hashes(left), hashes(right), MAX_DISTANCE, LISTED_PAIRS)
+        total += count
+        pairs += [
+            {
+                "splits": [one, other],
+                one: left[row].file_name,
+                other: right[column].file_name,
+                "different_bits": (left[row].difference_hash ^ right[column].difference_hash).bit_count(),
+                "equal_files": left[row].source_sha256 == right[column].source_sha256,
+            }
+            for row, column in places
+        ]
     return {
-        "across_splits": {"count": count, "pairs": pairs},
+        "across_splits": {"count": total, "pairs": pairs[:LISTED_PAIRS]},
         "equal_files_within": {split: _equal_files(found) for split, found in images.items()},
     }
 

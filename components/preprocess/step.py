@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
-from components.preprocess.outcome import SPLITS, Outcome, outcome_of, without_objects
-from components.preprocess.preparing import preparation_of, prepare_all
+from components.preprocess.outcome import Outcome, outcome_of, without_objects, without_unannotated_test
+from components.preprocess.preparing import options_of, preparation_of, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.formats.classes import select_classes
-from yolact.formats.dataset import Dataset, ReadOptions
+from yolact.formats.dataset import Dataset
 from yolact.formats.preparation import ImageSummary
 from yolact.formats.registry import read_dataset
 from yolact_ops.commands.container import usable_cpus
@@ -34,9 +35,9 @@ def run(
 ) -> None:
     """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
 
-    This writes ``images/`` (byte for byte if nothing has to change), ``train.json`` and ``val.json`` (COCO
-    instances), and ``stats.json``; and into ``report_dir``, even if problems then stop the step, a page that shows
-    them. The same input gives the same bytes, independent of the number of workers.
+    This writes ``images/`` (byte for byte if nothing has to change), ``train.json``, ``val.json`` and, if images are
+    held out, ``test.json`` (COCO instances), and ``stats.json``; and into ``report_dir``, even if problems then stop
+    the step, a page that shows them. The same input gives the same bytes, independent of the number of workers.
 
     Args:
         params: settings; uses ``data``.
@@ -52,9 +53,7 @@ def run(
         SettingsError: ``data.classes`` names an unknown class.
     """
     data, page = params.data, report_dir / "index.html"
-    dataset = read_dataset(
-        raw_dir, ReadOptions(annotations=data.annotations, crowds=data.crowds, class_names=data.class_names)
-    )
+    dataset = read_dataset(raw_dir, options_of(data))
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
     with replaced_directory(processed_dir) as folder:
@@ -64,12 +63,17 @@ def run(
             count = sum(map(len, dataset.splits.values()))
             log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
             images, rejected, undecided = prepare_all(dataset, preparation, records, workers or usable_cpus())
-            empty = _left_out(images, folder / "images") if data.empty_images == "drop" else []
+            dataset, unannotated = without_unannotated_test(dataset, images, data)
+            _leave_out(unannotated, images, folder / "images")
+            for name in unannotated & rejected.keys():
+                del rejected[name]
+            empty = without_objects(images) if data.empty_images == "drop" else []
+            _leave_out(empty, images, folder / "images")
             outcome = outcome_of(dataset, categories, images, rejected, empty, data)
             stats, findings = _written(folder, dataset, outcome, records)
             refusal = refusal_of(dataset.root, outcome, undecided, data, str(page))
             readings = undecided.readings(preparation, folder) if undecided else []
-            gallery = {split: _gallery(folder, outcome.images[split], records) for split in SPLITS}
+            gallery = {split: _gallery(folder, found, records) for split, found in outcome.images.items()}
             write_report(
                 report_dir, stats, findings, categories, gallery, data, stopped=bool(refusal), readings=readings
             )
@@ -84,24 +88,23 @@ def _written(
     folder: Path, dataset: Dataset, outcome: Outcome, records: Records
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Write the JSON files of the splits; returns the content of ``stats.json``, and the findings in it."""
-    for split in SPLITS:
+    for split, images in outcome.images.items():
         description = f"{dataset.format} layout, split {split}"  # part of the digest: rewording changes it
-        path, images = folder / f"{split}.json", outcome.images[split]
+        path = folder / f"{split}.json"
         write_coco(path, images, records, dataset.image_ids, outcome.categories, description)
     digests = _digests(folder, outcome.images)
-    stats = statistics(outcome, _joint(digests["train"] | digests["val"]))
+    stats = statistics(outcome, _joint(dict(ChainMap(*digests.values()))))
     stats["split_digests"] = {split: _joint(found) for split, found in digests.items()}
     findings = find(outcome, stats["duplicates"])
     stats["findings"] = [finding.as_json() for finding in findings]
     return stats, findings
 
 
-def _left_out(images: dict[str, ImageSummary], folder: Path) -> list[str]:
-    """Remove the images whose annotation has no object, and their files; return their ids."""
-    empty = without_objects(images)
-    for name in empty:
-        (folder / images.pop(name).file_name).unlink()
-    return empty
+def _leave_out(names: Iterable[str], images: dict[str, ImageSummary], folder: Path) -> None:
+    """Remove images, if they are usable, and their files."""
+    for name in names:
+        if name in images:
+            (folder / images.pop(name).file_name).unlink()
 
 
 def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> list[GalleryImage]:
@@ -116,8 +119,8 @@ def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> 
 def _digests(folder: Path, images: Mapping[str, Sequence[ImageSummary]]) -> dict[str, dict[str, str]]:
     """SHA-256 (hex) of each split's JSON file and images, in order of their names."""
     digests = {}
-    for split in SPLITS:
-        digests[split] = {f"images/{image.file_name}": image.sha256.hex() for image in images[split]}
+    for split, found in images.items():
+        digests[split] = {f"images/{image.file_name}": image.sha256.hex() for image in found}
         with (folder / f"{split}.json").open("rb") as file:
             digests[split][f"{split}.json"] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -1,4 +1,4 @@
-"""The detections of a version on validation images: from its run, an earlier evaluation, or a new one.
+"""The detections of a version on the evaluated images: from its run, an earlier evaluation, or a new one.
 
 Two versions are compared on one ground truth, image by image. If a version was measured on another one, or its run has
 been evaluated again since, it is evaluated on the local processed data, and the result is stored as a separate MLflow
@@ -30,6 +30,7 @@ from yolact_ops.tracking.evaluations import (
     FOLDER,
     TOLERANCE,
     VERSION_TAG,
+    evaluated_annotations,
     hash_ground_truth,
     pack_evaluation,
     read_evaluation,
@@ -150,7 +151,7 @@ class Evaluator:
         """Evaluate the version on the processed data, which must have ``data_digest``."""
         number = int(version.version)
         self._check_data(number, data_digest)
-        annotations = self.processed_dir / "val.json"
+        annotations = evaluated_annotations(self.processed_dir)
         data = CocoInstances.load(annotations, self.processed_dir / "images")
         tree = json.loads(annotations.read_text(encoding="utf-8"))
         found = hash_ground_truth(tree)

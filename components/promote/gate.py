@@ -62,7 +62,7 @@ def judge_first(config: PromoteConfig, value: float | None, latency: Latency | N
 
     Args:
         config: the limits.
-        value: the candidate's ``config.metric``; None if its validation images have no objects.
+        value: the candidate's ``config.metric``; None if the evaluated images have no objects.
         latency: the candidate's; None if there is no limit.
     """
     return [_first(config, value), *_latency(config, latency)]
@@ -121,7 +121,7 @@ def _class_losses(config: PromoteConfig, per_class: dict[str, ClassGain]) -> lis
         if found.objects >= config.min_class_objects and found.a is not None and found.b is not None
     }
     if not losses:
-        return [Rule(name, True, None, limit, None, f"no class has {config.min_class_objects} validation objects")]
+        return [Rule(name, True, None, limit, None, f"no class has {config.min_class_objects} evaluated objects")]
     heavy = sorted((label for label, loss in losses.items() if loss > limit), key=lambda label: -losses[label])
     shown = heavy[:LISTED_CLASSES] or [max(losses, key=lambda label: losses[label])]
     rules = [_class_loss(name, label, per_class[label], losses[label], limit) for label in shown]

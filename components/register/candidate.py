@@ -17,6 +17,7 @@ from yolact_ops.lineage.hashing import hash_files, hash_params
 from yolact_ops.lineage.lineage import data_source, gather_lineage
 from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import Params, load_params
+from yolact_ops.tracking.evaluations import evaluated_annotations
 
 BASE = Path("conf/base.yaml")
 """Settings that a version's are compared with."""
@@ -24,7 +25,7 @@ BASE = Path("conf/base.yaml")
 
 @dataclass(frozen=True)
 class Metrics:
-    """The evaluation metrics of a version, 0 to 1; None if the val split has no objects."""
+    """The evaluation metrics of a version, 0 to 1; None if the evaluated split has no objects."""
 
     box_ap: float | None
     box_ap50: float | None
@@ -91,6 +92,12 @@ def gather_candidate(params: Params, model_dir: Path, processed_dir: Path, metri
     load_model(model_dir)
     evaluation = read_json(metrics_path, "evaluate")
     metrics = Metrics.of(evaluation, metrics_path)
+    evaluated = evaluated_annotations(processed_dir).stem
+    if evaluation.get("split") != evaluated:
+        raise DataError(
+            f"{metrics_path}: measured on the split {evaluation.get('split')!r}, but {processed_dir} has "
+            f"{evaluated!r} to evaluate on. Run the evaluate step again."
+        )
     val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; one is needed as the model's input example")

@@ -84,19 +84,17 @@ def _metrics(facts: CardFacts) -> str:
         f"| {kind} | " + " | ".join(percent(facts.metrics[kind].get(name)) for name in OVERALL) + " |"
         for kind in ("mask", "box")
     ]
-    images = facts.metrics["images"]
-    note = (
-        f"COCO metrics in percent, on the {images} images of the val split; the best weights were selected on the "
-        "same images."
-    )
-    return "\n".join([note, "", header, ruler, *rows])
+    images, split = facts.metrics["images"], facts.metrics["split"]
+    selected = "the same images" if split == "val" else "other images, the val split"
+    note = f"COCO metrics in percent, on the {images} images of the {split} split; the best weights were selected on "
+    return "\n".join([f"{note}{selected}.", "", header, ruler, *rows])
 
 
 def _classes(facts: CardFacts, count: int) -> str:
     mask, box = (facts.metrics[kind]["per_class"] for kind in ("mask", "box"))
     names = list(mask)
     lines = [
-        "| class | objects in val | mask AP | mask AP50 | box AP | box AP50 |",
+        f"| class | objects in {facts.metrics['split']} | mask AP | mask AP50 | box AP | box AP50 |",
         "| --- |" + " ---: |" * 5,
         *(_class_row(name, mask[name], box[name]) for name in names[:count]),
     ]
@@ -117,9 +115,7 @@ def _data(facts: CardFacts) -> str:
         *(f"- {split}: {found['images']} images, {found['instances']} objects." for split, found in splits.items()),
     ]
     if across:
-        lines.append(
-            f"- {across} pairs of images, one in train and one in val, are near-duplicates: AP is too high there."
-        )
+        lines.append(f"- {across} pairs of images in different splits are near-duplicates: AP is too high there.")
     return "\n".join(lines)
 
 

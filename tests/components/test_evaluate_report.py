@@ -36,9 +36,9 @@ def rectangle(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
     return mask
 
 
-def write_data(folder: Path, images: int = IMAGES) -> None:
+def write_data(folder: Path, images: int = IMAGES, split: str = "val") -> None:
     """One object of each of the first two classes per image; the image's first pixel names it."""
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     tree: dict[str, list[Any]] = {
         "images": [],
         "annotations": [],
@@ -62,7 +62,7 @@ def write_data(folder: Path, images: int = IMAGES) -> None:
                     "iscrowd": 0,
                 }
             )
-    (folder / "val.json").write_text(json.dumps(tree))
+    (folder / f"{split}.json").write_text(json.dumps(tree))
 
 
 class KnownPredictor:
@@ -161,14 +161,28 @@ CIRCLE_AP = 86 / 101
 
 def test_metrics_are_correct_and_contain_no_times(evaluated):
     metrics = json.loads((evaluated / "metrics" / "eval.json").read_text())
-    assert set(metrics) == {"images", "box", "mask"}
-    assert metrics["images"] == IMAGES
+    assert set(metrics) == {"split", "images", "box", "mask"}
+    assert (metrics["split"], metrics["images"]) == ("val", IMAGES)
     for section in (metrics["box"], metrics["mask"]):
         assert section["per_class"]["circle"]["AP50"] == pytest.approx(CIRCLE_AP)
         assert section["per_class"]["circle"]["instances"] == IMAGES
         assert section["AP50"] == section["AP70"] == pytest.approx(CIRCLE_AP / 2)
         assert section["AP_small"] is None
         assert section["per_class"]["never/seen"] == {"AP": None, "AP50": None, "AP70": None, "instances": 0}
+
+
+def test_images_held_out_are_evaluated_instead_of_the_validation_images(
+    params: Params, tracker: KeptTracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for images, split in ((IMAGES, "val"), (3, "test")):
+        write_data(tmp_path / "processed", images, split)
+    with caplog.at_level("INFO"):
+        run(params, tmp_path)
+    metrics = json.loads((tmp_path / "metrics" / "eval.json").read_text())
+    assert (metrics["split"], metrics["images"]) == ("test", 3)
+    assert "3 images of the test split" in caplog.text
+    assert "Evaluation on the test split" in (tmp_path / "reports/eval/index.html").read_text()
+    assert set(tracker.files) == {"eval/test.json.gz", "eval/detections.json.gz"}
 
 
 def test_each_kind_of_metrics_has_a_file_without_classes_for_dvc(evaluated):

@@ -105,7 +105,7 @@ def train_evaluate_register(
     ground_truth = load_ground_truth(PROCESSED / "val.json")
     metrics = {kind: evaluate_coco(ground_truth, rows, kind).to_json() for kind in ("box", "mask")}
     Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/eval.json").write_text(json.dumps({"images": IMAGES} | metrics))
+    Path("metrics/eval.json").write_text(json.dumps({"split": "val", "images": IMAGES} | metrics))
     Path("detections.json").write_text(json.dumps(rows))
     folder = Path("packed")
     folder.mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ from components.preprocess.report import instances_per_image
 from components.preprocess.step import run
 from yolact.errors import DataError, SettingsError
 from yolact.palette import voc_palette
-from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.params import Params, SplitConfig, load_params
 
 PERSON, DOG = 15, 12
 XML = (
@@ -87,6 +87,10 @@ def params(repository: Path) -> Callable[..., Params]:
         return base.model_copy(update={"data": base.data.model_copy(update=settings)})
 
     return with_settings
+
+
+def split(**changes: Any) -> SplitConfig:
+    return SplitConfig.model_validate({"train": None, "val": 0.1, "test": 0, "seed": 0} | changes)
 
 
 @pytest.fixture
@@ -428,9 +432,11 @@ def test_a_coco_file_without_split_is_split_by_class(
     params: Callable[..., Params], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco")
-    run(params(val_fraction=0.2), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    run(
+        params(split=split(val=0.2)), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report"
+    )
     stats = json.loads((processed / "stats.json").read_text())
-    assert (stats["format"], stats["split_by"]) == ("COCO", "data.val_fraction")
+    assert (stats["format"], stats["split_by"]) == ("COCO", {"train": "source", "val": "share"})
     assert stats["classes"] == {
         "red": {"train": {"images": 32, "instances": 32}, "val": {"images": 8, "instances": 8}},
         "blue": {"train": {"images": 8, "instances": 8}, "val": {"images": 2, "instances": 2}},
@@ -439,6 +445,78 @@ def test_a_coco_file_without_split_is_split_by_class(
     assert sorted(ids) == list(range(100, 140))
     name = load_split(processed, "val")["images"][0]["file_name"]
     assert (processed / "images" / name).read_bytes() == (tmp_path / "coco/images" / name).read_bytes()
+
+
+def test_a_share_of_the_images_is_held_out_and_both_shares_are_stratified(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco")
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    run(params(split=split(val=0.25, test=0.2)), **folders)
+    stats = json.loads((processed / "stats.json").read_text())
+    assert stats["split_by"] == {"train": "source", "val": "share", "test": "share"}
+    counts = {name: found["images"] for name, found in stats["splits"].items()}
+    assert counts == {"train": 24, "val": 8, "test": 8}  # val is a share of what is not held out
+    assert {name: found["instances"] for name, found in stats["classes"]["blue"].items()} == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+    names = {name: {image["id"] for image in load_split(processed, name)["images"]} for name in counts}
+    assert sum(map(len, names.values())) == len(set.union(*names.values())) == 40
+    before = stats["digest"], stats["split_digests"]
+    assert set(before[1]) == {"train", "val", "test"}
+    text = (tmp_path / "report/index.html").read_text()
+    assert "<th>test images</th><th>test objects</th>" in text
+    assert "Gallery: test" in text
+    run(params(split=split(val=0.25, test=0.2, seed=1)), **folders)
+    assert json.loads((processed / "stats.json").read_text())["digest"] != before[0]
+    run(params(split=split(val=0.25)), **folders)
+    assert not (processed / "test.json").exists()
+
+
+def test_a_test_folder_of_the_source_is_held_out_unless_the_setting_says_none(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    for name in ("train", "valid", "test"):
+        make_coco(tmp_path / "coco" / name, images=4)
+        for path in (tmp_path / "coco" / name / "images").iterdir():
+            path.rename(path.with_stem(f"{name} {path.stem}"))
+        labels = tmp_path / "coco" / name / "labels.json"
+        labels.write_text(labels.read_text().replace("Bild", f"{name} Bild"))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    run(params(max_problems=4), **folders)
+    assert {path.stem for path in processed.glob("t*.json")} == {"train", "test"}
+    assert all("test Bild" in image["file_name"] for image in load_split(processed, "test")["images"])
+    run(params(split=split(test="none")), **folders)
+    assert not (processed / "test.json").exists()
+    assert not any("test" in path.name for path in (processed / "images").iterdir())
+
+
+def test_test_images_without_annotations_are_left_out_with_a_warning(
+    preprocess: Callable[..., dict[str, Any]], voc: Path, processed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in VOC 2012, whose test annotations are not published."""
+    before = preprocess()
+    for name in ("2008_000002", "2008_000003"):
+        picture(12, 10, seed=7).save(voc / f"JPEGImages/{name}.jpg")
+    add_image(voc, "2008_000003", None)
+    set_split(voc, "test", "2008_000002", "2008_000003")
+    with caplog.at_level(logging.WARNING):
+        after = preprocess()
+    assert "its 2 images have no usable object, so they are not used" in caplog.text
+    assert (after["digest"], after["problems"], set(after["splits"])) == (before["digest"], [], {"train", "val"})
+    assert len(list((processed / "images").iterdir())) == 4
+    with pytest.raises(DataError, match=r"2008_000002\.png|split 'test' has"):  # listed by the user: a mistake
+        preprocess(split=split(test=["ImageSets/Segmentation/test.txt"]))
+
+
+def test_an_image_in_two_lists_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:
+    set_split(voc, "held", "2008_000001", "2007_000001")
+    set_split(voc, "check", "2008_000001")
+    lists = {"val": ["ImageSets/Segmentation/check.txt"], "test": ["ImageSets/Segmentation/held.txt"]}
+    with pytest.raises(DataError, match="images in both val and test: 1, such as '2008_000001'"):
+        preprocess(split=split(**lists))
 
 
 def test_the_settings_choose_the_annotation_file_and_what_iscrowd_marks(
@@ -465,7 +543,7 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
     make_coco(tmp_path / "coco", images=20)
     for path in (tmp_path / "coco/images").iterdir():
         picture(40, 30, seed=0).save(path, "JPEG", quality=92)
-    settings = params(val_fraction=0.2)
+    settings = params(split=split(val=0.2))
     with caplog.at_level(logging.WARNING):
         run(settings, raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
     stats = json.loads((processed / "stats.json").read_text())
@@ -609,8 +687,8 @@ def test_near_duplicates_in_both_splits_are_found_and_reported(
     with caplog.at_level(logging.WARNING):
         (pair,) = preprocess()["duplicates"]["across_splits"]["pairs"]
     assert (pair["train"], pair["val"], pair["equal_files"]) == ("2007_000002.jpg", "2008_000001.jpg", False)
-    assert "1 pair: near-duplicates across train and val" in caplog.text
-    assert "Near-duplicates in both splits" in (processed.with_name("report") / "index.html").read_text()
+    assert "1 pair: near-duplicates across splits" in caplog.text
+    assert "Near-duplicates in two splits" in (processed.with_name("report") / "index.html").read_text()
 
     shutil.copy(voc / "JPEGImages/2007_000002.jpg", voc / "JPEGImages/2008_000001.jpg")
     shutil.copy(voc / "JPEGImages/2007_000001.jpg", voc / "JPEGImages/2007_000003.jpg")

@@ -70,7 +70,7 @@ def preprocess(source: Source, tmp_path: Path, repository: Path) -> Preprocess:
 
     def call(**settings: Any) -> dict[str, Any]:
         source.write()
-        data = base.data.model_copy(update={"val_fraction": 0.3, **settings})
+        data = base.data.model_copy(update={"split": base.data.split.model_copy(update={"val": 0.3}), **settings})
         folders = {"raw_dir": source.root, "processed_dir": tmp_path / "data", "report_dir": tmp_path / "report"}
         run(base.model_copy(update={"data": data}), **folders, workers=1)
         return dict(json.loads((tmp_path / "data/stats.json").read_text()))

@@ -118,6 +118,7 @@ def metrics(mask_ap50: float | None, classes: list[str]) -> dict[str, Any]:
     """What evaluate would write, with invented metrics."""
     per_class = {name: {"AP": 0.25, "AP50": None, "AP70": 0.5, "instances": 40 + k} for k, name in enumerate(classes)}
     return {
+        "split": "val",
         "images": 1,
         "box": {"AP": 0.375, "AP50": 0.75, "per_class": per_class},
         "mask": {"AP": 0.25, "AP50": mask_ap50, "per_class": per_class},
@@ -245,7 +246,7 @@ def test_the_model_card_has_metrics_data_training_use_limits_and_licence(params:
         "Source: `sample`",
         "`digest-of-the-data`",
         "train: 20 images, 60 objects",
-        "2 pairs of images, one in train and one in val, are near-duplicates",
+        "2 pairs of images in different splits are near-duplicates",
         "resnet18, 64 px",
         run_id,
         "Not for decisions about people",

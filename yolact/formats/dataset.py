@@ -16,6 +16,9 @@ from yolact.formats.problems import Problem
 
 Split = Literal["train", "val", "test"]
 
+NO_SPLIT = ""
+"""Key in `Dataset.splits` of images that are in no list of the source, which `ReadOptions.lists` may name."""
+
 JUNK = ("__MACOSX", "Thumbs.db")
 """Names of files and folders that operating systems add."""
 
@@ -28,10 +31,17 @@ class ReadOptions:
     """Annotation files to read: paths or patterns (``*``) below the source, in all or by split; None: detect them."""
     crowds: Literal["auto", "objects", "regions"] = "auto"
     """What COCO's ``iscrowd`` means: ``objects`` reads such rows as objects, ``regions`` as crowd regions."""
-    splits: Sequence[Split] = ("train", "val")
+    splits: Sequence[Split] = ("train", "val", "test")
     """Splits to read; files of others are left out."""
+    lists: Mapping[Split, Sequence[str]] = field(default_factory=dict)
+    """Lists of images by split, which replace the source's: paths below the data set's folder."""
     class_names: Sequence[str] | str | None = None
     """Classes of mask images by index, ``voc`` for VOC's own, or None to take them from the files."""
+
+    @property
+    def own_splits(self) -> Sequence[Split]:
+        """The splits that are not divided by `lists`."""
+        return [split for split in self.splits if split not in self.lists]
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class Dataset:
     classes: Mapping[int, str]
     """Name by category id, in the order of the ids; instances count them from 1 in that order."""
     splits: Mapping[str, Sequence[ImageSource]]
-    """``train`` and ``val``; only ``train`` if the source has no val split."""
+    """``train``, and ``val`` and ``test`` if the source has them."""
     problems: Mapping[str, Sequence[Problem]]
     """Problems of images that cannot even be listed, by a substitute id."""
     image_ids: Mapping[str, int]
@@ -125,6 +135,11 @@ def all_files(folders: Sequence[Path]) -> list[Files]:
 
 def _visible(folder: Path) -> list[str]:
     return [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and name not in JUNK]
+
+
+def text_files(folder: Path) -> list[str]:
+    """Names of a folder's text files: lists of images or classes."""
+    return [name for name in _visible(folder) if name.lower().endswith(".txt")]
 
 
 def unused_images(folder: str, unused: Sequence[str], lacking: str, remedy: str) -> list[Problem]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from yolact.errors import DataError, SettingsError
-from yolact.formats.dataset import Files, ReadOptions, unused_images
+from yolact.formats.dataset import Files, ReadOptions, text_files, unused_images
 from yolact.formats.image_files import IMAGE_SUFFIXES
-from yolact.formats.mask_classes import MaskClasses, class_lists, numbered_classes, read_class_lists
+from yolact.formats.mask_classes import MaskClasses, numbered_classes, read_class_lists
 from yolact.formats.problems import Problem
 from yolact.formats.split_names import folder_split
 from yolact.formats.voc_files import find_file, stems, stems_below
@@ -111,10 +111,10 @@ def common_root(pairs: Sequence[MaskedImages]) -> Path:
 
 
 def mask_dataset_files(pairs: Sequence[MaskedImages]) -> list[Files]:
-    """The folders of all pairs, and class lists."""
+    """The folders of all pairs, and text files: lists of images or classes."""
     root = common_root(pairs)
     names = [(pair.root.relative_to(root) / name).as_posix() for pair in pairs for name in (pair.images, pair.masks)]
-    return [Files(root, TARGET, (*names, *class_lists(root)))]
+    return [Files(root, TARGET, (*names, *text_files(root)))]
 
 
 def split_of_pair(pair: MaskedImages, root: Path) -> str:

@@ -24,6 +24,7 @@ from yolact.formats import (
 from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
 from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
+from yolact.formats.split_lists import divided
 from yolact.formats.unread import looks_like
 from yolact.plugins import load_plugins
 
@@ -126,7 +127,9 @@ def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
     format, found, folders = _find(folder)
-    return _with_writable_names(format.read(found, folders, options or ReadOptions()))
+    options = options or ReadOptions()
+    dataset = _with_writable_names(format.read(found, folders, options))
+    return divided(dataset, folders, options.lists) if options.lists else dataset
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:

@@ -17,12 +17,20 @@ import numpy as np
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import voc
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one, text_files
 from yolact.formats.image_files import image_warnings, read_bytes, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
 from yolact.formats.problems import Problem, ProblemError, keep_problems
-from yolact.formats.voc_files import find_image, find_part, has_image, image_lists, stems, without_annotations
+from yolact.formats.voc_files import (
+    find_image,
+    find_part,
+    has_image,
+    image_lists,
+    stems,
+    with_unlisted,
+    without_annotations,
+)
 
 NAME = "Semantic Boundaries"
 
@@ -44,8 +52,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """SBD's folders and lists, and the VOC images if it has none of its own."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
-    names = ("img", "inst", "cls", "train.txt", "val.txt", "trainval.txt", "train_noval.txt")
-    own = Files(root, TARGET, names)
+    own = Files(root, TARGET, ("img", "inst", "cls", *text_files(root)))
     return [own] if images_root == root else [own, Files(images_root, voc.TARGET, (images_folder,))]
 
 
@@ -53,11 +60,13 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     """Read the images of the lists next to ``inst``; without lists, all images with annotations there."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
-    ids = image_lists(root, partial(has_image, images_root, images_folder), options.splits)
+    ids = image_lists(root, partial(has_image, images_root, images_folder), options.own_splits)
     warnings: list[Problem] = []
-    if not ids:
-        ids = {"train": stems(root / "inst", ".mat")}
-        warnings = without_annotations(images_root / images_folder, ids["train"], "annotations in inst")
+    if "train" not in ids or options.lists:
+        annotated = stems(root / "inst", ".mat")
+        if not ids and not options.lists:
+            warnings = without_annotations(images_root / images_folder, annotated, "annotations in inst")
+        ids = with_unlisted(ids, annotated, options)
     splits = {
         split: [SbdImage(root, images_root, images_folder, name) for name in names] for split, names in ids.items()
     }

@@ -1,4 +1,4 @@
-"""Choose validation images if the source has none: seeded, stratified by class, near-duplicates kept together."""
+"""Choose the images of a split that the source lacks: seeded, stratified by class, near-duplicates kept together."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 ENOUGH = 0.5
-"""Minimum fraction of the requested validation images with objects; below it, more are added. Our choice."""
+"""Minimum fraction of the requested images with objects; below it, more are added. Our choice."""
 
 LARGEST_SHARE = 1 / 3
-"""Maximum fraction of the images with objects that validation may grow to in order to keep a large group whole, as in
+"""Maximum fraction of the images with objects that the split may grow to in order to keep a large group whole, as in
 threefold cross-validation. Our choice."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The validation images, and the groups that were split to get enough of them."""
+    """The chosen images, and the groups that were divided to get enough of them."""
 
-    validation: set[str]
+    images: set[str]
     divided: tuple[tuple[str, ...], ...] = ()
     """Groups that were too large to keep together, as their images' names."""
 
 
-def choose_validation(
+def choose(
     classes_of: Mapping[str, Collection[int]], group_of: Mapping[str, str], fraction: float, seed: int
 ) -> Choice:
-    """Choose validation images: about ``fraction`` of those of each class, and of those without objects.
+    """Choose images of a split: about ``fraction`` of those of each class, and of those without objects.
 
     Images of a group stay together. If groups are so large that this gives less than half of the requested images
     with objects, whole groups are added, the smallest first, until there are enough, up to a third of all images

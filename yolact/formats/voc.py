@@ -16,7 +16,16 @@ import numpy as np
 
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ImageSource, ReadOptions, image_numbers, only_one
+from yolact.formats.dataset import (
+    AnnotatedImage,
+    Dataset,
+    Files,
+    ImageSource,
+    ReadOptions,
+    image_numbers,
+    only_one,
+    text_files,
+)
 from yolact.formats.image_files import IMAGE_SUFFIXES, image_warnings, read_image_file, size_problems
 from yolact.formats.instances import Instance, instances_from_index_mask
 from yolact.formats.mask_classes import (
@@ -24,7 +33,6 @@ from yolact.formats.mask_classes import (
     VOC_MASKS,
     MaskClasses,
     chosen_classes,
-    class_lists,
     read_class_lists,
 )
 from yolact.formats.mask_files import VOID, read_mask
@@ -37,10 +45,10 @@ from yolact.formats.voc_files import (
     find_image,
     find_part,
     image_lists,
-    list_files,
     read_annotation,
     stems,
     stems_below,
+    with_unlisted,
     without_annotations,
 )
 
@@ -104,8 +112,7 @@ def find(folders: Sequence[Path]) -> list[Path]:
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """The folders that `read` needs, and ``Annotations``, image lists and class lists if present."""
     root = _root(found)
-    lists = [path.name for path in list_files(root).values()]
-    return [Files(root, TARGET, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets", *class_lists(root), *lists))]
+    return [Files(root, TARGET, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets", *text_files(root)))]
 
 
 def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
@@ -116,15 +123,17 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     ids: dict[str, list[str]] = {}
     for place in LIST_FOLDERS:
         ids = ids or image_lists(
-            root / place, lambda image_id: unicodedata.normalize("NFC", image_id) in known, options.splits
+            root / place, lambda image_id: unicodedata.normalize("NFC", image_id) in known, options.own_splits
         )
     warnings: list[Problem] = []
-    if not ids:
-        warnings += _unknown_lists(root)
-        ids = {"train": stems_below(root / object_folder, ".png")}
-        if not ids["train"]:
+    if "train" not in ids or options.lists:
+        masked = stems_below(root / object_folder, ".png")
+        if not masked:
             raise DataError(_no_masks(root, object_folder))
-        warnings += without_annotations(root / IMAGES, ids["train"], f"a mask in {object_folder}")
+        if not ids and not options.lists:
+            warnings += _unknown_lists(root)
+            warnings += without_annotations(root / IMAGES, masked, f"a mask in {object_folder}")
+        ids = with_unlisted(ids, masked, options)
     folder = VocFolder(root, class_folder, object_folder)
     classes, doubts = _classes(folder, [image_id for names in ids.values() for image_id in names], options)
     splits = {split: [VocImage(folder, classes, name) for name in names] for split, names in ids.items()}

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ import defusedxml.ElementTree
 from defusedxml import DefusedXmlException
 
 from yolact.errors import DataError
-from yolact.formats.dataset import unused_images
+from yolact.formats.dataset import NO_SPLIT, ReadOptions, unused_images
 from yolact.formats.image_files import IMAGE_SUFFIXES, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 from yolact.formats.split_names import SPLIT_WORDS
@@ -63,27 +63,36 @@ class VocAnnotation:
 
 
 def image_lists(
-    folder: Path, has_image: Callable[[str], bool], splits: Sequence[str] = ("train", "val")
+    folder: Path, has_image: Callable[[str], bool], splits: Sequence[str] = ("train", "val", "test")
 ) -> dict[str, list[str]]:
-    """Image ids by split, from the lists of ``train`` and ``val``, or else a list of both; empty without lists.
+    """Image ids by split, from lists named by split, or else for ``train`` from one that is not divided.
 
     Args:
         folder: folder of the lists; see `list_files` for their names.
         has_image: whether an id has an image.
-        splits: the splits to read.
+        splits: the splits to read; those without a list are left out.
 
     Raises:
-        DataError: there are two lists of one split, or see `read_image_list`.
+        DataError: there are two lists of one split, one of ``val`` but none of ``train``, or see `read_image_list`.
     """
-    lists = list_files(folder)
-    if "train" in lists or "val" in lists:
-        names = [name for name in splits if name == "train" or name in lists]
-        return {name: read_image_list(lists.get(name, folder / f"{name}.txt"), name, has_image) for name in names}
-    return {"train": read_image_list(lists["all"], "train", has_image)} if "all" in lists else {}
+    lists = list_files(folder, (*splits, "all"))
+    if "train" in splits and "train" not in lists:
+        if "val" in lists:
+            lists["train"] = folder / "train.txt"  # named as missing
+        elif "all" in lists:
+            lists["train"] = lists["all"]
+    return {split: read_image_list(lists[split], split, has_image) for split in splits if split in lists}
 
 
-def list_files(folder: Path) -> dict[str, Path]:
-    """The lists in a folder by split: ``train``, ``val``, ``test``, and ``all`` for undivided ones.
+def with_unlisted(ids: Mapping[str, list[str]], annotated: Sequence[str], options: ReadOptions) -> dict[str, list[str]]:
+    """Image ids by split, with the annotated images of no list: for training, or for the lists of ``data.split``."""
+    listed = {name for names in ids.values() for name in names}
+    rest = [name for name in annotated if unicodedata.normalize("NFC", name) not in listed]
+    return {**ids, ("train" if "train" not in ids and "train" not in options.lists else NO_SPLIT): rest}
+
+
+def list_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """The lists of some splits in a folder, by split; ``all`` is an undivided one.
 
     Names are compared in lower case: ``train.txt`` is preferred to synonyms (CVAT's ``Validation.txt``), these to
     longer names (PaddleSeg's ``train_list.txt``).
@@ -99,11 +108,16 @@ def list_files(folder: Path) -> dict[str, Path]:
             if len(set(words)) == 1:
                 rank = 0 if stem == words[0] else 1 if stem in SPLIT_OF_LIST else 2
                 found.setdefault(words[0], []).append((rank, folder / name))
-    for split, ranked in found.items():
+    wanted = {split: ranked for split, ranked in found.items() if split in splits}
+    for split, ranked in wanted.items():
         best = [path.name for rank, path in ranked if rank == min(ranked)[0]]
         if len(best) > 1:
-            raise DataError(f"{folder}: {' and '.join(best)} are both lists of split {split!r}. Keep one of them.")
-    return {split: min(ranked)[1] for split, ranked in found.items()}
+            setting = f"data.split.{split if split != 'all' else 'train'}"
+            raise DataError(
+                f"{folder}: {' and '.join(best)} are both lists of split {split!r}. Choose by the setting {setting}, "
+                f"as [{best[0]}], or keep one of them."
+            )
+    return {split: min(ranked)[1] for split, ranked in wanted.items()}
 
 
 def read_image_list(path: Path, split: str, has_image: Callable[[str], bool]) -> list[str]:

@@ -158,7 +158,7 @@ def _warnings(a: Side, b: Side, *, is_paired: bool) -> Iterable[str]:
     if not is_paired:
         images = " and ".join(str(len(side.ground_truth["images"])) for side in (a, b))
         yield (
-            f"A and B were evaluated on different validation data ({images} images): the metrics are side by side, but "
+            f"A and B were evaluated on different data ({images} images): the metrics are side by side, but "
             "their differences say as much about the data as about the networks, and have no interval. Evaluate "
             "both on the same data to compare them."
         )

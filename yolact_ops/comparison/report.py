@@ -20,7 +20,7 @@ from yolact_ops.comparison.comparison import Compared, ImageDifference, Paired, 
 from yolact_ops.comparison.tables import MetricRow, as_json, class_rows, common_rows, empty_classes, metric_rows
 from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.reports.pages import data_uri, jpeg_bytes, narrowed, render_page
-from yolact_ops.tracking.evaluations import content
+from yolact_ops.tracking.evaluations import content, evaluated_annotations
 
 PICTURE_WIDTH = 640
 """Width of each of the three drawings of an image, pixels."""
@@ -30,7 +30,7 @@ _TEMPLATE = Path(__file__).with_name("compare.html.j2")
 
 @dataclass(frozen=True)
 class Images:
-    """The images of the validation split, or why there are none to show."""
+    """The images of the evaluated split, or why there are none to show."""
 
     data: CocoInstances | None
     reason: str = ""
@@ -58,10 +58,10 @@ class Bar:
 
 
 def find_images(compared: Compared, processed_dir: Path) -> Images:
-    """Find the images in ``processed_dir``, if its val split is the one that both sides were evaluated on."""
+    """Find the images in ``processed_dir``, if its evaluated split is the one that both sides were evaluated on."""
     if compared.paired is None:
-        return Images(None, "A and B were evaluated on different validation data, so they have no images in common.")
-    path = processed_dir / "val.json"
+        return Images(None, "A and B were evaluated on different images, so they have no images in common.")
+    path = evaluated_annotations(processed_dir)
     fix = (
         "Get that data (`git checkout` of the commit that the run names, then `dvc pull`, or `dvc repro preprocess` "
         "with its settings), and name its folder with --data."
@@ -73,7 +73,7 @@ def find_images(compared: Compared, processed_dir: Path) -> Images:
         return Images(None, f"The images are not here: {error} {fix}")
     truth = compared.paired.ground_truth
     if content(restrict(tree, compared.classes)) != content(truth):
-        return Images(None, f"{path} is not the validation split that A and B were evaluated on. {fix}")
+        return Images(None, f"{path} is not the split that A and B were evaluated on. {fix}")
     return Images(data)
 
 

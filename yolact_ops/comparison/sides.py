@@ -16,7 +16,7 @@ from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import resolve
 from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import load_params
-from yolact_ops.tracking.evaluations import FOLDER, TOLERANCE, read_evaluation
+from yolact_ops.tracking.evaluations import FOLDER, TOLERANCE, evaluated_annotations, read_evaluation
 from yolact_ops.tracking.store import TrackingError, connect, reported
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def read_folder(root: Path) -> Side:
         name="working folder" if root.resolve() == Path.cwd() else str(root),
         facts={"data": str(digest)[:SHORT]},
         params=flatten_text(params.model_dump(mode="json", by_alias=True)),
-        ground_truth=read_json(root / "data" / "processed" / "val.json", "preprocess"),
+        ground_truth=read_json(evaluated_annotations(root / "data" / "processed"), "preprocess"),
         rows=read_json(root / "reports" / "eval" / "detections.json", "evaluate"),
         **_measured(report),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -44,6 +44,60 @@ class MirrorsConfig(Section):
 
 Name = Annotated[str, Field(min_length=1)]
 
+Split = Literal["train", "val", "test"]
+
+
+class SplitConfig(Section):
+    """Which images are for training, for validation, and held out until the evaluation.
+
+    A split is the one that the source names, unless lists are given: text files below the source with one image per
+    line. With lists for ``train``, images in no list are left out; without, they are for training.
+    """
+
+    train: list[Name] | None
+    """Lists, or None: as the source says."""
+    val: float | list[Name]
+    """Lists, or the fraction of the images to choose if the source names none: about that fraction of each class."""
+    test: float | list[Name] | Literal["none"]
+    """The same for the images held out for `evaluate` and the gate; 0: only those that the source names, ``none``: not
+    even those."""
+    seed: NonNegativeInt
+    """Seed of the choice."""
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _train_is_lists(cls, value: object) -> object:
+        return None if value is None else _lists(value, "null (as the source says)")
+
+    @field_validator("val", mode="before")
+    @classmethod
+    def _val_is_share_or_lists(cls, value: object) -> object:
+        return value if _is_share(value) and value else _lists(value, "a share of the images above 0 and below 1")
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _test_is_share_or_lists(cls, value: object) -> object:
+        other = "none, a share of the images from 0 to below 1"
+        return value if value == "none" or _is_share(value) else _lists(value, other)
+
+    @property
+    def lists(self) -> dict[Split, list[str]]:
+        """Paths of the given lists by split, empty without any."""
+        given: dict[Split, object] = {"train": self.train, "val": self.val, "test": self.test}
+        return {split: paths for split, paths in given.items() if isinstance(paths, list)}
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+
+
+def _lists(value: object, other: str) -> list[str]:
+    """Paths of lists, of one or more; ``other`` says what else is allowed."""
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+        raise ValueError(f"must be {other}, or paths of lists of images below the source, as [lists/val.txt]")
+    return paths
+
 
 class DataConfig(Section):
     source: Name
@@ -54,7 +108,7 @@ class DataConfig(Section):
     renames classes, and merges those with the same new name. Objects of other classes are dropped."""
     class_names: list[str] | Literal["voc"] | None
     """Classes of mask images by index, from 1; ``voc`` for VOC's 20; None: from the files."""
-    annotations: list[Name] | dict[Literal["train", "val", "test"], list[Name]] | None
+    annotations: list[Name] | dict[Split, list[Name]] | None
     """Annotation files to read, if the source has several: paths or patterns (``*``) below it, in all or by split.
     None: those that their names and folders indicate."""
     crowds: Literal["auto", "objects", "regions"]
@@ -65,10 +119,7 @@ class DataConfig(Section):
     as stored; ``auto``: as the tool shows images if it is known, or as the other images of the data set have it."""
     max_side: NonNegativeInt
     """Maximum length of an image's longer side, pixels; preprocess reduces larger images and masks. 0: no limit."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)]
-    """Fraction of the images for the val split if the source has none: about that fraction of each class."""
-    split_seed: NonNegativeInt
-    """Seed of that split."""
+    split: SplitConfig
     max_problems: NonNegativeInt
     """Number of unusable images that preprocess leaves out (and reports) before it fails."""
     max_dropped: Fraction
@@ -94,7 +145,7 @@ class DataConfig(Section):
             isinstance(found, list) and found and all(isinstance(path, str) and path for path in found)
             for found in lists.values()
         )
-        named = "train" in lists and not lists.keys() - {"train", "val", "test"}
+        named = "train" in lists and not lists.keys() - set(get_args(Split))
         if paths is not None and not (usable and named):
             raise ValueError("must be null (detect), a list of paths, or one each for train, val (and test)")
         return lists if isinstance(paths, dict) else lists["train"]

@@ -11,7 +11,7 @@ from yolact.errors import SettingsError
 from yolact.formats import duplicates
 from yolact.formats.classes import select_classes
 from yolact.formats.duplicates import bit_count, first_similar_pairs, picture_groups, similar_hashes
-from yolact.formats.split import choose_validation
+from yolact.formats.split import choose
 
 
 def alone(classes_of: dict[str, set[int]]) -> dict[str, str]:
@@ -26,7 +26,7 @@ def many_images() -> dict[str, set[int]]:
 
 def test_every_class_and_the_images_without_objects_get_their_share() -> None:
     images = many_images()
-    val = choose_validation(images, alone(images), 0.2, seed=0).validation
+    val = choose(images, alone(images), 0.2, seed=0).images
     assert abs(len(val) - 200) <= 10
     for label in range(6):
         showing = {name for name, classes in images.items() if label in classes}
@@ -38,14 +38,14 @@ def test_every_class_and_the_images_without_objects_get_their_share() -> None:
 def test_the_choice_depends_only_on_the_seed_and_the_names() -> None:
     images = many_images()
     shuffled = {name: images[name] for name in sorted(images, key=lambda name: name[::-1])}
-    first = choose_validation(images, alone(images), 0.1, seed=0)
-    assert first == choose_validation(shuffled, alone(shuffled), 0.1, seed=0)
-    assert first != choose_validation(images, alone(images), 0.1, seed=1)
+    first = choose(images, alone(images), 0.1, seed=0)
+    assert first == choose(shuffled, alone(shuffled), 0.1, seed=0)
+    assert first != choose(images, alone(images), 0.1, seed=1)
 
 
 def test_a_class_of_two_images_is_in_both_splits() -> None:
     images = {f"p{n}": {0} for n in range(50)} | {"rare1": {0, 1}, "rare2": {1}}
-    assert len(choose_validation(images, alone(images), 0.1, seed=3).validation & {"rare1", "rare2"}) == 1
+    assert len(choose(images, alone(images), 0.1, seed=3).images & {"rare1", "rare2"}) == 1
 
 
 PHOTOS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 3)), max_size=30)
@@ -66,39 +66,39 @@ def test_both_splits_have_objects_and_only_reported_groups_are_split(
     images: dict[str, set[int]], numbers: list[int], fraction: float, seed: int
 ) -> None:
     group_of = grouped(images, numbers)
-    choice = choose_validation(images, group_of, fraction, seed)
-    assert choice.validation <= set(images)
+    choice = choose(images, group_of, fraction, seed)
+    assert choice.images <= set(images)
     divided = {name for names in choice.divided for name in names}
     for name, group in group_of.items():
         if name not in divided:
-            assert (name in choice.validation) == (group in choice.validation)
+            assert (name in choice.images) == (group in choice.images)
     showing = {name for name, classes in images.items() if classes}
     if len(showing) >= 2:
-        assert 0 < len(showing & choice.validation) < len(showing)
+        assert 0 < len(showing & choice.images) < len(showing)
 
 
 def test_images_that_are_all_near_duplicates_are_split_by_the_requested_fraction() -> None:
     images = many_images()
-    choice = choose_validation(images, dict.fromkeys(images, "p0"), 0.2, seed=0)
+    choice = choose(images, dict.fromkeys(images, "p0"), 0.2, seed=0)
     assert [set(names) for names in choice.divided] == [set(images)]
-    assert choice.validation == choose_validation(images, alone(images), 0.2, seed=0).validation
+    assert choice.images == choose(images, alone(images), 0.2, seed=0).images
 
 
 def test_a_large_group_stays_whole_if_the_others_are_enough() -> None:
     images = {f"p{number:03}": {0} for number in range(200)}
     group_of = {name: "p000" if name < "p100" else name for name in images}
-    choice = choose_validation(images, group_of, 0.1, seed=0)
+    choice = choose(images, group_of, 0.1, seed=0)
     assert choice.divided == ()
-    assert len(choice.validation) == 20
-    assert min(choice.validation) >= "p100"
+    assert len(choice.images) == 20
+    assert min(choice.images) >= "p100"
 
 
 @pytest.mark.parametrize(("groups", "size"), [(10, 10), (3, 33), (2, 5)])
 def test_whole_groups_are_added_up_to_a_third_of_the_images_and_split_beyond(groups: int, size: int) -> None:
     images = {f"p{number:03}": {0} for number in range(100)}
     group_of = {name: f"p{int(name[1:]) * groups // 100 * -(-100 // groups):03}" for name in images}
-    choice = choose_validation(images, group_of, 0.05, seed=0)
-    assert len(choice.validation) == size
+    choice = choose(images, group_of, 0.05, seed=0)
+    assert len(choice.images) == size
     assert len(choice.divided) == (1 if groups == 2 else 0)
 
 

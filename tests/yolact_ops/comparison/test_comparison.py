@@ -30,7 +30,7 @@ from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
 from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.settings.params import load_params
-from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
+from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTHS
 from yolact_ops.tracking.store import TrackingError
 
 SIDE = 80
@@ -128,7 +128,7 @@ class TestComparison:
         assert compared.paired is None
         assert all(row.gain is None for row in [*metric_rows(compared), *class_rows(compared)])
         assert metric_rows(compared)[0].difference is not None
-        assert "different validation data" in compared.warnings[0]
+        assert "different data" in compared.warnings[0]
 
     def test_with_different_class_lists_the_common_classes_are_compared(self) -> None:
         truth = ground_truth()
@@ -235,7 +235,7 @@ def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
             client.log_param(run_id, key, value)
         if truth is not None:
             client.log_metric(run_id, "eval/mask_AP", 0.25)
-            for artifact, tree in ((GROUND_TRUTH, truth), (DETECTIONS, rows)):
+            for artifact, tree in ((GROUND_TRUTHS[-1], truth), (DETECTIONS, rows)):
                 packed = workplace / Path(artifact).name
                 packed.write_bytes(gzip.compress(json.dumps(tree).encode()))
                 client.log_artifact(run_id, str(packed), FOLDER)
@@ -465,7 +465,7 @@ class TestCompare:
             log_run(name, truth, rows_of(truth))
         result = yolact("compare", "before", "after")
         assert result.exit_code == 0
-        assert "different validation data (6 and 5 images)" in result.stdout
+        assert "different data (6 and 5 images)" in result.stdout
         assert "interval" not in result.stdout.replace("have no interval", "")
         assert "no images in common" in (workplace / "reports" / "compare" / "index.html").read_text()
 

@@ -110,8 +110,11 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ),
         ("data.max_side", 63, "data.max_side: must be 0 (never reduce) or at least 64 pixels (found 63)"),
         ("data.max_side", -1, "data.max_side: input should be greater than or equal to 0 (found -1)"),
-        ("data.val_fraction", 0.0, "data.val_fraction: input should be greater than 0"),
-        ("data.val_fraction", 1.0, "data.val_fraction: input should be less than 1"),
+        ("data.split.val", 0.0, "data.split.val: must be a share of the images above 0 and below 1, or paths of lists"),
+        ("data.split.val", None, "data.split.val: must be a share of the images above 0 and below 1, or paths of"),
+        ("data.split.test", 1.0, "data.split.test: must be none, a share of the images from 0 to below 1, or paths of"),
+        ("data.split.test", True, "data.split.test: must be none, a share of the images from 0 to below 1, or paths"),
+        ("data.split.train", [""], "data.split.train: must be null (as the source says), or paths of lists of images"),
         (
             "model.backbone",
             "resnet5",
