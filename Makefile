@@ -26,7 +26,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline pipeline-docker image test test-slow lint format mlflow clean lock
+.PHONY: help install demo pipeline pipeline-docker image test test-slow test-containers lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test: $(STAMP) ## Run the tests
 
 test-slow: $(STAMP) ## Run the tests that take minutes each, which `make test` leaves out
 	@OMP_NUM_THREADS=1 pytest -m slow
+
+test-containers: $(STAMP) ## Build the image and run the pipeline in it, with Docker or as root on Debian or Ubuntu
+	@bash .ci/containers
 
 lint: $(STAMP) ## Check style, types and import contracts
 	@ruff check

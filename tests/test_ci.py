@@ -92,57 +92,50 @@ def machine(tmp_path: Path, repository: Path) -> Machine:
 # .ci/run -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def checks(machine: Machine) -> Machine:
-    """The machine, with a fake for the tests in containers."""
-    (machine.root / ".ci" / "containers").write_text(f"echo containers >> {machine.root}/calls\n")
-    return machine
+CHECKS = ["make lint", "make test"]
 
 
-CHECKS = ["make lint", "make test", "containers"]
-
-
-def test_without_apt_get_the_checks_run_without_postgresql(checks: Machine) -> None:
-    done = checks.run("run")
+def test_without_apt_get_the_checks_run_without_postgresql(machine: Machine) -> None:
+    done = machine.run("run")
     assert done.returncode == 0, done.stderr
-    assert checks.calls[-3:] == CHECKS
+    assert machine.calls[-2:] == CHECKS
     assert "PostgreSQL is missing" in done.stdout
 
 
-def test_a_failing_apt_get_does_not_end_the_checks(checks: Machine) -> None:
-    checks.add("apt-get", "exit 100")
-    checks.add("sudo", '[ "$1" = -n ] && shift; "$@"')
-    done = checks.run("run")
+def test_a_failing_apt_get_does_not_end_the_checks(machine: Machine) -> None:
+    machine.add("apt-get", "exit 100")
+    machine.add("sudo", '[ "$1" = -n ] && shift; "$@"')
+    done = machine.run("run")
     assert done.returncode == 0, done.stderr
-    assert "apt-get update --quiet" in checks.calls
-    assert checks.calls[-3:] == CHECKS
+    assert "apt-get update --quiet" in machine.calls
+    assert machine.calls[-2:] == CHECKS
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root needs no sudo")
-def test_no_password_is_requested_for_optional_packages(checks: Machine) -> None:
-    checks.add("apt-get")
-    checks.add("sudo", "exit 1")
-    done = checks.run("run")
+def test_no_password_is_requested_for_optional_packages(machine: Machine) -> None:
+    machine.add("apt-get")
+    machine.add("sudo", "exit 1")
+    done = machine.run("run")
     assert done.returncode == 0, done.stderr
-    assert "sudo -n true" in checks.calls
-    assert not [call for call in checks.calls if call.startswith("apt-get")]
+    assert "sudo -n true" in machine.calls
+    assert not [call for call in machine.calls if call.startswith("apt-get")]
 
 
-def test_postgresql_is_installed_if_possible(checks: Machine) -> None:
-    checks.add("apt-get")
-    checks.add("sudo", '[ "$1" = -n ] && shift; "$@"')
-    done = checks.run("run")
+def test_postgresql_is_installed_if_possible(machine: Machine) -> None:
+    machine.add("apt-get")
+    machine.add("sudo", '[ "$1" = -n ] && shift; "$@"')
+    done = machine.run("run")
     assert done.returncode == 0, done.stderr
-    assert "apt-get install --quiet --yes --no-install-recommends postgresql" in checks.calls
+    assert "apt-get install --quiet --yes --no-install-recommends postgresql" in machine.calls
     assert "PostgreSQL is missing" not in done.stdout
 
 
-def test_a_missing_tool_that_cannot_be_installed_is_named(checks: Machine) -> None:
-    (checks.root / "bin" / "git").unlink()
-    done = checks.run("run")
+def test_a_missing_tool_that_cannot_be_installed_is_named(machine: Machine) -> None:
+    (machine.root / "bin" / "git").unlink()
+    done = machine.run("run")
     assert done.returncode == 1
     assert "missing, and could not be installed: git" in done.stderr
-    assert "make lint" not in checks.calls
+    assert "make lint" not in machine.calls
 
 
 # .ci/containers ----------------------------------------------------------------------------------------------------

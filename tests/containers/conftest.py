@@ -1,4 +1,4 @@
-"""Fixtures of the tests in the container image. `.ci/containers` builds the image and runs them."""
+"""Fixtures of the tests in the container image. `make test-containers` builds the image and runs them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def image() -> str:
     """Name of the image under test."""
     name = os.environ.get("YOLACT_TEST_IMAGE", "")
     if not name:
-        pytest.skip("no image: `bash .ci/containers` builds one and runs these tests")
+        pytest.skip("no image: `make test-containers` builds one and runs these tests")
     return name
 
 
