@@ -168,7 +168,7 @@ def _look(folder: Path, data: DataConfig, limit: int) -> Look:
     chosen = _sample(dataset, limit)
     read = sum(map(len, chosen.splits.values())) + len(dataset.problems)
     images, rejected, undecided = prepare_all(chosen, preparation, None, usable_cpus())
-    chosen, unannotated = without_unannotated_test(chosen, images, data)
+    chosen, unannotated = without_unannotated_test(chosen, images, rejected, data)
     for name in unannotated:
         images.pop(name, None)
         rejected.pop(name, None)

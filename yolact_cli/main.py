@@ -85,7 +85,7 @@ def data(
             "-S", "--set-param", metavar="KEY=VALUE", help="Try a setting, such as data.crowds=objects; repeatable."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of images to read.")] = 500,
+    images: Annotated[int, typer.Option(min=1, metavar="N", help="Read about this many images at most.")] = 500,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE.html", help="Page to write, with four images drawn.", show_default="no page"),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from components.preprocess.outcome import Outcome
-from yolact.formats.preparation import CATEGORY, CROWD, FILLS_BOX, HEIGHT, WIDTH, objects_of
+from yolact.formats.preparation import CATEGORY, CROWD, FILLS_BOX, HEIGHT, LEFT, TOP, WIDTH, objects_of
 from yolact.formats.problems import Problem
 
 Severity = Literal["dropped", "doubtful", "changed"]
@@ -38,6 +38,12 @@ BOXES_SHARE = 0.9
 
 RECTANGLE_SIDE = 8
 """Minimum sides of the boxes counted for it, pixels: the mask of a smaller object may fill its box by chance."""
+
+UNREACHED = 0.15
+"""Share of the sides, right and below, that no outline reaches if images were enlarged after annotation. Our choice."""
+
+FEW_OBJECTS = 30
+"""Number of objects below which it may be chance that none is there. Our choice."""
 
 EMPTY_SHARE = 0.5
 """Share of images without objects above which a data set looks as if its annotation is not finished. Our choice."""
@@ -155,6 +161,7 @@ def _doubts(outcome: Outcome) -> list[Finding]:
     tables = {split: objects_of(images) for split, images in outcome.images.items()}
     return [
         *_boxes(np.concatenate(list(tables.values()))),
+        *_enlarged(outcome),
         *_empty_images(outcome),
         *_crowds_alone(tables),
         *_missing_classes(outcome.categories, tables),
@@ -169,6 +176,24 @@ def _boxes(table: np.ndarray) -> list[Finding]:
         return []
     kind = "the outline is an upright rectangle: if these are boxes, the masks are learned as boxes"
     return [Finding("doubtful", kind, "objects", rectangles, 0, (), len(large))]
+
+
+def _enlarged(outcome: Outcome) -> list[Finding]:
+    """Whether outlines seem to be those of smaller images: they begin at the left and upper edge and end too early."""
+    images = outcome.every_image
+    table = objects_of(images)
+    if len(table) < FEW_OBJECTS:
+        return []
+    sides = np.repeat([(image.width, image.height) for image in images], [len(i.instances) for i in images], axis=0)
+    first = (table[:, [LEFT, TOP]] / sides).min(axis=0)
+    unreached = 1 - ((table[:, [LEFT, TOP]] + table[:, [WIDTH, HEIGHT]]) / sides).max(axis=0)
+    if (unreached < UNREACHED).any() or (unreached < 2 * first).any():  # objects in the middle leave all edges free
+        return []
+    kind = (
+        f"no outline reaches the right {100 * unreached[0]:.0f}% or the lower {100 * unreached[1]:.0f}% of an image: "
+        "were images enlarged after they were annotated?"
+    )
+    return [Finding("doubtful", kind, "objects", len(table), 0, ())]
 
 
 def _empty_images(outcome: Outcome) -> list[Finding]:

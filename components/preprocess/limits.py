@@ -95,7 +95,9 @@ def check_usable(root: str, outcome: Outcome) -> None:
     empty = [split for split in showing if not showing[split]]
     if not empty:
         return
-    if not outcome.chosen:
+    if outcome.split_by[empty[0]] == "lists":
+        advice = f"Correct the lists of data.split.{empty[0]}, annotate objects in their images, or check data.classes."
+    elif not outcome.chosen:
         advice = "Annotate objects in its images, choose other images for the split, or check data.classes."
     else:
         advice = (

@@ -12,6 +12,7 @@ import numpy as np
 
 from yolact.formats.dataset import Dataset
 from yolact.formats.duplicates import MAX_DISTANCE, picture_groups
+from yolact.formats.image_files import MISSING_FILE, MISSING_IMAGE
 from yolact.formats.preparation import CATEGORY, ImageSummary
 from yolact.formats.problems import Problem
 from yolact.formats.split import Choice, choose
@@ -19,6 +20,9 @@ from yolact_ops.settings.params import DataConfig
 
 log = logging.getLogger(__name__)
 
+
+ABSENT = (MISSING_FILE, MISSING_IMAGE)
+"""Kinds of problems of images that a list names but that are not published."""
 
 SplitBy = Literal["source", "lists", "share"]
 """The source, lists of ``data.split``, or a share of ``data.split`` that was chosen by class."""
@@ -91,18 +95,26 @@ def hashes(images: Sequence[ImageSummary]) -> np.ndarray:
 
 
 def without_unannotated_test(
-    dataset: Dataset, images: Mapping[str, ImageSummary], data: DataConfig
+    dataset: Dataset, images: Mapping[str, ImageSummary], rejected: Mapping[str, Sequence[Problem]], data: DataConfig
 ) -> tuple[Dataset, set[str]]:
-    """The data set without its test split if no image of it has an object, and the ids of these images.
+    """The data set without its test split if no image of it has an annotation, and the ids of these images.
 
     Benchmarks publish test images without annotations, such as those of VOC 2012. Images that ``data.split.test``
     lists are kept: there it is a mistake.
+
+    Args:
+        dataset: the data set as listed.
+        images: the usable images, by image id.
+        rejected: the problems of the others.
+        data: settings of the split.
     """
     names = {source.image_id for source in dataset.splits.get("test", ())}
     found = [images[name] for name in names & images.keys()]
-    if not names or "test" in data.split.lists or any(len(image.instances) or image.other_classes for image in found):
+    annotated = any(len(image.instances) or image.other_classes or image.dropped for image in found)
+    problems = [problem for name in names & rejected.keys() for problem in rejected[name]]
+    if not names or annotated or "test" in data.split.lists or any(p.kind not in ABSENT for p in problems):
         return dataset, set()
-    reason = f"its {len(names)} images have no usable object, so they are not used: the source publishes none, it seems"
+    reason = f"none of its {len(names)} images is annotated, so they are not used"
     problem = Problem("test", reason, "test split without annotations, not used")
     splits = {split: found for split, found in dataset.splits.items() if split != "test"}
     return replace(dataset, splits=splits, warnings=[*dataset.warnings, problem]), names

@@ -121,7 +121,7 @@ def page(
         listing: name of the file next to the page that lists everything; empty if there is none.
         note: a sentence about the whole page.
     """
-    shown = {"classes", "exif", "max_side", "max_problems", "max_dropped", "empty_images", "split"}
+    hidden = {"source", "mirrors", "sample"}
     return render_page(
         _TEMPLATE,
         stats=stats,
@@ -137,7 +137,7 @@ def page(
         listed=LISTED_ROWS,
         listing=listing,
         note=note,
-        settings=data.model_dump(mode="json", include=shown),
+        settings=data.model_dump(mode="json", exclude=hidden),
     )
 
 

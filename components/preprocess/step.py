@@ -63,7 +63,7 @@ def run(
             count = sum(map(len, dataset.splits.values()))
             log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
             images, rejected, undecided = prepare_all(dataset, preparation, records, workers or usable_cpus())
-            dataset, unannotated = without_unannotated_test(dataset, images, data)
+            dataset, unannotated = without_unannotated_test(dataset, images, rejected, data)
             _leave_out(unannotated, images, folder / "images")
             for name in unannotated & rejected.keys():
                 del rejected[name]

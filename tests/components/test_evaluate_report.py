@@ -182,7 +182,7 @@ def test_images_held_out_are_evaluated_instead_of_the_validation_images(
     assert (metrics["split"], metrics["images"]) == ("test", 3)
     assert "3 images of the test split" in caplog.text
     assert "Evaluation on the test split" in (tmp_path / "reports/eval/index.html").read_text()
-    assert set(tracker.files) == {"eval/test.json.gz", "eval/detections.json.gz"}
+    assert set(tracker.files) == {"eval/ground_truth.json.gz", "eval/detections.json.gz"}
 
 
 def test_each_kind_of_metrics_has_a_file_without_classes_for_dvc(evaluated):

@@ -504,11 +504,70 @@ def test_test_images_without_annotations_are_left_out_with_a_warning(
     set_split(voc, "test", "2008_000002", "2008_000003")
     with caplog.at_level(logging.WARNING):
         after = preprocess()
-    assert "its 2 images have no usable object, so they are not used" in caplog.text
+    assert "none of its 2 images is annotated, so they are not used" in caplog.text
     assert (after["digest"], after["problems"], set(after["splits"])) == (before["digest"], [], {"train", "val"})
     assert len(list((processed / "images").iterdir())) == 4
     with pytest.raises(DataError, match=r"2008_000002\.png|split 'test' has"):  # listed by the user: a mistake
         preprocess(split=split(test=["ImageSets/Segmentation/test.txt"]))
+
+
+def test_a_test_split_whose_annotations_are_wrong_is_not_left_out(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    for name in ("train", "test"):
+        make_coco(tmp_path / "coco" / name, images=4)
+        labels = tmp_path / "coco" / name / "labels.json"
+        labels.write_text(labels.read_text().replace("Bild", f"{name} Bild"))
+        for path in (tmp_path / "coco" / name / "images").iterdir():
+            path.rename(path.with_stem(f"{name} {path.stem}"))
+    labels = tmp_path / "coco/test/labels.json"
+    labels.write_text(labels.read_text().replace('"category_id": ', '"category_id": 9'))
+    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
+    with pytest.raises(DataError, match="5 of 10 objects cannot be used"):
+        run(params(), **folders)
+
+
+@pytest.mark.parametrize(
+    ("scale", "finding"),
+    [(0.6, "outline beyond the edge of its image, cut off there"), (2.0, "no outline reaches the right 5")],
+)
+def test_images_that_were_resized_after_annotation_are_doubted(
+    params: Callable[..., Params], tmp_path: Path, processed: Path, scale: float, finding: str
+) -> None:
+    make_coco(tmp_path / "coco", images=24)
+    path = tmp_path / "coco/labels.json"
+    content = json.loads(path.read_text())
+    for n, image in enumerate(content["images"]):
+        image |= {"width": round(40 * scale), "height": round(30 * scale)}
+        file = tmp_path / "coco/images" / image["file_name"]
+        picture(image["width"], image["height"], seed=n).save(file, "JPEG")
+    for n, row in enumerate(content["annotations"]):  # somewhere in images of 40 x 30
+        x, y = (0, 0) if n == 0 else (n % 26, n % 20)
+        row["segmentation"] = [[x, y, x + 14, y, x + 14, y + 10, x, y + 10]]
+    path.write_text(json.dumps(content))
+    run(
+        params(max_dropped=1.0),
+        raw_dir=tmp_path / "coco",
+        processed_dir=processed,
+        report_dir=tmp_path / "report",
+    )
+    stats = json.loads((processed / "stats.json").read_text())
+    assert [f["severity"] for f in stats["findings"] if f["kind"].startswith(finding)] == ["doubtful"]
+
+
+def test_objects_of_another_class_with_the_same_mask_are_doubted_but_kept(
+    params: Callable[..., Params], tmp_path: Path, processed: Path
+) -> None:
+    make_coco(tmp_path / "coco", images=8)
+    path = tmp_path / "coco/labels.json"
+    content = json.loads(path.read_text())
+    content["annotations"].append(content["annotations"][0] | {"category_id": 2, "image_id": 103})
+    path.write_text(json.dumps(content))
+    run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    stats = json.loads((processed / "stats.json").read_text())
+    (found,) = (f for f in stats["findings"] if f["kind"] == "mask of another object, with another class")
+    assert (found["severity"], found["count"]) == ("doubtful", 1)
+    assert sum(part["instances"] for part in stats["splits"].values()) == 11  # 8 red, 2 blue, and this one
 
 
 def test_an_image_in_two_lists_is_refused(preprocess: Callable[..., dict[str, Any]], voc: Path) -> None:

@@ -33,6 +33,7 @@ NAME = "COCO"
 FOUND_BY = "*.json with images, annotations and categories; the images anywhere in the folder"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("annotations", "crowds")
 
 OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
 """Name prefixes of COCO's files without instances."""

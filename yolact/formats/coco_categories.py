@@ -117,7 +117,7 @@ def _warn_of_two_ids(file: InstancesFile, name: str, ids: Sequence[int | str], w
     counts = ", ".join(f"{number} ({file.used[number]} annotations)" for number in ids)
     merged = sum(file.used[number] > 0 for number in ids) > 1
     reason = f"the category {name!r} has several ids: {counts}; {'they are merged' if merged else 'it is one class'}"
-    warnings.append(Problem(file.name, reason, "category with several ids"))
+    warnings.append(Problem(file.name, reason, "category with several ids", changed=not merged))
 
 
 def _warn_of_ids(
@@ -135,8 +135,3 @@ def _warn_of_ids(
                 f"{len(other)} categories, such as {other[0]!r}, have other ids than in {files[0].name}; names decide"
             )
             warnings.append(Problem(file.name, reason, "category ids that differ between files", changed=True))
-    alike = Counter(name.casefold().strip() for name in classes.values())
-    for name in (name for name, count in alike.items() if count > 1):
-        shown = ", ".join(repr(one) for one in classes.values() if one.casefold().strip() == name)
-        reason = f"the classes {shown} differ in letter case or spaces only; data.classes merges them"
-        warnings.append(Problem(files[0].name, reason, "classes that are spelled alike"))

@@ -34,6 +34,9 @@ OUTSIDE = 1.1
 """Outlines that reach beyond this multiple of an image's side belong to an image of another size. Our choice: outlines
 that leave the image by a few pixels are common."""
 
+MARGIN = 0.02
+"""Share of a side by which outlines may leave the image without a warning. Our choice, as above."""
+
 AREA_AGREES = 2.0
 """Maximum ratio of a stated area and the mask's pixel count; beyond it, the pixel count is used. Our choice: COCO's
 areas are those of the polygons, which differ slightly from the pixel counts."""
@@ -257,7 +260,10 @@ class _RowReader:
         rle = {"size": [height, width], "counts": counts}
         pixels = int(mask_utils.area(rle))
         if not pixels:
-            reason = "has a mask without a pixel inside the image; correct or remove it"
+            reason = (
+                "has a mask without a pixel inside the image; correct or remove it, or use the image as it was before "
+                "it was resized"
+            )
             raise self._problem("mask without a pixel inside the image", reason)
         tight = cast(Box, tuple(int(side) for side in mask_utils.toBbox(rle)))
         box = tight if crowd else self._box(row.get("bbox"), tight)
@@ -309,7 +315,17 @@ class _RowReader:
         if len(polygon) * largest > MAX_OUTLINE and _outline_length(polygon) > MAX_OUTLINE:
             reason = f"has a polygon whose outline is longer than {MAX_OUTLINE} pixels; correct it"
             raise self._problem("outline of impossible size", reason)
+        self._warn_outside(polygon)
         return polygon
+
+    def _warn_outside(self, polygon: list[float]) -> None:
+        """Warn of a polygon that leaves the image by more than carelessness explains."""
+        width, height = self.frame.size
+        xs, ys = polygon[0::2], polygon[1::2]
+        over = max(-min(xs) / width, max(xs) / width - 1, -min(ys) / height, max(ys) / height - 1)
+        if over > MARGIN:
+            kind = "outline beyond the edge of its image, cut off there: were images resized after they were annotated?"
+            self._warn(kind, f"reaches {100 * over:.0f}% of a side beyond the edge of its image, and is cut off there")
 
     def _runs(self, segmentation: Mapping[str, Any]) -> list[int]:
         """Run lengths, checked to add up to the image's pixels: otherwise pycocotools leaves the mask's memory."""

@@ -41,6 +41,7 @@ NAME = "CVAT for images"
 FOUND_BY = "*.xml with annotations of CVAT for images 1.1"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("annotations",)
 
 HEAD = 4096
 """Bytes of an XML file that are searched for its first tags."""

@@ -137,9 +137,14 @@ def _visible(folder: Path) -> list[str]:
     return [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and name not in JUNK]
 
 
-def text_files(folder: Path) -> list[str]:
-    """Names of a folder's text files: lists of images or classes."""
-    return [name for name in _visible(folder) if name.lower().endswith(".txt")]
+def text_files(root: Path) -> list[str]:
+    """Text files of a folder and those below it, relative to it: lists of images or classes."""
+    found = []
+    for place, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
+        inside = Path(place).relative_to(root)
+        found += [(inside / name).as_posix() for name in names if name.lower().endswith(".txt")]
+    return sorted(found)
 
 
 def unused_images(folder: str, unused: Sequence[str], lacking: str, remedy: str) -> list[Problem]:

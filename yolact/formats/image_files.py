@@ -19,6 +19,11 @@ from yolact.images import exif_orientation, has_deep_channels, turned_upright
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of image files that are read, in any case."""
 
+MISSING_FILE = "missing file"
+"""Kind of problem."""
+MISSING_IMAGE = "missing image"
+"""Kind of problem."""
+
 READ_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats of images that are read, by Pillow's names."""
 
@@ -93,7 +98,7 @@ def read_bytes(root: Path, file: str, missing: str) -> bytes:
     try:
         data = (root / file).read_bytes()
     except FileNotFoundError:
-        raise ProblemError([Problem(file, f"no such file; {missing}", kind="missing file")]) from None
+        raise ProblemError([Problem(file, f"no such file; {missing}", kind=MISSING_FILE)]) from None
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); check the file"
         raise ProblemError([Problem(file, reason, kind="unreadable file")]) from None

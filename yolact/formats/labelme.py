@@ -37,6 +37,7 @@ NAME = "labelme"
 FOUND_BY = "a *.json with shapes and imagePath for each image"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ()
 
 OPEN_SHAPES = ("line", "linestrip", "point", "points")
 """Shapes without an area, which are no objects."""

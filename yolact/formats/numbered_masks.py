@@ -37,6 +37,7 @@ NAME = "Numbered masks"
 FOUND_BY = "the folders PNGImages and PedMasks, or images and masks: NAME.png or NAME_mask.png for each image"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("class_names",)
 
 EXAMINED = 200
 """Number of masks that are read to find out whether they number objects. Our choice."""
@@ -114,7 +115,13 @@ def _doubts(root: Path, pairs: Sequence[MaskedImages], masks: Sequence[str], nam
             "value is an object, name the class of all: data.class_names=[NAME]. If the values are classes, the masks "
             "do not say where one object ends and the next begins: export PASCAL VOC or COCO."
         )
-    return []
+    if certain:
+        return []
+    reason = (
+        "the values of the masks are taken as numbers of objects; if they are classes, export PASCAL VOC or COCO; if "
+        "not, data.class_names=[NAME] says so"
+    )
+    return [Problem(pairs[0].masks, reason, "values of masks taken as numbers of objects")]
 
 
 def _examined(root: Path, mask: str) -> tuple[list[int], list[int]]:

@@ -37,6 +37,7 @@ FOUND_BY = (
 )
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("class_names",)
 
 FEW_WORDS = 20
 """Maximum number of words in the masks' names that look like classes. Our choice."""

@@ -21,7 +21,7 @@ from yolact.formats.image_files import KEPT_FORMATS, ImageFile, as_png, bounded_
 from yolact.formats.instances import Instance, coco_annotation, redrawn_instance
 from yolact.formats.problems import Problem, ProblemError
 
-CATEGORY, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED, FILLS_BOX = range(8)
+CATEGORY, LEFT, TOP, WIDTH, HEIGHT, AREA, CROWD, DIFFICULT, TRUNCATED, FILLS_BOX = range(10)
 """Columns of `ImageSummary.instances`."""
 
 COLUMNS = FILLS_BOX + 1
@@ -50,8 +50,8 @@ class ImageSummary:
     """Whether the source's file is neither JPEG nor PNG."""
     has_xml: bool | None
     instances: np.ndarray
-    """(N, 8) float32: the class as its position among the kept ones, box width, box height and mask area in pixels, the
-    flags crowd, difficult and truncated (NaN if unknown), and whether the mask fills its tight box."""
+    """(N, 10) float32: the class as its position among the kept ones, the box (x, y, width, height) and the mask's area
+    in pixels, the flags crowd, difficult and truncated (NaN if unknown), and whether the mask fills its tight box."""
     other_classes: tuple[int, ...]
     """Class index of each object of a class that is not kept."""
     warnings: tuple[Problem, ...]
@@ -174,14 +174,20 @@ class Preparation:
         return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows))
 
     def _without_duplicates(self, file: str, instances: list[Instance]) -> tuple[list[Instance], list[Problem]]:
-        """The instances without those that have the class and the mask of an earlier one, and a warning for each."""
+        """The instances without those that have the class and the mask of an earlier one, and a warning for each, and
+        for those that have its mask, but another class."""
         first: dict[tuple[int, bool, str], Instance] = {}
+        owner: dict[str, Instance] = {}
         warnings = []
         for instance in instances:
             key = (self.category_of[instance.class_index], instance.crowd, instance.counts)
             if first.setdefault(key, instance) is not instance:
                 reason = f"object {instance.number} has the class and the mask of object {first[key].number}; removed"
                 warnings.append(Problem(file, reason, kind="exact duplicate of an object, removed", changed=True))
+            elif owner.setdefault(instance.counts, instance) is not instance:
+                other = owner[instance.counts].number
+                reason = f"object {instance.number} has the mask of object {other}, but another class; both are used"
+                warnings.append(Problem(file, reason, kind="mask of another object, with another class"))
         return list(first.values()), warnings
 
     def _file_name(self, found: AnnotatedImage, written: str | None) -> str:
@@ -194,7 +200,7 @@ class Preparation:
 
 
 def objects_of(images: Iterable[ImageSummary]) -> np.ndarray:
-    """All objects of some images, (N, 8) float32, see `ImageSummary.instances`."""
+    """All objects of some images, (N, 10) float32, see `ImageSummary.instances`."""
     return np.concatenate([np.zeros((0, COLUMNS), dtype=np.float32), *(image.instances for image in images)])
 
 
@@ -265,8 +271,7 @@ def _table(instances: list[Instance], place_of: Mapping[int, int]) -> np.ndarray
     rows = [
         (
             place_of[item.class_index],
-            item.box[2],
-            item.box[3],
+            *item.box,
             item.area,
             item.crowd,
             np.nan if item.difficult is None else item.difficult,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class Format(Protocol):
     """What a folder of this format contains, for messages and docs."""
     INCLUDES: tuple[str, ...]
     """Names of formats whose folders are part of this one's data set if both are found."""
+    READS: tuple[str, ...]
+    """Those of `ReadOptions`' ``annotations``, ``crowds`` and ``class_names`` that `read` uses."""
 
     def find(self, folders: Sequence[Path]) -> list[Path]:
         """Find data sets of this format: their root folders, or characteristic files; empty if there are none.
@@ -129,7 +132,32 @@ def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     format, found, folders = _find(folder)
     options = options or ReadOptions()
     dataset = _with_writable_names(format.read(found, folders, options))
+    doubts = [*_without_effect(format, options), *_spelled_alike(dataset)]
+    dataset = replace(dataset, warnings=[*dataset.warnings, *doubts])
     return divided(dataset, folders, options.lists) if options.lists else dataset
+
+
+def _without_effect(format: Format, options: ReadOptions) -> list[Problem]:
+    """A warning about each option that was set, but that the format does not use."""
+    default, kind = ReadOptions(), "setting without effect"
+    return [
+        Problem(".", f"data.{name} is set, but it has no effect on the format {format.NAME}", kind)
+        for name in ("annotations", "crowds", "class_names")
+        if name not in format.READS and getattr(options, name) != getattr(default, name)
+    ]
+
+
+def _spelled_alike(dataset: Dataset) -> list[Problem]:
+    """A warning about each group of classes that are probably one."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in dataset.classes.values():
+        alike[name.casefold().strip()].append(name)
+    reason = "the classes {} differ in letter case or spaces only; data.classes merges them"
+    return [
+        Problem(".", reason.format(", ".join(map(repr, names))), "classes that are spelled alike")
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:

@@ -38,6 +38,7 @@ FOUND_BY = "inst/*.mat, with the images in img, or in the JPEGImages of a PASCAL
 
 INCLUDES = (voc.NAME,)
 """A PASCAL VOC folder next to the annotations provides the images."""
+READS = ()
 
 TARGET = Path("benchmark_RELEASE") / "dataset"
 """Path of the files in SBD's own archive (Hariharan et al. 2011, the release's README)."""

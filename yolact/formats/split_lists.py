@@ -30,7 +30,8 @@ def divided(dataset: Dataset, folders: Sequence[Path], lists: Mapping[Split, Seq
         lists: paths of lists by split.
 
     Raises:
-        DataError: a list is missing, ambiguous or invalid, or names no image of the data set.
+        DataError: a list is missing, ambiguous or invalid, or names no image of the data set; or none is left for
+            training.
     """
     sources = {source.image_id: source for found in dataset.splits.values() for source in found}
     ids_of = _ids_by_name(sources)
@@ -51,6 +52,8 @@ def divided(dataset: Dataset, folders: Sequence[Path], lists: Mapping[Split, Seq
     if left_out:
         reason = f"images in no list of data.split are not used: {left_out}"
         warnings.append(Problem(".", reason, "images in no list of data.split"))
+    if not splits.get("train"):
+        raise DataError(f"{dataset.root}: the lists of data.split leave no image for training. Correct them.")
     ordered = {split: splits[split] for split in ("train", "val", "test") if splits.get(split)}
     return replace(dataset, splits=ordered, warnings=[*dataset.warnings, *warnings])
 
@@ -74,13 +77,14 @@ def _listed(
 
 
 def _ids_by_name(image_ids: Iterable[str]) -> dict[str, set[str]]:
-    """Image ids by everything that may name them: their path without suffix, and its last parts."""
+    """Image ids by everything that may name them: their path, with and without suffix, and its last parts."""
     found: dict[str, set[str]] = defaultdict(set)
     for image_id in image_ids:
         path = PurePosixPath(unicodedata.normalize("NFC", image_id))
-        path = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
-        for start in range(len(path.parts)):
-            found["/".join(path.parts[start:])].add(image_id)
+        forms = [path, path.with_suffix("")] if path.suffix.lower() in IMAGE_SUFFIXES else [path]
+        for form in forms:
+            for start in range(len(form.parts)):
+                found["/".join(form.parts[start:])].add(image_id)
     return found
 
 

@@ -34,6 +34,7 @@ NAME = "Supervisely"
 FOUND_BY = "meta.json, and below it folders img with the images and ann with a JSON for each"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ()
 
 OPEN_SHAPES = ("rectangle", "line", "point", "graph", "cuboid", "cuboid_2d")
 """Shapes that are no outlines, and of classes without outlines."""

@@ -37,6 +37,7 @@ NAME = "VGG Image Annotator"
 FOUND_BY = "*.json with regions and shape_attributes"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("annotations",)
 
 CLASS_ATTRIBUTES = ("class", "classname", "class_name", "label", "labels", "category", "name", "object", "type")
 """Usual names of the attribute that has the class, in lower case."""

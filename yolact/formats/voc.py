@@ -63,6 +63,7 @@ OLD_MASK_FOLDERS = ("SegmentationClassPNG", "SegmentationObjectPNG")
 FOUND_BY = f"the folders {', '.join(NEEDED)}"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ("class_names",)
 
 TARGET = Path("VOCdevkit") / "VOC2012"
 """Path of the files in VOC's own archive."""

@@ -17,7 +17,7 @@ from defusedxml import DefusedXmlException
 
 from yolact.errors import DataError
 from yolact.formats.dataset import NO_SPLIT, ReadOptions, unused_images
-from yolact.formats.image_files import IMAGE_SUFFIXES, read_bytes, stored_form
+from yolact.formats.image_files import IMAGE_SUFFIXES, MISSING_IMAGE, read_bytes, stored_form
 from yolact.formats.problems import Problem, ProblemError, keep_problems
 from yolact.formats.split_names import SPLIT_WORDS
 
@@ -256,7 +256,7 @@ def find_image(root: Path, folder: str, image_id: str) -> str:
     if file is not None:
         return file
     reason = f"no such image (nor {', '.join(IMAGE_SUFFIXES[1:])}); add it, or remove the id from the split file"
-    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason, "missing image")])
+    raise ProblemError([Problem(f"{folder}/{image_id}.jpg", reason, MISSING_IMAGE)])
 
 
 def read_annotation(root: Path, file: str) -> VocAnnotation | None:

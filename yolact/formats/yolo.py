@@ -32,6 +32,7 @@ NAME = "YOLO segmentation"
 FOUND_BY = "data.yaml with names, and *.txt of normalized polygons in a folder labels beside images, or next to them"
 
 INCLUDES: tuple[str, ...] = ()
+READS = ()
 
 NAME_FILES = ("classes.txt", "obj.names")
 """Files with one class name per line, of tools that write no ``data.yaml`` (Label Studio, Darknet)."""

@@ -189,13 +189,13 @@ class PromoteConfig(Section):
     max_doubt: Fraction
     """How far the lower end of the gain's confidence interval may be below 0; at 0 the gain must be significant."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
-    """Confidence level of that interval (bootstrap over the validation images)."""
+    """Confidence level of that interval (bootstrap over the evaluated images)."""
     samples: Annotated[int, Field(ge=100, le=100_000)]
     """Number of bootstrap samples."""
     max_class_loss: Fraction
     """Maximum AP that any class may lose, of masks or boxes as in ``metric``."""
     min_class_objects: PositiveInt
-    """Classes with fewer validation objects are exempt: their AP is noise."""
+    """Classes with fewer evaluated objects are exempt: their AP is noise."""
     max_latency_ms: NonNegativeFloat
     """Maximum latency, milliseconds per image, see `components.promote.latency`; 0: no limit."""
     min_first: Fraction

@@ -1,7 +1,7 @@
 """The evaluation of a run, stored with it in MLflow, so that runs can be compared on any machine.
 
-The run's artifact folder ``eval/`` has one of `GROUND_TRUTHS` (the COCO instances file of the evaluated split) and
-`DETECTIONS` (COCO results, box and mask in one row), both gzipped: RLE shrinks to a third.
+The run's artifact folder ``eval/`` has `GROUND_TRUTH` (the COCO instances file of the evaluated split) and `DETECTIONS`
+(COCO results, box and mask in one row), both gzipped: RLE shrinks to a third.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FOLDER = "eval"
 EVALUATED_SPLITS = ("test", "val")
 """The splits that an evaluation uses, the first that there is: images held out, or else the validation images."""
-GROUND_TRUTHS = tuple(f"{FOLDER}/{split}.json.gz" for split in EVALUATED_SPLITS)
+GROUND_TRUTH = f"{FOLDER}/ground_truth.json.gz"
 DETECTIONS = f"{FOLDER}/detections.json.gz"
 GZIP = b"\x1f\x8b"
 """First bytes of every gzip file (RFC 1952, 2.3.1)."""
@@ -64,8 +64,8 @@ def log_evaluation(tracker: Tracker, ground_truth: Path, detections: Path) -> No
 def pack_evaluation(folder: Path, ground_truth: Path, detections: Path) -> list[Path]:
     """Write what `log_evaluation` stores in the run's artifact folder `FOLDER` to ``folder``."""
     written = []
-    for source, name in ((ground_truth, f"{ground_truth.stem}.json.gz"), (detections, Path(DETECTIONS).name)):
-        packed = folder / name
+    for source, name in ((ground_truth, GROUND_TRUTH), (detections, DETECTIONS)):
+        packed = folder / Path(name).name
         packed.write_bytes(gzip.compress(source.read_bytes(), compresslevel=6, mtime=0))
         written.append(packed)
     return written
@@ -86,14 +86,13 @@ def read_evaluation(client: MlflowClient, run_id: str) -> tuple[dict[str, Any], 
     """
     with reported(f"read the evaluation of run {run_id}"):
         there = {file.path for file in client.list_artifacts(run_id, FOLDER)}
-    ground_truth = next((name for name in GROUND_TRUTHS if name in there), None)
-    if ground_truth is None or DETECTIONS not in there:
-        missing = GROUND_TRUTHS[-1] if ground_truth is None else DETECTIONS
+    missing = [name for name in (GROUND_TRUTH, DETECTIONS) if name not in there]
+    if missing:
         raise TrackingError(
-            f"run {run_id} at {shown_uri()} has no {missing}. It was not evaluated, or by an older "
+            f"run {run_id} at {shown_uri()} has no {' and no '.join(missing)}. It was not evaluated, or by an older "
             "version: run the evaluate step of its model again. If the server was unavailable then: yolact sync"
         )
-    return _read(client, run_id, ground_truth), _read(client, run_id, DETECTIONS)
+    return _read(client, run_id, GROUND_TRUTH), _read(client, run_id, DETECTIONS)
 
 
 def tracked_metrics(box: ApSummary, mask: ApSummary) -> dict[str, float]:

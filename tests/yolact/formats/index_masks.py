@@ -22,6 +22,7 @@ from yolact.formats.voc_files import stems
 NAME = "index masks"
 FOUND_BY = "the folders images and numbers, and class.txt"
 INCLUDES: tuple[str, ...] = ()
+READS: tuple[str, ...] = ()
 
 
 def find(folders: Sequence[Path]) -> list[Path]:

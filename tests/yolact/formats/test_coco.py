@@ -121,17 +121,16 @@ def test_files_of_the_official_folders_are_found_with_their_images(tmp_path: Pat
     assert dataset.classes == {1: "person", 3: "dog"}
 
 
-def test_folders_name_the_split_and_test_files_are_ignored(tmp_path: Path) -> None:
+def test_folders_name_the_split(tmp_path: Path) -> None:
     files = []
     for folder in ("train", "valid", "test"):
         save_image(tmp_path, f"{folder}/a.jpg")
         files.append(write(tmp_path, tree(annotation()), f"{folder}/_annotations.coco.json"))
     dataset = read_coco(tmp_path, files, ReadOptions())
-    assert {split: [source.image_id for source in found] for split, found in dataset.splits.items()} == {
-        "train": ["train/a.jpg"],
-        "val": ["valid/a.jpg"],
-    }
-    assert sorted(dataset.image_ids.values()) == [1, 2]  # both files say 1
+    assert image_ids(dataset) == {"train": ["train/a.jpg"], "val": ["valid/a.jpg"], "test": ["test/a.jpg"]}
+    assert sorted(dataset.image_ids.values()) == [1, 2, 3]  # all files say 1
+    without = read_coco(tmp_path, files, ReadOptions(splits=("train", "val")))
+    assert image_ids(without) == {"train": ["train/a.jpg"], "val": ["valid/a.jpg"]}
 
 
 def test_files_that_list_the_same_images_are_refused_with_the_setting_that_chooses(root: Path) -> None:
@@ -153,9 +152,11 @@ def test_data_annotations_says_which_file_is_which_split(tmp_path: Path) -> None
     assert image_ids(joined) == {"train": ["images/a.jpg", "images/b.jpg", "images/c.jpg"]}
     assert kinds(joined) == ["annotation files that are joined"]
     chosen = ReadOptions(annotations={"train": ["a.json"], "val": ["b.json"], "test": ["c.json"]})
-    assert image_ids(read_coco(tmp_path, files, chosen)) == {"train": ["images/a.jpg"], "val": ["images/b.jpg"]}
-    with_test = ReadOptions(annotations=chosen.annotations, splits=("train", "val", "test"))
-    assert image_ids(read_coco(tmp_path, files, with_test))["test"] == ["images/c.jpg"]
+    assert image_ids(read_coco(tmp_path, files, chosen)) == {
+        "train": ["images/a.jpg"],
+        "val": ["images/b.jpg"],
+        "test": ["images/c.jpg"],
+    }
 
 
 def test_a_validation_file_alone_is_used_for_training_with_a_warning(tmp_path: Path) -> None:

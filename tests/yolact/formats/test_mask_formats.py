@@ -62,8 +62,9 @@ def single(root: Path, images: list[Drawn] = IMAGES, value: Any = 255, layout: s
 def test_each_value_of_a_mask_is_an_object(tmp_path: Path, folders: tuple[str, str], name: str) -> None:
     root = numbered(tmp_path / "set", folders=folders, name=name)
     assert same(found(root), IMAGES, OBJECT)
-    (warning,) = ingested(root).warnings
-    assert "data.class_names=[NAME] names it" in warning.reason
+    kinds = [warning.kind for warning in ingested(root).warnings]
+    doubt = [] if "PedMasks" in folders else ["values of masks taken as numbers of objects"]
+    assert kinds == [*doubt, "class without a name"]
     assert same(found(root, class_names=["part"]), IMAGES, PART)
     assert not ingested(root, class_names=["part"]).warnings
 
@@ -97,7 +98,11 @@ def test_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
     numbered(tmp_path / "set/test", IMAGES[:1])
     splits = ingested(tmp_path / "set").splits
     ids = {split: [source.image_id for source in sources] for split, sources in splits.items()}
-    assert ids == {"train": ["train/img_000", "train/img_001", "train/img_002"], "val": ["val/img_003"]}
+    assert ids == {
+        "train": ["train/img_000", "train/img_001", "train/img_002"],
+        "val": ["val/img_003"],
+        "test": ["test/img_000"],
+    }
 
 
 def test_a_class_list_names_the_only_class(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from scipy.io import loadmat, savemat
 
+from tests.yolact.formats.coco_sets import annotation, save_image, tree, write
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import coco, matlab
@@ -467,3 +468,12 @@ def test_two_formats_with_one_name_are_refused() -> None:
 def test_the_steps_docs_have_a_row_for_each_format(repository: Path, step: str, format: Format) -> None:
     text = (repository / "components" / step / "README.md").read_text(encoding="utf-8")
     assert f"\n| {format.NAME} | {format.FOUND_BY} | " in text
+
+
+def test_a_setting_that_the_format_does_not_use_is_said(tmp_path: Path) -> None:
+    write(tmp_path, tree(annotation()))
+    save_image(tmp_path)
+    dataset = read_dataset(tmp_path, ReadOptions(class_names=["bolt"], crowds="objects"))
+    assert [str(warning) for warning in dataset.warnings] == [
+        ".: data.class_names is set, but it has no effect on the format COCO"
+    ]

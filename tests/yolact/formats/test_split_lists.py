@@ -15,7 +15,7 @@ from PIL import Image
 from tests.yolact.formats.coco_sets import annotation, image_ids, save_image, tree, write
 from yolact.errors import DataError
 from yolact.formats.dataset import Dataset, ReadOptions, Split
-from yolact.formats.registry import read_dataset
+from yolact.formats.registry import dataset_files, read_dataset
 from yolact.formats.split_lists import divided
 
 NAMES = ("cam0/a", "cam0/b", "cam1/a", "cam1/c")
@@ -149,6 +149,33 @@ def test_a_list_that_cannot_be_used_is_named(coco: Path, lines: tuple[str, ...],
         read(coco, {"val": [path]})
 
 
+def test_lists_that_leave_nothing_for_training_are_refused(coco: Path) -> None:
+    add_list(coco, "all.txt", *NAMES)
+    with pytest.raises(DataError, match=r"the lists of data\.split leave no image for training"):
+        read(coco, {"test": ["all.txt"]})
+
+
+def test_a_list_in_a_folder_of_its_own_is_copied_with_the_data(voc: Path, tmp_path: Path) -> None:
+    add_list(voc, "lists/held.txt", "b")
+    (files,) = dataset_files(voc)
+    for name in files.names:
+        if (files.origin / name).is_file():
+            (tmp_path / "raw" / files.target / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "raw" / files.target / name).write_bytes((files.origin / name).read_bytes())
+    assert (tmp_path / "raw/VOCdevkit/VOC2012/lists/held.txt").read_text() == "b\n"
+
+
+def test_images_with_one_name_and_two_suffixes_can_both_be_listed(coco: Path) -> None:
+    rows = [
+        {"id": k, "file_name": name, "width": 12, "height": 8} for k, name in enumerate(("x.jpg", "x.png", "y.jpg"))
+    ]
+    write(coco, tree(*(annotation(id=k, image_id=k) for k in range(3)), images=rows))
+    for row in rows:
+        save_image(coco, str(row["file_name"]))
+    add_list(coco, "val.txt", "x.jpg", "x.png")
+    assert image_ids(read(coco, {"val": ["val.txt"]})) == {"train": ["y.jpg"], "val": ["x.jpg", "x.png"]}
+
+
 @given(
     st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["train", "val", "test", ""]), min_size=1),
     st.dictionaries(st.sampled_from(["train", "val", "test"]), st.sets(st.sampled_from("abcdef"), min_size=1)),
@@ -164,8 +191,10 @@ def test_every_image_is_where_a_list_says_or_else_where_the_source_says(
         splits.setdefault(split, []).append(Named(name))
     dataset = Dataset("made up", str(folder), {1: "thing"}, splits, {}, {})
     options: dict[Split, list[str]] = {split: [f"{split}.txt"] for split in lists}
-    if any(names.isdisjoint(own) for names in lists.values()):
-        with pytest.raises(DataError, match="none of its"):
+    listed = {name for names in lists.values() for name in names}
+    unlisted = {name for name, split in own.items() if name not in listed and (split == "train" or split in lists)}
+    if any(names.isdisjoint(own) for names in lists.values()) or not ("train" in lists or unlisted):
+        with pytest.raises(DataError, match=r"none of its|leave no image for training"):
             divided(dataset, [folder], options)
         return
     found = {split: set(names) for split, names in image_ids(divided(dataset, [folder], options)).items()}

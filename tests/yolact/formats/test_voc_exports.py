@@ -246,7 +246,7 @@ def test_lists_are_found_by_the_split_in_their_names(tmp_path: Path, folder: str
     put(root / folder / "Test.txt", "img_003\n")
     splits = ingested(root).splits
     ids = {split: [source.image_id for source in sources] for split, sources in splits.items()}
-    assert ids == {"train": ["img_000", "img_001"], "val": ["img_002"]}
+    assert ids == {"train": ["img_000", "img_001"], "val": ["img_002"], "test": ["img_003"]}
     assert list(ingested(root, splits=("train", "val", "test")).splits) == ["train", "val", "test"]
 
 

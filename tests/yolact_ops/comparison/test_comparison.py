@@ -30,7 +30,7 @@ from yolact_ops.lineage.hashing import hash_params
 from yolact_ops.registry.versions import IDENTITY, RegisteredModel, RegistryError
 from yolact_ops.reports.formatting import percentage_points
 from yolact_ops.settings.params import load_params
-from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTHS
+from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH
 from yolact_ops.tracking.store import TrackingError
 
 SIDE = 80
@@ -235,7 +235,7 @@ def log_run(client: MlflowClient, workplace: Path) -> Callable[..., str]:
             client.log_param(run_id, key, value)
         if truth is not None:
             client.log_metric(run_id, "eval/mask_AP", 0.25)
-            for artifact, tree in ((GROUND_TRUTHS[-1], truth), (DETECTIONS, rows)):
+            for artifact, tree in ((GROUND_TRUTH, truth), (DETECTIONS, rows)):
                 packed = workplace / Path(artifact).name
                 packed.write_bytes(gzip.compress(json.dumps(tree).encode()))
                 client.log_artifact(run_id, str(packed), FOLDER)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric_name
 
-from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTHS, pack_evaluation, read_evaluation
+from yolact_ops.tracking.evaluations import DETECTIONS, FOLDER, GROUND_TRUTH, pack_evaluation, read_evaluation
 from yolact_ops.tracking.store import TrackingError
 from yolact_ops.tracking.tracker import allowed_names
 
@@ -42,16 +42,16 @@ def test_a_stored_evaluation_is_read_back_and_a_second_one_replaces_it(client: M
 
 def test_a_run_that_was_not_evaluated_is_named_with_the_fix(client: MlflowClient) -> None:
     run_id = new_run(client)
-    with pytest.raises(TrackingError, match=f"run {run_id} .*no {GROUND_TRUTHS[-1]}.*evaluate step"):
+    with pytest.raises(TrackingError, match=f"run {run_id} .*no {GROUND_TRUTH} and no {DETECTIONS}.*evaluate step"):
         read_evaluation(client, run_id)
 
 
 def test_a_damaged_file_is_named(client: MlflowClient, tmp_path: Path) -> None:
     run_id = new_run(client)
-    for name in (GROUND_TRUTHS[-1], DETECTIONS):
+    for name in (GROUND_TRUTH, DETECTIONS):
         (tmp_path / Path(name).name).write_bytes(b"\x1f\x8bno archive")
         client.log_artifact(run_id, str(tmp_path / Path(name).name), "eval")
-    with pytest.raises(TrackingError, match=rf"{GROUND_TRUTHS[-1]} of run {run_id} .*damaged"):
+    with pytest.raises(TrackingError, match=rf"{GROUND_TRUTH} of run {run_id} .*damaged"):
         read_evaluation(client, run_id)
 
 
