@@ -22,6 +22,8 @@ NO_SPLIT = ""
 JUNK = ("__MACOSX", "Thumbs.db")
 """Names of files and folders that operating systems add."""
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -135,6 +137,11 @@ def all_files(folders: Sequence[Path]) -> list[Files]:
 
 def _visible(folder: Path) -> list[str]:
     return [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and name not in JUNK]
+
+
+def archives(folder: Path) -> list[str]:
+    """Names of a folder's archives."""
+    return [name for name in _visible(folder) if name.lower().endswith(ARCHIVE_SUFFIXES)]
 
 
 def text_files(folder: Path) -> list[str]:

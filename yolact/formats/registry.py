@@ -21,7 +21,7 @@ from yolact.formats import (
     voc,
     yolo,
 )
-from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
+from yolact.formats.dataset import Dataset, Files, ReadOptions, archives, several_data_sets
 from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
 from yolact.formats.split_lists import divided
@@ -33,8 +33,6 @@ PLUGINS = "yolact.formats"
 
 MAX_DEPTH = 5
 """Maximum depth of folders in which a data set is looked for."""
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 SHOWN_PATHS = 3
 """Maximum number of paths per format that a message lists."""
@@ -157,8 +155,7 @@ def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
-    packed = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    if packed:
+    if packed := archives(folder):
         advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder."
     else:
         advice = looks_like(folder, folders) or "Check data.source."

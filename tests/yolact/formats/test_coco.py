@@ -28,6 +28,7 @@ from yolact.errors import DataError
 from yolact.formats.coco import read_coco
 from yolact.formats.dataset import ReadOptions
 from yolact.formats.problems import ProblemError
+from yolact.formats.registry import read_dataset
 
 
 @pytest.fixture
@@ -121,7 +122,22 @@ def test_files_of_the_official_folders_are_found_with_their_images(tmp_path: Pat
     assert dataset.classes == {1: "person", 3: "dog"}
 
 
-def test_folders_name_the_split_and_test_files_are_ignored(tmp_path: Path) -> None:
+def test_keypoints_are_read_if_there_is_no_other_file(tmp_path: Path) -> None:
+    save_image(tmp_path, "val2017/a.jpg")
+    write(tmp_path, tree(annotation(keypoints=[1, 1, 2])), "annotations/person_keypoints_val2017.json")
+    assert image_ids(read_dataset(tmp_path)) == {"train": ["val2017/a.jpg"]}
+    write(tmp_path, tree(annotation(), annotation()), "annotations/instances_val2017.json")
+    (source,) = read_dataset(tmp_path).splits["train"]
+    assert len(source.read().instances) == 2
+
+
+def test_images_that_are_still_packed_are_named(root: Path) -> None:
+    (root / "images.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of its 1 images is found .* Unpack images\.zip in its folder\."):
+        load(root, tree(images=[{"id": 1, "file_name": "none.jpg"}]))
+
+
+def test_folders_name_the_split(tmp_path: Path) -> None:
     files = []
     for folder in ("train", "valid", "test"):
         save_image(tmp_path, f"{folder}/a.jpg")
@@ -130,8 +146,9 @@ def test_folders_name_the_split_and_test_files_are_ignored(tmp_path: Path) -> No
     assert {split: [source.image_id for source in found] for split, found in dataset.splits.items()} == {
         "train": ["train/a.jpg"],
         "val": ["valid/a.jpg"],
+        "test": ["test/a.jpg"],
     }
-    assert sorted(dataset.image_ids.values()) == [1, 2]  # both files say 1
+    assert sorted(dataset.image_ids.values()) == [1, 2, 3]  # all files say 1
 
 
 def test_files_that_list_the_same_images_are_refused_with_the_setting_that_chooses(root: Path) -> None:
@@ -153,7 +170,11 @@ def test_data_annotations_says_which_file_is_which_split(tmp_path: Path) -> None
     assert image_ids(joined) == {"train": ["images/a.jpg", "images/b.jpg", "images/c.jpg"]}
     assert kinds(joined) == ["annotation files that are joined"]
     chosen = ReadOptions(annotations={"train": ["a.json"], "val": ["b.json"], "test": ["c.json"]})
-    assert image_ids(read_coco(tmp_path, files, chosen)) == {"train": ["images/a.jpg"], "val": ["images/b.jpg"]}
+    assert image_ids(read_coco(tmp_path, files, chosen)) == {
+        "train": ["images/a.jpg"],
+        "val": ["images/b.jpg"],
+        "test": ["images/c.jpg"],
+    }
     with_test = ReadOptions(annotations=chosen.annotations, splits=("train", "val", "test"))
     assert image_ids(read_coco(tmp_path, files, with_test))["test"] == ["images/c.jpg"]
 
