@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from yolact.errors import DataError
 from yolact.formats.coco_categories import join_classes
 from yolact.formats.coco_files import ImageRow, InstancesFile, StoredRows, is_coco, load_instances
-from yolact.formats.coco_rows import CocoImage, RowReading, corner, reaches_outside
+from yolact.formats.coco_rows import CocoImage, RowReading, corner, fits_only, reaches_outside
 from yolact.formats.dataset import Dataset, Files, ReadOptions, Split, all_files, archives, data_root
 from yolact.formats.image_files import header_sizes
 from yolact.formats.image_index import ImageIndex, repair_warnings
@@ -131,6 +132,7 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
         reading = _reading(file, options, warnings)
         if not reading.normalized:
             _refuse_resized(root, file, rows_of)
+            reading = replace(reading, sizes_as_stored=_sizes_as_stored(root, file, rows_of, warnings))
         for other, images_of_other in parts[split]:
             _refuse_same_images(root, file, rows_of, other, images_of_other)
         parts[split].append((file, set(rows_of)))
@@ -355,6 +357,28 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
             "stated: the images were probably resized after they were annotated. Use the annotated images, or scale "
             "the outlines with them."
         )
+
+
+def _sizes_as_stored(
+    root: Path, file: InstancesFile, rows_of: Mapping[str, Sequence[ImageRow]], warnings: list[Problem]
+) -> bool:
+    """Whether stated sizes are those of the images as stored, but outlines are drawn on upright ones.
+
+    So does COCO Annotator: its server reads the size without EXIF orientation, but browsers show images upright.
+    """
+    sized = [(image_id, rows) for image_id, rows in rows_of.items() if any(row.size for row in rows)]
+    for image_id, rows in sized[:: max(1, len(sized) // MEASURED_IMAGES)]:
+        stored, upright = header_sizes(root / image_id) or ((1, 1), (1, 1))
+        if stored == upright or not any(row.size == stored for row in rows):
+            continue
+        if fits_only(corner(_stored(file, [row.number for row in rows])), upright, stored):
+            reason = (
+                f"states the sizes of the images as stored, but the outlines of {image_id} fit only the upright image: "
+                "in images with EXIF orientation, outlines decide"
+            )
+            warnings.append(Problem(file.name, reason, "sizes of the images as stored"))
+            return True
+    return False
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:
