@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,16 @@ from yolact.formats import (
     voc,
     yolo,
 )
-from yolact.formats.dataset import Dataset, Files, ReadOptions, archives, several_data_sets
+from yolact.formats.dataset import (
+    Annotations,
+    Dataset,
+    Files,
+    ReadOptions,
+    Split,
+    archives,
+    data_root,
+    several_data_sets,
+)
 from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
 from yolact.formats.split_lists import divided
@@ -106,13 +115,17 @@ def formats() -> list[Format]:
     return list(_formats.values())
 
 
-def dataset_files(folder: Path) -> list[Files]:
+def dataset_files(folder: Path, annotations: Annotations = None) -> list[Files]:
     """The files of the data set in ``folder`` or below it.
+
+    Args:
+        folder: the folder.
+        annotations: see `ReadOptions`; of several data sets, the one with such a file is taken.
 
     Raises:
         DataError: there is none or more than one, or a part of it is missing.
     """
-    format, found, folders = _find(folder)
+    format, found, folders = _find(folder, annotations)
     return format.files(found, folders)
 
 
@@ -124,13 +137,13 @@ def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
-    format, found, folders = _find(folder)
     options = options or ReadOptions()
+    format, found, folders = _find(folder, options.annotations)
     dataset = _with_writable_names(format.read(found, folders, options))
     return divided(dataset, folders, options.lists) if options.lists else dataset
 
 
-def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
+def _find(folder: Path, annotations: Annotations) -> tuple[Format, list[Path], list[Path]]:
     """The format of the data set in a folder, what its `Format.find` returned, and the folders that were searched."""
     load_plugins(PLUGINS)
     folders = _folders(folder)
@@ -140,10 +153,24 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     found = {name: places for name, places in found.items() if name not in ONLY_ALONE} or found
     if not found:
         raise DataError(_nothing_found(folder, folders))
+    if len(found) > 1 and annotations is not None:
+        found = _with_files(found, data_root(folders), annotations)
     if len(found) > 1:
         raise several_data_sets([path for places in found.values() for path in places[:SHOWN_PATHS]])
     [(name, places)] = found.items()
     return _formats[name], places, folders
+
+
+def _with_files(
+    found: dict[str, list[Path]], root: Path, annotations: Sequence[str] | Mapping[Split, Sequence[str]]
+) -> dict[str, list[Path]]:
+    """Those formats that have a file that ``data.annotations`` names; all if none has."""
+    files = [path for places in found.values() for path in places if path.is_file()]
+    try:
+        chosen = {path for paths in coco.choose_files(root, files, annotations)[0].values() for path in paths}
+    except DataError:
+        return found
+    return {name: places for name, places in found.items() if chosen & set(places)}
 
 
 def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
