@@ -429,15 +429,13 @@ def test_data_annotations_chooses_one_of_several_data_sets(tmp_path: Path) -> No
     put(tmp_path / "a.json", b'{"shapes": [], "imagePath": "a.jpg"}')
     rows = b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}'
     put(tmp_path / "coco.json", rows)
-    with pytest.raises(
-        DataError, match=r"more than one data set:\n(.*\n)*Choose one .* data.annotations=\[coco.json\]"
-    ):
+    with pytest.raises(DataError, match=r"more than one data set:\n(.*\n)*Choose one .*data.annotations=\[coco.json\]"):
         read_dataset(tmp_path)
     with pytest.raises(DataError, match="more than one data set"):
         read_dataset(tmp_path, ReadOptions(annotations=["other.json"]))
-    for annotations in (["coco.json"], {"train": ["coco.json"]}):
-        assert read_dataset(tmp_path, ReadOptions(annotations=annotations)).format == "COCO"
-        assert [files.origin for files in dataset_files(tmp_path, annotations)] == [tmp_path]
+    for chosen in (["coco.json"], {"train": ["coco.json"]}):
+        assert read_dataset(tmp_path, ReadOptions(annotations=chosen)).format == "COCO"
+        assert [files.origin for files in dataset_files(tmp_path, chosen)] == [tmp_path]
 
 
 @pytest.mark.parametrize("look", [read_dataset, dataset_files])
