@@ -97,7 +97,11 @@ def test_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
     numbered(tmp_path / "set/test", IMAGES[:1])
     splits = ingested(tmp_path / "set").splits
     ids = {split: [source.image_id for source in sources] for split, sources in splits.items()}
-    assert ids == {"train": ["train/img_000", "train/img_001", "train/img_002"], "val": ["val/img_003"]}
+    assert ids == {
+        "train": ["train/img_000", "train/img_001", "train/img_002"],
+        "val": ["val/img_003"],
+        "test": ["test/img_000"],
+    }
 
 
 def test_a_class_list_names_the_only_class(tmp_path: Path) -> None:
