@@ -13,7 +13,7 @@ from pathlib import Path
 
 from yolact.errors import DataError
 from yolact.files import replaced_directory
-from yolact.formats.dataset import Files
+from yolact.formats.dataset import Annotations, Files
 from yolact.formats.registry import dataset_files
 from yolact.formats.sample import generate_sample
 from yolact_ops.commands.step import run_command
@@ -34,7 +34,8 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
     """Put the raw data set into ``raw_dir``, replacing its contents as a whole or not at all.
 
     Args:
-        params: settings; uses ``data.source`` and ``data.mirrors``, for ``sample`` also ``data.sample``.
+        params: settings; uses ``data.source``, ``data.mirrors`` and ``data.annotations``, for ``sample`` also
+            ``data.sample``.
         raw_dir: target for the files of the data set, at the paths given by the format's `Format.files`.
         downloads_dir: keeps fetched files, so that no byte is fetched twice.
 
@@ -50,19 +51,19 @@ def run(params: DataParams, *, raw_dir: Path, downloads_dir: Path) -> None:
     else:
         found = source.fetch(downloads_dir)
         if found.is_dir():
-            _bring_folder(found, raw_dir)
+            _bring_folder(found, raw_dir, params.data.annotations)
         else:
             if isinstance(source, Local):
                 _refuse_shared_files(found, raw_dir)
-            _bring_archive(found, raw_dir)
+            _bring_archive(found, raw_dir, params.data.annotations)
     files = [path for path in raw_dir.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     shown = shown_source(params.data.source)
     log.info("%s: %d files, %d bytes in %s", shown, len(files), size, raw_dir)
 
 
-def _bring_folder(folder: Path, raw_dir: Path) -> None:
-    groups = dataset_files(folder)
+def _bring_folder(folder: Path, raw_dir: Path, annotations: Annotations) -> None:
+    groups = dataset_files(folder, annotations)
     for group in groups:
         _refuse_shared_files(group.origin, raw_dir)
     places = [group.origin / name for group in groups for name in group.names]
@@ -73,12 +74,12 @@ def _bring_folder(folder: Path, raw_dir: Path) -> None:
             _transfer(group, target, shutil.copyfile)
 
 
-def _bring_archive(archive: Path, raw_dir: Path) -> None:
+def _bring_archive(archive: Path, raw_dir: Path, annotations: Annotations) -> None:
     with replaced_directory(raw_dir) as target:
         unpacked = target / ".unpacked"
         unpack(archive, unpacked)
         try:
-            groups = dataset_files(unpacked)
+            groups = dataset_files(unpacked, annotations)
         except DataError as error:
             raise DataError(str(error).replace(str(unpacked), str(archive))) from None
         for group in groups:

@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import numpy as np
 from yolact.errors import DataError
 from yolact.formats.coco_categories import join_classes
 from yolact.formats.coco_files import ImageRow, InstancesFile, StoredRows, is_coco, load_instances
-from yolact.formats.coco_rows import CocoImage, RowReading, corner, reaches_outside
-from yolact.formats.dataset import Dataset, Files, ReadOptions, Split, all_files, data_root
+from yolact.formats.coco_rows import CocoImage, RowReading, corner, fits_only, reaches_outside
+from yolact.formats.dataset import Dataset, Files, ReadOptions, Split, all_files, archives, data_root
 from yolact.formats.image_files import header_sizes
 from yolact.formats.image_index import ImageIndex, repair_warnings
 from yolact.formats.problems import Problem, ProblemError
@@ -35,8 +36,11 @@ FOUND_BY = "*.json with images, annotations and categories; the images anywhere 
 INCLUDES: tuple[str, ...] = ()
 READS = ("annotations", "crowds")
 
-OTHER_FILES = ("person_keypoints", "captions", "image_info", "panoptic", "stuff")
-"""Name prefixes of COCO's files without instances."""
+KEYPOINTS = "person_keypoints"
+"""Name prefix of COCO's files of persons, which have outlines too; they are read if there are no others."""
+
+OTHER_FILES = (KEYPOINTS, "captions", "image_info", "panoptic", "stuff")
+"""Name prefixes of COCO's other files."""
 
 BRUSH_TOOLS = r"\b(CVAT|datumaro|segment.?anything|SAM[ -]?2?)\b"
 """Tools that set ``iscrowd`` for every mask that is not a polygon, as a file's ``info`` may name them."""
@@ -63,7 +67,8 @@ COMPARED_IMAGES = 5
 def find(folders: Sequence[Path]) -> list[Path]:
     """Instances files: those named ``instances_*`` if there are any, otherwise those with such content."""
     files = _json_files(folders)
-    return [path for path in files if path.name.startswith("instances_")] or [path for path in files if is_coco(path)]
+    named = [path for path in files if path.name.startswith("instances_")]
+    return named or [path for path in files if is_coco(path)] or _json_files(folders, KEYPOINTS)
 
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
@@ -77,11 +82,14 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     return read_coco(data_root(folders), found if options.annotations is None else every, options, every)
 
 
-def _json_files(folders: Sequence[Path]) -> list[Path]:
+def _json_files(folders: Sequence[Path], begin: str = "") -> list[Path]:
     files = [
         folder / name for folder in folders for name in sorted(os.listdir(folder)) if name.lower().endswith(".json")
     ]
-    return [path for path in files if path.is_file() and not path.name.startswith((".", *OTHER_FILES))]
+    others = (".", *(name for name in OTHER_FILES if name != begin))
+    return [
+        path for path in files if path.is_file() and path.name.startswith(begin) and not path.name.startswith(others)
+    ]
 
 
 def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Sequence[Path] = ()) -> Dataset:
@@ -125,6 +133,7 @@ def read_coco(root: Path, paths: Sequence[Path], options: ReadOptions, every: Se
         reading = _reading(file, options, warnings)
         if not reading.normalized:
             _refuse_resized(root, file, rows_of)
+            reading = replace(reading, sizes_as_stored=_sizes_as_stored(root, file, rows_of, warnings))
         for other, images_of_other in parts[split]:
             _refuse_same_images(root, file, rows_of, other, images_of_other)
         parts[split].append((file, set(rows_of)))
@@ -321,7 +330,9 @@ def _rows_by_image(
             rows_of[image_id].append(row)
     if missing and not rows_of:
         reason = next(iter(missing.values()))[0].reason
-        raise DataError(f"{file.path}: none of its {len(file.images)} images is found below {root}: {reason}.")
+        packed = archives(root)
+        advice = f" Unpack {' and '.join(packed[:3])} in its folder." if packed else ""
+        raise DataError(f"{file.path}: none of its {len(file.images)} images is found below {root}: {reason}.{advice}")
     problems |= missing
     warnings += repair_warnings(file.name, found)
     repeated = [image_id for image_id, rows in rows_of.items() if len(rows) > 1]
@@ -347,6 +358,28 @@ def _refuse_resized(root: Path, file: InstancesFile, rows_of: Mapping[str, Seque
             "stated: the images were probably resized after they were annotated. Use the annotated images, or scale "
             "the outlines with them."
         )
+
+
+def _sizes_as_stored(
+    root: Path, file: InstancesFile, rows_of: Mapping[str, Sequence[ImageRow]], warnings: list[Problem]
+) -> bool:
+    """Whether stated sizes are those of the images as stored, but outlines are drawn on upright ones.
+
+    So does COCO Annotator: its server reads the size without EXIF orientation, but browsers show images upright.
+    """
+    sized = [(image_id, rows) for image_id, rows in rows_of.items() if any(row.size for row in rows)]
+    for image_id, rows in sized[:: max(1, len(sized) // MEASURED_IMAGES)]:
+        stored, upright = header_sizes(root / image_id) or ((1, 1), (1, 1))
+        if stored == upright or not any(row.size == stored for row in rows):
+            continue
+        if fits_only(corner(_stored(file, [row.number for row in rows])), upright, stored):
+            reason = (
+                f"states the sizes of the images as stored, but the outlines of {image_id} fit only the upright image: "
+                "in images with EXIF orientation, outlines decide"
+            )
+            warnings.append(Problem(file.name, reason, "sizes of the images as stored"))
+            return True
+    return False
 
 
 def _image_ids(numbers: Mapping[str, Any]) -> dict[str, int]:

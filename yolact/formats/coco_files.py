@@ -131,6 +131,8 @@ def load_instances(path: Path, name: str) -> InstancesFile:
     try:
         with path.open("rb") as file:
             _read_members(_Scanner(file), found)
+    except DataError:  # a ValueError too
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}. Replace the file, or leave it out (data.annotations).") from None
     return found

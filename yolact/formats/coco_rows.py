@@ -57,6 +57,9 @@ class RowReading:
     """Coordinates are those of the upright image, stretched to the stated size, as Label Studio exports them."""
     shown_upright: bool | None = None
     """Whether the tool shows images upright, or as stored; None if it is unknown. Stated sizes come first."""
+    sizes_as_stored: bool = False
+    """Stated sizes are those of the images as stored, but some outlines fit only the upright image: in turned images
+    the outlines decide."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,15 @@ class CocoImage:
                 "annotated, or annotate this one"
             )
             raise ProblemError([Problem(self.json_file, reason, "image of another size than stated")])
+        if stated == image.stored_size != image.upright_size:
+            if self.reading.sizes_as_stored:
+                return None
+            if self.stated_size and fits_only(corner(rows), image.upright_size, image.stored_size):
+                reason = (
+                    f"says that {self.image_id} is {stated[0]} x {stated[1]} pixels, but its outlines lie outside of "
+                    "that and inside the upright image; swap width and height, or leave both out"
+                )
+                raise ProblemError([Problem(self.json_file, reason, "size of the image as stored")])
         return stated
 
     def _possible_frames(self, image: ImageFile, rows: list[Any]) -> list[tuple[int, int]]:
@@ -155,6 +167,11 @@ def corner(rows: Iterable[Any]) -> tuple[float, float] | None:
 def reaches_outside(outer: tuple[float, float], size: tuple[int, int]) -> bool:
     """Whether outlines whose largest x and y are ``outer`` are those of an image larger than ``size``."""
     return outer[0] > OUTSIDE * size[0] or outer[1] > OUTSIDE * size[1]
+
+
+def fits_only(outer: tuple[float, float] | None, size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether outlines whose largest x and y are ``outer`` fit in an image of ``size``, but not in one of ``other``."""
+    return outer is not None and reaches_outside(outer, other) and not reaches_outside(outer, size)
 
 
 def identity(value: Any) -> int | str | None:

@@ -162,6 +162,8 @@ def _entries(path: Path, labels: dict[str, None]) -> Iterator[_Entry]:
         raise DataError(
             f"{path}: has a document type definition (<!DOCTYPE>), which can hide attacks. Remove it."
         ) from None
+    except DataError:  # a ValueError too
+        raise
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not well-formed XML ({error}). Export it again.") from None
 

@@ -16,18 +16,23 @@ from yolact.formats.problems import Problem
 
 Split = Literal["train", "val", "test"]
 
+Annotations = Sequence[str] | Mapping[Split, Sequence[str]] | None
+"""The setting ``data.annotations``, see `ReadOptions`."""
+
 NO_SPLIT = ""
 """Key in `Dataset.splits` of images that are in no list of the source, which `ReadOptions.lists` may name."""
 
 JUNK = ("__MACOSX", "Thumbs.db")
 """Names of files and folders that operating systems add."""
 
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
 
 @dataclass(frozen=True)
 class ReadOptions:
     """Settings for what the files of a data set do not decide; the defaults detect it."""
 
-    annotations: Sequence[str] | Mapping[Split, Sequence[str]] | None = None
+    annotations: Annotations = None
     """Annotation files to read: paths or patterns (``*``) below the source, in all or by split; None: detect them."""
     crowds: Literal["auto", "objects", "regions"] = "auto"
     """What COCO's ``iscrowd`` means: ``objects`` reads such rows as objects, ``regions`` as crowd regions."""
@@ -137,6 +142,11 @@ def _visible(folder: Path) -> list[str]:
     return [name for name in sorted(os.listdir(folder)) if not name.startswith(".") and name not in JUNK]
 
 
+def archives(folder: Path) -> list[str]:
+    """Names of a folder's archives."""
+    return [name for name in _visible(folder) if name.lower().endswith(ARCHIVE_SUFFIXES)]
+
+
 def text_files(root: Path) -> list[str]:
     """Text files of a folder and those below it, relative to it: lists of images or classes."""
     found = []
@@ -191,7 +201,11 @@ def only_one(found: Sequence[Path]) -> Path:
 def several_data_sets(found: Sequence[Path]) -> DataError:
     """The error for a folder with more than one data set; lists what was found of each."""
     listing = "\n".join(f"  {path}" for path in found)
-    return DataError(
-        f"data.source has more than one data set:\n{listing}\nName the folder of one, such as "
-        f"data.source={found[-1]} (unpack an archive first), or move the others elsewhere."
-    )
+    ways = []
+    apart = [path for path in found if not any(other.is_relative_to(path) for other in found if other != path)]
+    if folder := next((path for path in reversed(apart) if not path.is_file()), None):
+        ways.append(f"name the folder of one, such as data.source={folder} (unpack an archive first).")
+    if file := next((path for path in found if path.suffix.lower() in (".json", ".xml") and path.is_file()), None):
+        ways.append(f"choose one by its annotation file, as data.annotations=[{file.name}].")
+    advice = " Or ".join([*ways, "move the others elsewhere."])
+    return DataError(f"data.source has more than one data set:\n{listing}\n{advice[0].upper()}{advice[1:]}")

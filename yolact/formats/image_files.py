@@ -40,6 +40,9 @@ LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 OTHER_TYPES = {b"ftypavi": "AVIF", b"ftyphe": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC"}
 """Image types that are not read, by what their files have from byte 4 on (ISO 14496-12, section 4.3)."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/"
+"""First bytes of a file that Git LFS has not fetched."""
+
 HASH_ROWS, HASH_COLUMNS = 8, 9
 """Grey cells of the difference hash: 8 rows of 8 comparisons are 64 bits."""
 
@@ -134,6 +137,8 @@ def _not_an_image(data: bytes, formats: Sequence[str]) -> str:
             f"is a file of type {other}, which is not read; convert it to JPEG at its size, as with `magick "
             f"NAME.{other.lower()} NAME.jpg`, and correct its name in the annotations"
         )
+    if data.startswith(LFS_POINTER):
+        return "is only a pointer to a file that Git LFS keeps; fetch it with `git lfs pull`"
     return f"is not a {wanted} file (it begins with {data[:8]!r}); replace or convert it"
 
 

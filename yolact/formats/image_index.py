@@ -33,6 +33,7 @@ REPAIRS = {
     "percent-encoding": "are percent-encoded; the images were found by the decoded names",
     "backslashes": "are written with backslashes, which were read as /",
     "suffix": "have another suffix than the images, or none",
+    "renamed": "are not there; the images beside the files that have these files' names were taken",
 }
 """What differs between a name and its image, by kind, for messages."""
 

@@ -7,6 +7,8 @@ labelme turns an image upright when it opens it (``LabelFile.load_image_file``).
 from __future__ import annotations
 
 import math
+import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +94,7 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     place = found[0].relative_to(root).as_posix()
     warnings = repair_warnings(place, matches)
     warnings += without_annotations(files_below(root, folders, IMAGE_SUFFIXES), file_of, "a labelme file")
+    warnings += _warn_of_numbers(place, classes)
     return listed(NAME, root, classes, sources, options, problems=problems, warnings=warnings)
 
 
@@ -105,7 +108,11 @@ def _image_of(root: Path, file: str, index: ImageIndex, labels: set[str], matche
     name = tree.get("imagePath") if isinstance(tree, dict) else None
     if not isinstance(name, str):
         raise ProblemError([Problem(file, "is not a labelme file (it has no imagePath); replace it", "damaged file")])
-    matches[name] = match = index.find_all([name], file)[name]
+    match = index.find_all([name], file)[name]
+    if match.files:
+        matches[name] = match
+    elif (own := _of_own_name(index, file)) is not None:
+        matches[f"{name} in {file}"] = match = own
     labels.update(label for label, _ in _objects(_shapes(tree)))
     try:
         return found_image(name, match, file)
@@ -114,6 +121,32 @@ def _image_of(root: Path, file: str, index: ImageIndex, labels: set[str], matche
             raise
         reason = f"{error.problems[0].reason}, or write the file's copy with `labelme_export_json {file}`"
         raise ProblemError([Problem(file, reason, error.problems[0].kind)]) from None
+
+
+def _of_own_name(index: ImageIndex, file: str) -> Match | None:
+    """The image beside a file that has its name, as after both were renamed."""
+    stem = file.removesuffix(".json")
+    found = index.find_all([stem], file)[stem].files
+    if len(found) == 1 and posixpath.splitext(found[0])[0] == stem:
+        return Match(found, "renamed")
+    return None
+
+
+def _warn_of_numbers(place: str, labels: Sequence[str]) -> list[Problem]:
+    """A warning about labels that may number objects, as ``cat-1`` and ``cat-2`` did before labelme had groups."""
+    numbered = defaultdict(list)
+    for label in labels:
+        if match := re.fullmatch("(.*[^-0-9])-[0-9]{1,3}", label):
+            numbered[match[1]].append(label)
+    several = [(name, found) for name, found in numbered.items() if len(found) > 1]
+    if not several:
+        return []
+    name, found = several[0]
+    reason = (
+        f"the labels {', '.join(map(repr, found[:3]))} are classes of their own. If they number the objects of one "
+        f"class, merge them: data.classes={{{', '.join(f'{label}: {name}' for label in found[:3])}, …}}, for all labels"
+    )
+    return [Problem(place, reason, "labels that may number objects")]
 
 
 def _shapes(tree: Mapping[str, Any]) -> list[Any]:

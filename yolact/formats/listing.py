@@ -135,7 +135,7 @@ def _by_split(
     unnamed: list[ImageSource] = []
     for image, split in images:
         (unnamed if split is None else named.setdefault(split, [])).append(image)
-    if unnamed and not named.keys() - {"test"}:
+    if (unnamed or not named) and not named.keys() - {"test"}:
         return named | {"train": unnamed}, []
     if unnamed:
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,16 @@ from yolact.formats import (
     voc,
     yolo,
 )
-from yolact.formats.dataset import Dataset, Files, ReadOptions, several_data_sets
+from yolact.formats.dataset import (
+    Annotations,
+    Dataset,
+    Files,
+    ReadOptions,
+    Split,
+    archives,
+    data_root,
+    several_data_sets,
+)
 from yolact.formats.mask_folders import class_masks
 from yolact.formats.problems import Problem, writable
 from yolact.formats.split_lists import divided
@@ -34,8 +43,6 @@ PLUGINS = "yolact.formats"
 
 MAX_DEPTH = 5
 """Maximum depth of folders in which a data set is looked for."""
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 
 SHOWN_PATHS = 3
 """Maximum number of paths per format that a message lists."""
@@ -111,13 +118,17 @@ def formats() -> list[Format]:
     return list(_formats.values())
 
 
-def dataset_files(folder: Path) -> list[Files]:
+def dataset_files(folder: Path, annotations: Annotations = None) -> list[Files]:
     """The files of the data set in ``folder`` or below it.
+
+    Args:
+        folder: the folder.
+        annotations: see `ReadOptions`; of several data sets, the one with such a file is taken.
 
     Raises:
         DataError: there is none or more than one, or a part of it is missing.
     """
-    format, found, folders = _find(folder)
+    format, found, folders = _find(folder, annotations)
     return format.files(found, folders)
 
 
@@ -129,8 +140,8 @@ def read_dataset(folder: Path, options: ReadOptions | None = None) -> Dataset:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder. Run the step `ingest` first: it puts the raw data there.")
-    format, found, folders = _find(folder)
     options = options or ReadOptions()
+    format, found, folders = _find(folder, options.annotations)
     dataset = _with_writable_names(format.read(found, folders, options))
     doubts = [*_without_effect(format, options), *_spelled_alike(dataset)]
     dataset = replace(dataset, warnings=[*dataset.warnings, *doubts])
@@ -160,7 +171,7 @@ def _spelled_alike(dataset: Dataset) -> list[Problem]:
     ]
 
 
-def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
+def _find(folder: Path, annotations: Annotations) -> tuple[Format, list[Path], list[Path]]:
     """The format of the data set in a folder, what its `Format.find` returned, and the folders that were searched."""
     load_plugins(PLUGINS)
     folders = _folders(folder)
@@ -170,10 +181,24 @@ def _find(folder: Path) -> tuple[Format, list[Path], list[Path]]:
     found = {name: places for name, places in found.items() if name not in ONLY_ALONE} or found
     if not found:
         raise DataError(_nothing_found(folder, folders))
+    if len(found) > 1 and annotations is not None:
+        found = _with_files(found, data_root(folders), annotations)
     if len(found) > 1:
         raise several_data_sets([path for places in found.values() for path in places[:SHOWN_PATHS]])
     [(name, places)] = found.items()
     return _formats[name], places, folders
+
+
+def _with_files(
+    found: dict[str, list[Path]], root: Path, annotations: Sequence[str] | Mapping[Split, Sequence[str]]
+) -> dict[str, list[Path]]:
+    """Those formats that have a file that ``data.annotations`` names; all if none has."""
+    files = [path for places in found.values() for path in places if path.is_file()]
+    try:
+        chosen = {path for paths in coco.choose_files(root, files, annotations)[0].values() for path in paths}
+    except DataError:
+        return found
+    return {name: places for name, places in found.items() if chosen & set(places)}
 
 
 def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
@@ -185,8 +210,7 @@ def _nothing_found(folder: Path, folders: Sequence[Path]) -> str:
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     more = ", …" if len(names) > SHOWN_NAMES else ""
     known = "\n".join(f"  {format.NAME}: {format.FOUND_BY}" for format in _formats.values())
-    packed = [name for name in names if name.lower().endswith(ARCHIVE_SUFFIXES)]
-    if packed:
+    if packed := archives(folder):
         advice = f"Unpack {' and '.join(packed[:SHOWN_PATHS])} in that folder."
     else:
         advice = looks_like(folder, folders) or "Check data.source."

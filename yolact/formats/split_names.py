@@ -12,6 +12,10 @@ SPLIT_WORDS = {
     "validation": "val",
     "test": "test",
     "testing": "test",
+    "trainset": "train",
+    "valset": "val",
+    "eval": "val",
+    "testset": "test",
 }
 """Split by word, in lower case."""
 

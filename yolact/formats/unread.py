@@ -14,6 +14,10 @@ HEAD = 1 << 16
 LOOKED_AT = 100
 """Number of a folder's files that are looked at."""
 
+COCO = "export the data set as COCO instances JSON"
+
+CONVERT = "convert it to COCO instances JSON"
+
 BOXES = "these are boxes, but YOLACT learns outlines: export the data set for instance segmentation, as COCO"
 
 LABEL_STUDIO = "choose COCO (or YOLO, for polygons) under Export in the project, with images"
@@ -32,7 +36,28 @@ class Unread:
 
 
 UNREAD = (
-    Unread("Labelbox NDJSON", (".ndjson", ".jsonl", ".json"), ('"data_row"',), "convert it to COCO instances JSON"),
+    Unread("a pointer of Git LFS", (".json", ".xml", ".csv", ".yaml"), ("git-lfs.github.com",), "run `git lfs pull`"),
+    Unread("Labelbox NDJSON", (".ndjson", ".jsonl", ".json"), ('"data_row"',), CONVERT),
+    Unread("Labelbox JSON", (".json",), ('"Labeled Data"', '"Label"'), CONVERT),
+    Unread("V7 Darwin JSON", (".json",), ('"item"', '"slots"', '"annotations"'), COCO),
+    Unread("SuperAnnotate JSON", (".json",), ('"instances"', '"className"'), COCO),
+    Unread("Segments.ai's release JSON", (".json",), ('"dataset"', '"task_type"', '"samples"'), COCO),
+    Unread("Hasty JSON", (".json",), ('"label_classes"', '"class_name"'), COCO),
+    Unread("Kili JSON", (".json",), ('"jsonResponse"',), COCO),
+    Unread("Encord JSON", (".json",), ('"label_hash"', '"data_units"'), COCO),
+    Unread("Scale AI's JSON", (".json",), ('"task_id"', '"response"'), CONVERT),
+    Unread("BDD100K JSON", (".json",), ('"poly2d"',), "convert it by its toolkit: bdd100k.label.to_coco -m ins_seg"),
+    Unread("ISAT's own JSON", (".json",), ('"ISAT"', '"objects"', '"category"'), "choose COCO in ISAT's converter"),
+    Unread("Cityscapes polygons", (".json",), ('"imgHeight"', '"objects"', '"polygon"'), CONVERT),
+    Unread("SA-1B JSON of Segment Anything", (".json",), ('"image"', '"segmentation"', '"counts"'), CONVERT),
+    Unread("COCO captions", (".json",), ('"caption"', '"annotations"'), "use the instances JSON of the same data set"),
+    Unread(
+        "COCO results, without images and categories",
+        (".json",),
+        ('"image_id"', '"category_id"', '"segmentation"'),
+        "use the file that has the lists images, annotations and categories",
+    ),
+    Unread("a manifest of SageMaker Ground Truth", (".manifest",), ('"source-ref"',), CONVERT),
     Unread("Label Studio's own JSON", (".json",), ('"from_name"', '"to_name"'), LABEL_STUDIO),
     Unread("Label Studio's JSON-MIN", (".json",), ('"polygonlabels"', '"original_width"'), LABEL_STUDIO),
     Unread("Label Studio's JSON-MIN", (".json",), ('"brushlabels"', '"original_width"'), LABEL_STUDIO),
@@ -57,7 +82,17 @@ UNREAD = (
         "save the project, or choose Annotation, Export Annotations (as json)",
     ),
     Unread("a CSV of boxes", (".csv",), ("xmin", "ymin", "xmax", "ymax"), BOXES),
+    Unread(
+        "LabelMe 3.0 XML",
+        (".xml",),
+        ("<annotation>", "<polygon>", "<pt>"),
+        "export COCO from the tool, or from CVAT `CVAT for images 1.1`",
+    ),
+    Unread("LabelMe 3.0 XML", (".xml",), ("<annotation>", "<segm>", "<mask>"), "export COCO from the tool"),
+    Unread("masks of Open Images", (".csv",), ("MaskPath", "ImageID", "LabelName"), CONVERT),
+    Unread("Label Studio's CSV", (".csv", ".tsv"), ("polygonlabels",), LABEL_STUDIO),
     Unread("a list of boxes of VOC", (".xml",), ("<annotation>", "<bndbox>"), BOXES),
+    Unread("packed JSON", (".json.gz",), (), "unpack it with gunzip"),
     Unread("TFRecord", (".tfrecord", ".tfrecords", ".record"), (), "export the data set again, as COCO"),
     Unread("a table", (".parquet", ".arrow"), (), "write images and COCO instances JSON from it"),
     Unread(
@@ -97,8 +132,7 @@ def looks_like(folder: Path, folders: Sequence[Path]) -> str | None:
 
 
 def _unread(path: Path) -> str | None:
-    suffix = path.suffix.lower()
-    kinds = [kind for kind in UNREAD if suffix in kind.suffixes]
+    kinds = [kind for kind in UNREAD if path.name.lower().endswith(kind.suffixes)]
     if not kinds:
         return None
     with path.open("rb") as file:

@@ -37,6 +37,7 @@ from yolact.formats.mask_classes import (
 )
 from yolact.formats.mask_files import VOID, read_mask
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.formats.split_names import split_of
 from yolact.formats.voc_files import (
     IMAGES,
     SEGMENTATION_SETS,
@@ -112,12 +113,20 @@ def find(folders: Sequence[Path]) -> list[Path]:
 
 def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """The folders that `read` needs, and ``Annotations``, image lists and class lists if present."""
-    root = _root(found)
-    return [Files(root, TARGET, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets", *text_files(root)))]
+    targets = {Path(TARGET.parent, split): root for split, root in _folders_of_splits(found).items()}
+    return [
+        Files(root, target, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets", *text_files(root)))
+        for target, root in (targets or {TARGET: _root(found)}).items()
+    ]
 
 
 def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -> Dataset:
-    """Read the images of ``ImageSets/Segmentation/*.txt``; without lists, all with a mask of objects."""
+    """Read the images of ``ImageSets/Segmentation/*.txt``; without lists, all with a mask of objects.
+
+    Several folders are read if each has the name of a split, as of labelme2voc that was run for each.
+    """
+    if roots := _folders_of_splits(found):
+        return _read_folders_of_splits(roots, options)
     root = _root(found)
     class_folder, object_folder = _mask_folders(root)
     known = {unicodedata.normalize("NFC", name) for name in stems_below(root / IMAGES, *IMAGE_SUFFIXES)}
@@ -139,6 +148,51 @@ def read(found: Sequence[Path], folders: Sequence[Path], options: ReadOptions) -
     classes, doubts = _classes(folder, [image_id for names in ids.values() for image_id in names], options)
     splits = {split: [VocImage(folder, classes, name) for name in names] for split, names in ids.items()}
     return voc_dataset(NAME, root, splits, [*warnings, *doubts], classes.names)
+
+
+def _folders_of_splits(found: Sequence[Path]) -> dict[str, Path]:
+    """Several folders by the splits that their names say; empty if there is one, or they name not each another."""
+    if len(found) < 2:
+        return {}
+    above = os.path.commonpath(found)
+    named = {split_of(f"{path.relative_to(above).as_posix()}/_"): path for path in found}
+    if len(named) < len(found) or None in named or "train" not in named:
+        return {}
+    return {str(split): _root([root]) for split, root in named.items()}
+
+
+def _read_folders_of_splits(roots: Mapping[str, Path], options: ReadOptions) -> Dataset:
+    """Read a folder for each split, with all images that have a mask of objects.
+
+    Raises:
+        DataError: the folders have other classes, or an image of the same name.
+    """
+    above = Path(os.path.commonpath(list(roots.values())))
+    splits: dict[str, list[VocImage]] = {}
+    warnings: list[Problem] = []
+    first: MaskClasses | None = None
+    owners: dict[str, Path] = {}
+    for split in (split for split in options.splits if split in roots):
+        root = roots[split]
+        class_folder, object_folder = _mask_folders(root)
+        masked = stems_below(root / object_folder, ".png")
+        if not masked:
+            raise DataError(_no_masks(root, object_folder))
+        warnings += without_annotations(root / IMAGES, masked, f"a mask in {object_folder}")
+        classes, doubts = _classes(VocFolder(root, class_folder, object_folder), masked, options)
+        warnings += doubts
+        first = first or classes
+        if classes.names != first.names:
+            raise DataError(
+                f"{root}: has the classes {', '.join(classes.names)}, but {roots['train']} {', '.join(first.names)}. "
+                "Write the masks of all splits by one list of classes, or name them by data.class_names."
+            )
+        for name in masked:
+            if owners.setdefault(name, root) != root:
+                raise DataError(f"{root}: has an image {name!r}, as {owners[name]} has. Rename one and its masks.")
+        folder = VocFolder(above, class_folder, object_folder, f"{root.relative_to(above).as_posix()}/")
+        splits[split] = [VocImage(folder, classes, name) for name in masked]
+    return voc_dataset(NAME, above, splits, warnings, first.names if first is not None else ())
 
 
 def _root(found: Sequence[Path]) -> Path:
@@ -209,18 +263,24 @@ class VocFolder:
     root: Path
     class_folder: str = MASK_FOLDERS[0]
     object_folder: str = MASK_FOLDERS[1]
+    part: str = ""
+    """Where its folders are below ``root``, with ``/`` at the end."""
+
+    def image_file(self, image_id: str) -> str:
+        """Path of an image, relative to ``root``; raises `ProblemError` if there is none."""
+        return find_image(self.root, self.part + IMAGES, image_id)
 
     def class_file(self, image_id: str) -> str:
         """Path of an image's class mask, relative to ``root``."""
-        return find_part(self.root, self.class_folder, image_id, ".png")
+        return find_part(self.root, self.part + self.class_folder, image_id, ".png")
 
     def object_file(self, image_id: str) -> str:
         """Path of an image's mask of objects, relative to ``root``."""
-        return find_part(self.root, self.object_folder, image_id, ".png")
+        return find_part(self.root, self.part + self.object_folder, image_id, ".png")
 
     def xml_file(self, image_id: str) -> str:
         """Path of an image's XML, relative to ``root``."""
-        return find_part(self.root, "Annotations", image_id, ".xml")
+        return find_part(self.root, f"{self.part}Annotations", image_id, ".xml")
 
 
 def _classes(folder: VocFolder, image_ids: Sequence[str], options: ReadOptions) -> tuple[MaskClasses, list[Problem]]:
@@ -419,7 +479,7 @@ def read_voc_image(folder: VocFolder, image_id: str, classes: MaskClasses = VOC_
         ProblemError: with all problems of the image's files.
     """
     root, problems = folder.root, list[Problem]()
-    image = keep_problems(problems, lambda: read_image_file(root, find_image(root, IMAGES, image_id)))
+    image = keep_problems(problems, lambda: read_image_file(root, folder.image_file(image_id)))
     object_file, class_file, xml_file = (
         find(image_id) for find in (folder.object_file, folder.class_file, folder.xml_file)
     )

@@ -28,6 +28,7 @@ from yolact.errors import DataError
 from yolact.formats.coco import read_coco
 from yolact.formats.dataset import ReadOptions
 from yolact.formats.problems import ProblemError
+from yolact.formats.registry import read_dataset
 
 
 @pytest.fixture
@@ -119,6 +120,21 @@ def test_files_of_the_official_folders_are_found_with_their_images(tmp_path: Pat
     }
     assert dataset.image_ids == {"train2017/a.jpg": 1, "val2017/b.jpg": 5}
     assert dataset.classes == {1: "person", 3: "dog"}
+
+
+def test_keypoints_are_read_if_there_is_no_other_file(tmp_path: Path) -> None:
+    save_image(tmp_path, "val2017/a.jpg")
+    write(tmp_path, tree(annotation(keypoints=[1, 1, 2])), "annotations/person_keypoints_val2017.json")
+    assert image_ids(read_dataset(tmp_path)) == {"train": ["val2017/a.jpg"]}
+    write(tmp_path, tree(annotation(), annotation()), "annotations/instances_val2017.json")
+    (source,) = read_dataset(tmp_path).splits["train"]
+    assert len(source.read().instances) == 2
+
+
+def test_images_that_are_still_packed_are_named(root: Path) -> None:
+    (root / "images.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of its 1 images is found .* Unpack images\.zip in its folder\."):
+        load(root, tree(images=[{"id": 1, "file_name": "none.jpg"}]))
 
 
 def test_folders_name_the_split(tmp_path: Path) -> None:

@@ -73,8 +73,9 @@ def test_damage_is_refused_where_the_json_module_refuses_it(
 
 @pytest.mark.parametrize("content", ["", " ", "1", '"a"', "[1]", "{}", "{}{}", '{"images": 3, "annotations": []}'])
 def test_what_is_not_instances_json_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match=r"a\.json: not (JSON|COCO)"):
+    with pytest.raises(DataError, match=r"^\S*a\.json: not (JSON|COCO)") as caught:
         load_instances(write(tmp_path, content, "a.json"), "a.json")
+    assert str(caught.value).count("a.json") == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from tests.yolact.formats.coco_sets import (
     TWO_FORMS,
     WIDTH,
     annotation,
+    kinds,
     load,
     read_one,
     save_image,
     tree,
 )
-from yolact.formats.coco_rows import decompressed_runs, identity
+from yolact.formats.coco_rows import RowReading, decompressed_runs, identity
 from yolact.formats.problems import ProblemError
 
 
@@ -151,6 +153,23 @@ def test_sizes_decide_in_which_frame_a_turned_image_was_annotated(root: Path) ->
     assert read_one(root, annotation()).upright_by_size is False
     upright = [{"id": 1, "file_name": "a.jpg", "width": HEIGHT, "height": WIDTH}]
     assert read_one(root, annotation(), images=upright).upright_by_size is True
+
+
+def test_outlines_on_upright_images_whose_sizes_are_stated_as_stored_are_read_upright(root: Path) -> None:
+    """As COCO Annotator exports them."""
+    upright_only = [2, 9, 6, 9, 6, 12, 2, 12]
+    for name in ("a", "b"):
+        save_image(root, f"images/{name}.jpg", orientation=6)
+    images = [{"id": n, "file_name": f"{name}.jpg", "width": WIDTH, "height": HEIGHT} for n, name in enumerate("ab", 1)]
+    rows = [annotation(), annotation(image_id=2, segmentation=[upright_only], bbox=None)]
+    dataset = load(root, tree(*rows, images=images))
+    assert kinds(dataset) == ["sizes of the images as stored"]
+    either, upright = (source.read() for source in dataset.splits["train"])
+    assert (upright.upright_by_size, upright.instances[0].area, (upright.width, upright.height)) == (True, 12, (8, 12))
+    assert either.upright_by_size is None
+    alone = replace(dataset.splits["train"][1], reading=RowReading())
+    with pytest.raises(ProblemError, match="its outlines lie outside of that and inside the upright image; swap width"):
+        alone.read()
 
 
 def test_without_a_stated_size_the_outlines_decide_where_they_fit(root: Path) -> None:

@@ -238,6 +238,12 @@ def test_types_that_are_not_read_are_named_with_a_way_to_convert_them(tmp_path: 
         read_image_file(tmp_path, "a")
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 3\n")
+    with pytest.raises(ProblemError, match="fetch it with `git lfs pull`"):
+        read_image_file(tmp_path, "a.jpg")
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), form=st.sampled_from(["TIFF", "WEBP", "BMP"]))
 def test_damaged_files_are_problems_and_never_crash(data: st.DataObject, form: str) -> None:

@@ -118,6 +118,7 @@ def test_equal_repairs_are_one_warning_with_their_number(tmp_path: Path) -> None
     [
         ("annotations/instances_train2017.json", "train"),
         ("valid/_annotations.json", "val"),
+        ("valset/labels.json", "val"),
         ("trainval.json", None),
     ],
 )

@@ -55,6 +55,30 @@ def test_polygons_become_objects_of_the_labels(root: Path) -> None:
     assert (dataset.warnings, images["a.jpg"].dropped) == ([], ())
 
 
+def test_an_image_that_was_renamed_with_its_file_is_found(root: Path) -> None:
+    save_image(root / "c.png")
+    for name in ("a", "c"):
+        write(root / f"{name}.json", tree(shape(), imagePath="IMG_1.jpg"))
+    write(root / "d.json", tree(shape(), imagePath="IMG_2.jpg"))
+    dataset = read_dataset(root)
+    assert (ids(dataset), list(dataset.problems)) == ({"train": ["a.jpg", "c.png"]}, ["d.json"])
+    assert "2 of 2 file names are not there; the images beside the files" in dataset.warnings[0].reason
+
+
+def test_a_set_without_a_single_image_has_only_problems(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", tree(shape()))
+    dataset = read_dataset(tmp_path)
+    assert (ids(dataset), list(dataset.problems)) == ({"train": []}, ["a.json"])
+
+
+def test_labels_that_may_number_objects_are_doubtful(root: Path) -> None:
+    write(root / "a.json", tree(shape("cat-1", LEFT), shape("cat-2", RIGHT), shape("f-16", RIGHT)))
+    dataset, _ = read_all(root)
+    (warning,) = dataset.warnings
+    assert "'cat-1', 'cat-2' are classes of their own" in warning.reason
+    assert "data.classes={cat-1: cat, cat-2: cat, …}" in warning.reason
+
+
 def test_rectangles_circles_and_masks_become_objects(root: Path) -> None:
     drawn = mask(LEFT)
     ys, xs = np.nonzero(drawn)

@@ -424,6 +424,21 @@ def test_voc_and_coco_in_one_folder_are_refused_by_all_callers(tmp_path: Path, l
         look(tmp_path)
 
 
+def test_data_annotations_chooses_one_of_several_data_sets(tmp_path: Path) -> None:
+    """As of labelme's files beside the COCO file that was made of them."""
+    put(tmp_path / "a.jpg", image_bytes())
+    put(tmp_path / "a.json", b'{"shapes": [], "imagePath": "a.jpg"}')
+    rows = b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}'
+    put(tmp_path / "coco.json", rows)
+    with pytest.raises(DataError, match=r"more than one data set:\n(.*\n)*Choose one .*data.annotations=\[coco.json\]"):
+        read_dataset(tmp_path)
+    with pytest.raises(DataError, match="more than one data set"):
+        read_dataset(tmp_path, ReadOptions(annotations=["other.json"]))
+    for chosen in (["coco.json"], {"train": ["coco.json"]}):
+        assert read_dataset(tmp_path, ReadOptions(annotations=chosen)).format == "COCO"
+        assert [files.origin for files in dataset_files(tmp_path, chosen)] == [tmp_path]
+
+
 @pytest.mark.parametrize("look", [read_dataset, dataset_files])
 def test_images_of_two_voc_folders_next_to_sbd_are_refused(sbd: Path, tmp_path: Path, look: Any) -> None:
     (sbd / "img").rename(tmp_path / "JPEGImages")

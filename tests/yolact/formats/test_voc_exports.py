@@ -247,7 +247,7 @@ def test_lists_are_found_by_the_split_in_their_names(tmp_path: Path, folder: str
     splits = ingested(root).splits
     ids = {split: [source.image_id for source in sources] for split, sources in splits.items()}
     assert ids == {"train": ["img_000", "img_001"], "val": ["img_002"], "test": ["img_003"]}
-    assert list(ingested(root, splits=("train", "val", "test")).splits) == ["train", "val", "test"]
+    assert list(ingested(root, splits=("train", "val")).splits) == ["train", "val"]
 
 
 @pytest.mark.parametrize(
@@ -294,6 +294,40 @@ def test_masks_of_older_labelme2voc_are_read_from_their_folders(tmp_path: Path) 
             put(root / f"Segmentation{kind}Visualization/{image.name}.jpg", photo())
     assert same(found(root), IMAGES)
     assert not list((root.with_name("export.raw")).rglob("*.npy"))
+
+
+def folders_of_splits(tmp_path: Path, train: str = "bolt\nnut\nwasher", val: str = "bolt\nnut\nwasher") -> Path:
+    for name, images, text in (("train", IMAGES[:3], train), ("val", IMAGES[3:], val)):
+        voc(tmp_path, images).rename(tmp_path / name)
+        put(tmp_path / name / "class_names.txt", f"_background_\n{text}")
+    return tmp_path
+
+
+def test_a_folder_for_each_split_is_read_as_one_set(tmp_path: Path) -> None:
+    root = folders_of_splits(tmp_path / "set")
+    dataset = ingested(root)
+    assert {split: [source.image_id for source in sources] for split, sources in dataset.splits.items()} == {
+        "train": ["img_000", "img_001", "img_002"],
+        "val": ["img_003"],
+    }
+    assert same(found(root), IMAGES)
+    (root / "val/SegmentationObject/img_003.png").write_bytes(b"damaged")
+    with pytest.raises(ProblemError, match=r"val/SegmentationObject/img_003\.png: "):
+        read_dataset(root).splits["val"][0].read()
+
+
+def test_folders_of_splits_must_agree_on_classes_and_differ_in_images(tmp_path: Path) -> None:
+    root = folders_of_splits(tmp_path, val="nut\nbolt\nwasher")
+    with pytest.raises(DataError, match=r"val: has the classes nut, bolt, washer, but .*train bolt, nut, washer\."):
+        read_dataset(root)
+    assert read_dataset(root, ReadOptions(class_names=["a", "b", "c"])).classes == {1: "a", 2: "b", 3: "c"}
+    for name in ("JPEGImages/img_000.jpg", "SegmentationClass/img_000.png", "SegmentationObject/img_000.png"):
+        put(root / "val" / name, (root / "train" / name).read_bytes())
+    with pytest.raises(DataError, match=r"val: has an image 'img_000', as .*train has\. Rename one"):
+        read_dataset(root, ReadOptions(class_names=["a", "b", "c"]))
+    (root / "val").rename(root / "more")
+    with pytest.raises(DataError, match="more than one data set"):
+        read_dataset(root)
 
 
 def test_missing_masks_are_named_with_the_way_on(tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_a_folder_with_both_voc_and_coco_is_refused_and_so_is_one_with_sbd_and_c
     before = ingest(str(both))
     write(both, f"{place}/train.json", content=b'{"images": [], "annotations": []}')
     with pytest.raises(
-        DataError, match=r"(?s)more than one data set:\n.*VOC2012\n.*train\.json\nName the folder of one"
+        DataError, match=r"(?s)more than one data set:\n.*VOC2012\n.*train\.json\n.*data\.annotations=\[train\.json\]"
     ):
         ingest(str(both))
     shutil.rmtree(both / "VOCdevkit/VOC2012/SegmentationObject")
