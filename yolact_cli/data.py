@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shlex
@@ -19,7 +18,7 @@ from rich.text import Text
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.orientation import Undecided
-from components.preprocess.outcome import Outcome, outcome_of, without_objects, without_unannotated_test
+from components.preprocess.outcome import Outcome, outcome_of
 from components.preprocess.preparing import options_of, preparation_of, prepare_all
 from components.preprocess.report import GalleryImage, class_rows, page
 from components.preprocess.statistics import statistics
@@ -27,7 +26,7 @@ from yolact.errors import DataError, SettingsError
 from yolact.files import write_text_atomic
 from yolact.formats.classes import select_classes
 from yolact.formats.dataset import Dataset
-from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage
+from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, parsed_rows
 from yolact.formats.registry import read_dataset
 from yolact_cli.output import print_json
 from yolact_ops.commands.container import usable_cpus
@@ -168,14 +167,7 @@ def _look(folder: Path, data: DataConfig, limit: int) -> Look:
     chosen = _sample(dataset, limit)
     read = sum(map(len, chosen.splits.values())) + len(dataset.problems)
     images, rejected, undecided = prepare_all(chosen, preparation, None, usable_cpus())
-    chosen, unannotated = without_unannotated_test(chosen, images, rejected, data)
-    for name in unannotated:
-        images.pop(name, None)
-        rejected.pop(name, None)
-    empty = without_objects(images) if data.empty_images == "drop" else []
-    for name in empty:
-        del images[name]
-    outcome = outcome_of(chosen, categories, images, rejected, empty, data)
+    outcome = outcome_of(chosen, categories, images, rejected, data)
     stats = statistics(outcome, digest="")
     findings = find(outcome, stats["duplicates"])
     return Look(dataset, preparation, outcome, categories, stats, findings, read, undecided)
@@ -229,8 +221,7 @@ def _page(look: Look, shown: Mapping[str, Sequence[ImageSummary]], data: DataCon
 
 def _gallery_image(prepared: PreparedImage, folder: Path) -> GalleryImage:
     summary = prepared.summary
-    objects = [json.loads(f"{{{row}") for row in prepared.rows]
-    return GalleryImage(folder / summary.file_name, summary.width, summary.height, objects)
+    return GalleryImage(folder / summary.file_name, summary.width, summary.height, parsed_rows(prepared.rows))
 
 
 def _as_json(look: Look, shown: Mapping[str, Sequence[ImageSummary]], command: str | None) -> dict[str, Any]:

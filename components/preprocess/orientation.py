@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from components.preprocess.report import GalleryImage
 from yolact.formats.dataset import ImageSource
-from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage
+from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, parsed_rows
 from yolact.formats.problems import Problem
 from yolact_ops.reports.pages import evenly_spaced
 
@@ -66,7 +65,7 @@ class Undecided:
                 target.mkdir(parents=True, exist_ok=True)
                 prepared = replace(preparation, folder=target, exif=upright)(self.sources[place])
                 if isinstance(prepared, PreparedImage):
-                    summary, objects = prepared.summary, [json.loads(f"{{{row}") for row in prepared.rows]
+                    summary, objects = prepared.summary, parsed_rows(prepared.rows)
                     path = target / summary.file_name
                     drawings[name] = GalleryImage(path, summary.width, summary.height, objects)
             shown.append(drawings)

@@ -44,6 +44,8 @@ class Outcome:
     """The source's own id by category id, where they differ."""
     images: Mapping[str, Sequence[ImageSummary]]
     """By split, in the order of their ids."""
+    unused: Sequence[ImageSummary]
+    """Images that are left out, though nothing is wrong with them."""
     rejected: Mapping[str, Sequence[Problem]]
     """By image id."""
     empty: Sequence[str]
@@ -80,7 +82,7 @@ class Outcome:
         return used + len(self.dropped)
 
 
-def without_objects(images: Mapping[str, ImageSummary]) -> list[str]:
+def _without_objects(images: Mapping[str, ImageSummary]) -> list[str]:
     """Ids of the images whose annotation has no object, which ``data.empty_images: drop`` leaves out."""
     return [
         name
@@ -94,7 +96,7 @@ def hashes(images: Sequence[ImageSummary]) -> np.ndarray:
     return np.array([image.difference_hash for image in images], dtype=np.uint64)
 
 
-def without_unannotated_test(
+def _without_unannotated_test(
     dataset: Dataset, images: Mapping[str, ImageSummary], rejected: Mapping[str, Sequence[Problem]], data: DataConfig
 ) -> tuple[Dataset, set[str]]:
     """The data set without its test split if no image of it has an annotation, and the ids of these images.
@@ -125,7 +127,6 @@ def outcome_of(
     categories: Mapping[int, str],
     images: Mapping[str, ImageSummary],
     rejected: Mapping[str, Sequence[Problem]],
-    empty: Sequence[str],
     data: DataConfig,
 ) -> Outcome:
     """Divide the images into splits: the source's, those of lists, or chosen by shares, see ``data.split``.
@@ -135,9 +136,14 @@ def outcome_of(
         categories: the kept classes, by category id.
         images: the usable images, by image id.
         rejected: the problems of the others.
-        empty: ids of images that are left out because they have no object.
-        data: settings of the split.
+        data: settings of the split, and of images without objects.
     """
+    dataset, unannotated = _without_unannotated_test(dataset, images, rejected, data)
+    prepared = images
+    images = {name: image for name, image in prepared.items() if name not in unannotated}
+    rejected = {name: problems for name, problems in rejected.items() if name not in unannotated}
+    empty = _without_objects(images) if data.empty_images == "drop" else []
+    images = {name: image for name, image in images.items() if name not in set(empty)}
     split_of = {source.image_id: split for split, found in dataset.splits.items() for source in found}
     split_by: dict[str, SplitBy] = {
         split: "lists" if split in data.split.lists else "source" for split in dataset.splits
@@ -158,6 +164,7 @@ def outcome_of(
         categories=categories,
         source_category_ids=dataset.source_category_ids,
         images={split: [image for name, image in images.items() if split_of[name] == split] for split in splits},
+        unused=[image for name, image in prepared.items() if name not in images],
         rejected=rejected,
         empty=empty,
         orphans=dataset.orphans,

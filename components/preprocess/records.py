@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from yolact.formats.preparation import ImageSummary
+from yolact.formats.preparation import ImageSummary, parsed_rows
 
 
 class Records:
@@ -35,7 +35,7 @@ class Records:
 
     def objects(self, image_id: str) -> list[dict[str, Any]]:
         """The parsed rows of an image, without ids."""
-        return [json.loads(f"{{{row}") for row in self.rows(image_id)]
+        return parsed_rows(self.rows(image_id))
 
     def rows(self, image_id: str) -> list[str]:
         """The stored rows of an image."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
-from components.preprocess.outcome import Outcome, outcome_of, without_objects, without_unannotated_test
+from components.preprocess.outcome import Outcome, outcome_of
 from components.preprocess.preparing import options_of, preparation_of, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
@@ -63,13 +63,9 @@ def run(
             count = sum(map(len, dataset.splits.values()))
             log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
             images, rejected, undecided = prepare_all(dataset, preparation, records, workers or usable_cpus())
-            dataset, unannotated = without_unannotated_test(dataset, images, rejected, data)
-            _leave_out(unannotated, images, folder / "images")
-            for name in unannotated & rejected.keys():
-                del rejected[name]
-            empty = without_objects(images) if data.empty_images == "drop" else []
-            _leave_out(empty, images, folder / "images")
-            outcome = outcome_of(dataset, categories, images, rejected, empty, data)
+            outcome = outcome_of(dataset, categories, images, rejected, data)
+            for image in outcome.unused:
+                (folder / "images" / image.file_name).unlink()
             stats, findings = _written(folder, dataset, outcome, records)
             refusal = refusal_of(dataset.root, outcome, undecided, data, str(page))
             readings = undecided.readings(preparation, folder) if undecided else []
@@ -98,13 +94,6 @@ def _written(
     findings = find(outcome, stats["duplicates"])
     stats["findings"] = [finding.as_json() for finding in findings]
     return stats, findings
-
-
-def _leave_out(names: Iterable[str], images: dict[str, ImageSummary], folder: Path) -> None:
-    """Remove images, if they are usable, and their files."""
-    for name in names:
-        if name in images:
-            (folder / images.pop(name).file_name).unlink()
 
 
 def _gallery(folder: Path, images: Sequence[ImageSummary], records: Records) -> list[GalleryImage]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -197,6 +198,11 @@ class Preparation:
         name = name if name.endswith(suffix) else name + suffix
         fits = written is None or suffix.lower() == written or (written, suffix.lower()) == (".jpg", ".jpeg")
         return name if fits else f"{name}{written}"
+
+
+def parsed_rows(rows: Iterable[str]) -> list[dict[str, Any]]:
+    """`PreparedImage.rows` as rows of COCO's ``annotations``, without ids."""
+    return [json.loads(f"{{{row}") for row in rows]
 
 
 def objects_of(images: Iterable[ImageSummary]) -> np.ndarray:

@@ -37,7 +37,7 @@ MAX_LINE = 4096
 MAX_FOLDERS = 5
 """Maximum depth of folders in the folder of images or masks."""
 
-MAX_COORDINATE = 1_000_000
+MAX_BOX_COORDINATE = 1_000_000
 """Pixels; an XML box with a larger coordinate is a mistake (and its area might overflow)."""
 
 
@@ -295,7 +295,8 @@ def _read_object(element: ElementTree.Element, number: int, file: str) -> VocObj
     name = _text(element, "name")
     try:
         x0, y0, x1, y1 = (float(_text(element, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        usable = -MAX_COORDINATE <= x0 <= x1 <= MAX_COORDINATE and -MAX_COORDINATE <= y0 <= y1 <= MAX_COORDINATE
+        limit = MAX_BOX_COORDINATE
+        usable = -limit <= x0 <= x1 <= limit and -limit <= y0 <= y1 <= limit
     except ValueError:
         usable = False
     if not usable:
