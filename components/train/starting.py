@@ -7,15 +7,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolact.errors import WeightsError
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
 from yolact_ops.registry.versions import fetch_files, resolve
-from yolact_ops.tracking.store import connect
-from yolact_ops.transfer.storage import S3Address, fetch_objects, list_objects, make_client
+from yolact_ops.tracking.store import connect, quiet_mlflow, reported
 
 log = logging.getLogger(__name__)
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Of files with weights; another address on S3 is that of a model's folder."""
 
 
 def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
@@ -32,8 +33,8 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         The address, with an alias replaced by the version; None for weights on this machine.
 
     Raises:
-        WeightsError: the address has no weights, or see `load_starting_weights`.
-        DownloadError, RegistryError, TrackingError: they cannot be fetched.
+        WeightsError: see `load_starting_weights`.
+        RegistryError, TrackingError: they cannot be fetched.
     """
     key = "backbone_weights" if model.config.initial_weights == "none" else "initial_weights"
     address = getattr(model.config, key)
@@ -42,32 +43,30 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         log.info("model.%s: fetching %s", key, address)
-        fetch = _fetch_version if address.startswith("models:/") else _fetch_objects
-        path, resolved = fetch(address, Path(folder))
-        if resolved != address:
-            log.info("%s is %s", address, resolved)
+        if address.startswith("models:/"):
+            version = resolve(connect(), address)
+            path = fetch_files(version.name, int(version.version), Path(folder), "artifacts/model")
+            address = f"models:/{version.name}/{version.version}"
+            log.info("model.%s: starting from %s", key, address)
+        else:
+            path = _fetch_objects(address.rstrip("/"), whole=key == "initial_weights", folder=Path(folder))
         if key == "backbone_weights" and path.is_dir():
             path /= WEIGHTS_FILE
         load_starting_weights(model, classes, path)
-    return resolved
+    return address
 
 
-def _fetch_version(address: str, folder: Path) -> tuple[Path, str]:
-    """The folder of a version's network, and the version's address."""
-    version = resolve(connect(), address)
-    path = fetch_files(version.name, int(version.version), folder, "artifacts/model")
-    return path, f"models:/{version.name}/{version.version}"
+def _fetch_objects(address: str, *, whole: bool, folder: Path) -> Path:
+    """The folder of a network on S3, or the file with weights that the address names; ``whole``: the network is read.
 
+    Only these files are fetched: a folder may have much else, such as checkpoints.
+    """
+    quiet_mlflow()
+    import mlflow.artifacts
 
-def _fetch_objects(address: str, folder: Path) -> tuple[Path, str]:
-    """The file, or the folder of a network, that an address on S3 names, and the address."""
-    parsed, client = S3Address.parse(address), make_client()
-    objects = list_objects(client, parsed)
-    if [item.key for item in objects] == [parsed.key]:
-        wanted, path = objects, folder / objects[0].path
-    else:  # a folder may have much else, such as checkpoints
-        wanted, path = [item for item in objects if str(item.path) in (WEIGHTS_FILE, DESCRIPTION_FILE)], folder
-        if not wanted:
-            raise WeightsError(f"{address}: has no {WEIGHTS_FILE}; name the folder of a model, or one file")
-    fetch_objects(client, parsed, wanted, folder)
-    return path, address
+    single = not whole and address.endswith(SUFFIXES)
+    wanted = [address] if single else [f"{address}/{name}" for name in (WEIGHTS_FILE, DESCRIPTION_FILE)[: 1 + whole]]
+    for file in wanted:
+        with reported(f"fetch {file}"):
+            path = Path(mlflow.artifacts.download_artifacts(file, dst_path=str(folder)))
+    return path if single else folder

@@ -11,10 +11,9 @@ import torch
 from components.train.starting import load_start
 from tests.servers.mlflow_servers import BUCKET, S3Server
 from tests.small_networks import tiny_config
-from yolact.errors import WeightsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
-from yolact_ops.transfer.download import DownloadError
+from yolact_ops.tracking.store import TrackingError
 
 CLASSES = ["cat", "dog"]
 ADDRESS = f"s3://{BUCKET}/start/model"
@@ -63,7 +62,5 @@ def test_the_backbone_of_a_network_on_s3_is_taken(saved: Yolact, address: str) -
 
 
 def test_an_address_without_weights_is_named(saved: Yolact) -> None:
-    with pytest.raises(WeightsError, match=f"{ADDRESS}/checkpoints: has no model.safetensors; name the folder of"):
+    with pytest.raises(TrackingError, match=rf"fetch {ADDRESS}/checkpoints/model.safetensors"):
         load_start(other(initial_weights=f"{ADDRESS}/checkpoints"), CLASSES)
-    with pytest.raises(DownloadError, match=f"{ADDRESS}s: there is no file of this name or below it"):
-        load_start(other(initial_weights=f"{ADDRESS}s"), CLASSES)
