@@ -17,7 +17,7 @@ def evaluate(
     report: Output[HTML],
     summary: Output[Markdown],
 ) -> None:
-    """Evaluate a model on the test split, or without one on the val split: COCO metrics, the paper's AP70, and a report.
+    """Evaluate a model on the test split, or else on the val split: COCO metrics, the paper's AP70, and a report.
 
     Args:
         params: the whole of params.yaml, as YAML or JSON.
