@@ -71,10 +71,12 @@ class ModelConfig(Section):
     none (YOLACT++ paper, "Deformable Convolution with Intervals")."""
     backbone_weights: Annotated[str, Field(min_length=1)]
     """``none`` (train from scratch, batch norm included), ``imagenet`` (the backbone's ImageNet weights; batch norm is
-    frozen), or a file with a backbone's ``state_dict`` (likewise)."""
+    frozen), or a file with the ``state_dict`` of a backbone or of a whole network (likewise). The step ``train`` takes
+    addresses too, see ``initial_weights``."""
     initial_weights: Annotated[str, Field(min_length=1)]
     """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is loaded from it,
-    batch norm is frozen, and ``backbone_weights`` is ignored (`yolact.models.starting_weights`)."""
+    batch norm is frozen, and ``backbone_weights`` is ignored (`yolact.models.starting_weights`). The step ``train``
+    takes ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` and ``s3://BUCKET/FOLDER`` too."""
     image_size: ImageSize
     """Side of the square network input, pixels."""
     keep_aspect_ratio: bool

@@ -136,7 +136,7 @@ def _start(facts: CardFacts) -> str:
     model = facts.params.model
     if model.initial_weights != "none":
         return f"the weights in `{model.initial_weights}`"
-    return {"none": "random weights", "imagenet": "a backbone trained on ImageNet (torchvision)"}.get(
+    return {"none": "random weights", "imagenet": "a backbone trained on ImageNet"}.get(
         model.backbone_weights, f"the backbone in `{model.backbone_weights}`"
     )
 

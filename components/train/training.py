@@ -21,6 +21,7 @@ import torch
 from components.train.listener import TrackingListener
 from components.train.mirror import S3Mirror
 from components.train.results import summary, write_plots
+from components.train.starting import load_start
 from yolact.data.coco import CocoInstances
 from yolact.devices import choose_device, prepare_device
 from yolact.distributed import World, joined_world, own_device_name
@@ -35,7 +36,6 @@ from yolact.evaluation.evaluator import Validation
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.losses.terms import check_weights
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
-from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact_ops.lineage.hashing import hash_files
@@ -53,6 +53,9 @@ log = logging.getLogger(__name__)
 
 CONTINUED_TAG = "continued_run_id"
 """Tag of a run that continues another one's training with more epochs: that run's id."""
+
+START_TAG = "started_from"
+"""Tag of a run whose starting weights came from the registry or S3: their address, with an alias resolved."""
 
 UPLOAD_PATIENCE = 20.0
 """Seconds that the end of a run waits for its mirror; an evicted pod is killed after 30 by default."""
@@ -156,8 +159,11 @@ def _run(
 
         torch.manual_seed(params.train.seed)
         model = Yolact(params.model, len(train.class_names))
+        start = None
         if state is None:
-            load_starting_weights(model, train.class_names)
+            if world.is_main:
+                start = load_start(model, train.class_names)
+            model.load_state_dict(world.broadcast(model.state_dict()))
         torch.manual_seed(params.train.seed)  # whatever start-up has drawn; the same in every process
         validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world, on_alive)
 
@@ -176,6 +182,8 @@ def _run(
             trainer.fit()
         else:
             with _tracked(params, paths, state, old_record) as tracker:
+                if start is not None:
+                    tracker.set_tags({START_TAG: start})
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})
                 interrupts.stop_if_requested()
                 listener = TrackingListener(tracker, validation, params.train.validation_pictures, on_alive)

@@ -38,6 +38,7 @@ from components.register import packaging, step
 from components.register.candidate import Candidate, Metrics
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
+from components.train.starting import load_start
 from tests.servers.servers import free_port
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.predictor import Predictor
@@ -873,3 +874,24 @@ def test_mlflow_serves_the_champion_from_a_bare_environment_and_answers_a_real_i
             assert invoke(address, body) == [row]
         (few,) = invoke(address, {"dataframe_records": [{"image": text}], "params": {"max_detections": 1}})
         assert few["scores"] == row["scores"][:1]
+
+
+@pytest.mark.parametrize("name", ["models:/yolact@candidate", "models:/yolact/1"])
+def test_a_training_can_start_from_a_registered_version(params: Params, network: Yolact, name: str) -> None:
+    train(params)
+    register(params)
+    for key in ("initial_weights", "backbone_weights"):
+        torch.manual_seed(1)
+        model = Yolact(params.model.model_copy(update={key: name}), len(CLASSES))
+        assert load_start(model, CLASSES) == "models:/yolact/1"
+        assert torch.equal(model.backbone.conv1.weight, network.backbone.conv1.weight)
+        same = torch.equal(model.proto_net[0].weight, network.proto_net[0].weight)
+        assert same == (key == "initial_weights")
+
+
+def test_a_training_cannot_start_from_a_version_that_does_not_exist(params: Params) -> None:
+    train(params)
+    register(params)
+    for name, reason in (("models:/yolact/7", "version 7"), ("models:/yolact@champion", "has the alias 'champion'")):
+        with pytest.raises(RegistryError, match=reason):
+            load_start(Yolact(params.model.model_copy(update={"initial_weights": name}), 1), CLASSES)

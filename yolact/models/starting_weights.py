@@ -24,23 +24,28 @@ from yolact.settings import ModelConfig
 
 log = logging.getLogger(__name__)
 
+_BACKBONE = "backbone."
+"""Prefix of the backbone's tensors in a network's."""
+
 INPUT_SETTINGS = ("image_size", "keep_aspect_ratio", "anchor_scales", "anchor_ratios", "square_anchors")
 """Settings that affect what the tensors learned but not their shapes."""
 
 
-def load_starting_weights(model: Yolact, classes: Sequence[str]) -> None:
+def load_starting_weights(model: Yolact, classes: Sequence[str], path: Path | None = None) -> None:
     """Load the weights that the network's configuration names: ``initial_weights``, or else ``backbone_weights``.
 
     Args:
-        classes: the network's class names.
+        model: the network.
+        classes: its class names.
+        path: where the named weights are; None: the name is their path.
 
     Raises:
         WeightsError: see `load_initial_weights` and `load_backbone_weights`.
     """
     if model.config.initial_weights != "none":
-        load_initial_weights(model, classes)
+        load_initial_weights(model, classes, path)
     else:
-        load_backbone_weights(model)
+        load_backbone_weights(model, path)
 
 
 # --- a whole network -------------------------------------------------------------------------------------------------
@@ -58,7 +63,7 @@ class InitialWeights:
     """Layers, or whole modules, that only the file has."""
 
 
-def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeights:
+def load_initial_weights(model: Yolact, classes: Sequence[str], path: Path | None = None) -> InitialWeights:
     """Load every layer that fits, by name and shape, from the folder ``model.config.initial_weights``.
 
     The other layers keep their weights. A layer is skipped as a whole if one of its tensors has another shape; if the
@@ -66,27 +71,29 @@ def load_initial_weights(model: Yolact, classes: Sequence[str]) -> InitialWeight
     Skipped layers are logged.
 
     Args:
-        classes: the network's class names; a warning is logged if the file has as many with other names.
+        model: the network.
+        classes: its class names; a warning is logged if the file has as many with other names.
+        path: see `load_starting_weights`.
 
     Raises:
         WeightsError: the folder has no readable model, or its backbone belongs to another family.
     """
-    directory = Path(model.config.initial_weights)
+    name = model.config.initial_weights
     try:
-        saved = read_saved(directory)
+        saved = read_saved(path or Path(name))
     except WeightsError as error:
         raise WeightsError(f"model.initial_weights: {error}") from error
     own = model.state_dict()
     fitting, result = _match_layers(own, saved.tensors)
-    fits = any(layer.startswith("backbone.") for layer in result.taken)
+    fits = any(layer.startswith(_BACKBONE) for layer in result.taken)
     if not fits or not _same_family(saved.config.backbone, model.config.backbone):
         raise WeightsError(
-            f"model.initial_weights: {directory}: its backbone ({saved.config.backbone}) does not match this network's "
+            f"model.initial_weights: {name}: its backbone ({saved.config.backbone}) does not match this network's "
             f"({model.config.backbone}); copy the settings of section model from its {DESCRIPTION_FILE}"
         )
     model.load_state_dict(own | fitting)
-    _report(directory, result, len(_by_layer(own)))
-    _warn_of_other_meaning(directory, saved, model.config, classes)
+    _report(name, result, len(_by_layer(own)))
+    _warn_of_other_meaning(name, saved, model.config, classes)
     return result
 
 
@@ -142,39 +149,44 @@ def _same_family(backbone: str, other: str) -> bool:
     return find_backbone(backbone).implementation == find_backbone(other).implementation
 
 
-def _report(directory: Path, result: InitialWeights, layers: int) -> None:
-    log.info("model.initial_weights: %d of %d layers loaded from %s", len(result.taken), layers, directory)
+def _report(source: str, result: InitialWeights, layers: int) -> None:
+    log.info("model.initial_weights: %d of %d layers loaded from %s", len(result.taken), layers, source)
     if result.reinitialised:
         log.info("reinitialised: %s", ", ".join(result.reinitialised))
     if result.unused:
         log.info("not in this network, ignored: %s", ", ".join(result.unused))
 
 
-def _warn_of_other_meaning(directory: Path, saved: SavedModel, config: ModelConfig, classes: Sequence[str]) -> None:
+def _warn_of_other_meaning(source: str, saved: SavedModel, config: ModelConfig, classes: Sequence[str]) -> None:
     """Warn about classes and input settings that differ: equal shapes do not mean equal semantics."""
     others = [(theirs, ours) for theirs, ours in zip(saved.classes, classes, strict=False) if theirs != ours]
     if len(saved.classes) == len(classes) and others:
         log.warning(
             "model.initial_weights: %s also has %d classes, but %d with other names: its weights for %r initialise "
             "those for %r",
-            directory,
+            source,
             len(classes),
             len(others),
             *others[0],
         )
     settings = [name for name in INPUT_SETTINGS if getattr(saved.config, name) != getattr(config, name)]
     if settings:
-        log.warning("model.initial_weights: %s was trained with other %s", directory, ", ".join(settings))
+        log.warning("model.initial_weights: %s was trained with other %s", source, ", ".join(settings))
 
 
 # --- a backbone ------------------------------------------------------------------------------------------------------
 
 
-def load_backbone_weights(model: Yolact) -> None:
+def load_backbone_weights(model: Yolact, path: Path | None = None) -> None:
     """Load the backbone's weights that ``model.config.backbone_weights`` names; ``none`` keeps the random ones.
 
-    A file may have the backbone's own names or those that `Backbone.rename_weights` knows. If it has no deformable
+    A file may have the backbone's own names, those that `Backbone.rename_weights` knows, or a whole network's, of which
+    the backbone is taken. If it has no deformable
     convolutions but the backbone does, they take the weights of the plain ones and the rest stays zero, as published.
+
+    Args:
+        model: the network.
+        path: see `load_starting_weights`.
 
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit the backbone.
@@ -183,8 +195,9 @@ def load_backbone_weights(model: Yolact) -> None:
     if source == "none":
         return
     backbone = model.backbone
-    state = _imagenet_weights(model) if source == "imagenet" else _read_backbone(Path(source))
-    renamed = backbone.rename_weights(state)
+    state = _imagenet_weights(model) if source == "imagenet" else _read_backbone(path or Path(source))
+    own = {name.removeprefix(_BACKBONE): tensor for name, tensor in state.items() if name.startswith(_BACKBONE)}
+    renamed = backbone.rename_weights(own or state)
     problems = _misfits(renamed, backbone)
     if problems:
         raise WeightsError(f"model.backbone_weights: {source}: does not fit {model.config.backbone}: {problems}")

@@ -134,7 +134,9 @@ class LineageReport:
         model, doubts = self.settings.get("model"), []
         for key in ("initial_weights", "backbone_weights"):
             value = model.get(key, "none") if isinstance(model, dict) else "none"
-            if value not in ("none", "imagenet"):
+            if value.startswith(("models:/", "s3://")):
+                doubts.append(f"training started from model.{key} = {value}, which may be another now")
+            elif value not in ("none", "imagenet"):
                 doubts.append(f"training started from a file on the original machine: model.{key} = {value}")
         doubts.append(
             "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU sums "
