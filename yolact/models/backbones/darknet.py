@@ -71,8 +71,7 @@ class Darknet(Backbone):
         """See `Backbone`."""
         return sequential_pairs(self)
 
-    @classmethod
-    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+    def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """Not available; see `Backbone`."""
         raise WeightsError(
             f"torchvision has no {name}; name a file, such as the darknet53.pth of the published YOLACT, or set it to "
