@@ -150,7 +150,7 @@ def test_its_own_hook_provides_and_renames_pretrained_weights() -> None:
 
 
 def test_a_weights_file_is_renamed_too_and_must_fit(tmp_path: Path) -> None:
-    state = outside_backbone.Mixer.imagenet_weights("mixer3", (1, 2, 1))
+    state = outside_backbone.Mixer((1, 2, 1)).imagenet_weights("mixer3", 1)
     save_file(state, tmp_path / "mixer.safetensors")
     model = mixer(backbone_weights=str(tmp_path / "mixer.safetensors"))
     load_starting_weights(model, ["a", "b", "c"])

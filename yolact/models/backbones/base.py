@@ -6,9 +6,10 @@ import abc
 import itertools
 import pkgutil
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from yolact.backbone_registry import BackboneSpec, find_backbone
@@ -34,7 +35,7 @@ class Backbone(nn.Module, abc.ABC):
     They must also build on the device "meta".
     """
 
-    normalization: ClassVar[Normalization] = IMAGENET
+    normalization: Normalization = IMAGENET
     """Normalisation of the input."""
 
     channels: tuple[int, int, int]
@@ -143,6 +144,19 @@ def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
                 prefix = f"{name}." if name else ""
                 pairs.append((prefix + conv_name, prefix + norm_name))
     return pairs
+
+
+def build_with_storage(build: Callable[[], Any]) -> Any:
+    """The module that ``build`` makes, on the default device.
+
+    For constructors that compute with tensors, which fails on the device "meta": for it the module is made on the CPU
+    and moved, and PyTorch's random state stays as it was.
+    """
+    device = torch.get_default_device()
+    if device.type != "meta":
+        return build()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return build().to(device)
 
 
 def draw_weights(weight: Tensor, **how: Any) -> None:

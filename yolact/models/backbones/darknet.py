@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ class Darknet(Backbone):
         blocks: residual blocks of each of the five stages.
     """
 
-    normalization: ClassVar[Normalization] = UNIT_RANGE
+    normalization: Normalization = UNIT_RANGE
 
     def __init__(self, blocks: Sequence[int]) -> None:
         super().__init__()

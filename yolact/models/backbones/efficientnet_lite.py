@@ -10,7 +10,7 @@ import importlib.util
 import math
 from collections import OrderedDict
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class EfficientNetLite(Backbone):
         name: a key of `_SCALES`.
     """
 
-    normalization: ClassVar[Normalization] = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+    normalization: Normalization = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 
     def __init__(self, name: str) -> None:
         super().__init__()

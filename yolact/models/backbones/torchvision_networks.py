@@ -11,11 +11,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.models.backbones.base import Backbone, sequential_pairs
+from yolact.models.backbones.base import Backbone, build_with_storage, sequential_pairs
 from yolact.models.backbones.hub import torchvision_weights
 
 
@@ -161,9 +160,4 @@ def _network(name: str, **options: float) -> Any:
     """torchvision's network with random weights."""
     from torchvision.models import get_model
 
-    device = torch.get_default_device()
-    if device.type != "meta":
-        return get_model(name, weights=None, **options)
-    # RegNet's constructor computes its widths with tensors, which need storage.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return get_model(name, weights=None, **options).to(device)
+    return build_with_storage(lambda: get_model(name, weights=None, **options))  # RegNet computes its widths
