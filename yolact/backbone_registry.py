@@ -35,6 +35,8 @@ class BackboneSpec:
     """Whether the class takes ``model.deformable_blocks``."""
     fixed: bool = False
     """Whether ``model.backbone_blocks`` cannot be changed: the class is built from the name, not from blocks."""
+    weights: str = "none"
+    """Where ``model.backbone_weights: imagenet`` takes weights from, for display."""
     requirements: tuple[str, ...] = ()
     """Distributions that the class needs beside those that yolact itself does; registered models pin them."""
 
@@ -44,7 +46,15 @@ _BOTTLENECK = "yolact.models.backbones.resnet:BottleneckResNet"
 
 _TIMM_CLASS = "yolact.models.backbones.timm_networks:TimmBackbone"
 _LITE = "yolact.models.backbones.efficientnet_lite:EfficientNetLite"
-_TORCHVISION = "yolact.models.backbones.torchvision_networks"
+
+_FIRST, _BOTH = "torchvision", "torchvision, also imagenet-v2"
+_PACKAGE = "package, extra pretrained"
+
+
+def _torchvision(name: str, title: str, blocks: tuple[int, ...], family: str, weights: str) -> BackboneSpec:
+    implementation = f"yolact.models.backbones.torchvision_networks:{family}"
+    return BackboneSpec(name, title, blocks, implementation, fixed=True, weights=weights)
+
 
 # Blocks per stage: He et al. 2016, table 1; Redmon and Farhadi 2018, table 1. A stage of the others is all blocks
 # of one stride: Howard et al. 2019, table 1; Tan and Le 2019, table 1; Radosavovic et al. 2020 (torchvision's depths);
@@ -52,25 +62,23 @@ _TORCHVISION = "yolact.models.backbones.torchvision_networks"
 _SPECS: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC),
-        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC),
-        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True),
-        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True),
+        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC, weights=_FIRST),
+        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC, weights=_FIRST),
+        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
+        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
         BackboneSpec("darknet53", "Darknet-53", (1, 2, 8, 8, 4), "yolact.models.backbones.darknet:Darknet"),
-        BackboneSpec("efficientnet_lite0", "EfficientNet-Lite0", (1, 2, 2, 6, 5), _LITE, fixed=True),
-        BackboneSpec("efficientnet_lite1", "EfficientNet-Lite1", (1, 3, 3, 8, 6), _LITE, fixed=True),
-        BackboneSpec("efficientnet_lite2", "EfficientNet-Lite2", (1, 3, 3, 8, 6), _LITE, fixed=True),
-        BackboneSpec(
-            "mobilenet_v3_large", "MobileNetV3-Large", (1, 2, 3, 6, 3), f"{_TORCHVISION}:MobileNetV3", fixed=True
-        ),
-        BackboneSpec("efficientnet_b0", "EfficientNet-B0", (1, 2, 2, 6, 5), f"{_TORCHVISION}:EfficientNet", fixed=True),
-        BackboneSpec("efficientnet_b1", "EfficientNet-B1", (2, 3, 3, 8, 7), f"{_TORCHVISION}:EfficientNet", fixed=True),
-        BackboneSpec("efficientnet_b2", "EfficientNet-B2", (2, 3, 3, 8, 7), f"{_TORCHVISION}:EfficientNet", fixed=True),
-        BackboneSpec("regnet_y_400mf", "RegNetY-400MF", (1, 3, 6, 6), f"{_TORCHVISION}:RegNet", fixed=True),
-        BackboneSpec("regnet_y_800mf", "RegNetY-800MF", (1, 3, 8, 2), f"{_TORCHVISION}:RegNet", fixed=True),
-        BackboneSpec("regnet_y_1_6gf", "RegNetY-1.6GF", (2, 6, 17, 2), f"{_TORCHVISION}:RegNet", fixed=True),
-        BackboneSpec("regnet_y_3_2gf", "RegNetY-3.2GF", (2, 5, 13, 1), f"{_TORCHVISION}:RegNet", fixed=True),
-        BackboneSpec("convnext_tiny", "ConvNeXt-Tiny", (3, 3, 9, 3), f"{_TORCHVISION}:ConvNeXt", fixed=True),
+        BackboneSpec("efficientnet_lite0", "EfficientNet-Lite0", (1, 2, 2, 6, 5), _LITE, fixed=True, weights=_PACKAGE),
+        BackboneSpec("efficientnet_lite1", "EfficientNet-Lite1", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
+        BackboneSpec("efficientnet_lite2", "EfficientNet-Lite2", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
+        _torchvision("mobilenet_v3_large", "MobileNetV3-Large", (1, 2, 3, 6, 3), "MobileNetV3", _BOTH),
+        _torchvision("efficientnet_b0", "EfficientNet-B0", (1, 2, 2, 6, 5), "EfficientNet", _FIRST),
+        _torchvision("efficientnet_b1", "EfficientNet-B1", (2, 3, 3, 8, 7), "EfficientNet", _BOTH),
+        _torchvision("efficientnet_b2", "EfficientNet-B2", (2, 3, 3, 8, 7), "EfficientNet", _FIRST),
+        _torchvision("regnet_y_400mf", "RegNetY-400MF", (1, 3, 6, 6), "RegNet", _BOTH),
+        _torchvision("regnet_y_800mf", "RegNetY-800MF", (1, 3, 8, 2), "RegNet", _BOTH),
+        _torchvision("regnet_y_1_6gf", "RegNetY-1.6GF", (2, 6, 17, 2), "RegNet", _BOTH),
+        _torchvision("regnet_y_3_2gf", "RegNetY-3.2GF", (2, 5, 13, 1), "RegNet", _BOTH),
+        _torchvision("convnext_tiny", "ConvNeXt-Tiny", (3, 3, 9, 3), "ConvNeXt", _FIRST),
     )
 }
 

@@ -97,12 +97,18 @@ def build_backbone(config: ModelConfig) -> Backbone:
     Raises:
         SettingsError: its class cannot be imported, or a library that it needs is not installed.
     """
-    spec = find_backbone(config.backbone)
+    return build_registered(find_backbone(config.backbone), config.blocks, config.deformable_blocks)
+
+
+def build_registered(
+    spec: BackboneSpec, blocks: Sequence[int], deformable_blocks: Sequence[Sequence[int]] = ()
+) -> Backbone:
+    """A registered backbone with these blocks, unless they are fixed, with random weights; see `build_backbone`."""
     build: Any = backbone_class(spec)
     if spec.fixed:
         arguments: tuple[object, ...] = (spec.name,)
     else:
-        arguments = (config.blocks, config.deformable_blocks) if spec.deformable else (config.blocks,)
+        arguments = (blocks, deformable_blocks) if spec.deformable else (blocks,)
     backbone: Backbone = build(*arguments)
     return backbone
 
