@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PORT ?= 5000
 DOCKER ?= docker
+# The extras in the lock file: all but timm.
+LOCKED := pipeline export pretrained dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -81,8 +83,8 @@ clean: ## Remove byte code and tool caches; keeps .venv, data, models and runs
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info dvc_plots
 
 lock: $(BIN)/uv ## Pin the dependencies of pyproject.toml (LOCK="--upgrade" for newer versions)
-	@uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
+	@uv pip compile --quiet pyproject.toml $(addprefix --extra ,$(LOCKED)) --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header $(LOCK) --output-file requirements.lock
 
 $(STAMP): requirements.lock pyproject.toml | $(BIN)/uv
 	@echo "Installing requirements.lock into $(VENV) (some gigabytes the first time: PyTorch and its GPU libraries)"

@@ -15,6 +15,7 @@ import grimp
 import pytest
 import yaml
 
+from yolact.backbone_registry import backbones, find_backbone
 from yolact_ops.lineage.dvc_lock import STEPS
 
 PACKAGES = ("yolact", "yolact_ops", "components", "pipelines", "yolact_bench", "yolact_cli")
@@ -22,8 +23,9 @@ PACKAGES = ("yolact", "yolact_ops", "components", "pipelines", "yolact_bench", "
 PIPELINE_LIBRARIES = {"mlflow", "dvc", "kfp", "boto3", "botocore", "fastapi", "uvicorn", "typer", "ruamel"}
 """Libraries of tracking, orchestration, clouds and commands, which the library `yolact` must not need."""
 
-OPTIONAL = {"onnx", "onnxscript", "onnxruntime"}
-"""Libraries of the extra ``export``: imported only when they are used, so that all else works without them."""
+OPTIONAL = {"onnx", "onnxscript", "onnxruntime", "timm"}
+"""Libraries of the extras ``export`` and ``timm``: imported only when they are used, so that all else works without
+them."""
 
 
 def stages(repository: Path) -> dict[str, dict]:
@@ -88,8 +90,12 @@ a new key, or a comment in another section, does not retrain."""
 
 @functools.cache
 def import_graph() -> grimp.ImportGraph:
-    """The project's imports, lazy ones included, without what only settings code imports."""
+    """The project's imports, lazy ones and the classes of backbones included, without what only settings code
+    imports."""
     graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    for spec in (*backbones(), find_backbone("timm/any")):
+        implementation = spec.implementation.partition(":")[0]
+        graph.add_import(importer="yolact.models.backbones.base", imported=implementation)
     for module in sorted(graph.modules):
         if f"{module.replace('.', '/')}.py".startswith(TRACKED_BY_VALUE):
             graph.remove_module(module)

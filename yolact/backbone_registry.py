@@ -1,8 +1,8 @@
 """The backbones that settings can name. Importing this module does not import PyTorch.
 
 A backbone is one class (`yolact.models.backbones.base.Backbone`) and one or more entries here, one per published size.
-Another package adds a backbone through the entry point group `PLUGINS`, or by importing a module that calls
-`register_backbone` before settings are read.
+``timm/NAME`` is the network NAME of the library timm, which is not listed here. Another package adds a backbone through
+the entry point group `PLUGINS`, or by importing a module that calls `register_backbone` before settings are read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from yolact.plugins import load_plugins
 
 PLUGINS = "yolact.backbones"
 """Entry point group: each entry names a module that calls `register_backbone` when it is imported."""
+
+TIMM = "timm/"
+"""Before the name of a network of timm."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +30,55 @@ class BackboneSpec:
     blocks: tuple[int, ...]
     """Default blocks per stage."""
     implementation: str
-    """``module:Class``, a `yolact.models.backbones.base.Backbone`. Entries that share a class are one family and differ
-    only in their blocks."""
+    """``module:Class``, a `yolact.models.backbones.base.Backbone`. Entries that share a class are one family."""
     deformable: bool = False
     """Whether the class takes ``model.deformable_blocks``."""
+    fixed: bool = False
+    """Whether ``model.backbone_blocks`` cannot be changed: the class is built from the name, not from blocks."""
+    weights: str = "none"
+    """Where ``model.backbone_weights: imagenet`` takes weights from, for display."""
+    requirements: tuple[str, ...] = ()
+    """Distributions that the class needs beside those that yolact itself does; registered models pin them."""
 
 
 _BASIC = "yolact.models.backbones.resnet:BasicResNet"
 _BOTTLENECK = "yolact.models.backbones.resnet:BottleneckResNet"
 
-# Blocks per stage: He et al. 2016, table 1; Redmon and Farhadi 2018, table 1.
+_TIMM_CLASS = "yolact.models.backbones.timm_networks:TimmBackbone"
+_LITE = "yolact.models.backbones.efficientnet_lite:EfficientNetLite"
+
+_FIRST, _BOTH = "torchvision", "torchvision, also imagenet-v2"
+_PACKAGE = "package, extra pretrained"
+
+
+def _torchvision(name: str, title: str, blocks: tuple[int, ...], family: str, weights: str) -> BackboneSpec:
+    implementation = f"yolact.models.backbones.torchvision_networks:{family}"
+    return BackboneSpec(name, title, blocks, implementation, fixed=True, weights=weights)
+
+
+# Blocks per stage: He et al. 2016, table 1; Redmon and Farhadi 2018, table 1. A stage of the others is all blocks
+# of one stride: Howard et al. 2019, table 1; Tan and Le 2019, table 1; Radosavovic et al. 2020 (torchvision's depths);
+# Liu et al. 2022, section 2.2.
 _SPECS: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC),
-        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC),
-        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True),
-        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True),
+        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC, weights=_FIRST),
+        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC, weights=_FIRST),
+        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
+        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
         BackboneSpec("darknet53", "Darknet-53", (1, 2, 8, 8, 4), "yolact.models.backbones.darknet:Darknet"),
+        BackboneSpec("efficientnet_lite0", "EfficientNet-Lite0", (1, 2, 2, 6, 5), _LITE, fixed=True, weights=_PACKAGE),
+        BackboneSpec("efficientnet_lite1", "EfficientNet-Lite1", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
+        BackboneSpec("efficientnet_lite2", "EfficientNet-Lite2", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
+        _torchvision("mobilenet_v3_large", "MobileNetV3-Large", (1, 2, 3, 6, 3), "MobileNetV3", _BOTH),
+        _torchvision("efficientnet_b0", "EfficientNet-B0", (1, 2, 2, 6, 5), "EfficientNet", _FIRST),
+        _torchvision("efficientnet_b1", "EfficientNet-B1", (2, 3, 3, 8, 7), "EfficientNet", _BOTH),
+        _torchvision("efficientnet_b2", "EfficientNet-B2", (2, 3, 3, 8, 7), "EfficientNet", _FIRST),
+        _torchvision("regnet_y_400mf", "RegNetY-400MF", (1, 3, 6, 6), "RegNet", _BOTH),
+        _torchvision("regnet_y_800mf", "RegNetY-800MF", (1, 3, 8, 2), "RegNet", _BOTH),
+        _torchvision("regnet_y_1_6gf", "RegNetY-1.6GF", (2, 6, 17, 2), "RegNet", _BOTH),
+        _torchvision("regnet_y_3_2gf", "RegNetY-3.2GF", (2, 5, 13, 1), "RegNet", _BOTH),
+        _torchvision("convnext_tiny", "ConvNeXt-Tiny", (3, 3, 9, 3), "ConvNeXt", _FIRST),
     )
 }
 
@@ -68,11 +102,15 @@ def backbones() -> tuple[BackboneSpec, ...]:
 def find_backbone(name: str) -> BackboneSpec:
     """The backbone of that name. Plugins are imported only if no registered backbone has it.
 
+    Whether timm is installed and knows a name after ``timm/`` is checked when the network is built.
+
     Raises:
         SettingsError: no backbone has that name, or a plugin cannot be imported.
     """
+    if name.startswith(TIMM) and name != TIMM:
+        return BackboneSpec(name, name, (1, 1, 1), _TIMM_CLASS, fixed=True, requirements=("timm",))
     if name not in _SPECS:
         load_plugins(PLUGINS)
     if name not in _SPECS:
-        raise SettingsError(f"must be one of {', '.join(_SPECS)}")
+        raise SettingsError(f"must be one of {', '.join(_SPECS)}, or {TIMM}NAME for a network of timm")
     return _SPECS[name]

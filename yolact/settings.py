@@ -55,6 +55,10 @@ class SampleConfig(Section):
         return self
 
 
+IMAGENET_VERSIONS = {"imagenet": 1, "imagenet-v2": 2}
+"""Values of ``model.backbone_weights`` that name weights of ImageNet, and their version: torchvision has newer ones for
+some backbones."""
+
 MIN_RESCORING_SIZE = 249
 """Smallest input for which five unpadded stride-2 convolutions leave at least one cell of the prototype grid."""
 
@@ -63,16 +67,16 @@ class ModelConfig(Section):
     """The network. `yolact.models.published` has the published configurations."""
 
     backbone: str
-    """A name in `yolact.backbone_registry`."""
+    """A name in `yolact.backbone_registry`, or ``timm/NAME``."""
     backbone_blocks: Annotated[list[PositiveInt], Field(min_length=1)] | None
-    """Residual blocks per stage; None uses the named backbone's defaults."""
+    """Residual blocks per stage; None uses the named backbone's defaults. Only ResNets and Darknet-53 take others."""
     deformable_blocks: list[list[NonNegativeInt]]
     """YOLACT++: per stage of a bottleneck ResNet, the blocks (from 0) whose 3x3 convolution is deformable; empty for
     none (YOLACT++ paper, "Deformable Convolution with Intervals")."""
     backbone_weights: Annotated[str, Field(min_length=1)]
     """``none`` (train from scratch, batch norm included), ``imagenet`` (the backbone's ImageNet weights; batch norm is
-    frozen), or a file with the ``state_dict`` of a backbone or of a whole network (likewise). The step ``train`` takes
-    addresses too, see ``initial_weights``."""
+    frozen), ``imagenet-v2`` (torchvision's newer ones), or a file with the ``state_dict`` of a backbone or of a whole
+    network (likewise). The step ``train`` takes addresses too, see ``initial_weights``."""
     initial_weights: Annotated[str, Field(min_length=1)]
     """``none``, or a folder with ``model.safetensors`` and ``model.json``: every layer that fits is loaded from it,
     batch norm is frozen, and ``backbone_weights`` is ignored (`yolact.models.starting_weights`). The step ``train``
@@ -113,9 +117,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> ModelConfig:
-        own = find_backbone(self.backbone).blocks
-        if len(self.blocks) != len(own):
-            raise ValueError(f"backbone_blocks must have {len(own)} numbers for {self.backbone}")
+        spec = find_backbone(self.backbone)
+        if spec.fixed and self.blocks != spec.blocks:
+            raise ValueError(f"backbone_blocks must be null for {self.backbone}, whose blocks are fixed")
+        if len(self.blocks) != len(spec.blocks):
+            raise ValueError(f"backbone_blocks must have {len(spec.blocks)} numbers for {self.backbone}")
         return self
 
     @model_validator(mode="after")

@@ -105,13 +105,18 @@ def models(
     ] = None,
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in docs/models.md.")] = False,
+    backbones: Annotated[bool, typer.Option("--backbones", help="List the backbones instead.")] = False,
 ) -> None:
     """List the published configurations: size, cost, published accuracy and speed."""
     if markdown and (name or as_json):
         raise typer.BadParameter("--markdown prints the table of all models; leave out NAME and --json")
+    if backbones and (name or as_json):
+        raise typer.BadParameter("--backbones prints the table of all backbones; leave out NAME and --json")
     from yolact_cli import models as zoo
 
-    if as_json:
+    if backbones:
+        zoo.print_backbones(markdown)
+    elif as_json:
         zoo.print_json(name)
     elif markdown:
         zoo.print_markdown()

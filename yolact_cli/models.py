@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Column, Table
 
-from yolact.models.complexity import Complexity, measure_complexity
+from yolact.backbone_registry import backbones
+from yolact.models.complexity import Complexity, measure_backbone, measure_complexity
 from yolact.models.published import BATCH_SIZE, PUBLISHED_MODELS, PublishedModel, find_published
 from yolact_cli import output
 from yolact_cli.presets import shown
@@ -27,6 +28,13 @@ COMPUTED = (
 PUBLISHED = (
     "AP (percent) and fps are the authors' and were not measured here; fps on a Titan Xp, one image at a time. The "
     "letters refer to metric and source:"
+)
+
+BACKBONE_SIZES = (320, 550)
+"""Sides of the inputs for which the cost of backbones is printed, pixels."""
+BACKBONE_COST = (
+    "params (millions) and GMACs (billions of multiply-adds for one image) are of the backbone alone, as it is used "
+    "here: without classifier."
 )
 
 HEADINGS = ("name", "backbone", "px", "anchors", "params", "GFLOPs", "prototypes", "data set", "AP", "fps")
@@ -119,6 +127,31 @@ def print_markdown() -> None:
     print(f"\n{COMPUTED} {PUBLISHED}\n")
     for source, letter in sources.items():
         print(f"- {letter}: {source}")
+
+
+def print_backbones(markdown: bool = False) -> None:
+    """Print the registered backbones: size, cost at `BACKBONE_SIZES`, and where their ImageNet weights come from.
+
+    Args:
+        markdown: as the table of docs/models.md.
+    """
+    rows = []
+    for spec in backbones():
+        parameters, flops = measure_backbone(spec, BACKBONE_SIZES)
+        costs = [f"{count / 2e9:.2f}" for count in flops]
+        rows.append((spec.name, f"{parameters / 1e6:.2f}", *costs, spec.weights))
+    headings = ("backbone", "params", *(f"GMACs at {size}" for size in BACKBONE_SIZES), "ImageNet weights")
+    if markdown:
+        for row in (headings, ["---", *["---:"] * (len(headings) - 2), "---"], *rows):
+            print(f"| {' | '.join(row)} |")
+        return
+    middle = (Column(heading, justify="right") for heading in headings[1:-1])
+    table = Table(headings[0], *middle, headings[-1], box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = _console()
+    console.print(table)
+    console.print(f"\n{BACKBONE_COST} Any network of timm: model.backbone=timm/NAME.")
 
 
 def _console() -> Console:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yolact.settings import IMAGENET_VERSIONS
 from yolact_ops.lineage.lineage import data_source
 from yolact_ops.reports.formatting import percent
 from yolact_ops.settings.params import Params
@@ -136,9 +137,9 @@ def _start(facts: CardFacts) -> str:
     model = facts.params.model
     if model.initial_weights != "none":
         return f"the weights in `{model.initial_weights}`"
-    return {"none": "random weights", "imagenet": "a backbone trained on ImageNet"}.get(
-        model.backbone_weights, f"the backbone in `{model.backbone_weights}`"
-    )
+    if model.backbone_weights in IMAGENET_VERSIONS:
+        return f"a backbone trained on ImageNet (`{model.backbone_weights}`)"
+    return "random weights" if model.backbone_weights == "none" else f"the backbone in `{model.backbone_weights}`"
 
 
 def _use() -> str:
@@ -175,6 +176,6 @@ def _licence(facts: CardFacts) -> str:
     )
     if model.initial_weights != "none":
         notes.append("The terms of the weights that training started from apply too.")
-    elif model.backbone_weights == "imagenet":
+    elif model.backbone_weights in IMAGENET_VERSIONS:
         notes.append("The backbone learned from ImageNet, whose images are for non-commercial research and education.")
     return " ".join(notes)

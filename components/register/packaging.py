@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import yaml
 import yolact
 from components.register.candidate import Candidate
 from components.register.model_card import CARD_FILE, model_card
+from yolact.backbone_registry import find_backbone
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact_ops.lineage.lineage import data_source
@@ -36,7 +38,7 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
 )
-"""Distributions that prediction needs; the model pins the installed versions."""
+"""Distributions that prediction needs; the model pins the installed versions. Some backbones need more."""
 
 
 def package_model(candidate: Candidate, parts: Path, folder: Path, entry: LoggedModel) -> None:
@@ -74,7 +76,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
         code_paths=[str(Path(yolact.__file__).parent)],
         signature=pyfunc_model.signature(detect),
         input_example=pd.DataFrame({pyfunc_model.COLUMN: [image]}),
-        pip_requirements=pinned_requirements(),
+        pip_requirements=pinned_requirements(find_backbone(candidate.params.model.backbone).requirements),
         model_config=pyfunc_model.MODEL_CONFIG,
         mlflow_model=Model(
             artifact_path=entry.artifact_location,
@@ -93,6 +95,7 @@ def params_text(params: Params) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def pinned_requirements() -> list[str]:
-    """`REQUIREMENTS` with the installed versions; without local parts such as ``+cpu``, which pip cannot fetch."""
-    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in REQUIREMENTS]
+def pinned_requirements(more: Sequence[str] = ()) -> list[str]:
+    """`REQUIREMENTS` and ``more`` with the installed versions; without local parts such as ``+cpu``, which pip cannot
+    fetch."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in (*REQUIREMENTS, *more)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.backbone_registry import BackboneSpec
+from yolact.backbone_registry import BackboneSpec, find_backbone
 from yolact.models.backbones.base import Backbone, Structure, sequential_pairs
 from yolact.models.backbones.resnet import BasicResNet
 from yolact.transforms import Normalization
@@ -35,7 +34,7 @@ class MixBlock(nn.Module):
 class Mixer(Backbone):
     """A stem of stride 4 and three stages, which are C3, C4 and C5."""
 
-    normalization: ClassVar[Normalization] = Normalization((128.0, 120.0, 110.0), (64.0, 60.0, 50.0))
+    normalization: Normalization = Normalization((128.0, 120.0, 110.0), (64.0, 60.0, 50.0))
 
     def __init__(self, blocks: Sequence[int]) -> None:
         super().__init__()
@@ -67,15 +66,14 @@ class Mixer(Backbone):
         """See `Backbone`."""
         return sequential_pairs(self)
 
-    @classmethod
-    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+    def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """Generated here instead of downloaded; named like a classifier's."""
         torch.manual_seed(5)
-        state = {f"trunk.{key}": tensor for key, tensor in cls(blocks).state_dict().items()}
+        blocks = find_backbone(name).blocks
+        state = {f"trunk.{key}": tensor for key, tensor in Mixer(blocks).state_dict().items()}
         return state | {"head.weight": torch.zeros(10, 64)}
 
-    @classmethod
-    def rename_weights(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without the classifier."""
         return {name.removeprefix("trunk."): tensor for name, tensor in state.items() if not name.startswith("head.")}
 

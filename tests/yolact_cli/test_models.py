@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from yolact.backbone_registry import backbones
 from yolact.models.published import PUBLISHED_MODELS
 from yolact_cli.main import app
 
@@ -168,3 +169,17 @@ def test_a_new_process_counts_deformable_convolutions(repository: Path) -> None:
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(run("yolact_plus_resnet50", "--json").stdout)
+
+
+# --- backbones ----------------------------------------------------------------------------------------------------
+
+
+def test_the_backbones_are_listed_as_in_the_docs(repository: Path) -> None:
+    markdown = run("--backbones", "--markdown").stdout
+    rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in markdown.splitlines())}
+    assert [cell.strip() for cell in rows["resnet50"]][:2] == ["23.51", "8.34"]
+    assert set(rows) >= {spec.name for spec in backbones() if spec.implementation.startswith("yolact.")}
+    assert markdown in (repository / "docs" / "models.md").read_text(encoding="utf-8")
+    listed = run("--backbones").stdout
+    assert all(name in listed for name in rows if name not in ("---", "backbone"))
+    assert run("--backbones", "--json").exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from yolact.backbone_registry import BackboneSpec
+from yolact.models.backbones.base import build_registered
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact.structures import RawOutputs
@@ -48,6 +51,22 @@ def measure_complexity(config: ModelConfig, num_classes: int) -> Complexity:
         anchors=outputs.boxes.shape[1],
         prototypes=(height, width, number),
     )
+
+
+def measure_backbone(spec: BackboneSpec, sizes: Sequence[int]) -> tuple[int, list[int]]:
+    """Parameters of a registered backbone, and its operations (see `count_flops`) at square inputs of these sizes.
+
+    Raises:
+        SettingsError: its class cannot be imported, or a library that it needs is not installed.
+    """
+    with torch.device("meta"):
+        backbone = build_registered(spec, spec.blocks).eval()
+    flops = []
+    for size in sizes:
+        with torch.no_grad(), _flop_counter() as counter:
+            backbone(torch.empty(1, 3, size, size, device="meta"))
+        flops.append(counter.get_total_flops())
+    return count_parameters(backbone), flops
 
 
 def count_parameters(model: nn.Module) -> int:

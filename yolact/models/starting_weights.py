@@ -20,7 +20,7 @@ from yolact.models.file_names import DESCRIPTION_FILE
 from yolact.models.state_dicts import read_state_dict, shortened
 from yolact.models.weights import SavedModel, read_saved
 from yolact.models.yolact import Yolact
-from yolact.settings import ModelConfig
+from yolact.settings import IMAGENET_VERSIONS, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,9 @@ def _change(saved: Tensor, own: Tensor) -> str:
 
 
 def _same_family(backbone: str, other: str) -> bool:
-    return find_backbone(backbone).implementation == find_backbone(other).implementation
+    """Whether they differ at most in their blocks."""
+    ours, theirs = find_backbone(backbone), find_backbone(other)
+    return ours == theirs or (ours.implementation == theirs.implementation and not ours.fixed)
 
 
 def _report(source: str, result: InitialWeights, layers: int) -> None:
@@ -195,7 +197,7 @@ def load_backbone_weights(model: Yolact, path: Path | None = None) -> None:
     if source == "none":
         return
     backbone = model.backbone
-    state = _imagenet_weights(model) if source == "imagenet" else _read_backbone(path or Path(source))
+    state = _imagenet_weights(model) if source in IMAGENET_VERSIONS else _read_backbone(path or Path(source))
     own = {name.removeprefix(_BACKBONE): tensor for name, tensor in state.items() if name.startswith(_BACKBONE)}
     renamed = backbone.rename_weights(own or state)
     problems = _misfits(renamed, backbone)
@@ -234,11 +236,11 @@ def _deformable_only(backbone: Backbone) -> set[str]:
 
 
 def _imagenet_weights(model: Yolact) -> dict[str, Tensor]:
-    name = model.config.backbone
+    name, source = model.config.backbone, model.config.backbone_weights
     try:
-        return model.backbone.imagenet_weights(name, model.config.blocks)
+        return model.backbone.imagenet_weights(name, IMAGENET_VERSIONS[source])
     except WeightsError as error:
-        raise WeightsError(f"model.backbone_weights: imagenet: {error}") from error
+        raise WeightsError(f"model.backbone_weights: {source}: {error}") from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"model.backbone_weights: the ImageNet weights of {name} could not be downloaded ({error}). "

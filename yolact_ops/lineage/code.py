@@ -39,7 +39,8 @@ def code_files(root: Path, start: str) -> list[str]:
     """The project's files that a module uses.
 
     These are the modules that it imports, directly or indirectly, also inside functions but not under
-    ``if TYPE_CHECKING``; the ``__init__.py`` of all their packages; and the templates next to any of them.
+    ``if TYPE_CHECKING``; the ``__init__.py`` of all their packages; all modules next to one that looks names up at run
+    time (``pkgutil.resolve_name``: backbones); and the templates next to any of them.
 
     Args:
         root: folder of the packages.
@@ -115,7 +116,10 @@ def _recorded(root: Path) -> dict[str, str]:
 
 @functools.cache
 def _imports(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
-    """Absolute dotted names that a module of ``package`` imports; of ``from a import b`` both ``a`` and ``a.b``."""
+    """Absolute dotted names that a module of ``package`` imports; of ``from a import b`` both ``a`` and ``a.b``.
+
+    ``package.*`` if it looks names up at run time.
+    """
     found: list[str] = []
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
@@ -129,6 +133,8 @@ def _imports(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
                 found += [base, *(f"{base}.{name.name}" for name in names)]
             case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
                 found.append(name)
+            case ast.Call(func=ast.Attribute(attr="resolve_name")):
+                found.append(".".join([*package, "*"]))
             case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"), orelse=instead):
                 waiting += instead
                 continue
@@ -137,10 +143,15 @@ def _imports(source: bytes, package: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _module_files(root: Path, name: str) -> list[Path]:
-    """Files that are run by importing a dotted name: the ``__init__.py`` of each package, then the module."""
+    """Files that are run by importing a dotted name: the ``__init__.py`` of each package, then the module.
+
+    The name ``package.*`` stands for all modules of a package.
+    """
     parts = name.split(".")
     if parts[0] not in PACKAGES:
         return []
+    if parts[-1] == "*":
+        return sorted(root.joinpath(*parts[:-1]).glob("*.py"))
     places = [root.joinpath(*parts[: count + 1]) for count in range(len(parts))]
     candidates = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py"))]
     return [file for file in candidates if file.is_file()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.errors import SettingsError
+from yolact.settings import IMAGENET_VERSIONS
 from yolact_ops.lineage.dvc_lock import find_lock_commit
 from yolact_ops.registry.history import PREFIX as DECISION_PREFIX
 from yolact_ops.registry.versions import PARAMS_FILE, RegisteredModel, fetch_files, resolve
@@ -136,7 +137,7 @@ class LineageReport:
             value = model.get(key, "none") if isinstance(model, dict) else "none"
             if value.startswith(("models:/", "s3://")):
                 doubts.append(f"training started from model.{key} = {value}, which may be another now")
-            elif value not in ("none", "imagenet"):
+            elif value not in ("none", *IMAGENET_VERSIONS):
                 doubts.append(f"training started from a file on the original machine: model.{key} = {value}")
         doubts.append(
             "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU sums "

@@ -443,6 +443,24 @@ def test_a_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
     with pytest.raises(
-        WeightsError, match=r"resnet18 could not be downloaded .*(no route|invalid hash).*name the file"
+        WeightsError,
+        match=r"imagenet: https://\S+/resnet18-f37072fd\.pth could not be .*(no route|invalid hash).* copy it into .*"
+        r"checkpoints .*TORCH_HOME.* model\.backbone_weights=FILE",
     ):
         load_backbone_weights(tiny("imagenet"))
+
+
+def test_newer_weights_are_torchvisions_second_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        asked.append(str(self))
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+    newer = {"backbone": "resnet50", "backbone_blocks": None, "backbone_weights": "imagenet-v2"}
+    with pytest.raises(WeightsError, match=r"imagenet-v2: https://\S+/resnet50-11ad3fa6\.pth"):
+        load_backbone_weights(network(**newer))
+    assert asked == ["ResNet50_Weights.IMAGENET1K_V2"]
+    with pytest.raises(WeightsError, match="imagenet-v2: torchvision has no second version for resnet18; use imagenet"):
+        load_backbone_weights(network(**newer | {"backbone": "resnet18"}))

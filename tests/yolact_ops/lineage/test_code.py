@@ -135,6 +135,17 @@ def test_files_are_those_that_imports_reach_from_anywhere_in_a_module(tmp_path: 
     assert code.code_files(tmp_path, "start.py") == ["start.py", *(f"yolact/{name}" for name in names)]
 
 
+def test_a_backbone_that_only_its_name_reaches_is_code_of_the_steps_that_build_networks(repository: Path) -> None:
+    backbone = "yolact/models/backbones/efficientnet_lite.py"
+    steps = {
+        step
+        for step in code.find_steps(repository)
+        if backbone in code.code_files(repository, f"components/{step}/component.py")
+    }
+    assert steps >= {"train", "evaluate"}
+    assert steps.isdisjoint({"source", "ingest", "preprocess"})
+
+
 def test_the_component_of_each_step_runs_its_step_module(repository: Path) -> None:
     for step in code.find_steps(repository):
         assert f"components/{step}/step.py" in code.code_files(repository, f"components/{step}/component.py")

@@ -6,9 +6,10 @@ import abc
 import itertools
 import pkgutil
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from yolact.backbone_registry import BackboneSpec, find_backbone
@@ -29,11 +30,12 @@ class Structure(NamedTuple):
 class Backbone(nn.Module, abc.ABC):
     """A convolutional network without its classifier.
 
-    Subclasses are registered in `yolact.backbone_registry` and built as ``Class(blocks)``, or as ``Class(blocks,
-    deformable_blocks)`` if the registry entry has ``deformable`` set. They must also build on the device "meta".
+    Subclasses are registered in `yolact.backbone_registry` and built as ``Class(blocks)``; as ``Class(blocks,
+    deformable_blocks)`` if the registry entry has ``deformable`` set, and as ``Class(name)`` if it has ``fixed`` set.
+    They must also build on the device "meta".
     """
 
-    normalization: ClassVar[Normalization] = IMAGENET
+    normalization: Normalization = IMAGENET
     """Normalisation of the input."""
 
     channels: tuple[int, int, int]
@@ -62,13 +64,12 @@ class Backbone(nn.Module, abc.ABC):
         """
         return []
 
-    @classmethod
-    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+    def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """The weights for ``model.backbone_weights: imagenet``, under names that `rename_weights` knows.
 
         Args:
             name: the registered name.
-            blocks: blocks per stage.
+            version: 1, or 2 for ``imagenet-v2``.
 
         Raises:
             WeightsError: there are none for this backbone.
@@ -76,10 +77,9 @@ class Backbone(nn.Module, abc.ABC):
         """
         raise WeightsError(f"there are none for {name}; name a file or set it to none")
 
-    @classmethod
-    def rename_weights(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under the names of this class, from those of a file or of `imagenet_weights`; extra tensors of other
-        programs (a classifier) are left out."""
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under the names of this backbone, from those of a file or of `imagenet_weights`; extra tensors of
+        other programs (a classifier) are left out."""
         return state
 
     @classmethod
@@ -95,11 +95,21 @@ def build_backbone(config: ModelConfig) -> Backbone:
     """The backbone that ``config`` names, with random weights.
 
     Raises:
-        SettingsError: its class cannot be imported.
+        SettingsError: its class cannot be imported, or a library that it needs is not installed.
     """
-    spec = find_backbone(config.backbone)
+    return build_registered(find_backbone(config.backbone), config.blocks, config.deformable_blocks)
+
+
+def build_registered(
+    spec: BackboneSpec, blocks: Sequence[int], deformable_blocks: Sequence[Sequence[int]] = ()
+) -> Backbone:
+    """A registered backbone with these blocks, unless they are fixed, with random weights; see `build_backbone`."""
     build: Any = backbone_class(spec)
-    backbone: Backbone = build(config.blocks, config.deformable_blocks) if spec.deformable else build(config.blocks)
+    if spec.fixed:
+        arguments: tuple[object, ...] = (spec.name,)
+    else:
+        arguments = (blocks, deformable_blocks) if spec.deformable else (blocks,)
+    backbone: Backbone = build(*arguments)
     return backbone
 
 
@@ -124,14 +134,15 @@ def backbone_class(spec: BackboneSpec) -> type[Backbone]:
 def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
     """Pairs for `Backbone.conv_norm_pairs`: a convolution directly before a batch norm in an ``nn.Sequential``.
 
-    Correct for a backbone that runs its ``nn.Sequential`` modules as a whole. Modules used in several places, and batch
+    Subclasses that only have their own constructor (torchvision's ``Conv2dNormActivation``) are included. Correct for
+    a backbone that runs its ``nn.Sequential`` modules as a whole. Modules used in several places, and batch
     norm without statistics or weights of its own, are left out.
     """
     uses = Counter(module for _, module in backbone.named_modules(remove_duplicate=False))
     pairs = []
     for name, module in backbone.named_modules():
-        if type(module) is not nn.Sequential:
-            continue
+        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+            continue  # a subclass with its own forward may run its modules in another way
         children = list(module._modules.items())  # named_children lists a module used twice only once
         for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
             foldable = type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d) and norm.affine
@@ -139,6 +150,19 @@ def sequential_pairs(backbone: nn.Module) -> list[tuple[str, str]]:
                 prefix = f"{name}." if name else ""
                 pairs.append((prefix + conv_name, prefix + norm_name))
     return pairs
+
+
+def build_with_storage(build: Callable[[], Any]) -> Any:
+    """The module that ``build`` makes, on the default device.
+
+    For constructors that compute with tensors, which fails on the device "meta": for it the module is made on the CPU
+    and moved, and PyTorch's random state stays as it was.
+    """
+    device = torch.get_default_device()
+    if device.type != "meta":
+        return build()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return build().to(device)
 
 
 def draw_weights(weight: Tensor, **how: Any) -> None:

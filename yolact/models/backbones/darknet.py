@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -36,7 +35,7 @@ class Darknet(Backbone):
         blocks: residual blocks of each of the five stages.
     """
 
-    normalization: ClassVar[Normalization] = UNIT_RANGE
+    normalization: Normalization = UNIT_RANGE
 
     def __init__(self, blocks: Sequence[int]) -> None:
         super().__init__()
@@ -71,8 +70,7 @@ class Darknet(Backbone):
         """See `Backbone`."""
         return sequential_pairs(self)
 
-    @classmethod
-    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+    def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """Not available; see `Backbone`."""
         raise WeightsError(
             f"torchvision has no {name}; name a file, such as the darknet53.pth of the published YOLACT, or set it to "

@@ -14,6 +14,7 @@ from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
 from yolact.models.backbones.base import Backbone, Structure, draw_weights, sequential_pairs
 from yolact.models.backbones.deformable import DeformableConv2d
+from yolact.models.backbones.hub import torchvision_weights
 
 _BLOCK = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.")
 _DEFORMABLE = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.conv2\.conv_offset_mask\.")
@@ -137,21 +138,16 @@ class ResNet(Backbone):
                 pairs.extend((f"{name}.conv{number}", f"{name}.bn{number}") for number in numbers)
         return pairs + sequential_pairs(self)
 
-    @classmethod
-    def imagenet_weights(cls, name: str, blocks: Sequence[int]) -> dict[str, Tensor]:
+    def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """torchvision's; see `Backbone`."""
-        standard = find_backbone(name).blocks
-        if tuple(blocks) != standard:
+        blocks, standard = [len(cast(nn.Sequential, stage)) for stage in self.layers], find_backbone(name).blocks
+        if blocks != list(standard):
             raise WeightsError(
-                f"is for the {name} of blocks {list(standard)}, not {list(blocks)}; name a file or set it to none"
+                f"is for the {name} of blocks {list(standard)}, not {blocks}; name a file or set it to none"
             )
-        from torchvision.models import get_model_weights  # takes seconds, as in yolact/models/backbones/deformable.py
+        return torchvision_weights(name, version)
 
-        weights = get_model_weights(name)["IMAGENET1K_V1"]
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
-
-    @classmethod
-    def rename_weights(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """``layer3.0.conv1.weight`` (torchvision) -> ``layers.2.0.conv1.weight`` (published); no classifier."""
         return {_published_name(name): tensor for name, tensor in state.items() if not name.startswith("fc.")}
 
