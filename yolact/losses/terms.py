@@ -15,10 +15,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from yolact.boxes import encode
+from yolact.boxes import box_area, decode, encode
 from yolact.errors import SettingsError
-from yolact.losses.masks import MaskSamples, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
+from yolact.losses.masks import MaskSamples, dice_loss, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
 from yolact.losses.matcher import BACKGROUND, Matches
 from yolact.models.maskiou import MaskIouNet
 from yolact.plugins import load_plugins
@@ -58,6 +59,7 @@ class LossContext:
             self.targets,
             self.priorities,
             self.config.max_masks_per_image,
+            self.config.mask_upsampling,
         )
 
 
@@ -71,7 +73,9 @@ class LossTerm:
     normaliser: Normaliser
 
 
-def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:
+def classification_loss(
+    logits: Tensor, classes: Tensor, negatives_per_positive: int, quality: Tensor | None = None
+) -> Tensor:
     """Softmax cross-entropy over positives and the hardest background anchors (OHEM, SSD section 2.2), summed.
 
     An anchor's hardness is ``-log p(background)``. Per image, the hardest ``negatives_per_positive`` times as many
@@ -81,6 +85,9 @@ def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive:
     Args:
         logits: (B, A, C + 1), background first.
         classes: (B, A) of `Matches.classes`.
+        quality: (B, A) 0 to 1: the probability that a positive's class should get, the rest being background; None
+            for 1. With the IoU of the predicted box, the score becomes an estimate of class and IoU at once, as in the
+            quality focal loss (Li et al. 2020, section 3.2), here with softmax, whose background takes the rest.
     """
     log_probabilities = F.log_softmax(logits, dim=-1)
     hardness = -log_probabilities.detach()[..., BACKGROUND]  # (B, A)
@@ -94,7 +101,52 @@ def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive:
     selected = positive | ((rank < quota) & (classes == BACKGROUND))
     ignored = -100
     chosen = torch.where(selected, classes, ignored)
+    if quality is not None:
+        return _soft_cross_entropy(log_probabilities, chosen, torch.where(positive, quality, 1.0))
     return F.nll_loss(log_probabilities.flatten(0, 1), chosen.flatten(), ignore_index=ignored, reduction="sum")
+
+
+def _soft_cross_entropy(log_probabilities: Tensor, classes: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy with ``share`` (B, A) of the target on the class and the rest on background, summed; negative
+    classes are left out."""
+    of_class = log_probabilities.gather(2, classes.clamp(min=0)[..., None]).squeeze(2)
+    cost = share * of_class + (1 - share) * log_probabilities[..., BACKGROUND]
+    return -torch.where(classes >= 0, cost, 0.0).sum()
+
+
+def predicted_iou(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:
+    """(B, A) 0 to 1: IoU of each positive's decoded box with its object, without gradient; 0 for other anchors."""
+    if not len(targets.boxes):
+        return torch.zeros_like(encoded[..., 0])
+    positive = matches.classes > 0
+    boxes = decode(torch.where(positive[..., None], encoded.detach(), 0.0), anchors)
+    truth = targets.boxes[matches.objects]
+    low, high = torch.maximum(boxes[..., :2], truth[..., :2]), torch.minimum(boxes[..., 2:], truth[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_area(boxes) + box_area(truth) - shared
+    return torch.where(positive, shared / union, 0.0)
+
+
+IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+"""By the name in ``train.loss.box``."""
+
+
+def box_iou_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: str) -> Tensor:
+    """1 minus a generalized IoU of the positives' decoded boxes with their objects, summed.
+
+    Args:
+        encoded: (B, A, 4) predicted offsets.
+        anchors: (A, 4) cxcywh, relative.
+        kind: a name in `IOU_LOSSES`.
+    """
+    if not len(targets.boxes):
+        return encoded[:0].sum()
+    positive = matches.classes > 0
+    # Other anchors are compared with themselves, so that neither value nor gradient can be infinite.
+    boxes = decode(torch.where(positive[..., None], encoded, 0.0), anchors)
+    truth = torch.where(positive[..., None], targets.boxes[matches.objects], boxes.detach())
+    costs = IOU_LOSSES[kind](boxes.flatten(0, 1), truth.flatten(0, 1))
+    return torch.where(positive.flatten(), costs, 0.0).sum()
 
 
 def box_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:
@@ -126,17 +178,23 @@ def semantic_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def _classification(context: LossContext) -> Tensor:
-    return classification_loss(
-        context.outputs.class_logits, context.matches.classes, context.config.negatives_per_positive
-    )
+    outputs, config, quality = context.outputs, context.config, None
+    if config.class_targets == "iou":
+        quality = predicted_iou(outputs.boxes, outputs.anchors, context.matches, context.targets)
+    return classification_loss(outputs.class_logits, context.matches.classes, config.negatives_per_positive, quality)
 
 
 def _box(context: LossContext) -> Tensor:
-    return box_loss(context.outputs.boxes, context.outputs.anchors, context.matches, context.targets)
+    outputs, kind = context.outputs, context.config.box
+    if kind == "smooth_l1":
+        return box_loss(outputs.boxes, outputs.anchors, context.matches, context.targets)
+    return box_iou_loss(outputs.boxes, outputs.anchors, context.matches, context.targets, kind)
 
 
 def _mask(context: LossContext) -> Tensor:
-    return mask_loss(context.masks)
+    weight = context.config.mask_dice
+    loss = mask_loss(context.masks)
+    return loss + weight * dice_loss(context.masks) if weight else loss
 
 
 def _semantic(context: LossContext) -> Tensor:

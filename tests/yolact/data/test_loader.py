@@ -33,14 +33,14 @@ from yolact.data.loader import (
 from yolact.errors import DataError, SettingsError
 from yolact.losses.criterion import YolactLoss
 from yolact.models.yolact import Yolact
-from yolact.settings import AugmentConfig, TrainConfig
+from yolact.settings import PUBLISHED_AUGMENTATION, TrainConfig
 from yolact.structures import targets_from_masks
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import load_params
 
 IMAGES = 5
-EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
-NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
+EVERYTHING = PUBLISHED_AUGMENTATION
+NOTHING = EVERYTHING.model_copy(update=dict.fromkeys(("photometric", "expand", "random_crop", "mirror"), False))
 SIZE = 64
 
 

@@ -25,6 +25,7 @@ from yolact.errors import SettingsError
 from yolact.evaluation.evaluator import Validation
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.settings import PUBLISHED_AUGMENTATION
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import Params, load_params, parse_params
 
@@ -54,7 +55,7 @@ SHORT_RUN = {
     "log_every": 1,
 }
 SWITCHES = ("photometric", "expand", "random_crop", "mirror")
-PLAIN: dict[str, Any] = dict.fromkeys(SWITCHES, False) | {"image_sizes": []}
+PLAIN: dict[str, Any] = PUBLISHED_AUGMENTATION.model_dump() | dict.fromkeys(SWITCHES, False)
 ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 
 
@@ -305,7 +306,9 @@ def test_weight_decay_applies_to_every_parameter(params: Callable[..., Params]) 
     settings = params(weight_decay=0.02, momentum=0.8)
     model = Yolact(settings.model, 2).train()
     for name in ("sgd", "adamw"):
-        (group,) = build_optimizer(model, settings.train.model_copy(update={"optimizer": name})).param_groups
+        optimizer, factors = build_optimizer(model, settings.train.model_copy(update={"optimizer": name}))
+        (group,) = optimizer.param_groups
+        assert factors == [1.0]
         assert group["weight_decay"] == 0.02
         assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
         assert group["betas"] == (0.8, 0.999) if name == "adamw" else group["momentum"] == 0.8
