@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,14 +19,14 @@ CELLS = [36, 9, 4]
 ANCHORS = pyramid_anchors(LEVELS, [[16], [32], [56]], [1.0, 0.5, 2.0], 64, square=False)
 
 
-def targets_of(images: list[np.ndarray], crowd: list[list[bool]] | None = None) -> Targets:
+def targets_of(images: list[np.ndarray], crowd: list[bool] | None = None) -> Targets:
     """Targets of (n, 4) xyxy relative boxes; object number k of the batch has the label k."""
     counts = [len(boxes) for boxes in images]
     total = sum(counts)
     return Targets(
         boxes=torch.tensor(np.concatenate(images), dtype=torch.float32).reshape(-1, 4),
         labels=torch.arange(total),
-        crowd=torch.tensor(sum(crowd, []) if crowd else [False] * total, dtype=torch.bool),
+        crowd=torch.tensor(crowd or [False] * total, dtype=torch.bool),
         images=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
         masks=torch.zeros(total, 1, 1, dtype=torch.uint8),
         semantic=torch.zeros(len(counts), 1, 1, 1, dtype=torch.uint8),
@@ -62,7 +61,7 @@ def plain_atss(boxes: np.ndarray, cells: list[int], per_cell: int) -> dict[int, 
     return {anchor: row for anchor, (_, row) in best.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 4), min_size=1, max_size=3))
 def test_the_positives_are_those_of_the_algorithm_and_each_object_s_best_anchor(seed: int, counts: list[int]) -> None:
     rng = np.random.default_rng(seed)
@@ -82,9 +81,7 @@ def test_the_positives_are_those_of_the_algorithm_and_each_object_s_best_anchor(
         expected = plain_atss(boxes, CELLS, 3) | forced
         positive = found.classes[image].gt(0).nonzero().flatten().tolist()
         assert {anchor: int(found.objects[image, anchor]) - first for anchor in positive} == expected
-        assert {int(found.classes[image, anchor]) - 1 for anchor in positive} == {
-            row + first for row in range(len(boxes))
-        }
+        assert {int(found.classes[image, anchor]) - 1 for anchor in positive} == set(range(first, first + len(boxes)))
         assert set(found.classes[image].tolist()) <= {0, *range(1 + first, 1 + first + len(boxes))}
         first += len(boxes)
 
@@ -101,7 +98,7 @@ def test_one_object_by_hand() -> None:
 
 
 def test_crowd_regions_only_make_anchors_ignored() -> None:
-    targets = targets_of([np.array([[0.0, 0.0, 1.0, 0.5], [0.1, 0.6, 0.4, 0.9]])], crowd=[[True, False]])
+    targets = targets_of([np.array([[0.0, 0.0, 1.0, 0.5], [0.1, 0.6, 0.4, 0.9]])], crowd=[True, False])
     found = match_atss(targets, ANCHORS, CELLS, 0.7)
     assert set(found.classes.unique().tolist()) == {-1, 0, 2}
     centers = ANCHORS[found.classes[0] == -1, 1]
@@ -112,6 +109,5 @@ def test_the_setting_chooses_atss() -> None:
     targets = targets_of([np.array([[0.1, 0.2, 0.7, 0.8]])])
     loss = YolactLoss(published_loss(assignment="atss"))
     assert torch.equal(loss.match(targets, ANCHORS, CELLS).classes, match_atss(targets, ANCHORS, CELLS, 0.7).classes)
-    assert int((loss.match(targets, ANCHORS, CELLS).classes > 0).sum()) != int(
-        (YolactLoss(published_loss()).match(targets, ANCHORS).classes > 0).sum()
-    ) or pytest.fail("the two assignments agree: choose another object")
+    published = YolactLoss(published_loss()).match(targets, ANCHORS)
+    assert not torch.equal(loss.match(targets, ANCHORS, CELLS).classes, published.classes)

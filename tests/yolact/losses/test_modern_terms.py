@@ -48,7 +48,8 @@ def test_iou_losses_of_two_boxes_by_hand(kind: str) -> None:
     loss = box_iou_loss(encoded, *rest, kind)
     assert loss.item() == pytest.approx(by_hand(kind), abs=1e-5)
     loss.backward()
-    assert encoded.grad[0, 0].abs().min() > 0
+    assert encoded.grad[0, 0].isfinite().all()
+    assert encoded.grad[0, 0].any()
     assert encoded.grad[0, 1].tolist() == [0, 0, 0, 0]  # finite, although the box is not
 
 
@@ -83,10 +84,8 @@ def test_with_quality_one_the_classification_is_the_published_one(seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, 12, 4, generator=generator)
     classes = torch.randint(-1, 4, (2, 12), generator=generator)
-    published = classification_loss(logits, classes, 3)
-    assert classification_loss(logits, classes, 3, torch.ones(2, 12)).item() == pytest.approx(
-        published.item(), rel=1e-5
-    )
+    published = classification_loss(logits, classes, 3).item()
+    assert classification_loss(logits, classes, 3, torch.ones(2, 12)).item() == pytest.approx(published, rel=1e-5)
 
 
 def test_dice_of_one_mask_by_hand() -> None:
