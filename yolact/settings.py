@@ -186,9 +186,8 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _one_way_to_change_the_scale(self) -> AugmentConfig:
-        others = [name for name in ("expand", "random_crop") if getattr(self, name)]
-        if self.scale_jitter and others:
-            raise ValueError(f"scale_jitter takes the place of {' and '.join(others)}: set {others[0]} to false")
+        if self.scale_jitter and (self.expand or self.random_crop):
+            raise ValueError("scale_jitter takes the place of expand and random_crop: set both to false")
         return self
 
     def mosaic_epochs(self, epochs: int) -> int:
@@ -308,6 +307,13 @@ class TrainConfig(Section):
     """Steps between logged loss values, which are means over the steps since the last log."""
     augment: AugmentConfig
     loss: LossConfig
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _epochs_are_a_number_or_auto(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("must be auto, or a whole number of at least 1")
 
     @property
     def num_epochs(self) -> int:
