@@ -7,6 +7,7 @@ A term is an entry in `LOSS_TERMS` and a weight in ``train.loss.weights``. The t
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from yolact.boxes import box_area, decode, encode
 from yolact.errors import SettingsError
@@ -127,17 +127,43 @@ def predicted_iou(encoded: Tensor, anchors: Tensor, matches: Matches, targets: T
     return torch.where(positive, shared / union, 0.0)
 
 
-IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
-"""By the name in ``train.loss.box``."""
+EPSILON = 1e-7
+"""Keeps the complete IoU's weight defined for equal boxes."""
 
 
-def box_iou_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: str) -> Tensor:
+def iou_costs(boxes: Tensor, truth: Tensor, kind: Literal["giou", "diou", "ciou"]) -> Tensor:
+    """1 minus the generalized, distance or complete IoU of each pair of (..., 4) xyxy boxes; (...).
+
+    Generalized: Rezatofighi et al. 2019, algorithm 1. Distance and complete: Zheng et al. 2020, equations 7 and 10 to 12.
+    torchvision's functions for the same select pixels with masks, for which the host waits.
+    """
+    low, high = torch.maximum(boxes[..., :2], truth[..., :2]), torch.minimum(boxes[..., 2:], truth[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_area(boxes) + box_area(truth) - shared
+    iou = shared / union
+    hull = torch.maximum(boxes[..., 2:], truth[..., 2:]) - torch.minimum(boxes[..., :2], truth[..., :2])
+    if kind == "giou":
+        area = hull.prod(dim=-1)
+        return 1 - iou + (area - union) / area
+    apart = (boxes[..., :2] + boxes[..., 2:] - truth[..., :2] - truth[..., 2:]) / 2
+    cost = 1 - iou + apart.square().sum(dim=-1) / hull.square().sum(dim=-1)
+    if kind == "diou":
+        return cost
+    angles = [torch.atan2(*(sides[..., 2:] - sides[..., :2]).unbind(dim=-1)) for sides in (boxes, truth)]
+    aspect = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    weight = (aspect / (1 - iou + aspect + EPSILON)).detach()
+    return cost + weight * aspect
+
+
+def box_iou_loss(
+    encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: Literal["giou", "diou", "ciou"]
+) -> Tensor:
     """1 minus a generalized IoU of the positives' decoded boxes with their objects, summed.
 
     Args:
         encoded: (B, A, 4) predicted offsets.
         anchors: (A, 4) cxcywh, relative.
-        kind: a name in `IOU_LOSSES`.
+        kind: see `iou_costs`.
     """
     if not len(targets.boxes):
         return encoded[:0].sum()
@@ -145,8 +171,7 @@ def box_iou_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Ta
     # Other anchors are compared with themselves, so that neither value nor gradient can be infinite.
     boxes = decode(torch.where(positive[..., None], encoded, 0.0), anchors)
     truth = torch.where(positive[..., None], targets.boxes[matches.objects], boxes.detach())
-    costs = IOU_LOSSES[kind](boxes.flatten(0, 1), truth.flatten(0, 1))
-    return torch.where(positive.flatten(), costs, 0.0).sum()
+    return torch.where(positive, iou_costs(boxes, truth, kind), 0.0).sum()
 
 
 def box_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:

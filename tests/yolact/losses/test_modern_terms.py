@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision import ops
 
 from tests.loss_inputs import batch_for, batch_of, losses_of, objects_of, published_loss
 from tests.yolact.losses.test_criterion import PUBLISHED, first_come, matches_of, scene, two_objects
 from yolact.boxes import encode
 from yolact.losses.criterion import YolactLoss
 from yolact.losses.masks import dice_loss, mask_samples
-from yolact.losses.terms import box_iou_loss, classification_loss, predicted_iou
+from yolact.losses.terms import box_iou_loss, classification_loss, iou_costs, predicted_iou
 
 ANCHORS = torch.tensor([[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]])
 TRUTH = [0.2, 0.2, 0.6, 0.6]
@@ -59,6 +60,19 @@ def test_iou_losses_of_a_perfect_box_and_of_no_objects_are_zero(kind: str) -> No
     assert box_iou_loss(encoded, *rest, kind).item() == pytest.approx(0, abs=1e-5)
     nothing = batch_of([objects_of([], [], torch.zeros(0, 8, 8))], 1, (8, 8))
     assert box_iou_loss(encoded, ANCHORS, matches_of([[0, 0]], [[0, 0]]), nothing, kind).item() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_iou_losses_and_their_gradients_are_torchvision_s(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(2, 9, 2, 2, generator=generator, dtype=torch.float64).sort(dim=2).values
+    boxes, truth = corners.flatten(2).requires_grad_().unbind()
+    for kind, name in (("giou", "generalized"), ("diou", "distance"), ("ciou", "complete")):
+        found, expected = iou_costs(boxes, truth, kind), getattr(ops, f"{name}_box_iou_loss")(boxes, truth)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        ours, theirs = (torch.autograd.grad(x.sum(), boxes, retain_graph=True)[0] for x in (found, expected))
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
 def test_the_predicted_iou_is_that_of_positives_without_gradient() -> None:
