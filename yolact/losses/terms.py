@@ -127,15 +127,18 @@ def predicted_iou(encoded: Tensor, anchors: Tensor, matches: Matches, targets: T
     return torch.where(positive, shared / union, 0.0)
 
 
+IouLoss = Literal["giou", "diou", "ciou"]
+"""A value of ``train.loss.box``."""
+
 EPSILON = 1e-7
 """Keeps the complete IoU's weight defined for equal boxes."""
 
 
-def iou_costs(boxes: Tensor, truth: Tensor, kind: Literal["giou", "diou", "ciou"]) -> Tensor:
+def iou_costs(boxes: Tensor, truth: Tensor, kind: IouLoss) -> Tensor:
     """1 minus the generalized, distance or complete IoU of each pair of (..., 4) xyxy boxes; (...).
 
-    Generalized: Rezatofighi et al. 2019, algorithm 1. Distance and complete: Zheng et al. 2020, equations 7 and 10 to 12.
-    torchvision's functions for the same select pixels with masks, for which the host waits.
+    Generalized: Rezatofighi et al. 2019, algorithm 1. Distance and complete: Zheng et al. 2020, equations 7 and 10
+    to 12. torchvision's functions for the same select elements with a mask, for which the host waits.
     """
     low, high = torch.maximum(boxes[..., :2], truth[..., :2]), torch.minimum(boxes[..., 2:], truth[..., 2:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
@@ -155,9 +158,7 @@ def iou_costs(boxes: Tensor, truth: Tensor, kind: Literal["giou", "diou", "ciou"
     return cost + weight * aspect
 
 
-def box_iou_loss(
-    encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: Literal["giou", "diou", "ciou"]
-) -> Tensor:
+def box_iou_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: IouLoss) -> Tensor:
     """1 minus a generalized IoU of the positives' decoded boxes with their objects, summed.
 
     Args:
