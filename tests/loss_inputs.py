@@ -26,6 +26,11 @@ def published_loss(**changes: object) -> LossConfig:
         "crowd_overlap": 0.7,
         "negatives_per_positive": 3,
         "max_masks_per_image": 100,
+        "assignment": "iou",
+        "class_targets": "one_hot",
+        "box": "smooth_l1",
+        "mask_dice": 0,
+        "mask_upsampling": 1,
     }
     return LossConfig.model_validate(settings | changes)
 

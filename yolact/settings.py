@@ -164,15 +164,57 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """SSD-style augmentation (SSD section 2.2, as published); `yolact.data.augment` has the probabilities."""
+    """SSD-style augmentation (SSD section 2.2, as published), whose probabilities are in `yolact.data.augment`; and
+    what came later."""
 
     photometric: bool
     expand: bool
     random_crop: bool
     mirror: bool
+    scale_jitter: list[PositiveFloat]
+    """Large-scale jitter (Ghiasi et al. 2021): the range of the factor by which the image is enlarged or reduced, then
+    cropped or padded; empty for none. It takes the place of ``expand`` and ``random_crop``."""
+    copy_paste: Fraction
+    """Probability that objects of another training image are pasted, with their masks (Ghiasi et al. 2021)."""
+    mosaic: Fraction
+    """Probability that the image is a mosaic of four training images (Bochkovskiy et al. 2020, YOLOv4)."""
+    mosaic_until: Fraction
+    """Fraction of the run's epochs, rounded, in which there are mosaics; the last ones have whole images (Ge et al.
+    2021, YOLOX)."""
     image_sizes: list[ImageSize]
     """Multi-scale training: the input's side is drawn from these for each batch; if empty, it is always
     ``model.image_size``."""
+
+    @field_validator("scale_jitter")
+    @classmethod
+    def _scale_jitter_is_a_range(cls, scales: list[float]) -> list[float]:
+        if scales and (len(scales) != 2 or scales[0] > scales[1]):
+            raise ValueError("must be empty, or the smallest and the largest factor, as [0.1, 2.0]")
+        return scales
+
+    @model_validator(mode="after")
+    def _one_way_to_change_the_scale(self) -> AugmentConfig:
+        if self.scale_jitter and (self.expand or self.random_crop):
+            raise ValueError("scale_jitter takes the place of expand and random_crop: set both to false")
+        return self
+
+    def mosaic_epochs(self, epochs: int) -> int:
+        """How many of a run's first ``epochs`` have mosaics."""
+        return round(self.mosaic_until * epochs) if self.mosaic else 0
+
+
+PUBLISHED_AUGMENTATION = AugmentConfig(
+    photometric=True,
+    expand=True,
+    random_crop=True,
+    mirror=True,
+    scale_jitter=[],
+    copy_paste=0,
+    mosaic=0,
+    mosaic_until=0.85,
+    image_sizes=[],
+)
+"""The published augmentation; `yolact_bench` measures it."""
 
 
 class LossConfig(Section):
@@ -189,6 +231,21 @@ class LossConfig(Section):
     """An anchor with IoU < this is background; in between it is ignored."""
     crowd_overlap: Fraction
     """An anchor that is not positive is ignored if more than this share of its area is inside a crowd box."""
+    assignment: Literal["iou", "atss"]
+    """Which anchors are positive: ``iou``, by ``positive_iou`` and ``negative_iou`` (published); ``atss``, by the
+    statistics of each object's own candidates, without those two (Zhang et al. 2020, "ATSS")."""
+    class_targets: Literal["one_hot", "iou"]
+    """What the score of a positive learns: 1 (published), or ``iou``, the IoU of the predicted box with its object, the
+    rest being background (Li et al. 2020, "Generalized Focal Loss": quality and class as one score)."""
+    box: Literal["smooth_l1", "giou", "diou", "ciou"]
+    """Loss of the positives' boxes: smooth L1 of the offsets (published), or 1 minus the generalized (Rezatofighi et
+    al. 2019), distance or complete IoU (Zheng et al. 2020) of the decoded boxes."""
+    mask_dice: NonNegativeFloat
+    """Weight within the mask loss of 1 minus each mask's Dice coefficient (Milletari et al. 2016), beside the
+    cross-entropy; 0 as published."""
+    mask_upsampling: Literal[1, 2]
+    """Sides of the masks in the loss, as a multiple of the prototypes'; 2 enlarges the assembled masks bilinearly, as
+    detection does, and compares them with finer true masks (CondInst, Tian et al. 2020, does so too)."""
     negatives_per_positive: PositiveInt
     """Online hard example mining, SSD section 2.2."""
     max_masks_per_image: PositiveInt
@@ -205,7 +262,9 @@ class LossConfig(Section):
 
 class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    epochs: PositiveInt
+    epochs: PositiveInt | Literal["auto"]
+    """Passes over the training images; ``auto`` chooses them by the number of images
+    (`yolact.engine.schedule.automatic_epochs`)."""
     batch_size: PositiveInt
     """Images per optimizer step, over all processes and gradient-accumulation steps."""
     sampling: Literal["uniform", "class_balanced"]
@@ -231,6 +290,11 @@ class TrainConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     """Momentum of ``sgd``; beta 1 of ``adamw``."""
     weight_decay: NonNegativeFloat
+    decay_norms: bool
+    """Whether weight decay also applies to biases and normalisation layers, as published."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    """The learning rate of the backbone's last stage is multiplied by this, that of the stage before by its square and
+    so on to the stem (Bao et al. 2021, "BEiT", layer-wise decay); 1 for none, as published."""
     schedule: Literal["step", "cosine"]
     """``step``: x ``lr_gamma`` at each of ``lr_milestones``; ``cosine``: from the peak to zero after warm-up."""
     lr_milestones: list[Fraction]
@@ -251,6 +315,19 @@ class TrainConfig(Section):
     """Steps between logged loss values, which are means over the steps since the last log."""
     augment: AugmentConfig
     loss: LossConfig
+
+    @field_validator("epochs", mode="before")
+    @classmethod
+    def _epochs_are_a_number_or_auto(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("must be auto, or a whole number of at least 1")
+
+    @property
+    def num_epochs(self) -> int:
+        """``epochs``, for which training has chosen a number if it was ``auto``."""
+        assert isinstance(self.epochs, int), "train.epochs: auto was not resolved"
+        return self.epochs
 
     @model_validator(mode="after")
     def _micro_batches_are_equal(self) -> TrainConfig:
@@ -378,6 +455,15 @@ class TrainingParams(Section):
             raise ValueError(
                 f"train.augment.image_sizes: with model.mask_rescoring each must be at least {MIN_RESCORING_SIZE}, "
                 f"found {min(sizes)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rescoring_sees_prototypes(self) -> TrainingParams:
+        if self.model.mask_rescoring and self.train.loss.mask_upsampling != 1:
+            raise ValueError(
+                "train.loss.mask_upsampling: must be 1 with model.mask_rescoring, which is trained on masks of the "
+                "prototypes' size"
             )
         return self
 

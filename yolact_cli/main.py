@@ -26,7 +26,9 @@ preset_app = ProjectTyper(
 app.add_typer(preset_app, name="preset", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
 
-PresetName = Annotated[str, typer.Argument(metavar="NAME", help="A preset; `yolact preset list` lists them.")]
+PresetName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A preset, or several: FIRST+SECOND. `yolact preset list` lists them.")
+]
 
 
 @preset_app.command("list")

@@ -125,8 +125,9 @@ def _training(facts: CardFacts) -> str:
     dirty = " with uncommitted changes" if facts.tags.get("git_dirty") == "true" else ""
     code = f"commit `{commit[:12]}`{dirty}" if commit else "commit unknown"
     run = facts.tags.get("train_run_id") or facts.tags.get("run_id", "unknown")
+    epochs = "as many epochs as its number of images asks for" if train.epochs == "auto" else f"{train.epochs} epochs"
     return (
-        f"{train.epochs} epochs, batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g} "
+        f"{epochs}, batches of {train.batch_size}, {train.optimizer}, learning rate {train.lr:g} "
         f"({train.schedule}), {train.precision}, seed {train.seed}; started from {_start(facts)}. Code: {code}; MLflow "
         f"run `{run}` has all settings and curves. `yolact lineage models:/{facts.name}/VERSION` prints how to rebuild "
         "it."

@@ -29,7 +29,7 @@ from yolact.engine.advice import start_advised
 from yolact.engine.anchor_fit import anchors_advice
 from yolact.engine.checkpoint import CheckpointStore, Extension, TrainingState
 from yolact.engine.interrupts import Interrupts
-from yolact.engine.schedule import why_not_extended
+from yolact.engine.schedule import PUBLISHED_RUNS, automatic_epochs, why_not_extended
 from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
@@ -140,6 +140,7 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    params = _with_epochs(params, len(train.images), log_it=world.is_main)
     if world.is_main:
         _warn_of_data(train, val, params, paths)
     interrupts.stop_if_requested()
@@ -196,6 +197,21 @@ def _run(
         trainer.finish()
     if world.is_main:
         _log_results(result, paths, tracker.record)
+
+
+def _with_epochs(params: Params, images: int, *, log_it: bool) -> Params:
+    """The settings with a number for ``train.epochs: auto``, so that a run resumes only with as many images."""
+    if params.train.epochs != "auto":
+        return params
+    epochs = automatic_epochs(images)
+    if log_it:
+        (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
+        log.info(
+            "train.epochs: auto: %d epochs for %d training images, on the power law through the published %d epochs "
+            "for %d images and %d for %d",
+            *(epochs, images, many_epochs, few, few_epochs, many),
+        )
+    return params.model_copy(update={"train": params.train.model_copy(update={"epochs": epochs})})
 
 
 def _warn_of_data(train: CocoInstances, val: CocoInstances, params: Params, paths: _Paths) -> None:
@@ -315,7 +331,7 @@ def _extension(params: Params, data_digest: str, classes: Sequence[str]) -> Exte
     def why_not(fingerprint: str, state: TrainingState) -> str | None:
         epochs = _epochs(state)
         before = params.model_copy(update={"train": params.train.model_copy(update={"epochs": epochs})})
-        if epochs > params.train.epochs or _fingerprint(before, data_digest, classes) != fingerprint:
+        if epochs > params.train.num_epochs or _fingerprint(before, data_digest, classes) != fingerprint:
             return None
         return why_not_extended(state.step, state.steps_per_epoch, epochs, params.train)
 

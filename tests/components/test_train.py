@@ -635,6 +635,18 @@ def test_a_finished_run_is_continued_with_more_epochs_in_a_run_of_its_own_if_the
     assert store(workplace).get_run(first.info.run_id).data.metrics["train/steps"] == 2
 
 
+def test_automatic_epochs_are_logged_with_their_reason_and_are_those_of_the_run(
+    workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training, "automatic_epochs", lambda images: images + 1)
+    caplog.set_level("INFO")
+    train(changed(settings, epochs="auto", validate_every=3))
+    assert "train.epochs: auto: 3 epochs for 2 training images, on the power law through" in caplog.text
+    (run,) = runs(workplace)
+    assert run.data.params["train.epochs"] == "3"
+    assert json.loads((workplace / "metrics" / "train.json").read_text())["steps"] == 6
+
+
 def test_a_run_whose_schedule_depends_on_its_epochs_is_not_continued_and_says_why(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from tests.yolact.engine.runs import REPOSITORY, make_images
 from yolact.distributed import joined_world
 from yolact.errors import SettingsError
+from yolact.settings import PUBLISHED_AUGMENTATION
 
 BASE: dict[str, Any] = {
     "images": 8,
@@ -23,7 +24,7 @@ BASE: dict[str, Any] = {
     "optimizer": "sgd",
     "lr": 1e-2,
     "validate_every": 3,
-    "augment": {"photometric": True, "expand": True, "random_crop": True, "mirror": True, "image_sizes": []},
+    "augment": PUBLISHED_AUGMENTATION.model_dump(),
 }
 
 

@@ -75,6 +75,23 @@ def test_composing_is_a_deep_merge_over_the_base(repository: Path, name: str) ->
     assert yaml.safe_load(presets.compose(name, conf=conf)) == expected
 
 
+@pytest.mark.parametrize("first", ["sample-cpu", "yolact_im700"])
+def test_presets_are_combined_in_their_order(workspace: Path, first: str) -> None:
+    alone, modern = composed(first), composed("modern")
+    both = composed(f"{first}+modern")
+    assert both.model == alone.model
+    assert both.train.augment == modern.train.augment
+    assert both.train.optimizer == "adamw"
+    assert both.train.epochs == alone.train.epochs
+    assert composed(f"modern+{first}").train.loss.assignment == "atss"
+    assert run("use", f"{first}+modern").exit_code == 0
+    assert load_params(Path("params.yaml")) == both
+    assert f"yolact preset use {first}+modern" in Path("params.yaml").read_text(encoding="utf-8")
+    failed = run("use", f"{first}+moderm")
+    assert failed.exit_code != 0
+    assert "did you mean 'modern'?" in failed.output or "did you mean 'modern'?" in str(failed.exception)
+
+
 def test_lists_replace_and_the_bases_comments_and_order_stay(workspace: Path) -> None:
     text = presets.compose("base", ["model.anchor_scales=[[1],[2],[3],[4],[5]]"])
     assert yaml.safe_load(text)["model"]["anchor_scales"] == [[1], [2], [3], [4], [5]]
@@ -122,7 +139,7 @@ def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
         (["yolact_plus"], "no preset 'yolact_plus'; did you mean 'yolact_plus_base'?"),
         (
             ["../secret"],
-            "no preset '../secret'; there are: sample-cpu, smoke, voc2012-r101, voc2012-r50, voc2012-r50-bf16,",
+            "no preset '../secret'; there are: modern, sample-cpu, smoke, voc2012-r101, voc2012-r50, voc2012-r50-bf16,",
         ),
         (["base", "--model", "yolact_bsae"], "no published configuration 'yolact_bsae'; did you mean 'yolact_base'?"),
         (["base", "--model", "sample-cpu"], "no published configuration 'sample-cpu'; there are: yolact_base,"),

@@ -1,5 +1,7 @@
 """Augmentation of training images: the SSD chain that YOLACT trains with (SSD section 2.2, published code).
 
+Large-scale jitter replaces its expand and crop; `yolact.data.mixing` combines several images.
+
 Order and probabilities are the published ones. Three things differ intentionally. Pixels are uint8 before and after
 each of the two steps that change them, colours and resizing, so values are clipped to 0..255. Expand, crop, mirror and
 resize are combined into one crop first, so each pixel is resampled once. Colours are changed after resizing if that
@@ -9,7 +11,7 @@ mode in six keeps the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -55,6 +57,7 @@ def augment(
     rng: np.random.Generator,
     *,
     keep_aspect_ratio: bool = False,
+    mask_upsampling: int = 1,
 ) -> tuple[Tensor, Targets]:
     """Augment an image at random.
 
@@ -62,6 +65,7 @@ def augment(
         size: S, side of the network's input, pixels.
         keep_aspect_ratio: see `ModelConfig`. The crop is then extended to a square, to the right or below, with more of
             the image where there is some, else with the mean colour.
+        mask_upsampling: see `LossConfig`.
 
     Returns:
         (3, S, S) uint8 RGB and its targets, as a batch of one image, without objects whose centre is outside the crop.
@@ -69,19 +73,33 @@ def augment(
     Raises:
         ValueError: a mask cannot be decoded.
     """
-    recolor = partial(change_colors, change=draw_colors(rng) if config.photometric else ColorChange())
+    recolor = draw_recolor(config, rng)
+    view = draw_view(sample, config, size, rng, keep_aspect_ratio=keep_aspect_ratio)
+    return render(sample.image, view, recolor), crop_targets(sample, view, num_classes, mask_upsampling)
+
+
+def draw_recolor(config: AugmentConfig, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """Choose how the colours of (3, h, w) uint8 planes change."""
+    return partial(change_colors, change=draw_colors(rng) if config.photometric else ColorChange())
+
+
+def draw_view(
+    sample: Sample, config: AugmentConfig, size: int, rng: np.random.Generator, *, keep_aspect_ratio: bool
+) -> View:
+    """Choose a crop, see `draw_crop`, for an input of ``size`` pixels."""
     crop = draw_crop(sample, config, rng)
     if keep_aspect_ratio:
         crop = crop.squared()
     height, width = sample.image.shape[:2]
-    view = View.of(crop, height, width, size)
-    return render(sample.image, view, recolor), crop_targets(sample, view, num_classes)
+    return View.of(crop, height, width, size)
 
 
 def draw_crop(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -> Crop:
     """Choose the part of the image, or of a larger canvas around it, that the network will see."""
     height, width = sample.image.shape[:2]
     crop = Crop(0, 0, width, height)
+    if config.scale_jitter:
+        crop = _jittered(height, width, config.scale_jitter, rng)
     if config.expand and rng.random() < 0.5:
         ratio = rng.uniform(1, 4)
         left = int(rng.uniform(0, width * ratio - width))
@@ -91,6 +109,20 @@ def draw_crop(sample: Sample, config: AugmentConfig, rng: np.random.Generator) -
         crop = _crop_canvas(sample, crop, rng)
     mirrored = config.mirror and rng.random() < 0.5
     return Crop(crop.left, crop.top, crop.width, crop.height, bool(mirrored))
+
+
+def _jittered(height: int, width: int, scales: Sequence[float], rng: np.random.Generator) -> Crop:
+    """Large-scale jitter (Ghiasi et al. 2021, "Simple Copy-Paste", section 3): the image enlarged by a factor.
+
+    Its size in the network's input is a random factor times that without augmentation. A larger image is cropped; a
+    smaller one has the mean colour around it. The position is random.
+    """
+    smallest, largest = scales
+    scale = rng.uniform(smallest, largest)
+    sides = [max(round(side / scale), 1) for side in (width, height)]
+    spaces = [image - side for image, side in zip((width, height), sides, strict=True)]
+    left, top = (int(rng.integers(min(space, 0), max(space, 0), endpoint=True)) for space in spaces)
+    return Crop(left, top, sides[0], sides[1])
 
 
 def _crop_canvas(sample: Sample, canvas: Crop, rng: np.random.Generator) -> Crop:
@@ -143,14 +175,24 @@ def _resize(planes: np.ndarray, shape: tuple[int, int]) -> Tensor:
     return F.interpolate(source, size=shape, mode="bilinear", align_corners=False)[0].contiguous()
 
 
-def crop_targets(sample: Sample, view: View, num_classes: int) -> Targets:
-    """Targets of the objects whose centre is inside the crop, as a batch of one image."""
+def visible_objects(sample: Sample, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Which objects have their centre inside the crop and are not too small, (N,) bool; and all boxes, (N, 4) xyxy in
+    pixels of the network's input, clipped to it."""
     kept = view.crop.contains((sample.boxes[:, :2] + sample.boxes[:, 2:]) / 2)
     boxes = _boxes_in_input(sample.boxes, view)
-    kept &= ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1)
+    return kept & ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(axis=1), boxes
+
+
+def crop_targets(sample: Sample, view: View, num_classes: int, mask_upsampling: int = 1) -> Targets:
+    """Targets of the `visible_objects`, as a batch of one image.
+
+    Args:
+        mask_upsampling: see `LossConfig`.
+    """
+    kept, boxes = visible_objects(sample, view)
     labels, crowd = sample.labels[kept], sample.crowd[kept]
     kept_masks = [mask for mask, keep in zip(sample.masks, kept, strict=True) if keep]
-    masks, semantic = reduce_masks(kept_masks, labels, crowd, view, num_classes)
+    masks, semantic = reduce_masks(kept_masks, labels, crowd, view, num_classes, mask_upsampling)
     return Targets(
         boxes=torch.from_numpy(boxes[kept] / view.size).float(),
         labels=torch.from_numpy(labels),

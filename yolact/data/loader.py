@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, run_lengths
+from yolact.data.mixing import draw_partners, mix
 from yolact.errors import DataError, SettingsError
 from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import Targets
@@ -58,40 +60,61 @@ class Batch:
 
 
 class TrainingSet(Dataset[Batch]):
-    """Augmented images of a data set, addressed by `SampleKey`; each is a batch of one image."""
+    """Augmented images of a data set, addressed by `SampleKey`; each is a batch of one image.
+
+    Args:
+        keep_aspect_ratio: see `ModelConfig`.
+        mosaic_epochs: how many of the first epochs have mosaics.
+        mask_upsampling: see `LossConfig`.
+    """
 
     def __init__(
-        self, data: CocoInstances, config: AugmentConfig, seed: int, *, keep_aspect_ratio: bool = False
+        self,
+        data: CocoInstances,
+        config: AugmentConfig,
+        seed: int,
+        *,
+        keep_aspect_ratio: bool = False,
+        mosaic_epochs: int = 0,
+        mask_upsampling: int = 1,
     ) -> None:
         self.data = data
         self.config = config
         self.seed = seed
         self.keep_aspect_ratio = keep_aspect_ratio
+        self.mosaic_epochs = mosaic_epochs
+        self.mask_upsampling = mask_upsampling
 
     def __len__(self) -> int:
         return len(self.data.images)
 
     def __getitem__(self, key: SampleKey) -> Batch:
-        """Decode an image and augment it.
+        """Decode an image, and those that are combined with it, and augment it.
 
         Raises:
             DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
         """
         rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.image, key.copy])
-        sample, image = read_sample(self.data, key.image), self.data.images[key.image]
+        partners = draw_partners(self.config, len(self), rng, mosaic=key.epoch < self.mosaic_epochs)
+        pasted = [] if partners.pasted is None else [partners.pasted]
+        indices = [key.image, *partners.mosaic, *pasted]
+        sample, *others = (read_sample(self.data, index) for index in indices)
+        tiles, source = others[: len(partners.mosaic)], others[-1] if pasted else None
+        combine = partial(mix, tiles=tiles, source=source) if others else augment
         try:
-            pixels, targets = augment(
+            pixels, targets = combine(
                 sample,
-                self.config,
-                key.size,
-                len(self.data.category_ids),
-                rng,
+                config=self.config,
+                size=key.size,
+                num_classes=len(self.data.category_ids),
+                rng=rng,
                 keep_aspect_ratio=self.keep_aspect_ratio,
+                mask_upsampling=self.mask_upsampling,
             )
         except ValueError as error:
-            path = self.data.images_dir / image.file_name
-            raise DataError(f"{path}: the segmentation of an object cannot be decoded: {error}") from error
-        return Batch(pixels[None], targets, [image.id])
+            paths = ", ".join(str(self.data.images_dir / self.data.images[index].file_name) for index in indices)
+            raise DataError(f"{paths}: the segmentation of an object cannot be decoded: {error}") from error
+        return Batch(pixels[None], targets, [self.data.images[key.image].id])
 
 
 def read_sample(data: CocoInstances, index: int) -> Sample:
@@ -307,7 +330,14 @@ def training_loader(
         world_size=world_size,
     )
     loader: DataLoader[Batch] = DataLoader(
-        TrainingSet(data, config.augment, config.seed, keep_aspect_ratio=keep_aspect_ratio),
+        TrainingSet(
+            data,
+            config.augment,
+            config.seed,
+            keep_aspect_ratio=keep_aspect_ratio,
+            mosaic_epochs=config.augment.mosaic_epochs(config.num_epochs),
+            mask_upsampling=config.loss.mask_upsampling,
+        ),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,

@@ -8,6 +8,7 @@ and only around the object. The result is exactly that of the two full steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 
 from yolact.crop import View, VisiblePart, length
-from yolact.masks import Rle
+from yolact.masks import InstanceMasks, Rle
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,19 @@ class Grids:
     image: int
     """S, the network's input."""
     masks: int
-    """The prototypes."""
+    """The prototypes, or a multiple of them."""
     semantic: int
     """P3."""
 
     @classmethod
-    def of_input(cls, size: int) -> Grids:
-        """Grids of a network with an input of ``size`` pixels.
+    def of_input(cls, size: int, mask_upsampling: int = 1) -> Grids:
+        """Grids of a network with an input of ``size`` pixels, and masks ``mask_upsampling`` times the prototypes.
 
         P3 has an eighth of that, rounded up (`yolact.models.yolact.Yolact.level_sizes`), and the prototypes twice P3's
         (paper, figure 3).
         """
         cells = -(-size // 8)
-        return cls(size, 2 * cells, cells)
+        return cls(size, 2 * cells * mask_upsampling, cells)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,12 @@ class MaskReducer:
 
 
 def reduce_masks(
-    masks: Sequence[Rle], labels: np.ndarray, crowd: np.ndarray, view: View, num_classes: int
+    masks: Sequence[Rle],
+    labels: np.ndarray,
+    crowd: np.ndarray,
+    view: View,
+    num_classes: int,
+    mask_upsampling: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks of one image's objects, seen through a crop, at the resolutions of the losses.
 
@@ -202,6 +208,7 @@ def reduce_masks(
         labels: (N,) int64, 0 to C - 1.
         crowd: (N,) bool.
         view: the network's view of the image.
+        mask_upsampling: Hp and Wp are this many times the prototypes' sides.
 
     Returns:
         (N, Hp, Wp) uint8, 0 or 1, empty for crowd regions; and (C, H3, W3) uint8, the union of each class's objects
@@ -210,7 +217,7 @@ def reduce_masks(
     Raises:
         ValueError: a mask cannot be decoded.
     """
-    grids, part = Grids.of_input(view.size), view.part
+    grids, part = Grids.of_input(view.size, mask_upsampling), view.part
     reduced = np.zeros((len(masks), grids.masks, grids.masks), dtype=np.uint8)
     semantic = np.zeros((num_classes, grids.semantic, grids.semantic), dtype=np.uint8)
     if part is None:
@@ -226,3 +233,49 @@ def reduce_masks(
         to_masks.reduce(mask, box, reduced[index])
         to_semantic.reduce(mask, box, semantic[labels[index]])
     return reduced, semantic
+
+
+def masks_in_input(masks: Sequence[Rle], view: View) -> InstanceMasks:
+    """Masks of one image's objects, seen through a crop, at the size of the network's input.
+
+    Raises:
+        ValueError: a mask cannot be decoded.
+    """
+    windows = [_window_in_input(rle, view) for rle in masks]
+    return InstanceMasks(view.size, view.size, [corner for corner, _ in windows], [window for _, window in windows])
+
+
+NOTHING: tuple[tuple[int, int], np.ndarray] = ((0, 0), np.zeros((0, 0), dtype=bool))
+"""The corner and window of a mask that is not visible."""
+
+
+def _window_in_input(rle: Rle, view: View) -> tuple[tuple[int, int], np.ndarray]:
+    """Top and left of a window of the network's input around an object, pixels; and its (h, w) bool mask there."""
+    mask, part = coco_mask.decode(rle), view.part
+    if part is None:
+        return NOTHING
+    left, top, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+    rows = _resized_span(top, top + height, part.source_rows, part.target_rows)
+    columns = _resized_span(left, left + width, part.source_columns, part.target_columns)
+    if not len(rows) or not len(columns):
+        return NOTHING
+    row_taps, column_taps = (
+        bilinear_taps(length(source), length(target), pixels - target.start)
+        for source, target, pixels in (
+            (part.source_rows, part.target_rows, rows),
+            (part.source_columns, part.target_columns, columns),
+        )
+    )
+    window = sample_mask(mask[part.source_rows, part.source_columns], row_taps, column_taps).astype(bool)
+    corner = (int(rows[0]), int(columns[0]))
+    if view.crop.mirrored:
+        window, corner = window[:, ::-1], (corner[0], view.size - corner[1] - window.shape[1])
+    return corner, window
+
+
+def _resized_span(start: int, stop: int, source: slice, target: slice) -> np.ndarray:
+    """Pixels of one axis of the input that read an image pixel from ``start`` to ``stop``, or a few more; ascending."""
+    ratio = length(target) / length(source)
+    low = math.floor((start - source.start - 0.5) * ratio - 0.5) + target.start
+    high = math.ceil((stop - source.start + 0.5) * ratio + 0.5) + target.start
+    return np.arange(max(low, target.start), min(high, target.stop))

@@ -1,10 +1,23 @@
-"""Learning rate over the run, and whether a run with it may get more epochs."""
+"""Length of a run, learning rate over it, and whether a run with it may get more epochs."""
 
 from __future__ import annotations
 
 import math
 
 from yolact.settings import TrainConfig
+
+PUBLISHED_RUNS = ((8_498, 113), (117_266, 55))
+"""Training images and epochs of the two published data sets, PASCAL SBD and COCO (`yolact.models.published`)."""
+
+
+def automatic_epochs(images: int) -> int:
+    """Epochs for ``train.epochs: auto``: the power of the number of images that both published runs lie on.
+
+    Fewer images get more epochs, but fewer steps: twice as many epochs for a twelfth of the images.
+    """
+    (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
+    exponent = math.log(few_epochs / many_epochs) / math.log(many / few)  # -0.27
+    return max(round(many_epochs * (images / few) ** exponent), 1)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -26,10 +39,16 @@ def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
 def why_not_extended(steps: int, steps_per_epoch: int, epochs: int, config: TrainConfig) -> str:
     """Why a run of ``epochs`` cannot be continued as one of ``config.epochs``; empty if it can.
 
-    It can if each of its first ``steps`` steps has the same learning rate in both: then the result is that of a run
-    which had ``config.epochs`` from the start.
+    It can if each of its first ``steps`` steps has the same learning rate and the same kind of images in both: then the
+    result is that of a run which had ``config.epochs`` from the start.
     """
-    totals = [count * steps_per_epoch for count in (epochs, config.epochs)]
+    mosaics = [config.augment.mosaic_epochs(count) for count in (epochs, config.num_epochs)]
+    if steps > min(mosaics) * steps_per_epoch and mosaics[0] != mosaics[1]:
+        return (
+            f"with train.augment.mosaic the epochs with mosaics depend on train.epochs (mosaic_until is a fraction of "
+            f"it): they end after epoch {mosaics[0]}, and in a run of {config.num_epochs} after epoch {mosaics[1]}"
+        )
+    totals = [count * steps_per_epoch for count in (epochs, config.num_epochs)]
     for step in range(steps):
         before, after = (learning_rate(step, total, config) for total in totals)
         if before != after:
@@ -38,6 +57,7 @@ def why_not_extended(steps: int, steps_per_epoch: int, epochs: int, config: Trai
             )
             return (
                 f"with train.schedule: {config.schedule} the learning rate depends on train.epochs ({how}): epoch "
-                f"{step // steps_per_epoch + 1} had {before:.3g}, and in a run of {config.epochs} it has {after:.3g}"
+                f"{step // steps_per_epoch + 1} had {before:.3g}, and in a run of {config.num_epochs} it has "
+                f"{after:.3g}"
             )
     return ""

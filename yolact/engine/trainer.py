@@ -37,6 +37,7 @@ from yolact.engine.freezing import freeze
 from yolact.engine.interrupts import InterruptedRunError, Interrupts, dead_workers_reported, stop_message
 from yolact.engine.loss_watch import LossWatch
 from yolact.engine.micro_batches import split_batch
+from yolact.engine.parameter_groups import parameter_groups
 from yolact.engine.prefetch import prefetch
 from yolact.engine.schedule import learning_rate
 from yolact.engine.speed import SpeedMeter
@@ -150,7 +151,7 @@ class Trainer:
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.criterion = YolactLoss(self.config.loss, self.world.size)
         self.network = self._network()
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.optimizer, self.rate_factors = build_optimizer(self.model, self.config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
         self.loader, self.sampler = training_loader(
             data,
@@ -164,7 +165,7 @@ class Trainer:
         )
         self.micro_batches = min(self.config.accumulate, max(self.sampler.batch_size // self.world.size, 1))
         self.steps_per_epoch = len(self.sampler)
-        self.total_steps = self.config.epochs * self.steps_per_epoch
+        self.total_steps = self.config.num_epochs * self.steps_per_epoch
         self.watch = LossWatch(self.device, self.world, model_dir / "diverged")
         self.interrupts = interrupts or Interrupts()
         self.epochs_done = 0
@@ -195,7 +196,7 @@ class Trainer:
         self.validation_due = state.validation_due
         self.seconds = state.seconds
         epochs = state.settings["train"]["epochs"]
-        self.finished = state.finished and epochs == self.config.epochs
+        self.finished = state.finished and epochs == self.config.num_epochs
         self.best_score = state.best_score
         self.best = state.best
         self.history = state.history
@@ -203,10 +204,10 @@ class Trainer:
             log.info("this run has already finished; rewriting its outputs")
         elif self.world.is_main:
             within = f" and {self.batches_done} steps" if self.batches_done else ""
-            if epochs == self.config.epochs:
+            if epochs == self.config.num_epochs:
                 log.info("resuming after epoch %d%s of %d", self.epochs_done, within, epochs)
             else:
-                done, wanted = self.epochs_done, self.config.epochs
+                done, wanted = self.epochs_done, self.config.num_epochs
                 log.info("continuing after epoch %d%s of %d (train.epochs was %d)", done, within, wanted, epochs)
 
     def fit(self) -> TrainingResult:
@@ -270,7 +271,7 @@ class Trainer:
 
     def _is_over(self) -> bool:
         """Whether no step is left; a finished run stays finished with another patience."""
-        if self.finished or self.epochs_done == self.config.epochs:
+        if self.finished or self.epochs_done == self.config.num_epochs:
             return True
         if not self.config.patience or self.best_score < 0:  # no best weights to finish with, or no AP to judge by
             return False
@@ -302,7 +303,7 @@ class Trainer:
         self.epochs_done += 1
         self.batches_done = 0
         self._log_epoch(whole_epoch)
-        last = self.epochs_done == self.config.epochs
+        last = self.epochs_done == self.config.num_epochs
         self.validation_due = last or self.epochs_done % self.config.validate_every == 0
         if self.validation_due or self.epochs_done % self.runtime.checkpoint_every == 0:
             self._save()
@@ -357,10 +358,12 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         """One optimizer step, without waiting for the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.total_steps, self.config)
-        anchors = self.model.anchors(self.model.level_sizes(*batch.images.shape[-2:]), self.device)
-        matches = self.criterion.match(batch.targets, anchors)
+        rate = learning_rate(self.step, self.total_steps, self.config)
+        for group, factor in zip(self.optimizer.param_groups, self.rate_factors, strict=True):
+            group["lr"] = rate * factor
+        levels = self.model.level_sizes(*batch.images.shape[-2:])
+        anchors = self.model.anchors(levels, self.device)
+        matches = self.criterion.match(batch.targets, anchors, [height * width for height, width in levels])
         # Drawn for the global batch: neither micro-batches nor processes change which masks are chosen.
         priorities = random_priorities(self.sampler.batch_size, len(anchors), self.device)[self.sampler.share]
         parts = split_batch(batch, matches, priorities, self.micro_batches, self.world)
@@ -420,7 +423,7 @@ class Trainer:
         if total is None or self._shows_progress or not self.world.is_main:
             return
         metrics = speed.describe(speed.take(self.step))
-        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.epochs, total, metrics)
+        log.info("epoch %d of %d: loss %.2f, %s", self.epochs_done, self.config.num_epochs, total, metrics)
 
     @property
     def _shows_progress(self) -> bool:
@@ -428,7 +431,7 @@ class Trainer:
 
     def _progress(self) -> tqdm:
         return tqdm(
-            desc=f"epoch {self.epochs_done + 1}/{self.config.epochs}",
+            desc=f"epoch {self.epochs_done + 1}/{self.config.num_epochs}",
             total=self.steps_per_epoch,
             initial=self.batches_done,
             unit="step",
@@ -462,7 +465,7 @@ class Trainer:
         log.info(
             "epoch %d of %d: %s",
             self.epochs_done,
-            self.config.epochs,
+            self.config.num_epochs,
             ", ".join(f"{name} {'-' if math.isnan(value) else f'{value:.3f}'}" for name, value in metrics.items()),
         )
         self.listener.on_epoch(self.step, row)
@@ -528,18 +531,26 @@ def _check_precision(params: TrainingParams, device: torch.device) -> None:
         )
 
 
-def build_optimizer(model: Yolact, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters; weight decay applies to all of them, biases included, as published.
+def build_optimizer(model: Yolact, config: TrainConfig) -> tuple[torch.optim.Optimizer, list[float]]:
+    """The optimizer over all trainable parameters, and each of its groups' factor of the learning rate.
 
-    Uses one fused kernel for all parameters if PyTorch has it for the device, except for SGD with scaled gradients:
-        when the first step is skipped, as happens while the scaler searches its scale, PyTorch's fused SGD continues
-        from an uninitialised momentum (seen with 2.15).
+    The groups are those of `parameter_groups`; as published there is one, and weight decay applies to all parameters,
+    biases included. Uses one fused kernel for all parameters if PyTorch has it for the device, except for SGD with
+        scaled gradients: when the first step is skipped, as happens while the scaler searches its scale, PyTorch's
+        fused SGD continues from an uninitialised momentum (seen with 2.15).
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = parameters[0].device.type in ("cpu", "cuda") and (config.optimizer, config.precision) != ("sgd", "fp16")
+    found = parameter_groups(model, config.layer_decay, decay_norms=config.decay_norms)
+    groups = [
+        {"params": group.parameters, "weight_decay": config.weight_decay if group.decays else 0.0} for group in found
+    ]
+    device = found[0].parameters[0].device.type
+    fused = device in ("cpu", "cuda") and (config.optimizer, config.precision) != (
+        "sgd",
+        "fp16",
+    )
     if config.optimizer == "adamw":
         betas = (config.momentum, 0.999)
-        return torch.optim.AdamW(parameters, lr=config.lr, betas=betas, weight_decay=config.weight_decay, fused=fused)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-    )
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=betas, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return optimizer, [group.rate_factor for group in found]

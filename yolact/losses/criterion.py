@@ -6,14 +6,14 @@ there. With several processes, the normalisers are those of their common batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from yolact.losses.matcher import Matches, match
+from yolact.losses.matcher import Matches, match, match_atss
 from yolact.losses.terms import LOSS_TERMS, LossContext, Normaliser, check_weights
 from yolact.models.maskiou import MaskIouNet
 from yolact.settings import LossConfig
@@ -67,9 +67,15 @@ class YolactLoss(nn.Module):
         self.config = config
         self.world_size = world_size
 
-    def match(self, targets: Targets, anchors: Tensor) -> Matches:
-        """Match the (A, 4) anchors with each image's objects, with the thresholds of the settings."""
+    def match(self, targets: Targets, anchors: Tensor, cells: Sequence[int] = ()) -> Matches:
+        """Match the (A, 4) anchors with each image's objects, as the settings say.
+
+        Args:
+            cells: number of cells of each level; read with ``assignment: atss``.
+        """
         config = self.config
+        if config.assignment == "atss":
+            return match_atss(targets, anchors, cells, config.crowd_overlap)
         return match(targets, anchors, config.positive_iou, config.negative_iou, config.crowd_overlap)
 
     def forward(

@@ -17,7 +17,7 @@ from yolact.structures import Targets
 
 @dataclass
 class MaskSamples:
-    """The positives that enter the mask loss, at the prototypes' resolution, in P slots for each image."""
+    """The positives that enter the mask loss, at the true masks' resolution, in P slots for each image."""
 
     logits: Tensor
     """(B, P, Hp, Wp) assembled masks before sigmoid and crop (paper equation 1)."""
@@ -60,6 +60,7 @@ def mask_samples(
     targets: Targets,
     priorities: Tensor,
     max_masks: int,
+    upsampling: int = 1,
 ) -> MaskSamples:
     """Assemble the masks of the positives (paper equation 1) and gather the true masks.
 
@@ -68,6 +69,7 @@ def mask_samples(
         coefficients: (B, A, K).
         priorities: (B, A); the positives of an image with the highest priorities are taken.
         max_masks: maximum number of positives per image.
+        upsampling: the masks' sides as a multiple of the prototypes'; the assembled masks are enlarged bilinearly.
 
     Returns:
         Each image's positives by descending priority, filled slots first.
@@ -80,8 +82,12 @@ def mask_samples(
     objects = matches.objects.gather(1, anchors)
     boxes = targets.boxes[objects]
     chosen = coefficients.gather(1, anchors[..., None].expand(-1, -1, coefficients.shape[2]))  # (B, P, K)
+    logits = (chosen @ prototypes.flatten(1, 2).mT).view(batch, slots, height, width)
+    if upsampling > 1:
+        height, width = upsampling * height, upsampling * width
+        logits = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
     return MaskSamples(
-        logits=(chosen @ prototypes.flatten(1, 2).mT).view(batch, slots, height, width),
+        logits=logits,
         truth=targets.masks[objects],
         inside=crop_mask(boxes.flatten(0, 1), height, width).view(batch, slots, height, width),
         boxes=boxes,
@@ -109,6 +115,18 @@ def mask_loss(samples: MaskSamples) -> Tensor:
     sides = samples.boxes[..., 2:] - samples.boxes[..., :2]
     area = (sides[..., 0] * width) * (sides[..., 1] * height)
     return (cost * torch.where(samples.filled, samples.scale / area, 0.0)).sum()
+
+
+def dice_loss(samples: MaskSamples) -> Tensor:
+    """1 minus the Dice coefficient of each assembled mask and the true one (Milletari et al. 2016), summed.
+
+    One pixel is added to numerator and denominator, so that two empty masks agree. Masks that are left out count as in
+    `mask_loss`.
+    """
+    masks, truth = samples.masks(), samples.truth
+    shared = (masks * truth).sum(dim=(2, 3))  # (B, P)
+    dice = (2 * shared + 1) / (masks.sum(dim=(2, 3)) + truth.sum(dim=(2, 3)) + 1)
+    return ((1 - dice) * torch.where(samples.filled, samples.scale, 0.0)).sum()
 
 
 class _CroppedCrossEntropy(torch.autograd.Function):

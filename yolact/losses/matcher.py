@@ -6,12 +6,13 @@ Nothing here waits for a GPU: shapes and loops depend on the number of objects, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from yolact.boxes import box_area, cxcywh_to_xyxy, intersection
+from yolact.boxes import box_area, box_iou, cxcywh_to_xyxy, intersection
 from yolact.structures import Targets
 
 BACKGROUND = 0
@@ -19,6 +20,9 @@ IGNORED = -1
 
 ROWS_AT_ONCE = 128
 """Objects whose overlaps with all anchors are held at a time, to bound memory for crowded images."""
+
+CANDIDATES = 9
+"""k of ATSS: cells per level (Zhang et al. 2020, section 4.4)."""
 
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -37,7 +41,7 @@ class Matches:
 
 
 def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: float, crowd_overlap: float) -> Matches:
-    """Match the objects of each image to anchors.
+    """Match the objects of each image to anchors, as published.
 
     Every anchor takes its best object: positive from ``positive_iou``, background below ``negative_iou``, ignored
     in between. In addition, every object gets one anchor of its own whatever the IoU, best pairs first. An anchor that
@@ -62,6 +66,63 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
     classes = torch.where(iou < negative_iou, BACKGROUND, classes)
     in_crowd = (classes <= BACKGROUND) & (overlaps.in_crowd > crowd_overlap)
     return Matches(torch.where(in_crowd, IGNORED, classes), objects)
+
+
+def match_atss(targets: Targets, anchors: Tensor, cells: Sequence[int], crowd_overlap: float) -> Matches:
+    """Match by adaptive training sample selection (Zhang et al. 2020, "ATSS", algorithm 1).
+
+    An object's candidates are all anchors of the `CANDIDATES` cells nearest to its centre on each level. It takes those
+    with an IoU of at least the mean plus the standard deviation (of a sample, as in the authors' code) of all its
+    candidates' IoUs, and with their centre inside its box. An anchor that several objects take goes to the one with the
+    greatest IoU. In addition, as in `match`, every object gets one anchor of its own, and crowd regions make anchors
+    that are not positive ignored. All others are background.
+
+    Args:
+        targets: the batch's targets, on the anchors' device; crowd rows take part only in the crowd rule.
+        anchors: (A, 4) cxcywh, relative, level by level; those of a cell have the same centre and follow each other.
+        cells: number of cells of each level.
+        crowd_overlap: see `match`.
+    """
+    batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
+    if not num_objects:
+        classes = torch.full((batch, num_anchors), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return Matches(classes, torch.zeros_like(classes))
+    overlaps = _overlaps(targets, anchors)
+    own = _forced(targets, overlaps, num_anchors)  # (B, A)
+    taken = torch.full_like(own, _NONE)
+    for rows in torch.arange(num_objects, device=anchors.device).split(ROWS_AT_ONCE):
+        keys = _atss_keys(targets.boxes[rows], anchors, cells)
+        keys = torch.where(targets.crowd[rows, None] | (keys == _NONE), _NONE, keys | (num_objects - 1 - rows)[:, None])
+        taken.scatter_reduce_(0, targets.images[rows, None].expand_as(keys), keys, "amax")
+    best = torch.where(own > _NONE, own, taken)
+    objects = _reversed_index(best, num_objects)
+    classes = torch.where(best > _NONE, targets.labels[objects] + 1, BACKGROUND)
+    in_crowd = (classes == BACKGROUND) & (overlaps.in_crowd > crowd_overlap)
+    return Matches(torch.where(in_crowd, IGNORED, classes), objects)
+
+
+def _atss_keys(boxes: Tensor, anchors: Tensor, cells: Sequence[int]) -> Tensor:
+    """(n, A) int64: the IoU of each object with the anchors that it takes, as keys with the index 0; else `_NONE`."""
+    iou = box_iou(boxes, cxcywh_to_xyxy(anchors))
+    per_cell = len(anchors) // sum(cells)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    centers = anchors[::per_cell, :2]  # (cells, 2)
+    distances = (centers - (low + high) / 2).square().sum(dim=-1)  # (n, cells)
+    first, nearest = 0, []
+    for count in cells:
+        order = distances[:, first : first + count].argsort(dim=1, stable=True)  # equally near: the first cell
+        nearest.append(first + order[:, :CANDIDATES])
+        first += count
+    offsets = torch.arange(per_cell, device=anchors.device)
+    candidates = (torch.cat(nearest, dim=1)[..., None] * per_cell + offsets).flatten(1)  # (n, candidates)
+    found = iou.gather(1, candidates)
+    threshold = found.mean(dim=1, keepdim=True) + found.std(dim=1, keepdim=True)
+    points = anchors[candidates, :2]
+    is_inside = ((points > low) & (points < high)).all(dim=-1)
+    keys = found.view(torch.int32).long() << _INDEX_BITS
+    return torch.full_like(iou, _NONE, dtype=torch.int64).scatter_(
+        1, candidates, torch.where(is_inside & (found >= threshold), keys, _NONE)
+    )
 
 
 @dataclass

@@ -7,6 +7,7 @@ A term is an entry in `LOSS_TERMS` and a weight in ``train.loss.weights``. The t
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolact.boxes import encode
+from yolact.boxes import box_area, decode, encode
 from yolact.errors import SettingsError
-from yolact.losses.masks import MaskSamples, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
+from yolact.losses.masks import MaskSamples, dice_loss, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
 from yolact.losses.matcher import BACKGROUND, Matches
 from yolact.models.maskiou import MaskIouNet
 from yolact.plugins import load_plugins
@@ -58,6 +59,7 @@ class LossContext:
             self.targets,
             self.priorities,
             self.config.max_masks_per_image,
+            self.config.mask_upsampling,
         )
 
 
@@ -71,7 +73,9 @@ class LossTerm:
     normaliser: Normaliser
 
 
-def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive: int) -> Tensor:
+def classification_loss(
+    logits: Tensor, classes: Tensor, negatives_per_positive: int, quality: Tensor | None = None
+) -> Tensor:
     """Softmax cross-entropy over positives and the hardest background anchors (OHEM, SSD section 2.2), summed.
 
     An anchor's hardness is ``-log p(background)``. Per image, the hardest ``negatives_per_positive`` times as many
@@ -81,6 +85,9 @@ def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive:
     Args:
         logits: (B, A, C + 1), background first.
         classes: (B, A) of `Matches.classes`.
+        quality: (B, A) 0 to 1: the probability that a positive's class should get, the rest being background; None
+            for 1. With the IoU of the predicted box, the score becomes an estimate of class and IoU at once, as in the
+            quality focal loss (Li et al. 2020, section 3.2), here with softmax, whose background takes the rest.
     """
     log_probabilities = F.log_softmax(logits, dim=-1)
     hardness = -log_probabilities.detach()[..., BACKGROUND]  # (B, A)
@@ -94,7 +101,78 @@ def classification_loss(logits: Tensor, classes: Tensor, negatives_per_positive:
     selected = positive | ((rank < quota) & (classes == BACKGROUND))
     ignored = -100
     chosen = torch.where(selected, classes, ignored)
+    if quality is not None:
+        return _soft_cross_entropy(log_probabilities, chosen, torch.where(positive, quality, 1.0))
     return F.nll_loss(log_probabilities.flatten(0, 1), chosen.flatten(), ignore_index=ignored, reduction="sum")
+
+
+def _soft_cross_entropy(log_probabilities: Tensor, classes: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy with ``share`` (B, A) of the target on the class and the rest on background, summed; negative
+    classes are left out."""
+    of_class = log_probabilities.gather(2, classes.clamp(min=0)[..., None]).squeeze(2)
+    cost = share * of_class + (1 - share) * log_probabilities[..., BACKGROUND]
+    return -torch.where(classes >= 0, cost, 0.0).sum()
+
+
+def predicted_iou(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:
+    """(B, A) 0 to 1: IoU of each positive's decoded box with its object, without gradient; 0 for other anchors."""
+    if not len(targets.boxes):
+        return torch.zeros_like(encoded[..., 0])
+    positive = matches.classes > 0
+    boxes = decode(torch.where(positive[..., None], encoded.detach(), 0.0), anchors)
+    truth = targets.boxes[matches.objects]
+    low, high = torch.maximum(boxes[..., :2], truth[..., :2]), torch.minimum(boxes[..., 2:], truth[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_area(boxes) + box_area(truth) - shared
+    return torch.where(positive, shared / union, 0.0)
+
+
+IouLoss = Literal["giou", "diou", "ciou"]
+"""A value of ``train.loss.box``."""
+
+EPSILON = 1e-7
+"""Keeps the complete IoU's weight defined for equal boxes."""
+
+
+def iou_costs(boxes: Tensor, truth: Tensor, kind: IouLoss) -> Tensor:
+    """1 minus the generalized, distance or complete IoU of each pair of (..., 4) xyxy boxes; (...).
+
+    Generalized: Rezatofighi et al. 2019, algorithm 1. Distance and complete: Zheng et al. 2020, equations 7 and 10
+    to 12. torchvision's functions for the same select elements with a mask, for which the host waits.
+    """
+    low, high = torch.maximum(boxes[..., :2], truth[..., :2]), torch.minimum(boxes[..., 2:], truth[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    union = box_area(boxes) + box_area(truth) - shared
+    iou = shared / union
+    hull = torch.maximum(boxes[..., 2:], truth[..., 2:]) - torch.minimum(boxes[..., :2], truth[..., :2])
+    if kind == "giou":
+        area = hull.prod(dim=-1)
+        return 1 - iou + (area - union) / area
+    apart = (boxes[..., :2] + boxes[..., 2:] - truth[..., :2] - truth[..., 2:]) / 2
+    cost = 1 - iou + apart.square().sum(dim=-1) / hull.square().sum(dim=-1)
+    if kind == "diou":
+        return cost
+    angles = [torch.atan2(*(sides[..., 2:] - sides[..., :2]).unbind(dim=-1)) for sides in (boxes, truth)]
+    aspect = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    weight = (aspect / (1 - iou + aspect + EPSILON)).detach()
+    return cost + weight * aspect
+
+
+def box_iou_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets, kind: IouLoss) -> Tensor:
+    """1 minus a generalized IoU of the positives' decoded boxes with their objects, summed.
+
+    Args:
+        encoded: (B, A, 4) predicted offsets.
+        anchors: (A, 4) cxcywh, relative.
+        kind: see `iou_costs`.
+    """
+    if not len(targets.boxes):
+        return encoded[:0].sum()
+    positive = matches.classes > 0
+    # Other anchors are compared with themselves, so that neither value nor gradient can be infinite.
+    boxes = decode(torch.where(positive[..., None], encoded, 0.0), anchors)
+    truth = torch.where(positive[..., None], targets.boxes[matches.objects], boxes.detach())
+    return torch.where(positive, iou_costs(boxes, truth, kind), 0.0).sum()
 
 
 def box_loss(encoded: Tensor, anchors: Tensor, matches: Matches, targets: Targets) -> Tensor:
@@ -126,17 +204,23 @@ def semantic_loss(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def _classification(context: LossContext) -> Tensor:
-    return classification_loss(
-        context.outputs.class_logits, context.matches.classes, context.config.negatives_per_positive
-    )
+    outputs, config, quality = context.outputs, context.config, None
+    if config.class_targets == "iou":
+        quality = predicted_iou(outputs.boxes, outputs.anchors, context.matches, context.targets)
+    return classification_loss(outputs.class_logits, context.matches.classes, config.negatives_per_positive, quality)
 
 
 def _box(context: LossContext) -> Tensor:
-    return box_loss(context.outputs.boxes, context.outputs.anchors, context.matches, context.targets)
+    outputs, kind = context.outputs, context.config.box
+    if kind == "smooth_l1":
+        return box_loss(outputs.boxes, outputs.anchors, context.matches, context.targets)
+    return box_iou_loss(outputs.boxes, outputs.anchors, context.matches, context.targets, kind)
 
 
 def _mask(context: LossContext) -> Tensor:
-    return mask_loss(context.masks)
+    weight = context.config.mask_dice
+    loss = mask_loss(context.masks)
+    return loss + weight * dice_loss(context.masks) if weight else loss
 
 
 def _semantic(context: LossContext) -> Tensor:

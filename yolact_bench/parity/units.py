@@ -15,7 +15,7 @@ from yolact.crop import View
 from yolact.data.augment import Sample, crop_targets, draw_crop, render
 from yolact.inference.postprocess import Candidates, cross_class_fast_nms, detect, fast_nms, traditional_nms
 from yolact.losses.matcher import match
-from yolact.settings import DEFAULT_DETECTION, AugmentConfig
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_AUGMENTATION
 from yolact.structures import RawOutputs, targets_from_masks
 from yolact.transforms import IMAGENET, UNIT_RANGE, normalize, to_square
 from yolact_bench.boxes import (
@@ -35,7 +35,9 @@ from yolact_bench.published_ap import average_precision
 NORMALIZATIONS = {"resnet": IMAGENET, "darknet": UNIT_RANGE}
 """Ours for the published name of each transform."""
 
-NO_AUGMENTATION = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
+NO_AUGMENTATION = PUBLISHED_AUGMENTATION.model_copy(
+    update=dict.fromkeys(("photometric", "expand", "random_crop", "mirror"), False)
+)
 
 _BOUNDS = re.compile(r"size(?P<size>\d+)_pad(?P<padding>\d+)_(?P<kind>float|int)")
 _FAST = re.compile(r"(?P<kind>fast|cross)_k(?P<top_k>\d+)_t(?P<percent>\d+)")

@@ -42,14 +42,11 @@ from yolact.formats.registry import read_dataset
 from yolact.formats.sample import generate_sample
 from yolact.inference.machine import Machine, describe_machine
 from yolact.inference.timing import median
-from yolact.settings import AugmentConfig, SampleConfig
+from yolact.settings import PUBLISHED_AUGMENTATION, SampleConfig
 from yolact_bench.speed.external import call, load_backend
 from yolact_bench.speed.images import HEIGHT, WIDTH
 from yolact_bench.speed.rounds import Rounds, TimedRun, relative_speed
 from yolact_bench.threads import one_thread
-
-FULL_CHAIN = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
-"""The published augmentation chain."""
 
 INSTANCES = 3
 """Objects in a generated image."""
@@ -157,7 +154,7 @@ class _Comparison:
     def __init__(self, data: CocoInstances, image_size: int, against: list[Path]) -> None:
         self.data = data
         self.image_size = image_size
-        self.dataset = TrainingSet(data, FULL_CHAIN, seed=0)
+        self.dataset = TrainingSet(data, PUBLISHED_AUGMENTATION, seed=0)
         self.others = [_Other(file, image_size) for file in against]
 
     def run(self, machine: Machine, name: str, rounds: int, progress: Callable[[str], None]) -> LoadingBenchmark:
@@ -227,7 +224,7 @@ def _time_stages(data: CocoInstances, key: SampleKey) -> list[float]:
         return changed
 
     height, width = sample.image.shape[:2]
-    view = View.of(draw_crop(sample, FULL_CHAIN, rng), height, width, key.size)
+    view = View.of(draw_crop(sample, PUBLISHED_AUGMENTATION, rng), height, width, key.size)
     render(sample.image, view, recolor)
     times.append(time.perf_counter())
     crop_targets(sample, view, len(data.category_ids))

@@ -2,6 +2,7 @@
 
 The project's presets are the other files in ``conf``; the published configurations of `yolact.models.published` are
 presets too. Composing is a deep merge: sections are merged key by key, any other value (lists too) replaces the base's.
+``FIRST+SECOND`` merges several, in this order; a preset that sets nothing of ``model``, as ``modern``, suits any other.
 The result is ``params.yaml``, the only file that the steps read, or the parameter of a pipeline.
 """
 
@@ -24,6 +25,8 @@ from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.settings.yaml_text import WIDTH, parse_yaml, plain, read_yaml, write_yaml
 
 BASE = "base"
+JOIN = "+"
+"""Between the names of presets that are combined."""
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
 
@@ -43,11 +46,14 @@ def preset_names(conf: Path = CONF) -> list[str]:
 
 
 def describe(name: str, conf: Path = CONF) -> str:
-    """Purpose of a preset, in one line: the first paragraph of its file's head comment, or empty.
+    """Purpose of a preset, in one line: the first paragraph of its file's head comment, or empty; of a combination,
+    those of all.
 
     Raises:
         SettingsError: there is no such preset.
     """
+    if JOIN in name:
+        return " ".join(describe(part, conf) for part in name.split(JOIN))
     if name in PUBLISHED_MODELS:
         return PUBLISHED_MODELS[name].description
     lines = (line.lstrip("#").strip() for line in _head(_preset_path(name, conf).read_text(encoding="utf-8")))
@@ -58,7 +64,7 @@ def compose(name: str, overrides: Sequence[str] = (), conf: Path = CONF, model: 
     """Text of the ``params.yaml`` of preset ``name``, with the base's comments.
 
     Args:
-        name: a preset, a published configuration, or ``base``.
+        name: a preset, a published configuration, or ``base``; or several, joined by `JOIN`.
         overrides: ``KEY=VALUE`` each, with dots in the key and YAML in the value: ``train.lr=2e-3``.
         conf: folder of the presets.
         model: a published configuration whose section ``model`` replaces the preset's.
@@ -118,13 +124,14 @@ def base_path(conf: Path) -> Path:
 
 
 def _differences(name: str, conf: Path, model: str | None) -> list[tuple[str, Mapping[str, Any]]]:
-    """The differences of the preset and then of the model from the base, each with its origin for errors."""
+    """The differences of the presets and then of the model from the base, each with its origin for errors."""
     layers: list[tuple[str, Mapping[str, Any]]] = []
-    if name in PUBLISHED_MODELS:
-        layers.append((name, _spelt(PUBLISHED_MODELS[name].settings())))
-    elif name != BASE:
-        path = _preset_path(name, conf)
-        layers.append((str(path), read_yaml(path)))
+    for part in name.split(JOIN):
+        if part in PUBLISHED_MODELS:
+            layers.append((part, _spelt(PUBLISHED_MODELS[part].settings())))
+        elif part != BASE:
+            path = _preset_path(part, conf)
+            layers.append((str(path), read_yaml(path)))
     if model is not None:
         layers.append((f"--model {model}", _spelt({"model": find_published(model).settings()["model"]})))
     return layers

@@ -17,17 +17,17 @@ from yolact.crop import Crop, View
 from yolact.data.augment import Sample, augment, crop_targets, draw_crop, render
 from yolact.data.colors import ColorChange, change_colors
 from yolact.data.target_masks import Grids
-from yolact.settings import AugmentConfig
+from yolact.settings import PUBLISHED_AUGMENTATION, AugmentConfig
 from yolact.structures import Targets
 from yolact.transforms import to_square
 
-OFF: dict[str, Any] = {"photometric": False, "expand": False, "random_crop": False, "mirror": False, "image_sizes": []}
+OFF = PUBLISHED_AUGMENTATION.model_dump() | dict.fromkeys(("photometric", "expand", "random_crop", "mirror"), False)
 CLASSES = 6
 MEAN = (124, 117, 104)
 """The mean colour (123.68, 116.78, 103.94), rounded."""
 
 
-def switches(**on: bool) -> AugmentConfig:
+def switches(**on: Any) -> AugmentConfig:
     return AugmentConfig(**(OFF | on))
 
 

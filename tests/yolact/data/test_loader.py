@@ -33,14 +33,14 @@ from yolact.data.loader import (
 from yolact.errors import DataError, SettingsError
 from yolact.losses.criterion import YolactLoss
 from yolact.models.yolact import Yolact
-from yolact.settings import AugmentConfig, TrainConfig
+from yolact.settings import PUBLISHED_AUGMENTATION, TrainConfig
 from yolact.structures import targets_from_masks
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import load_params
 
 IMAGES = 5
-EVERYTHING = AugmentConfig(photometric=True, expand=True, random_crop=True, mirror=True, image_sizes=[])
-NOTHING = AugmentConfig(photometric=False, expand=False, random_crop=False, mirror=False, image_sizes=[])
+EVERYTHING = PUBLISHED_AUGMENTATION
+NOTHING = EVERYTHING.model_copy(update=dict.fromkeys(("photometric", "expand", "random_crop", "mirror"), False))
 SIZE = 64
 
 
@@ -562,3 +562,48 @@ def test_batches_are_pinned_on_a_gpu(data: CocoInstances, repository: Path) -> N
     loader, _ = training_loader(data, train_config(repository, batch_size=3), SIZE, workers=0, pin=True)
     batch = next(iter(loader))
     assert all(tensor.is_pinned() for tensor in tensors(batch) if tensor.numel())
+
+
+# --- Images made of several
+
+MIXED = EVERYTHING.model_copy(update={"copy_paste": 0.7, "mosaic": 0.5, "mosaic_until": 0.5})
+
+
+def test_mixed_images_do_not_depend_on_workers_or_on_where_an_epoch_starts(
+    batches_of: Callable[..., list[Batch]],
+) -> None:
+    alone = batches_of(augment=MIXED, epochs=(0, 4))
+    assert not same(alone, batches_of(epochs=(0, 4)))
+    assert same(alone, batches_of(augment=MIXED, epochs=(0, 4), workers=2))
+    assert same(alone[1:2], batches_of(augment=MIXED, start=1))
+    parts = [batches_of(augment=MIXED, rank=rank, world_size=2) for rank in range(2)]
+    for whole, *shares in zip(alone[:2], *parts, strict=True):
+        assert torch.equal(torch.cat([share.images for share in shares]), whole.images)
+
+
+def test_the_last_epochs_have_no_mosaics(data: CocoInstances, repository: Path) -> None:
+    """Of 4 epochs, half: epochs 0 and 1. Only there a sample is made of four images."""
+    always = NOTHING.model_copy(update={"mosaic": 1.0, "mosaic_until": 0.5})
+    loader, sampler = training_loader(
+        data, train_config(repository, augment=always, epochs=4), SIZE, workers=0, pin=False
+    )
+    plain, _ = training_loader(data, train_config(repository, augment=NOTHING), SIZE, workers=0, pin=False)
+    for epoch in range(4):
+        sampler.epoch = epoch
+        mixed, whole = (next(iter(a)) for a in (loader, _at(plain, epoch)))
+        assert torch.equal(mixed.images, whole.images) == (epoch >= 2)
+
+
+def _at(loader: DataLoader[Batch], epoch: int) -> DataLoader[Batch]:
+    loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
+    return loader
+
+
+def test_targets_at_twice_the_prototypes_size(batches_of: Callable[..., list[Batch]], repository: Path) -> None:
+    loss = train_config(repository).loss.model_copy(update={"mask_upsampling": 2})
+    fine, coarse = batches_of(loss=loss), batches_of()
+    assert {batch.targets.masks.shape[1] for batch in fine} == {32}
+    assert {batch.targets.masks.shape[1] for batch in coarse} == {16}
+    for one, other in zip(fine, coarse, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets.semantic, other.targets.semantic)

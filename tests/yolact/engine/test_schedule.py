@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolact.engine.schedule import learning_rate, why_not_extended
-from yolact.settings import TrainConfig
+from yolact.engine.schedule import automatic_epochs, learning_rate, why_not_extended
+from yolact.models.published import PUBLISHED_MODELS
+from yolact.settings import PUBLISHED_AUGMENTATION, TrainConfig
 from yolact_ops.settings.params import load_params
 
+MOSAICS = PUBLISHED_AUGMENTATION.model_dump() | {"mosaic": 0.5, "mosaic_until": 0.8}
 BASE = load_params(Path(__file__).resolve().parents[3] / "conf" / "base.yaml").train
 
 
@@ -93,6 +95,13 @@ def test_the_cosine_has_no_jumps(warmup: int, length: int, peak: float, start: f
             "with train.schedule: cosine the learning rate depends on train.epochs (it falls to zero over the run): "
             "epoch 2 had 0.498, and in a run of 20 it has 0.5",
         ),
+        ({"schedule": "step", "lr_milestones": [], "augment": MOSAICS}, 24, ""),  # 8 epochs with mosaics in both
+        (
+            {"schedule": "step", "lr_milestones": [], "augment": MOSAICS},
+            25,
+            "with train.augment.mosaic the epochs with mosaics depend on train.epochs (mosaic_until is a fraction of "
+            "it): they end after epoch 8, and in a run of 20 after epoch 16",
+        ),
     ],
 )
 def test_more_epochs_are_possible_while_no_step_had_another_rate(
@@ -100,3 +109,16 @@ def test_more_epochs_are_possible_while_no_step_had_another_rate(
 ) -> None:
     """Runs of 10 and of 20 epochs of 3 steps."""
     assert why_not_extended(steps, 3, 10, config(epochs=20, lr_gamma=0.1, **changes)) == reason
+
+
+def test_automatic_epochs_are_the_published_ones_for_the_published_data_sets() -> None:
+    for name in ("yolact_resnet50_pascal", "yolact_base"):
+        published = PUBLISHED_MODELS[name]
+        assert automatic_epochs(published.train_images) == published.epochs
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_fewer_images_get_more_epochs_but_not_more_steps(few: int, many: int) -> None:
+    few, many = sorted((few, many))
+    assert automatic_epochs(few) >= automatic_epochs(many) >= 1
+    assert (automatic_epochs(few) - 0.5) * few <= (automatic_epochs(many) + 0.5) * many

@@ -25,6 +25,7 @@ from yolact.errors import SettingsError
 from yolact.evaluation.evaluator import Validation
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
+from yolact.settings import PUBLISHED_AUGMENTATION
 from yolact.transforms import IMAGENET, normalize
 from yolact_ops.settings.params import Params, load_params, parse_params
 
@@ -54,7 +55,7 @@ SHORT_RUN = {
     "log_every": 1,
 }
 SWITCHES = ("photometric", "expand", "random_crop", "mirror")
-PLAIN: dict[str, Any] = dict.fromkeys(SWITCHES, False) | {"image_sizes": []}
+PLAIN: dict[str, Any] = PUBLISHED_AUGMENTATION.model_dump() | dict.fromkeys(SWITCHES, False)
 ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
 
 
@@ -305,7 +306,9 @@ def test_weight_decay_applies_to_every_parameter(params: Callable[..., Params]) 
     settings = params(weight_decay=0.02, momentum=0.8)
     model = Yolact(settings.model, 2).train()
     for name in ("sgd", "adamw"):
-        (group,) = build_optimizer(model, settings.train.model_copy(update={"optimizer": name})).param_groups
+        optimizer, factors = build_optimizer(model, settings.train.model_copy(update={"optimizer": name}))
+        (group,) = optimizer.param_groups
+        assert factors == [1.0]
         assert group["weight_decay"] == 0.02
         assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
         assert group["betas"] == (0.8, 0.999) if name == "adamw" else group["momentum"] == 0.8
@@ -495,6 +498,25 @@ RANDOM_RUN: dict[str, Any] = {
 """All that is random is on, and of many positives so few enter the mask loss that it draws them."""
 
 
+MODERN: dict[str, Any] = {
+    "optimizer": "adamw",
+    "layer_decay": 0.7,
+    "decay_norms": False,
+    "ema_decay": 0.9,
+    "augment": PLAIN
+    | {"mirror": True, "scale_jitter": [0.5, 2.0], "copy_paste": 0.8, "mosaic": 0.5, "mosaic_until": 0.75},
+    "loss": {
+        "max_masks_per_image": 2,
+        "assignment": "atss",
+        "class_targets": "iou",
+        "box": "ciou",
+        "mask_dice": 1.0,
+        "mask_upsampling": 2,
+    },
+}
+"""The whole modern recipe."""
+
+
 def assert_same_end(found: Trainer, expected: Trainer) -> None:
     """Weights, momenta, averages and the exported model are equal bit for bit."""
     assert equal(weights(found.model), weights(expected.model))
@@ -513,6 +535,7 @@ def assert_same_end(found: Trainer, expected: Trainer) -> None:
         ({"optimizer": "adamw", "ema_decay": 0.9}, "step 5", (2, 1, 5)),
         ({"optimizer": "sgd", "log_every": 4, "precision": "bf16", "model": {"image_size": 96}}, "step 4", (2, 0, 4)),
         ({"optimizer": "sgd", "precision": "fp16", "log_every": 1}, "step 3", (1, 1, 3)),
+        (MODERN, "step 5", (2, 1, 5)),
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(

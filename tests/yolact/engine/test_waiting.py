@@ -78,10 +78,14 @@ def brings_an_index(index: Any) -> bool:
     return any(isinstance(part, list) or (isinstance(part, Tensor) and part.device != DEVICE) for part in parts)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+MODERN = {"assignment": "atss", "class_targets": "iou", "box": "ciou", "mask_dice": 1.0, "mask_upsampling": 2}
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "optimizer", "loss"), [(1, "sgd", {}), (2, "sgd", {}), (1, "adamw", {}), (2, "adamw", MODERN)]
+)
 def test_a_training_step_does_not_wait_for_the_device(
-    accumulate: int, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    accumulate: int, optimizer: str, loss: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradients are being copied to the host when the step ends, and are read after the next one."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # the meta device has none
@@ -94,7 +98,8 @@ def test_a_training_step_does_not_wait_for_the_device(
         optimizer=optimizer,
         ema_decay=0.9,
         max_grad_norm=10.0,
-        loss={"max_masks_per_image": 5},
+        loss={"max_masks_per_image": 5} | loss,
+        layer_decay=0.8,
     )
     first, second = prefetch(learner.loader, DEVICE)
     with NoWaiting() as mode:

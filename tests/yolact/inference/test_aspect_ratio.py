@@ -20,7 +20,7 @@ from yolact.inference import postprocess
 from yolact.inference.postprocess import Candidates, enlarge_masks, to_image_frame
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
-from yolact.settings import DEFAULT_DETECTION, AugmentConfig
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_AUGMENTATION
 from yolact.structures import RawOutputs
 from yolact.transforms import IMAGENET, normalize, to_padded_square, to_square
 
@@ -28,7 +28,6 @@ MEAN = (123.68, 116.78, 103.94)
 SIZE = 64
 GRID = 16
 """Side of the prototypes of a network with an input of 64 pixels."""
-SWITCHES = ("photometric", "expand", "random_crop", "mirror")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -142,12 +141,11 @@ def test_a_squared_crop_is_the_smallest_square_that_starts_with_the_crop(
 def test_training_keeps_the_aspect_ratio_of_whatever_crop_is_drawn() -> None:
     """A fully visible square stays a square."""
     sample = image_with(60, 120, (30, 20, 50, 40))
-    config = AugmentConfig(**(dict.fromkeys(SWITCHES, True) | {"image_sizes": []}))
     ratios: dict[bool, list[float]] = {True: [], False: []}
     for keep in (True, False):
         for seed in range(60):
             rng = np.random.default_rng(seed)
-            _, targets = augment(sample, config, 256, 3, rng, keep_aspect_ratio=keep)
+            _, targets = augment(sample, PUBLISHED_AUGMENTATION, 256, 3, rng, keep_aspect_ratio=keep)
             for left, top, right, bottom in targets.boxes.tolist():
                 if min(left, top) > 0 and max(right, bottom) < 1:
                     ratios[keep].append((right - left) / (bottom - top))

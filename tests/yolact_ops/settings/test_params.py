@@ -82,9 +82,21 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         ("train.lr", 0, "train.lr: input should be greater than 0 (found 0)"),
         ("train.lr", float("nan"), "train.lr: input should be a finite number (found nan)"),
         ("train.lr", float("inf"), "train.lr: input should be a finite number (found inf)"),
-        ("train.epochs", 2.5, "train.epochs: input should be a valid integer (found 2.5)"),
-        ("train.epochs", True, "train.epochs: input should be a valid integer (found True)"),
-        ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1 (found 0)"),
+        ("train.epochs", 2.5, "train.epochs: must be auto, or a whole number of at least 1 (found 2.5)"),
+        ("train.epochs", True, "train.epochs: must be auto, or a whole number of at least 1 (found True)"),
+        ("train.epochs", 0, "train.epochs: must be auto, or a whole number of at least 1 (found 0)"),
+        ("train.epochs", "few", "train.epochs: must be auto, or a whole number of at least 1 (found 'few')"),
+        ("train.layer_decay", 0, "train.layer_decay: input should be greater than 0 (found 0)"),
+        ("train.augment.scale_jitter", [2, 1], "train.augment.scale_jitter: must be empty, or the smallest and the"),
+        ("train.augment.scale_jitter", [0.5], "train.augment.scale_jitter: must be empty, or the smallest and the"),
+        (
+            "train.augment.scale_jitter",
+            [0.1, 2.0],
+            "train.augment: scale_jitter takes the place of expand and random_crop: set both to false",
+        ),
+        ("train.augment.mosaic", 1.5, "train.augment.mosaic: input should be less than or equal to 1 (found 1.5)"),
+        ("train.loss.assignment", "tal", "train.loss.assignment: input should be 'iou' or 'atss' (found 'tal')"),
+        ("train.loss.mask_upsampling", 3, "train.loss.mask_upsampling: input should be 1 or 2 (found 3)"),
         ("train.momentum", 1.5, "train.momentum: input should be less than 1 (found 1.5)"),
         ("train.schedule", "linear", "train.schedule: input should be 'step' or 'cosine' (found 'linear')"),
         ("runtime.device", "gpu", "runtime.device: string should match pattern"),
@@ -378,3 +390,9 @@ def test_a_repeated_key_is_refused(tmp_path: Path, base_text: str) -> None:
     path.write_text(base_text + "\nruntime:\n  device: cpu\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"(?s)params\.yaml: not valid YAML: .*duplicate key \"runtime\""):
         load_params(path)
+
+
+def test_mask_rescoring_needs_masks_of_the_prototypes_size(tree: dict[str, Any]) -> None:
+    put(tree, "model.mask_rescoring", True)
+    put(tree, "train.loss.mask_upsampling", 2)
+    assert "train.loss.mask_upsampling: must be 1 with model.mask_rescoring" in refusal(tree)
