@@ -23,6 +23,8 @@ from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.backbones.resnet import BasicBlock, BasicResNet, Bottleneck, BottleneckResNet, ResNet
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
+from yolact.models.protonet import Protonet
+from yolact.models.separable import SeparableConv2d
 from yolact.models.yolact import Yolact
 
 Activation = Literal["none", "relu", "leaky_relu"]
@@ -112,7 +114,10 @@ def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
 
 
 def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
-    """The faster convolution for a layer with a single input size."""
+    """The faster form of a convolution with a single input size; a separable one is two convolutions."""
+    if isinstance(conv, SeparableConv2d):
+        first = _FusedConv(cast(nn.Module, conv.depthwise), "none", sizes)
+        return nn.Sequential(first, _FusedConv(cast(nn.Module, conv.pointwise), activation, sizes))
     assert isinstance(conv, nn.Conv2d)
     if _suits_winograd(conv, *sizes[conv][2:]):
         winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
@@ -256,7 +261,7 @@ class _Pyramid(nn.Module):
 
 
 class _Head(nn.Module):
-    """The shared head; its last three convolutions read the same map, so they are merged into one.
+    """The shared head, level by level; its last three convolutions read the same map, so they are merged into one.
 
     Args:
         head: the network's head; its weights are moved.
@@ -267,7 +272,8 @@ class _Head(nn.Module):
     def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
-        self.upfeature = self._conv(head.upfeature[0], "relu", largest)
+        convs = [layer for layer in head.upfeature if not isinstance(layer, nn.ReLU)]
+        self.upfeature = nn.Sequential(*(self._conv(conv, "relu", largest) for conv in convs))
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
@@ -277,10 +283,10 @@ class _Head(nn.Module):
 
     @staticmethod
     def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: Sequence[int]) -> nn.Module:
-        assert isinstance(conv, nn.Conv2d)
         if _suits_winograd(conv, *largest):
-            return _WideConv(conv, activation, *largest)
-        return _FusedConv(conv, activation, {conv: [1, conv.in_channels, *largest]})
+            return _WideConv(cast(nn.Conv2d, conv), activation, *largest)
+        parts = [part for part in conv.modules() if isinstance(part, nn.Conv2d)]  # two of a separable convolution
+        return _conv(conv, activation, {part: [1, part.in_channels, *largest] for part in parts})
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Encoded boxes (B, A, 4), class logits (B, A, C + 1) and mask coefficients (B, A, K) of all levels."""
@@ -303,25 +309,28 @@ def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 
 
 def _conv_of(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A 3x3 convolution with padding and these weights.
+    """A convolution with these weights, and with padding that keeps the map's size.
 
     No initial weights are drawn: that would change the random state of a training run that validates.
     """
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+    outputs, inputs, kernel = weight.shape[:3]
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, device="meta")
     conv.weight, conv.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
     return conv
 
 
-def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
-    *before, last, to_prototypes = convs
+def _protonet(protonet: Protonet, sizes: _InputSizes) -> nn.Sequential:
+    *before, last, to_prototypes = (layer for layer in protonet if not isinstance(layer, nn.ReLU | nn.Upsample))
     layers = [_conv(conv, "relu", sizes) for conv in before]
-    if _suits_winograd(last, *sizes[last][2:]):
-        before_enlarging = sizes[convs[-3]][2:]
-        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {}), *before_enlarging))
+    height, width = sizes[to_prototypes][2:]
+    if _suits_winograd(last, height, width):
+        assert isinstance(last, nn.Conv2d)
+        head = _FusedConv(to_prototypes, "relu", {})
+        layers.append(EnlargingWinogradConv2d(last, head, height // 2, width // 2))
         last.weight = None  # type: ignore[assignment]  # as in _FusedConv
     else:
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        layers += [enlarge, _FusedConv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
+        layers += [enlarge, _conv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
     return nn.Sequential(*layers)
 
 
@@ -337,7 +346,9 @@ def _input_sizes(network: Yolact) -> _InputSizes:
         """Record input shapes; returns the side of a square map after these modules. Stride 2 halves it, rounding
         up."""
         for conv in convs:
-            if isinstance(conv, nn.Conv2d):
+            if isinstance(conv, SeparableConv2d):
+                side = through(conv, side)
+            elif isinstance(conv, nn.Conv2d):
                 sizes[conv] = [1, conv.in_channels, side, side]
                 side = -(-side // conv.stride[0])
             elif isinstance(conv, DeformableConv2d):
@@ -383,9 +394,9 @@ class OneDnnNetwork(nn.Module):
         sizes = _input_sizes(network)
         self.backbone = _backbone(network.backbone, sizes)
         self.fpn = _Pyramid(network.fpn, sizes)
-        convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
-        self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])
-        self.protonet = _protonet(convs, sizes)
+        side = network.config.image_size
+        self.head = _Head(network.prediction_layers[0], largest=network.level_sizes(side, side)[0])
+        self.protonet = _protonet(network.proto_net, sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encoded boxes, class logits, mask coefficients and prototypes, as `Yolact.tensors`."""
