@@ -8,6 +8,7 @@ convolutions use Winograd's minimal filtering instead, which needs 2.25 multipli
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast
@@ -27,7 +28,7 @@ from yolact.models.protonet import Protonet
 from yolact.models.separable import SeparableConv2d
 from yolact.models.yolact import Yolact
 
-Activation = Literal["none", "relu", "leaky_relu"]
+Activation = Literal["none", "relu", "leaky_relu", "hardtanh", "hardswish", "swish"]
 
 _InputSizes = dict[nn.Module, list[int]]
 """Shape of each convolution's largest input: the fastest memory order of the weights depends on it, and other orders
@@ -54,11 +55,13 @@ def is_available(dtype: torch.dtype) -> bool:
 class _FusedConv(ReorderedConv):
     """A convolution, an optional sum and an activation."""
 
-    def __init__(self, conv: nn.Module, activation: Activation, sizes: _InputSizes) -> None:
+    def __init__(
+        self, conv: nn.Module, activation: Activation, sizes: _InputSizes, scalars: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
         self.activation = activation
-        self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else []
+        self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else list(scalars)
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.weight = conv.weight.detach()
         self.input_size = sizes.get(conv)
@@ -212,28 +215,94 @@ class _Darknet(nn.Module):
         return _last_three(self.stem(images), self.stages)
 
 
-class _PlainBackbone(nn.Module):
-    """A backbone of another class, not rebuilt."""
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest accepted norm of a fused backbone's error, relative to the norm of its features. A wrong fusion is far above,
+rounding far below."""
 
-    def __init__(self, backbone: Backbone) -> None:
+
+class _OtherBackbone(nn.Module):
+    """A backbone of another class: within its ``nn.Sequential`` modules, convolutions are fused with their activations.
+
+    That is right if it runs these modules as a whole, so one random image is run both ways. If the features differ, the
+    backbone stays as it is.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        parameter = next(backbone.parameters())
+        generator = torch.Generator().manual_seed(0)  # of its own: see `_conv_of`
+        image = torch.randn(1, 3, image_size, image_size, generator=generator).to(parameter.dtype)
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            sizes, expected = _recorded(backbone, image)
+            fused = copy.deepcopy(backbone)
+            matching = dict(zip(backbone.modules(), fused.modules(), strict=True))
+            _fuse_sequences(fused, {matching[conv]: size for conv, size in sizes.items()})
+            pairs = list(zip(fused(image), expected, strict=True))
+        tolerance = AGREEMENT[parameter.dtype]
+        agree = all((one - other).float().norm() <= tolerance * other.float().norm() for one, other in pairs)
+        self.backbone = fused if agree else backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [feature.contiguous(memory_format=torch.channels_last) for feature in self.backbone(images)]
 
 
-def supports(backbone: Backbone) -> bool:
-    """Whether the backbone can be rebuilt from fused operations.
+def _recorded(backbone: Backbone, image: Tensor) -> tuple[_InputSizes, Sequence[Tensor]]:
+    """The input shape of each convolution that runs exactly once for an image, and the features."""
+    found: dict[nn.Module, list[list[int]]] = {}
 
-    Subclasses cannot: they may compute something else.
+    def record(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.setdefault(conv, []).append(list(inputs[0].shape))
+
+    convs = [module for module in backbone.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_pre_hook(record) for conv in convs]
+    try:
+        features = backbone(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {conv: shapes[0] for conv, shapes in found.items() if len(shapes) == 1}, features
+
+
+def _fuse_sequences(backbone: nn.Module, sizes: _InputSizes) -> None:
+    """Fuse the convolutions in ``nn.Sequential`` modules with the activations directly after them, in place."""
+    for sequence in list(backbone.modules()):
+        if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+            continue
+        layers = [name for name, layer in sequence.named_children() if not isinstance(layer, nn.Identity)]
+        for name, following in zip(layers, [*layers[1:], None], strict=True):
+            conv = sequence._modules[name]
+            if not isinstance(conv, nn.Conv2d) or conv not in sizes or conv.padding_mode != "zeros":
+                continue
+            fused = None if following is None else _fusible(sequence._modules[following])
+            if fused is not None:
+                sequence._modules[cast(str, following)] = nn.Identity()
+            activation, scalars = fused or ("none", [])
+            sequence._modules[name] = _FusedConv(conv, activation, sizes, scalars)
+
+
+def _fusible(layer: nn.Module | None) -> tuple[Activation, list[float]] | None:
+    """oneDNN's name and numbers of an activation that it can compute with a convolution; None for other layers."""
+    if type(layer) is nn.ReLU:
+        return "relu", []
+    if isinstance(layer, nn.Hardtanh):  # nn.ReLU6 is one
+        return "hardtanh", [layer.min_val, layer.max_val]
+    if type(layer) is nn.Hardswish:
+        return "hardswish", []
+    return ("swish", []) if type(layer) is nn.SiLU else None
+
+
+def supports(backbone: Backbone) -> bool:
+    """Whether the backbone is one of those that are rebuilt layer by layer; others keep their structure.
+
+    Subclasses are not: they may compute something else.
     """
     return type(backbone) in (BasicResNet, BottleneckResNet, Darknet)
 
 
-def _backbone(backbone: Backbone, sizes: _InputSizes) -> nn.Module:
+def _backbone(backbone: Backbone, sizes: _InputSizes, image_size: int) -> nn.Module:
     if not supports(backbone):
-        return _PlainBackbone(backbone)
+        return _OtherBackbone(backbone, image_size)
     return _Darknet(backbone, sizes) if isinstance(backbone, Darknet) else _ResNet(cast(ResNet, backbone), sizes)
 
 
@@ -386,13 +455,14 @@ def _input_sizes(network: Yolact) -> _InputSizes:
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
-    A backbone of another class (`supports`) is not rebuilt. The weights of ``network`` are moved, not copied.
+    Of a backbone of another class only convolutions and their activations are fused (`_OtherBackbone`). The weights of
+    ``network`` are moved, not copied; those of such a backbone are copied.
     """
 
     def __init__(self, network: Yolact) -> None:
         super().__init__()
         sizes = _input_sizes(network)
-        self.backbone = _backbone(network.backbone, sizes)
+        self.backbone = _backbone(network.backbone, sizes, network.config.image_size)
         self.fpn = _Pyramid(network.fpn, sizes)
         side = network.config.image_size
         self.head = _Head(network.prediction_layers[0], largest=network.level_sizes(side, side)[0])
