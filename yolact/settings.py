@@ -87,6 +87,14 @@ class ModelConfig(Section):
     """Resize images so that their longer side is ``image_size``, and fill the rest of the square, right and below, with
     the mean colour. False stretches them to the square, as published (paper section 4)."""
     fpn_channels: PositiveInt
+    """Channels of the pyramid, and of protonet and head up to their last convolutions."""
+    separable_convs: bool
+    """Depthwise-separable 3x3 convolutions with batch norm in pyramid, protonet and head, and 1x1 convolutions as the
+    head's outputs (`yolact.models.separable`): several times cheaper. Published: plain convolutions, no batch norm."""
+    head_convs: PositiveInt
+    """3x3 convolutions of the head before its outputs (published: 1)."""
+    protonet_convs: NonNegativeInt
+    """3x3 convolutions of the protonet before its upsampling (published: 3); one follows it."""
     num_prototypes: PositiveInt
     """k of the paper, section 3.1; also the number of mask coefficients per anchor."""
     anchor_scales: Annotated[list[list[PositiveFloat]], Field(min_length=PYRAMID_LEVELS, max_length=PYRAMID_LEVELS)]
@@ -155,8 +163,13 @@ class ModelConfig(Section):
 
     @property
     def pretrained(self) -> bool:
-        """Whether training starts from pretrained weights; batch norm is then frozen."""
+        """Whether training starts from pretrained weights; the backbone's batch norm is then frozen."""
         return self.backbone_weights != "none" or self.initial_weights != "none"
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether some batch norm is trained: that of a backbone from scratch, or of separable convolutions."""
+        return not self.pretrained or self.separable_convs
 
     @property
     def anchors_per_cell(self) -> int:

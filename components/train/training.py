@@ -313,7 +313,7 @@ def _fingerprint(params: Params, data_digest: str, classes: Sequence[str]) -> st
     validations. Gradient accumulation affects only rounding, unless batch norm is trained.
     """
     harmless = {"log_every", "validation_pictures", "validate_every", "patience"}
-    if params.model.pretrained:
+    if not params.model.trains_batch_norm:
         harmless.add("accumulate")
     facts = {
         "model": params.model.model_dump(mode="json"),

@@ -19,6 +19,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     },
     "darknet": {"backbone": "darknet53", "backbone_blocks": [1, 2, 1, 1, 1]},
     "wide": {"fpn_channels": 192},
+    "separable": {"separable_convs": True, "head_convs": 2, "protonet_convs": 1},
+    "deep head": {"head_convs": 2, "protonet_convs": 0},
 }
 """Changes of `tiny_config`. Blocks with and without a convolution in their shortcut are in each of the ResNets."""
 

@@ -85,6 +85,19 @@ class Mixer(Backbone):
         return Structure(blocks) if found else None
 
 
+class PartialMixer(Mixer):
+    """Does not run its modules as a whole: a stage's first activation is left out."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Backbone`."""
+        features, x = [], self.stem(images)
+        for stage in self.stages:
+            down, *blocks = stage
+            x = nn.Sequential(down[0], down[1], *blocks)(x)
+            features.append(x)
+        return features[0], features[1], features[2]
+
+
 class LoudResNet(BasicResNet):
     """A ResNet with doubled features."""
 

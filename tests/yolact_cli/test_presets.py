@@ -18,7 +18,7 @@ from yolact_cli import presets
 from yolact_cli.main import app
 from yolact_ops.settings.params import Params, load_params, parse_params
 
-PRESETS = ["sample-cpu", "voc2012-r101", "voc2012-r50", "voc2012-r50-bf16"]
+PRESETS = ["lite0-320", "lite2-512", "regnet-550", "sample-cpu", "voc2012-r101", "voc2012-r50", "voc2012-r50-bf16"]
 PUBLISHED = list(PUBLISHED_MODELS)
 
 
@@ -139,7 +139,7 @@ def test_overrides_are_checked_together_not_one_by_one(workspace: Path) -> None:
         (["yolact_plus"], "no preset 'yolact_plus'; did you mean 'yolact_plus_base'?"),
         (
             ["../secret"],
-            "no preset '../secret'; there are: modern, sample-cpu, smoke, voc2012-r101, voc2012-r50, voc2012-r50-bf16,",
+            "no preset '../secret'; there are: lite0-320, lite2-512, modern, regnet-550, sample-cpu, smoke, voc2012-r101,",
         ),
         (["base", "--model", "yolact_bsae"], "no published configuration 'yolact_bsae'; did you mean 'yolact_base'?"),
         (["base", "--model", "sample-cpu"], "no published configuration 'sample-cpu'; there are: yolact_base,"),

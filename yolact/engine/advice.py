@@ -140,7 +140,7 @@ def _smaller_batches(params: TrainingParams, batch_size: int, processes: int, mo
     more = next((n for n in counts if config.batch_size % n == 0), None)
     if more:
         effect = f"the same result with less memory, in {more} gradient-accumulation steps; {RESUMES}"
-        if not params.model.pretrained:
+        if params.model.trains_batch_norm:
             effect = f"less memory, in {more} gradient-accumulation steps; trained batch norm sees fewer images at once"
         ways.append(f"train.accumulate: {more} ({effect})")
     half = batch_size // 2 // config.accumulate * config.accumulate

@@ -146,7 +146,7 @@ class Trainer:
         self.listener = listener
         self.extra = extra
         freeze(self.model, self.config.freeze)
-        if self.world.size > 1 and not model.config.pretrained:
+        if self.world.size > 1 and model.config.trains_batch_norm:
             synchronise_batch_norm(self.model)
         self.ema = Ema(self.model, self.config.ema_decay) if self.config.ema_decay else None
         self.criterion = YolactLoss(self.config.loss, self.world.size)

@@ -144,7 +144,7 @@ def export_onnx(
     reference = ExportedNetwork(_cpu_copy(model))
     network = _cpu_copy(model)
     network.maskiou_net = None
-    fold_batch_norm(network.backbone)
+    fold_batch_norm(network)
     exported = ExportedNetwork(network, torch.float16 if precision == "fp16" else torch.float32).eval()
     side = model.config.image_size
     images = 255 * torch.rand(batch or 2, 3, side, side, generator=torch.Generator().manual_seed(0))

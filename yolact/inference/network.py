@@ -11,7 +11,7 @@ import copy
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from yolact.devices import check_compiler
 from yolact.errors import SettingsError
 from yolact.inference import onednn
-from yolact.models.backbones.base import Backbone
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.maskiou import MaskIouNet
+from yolact.models.separable import SeparableConv2d
 from yolact.models.yolact import Yolact
 from yolact.structures import RawOutputs
 
@@ -58,7 +58,7 @@ class InferenceNetwork:
         if self.maskiou_net is not None:
             self.maskiou_net.to(self.device)
         network.maskiou_net = None
-        fold_batch_norm(network.backbone)
+        fold_batch_norm(network)
         network.to(self.device, self.dtype).to(memory_format=self.memory_format)
         self._anchors = network.anchors
         self._tensors: Callable[[Tensor], tuple[Tensor, ...]] = network.tensors
@@ -103,11 +103,13 @@ def _return_freed_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def fold_batch_norm(backbone: Backbone) -> None:
-    """Fold batch norm into the convolutions before it, in place, for the pairs that the backbone declares.
+def fold_batch_norm(network: Yolact) -> None:
+    """Fold batch norm into the convolutions before it, in place: the pairs that the backbone declares, and those of
+    separable convolutions.
 
-    The backbone must be in evaluation mode.
+    The network must be in evaluation mode.
     """
+    backbone = network.backbone
     for conv_name, norm_name in backbone.conv_norm_pairs():
         conv, norm = backbone.get_submodule(conv_name), backbone.get_submodule(norm_name)
         if not (isinstance(conv, (nn.Conv2d, DeformableConv2d)) and isinstance(norm, nn.BatchNorm2d)):
@@ -117,6 +119,10 @@ def fold_batch_norm(backbone: Backbone) -> None:
             )
         fold_into(conv, norm)
         backbone.set_submodule(norm_name, nn.Identity())
+    for module in list(network.modules()):
+        if isinstance(module, SeparableConv2d):
+            fold_into(cast(nn.Conv2d, module.pointwise), cast(nn.BatchNorm2d, module.norm))
+            module.norm = nn.Identity()
 
 
 def fold_into(conv: nn.Conv2d | DeformableConv2d, norm: nn.BatchNorm2d) -> None:

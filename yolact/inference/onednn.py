@@ -8,6 +8,7 @@ convolutions use Winograd's minimal filtering instead, which needs 2.25 multipli
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast
@@ -23,9 +24,11 @@ from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.backbones.resnet import BasicBlock, BasicResNet, Bottleneck, BottleneckResNet, ResNet
 from yolact.models.fpn import FPN
 from yolact.models.head import PredictionHead
+from yolact.models.protonet import Protonet
+from yolact.models.separable import SeparableConv2d
 from yolact.models.yolact import Yolact
 
-Activation = Literal["none", "relu", "leaky_relu"]
+Activation = Literal["none", "relu", "leaky_relu", "hardtanh", "hardswish", "swish"]
 
 _InputSizes = dict[nn.Module, list[int]]
 """Shape of each convolution's largest input: the fastest memory order of the weights depends on it, and other orders
@@ -52,11 +55,13 @@ def is_available(dtype: torch.dtype) -> bool:
 class _FusedConv(ReorderedConv):
     """A convolution, an optional sum and an activation."""
 
-    def __init__(self, conv: nn.Module, activation: Activation, sizes: _InputSizes) -> None:
+    def __init__(
+        self, conv: nn.Module, activation: Activation, sizes: _InputSizes, scalars: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         assert isinstance(conv, nn.Conv2d)
         self.activation = activation
-        self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else []
+        self.scalars = [LEAKY_SLOPE] if activation == "leaky_relu" else list(scalars)
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.weight = conv.weight.detach()
         self.input_size = sizes.get(conv)
@@ -112,7 +117,10 @@ def _suits_winograd(conv: nn.Module, height: int, width: int) -> bool:
 
 
 def _conv(conv: nn.Module, activation: Literal["none", "relu"], sizes: _InputSizes) -> nn.Module:
-    """The faster convolution for a layer with a single input size."""
+    """The faster form of a convolution with a single input size; a separable one is two convolutions."""
+    if isinstance(conv, SeparableConv2d):
+        first = _FusedConv(cast(nn.Module, conv.depthwise), "none", sizes)
+        return nn.Sequential(first, _FusedConv(cast(nn.Module, conv.pointwise), activation, sizes))
     assert isinstance(conv, nn.Conv2d)
     if _suits_winograd(conv, *sizes[conv][2:]):
         winograd = WinogradConv2d(conv, activation, *sizes[conv][2:])
@@ -207,28 +215,102 @@ class _Darknet(nn.Module):
         return _last_three(self.stem(images), self.stages)
 
 
-class _PlainBackbone(nn.Module):
-    """A backbone of another class, not rebuilt."""
+AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest accepted norm of a fused backbone's error, relative to the norm of its features. A wrong fusion is far above,
+rounding far below."""
 
-    def __init__(self, backbone: Backbone) -> None:
+
+class _OtherBackbone(nn.Module):
+    """A backbone of another class: within its ``nn.Sequential`` modules, convolutions are fused with their activations.
+
+    That is right if it runs these modules as a whole, so one random image is run both ways. If that fails or the
+    features differ, the backbone stays as it is.
+    """
+
+    def __init__(self, backbone: Backbone, image_size: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        parameter = next(backbone.parameters())
+        generator = torch.Generator().manual_seed(0)  # of its own: see `_conv_of`
+        image = torch.randn(1, 3, image_size, image_size, generator=generator).to(parameter.dtype)
+        image = image.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            sizes, expected = _recorded(backbone, image)
+            fused = copy.deepcopy(backbone)
+            matching = dict(zip(backbone.modules(), fused.modules(), strict=True))
+            _fuse_sequences(fused, {matching[conv]: size for conv, size in sizes.items()})
+            self.backbone = fused if _agree(fused, image, expected) else backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [feature.contiguous(memory_format=torch.channels_last) for feature in self.backbone(images)]
 
 
-def supports(backbone: Backbone) -> bool:
-    """Whether the backbone can be rebuilt from fused operations.
+def _agree(fused: Backbone, image: Tensor, expected: Sequence[Tensor]) -> bool:
+    """Whether a fused backbone computes these features, but for rounding."""
+    try:
+        features = fused(image)
+    except (AttributeError, RuntimeError):  # it reads attributes or weights of its convolutions
+        return False
+    tolerance = AGREEMENT[image.dtype]
+    pairs = zip(features, expected, strict=True)
+    return all((one - other).float().norm() <= tolerance * other.float().norm() for one, other in pairs)
 
-    Subclasses cannot: they may compute something else.
+
+def _recorded(backbone: Backbone, image: Tensor) -> tuple[_InputSizes, Sequence[Tensor]]:
+    """The input shape of each convolution that runs exactly once for an image, and the features."""
+    found: dict[nn.Module, list[list[int]]] = {}
+
+    def record(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.setdefault(conv, []).append(list(inputs[0].shape))
+
+    convs = [module for module in backbone.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_pre_hook(record) for conv in convs]
+    try:
+        features = backbone(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {conv: shapes[0] for conv, shapes in found.items() if len(shapes) == 1}, features
+
+
+def _fuse_sequences(backbone: nn.Module, sizes: _InputSizes) -> None:
+    """Fuse the convolutions in ``nn.Sequential`` modules with the activations directly after them, in place."""
+    for sequence in list(backbone.modules()):
+        if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+            continue
+        layers = [name for name, layer in sequence.named_children() if not isinstance(layer, nn.Identity)]
+        for name, following in zip(layers, [*layers[1:], None], strict=True):
+            conv = sequence._modules[name]
+            if not isinstance(conv, nn.Conv2d) or conv not in sizes or conv.padding_mode != "zeros":
+                continue
+            fused = None if following is None else _fusible(sequence._modules[following])
+            if fused is not None:
+                sequence._modules[cast(str, following)] = nn.Identity()
+            activation, scalars = fused or ("none", [])
+            sequence._modules[name] = _FusedConv(conv, activation, sizes, scalars)
+
+
+def _fusible(layer: nn.Module | None) -> tuple[Activation, list[float]] | None:
+    """oneDNN's name and numbers of an activation that it can compute with a convolution; None for other layers."""
+    if type(layer) is nn.ReLU:
+        return "relu", []
+    if isinstance(layer, nn.Hardtanh):  # nn.ReLU6 is one
+        return "hardtanh", [layer.min_val, layer.max_val]
+    if type(layer) is nn.Hardswish:
+        return "hardswish", []
+    return ("swish", []) if type(layer) is nn.SiLU else None
+
+
+def supports(backbone: Backbone) -> bool:
+    """Whether the backbone is one of those that are rebuilt layer by layer; others keep their structure.
+
+    Subclasses are not: they may compute something else.
     """
     return type(backbone) in (BasicResNet, BottleneckResNet, Darknet)
 
 
-def _backbone(backbone: Backbone, sizes: _InputSizes) -> nn.Module:
+def _backbone(backbone: Backbone, sizes: _InputSizes, image_size: int) -> nn.Module:
     if not supports(backbone):
-        return _PlainBackbone(backbone)
+        return _OtherBackbone(backbone, image_size)
     return _Darknet(backbone, sizes) if isinstance(backbone, Darknet) else _ResNet(cast(ResNet, backbone), sizes)
 
 
@@ -256,7 +338,7 @@ class _Pyramid(nn.Module):
 
 
 class _Head(nn.Module):
-    """The shared head; its last three convolutions read the same map, so they are merged into one.
+    """The shared head, level by level; its last three convolutions read the same map, so they are merged into one.
 
     Args:
         head: the network's head; its weights are moved.
@@ -267,7 +349,8 @@ class _Head(nn.Module):
     def __init__(self, head: nn.Module, largest: Sequence[int]) -> None:
         super().__init__()
         assert isinstance(head, PredictionHead)
-        self.upfeature = self._conv(head.upfeature[0], "relu", largest)
+        convs = [layer for layer in head.upfeature if not isinstance(layer, nn.ReLU)]
+        self.upfeature = nn.Sequential(*(self._conv(conv, "relu", largest) for conv in convs))
         layers = (head.bbox_layer, head.conf_layer, head.mask_layer)
         self.channels = [layer.out_channels for layer in layers]
         self.sizes = (4, head.num_classes + 1, head.num_prototypes)
@@ -277,10 +360,10 @@ class _Head(nn.Module):
 
     @staticmethod
     def _conv(conv: nn.Module, activation: Literal["none", "relu"], largest: Sequence[int]) -> nn.Module:
-        assert isinstance(conv, nn.Conv2d)
         if _suits_winograd(conv, *largest):
-            return _WideConv(conv, activation, *largest)
-        return _FusedConv(conv, activation, {conv: [1, conv.in_channels, *largest]})
+            return _WideConv(cast(nn.Conv2d, conv), activation, *largest)
+        parts = [part for part in conv.modules() if isinstance(part, nn.Conv2d)]  # two of a separable convolution
+        return _conv(conv, activation, {part: [1, part.in_channels, *largest] for part in parts})
 
     def forward(self, pyramid: list[Tensor]) -> list[Tensor]:
         """Encoded boxes (B, A, 4), class logits (B, A, C + 1) and mask coefficients (B, A, K) of all levels."""
@@ -303,25 +386,28 @@ def _joined(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
 
 
 def _conv_of(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A 3x3 convolution with padding and these weights.
+    """A convolution with these weights, and with padding that keeps the map's size.
 
     No initial weights are drawn: that would change the random state of a training run that validates.
     """
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+    outputs, inputs, kernel = weight.shape[:3]
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, device="meta")
     conv.weight, conv.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
     return conv
 
 
-def _protonet(convs: list[nn.Conv2d], sizes: _InputSizes) -> nn.Sequential:
-    *before, last, to_prototypes = convs
+def _protonet(protonet: Protonet, sizes: _InputSizes) -> nn.Sequential:
+    *before, last, to_prototypes = (layer for layer in protonet if not isinstance(layer, nn.ReLU | nn.Upsample))
     layers = [_conv(conv, "relu", sizes) for conv in before]
-    if _suits_winograd(last, *sizes[last][2:]):
-        before_enlarging = sizes[convs[-3]][2:]
-        layers.append(EnlargingWinogradConv2d(last, _FusedConv(to_prototypes, "relu", {}), *before_enlarging))
+    height, width = sizes[to_prototypes][2:]
+    if _suits_winograd(last, height, width):
+        assert isinstance(last, nn.Conv2d)
+        head = _FusedConv(to_prototypes, "relu", {})
+        layers.append(EnlargingWinogradConv2d(last, head, height // 2, width // 2))
         last.weight = None  # type: ignore[assignment]  # as in _FusedConv
     else:
         enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        layers += [enlarge, _FusedConv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
+        layers += [enlarge, _conv(last, "relu", sizes), _FusedConv(to_prototypes, "relu", sizes)]
     return nn.Sequential(*layers)
 
 
@@ -337,7 +423,9 @@ def _input_sizes(network: Yolact) -> _InputSizes:
         """Record input shapes; returns the side of a square map after these modules. Stride 2 halves it, rounding
         up."""
         for conv in convs:
-            if isinstance(conv, nn.Conv2d):
+            if isinstance(conv, SeparableConv2d):
+                side = through(conv, side)
+            elif isinstance(conv, nn.Conv2d):
                 sizes[conv] = [1, conv.in_channels, side, side]
                 side = -(-side // conv.stride[0])
             elif isinstance(conv, DeformableConv2d):
@@ -375,17 +463,18 @@ def _input_sizes(network: Yolact) -> _InputSizes:
 class OneDnnNetwork(nn.Module):
     """A `Yolact` with folded batch norm, in evaluation mode and channels_last, rebuilt from fused operations.
 
-    A backbone of another class (`supports`) is not rebuilt. The weights of ``network`` are moved, not copied.
+    Of a backbone of another class only convolutions and their activations are fused (`_OtherBackbone`). The weights of
+    ``network`` are moved, not copied; those of such a backbone are copied.
     """
 
     def __init__(self, network: Yolact) -> None:
         super().__init__()
         sizes = _input_sizes(network)
-        self.backbone = _backbone(network.backbone, sizes)
+        self.backbone = _backbone(network.backbone, sizes, network.config.image_size)
         self.fpn = _Pyramid(network.fpn, sizes)
-        convs = [layer for layer in network.proto_net if isinstance(layer, nn.Conv2d)]
-        self.head = _Head(network.prediction_layers[0], largest=sizes[convs[0]][2:])
-        self.protonet = _protonet(convs, sizes)
+        side = network.config.image_size
+        self.head = _Head(network.prediction_layers[0], largest=network.level_sizes(side, side)[0])
+        self.protonet = _protonet(network.proto_net, sizes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encoded boxes, class logits, mask coefficients and prototypes, as `Yolact.tensors`."""

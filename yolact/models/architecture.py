@@ -24,7 +24,10 @@ COUNTER = ".num_batches_tracked"
 
 @dataclass(frozen=True)
 class Architecture:
-    """The settings that determine the names and shapes of tensors, and the number of classes."""
+    """The settings that determine the names and shapes of tensors, and the number of classes.
+
+    Pyramid, protonet and head have the published layers (`model_config`).
+    """
 
     backbone: str
     blocks: tuple[int, ...]
@@ -102,6 +105,9 @@ class Architecture:
             image_size=image_size,
             keep_aspect_ratio=False,
             fpn_channels=self.fpn_channels,
+            separable_convs=False,
+            head_convs=1,
+            protonet_convs=3,
             num_prototypes=self.num_prototypes,
             anchor_scales=[[float(scale) for scale in level] for level in anchor_scales],
             anchor_ratios=[float(ratio) for ratio in anchor_ratios],

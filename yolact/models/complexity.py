@@ -14,7 +14,6 @@ from yolact.backbone_registry import BackboneSpec
 from yolact.models.backbones.base import build_registered
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
-from yolact.structures import RawOutputs
 
 SAMPLING_FLOPS = 8
 """Operations per bilinearly sampled and modulated value: four products, three sums, one product."""
@@ -27,6 +26,8 @@ class Complexity:
     parameters: int
     flops: int
     """For the forward pass of one image, see `count_flops`."""
+    backbone_flops: int
+    """Those of ``flops`` that are the backbone's."""
     rescoring_flops: int
     """For re-scoring one mask (YOLACT++), which runs only on detections and is not part of ``flops``; 0 without it."""
     anchors: int
@@ -43,10 +44,12 @@ def measure_complexity(config: ModelConfig, num_classes: int) -> Complexity:
     """
     model = build_on_meta(config, num_classes)
     outputs, flops = _run(model, config.image_size, config.image_size)
+    _, backbone_flops = _run(model.backbone, config.image_size, config.image_size)
     _, height, width, number = outputs.prototypes.shape
     return Complexity(
         parameters=count_parameters(model),
         flops=flops,
+        backbone_flops=backbone_flops,
         rescoring_flops=_count_rescoring(model, height, width),
         anchors=outputs.boxes.shape[1],
         prototypes=(height, width, number),
@@ -96,7 +99,7 @@ def build_on_meta(config: ModelConfig, num_classes: int) -> Yolact:
         return Yolact(config, num_classes).eval()
 
 
-def _run(model: Yolact, height: int, width: int) -> tuple[RawOutputs, int]:
+def _run(model: nn.Module, height: int, width: int) -> tuple[Any, int]:
     counter = _flop_counter()
     with torch.no_grad(), counter:
         outputs = model(torch.empty(1, 3, height, width, device="meta"))

@@ -22,7 +22,7 @@ from yolact.settings import ModelConfig
 
 FORMAT = 2
 
-ADDED_SETTINGS = {"keep_aspect_ratio": False}
+ADDED_SETTINGS = {"keep_aspect_ratio": False, "separable_convs": False, "head_convs": 1, "protonet_convs": 3}
 """Settings that models of format 2 may lack, with the value used before the setting existed."""
 
 MAKE_ONE = "Train one (`dvc repro train`) or import one (`yolact import-weights FILE`)"

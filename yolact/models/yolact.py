@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from yolact.models.anchors import AnchorCache
@@ -27,13 +26,14 @@ class Yolact(nn.Module):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        channels = config.fpn_channels
+        channels, separable = config.fpn_channels, config.separable_convs
         self.backbone = build_backbone(config)
-        self.fpn = FPN(self.backbone.channels, channels)
-        self.proto_net = Protonet(channels, config.num_prototypes)
-        self.prediction_layers = nn.ModuleList(
-            [PredictionHead(channels, config.anchors_per_cell, num_classes, config.num_prototypes)]
+        self.fpn = FPN(self.backbone.channels, channels, separable)
+        self.proto_net = Protonet(channels, config.num_prototypes, config.protonet_convs, separable)
+        head = PredictionHead(
+            channels, config.anchors_per_cell, num_classes, config.num_prototypes, config.head_convs, separable
         )
+        self.prediction_layers = nn.ModuleList([head])
         self.semantic_seg_conv = nn.Conv2d(channels, num_classes, 1)
         self.maskiou_net = MaskIouNet(num_classes) if config.mask_rescoring else None
         self.anchors = AnchorCache(config)
@@ -41,12 +41,16 @@ class Yolact(nn.Module):
         self.train()
 
     def _initialise(self) -> None:
-        """Xavier-uniform weights and zero biases outside the backbone, as published; the backbone keeps its own."""
+        """Xavier-uniform weights and zero biases outside the backbone, as published; the backbone keeps its own.
+
+        Each group of a depthwise convolution is drawn as a convolution by itself.
+        """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
-                nn.init.xavier_uniform_(module.weight)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                for group in module.weight.detach().chunk(module.groups):
+                    nn.init.xavier_uniform_(group)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> Yolact:
         """Switch to training or evaluation; batch norm of a pretrained backbone stays frozen in both."""
@@ -69,15 +73,8 @@ class Yolact(nn.Module):
     def tensors(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Encoded boxes, class logits, mask coefficients, prototypes (see `RawOutputs`) and P3 (B, channels, h, w)."""
         pyramid = self.fpn(self.backbone(images))
-        head = self.prediction_layers[0]
-        levels = [head(level) for level in pyramid]
-        return (
-            torch.cat([level.boxes for level in levels], dim=1),
-            torch.cat([level.class_logits for level in levels], dim=1),
-            torch.cat([level.mask_coefficients for level in levels], dim=1),
-            self.proto_net(pyramid[0]),
-            pyramid[0],
-        )
+        boxes, class_logits, mask_coefficients = self.prediction_layers[0](pyramid)
+        return boxes, class_logits, mask_coefficients, self.proto_net(pyramid[0]), pyramid[0]
 
     def forward(self, images: Tensor) -> RawOutputs:
         """Run the network on (B, 3, S, S) normalised images, see `yolact.transforms.normalize`.

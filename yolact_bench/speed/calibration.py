@@ -79,11 +79,11 @@ def _damp_residual_blocks(model: Yolact) -> None:
 
 
 def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:
-    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0  # use the statistics of this batch
-    model.backbone(inputs)
+    model.tensors(inputs)
     for norm in norms:
         norm.eval()
 

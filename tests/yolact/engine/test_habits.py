@@ -604,7 +604,7 @@ def test_synchronised_batch_norm_replaces_every_batch_norm_and_can_be_folded() -
         assert all(type(part) is SyncBatchNorm2d for part in model.modules() if isinstance(part, nn.BatchNorm2d))
         assert list(weights(model)) == list(before)
         assert torch.equal(model(images).boxes, expected)
-        fold_batch_norm(model.backbone)
+        fold_batch_norm(model)
         assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
         assert torch.allclose(model(images).boxes, expected, atol=1e-4)
 

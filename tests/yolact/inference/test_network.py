@@ -62,7 +62,7 @@ def test_folding_batch_norm_keeps_the_outputs(variant: str) -> None:
     network = trained_like(variant)
     with torch.no_grad():
         expected = network.tensors(images(2))
-        fold_batch_norm(network.backbone)
+        fold_batch_norm(network)
         found = network.tensors(images(2))
     assert not [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert_outputs_close(found[:4], expected[:4], 1e-5)

@@ -76,7 +76,7 @@ def winograd_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def ready(variant: str, **changes: Any) -> Yolact:
     """A network with folded batch norm and in channels_last, as `OneDnnNetwork` requires."""
     network = trained_like(variant, **changes).requires_grad_(False)
-    fold_batch_norm(network.backbone)
+    fold_batch_norm(network)
     return network.to(memory_format=torch.channels_last)
 
 

@@ -237,6 +237,53 @@ def test_a_subclass_of_a_known_backbone_is_not_rebuilt() -> None:
     assert_outputs_close(tensors, expected, 1e-5)
 
 
+def fused_with(activation: str, network: InferenceNetwork) -> int:
+    convs = [module for module in network._tensors.backbone.modules() if isinstance(module, onednn._FusedConv)]
+    return sum(conv.activation == activation for conv in convs)
+
+
+@pytest.mark.skipif(not onednn.is_available(torch.float32), reason="no fused convolutions")
+def test_convolutions_in_sequences_are_fused_with_their_activations(model: Yolact) -> None:
+    network = InferenceNetwork(model)
+    assert fused_with("swish", network) == 3  # one for each stage
+    assert fused_with("none", network) == 1  # the stem, which group norm follows
+
+
+@pytest.mark.skipif(not onednn.is_available(torch.float32), reason="no fused convolutions")
+def test_a_backbone_that_runs_only_parts_of_its_sequences_is_not_fused() -> None:
+    register_backbone(BackboneSpec("partial", "Partial", (1, 2, 1), "tests.yolact.outside_backbone:PartialMixer"))
+    model = trained_like("basic blocks", **MIXER | {"backbone": "partial"})
+    with torch.no_grad():
+        expected = model.tensors(images(1))[:4]
+    network = InferenceNetwork(model)
+    assert fused_with("swish", network) == fused_with("none", network) == 0
+    found = network(images(1))
+    tensors = (found.boxes, found.class_logits, found.mask_coefficients, found.prototypes)
+    assert_outputs_close(tensors, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.ReLU(), ("relu", [])),
+        (nn.ReLU6(), ("hardtanh", [0.0, 6.0])),
+        (nn.Hardswish(), ("hardswish", [])),
+        (nn.SiLU(), ("swish", [])),
+        (nn.GELU(), None),
+        (nn.MaxPool2d(2), None),
+    ],
+)
+def test_fused_activations_compute_what_the_layer_does(layer: nn.Module, expected: Any) -> None:
+    assert onednn._fusible(layer) == expected
+    if expected and onednn.is_available(torch.float32):
+        conv = nn.Conv2d(3, 8, 3, padding=1).requires_grad_(False)
+        nn.init.normal_(conv.weight, std=2)
+        x = images(1).contiguous(memory_format=torch.channels_last)
+        wanted = layer(conv(x))
+        found = onednn._FusedConv(conv, expected[0], {conv: list(x.shape)}, expected[1])(x)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_its_own_normalisation_is_applied_to_images(model: Yolact) -> None:
     image = torch.full((3, 10, 20), 192, dtype=torch.uint8)
     inputs = Predictor(model, ["a", "b", "c"]).preprocess([image])

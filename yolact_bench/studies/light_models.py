@@ -1,0 +1,132 @@
+"""How fast are small networks on a CPU, in PyTorch and in ONNX Runtime?
+
+    python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--rounds 30] [--threads 2] [--onnx FILE ...]
+
+Each NETWORK lists settings of ``model`` that differ from ``conf/base.yaml``, as
+``backbone=resnet18,image_size=320,fpn_channels=96,separable_convs=true``. All networks have random weights that find
+about 20 objects in the image (`yolact_bench.speed.calibration`) and take turns, one image at a time. ``--onnx`` times
+other networks of one input beside them, forward only, as a yardstick.
+
+The times are ``forward``, the network only, and ``whole``, from an image to masks as large as the image. The least of
+all rounds is the time on an undisturbed machine, the median that on this one now.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+import yaml
+
+from yolact.class_names import VOC_CLASSES
+from yolact.inference.export import export_onnx, open_session
+from yolact.inference.network import Precision
+from yolact.inference.onnx_predictor import OnnxPredictor
+from yolact.inference.predictor import Predictor
+from yolact.models.complexity import measure_complexity
+from yolact.models.published import PASCAL_SCALES, scaled
+from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
+from yolact_bench.speed.calibration import calibrated_network
+from yolact_bench.speed.images import read_images
+from yolact_bench.speed.rounds import Rounds, TimedRun, time_stages
+
+CPU = torch.device("cpu")
+WARM_UP = 3
+
+
+def main(
+    networks: list[str],
+    bf16: Annotated[bool, typer.Option(help="Also in bfloat16; slow on CPUs without its instructions.")] = False,
+    rounds: int = 30,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    onnx: Annotated[list[Path] | None, typer.Option(help="Another network's ONNX file; may be repeated.")] = None,
+) -> None:
+    """Print a table in Markdown."""
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    image = read_images([])[0]
+    runs: dict[str, TimedRun] = {}
+    costs: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for number, text in enumerate(networks):
+            config = model_config(text)
+            model = calibrated_network(config, len(VOC_CLASSES), image)
+            size = measure_complexity(config, len(VOC_CLASSES))
+            cost = f"{size.parameters / 1e6:.2f} | {size.backbone_flops / 2e9:.2f} | {size.flops / 2e9:.2f}"
+            for name, stages in runtimes(model, image, Path(folder) / f"{number}.onnx", bf16).items():
+                runs[f"{text} | {name}"] = timed(stages)
+                costs[f"{text} | {name}"] = cost
+        for path in onnx or []:
+            runs[f"{path.name} | onnxruntime"] = timed([forward_of_file(path)])
+        timing = Rounds(runs, lambda _: None)
+        timing.warm_up(WARM_UP)
+        timing.measure(rounds)
+    print("| network | runtime | params, M | backbone, GMAC | all, GMAC | forward, ms (median) | whole, ms (median) |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, times in timing.times.items():
+        cells = [f"{min(stage):.1f} ({np.median(stage):.1f})" for stage in zip(*times, strict=True)]
+        print(f"| {name} | {costs.get(name, ' | | ')} | {' | '.join([*cells, ''][:2])} |")
+
+
+def model_config(text: str) -> ModelConfig:
+    """``conf/base.yaml``'s network with the settings of ``text``, from scratch, with anchors scaled to the input.
+
+    Raises:
+        pydantic.ValidationError: a setting is unknown or wrong.
+    """
+    base = Path(__file__).resolve().parents[2] / "conf" / "base.yaml"
+    settings: dict[str, Any] = yaml.safe_load(base.read_text(encoding="utf-8"))["model"]
+    settings |= {"backbone_weights": "none"}
+    settings |= {key: yaml.safe_load(value) for key, _, value in (part.partition("=") for part in text.split(","))}
+    settings["anchor_scales"] = scaled(PASCAL_SCALES, settings["image_size"])
+    return ModelConfig.model_validate(settings)
+
+
+def runtimes(model: Yolact, image: np.ndarray, path: Path, bf16: bool) -> dict[str, list[Callable[[], object]]]:
+    """Forward and whole of a network by runtime; ``path`` is for its ONNX file."""
+    found: dict[str, list[Callable[[], object]]] = {}
+    precisions: list[Precision] = ["fp32", "bf16"] if bf16 else ["fp32"]
+    for precision in precisions:
+        predictor = Predictor(model, VOC_CLASSES, precision=precision)
+        found[f"PyTorch {precision}"] = [forward_of(predictor, image), whole_of(predictor, image)]
+    export_onnx(model, VOC_CLASSES, path, batch=1)
+    found["onnxruntime"] = [forward_of_file(path), whole_of(OnnxPredictor(path), image)]
+    return found
+
+
+def forward_of(predictor: Predictor, image: np.ndarray) -> Callable[[], object]:
+    """One run of its network."""
+    inputs = predictor.preprocess([torch.from_numpy(image).permute(2, 0, 1)])
+    return lambda: predictor.network(inputs)
+
+
+def whole_of(predictor: Predictor | OnnxPredictor, image: np.ndarray) -> Callable[[], object]:
+    """From the image to masks as large as it."""
+    return lambda: predictor.predict(image).masks
+
+
+def forward_of_file(path: Path) -> Callable[[], object]:
+    """One run of an ONNX file with one float32 input of a fixed size, random in 0 to 1."""
+    session = open_session(path, ["CPUExecutionProvider"])
+    [given] = session.get_inputs()
+    inputs = np.random.default_rng(0).random(given.shape, dtype=np.float32)
+    return lambda: session.run(None, {given.name: inputs})
+
+
+def timed(runs: Sequence[Callable[[], object]]) -> TimedRun:
+    """The milliseconds of each."""
+
+    def ignoring(run: Callable[[], object]) -> Callable[[object], object]:
+        return lambda _: run()
+
+    return lambda _: time_stages(map(ignoring, runs), CPU)
+
+
+if __name__ == "__main__":
+    typer.run(main)
