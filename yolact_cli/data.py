@@ -293,6 +293,20 @@ def _printable(text: str) -> Text:
 # The command that trains on the folder
 
 
+def named_source(text: str) -> str:
+    """The value of ``data.source`` for what a user names: a folder or an archive, an address, or a published data set.
+
+    Raises:
+        DataError: there is no such folder or file.
+    """
+    path = Path(text)
+    if path.is_dir():
+        return _source(text)
+    if not path.is_file() and text not in NAMED_SOURCES and "://" not in text and not text.startswith("dvc:"):
+        raise DataError(f"{text}: no such folder or archive (looked for {path.absolute()}).")
+    return text
+
+
 def _source(folder: str) -> str:
     """The value of ``data.source`` that names a folder, and nothing else of that name."""
     special = folder in NAMED_SOURCES or "://" in folder or re.match(r"dvc:|~", folder)

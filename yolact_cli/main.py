@@ -101,6 +101,30 @@ def data(
 
 
 @app.command()
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            parser=_path_or_address,
+            help="Folder or archive with images and annotations, or another value of data.source.",
+        ),
+    ],
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="Preset to train with; `yolact preset list` lists them.")
+    ] = "lite0-320",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Set a key, as in `dvc exp run -S`; repeatable."),
+    ] = None,
+) -> None:
+    """Train, evaluate and register a model of your images: writes params.yaml and runs `dvc repro`."""
+    from yolact_cli import train as command
+
+    raise typer.Exit(command.run(str(source), preset, overrides or []))
+
+
+@app.command()
 def models(
     name: Annotated[
         str | None, typer.Argument(metavar="NAME", help="Show this one in detail.", show_default=False)

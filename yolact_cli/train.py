@@ -1,0 +1,40 @@
+"""`yolact train`: from a folder of annotated images to a registered model, in one command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from yolact.errors import DataError
+from yolact_cli import presets
+from yolact_cli.data import named_source
+from yolact_cli.summary import print_summary
+
+
+def run(source: str, preset: str, overrides: Sequence[str]) -> int:
+    """Write a preset with a source of data to ``params.yaml``, run all steps that this changes, and show the results.
+
+    Args:
+        source: a value of ``data.source``.
+        preset: name of a preset, or several joined by ``+``.
+        overrides: ``KEY=VALUE`` each.
+
+    Returns:
+        DVC's exit code.
+
+    Raises:
+        DataError: a folder or file of that name does not exist, or DVC is not installed.
+        SettingsError: the preset or an override is wrong; ``params.yaml`` is unchanged.
+    """
+    named = named_source(source)
+    presets.use(preset, [f"data.source={json.dumps(named, ensure_ascii=False)}", *overrides])
+    sys.stdout.flush()
+    try:
+        code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
+    except OSError as error:
+        raise DataError(f"DVC cannot be started ({error}). Install it: make install") from error
+    if code == 0:
+        print_summary()
+    return code
