@@ -96,7 +96,7 @@ def _next_commands() -> list[tuple[str, str]]:
     show = "open" if sys.platform == "darwin" else "xdg-open"
     return [
         ("make mlflow", "the run in MLflow: curves, images, the registered model"),
-        (f"{show} reports/eval/index.html", "what the model finds in the validation images, and what it misses"),
+        (f"{show} reports/eval/index.html", "what the model finds in the evaluated images, and what it misses"),
         (
             "source .venv/bin/activate && dvc exp run -S train.lr=5e-4 && dvc exp show",
             "try another setting and compare; only the affected steps run again",
