@@ -1,6 +1,7 @@
 """How fast are small networks on a CPU, in PyTorch and in ONNX Runtime?
 
-    python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--rounds 30] [--threads 2] [--onnx FILE ...]
+    python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--rounds 30] [--threads 2] [--cpu-time]
+        [--onnx FILE ...]
 
 Each NETWORK lists settings of ``model`` that differ from ``conf/base.yaml``, as
 ``backbone=resnet18,image_size=320,fpn_channels=96,separable_convs=true``. All networks have random weights that find
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,9 +37,8 @@ from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_bench.speed.images import read_images
-from yolact_bench.speed.rounds import Rounds, TimedRun, time_stages
+from yolact_bench.speed.rounds import Rounds, TimedRun
 
-CPU = torch.device("cpu")
 WARM_UP = 3
 
 
@@ -46,9 +47,11 @@ def main(
     bf16: Annotated[bool, typer.Option(help="Also in bfloat16; slow on CPUs without its instructions.")] = False,
     rounds: int = 30,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
+    cpu_time: Annotated[bool, typer.Option(help="CPU time of all threads: with one, on a busy machine.")] = False,
     onnx: Annotated[list[Path] | None, typer.Option(help="Another network's ONNX file; may be repeated.")] = None,
 ) -> None:
     """Print a table in Markdown."""
+    clock = time.process_time if cpu_time else time.perf_counter
     torch.set_num_threads(threads or os.cpu_count() or 1)
     image = read_images([])[0]
     runs: dict[str, TimedRun] = {}
@@ -60,10 +63,10 @@ def main(
             size = measure_complexity(config, len(VOC_CLASSES))
             cost = f"{size.parameters / 1e6:.2f} | {size.backbone_flops / 2e9:.2f} | {size.flops / 2e9:.2f}"
             for name, stages in runtimes(model, image, Path(folder) / f"{number}.onnx", bf16).items():
-                runs[f"{text} | {name}"] = timed(stages)
+                runs[f"{text} | {name}"] = timed(stages, clock)
                 costs[f"{text} | {name}"] = cost
         for path in onnx or []:
-            runs[f"{path.name} | onnxruntime"] = timed([forward_of_file(path)])
+            runs[f"{path.name} | onnxruntime"] = timed([forward_of_file(path)], clock)
         timing = Rounds(runs, lambda _: None)
         timing.warm_up(WARM_UP)
         timing.measure(rounds)
@@ -119,13 +122,18 @@ def forward_of_file(path: Path) -> Callable[[], object]:
     return lambda: session.run(None, {given.name: inputs})
 
 
-def timed(runs: Sequence[Callable[[], object]]) -> TimedRun:
+def timed(runs: Sequence[Callable[[], object]], clock: Callable[[], float]) -> TimedRun:
     """The milliseconds of each."""
 
-    def ignoring(run: Callable[[], object]) -> Callable[[object], object]:
-        return lambda _: run()
+    def run_all(_: int) -> list[float]:
+        times = []
+        for run in runs:
+            start = clock()
+            run()
+            times.append((clock() - start) * 1000)
+        return times
 
-    return lambda _: time_stages(map(ignoring, runs), CPU)
+    return run_all
 
 
 if __name__ == "__main__":
