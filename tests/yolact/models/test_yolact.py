@@ -253,7 +253,7 @@ def test_head_lists_cells_by_row_then_anchors_then_numbers() -> None:
             conv.bias.copy_(torch.arange(conv.out_channels) / 100)  # ... plus its own number
     cells = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]])
     with torch.no_grad():
-        predictions = head(cells)
+        predictions = head([cells])
     for output, size in ((predictions.boxes, 4), (predictions.class_logits, 3)):
         expected = [
             [cell + (anchor * size + k) / 100 for k in range(size)] for cell in range(1, 7) for anchor in range(2)
