@@ -147,14 +147,15 @@ def archives(folder: Path) -> list[str]:
     return [name for name in _visible(folder) if name.lower().endswith(ARCHIVE_SUFFIXES)]
 
 
-def text_files(root: Path) -> list[str]:
-    """Text files of a folder and those below it, relative to it: lists of images or classes."""
+def with_text_files(root: Path, folders: Sequence[str]) -> tuple[str, ...]:
+    """Folders in ``root``, and the text files that are in none of them: lists of images or classes."""
     found = []
-    for place, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in JUNK]
+    for place, inner, names in os.walk(root):
         inside = Path(place).relative_to(root)
+        inner[:] = [name for name in inner if not name.startswith(".") and name not in JUNK]
+        inner[:] = [name for name in inner if (inside / name).as_posix() not in folders]
         found += [(inside / name).as_posix() for name in names if name.lower().endswith(".txt")]
-    return sorted(found)
+    return (*folders, *sorted(found))
 
 
 def unused_images(folder: str, unused: Sequence[str], lacking: str, remedy: str) -> list[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from yolact.errors import DataError, SettingsError
-from yolact.formats.dataset import Files, ReadOptions, text_files, unused_images
+from yolact.formats.dataset import Files, ReadOptions, unused_images, with_text_files
 from yolact.formats.image_files import IMAGE_SUFFIXES
 from yolact.formats.mask_classes import MaskClasses, numbered_classes, read_class_lists
 from yolact.formats.problems import Problem
@@ -114,7 +114,7 @@ def mask_dataset_files(pairs: Sequence[MaskedImages]) -> list[Files]:
     """The folders of all pairs, and text files: lists of images or classes."""
     root = common_root(pairs)
     names = [(pair.root.relative_to(root) / name).as_posix() for pair in pairs for name in (pair.images, pair.masks)]
-    return [Files(root, TARGET, (*names, *text_files(root)))]
+    return [Files(root, TARGET, with_text_files(root, names))]
 
 
 def split_of_pair(pair: MaskedImages, root: Path) -> str:

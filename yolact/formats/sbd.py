@@ -17,7 +17,7 @@ import numpy as np
 from yolact.class_names import VOC_CLASSES
 from yolact.errors import DataError
 from yolact.formats import voc
-from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one, text_files
+from yolact.formats.dataset import AnnotatedImage, Dataset, Files, ReadOptions, only_one, with_text_files
 from yolact.formats.image_files import image_warnings, read_bytes, read_image_file, size_problems
 from yolact.formats.instances import instances_from_index_mask
 from yolact.formats.matlab import MatlabError, read_struct
@@ -53,7 +53,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """SBD's folders and lists, and the VOC images if it has none of its own."""
     root = only_one(found)
     images_root, images_folder = _image_folder(root, folders)
-    own = Files(root, TARGET, ("img", "inst", "cls", *text_files(root)))
+    own = Files(root, TARGET, with_text_files(root, ("img", "inst", "cls")))
     return [own] if images_root == root else [own, Files(images_root, voc.TARGET, (images_folder,))]
 
 

@@ -24,7 +24,7 @@ from yolact.formats.dataset import (
     ReadOptions,
     image_numbers,
     only_one,
-    text_files,
+    with_text_files,
 )
 from yolact.formats.image_files import IMAGE_SUFFIXES, image_warnings, read_image_file, size_problems
 from yolact.formats.instances import Instance, instances_from_index_mask
@@ -115,7 +115,7 @@ def files(found: Sequence[Path], folders: Sequence[Path]) -> list[Files]:
     """The folders that `read` needs, and ``Annotations``, image lists and class lists if present."""
     targets = {Path(TARGET.parent, split): root for split, root in _folders_of_splits(found).items()}
     return [
-        Files(root, target, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets", *text_files(root)))
+        Files(root, target, with_text_files(root, (IMAGES, *_mask_folders(root), "Annotations", "ImageSets")))
         for target, root in (targets or {TARGET: _root(found)}).items()
     ]
 

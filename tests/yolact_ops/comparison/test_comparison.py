@@ -447,7 +447,7 @@ class TestCompare:
         (workplace / "out").mkdir()
         (workplace / "out" / "mine.txt").write_text("stays")
         other = yolact("compare", "before", "after", "--samples", "100", "--data", "other", "-o", "out")
-        assert "other/val.json is not the validation split" in other.stdout
+        assert "other/val.json is not the split" in other.stdout
         assert {file.name for file in (workplace / "out").iterdir()} == {"mine.txt", "index.html", "comparison.json"}
 
     def test_a_run_with_itself_differs_in_nothing(self, log_run: Any, workplace: Path) -> None:
