@@ -289,7 +289,7 @@ def test_tracked_metrics(evaluated, tracker):
     assert tracker.artifacts == [(evaluated / "reports" / "eval", "eval", ("detections.json",))]
     packed = {name: gzip.decompress(data) for name, data in tracker.files.items()}
     assert packed == {
-        "eval/val.json.gz": (evaluated / "processed" / "val.json").read_bytes(),
+        "eval/ground_truth.json.gz": (evaluated / "processed" / "val.json").read_bytes(),
         "eval/detections.json.gz": (evaluated / "reports" / "eval" / "detections.json").read_bytes(),
     }
 
