@@ -149,6 +149,7 @@ def test_metrics_and_plots_can_be_shown(finished):
         assert title in text
 
 
+@pytest.mark.slow
 def test_an_experiment_with_another_learning_rate_trains_but_does_not_preprocess(finished):
     output = finished.run("dvc", "exp", "run", "-S", "train.lr=2e-3")
     for step in ("ingest", "preprocess"):

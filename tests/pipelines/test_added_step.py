@@ -121,6 +121,7 @@ def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_step_is_one_folder_and_its_place_in_a_pipeline(checkout: Path) -> None:
     done = run(checkout, "compile")
     assert done.returncode == 0, done.stderr

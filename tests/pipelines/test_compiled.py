@@ -72,6 +72,7 @@ def test_nothing_else_is_committed_as_compiled(repository: Path) -> None:
     assert {path.parent.name for path in (repository / "components").glob("*/component.yaml")} == set(STEPS)
 
 
+@pytest.mark.slow
 def test_another_process_compiles_the_same_bytes_with_the_code_version_of_each_task(
     repository: Path, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_points_ends_as_the_uninterrupted_one(straight: Path, tmp_path: Path) -> None:
     """Three times: twice a random moment after a random number of checkpoints, once while one is being written."""
     seed = random.randrange(2**32)

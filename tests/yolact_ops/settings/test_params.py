@@ -130,7 +130,7 @@ def test_every_error_of_settings_is_one_that_commands_print_without_a_traceback(
         (
             "model.backbone",
             "resnet5",
-            "model.backbone: must be one of resnet18, resnet34, resnet50, resnet101, darknet53 (found 'resnet5')",
+            "model.backbone: must be one of resnet18, resnet34, resnet50, resnet101, darknet53, efficientnet_lite0",
         ),
         ("model.backbone_blocks", [3, 4, 6], "model: backbone_blocks must have 4 numbers for resnet50"),
         ("model.backbone_blocks", [], "model.backbone_blocks: list should have at least 1 item"),
