@@ -158,14 +158,7 @@ def _run(
         state: TrainingState | None = world.broadcast(begun)
         interrupts.stop_if_requested()
 
-        torch.manual_seed(params.train.seed)
-        model = Yolact(params.model, len(train.class_names))
-        start = None
-        if state is None:
-            if world.is_main:
-                start = load_start(model, train.class_names)
-            model.load_state_dict(world.broadcast(model.state_dict()))
-        torch.manual_seed(params.train.seed)  # whatever start-up has drawn; the same in every process
+        model, start = _network(params, train.class_names, world, resumed=state is not None)
         validation = Validation(val, paths.processed / "val.json", params.evaluate.batch_size, world, on_alive)
 
         def make_trainer(listener: Listener, extra: dict[str, str]) -> Trainer:
@@ -197,6 +190,22 @@ def _run(
         trainer.finish()
     if world.is_main:
         _log_results(result, paths, tracker.record)
+
+
+def _network(params: Params, classes: Sequence[str], world: World, *, resumed: bool) -> tuple[Yolact, str | None]:
+    """The network before its first step, the same in every process, and where its weights are from, see `load_start`.
+
+    Only the main process reads weights. Afterwards the random state is that of the seed, whatever was drawn.
+    """
+    torch.manual_seed(params.train.seed)
+    model = Yolact(params.model, len(classes))
+    start = None
+    if not resumed:
+        if world.is_main:
+            start = load_start(model, classes)
+        model.load_state_dict(world.broadcast(model.state_dict()))
+    torch.manual_seed(params.train.seed)
+    return model, start
 
 
 def _with_epochs(params: Params, images: int, *, log_it: bool) -> Params:

@@ -223,8 +223,8 @@ rounding far below."""
 class _OtherBackbone(nn.Module):
     """A backbone of another class: within its ``nn.Sequential`` modules, convolutions are fused with their activations.
 
-    That is right if it runs these modules as a whole, so one random image is run both ways. If that fails or the
-    features differ, the backbone stays as it is.
+    Only in those that it runs as a whole: where it runs their layers itself, it may treat them by their class. One
+    random image is run both ways; if that fails or the features differ, the backbone stays as it is.
     """
 
     def __init__(self, backbone: Backbone, image_size: int) -> None:
@@ -234,10 +234,12 @@ class _OtherBackbone(nn.Module):
         image = torch.randn(1, 3, image_size, image_size, generator=generator).to(parameter.dtype)
         image = image.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
-            sizes, expected = _recorded(backbone, image)
+            sizes, sequences, expected = _recorded(backbone, image)
             fused = copy.deepcopy(backbone)
             matching = dict(zip(backbone.modules(), fused.modules(), strict=True))
-            _fuse_sequences(fused, {matching[conv]: size for conv, size in sizes.items()})
+            sizes = {matching[conv]: size for conv, size in sizes.items()}
+            for sequence in sequences:
+                _fuse_sequence(cast(nn.Sequential, matching[sequence]), sizes)
             self.backbone = fused if _agree(fused, image, expected) else backbone
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -255,38 +257,41 @@ def _agree(fused: Backbone, image: Tensor, expected: Sequence[Tensor]) -> bool:
     return all((one - other).float().norm() <= tolerance * other.float().norm() for one, other in pairs)
 
 
-def _recorded(backbone: Backbone, image: Tensor) -> tuple[_InputSizes, Sequence[Tensor]]:
-    """The input shape of each convolution that runs exactly once for an image, and the features."""
+def _recorded(backbone: Backbone, image: Tensor) -> tuple[_InputSizes, Sequence[nn.Module], Sequence[Tensor]]:
+    """What runs exactly once for an image: the input shape of each convolution, and the ``nn.Sequential`` modules that
+    run their layers themselves; and the features."""
     found: dict[nn.Module, list[list[int]]] = {}
 
-    def record(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.setdefault(conv, []).append(list(inputs[0].shape))
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.setdefault(module, []).append(list(inputs[0].shape))
 
-    convs = [module for module in backbone.modules() if type(module) is nn.Conv2d]
-    hooks = [conv.register_forward_pre_hook(record) for conv in convs]
+    hooks = [
+        module.register_forward_pre_hook(record)
+        for module in backbone.modules()
+        if type(module) is nn.Conv2d or type(module).forward is nn.Sequential.forward
+    ]
     try:
         features = backbone(image)
     finally:
         for hook in hooks:
             hook.remove()
-    return {conv: shapes[0] for conv, shapes in found.items() if len(shapes) == 1}, features
+    once = {module: shapes[0] for module, shapes in found.items() if len(shapes) == 1}
+    sequences = [module for module in once if isinstance(module, nn.Sequential)]
+    return {conv: shape for conv, shape in once.items() if conv not in sequences}, sequences, features
 
 
-def _fuse_sequences(backbone: nn.Module, sizes: _InputSizes) -> None:
-    """Fuse the convolutions in ``nn.Sequential`` modules with the activations directly after them, in place."""
-    for sequence in list(backbone.modules()):
-        if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+def _fuse_sequence(sequence: nn.Sequential, sizes: _InputSizes) -> None:
+    """Fuse the convolutions of a sequence with the activations directly after them, in place."""
+    layers = [name for name, layer in sequence.named_children() if not isinstance(layer, nn.Identity)]
+    for name, following in zip(layers, [*layers[1:], None], strict=True):
+        conv = sequence._modules[name]
+        if not isinstance(conv, nn.Conv2d) or conv not in sizes or conv.padding_mode != "zeros":
             continue
-        layers = [name for name, layer in sequence.named_children() if not isinstance(layer, nn.Identity)]
-        for name, following in zip(layers, [*layers[1:], None], strict=True):
-            conv = sequence._modules[name]
-            if not isinstance(conv, nn.Conv2d) or conv not in sizes or conv.padding_mode != "zeros":
-                continue
-            fused = None if following is None else _fusible(sequence._modules[following])
-            if fused is not None:
-                sequence._modules[cast(str, following)] = nn.Identity()
-            activation, scalars = fused or ("none", [])
-            sequence._modules[name] = _FusedConv(conv, activation, sizes, scalars)
+        fused = None if following is None else _fusible(sequence._modules[following])
+        if fused is not None:
+            sequence._modules[cast(str, following)] = nn.Identity()
+        activation, scalars = fused or ("none", [])
+        sequence._modules[name] = _FusedConv(conv, activation, sizes, scalars)
 
 
 def _fusible(layer: nn.Module | None) -> tuple[Activation, list[float]] | None:

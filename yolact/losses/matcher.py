@@ -52,10 +52,9 @@ def match(targets: Targets, anchors: Tensor, positive_iou: float, negative_iou: 
         targets: the batch's targets, on the anchors' device; crowd rows take part only in the crowd rule.
         anchors: (A, 4) cxcywh, relative.
     """
-    batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
+    num_objects, num_anchors = len(targets.boxes), len(anchors)
     if not num_objects:
-        classes = torch.full((batch, num_anchors), BACKGROUND, dtype=torch.int64, device=anchors.device)
-        return Matches(classes, torch.zeros_like(classes))
+        return _all_background(len(targets.counts), anchors)
     overlaps = _overlaps(targets, anchors)
     own = _forced(targets, overlaps, num_anchors)  # (B, A)
     best = torch.where(own > _NONE, own, overlaps.best)
@@ -83,10 +82,9 @@ def match_atss(targets: Targets, anchors: Tensor, cells: Sequence[int], crowd_ov
         cells: number of cells of each level.
         crowd_overlap: see `match`.
     """
-    batch, num_objects, num_anchors = len(targets.counts), len(targets.boxes), len(anchors)
+    num_objects, num_anchors = len(targets.boxes), len(anchors)
     if not num_objects:
-        classes = torch.full((batch, num_anchors), BACKGROUND, dtype=torch.int64, device=anchors.device)
-        return Matches(classes, torch.zeros_like(classes))
+        return _all_background(len(targets.counts), anchors)
     overlaps = _overlaps(targets, anchors)
     own = _forced(targets, overlaps, num_anchors)  # (B, A)
     taken = torch.full_like(own, _NONE)
@@ -99,6 +97,12 @@ def match_atss(targets: Targets, anchors: Tensor, cells: Sequence[int], crowd_ov
     classes = torch.where(best > _NONE, targets.labels[objects] + 1, BACKGROUND)
     in_crowd = (classes == BACKGROUND) & (overlaps.in_crowd > crowd_overlap)
     return Matches(torch.where(in_crowd, IGNORED, classes), objects)
+
+
+def _all_background(batch: int, anchors: Tensor) -> Matches:
+    """The matches of a batch without objects."""
+    classes = torch.full((batch, len(anchors)), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    return Matches(classes, torch.zeros_like(classes))
 
 
 def _atss_keys(boxes: Tensor, anchors: Tensor, cells: Sequence[int]) -> Tensor:

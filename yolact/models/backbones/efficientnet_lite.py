@@ -111,6 +111,7 @@ class EfficientNetLite(Backbone):
     """
 
     normalization: Normalization = Normalization((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+    """As the weights were trained (MEAN_RGB and STDDEV_RGB of efficientnet_lite_builder.py)."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

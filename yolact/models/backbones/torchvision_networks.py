@@ -50,14 +50,13 @@ class TorchvisionBackbone(Backbone):
         x = images
         features = []
         for number, layer in enumerate(self.layers(), start=1):
-            x = self._run(number, layer, x)
+            x = self._run(layer, x)
             if number in self.ENDS[-3:]:
                 features.append(x)
         c3, c4, c5 = features
         return c3, c4, c5
 
-    def _run(self, number: int, layer: nn.Module, x: Tensor) -> Tensor:
-        """Run a layer; ``number``: its number, from 1."""
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = layer(x)
         return out
 
@@ -138,21 +137,16 @@ class ConvNeXt(TorchvisionBackbone):
 
     def _take_layers(self, name: str) -> None:
         self.features = _network(name, stochastic_depth_prob=0.0).features
-        # By their places, since inference may replace a convolution by another module.
-        self._patches = {
-            (number, place): part.stride[0]
-            for number, layer in enumerate(self.layers(), start=1)
-            for place, part in enumerate(cast(nn.Sequential, layer))
-            if isinstance(part, nn.Conv2d)  # those of the blocks are inside their blocks
-        }
 
     def layers(self) -> list[nn.Module]:
         """See `TorchvisionBackbone`."""
         return list(self.features)
 
-    def _run(self, number: int, layer: nn.Module, x: Tensor) -> Tensor:
-        for place, part in enumerate(cast(nn.Sequential, layer)):
-            x = part(_filled_up(x, self._patches.get((number, place), 1)))
+    def _run(self, layer: nn.Module, x: Tensor) -> Tensor:
+        for part in cast(nn.Sequential, layer):
+            if isinstance(part, nn.Conv2d):  # those of the blocks are inside their blocks
+                x = _filled_up(x, part.stride[0])
+            x = part(x)
         return x
 
 
