@@ -81,7 +81,7 @@ def _print(console: Console, compared: Compared) -> None:
         comparison = compared.paired.comparisons["mask"]
         console.print(
             f"[dim]{100 * comparison.confidence:g} % intervals: paired bootstrap over the {comparison.images} "
-            f"validation images, {comparison.samples} draws. They do not cover the randomness of training.[/dim]",
+            f"evaluated images, {comparison.samples} draws. They do not cover the randomness of training.[/dim]",
             soft_wrap=True,
         )
     console.print()
@@ -92,7 +92,7 @@ def _print(console: Console, compared: Compared) -> None:
     empty = empty_classes(compared)
     if empty:
         console.print(
-            f"[dim]without objects in the validation images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
+            f"[dim]without objects in the evaluated images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
         )
     for letter, others in (("A", compared.only_a), ("B", compared.only_b)):
         if others:

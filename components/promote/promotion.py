@@ -1,6 +1,6 @@
 """Promote a version to champion, or roll back to an earlier one.
 
-1. Compare candidate and champion on the same validation images (`components.promote.evidence`) and let the gate decide
+1. Compare candidate and champion on the same images (`components.promote.evidence`) and let the gate decide
    (`components.promote.gate`). This may take minutes; nothing is locked and nothing in the registry changes.
 2. A refusal ends here.
 3. With exclusive access (`yolact_ops.registry.champion`) check that the champion is still the one that was compared; if
@@ -336,7 +336,7 @@ def _notes(version: ModelVersion, champion: ModelVersion, other: Evidence) -> li
         )
     if version.tags.get("data_digest") != champion.tags.get("data_digest"):
         notes.append(
-            "the champion was trained on other data: if some of these validation images were among its training "
+            "the champion was trained on other data: if some of these images were among its training "
             "images, it looks better here than it is"
         )
     if version.tags.get("detect_hash") != champion.tags.get("detect_hash"):

@@ -1,4 +1,4 @@
-"""Confidence intervals for differences of average precision: a paired bootstrap over the validation images.
+"""Confidence intervals for differences of average precision: a paired bootstrap over the evaluated images.
 
 Two networks evaluated on the same images are compared on resamples of them: as many images, drawn with replacement, the
 same draw for both (Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993; whole images are drawn because the

@@ -85,7 +85,7 @@ def class_rows(compared: Compared) -> list[ClassRow]:
 
 
 def empty_classes(compared: Compared) -> list[str]:
-    """The common classes without objects in either side's validation images."""
+    """The common classes without objects in either side's evaluated images."""
     shown = {row.name for row in class_rows(compared)}
     return [name for name in compared.classes if name not in shown]
 
