@@ -91,9 +91,7 @@ def _print(console: Console, compared: Compared) -> None:
         console.print(f"[dim]and {len(classes) - MOST_CLASSES} more on the page[/dim]")
     empty = empty_classes(compared)
     if empty:
-        console.print(
-            f"[dim]without objects in the evaluated images: {escape(', '.join(empty))}[/dim]", soft_wrap=True
-        )
+        console.print(f"[dim]without objects in the evaluated images: {escape(', '.join(empty))}[/dim]", soft_wrap=True)
     for letter, others in (("A", compared.only_a), ("B", compared.only_b)):
         if others:
             console.print(f"only {letter} has: {escape(', '.join(others))}", soft_wrap=True)

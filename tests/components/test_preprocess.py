@@ -107,6 +107,17 @@ def preprocess(raw: Path, processed: Path, params: Callable[..., Params]) -> Cal
     return call
 
 
+@pytest.fixture
+def preprocess_coco(tmp_path: Path, processed: Path, params: Callable[..., Params]) -> Callable[..., dict[str, Any]]:
+    """The same for the folder ``coco``."""
+
+    def call(**settings: Any) -> dict[str, Any]:
+        run(params(**settings), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+        return dict(json.loads((processed / "stats.json").read_text()))
+
+    return call
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -424,6 +435,16 @@ def make_coco(raw: Path, images: int = 40) -> None:
     (raw / "labels.json").write_text(json.dumps(tree))
 
 
+def make_coco_split(root: Path, name: str) -> Path:
+    """`make_coco` of four images whose names begin with that of the split; returns the JSON file."""
+    make_coco(root / name, images=4)
+    labels = root / name / "labels.json"
+    labels.write_text(labels.read_text().replace("Bild", f"{name} Bild"))
+    for path in (root / name / "images").iterdir():
+        path.rename(path.with_stem(f"{name} {path.stem}"))
+    return labels
+
+
 def load_split(processed: Path, split: str) -> dict[str, Any]:
     return dict(json.loads((processed / f"{split}.json").read_text()))
 
@@ -448,12 +469,10 @@ def test_a_coco_file_without_split_is_split_by_class(
 
 
 def test_a_share_of_the_images_is_held_out_and_both_shares_are_stratified(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco")
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    run(params(split=split(val=0.25, test=0.2)), **folders)
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = preprocess_coco(split=split(val=0.25, test=0.2))
     assert stats["split_by"] == {"train": "source", "val": "share", "test": "share"}
     counts = {name: found["images"] for name, found in stats["splits"].items()}
     assert counts == {"train": 24, "val": 8, "test": 8}  # val is a share of what is not held out
@@ -469,26 +488,21 @@ def test_a_share_of_the_images_is_held_out_and_both_shares_are_stratified(
     text = (tmp_path / "report/index.html").read_text()
     assert "<th>test images</th><th>test objects</th>" in text
     assert "Gallery: test" in text
-    run(params(split=split(val=0.25, test=0.2, seed=1)), **folders)
+    preprocess_coco(split=split(val=0.25, test=0.2, seed=1))
     assert json.loads((processed / "stats.json").read_text())["digest"] != before[0]
-    run(params(split=split(val=0.25)), **folders)
+    preprocess_coco(split=split(val=0.25))
     assert not (processed / "test.json").exists()
 
 
 def test_a_test_folder_of_the_source_is_held_out_unless_the_setting_says_none(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     for name in ("train", "valid", "test"):
-        make_coco(tmp_path / "coco" / name, images=4)
-        for path in (tmp_path / "coco" / name / "images").iterdir():
-            path.rename(path.with_stem(f"{name} {path.stem}"))
-        labels = tmp_path / "coco" / name / "labels.json"
-        labels.write_text(labels.read_text().replace("Bild", f"{name} Bild"))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
-    run(params(max_problems=4), **folders)
+        make_coco_split(tmp_path / "coco", name)
+    preprocess_coco()
     assert {path.stem for path in processed.glob("t*.json")} == {"train", "test"}
     assert all("test Bild" in image["file_name"] for image in load_split(processed, "test")["images"])
-    run(params(split=split(test="none")), **folders)
+    preprocess_coco(split=split(test="none"))
     assert not (processed / "test.json").exists()
     assert not any("test" in path.name for path in (processed / "images").iterdir())
 
@@ -512,19 +526,13 @@ def test_test_images_without_annotations_are_left_out_with_a_warning(
 
 
 def test_a_test_split_whose_annotations_are_wrong_is_not_left_out(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    for name in ("train", "test"):
-        make_coco(tmp_path / "coco" / name, images=4)
-        labels = tmp_path / "coco" / name / "labels.json"
-        labels.write_text(labels.read_text().replace("Bild", f"{name} Bild"))
-        for path in (tmp_path / "coco" / name / "images").iterdir():
-            path.rename(path.with_stem(f"{name} {path.stem}"))
-    labels = tmp_path / "coco/test/labels.json"
+    make_coco_split(tmp_path / "coco", "train")
+    labels = make_coco_split(tmp_path / "coco", "test")
     labels.write_text(labels.read_text().replace('"category_id": ', '"category_id": 9'))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
     with pytest.raises(DataError, match="5 of 10 objects cannot be used"):
-        run(params(), **folders)
+        preprocess_coco()
 
 
 @pytest.mark.parametrize(
@@ -532,7 +540,7 @@ def test_a_test_split_whose_annotations_are_wrong_is_not_left_out(
     [(0.6, "outline beyond the edge of its image, cut off there"), (2.0, "no outline reaches the right 5")],
 )
 def test_images_that_were_resized_after_annotation_are_doubted(
-    params: Callable[..., Params], tmp_path: Path, processed: Path, scale: float, finding: str
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, scale: float, finding: str
 ) -> None:
     make_coco(tmp_path / "coco", images=24)
     path = tmp_path / "coco/labels.json"
@@ -545,26 +553,19 @@ def test_images_that_were_resized_after_annotation_are_doubted(
         x, y = (0, 0) if n == 0 else (n % 26, n % 20)
         row["segmentation"] = [[x, y, x + 14, y, x + 14, y + 10, x, y + 10]]
     path.write_text(json.dumps(content))
-    run(
-        params(max_dropped=1.0),
-        raw_dir=tmp_path / "coco",
-        processed_dir=processed,
-        report_dir=tmp_path / "report",
-    )
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = preprocess_coco(max_dropped=1.0)
     assert [f["severity"] for f in stats["findings"] if f["kind"].startswith(finding)] == ["doubtful"]
 
 
 def test_objects_of_another_class_with_the_same_mask_are_doubted_but_kept(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
     content = json.loads(path.read_text())
     content["annotations"].append(content["annotations"][0] | {"category_id": 2, "image_id": 103})
     path.write_text(json.dumps(content))
-    run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = preprocess_coco()
     (found,) = (f for f in stats["findings"] if f["kind"] == "mask of another object, with another class")
     assert (found["severity"], found["count"]) == ("doubtful", 1)
     assert sum(part["instances"] for part in stats["splits"].values()) == 11  # 8 red, 2 blue, and this one
@@ -579,7 +580,7 @@ def test_an_image_in_two_lists_is_refused(preprocess: Callable[..., dict[str, An
 
 
 def test_the_settings_choose_the_annotation_file_and_what_iscrowd_marks(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
@@ -587,11 +588,10 @@ def test_the_settings_choose_the_annotation_file_and_what_iscrowd_marks(
     for row in tree["annotations"]:
         row["iscrowd"] = row["category_id"] == 2
     (tmp_path / "coco/labels_2.json").write_text(json.dumps(tree))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
     with pytest.raises(DataError, match=r"list the same images.*data\.annotations, as \[labels\.json\]"):
-        run(params(), **folders)
+        preprocess_coco()
     for crowds, count in (("objects", 0), ("regions", 2)):
-        run(params(annotations=["labels_2.json"], crowds=crowds), **folders)
+        preprocess_coco(annotations=["labels_2.json"], crowds=crowds)
         rows = [row for split in ("train", "val") for row in load_split(processed, split)["annotations"]]
         assert sum(row["iscrowd"] for row in rows) == count
 
@@ -618,7 +618,7 @@ def test_images_that_are_all_near_duplicates_are_split_with_a_warning(
 
 
 def test_a_single_image_with_objects_cannot_be_split_and_the_message_says_to_annotate_more(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=5)
     path = tmp_path / "coco/labels.json"
@@ -626,7 +626,7 @@ def test_a_single_image_with_objects_cannot_be_split_and_the_message_says_to_ann
     tree["annotations"] = tree["annotations"][:1]
     path.write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"without any instance\. Only 1 of all images have objects.*annotate objects"):
-        run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+        preprocess_coco()
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco"])
@@ -757,19 +757,19 @@ def test_near_duplicates_in_both_splits_are_found_and_reported(
 
 
 def test_images_of_one_name_in_two_folders_get_different_names(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     for split in ("train", "val"):
         folder = tmp_path / "coco" / split
         make_coco(folder, images=1)
         (folder / "labels.json").rename(folder / "_annotations.coco.json")
-    run(params(), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    preprocess_coco()
     names = sorted(path.name for path in (processed / "images").iterdir())
     assert names == [f"{split}__images__Bild 0 \N{SNOWFLAKE}.JPG" for split in ("train", "val")]
 
 
 def test_an_image_with_too_long_an_output_name_is_a_problem(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
@@ -780,7 +780,7 @@ def test_an_image_with_too_long_an_output_name_is_a_problem(
         (image.parent / folder).mkdir(parents=True)
         image.rename(image.parent / pixels["file_name"])
     path.write_text(json.dumps(tree))
-    run(params(max_problems=1), raw_dir=tmp_path / "coco", processed_dir=processed, report_dir=tmp_path / "report")
+    preprocess_coco(max_problems=1)
     (problem,) = json.loads((processed / "stats.json").read_text())["problems"]
     assert problem["file"] == f"images/{'x' * 130}/{'y' * 130}/a.jpg"
     assert problem["reason"] == (
@@ -790,24 +790,22 @@ def test_an_image_with_too_long_an_output_name_is_a_problem(
 
 
 def test_errors_of_a_coco_file_count_as_problems(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     make_coco(tmp_path / "coco")
     path = tmp_path / "coco/labels.json"
     tree = json.loads(path.read_text())
     del tree["images"][3]["id"]
     path.write_text(json.dumps(tree))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
     with pytest.raises(DataError, match=r"1 image cannot be used(.|\n)*labels\.json: images\[3\] has no id") as caught:
-        run(params(max_dropped=0), **folders)
+        preprocess_coco(max_dropped=0)
     assert "1 of 50 objects cannot be used; data.max_dropped allows a share of 0." in str(caught.value)
-    run(params(max_problems=1, max_dropped=0.02), **folders)
-    stats = json.loads((processed / "stats.json").read_text())
+    stats = preprocess_coco(max_problems=1, max_dropped=0.02)
     assert [len(stats[name]) for name in ("problems", "dropped")] == [1, 1]
 
 
 def test_a_rejected_image_counts_once_with_any_number_of_annotations(
-    params: Callable[..., Params], tmp_path: Path, processed: Path
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
@@ -815,17 +813,16 @@ def test_a_rejected_image_counts_once_with_any_number_of_annotations(
     for n in (0, 4):  # these have two annotations each
         tree["images"][n]["file_name"] = f"/images/{n}.jpg"
     path.write_text(json.dumps(tree))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
     with pytest.raises(DataError, match=r": 2 images cannot be used; data\.max_problems allows 1"):
-        run(params(max_problems=1), **folders)
+        preprocess_coco(max_problems=1)
     assert "<b>2</b><span>images left out</span>" in (tmp_path / "report/index.html").read_text()
-    run(params(max_problems=2), **folders)
+    preprocess_coco(max_problems=2)
     problems = json.loads((processed / "stats.json").read_text())["problems"]
     assert [problem["image"] for problem in problems] == ["labels.json image 100", "labels.json image 104"]
 
 
 def test_orphan_annotations_count_as_dropped_objects_and_their_images_are_kept(
-    params: Callable[..., Params], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
+    preprocess_coco: Callable[..., dict[str, Any]], tmp_path: Path, processed: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_coco(tmp_path / "coco", images=8)
     path = tmp_path / "coco/labels.json"
@@ -833,15 +830,14 @@ def test_orphan_annotations_count_as_dropped_objects_and_their_images_are_kept(
     del tree["annotations"][0]["image_id"]
     tree["annotations"][1]["image_id"] = 12345
     path.write_text(json.dumps(tree))
-    folders = {"raw_dir": tmp_path / "coco", "processed_dir": processed, "report_dir": tmp_path / "report"}
     with pytest.raises(
         DataError, match=r"2 of 10 objects cannot be used; .* a share of 0\.19(.|\n)*data\.max_dropped=0\.2 "
     ):
-        run(params(max_dropped=0.19), **folders)
+        preprocess_coco(max_dropped=0.19)
     page = tmp_path / "report/index.html"
     assert "so the data was not written" in page.read_text()
     with caplog.at_level(logging.WARNING):
-        run(params(max_dropped=0.2), **folders)
+        preprocess_coco(max_dropped=0.2)
     assert "dropped: 2 of 10 objects: annotation of no image; such as " in caplog.text
     assert "images are used without their dropped objects" in caplog.text
     assert "so the data was not written" not in page.read_text()
