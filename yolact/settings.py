@@ -313,7 +313,8 @@ class TrainConfig(Section):
     lr_milestones: list[Fraction]
     """Fractions of the run, ascending; read by ``step`` only."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)]
-    warmup_steps: NonNegativeInt
+    warmup_steps: NonNegativeInt | Literal["auto"]
+    """``auto``: 500 as published, but at most a tenth of the run."""
     warmup_start_lr: NonNegativeFloat
     """Learning rate of step 0, at most ``lr``; rises linearly to ``lr`` over ``warmup_steps``."""
     max_grad_norm: NonNegativeFloat
@@ -335,6 +336,13 @@ class TrainConfig(Section):
         if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return value
         raise ValueError("must be auto, or a whole number of at least 1")
+
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def _warmup_is_a_number_or_auto(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+            return value
+        raise ValueError("must be auto, or a whole number of at least 0")
 
     @property
     def num_epochs(self) -> int:

@@ -9,6 +9,9 @@ from yolact.settings import TrainConfig
 PUBLISHED_RUNS = ((8_498, 113), (117_266, 55))
 """Training images and epochs of the two published data sets, PASCAL SBD and COCO (`yolact.models.published`)."""
 
+PUBLISHED_WARMUP = 500
+"""Steps, on both data sets."""
+
 
 def automatic_epochs(images: int) -> int:
     """Epochs for ``train.epochs: auto``: the power of the number of images that both published runs lie on.
@@ -20,19 +23,29 @@ def automatic_epochs(images: int) -> int:
     return max(round(many_epochs * (images / few) ** exponent), 1)
 
 
+def warmup_steps(total_steps: int, config: TrainConfig) -> int:
+    """Steps of the warm-up in a run of ``total_steps``.
+
+    ``auto`` is the published number (500, for both data sets), but at most a tenth of the run: a few hundred images
+    would else be trained during the warm-up alone.
+    """
+    return min(PUBLISHED_WARMUP, total_steps // 10) if config.warmup_steps == "auto" else config.warmup_steps
+
+
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
     """Learning rate of step ``step`` (from 0) in a run of ``total_steps``.
 
-    Rises linearly from ``warmup_start_lr`` to ``lr`` over ``warmup_steps``; then ``step`` multiplies by
-    ``lr_gamma`` at each milestone (published: x0.1) and ``cosine`` falls to zero at the end of the run
-    (Loshchilov and Hutter 2017, equation 5).
+    Rises linearly from ``warmup_start_lr`` to ``lr`` over `warmup_steps`; then ``step`` multiplies by ``lr_gamma`` at
+    each milestone (published: x0.1) and ``cosine`` falls to zero at the end of the run (Loshchilov and Hutter 2017,
+    equation 5).
     """
-    if step < config.warmup_steps:
-        return config.warmup_start_lr + (config.lr - config.warmup_start_lr) * step / config.warmup_steps
+    warmup = warmup_steps(total_steps, config)
+    if step < warmup:
+        return config.warmup_start_lr + (config.lr - config.warmup_start_lr) * step / warmup
     if config.schedule == "step":
         passed = sum(step >= milestone * total_steps for milestone in config.lr_milestones)
         return config.lr * config.lr_gamma**passed
-    progress = (step - config.warmup_steps) / max(total_steps - config.warmup_steps, 1)
+    progress = (step - warmup) / max(total_steps - warmup, 1)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
 
 
@@ -52,8 +65,13 @@ def why_not_extended(steps: int, steps_per_epoch: int, epochs: int, config: Trai
     for step in range(steps):
         before, after = (learning_rate(step, total, config) for total in totals)
         if before != after:
+            warmups = {warmup_steps(total, config) for total in totals}
             how = (
-                "it falls to zero over the run" if config.schedule == "cosine" else "lr_milestones are fractions of it"
+                "warmup_steps: auto is a tenth of a short run"
+                if len(warmups) > 1
+                else "it falls to zero over the run"
+                if config.schedule == "cosine"
+                else "lr_milestones are fractions of it"
             )
             return (
                 f"with train.schedule: {config.schedule} the learning rate depends on train.epochs ({how}): epoch "

@@ -39,7 +39,7 @@ from yolact.engine.loss_watch import LossWatch
 from yolact.engine.micro_batches import split_batch
 from yolact.engine.parameter_groups import parameter_groups
 from yolact.engine.prefetch import prefetch
-from yolact.engine.schedule import learning_rate
+from yolact.engine.schedule import learning_rate, warmup_steps
 from yolact.engine.speed import SpeedMeter
 from yolact.errors import SettingsError
 from yolact.inference.network import DTYPES
@@ -259,11 +259,11 @@ class Trainer:
         return network
 
     def _warn(self) -> None:
-        if self.config.warmup_steps >= self.total_steps:
+        if (warmup := warmup_steps(self.total_steps, self.config)) >= self.total_steps:
             log.warning(
-                "train.warmup_steps (%d) is not less than the run's %d steps: the learning rate never reaches train.lr",
-                self.config.warmup_steps,
-                self.total_steps,
+                "train.warmup_steps (%d) is not less than the run's %d steps: the learning rate never reaches train.lr. "
+                "Set it to auto, which is at most a tenth of the run",
+                *(warmup, self.total_steps),
             )
         for advise in (batch_size_advice, learning_rate_advice):
             if advice := advise(self.config, self.sampler.batch_size):

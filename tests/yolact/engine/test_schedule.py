@@ -61,6 +61,14 @@ def test_a_run_shorter_than_its_warm_up_only_rises(schedule: str) -> None:
     assert rates(3, config(schedule=schedule)) == pytest.approx([0.1, 0.2, 0.3])
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(120_000, 500), (5000, 500), (4999, 499), (100, 10), (9, 0)])
+def test_an_automatic_warm_up_is_the_published_one_but_at_most_a_tenth_of_the_run(steps: int, expected: int) -> None:
+    settings = config(schedule="step", warmup_steps="auto", lr_milestones=[])
+    *rising, peak = (learning_rate(step, steps, settings) for step in range(expected + 1))
+    assert peak == 0.5
+    assert all(rate < peak for rate in rising)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 30), st.integers(2, 60), st.floats(0.01, 10), st.floats(0, 1))
 def test_the_cosine_has_no_jumps(warmup: int, length: int, peak: float, start: float) -> None:
@@ -94,6 +102,12 @@ def test_the_cosine_has_no_jumps(warmup: int, length: int, peak: float, start: f
             6,
             "with train.schedule: cosine the learning rate depends on train.epochs (it falls to zero over the run): "
             "epoch 2 had 0.498, and in a run of 20 it has 0.5",
+        ),
+        (
+            {"schedule": "step", "lr_milestones": [], "warmup_steps": "auto"},
+            4,
+            "with train.schedule: step the learning rate depends on train.epochs (warmup_steps: auto is a tenth of a "
+            "short run): epoch 1 had 0.233, and in a run of 20 it has 0.167",
         ),
         ({"schedule": "step", "lr_milestones": [], "augment": MOSAICS}, 24, ""),  # 8 epochs with mosaics in both
         (
