@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from yolact.data.coco import CocoImage, CocoInstances, decode_masks
-from yolact.evaluation.evaluator import ApSummary
+from yolact.evaluation.evaluator import ApSummary, ClassAgnosticAp, IouType
 from yolact.files import fitting_name, write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
 from yolact.visualize import contact_sheet, draw_detections, draw_ground_truth, side_by_side
@@ -45,6 +45,8 @@ class Evaluation:
     """Rows of `Detections.to_coco` for all images."""
     box: ApSummary
     mask: ApSummary
+    any_class: dict[IouType, ClassAgnosticAp]
+    """The same detections when all classes count as one."""
     seconds: float
     """Total prediction time, without reading images."""
     device: str

@@ -13,7 +13,7 @@ from typing import Any
 from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
 from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import evaluate_coco, load_ground_truth, predict_dataset
+from yolact.evaluation.evaluator import evaluate_class_agnostic, evaluate_coco, load_ground_truth, predict_dataset
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
@@ -109,6 +109,9 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
         results=found.rows,
         box=evaluate_coco(ground_truth, found.rows, "box"),
         mask=evaluate_coco(ground_truth, found.rows, "mask"),
+        any_class={
+            iou_type: evaluate_class_agnostic(ground_truth, found.rows, iou_type) for iou_type in ("mask", "box")
+        },
         seconds=found.seconds,
         device=str(predictor.device),
     )
@@ -121,6 +124,7 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
         "images": len(evaluation.data.images),
         "box": evaluation.box.to_json(),
         "mask": evaluation.mask.to_json(),
+        "any_class": {iou_type: vars(ap) for iou_type, ap in evaluation.any_class.items()},
     }
 
 

@@ -161,8 +161,10 @@ CIRCLE_AP = 86 / 101
 
 def test_metrics_are_correct_and_contain_no_times(evaluated):
     metrics = json.loads((evaluated / "metrics" / "eval.json").read_text())
-    assert set(metrics) == {"split", "images", "box", "mask"}
+    assert set(metrics) == {"split", "images", "box", "mask", "any_class"}
     assert (metrics["split"], metrics["images"]) == ("val", IMAGES)
+    half_found = pytest.approx(43 / 101)  # six of fourteen: the recalls 0.00 to 0.42
+    assert metrics["any_class"] == {kind: {"AP": half_found, "AP50": half_found} for kind in ("mask", "box")}
     for section in (metrics["box"], metrics["mask"]):
         assert section["per_class"]["circle"]["AP50"] == pytest.approx(CIRCLE_AP)
         assert section["per_class"]["circle"]["instances"] == IMAGES

@@ -261,8 +261,8 @@ class Trainer:
     def _warn(self) -> None:
         if (warmup := warmup_steps(self.total_steps, self.config)) >= self.total_steps:
             log.warning(
-                "train.warmup_steps (%d) is not less than the run's %d steps: the learning rate never reaches train.lr. "
-                "Set it to auto, which is at most a tenth of the run",
+                "train.warmup_steps (%d) is not less than the run's %d steps: the learning rate never reaches "
+                "train.lr; auto is at most a tenth of the run",
                 *(warmup, self.total_steps),
             )
         for advise in (batch_size_advice, learning_rate_advice):

@@ -308,6 +308,34 @@ def evaluate_coco(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_typ
     )
 
 
+@dataclass(frozen=True)
+class ClassAgnosticAp:
+    """Average precision, 0 to 1, when all classes count as one; None without ground truth.
+
+    The difference to `ApSummary` is what naming the class costs, besides the mean over classes, which here weighs each
+    object the same.
+    """
+
+    AP: float | None
+    AP50: float | None
+
+
+def evaluate_class_agnostic(
+    ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType
+) -> ClassAgnosticAp:
+    """Compare detections with the ground truth regardless of their classes, with pycocotools' ``useCats = 0``.
+
+    Args and errors as `evaluate_coco`. With one class the result is that of `evaluate_coco`.
+    """
+    evaluation = prepare_evaluation(ground_truth, results, iou_type)
+    evaluation.params.useCats = 0
+    with output_to_log():
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return ClassAgnosticAp(*map(_known, evaluation.stats[:2]))
+
+
 def prepare_evaluation(ground_truth: COCO, results: Sequence[dict[str, Any]], iou_type: IouType) -> COCOeval:
     """Set up pycocotools' evaluation with its default parameters, without running it; see `evaluate_coco`."""
     _check_ids(ground_truth, results)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import TypeGuard, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.efficientnet import MBConv
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.regnet import ResBottleneckBlock
 
 from yolact.boxes import SIZE_VARIANCE
 from yolact.inference.postprocess import Candidates, detect
 from yolact.models.backbones.darknet import DarknetBlock
+from yolact.models.backbones.efficientnet_lite import MobileBlock
 from yolact.models.backbones.resnet import BasicBlock, Bottleneck
 from yolact.models.head import PredictionHead
 from yolact.models.yolact import Yolact
@@ -36,6 +40,13 @@ ResNet-50's mask coefficients are then off by 1e-4, ten times as much as with th
 
 SCORES_PER_OBJECT = 100
 """Maximum number of scores above the threshold per object that remains after NMS."""
+
+_RESIDUAL_BLOCKS = (
+    *(BasicBlock, Bottleneck, DarknetBlock, MobileBlock),
+    *(ResBottleneckBlock, MBConv, InvertedResidual),  # RegNet, EfficientNet, MobileNetV3
+)
+_PROJECTIONS = ("downsample", "proj")
+"""Children of such blocks that are their shortcuts."""
 
 ROUNDS = 3
 """Rounds of fitting the boxes' sizes and the background's bias, which depend on each other through NMS."""
@@ -70,12 +81,14 @@ def calibrated_network(
 
 def _damp_residual_blocks(model: Yolact) -> None:
     for module in model.backbone.modules():
-        if isinstance(module, Bottleneck):
-            module.bn3.weight.fill_(RESIDUAL_WEIGHT)
-        elif isinstance(module, BasicBlock):
-            module.bn2.weight.fill_(RESIDUAL_WEIGHT)
-        elif isinstance(module, DarknetBlock):
-            cast(nn.BatchNorm2d, module.conv2[1]).weight.fill_(RESIDUAL_WEIGHT)
+        if isinstance(module, _RESIDUAL_BLOCKS):
+            # The last batch norm of a block is the one before the sum; that of a projection is in another branch.
+            own = [norm for name, norm in module.named_modules() if _is_norm_of_branch(name, norm)]
+            own[-1].weight.fill_(RESIDUAL_WEIGHT)
+
+
+def _is_norm_of_branch(name: str, module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    return isinstance(module, nn.BatchNorm2d) and name.split(".")[0] not in _PROJECTIONS
 
 
 def _calibrate_batch_norm(model: Yolact, inputs: Tensor) -> None:

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import cut_evenly, evaluate_coco, load_ground_truth
+from yolact.evaluation.evaluator import cut_evenly, evaluate_class_agnostic, evaluate_coco, load_ground_truth
 from yolact.inference.detections import Detections
 
 SIDE = 200
@@ -157,6 +157,25 @@ class TestHandCalculated:
             "AP70": None,
             "instances": 0,
         }
+
+    def test_without_classes_a_wrong_name_counts_as_right_and_each_object_weighs_the_same(self, tmp_path, iou_type):
+        other, missed = rectangle(120, 0, 60, 60), rectangle(120, 120, 20, 20)
+        objects = [(1, 10, SQUARE), (1, 10, other), (1, 20, missed)]
+        truth = ground_truth(tmp_path, [true_object(*item) for item in objects], classes=2)
+        found = [detection(1, 20, SQUARE, 0.9), detection(1, 10, other, 0.8)]
+        assert evaluate_coco(truth, found, iou_type).AP50 == pytest.approx((51 / 101 + 0) / 2)
+        ap = evaluate_class_agnostic(truth, found, iou_type)
+        assert ap.AP == ap.AP50 == pytest.approx(67 / 101)  # recall 2/3, nothing wrong
+
+    @pytest.mark.parametrize("found", [[], [detection(1, 10, rectangle(0, 0, 100, 72), 0.8)]])
+    def test_without_classes_is_the_same_with_one_class(self, tmp_path, iou_type, found):
+        truth = ground_truth(tmp_path, [true_object(1, 10, SQUARE), true_object(1, 10, rectangle(120, 0, 60, 60))])
+        with_classes, without = evaluate_coco(truth, found, iou_type), evaluate_class_agnostic(truth, found, iou_type)
+        assert (without.AP, without.AP50) == (with_classes.AP, with_classes.AP50)
+
+    def test_without_classes_and_objects_is_null(self, tmp_path, iou_type):
+        ap = evaluate_class_agnostic(ground_truth(tmp_path, []), [detection(1, 10, SQUARE, 0.9)], iou_type)
+        assert (ap.AP, ap.AP50) == (None, None)
 
 
 def test_size_class_of_a_mask_is_by_its_own_area_not_its_boxs(tmp_path):
