@@ -28,7 +28,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Published configuration; `yolact models` lists them.",
+        help="Published configuration or preset; `yolact models` and `yolact preset` list them.",
         show_default=DEFAULT_MODEL,
     ),
 ]
@@ -169,7 +169,7 @@ def loader(
         typer.Argument(metavar="DATA", help="Folder that preprocess wrote.", show_default="generated images"),
     ] = None,
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="Published configuration whose input size to use.")
+        str, typer.Option(metavar="NAME", help="Published configuration or preset whose input size to use.")
     ] = DEFAULT_MODEL,
     rounds: RoundCount = 20,
     against: Annotated[
@@ -182,12 +182,11 @@ def loader(
     as_json: AsJson = False,
 ) -> None:
     """Measure the training data loader on one core: decoding, colours, geometry, masks."""
-    from yolact.models.published import find_published
     from yolact_bench.speed.loading import measure
-    from yolact_cli.bench_options import progress
+    from yolact_cli.bench_options import find_network, progress
     from yolact_cli.bench_tables import print_loading
 
-    size = find_published(model).model.image_size
+    size = find_network(model)[0].image_size
     with progress() as show:
         result = measure(data, image_size=size, rounds=rounds, against=against or [], progress=show)
     print_loading(result, as_json=as_json)

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from yolact.class_names import VOC_CLASSES
 from yolact.devices import choose_device
 from yolact.errors import SettingsError
 from yolact.inference.network import Precision
-from yolact.models.published import find_published
+from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import load_model
 from yolact.models.yolact import Yolact
-from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig
+from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig, ModelConfig
 from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.calibration import calibrated_network
+from yolact_ops.settings.presets import choose
 
 DETECTIONS: dict[str, DetectConfig] = {
     "default": DEFAULT_DETECTION,
@@ -79,14 +81,24 @@ def find_detection(name: str) -> DetectConfig:
     return DETECTIONS[name]
 
 
+def find_network(name: str) -> tuple[ModelConfig, Sequence[str]]:
+    """The network of a published configuration with its classes, or of another preset with VOC's.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    published = PUBLISHED_MODELS.get(name)
+    return (published.model, published.classes) if published else (choose(name).model, VOC_CLASSES)
+
+
 def build_network(
     model_dir: Path | None, model: str, image: np.ndarray, objects: int
 ) -> tuple[Yolact, Sequence[str], str]:
-    """A trained network, or a published configuration with random weights that find some objects in ``image``.
+    """A trained network, or that of a preset with random weights that find some objects in ``image``.
 
     Args:
-        model_dir: folder of a trained model; None for a published configuration.
-        model: name of the published configuration.
+        model_dir: folder of a trained model; None for a preset.
+        model: name of a published configuration, or of another preset, which then has VOC's classes.
         image: (H, W, 3) uint8 RGB.
         objects: how many objects random weights find there, roughly.
 
@@ -95,10 +107,10 @@ def build_network(
 
     Raises:
         WeightsError: the trained model cannot be read.
-        SettingsError: there is no such published configuration.
+        SettingsError: there is no such preset.
     """
     if model_dir is not None:
         return *load_model(model_dir), str(model_dir)
-    published = find_published(model)
-    network = calibrated_network(published.model, len(published.classes), image, objects)
-    return network, published.classes, f"{model}, random weights that find about {objects} objects"
+    config, classes = find_network(model)
+    network = calibrated_network(config, len(classes), image, objects)
+    return network, classes, f"{model}, random weights that find about {objects} objects"

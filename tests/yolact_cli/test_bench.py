@@ -169,7 +169,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (["loader", "nowhere"], "nowhere/train.json: no such file"),
-        (["loader", "--model", "yolact"], "no published configuration 'yolact'"),
+        (["loader", "--model", "yolact"], "no preset 'yolact'"),
         (["inference", "--precision", "fp32,int8"], "--precision int8: unknown; there are fp32, bf16, fp16"),
         (
             ["train", "--precision", "fp32,fp32"],
@@ -177,7 +177,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["inference", "--detection", "best"], "--detection best: unknown; there are default, published, "),
         (["evaluation", "--detection", "best"], "--detection best: unknown; there are default, published, "),
-        (["inference", "--model", "yolact"], "no published configuration 'yolact'"),
+        (["inference", "--model", "yolact"], "no preset 'yolact'"),
         (["inference", "somewhere", "--model", "yolact_base"], "MODEL_DIR and --model: name a trained model or"),
         (["train", "somewhere", "--model", "yolact_base"], "MODEL_DIR and --model: name a trained model or"),
         (["inference", "--image", "nowhere.jpg"], "nowhere.jpg"),

@@ -2,7 +2,7 @@
 
     python -m yolact_bench.studies.gpu_training speed [--batches 8,16,32,64] [--precision bf16]
         [--image-size 550] [--compile]
-    python -m yolact_bench.studies.gpu_training converge VOC [--epochs 100] [-S KEY=VALUE ...]
+    python -m yolact_bench.studies.gpu_training converge [VOC] [--epochs 100] [-S KEY=VALUE ...]
 
 ``speed`` runs steps of `yolact.engine.trainer.Trainer` itself, with the gradient norm, averaged weights if ``-S
 train.ema_decay`` sets them, and batches that are copied during the previous step. Batches are drawn once and held in
@@ -10,7 +10,7 @@ memory, which measures the network; with ``--from-loader`` loader processes load
 weights are those of `yolact_bench.speed.calibration`. Each batch size runs in a new process.
 
 ``converge`` runs the steps ingest, preprocess, train and evaluate on a folder in PASCAL VOC format, with
-`VOCdevkit/VOC2012` in it, in a folder of its own and with MLflow in a file there.
+`VOCdevkit/VOC2012` in it, or on the generated sample, in a folder of its own and with MLflow in a file there.
 
 Both also run on a CPU with small settings, as a check. Both write a JSON file with all metrics.
 """
@@ -300,14 +300,16 @@ def _show_speed(rows: Sequence[dict[str, Any]], title: str) -> None:
 
 @app.command()
 def converge(
-    voc: Annotated[Path, typer.Argument(help="Folder with VOCdevkit/VOC2012 in it.")],
+    voc: Annotated[
+        Path | None, typer.Argument(help="Folder with VOCdevkit/VOC2012 in it.", show_default="generated sample")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 100,
     preset: Annotated[str, typer.Option(help="Preset of the settings.")] = PRESET,
     overrides: Overrides = None,
     work: Work = Path("gpu_convergence"),
 ) -> None:
     """Train on real images and report AP, speed and the page with predictions."""
-    source = yaml.safe_dump(str(voc.resolve()), default_flow_style=True).splitlines()[0]
+    source = yaml.safe_dump(str(voc.resolve()) if voc else "sample", default_flow_style=True).splitlines()[0]
     chosen = [f"data.source={source}", f"train.epochs={epochs}", "promote.min_first=0", *(overrides or ())]
     params = choose(preset, overrides=chosen)
     work.mkdir(parents=True, exist_ok=True)
