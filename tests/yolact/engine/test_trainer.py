@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
+from yolact.backbone_registry import backbones
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
@@ -54,6 +55,7 @@ SHORT_RUN = {
     "checkpoint_every": 1,
     "log_every": 1,
 }
+CLASSIFIERS = [spec.name for spec in backbones() if not spec.name.startswith(("resnet", "darknet"))]
 SWITCHES = ("photometric", "expand", "random_crop", "mirror")
 PLAIN: dict[str, Any] = PUBLISHED_AUGMENTATION.model_dump() | dict.fromkeys(SWITCHES, False)
 ALL_ON = PLAIN | dict.fromkeys(SWITCHES, True)
@@ -536,6 +538,16 @@ def assert_same_end(found: Trainer, expected: Trainer) -> None:
         ({"optimizer": "sgd", "log_every": 4, "precision": "bf16", "model": {"image_size": 96}}, "step 4", (2, 0, 4)),
         ({"optimizer": "sgd", "precision": "fp16", "log_every": 1}, "step 3", (1, 1, 3)),
         (MODERN, "step 5", (2, 1, 5)),
+        # EfficientNet and ConvNeXt drop blocks at random.
+        *(
+            pytest.param(
+                {"optimizer": "adamw", "model": {"backbone": name, "backbone_blocks": None, "separable_convs": True}},
+                *("step 5", (2, 1, 5)),
+                marks=[] if name == "efficientnet_b0" else pytest.mark.slow,
+                id=name,
+            )
+            for name in CLASSIFIERS
+        ),
     ],
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.small_networks import tiny_config
 from tests.yolact.networks import assert_outputs_close, images, trained_like
-from yolact.backbone_registry import find_backbone
+from yolact.backbone_registry import backbones, find_backbone
 from yolact.engine.freezing import frozen_parts
 from yolact.errors import SettingsError, WeightsError
 from yolact.inference.export import export_onnx
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = ("efficientnet_lite0", "mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny")
 """The smallest of each."""
+
+CLASSIFIERS = [spec.name for spec in backbones() if not spec.name.startswith(("resnet", "darknet"))]
 
 
 def settings(name: str, **more: object) -> dict[str, Any]:
@@ -220,6 +222,15 @@ def test_it_runs_on_a_cpu_with_folded_batch_norm(name: str) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.backbone.modules())
     tensors = (found.boxes, found.class_logits, found.mask_coefficients, found.prototypes)
     assert_outputs_close(tensors, expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_backbone_exports(name: str, tmp_path: Path) -> None:
+    model = trained_like("basic blocks", **settings(name))
+    exported = export_onnx(model, ["a", "b", "c"], tmp_path / "model.onnx", batch=1)
+    assert exported.errors is not None
+    assert max(exported.errors.values()) < 1e-4
 
 
 def test_a_saved_model_loads_starts_another_and_exports(tmp_path: Path) -> None:
