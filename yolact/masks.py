@@ -104,6 +104,13 @@ class InstanceMasks:
             for crop, (top, left) in zip(self.crops, self.corners, strict=True)
         ]
 
+    def to_exact_polygons(self) -> list[list[np.ndarray]]:
+        """Polygons of each mask, image pixels, holes included; see `exact_polygons`."""
+        return [
+            [polygon + np.array([left, top], dtype=np.float32) for polygon in exact_polygons(crop)]
+            for crop, (top, left) in zip(self.crops, self.corners, strict=True)
+        ]
+
     def to_joined_outlines(self) -> list[np.ndarray]:
         """One outline of each mask, image pixels, holes included; see `joined_outline`."""
         return [
@@ -134,6 +141,17 @@ def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
     return [contour for contour in _contours(mask) if _signed_area(contour) > 0]  # else the border of a hole
 
 
+def exact_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Polygons whose union is exactly the mask (H, W) bool: one per part, or a single one if there are holes.
+
+    Returns:
+        (n, 2) float32 x and y each, as of `outer_contours`; the single one as of `joined_outline`.
+    """
+    contours = _contours(mask)
+    has_holes = any(_signed_area(contour) < 0 for contour in contours)
+    return [_joined(contours)] if has_holes else contours
+
+
 def joined_outline(mask: np.ndarray) -> np.ndarray:
     """One polygon of a mask: the outlines of all its parts and holes, joined by lines there and back.
 
@@ -145,7 +163,10 @@ def joined_outline(mask: np.ndarray) -> np.ndarray:
     Returns:
         (n, 2) float32 x and y; (0, 2) for an empty mask.
     """
-    contours = _contours(mask)
+    return _joined(_contours(mask))
+
+
+def _joined(contours: Sequence[np.ndarray]) -> np.ndarray:
     if len(contours) <= 1:
         return contours[0] if contours else np.zeros((0, 2), dtype=np.float32)
     start = contours[0][:1]
