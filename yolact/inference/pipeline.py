@@ -35,13 +35,13 @@ def ahead(values: Iterable[T], depth: int, *, newest: bool = False) -> Generator
     end = object()
     stopped = threading.Event()
 
-    def put(item: tuple[Any, BaseException | None]) -> bool:
+    def put(item: tuple[Any, BaseException | None], *, drop: bool = False) -> bool:
         while not stopped.is_set():
             try:
-                ready.put(item, timeout=0 if newest else WAIT)
+                ready.put(item, timeout=None if drop else WAIT, block=not drop)
                 return True
             except queue.Full:
-                if newest:
+                if drop:
                     with suppress(queue.Empty):  # the reader was faster
                         ready.get_nowait()
         return False
@@ -50,7 +50,7 @@ def ahead(values: Iterable[T], depth: int, *, newest: bool = False) -> Generator
         source = iter(values)
         try:
             for value in source:
-                if not put((value, None)):
+                if not put((value, None), drop=newest):
                     break
             else:
                 put((end, None))
