@@ -6,6 +6,7 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import NormalDist
 from typing import Literal, Protocol
 
 import numpy as np
@@ -19,6 +20,9 @@ MIN_SIDE = 640
 """Images whose longer side is shorter than this, in pixels, are enlarged before drawing to keep labels legible."""
 
 FILL_OPACITY = 0.45
+
+EDGE_WIDTH, EDGE_OPACITY = 1.0, 0.6
+"""Of the dark or white edge on both sides of a contour, pixels: it shows an object on a background of its colour."""
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
@@ -237,15 +241,28 @@ def _paint_mask(canvas: np.ndarray, mask: InstanceMasks, color: Color, scale: fl
         min(height - above, bottom + margin),
     )
     part = shape.crop(frame)  # empty outside of the mask's window
-    # Near a straight edge a blurred mask is 0.5 + distance / (sigma sqrt(2 pi)): that gives an even, smooth line.
-    blurred = np.asarray(part.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
-    distance = np.abs(blurred - 0.5) * sigma * np.sqrt(2 * np.pi)
-    contour = np.clip(style.line / 2 + 0.5 - distance, 0, 1)
+    blurred = np.asarray(part.filter(ImageFilter.GaussianBlur(sigma)))
+    contour, edge = (table[blurred] for table in _line_tables(sigma, style.line))
     fill = np.asarray(part, dtype=np.float32) / 255 * FILL_OPACITY
     alpha = np.maximum(contour, fill)[..., None]
     region = canvas[above + frame[1] : above + frame[3], before + frame[0] : before + frame[2]]
-    blend = region + alpha * (np.array(color, dtype=np.float32) - region)
+    blend = region + edge[..., None] * (np.array(readable_on(color), dtype=np.float32) - region)
+    blend += alpha * (np.array(color, dtype=np.float32) - blend)
     region[:] = np.round(blend).astype(np.uint8)
+
+
+@cache
+def _line_tables(sigma: float, line: float) -> tuple[np.ndarray, np.ndarray]:
+    """Opacity of the contour and of its edge by the value of a blurred mask, 0 to 255: (256,) float32 each.
+
+    At the distance d from a straight border, a blurred mask is the normal distribution function of d / sigma; its
+    inverse gives an even, smooth line.
+    """
+    inverse = NormalDist(sigma=sigma).inv_cdf
+    distance = np.array([np.inf, *(abs(inverse(value / 255)) for value in range(1, 255)), np.inf])
+    contour = np.clip(line / 2 + 0.5 - distance, 0, 1)
+    edge = np.clip(line / 2 + 0.5 + EDGE_WIDTH - distance, 0, 1) * EDGE_OPACITY
+    return contour.astype(np.float32), edge.astype(np.float32)
 
 
 def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style: _Style, size: tuple[int, int]) -> None:

@@ -180,3 +180,10 @@ def test_an_object_keeps_the_colour_of_its_class_wherever_it_is_ranked():
 def test_a_frame_of_a_video_keeps_its_size():
     image = noise(80, 160)
     assert draw_detections(image, detections([[10, 10, 50, 50]], 80, 160), ["cat"], enlarge=False).shape == image.shape
+
+
+def test_an_object_shows_on_a_background_of_its_own_colour():
+    image = np.full((600, 800, 3), instance_color(0), dtype=np.uint8)
+    drawn = draw_detections(image, detections([[300, 250, 420, 400]], 600, 800), ["cat"]).astype(int)
+    edge = np.abs(drawn - image).max(axis=2)[300:350, 290:310].max(axis=1)
+    assert (edge > 60).all()
