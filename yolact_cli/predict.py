@@ -100,7 +100,7 @@ def _print_summary(summary: Summary, output: Path, console: Console) -> None:
     for entry in summary.inputs:
         if "fps" in entry:
             dropped = f", {entry['dropped']} dropped" if "dropped" in entry else ""
-            facts[entry["name"]] = (
+            facts[f"video {entry['name']}"] = (
                 f"{entry['frames']} frames{dropped} at {entry['fps']:.1f} fps; it has {entry['video_fps']:.4g}"
             )
     facts["written to"] = str(output)

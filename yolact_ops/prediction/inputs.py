@@ -43,14 +43,16 @@ class Names:
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._last: dict[str, int] = {}
+        """Last number of a stem, by the stem without letter case."""
 
     def unique(self, file_name: str) -> str:
         """A name that was not given before."""
         stem = fitting_name(Path(file_name).stem or "image", NAME_ENDINGS).removesuffix(NAME_ENDINGS)
-        name, number = stem, 1
+        name, key = stem, stem.casefold()
         while name.casefold() in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
+            self._last[key] = self._last.get(key, 1) + 1
+            name = f"{stem}-{self._last[key]}"
         self._taken.add(name.casefold())
         return name
 
