@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from yolact.masks import InstanceMasks
@@ -206,14 +206,12 @@ def _draw(
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, is {image.shape} {image.dtype}")
     scale = max(1.0, MIN_SIDE / max(width, height)) if enlarge else 1.0
-    enlarged = Image.fromarray(image)
+    picture = Image.fromarray(image)
     if scale > 1:
-        enlarged = enlarged.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-    style = _Style.of(enlarged.width, enlarged.height)
-    canvas = np.array(enlarged)
+        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    style = _Style.of(picture.width, picture.height)
     for index in reversed(range(len(captions))):
-        _paint_mask(canvas, masks[index : index + 1], colors[index], scale, style)
-    picture = Image.fromarray(canvas)
+        _paint_mask(picture, masks[index : index + 1], colors[index], scale, style)
     pen = ImageDraw.Draw(picture)
     scaled_boxes = boxes.astype(np.float64) * np.tile((picture.width / width, picture.height / height), 2)
     for index in reversed(range(len(captions))):
@@ -222,12 +220,12 @@ def _draw(
     return np.asarray(picture)
 
 
-def _paint_mask(canvas: np.ndarray, mask: InstanceMasks, color: Color, scale: float, style: _Style) -> None:
-    """Lay one mask over ``canvas`` (H', W', 3) uint8, in place: translucent fill and a contour."""
+def _paint_mask(picture: Image.Image, mask: InstanceMasks, color: Color, scale: float, style: _Style) -> None:
+    """Lay one mask over ``picture``, in place: translucent fill and a contour."""
     [crop], [(above, before)] = mask.crops, mask.corners
     if not crop.any():
         return
-    height, width = canvas.shape[:2]
+    width, height = picture.size
     if (mask.height, mask.width) == (height, width):
         shape = Image.fromarray(crop.astype(np.uint8) * 255)
     else:
@@ -236,24 +234,20 @@ def _paint_mask(canvas: np.ndarray, mask: InstanceMasks, color: Color, scale: fl
     sigma = max(0.8 * style.line, 0.6 * scale, 1.2)
     left, top, right, bottom = shape.getbbox() or (0, 0, *shape.size)
     margin = int(3 * sigma + style.line) + 1
-    frame = (max(-before, left - margin), max(-above, top - margin)) + (
-        min(width - before, right + margin),
-        min(height - above, bottom + margin),
-    )
-    part = shape.crop(frame)  # empty outside of the mask's window
-    blurred = np.asarray(part.filter(ImageFilter.GaussianBlur(sigma)))
-    contour, edge = (table[blurred] for table in _line_tables(sigma, style.line))
-    fill = np.asarray(part, dtype=np.float32) / 255 * FILL_OPACITY
-    alpha = np.maximum(contour, fill)[..., None]
-    region = canvas[above + frame[1] : above + frame[3], before + frame[0] : before + frame[2]]
-    blend = region + edge[..., None] * (np.array(readable_on(color), dtype=np.float32) - region)
-    blend += alpha * (np.array(color, dtype=np.float32) - blend)
-    region[:] = np.round(blend).astype(np.uint8)
+    first = (max(-before, left - margin), max(-above, top - margin))
+    last = (min(width - before, right + margin), min(height - above, bottom + margin))
+    part = shape.crop(first + last)  # empty outside of the mask's window
+    blurred = part.filter(ImageFilter.GaussianBlur(sigma))
+    contour, edge = (blurred.point(table) for table in _line_tables(sigma, style.line))
+    fill = part.point([round(value * FILL_OPACITY) for value in range(256)])
+    place = (before + first[0], above + first[1])
+    picture.paste(readable_on(color), place, edge)
+    picture.paste(color, place, ImageChops.lighter(contour, fill))
 
 
 @cache
-def _line_tables(sigma: float, line: float) -> tuple[np.ndarray, np.ndarray]:
-    """Opacity of the contour and of its edge by the value of a blurred mask, 0 to 255: (256,) float32 each.
+def _line_tables(sigma: float, line: float) -> tuple[list[int], list[int]]:
+    """Opacity of the contour and of its edge, 0 to 255, by the value of a blurred mask, 0 to 255.
 
     At the distance d from a straight border, a blurred mask is the normal distribution function of d / sigma; its
     inverse gives an even, smooth line.
@@ -262,7 +256,7 @@ def _line_tables(sigma: float, line: float) -> tuple[np.ndarray, np.ndarray]:
     distance = np.array([np.inf, *(abs(inverse(value / 255)) for value in range(1, 255)), np.inf])
     contour = np.clip(line / 2 + 0.5 - distance, 0, 1)
     edge = np.clip(line / 2 + 0.5 + EDGE_WIDTH - distance, 0, 1) * EDGE_OPACITY
-    return contour.astype(np.float32), edge.astype(np.float32)
+    return (contour * 255).round().astype(int).tolist(), (edge * 255).round().astype(int).tolist()
 
 
 def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style: _Style, size: tuple[int, int]) -> None:
