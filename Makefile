@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 5000
 DOCKER ?= docker
 # The extras in the lock file: all but timm.
-LOCKED := pipeline export pretrained dev
+LOCKED := pipeline export pretrained video dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)

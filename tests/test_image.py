@@ -85,6 +85,18 @@ def test_all_files_of_all_packages_reach_the_build(repository: Path, patterns: l
     assert [path for path in [*files, *others] if ignored(patterns, path)] == []
 
 
+def test_the_image_has_no_library_of_gpl_codecs(repository: Path) -> None:
+    """PyAV's wheels contain x264 and x265; only the extra `video` requires them, which the image does not install."""
+    extras = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {name: [item.split(">")[0] for item in items] for name, items in extras["optional-dependencies"].items()}
+    assert [name for name, items in needed.items() if "av" in items] == ["video"]
+    installed = re.findall(r"--extra (\w+)", (repository / "Dockerfile").read_text(encoding="utf-8"))
+    assert installed == ["pipeline", "pretrained"]
+    lock = (repository / "requirements.lock").read_text(encoding="utf-8")
+    [requirers] = re.findall(r"^av==(?:.*\n)(?:    --hash.*\n)+    # via (.*)\n", lock, re.MULTILINE)
+    assert requirers == "yolact-pipeline (pyproject.toml)"
+
+
 def test_register_finds_the_base_settings_in_the_working_folder(repository: Path) -> None:
     lines = (repository / "Dockerfile").read_text(encoding="utf-8").splitlines()
     [folder] = [line.split()[1] for line in lines if line.startswith("WORKDIR")]

@@ -23,9 +23,9 @@ PACKAGES = ("yolact", "yolact_ops", "components", "pipelines", "yolact_bench", "
 PIPELINE_LIBRARIES = {"mlflow", "dvc", "kfp", "boto3", "botocore", "fastapi", "uvicorn", "typer", "ruamel"}
 """Libraries of tracking, orchestration, clouds and commands, which the library `yolact` must not need."""
 
-OPTIONAL = {"onnx", "onnxscript", "onnxruntime", "timm"}
-"""Libraries of the extras ``export`` and ``timm``: imported only when they are used, so that all else works without
-them."""
+OPTIONAL = {"av", "onnx", "onnxscript", "onnxruntime", "timm"}
+"""Libraries of the extras ``export``, ``timm`` and ``video``: imported only when they are used, so that all else works
+without them."""
 
 
 def stages(repository: Path) -> dict[str, dict]:

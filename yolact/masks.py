@@ -104,6 +104,20 @@ class InstanceMasks:
             for crop, (top, left) in zip(self.crops, self.corners, strict=True)
         ]
 
+    def to_exact_polygons(self) -> list[list[np.ndarray]]:
+        """Polygons of each mask, image pixels, holes included; see `exact_polygons`."""
+        return [
+            [polygon + np.array([left, top], dtype=np.float32) for polygon in exact_polygons(crop)]
+            for crop, (top, left) in zip(self.crops, self.corners, strict=True)
+        ]
+
+    def to_joined_outlines(self) -> list[np.ndarray]:
+        """One outline of each mask, image pixels, holes included; see `joined_outline`."""
+        return [
+            joined_outline(crop) + np.array([left, top], dtype=np.float32)
+            for crop, (top, left) in zip(self.crops, self.corners, strict=True)
+        ]
+
 
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 """Right, down, left, up: each is a right turn from the one before."""
@@ -124,21 +138,55 @@ def outer_contours(mask: np.ndarray) -> list[np.ndarray]:
         The corners of each part, (n, 2) float32 x and y, clockwise on a screen, starting at the topmost and then
         leftmost one, which is not repeated at the end.
     """
+    return [contour for contour in _contours(mask) if _signed_area(contour) > 0]  # else the border of a hole
+
+
+def exact_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Polygons whose union is exactly the mask (H, W) bool: one per part, or a single one if there are holes.
+
+    Returns:
+        (n, 2) float32 x and y each, as of `outer_contours`; the single one as of `joined_outline`.
+    """
+    contours = _contours(mask)
+    has_holes = any(_signed_area(contour) < 0 for contour in contours)
+    return [_joined(contours)] if has_holes else contours
+
+
+def joined_outline(mask: np.ndarray) -> np.ndarray:
+    """One polygon of a mask: the outlines of all its parts and holes, joined by lines there and back.
+
+    By the even-odd rule, its inside is exactly the mask: a line there and back has no pixel.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        (n, 2) float32 x and y; (0, 2) for an empty mask.
+    """
+    return _joined(_contours(mask))
+
+
+def _joined(contours: Sequence[np.ndarray]) -> np.ndarray:
+    if len(contours) <= 1:
+        return contours[0] if contours else np.zeros((0, 2), dtype=np.float32)
+    start = contours[0][:1]
+    joined = [contours[0], start]
+    for contour in contours[1:]:
+        joined += [contour, contour[:1], start]
+    return np.concatenate(joined[:-1])  # the polygon closes by itself
+
+
+def _contours(mask: np.ndarray) -> list[np.ndarray]:
+    """Borders of the parts of a mask (H, W) bool, clockwise, and of its holes, counter-clockwise: see
+    `outer_contours`."""
     edges = _directed_edges(mask)
     contours, left = [], dict.fromkeys(edges)  # a dict keeps the order: top edges first, in reading order
     while left:
-        start = next(iter(left))
-        if start[2] != 0:  # every contour has a top edge
-            break
-        loop = _loop(edges, start)
+        loop = _loop(edges, next(iter(left)))
         for edge in loop:
             del left[edge]
-        corners = np.array(
-            [edge[:2] for before, edge in zip([loop[-1], *loop], loop, strict=False) if before[2] != edge[2]],
-            dtype=np.float32,
-        )
-        if _signed_area(corners) > 0:  # else the border of a hole
-            contours.append(corners)
+        corners = [edge[:2] for before, edge in zip([loop[-1], *loop], loop, strict=False) if before[2] != edge[2]]
+        contours.append(np.array(corners, dtype=np.float32))
     return contours
 
 

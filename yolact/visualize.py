@@ -6,16 +6,23 @@ import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from statistics import NormalDist
+from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+import torch
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
+
+from yolact.masks import InstanceMasks
 
 MIN_SIDE = 640
 """Images whose longer side is shorter than this, in pixels, are enlarged before drawing to keep labels legible."""
 
 FILL_OPACITY = 0.45
+
+EDGE_WIDTH, EDGE_OPACITY = 1.0, 0.6
+"""Of the dark or white edge on both sides of a contour, pixels: it shows an object on a background of its colour."""
 
 Color = tuple[int, int, int]
 _Rectangle = tuple[float, float, float, float]
@@ -53,8 +60,8 @@ class ScoredObjects(Protocol):
         """(N,), 0 to C - 1."""
 
     @property
-    def masks(self) -> Tensor:
-        """(N, H, W) bool."""
+    def instance_masks(self) -> InstanceMasks:
+        """N masks."""
 
 
 def instance_color(index: int) -> Color:
@@ -67,22 +74,33 @@ def instance_color(index: int) -> Color:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_detections(image: np.ndarray, detections: ScoredObjects, class_names: Sequence[str]) -> np.ndarray:
+def draw_detections(
+    image: np.ndarray,
+    detections: ScoredObjects,
+    class_names: Sequence[str],
+    *,
+    color_by: Literal["instance", "class"] = "instance",
+    enlarge: bool = True,
+) -> np.ndarray:
     """Draw masks, boxes and labels with scores over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB; not modified.
         detections: in the frame of ``image``; `Detections.above` leaves out low scores.
         class_names: name of label 0, 1, ...
+        color_by: ``instance`` tells neighbours apart; ``class`` keeps an object's colour over the frames of a video.
+        enlarge: enlarge small images, see `MIN_SIDE`; otherwise the drawing has the image's size.
 
     Returns:
-        (H', W', 3) uint8 RGB; larger than the image where that is small, see `MIN_SIDE`.
+        (H', W', 3) uint8 RGB.
     """
     captions = [
         f"{class_names[label]} {score:.2f}"
         for label, score in zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
     ]
-    return _draw(image, _as_array(detections.boxes), _as_array(detections.masks), captions)
+    indices = detections.labels.tolist() if color_by == "class" else range(len(captions))
+    colors = [instance_color(index) for index in indices]
+    return _draw(image, _as_array(detections.boxes), detections.instance_masks, captions, colors, enlarge=enlarge)
 
 
 def draw_ground_truth(
@@ -112,7 +130,8 @@ def draw_ground_truth(
         f"{class_names[int(label)]}{' (crowd)' if is_crowd else ''}"
         for label, is_crowd in zip(labels, crowd, strict=True)
     ]
-    return _draw(image, _as_array(boxes), _as_array(masks).astype(bool), captions)
+    stored = InstanceMasks.from_tensor(torch.from_numpy(_as_array(masks).astype(bool)))
+    return _draw(image, _as_array(boxes), stored, captions, [instance_color(index) for index in range(len(captions))])
 
 
 def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
@@ -173,51 +192,71 @@ class _Style:
         return cls(line=max(1.8, side / 400), text=text, padding=max(3, text // 4))
 
 
-def _draw(image: np.ndarray, boxes: np.ndarray, masks: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Draw N instances, the first on top; ``boxes`` (N, 4) xyxy and ``masks`` (N, H, W) in the image's frame."""
+def _draw(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    masks: InstanceMasks,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    *,
+    enlarge: bool = True,
+) -> np.ndarray:
+    """Draw N instances, the first on top; ``boxes`` (N, 4) xyxy and the masks are in the image's frame."""
     height, width = image.shape[:2]
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, is {image.shape} {image.dtype}")
-    scale = max(1.0, MIN_SIDE / max(width, height))
-    enlarged = Image.fromarray(image)
+    scale = max(1.0, MIN_SIDE / max(width, height)) if enlarge else 1.0
+    picture = Image.fromarray(image)
     if scale > 1:
-        enlarged = enlarged.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
-    style = _Style.of(enlarged.width, enlarged.height)
-    canvas = np.array(enlarged)
+        picture = picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    style = _Style.of(picture.width, picture.height)
     for index in reversed(range(len(captions))):
-        _paint_mask(canvas, masks[index], instance_color(index), scale, style)
-    picture = Image.fromarray(canvas)
+        _paint_mask(picture, masks[index : index + 1], colors[index], scale, style)
     pen = ImageDraw.Draw(picture)
     scaled_boxes = boxes.astype(np.float64) * np.tile((picture.width / width, picture.height / height), 2)
     for index in reversed(range(len(captions))):
-        _outline_box(pen, scaled_boxes[index], instance_color(index), style, picture.size)
-    _write_labels(pen, scaled_boxes, captions, style, picture.size)
+        _outline_box(pen, scaled_boxes[index], colors[index], style, picture.size)
+    _write_labels(pen, scaled_boxes, captions, colors, style, picture.size)
     return np.asarray(picture)
 
 
-def _paint_mask(canvas: np.ndarray, mask: np.ndarray, color: Color, scale: float, style: _Style) -> None:
-    """Lay one mask (H, W) bool over ``canvas`` (H', W', 3) uint8, in place: translucent fill and a contour."""
-    if not mask.any():
+def _paint_mask(picture: Image.Image, mask: InstanceMasks, color: Color, scale: float, style: _Style) -> None:
+    """Lay one mask over ``picture``, in place: translucent fill and a contour."""
+    [crop], [(above, before)] = mask.crops, mask.corners
+    if not crop.any():
         return
-    height, width = canvas.shape[:2]
-    shape = Image.fromarray(mask.astype(np.uint8) * 255)
-    if shape.size != (width, height):
-        shape = shape.resize((width, height), Image.Resampling.BILINEAR)
+    width, height = picture.size
+    if (mask.height, mask.width) == (height, width):
+        shape = Image.fromarray(crop.astype(np.uint8) * 255)
+    else:
+        whole = Image.fromarray(mask.to_tensor()[0].numpy().astype(np.uint8) * 255)
+        shape, above, before = whole.resize((width, height), Image.Resampling.BILINEAR), 0, 0
     sigma = max(0.8 * style.line, 0.6 * scale, 1.2)
-    left, top, right, bottom = shape.getbbox() or (0, 0, width, height)
+    left, top, right, bottom = shape.getbbox() or (0, 0, *shape.size)
     margin = int(3 * sigma + style.line) + 1
-    left, top = max(0, left - margin), max(0, top - margin)
-    right, bottom = min(width, right + margin), min(height, bottom + margin)
-    part = shape.crop((left, top, right, bottom))
-    # Near a straight edge a blurred mask is 0.5 + distance / (sigma sqrt(2 pi)): that gives an even, smooth line.
-    blurred = np.asarray(part.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
-    distance = np.abs(blurred - 0.5) * sigma * np.sqrt(2 * np.pi)
-    contour = np.clip(style.line / 2 + 0.5 - distance, 0, 1)
-    fill = np.asarray(part, dtype=np.float32) / 255 * FILL_OPACITY
-    alpha = np.maximum(contour, fill)[..., None]
-    region = canvas[top:bottom, left:right]
-    blend = region + alpha * (np.array(color, dtype=np.float32) - region)
-    canvas[top:bottom, left:right] = np.round(blend).astype(np.uint8)
+    first = (max(-before, left - margin), max(-above, top - margin))
+    last = (min(width - before, right + margin), min(height - above, bottom + margin))
+    part = shape.crop(first + last)  # empty outside of the mask's window
+    blurred = part.filter(ImageFilter.GaussianBlur(sigma))
+    contour, edge = (blurred.point(table) for table in _line_tables(sigma, style.line))
+    fill = part.point([round(value * FILL_OPACITY) for value in range(256)])
+    place = (before + first[0], above + first[1])
+    picture.paste(readable_on(color), place, edge)
+    picture.paste(color, place, ImageChops.lighter(contour, fill))
+
+
+@cache
+def _line_tables(sigma: float, line: float) -> tuple[list[int], list[int]]:
+    """Opacity of the contour and of its edge, 0 to 255, by the value of a blurred mask, 0 to 255.
+
+    At the distance d from a straight border, a blurred mask is the normal distribution function of d / sigma; its
+    inverse gives an even, smooth line.
+    """
+    inverse = NormalDist(sigma=sigma).inv_cdf
+    distance = np.array([np.inf, *(abs(inverse(value / 255)) for value in range(1, 255)), np.inf])
+    contour = np.clip(line / 2 + 0.5 - distance, 0, 1)
+    edge = np.clip(line / 2 + 0.5 + EDGE_WIDTH - distance, 0, 1) * EDGE_OPACITY
+    return (contour * 255).round().astype(int).tolist(), (edge * 255).round().astype(int).tolist()
 
 
 def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style: _Style, size: tuple[int, int]) -> None:
@@ -226,21 +265,26 @@ def _outline_box(pen: ImageDraw.ImageDraw, box: np.ndarray, color: Color, style:
 
 
 def _write_labels(
-    pen: ImageDraw.ImageDraw, boxes: np.ndarray, captions: Sequence[str], style: _Style, size: tuple[int, int]
+    pen: ImageDraw.ImageDraw,
+    boxes: np.ndarray,
+    captions: Sequence[str],
+    colors: Sequence[Color],
+    style: _Style,
+    size: tuple[int, int],
 ) -> None:
     """Write each caption on a plate at its box, avoiding overlap with other plates if possible."""
     font = _font(style.text)
     plates: list[_Rectangle] = []
-    for index, (box, caption) in enumerate(zip(boxes, captions, strict=True)):
+    for box, caption, color in zip(boxes, captions, colors, strict=True):
         plate_width = pen.textlength(caption, font=font) + 2 * style.padding
         plate_height = style.text * 1.2 + style.padding
         candidates = _plate_places(_inside(box, size), plate_width, plate_height, size)
         plate = min(candidates, key=lambda place: sum(_overlap(place, other) for other in plates))  # the first best
         plates.append(plate)
-        color = instance_color(index)
-        pen.rounded_rectangle(plate, radius=style.padding, fill=color)
+        ink = readable_on(color)
+        pen.rounded_rectangle(plate, radius=style.padding, fill=color, outline=ink)  # visible on its own colour too
         middle = (plate[1] + plate[3]) / 2
-        pen.text((plate[0] + style.padding, middle), caption, fill=_readable_on(color), font=font, anchor="lm")
+        pen.text((plate[0] + style.padding, middle), caption, fill=ink, font=font, anchor="lm")
 
 
 def _plate_places(box: _Rectangle, width: float, height: float, size: tuple[int, int]) -> list[_Rectangle]:
@@ -276,10 +320,14 @@ def _inside(box: np.ndarray, size: tuple[int, int]) -> _Rectangle:
     return left, top, min(max(right, left), float(size[0])), min(max(bottom, top), float(size[1]))
 
 
-def _readable_on(color: Color) -> Color:
-    """Black or white, whichever contrasts more with ``color`` (luma weights of ITU-R BT.601)."""
-    luma = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
-    return (20, 20, 20) if luma > 140 else (255, 255, 255)
+def readable_on(color: Color) -> Color:
+    """Near-black or white, whichever has more contrast with ``color`` (WCAG 2.2, "contrast ratio")."""
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (channel / 255 for channel in color)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return (20, 20, 20) if (luminance + 0.05) ** 2 > 1.05 * 0.057 else (255, 255, 255)
 
 
 def _scaled_to_width(picture: np.ndarray, width: int) -> Image.Image:

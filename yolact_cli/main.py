@@ -124,6 +124,123 @@ def train(
     raise typer.Exit(command.run(str(source), preset, overrides or []))
 
 
+def _source(text: str) -> str | Path:
+    """What to predict: a path or a glob, which `ProjectCommand` sees from the project's folder, or something else."""
+    return text if text == "-" or text.startswith(("s3://", "camera:")) else Path(text)
+
+
+def _model(text: str) -> str | Path:
+    """A model's path, which `ProjectCommand` sees from the project's folder, or its address."""
+    return text if text.startswith(("s3://", "models:")) else Path(text)
+
+
+DETECTION, RUNNING = "Detection", "Running"
+"""Headings of options in the help of `predict`."""
+OWN = "the model's own"
+
+
+@app.command()
+def predict(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SRC",
+            parser=_source,
+            help="Images, videos, folders, 'globs', text files of paths, camera:N, s3://BUCKET/PREFIX, or - for an "
+            "image from standard input.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="Folder to write; earlier predictions in it are replaced."),
+    ] = Path("predictions"),
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            parser=_model,
+            help="Folder of a model, an .onnx file, or a registered version: models:/yolact@champion.",
+        ),
+    ] = "models",
+    save: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMATS",
+            help="What to write, separated by commas: pictures (videos for videos), coco (COCO results), instances "
+            "(COCO instances, which CVAT and Label Studio import), polygons (JSON), cutouts, voc, yolo.",
+        ),
+    ] = "pictures,coco",
+    score_threshold: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="S", help="Least score of a detection; 0.05 to measure AP.", rich_help_panel=DETECTION
+        ),
+    ] = 0.3,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Keep these classes, separated by commas.",
+            show_default="all",
+            rich_help_panel=DETECTION,
+        ),
+    ] = None,
+    nms: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="fast, cross_class or traditional.", show_default=OWN, rich_help_panel=DETECTION
+        ),
+    ] = None,
+    nms_iou: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="IOU",
+            help="Overlap at which the lower score is suppressed.",
+            show_default=OWN,
+            rich_help_panel=DETECTION,
+        ),
+    ] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Most detections of an image.",
+            show_default=OWN,
+            rich_help_panel=DETECTION,
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUNNING)
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="fp32, bf16 or, on GPUs, fp16.", rich_help_panel=RUNNING)
+    ] = "fp32",
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Images per forward pass.", rich_help_panel=RUNNING)
+    ] = 8,
+) -> None:
+    """Detect objects in images and videos; exit with 4 if some could not be read."""
+    from yolact_cli import predict as command
+
+    detection = {"score_threshold": score_threshold, "nms": nms, "nms_iou": nms_iou, "max_detections": max_detections}
+    command.run(
+        command.Options(
+            [str(source) for source in sources],
+            output,
+            str(model),
+            save,
+            classes,
+            device,
+            precision,
+            batch_size,
+            {name: value for name, value in detection.items() if value is not None},
+        )
+    )
+
+
 @app.command()
 def models(
     name: Annotated[

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.models.file_names import DESCRIPTION_FILE, category_ids_of
+from yolact.results.coco_tree import IMAGES_FILE, RESULTS_FILE, coco_tree
 from yolact_ops.batch_prediction.plan import Plan
 from yolact_ops.batch_prediction.result import ShardResult
 from yolact_ops.transfer.download import DownloadError
@@ -21,7 +22,7 @@ from yolact_ops.transfer.storage import S3Address, explain, make_client
 
 log = logging.getLogger(__name__)
 
-FILES = ("detections.json", "images.json", "problems.json")
+FILES = (RESULTS_FILE, IMAGES_FILE, "problems.json")
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,10 @@ def run(
     _check_complete(plan, [entry["id"] for entry in images + problems], plan_path)
     description = json.loads((model_dir / DESCRIPTION_FILE).read_text(encoding="utf-8"))
     name_of = dict(zip(category_ids_of(description), description["classes"], strict=True))
-    categories = [{"id": number, "name": name} for number, name in name_of.items()]
     with replaced_directory(output_dir) as folder:
-        write_json_atomic(folder / "detections.json", rows)
-        info = {"description": f"images of {plan.address}; file names are relative to it"}
-        tree = {"info": info, "images": images, "annotations": [], "categories": categories}
-        write_json_atomic(folder / "images.json", tree)
+        write_json_atomic(folder / RESULTS_FILE, rows)
+        about = f"images of {plan.address}; file names are relative to it"
+        write_json_atomic(folder / IMAGES_FILE, coco_tree(images, name_of, name_of.values(), about))
         write_json_atomic(folder / "problems.json", problems)
     if destination:
         _upload(output_dir, S3Address.parse(destination))

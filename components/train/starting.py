@@ -7,16 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.models.file_names import WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
-from yolact_ops.registry.versions import fetch_files, resolve
-from yolact_ops.tracking.store import connect, quiet_mlflow, reported
+from yolact_ops.registry.model_files import fetch_model, is_address
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".pth", ".pt", ".safetensors")
-"""Of files with weights; another address on S3 is that of a model's folder."""
 
 
 def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
@@ -38,35 +34,14 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
     """
     key = "backbone_weights" if model.config.initial_weights == "none" else "initial_weights"
     address = getattr(model.config, key)
-    if not address.startswith(("models:/", "s3://")):
+    if not is_address(address):
         load_starting_weights(model, classes)
         return None
     with tempfile.TemporaryDirectory() as folder:
         log.info("model.%s: fetching %s", key, address)
-        if address.startswith("models:/"):
-            version = resolve(connect(), address)
-            path = fetch_files(version.name, int(version.version), Path(folder), "artifacts/model")
-            address = f"models:/{version.name}/{version.version}"
-            log.info("model.%s: starting from %s", key, address)
-        else:
-            path = _fetch_objects(address.rstrip("/"), whole=key == "initial_weights", folder=Path(folder))
+        address, path = fetch_model(address, Path(folder), whole=key == "initial_weights")
+        log.info("model.%s: starting from %s", key, address)
         if key == "backbone_weights" and path.is_dir():
             path /= WEIGHTS_FILE
         load_starting_weights(model, classes, path)
     return address
-
-
-def _fetch_objects(address: str, *, whole: bool, folder: Path) -> Path:
-    """The folder of a network on S3, or the file with weights that the address names; ``whole``: the network is read.
-
-    Only these files are fetched: a folder may have much else, such as checkpoints.
-    """
-    quiet_mlflow()
-    import mlflow.artifacts
-
-    single = not whole and address.endswith(SUFFIXES)
-    wanted = [address] if single else [f"{address}/{name}" for name in (WEIGHTS_FILE, DESCRIPTION_FILE)[: 1 + whole]]
-    for file in wanted:
-        with reported(f"fetch {file}"):
-            path = Path(mlflow.artifacts.download_artifacts(file, dst_path=str(folder)))
-    return path if single else folder

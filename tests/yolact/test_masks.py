@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 from torch import Tensor
 
-from yolact.masks import InstanceMasks
+from yolact.masks import InstanceMasks, exact_polygons, joined_outline
 
 SIDES = st.integers(1, 9)
 
@@ -267,3 +267,23 @@ def test_a_contour_by_hand() -> None:
 
 def test_a_mask_without_pixels_has_no_polygon() -> None:
     assert InstanceMasks.from_tensor(torch.zeros(2, 4, 4)).to_polygons() == [[], []]
+
+
+@given(whole_masks(st.integers(1, 1)))
+def test_exact_polygons_and_joined_outlines_rasterise_to_the_mask(whole: np.ndarray) -> None:
+    [mask] = whole
+    for polygons in (exact_polygons(mask), [joined_outline(mask)] if mask.any() else []):
+        if not mask.any():
+            assert polygons == []
+            continue
+        flat = [polygon.reshape(-1).tolist() for polygon in polygons]
+        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flat, *mask.shape)))
+        assert np.array_equal(drawn, mask)
+
+
+def test_polygons_are_one_per_part_without_holes_and_one_with_them() -> None:
+    mask = np.zeros((9, 20), dtype=bool)
+    mask[1:8, 1:8] = mask[2:6, 12:18] = True
+    assert [len(polygon) for polygon in exact_polygons(mask)] == [4, 4]
+    mask[3:5, 3:5] = False
+    assert len(exact_polygons(mask)) == 1

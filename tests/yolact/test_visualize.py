@@ -16,6 +16,7 @@ from yolact.visualize import (
     draw_detections,
     draw_ground_truth,
     instance_color,
+    readable_on,
     side_by_side,
 )
 
@@ -145,3 +146,44 @@ def test_contact_sheet_has_as_many_rows_as_needed(count, rows):
     sheet = contact_sheet([np.zeros((50, 100, 3), dtype=np.uint8)] * count, columns=3, cell_width=200)
     assert sheet.shape == (rows * 100 + (rows + 1) * 12, min(count, 3) * 212 + 12, 3)
     assert (sheet == 0).all(axis=2).sum() == count * 100 * 200
+
+
+def contrast(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    """WCAG 2.2's contrast ratio."""
+    luminances = []
+    for color in (a, b):
+        part = np.array(color) / 255
+        linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        luminances.append(linear @ [0.2126, 0.7152, 0.0722] + 0.05)
+    return max(luminances) / min(luminances)
+
+
+def test_labels_have_the_contrast_that_wcag_asks_of_text():
+    for index in range(300):
+        color = instance_color(index)
+        ratio = contrast(color, readable_on(color))
+        assert ratio >= 4.2
+        assert ratio == max(contrast(color, ink) for ink in ((20, 20, 20), (255, 255, 255)))
+
+
+def test_an_object_keeps_the_colour_of_its_class_wherever_it_is_ranked():
+    image = np.full((600, 800, 3), 100, dtype=np.uint8)
+    both = detections([[300, 250, 420, 400], [600, 200, 700, 500]], 600, 800)
+    both.labels = torch.tensor([4, 1])
+    drawn = draw_detections(image, both, list("abcde"), color_by="class").astype(float)
+    swapped = draw_detections(image, both[torch.tensor([1, 0])], list("abcde"), color_by="class").astype(float)
+    expected = 100 + 0.45 * (np.array(instance_color(4)) - 100)
+    assert drawn[325, 360] == pytest.approx(expected, abs=1)
+    assert swapped[325, 360] == pytest.approx(expected, abs=1)
+
+
+def test_a_frame_of_a_video_keeps_its_size():
+    image = noise(80, 160)
+    assert draw_detections(image, detections([[10, 10, 50, 50]], 80, 160), ["cat"], enlarge=False).shape == image.shape
+
+
+def test_an_object_shows_on_a_background_of_its_own_colour():
+    image = np.full((600, 800, 3), instance_color(0), dtype=np.uint8)
+    drawn = draw_detections(image, detections([[300, 250, 420, 400]], 600, 800), ["cat"]).astype(int)
+    edge = np.abs(drawn - image).max(axis=2)[300:350, 290:310].max(axis=1)
+    assert (edge > 60).all()

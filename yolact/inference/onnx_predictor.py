@@ -80,7 +80,8 @@ class OnnxPredictor(ImagePredictor):
     def _rescore(self, masks: Tensor) -> Tensor:
         return torch.from_numpy(self._rescoring.run(None, {MASKS_NAME: masks.numpy()})[0])
 
-    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
+    def forward(self, images: Sequence[Tensor]) -> dict[str, np.ndarray]:
+        """As `ImagePredictor.forward`: the file's outputs by name."""
         if os.getpid() != self._process:
             raise ExportError(
                 f"{self._path}: was opened before this process was forked, and onnxruntime's threads do not survive a "
@@ -92,11 +93,15 @@ class OnnxPredictor(ImagePredictor):
         for row, image in zip(batch, images, strict=False):
             row.copy_(resize(image.cpu(), size))
         arrays = self._session.run(list(OUTPUT_NAMES), {INPUT_NAME: batch.numpy()})
+        return {name: array[: len(images)] for name, array in zip(OUTPUT_NAMES, arrays, strict=True)}
+
+    def postprocess(self, outputs: Mapping[str, np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """As `ImagePredictor.postprocess`."""
         return detections_from_outputs(
-            {name: array[: len(images)] for name, array in zip(OUTPUT_NAMES, arrays, strict=True)},
-            [(image.shape[-2], image.shape[-1]) for image in images],
+            outputs,
+            sizes,
             self.classes,
-            size,
+            self.model_config.image_size,
             self.config,
             self.mask_resolution,
             None if self._rescoring is None else self._rescore,

@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -74,8 +74,15 @@ class ImagePredictor(ABC):
         self.batch_size = batch_size
 
     @abstractmethod
+    def forward(self, images: Sequence[Tensor]) -> Any:
+        """Run the network on at most ``batch_size`` (3, H, W) uint8 RGB images of any sizes; for `postprocess`."""
+
+    @abstractmethod
+    def postprocess(self, outputs: Any, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        """Turn what `forward` returned for B images of (height, width) pixels into detections."""
+
     def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
-        """Detections for at most ``batch_size`` (3, H, W) uint8 RGB images of any sizes."""
+        return self.postprocess(self.forward(images), [(image.shape[-2], image.shape[-1]) for image in images])
 
     @overload
     def predict(self, images: ImageInput) -> Detections: ...  # type: ignore[overload-overlap]  # a str is iterable too
@@ -190,9 +197,9 @@ class Predictor(ImagePredictor):
         """The network's device."""
         return self.network.device
 
-    def _predict_batch(self, images: list[Tensor]) -> list[Detections]:
-        outputs = self.network(self.preprocess(images))
-        return self.postprocess(outputs, [(image.shape[-2], image.shape[-1]) for image in images])
+    def forward(self, images: Sequence[Tensor]) -> RawOutputs:
+        """As `ImagePredictor.forward`."""
+        return self.network(self.preprocess(images))
 
     @torch.no_grad()
     def preprocess(self, images: Sequence[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ class ProjectCommand(TyperCommand):
         project = project_above(caller)
         if project is not None:
             for name, value in ctx.params.items():
-                if isinstance(value, Path) and ctx.get_parameter_source(name).name == "COMMANDLINE":
+                if ctx.get_parameter_source(name).name == "COMMANDLINE":
                     ctx.params[name] = _from(project, caller, value)
             print(f"working in {project}, the nearest folder with {' and '.join(PROJECT_FILES)}", file=sys.stderr)
             os.chdir(project)
@@ -49,6 +49,10 @@ class ProjectTyper(typer.Typer):
         return super().command(name, cls=ProjectCommand, **options)
 
 
-def _from(project: Path, caller: Path, path: Path) -> Path:
-    """``path`` of ``caller`` as seen from ``project``."""
-    return path if path.is_absolute() else Path(os.path.relpath(caller / path, project))
+def _from(project: Path, caller: Path, value: Any) -> Any:
+    """A path of ``caller``, or each in a list, as seen from ``project``; other values are unchanged."""
+    if isinstance(value, list | tuple):
+        return [_from(project, caller, item) for item in value]
+    if not isinstance(value, Path) or value.is_absolute():
+        return value
+    return Path(os.path.relpath(caller / value, project))

@@ -1,0 +1,273 @@
+"""`yolact predict`: from sources and a model to files, and what happens to bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from tests.small_networks import tiny_config
+from yolact.inference.detections import Detections
+from yolact.inference.predictor import Predictor
+from yolact.models.weights import save_model
+from yolact.models.yolact import Yolact
+from yolact.results.image import ResultImage
+from yolact.results.pictures import Pictures
+from yolact_cli.main import app
+
+try:
+    import av
+except ImportError:
+    av = None
+
+needs_pyav = pytest.mark.skipif(av is None, reason="PyAV is not installed (extra video)")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LOW = ("--score-threshold", "0.4", "--max-detections", "5")
+"""The random weights score every anchor near 0.5."""
+
+
+def noise(seed: int, height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("model")
+    save_model(Yolact(tiny_config(), 2), ["cat", "dog"], folder)
+    return folder
+
+
+Predict = Callable[..., Result]
+
+
+@pytest.fixture
+def predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Predict:
+    """Run the command in an empty folder with the model in ``models``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(model)
+    return lambda *arguments, **options: CliRunner().invoke(app, ["predict", *map(str, arguments)], **options)
+
+
+def read(path: Path | str) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def test_images_become_pictures_and_coco_results_of_the_predictor(predict: Predict, model: Path) -> None:
+    save(Path("in/a.png"), 1)
+    save(Path("in/sub/b.png"), 2)
+    result = predict("in", *LOW)
+    assert result.exit_code == 0, result.output
+    found = sorted(path.relative_to("predictions").as_posix() for path in Path("predictions").rglob("*.*"))
+    assert found == ["detections.json", "images.json", "pictures/a.jpg", "pictures/b.jpg", "predict.json"]
+    predictor = Predictor.load(model, score_threshold=0.4, max_detections=5)
+    expected = [row for k in (1, 2) for row in predictor.predict(noise(k)).to_coco(k)]
+    assert len(expected) == 10
+    assert read("predictions/detections.json") == expected
+    summary = read("predictions/predict.json")
+    assert (summary["images"], summary["objects"], summary["problems"]) == (2, 10, [])
+    assert summary["detect"]["score_threshold"] == 0.4
+    assert [entry["file_name"] for entry in summary["inputs"]] == ["a.png", "sub/b.png"]
+    assert "images/s" in result.stdout
+
+
+def test_all_formats_at_once(predict: Predict) -> None:
+    save(Path("a.png"))
+    assert predict("a.png", "--save", "pictures,coco,instances,polygons,cutouts,voc,yolo", *LOW).exit_code == 0
+    folder = Path("predictions")
+    for name in ("instances.json", "polygons.json", "voc/SegmentationClass/a.png", "yolo/labels/a.txt", "cutouts"):
+        assert (folder / name).exists(), name
+
+
+def test_a_damaged_image_is_named_and_passed_over_with_exit_code_4(predict: Predict) -> None:
+    whole = save(Path("in/a.png"))
+    Path("in/cut.png").write_bytes(whole.read_bytes()[:500])
+    Path("in/text.jpg").write_text("no image")
+    result = predict("in", *LOW)
+    assert result.exit_code == 4
+    assert "skipped: in/cut.png: cannot be read as an image" in result.stderr
+    assert "2 problems with inputs" in result.stderr
+    summary = read("predictions/predict.json")
+    assert [problem["source"] for problem in summary["problems"]] == ["in/cut.png", "in/text.jpg"]
+    assert [image["file_name"] for image in read("predictions/images.json")["images"]] == ["a.png"]
+
+
+def test_two_inputs_of_one_name_have_results_of_their_own(predict: Predict) -> None:
+    save(Path("x/a.png"), 1)
+    save(Path("y/A.png"), 2)
+    assert predict("x/a.png", "y/A.png", *LOW).exit_code == 0
+    assert sorted(path.name for path in Path("predictions/pictures").iterdir()) == ["A-2.jpg", "a.jpg"]
+
+
+def test_classes_are_chosen_by_name(predict: Predict) -> None:
+    save(Path("a.png"))
+    assert predict("a.png", "--classes", "dog", "--score-threshold", "0.3").exit_code == 0
+    assert {row["category_id"] for row in read("predictions/detections.json")} == {2}
+    result = predict("a.png", "--classes", "dog, horse")
+    assert result.exit_code == 1
+    assert "the model has no class 'horse'; it has cat, dog" in result.stderr
+
+
+def test_standard_input_is_read(predict: Predict) -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise(3)).save(file, "PNG")
+    result = predict("-", *LOW, input=file.getvalue())
+    assert result.exit_code == 0, result.output
+    assert Path("predictions/pictures/stdin.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.png"], "gone.png: no such file or folder"),
+        (["a.png", "--model", "nothing"], "nothing: no model is there. Train one"),
+        (["a.png", "--save", "pictures,box"], "--save: no format 'box'"),
+        (["a.png", "--nms", "soft"], "nms: "),
+        (["a.png", "--device", "gpu"], "device 'gpu' is unknown"),
+        (["a.png", "--precision", "int8"], "precision 'int8' is unknown"),
+        (["a.png", "-o", "mine"], "mine: holds files that yolact predict did not write"),
+        (["a.png", "-o", "a.png"], "a.png: is a file; name a folder by -o"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(
+    predict: Predict, arguments: list[str], message: str
+) -> None:
+    save(Path("a.png"))
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("text")
+    result = predict(*arguments)
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert not Path("predictions").exists()
+    assert Path("mine/thesis.txt").read_text() == "text"
+
+
+def test_earlier_results_are_replaced_as_a_whole(predict: Predict) -> None:
+    save(Path("a.png"))
+    save(Path("b.png"))
+    assert predict("a.png", *LOW).exit_code == 0
+    assert predict(".", *LOW).exit_code == 0  # does not find the pictures of the first
+    assert predict("b.png", *LOW).exit_code == 0
+    assert [path.name for path in Path("predictions/pictures").iterdir()] == ["b.jpg"]
+    assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+
+
+def test_a_failure_on_the_way_leaves_the_earlier_results(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(Path("a.png"))
+    assert predict("a.png", *LOW).exit_code == 0
+    before = read("predictions/predict.json")
+    monkeypatch.setattr(Predictor, "postprocess", lambda *arguments: 1 / 0)
+    assert isinstance(predict("a.png", *LOW).exception, ZeroDivisionError)
+    assert read("predictions/predict.json") == before
+    assert sorted(path.name for path in Path().iterdir()) == ["a.png", "models", "predictions"]
+
+
+def test_paths_are_those_of_the_folder_where_the_command_is_started(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        Path(name).touch()
+    save(Path("sub/in/a.png"))
+    monkeypatch.chdir("sub")
+    assert predict("in", "-o", "out", *LOW).exit_code == 0
+    assert Path("sub/out/pictures/a.jpg").is_file()
+
+
+def test_ctrl_c_completes_the_results_so_far(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        save(Path(f"in/{number:03}.png"), number)
+    add = Pictures.add
+
+    def add_and_press(self: Pictures, image: ResultImage, found: Detections) -> None:
+        add(self, image, found)
+        if image.id == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Pictures, "add", add_and_press)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result = predict("in", "--batch-size", 2, *LOW)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert result.exit_code == 130, result.output
+    assert "their results are complete" in result.stderr
+    summary = read("predictions/predict.json")
+    assert summary["stopped"]
+    assert 3 <= summary["images"] < 30
+    assert len(read("predictions/images.json")["images"]) == summary["images"]
+    assert len(list(Path("predictions/pictures").iterdir())) == summary["images"]
+
+
+# Videos ----------------------------------------------------------------------------------------------------------
+
+
+def save_clip(path: Path, frames: int = 6) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 80, 48, "yuv420p"
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(noise(number, 48, 80), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+
+
+@needs_pyav
+def test_a_video_becomes_a_video_and_its_frames_are_images_of_the_results(predict: Predict) -> None:
+    save_clip(Path("clip.mp4"))
+    save(Path("clip_000002.png"))
+    result = predict("clip_000002.png", "clip.mp4", "--save", "pictures,coco,yolo", *LOW)
+    assert result.exit_code == 0, result.output
+    with av.open("predictions/videos/clip.mp4") as container:
+        times = [frame.time for frame in container.decode(video=0)]
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 48)
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    images = read("predictions/images.json")["images"]
+    assert [image["file_name"] for image in images] == ["clip_000002.png", *(f"clip.mp4#{k}" for k in range(1, 7))]
+    labels = sorted(path.name for path in Path("predictions/yolo/labels").iterdir())
+    assert labels == sorted(["clip_000002.txt", "clip_000002-2.txt", *(f"clip_{k:06}.txt" for k in (1, 3, 4, 5, 6))])
+    assert {row["image_id"] for row in read("predictions/detections.json")} == set(range(1, 8))
+    assert "6 frames at" in result.stdout
+    assert "it has 10" in result.stdout
+
+
+@needs_pyav
+def test_a_damaged_video_is_passed_over(predict: Predict) -> None:
+    save_clip(Path("in.mp4"))
+    Path("cut.mp4").write_bytes(Path("in.mp4").read_bytes()[:400])
+    result = predict("cut.mp4", "in.mp4", *LOW)
+    assert result.exit_code == 4
+    assert "skipped: cut.mp4: cannot be opened as a video" in result.stderr
+    assert [path.name for path in Path("predictions/videos").iterdir()] == ["in.mp4"]
+
+
+def test_without_pyav_a_video_is_refused_before_anything_is_predicted(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    Path("clip.mp4").write_bytes(b"")
+    save(Path("a.png"))
+    result = predict("a.png", "clip.mp4")
+    assert result.exit_code == 1
+    assert "pip install 'yolact-pipeline[video]'" in result.stderr
+    assert not Path("predictions").exists()

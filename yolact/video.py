@@ -1,0 +1,220 @@
+"""Read and write videos with PyAV (FFmpeg), an optional library: the extra ``video``.
+
+Its wheels contain GPL libraries (x264, x265), so neither the library nor the container image requires it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolact.errors import DataError
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+"""Suffixes of video files that are read, in any case."""
+
+ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
+"""FFmpeg's encoders with their options, the preferred first; a build without GPL libraries has no libx264."""
+
+BT709 = 1
+"""Colour matrix, primaries and transfer of HD video (ITU-T H.273, tables 2 to 4)."""
+
+LIMITED_RANGE = 1
+"""FFmpeg's AVCOL_RANGE_MPEG: luma from 16 to 235."""
+
+SQUARE = Fraction(1)
+"""Width over height of a square pixel."""
+
+
+class VideoFileError(DataError):
+    """A video or a camera cannot be opened."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video, upright."""
+
+    number: int
+    """From 1, in the order of presentation."""
+    pts: int
+    """Time of presentation, in the video's time base; grows from frame to frame."""
+    pixels: Tensor
+    """(3, H, W) uint8 RGB."""
+
+
+class VideoReader:
+    """The frames of a video file or a camera, turned upright by the display matrix.
+
+    Args:
+        address: path of a file, or of a Linux camera (``/dev/video0``).
+        live: whether it is a camera.
+        on_problem: gets the description of each damaged place; its frames are skipped.
+
+    Raises:
+        DataError: PyAV is missing.
+        VideoFileError: the file or device cannot be opened or has no video.
+    """
+
+    def __init__(self, address: Path, *, live: bool = False, on_problem: Callable[[str], None] = lambda text: None):
+        av = require_pyav()
+        self.live = live
+        self.frames_read = 0
+        """Number of frames decoded so far, damaged ones included."""
+        self._on_problem, self._damage = on_problem, av.FFmpegError
+        try:
+            self._container = av.open(str(address), format="v4l2" if live else None)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoFileError(f"{address}: cannot be opened as a video: {_reason(error)}") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise VideoFileError(f"{address}: has no video")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.time_base: Fraction = self._stream.time_base
+        """Seconds per unit of ``pts``."""
+        self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
+        """Average number of frames per second."""
+        self.pixel_aspect = SQUARE
+        """Width over height of an upright pixel; known with the first frame."""
+        self.frame_count = self._expected_frames()
+        """Number of frames that the file states or its duration implies; None if unknown."""
+
+    def _expected_frames(self) -> int | None:
+        if self._stream.frames:
+            return int(self._stream.frames)
+        if self._stream.duration:
+            return round(self._stream.duration * self.time_base * self.rate)
+        return None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Decode the frames. Closes the file at the end."""
+        number, last, first = 0, -1, None
+        with self._container:
+            for decoded in self._decoded():
+                pts = decoded.pts
+                if pts is None:
+                    pts = (first or 0) + last + max(1, round(1 / (self.rate * self.time_base)))
+                first = pts if first is None else first
+                last = max(pts - first, last + 1)
+                number += 1
+                yield Frame(number, last, self._pixels(decoded))
+
+    def _decoded(self) -> Iterator[Any]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+                frames = packet.decode()
+            except StopIteration:
+                return
+            except self._damage as error:
+                self._on_problem(f"damaged after frame {self.frames_read}: {_reason(error)}")
+                if isinstance(error, EOFError):
+                    return
+                continue
+            for frame in frames:
+                self.frames_read += 1
+                if frame.is_corrupt:
+                    self._on_problem(f"frame {self.frames_read} is damaged")
+                else:
+                    yield frame
+
+    def _pixels(self, frame: Any) -> Tensor:
+        pixels = frame.to_ndarray(format="rgb24")
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is not None:
+            pixels = turned(pixels, np.frombuffer(bytes(matrix), dtype=np.int32))
+        aspect = self._stream.sample_aspect_ratio or SQUARE
+        self.pixel_aspect = aspect if pixels.shape[1] == frame.width else 1 / aspect
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def turned(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and flip stored pixels as a display matrix says; angles between right ones are ignored.
+
+    Args:
+        pixels: (H, W, 3).
+        matrix: (9,) a, b, u, c, d, v, x, y, w: the pixel at (p, q) is shown at (a p + c q + x, b p + d q + y)
+            (FFmpeg's libavutil/display.h; ISO/IEC 14496-12, section 8.3.2).
+    """
+    a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
+    if b == c == 0:
+        across, down = a, d
+    elif a == d == 0:
+        pixels = pixels.transpose(1, 0, 2)
+        across, down = c, b
+    else:
+        return pixels
+    return pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+class VideoWriter:
+    """Writes an MP4 file with the times of the frames as given, so that a variable frame rate stays what it is.
+
+    Args:
+        path: file to write; complete after `close`.
+        source: where the frames come from; frame rate, time base and pixel aspect are its own.
+    """
+
+    def __init__(self, path: Path, source: VideoReader) -> None:
+        self._av = require_pyav()
+        self._path, self._source = path, source
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, picture: np.ndarray, pts: int) -> None:
+        """Encode an (H, W, 3) uint8 RGB picture; an odd side is repeated once, as 4:2:0 video has even ones."""
+        height, width = picture.shape[:2]
+        if height % 2 or width % 2:
+            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self._stream is None:
+            self._stream = self._new_stream(*picture.shape[1::-1])
+        context = self._stream.codec_context
+        frame = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(
+            context.width, context.height, "yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE
+        )
+        frame.pts, frame.time_base = pts, self._source.time_base
+        self._container.mux(self._stream.encode(frame))
+
+    def _new_stream(self, width: int, height: int) -> Any:
+        self._path.parent.mkdir(exist_ok=True)
+        self._container = self._av.open(str(self._path), "w", format="mp4")
+        name = next(name for name in ENCODERS if name in self._av.codecs_available)
+        stream = self._container.add_stream(name, rate=self._source.rate, options=ENCODERS[name])
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.time_base = self._source.time_base
+        context.colorspace = context.color_primaries = context.color_trc = BT709
+        context.color_range = LIMITED_RANGE
+        context.sample_aspect_ratio = self._source.pixel_aspect
+        return stream
+
+    def close(self) -> None:
+        """Complete the file; without frames there is none."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+
+def require_pyav() -> Any:
+    """The module ``av``.
+
+    Raises:
+        DataError: it is not installed.
+    """
+    try:
+        return importlib.import_module("av")
+    except ImportError as error:
+        raise DataError("videos and cameras need PyAV: pip install 'yolact-pipeline[video]' (or: av)") from error
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,79 @@
+"""The model to predict with: a folder, an ONNX file, a registered version, or a folder on S3."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from yolact.devices import choose_device
+from yolact.errors import DataError, SettingsError
+from yolact.inference.network import Precision
+from yolact.inference.predictor import ImagePredictor, Predictor
+from yolact.models.file_names import DESCRIPTION_FILE
+from yolact.settings import DEFAULT_DETECTION, DetectConfig
+from yolact_ops.registry.model_files import fetch_model, is_address
+from yolact_ops.registry.packaged_model import read_detection
+from yolact_ops.registry.versions import DETECT_FILE, fetch_files
+
+DEFAULT_MODEL = "models"
+"""Folder that training writes."""
+
+ONNX_DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""onnxruntime's execution provider by device."""
+
+
+def load_predictor(
+    model: str, *, device: str = "auto", precision: Precision = "fp32", batch_size: int = 8, **changes: Any
+) -> tuple[ImagePredictor, str]:
+    """Load a model.
+
+    Args:
+        model: a folder with ``model.safetensors`` and ``model.json``, an ``.onnx`` file, ``models:/NAME@ALIAS``,
+            ``models:/NAME/VERSION``, or such a folder as ``s3://BUCKET/KEY``.
+        device: as ``runtime.device``; an ``.onnx`` file knows auto, cpu and cuda.
+        precision: of the network; an ``.onnx`` file has its own.
+        batch_size: images per forward pass.
+        **changes: fields of the detection settings to override. A registered version has settings of its own;
+            other models start from the published ones.
+
+    Returns:
+        The predictor, and the model's address with an alias replaced by the version.
+
+    Raises:
+        DataError: there is no such model.
+        WeightsError, ExportError, RegistryError, TrackingError: it is damaged or cannot be fetched.
+        SettingsError: a setting has a wrong value.
+    """
+    if model.endswith(".onnx") and not is_address(model):
+        return _load_onnx(Path(model), device, precision, batch_size, changes), model
+    with tempfile.TemporaryDirectory() as temporary:
+        address, folder = (model, Path(model)) if not is_address(model) else fetch_model(model, Path(temporary))
+        if not (folder / DESCRIPTION_FILE).is_file():
+            raise DataError(
+                f"{model}: no model is there. Train one (yolact train DIR), or name one by --model: a folder with "
+                f"{DESCRIPTION_FILE}, an .onnx file, or models:/yolact@champion"
+            )
+        config = _detection(address, folder).replace(**changes)
+        predictor = Predictor.load(folder, config, device=device, precision=precision, batch_size=batch_size)
+        return predictor, address
+
+
+def _detection(address: str, folder: Path) -> DetectConfig:
+    """The model's own detection settings, or the published ones."""
+    if address.startswith("models:/"):
+        name, _, version = address.removeprefix("models:/").rpartition("/")
+        fetch_files(name, int(version), folder, f"artifacts/{DETECT_FILE}")
+    return read_detection(folder) if (folder / DETECT_FILE).is_file() else DEFAULT_DETECTION
+
+
+def _load_onnx(path: Path, device: str, precision: str, batch_size: int, changes: dict[str, Any]) -> ImagePredictor:
+    from yolact.inference.onnx_predictor import OnnxPredictor  # onnxruntime is optional
+
+    if precision != "fp32":
+        raise SettingsError(f"--precision {precision}: {path} has the precision that it was exported with")
+    if device != "auto" and device not in ONNX_DEVICES:
+        raise SettingsError(f"--device {device}: an .onnx file runs on auto, {' or '.join(ONNX_DEVICES)}")
+    choose_device(device)
+    providers = None if device == "auto" else [ONNX_DEVICES[device]]
+    return OnnxPredictor(path, providers=providers, batch_size=batch_size, **changes)
