@@ -160,7 +160,7 @@ def export_onnx(
         _set_metadata(rescoring, {"format": FORMAT})
         _write_checked(rescoring, second, reference.model.maskiou_net, masks, TOLERANCES["fp32"])
     example = checked_input(images, model.config, batch)
-    errors = _write_checked(proto, path, reference, example, TOLERANCES[precision])
+    errors = _write_checked(proto, path, reference, example, TOLERANCES[precision], literal=tensorrt)
     return Exported(path, second, opset, _shapes(proto), errors, len(images[:CHECKED_IMAGES]))
 
 
@@ -301,7 +301,13 @@ def _set_metadata(proto: onnx.ModelProto, values: dict[str, str]) -> None:
 
 
 def _write_checked(
-    proto: onnx.ModelProto, path: Path, reference: nn.Module, example: Tensor, tolerance: float
+    proto: onnx.ModelProto,
+    path: Path,
+    reference: nn.Module,
+    example: Tensor,
+    tolerance: float,
+    *,
+    literal: bool = False,
 ) -> dict[str, float] | None:
     """Write a valid file whose outputs for ``example`` are those of ``reference``; else leave ``path`` unchanged."""
     onnx_library = require("onnx")
@@ -313,7 +319,7 @@ def _write_checked(
             raise ExportError(f"{path}: the exporter made an invalid file: {error}") from error
         if importlib.util.find_spec("onnxruntime") is None:
             return None
-        session = open_session(temporary, ["CPUExecutionProvider"])
+        session = open_session(temporary, ["CPUExecutionProvider"], literal=literal)
         names = [output.name for output in session.get_outputs()]
         found = session.run(names, {session.get_inputs()[0].name: example.numpy()})
         return checked_errors(path, dict(zip(names, found, strict=True)), reference, example, tolerance)

@@ -51,14 +51,15 @@ def quantized(proto: onnx.ModelProto, batches: Iterator[Tensor], *, symmetric: b
     Raises:
         ExportError: onnxruntime is missing.
     """
-    library = require("onnx", "onnxruntime.quantization")
+    onnx_library, library = require("onnx"), require("onnxruntime.quantization")
     with tempfile.TemporaryDirectory(prefix="yolact-int8-") as folder:
-        path = Path(folder) / "int8.onnx"
+        given, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        given.write_bytes(proto.SerializeToString())
         logger = logging.getLogger()
         logger.disabled, before = True, logger.disabled  # it warns that shapes were not inferred; the exporter has them
         try:
             library.quantize_static(
-                proto,
+                given,
                 path,
                 _Reader(batches),
                 quant_format=library.QuantFormat.QDQ,
@@ -76,7 +77,9 @@ def quantized(proto: onnx.ModelProto, batches: Iterator[Tensor], *, symmetric: b
             )
         finally:
             logger.disabled = before
-        return require("onnx").load(path)
+        found: onnx.ModelProto = onnx_library.load(path)
+    del found.metadata_props[:]  # onnxruntime's notes about its own work
+    return found
 
 
 class _Reader:

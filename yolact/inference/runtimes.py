@@ -36,12 +36,16 @@ def require(*names: str) -> Any:
     return module
 
 
-def open_session(path: Path, providers: Sequence[str] | None = None, threads: int | None = None) -> Any:
+def open_session(
+    path: Path, providers: Sequence[str] | None = None, threads: int | None = None, *, literal: bool = False
+) -> Any:
     """Open an onnxruntime session for a file.
 
     Args:
         providers: onnxruntime's execution providers, best first; None for all available ones.
         threads: CPU threads; None for as many as PyTorch uses.
+        literal: run each operator as it stands in the file. Otherwise onnxruntime replaces quantised convolutions by
+            int8 kernels, whose sums saturate with 8-bit weights on CPUs without VNNI instructions.
 
     Raises:
         ExportError: onnxruntime is missing, or cannot load the file.
@@ -52,6 +56,8 @@ def open_session(path: Path, providers: Sequence[str] | None = None, threads: in
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors only: it warns about each constant that it folds
+    if literal:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     available = onnxruntime.get_available_providers()
     unknown = [name for name in providers or [] if name not in available]
     if unknown:
