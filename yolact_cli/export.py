@@ -139,7 +139,7 @@ def _print_evaluation(network: Predictor, path: Path, data: Path, console: Conso
     for name, before in columns[0].items():
         after = columns[1][name]
         change = None if before is None or after is None else after - before
-        table.add_row(name, decimal(before), decimal(after), "" if change is None else f"{change:+.4f}")
+        table.add_row(name, decimal(before, 4), decimal(after, 4), "" if change is None else f"{change:+.4f}")
     console.print(table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolact.inference.export import export_onnx
+from yolact.inference.export_format import ExportPrecision
 from yolact.inference.machine import Machine, describe_machine
+from yolact.inference.openvino_export import export_openvino
 from yolact.models.yolact import Yolact
 from yolact.settings import DetectConfig, ModelConfig
 from yolact_bench.speed.agreement import Agreement, compare
@@ -121,10 +124,12 @@ def measure(
 
     Raises:
         SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU runs out of memory.
+        ExportError: the network cannot be exported for a runtime, or the runtime is missing.
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), tuned_gpu(device, batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
+        specs = [_exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
         # Before any backend is loaded here: other implementations may leave state that a new process inherits.
@@ -143,6 +148,29 @@ def measure(
         cudnn_benchmark=device.type == "cuda",
     )
     return InferenceBenchmark(machine, settings, specs[0].name, results)
+
+
+def _exported(
+    spec: BackendSpec,
+    folder: Path,
+    model: Yolact,
+    classes: Sequence[str],
+    images: Sequence[np.ndarray],
+    batch: int,
+    progress: Callable[[str], None],
+) -> BackendSpec:
+    """A backend with its exported network, for this batch size; int8 is calibrated with these images."""
+    if spec.runtime is None:
+        return spec
+    progress(f"{spec.name}: exporting")
+    name = spec.name.replace(" ", "-")
+    precision: ExportPrecision = "int8" if spec.int8 else "fp32"
+    if spec.runtime == "openvino":
+        export, path = export_openvino, folder / f"{name}.xml"
+    else:
+        export, path = export_onnx, folder / f"{name}.onnx"
+    export(model, classes, path, batch=batch, precision=precision, images=images)
+    return replace(spec, exported=path)
 
 
 def _memories(
@@ -264,7 +292,7 @@ class _Comparison:
         times = StageTimes(*timed.medians(spec.name))
         return InferenceResult(
             name=spec.name,
-            precision=spec.precision if own else None,
+            precision=("int8" if spec.int8 else spec.precision) if own else None,
             compiled=spec.compile if own else None,
             file=None if own else str(spec.file),
             milliseconds=times,
