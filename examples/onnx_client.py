@@ -1,4 +1,4 @@
-"""Detect objects with a file that `yolact export` wrote: needs numpy, pillow and onnxruntime, and nothing of this project.
+"""Detect objects with a file that `yolact export` wrote. Needs numpy, pillow and onnxruntime, and not this project.
 
     pip install numpy pillow onnxruntime
     python onnx_client.py model.onnx image.jpg -o drawn.png
@@ -139,7 +139,7 @@ def box_iou(boxes: np.ndarray) -> np.ndarray:
 
 
 def mask_of(logits: np.ndarray, box: np.ndarray, height: int, width: int, share: tuple[float, float]) -> np.ndarray:
-    """Enlarge (Hp, Wp) logits to the image; a pixel is the object's if its logit is positive and its centre in the box."""
+    """Enlarge (Hp, Wp) logits to the image; a pixel with a positive logit and its centre in the box is the object's."""
     mask = resize(logits, height, width, share) > 0
     across, down = np.arange(width) + 0.5, np.arange(height) + 0.5
     mask &= (across >= box[0]) & (across < box[2])

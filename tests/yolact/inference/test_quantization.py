@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,21 +40,15 @@ def translated(model: Yolact) -> onnx.ModelProto:
     return network_proto(model, 1, "fp32", 18)
 
 
-@pytest.fixture
-def files(
-    model: Yolact, translated: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, Path]]:
-    def translate(*_: object) -> onnx.ModelProto:
-        copied = onnx.ModelProto()
-        copied.CopyFrom(translated)
-        return copied
-
-    monkeypatch.setattr(export, "network_proto", translate)
-    paths = {"fp32": tmp_path / "fp32.onnx", "int8": tmp_path / "int8.onnx", "tensorrt": tmp_path / "tensorrt.onnx"}
-    export_onnx(model, CLASSES, paths["fp32"], batch=1)
-    export_onnx(model, CLASSES, paths["int8"], batch=1, precision="int8", images=IMAGES)
-    export_onnx(model, CLASSES, paths["tensorrt"], precision="int8", images=IMAGES, tensorrt=True)
-    yield paths
+@pytest.fixture(scope="module")
+def files(model: Yolact, translated: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "network_proto", lambda *_: translated)
+        export_onnx(model, CLASSES, folder / "tensorrt.onnx", precision="int8", images=IMAGES, tensorrt=True)
+        export_onnx(model, CLASSES, folder / "int8.onnx", batch=1, precision="int8", images=IMAGES)
+        export_onnx(model, CLASSES, folder / "fp32.onnx", batch=1)
+    return {path.stem: path for path in folder.iterdir()}
 
 
 def outputs(path: Path, model: Yolact, *, literal: bool) -> dict[str, np.ndarray]:
