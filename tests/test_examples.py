@@ -75,9 +75,5 @@ def test_the_client_finds_what_the_predictor_finds_without_importing_it(
     assert (drawn != pixels).any(axis=2).mean() > 0.05
 
 
-def test_the_client_is_short_and_prints_what_it_found(repository: Path, tmp_path: Path) -> None:
-    client = repository / "examples/onnx_client.py"
-    assert len(client.read_text(encoding="utf-8").splitlines()) < 200
-    (tmp_path / "other.onnx").write_bytes(b"nonsense")
-    done = subprocess.run([sys.executable, str(client), "--help"], capture_output=True, text=True, check=True)
-    assert "yolact export" in done.stdout
+def test_the_client_is_one_short_file(repository: Path) -> None:
+    assert len((repository / "examples/onnx_client.py").read_text(encoding="utf-8").splitlines()) < 200

@@ -20,7 +20,7 @@ class OnnxPredictor(ExportedPredictor):
     """An ``.onnx`` file with the interface of `yolact.inference.predictor.Predictor`; see `ExportedPredictor`.
 
     Args:
-        providers, threads: see `yolact.inference.runtimes.open_session`.
+        providers, threads, literal: see `yolact.inference.runtimes.open_session`.
     """
 
     _runtime = "onnxruntime"
@@ -32,15 +32,16 @@ class OnnxPredictor(ExportedPredictor):
         *,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        literal: bool = False,
         mask_resolution: MaskResolution = "image",
         batch_size: int = 8,
         **changes: Unpack[DetectChanges],
     ) -> None:
-        self._providers, self._threads = providers, threads
+        self._providers, self._threads, self._literal = providers, threads, literal
         super().__init__(Path(path), config, mask_resolution, batch_size, **changes)
 
     def _open(self) -> tuple[Metadata, int | None]:
-        self._session = open_session(self._path, self._providers, self._threads)
+        self._session = open_session(self._path, self._providers, self._threads, literal=self._literal)
         metadata = Metadata.from_strings(self._path, self._session.get_modelmeta().custom_metadata_map)
         self._rescoring: Any = None
         if metadata.model.mask_rescoring:
