@@ -94,6 +94,10 @@ def inference(
     threads: Threads = None,
     against: Against = None,
     memory: Memory = True,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="CPU time of all threads, not elapsed time: with one, on a busy machine."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure inference, from images in memory to full-size masks."""
@@ -131,6 +135,7 @@ def inference(
             batch=batch,
             rounds=rounds,
             memory=memory,
+            cpu_time=cpu_time,
             progress=show,
         )
     print_inference(result, as_json=as_json)

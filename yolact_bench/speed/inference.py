@@ -80,6 +80,8 @@ class InferenceSettings:
     batch: int
     rounds: int
     warm_up: int
+    cpu_time: bool
+    """Whether times are CPU time of all threads, instead of elapsed time."""
     cudnn_benchmark: bool
     """Whether cuDNN benchmarked its algorithms (on GPUs, for all backends)."""
 
@@ -107,6 +109,7 @@ def measure(
     batch: int = 1,
     rounds: int = 20,
     memory: bool = True,
+    cpu_time: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> InferenceBenchmark:
     """Detect with several backends, which have the same weights and images, in alternating rounds.
@@ -120,6 +123,7 @@ def measure(
         weights: origin of the weights, for the record.
         device: where all backends run.
         memory: also measure peak memory, in new processes for each backend (`MEMORY_PROCESSES`).
+        cpu_time: measure CPU time of all threads instead of elapsed time.
         progress: receives a line about the current activity.
 
     Raises:
@@ -134,7 +138,7 @@ def measure(
         machine = describe_machine(device)
         # Before any backend is loaded here: other implementations may leave state that a new process inherits.
         memories = _memories(task, images, specs, batch, progress) if memory else [None] * len(specs)
-        comparison = _Comparison(task, images, specs, batch, progress)
+        comparison = _Comparison(task, images, specs, batch, progress, cpu_time=cpu_time)
         results = comparison.run(rounds, memories)
     settings = InferenceSettings(
         weights=weights,
@@ -145,6 +149,7 @@ def measure(
         batch=batch,
         rounds=rounds,
         warm_up=WARM_UP,
+        cpu_time=cpu_time,
         cudnn_benchmark=device.type == "cuda",
     )
     return InferenceBenchmark(machine, settings, specs[0].name, results)
@@ -244,7 +249,10 @@ class _Comparison:
         specs: Sequence[BackendSpec],
         batch: int,
         progress: Callable[[str], None],
+        *,
+        cpu_time: bool,
     ) -> None:
+        self.cpu_time = cpu_time
         self.task = task
         self.images = images
         self.batch = batch
@@ -270,7 +278,7 @@ class _Comparison:
         return _Loaded(spec, runner, [runner.read(image) for image in self.images])
 
     def _times(self, one: _Loaded, number: int) -> list[float]:
-        return time_stages(self._stages(one, number), self.device)
+        return time_stages(self._stages(one, number), self.device, cpu_time=self.cpu_time)
 
     def _stages(self, one: _Loaded, number: int) -> list[Callable[[Any], Any]]:
         images = [one.images[index] for index in _indices(number, self.batch, len(self.images))]
