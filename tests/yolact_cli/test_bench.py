@@ -188,7 +188,7 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         (["inference", "--device", "gpu"], "device 'gpu' is unknown; use auto, cpu, cuda, cuda:N or mps"),
         (
             ["inference", "--runtime", "caffe"],
-            "--runtime caffe: unknown; there are onnxruntime, onnxruntime-int8, openv",
+            "--runtime caffe: unknown; there are onnxruntime, onnxruntime-int8",
         ),
         (["evaluation", "--device", "cuda"], "device 'cuda': this machine has 0 CUDA GPUs"),
     ],

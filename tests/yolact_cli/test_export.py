@@ -77,7 +77,7 @@ def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: 
         (["--precision", "bf16"], "precision 'bf16' cannot be exported; fp32, fp16, int8 can"),
         (
             ["--precision", "int8"],
-            "--precision int8 needs images to calibrate with, and nowhere/val.json does not exist",
+            "--precision int8 needs images to calibrate with, and nowhere/val.json does not",
         ),
         (["--images", "nowhere"], "--images nowhere: no images there"),
         (["--evaluate"], "nowhere/val.json: no such file"),
