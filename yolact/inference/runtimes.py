@@ -11,7 +11,7 @@ import torch
 
 from yolact.errors import ExportError, SettingsError
 
-INSTALLED_WITH = {"openvino": "'openvino>=2025.2'", "nncf": "'nncf>=2.17'"}
+INSTALLED_WITH = {"openvino": "'openvino>=2026.4'", "nncf": "'nncf>=3.4'"}
 """What pip installs for a library; the others come together."""
 
 OPENVINO_SECTION = "yolact"
