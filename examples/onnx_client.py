@@ -87,7 +87,7 @@ class Model:
             return resize(pixels.astype(np.float32), self.size, self.size), (1.0, 1.0)
         longer = max(height, width)
         rows, columns = (max(1, round(side * self.size / longer)) for side in (height, width))
-        square = np.tile(np.float32(MEAN_COLOUR), (self.size, self.size, 1))
+        square = np.tile(np.array(MEAN_COLOUR, np.float32), (self.size, self.size, 1))
         square[:rows, :columns] = resize(pixels.astype(np.float32), rows, columns)
         return square, (height / longer, width / longer)
 
@@ -124,9 +124,9 @@ def suppress(
         kept = order[overlap.max(axis=0, initial=0) <= iou]
         rows.append(kept)
         labels.append(np.full(len(kept), label))
-    row, label = np.concatenate(rows), np.concatenate(labels)
-    best = np.argsort(-scores[row, label], kind="stable")[:limit]
-    return row[best], label[best]
+    all_rows, all_labels = np.concatenate(rows), np.concatenate(labels)
+    best = np.argsort(-scores[all_rows, all_labels], kind="stable")[:limit]
+    return all_rows[best], all_labels[best]
 
 
 def box_iou(boxes: np.ndarray) -> np.ndarray:
@@ -152,7 +152,7 @@ def draw(pixels: np.ndarray, found: list[Detection]) -> Image.Image:
     canvas = pixels.astype(np.float32)
     colours = [tuple(int(255 * part) for part in colorsys.hsv_to_rgb(one.label * 0.618 % 1, 0.8, 1)) for one in found]
     for one, colour in zip(found, colours, strict=True):
-        canvas[one.mask] = 0.55 * canvas[one.mask] + 0.45 * np.float32(colour)
+        canvas[one.mask] = 0.55 * canvas[one.mask] + 0.45 * np.array(colour, np.float32)
     image = Image.fromarray(canvas.astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for one, colour in zip(found, colours, strict=True):
