@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 from torch import Tensor, nn
@@ -115,30 +114,29 @@ def _describe(model: Any, values: Mapping[str, str]) -> None:
 
 def _quantized(model: Any, batches: Iterator[Tensor]) -> Any:
     """Quantise the convolutions and what lies between them; softmax and box decoding stay as they are."""
-    with _silent_nncf():
-        nncf = require("nncf")
-        data = nncf.Dataset([batch.numpy() for batch in batches])
-        ignored = nncf.IgnoredScope(names=_after_convolutions(model), validate=False)
-        # 7 bits of the weights: on CPUs without VNNI instructions, sums of products of 8 bits saturate.
-        advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+    nncf = _import_nncf()
+    data = nncf.Dataset([batch.numpy() for batch in batches])
+    ignored = nncf.IgnoredScope(names=_after_convolutions(model), validate=False)
+    # 7 bits of the weights: on CPUs without VNNI instructions, sums of products of 8 bits saturate.
+    advanced = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             model, data, subset_size=CALIBRATION_IMAGES, ignored_scope=ignored, advanced_parameters=advanced
         )
 
 
-@contextlib.contextmanager
-def _silent_nncf() -> Iterator[None]:
-    """NNCF without progress bars on the terminal, and without its reports of each use to its authors."""
-    unavailable: dict[str, Any] = {} if "nncf" in sys.modules else {"openvino_telemetry": None}
-    with mock.patch.dict(sys.modules, unavailable), contextlib.redirect_stdout(io.StringIO()):
-        require("nncf")
-        logger = logging.getLogger("nncf")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+def _import_nncf() -> Any:
+    """NNCF without its reports of each use to its authors: it sends none if their library cannot be imported."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail
+    try:
+        return require("nncf")
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def _after_convolutions(model: Any) -> list[str]:
