@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PORT ?= 5000
 DOCKER ?= docker
-# The extras in the lock file: all but timm.
+# The extras in the lock file: all but timm and openvino.
 LOCKED := pipeline export pretrained video dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm

@@ -76,6 +76,15 @@ def inference(
     device: Device = "auto",
     precision: Precisions = "fp32",
     compile: Annotated[bool, typer.Option("--compile", help="Also measure each precision with torch.compile.")] = False,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Also measure the network exported for onnxruntime, onnxruntime-int8, openvino or openvino-int8, on "
+            "the CPU; several separated by commas, or all that are installed.",
+            show_default=False,
+        ),
+    ] = "",
     detection: Detection = None,
     batch: Batch = 1,
     rounds: RoundCount = 20,
@@ -85,17 +94,31 @@ def inference(
     threads: Threads = None,
     against: Against = None,
     memory: Memory = True,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="CPU time of all threads, not elapsed time: with one, on a busy machine."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure inference, from images in memory to full-size masks."""
     _refuse_two_models(model_dir, model)
     from yolact_bench.speed.images import read_images
     from yolact_bench.speed.inference import measure
-    from yolact_cli.bench_options import backend_specs, build_network, find_detection, prepare, progress
+    from yolact_cli.bench_options import (
+        backend_specs,
+        build_network,
+        find_detection,
+        prepare,
+        progress,
+        runtime_specs,
+    )
     from yolact_cli.bench_tables import print_inference
 
     chosen_device = prepare(device, threads)
-    specs = backend_specs(precision, against or [], compile=compile)
+    runtimes, left_out = runtime_specs(runtime, chosen_device)
+    for line in left_out:
+        typer.echo(line, err=True)
+    specs = backend_specs(precision, against or [], compile=compile, runtimes=runtimes)
     config = find_detection(detection or ("published-no-tail" if against else "default"))
     images = read_images(image or [])
     with progress() as show:
@@ -112,6 +135,7 @@ def inference(
             batch=batch,
             rounds=rounds,
             memory=memory,
+            cpu_time=cpu_time,
             progress=show,
         )
     print_inference(result, as_json=as_json)

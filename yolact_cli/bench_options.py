@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast, get_args
 
@@ -51,7 +52,37 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def backend_specs(precision: str, against: Sequence[Path], *, compile: bool = False) -> list[BackendSpec]:
+RUNTIMES = {
+    "onnxruntime": (BackendSpec.in_runtime("onnxruntime"), "onnxruntime"),
+    "onnxruntime-int8": (BackendSpec.in_runtime("onnxruntime", int8=True), "onnxruntime"),
+    "openvino": (BackendSpec.in_runtime("openvino"), "openvino"),
+    "openvino-int8": (BackendSpec.in_runtime("openvino", int8=True), "nncf"),
+}
+"""Backends by the name in ``--runtime``, and the library that each needs."""
+
+
+def runtime_specs(runtimes: str, device: torch.device) -> tuple[list[BackendSpec], list[str]]:
+    """The runtimes to compare, and with ``all`` those that are left out because a library is not installed.
+
+    Raises:
+        SettingsError: a name is unknown, or the device is not the CPU.
+    """
+    if not runtimes:
+        return [], []
+    if device.type != "cpu":
+        raise SettingsError(f"--runtime {runtimes}: other runtimes are measured on the CPU; add --device cpu")
+    names = list(RUNTIMES) if runtimes == "all" else runtimes.split(",")
+    for name in names:
+        if name not in RUNTIMES:
+            raise SettingsError(f"--runtime {name}: unknown; there are {', '.join(RUNTIMES)}, and all")
+    missing = [name for name in names if runtimes == "all" and find_spec(RUNTIMES[name][1]) is None]
+    specs = [RUNTIMES[name][0] for name in names if name not in missing]
+    return specs, [f"{name}: left out, because {RUNTIMES[name][1]} is not installed" for name in missing]
+
+
+def backend_specs(
+    precision: str, against: Sequence[Path], *, compile: bool = False, runtimes: Sequence[BackendSpec] = ()
+) -> list[BackendSpec]:
     """The backends to compare, other implementations first: the first one is the reference.
 
     Raises:
@@ -64,6 +95,7 @@ def backend_specs(precision: str, against: Sequence[Path], *, compile: bool = Fa
     specs = [BackendSpec.other(file) for file in against]
     for compiled in (False, True) if compile else (False,):
         specs += [BackendSpec.own(cast(Precision, name), compile=compiled) for name in precisions]
+    specs += runtimes
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names):
         raise SettingsError(f"each backend can be measured only once, found {', '.join(names)}")

@@ -57,7 +57,8 @@ def _plain(value: Any) -> Any:
 def _show_inference(result: InferenceBenchmark, console: Console) -> None:
     backends = result.backends
     title = f"{result.settings.weights}, batch {result.settings.batch}"
-    console.print(_stage_table(title, "milliseconds per batch", STAGES, backends, decimals=1))
+    unit = "milliseconds of CPU time per batch" if result.settings.cpu_time else "milliseconds per batch"
+    console.print(_stage_table(title, unit, STAGES, backends, decimals=1))
     sizes = ", ".join(dict.fromkeys(f"{width} x {height}" for height, width in result.settings.images))
     console.print(
         f"Images: {sizes}; {backends[0].detections:g} detections each by {result.reference}. "

@@ -1,62 +1,161 @@
-"""`yolact export`: a trained model as an ONNX file."""
+"""`yolact export`: a trained model as a file for another runtime."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from rich.console import Console
+from rich.table import Table
 
-from yolact.inference.export import Exported, ExportPrecision, export_onnx
+from yolact.data.coco import CocoInstances
+from yolact.errors import DataError, SettingsError
+from yolact.evaluation.evaluator import IOU_TYPES, evaluate_coco, load_ground_truth, predict_dataset
+from yolact.formats.image_files import IMAGE_SUFFIXES
+from yolact.inference.export import Exported, export_onnx
+from yolact.inference.export_format import ExportPrecision
+from yolact.inference.exported_predictor import ExportedPredictor
+from yolact.inference.onnx_predictor import OnnxPredictor
+from yolact.inference.open_exported import open_exported
+from yolact.inference.openvino_export import export_openvino
+from yolact.inference.predictor import ImagePredictor, Predictor
 from yolact.models.weights import load_model, read_category_ids
 from yolact_cli.output import facts_table
+from yolact_ops.reports.formatting import decimal
+from yolact_ops.tracking.evaluations import evaluated_annotations
 
 
-def run(
-    model_dir: Path,
-    output: Path | None,
-    *,
-    batch: int | None = None,
-    precision: str = "fp32",
-    opset: int | None = None,
-    console: Console | None = None,
-) -> None:
-    """Write a model's ONNX file and print what it contains; see `export_onnx` for other arguments and errors.
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    batch: int | None
+    precision: str
+    opset: int | None
+    tensorrt: bool
+    data: Path
+    images: Path | None
+    evaluate: bool
+
+
+def run(model_dir: Path, output: Path | None, options: Options, console: Console | None = None) -> None:
+    """Write a model's file, print what it contains and, if asked to, its AP.
 
     Args:
         model_dir: folder with ``model.safetensors`` and ``model.json``.
         output: file to write; by default ``model.onnx`` in that folder.
+
+    Raises:
+        DataError: the images or the data to evaluate with are missing.
+        others: see `export_onnx` and `export_openvino`.
     """
+    console = console or Console(highlight=False)
     model, classes = load_model(model_dir)
+    if options.evaluate:
+        _evaluated(options.data, classes)  # before the work
     path = output or model_dir / "model.onnx"
-    exported = export_onnx(
-        model,
-        classes,
-        path,
-        batch=batch,
-        precision=cast(ExportPrecision, precision),
-        opset=opset,
-        category_ids=read_category_ids(model_dir),
-    )
-    _print_summary(exported, console or Console(highlight=False))
+    images = _images(options)
+    shared = {
+        "batch": options.batch,
+        "precision": cast(ExportPrecision, options.precision),
+        "category_ids": read_category_ids(model_dir),
+        "images": images,
+    }
+    if path.suffix == ".xml":
+        for name, value in (("--opset", options.opset), ("--tensorrt", options.tensorrt)):
+            if value:
+                raise SettingsError(f"{name} is for .onnx files, and {path} is for OpenVINO")
+        exported = export_openvino(model, classes, path, **shared)  # type: ignore[arg-type]
+    else:
+        exported = export_onnx(model, classes, path, opset=options.opset, tensorrt=options.tensorrt, **shared)  # type: ignore[arg-type]
+    _print_summary(exported, console)
+    if options.evaluate:
+        # TensorRT sums products of 8 bits exactly; onnxruntime does so on every CPU only without its int8 kernels.
+        found = OnnxPredictor(path, literal=True) if options.tensorrt else open_exported(path)
+        _print_evaluation(Predictor.load(model_dir), found, path, options.data, console)
+
+
+def _images(options: Options) -> list[Path]:
+    """Images to check and calibrate with: those of a folder, or else the validation images, or none."""
+    if options.images is not None:
+        found = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f"--images {options.images}: no images there ({', '.join(IMAGE_SUFFIXES)})")
+        return found
+    annotations = options.data / "val.json"
+    if annotations.is_file():
+        data = CocoInstances.load(annotations, options.data / "images")
+        return [data.images_dir / image.file_name for image in data.images]
+    if options.precision == "int8":
+        raise DataError(
+            f"--precision int8 needs images to calibrate with, and {annotations} does not exist: "
+            "name a folder of images with --images, or the folder that preprocess wrote with --data"
+        )
+    return []
+
+
+def _evaluated(data: Path, classes: Sequence[str]) -> tuple[CocoInstances, Path]:
+    """The images to evaluate with, and their annotations."""
+    annotations = evaluated_annotations(data)
+    instances = CocoInstances.load(annotations, data / "images")
+    if instances.class_names != list(classes):
+        raise DataError(f"--evaluate: {annotations} has other classes than the model; --data names other data")
+    return instances, annotations
 
 
 def _print_summary(exported: Exported, console: Console) -> None:
-    facts = {"written to": f"{exported.path}, {exported.path.stat().st_size / 1e6:.1f} MB"}
+    path = exported.path
+    size = sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file.is_file())
+    facts = {"written to": f"{path}, {size / 1e6:.1f} MB"}
     if exported.rescoring_path:
         facts["mask re-scoring"] = str(exported.rescoring_path)
-    facts["opset"] = str(exported.opset)
+    if exported.opset:
+        facts["opset"] = str(exported.opset)
     facts |= {name: f"({', '.join(map(str, shape))})" for name, shape in exported.shapes.items()}
     if exported.errors is None:
         facts["checked"] = "no: onnxruntime is not installed"
     else:
         name, error = max(exported.errors.items(), key=lambda item: item[1])
-        facts["checked"] = f"against the network, by onnxruntime: largest error {error:.1e}, in {name}"
+        runtime = "OpenVINO" if path.suffix == ".xml" else "onnxruntime"
+        count = exported.checked_images
+        images = f"{count} image{'s' * (count > 1)}" if count else "noise (no images: see --images)"
+        facts["checked"] = f"against the network, by {runtime} with {images}: largest error {error:.1e}, in {name}"
     console.print(facts_table(facts))
+    module, predictor = ("openvino", "OpenVino") if path.suffix == ".xml" else ("onnx", "Onnx")
     console.print(
         "\nTo detect objects with it in Python:\n"
-        "  from yolact.inference.onnx_predictor import OnnxPredictor\n"
-        f'  detections = OnnxPredictor({str(exported.path)!r}).predict("image.jpg")',
+        f"  from yolact.inference.{module}_predictor import {predictor}Predictor\n"
+        f'  detections = {predictor}Predictor({str(path)!r}).predict("image.jpg")',
         soft_wrap=True,
         markup=False,
     )
+
+
+def _print_evaluation(
+    network: Predictor, exported: ExportedPredictor, path: Path, data: Path, console: Console
+) -> None:
+    """A table with the AP of the network and of the file, and the difference."""
+    instances, annotations = _evaluated(data, network.classes)
+    columns = [_average_precision(one, instances, annotations) for one in (network, exported)]
+    table = Table(title=f"{len(instances.images)} images of the {annotations.stem} split")
+    for name in ("", "model", path.name, "difference"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, before in columns[0].items():
+        after = columns[1][name]
+        change = None if before is None or after is None else after - before
+        table.add_row(name, decimal(before, 4), decimal(after, 4), "" if change is None else f"{change:+.4f}")
+    console.print(table)
+
+
+def _average_precision(
+    predictor: ImagePredictor, instances: CocoInstances, annotations: Path
+) -> dict[str, float | None]:
+    rows = predict_dataset(predictor, instances).rows
+    ground_truth = load_ground_truth(annotations)
+    found: dict[str, float | None] = {}
+    for iou_type in IOU_TYPES:
+        summary = evaluate_coco(ground_truth, rows, iou_type)
+        found |= {f"{iou_type} AP": summary.AP, f"{iou_type} AP50": summary.AP50}
+    return found

@@ -159,7 +159,7 @@ def predict(
         typer.Option(
             metavar="MODEL",
             parser=_model,
-            help="Folder of a model, an .onnx file, or a registered version: models:/yolact@champion.",
+            help="Folder of a model, an exported .onnx or .xml file, or a registered version: models:/yolact@champion.",
         ),
     ] = "models",
     save: Annotated[
@@ -310,21 +310,53 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE.onnx", help="File to write.", show_default="model.onnx in MODEL_DIR"
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="File to write: .onnx for onnxruntime or TensorRT, .xml for OpenVINO.",
+            show_default="model.onnx in MODEL_DIR",
         ),
     ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Fixed batch size.", show_default="any batch size")
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs (half the size).")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32; fp16, half the size; or int8, a quarter, calibrated with images.")
+    ] = "fp32",
     opset: Annotated[
         int | None, typer.Option(metavar="N", help="ONNX opset.", show_default="the lowest that works")
     ] = None,
+    tensorrt: Annotated[
+        bool, typer.Option("--tensorrt", help="For TensorRT: a fixed batch size (1), and int8 in its form.")
+    ] = False,
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder that preprocess wrote: its validation images check and calibrate."),
+    ] = Path("data/processed"),
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of images to check and calibrate with instead.", show_default=False),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also measure AP of the file and of the model on the data.")
+    ] = False,
 ) -> None:
-    """Export a model to ONNX, for onnxruntime, OpenVINO or TensorRT, and check the file."""
+    """Export a model for onnxruntime, OpenVINO or TensorRT, and check the file with images."""
     from yolact_cli import export as command
 
-    command.run(model_dir, output, batch=batch, precision=precision, opset=opset)
+    command.run(
+        model_dir,
+        output,
+        command.Options(
+            batch=batch,
+            precision=precision,
+            opset=opset,
+            tensorrt=tensorrt,
+            data=data,
+            images=images,
+            evaluate=evaluate,
+        ),
+    )
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from yolact.errors import SettingsError
 from yolact.models.published import PUBLISHED_MODELS
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
 from yolact_bench.speed import loading
+from yolact_cli import bench_options
 from yolact_cli.main import app
 
 CLASSES = ("circle", "square", "triangle")
@@ -183,6 +186,10 @@ def test_loading_is_measured_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         (["inference", "--image", "nowhere.jpg"], "nowhere.jpg"),
         (["inference", "nowhere"], "nowhere/model.json: no such file"),
         (["inference", "--device", "gpu"], "device 'gpu' is unknown; use auto, cpu, cuda, cuda:N or mps"),
+        (
+            ["inference", "--runtime", "caffe"],
+            "--runtime caffe: unknown; there are onnxruntime, onnxruntime-int8",
+        ),
         (["evaluation", "--device", "cuda"], "device 'cuda': this machine has 0 CUDA GPUs"),
     ],
 )
@@ -194,6 +201,28 @@ def test_user_errors_are_printed_without_a_traceback(
     assert result.exit_code == 1
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_all_runtimes_are_those_that_are_installed_and_the_others_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_options, "find_spec", lambda name: None if name in ("openvino", "nncf") else name)
+    specs, left_out = bench_options.runtime_specs("all", torch.device("cpu"))
+    assert [spec.name for spec in specs] == ["onnxruntime fp32", "onnxruntime int8"]
+    assert left_out == [
+        "openvino: left out, because openvino is not installed",
+        "openvino-int8: left out, because nncf is not installed",
+    ]
+    with pytest.raises(SettingsError, match="other runtimes are measured on the CPU; add --device cpu"):
+        bench_options.runtime_specs("onnxruntime", torch.device("cuda"))
+
+
+def test_a_runtime_that_is_not_installed_is_named(
+    model_dir: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = run("inference", model_dir, "--image", image, "--runtime", "openvino", *FAST)
+    assert result.exit_code == 1
+    assert "openvino is needed for this and cannot be imported" in result.stderr
+    assert "pip install 'openvino" in result.stderr
 
 
 def test_a_file_that_does_not_follow_the_protocol_is_refused(model_dir: Path, image: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`yolact export`: a model's folder becomes an ONNX file, with a summary of what is in it."""
+"""`yolact export`: a model's folder becomes a file for another runtime, with a summary of what is in it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.coloured_boxes import BLUE, RED, write_coloured_boxes
 from tests.small_networks import tiny_config
 from yolact.inference.onnx_predictor import OnnxPredictor
-from yolact.models.weights import save_model
+from yolact.models.weights import load_model, save_model
 from yolact.models.yolact import Yolact
 from yolact_cli.main import app
 
@@ -40,7 +41,7 @@ def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_d
         "scores (2, 258, 2)",
         "mask_coefficients (2, 258, 4)",
         "prototypes (2, 16, 16, 4)",
-        "against the network, by onnxruntime: largest error",
+        "against the network, by onnxruntime with noise (no images: see --images): largest error",
     ):
         assert fact in printed
     assert f"OnnxPredictor('{model_dir / 'model.onnx'}')" in result.stdout
@@ -49,18 +50,45 @@ def test_the_file_is_next_to_the_model_and_the_summary_lists_its_content(model_d
     assert predictor.predict(np.zeros((20, 30, 3), dtype=np.uint8)).image_size == (20, 30)
 
 
+def test_int8_is_calibrated_with_the_validation_images_and_evaluated(model_dir: Path, tmp_path: Path) -> None:
+    data = tmp_path / "processed"
+    boxes = {number: [(RED, (4, 4, 30 + number, 40)), (BLUE, (34, 10, 60, 50))] for number in range(1, 4)}
+    write_coloured_boxes(data / "val.json", data / "images", boxes)
+    path = tmp_path / "int8.onnx"
+    other = run(model_dir, "-o", path, "--precision", "int8", "--data", data, "--evaluate")
+    assert other.exit_code == 1
+    assert "val.json has other classes than the model" in " ".join(other.stderr.split())
+    model, _ = load_model(model_dir)
+    save_model(model, ["red", "blue"], model_dir)
+    result = run(model_dir, "-o", path, "--precision", "int8", "--batch", 1, "--data", data, "--evaluate")
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.stdout.split())
+    assert "by onnxruntime with 3 images: largest error" in printed
+    assert "3 images of the val split" in printed
+    for name in ("box AP", "box AP50", "mask AP", "mask AP50", "difference"):
+        assert name in printed
+    assert OnnxPredictor(path).classes == ["red", "blue"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["-o", "model.bin"], "model.bin: the file name must end in .onnx"),
-        (["--precision", "int8"], "precision 'int8' cannot be exported"),
+        (["--precision", "bf16"], "precision 'bf16' cannot be exported; fp32, fp16, int8 can"),
+        (
+            ["--precision", "int8"],
+            "--precision int8 needs images to calibrate with, and nowhere/val.json does not",
+        ),
+        (["--images", "nowhere"], "--images nowhere: no images there"),
+        (["--evaluate"], "nowhere/val.json: no such file"),
+        (["-o", "model.xml", "--tensorrt"], "--tensorrt is for .onnx files"),
         (["--opset", "11"], "opset 11: must be 18 to 23"),
     ],
 )
 def test_wrong_options_are_refused_with_a_message(model_dir: Path, arguments: list[str], message: str) -> None:
-    result = run(model_dir, *arguments)
+    result = run(model_dir, "--data", "nowhere", *arguments)
     assert result.exit_code == 1
-    assert message in result.stderr
+    assert message in " ".join(result.stderr.split())
     assert sorted(path.name for path in model_dir.iterdir()) == ["model.json", "model.safetensors"]
 
 

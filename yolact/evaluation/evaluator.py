@@ -26,7 +26,7 @@ from tqdm import tqdm
 from yolact.data.coco import CocoInstances
 from yolact.distributed import World
 from yolact.errors import DataError
-from yolact.inference.predictor import Predictor
+from yolact.inference.predictor import ImagePredictor, Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION
 
@@ -154,7 +154,7 @@ class Predictions:
 
 
 def predict_dataset(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     data: CocoInstances,
     world: World | None = None,
     on_batch: Callable[[], None] = lambda: None,
@@ -192,7 +192,7 @@ def cut_evenly(images: int, batch_size: int) -> list[range]:
 
 
 def _predict_batches(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     data: CocoInstances,
     batches: Sequence[range],
     on_batch: Callable[[], None],

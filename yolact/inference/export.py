@@ -1,7 +1,7 @@
 """Export the network to ONNX, for runtimes other than PyTorch (onnxruntime, OpenVINO, TensorRT).
 
 The file contains everything that plain operators can express: normalisation, network, softmax and box decoding. NMS and
-mask assembly, whose shapes depend on the detections, run outside it, in `yolact.inference.onnx_predictor`. Mask
+mask assembly, whose shapes depend on the detections, run outside it, in `yolact.inference.exported_predictor`. Mask
 re-scoring (YOLACT++) reads the assembled masks, so its small network has a file of its own.
 """
 
@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import importlib.util
-import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,61 +24,60 @@ from torch import Tensor, nn
 from yolact.boxes import decode
 from yolact.errors import ExportError, SettingsError
 from yolact.files import replaced_file
+from yolact.images import ImageInput
+from yolact.inference.export_format import (
+    DESCRIPTION,
+    FORMAT,
+    INPUT_NAME,
+    MASK_IOUS_NAME,
+    MASKS_NAME,
+    OUTPUT_NAMES,
+    RESCORING_DESCRIPTION,
+    ExportPrecision,
+    Metadata,
+    input_batches,
+    rescoring_path,
+)
 from yolact.inference.network import fold_batch_norm
+from yolact.inference.quantization import calibration_batches, quantized
+from yolact.inference.runtimes import open_session, require
 from yolact.models.yolact import Yolact
+from yolact.settings import ModelConfig
 from yolact.transforms import normalize
 
 if TYPE_CHECKING:
     import onnx
-
-ExportPrecision = Literal["fp32", "fp16"]
-
-INPUT_NAME = "images"
-OUTPUT_NAMES = ("boxes", "scores", "mask_coefficients", "prototypes")
-MASKS_NAME, MASK_IOUS_NAME = "masks", "mask_ious"
-"""Input and output of the mask re-scoring network."""
 
 OPSETS = range(18, 24)
 """Supported ONNX operator sets. PyTorch's exporter starts at 18."""
 DEFORMABLE_OPSET = 19
 """The first operator set with ``DeformConv``."""
 
-TOLERANCES: dict[ExportPrecision, float] = {"fp32": 1e-3, "fp16": 5e-2}
+TOLERANCES: dict[ExportPrecision, float] = {"fp32": 1e-3, "fp16": 5e-2, "int8": float("inf")}
 """Largest error of an output relative to its largest value, against this network in float32. float16 rounds to 2**-11
-in each of about a hundred layers."""
+in each of about a hundred layers. With int8 single outputs may differ by as much as they are large, so only numbers
+that are not finite are refused; its cost is measured as AP."""
 
-FORMAT = "1"
-"""Version of the metadata; increased when readers of the old version would misread it."""
-
-DESCRIPTION = """YOLACT, exported for inference. B images, S side of the input, A anchors, C classes, K prototypes.
-
-Input: images (B, 3, S, S) float32 RGB, 0 to 255, each image resized to S x S (bilinear, half-pixel centres, no
-antialiasing, aspect ratio not kept). Normalisation is inside.
-Outputs, all float32: boxes (B, A, 4) left, top, right, bottom, as fractions of the image's sides, not clipped;
-scores (B, A, C) probabilities of the classes, background left out; mask_coefficients (B, A, K), -1 to 1;
-prototypes (B, Hp, Wp, K). After NMS over boxes and scores, an object's mask is where prototypes @ mask_coefficients,
-enlarged to the image, is positive, inside its box.
-Metadata: classes and category_ids (JSON lists, by label), model (JSON, the network's settings), precision, format."""
-
-RESCORING_DESCRIPTION = """Mask re-scoring of YOLACT++. N objects, C classes.
-
-Input: masks (N, Hp, Wp) float32: sigmoid of prototypes @ mask_coefficients, 0 outside the object's box grown by one
-prototype pixel on each side. Output: mask_ious (N, C) float32: how well the mask fits if it is of that class; a mask's
-score is that times its class score."""
+CHECKED_IMAGES = 4
+"""Maximum number of images that a file is checked with."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of `export_onnx`."""
+    """The result of an export."""
 
     path: Path
     rescoring_path: Path | None
     """The mask re-scoring network; None for a network without one."""
-    opset: int
+    opset: int | None
+    """Of an ONNX file."""
     shapes: dict[str, tuple[int | str, ...]]
     """Shapes of the input and the outputs; a dynamic dimension has a name."""
     errors: dict[str, float] | None
-    """Error of each output against this network in float32, relative to its largest value; None without onnxruntime."""
+    """Largest error of each output against this network in float32, relative to its largest value; None if the runtime
+    is not installed."""
+    checked_images: int
+    """Images that it was checked with; 0 for noise."""
 
 
 class ExportedNetwork(nn.Module):
@@ -118,6 +115,8 @@ def export_onnx(
     precision: ExportPrecision = "fp32",
     opset: int | None = None,
     category_ids: Sequence[int] = (),
+    images: Sequence[ImageInput] = (),
+    tensorrt: bool = False,
 ) -> Exported:
     """Write a network to an ONNX file and check it; with mask re-scoring, write `rescoring_path` too.
 
@@ -128,67 +127,105 @@ def export_onnx(
         classes: names by label.
         path: must end in ``.onnx``. Written atomically.
         batch: fixed batch size; None for any.
-        precision: dtype of weights and features; inputs and outputs are float32.
+        precision: dtype of weights and features; inputs and outputs are float32. ``int8`` quantises the convolutions
+            (`yolact.inference.quantization`).
         opset: ONNX operator set, one of `OPSETS`; None for the lowest that supports the network.
         category_ids: COCO's category ids by label; empty for 1, 2, ...
+        images: the first `CHECKED_IMAGES` of them are what the file is checked with, instead of noise; ``int8`` needs
+            them, to calibrate.
+        tensorrt: make a file for TensorRT: for a fixed batch size, 1 if not given, and ``int8`` as it takes it.
 
     Raises:
         SettingsError: an argument is invalid, or does not fit the network.
+        DataError: an image is missing or cannot be decoded.
         ExportError: a library is missing, the exporter cannot translate the network, or the file's outputs differ from
             the network's by more than `TOLERANCES`.
     """
     path = Path(path)
+    if tensorrt:
+        batch = batch or 1
     opset = _checked_opset(model, opset)
-    _check_arguments(model, classes, path, batch, precision)
+    check_arguments(model, classes, path, ".onnx", batch, precision, images)
+    proto = network_proto(model, batch, "fp16" if precision == "fp16" else "fp32", opset)
+    if precision == "int8":
+        proto = quantized(proto, calibration_batches(images, model.config, batch), symmetric=tensorrt)
+    proto.doc_string = DESCRIPTION
+    _set_metadata(proto, Metadata(list(classes), list(category_ids), model.config, precision).to_strings())
+    reference = reference_network(model)
+    second = None
+    if reference.model.maskiou_net is not None:
+        second = rescoring_path(path)
+        masks = example_masks(model)
+        rescoring = rescoring_proto(reference.model.maskiou_net, masks, opset)
+        _set_metadata(rescoring, {"format": FORMAT})
+        _write_checked(rescoring, second, reference.model.maskiou_net, masks, TOLERANCES["fp32"])
+    example = checked_input(images, model.config, batch)
+    errors = _write_checked(proto, path, reference, example, TOLERANCES[precision], literal=tensorrt)
+    return Exported(path, second, opset, _shapes(proto), errors, len(images[:CHECKED_IMAGES]))
+
+
+def reference_network(model: Yolact) -> ExportedNetwork:
+    """The network in float32 on the CPU, with which exported files are compared; a copy."""
+    return ExportedNetwork(_cpu_copy(model))
+
+
+def checked_input(images: Sequence[ImageInput], config: ModelConfig, batch: int | None) -> Tensor:
+    """The (B, 3, S, S) input that a file is checked with: the first images, or noise without any."""
+    some = images[:CHECKED_IMAGES]
+    if some:
+        return next(input_batches(some, config, batch or len(some)))
+    generator = torch.Generator().manual_seed(0)
+    return 255 * torch.rand(batch or 2, 3, config.image_size, config.image_size, generator=generator)
+
+
+def network_proto(model: Yolact, batch: int | None, precision: Literal["fp32", "fp16"], opset: int) -> onnx.ModelProto:
+    """Translate a network without mask re-scoring.
+
+    Raises:
+        ExportError: a library is missing, or the exporter cannot translate the network.
+    """
     require("onnx", "onnxscript")
-    reference = ExportedNetwork(_cpu_copy(model))
     network = _cpu_copy(model)
     network.maskiou_net = None
     fold_batch_norm(network)
     exported = ExportedNetwork(network, torch.float16 if precision == "fp16" else torch.float32).eval()
-    side = model.config.image_size
-    images = 255 * torch.rand(batch or 2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    proto = _to_onnx(exported, images, INPUT_NAME, OUTPUT_NAMES, opset, None if batch else "batch")
-    proto.doc_string = DESCRIPTION
-    _set_metadata(
-        proto,
-        {
-            "format": FORMAT,
-            "classes": json.dumps(list(classes)),
-            "category_ids": json.dumps(list(category_ids)),
-            "model": json.dumps(model.config.model_dump()),
-            "precision": precision,
-        },
-    )
-    second = None
-    if reference.model.maskiou_net is not None:
-        second = rescoring_path(path)
-        _write_rescoring(reference.model.maskiou_net, model, second, opset)
-    errors = _write_checked(proto, path, reference, images, TOLERANCES[precision])
-    return Exported(path, second, opset, _shapes(proto), errors)
+    example = checked_input((), model.config, batch)
+    return _to_onnx(exported, example, INPUT_NAME, OUTPUT_NAMES, opset, None if batch else "batch")
 
 
-def rescoring_path(path: Path) -> Path:
-    """The file of the mask re-scoring network: ``model.maskiou.onnx`` for ``model.onnx``."""
-    return path.with_suffix(".maskiou.onnx")
+def rescoring_proto(network: nn.Module, masks: Tensor, opset: int) -> onnx.ModelProto:
+    """Translate the mask re-scoring network, for any number of masks like ``masks``."""
+    proto = _to_onnx(network, masks, MASKS_NAME, [MASK_IOUS_NAME], opset, "objects")
+    proto.doc_string = RESCORING_DESCRIPTION
+    return proto
 
 
-def require(*names: str) -> Any:
-    """Import libraries that only export needs; returns the last one.
+def example_masks(model: Yolact) -> Tensor:
+    """(2, Hp, Wp) noise, an input of the mask re-scoring network."""
+    height, width = (2 * cells for cells in model.level_sizes(model.config.image_size, model.config.image_size)[0])
+    return torch.rand(2, height, width, generator=torch.Generator().manual_seed(0))
 
-    Raises:
-        ExportError: a library is missing or cannot be loaded.
-    """
-    module = None
-    for name in names:
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            raise ExportError(
-                f"{name} is needed for this and cannot be imported ({error}). To install it: "
-                "pip install onnx 'onnxscript>=0.7.2' onnxruntime"
-            ) from error
-    return module
+
+def check_arguments(
+    model: Yolact,
+    classes: Sequence[str],
+    path: Path,
+    suffix: str,
+    batch: int | None,
+    precision: str,
+    images: Sequence[ImageInput],
+) -> None:
+    """Raise a SettingsError if an argument of an export is wrong."""
+    if path.suffix != suffix or path.is_dir():
+        raise SettingsError(f"{path}: the file name must end in {suffix}, and it must not be a folder")
+    if batch is not None and batch < 1:
+        raise SettingsError(f"batch {batch}: must be at least 1")
+    if precision not in TOLERANCES:
+        raise SettingsError(f"precision {precision!r} cannot be exported; {', '.join(get_args(ExportPrecision))} can")
+    if precision == "int8" and not images:
+        raise SettingsError("precision int8 needs images to calibrate with: name some like those of its use")
+    if len(classes) != model.num_classes:
+        raise SettingsError(f"classes: {len(classes)} names, and the network has {model.num_classes} classes")
 
 
 def _checked_opset(model: Yolact, opset: int | None) -> int:
@@ -199,19 +236,6 @@ def _checked_opset(model: Yolact, opset: int | None) -> int:
         why = "; deformable convolutions need 19" if lowest == DEFORMABLE_OPSET else ""
         raise SettingsError(f"opset {opset}: must be {lowest} to {OPSETS[-1]} for this network{why}")
     return opset
-
-
-def _check_arguments(model: Yolact, classes: Sequence[str], path: Path, batch: int | None, precision: str) -> None:
-    if path.suffix != ".onnx" or path.is_dir():
-        raise SettingsError(f"{path}: the file name must end in .onnx, and it must not be a folder")
-    if batch is not None and batch < 1:
-        raise SettingsError(f"batch {batch}: must be at least 1")
-    if precision not in TOLERANCES:
-        raise SettingsError(
-            f"precision {precision!r} cannot be exported; {' and '.join(get_args(ExportPrecision))} can"
-        )
-    if len(classes) != model.num_classes:
-        raise SettingsError(f"classes: {len(classes)} names, and the network has {model.num_classes} classes")
 
 
 def _cpu_copy(model: Yolact) -> Yolact:
@@ -276,17 +300,14 @@ def _set_metadata(proto: onnx.ModelProto, values: dict[str, str]) -> None:
         entry.key, entry.value = key, value
 
 
-def _write_rescoring(network: nn.Module, model: Yolact, path: Path, opset: int) -> None:
-    height, width = (2 * cells for cells in model.level_sizes(model.config.image_size, model.config.image_size)[0])
-    masks = torch.rand(2, height, width, generator=torch.Generator().manual_seed(0))
-    proto = _to_onnx(network, masks, MASKS_NAME, [MASK_IOUS_NAME], opset, "objects")
-    proto.doc_string = RESCORING_DESCRIPTION
-    _set_metadata(proto, {"format": FORMAT})
-    _write_checked(proto, path, network, masks, TOLERANCES["fp32"])
-
-
 def _write_checked(
-    proto: onnx.ModelProto, path: Path, reference: nn.Module, example: Tensor, tolerance: float
+    proto: onnx.ModelProto,
+    path: Path,
+    reference: nn.Module,
+    example: Tensor,
+    tolerance: float,
+    *,
+    literal: bool = False,
 ) -> dict[str, float] | None:
     """Write a valid file whose outputs for ``example`` are those of ``reference``; else leave ``path`` unchanged."""
     onnx_library = require("onnx")
@@ -296,57 +317,41 @@ def _write_checked(
             onnx_library.checker.check_model(str(temporary), full_check=True)
         except (onnx_library.checker.ValidationError, onnx_library.shape_inference.InferenceError) as error:
             raise ExportError(f"{path}: the exporter made an invalid file: {error}") from error
-        errors = _errors(temporary, reference, example)
-        if errors is not None and not all(error <= tolerance for error in errors.values()):
-            found = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
-            raise ExportError(
-                f"{path}: not written, because its outputs differ from the network's by these fractions of "
-                f"the largest value (allowed: {tolerance:g}): {found}"
-            )
-    return errors
+        if importlib.util.find_spec("onnxruntime") is None:
+            return None
+        session = open_session(temporary, ["CPUExecutionProvider"], literal=literal)
+        names = [output.name for output in session.get_outputs()]
+        found = session.run(names, {session.get_inputs()[0].name: example.numpy()})
+        return checked_errors(path, dict(zip(names, found, strict=True)), reference, example, tolerance)
 
 
-def _errors(path: Path, reference: nn.Module, example: Tensor) -> dict[str, float] | None:
-    """Largest error of each output relative to its largest value; None if onnxruntime is not installed."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return None
-    session = open_session(path, ["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(names, {session.get_inputs()[0].name: example.numpy()})
+def checked_errors(
+    path: Path, found: Mapping[str, np.ndarray], reference: nn.Module, example: Tensor, tolerance: float
+) -> dict[str, float]:
+    """Largest error of each output relative to its largest value.
+
+    Args:
+        path: the file to be written, for messages.
+        found: what a runtime computed for ``example``, in the order of the reference's outputs.
+
+    Raises:
+        ExportError: an error is above the tolerance, or not a number.
+    """
     with torch.no_grad():
         expected = reference(example)
     if isinstance(expected, Tensor):
         expected = (expected,)
-    return {
+    errors = {
         name: float(np.abs(one - other.numpy()).max() / max(float(other.abs().max()), 1e-12))
-        for name, one, other in zip(names, found, expected, strict=True)
+        for (name, one), other in zip(found.items(), expected, strict=True)
     }
-
-
-def open_session(path: Path, providers: Sequence[str] | None = None, threads: int | None = None) -> Any:
-    """Open an onnxruntime session for a file.
-
-    Args:
-        providers: onnxruntime's execution providers, best first; None for all available ones.
-        threads: CPU threads; None for as many as PyTorch uses.
-
-    Raises:
-        ExportError: onnxruntime is missing, or cannot load the file.
-    """
-    onnxruntime = require("onnxruntime")
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; `yolact export` writes it")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors only: it warns about each constant that it folds
-    available = onnxruntime.get_available_providers()
-    unknown = [name for name in providers or [] if name not in available]
-    if unknown:
-        raise SettingsError(f"providers: onnxruntime has no {', '.join(unknown)} here; it has {', '.join(available)}")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers or available))
-    except Exception as error:  # its exceptions have no common base class
-        raise ExportError(f"{path}: onnxruntime cannot load it: {error}") from error
+    if not all(error <= tolerance for error in errors.values()):
+        text = ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+        raise ExportError(
+            f"{path}: not written, because its outputs differ from the network's by these fractions of "
+            f"the largest value (allowed: {tolerance:g}): {text}"
+        )
+    return errors
 
 
 def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:

@@ -1,4 +1,5 @@
-"""Inference backends that a benchmark compares: this project's `Predictor`, and other implementations from files.
+"""Inference backends that a benchmark compares: this project's `Predictor`, the exported network in other runtimes, and
+other implementations from files.
 
 A file that ``yolact bench inference --against FILE.py`` names has one function::
 
@@ -32,8 +33,12 @@ from torch import Tensor
 
 from yolact.errors import SettingsError
 from yolact.images import read_image
+from yolact.inference.export_format import OUTPUT_NAMES
+from yolact.inference.exported_predictor import ExportedPredictor
 from yolact.inference.network import Precision
-from yolact.inference.postprocess import Candidates, detect, to_images
+from yolact.inference.onnx_predictor import OnnxPredictor
+from yolact.inference.openvino_predictor import OpenVinoPredictor
+from yolact.inference.postprocess import Candidates, detect, detect_decoded, to_images
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DetectConfig, ModelConfig
@@ -42,6 +47,7 @@ from yolact_bench.speed.external import PROTOCOL, call, load_backend
 
 Stage = Literal["preprocess", "network", "nms", "masks"]
 STAGES: tuple[Stage, ...] = ("preprocess", "network", "nms", "masks")
+Runtime = Literal["onnxruntime", "openvino"]
 RAW_NAMES = ("boxes", "class_scores", "mask_coefficients", "prototypes")
 
 
@@ -95,17 +101,28 @@ class InferenceTask:
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """A backend that is not yet loaded: settings of our implementation, or the ``file`` of another one."""
+    """A backend that is not yet loaded: settings of our implementation, a runtime for the exported network, or the
+    ``file`` of another implementation."""
 
     name: str
     precision: Precision = "fp32"
     compile: bool = False
     file: Path | None = None
+    runtime: Runtime | None = None
+    int8: bool = False
+    """Quantised, in a runtime."""
+    exported: Path | None = None
+    """The exported network; written by the benchmark."""
 
     @classmethod
     def own(cls, precision: Precision, *, compile: bool = False) -> BackendSpec:
         """Our implementation at a precision, compiled or not."""
         return cls(f"yolact {precision}{' compiled' if compile else ''}", precision, compile)
+
+    @classmethod
+    def in_runtime(cls, runtime: Runtime, *, int8: bool = False) -> BackendSpec:
+        """The network exported for another runtime, in float32 or int8."""
+        return cls(f"{runtime} {'int8' if int8 else 'fp32'}", runtime=runtime, int8=int8)
 
     @classmethod
     def other(cls, file: Path) -> BackendSpec:
@@ -145,22 +162,64 @@ class YolactBackend:
         self, detections: tuple[list[Candidates], Tensor], sizes: list[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """See `InferenceBackend`."""
-        predictor = self.predictor
-        images = to_images(
-            *detections,
-            sizes,
-            predictor.classes,
-            predictor.config,
-            maskiou_net=predictor.network.maskiou_net,
-            keep_aspect_ratio=predictor.model_config.keep_aspect_ratio,
-        )
-        return [(image.boxes, image.scores, image.labels, image.masks) for image in images]
+        return _full_masks(detections, sizes, self.predictor, self.predictor.network.maskiou_net)
 
     def raw_outputs(self, raw: RawOutputs) -> dict[str, Tensor]:
         """See the module's docstring."""
         scores = raw.class_logits.float().softmax(dim=2)
         tensors = (raw.boxes, scores, raw.mask_coefficients, raw.prototypes)
         return dict(zip(RAW_NAMES, tensors, strict=True))
+
+
+class ExportedBackend:
+    """The exported network in its runtime on the CPU, in the stages of `InferenceBackend`; masks as `YolactBackend`."""
+
+    def __init__(self, spec: BackendSpec, task: InferenceTask) -> None:
+        assert spec.exported is not None
+        self.predictor: ExportedPredictor
+        if spec.runtime == "openvino":
+            self.predictor = OpenVinoPredictor(spec.exported, task.detection, threads=task.threads)
+        else:
+            providers = ["CPUExecutionProvider"]
+            self.predictor = OnnxPredictor(spec.exported, task.detection, providers=providers, threads=task.threads)
+
+    def preprocess(self, images: list[np.ndarray]) -> np.ndarray:
+        """See `InferenceBackend`."""
+        return self.predictor.preprocess([read_image(image) for image in images])
+
+    def network(self, inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """See `InferenceBackend`."""
+        return self.predictor.network(inputs)
+
+    def nms(self, raw: dict[str, np.ndarray]) -> tuple[list[Candidates], Tensor]:
+        """See `InferenceBackend`."""
+        boxes, scores, coefficients, prototypes = (torch.from_numpy(raw[name]) for name in OUTPUT_NAMES)
+        config, size = self.predictor.config, self.predictor.model_config.image_size
+        return detect_decoded(boxes, scores, coefficients, config, size), prototypes
+
+    def masks(
+        self, detections: tuple[list[Candidates], Tensor], sizes: list[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """See `InferenceBackend`."""
+        return _full_masks(detections, sizes, self.predictor, self.predictor.maskiou_net)
+
+
+def _full_masks(
+    detections: tuple[list[Candidates], Tensor],
+    sizes: list[tuple[int, int]],
+    predictor: Predictor | ExportedPredictor,
+    maskiou_net: Callable[[Tensor], Tensor] | None,
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    keep_aspect_ratio = predictor.model_config.keep_aspect_ratio
+    images = to_images(
+        *detections,
+        sizes,
+        predictor.classes,
+        predictor.config,
+        maskiou_net=maskiou_net,
+        keep_aspect_ratio=keep_aspect_ratio,
+    )
+    return [(image.boxes, image.scores, image.labels, image.masks) for image in images]
 
 
 class InferenceRunner:
@@ -172,7 +231,11 @@ class InferenceRunner:
 
     def __init__(self, spec: BackendSpec, task: InferenceTask) -> None:
         self.file = spec.file
-        self.backend: Any = YolactBackend(spec, task) if spec.file is None else _load_file(spec.file, task)
+        self.backend: Any
+        if spec.file is not None:
+            self.backend = _load_file(spec.file, task)
+        else:
+            self.backend = (ExportedBackend if spec.runtime else YolactBackend)(spec, task)
 
     def read(self, image: np.ndarray) -> Any:
         """The (H, W, 3) uint8 RGB image as the backend's own image reader would return it."""

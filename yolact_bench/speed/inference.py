@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolact.inference.export import export_onnx
+from yolact.inference.export_format import ExportPrecision
 from yolact.inference.machine import Machine, describe_machine
+from yolact.inference.openvino_export import export_openvino
 from yolact.models.yolact import Yolact
 from yolact.settings import DetectConfig, ModelConfig
 from yolact_bench.speed.agreement import Agreement, compare
@@ -77,6 +80,8 @@ class InferenceSettings:
     batch: int
     rounds: int
     warm_up: int
+    cpu_time: bool
+    """Whether times are CPU time of all threads, instead of elapsed time."""
     cudnn_benchmark: bool
     """Whether cuDNN benchmarked its algorithms (on GPUs, for all backends)."""
 
@@ -104,6 +109,7 @@ def measure(
     batch: int = 1,
     rounds: int = 20,
     memory: bool = True,
+    cpu_time: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> InferenceBenchmark:
     """Detect with several backends, which have the same weights and images, in alternating rounds.
@@ -117,19 +123,22 @@ def measure(
         weights: origin of the weights, for the record.
         device: where all backends run.
         memory: also measure peak memory, in new processes for each backend (`MEMORY_PROCESSES`).
+        cpu_time: measure CPU time of all threads instead of elapsed time.
         progress: receives a line about the current activity.
 
     Raises:
         SettingsError: a backend cannot be loaded or does not follow the protocol, or the GPU runs out of memory.
+        ExportError: the network cannot be exported for a runtime, or the runtime is missing.
     """
     with tempfile.TemporaryDirectory(prefix="yolact-bench-") as folder, torch.no_grad(), tuned_gpu(device, batch):
         path = Path(folder) / "weights.pth"
         torch.save(model.state_dict(), path)
+        specs = [_exported(spec, Path(folder), model, classes, images, batch, progress) for spec in specs]
         task = InferenceTask(path, model.config, tuple(classes), detection, str(device), torch.get_num_threads())
         machine = describe_machine(device)
         # Before any backend is loaded here: other implementations may leave state that a new process inherits.
         memories = _memories(task, images, specs, batch, progress) if memory else [None] * len(specs)
-        comparison = _Comparison(task, images, specs, batch, progress)
+        comparison = _Comparison(task, images, specs, batch, progress, cpu_time=cpu_time)
         results = comparison.run(rounds, memories)
     settings = InferenceSettings(
         weights=weights,
@@ -140,9 +149,33 @@ def measure(
         batch=batch,
         rounds=rounds,
         warm_up=WARM_UP,
+        cpu_time=cpu_time,
         cudnn_benchmark=device.type == "cuda",
     )
     return InferenceBenchmark(machine, settings, specs[0].name, results)
+
+
+def _exported(
+    spec: BackendSpec,
+    folder: Path,
+    model: Yolact,
+    classes: Sequence[str],
+    images: Sequence[np.ndarray],
+    batch: int,
+    progress: Callable[[str], None],
+) -> BackendSpec:
+    """A backend with its exported network, for this batch size; int8 is calibrated with these images."""
+    if spec.runtime is None:
+        return spec
+    progress(f"{spec.name}: exporting")
+    name = spec.name.replace(" ", "-")
+    precision: ExportPrecision = "int8" if spec.int8 else "fp32"
+    if spec.runtime == "openvino":
+        export, path = export_openvino, folder / f"{name}.xml"
+    else:
+        export, path = export_onnx, folder / f"{name}.onnx"
+    export(model, classes, path, batch=batch, precision=precision, images=images)
+    return replace(spec, exported=path)
 
 
 def _memories(
@@ -216,7 +249,10 @@ class _Comparison:
         specs: Sequence[BackendSpec],
         batch: int,
         progress: Callable[[str], None],
+        *,
+        cpu_time: bool,
     ) -> None:
+        self.cpu_time = cpu_time
         self.task = task
         self.images = images
         self.batch = batch
@@ -242,7 +278,7 @@ class _Comparison:
         return _Loaded(spec, runner, [runner.read(image) for image in self.images])
 
     def _times(self, one: _Loaded, number: int) -> list[float]:
-        return time_stages(self._stages(one, number), self.device)
+        return time_stages(self._stages(one, number), self.device, cpu_time=self.cpu_time)
 
     def _stages(self, one: _Loaded, number: int) -> list[Callable[[Any], Any]]:
         images = [one.images[index] for index in _indices(number, self.batch, len(self.images))]
@@ -264,7 +300,7 @@ class _Comparison:
         times = StageTimes(*timed.medians(spec.name))
         return InferenceResult(
             name=spec.name,
-            precision=spec.precision if own else None,
+            precision=("int8" if spec.int8 else spec.precision) if own else None,
             compiled=spec.compile if own else None,
             file=None if own else str(spec.file),
             milliseconds=times,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,10 +69,14 @@ def relative_speed(times: Sequence[float], reference: Sequence[float]) -> float:
     return median([other / own for own, other in zip(times, reference, strict=True)])
 
 
-def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device) -> list[float]:
-    """Milliseconds of each stage; each takes the previous stage's result, the first None."""
+def time_stages(stages: Iterable[Callable[[Any], Any]], device: torch.device, *, cpu_time: bool = False) -> list[float]:
+    """Milliseconds of each stage; each takes the previous stage's result, the first None.
+
+    Args:
+        cpu_time: CPU time of all threads of this process, instead of elapsed time.
+    """
     value, times = None, []
-    laps = Laps(device)
+    laps = Laps(device, time.process_time if cpu_time else time.perf_counter)
     for stage in stages:
         value = stage(value)
         times.append(laps.lap())

@@ -27,10 +27,11 @@ import typer
 import yaml
 
 from yolact.class_names import VOC_CLASSES
-from yolact.inference.export import export_onnx, open_session
+from yolact.inference.export import export_onnx
 from yolact.inference.network import Precision
 from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.predictor import Predictor
+from yolact.inference.runtimes import open_session
 from yolact.models.complexity import measure_complexity
 from yolact.models.published import PASCAL_SCALES, scaled
 from yolact.models.yolact import Yolact

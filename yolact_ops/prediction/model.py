@@ -1,4 +1,4 @@
-"""The model to predict with: a folder, an ONNX file, a registered version, or a folder on S3."""
+"""The model to predict with: a folder, an exported file, a registered version, or a folder on S3."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError
 from yolact.inference.network import Precision
+from yolact.inference.onnx_predictor import OnnxPredictor
+from yolact.inference.openvino_predictor import OpenVinoPredictor
 from yolact.inference.predictor import ImagePredictor, Predictor
 from yolact.models.file_names import DESCRIPTION_FILE
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
@@ -19,8 +21,11 @@ from yolact_ops.registry.versions import DETECT_FILE, fetch_files
 DEFAULT_MODEL = "models"
 """Folder that training writes."""
 
-ONNX_DEVICES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""onnxruntime's execution provider by device."""
+EXPORTED_DEVICES: dict[str, dict[str, list[str] | None]] = {
+    ".onnx": {"auto": None, "cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider"]},
+    ".xml": {"auto": None, "cpu": None},
+}
+"""Devices for exported files by the end of their name, with onnxruntime's execution providers; None: its choice."""
 
 
 def load_predictor(
@@ -29,10 +34,10 @@ def load_predictor(
     """Load a model.
 
     Args:
-        model: a folder with ``model.safetensors`` and ``model.json``, an ``.onnx`` file, ``models:/NAME@ALIAS``,
-            ``models:/NAME/VERSION``, or such a folder as ``s3://BUCKET/KEY``.
-        device: as ``runtime.device``; an ``.onnx`` file knows auto, cpu and cuda.
-        precision: of the network; an ``.onnx`` file has its own.
+        model: a folder with ``model.safetensors`` and ``model.json``, an exported file (``.onnx``, or ``.xml`` of
+            OpenVINO), ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or such a folder as ``s3://BUCKET/KEY``.
+        device: as ``runtime.device``; exported files know those of `EXPORTED_DEVICES`.
+        precision: of the network; an exported file has its own.
         batch_size: images per forward pass.
         **changes: fields of the detection settings to override. A registered version has settings of its own;
             other models start from the published ones.
@@ -45,14 +50,14 @@ def load_predictor(
         WeightsError, ExportError, RegistryError, TrackingError: it is damaged or cannot be fetched.
         SettingsError: a setting has a wrong value.
     """
-    if model.endswith(".onnx") and not is_address(model):
-        return _load_onnx(Path(model), device, precision, batch_size, changes), model
+    if Path(model).suffix in EXPORTED_DEVICES and not is_address(model):
+        return _load_exported(Path(model), device, precision, batch_size, changes), model
     with tempfile.TemporaryDirectory() as temporary:
         address, folder = (model, Path(model)) if not is_address(model) else fetch_model(model, Path(temporary))
         if not (folder / DESCRIPTION_FILE).is_file():
             raise DataError(
                 f"{model}: no model is there. Train one (yolact train DIR), or name one by --model: a folder with "
-                f"{DESCRIPTION_FILE}, an .onnx file, or models:/yolact@champion"
+                f"{DESCRIPTION_FILE}, an .onnx or .xml file, or models:/yolact@champion"
             )
         config = _detection(address, folder).replace(**changes)
         predictor = Predictor.load(folder, config, device=device, precision=precision, batch_size=batch_size)
@@ -67,13 +72,13 @@ def _detection(address: str, folder: Path) -> DetectConfig:
     return read_detection(folder) if (folder / DETECT_FILE).is_file() else DEFAULT_DETECTION
 
 
-def _load_onnx(path: Path, device: str, precision: str, batch_size: int, changes: dict[str, Any]) -> ImagePredictor:
-    from yolact.inference.onnx_predictor import OnnxPredictor  # onnxruntime is optional
-
+def _load_exported(path: Path, device: str, precision: str, batch_size: int, changes: dict[str, Any]) -> ImagePredictor:
+    providers = EXPORTED_DEVICES[path.suffix]
     if precision != "fp32":
         raise SettingsError(f"--precision {precision}: {path} has the precision that it was exported with")
-    if device != "auto" and device not in ONNX_DEVICES:
-        raise SettingsError(f"--device {device}: an .onnx file runs on auto, {' or '.join(ONNX_DEVICES)}")
+    if device not in providers:
+        raise SettingsError(f"--device {device}: a file in {path.suffix} runs on {' or '.join(providers)}")
+    if path.suffix == ".xml":
+        return OpenVinoPredictor(path, batch_size=batch_size, **changes)
     choose_device(device)
-    providers = None if device == "auto" else [ONNX_DEVICES[device]]
-    return OnnxPredictor(path, providers=providers, batch_size=batch_size, **changes)
+    return OnnxPredictor(path, providers=providers[device], batch_size=batch_size, **changes)

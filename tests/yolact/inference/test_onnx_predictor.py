@@ -17,7 +17,8 @@ from tests.yolact.networks import trained_like
 from yolact.errors import ExportError, SettingsError
 from yolact.inference.detections import Detections
 from yolact.inference.export import export_onnx
-from yolact.inference.onnx_predictor import OnnxPredictor, detections_from_outputs
+from yolact.inference.exported_predictor import detections_from_outputs
+from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.predictor import Predictor
 from yolact.models.yolact import Yolact
 from yolact.settings import DEFAULT_DETECTION, PUBLISHED_DETECTION, DetectConfig

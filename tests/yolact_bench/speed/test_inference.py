@@ -140,7 +140,7 @@ class ScriptedLaps:
 
     times: Iterator[float]
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
         pass
 
     def lap(self) -> float:
@@ -236,6 +236,28 @@ def test_raw_outputs_are_optional(model: Yolact, write: Callable[..., Path]) -> 
     assert own.agreement is not None
     assert own.agreement.raw_errors is None
     assert not own.agreement.equal
+
+
+def test_the_exported_network_is_measured_in_another_runtime(model: Yolact) -> None:
+    specs = [BackendSpec.own("fp32"), BackendSpec.in_runtime("onnxruntime")]
+    [own, exported] = measure(model, *specs, images=(IMAGE, IMAGE[:30]), batch=2).backends
+    assert (exported.name, exported.precision, exported.file) == ("onnxruntime fp32", "fp32", None)
+    assert exported.milliseconds.network > 0
+    assert exported.agreement is not None
+    assert exported.agreement.raw_errors is None
+    assert exported.agreement.equal
+    assert exported.agreement.matched == exported.agreement.reference_detections >= 6
+    assert own.detections == exported.detections
+
+
+def test_cpu_time_leaves_out_waiting(model: Yolact, write: Callable[..., Path]) -> None:
+    text = STUB.replace("return inputs", "import time; time.sleep(0.02); return inputs")
+    spec = BackendSpec.other(write(text))
+    arguments = {"weights": "made up", "device": CPU, "rounds": 1, "memory": False}
+    for cpu_time in (False, True):
+        result = inference.measure(model, CLASSES, [IMAGE], [spec], PUBLISHED_DETECTION, cpu_time=cpu_time, **arguments)  # type: ignore[arg-type]
+        assert result.settings.cpu_time == cpu_time
+        assert (result.backends[0].milliseconds.network < 15) == cpu_time
 
 
 # --- files that do not follow the protocol ----------------------------------------------------------------------------
