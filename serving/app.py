@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -89,14 +89,16 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
     if isinstance(error, RequestValidationError):
-        lines = [_explain(detail["loc"], detail["msg"]) for detail in error.errors()]
+        lines = [_explain(detail) for detail in error.errors()]
         return JSONResponse({"error": "; ".join(lines)}, 422)
     return JSONResponse({"error": "internal error"}, 500)
 
 
-def _explain(location: Sequence[int | str], message: str) -> str:
-    name = ".".join(str(part) for part in location if part not in ("query", "body", "path"))
-    return f"{name}: {message[:1].lower()}{message[1:]}" if name else message
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"][1:])
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: there is no such parameter; /openapi.json lists them"
+    return f"{name}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
 
 
 class _Measured:

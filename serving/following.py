@@ -124,6 +124,7 @@ class Following:
         try:
             model = self._source.load(offer)
             self_test(model)
+            _ = model.description  # imports what it needs now, not in the first request for it
         except Exception as error:
             count = 1 if before is None else before.count + 1
             wait = min(FIRST_RETRY * 2 ** (count - 1), LAST_RETRY)

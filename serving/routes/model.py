@@ -18,6 +18,6 @@ router = APIRouter(tags=["model"])
     response_model=ModelDescription,
     responses={401: {"model": Error}, 503: {"model": Error, "description": "No model is loaded yet."}},
 )
-def model(request: Request) -> dict[str, Any]:
+async def model(request: Request) -> dict[str, Any]:
     """Version, classes, metrics and lineage of the model."""
-    return service_of(request).model().describe()
+    return service_of(request).model().description
