@@ -76,11 +76,12 @@ def test_images_that_wait_run_together(model_dir: Path, png: bytes) -> None:
         url = server.address
         alone = post(f"{url}/predict", png).json()
         before = metric(url, "yolact_batch_images_count")
-        with held(server) as free, posting(9, lambda: post(f"{url}/predict", png)) as answers:
-            wait(lambda: server.service.batcher.reserved == 9)
-            wait(lambda: len(server.service.batcher._waiting) == 8)
-            free.set()
-        assert metric(url, "yolact_batch_images_count") == before + 3  # one that came first, then 4 and 4
+        with held(server) as free, posting(1, lambda: post(f"{url}/predict", png)):
+            wait(lambda: server.service.batcher.busy_since)
+            with posting(8, lambda: post(f"{url}/predict", png)) as answers:
+                wait(lambda: len(server.service.batcher._waiting) == 8)
+                free.set()
+        assert metric(url, "yolact_batch_images_count") == before + 3  # the first one, then 4 and 4
         for answer in answers:
             found = [(row["class"], row["score"]) for row in answer.json()["images"][0]["detections"]]
             assert found == [(row["class"], row["score"]) for row in alone["images"][0]["detections"]]
