@@ -23,6 +23,9 @@ from serving.settings import ServerSettings
 MAX_JSON_CONTAINERS = 2_000_000
 """Lists and objects in a JSON body: each takes up to a hundred times the memory of its two characters."""
 
+MAX_FIELDS = 100
+"""Fields of a form that are no files; they are ignored."""
+
 MAX_NAME = 200
 """Characters of an image's name that come back in the answer."""
 
@@ -82,6 +85,11 @@ def media_type(request: Request) -> tuple[str, dict[bytes, bytes]]:
     return kind.decode("latin-1").lower(), options
 
 
+def is_image(kind: str) -> bool:
+    """Whether a body of this media type is an image itself."""
+    return kind in MEDIA_TYPES or kind == "application/octet-stream"
+
+
 def find_uploads(body: bytes, kind: str, options: dict[bytes, bytes], max_images: int) -> list[Upload]:
     """The images in a body: multipart, JSON, or one image itself.
 
@@ -92,7 +100,7 @@ def find_uploads(body: bytes, kind: str, options: dict[bytes, bytes], max_images
         uploads = _from_multipart(body, options.get(b"boundary", b""), max_images)
     elif kind == "application/json":
         uploads = _from_json(parse_json(body), max_images)
-    elif kind in MEDIA_TYPES or kind == "application/octet-stream":
+    elif is_image(kind):
         if not body:
             raise ApiError(400, "the body is empty; send an image")
         return [Upload(None, body)]
@@ -126,6 +134,8 @@ def _from_multipart(body: bytes, boundary: bytes, max_images: int) -> list[Uploa
     def on_field(_: Any) -> None:
         nonlocal fields
         fields += 1
+        if fields > MAX_FIELDS:
+            raise ApiError(413, f"the form has more than {MAX_FIELDS} fields that are no files")
 
     try:
         limits = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}

@@ -112,7 +112,10 @@ class Following:
         try:
             offer = self._source.offered()
         except Exception as error:
-            self.source_error = _text(error)
+            text = _text(error)
+            if text != self.source_error:
+                log.warning("which model to serve is not known: %s", text)
+            self.source_error = text
             raise _user_error(error) from error
         self.source_error = None
         if self.model is not None and offer == self.model.offer:

@@ -63,6 +63,7 @@ class Service:
         self.following = Following(open_source(settings), settings.poll, self.metrics, give_up)
         self.stopping = False
         """Whether the server takes leave: it answers, but is not ready."""
+        self._tasks: list[asyncio.Task[None]] = []
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="images")
 
     @asynccontextmanager

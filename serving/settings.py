@@ -13,6 +13,9 @@ from yolact.inference.network import Precision
 
 PREFIX = "YOLACT_SERVE_"
 
+PARSED = 4
+"""Memory for each byte of a body that is parsed, at most: a number in JSON takes two characters, and a pointer."""
+
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -71,8 +74,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("token and token_file: set one of them")
         if self.decoded_bytes > self.memory_bytes:
             raise ValueError(
-                f"memory_mb ({self.memory_mb}) must hold a request of max_body_mb ({self.max_body_mb:g}) with an image "
-                f"of max_megapixels ({self.max_megapixels:g}, 3 MB each)"
+                f"memory_mb ({self.memory_mb}) must hold the largest request: {1 + PARSED} times max_body_mb "
+                f"({self.max_body_mb:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
             )
         return self
 
@@ -93,8 +96,8 @@ class ServerSettings(BaseSettings):
 
     @property
     def decoded_bytes(self) -> int:
-        """Bytes of the largest body with the largest image, decoded."""
-        return self.max_body_bytes + 3 * self.max_pixels
+        """Bytes of the largest body, parsed, with the largest image, decoded."""
+        return (1 + PARSED) * self.max_body_bytes + 3 * self.max_pixels
 
     def read_token(self) -> bytes | None:
         """The token that requests must bear; None if they need none.

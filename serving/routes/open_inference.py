@@ -22,6 +22,7 @@ from serving.errors import ApiError
 from serving.routes.predict import FAILURES, deadline
 from serving.schemas import DetectionOptions
 from serving.service import Outcome, Service, service_of
+from serving.settings import PARSED
 
 health = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 models = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
@@ -171,6 +172,7 @@ async def infer(request: Request, name: str) -> Response:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
             length = request.headers.get(LENGTH_HEADER)
+            share.add(PARSED * len(body))
             asked = await service.in_thread("parsing", lambda: _parse(body, length))
             options = _options(asked)
             uploads = await service.in_thread("parsing", lambda: _uploads(asked, body, length))

@@ -12,13 +12,14 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from PIL import Image
 
-from serving.bodies import find_uploads, media_type, read_body
+from serving.bodies import Upload, find_uploads, is_image, media_type, read_body
 from serving.errors import ApiError
-from serving.images import MEDIA_TYPES
+from serving.images import MEDIA_TYPES, Share
 from serving.models import ServedModel
 from serving.results import to_rows
 from serving.schemas import Error, JsonImages, MaskForm, OverlayOptions, Prediction, PredictOptions
 from serving.service import Outcome, Service, service_of
+from serving.settings import PARSED
 
 router = APIRouter(tags=["prediction"])
 
@@ -81,10 +82,7 @@ async def predict(request: Request, options: Annotated[PredictOptions, Query()])
     with service.share() as share:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
-            kind, parameters = media_type(request)
-            uploads = await service.in_thread(
-                "parsing", lambda: find_uploads(body, kind, parameters, service.settings.max_images)
-            )
+            uploads = await _uploads(service, request, body, share, service.settings.max_images)
             with service.batcher.room_for(len(uploads)):
                 outcomes = await service.detect(model, uploads, options, share)
                 check_any(outcomes)
@@ -106,8 +104,7 @@ async def overlay(request: Request, options: Annotated[OverlayOptions, Query()])
     with service.share() as share:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
-            kind, parameters = media_type(request)
-            uploads = await service.in_thread("parsing", lambda: find_uploads(body, kind, parameters, 1))
+            uploads = await _uploads(service, request, body, share, 1)
             if not uploads:
                 raise ApiError(400, "there is no image in the request")
             with service.batcher.room_for(1):
@@ -115,6 +112,14 @@ async def overlay(request: Request, options: Annotated[OverlayOptions, Query()])
                 check_any([outcome])
                 content = await service.in_thread("encoding", lambda: _draw(outcome))
     return Response(content, media_type="image/png")
+
+
+async def _uploads(service: Service, request: Request, body: bytes, share: Share, limit: int) -> list[Upload]:
+    """The images in a body, at most ``limit``."""
+    kind, parameters = media_type(request)
+    if not is_image(kind):
+        share.add(PARSED * len(body))
+    return await service.in_thread("parsing", lambda: find_uploads(body, kind, parameters, limit))
 
 
 class deadline:  # noqa: N801  # reads like asyncio.timeout

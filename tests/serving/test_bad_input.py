@@ -157,6 +157,11 @@ def test_a_thousand_images_in_a_request_are_refused(url: str, png: bytes) -> Non
     assert (answer.status_code, error_of(answer)) == (413, "1000 images; a request may have at most 8")
 
 
+def test_a_form_with_very_many_fields_is_refused(url: str) -> None:
+    answer = requests.post(f"{url}/predict", files=[("x", (None, "text"))] * 500, timeout=10)
+    assert (answer.status_code, error_of(answer)) == (413, "the form has more than 100 fields that are no files")
+
+
 def test_when_no_image_can_be_used_the_error_names_the_first_ones(url: str) -> None:
     answer = requests.post(f"{url}/predict", json={"images": ["aGk="] * 7}, timeout=10)
     assert answer.status_code == 422

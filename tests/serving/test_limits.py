@@ -106,12 +106,12 @@ def test_requests_with_other_parameters_do_not_share_a_batch(model_dir: Path, pn
 
 
 def test_the_memory_of_requests_is_limited(model_dir: Path) -> None:
-    image = encoded(picture((1000, 1000)))
-    limits = {"memory_mb": 8, "max_body_mb": 1, "max_megapixels": 2}
+    image = encoded(picture((1300, 1000)))
+    limits = {"memory_mb": 11, "max_body_mb": 1, "max_megapixels": 2}
     with running(model=str(model_dir), **limits) as server:
         url = server.address
         with held(server) as free, posting(2, lambda: post(f"{url}/predict", image)) as answers:
-            wait(lambda: server.service.memory.used > 6e6)
+            wait(lambda: server.service.memory.used > 7.8e6)
             refused = post(f"{url}/predict", image)
             free.set()
         assert (refused.status_code, error_of(refused)[:30]) == (429, "the memory for requests is ful")
@@ -198,7 +198,7 @@ def test_a_model_that_is_not_there_ends_the_server_with_what_to_do(tmp_path: Pat
         ({"port": 70000}, {}, r"--port: input should be less than or equal to 65535 \(found 70000\)"),
         ({}, {"BATCH_SIZE": "many"}, r"YOLACT_SERVE_BATCH_SIZE: .*integer.*\(found 'many'\)"),
         ({}, {"QUEUE_SIZE": "8"}, r"serving: max_images \(32\) must not be larger than queue_size \(8\)"),
-        ({}, {"MEMORY_MB": "100"}, r"serving: memory_mb \(100\) must hold a request"),
+        ({}, {"MEMORY_MB": "100"}, r"serving: memory_mb \(100\) must hold the largest request"),
         ({"device": "tpu"}, {}, "--device: "),
     ],
 )

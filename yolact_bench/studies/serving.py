@@ -5,9 +5,9 @@
 Starts `yolact serve` on the loopback interface, with batches of up to 8 images and without batches, and measures: the
 time until it is ready; one client's requests in turn with the bare predictor, which decodes the same JPEG, detects and
 encodes the masks; the throughput of several clients at once, in turn with and without batches; and a longer load with
-the server's memory, threads and open files. On a busy machine the least times say more than the medians. Without
-MODEL_DIR the network is that of ``conf/sample-cpu.yaml`` with random weights that find about ten objects
-(`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
+the server's memory, threads and open files. On a busy machine the least times, and the CPU time of all threads for an
+image, say more than the medians. Without MODEL_DIR the network is that of ``conf/sample-cpu.yaml`` with random weights
+that find about ten objects (`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from yolact_bench.speed.images import read_images
 from yolact_ops.settings.presets import choose
 
 OBJECTS = 10
+WARM_UP = 5
+"""Requests before those that count."""
 TURNS = 3
 """Times that the throughput is measured with and without batches, in turn."""
 
@@ -56,8 +58,13 @@ class Server:
         """Resident memory (KiB), threads and open files of the process."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
         values = dict(line.split(":", 1) for line in lines)
-        files = len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        files = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
         return {"memory": int(values["VmRSS"].split()[0]), "threads": int(values["Threads"]), "files": files}
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime and stime
 
 
 @contextmanager
@@ -103,11 +110,18 @@ class Load:
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     duration: float = 0.0
+    cpu: float = 0.0
+    """CPU time of the server, s."""
 
     @property
     def rate(self) -> float:
         """Good answers per second."""
         return self.statuses[200] / self.duration
+
+    @property
+    def cpu_milliseconds(self) -> float:
+        """CPU time of the server for an answer, ms."""
+        return self.cpu / max(1, self.statuses.total()) * 1e3
 
     def percentiles(self) -> list[float]:
         """Times in ms that 50, 95 and 99 % of the answers needed at most."""
@@ -117,7 +131,7 @@ class Load:
 def load(server: Server, image: bytes, clients: int, seconds: float) -> Load:
     """Clients that each send one request after the other."""
     result = Load()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), server.cpu_seconds()
 
     def client() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
@@ -132,25 +146,50 @@ def load(server: Server, image: bytes, clients: int, seconds: float) -> Load:
         thread.start()
     for thread in threads:
         thread.join()
-    result.duration = time.perf_counter() - start
+    result.duration, result.cpu = time.perf_counter() - start, server.cpu_seconds() - cpu
     return result
 
 
-def overhead(server: Server, predictor: Predictor, image: bytes, rounds: int) -> tuple[list[float], list[float]]:
-    """Times (s) of the bare predictor and of requests, taken in turn after a warm-up."""
+@dataclass
+class Overhead:
+    """The bare predictor and the server with one client, in turn."""
+
+    bare: list[float] = field(default_factory=list)
+    """Times, s."""
+    served: list[float] = field(default_factory=list)
+    bare_cpu: float = 0.0
+    """CPU time for an image, s."""
+    served_cpu: float = 0.0
+
+    def describe(self) -> str:
+        """The result in a line, ms."""
+        bare, served = np.array(self.bare) * 1e3, np.array(self.served) * 1e3
+        return (
+            f"bare predictor {np.median(bare):.1f} ms, request {np.median(served):.1f} ms (medians of {len(bare)}); "
+            f"median of the difference {np.median(served - bare):.1f} ms; least {bare.min():.1f} and "
+            f"{served.min():.1f} ms; CPU time {self.bare_cpu * 1e3:.1f} and {self.served_cpu * 1e3:.1f} ms"
+        )
+
+
+def overhead(server: Server, predictor: Predictor, image: bytes, rounds: int) -> Overhead:
+    """Requests in turn with the bare predictor, after a warm-up."""
+    result = Overhead()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    bare, served = [], []
-    for number in range(rounds + 5):
-        times = [time.perf_counter()]
+    served_cpu = 0.0
+    for number in range(-WARM_UP, rounds):
+        if number == 0:
+            served_cpu = server.cpu_seconds()
+        before, cpu = time.perf_counter(), time.process_time()
         predictor.predict(image).rles()
-        times.append(time.perf_counter())
+        between, own_cpu = time.perf_counter(), time.process_time() - cpu
         send(connection, "POST", "/predict", image)
-        times.append(time.perf_counter())
-        if number >= 5:
-            bare.append(times[1] - times[0])
-            served.append(times[2] - times[1])
+        if number >= 0:
+            result.bare.append(between - before)
+            result.served.append(time.perf_counter() - between)
+            result.bare_cpu += own_cpu / rounds
+    result.served_cpu = (server.cpu_seconds() - served_cpu) / rounds
     connection.close()
-    return bare, served
+    return result
 
 
 def main(
@@ -169,22 +208,20 @@ def main(
         model = model_dir or _sample_model(Path(folder), pixels)
         with serving(model, 8) as batched, serving(model, 1) as single:
             print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-            print(f"ready after {batched.start_seconds:.1f} s")
-            bare, served = overhead(batched, Predictor.load(model, device="cpu"), image, rounds)
-            difference = np.median(np.array(served) - np.array(bare))
-            print(
-                f"bare predictor {np.median(bare) * 1e3:.1f} ms, request {np.median(served) * 1e3:.1f} ms (medians of "
-                f"{rounds}); median of the difference {difference * 1e3:.1f} ms; least {min(bare) * 1e3:.1f} and "
-                f"{min(served) * 1e3:.1f} ms"
-            )
-            rates: dict[str, list[float]] = {"with batches": [], "one by one": []}
+            print(f"ready after {batched.start_seconds:.1f} s", flush=True)
+            print(overhead(batched, Predictor.load(model, device="cpu"), image, rounds).describe(), flush=True)
+            loads: dict[str, list[Load]] = {"with batches": [], "one by one": []}
             for _ in range(TURNS):
-                for name, server in zip(rates, (batched, single), strict=True):
-                    rates[name].append(load(server, image, clients, seconds).rate)
-            for name, values in rates.items():
-                print(f"{clients} clients, {name}: {', '.join(f'{value:.1f}' for value in values)} images/s")
-            gain = np.median(rates["with batches"]) / np.median(rates["one by one"])
-            print(f"gain of batches: {gain:.2f}")
+                for name, server in zip(loads, (batched, single), strict=True):
+                    loads[name].append(load(server, image, clients, seconds))
+            for name, done in loads.items():
+                rates, cpu = [each.rate for each in done], [each.cpu_milliseconds for each in done]
+                print(
+                    f"{clients} clients, {name}: {', '.join(f'{rate:.1f}' for rate in rates)} images/s; "
+                    f"{np.median(cpu):.1f} ms of CPU time each"
+                )
+            first, second = (np.median([each.rate for each in done]) for done in loads.values())
+            print(f"gain of batches: {first / second:.2f}", flush=True)
             if duration:
                 _long_load(batched, image, clients, duration)
 
@@ -198,7 +235,8 @@ def _long_load(server: Server, image: bytes, clients: int, duration: float) -> N
         print(
             f"{part * duration / 10:.0f} s: {dict(result.statuses)}, {result.rate:.1f} images/s, p50 {middle:.0f} ms, "
             f"p95 {most:.0f}, p99 {nearly_all:.0f}; {state['memory'] / 1024:.0f} MiB, {state['threads']} threads, "
-            f"{state['files']} files"
+            f"{state['files']} files",
+            flush=True,
         )
 
 
