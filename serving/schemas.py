@@ -11,6 +11,23 @@ MaskForm = Literal["rle", "polygons", "none"]
 MAX_DETECTIONS = 500
 
 
+def inlined_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a body that FastAPI does not read itself, without references to definitions."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolved(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            reference = str(tree.get("$ref", "")).removeprefix("#/$defs/")
+            return (
+                resolved(definitions[reference]) if reference else {key: resolved(each) for key, each in tree.items()}
+            )
+        return [resolved(each) for each in tree] if isinstance(tree, list) else tree
+
+    tree: dict[str, Any] = resolved(schema)
+    return tree
+
+
 class DetectionOptions(BaseModel):
     """Parameters that override the model's own detection settings."""
 

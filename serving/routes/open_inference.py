@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from serving.bodies import Upload, from_base64, parse_json, read_body
 from serving.errors import ApiError
 from serving.routes.predict import FAILURES, deadline
-from serving.schemas import DetectionOptions
+from serving.schemas import DetectionOptions, Error, inlined_schema
 from serving.service import Outcome, Service, service_of
 from serving.settings import PARSED
 
@@ -101,13 +101,16 @@ _BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}"),
+                "schema": inlined_schema(InferRequest),
                 "example": _EXAMPLE,
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
+
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Error, "description": "There is no such model."}}
 
 
 @health.get("/health/live", summary="Server live")
@@ -129,7 +132,7 @@ async def server(request: Request) -> dict[str, Any]:
     return {"name": "yolact", "version": request.app.version, "extensions": ["binary_tensor_data"]}
 
 
-@health.get("/models/{name}/ready", summary="Model ready", responses={503: {"description": "Not ready."}})
+@health.get("/models/{name}/ready", summary="Model ready", responses={503: {"description": "Not ready."}, **_UNKNOWN})
 async def model_ready(request: Request, name: str) -> JSONResponse:
     """Whether this model is loaded and the server is not stopping."""
     service = service_of(request)
@@ -137,7 +140,7 @@ async def model_ready(request: Request, name: str) -> JSONResponse:
     return JSONResponse({"name": service.name, "ready": service.is_ready}, 200 if service.is_ready else 503)
 
 
-@models.get("/models/{name}", summary="Model metadata")
+@models.get("/models/{name}", summary="Model metadata", responses={401: FAILURES[401], 503: FAILURES[503], **_UNKNOWN})
 async def metadata(request: Request, name: str) -> dict[str, Any]:
     """Inputs and outputs. `image` may also be UINT8 of (H, W, 3) or (N, H, W, 3)."""
     service = service_of(request)
@@ -157,7 +160,7 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
     "/models/{name}/infer",
     summary="Inference",
     response_class=Response,
-    responses={200: {"model": InferResponse}, **FAILURES},
+    responses={200: {"model": InferResponse}, **FAILURES, **_UNKNOWN},
     openapi_extra=_BODY,
 )
 async def infer(request: Request, name: str) -> Response:

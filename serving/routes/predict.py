@@ -17,7 +17,7 @@ from serving.errors import ApiError
 from serving.images import MEDIA_TYPES, Share
 from serving.models import ServedModel
 from serving.results import to_rows
-from serving.schemas import Error, JsonImages, MaskForm, OverlayOptions, Prediction, PredictOptions
+from serving.schemas import Error, JsonImages, MaskForm, OverlayOptions, Prediction, PredictOptions, inlined_schema
 from serving.service import Outcome, Service, service_of
 from serving.settings import PARSED
 
@@ -39,7 +39,7 @@ _FORM = {
 }
 _JSON = {
     "application/json": {
-        "schema": JsonImages.model_json_schema(ref_template="#/components/schemas/{model}"),
+        "schema": inlined_schema(JsonImages),
         "examples": {
             "base64": {"summary": "Base64 text", "value": {"images": [_TINY]}},
             "data URL": {
