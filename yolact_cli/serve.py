@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from yolact.errors import SettingsError
+
 
 def run(
     model: str | None,
@@ -28,8 +30,13 @@ def run(
 
     keep_to_container()  # before PyTorch is imported
 
-    from serving.server import serve
-    from serving.settings import read_settings
+    try:
+        from serving.server import serve
+        from serving.settings import read_settings
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"the server needs {error.name}, which is not installed: run make install, or install the extra `serve`"
+        ) from error
 
     settings = read_settings(
         model=model,
