@@ -114,7 +114,7 @@ class Following:
         except Exception as error:
             text = _text(error)
             if text != self.source_error:
-                log.warning("which model to serve is not known: %s", text)
+                log.warning("which model to serve is not known: %s", text, exc_info=_is_bug(error))
             self.source_error = text
             raise _user_error(error) from error
         self.source_error = None
@@ -133,7 +133,8 @@ class Following:
             wait = min(FIRST_RETRY * 2 ** (count - 1), LAST_RETRY)
             self.failure = Failure(offer, _text(error), count, monotonic() + wait)
             self._metrics.model_loads.labels("failed").inc()
-            log.error("version %s of %s cannot be served: %s", offer.version, offer.name, _text(error))
+            text = _text(error)
+            log.error("version %s of %s cannot be served: %s", offer.version, offer.name, text, exc_info=_is_bug(error))
             raise _user_error(error) from error
         self.failure = None
         return model
@@ -155,6 +156,11 @@ class Following:
 def _text(error: Exception) -> str:
     """The first line of an error, without credentials."""
     return (redact(str(error)).strip().partition("\n")[0] or type(error).__name__)[:500]
+
+
+def _is_bug(error: Exception) -> bool:
+    """Whether the log needs the traceback."""
+    return not isinstance(error, YolactError | OSError)
 
 
 def _user_error(error: Exception) -> YolactError:

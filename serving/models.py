@@ -57,19 +57,16 @@ class ServedModel:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags of the registered version."""
     loaded: datetime = field(default_factory=lambda: datetime.now(UTC))
+    config: DetectConfig = field(init=False)
+    """The model's own detection settings."""
 
     @property
     def classes(self) -> list[str]:
         """Name of label 0, 1, ..."""
         return self.predictor.classes
 
-    @property
-    def config(self) -> DetectConfig:
-        """The model's own detection settings."""
-        return self._config
-
     def __post_init__(self) -> None:
-        self._config = self.predictor.config
+        self.config = self.predictor.config
 
     def detect(self, images: Sequence[Tensor], config: DetectConfig) -> list[Detections]:
         """Detections in (3, H, W) uint8 RGB images, at most a batch."""

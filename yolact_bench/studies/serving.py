@@ -53,6 +53,8 @@ class Server:
     port: int
     start_seconds: float
     """From the start of the process until it was ready."""
+    start_cpu: float = 0.0
+    """CPU time until then, s."""
 
     def status(self) -> dict[str, int]:
         """Resident memory (KiB), threads and open files of the process."""
@@ -81,7 +83,9 @@ def serving(model: Path, batch_size: int) -> Iterator[Server]:
         port = int(line.rsplit(":", 1)[1].split(";")[0])
         while ask(port, "GET", "/readyz")[0] != 200:
             time.sleep(0.01)
-        yield Server(process, port, time.perf_counter() - start)
+        server = Server(process, port, time.perf_counter() - start)
+        server.start_cpu = server.cpu_seconds()
+        yield server
     finally:
         process.terminate()
         process.wait(60)
@@ -208,7 +212,7 @@ def main(
         model = model_dir or _sample_model(Path(folder), pixels)
         with serving(model, 8) as batched, serving(model, 1) as single:
             print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
-            print(f"ready after {batched.start_seconds:.1f} s", flush=True)
+            print(f"ready after {batched.start_seconds:.1f} s ({batched.start_cpu:.1f} s of CPU time)", flush=True)
             print(overhead(batched, Predictor.load(model, device="cpu"), image, rounds).describe(), flush=True)
             loads: dict[str, list[Load]] = {"with batches": [], "one by one": []}
             for _ in range(TURNS):
