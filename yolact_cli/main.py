@@ -70,7 +70,7 @@ def preset_use(
 
 def _path_or_address(text: str) -> str | Path:
     """A path, which `ProjectCommand` sees from the project's folder; an address stays as it is."""
-    return text if "://" in text or text.startswith("dvc:") else Path(text)
+    return text if "://" in text or text.startswith(("dvc:", "models:/")) else Path(text)
 
 
 @app.command()
