@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 import importlib.metadata
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -32,12 +32,11 @@ Every error is `{"error": "..."}`. With a token set, requests need `Authorizatio
 _BEARER = HTTPBearer(auto_error=False, description="The server's token.")
 
 
-def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
+def create_app(service: Service) -> FastAPI:
     """The application.
 
     Args:
         service: what its routes share; it runs as long as the application.
-        more: further routers, whose requests need no token.
     """
 
     @asynccontextmanager
@@ -56,7 +55,7 @@ def create_app(service: Service, more: Sequence[APIRouter] = ()) -> FastAPI:
     app.state.service = service
     for router in PROTECTED:
         app.include_router(router, dependencies=[] if service.token is None else [Depends(authorize)])
-    for router in (*OPEN, *more):
+    for router in OPEN:
         app.include_router(router)
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_error)

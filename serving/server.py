@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from fastapi import APIRouter
 
 from serving.app import create_app
 from serving.service import Service
@@ -30,16 +29,10 @@ class Server(uvicorn.Server):
 
     Args:
         settings: see `ServerSettings`.
-        more: further routers, see `create_app`.
         started: called with the address when the server listens.
     """
 
-    def __init__(
-        self,
-        settings: ServerSettings,
-        more: Sequence[APIRouter] = (),
-        started: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, settings: ServerSettings, started: Callable[[str], None] | None = None) -> None:
         self.settings = settings
         self.error: YolactError | None = None
         """Why the server gave up."""
@@ -47,7 +40,7 @@ class Server(uvicorn.Server):
         self._tell = started
         super().__init__(
             uvicorn.Config(
-                create_app(self.service, more),
+                create_app(self.service),
                 host=settings.host,
                 port=settings.port,
                 http="h11",
@@ -104,7 +97,7 @@ def serve(settings: ServerSettings, started: Callable[[str], None] | None = None
     Raises:
         YolactError: the only model cannot be loaded, or a setting is wrong.
     """
-    server = Server(settings, started=started)
+    server = Server(settings, started)
     server.run()
     if server.error is not None:
         raise server.error
