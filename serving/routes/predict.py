@@ -117,8 +117,9 @@ async def overlay(request: Request, options: Annotated[OverlayOptions, Query()])
 async def _uploads(service: Service, request: Request, body: bytes, share: Share, limit: int) -> list[Upload]:
     """The images in a body, at most ``limit``."""
     kind, parameters = media_type(request)
-    if not is_image(kind):
-        share.add(PARSED * len(body))
+    if is_image(kind):
+        return find_uploads(body, kind, parameters, limit)  # nothing to parse, so no thread to wait for
+    share.add(PARSED * len(body))
     return await service.in_thread("parsing", lambda: find_uploads(body, kind, parameters, limit))
 
 
