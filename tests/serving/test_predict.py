@@ -13,9 +13,11 @@ import requests
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests.serving.conftest import CLASSES, SIZE, encoded, error_of, metric, picture, post
+from tests.serving.conftest import CLASSES, SIZE, encoded, error_of, metric, picture, post, running
 from yolact.inference.detections import Detections
+from yolact.inference.export import export_onnx
 from yolact.inference.predictor import Predictor
+from yolact.models.yolact import Yolact
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,19 @@ def test_the_model_is_described(url: str, server: Any) -> None:
     assert (tree["name"], tree["classes"], tree["image_size"]) == ("yolact", CLASSES, 64)
     assert len(tree["version"]) == 12
     assert tree["detection"]["score_threshold"] == 0.05
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_served_like_the_folder_it_was_exported_from(
+    tmp_path: Path, network: Yolact, png: bytes, expected: Detections
+) -> None:
+    export_onnx(network, CLASSES, tmp_path / "model.onnx")
+    with running(model=str(tmp_path / "model.onnx")) as server:
+        rows = entry(post(f"{server.address}/predict?score_threshold=0.3", png))["detections"]
+        assert requests.get(f"{server.address}/model", timeout=10).json()["device"] == "onnxruntime"
+    sure = expected.above(0.3)
+    assert [row["class"] for row in rows] == [CLASSES[label] for label in sure.labels]
+    np.testing.assert_allclose([row["box"] for row in rows], sure.boxes, atol=0.1)
 
 
 def test_openapi_names_every_route_and_its_examples_are_answered(url: str) -> None:
