@@ -2,16 +2,17 @@
 
 PYTHON ?= python3
 PORT ?= 5000
+MODEL ?= models
 DOCKER ?= docker
 # The extras in the lock file: all but timm and openvino.
-LOCKED := pipeline export pretrained video dev
+LOCKED := pipeline serve export pretrained video dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 IMAGE ?= yolact-pipeline:$(VERSION)
 # What the image is built from. Changes elsewhere, such as in params.yaml, do not mark its commit as dirty.
 IMAGE_FILES := Dockerfile .dockerignore requirements.lock pyproject.toml README.md LICENSE deploy/image conf/base.yaml \
-  yolact yolact_bench yolact_cli yolact_ops components pipelines
+  yolact yolact_bench yolact_cli yolact_ops components pipelines serving
 COMMIT ?= $(shell commit=$$(git rev-parse --verify --quiet HEAD 2>/dev/null) || { echo unknown; exit; }; \
   if [ -n "$$(git status --porcelain --untracked-files=all -- $(IMAGE_FILES))" ]; then dirty=-dirty; fi; \
   echo "$$commit$$dirty")
@@ -28,7 +29,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pipeline pipeline-docker image test test-slow test-containers lint format mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-containers lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +40,9 @@ install: $(STAMP) ## Create the environment .venv from the lock file
 demo: $(STAMP) ## Run the five steps on the generated sample and show the results
 	@dvc repro
 	@yolact summary
+
+serve: $(STAMP) ## Serve the demo's model, or another one (MODEL=models:/yolact@champion)
+	@yolact serve $(MODEL)
 
 pipeline: $(STAMP) ## Run the Kubeflow training pipeline locally, on the sample; its tasks are processes
 	@python -m pipelines run-local --preset sample-cpu

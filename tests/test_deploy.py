@@ -28,8 +28,8 @@ OTHERS = {"postgres:17-bookworm": 999}
 """Third-party images with their users."""
 KUBEFLOW_CORES, KUBEFLOW_BYTES = 2.0, 3 * 2**30
 """Kept for Kubernetes itself and for Kubeflow Pipelines, which request about a core each; an estimate."""
-CUSTOM = {"TrainingRuntime", "TrainJob", "AuthorizationPolicy"}
-"""Kinds of the Kubeflow Trainer and of Istio, whose schemas are not Kubernetes' own."""
+CUSTOM = {"TrainingRuntime", "TrainJob", "AuthorizationPolicy", "ServingRuntime", "InferenceService"}
+"""Kinds of the Kubeflow Trainer, of Istio and of KServe, whose schemas are not Kubernetes' own."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Manifest:
         return labels
 
     def pods(self) -> list[dict[str, Any]]:
-        """The specifications of all pods in it."""
-        return [spec for spec in maps(self.tree) if "containers" in spec]
+        """The specifications of all pods in it; KServe makes its pods of two manifests (`kserve_pod`)."""
+        return [spec for spec in maps(self.tree) if "containers" in spec and self.kind != "ServingRuntime"]
 
 
 def maps(tree: Any) -> Iterator[dict[str, Any]]:
@@ -161,7 +161,7 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving"])
+@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving", "serving/kserve"])
 def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, folder: str) -> None:
     built = kustomize(deploy / folder)
     assert built
@@ -267,6 +267,7 @@ def test_the_job_for_checkpoints_says_whether_it_could_make_them_writable(
 def test_kustomizations_name_every_manifest_except_those_applied_manually(deploy: Path) -> None:
     own = deploy / "pipelines"
     by_hand = {deploy / "train" / "trainjob.yaml", own / "argo-retries.yaml", *own.glob("o*-checkpoints.yaml")}
+    by_hand.add(deploy / "serving" / "autoscaling.yaml")
     named = {
         (file.parent / resource).resolve()
         for file in deploy.rglob("kustomization.yaml")
@@ -360,6 +361,57 @@ def test_pipelines_find_their_volume_and_their_secrets(manifests: list[Manifest]
         assert set(secret.keys) == secrets[secret.name], secret.name
 
 
+def kserve_pod(manifests: list[Manifest]) -> dict[str, Any]:
+    """The pod that KServe makes: the runtime's container with the service's variables, and the service's pod."""
+    [runtime], [service] = (
+        [manifest.tree["spec"] for manifest in manifests if manifest.kind == kind]
+        for kind in ("ServingRuntime", "InferenceService")
+    )
+    [container] = runtime["containers"]
+    pod = {key: value for key, value in service["predictor"].items() if key not in KSERVE_ONLY}
+    variables = {each["name"]: each for each in container["env"] + service["predictor"]["model"]["env"]}
+    return pod | {"volumes": runtime["volumes"], "containers": [container | {"env": list(variables.values())}]}
+
+
+KSERVE_ONLY = {"model", "minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
+"""Fields of a predictor that are not a pod's."""
+
+
+def test_kserves_pod_is_the_deployments(manifests: list[Manifest]) -> None:
+    pod = kserve_pod(manifests)
+    kubernetes_validate.validate(
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}, KUBERNETES, strict=True
+    )
+    [deployment] = [manifest for manifest in manifests if manifest.name == "yolact-serving" and manifest.pods()]
+    [own] = deployment.pods()
+    for key in (
+        "securityContext",
+        "automountServiceAccountToken",
+        "enableServiceLinks",
+        "terminationGracePeriodSeconds",
+    ):
+        assert pod[key] == own[key]
+    [ours], [theirs] = own["containers"], pod["containers"]
+    for key in ("image", "resources", "securityContext", "livenessProbe"):
+        assert theirs[key] == ours[key]
+    variables = {each["name"]: each for each in theirs["env"]}
+    assert variables.pop("YOLACT_SERVE_MODEL")["value"] == ours["command"][-1]
+    assert variables == {each["name"]: each for each in ours["env"]}
+
+
+def test_kserve_finds_the_runtime_and_its_names(manifests: list[Manifest]) -> None:
+    [runtime], [service] = (
+        [manifest for manifest in manifests if manifest.kind == kind] for kind in ("ServingRuntime", "InferenceService")
+    )
+    assert runtime.tree["apiVersion"] == "serving.kserve.io/v1alpha1"
+    assert service.tree["apiVersion"] == "serving.kserve.io/v1beta1"
+    model = service.tree["spec"]["predictor"]["model"]
+    assert model["runtime"] == runtime.name
+    assert model["modelFormat"]["name"] in [each["name"] for each in runtime.tree["spec"]["supportedModelFormats"]]
+    assert model["protocolVersion"] in runtime.tree["spec"]["protocolVersions"]
+    assert [each["name"] for each in runtime.tree["spec"]["containers"]] == ["kserve-container"]
+
+
 def test_manifests_find_their_secrets_claims_and_accounts(
     manifests: list[Manifest], secrets: dict[str, set[str]]
 ) -> None:
@@ -413,10 +465,11 @@ def test_servers_listen_on_the_ports_of_their_probes(manifests: list[Manifest]) 
         for pod in manifest.pods():
             for container in pod["containers"]:
                 variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
-                if "MLFLOW_PORT" in variables:
-                    assert variables["MLFLOW_HOST"] == "0.0.0.0"
-                    [port] = container["ports"]
-                    assert variables["MLFLOW_PORT"] == str(port["containerPort"])
+                for server in ("MLFLOW", "YOLACT_SERVE"):
+                    if f"{server}_PORT" in variables:
+                        assert variables[f"{server}_HOST"] == "0.0.0.0"
+                        [port] = container["ports"]
+                        assert variables[f"{server}_PORT"] == str(port["containerPort"])
 
 
 def test_mlflow_answers_to_the_service_name_that_clients_use(manifests: list[Manifest]) -> None:

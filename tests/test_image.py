@@ -175,7 +175,7 @@ def test_make_passes_the_code_versions_which_the_build_records_and_labels(reposi
 def test_every_data_file_of_a_package_is_installed(repository: Path) -> None:
     """The image installs the project as a package, so files that setuptools leaves out are missing."""
     settings = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    for room in ("yolact", "yolact_bench", "yolact_cli", "yolact_ops", "components", "pipelines"):
+    for room in ("yolact", "yolact_bench", "yolact_cli", "yolact_ops", "components", "pipelines", "serving"):
         known = {
             path for pattern in settings["package-data"].get(room, []) for path in (repository / room).glob(pattern)
         }
@@ -193,11 +193,11 @@ def test_every_data_file_of_a_package_is_installed(repository: Path) -> None:
 
 @pytest.fixture
 def server() -> Iterator[http.server.HTTPServer]:
-    """Answers 200 at /health, 404 elsewhere."""
+    """Answers 200 at /health and /healthz, 404 elsewhere."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 404)
+            self.send_response(200 if self.path in ("/health", "/healthz") else 404)
             self.end_headers()
 
         def log_message(self, *arguments: object) -> None:
@@ -210,14 +210,16 @@ def server() -> Iterator[http.server.HTTPServer]:
 
 
 def is_healthy(repository: Path, **variables: str) -> bool:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_PORT"} | variables
+    ports = ("MLFLOW_PORT", "YOLACT_SERVE_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in ports} | variables
     program = repository / "deploy" / "image" / "healthy.py"
     return subprocess.run([sys.executable, program], env=environment, timeout=60, check=False).returncode == 0
 
 
 def test_a_server_is_healthy_as_long_as_it_answers(repository: Path, server: http.server.HTTPServer) -> None:
     port = str(server.server_address[1])
-    assert is_healthy(repository, MLFLOW_PORT=port, http_proxy="http://127.0.0.1:9")
+    for variable in ("MLFLOW_PORT", "YOLACT_SERVE_PORT"):
+        assert is_healthy(repository, http_proxy="http://127.0.0.1:9", **{variable: port})
     server.shutdown()
     server.server_close()
     assert not is_healthy(repository, MLFLOW_PORT=port)

@@ -70,7 +70,7 @@ def preset_use(
 
 def _path_or_address(text: str) -> str | Path:
     """A path, which `ProjectCommand` sees from the project's folder; an address stays as it is."""
-    return text if "://" in text or text.startswith("dvc:") else Path(text)
+    return text if "://" in text or text.startswith(("dvc:", "models:/")) else Path(text)
 
 
 @app.command()
@@ -356,6 +356,50 @@ def export(
             images=images,
             evaluate=evaluate,
         ),
+    )
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            parser=_path_or_address,
+            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a folder with a model, or an .onnx file.",
+            show_default="models:/yolact@champion",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen at; 0.0.0.0 for all.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 for a free one.", show_default="8080")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name for KServe.", show_default="the registered name"),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.", show_default="fp32")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Largest number of images per pass of the network.", show_default="8")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File with a token that requests must bear.", show_default="no token"),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP. Every option is also a variable, as YOLACT_SERVE_PORT: docs/serving.md has all."""
+    from yolact_cli import serve as command
+
+    command.run(
+        None if model is None else str(model),
+        host=host,
+        port=port,
+        name=name,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        token_file=token_file,
     )
 
 

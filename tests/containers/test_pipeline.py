@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -205,25 +205,24 @@ def test_every_step_runs_without_privileges_on_a_read_only_file_system(
 
 @contextmanager
 def served(docker: Docker, image: str, workshop: Workshop, port: int) -> Iterator[str]:
-    """A container that serves the registered model; its id, once Docker finds it healthy."""
-    command = ("mlflow", "models", "serve", "--env-manager", "local", "--model-uri", "models:/yolact-smoke@candidate")
+    """A container that serves the registered model; its id, once it is ready and Docker finds it healthy."""
+    command = ("yolact", "serve", "models:/yolact-smoke@candidate")
     variables = {
         "MLFLOW_TRACKING_URI": workshop.environment["MLFLOW_TRACKING_URI"],
-        "MLFLOW_HOST": "127.0.0.1",
-        "MLFLOW_PORT": str(port),
-        "MLFLOW_MODELS_WORKERS": "1",
+        "YOLACT_SERVE_HOST": "127.0.0.1",
+        "YOLACT_SERVE_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
     options = [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
     container = docker(
-        "run", "--detach", "--init", "--network", "host", *LOCKED, "--health-interval", "1s", *options, image, *command
+        "run", "--detach", "--network", "host", *LOCKED, "--health-interval", "1s", *options, image, *command
     ).strip()
     logs = ("sh", "-c", f"docker logs {container} 2>&1")
     try:
         state = ""
         for _ in range(240):
             state = docker("inspect", "--format", "{{.State.Status}} {{.State.Health.Status}}", container).strip()
-            if state != "running starting":
+            if state != "running starting" and (state != "running healthy" or is_ready(port)):
                 break
             time.sleep(1)
         assert state == "running healthy", subprocess.run(logs, capture_output=True, text=True, check=False).stdout
@@ -232,17 +231,26 @@ def served(docker: Docker, image: str, workshop: Workshop, port: int) -> Iterato
         docker("rm", "--force", container)
 
 
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10):
+            return True
+    except urllib.error.URLError:
+        return False
+
+
 def test_the_image_serves_the_registered_model(
     workshop: Workshop, as_processes: Path, image: str, docker: Docker
 ) -> None:
     port = free_port()
     picture = next((as_processes / "preprocess/processed/images").iterdir())
-    rows = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture.read_bytes()).decode()]]}}
-    with served(docker, image, workshop, port):
+    with served(docker, image, workshop, port) as container:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", json.dumps(rows).encode(), {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{port}/predict", picture.read_bytes(), {"Content-Type": "application/octet-stream"}
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
-            [found] = json.loads(answer.read())["predictions"]
-    assert found.keys() == {"boxes", "scores", "labels", "masks"}
-    assert len(found["boxes"]) == len(found["scores"]) == len(found["masks"])
+            found = json.loads(answer.read())
+        docker("stop", container)  # as process 1 it hears SIGTERM
+        assert docker("inspect", "--format", "{{.State.ExitCode}}", container).strip() == "0"
+    assert (found["model"]["name"], found["model"]["alias"]) == ("yolact-smoke", "candidate")
+    assert "detections" in found["images"][0]

@@ -19,7 +19,7 @@ from yolact.inference.network import InferenceNetwork, Precision
 from yolact.inference.postprocess import MaskResolution, detect, to_images
 from yolact.models.weights import load_model, read_category_ids
 from yolact.models.yolact import Yolact
-from yolact.settings import DEFAULT_DETECTION, DetectConfig
+from yolact.settings import DEFAULT_DETECTION, DetectConfig, ModelConfig
 from yolact.structures import RawOutputs
 from yolact.transforms import normalize, to_padded_square, to_square
 
@@ -50,6 +50,9 @@ class ImagePredictor(ABC):
     Raises:
         SettingsError: the mask resolution is not a `MaskResolution`, or the batch size is below 1.
     """
+
+    model_config: ModelConfig
+    """Settings of the network."""
 
     def __init__(
         self,

@@ -1,0 +1,293 @@
+"""The model that answers: where it comes from, how it is loaded and tested."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from serving.settings import ServerSettings
+from yolact.errors import DataError, WeightsError, YolactError
+from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
+from yolact.settings import DEFAULT_DETECTION, DetectConfig
+
+if TYPE_CHECKING:
+    from yolact.inference.detections import Detections
+    from yolact.inference.predictor import ImagePredictor
+    from yolact_ops.registry.versions import RegisteredModel
+
+DEFAULT_NAME = "yolact"
+"""Name of a model that is not from the registry."""
+
+PRIVATE_TAGS = ("host", "user")
+"""Tags of a version that the server does not show."""
+
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""How MLflow's client asks: the next look comes anyway."""
+
+
+class SelfTestError(YolactError):
+    """A model loads, but does not work."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that could be served."""
+
+    name: str
+    version: str | None
+    """The registry's number, or the beginning of the weights' SHA-256."""
+    alias: str | None = None
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """A loaded model. Only one thread at a time may call `detect`."""
+
+    offer: Offer
+    predictor: ImagePredictor
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the registered version."""
+    loaded: datetime = field(default_factory=lambda: datetime.now(UTC))
+    config: DetectConfig = field(init=False)
+    """The model's own detection settings."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Name of label 0, 1, ..."""
+        return self.predictor.classes
+
+    def __post_init__(self) -> None:
+        self.config = self.predictor.config
+
+    def detect(self, images: Sequence[Tensor], config: DetectConfig) -> list[Detections]:
+        """Detections in (3, H, W) uint8 RGB images, at most a batch."""
+        self.predictor.config = config
+        return self.predictor.predict(images)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The answer of ``GET /model``."""
+        from yolact_ops.registry.lineage_report import LineageReport
+
+        tags = {key: value for key, value in self.tags.items() if key not in PRIVATE_TAGS}
+        report = LineageReport(self.offer.name, 0, [], tags, None, None)
+        device = getattr(self.predictor, "device", None)
+        return {
+            "name": self.offer.name,
+            "version": self.offer.version,
+            "alias": self.offer.alias,
+            "classes": self.classes,
+            "image_size": self.predictor.model_config.image_size,
+            "detection": self.config.model_dump(),
+            "device": "onnxruntime" if device is None else str(device),
+            "loaded": self.loaded.isoformat(timespec="seconds"),
+            "metrics": {key: float(value) for key, value in tags.items() if key in METRIC_TAGS},
+            "lineage": report.groups(),
+        }
+
+
+METRIC_TAGS = ("mask_AP", "mask_AP50", "box_AP", "box_AP50")
+
+
+class Source(ABC):
+    """Where the model comes from."""
+
+    follows = False
+    """Whether another model may be offered later."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def offered(self) -> Offer:
+        """The model to serve.
+
+        Raises:
+            YolactError: there is none, or the registry does not answer.
+        """
+
+    @abstractmethod
+    def load(self, offer: Offer) -> ServedModel:
+        """Load it.
+
+        Raises:
+            YolactError: it cannot be loaded.
+        """
+
+    def _predictor(self, folder: Path, config: DetectConfig) -> ImagePredictor:
+        from yolact.inference.predictor import Predictor
+
+        settings = self.settings
+        return Predictor.load(
+            folder,
+            config,
+            device=settings.device,
+            precision=settings.precision,
+            mask_resolution=settings.mask_side,
+            batch_size=settings.batch_size,
+        )
+
+
+class FolderSource(Source):
+    """A folder that training, `yolact import-weights` or MLflow's download wrote."""
+
+    def __init__(self, settings: ServerSettings, folder: Path) -> None:
+        super().__init__(settings)
+        packed = folder / "artifacts" / "model"
+        self.packaged = packed.is_dir()
+        self.folder = packed if self.packaged else folder
+
+    def offered(self) -> Offer:
+        """The model in the folder; its version is the digest of the weights."""
+        missing = [name for name in (WEIGHTS_FILE, DESCRIPTION_FILE) if not (self.folder / name).is_file()]
+        if missing:
+            raise WeightsError(
+                f"{self.folder}: no file {missing[0]}. Name a folder with a model (`make demo` writes models/), "
+                "an .onnx file, or a registered version, as models:/yolact@champion"
+            )
+        return Offer(DEFAULT_NAME, _digest(self.folder / WEIGHTS_FILE))
+
+    def load(self, offer: Offer) -> ServedModel:
+        """Load it, with its own detection settings if it was registered, else the published ones."""
+        from yolact_ops.registry.packaged_model import read_detection
+
+        config = read_detection(self.folder.parent) if self.packaged else DEFAULT_DETECTION
+        return ServedModel(offer, self._predictor(self.folder, config))
+
+
+class OnnxSource(Source):
+    """A file that `yolact export` wrote."""
+
+    def __init__(self, settings: ServerSettings, path: Path) -> None:
+        super().__init__(settings)
+        self.path = path
+
+    def offered(self) -> Offer:
+        """The file; its version is its digest."""
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file. Write one: yolact export models -o {self.path}")
+        return Offer(DEFAULT_NAME, _digest(self.path))
+
+    def load(self, offer: Offer) -> ServedModel:
+        """Open the file."""
+        from yolact.inference.onnx_predictor import OnnxPredictor
+
+        settings = self.settings
+        predictor = OnnxPredictor(self.path, mask_resolution=settings.mask_side, batch_size=settings.batch_size)
+        return ServedModel(offer, predictor)
+
+
+class RegistrySource(Source):
+    """A version in MLflow's registry: a number, or the one that has an alias."""
+
+    def __init__(self, settings: ServerSettings, spec: str) -> None:
+        super().__init__(settings)
+        self.spec = spec
+        self.alias = spec.partition("@")[2] or None
+        self.follows = self.alias is not None
+        self._model: RegisteredModel | None = None
+
+    def offered(self) -> Offer:
+        """The version that has the alias now, or the one with the number."""
+        from yolact_ops.registry.versions import RegisteredModel, RegistryError, resolve
+        from yolact_ops.tracking.store import connect, default_environment
+
+        with default_environment(_PATIENCE):
+            if self._model is None:
+                client = connect()
+                found = resolve(client, self.spec)
+                self._model = RegisteredModel(client, found.name)
+                return Offer(found.name, str(found.version), self.alias)
+            if self.alias is None:
+                raise RegistryError(f"{self.spec} was offered before")
+            number = self._model.alias(self.alias)
+            if number is None:
+                raise RegistryError(f"no version of {self._model.name} has the alias {self.alias!r} any more")
+            return Offer(self._model.name, str(number), self.alias)
+
+    def load(self, offer: Offer) -> ServedModel:
+        """Download the version into a folder of its own, and load it."""
+        from yolact_ops.registry.packaged_model import read_detection
+        from yolact_ops.registry.versions import fetch_files
+
+        assert self._model is not None
+        assert offer.version is not None
+        number = int(offer.version)
+        tags = dict(self._model.version(number).tags)
+        with tempfile.TemporaryDirectory(prefix="yolact-serving-") as folder:
+            artifacts = fetch_files(offer.name, number, Path(folder)) / "artifacts"
+            predictor = self._predictor(artifacts / "model", read_detection(artifacts))
+        shown = {key: value for key, value in tags.items() if not key.startswith("decision.")}
+        return ServedModel(offer, predictor, shown)
+
+
+def open_source(settings: ServerSettings) -> Source:
+    """The source that ``settings.model`` names."""
+    text = settings.model
+    if text.startswith("models:/"):
+        return RegistrySource(settings, text)
+    path = Path(text)
+    return OnnxSource(settings, path) if path.suffix == ".onnx" else FolderSource(settings, path)
+
+
+def _digest(path: Path) -> str:
+    from yolact_ops.lineage.hashing import hash_files
+
+    return hash_files(path)[:12]
+
+
+def self_test(model: ServedModel) -> None:
+    """Run a model on generated images, which also warms it up: one alone, then a full batch.
+
+    Raises:
+        SelfTestError: it fails, or its outputs cannot be right.
+    """
+    side = model.predictor.model_config.image_size
+    try:
+        _check_outputs(model, _test_image(side, side))
+        for count in (1, model.predictor.batch_size):
+            images = [_test_image(side, side + 32 * (index % 2)) for index in range(count)]
+            for image, found in zip(images, model.detect(images, model.config), strict=True):
+                _check_detections(model, image, found)
+    except YolactError:
+        raise
+    except Exception as error:
+        raise SelfTestError(f"the self-test failed: {type(error).__name__}: {error}") from error
+
+
+def _check_outputs(model: ServedModel, image: Tensor) -> None:
+    from yolact.inference.predictor import Predictor
+
+    predictor = model.predictor
+    if not isinstance(predictor, Predictor):  # onnxruntime shows what it computes only as detections
+        return
+    outputs = predictor.network(predictor.preprocess([image]))
+    for name in ("boxes", "class_logits", "mask_coefficients", "prototypes"):
+        if not bool(getattr(outputs, name).isfinite().all()):
+            raise SelfTestError(f"the self-test failed: the network's {name} are not finite")
+
+
+def _check_detections(model: ServedModel, image: Tensor, found: Detections) -> None:
+    height, width = image.shape[1:]
+    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+    in_image = bool(((found.boxes >= 0) & (found.boxes <= limit)).all())
+    scored = bool(((found.scores > 0) & (found.scores <= 1)).all())
+    labelled = bool(((found.labels >= 0) & (found.labels < len(model.classes))).all())
+    if not (in_image and scored and labelled):
+        raise SelfTestError("the self-test failed: boxes, scores or labels are out of range")
+
+
+def _test_image(height: int, width: int) -> Tensor:
+    """A (3, H, W) uint8 image with gradients and a disc."""
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    disc = (rows**2 + columns**2 < 0.25).float()
+    return (torch.stack([(rows + 1) / 2, (columns + 1) / 2, disc]) * 255).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""The server's addresses: prediction, the model, health, and the Open Inference Protocol."""

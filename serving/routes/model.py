@@ -1,0 +1,23 @@
+"""``GET /model``: which model answers, and what it was made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from serving.schemas import Error, ModelDescription
+from serving.service import service_of
+
+router = APIRouter(tags=["model"])
+
+
+@router.get(
+    "/model",
+    summary="The model that answers",
+    response_model=ModelDescription,
+    responses={401: {"model": Error}, 503: {"model": Error, "description": "No model is loaded yet."}},
+)
+async def model(request: Request) -> dict[str, Any]:
+    """Version, classes, metrics and lineage of the model."""
+    return service_of(request).model().description

@@ -1,0 +1,332 @@
+"""The Open Inference Protocol, version 2, for KServe and its clients.
+
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md. Inputs may also be binary
+(the extension that KServe's client uses by default): the JSON's length is in the header
+``Inference-Header-Content-Length``, and the tensors' bytes follow it. Outputs are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serving.bodies import Upload, from_base64, parse_json, read_body
+from serving.errors import ApiError
+from serving.routes.predict import FAILURES, deadline
+from serving.schemas import DetectionOptions, Error, inlined_schema
+from serving.service import Outcome, Service, service_of
+from serving.settings import PARSED
+
+health = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+models = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+INPUT = "image"
+LENGTH_HEADER = "Inference-Header-Content-Length"
+
+INPUTS = [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}]
+OUTPUTS: list[dict[str, Any]] = [
+    {"name": "num_detections", "datatype": "INT32", "shape": [-1]},
+    {"name": "image_sizes", "datatype": "INT32", "shape": [-1, 2]},
+    {"name": "boxes", "datatype": "FP32", "shape": [-1, 4]},
+    {"name": "scores", "datatype": "FP32", "shape": [-1]},
+    {"name": "class_ids", "datatype": "INT64", "shape": [-1]},
+    {"name": "classes", "datatype": "BYTES", "shape": [-1]},
+    {"name": "mask_sizes", "datatype": "INT32", "shape": [-1, 2]},
+    {"name": "masks", "datatype": "BYTES", "shape": [-1]},
+]
+"""Of all images one after the other; ``num_detections`` says how many rows belong to each. ``masks`` are COCO's
+compressed run lengths of ``mask_sizes`` (height, width)."""
+
+
+class Tensor(BaseModel):
+    """An input tensor."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[Any] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class WantedOutput(BaseModel):
+    """An output that the client asks for."""
+
+    name: str
+
+
+class InferRequest(BaseModel):
+    """Body of ``POST /v2/models/{name}/infer``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str | None = None
+    inputs: list[Tensor]
+    outputs: list[WantedOutput] | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class OutputTensor(BaseModel):
+    """An output tensor; `OUTPUTS` lists them."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any]
+
+
+class InferResponse(BaseModel):
+    """Answer of ``POST /v2/models/{name}/infer``."""
+
+    model_name: str
+    model_version: str | None = None
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+_EXAMPLE = {
+    "inputs": [{"name": INPUT, "shape": [1], "datatype": "BYTES", "data": ["BASE64 OF AN IMAGE"]}],
+    "parameters": {"score_threshold": 0.3},
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": inlined_schema(InferRequest),
+                "example": _EXAMPLE,
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Error, "description": "There is no such model."}}
+
+
+@health.get("/health/live", summary="Server live")
+async def live() -> dict[str, bool]:
+    """The server answers."""
+    return {"live": True}
+
+
+@health.get("/health/ready", summary="Server ready", responses={503: {"description": "Not ready."}})
+async def ready(request: Request) -> JSONResponse:
+    """As `/readyz`."""
+    is_ready = service_of(request).is_ready
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+
+
+@health.get("", summary="Server metadata")
+async def server(request: Request) -> dict[str, Any]:
+    """Name, version and extensions."""
+    return {"name": "yolact", "version": request.app.version, "extensions": ["binary_tensor_data"]}
+
+
+@health.get("/models/{name}/ready", summary="Model ready", responses={503: {"description": "Not ready."}, **_UNKNOWN})
+async def model_ready(request: Request, name: str) -> JSONResponse:
+    """Whether this model is loaded and the server is not stopping."""
+    service = service_of(request)
+    _check_name(service, name)
+    return JSONResponse({"name": service.name, "ready": service.is_ready}, 200 if service.is_ready else 503)
+
+
+@models.get("/models/{name}", summary="Model metadata", responses={401: FAILURES[401], 503: FAILURES[503], **_UNKNOWN})
+async def metadata(request: Request, name: str) -> dict[str, Any]:
+    """Inputs and outputs. `image` may also be UINT8 of (H, W, 3) or (N, H, W, 3)."""
+    service = service_of(request)
+    _check_name(service, name)
+    version = service.model().offer.version
+    versions = [version] if version else []
+    return {
+        "name": service.name,
+        "versions": versions,
+        "platform": "pytorch_yolact",
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+    }
+
+
+@models.post(
+    "/models/{name}/infer",
+    summary="Inference",
+    response_class=Response,
+    responses={200: {"model": InferResponse}, **FAILURES, **_UNKNOWN},
+    openapi_extra=_BODY,
+)
+async def infer(request: Request, name: str) -> Response:
+    """Detect objects in images: `image` as BYTES (each an encoded image; in JSON as base64) or UINT8 RGB pixels.
+
+    `parameters`: `score_threshold`, `max_detections`, `nms`, `classes`. An image that cannot be used fails the request.
+    """
+    service = service_of(request)
+    _check_name(service, name)
+    model = service.model()
+    with service.share() as share:
+        body = await read_body(request, service.settings, share)
+        async with deadline(service):
+            length = request.headers.get(LENGTH_HEADER)
+            share.add(PARSED * len(body))
+            asked = await service.in_thread("parsing", lambda: _parse(body, length))
+            options = _options(asked)
+            uploads = await service.in_thread("parsing", lambda: _uploads(asked, body, length))
+            if len(uploads) > service.settings.max_images:
+                raise ApiError(413, f"{len(uploads)} images; a request may have at most {service.settings.max_images}")
+            with service.batcher.room_for(len(uploads)):
+                outcomes = await service.detect(model, uploads, options, share)
+                for number, outcome in enumerate(outcomes):
+                    if outcome.error is not None:
+                        raise ApiError(422, f"{INPUT}[{number}]: {outcome.error}")
+                content = await service.in_thread(
+                    "encoding", lambda: _encode(service.name, model.offer.version, asked, outcomes)
+                )
+    return Response(content, media_type="application/json")
+
+
+def _check_name(service: Service, name: str) -> None:
+    if name != service.name:
+        raise ApiError(404, f"there is no model {name!r}; this server has {service.name!r}")
+
+
+def _parse(body: bytes, length: str | None) -> InferRequest:
+    if length is not None and not (length.isdecimal() and int(length) <= len(body)):
+        raise ApiError(400, f"{LENGTH_HEADER} {length!r} is not a length within the body")
+    tree = parse_json(body if length is None else body[: int(length)])
+    try:
+        return InferRequest.model_validate(tree)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ApiError(400, f"{'.'.join(map(str, detail['loc'])) or 'body'}: {detail['msg']}") from error
+
+
+def _options(asked: InferRequest) -> DetectionOptions:
+    given = {key: value for key, value in asked.parameters.items() if key in DetectionOptions.model_fields}
+    if isinstance(given.get("classes"), str):  # the protocol's parameters are single values
+        given["classes"] = [given["classes"]]
+    try:
+        return DetectionOptions.model_validate(given)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ApiError(422, f"parameters.{'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
+
+
+def _uploads(asked: InferRequest, body: bytes, length: str | None) -> list[Upload]:
+    """The images of the one input.
+
+    Raises:
+        ApiError: the input is missing, or its data does not fit its shape.
+    """
+    if [each.name for each in asked.inputs] != [INPUT]:
+        names = ", ".join(each.name[:50] for each in asked.inputs[:5]) or "none"
+        raise ApiError(400, f"there must be one input, {INPUT!r}; found {names}")
+    [tensor] = asked.inputs
+    size = tensor.parameters.get("binary_data_size")
+    binary = None
+    if size is not None:
+        rest = body[int(length) :] if length is not None else b""
+        if not isinstance(size, int) or size != len(rest):
+            raise ApiError(400, f"{INPUT}: binary_data_size is {size!r}, but {len(rest)} bytes follow the JSON")
+        binary = rest
+    elif tensor.data is None:
+        raise ApiError(400, f"{INPUT}: there is no data")
+    if any(side < 0 for side in tensor.shape):
+        raise ApiError(400, f"{INPUT}: the shape {tensor.shape} has a negative side")
+    if tensor.datatype == "BYTES":
+        elements = _split(binary) if binary is not None else _flat(tensor.data or [])
+        if len(elements) != math.prod(tensor.shape):
+            raise ApiError(400, f"{INPUT}: the shape is {tensor.shape}, but there are {len(elements)} elements")
+        return [_encoded(element) for element in elements]
+    if tensor.datatype == "UINT8":
+        return [Upload(None, pixels=each) for each in _pixels(tensor, binary)]
+    raise ApiError(400, f"{INPUT}: datatype {tensor.datatype!r}; send BYTES (encoded images) or UINT8 (pixels)")
+
+
+def _flat(data: Sequence[Any]) -> list[Any]:
+    return [leaf for each in data for leaf in (_flat(each) if isinstance(each, list) else [each])]
+
+
+def _split(data: bytes) -> list[bytes]:
+    """Elements of a binary BYTES tensor: each is preceded by its length, 4 bytes, little-endian."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        if at + 4 + size > len(data):
+            raise ApiError(400, f"{INPUT}: element {len(elements)} is longer than the data")
+        elements.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    return elements
+
+
+def _encoded(element: Any) -> Upload:
+    """An encoded image: bytes, or base64 of them (as text, or as bytes from clients that encode text)."""
+    if isinstance(element, bytes):
+        try:
+            return Upload(None, from_base64(element.decode("ascii")))
+        except ValueError:
+            return Upload(None, element)
+    if not isinstance(element, str):
+        return Upload(None, error=f"it must be base64 text; found {type(element).__name__}")
+    try:
+        return Upload(None, from_base64(element))
+    except ValueError as error:
+        return Upload(None, error=f"it is not base64: {error}")
+
+
+def _pixels(tensor: Tensor, binary: bytes | None) -> np.ndarray:
+    """(N, H, W, 3) uint8."""
+    shape = [1, *tensor.shape] if len(tensor.shape) == 3 else tensor.shape
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise ApiError(400, f"{INPUT}: UINT8 pixels must be (H, W, 3) or (N, H, W, 3) RGB; the shape is {tensor.shape}")
+    try:
+        if binary is not None:
+            return np.frombuffer(binary, np.uint8).reshape(shape)
+        values = np.array(tensor.data)
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+            raise ApiError(400, f"{INPUT}: UINT8 must be whole numbers from 0 to 255")
+        return values.astype(np.uint8).reshape(shape)
+    except ValueError as error:
+        raise ApiError(400, f"{INPUT}: the data does not fit the shape {tensor.shape}: {error}") from error
+
+
+def _encode(name: str, version: str | None, asked: InferRequest, outcomes: Sequence[Outcome]) -> bytes:
+    data: dict[str, list[Any]] = {output["name"]: [] for output in OUTPUTS}
+    for outcome in outcomes:
+        found, image = outcome.found, outcome.image
+        assert found is not None
+        assert image is not None
+        rles = found.rles()
+        data["num_detections"].append(len(found))
+        data["image_sizes"] += image.shape[1:]
+        data["boxes"] += found.boxes.flatten().tolist()
+        data["scores"] += found.scores.tolist()
+        data["class_ids"] += found.labels.tolist()
+        data["classes"] += [found.class_names[label] for label in found.labels.tolist()]
+        data["mask_sizes"] += [side for rle in rles for side in rle["size"]]
+        data["masks"] += [rle["counts"] for rle in rles]
+    wanted = None if asked.outputs is None else {output.name for output in asked.outputs}
+    unknown = sorted((wanted or set()) - data.keys())
+    if unknown:
+        raise ApiError(400, f"outputs: there is no {', '.join(unknown)[:200]}; there are: {', '.join(data)}")
+    outputs = [
+        {
+            "name": output["name"],
+            "datatype": output["datatype"],
+            "shape": [len(values) // math.prod(output["shape"][1:]), *output["shape"][1:]],
+            "data": values,
+        }
+        for output, values in zip(OUTPUTS, data.values(), strict=True)
+        if wanted is None or output["name"] in wanted
+    ]
+    tree = {"model_name": name, "model_version": version, "id": asked.id, "outputs": outputs}
+    known = {key: value for key, value in tree.items() if value is not None}
+    return json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,142 @@
+"""Settings of the server: environment variables named ``YOLACT_SERVE_...``, or arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from yolact.errors import SettingsError
+from yolact.inference.network import Precision
+
+PREFIX = "YOLACT_SERVE_"
+
+PARSED = 4
+"""Memory for each byte of a body that is parsed, at most: a number in JSON takes two characters, and a pointer."""
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class ServerSettings(BaseSettings):
+    """What the server serves, and how much it accepts."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    model: str = "models:/yolact@champion"
+    """``models:/NAME@ALIAS`` (followed: a version that gets the alias is taken up), ``models:/NAME/VERSION``, a folder
+    with a model, or an ``.onnx`` file of `yolact export`."""
+    name: str | None = Field(default=None, min_length=1, pattern=r"^[^/]+$")
+    """The model's name in the Open Inference Protocol; None for the registered name, or ``yolact``."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    """0 takes a free one."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    """Ignored for ``.onnx`` files, which run where onnxruntime runs them."""
+    precision: Precision = "fp32"
+    batch_size: int = Field(default=8, ge=1, le=256)
+    """Largest number of images that pass the network at once. They are those that wait when it is free; none waits for
+    others to come."""
+    mask_side: int = Field(default=2048, ge=64, le=8192)
+    """Masks of images whose longer side exceeds this are reduced to it, pixels. Bounds the memory."""
+
+    queue_size: int = Field(default=64, ge=1)
+    """Images in work or waiting; a request beyond them is answered 429."""
+    memory_mb: int = Field(default=1024, ge=1)
+    """Memory of all request bodies and decoded images, MB; a request beyond it is answered 429."""
+    max_images: int = Field(default=32, ge=1)
+    """Images in a request."""
+    max_body_mb: float = Field(default=32, gt=0)
+    max_megapixels: float = Field(default=50, gt=0)
+    """Largest image, by its header, before it is decoded."""
+    max_connections: int = Field(default=512, ge=1)
+    timeout: Seconds = 30
+    """From the end of a request's body to its answer, seconds; then it is answered 504."""
+    body_timeout: Seconds = 20
+    """For receiving a request's body, seconds; then it is answered 408."""
+
+    poll: Seconds = 30
+    """Seconds between two looks at the registry, on average: each is up to a fifth longer or shorter."""
+    drain: float = Field(default=0, ge=0, le=600)
+    """Seconds after SIGTERM in which the server still accepts requests but says that it is not ready, so that a load
+    balancer sends no more."""
+    token: SecretStr | None = None
+    """Requests must bear it (``Authorization: Bearer ...``); health and metrics are open."""
+    token_file: Path | None = None
+    """File with the token, instead of ``token``."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_images > self.queue_size:
+            raise ValueError(f"max_images ({self.max_images}) must not be larger than queue_size ({self.queue_size})")
+        if self.token is not None and self.token_file is not None:
+            raise ValueError("token and token_file: set one of them")
+        if self.decoded_bytes > self.memory_bytes:
+            raise ValueError(
+                f"memory_mb ({self.memory_mb}) must hold the largest request: {1 + PARSED} times max_body_mb "
+                f"({self.max_body_mb:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
+            )
+        return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_mb` in bytes."""
+        return self.memory_mb * 10**6
+
+    @property
+    def max_body_bytes(self) -> int:
+        """`max_body_mb` in bytes."""
+        return int(self.max_body_mb * 1e6)
+
+    @property
+    def max_pixels(self) -> int:
+        """`max_megapixels` in pixels."""
+        return int(self.max_megapixels * 1e6)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the largest body, parsed, with the largest image, decoded."""
+        return (1 + PARSED) * self.max_body_bytes + 3 * self.max_pixels
+
+    def read_token(self) -> bytes | None:
+        """The token that requests must bear; None if they need none.
+
+        Raises:
+            SettingsError: the file is missing or empty, or the token is empty.
+        """
+        if self.token_file is not None:
+            try:
+                text = self.token_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"token_file: {self.token_file} cannot be read: {error}") from error
+            source = str(self.token_file)
+        elif self.token is not None:
+            text, source = self.token.get_secret_value().strip(), "token"
+        else:
+            return None
+        if not text:
+            raise SettingsError(f"{source}: the token is empty; write one, or unset it to accept all requests")
+        return text.encode()
+
+
+def read_settings(**given: Any) -> ServerSettings:
+    """Settings from the environment, and from ``given`` where that is not None.
+
+    Raises:
+        SettingsError: a value is wrong; names the variable.
+    """
+    try:
+        return ServerSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(detail, given) for detail in error.errors())) from error
+
+
+def _explain(detail: Any, given: dict[str, Any]) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:
+        return f"serving: {message}"
+    key = str(detail["loc"][0])
+    name = f"--{key.replace('_', '-')}" if given.get(key) is not None else f"{PREFIX}{key.upper()}"
+    shown = "" if "token" in key else f" (found {detail['input']!r})"
+    return f"{name}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,0 +1,254 @@
+"""What does the server cost, and what does it gain?
+
+    python -m yolact_bench.studies.serving [MODEL_DIR] [--clients 16] [--seconds 10] [--load 120] [--rounds 200]
+
+Starts `yolact serve` on the loopback interface, with batches of up to 8 images and without batches, and measures: the
+time until it is ready; one client's requests in turn with the bare predictor, which decodes the same JPEG, detects and
+encodes the masks; the throughput of several clients at once, in turn with and without batches; and a longer load with
+the server's memory, threads and open files. On a busy machine the least times, and the CPU time of all threads for an
+image, say more than the medians. Without MODEL_DIR the network is that of ``conf/sample-cpu.yaml`` with random weights
+that find about ten objects (`yolact_bench.speed.calibration`). Clients and servers share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from PIL import Image
+
+from yolact.class_names import VOC_CLASSES
+from yolact.inference.predictor import Predictor
+from yolact.models.weights import save_model
+from yolact_bench.speed.calibration import calibrated_network
+from yolact_bench.speed.images import read_images
+from yolact_ops.settings.presets import choose
+
+OBJECTS = 10
+WARM_UP = 5
+"""Requests before those that count."""
+TURNS = 3
+"""Times that the throughput is measured with and without batches, in turn."""
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    port: int
+    start_seconds: float
+    """From the start of the process until it was ready."""
+    start_cpu: float = 0.0
+    """CPU time until then, s."""
+
+    def status(self) -> dict[str, int]:
+        """Resident memory (KiB), threads and open files of the process."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
+        values = dict(line.split(":", 1) for line in lines)
+        files = len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        return {"memory": int(values["VmRSS"].split()[0]), "threads": int(values["Threads"]), "files": files}
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the process so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime and stime
+
+
+@contextmanager
+def serving(model: Path, batch_size: int) -> Iterator[Server]:
+    """`yolact serve` in a process of its own, ready."""
+    command = [sys.executable, "-m", "yolact_cli.main", "serve", str(model), "--port", "0", "--device", "cpu"]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--batch-size", str(batch_size)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        port = int(line.rsplit(":", 1)[1].split(";")[0])
+        while ask(port, "GET", "/readyz")[0] != 200:
+            time.sleep(0.01)
+        server = Server(process, port, time.perf_counter() - start)
+        server.start_cpu = server.cpu_seconds()
+        yield server
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """One request on a connection of its own: status and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        return send(connection, method, path, body)
+    finally:
+        connection.close()
+
+
+def send(connection: http.client.HTTPConnection, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """A request on a connection that stays open: status and body."""
+    connection.request(method, path, body, {"Content-Type": "image/jpeg"})
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+@dataclass
+class Load:
+    """What clients saw."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    duration: float = 0.0
+    cpu: float = 0.0
+    """CPU time of the server, s."""
+
+    @property
+    def rate(self) -> float:
+        """Good answers per second."""
+        return self.statuses[200] / self.duration
+
+    @property
+    def cpu_milliseconds(self) -> float:
+        """CPU time of the server for an answer, ms."""
+        return self.cpu / max(1, self.statuses.total()) * 1e3
+
+    def percentiles(self) -> list[float]:
+        """Times in ms that 50, 95 and 99 % of the answers needed at most."""
+        return [float(value) for value in np.percentile(np.array(self.seconds) * 1e3, [50, 95, 99])]
+
+
+def load(server: Server, image: bytes, clients: int, seconds: float) -> Load:
+    """Clients that each send one request after the other."""
+    result = Load()
+    start, cpu = time.perf_counter(), server.cpu_seconds()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        while (before := time.perf_counter()) < start + seconds:
+            status, _ = send(connection, "POST", "/predict", image)
+            result.seconds.append(time.perf_counter() - before)
+            result.statuses[status] += 1
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    result.duration, result.cpu = time.perf_counter() - start, server.cpu_seconds() - cpu
+    return result
+
+
+@dataclass
+class Overhead:
+    """The bare predictor and the server with one client, in turn."""
+
+    bare: list[float] = field(default_factory=list)
+    """Times, s."""
+    served: list[float] = field(default_factory=list)
+    bare_cpu: float = 0.0
+    """CPU time for an image, s."""
+    served_cpu: float = 0.0
+
+    def describe(self) -> str:
+        """The result in a line, ms."""
+        bare, served = np.array(self.bare) * 1e3, np.array(self.served) * 1e3
+        return (
+            f"bare predictor {np.median(bare):.1f} ms, request {np.median(served):.1f} ms (medians of {len(bare)}); "
+            f"median of the difference {np.median(served - bare):.1f} ms; least {bare.min():.1f} and "
+            f"{served.min():.1f} ms; CPU time {self.bare_cpu * 1e3:.1f} and {self.served_cpu * 1e3:.1f} ms"
+        )
+
+
+def overhead(server: Server, predictor: Predictor, image: bytes, rounds: int) -> Overhead:
+    """Requests in turn with the bare predictor, after a warm-up."""
+    result = Overhead()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    served_cpu = 0.0
+    for number in range(-WARM_UP, rounds):
+        if number == 0:
+            served_cpu = server.cpu_seconds()
+        before, cpu = time.perf_counter(), time.process_time()
+        predictor.predict(image).rles()
+        between, own_cpu = time.perf_counter(), time.process_time() - cpu
+        send(connection, "POST", "/predict", image)
+        if number >= 0:
+            result.bare.append(between - before)
+            result.served.append(time.perf_counter() - between)
+            result.bare_cpu += own_cpu / rounds
+    result.served_cpu = (server.cpu_seconds() - served_cpu) / rounds
+    connection.close()
+    return result
+
+
+def main(
+    model_dir: Annotated[Path | None, typer.Argument(help="Folder with a trained model.")] = None,
+    clients: int = 16,
+    seconds: Annotated[float, typer.Option(help="Duration of each throughput measurement.")] = 10,
+    duration: Annotated[float, typer.Option("--load", help="Duration of the longer load, s; 0 for none.")] = 120,
+    rounds: Annotated[int, typer.Option(help="Requests in turn with the bare predictor.")] = 200,
+) -> None:
+    """Print the measurements."""
+    pixels = read_images([])[0]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+    image = stream.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_dir or _sample_model(Path(folder), pixels)
+        with serving(model, 8) as batched, serving(model, 1) as single:
+            print(f"{pixels.shape[1]}x{pixels.shape[0]}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
+            print(f"ready after {batched.start_seconds:.1f} s ({batched.start_cpu:.1f} s of CPU time)", flush=True)
+            print(overhead(batched, Predictor.load(model, device="cpu"), image, rounds).describe(), flush=True)
+            loads: dict[str, list[Load]] = {"with batches": [], "one by one": []}
+            for _ in range(TURNS):
+                for name, server in zip(loads, (batched, single), strict=True):
+                    loads[name].append(load(server, image, clients, seconds))
+            for name, done in loads.items():
+                rates, cpu = [each.rate for each in done], [each.cpu_milliseconds for each in done]
+                print(
+                    f"{clients} clients, {name}: {', '.join(f'{rate:.1f}' for rate in rates)} images/s; "
+                    f"{np.median(cpu):.1f} ms of CPU time each"
+                )
+            first, second = (np.median([each.rate for each in done]) for done in loads.values())
+            print(f"gain of batches: {first / second:.2f}", flush=True)
+            if duration:
+                _long_load(batched, image, clients, duration)
+
+
+def _long_load(server: Server, image: bytes, clients: int, duration: float) -> None:
+    """Load in ten parts, with the state of the server after each."""
+    for part in range(1, 11):
+        result = load(server, image, clients, duration / 10)
+        middle, most, nearly_all = result.percentiles()
+        state = server.status()
+        print(
+            f"{part * duration / 10:.0f} s: {dict(result.statuses)}, {result.rate:.1f} images/s, p50 {middle:.0f} ms, "
+            f"p95 {most:.0f}, p99 {nearly_all:.0f}; {state['memory'] / 1024:.0f} MiB, {state['threads']} threads, "
+            f"{state['files']} files",
+            flush=True,
+        )
+
+
+def _sample_model(folder: Path, image: np.ndarray) -> Path:
+    network = calibrated_network(choose("sample-cpu").model, len(VOC_CLASSES), image, OBJECTS)
+    save_model(network, list(VOC_CLASSES), folder / "model")
+    return folder / "model"
+
+
+if __name__ == "__main__":
+    typer.run(main)
