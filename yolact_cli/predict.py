@@ -68,9 +68,9 @@ def run(options: Options, console: Console | None = None) -> None:
     if summary.stopped and not any(item.kind == "camera" for item in inputs):
         raise StoppedError(f"stopped after {summary.images} images; their results are complete")
     if summary.problems:
-        raise SkippedInputsError(
-            f"{len(summary.problems)} problems with inputs, named above and in {options.output / 'predict.json'}"
-        )
+        count = len(summary.problems)
+        noun = "problem" if count == 1 else "problems"
+        raise SkippedInputsError(f"{count} {noun}, named above and in {options.output / 'predict.json'}")
 
 
 def _words(text: str) -> list[str]:

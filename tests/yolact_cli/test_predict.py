@@ -105,7 +105,7 @@ def test_a_damaged_image_is_named_and_passed_over_with_exit_code_4(predict: Pred
     result = predict("in", *LOW)
     assert result.exit_code == 4
     assert "skipped: in/cut.png: cannot be read as an image" in result.stderr
-    assert "2 problems with inputs" in result.stderr
+    assert "2 problems, named above and in" in result.stderr
     summary = read("predictions/predict.json")
     assert [problem["source"] for problem in summary["problems"]] == ["in/cut.png", "in/text.jpg"]
     assert [image["file_name"] for image in read("predictions/images.json")["images"]] == ["a.png"]
