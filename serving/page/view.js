@@ -5,6 +5,9 @@ import { decodeMask } from "./rle.js";
 /** Longest side of the canvas, pixels: larger images are shown reduced. */
 export const SHOWN_SIDE = 1600;
 
+/** Smaller images are shown enlarged by a whole factor, so that edges and labels are sharp. */
+const LEAST_SIDE = 800;
+
 /** Longest side of a mask in memory, pixels. */
 const MASK_SIDE = 1024;
 
@@ -24,9 +27,11 @@ export class View {
 
   /** Show an image; `picture` is drawn at the canvas' size. */
   setPicture(picture, width, height) {
-    const scale = Math.min(1, SHOWN_SIDE / Math.max(width, height));
+    const side = Math.max(width, height);
+    const scale = side < LEAST_SIDE ? Math.min(8, Math.ceil(LEAST_SIDE / side)) : Math.min(1, SHOWN_SIDE / side);
     this.canvas.width = Math.max(1, Math.round(width * scale));
     this.canvas.height = Math.max(1, Math.round(height * scale));
+    this.canvas.style.width = `calc(74vh * ${(width / height).toFixed(4)})`;
     this.picture = picture;
     this.objects = [];
   }
@@ -66,9 +71,10 @@ export class View {
       }
       if (parts.boxes || lit === index || different) this.#box(pen, found, scale, line, different);
     }
-    for (const { index, different } of shown.toReversed()) {
+    const taken = [];
+    for (const { index, different } of shown) {
       pen.globalAlpha = lit === null || lit === index ? 1 : 0.25;
-      if (parts.labels || lit === index) this.#label(pen, this.objects[index].found, scale, different);
+      if (parts.labels || lit === index) this.#label(pen, this.objects[index].found, scale, different, taken);
     }
     pen.globalAlpha = 1;
   }
@@ -84,7 +90,8 @@ export class View {
     pen.setLineDash([]);
   }
 
-  #label(pen, found, scale, different) {
+  /** Write a label at the top of the box, or below those that are there already (`taken`). */
+  #label(pen, found, scale, different, taken) {
     // As large on the screen as other text, whatever the canvas is scaled to.
     const zoom = this.canvas.width / (this.canvas.clientWidth || this.canvas.width);
     const size = Math.max(9, 12.5 * zoom);
@@ -93,7 +100,13 @@ export class View {
     const wide = pen.measureText(text).width + 1.3 * size;
     const tall = 1.5 * size;
     const x = Math.max(0, Math.min(found.box[0] * scale, this.canvas.width - wide));
-    const y = Math.max(0, Math.min(found.box[1] * scale - tall, this.canvas.height - tall));
+    let y = Math.max(0, Math.min(found.box[1] * scale - tall, this.canvas.height - tall));
+    const covers = (other) =>
+      x < other.x + other.wide && other.x < x + wide && y < other.y + other.tall && other.y < y + tall;
+    for (let other = taken.find(covers); other && y + 2 * tall < this.canvas.height; other = taken.find(covers)) {
+      y = other.y + other.tall + 1;
+    }
+    taken.push({ x, y, wide, tall });
     pen.fillStyle = "rgb(10 12 16 / 85%)";
     pen.fillRect(x, y, wide, tall);
     pen.fillStyle = colourOf(found.class_id).css;

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serving.conftest import encoded, picture, running, wait
+from tests.serving.conftest import SIZE, encoded, picture, running, wait
 
 pytestmark = pytest.mark.slow
 
@@ -64,9 +64,11 @@ def test_an_uploaded_image_shows_its_objects(page: Any) -> None:
     status(page, FOUND)
     assert rows(page).count() > 0
     show(page, masks=False, labels=False)
-    np.testing.assert_allclose(pixels(page)[..., :3], picture(), atol=2)  # the image itself
+    plain = pixels(page)[..., :3]
+    reduced = Image.fromarray(plain).resize(SIZE, Image.Resampling.BOX)
+    assert np.abs(np.array(reduced, int) - np.array(picture(), int)).mean() < 4  # the image itself
     show(page, masks=True)
-    changed = (pixels(page)[..., :3] != np.array(picture())).any(axis=2)
+    changed = (pixels(page)[..., :3] != plain).any(axis=2)
     assert 0.01 < changed.mean() < 0.99
 
 
@@ -286,7 +288,8 @@ def test_downloads_hold_what_is_shown(page: Any, tmp_path: Path) -> None:
         download.value.save_as(path)
         files[name] = path
     assert [path.name for path in files.values()] == ["my image.png", "my image.json", "my image.txt"]
-    assert Image.open(files["png"]).size == picture().size
+    width, height = Image.open(files["png"]).size
+    assert width / SIZE[0] == height / SIZE[1] >= 1
     assert len(json.loads(files["coco"].read_text())) == shown
     lines = files["yolo"].read_text().splitlines()
     assert len(lines) == shown
