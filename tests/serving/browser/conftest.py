@@ -65,7 +65,7 @@ def page(chromium: Any, full_server: Server) -> Iterator[Any]:
     """
     context = chromium.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
     made = context.new_page()
-    made.set_default_timeout(60_000)
+    made.set_default_timeout(15_000)
     problems: list[str] = []
     made.predictions = []
     made.on("pageerror", lambda error: problems.append(str(error)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -37,17 +39,13 @@ def alert(page: Any, text: str | re.Pattern[str]) -> None:
 def expect(locator: Any, text: str | re.Pattern[str]) -> None:
     from playwright.sync_api import expect as playwright_expect
 
-    playwright_expect(locator).to_contain_text(text, timeout=60_000)
+    playwright_expect(locator).to_contain_text(text, timeout=15_000)
 
 
 def pixels(page: Any, number: int = 0) -> np.ndarray:
     """What a canvas shows, (H, W, 4) uint8."""
-    values = (
-        page.locator("#sides canvas")
-        .nth(number)
-        .evaluate("c => [c.height, c.width, [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]]")
-    )
-    return np.array(values[2], np.uint8).reshape(values[0], values[1], 4)
+    url = page.locator("#sides canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
+    return np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGBA"))
 
 
 def show(page: Any, **parts: bool) -> None:
@@ -162,14 +160,16 @@ def test_champion_and_candidate_stand_side_by_side(page: Any) -> None:
 
 
 @pytest.mark.parametrize("which", ["text", "truncated", "large", "megapixels"])
-def test_files_that_cannot_be_used_are_explained(page: Any, which: str) -> None:
+def test_files_that_cannot_be_used_are_explained(page: Any, tmp_path: Path, which: str) -> None:
     data, reason = {
         "text": (b"no image", "is not a JPEG, PNG, WebP, GIF or BMP image"),
         "truncated": (encoded(picture())[:200], "This image cannot be used"),
         "large": (b"\xff\xd8" + bytes(33_000_000), "is too large: 33.0 MB; the server takes 32 MB"),
         "megapixels": (encoded(Image.new("1", (9000, 9000))), "81.0 megapixels"),
     }[which]
-    upload(page, data, "broken.jpg", "image/jpeg")
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(data)
+    page.set_input_files("#file", path)
     alert(page, reason)
     assert not page.locator("#results").is_visible()
     upload(page, encoded(picture()))
@@ -177,16 +177,16 @@ def test_files_that_cannot_be_used_are_explained(page: Any, which: str) -> None:
     expect(page.locator("#alert"), "")
 
 
-def test_an_image_of_40_megapixels_is_shown_reduced(page: Any) -> None:
-    large = Image.fromarray(np.array(picture((8000, 5000))))
-    upload(page, encoded(large, "JPEG", quality=80), "large.jpg", "image/jpeg")
+def test_an_image_of_40_megapixels_is_shown_reduced(page: Any, tmp_path: Path) -> None:
+    picture((8000, 5000)).save(tmp_path / "large.jpg", quality=80)
+    page.set_input_files("#file", tmp_path / "large.jpg")
     status(page, re.compile("object"))
     assert pixels(page).shape == (1000, 1600, 4)
 
 
 def test_the_page_goes_on_when_the_server_is_back(chromium: Any, model_dir: Path) -> None:
     page = chromium.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(15_000)
     with running(model=str(model_dir)) as server:
         port = int(server.address.rpartition(":")[2])
         page.goto(server.address)
@@ -220,7 +220,7 @@ def test_a_busy_server_is_asked_again(page: Any) -> None:
 
 def test_the_token_is_asked_for_and_kept_in_the_tab_only(chromium: Any, model_dir: Path) -> None:
     page = chromium.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(15_000)
     with running(model=str(model_dir), token="secret") as server:
         page.goto(server.address)
         for token, message in (("wrong", "The server needs a token."), ("secret", "")):
