@@ -41,6 +41,9 @@ function failure(status, text, wait) {
   if (status === 503 && text.startsWith("the model")) {
     return new RequestError("away", "The server has no model yet.", wait);
   }
+  if (status === 503 && text.startsWith("the candidate")) {
+    return new RequestError("refused", "The server could not load its candidate yet; its log says why.");
+  }
   if (status >= 502 && status <= 503) return new RequestError("away", "The server is not available.", wait);
   if (status === 504) return new RequestError("refused", "The server took too long. Try a smaller image.");
   if (status === 413) return new RequestError("refused", `The image is too large: ${text}.`);

@@ -231,6 +231,8 @@ async function detect() {
   for (const role of [...sides.keys()]) removeSide(role);
   wanted.forEach((role, i) => addSide(role, answers[i]));
   $("results").hidden = false;
+  $("wrong-image").disabled = false;
+  $("wrong-image").textContent = wanted.length === 2 ? "The champion's result is wrong" : "This result is wrong";
   for (const side of sides.values()) fitPicture(side);
   say("");
   refresh();
@@ -377,7 +379,14 @@ $("threshold").addEventListener("input", () => {
   settled = setTimeout(() => announce(), 500);
 });
 for (const id of ["masks", "boxes", "labels"]) $(id).addEventListener("change", refresh);
-$("compare").addEventListener("change", guarded(detect));
+$("compare").addEventListener("change", guarded(async () => {
+  try {
+    await detect();
+  } catch (error) {
+    if (error.kind === "refused") $("compare").checked = false;
+    throw error;
+  }
+}));
 addEventListener("resize", () => sides.forEach(draw));
 
 // Downloads and feedback

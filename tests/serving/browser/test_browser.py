@@ -219,6 +219,19 @@ def test_a_busy_server_is_asked_again(page: Any) -> None:
     assert len(page.predictions) == 3
 
 
+def test_a_candidate_that_is_not_loaded_is_explained_and_the_champion_stays(page: Any) -> None:
+    upload(page, encoded(picture()))
+    status(page, FOUND)
+    page.route(
+        "**/predict?*candidate=true",
+        lambda route: route.fulfill(status=503, json={"error": "the candidate is not loaded yet"}),
+    )
+    page.locator("#compare").click()
+    alert(page, "The server could not load its candidate yet")
+    assert not page.locator("#compare").is_checked()
+    assert page.locator("#sides canvas").count() == 1
+
+
 def test_the_token_is_asked_for_and_kept_in_the_tab_only(chromium: Any, model_dir: Path) -> None:
     page = chromium.new_page()
     page.set_default_timeout(15_000)
