@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from PIL import Image
+from PIL import Image, ImageEnhance
 from pycocotools import mask as coco_mask
 
+from components.ingest import step as ingest
+from components.preprocess import step as preprocess
 from serving.feedback import FeedbackStore
 from serving.server import Server
 from serving.settings import read_settings
-from tests.serving.conftest import SIZE, encoded, error_of, picture, post, running
+from tests.serving.conftest import CLASSES, SIZE, encoded, error_of, picture, post, running
 from yolact.formats.registry import read_dataset
+from yolact_ops.settings.params import DataParams, Params
 
 MASK_SIDE = 100
 
@@ -93,17 +96,25 @@ def test_large_images_are_stored_at_the_resolution_of_their_masks_upright_and_wi
         assert each["bbox"][0] == pytest.approx(seen["box"][0] * 67 / 200, abs=0.011)
 
 
-def test_preprocess_reads_the_folder_as_coco(storing: Server, folder: Path) -> None:
-    for wrong in ([0], [1]):
-        report = report_of(storing.address, encoded(picture()), wrong)
-        stored(send(storing.address, report), folder)
-    dataset = read_dataset(folder)
-    files = sorted(folder.glob("instances_*.json"))
-    assert len(dataset.splits["train"]) == len(files) >= 2
-    expected = [len(json.loads(path.read_text())["annotations"]) for path in files]
-    assert sum(expected) > 0
-    names = {each["name"] for path in files for each in json.loads(path.read_text())["categories"]}
-    assert set(dataset.classes.values()) == names
+def test_ingest_and_preprocess_read_the_folder_as_coco(
+    storing: Server, folder: Path, tmp_path: Path, params: Params
+) -> None:
+    for shade in range(6):
+        image = ImageEnhance.Brightness(picture()).enhance(1 - shade / 20)
+        stored(send(storing.address, report_of(storing.address, encoded(image), [0])), folder)
+    trees = [json.loads(path.read_text()) for path in folder.glob("instances_*.json")]
+    expected = {row["file_name"]: len(tree["annotations"]) for tree in trees for row in tree["images"]}
+    assert sum(expected.values()) > 10
+    settings = DataParams(data=params.data.model_copy(update={"source": str(folder), "max_dropped": 1.0}))
+    raw, processed = tmp_path / "raw", tmp_path / "processed"
+    ingest.run(settings, raw_dir=raw, downloads_dir=tmp_path / "downloads")
+    dataset = read_dataset(raw)
+    assert set(dataset.classes.values()) <= set(CLASSES)
+    assert len(dataset.splits["train"]) == len(expected)
+    preprocess.run(settings, raw_dir=raw, processed_dir=processed, report_dir=tmp_path / "report", workers=1)
+    written = [json.loads((processed / f"{split}.json").read_text()) for split in ("train", "val")]
+    assert sum(len(tree["images"]) for tree in written) > 0
+    assert 0 < sum(len(tree["annotations"]) for tree in written) <= sum(expected.values())
 
 
 def test_a_server_without_the_setting_stores_nothing(url: str, png: bytes) -> None:
