@@ -12,7 +12,7 @@ from serving.errors import ApiError
 from serving.feedback import FeedbackStore
 from serving.images import Share, decode
 from serving.routes.predict import FAILURES, deadline
-from serving.schemas import Error, Feedback, Stored
+from serving.schemas import Error, Feedback, Stored, inlined_schema
 from serving.service import Service, service_of
 from serving.settings import PARSED
 from yolact.errors import DataError
@@ -20,12 +20,7 @@ from yolact.errors import DataError
 router = APIRouter(tags=["feedback"])
 
 _BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": Feedback.model_json_schema(ref_template="#/components/schemas/{model}")}
-        },
-    }
+    "requestBody": {"required": True, "content": {"application/json": {"schema": inlined_schema(Feedback)}}},
 }
 _REFUSED: dict[int | str, dict[str, Any]] = {
     403: {"model": Error, "description": "The server stores no feedback."},
