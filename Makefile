@@ -29,7 +29,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-containers lint format mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,15 @@ test: $(STAMP) ## Run the tests
 
 test-slow: $(STAMP) ## Run the tests that take minutes each, which `make test` leaves out
 	@OMP_NUM_THREADS=1 pytest -m slow
+
+# axe-core checks accessibility. It is fetched, not stored here: 650 KB under the MPL 2.0.
+AXE := axe-core-4.14.1
+AXE_SHA256 := e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745
+
+test-page: $(STAMP) ## Test the server's page in Chromium; npm fetches axe-core
+	@cd $(VENV) && test -f package/axe.min.js || { npm pack --silent axe-core@$(AXE:axe-core-%=%) >/dev/null && \
+	  echo "$(AXE_SHA256)  $(AXE).tgz" | sha256sum --check --quiet && tar -xzf $(AXE).tgz package/axe.min.js; }
+	@YOLACT_TEST_AXE=$(CURDIR)/$(VENV)/package/axe.min.js OMP_NUM_THREADS=1 pytest -m slow tests/serving/browser
 
 test-containers: $(STAMP) ## Build the image and run the pipeline in it, with Docker or as root on Debian or Ubuntu
 	@bash .ci/containers

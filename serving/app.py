@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import ApiError, OverloadedError
-from serving.routes import health, model, open_inference, predict
+from serving.routes import feedback, health, model, open_inference, page, predict
 from serving.service import Service, service_of
 
-PROTECTED = (predict.router, model.router, open_inference.models)
+PROTECTED = (predict.router, model.router, feedback.router, open_inference.models)
 """Routers whose requests must bear the token, if there is one."""
-OPEN = (health.router, open_inference.health)
+OPEN = (health.router, open_inference.health, page.router)
 
 DESCRIPTION = """Instance segmentation with YOLACT: images in; classes, scores, boxes and masks out.
 

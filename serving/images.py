@@ -129,10 +129,15 @@ def _size(data: bytes) -> tuple[int, int]:
 def reduced(image: Tensor, side: int) -> Tensor:
     """The (3, H, W) uint8 image with a longer side of at most ``side`` pixels."""
     height, width = image.shape[1:]
-    factor = side / max(height, width)
-    if factor >= 1:
+    size = reduced_size(height, width, side)
+    if size == (height, width):
         return image
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    size = max(1, round(width * factor)), max(1, round(height * factor))
-    smaller = np.array(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2))
+    smaller = np.array(picture.resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2))
     return torch.from_numpy(smaller).permute(2, 0, 1)
+
+
+def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width with a longer side of at most ``side`` pixels; also the size of masks with this resolution."""
+    factor = min(1.0, side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))

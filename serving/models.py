@@ -230,9 +230,8 @@ class RegistrySource(Source):
         return ServedModel(offer, predictor, shown)
 
 
-def open_source(settings: ServerSettings) -> Source:
-    """The source that ``settings.model`` names."""
-    text = settings.model
+def open_source(settings: ServerSettings, text: str) -> Source:
+    """The source that ``settings.model`` or ``settings.candidate`` names."""
     if text.startswith("models:/"):
         return RegistrySource(settings, text)
     path = Path(text)

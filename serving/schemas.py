@@ -58,6 +58,7 @@ class DetectionOptions(BaseModel):
 class PredictOptions(DetectionOptions):
     """Parameters of ``POST /predict``."""
 
+    candidate: bool = Field(False, description="Ask the candidate instead of the model, if the server has one.")
     masks: MaskForm = Field(
         "rle",
         description="Masks as COCO run lengths (`rle`), as `polygons` (outlines; holes are filled), or `none`.",
@@ -184,6 +185,40 @@ class ModelDescription(BaseModel):
     loaded: str = Field(description="ISO 8601, UTC.")
     metrics: dict[str, float] = Field(description="AP on the images that it was evaluated on, from the registry.")
     lineage: dict[str, dict[str, str]] = Field(description="Code, data, settings and run, from the registry.")
+
+
+class FeedbackDetection(BaseModel):
+    """A detection that the user saw, as `POST /predict` answered it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    class_name: str = Field(alias="class", min_length=1, max_length=200)
+    class_id: int = Field(ge=0, lt=10_000)
+    score: float = Field(ge=0, le=1)
+    box: tuple[float, float, float, float]
+    mask: Rle
+
+
+class Feedback(BaseModel):
+    """JSON body of ``POST /feedback``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description="Base64 text or a data URL.")
+    model: ModelVersion
+    detections: list[FeedbackDetection] = Field(max_length=MAX_DETECTIONS)
+    wrong: list[int] | None = Field(
+        None,
+        description="Which of the detections are wrong, from 0; without it, the result as a whole is.",
+        min_length=1,
+    )
+
+
+class Stored(BaseModel):
+    """Answer of ``POST /feedback``."""
+
+    id: str
+    deleted_after_days: int
 
 
 class Error(BaseModel):

@@ -17,6 +17,7 @@ from torch import Tensor
 from serving.batching import Batcher
 from serving.bodies import Upload
 from serving.errors import ApiError
+from serving.feedback import FeedbackStore
 from serving.following import Following
 from serving.images import Memory, Share, decode, from_pixels, reduced
 from serving.metrics import Metrics
@@ -60,16 +61,30 @@ class Service:
         self.metrics = Metrics()
         self.memory = Memory(settings.memory_bytes, self.metrics)
         self.batcher = Batcher(settings.queue_size, settings.batch_size, self.metrics)
-        self.following = Following(open_source(settings), settings.poll, self.metrics, give_up)
+        self.following = Following(open_source(settings, settings.model), settings.poll, self.metrics, give_up)
+        self.candidate = self._follow_candidate(settings)
+        """What requests with ``candidate=true`` get; None if the server has none."""
+        self.feedback = None if settings.feedback is None else FeedbackStore(settings.feedback, settings)
         self.stopping = False
         """Whether the server takes leave: it answers, but is not ready."""
         self._tasks: list[asyncio.Task[None]] = []
         self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="images")
 
+    @staticmethod
+    def _follow_candidate(settings: ServerSettings) -> Following | None:
+        """Without the server's metrics, which are about the model; a candidate that fails does not end the server."""
+        if settings.candidate is None:
+            return None
+        return Following(open_source(settings, settings.candidate), settings.poll, Metrics())
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load the model and run batches."""
         self._tasks = [asyncio.create_task(self.following.run()), asyncio.create_task(self.batcher.run())]
+        if self.candidate is not None:
+            self._tasks.append(asyncio.create_task(self.candidate.run()))
+        if self.feedback is not None:
+            self._tasks.append(asyncio.create_task(self.feedback.run()))
         try:
             yield
         finally:
@@ -99,12 +114,18 @@ class Service:
             return "an internal task has failed"
         return None
 
-    def model(self) -> ServedModel:
-        """The model for a new request.
+    def model(self, candidate: bool = False) -> ServedModel:
+        """The model, or the candidate, for a new request.
 
         Raises:
-            ApiError: none is loaded yet.
+            ApiError: none is loaded yet, or the server has no candidate.
         """
+        if candidate:
+            if self.candidate is None:
+                raise ApiError(404, "this server has no candidate; YOLACT_SERVE_CANDIDATE names one")
+            if self.candidate.model is None:
+                raise ApiError(503, "the candidate is not loaded yet", {"Retry-After": "2"})
+            return self.candidate.model
         if self.following.model is None:
             raise ApiError(503, "the model is not loaded yet; /readyz says why", {"Retry-After": "2"})
         return self.following.model

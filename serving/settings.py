@@ -27,6 +27,8 @@ class ServerSettings(BaseSettings):
     model: str = "models:/yolact@champion"
     """``models:/NAME@ALIAS`` (followed: a version that gets the alias is taken up), ``models:/NAME/VERSION``, a folder
     with a model, or an ``.onnx`` file of `yolact export`."""
+    candidate: str | None = None
+    """A second model of the same forms, that requests may ask for (``candidate=true``) and the page compares with."""
     name: str | None = Field(default=None, min_length=1, pattern=r"^[^/]+$")
     """The model's name in the Open Inference Protocol; None for the registered name, or ``yolact``."""
     host: str = "127.0.0.1"
@@ -61,6 +63,12 @@ class ServerSettings(BaseSettings):
     drain: float = Field(default=0, ge=0, le=600)
     """Seconds after SIGTERM in which the server still accepts requests but says that it is not ready, so that a load
     balancer sends no more."""
+    feedback: Path | None = None
+    """Folder in which ``POST /feedback`` stores images with what was found; None refuses them."""
+    feedback_days: int = Field(default=30, ge=1, le=3650)
+    """Stored images are deleted after this many days."""
+    feedback_mb: int = Field(default=1000, ge=1)
+    """Size of all stored images together, MB."""
     token: SecretStr | None = None
     """Requests must bear it (``Authorization: Bearer ...``); health and metrics are open."""
     token_file: Path | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from serving.schemas import Error, ModelDescription
 from serving.service import service_of
@@ -16,8 +16,15 @@ router = APIRouter(tags=["model"])
     "/model",
     summary="The model that answers",
     response_model=ModelDescription,
-    responses={401: {"model": Error}, 503: {"model": Error, "description": "No model is loaded yet."}},
+    responses={
+        401: {"model": Error},
+        404: {"model": Error, "description": "The server has no candidate."},
+        503: {"model": Error, "description": "No model is loaded yet."},
+    },
 )
-async def model(request: Request) -> dict[str, Any]:
+async def model(
+    request: Request,
+    candidate: Annotated[bool, Query(description="Describe the candidate, if the server has one.")] = False,
+) -> dict[str, Any]:
     """Version, classes, metrics and lineage of the model."""
-    return service_of(request).model().description
+    return service_of(request).model(candidate).description

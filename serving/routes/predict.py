@@ -78,7 +78,7 @@ async def predict(request: Request, options: Annotated[PredictOptions, Query()])
     answer is 422.
     """
     service = service_of(request)
-    model = service.model()
+    model = service.model(options.candidate)
     with service.share() as share:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
