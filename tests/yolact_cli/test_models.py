@@ -174,6 +174,7 @@ def test_a_new_process_counts_deformable_convolutions(repository: Path) -> None:
 # --- backbones ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_backbones_are_listed_as_in_the_docs(repository: Path) -> None:
     markdown = run("--backbones", "--markdown").stdout
     rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in markdown.splitlines())}

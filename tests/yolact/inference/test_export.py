@@ -73,6 +73,7 @@ def test_every_backbone_computes_the_networks_outputs(variant: str, tmp_path: Pa
     assert_outputs_close(run(found.path, images(1)), expected(model, images(1)), tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_a_new_process_exports_deformable_convolutions(repository: Path, tmp_path: Path) -> None:
     """In this process other tests have already registered torchvision's operations."""
     program = (
