@@ -257,6 +257,7 @@ def test_everything_can_be_done_by_keyboard(page: Any, tmp_path: Path) -> None:
                 return
         raise AssertionError(f"Tab does not reach {selector}")
 
+    page.locator("#examples li:nth-child(2) button").wait_for()  # until then the scripts may not listen yet
     tab_to("#pick")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
