@@ -13,6 +13,8 @@ It also runs on a CPU with small settings, as a check.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,13 +86,18 @@ def measured(part: Part, seconds: float) -> dict[str, Any] | str:
     """What the part measured, or why it did not."""
     if seconds <= 0:
         return "not measured: no time left"
-    try:
-        done = subprocess.run(part.command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return f"not measured: not done after {seconds:.0f} s"
-    if done.returncode:
-        return f"not measured: exit code {done.returncode}, see its messages above"
-    found: dict[str, Any] = json.loads(part.file.read_text(encoding="utf-8") if part.file else done.stdout)
+    # In a session of its own, so that it can be ended with the processes that it starts.
+    with subprocess.Popen(part.command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"not measured: not done after {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        return f"not measured: exit code {process.returncode}, see its messages above"
+    found: dict[str, Any] = json.loads(part.file.read_text(encoding="utf-8") if part.file else output)
     return found
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -33,6 +35,16 @@ def test_a_part_gives_its_json_from_its_output_or_its_file(tmp_path: Path) -> No
 )
 def test_a_part_that_is_not_measured_says_why(code: str, seconds: float, why: str) -> None:
     assert gpu.measured(part(code), seconds) == why
+
+
+def test_a_part_out_of_time_ends_with_the_processes_that_it_started(tmp_path: Path) -> None:
+    noted = tmp_path / "pid"
+    child = f"import os, pathlib, time; pathlib.Path({str(noted)!r}).write_text(str(os.getpid())); time.sleep(60)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert gpu.measured(part(program), 3) == "not measured: not done after 3 s"
+    with suppress(psutil.NoSuchProcess):
+        left = psutil.Process(int(noted.read_text()))
+        left.wait(10)  # times out if it lives on
 
 
 def test_the_table_has_the_main_numbers_of_each_part() -> None:
