@@ -188,11 +188,12 @@ class _Scanner:
         self.at = 3 if encoding == "utf-8-sig" else 0
 
     def _more(self) -> bool:
-        """Read on, at least as much as is left over."""
+        """Read on, at least as much as is left over; False, and nothing changes, at the end of the file."""
         block = self.file.read(max(BLOCK, len(self.text) - self.at))
-        self.offset += self.at
-        self.text = self.text[self.at :] + block.decode("latin-1")
-        self.at = 0
+        if block:
+            self.offset += self.at
+            self.text = self.text[self.at :] + block.decode("latin-1")
+            self.at = 0
         return bool(block)
 
     def next(self) -> str:
@@ -226,7 +227,7 @@ class _Scanner:
                 if not cut or not self._more():
                     raise ValueError(f"{error.msg} at byte {self.offset + error.pos:,}") from None
                 continue
-            if end == len(self.text) and self._more():  # a number may go on
+            if end > len(self.text) - 3 and self._more():  # a number may go on: "1" with ".5" or "e+5"
                 continue
             start, self.at = self.at, end
             if not self.text.isascii() and not (part := self.text[start:end]).isascii():

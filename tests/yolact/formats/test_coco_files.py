@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.yolact.formats.coco_sets import annotation, tree, write
@@ -32,6 +32,8 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     block=st.integers(8, 60),
     mark=st.sampled_from(["", "\ufeff"]),
 )
+@example(rows=[None, None], info=0.0, ascii=False, indent=None, block=8, mark="")  # a block ends behind "0."
+@example(rows=[], info=1e300, ascii=False, indent=None, block=17, mark="")
 def test_rows_equal_those_of_the_json_module(
     tmp_path: Path, rows: list[Any], info: Any, ascii: bool, indent: int | None, block: int, mark: str
 ) -> None:
