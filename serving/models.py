@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serving.settings import ServerSettings
 from yolact.errors import DataError, WeightsError, YolactError
+from yolact.inference.open_exported import RUNTIMES
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
 
@@ -76,19 +77,20 @@ class ServedModel:
     @cached_property
     def description(self) -> dict[str, Any]:
         """The answer of ``GET /model``."""
+        from yolact.inference.exported_predictor import ExportedPredictor
         from yolact_ops.registry.lineage_report import LineageReport
 
+        predictor = self.predictor
         tags = {key: value for key, value in self.tags.items() if key not in PRIVATE_TAGS}
         report = LineageReport(self.offer.name, 0, [], tags, None, None)
-        device = getattr(self.predictor, "device", None)
         return {
             "name": self.offer.name,
             "version": self.offer.version,
             "alias": self.offer.alias,
             "classes": self.classes,
-            "image_size": self.predictor.model_config.image_size,
+            "image_size": predictor.model_config.image_size,
             "detection": self.config.model_dump(),
-            "device": "onnxruntime" if device is None else str(device),
+            "device": predictor.runtime if isinstance(predictor, ExportedPredictor) else str(predictor.device),
             "loaded": self.loaded.isoformat(timespec="seconds"),
             "metrics": {key: float(value) for key, value in tags.items() if key in METRIC_TAGS},
             "lineage": report.groups(),
@@ -152,7 +154,7 @@ class FolderSource(Source):
         if missing:
             raise WeightsError(
                 f"{self.folder}: no file {missing[0]}. Name a folder with a model (`make demo` writes models/), "
-                "an .onnx file, or a registered version, as models:/yolact@champion"
+                "an .onnx or .xml file, or a registered version, as models:/yolact@champion"
             )
         return Offer(DEFAULT_NAME, _digest(self.folder / WEIGHTS_FILE))
 
@@ -164,8 +166,8 @@ class FolderSource(Source):
         return ServedModel(offer, self._predictor(self.folder, config))
 
 
-class OnnxSource(Source):
-    """A file that `yolact export` wrote."""
+class ExportedSource(Source):
+    """A file that `yolact export` wrote, for onnxruntime or OpenVINO."""
 
     def __init__(self, settings: ServerSettings, path: Path) -> None:
         super().__init__(settings)
@@ -179,10 +181,16 @@ class OnnxSource(Source):
 
     def load(self, offer: Offer) -> ServedModel:
         """Open the file."""
-        from yolact.inference.onnx_predictor import OnnxPredictor
+        from yolact_ops.prediction.model import load_exported
 
         settings = self.settings
-        predictor = OnnxPredictor(self.path, mask_resolution=settings.mask_side, batch_size=settings.batch_size)
+        predictor = load_exported(
+            self.path,
+            device=settings.device,
+            precision=settings.precision,
+            mask_resolution=settings.mask_side,
+            batch_size=settings.batch_size,
+        )
         return ServedModel(offer, predictor)
 
 
@@ -235,7 +243,7 @@ def open_source(settings: ServerSettings, text: str) -> Source:
     if text.startswith("models:/"):
         return RegistrySource(settings, text)
     path = Path(text)
-    return OnnxSource(settings, path) if path.suffix == ".onnx" else FolderSource(settings, path)
+    return (ExportedSource if path.suffix in RUNTIMES else FolderSource)(settings, path)
 
 
 def _digest(path: Path) -> str:
@@ -267,7 +275,7 @@ def _check_outputs(model: ServedModel, image: Tensor) -> None:
     from yolact.inference.predictor import Predictor
 
     predictor = model.predictor
-    if not isinstance(predictor, Predictor):  # onnxruntime shows what it computes only as detections
+    if not isinstance(predictor, Predictor):  # other runtimes show what they compute only as detections
         return
     outputs = predictor.network(predictor.preprocess([image]))
     for name in ("boxes", "class_logits", "mask_coefficients", "prototypes"):

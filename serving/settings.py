@@ -26,7 +26,7 @@ class ServerSettings(BaseSettings):
 
     model: str = "models:/yolact@champion"
     """``models:/NAME@ALIAS`` (followed: a version that gets the alias is taken up), ``models:/NAME/VERSION``, a folder
-    with a model, or an ``.onnx`` file of `yolact export`."""
+    with a model, or an ``.onnx`` or ``.xml`` file of `yolact export`."""
     candidate: str | None = None
     """A second model of the same forms, that requests may ask for (``candidate=true``) and the page compares with."""
     name: str | None = Field(default=None, min_length=1, pattern=r"^[^/]+$")
@@ -35,7 +35,7 @@ class ServerSettings(BaseSettings):
     port: int = Field(default=8080, ge=0, le=65535)
     """0 takes a free one."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    """Ignored for ``.onnx`` files, which run where onnxruntime runs them."""
+    """Exported files know only some, see `yolact_ops.prediction.model.EXPORTED_DEVICES`."""
     precision: Precision = "fp32"
     batch_size: int = Field(default=8, ge=1, le=256)
     """Largest number of images that pass the network at once. They are those that wait when it is free; none waits for

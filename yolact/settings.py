@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolact.backbone_registry import backbones, find_backbone
 from yolact.errors import SettingsError
@@ -273,9 +273,20 @@ class LossConfig(Section):
         return self
 
 
+def _auto_or_at_least(least: int) -> BeforeValidator:
+    """One message for both kinds of values, instead of pydantic's one for each."""
+
+    def check(value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= least):
+            return value
+        raise ValueError(f"must be auto, or a whole number of at least {least}")
+
+    return BeforeValidator(check)
+
+
 class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    epochs: PositiveInt | Literal["auto"]
+    epochs: Annotated[int | Literal["auto"], _auto_or_at_least(1)]
     """Passes over the training images; ``auto`` chooses them by the number of images
     (`yolact.engine.schedule.automatic_epochs`)."""
     batch_size: PositiveInt
@@ -313,7 +324,7 @@ class TrainConfig(Section):
     lr_milestones: list[Fraction]
     """Fractions of the run, ascending; read by ``step`` only."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)]
-    warmup_steps: NonNegativeInt | Literal["auto"]
+    warmup_steps: Annotated[int | Literal["auto"], _auto_or_at_least(0)]
     """``auto``: 500 as published, but at most a tenth of the run."""
     warmup_start_lr: NonNegativeFloat
     """Learning rate of step 0, at most ``lr``; rises linearly to ``lr`` over ``warmup_steps``."""
@@ -329,20 +340,6 @@ class TrainConfig(Section):
     """Steps between logged loss values, which are means over the steps since the last log."""
     augment: AugmentConfig
     loss: LossConfig
-
-    @field_validator("epochs", mode="before")
-    @classmethod
-    def _epochs_are_a_number_or_auto(cls, value: object) -> object:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-            return value
-        raise ValueError("must be auto, or a whole number of at least 1")
-
-    @field_validator("warmup_steps", mode="before")
-    @classmethod
-    def _warmup_is_a_number_or_auto(cls, value: object) -> object:
-        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-            return value
-        raise ValueError("must be auto, or a whole number of at least 0")
 
     @property
     def num_epochs(self) -> int:

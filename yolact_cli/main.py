@@ -366,7 +366,7 @@ def serve(
         typer.Argument(
             metavar="MODEL",
             parser=_path_or_address,
-            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a folder with a model, or an .onnx file.",
+            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a folder with a model, or an .onnx or .xml file.",
             show_default="models:/yolact@champion",
         ),
     ] = None,
@@ -387,6 +387,19 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="File with a token that requests must bear.", show_default="no token"),
     ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            parser=_path_or_address,
+            help="A second model to compare with on the page.",
+            show_default="none",
+        ),
+    ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Store images whose detections users call wrong.", show_default="off"),
+    ] = None,
 ) -> None:
     """Serve a model over HTTP. Every option is also a variable, as YOLACT_SERVE_PORT: docs/serving.md has all."""
     from yolact_cli import serve as command
@@ -400,6 +413,8 @@ def serve(
         precision=precision,
         batch_size=batch_size,
         token_file=token_file,
+        candidate=None if candidate is None else str(candidate),
+        feedback=feedback,
     )
 
 

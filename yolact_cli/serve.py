@@ -19,6 +19,8 @@ def run(
     precision: str | None = None,
     batch_size: int | None = None,
     token_file: Path | None = None,
+    candidate: str | None = None,
+    feedback: Path | None = None,
 ) -> None:
     """Serve a model until SIGTERM or Ctrl-C; None leaves a setting to the environment, or its default.
 
@@ -47,6 +49,8 @@ def run(
         precision=precision,
         batch_size=batch_size,
         token_file=token_file,
+        candidate=candidate,
+        feedback=feedback,
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     serve(settings, lambda address: print(f"{settings.model} at {address}; Ctrl-C stops it", flush=True))

@@ -25,6 +25,7 @@ def test_a_path_is_that_of_the_callers_folder_and_a_registered_model_is_no_path(
     monkeypatch.chdir(tmp_path / "sub")
     called: dict[str, Any] = {}
     monkeypatch.setattr(serve, "run", lambda model, **options: called.update(options, model=model))
-    done = CliRunner().invoke(app, ["serve", argument, "--port", "81"], catch_exceptions=False)
+    done = CliRunner().invoke(app, ["serve", argument, "--port", "81", "--candidate", argument], catch_exceptions=False)
     assert done.exit_code == 0
-    assert (called["model"], called["port"], called["host"]) == (model, 81, None)
+    assert (called["model"], called["candidate"]) == (model, model)
+    assert (called["port"], called["host"]) == (81, None)

@@ -72,7 +72,7 @@ class ExportedPredictor(ImagePredictor):
 
     @property
     @abstractmethod
-    def _runtime(self) -> str:
+    def runtime(self) -> str:
         """The runtime's name, for messages."""
 
     def preprocess(self, images: Sequence[Tensor]) -> np.ndarray:
@@ -94,7 +94,7 @@ class ExportedPredictor(ImagePredictor):
         """
         if os.getpid() != self._process:
             raise ExportError(
-                f"{self._path}: was opened before this process was forked, and {self._runtime}'s threads do not "
+                f"{self._path}: was opened before this process was forked, and {self.runtime}'s threads do not "
                 "survive a fork; open it in each process, or start processes with spawn"
             )
         return dict(zip(OUTPUT_NAMES, self._run(inputs), strict=True))

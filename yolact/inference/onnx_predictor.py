@@ -23,7 +23,7 @@ class OnnxPredictor(ExportedPredictor):
         providers, threads, literal: see `yolact.inference.runtimes.open_session`.
     """
 
-    _runtime = "onnxruntime"
+    runtime = "onnxruntime"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ class OpenVinoPredictor(ExportedPredictor):
         device, threads: see `yolact.inference.runtimes.open_openvino`.
     """
 
-    _runtime = "OpenVINO"
+    runtime = "OpenVINO"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from yolact.devices import choose_device
 from yolact.errors import DataError, SettingsError
+from yolact.inference.exported_predictor import ExportedPredictor
 from yolact.inference.network import Precision
 from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.openvino_predictor import OpenVinoPredictor
@@ -51,7 +52,8 @@ def load_predictor(
         SettingsError: a setting has a wrong value.
     """
     if Path(model).suffix in EXPORTED_DEVICES and not is_address(model):
-        return _load_exported(Path(model), device, precision, batch_size, changes), model
+        exported = load_exported(Path(model), device=device, precision=precision, batch_size=batch_size, **changes)
+        return exported, model
     with tempfile.TemporaryDirectory() as temporary:
         address, folder = (model, Path(model)) if not is_address(model) else fetch_model(model, Path(temporary))
         if not (folder / DESCRIPTION_FILE).is_file():
@@ -72,13 +74,23 @@ def _detection(address: str, folder: Path) -> DetectConfig:
     return read_detection(folder) if (folder / DETECT_FILE).is_file() else DEFAULT_DETECTION
 
 
-def _load_exported(path: Path, device: str, precision: str, batch_size: int, changes: dict[str, Any]) -> ImagePredictor:
+def load_exported(path: Path, *, device: str, precision: str, **options: Any) -> ExportedPredictor:
+    """Open an exported file, whose name ends in one of `EXPORTED_DEVICES`.
+
+    Args:
+        path, device, precision: as for `load_predictor`.
+        **options: those that `OnnxPredictor` and `OpenVinoPredictor` share.
+
+    Raises:
+        ExportError: it is damaged, or its runtime is missing.
+        SettingsError: the file cannot run on the device or in the precision, or an option has a wrong value.
+    """
     providers = EXPORTED_DEVICES[path.suffix]
     if precision != "fp32":
-        raise SettingsError(f"--precision {precision}: {path} has the precision that it was exported with")
+        raise SettingsError(f"precision {precision}: {path} has the precision that it was exported with")
     if device not in providers:
-        raise SettingsError(f"--device {device}: a file in {path.suffix} runs on {' or '.join(providers)}")
+        raise SettingsError(f"device {device}: a file in {path.suffix} runs on {' or '.join(providers)}")
     if path.suffix == ".xml":
-        return OpenVinoPredictor(path, batch_size=batch_size, **changes)
+        return OpenVinoPredictor(path, **options)
     choose_device(device)
-    return OnnxPredictor(path, providers=providers[device], batch_size=batch_size, **changes)
+    return OnnxPredictor(path, providers=providers[device], **options)
