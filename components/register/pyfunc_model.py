@@ -87,11 +87,12 @@ class YolactModel(PythonModel):
         Args:
             context: unused.
             model_input: column ``image``: a JPEG or PNG as base64 text or as bytes, or an (H, W, 3) uint8 RGB array,
-                also as nested lists. Encoded images are turned upright, as `Predictor` does with files.
+                also as nested lists; or a list of encoded images, as TensorFlow Serving's ``{"inputs": {"image":
+                [...]}}`` gives. Encoded images are turned upright, as `Predictor` does with files.
             params: ``score_threshold`` and ``max_detections``, to override the version's settings.
 
         Returns:
-            One dict per row, best score first: ``boxes`` (xyxy, pixels), ``scores`` (0 to 1), ``labels``
+            One dict per image, best score first: ``boxes`` (xyxy, pixels), ``scores`` (0 to 1), ``labels``
             (class names) and ``masks`` (COCO compressed RLE: ``size`` is [height, width], ``counts`` text).
 
         Raises:
@@ -102,12 +103,18 @@ class YolactModel(PythonModel):
             raise DataError(f"input needs the column {COLUMN!r}; found: {', '.join(map(str, model_input.columns))}")
         predictor = copy.copy(self.predictor)  # concurrent requests may have different parameters
         predictor.config = predictor.config.replace(**(params or {}))
-        rows = list(model_input[COLUMN])
+        rows = [image for row in model_input[COLUMN] for image in _images_of(row)]
         results: list[dict[str, Any]] = []
         for start in range(0, len(rows), self.batch_size):
             decoded = [read_image(row, start + i) for i, row in enumerate(rows[start : start + self.batch_size])]
             results += [to_json(found, predictor.classes) for found in predictor.predict(decoded)]
         return results
+
+
+def _images_of(row: Any) -> list[Any]:
+    """Several encoded images in one row, or one image of any form."""
+    several = isinstance(row, list | np.ndarray) and len(row) > 0 and all(isinstance(part, str | bytes) for part in row)
+    return list(row) if several else [row]
 
 
 def read_image(value: Any, row: int) -> np.ndarray:
@@ -150,7 +157,7 @@ def decode_image(value: Any, row: int) -> np.ndarray:
     if not isinstance(value, (str, bytes, bytearray)):
         raise DataError(f"row {row}: {COLUMN!r} must be base64 text, bytes or an array; found {type(value).__name__}")
     try:
-        data = base64.b64decode(value, validate=True) if isinstance(value, str) else value
+        data = base64.b64decode("".join(value.split()), validate=True) if isinstance(value, str) else value
     except (binascii.Error, ValueError) as error:
         raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
     try:

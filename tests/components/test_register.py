@@ -29,6 +29,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.pyfunc import PythonModelContext
+from mlflow.pyfunc.scoring_server import invocations
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image, ImageDraw
@@ -671,6 +672,23 @@ def test_text_bytes_arrays_and_lists_give_the_same_detections(loaded: mlflow.pyf
     ):
         assert loaded.predict(rows) == [expected]
     assert loaded.predict([{"image": data}, {"image": pixels}]) == [expected, expected]
+
+
+def test_mlflows_server_takes_lists_of_images_and_base64_with_line_breaks(loaded: mlflow.pyfunc.PyFuncModel) -> None:
+    """Forms that users sent: mlflow/mlflow#3683, and `base64` without -w0."""
+    text, broken = base64.b64encode(IMAGE.read_bytes()).decode(), base64.encodebytes(IMAGE.read_bytes()).decode()
+    (expected,) = loaded.predict([{"image": text}])
+    schema = loaded.metadata.get_input_schema()
+    for body in (
+        {"inputs": {"image": [text, broken]}},
+        {"inputs": [text, broken]},
+        {"instances": [text, broken]},
+        {"dataframe_records": [{"image": text}, {"image": broken}]},
+        {"dataframe_split": {"columns": ["image"], "data": [[text], [broken]]}},
+    ):
+        answer = invocations(json.dumps(body), "application/json", loaded, schema)
+        assert answer.status == 200, (list(body), answer.response)
+        assert json.loads(answer.response)["predictions"] == [expected, expected]
 
 
 def test_a_bare_array_is_refused_by_mlflow_as_the_signature_has_a_column(loaded: mlflow.pyfunc.PyFuncModel) -> None:
