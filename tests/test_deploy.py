@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines.config import load_cluster
+from serving.settings import ServerSettings
 from tests.servers.servers import s3_server
 from yolact_ops.settings.params import load_params
 
@@ -167,6 +168,23 @@ def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, fold
     assert built
     if folder != "mlflow/postgres":  # applied with -n
         assert {tree["metadata"]["namespace"] for tree in built} == {"kubeflow"}
+
+
+def test_serving_with_feedback_has_a_volume_to_write_to_and_a_candidate(deploy: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(deploy / "serving", tmp_path / "serving")
+    file = copy / "kustomization.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("# components:", "components:"), encoding="utf-8")
+    built = kustomize(copy)
+    for tree in built:
+        kubernetes_validate.validate(tree, KUBERNETES, strict=True)
+    [claim] = [tree for tree in built if tree["kind"] == "PersistentVolumeClaim"]
+    [pod] = [tree["spec"]["template"]["spec"] for tree in built if tree["kind"] == "Deployment"]
+    [container] = pod["containers"]
+    given = {entry["name"]: entry.get("value") for entry in container["env"]}
+    settings = ServerSettings(feedback=given["YOLACT_SERVE_FEEDBACK"], candidate=given["YOLACT_SERVE_CANDIDATE"])
+    mounts = {entry["mountPath"]: entry["name"] for entry in container["volumeMounts"]}
+    [volume] = [entry for entry in pod["volumes"] if entry["name"] == mounts[str(settings.feedback)]]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
 def test_a_profile_gets_all_but_the_account_in_its_own_namespace_and_may_reach_the_servers(
