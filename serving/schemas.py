@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 MaskForm = Literal["rle", "polygons", "none"]
 
@@ -193,8 +193,8 @@ class FeedbackDetection(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     class_name: str = Field(alias="class", min_length=1, max_length=200)
-    class_id: int = Field(ge=0, lt=10_000)
-    score: float = Field(ge=0, le=1)
+    class_id: int = Field(ge=0, lt=10_000, strict=True)
+    score: float = Field(ge=0, le=1, strict=True)
     box: tuple[float, float, float, float]
     mask: Rle
 
@@ -207,7 +207,7 @@ class Feedback(BaseModel):
     image: str = Field(description="Base64 text or a data URL.")
     model: ModelVersion
     detections: list[FeedbackDetection] = Field(max_length=MAX_DETECTIONS)
-    wrong: list[int] | None = Field(
+    wrong: list[StrictInt] | None = Field(
         None,
         description="Which of the detections are wrong, from 0; without it, the result as a whole is.",
         min_length=1,

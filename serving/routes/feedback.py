@@ -11,7 +11,7 @@ from serving.bodies import from_base64, media_type, parse_json, read_body
 from serving.errors import ApiError
 from serving.feedback import FeedbackStore
 from serving.images import Share, decode
-from serving.routes.predict import FAILURES, deadline
+from serving.routes.predict import FAILURES, TINY_IMAGE, deadline
 from serving.schemas import Error, Feedback, Stored, inlined_schema
 from serving.service import Service, service_of
 from serving.settings import PARSED
@@ -19,8 +19,30 @@ from yolact.errors import DataError
 
 router = APIRouter(tags=["feedback"])
 
+_EXAMPLE = {
+    "image": TINY_IMAGE,
+    "model": {"name": "yolact", "version": "3", "alias": "champion"},
+    "detections": [
+        {
+            "class": "dog",
+            "class_id": 11,
+            "score": 0.9,
+            "box": [0, 0, 2, 1],
+            "mask": {"size": [2, 2], "counts": "01100"},
+        }
+    ],
+    "wrong": [0],
+}
 _BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": inlined_schema(Feedback)}}},
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": inlined_schema(Feedback),
+                "examples": {"an object": {"summary": "The first detection is wrong", "value": _EXAMPLE}},
+            }
+        },
+    },
 }
 _REFUSED: dict[int | str, dict[str, Any]] = {
     403: {"model": Error, "description": "The server stores no feedback."},

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from serving.routes.predict import NO_CANDIDATE
 from serving.schemas import Error, ModelDescription
 from serving.service import service_of
 
@@ -18,7 +19,7 @@ router = APIRouter(tags=["model"])
     response_model=ModelDescription,
     responses={
         401: {"model": Error},
-        404: {"model": Error, "description": "The server has no candidate."},
+        **NO_CANDIDATE,
         503: {"model": Error, "description": "No model is loaded yet."},
     },
 )

@@ -23,7 +23,9 @@ from serving.settings import PARSED
 
 router = APIRouter(tags=["prediction"])
 
-_TINY = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mP8z8DAwMDAxMDAwMDAAAANHQEDasKb6QAAAABJRU5ErkJggg=="
+TINY_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mP8z8DAwMDAxMDAwMDAAAANHQEDasKb6QAAAABJRU5ErkJggg=="
+)
 """A PNG of 2x2 pixels, for examples."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -41,15 +43,19 @@ _JSON = {
     "application/json": {
         "schema": inlined_schema(JsonImages),
         "examples": {
-            "base64": {"summary": "Base64 text", "value": {"images": [_TINY]}},
+            "base64": {"summary": "Base64 text", "value": {"images": [TINY_IMAGE]}},
             "data URL": {
                 "summary": "A data URL with a name",
-                "value": {"images": [{"name": "a.png", "data": f"data:image/png;base64,{_TINY}"}]},
+                "value": {"images": [{"name": "a.png", "data": f"data:image/png;base64,{TINY_IMAGE}"}]},
             },
         },
     }
 }
 BODY = {"requestBody": {"required": True, "content": _FORM | _JSON | _IMAGES}}
+
+NO_CANDIDATE: dict[int | str, dict[str, Any]] = {
+    404: {"model": Error, "description": "The server has no candidate."},
+}
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"model": Error, "description": "The body is not what its type says."},
@@ -67,7 +73,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 @router.post(
     "/predict",
     summary="Detect objects in images",
-    responses={200: {"model": Prediction, "description": "An entry for each image."}, **FAILURES},
+    responses={200: {"model": Prediction, "description": "An entry for each image."}, **NO_CANDIDATE, **FAILURES},
     response_class=Response,
     openapi_extra=BODY,
 )

@@ -61,6 +61,17 @@ def stored(answer: requests.Response, folder: Path) -> tuple[dict[str, Any], Ima
     return tree, Image.open(folder / "images" / f"{name}.png")
 
 
+def test_openapis_example_is_stored(model_dir: Path, tmp_path: Path) -> None:
+    with running(model=str(model_dir), feedback=tmp_path, feedback_days=7) as server:
+        tree = requests.get(f"{server.address}/openapi.json", timeout=10).json()
+        content = tree["paths"]["/feedback"]["post"]["requestBody"]["content"]["application/json"]
+        [example] = content["examples"].values()
+        kept, image = stored(send(server.address, example["value"]), tmp_path)
+    assert (image.size, kept["annotations"]) == ((2, 2), [])
+    [rejected] = kept["rejected"]
+    np.testing.assert_array_equal(coco_mask.decode(rejected["segmentation"]), [[1, 1], [0, 0]])
+
+
 def test_what_was_found_is_stored_in_the_pixels_of_the_stored_image(storing: Server, folder: Path) -> None:
     image = picture()
     report = report_of(storing.address, encoded(image), wrong=[1])
@@ -143,11 +154,13 @@ def _damaged(report: dict[str, Any], change: str) -> Any:
         report["comment"] = "?"
     elif change == "score":
         first["score"] = "high"
+    if change == "bool":  # found by schemathesis
+        report["wrong"] = [False]
     return report if change != "list" else [report]
 
 
 @pytest.mark.parametrize(
-    "change", ["size", "counts", "negative", "box", "wrong", "image", "base64", "key", "score", "list"]
+    "change", ["size", "counts", "negative", "box", "wrong", "image", "base64", "key", "score", "list", "bool"]
 )
 def test_a_report_that_cannot_be_right_is_refused_and_leaves_no_file(
     storing: Server, folder: Path, change: str
