@@ -20,10 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.errors import ApiError, OverloadedError
 from serving.routes import feedback, health, model, open_inference, page, predict
 from serving.service import Service, service_of
+from yolact.formats.problems import writable
 
 PROTECTED = (predict.router, model.router, feedback.router, open_inference.models)
 """Routers whose requests must bear the token, if there is one."""
 OPEN = (health.router, open_inference.health, page.router)
+
+PROBES = ("/healthz", "/readyz", "/metrics", "/v2/health/")
+"""Paths that are answered however many requests are in work: else a busy server would look like a broken one."""
 
 DESCRIPTION = """Instance segmentation with YOLACT: images in; classes, scores, boxes and masks out.
 
@@ -83,12 +87,12 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ApiError):
         if isinstance(error, OverloadedError):
             service_of(request).metrics.refused.labels(error.reason).inc()
-        return JSONResponse({"error": error.message}, error.status, error.headers)
+        return JSONResponse({"error": writable(error.message)}, error.status, error.headers)
     if isinstance(error, HTTPException):
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
     if isinstance(error, RequestValidationError):
         lines = [_explain(detail) for detail in error.errors()]
-        return JSONResponse({"error": "; ".join(lines)}, 422)
+        return JSONResponse({"error": writable("; ".join(lines))}, 422)
     return JSONResponse({"error": "internal error"}, 500)
 
 
@@ -100,11 +104,13 @@ def _explain(detail: Any) -> str:
 
 
 class _Measured:
-    """Counts and times requests; while the server stops, tells clients to close their connections."""
+    """Counts, times and limits requests; while the server stops, tells clients to close their connections."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
         self.service = service
+        self.active = 0
+        """Requests in work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,9 +126,14 @@ class _Measured:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
+        answer = self.app
+        if self.active >= self.service.settings.max_requests and not scope["path"].startswith(PROBES):
+            answer = JSONResponse({"error": "too many requests are in work"}, 503, {"Retry-After": "1"})
+        self.active += 1
         try:
-            await self.app(scope, receive, send_measured)
+            await answer(scope, receive, send_measured)
         finally:
+            self.active -= 1
             path = getattr(scope.get("route"), "path", "other")
             self.service.metrics.requests.labels(path, status).inc()
             self.service.metrics.request_seconds.labels(path).observe(perf_counter() - start)

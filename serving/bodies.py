@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import json
 import re
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from starlette.requests import ClientDisconnect
 
 from serving.errors import ApiError
 from serving.images import MEDIA_TYPES, Share
-from serving.settings import ServerSettings
+from serving.settings import BYTES_PER_CHARACTER, BYTES_PER_VALUE, ServerSettings
+from yolact.images import decode_base64
 
 MAX_JSON_CONTAINERS = 2_000_000
 """Lists and objects in a JSON body: each takes up to a hundred times the memory of its two characters."""
@@ -42,6 +41,11 @@ class Upload:
     """(H, W, 3) uint8 RGB, instead of encoded data."""
     error: str | None = None
     """Why there is neither."""
+
+
+def parsed_size(body: bytes) -> int:
+    """Memory that parsing a body takes, at most, bytes; `MAX_JSON_CONTAINERS` bounds that of lists and objects."""
+    return BYTES_PER_CHARACTER * len(body) + BYTES_PER_VALUE * body.count(b",")
 
 
 async def read_body(request: Request, settings: ServerSettings, share: Share) -> bytes:
@@ -105,9 +109,10 @@ def find_uploads(body: bytes, kind: str, options: dict[bytes, bytes], max_images
             raise ApiError(400, "the body is empty; send an image")
         return [Upload(None, body)]
     else:
+        found = f"content type {kind!r}" if kind else "there is no content type"
         raise ApiError(
             415,
-            f"content type {kind or 'missing'!r}; send multipart/form-data with files, application/json, or an image "
+            f"{found}; send multipart/form-data with files, application/json, or an image "
             f"as application/octet-stream or {', '.join(MEDIA_TYPES)}",
         )
     if len(uploads) > max_images:
@@ -145,7 +150,7 @@ def _from_multipart(body: bytes, boundary: bytes, max_images: int) -> list[Uploa
     except (FormParserError, ValueError, AssertionError) as error:
         raise ApiError(400, f"not a form with files: {error}") from error
     if not uploads:
-        also = f"; it has {fields} fields without a file name" if fields else ""
+        also = f"; fields without a file name: {fields}" if fields else ""
         raise ApiError(400, f"the form has no files{also}. Send each image as a file: curl -F images=@a.jpg")
     return uploads
 
@@ -205,7 +210,4 @@ def from_base64(text: str) -> bytes:
         text = text[prefix.end() :]
     elif text.lstrip()[:5].lower() == "data:":
         raise ValueError("a data URL must say ;base64,")
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from error
+    return decode_base64(text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydantic import ValidationError
+
 
 class ApiError(Exception):
     """The request ends with ``status`` and ``{"error": message}``."""
@@ -13,6 +15,12 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, with the place."""
+    detail = error.errors(include_input=False)[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'body'}: {detail['msg']}"
 
 
 class OverloadedError(ApiError):

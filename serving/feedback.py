@@ -31,6 +31,7 @@ from yolact.formats.coco_rows import decompressed_runs
 log = logging.getLogger(__name__)
 
 _TIME = "%Y%m%d-%H%M%S"
+_TIME_LENGTH = len("20261130-120000")
 
 CLEANING = 3600.0
 """Seconds between two searches for reports that are too old."""
@@ -94,10 +95,10 @@ class FeedbackStore:
         tree = _instances(name, now, report, size, size[1] / width)
         text = json.dumps(tree, ensure_ascii=False, indent=1, allow_nan=False).encode()
         with self._lock:
-            used = sum(path.stat().st_size for path in self._files())
-            if used + stream.tell() + len(text) > self._limit:
-                raise ApiError(507, "the space for feedback is full; nothing was stored")
             try:
+                used = sum(_size_of(path) for path in self._files())
+                if used + stream.tell() + len(text) > self._limit:
+                    raise ApiError(507, "the space for feedback is full; nothing was stored")
                 write_bytes_atomic(self.folder / "images" / f"{name}.png", stream.getvalue())
                 write_bytes_atomic(self.folder / f"instances_{name}.json", text)
             except OSError as error:
@@ -106,8 +107,8 @@ class FeedbackStore:
         return name
 
     def _files(self) -> Iterator[Path]:
-        """The files of all reports; others in the folder are left alone."""
-        for pattern in ("instances_*.json", "images/*.png"):
+        """The files of all reports, also half-written ones; others in the folder are left alone."""
+        for pattern in ("instances_*.json", "images/*.png", ".instances_*.part", "images/.*.part"):
             for path in self.folder.glob(pattern):
                 if _time_of(path) is not _NEVER:
                     yield path
@@ -116,9 +117,17 @@ class FeedbackStore:
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
+def _size_of(path: Path) -> int:
+    """Bytes; 0 if another server has deleted the file meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def _time_of(path: Path) -> datetime:
     """When a report was stored; `_NEVER` if the file is none of a report."""
-    text = path.stem.removeprefix("instances_").rpartition("-")[0]
+    text = path.name.removeprefix(".").removeprefix("instances_")[:_TIME_LENGTH]
     try:
         return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
     except ValueError:

@@ -77,6 +77,8 @@ class Following:
                 if model is not None:
                     self._swap(model)
                 self._report()
+                if model is not None:
+                    await loop.run_in_executor(self._thread, _import_later)
                 if self.model is not None and not self._source.follows:
                     return
                 await asyncio.sleep(self._pause())
@@ -151,6 +153,11 @@ class Following:
     def _report(self) -> None:
         self._metrics.registry_up.set(self.source_error is None)
         self._metrics.model_outdated.set(self.failure is not None and self.model is not None)
+
+
+def _import_later() -> None:
+    """Import what ``nms=traditional`` needs. It takes seconds; neither a request nor the start should wait for it."""
+    import torchvision.ops  # noqa: F401
 
 
 def _text(error: Exception) -> str:

@@ -147,15 +147,15 @@ class FolderSource(Source):
         packed = folder / "artifacts" / "model"
         self.packaged = packed.is_dir()
         self.folder = packed if self.packaged else folder
-
-    def offered(self) -> Offer:
-        """The model in the folder; its version is the digest of the weights."""
         missing = [name for name in (WEIGHTS_FILE, DESCRIPTION_FILE) if not (self.folder / name).is_file()]
         if missing:
             raise WeightsError(
                 f"{self.folder}: no file {missing[0]}. Name a folder with a model (`make demo` writes models/), "
                 "an .onnx or .xml file, or a registered version, as models:/yolact@champion"
             )
+
+    def offered(self) -> Offer:
+        """The model in the folder; its version is the digest of the weights."""
         return Offer(DEFAULT_NAME, _digest(self.folder / WEIGHTS_FILE))
 
     def load(self, offer: Offer) -> ServedModel:
@@ -172,11 +172,11 @@ class ExportedSource(Source):
     def __init__(self, settings: ServerSettings, path: Path) -> None:
         super().__init__(settings)
         self.path = path
+        if not path.is_file():
+            raise DataError(f"{path}: no such file. Write one: yolact export models -o {path}")
 
     def offered(self) -> Offer:
         """The file; its version is its digest."""
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such file. Write one: yolact export models -o {self.path}")
         return Offer(DEFAULT_NAME, _digest(self.path))
 
     def load(self, offer: Offer) -> ServedModel:
@@ -216,7 +216,7 @@ class RegistrySource(Source):
                 self._model = RegisteredModel(client, found.name)
                 return Offer(found.name, str(found.version), self.alias)
             if self.alias is None:
-                raise RegistryError(f"{self.spec} was offered before")
+                return Offer(self._model.name, self.spec.rpartition("/")[2], None)
             number = self._model.alias(self.alias)
             if number is None:
                 raise RegistryError(f"no version of {self._model.name} has the alias {self.alias!r} any more")
@@ -239,7 +239,11 @@ class RegistrySource(Source):
 
 
 def open_source(settings: ServerSettings, text: str) -> Source:
-    """The source that ``settings.model`` or ``settings.candidate`` names."""
+    """The source that ``settings.model`` or ``settings.candidate`` names.
+
+    Raises:
+        YolactError: the folder or file does not exist, or holds no model.
+    """
     if text.startswith("models:/"):
         return RegistrySource(settings, text)
     path = Path(text)

@@ -51,9 +51,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=settings.max_connections,
                 timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=int(settings.timeout) + 5,
+                timeout_graceful_shutdown=int(settings.body_timeout + settings.timeout) + 5,
             )
         )
 

@@ -13,8 +13,10 @@ from yolact.inference.network import Precision
 
 PREFIX = "YOLACT_SERVE_"
 
-PARSED = 4
-"""Memory for each byte of a body that is parsed, at most: a number in JSON takes two characters, and a pointer."""
+BYTES_PER_CHARACTER = 4
+"""Memory of a character of parsed text, at most: if the text has one beyond the first plane of Unicode."""
+BYTES_PER_VALUE = 48
+"""Memory of a parsed number and of the lists that refer to it, at most; in JSON it takes two bytes or more."""
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -52,7 +54,9 @@ class ServerSettings(BaseSettings):
     max_body_mb: float = Field(default=32, gt=0)
     max_megapixels: float = Field(default=50, gt=0)
     """Largest image, by its header, before it is decoded."""
-    max_connections: int = Field(default=512, ge=1)
+    max_requests: int = Field(default=512, ge=1)
+    """Requests in work at once, those included whose body is still arriving; one beyond them is answered 503. Health
+    and metrics do not count."""
     timeout: Seconds = 30
     """From the end of a request's body to its answer, seconds; then it is answered 504."""
     body_timeout: Seconds = 20
@@ -82,8 +86,8 @@ class ServerSettings(BaseSettings):
             raise ValueError("token and token_file: set one of them")
         if self.decoded_bytes > self.memory_bytes:
             raise ValueError(
-                f"memory_mb ({self.memory_mb}) must hold the largest request: {1 + PARSED} times max_body_mb "
-                f"({self.max_body_mb:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
+                f"memory_mb ({self.memory_mb}) must hold the largest request: {1 + BYTES_PER_CHARACTER} times "
+                f"max_body_mb ({self.max_body_mb:g}) and 3 times max_megapixels ({self.max_megapixels:g})"
             )
         return self
 
@@ -105,7 +109,7 @@ class ServerSettings(BaseSettings):
     @property
     def decoded_bytes(self) -> int:
         """Bytes of the largest body, parsed, with the largest image, decoded."""
-        return (1 + PARSED) * self.max_body_bytes + 3 * self.max_pixels
+        return (1 + BYTES_PER_CHARACTER) * self.max_body_bytes + 3 * self.max_pixels
 
     def read_token(self) -> bytes | None:
         """The token that requests must bear; None if they need none.
@@ -117,7 +121,7 @@ class ServerSettings(BaseSettings):
             try:
                 text = self.token_file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"token_file: {self.token_file} cannot be read: {error}") from error
+                raise SettingsError(f"token file {self.token_file} cannot be read: {error}") from error
             source = str(self.token_file)
         elif self.token is not None:
             text, source = self.token.get_secret_value().strip(), "token"

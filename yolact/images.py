@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import os
 from contextlib import suppress
@@ -108,6 +110,21 @@ def _file(image: Any) -> Path | IO[bytes]:
     if isinstance(image, (bytes, bytearray, memoryview)):
         return io.BytesIO(image)
     raise TypeError(f"an image must be {ACCEPTED}; found {type(image).__name__}")
+
+
+_WHITE_SPACE = str.maketrans("", "", " \t\n\r\f\v")
+
+
+def decode_base64(text: str) -> bytes:
+    """Decode base64, also with line breaks (RFC 2045).
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    try:
+        return base64.b64decode(text.translate(_WHITE_SPACE), validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from error
 
 
 def decode_image(file: Path | IO[bytes], *, formats: tuple[str, ...] | None = None, upright: bool = True) -> np.ndarray:

@@ -6,8 +6,6 @@ model loads without this repository. This file must therefore import nothing els
 
 from __future__ import annotations
 
-import base64
-import binascii
 import copy
 import io
 from pathlib import Path
@@ -157,8 +155,8 @@ def decode_image(value: Any, row: int) -> np.ndarray:
     if not isinstance(value, (str, bytes, bytearray)):
         raise DataError(f"row {row}: {COLUMN!r} must be base64 text, bytes or an array; found {type(value).__name__}")
     try:
-        data = base64.b64decode("".join(value.split()), validate=True) if isinstance(value, str) else value
-    except (binascii.Error, ValueError) as error:
+        data = images.decode_base64(value) if isinstance(value, str) else value
+    except ValueError as error:
         raise DataError(f"row {row}: {COLUMN!r} is not base64 of a JPEG or PNG: {error}") from error
     try:
         return images.decode_image(io.BytesIO(data), formats=("JPEG", "PNG"))

@@ -7,14 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import ValidationError
 
-from serving.bodies import from_base64, media_type, parse_json, read_body
-from serving.errors import ApiError
+from serving.bodies import from_base64, media_type, parse_json, parsed_size, read_body
+from serving.errors import ApiError, first_problem
 from serving.feedback import FeedbackStore
 from serving.images import Share, decode
 from serving.routes.predict import FAILURES, TINY_IMAGE, deadline
 from serving.schemas import Error, Feedback, Stored, inlined_schema
 from serving.service import Service, service_of
-from serving.settings import PARSED
 from yolact.errors import DataError
 
 router = APIRouter(tags=["feedback"])
@@ -68,7 +67,7 @@ async def feedback(request: Request) -> dict[str, Any]:
     store = service.feedback
     with service.share() as share:
         body = await read_body(request, service.settings, share)
-        share.add(PARSED * len(body))
+        share.add(parsed_size(body))
         async with deadline(service):
             name = await service.in_thread("parsing", lambda: _store(service, store, body, share))
     return {"id": name, "deleted_after_days": store.days}
@@ -87,8 +86,7 @@ def _parse(body: bytes) -> Feedback:
     try:
         report = Feedback.model_validate(parse_json(body))
     except ValidationError as error:
-        detail = error.errors(include_input=False)[0]
-        raise ApiError(422, f"{'.'.join(map(str, detail['loc'])) or 'body'}: {detail['msg']}") from error
+        raise ApiError(422, first_problem(error)) from error
     if report.wrong is not None and not all(0 <= number < len(report.detections) for number in report.wrong):
         raise ApiError(422, f"wrong: there are {len(report.detections)} detections, counted from 0")
     return report

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serving.bodies import Upload, from_base64, parse_json, read_body
-from serving.errors import ApiError
+from serving.bodies import Upload, from_base64, parse_json, parsed_size, read_body
+from serving.errors import ApiError, first_problem
 from serving.routes.predict import FAILURES, deadline
 from serving.schemas import DetectionOptions, Error, inlined_schema
 from serving.service import Outcome, Service, service_of
-from serving.settings import PARSED
 
 health = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 models = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
@@ -51,7 +51,7 @@ class Tensor(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     name: str
-    shape: list[int]
+    shape: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(max_length=4)
     datatype: str
     data: list[Any] | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -175,12 +175,11 @@ async def infer(request: Request, name: str) -> Response:
         body = await read_body(request, service.settings, share)
         async with deadline(service):
             length = request.headers.get(LENGTH_HEADER)
-            share.add(PARSED * len(body))
+            share.add(parsed_size(body))
             asked = await service.in_thread("parsing", lambda: _parse(body, length))
             options = _options(asked)
-            uploads = await service.in_thread("parsing", lambda: _uploads(asked, body, length))
-            if len(uploads) > service.settings.max_images:
-                raise ApiError(413, f"{len(uploads)} images; a request may have at most {service.settings.max_images}")
+            limit = service.settings.max_images
+            uploads = await service.in_thread("parsing", lambda: _uploads(asked, body, length, limit))
             with service.batcher.room_for(len(uploads)):
                 outcomes = await service.detect(model, uploads, options, share)
                 for number, outcome in enumerate(outcomes):
@@ -198,14 +197,13 @@ def _check_name(service: Service, name: str) -> None:
 
 
 def _parse(body: bytes, length: str | None) -> InferRequest:
-    if length is not None and not (length.isdecimal() and int(length) <= len(body)):
-        raise ApiError(400, f"{LENGTH_HEADER} {length!r} is not a length within the body")
+    if length is not None and not (length.isdecimal() and len(length) < 12 and int(length) <= len(body)):
+        raise ApiError(400, f"{LENGTH_HEADER} {length[:20]!r} is not a length within the body")
     tree = parse_json(body if length is None else body[: int(length)])
     try:
         return InferRequest.model_validate(tree)
     except ValidationError as error:
-        detail = error.errors()[0]
-        raise ApiError(400, f"{'.'.join(map(str, detail['loc'])) or 'body'}: {detail['msg']}") from error
+        raise ApiError(400, first_problem(error)) from error
 
 
 def _options(asked: InferRequest) -> DetectionOptions:
@@ -215,15 +213,14 @@ def _options(asked: InferRequest) -> DetectionOptions:
     try:
         return DetectionOptions.model_validate(given)
     except ValidationError as error:
-        detail = error.errors()[0]
-        raise ApiError(422, f"parameters.{'.'.join(map(str, detail['loc']))}: {detail['msg']}") from error
+        raise ApiError(422, f"parameters.{first_problem(error)}") from error
 
 
-def _uploads(asked: InferRequest, body: bytes, length: str | None) -> list[Upload]:
-    """The images of the one input.
+def _uploads(asked: InferRequest, body: bytes, length: str | None, limit: int) -> list[Upload]:
+    """The images of the one input, at most ``limit``.
 
     Raises:
-        ApiError: the input is missing, or its data does not fit its shape.
+        ApiError: the input is missing, its data does not fit its shape, or there are too many images.
     """
     if [each.name for each in asked.inputs] != [INPUT]:
         names = ", ".join(each.name[:50] for each in asked.inputs[:5]) or "none"
@@ -238,33 +235,47 @@ def _uploads(asked: InferRequest, body: bytes, length: str | None) -> list[Uploa
         binary = rest
     elif tensor.data is None:
         raise ApiError(400, f"{INPUT}: there is no data")
-    if any(side < 0 for side in tensor.shape):
-        raise ApiError(400, f"{INPUT}: the shape {tensor.shape} has a negative side")
     if tensor.datatype == "BYTES":
-        elements = _split(binary) if binary is not None else _flat(tensor.data or [])
+        _check_number(math.prod(tensor.shape), limit)
+        every = _split(binary) if binary is not None else _flat(tensor.data or [])
+        elements = list(islice(every, limit + 1))
         if len(elements) != math.prod(tensor.shape):
-            raise ApiError(400, f"{INPUT}: the shape is {tensor.shape}, but there are {len(elements)} elements")
+            found = len(elements) if len(elements) <= limit else f"more than {limit}"
+            raise ApiError(400, f"{INPUT}: the shape is {tensor.shape}, but there are {found} elements")
         return [_encoded(element) for element in elements]
     if tensor.datatype == "UINT8":
+        _check_number(tensor.shape[0] if len(tensor.shape) == 4 else 1, limit)
         return [Upload(None, pixels=each) for each in _pixels(tensor, binary)]
     raise ApiError(400, f"{INPUT}: datatype {tensor.datatype!r}; send BYTES (encoded images) or UINT8 (pixels)")
 
 
-def _flat(data: Sequence[Any]) -> list[Any]:
-    return [leaf for each in data for leaf in (_flat(each) if isinstance(each, list) else [each])]
+def _check_number(images: int, limit: int) -> None:
+    if images > limit:
+        raise ApiError(413, f"{images} images; a request may have at most {limit}")
 
 
-def _split(data: bytes) -> list[bytes]:
+def _flat(data: Sequence[Any]) -> Iterator[Any]:
+    """The elements of lists in lists, however deep."""
+    open_lists = [iter(data)]
+    while open_lists:
+        for each in open_lists[-1]:
+            if isinstance(each, list):
+                open_lists.append(iter(each))
+                break
+            yield each
+        else:
+            open_lists.pop()
+
+
+def _split(data: bytes) -> Iterator[bytes]:
     """Elements of a binary BYTES tensor: each is preceded by its length, 4 bytes, little-endian."""
-    elements: list[bytes] = []
     at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "little")
         if at + 4 + size > len(data):
-            raise ApiError(400, f"{INPUT}: element {len(elements)} is longer than the data")
-        elements.append(data[at + 4 : at + 4 + size])
+            raise ApiError(400, f"{INPUT}: the element at byte {at} is longer than the data")
+        yield data[at + 4 : at + 4 + size]
         at += 4 + size
-    return elements
 
 
 def _encoded(element: Any) -> Upload:
@@ -329,4 +340,4 @@ def _encode(name: str, version: str | None, asked: InferRequest, outcomes: Seque
     ]
     tree = {"model_name": name, "model_version": version, "id": asked.id, "outputs": outputs}
     known = {key: value for key, value in tree.items() if value is not None}
-    return json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(known, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")

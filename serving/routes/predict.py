@@ -12,14 +12,13 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from PIL import Image
 
-from serving.bodies import Upload, find_uploads, is_image, media_type, read_body
+from serving.bodies import Upload, find_uploads, is_image, media_type, parsed_size, read_body
 from serving.errors import ApiError
 from serving.images import MEDIA_TYPES, Share
 from serving.models import ServedModel
 from serving.results import to_rows
 from serving.schemas import Error, JsonImages, MaskForm, OverlayOptions, Prediction, PredictOptions, inlined_schema
 from serving.service import Outcome, Service, service_of
-from serving.settings import PARSED
 
 router = APIRouter(tags=["prediction"])
 
@@ -125,7 +124,7 @@ async def _uploads(service: Service, request: Request, body: bytes, share: Share
     kind, parameters = media_type(request)
     if is_image(kind):
         return find_uploads(body, kind, parameters, limit)  # nothing to parse, so no thread to wait for
-    share.add(PARSED * len(body))
+    share.add(parsed_size(body))
     return await service.in_thread("parsing", lambda: find_uploads(body, kind, parameters, limit))
 
 
@@ -176,7 +175,8 @@ def _encode(model: ServedModel, outcomes: Sequence[Outcome], masks: MaskForm) ->
         for outcome in outcomes
     ]
     tree = {"model": {"name": offer.name, "version": offer.version, "alias": offer.alias}, "images": images}
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate in a name becomes JSON's escape again
 
 
 def _draw(outcome: Outcome) -> bytes:

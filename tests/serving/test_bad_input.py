@@ -141,10 +141,18 @@ def test_a_body_that_is_not_what_its_type_says_is_refused(
     assert (answer.status_code, error_of(answer)[: len(message)]) == (status, message)
 
 
+def test_a_name_that_is_no_text_comes_back_as_it_was(url: str, png: bytes) -> None:
+    good = {"name": "\ud800", "data": base64.b64encode(png).decode()}
+    answer = requests.post(f"{url}/predict", json={"images": [good]}, timeout=30)
+    assert (answer.status_code, answer.json()["images"][0]["name"]) == (200, "\ud800")
+    answer = requests.post(f"{url}/predict", json={"images": [{"name": "\ud800", "data": "?"}]}, timeout=30)
+    assert (answer.status_code, error_of(answer)) == (422, "image 1 (\\ud800): it is not base64: Only base64 data is allowed")
+
+
 def test_a_form_with_fields_but_no_files_is_explained(url: str) -> None:
     answer = requests.post(f"{url}/predict", files={"images": (None, "text")}, timeout=10)
     assert answer.status_code == 400
-    assert "it has 1 fields without a file name" in error_of(answer)
+    assert "fields without a file name: 1" in error_of(answer)
 
 
 def test_a_thousand_images_in_a_request_are_refused(url: str, png: bytes) -> None:

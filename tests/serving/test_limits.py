@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import pytest
 import requests
 from torch import Tensor
 
+from serving.bodies import find_uploads, parsed_size
+from serving.errors import ApiError
 from serving.server import Server
 from serving.settings import read_settings
 from tests.serving.conftest import encoded, error_of, metric, picture, post, running, wait
@@ -185,11 +189,42 @@ def test_a_stop_first_ends_readiness_then_answers_what_came(model_dir: Path, png
             post(f"{url}/predict", png)
 
 
-def test_a_model_that_is_not_there_ends_the_server_with_what_to_do(tmp_path: Path) -> None:
-    server = Server(read_settings(model=str(tmp_path / "none"), port=0))
-    server.run()
-    assert isinstance(server.error, WeightsError)
-    assert "Name a folder with a model" in str(server.error)
+def test_health_is_answered_when_too_many_requests_are_in_work(model_dir: Path, png: bytes) -> None:
+    with running(model=str(model_dir), max_requests=2) as server:
+        port = int(server.address.rpartition(":")[2])
+        head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
+        waiting = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(2)]
+        for each in waiting:
+            each.sendall(head)
+        wait(lambda: post(f"{server.address}/predict", png).status_code == 503)
+        refused = post(f"{server.address}/predict", png)
+        assert (refused.headers["Retry-After"], error_of(refused)) == ("1", "too many requests are in work")
+        for path in ("healthz", "readyz", "metrics", "v2/health/live"):
+            assert requests.get(f"{server.address}/{path}", timeout=10).status_code == 200
+        for each in waiting:
+            each.close()
+        wait(lambda: post(f"{server.address}/predict", png).status_code == 200)
+
+
+@pytest.mark.parametrize("unit", [b"-9,", b'"",', b'"a",', b"1.5,", b"AA "])
+def test_parsing_takes_no_more_memory_than_is_counted(unit: bytes) -> None:
+    """Those that took most when they were measured; `bodies.MAX_JSON_CONTAINERS` bounds lists and objects."""
+    repeated = (unit * (1_000_000 // len(unit))).rstrip(b",")
+    text = b"AA" in unit
+    body = b'{"images": [' + (b'"' + repeated + b'"' if text else repeated) + b"]}"
+    tracemalloc.start()
+    try:
+        with suppress(ApiError):
+            find_uploads(body, "application/json", {}, 32)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0 < peak <= parsed_size(body)
+
+
+def test_a_model_that_is_not_there_is_refused_before_the_server_listens(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="Name a folder with a model"):
+        Server(read_settings(model=str(tmp_path / "none"), port=0))
 
 
 @pytest.mark.parametrize(

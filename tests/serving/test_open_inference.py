@@ -24,6 +24,14 @@ def expected(model_dir: Any) -> list[Detections]:
     return Predictor.load(model_dir, device="cpu").predict([encoded(picture()), encoded(picture((40, 30)))])
 
 
+def nested(depth: int) -> list[Any]:
+    """``["x"]`` in so many lists."""
+    data: list[Any] = ["x"]
+    for _ in range(depth):
+        data = [data]
+    return data
+
+
 def infer(url: str, tree: Any) -> requests.Response:
     return requests.post(f"{url}/v2/models/yolact/infer", json=tree, timeout=30)
 
@@ -125,7 +133,11 @@ PIXEL = IMAGE | {"datatype": "UINT8", "shape": [1, 1, 3]}
         ({"inputs": []}, 400, "there must be one input, 'image'; found none"),
         ({"inputs": [IMAGE | {"name": "x"}]}, 400, "there must be one input, 'image'; found x"),
         ({"inputs": [IMAGE | {"shape": [2]}]}, 400, "image: the shape is [2], but there are 1 elements"),
-        ({"inputs": [IMAGE | {"shape": [-1]}]}, 400, "image: the shape [-1] has a negative side"),
+        ({"inputs": [IMAGE | {"shape": [-1]}]}, 400, "inputs.0.shape.0: Input should be greater than or equal to 0"),
+        ({"inputs": [IMAGE | {"shape": [9] * 100_000}]}, 400, "inputs.0.shape: List should have at most 4 items"),
+        ({"inputs": [IMAGE | {"shape": [1000]}]}, 413, "1000 images; a request may have at most 8"),
+        ({"inputs": [IMAGE | {"data": ["x"] * 100_000}]}, 400, "image: the shape is [1], but there are more than 8"),
+        ({"inputs": [IMAGE | {"data": nested(900)}]}, 422, "image[0]: it is not base64"),
         ({"inputs": [IMAGE | {"datatype": "FP32"}]}, 400, "image: datatype 'FP32'"),
         ({"inputs": [IMAGE | {"data": None}]}, 400, "image: there is no data"),
         ({"inputs": [IMAGE]}, 422, "image[0]: it is not a JPEG"),
@@ -157,10 +169,11 @@ def test_a_wrong_request_is_refused_with_the_protocols_form_of_error(
 
 def test_binary_data_that_does_not_fit_is_refused(url: str) -> None:
     answer = infer_binary(url, {"shape": [1], "datatype": "BYTES"}, struct.pack("<I", 100) + b"short")
-    assert (answer.status_code, error_of(answer)) == (400, "image: element 0 is longer than the data")
-    headers = {"Inference-Header-Content-Length": "99"}
-    answer = requests.post(f"{url}/v2/models/yolact/infer", data=b"{}", headers=headers, timeout=10)
-    assert answer.status_code == 400
+    assert (answer.status_code, error_of(answer)) == (400, "image: the element at byte 0 is longer than the data")
+    for length in ("99", "9" * 5000):
+        headers = {"Inference-Header-Content-Length": length}
+        answer = requests.post(f"{url}/v2/models/yolact/infer", data=b"{}", headers=headers, timeout=10)
+        assert answer.status_code == 400
 
 
 def test_the_model_has_the_name_that_kserve_gives_it(model_dir: Any) -> None:

@@ -89,7 +89,9 @@ def test_requests_may_ask_the_candidate(model_dir: Path, other_model: Path, png:
 
 
 def test_a_candidate_that_cannot_be_loaded_leaves_the_model_alone(model_dir: Path, tmp_path: Path, png: bytes) -> None:
-    with running(model=str(model_dir), candidate=str(tmp_path / "none")) as server:
+    damaged = shutil.copytree(model_dir, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"x")
+    with running(model=str(model_dir), candidate=str(damaged)) as server:
         url = server.address
         assert post(f"{url}/predict", png).status_code == 200
         assert requests.get(f"{url}/readyz", timeout=10).status_code == 200
