@@ -74,6 +74,11 @@ class ServedModel:
         self.predictor.config = config
         return self.predictor.predict(images)
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where PyTorch computes; None if another runtime does."""
+        return getattr(self.predictor, "device", None)
+
     @cached_property
     def description(self) -> dict[str, Any]:
         """The answer of ``GET /model``."""
@@ -90,7 +95,7 @@ class ServedModel:
             "classes": self.classes,
             "image_size": predictor.model_config.image_size,
             "detection": self.config.model_dump(),
-            "device": predictor.runtime if isinstance(predictor, ExportedPredictor) else str(predictor.device),
+            "device": predictor.runtime if isinstance(predictor, ExportedPredictor) else str(self.device),
             "loaded": self.loaded.isoformat(timespec="seconds"),
             "metrics": {key: float(value) for key, value in tags.items() if key in METRIC_TAGS},
             "lineage": report.groups(),

@@ -24,6 +24,9 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "mpeg4": {"qscale": "3"}}
 """FFmpeg's encoders with their options, the preferred first; a build without GPL libraries has no libx264."""
 
+FINEST_TIMES = {"mpeg4": 65535}
+"""Parts of a second in which an encoder can state times, at most (MPEG-4 part 2: 16 bits)."""
+
 BT709 = 1
 """Colour matrix, primaries and transfer of HD video (ITU-T H.273, tables 2 to 4)."""
 
@@ -171,7 +174,11 @@ class VideoWriter:
         self._stream: Any = None
 
     def add(self, picture: np.ndarray, pts: int) -> None:
-        """Encode an (H, W, 3) uint8 RGB picture; an odd side is repeated once, as 4:2:0 video has even ones."""
+        """Encode an (H, W, 3) uint8 RGB picture; an odd side is repeated once, as 4:2:0 video has even ones.
+
+        Raises:
+            VideoFileError: the encoder fails; there is no file then.
+        """
         height, width = picture.shape[:2]
         if height % 2 or width % 2:
             picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -182,7 +189,16 @@ class VideoWriter:
             context.width, context.height, "yuv420p", dst_colorspace=BT709, dst_color_range=LIMITED_RANGE
         )
         frame.pts, frame.time_base = pts, self._source.time_base
-        self._container.mux(self._stream.encode(frame))
+        self._encode(frame)
+
+    def _encode(self, frame: Any) -> None:
+        try:
+            self._container.mux(self._stream.encode(frame))
+        except self._av.FFmpegError as error:
+            name, self._stream = self._stream.name, None
+            self._container.close()
+            self._path.unlink(missing_ok=True)
+            raise VideoFileError(f"the new video cannot be encoded by {name}: {_reason(error)}") from error
 
     def _new_stream(self, width: int, height: int) -> Any:
         self._path.parent.mkdir(exist_ok=True)
@@ -191,7 +207,7 @@ class VideoWriter:
         stream = self._container.add_stream(name, rate=self._source.rate, options=ENCODERS[name])
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
-        context.time_base = self._source.time_base
+        context.time_base = max(self._source.time_base, Fraction(1, FINEST_TIMES.get(name, 2**31 - 1)))
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
         context.sample_aspect_ratio = self._source.pixel_aspect
@@ -200,7 +216,7 @@ class VideoWriter:
     def close(self) -> None:
         """Complete the file; without frames there is none."""
         if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
+            self._encode(None)
             self._container.close()
 
 

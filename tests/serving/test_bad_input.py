@@ -146,7 +146,10 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(url: str, png: bytes) -> No
     answer = requests.post(f"{url}/predict", json={"images": [good]}, timeout=30)
     assert (answer.status_code, answer.json()["images"][0]["name"]) == (200, "\ud800")
     answer = requests.post(f"{url}/predict", json={"images": [{"name": "\ud800", "data": "?"}]}, timeout=30)
-    assert (answer.status_code, error_of(answer)) == (422, "image 1 (\\ud800): it is not base64: Only base64 data is allowed")
+    assert (answer.status_code, error_of(answer)) == (
+        422,
+        "image 1 (\\ud800): it is not base64: Only base64 data is allowed",
+    )
 
 
 def test_a_form_with_fields_but_no_files_is_explained(url: str) -> None:

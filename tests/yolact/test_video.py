@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yolact import video
 from yolact.errors import DataError
 from yolact.video import VideoFileError, VideoReader, VideoWriter, require_pyav, turned
 
@@ -76,6 +77,18 @@ def stated(path: Path) -> tuple[list[float], Any]:
 def test_a_copy_has_the_times_of_the_frames_also_at_a_variable_rate(tmp_path: Path, times: list[int]) -> None:
     copied(clip(tmp_path / "a.mp4", times), tmp_path / "b.mp4")
     assert stated(tmp_path / "b.mp4")[0] == [time / 1000 for time in times]
+
+
+@needs_pyav
+def test_without_x264_a_copy_has_the_times_also_of_a_transport_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "ENCODERS", {"mpeg4": video.ENCODERS["mpeg4"]})
+    source = clip(tmp_path / "a.ts", range(0, 2000, 40))
+    assert VideoReader(source).time_base == Fraction(1, 90_000)
+    copied(source, tmp_path / "b.mp4")
+    times = stated(tmp_path / "b.mp4")[0]
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=1e-4)
 
 
 @needs_pyav

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from tests.small_networks import tiny_config
+from yolact import video
 from yolact.inference.detections import Detections
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
@@ -146,6 +147,7 @@ def test_standard_input_is_read(predict: Predict) -> None:
         (["a.png", "--precision", "int8"], "precision 'int8' is unknown"),
         (["a.png", "-o", "mine"], "mine: holds files that yolact predict did not write"),
         (["a.png", "-o", "a.png"], "a.png: is a file; name a folder by -o"),
+        (["a.png", "-o", "."], ".: is the folder you are in, or one above it; name another one by -o"),
     ],
 )
 def test_wrong_arguments_are_refused_and_nothing_is_written(
@@ -169,6 +171,40 @@ def test_earlier_results_are_replaced_as_a_whole(predict: Predict) -> None:
     assert predict("b.png", *LOW).exit_code == 0
     assert [path.name for path in Path("predictions/pictures").iterdir()] == ["b.jpg"]
     assert not [path for path in Path().iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("change", ["added", "edited", "removed"])
+def test_results_that_a_user_corrected_are_not_replaced(predict: Predict, change: str) -> None:
+    save(Path("a.png"))
+    assert predict("a.png", "--save", "voc", *LOW).exit_code == 0
+    annotation = Path("predictions/voc/Annotations/a.xml")
+    if change == "added":
+        save(Path("predictions/voc/JPEGImages/a.png"))
+    elif change == "edited":
+        annotation.write_text(annotation.read_text().replace("cat", "dog"))
+    else:
+        annotation.unlink()
+    before = sorted(Path("predictions").rglob("*"))
+    result = predict("a.png", *LOW)
+    assert result.exit_code == 1
+    assert "predictions: files were added, changed or removed since yolact predict wrote it" in result.stderr
+    assert sorted(Path("predictions").rglob("*")) == before
+
+
+def test_a_glob_leaves_earlier_results_out(predict: Predict) -> None:
+    save(Path("a.png"))
+    for _ in range(2):
+        assert predict("**/*.[jp][pn]g", *LOW).exit_code == 0
+        assert read("predictions/predict.json")["images"] == 1
+
+
+def test_an_empty_folder_in_a_list_costs_itself(predict: Predict) -> None:
+    save(Path("a.png"))
+    Path("empty").mkdir()
+    Path("list.txt").write_text("empty\na.png\n" + "x" * 5000)
+    result = predict("list.txt", *LOW)
+    assert (result.exit_code, read("predictions/predict.json")["images"]) == (4, 1)
+    assert len(result.stderr) < 2000
 
 
 def test_a_failure_on_the_way_leaves_the_earlier_results(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,6 +295,19 @@ def test_a_damaged_video_is_passed_over(predict: Predict) -> None:
     assert result.exit_code == 4
     assert "skipped: cut.mp4: cannot be opened as a video" in result.stderr
     assert [path.name for path in Path("predictions/videos").iterdir()] == ["in.mp4"]
+
+
+@needs_pyav
+def test_a_video_that_cannot_be_encoded_is_passed_over(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "ENCODERS", {"mpeg4": {}})
+    monkeypatch.setattr(video, "FINEST_TIMES", {})  # finer than the encoder takes
+    save_clip(Path("fine.ts"))
+    save(Path("a.png"))
+    result = predict("fine.ts", "a.png", *LOW)
+    assert result.exit_code == 4, result.output
+    assert "skipped: fine.ts: the new video cannot be encoded by mpeg4" in result.stderr
+    assert [path.name for path in Path("predictions/pictures").iterdir()] == ["a.jpg"]
+    assert not list(Path("predictions").rglob("*.mp4"))
 
 
 def test_without_pyav_a_video_is_refused_before_anything_is_predicted(

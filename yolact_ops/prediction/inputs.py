@@ -85,8 +85,16 @@ def _local(source: str, exclude: Path | None, *, listed: bool = False) -> list[I
         number = camera["number"]
         return [Input("camera", f"camera:{number}", Path(f"/dev/video{number}"), f"camera{number}.mp4")]
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long
+        if listed:
+            return [_file(path, path.name)]
+        raise DataError(f"{source[:200]}: {error.strerror}") from error
+    if is_folder:
         files = [file for file in _files_below(path, exclude) if _kind(file)]
+        if not files and listed:
+            return [_file(path, path.name)]
         if not files:
             suffixes = ", ".join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))
             raise DataError(f"{path}: no image or video is in this folder or below it ({suffixes})")
@@ -98,6 +106,8 @@ def _local(source: str, exclude: Path | None, *, listed: bool = False) -> list[I
     if glob.has_magic(source):
         matches = sorted(glob.glob(source, recursive=True))
         files = [path for match in matches if (path := Path(match)).is_file() and _kind(path)]
+        if exclude is not None:
+            files = [path for path in files if not path.resolve().is_relative_to(exclude.resolve())]
         if not files:
             raise DataError(f"{source}: no image or video matches")
         return [_file(file, file.name) for file in files]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -26,12 +28,16 @@ from yolact.results.image import ResultClasses, ResultImage, ResultWriter
 from yolact.results.registry import find_writers
 from yolact.video import Frame, VideoFileError, VideoReader, VideoWriter
 from yolact.visualize import draw_detections
+from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.prediction.inputs import Input, Names
 
 T = TypeVar("T")
 
 SUMMARY_FILE = "predict.json"
 """What was predicted, with which model and settings, and what could not be read."""
+
+CONTENT = "content"
+"""Key of the summary: digest of all other files, by which later changes are seen."""
 
 PICTURES = "pictures"
 """Format of `yolact.results.registry.WRITERS` that becomes a video for a video."""
@@ -101,7 +107,8 @@ def predict_inputs(
     with replaced_directory(output) as folder:
         job = _Job(predictor, folder, formats, classes)
         job.run(inputs)
-        write_json_atomic(folder / SUMMARY_FILE, facts | asdict(job.summary))
+        facts |= asdict(job.summary) | {CONTENT: _content(folder)}
+        write_json_atomic(folder / SUMMARY_FILE, facts)
     return job.summary
 
 
@@ -109,15 +116,38 @@ def check_output(output: Path) -> None:
     """Refuse a folder whose content `predict_inputs` would replace although it did not write it.
 
     Raises:
-        DataError: it holds something else than results.
+        DataError: it holds something else than results, or results that were changed since.
     """
     if output.exists() and not output.is_dir():
         raise DataError(f"{output}: is a file; name a folder by -o")
-    if output.is_dir() and any(output.iterdir()) and not (output / SUMMARY_FILE).is_file():
+    if Path.cwd().is_relative_to(output.resolve()):
+        raise DataError(f"{output}: is the folder you are in, or one above it; name another one by -o")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    summary = output / SUMMARY_FILE
+    if not summary.is_file():
         raise DataError(
             f"{output}: holds files that yolact predict did not write (there is no {SUMMARY_FILE}); they would be "
             "replaced. Name another folder by -o."
         )
+    try:
+        written = json.loads(summary.read_text(encoding="utf-8")).get(CONTENT)
+    except (ValueError, AttributeError):
+        written = None
+    if written != _content(output):
+        raise DataError(
+            f"{output}: files were added, changed or removed since yolact predict wrote it; they would be replaced. "
+            "Move the folder away, or name another one by -o."
+        )
+
+
+def _content(folder: Path) -> str:
+    """SHA-256 (hex) of the names and contents of all files below a folder but the summary."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / SUMMARY_FILE:
+            digest.update(f"{path.relative_to(folder).as_posix()}:{hash_files(path)};".encode())
+    return digest.hexdigest()
 
 
 class _Job:
@@ -193,17 +223,21 @@ class _Job:
         entry = self._begun(item) | {"frames": 0}
         self.summary.inputs[-1] = entry
         begin = time.perf_counter()
-        with (
-            closing(VideoWriter(self._folder / "videos" / f"{entry['name']}.mp4", reader)) as video,
-            tqdm(desc=entry["name"], total=reader.frame_count, unit="frame", disable=None) as bar,
-            closing(ahead(self._drawn(reader), DRAWN_AHEAD)) as stream,
-        ):
-            for frame, found, picture in stream:
-                if picture is not None:
-                    video.add(picture, frame.pts)
-                self._write(self._frame_image(frame, item, entry["name"]), found, self._frame_writers)
-                entry["frames"] += 1
-                bar.update()
+        try:
+            with (
+                closing(VideoWriter(self._folder / "videos" / f"{entry['name']}.mp4", reader)) as video,
+                tqdm(desc=entry["name"], total=reader.frame_count, unit="frame", disable=None) as bar,
+                closing(ahead(self._drawn(reader), DRAWN_AHEAD)) as stream,
+            ):
+                for frame, found, picture in stream:
+                    if picture is not None:
+                        video.add(picture, frame.pts)
+                    self._write(self._frame_image(frame, item, entry["name"]), found, self._frame_writers)
+                    entry["frames"] += 1
+                    bar.update()
+        except VideoFileError as error:
+            self._skip(item, str(error))
+            return
         entry["fps"] = round(entry["frames"] / (time.perf_counter() - begin), 2)
         entry["video_fps"] = round(float(reader.rate), 3)
         if reader.live:
@@ -238,7 +272,7 @@ class _Job:
     def _skip(self, item: Input, reason: str) -> None:
         reason = reason.replace(str(item.content), item.address) if isinstance(item.content, Path) else reason
         self.summary.problems.append({"source": item.address, "reason": reason})
-        tqdm.write(f"skipped: {item.address}: {reason.removeprefix(f'{item.address}: ')}", file=sys.stderr)
+        tqdm.write(f"skipped: {item.address[:300]}: {reason.removeprefix(f'{item.address}: ')[:300]}", file=sys.stderr)
 
     def _chosen(self, found: Detections) -> Detections:
         return found[torch.isin(found.labels, self._kept)] if len(self._kept) else found
