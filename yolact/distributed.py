@@ -28,6 +28,9 @@ PATIENCE = timedelta(hours=1)
 class PeerError(YolactError):
     """Another process of the same run has failed; that process's own message says why."""
 
+    exit_code = 70
+    """As of a crash (`yolact.engine.interrupts.EX_SOFTWARE`): a supervisor starts the training again."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -124,8 +127,8 @@ def _check_gpu(world: World) -> None:
     if world.local_rank >= gpus:
         here = os.environ.get("LOCAL_WORLD_SIZE", f"at least {world.local_rank + 1}")
         raise SettingsError(
-            f"torchrun started {here} processes on this machine, but it has {gpus} CUDA GPUs, and each process needs "
-            f"one of its own: start torchrun with --nproc-per-node {gpus}, or set runtime.device: cpu"
+            f"{here} processes were started on this machine, but it has {gpus} CUDA GPUs, and each process needs one "
+            f"of its own: set runtime.processes: auto (for torchrun, --nproc-per-node {gpus}), or runtime.device: cpu"
         )
 
 

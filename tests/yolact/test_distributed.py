@@ -96,8 +96,8 @@ def test_more_processes_than_gpus_are_rejected_with_the_right_number(monkeypatch
         with pytest.raises(ConnectionError if rank < 2 else SettingsError) as caught, joined_world("auto"):
             pass
     assert met == ["nccl", "nccl"]
-    assert "4 processes on this machine, but it has 2 CUDA GPUs" in str(caught.value)
-    assert "--nproc-per-node 2, or set runtime.device: cpu" in str(caught.value)
+    assert "4 processes were started on this machine, but it has 2 CUDA GPUs" in str(caught.value)
+    assert "runtime.processes: auto (for torchrun, --nproc-per-node 2), or runtime.device: cpu" in str(caught.value)
 
 
 EVALUATION = """
