@@ -18,9 +18,9 @@ from yolact.errors import DataError, SettingsError, YolactError
 from yolact.settings import RuntimeConfig
 from yolact_ops.commands.container import share_threads
 
-PEER_PATIENCE = 30.0
+PEER_PATIENCE = 60.0
 """Seconds for a failed process to end."""
-SAME_PATIENCE = 5.0
+SAME_PATIENCE = 20.0
 """Seconds for rank 0 to end with an error that every process may have."""
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def launch(processes: int, nodes: int, module: Sequence[str]) -> int:
         module: name and arguments of the module.
 
     Returns:
-        The exit code of the process that failed first, `SHELL_SIGNAL` + N if signal N ended it; 0 if none failed.
+        The exit code of the process that is the reason, `SHELL_SIGNAL` + N if signal N ended it; 0 if none failed.
     """
     from torch.distributed import run as torchrun  # slow to import, and most trainings do without
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -62,9 +62,10 @@ def launch(processes: int, nodes: int, module: Sequence[str]) -> int:
         return SHELL_SIGNAL + stopped.sigval
     except ChildFailedError as error:
         for rank, failure in error.failures.items():
-            if failure.exitcode < 0:
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                 log.error("the process of rank %d ended by %s", rank, signal.Signals(-failure.exitcode).name)
-        return _exit_code([failure.exitcode for failure in error.failures.values()])
+        code = min((failure.exitcode for failure in error.failures.values()), key=_place)
+        return SHELL_SIGNAL - code if code < 0 else code
     return 0
 
 
@@ -86,7 +87,10 @@ def reason_first(rank: int) -> Iterator[None]:
         raise
 
 
-def _exit_code(codes: Sequence[int]) -> int:
-    """The code of processes that ended at about the same time: an error of the user before a crash before a stop."""
-    code = min(codes, key=lambda code: (code == EX_TEMPFAIL, code < 0 or code == EX_SOFTWARE))
-    return SHELL_SIGNAL - code if code < 0 else code
+def _place(code: int) -> int:
+    """Place of an exit code among those of processes that ended together: the lowest is the reason."""
+    if code == -signal.SIGTERM:  # from the launcher, for those that were left
+        return 3
+    if code == EX_TEMPFAIL:
+        return 2
+    return 1 if code < 0 or code == EX_SOFTWARE else 0

@@ -150,7 +150,7 @@ class _Child:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                process = subprocess.Popen(self._command, stdin=theirs, env=self._environment, process_group=0)
+                process = subprocess.Popen(self._command, stdin=theirs.fileno(), env=self._environment, process_group=0)
             self._unread, self._training = b"", []
             self._process = process
             try:

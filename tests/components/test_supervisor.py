@@ -306,6 +306,8 @@ from components.train.supervisor import supervised
 rank, starts = sys.argv[1], len(list(Path().glob("start_*")))     # the launcher's
 
 def wait():
+    while len(list(Path().glob("hangs_?"))) < 2:
+        time.sleep(0.01)
     for second in range(600):
         Path(f"later_{second}").touch()
         time.sleep(1)
@@ -395,6 +397,7 @@ def test_a_hang_shows_the_stacks_of_the_launched_processes(
         if starts == 1:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             Path(f"loader_{rank}").write_text(str(os.fork() or time.sleep(600)))
+            Path(f"loader_{rank}").rename(f"hangs_{rank}")
             wait_for_the_others()
     """
     write_ranks(body)
@@ -403,7 +406,7 @@ def test_a_hang_shows_the_stacks_of_the_launched_processes(
     assert capfd.readouterr().err.count("in wait_for_the_others") == 2
     assert "the training process hung: no sign of life for 999 s" in caplog.text
     for rank in range(2):
-        assert not psutil.pid_exists(int(Path(f"loader_{rank}").read_text()))
+        assert not psutil.pid_exists(int(Path(f"hangs_{rank}").read_text()))
 
 
 # Lack of memory --------------------------------------------------------------------------------------------------
