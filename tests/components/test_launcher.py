@@ -20,6 +20,10 @@ import os, signal, sys, time
 rank, case = os.environ["RANK"], sys.argv[1]
 assert os.environ["WORLD_SIZE"] == "2" and os.environ["TORCHELASTIC_MAX_RESTARTS"] == "0"
 
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+
 def end(code):
     os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)
 
@@ -28,7 +32,12 @@ if case == "good":
 elif case == "killed":          # the other one is stopped
     end(-signal.SIGSEGV) if rank == "1" else time.sleep(600)
 elif case == "error":           # both end: the user's error is the reason
-    end(1) if rank == "1" else end(-signal.SIGKILL)
+    if rank == "0":
+        wait_for("wrong")
+        end(-signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open("wrong", "w").close()
+    end(1)
 elif case == "stopped":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     end(75) if rank == "1" else time.sleep(600)
@@ -39,8 +48,7 @@ elif case == "peer":            # the one that has lost the other sees it first
         open("lost", "w").close()
         with reason_first(0):
             raise PeerError("the other one is gone")
-    while not os.path.exists("lost"):
-        time.sleep(0.01)
+    wait_for("lost")
     time.sleep(1)
     end(1)
 """
