@@ -83,10 +83,10 @@ def joined_world(device_name: str) -> Iterator[World]:
         return
     world = World(_number("RANK"), size, _number("LOCAL_RANK"))
     on_gpus = torch.cuda.is_available() and device_name in ("auto", "cuda")
-    if device_name.startswith("cuda:"):
+    if device_name.startswith(("cuda:", "mps")):
         raise SettingsError(
-            f"runtime.device: {device_name} is one GPU, but {size} processes train; set it to cuda, and each process "
-            "takes the GPU of its own number"
+            f"runtime.device: {device_name} is one GPU, but {size} processes train; set runtime.processes: 1, or "
+            "runtime.device: cuda, with which each process takes the GPU of its own number"
         )
     if on_gpus:
         _check_gpu(world)
