@@ -13,15 +13,15 @@ import torch
 
 from components.train.supervisor import SHELL_SIGNAL
 from yolact.distributed import PeerError
-from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL
+from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
 from yolact.errors import DataError, SettingsError, YolactError
 from yolact.settings import RuntimeConfig
 from yolact_ops.commands.container import share_threads
 
 PEER_PATIENCE = 60.0
 """Seconds for a failed process to end."""
-SAME_PATIENCE = 20.0
-"""Seconds for rank 0 to end with an error that every process may have."""
+SAME_PATIENCE = 30.0
+"""Seconds for the first process on a machine to end with an error that the others have too."""
 
 log = logging.getLogger(__name__)
 
@@ -70,21 +70,27 @@ def launch(processes: int, nodes: int, module: Sequence[str]) -> int:
 
 
 @contextmanager
-def reason_first(rank: int) -> Iterator[None]:
+def reason_first(local_rank: int) -> Iterator[None]:
     """In a process of `launch`: end after the process that has the reason, which then is the first to fail.
 
-    What settings or data are wrong is often an error of all processes; rank 0 reports it.
+    A stop, and often what is wrong with settings or data, is common to all processes: the first one on this machine
+    reports it, and has time to end before the launcher stops the others.
     """
     try:
         yield
     except YolactError as error:
-        patience = PEER_PATIENCE if isinstance(error, PeerError) else 0.0
-        if rank != 0 and isinstance(error, DataError | SettingsError):
+        patience = PEER_PATIENCE if isinstance(error, PeerError) and not _is_asked_to_stop() else 0.0
+        if local_rank != 0 and isinstance(error, DataError | SettingsError | InterruptedRunError):
             patience = SAME_PATIENCE
         if patience:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of the launcher, once the other process has ended
             time.sleep(patience)
         raise
+
+
+def _is_asked_to_stop() -> bool:
+    """Whether SIGTERM has come already, see `yolact.engine.interrupts.Interrupts`."""
+    return signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
 def _place(code: int) -> int:

@@ -131,7 +131,7 @@ def _train_supervised() -> None:
         from components.train import training
         from components.train.launcher import reason_first
 
-        with reason_first(int(rank or 0)):
+        with reason_first(int(os.environ.get("LOCAL_RANK", "0"))):
             training.run(
                 params,
                 **{name: Path(path) for name, path in paths.items()},

@@ -118,6 +118,7 @@ def test_two_processes_that_are_stopped_and_killed_end_as_those_that_torchrun_st
         log = finish(process, code=75)
     assert "[train] training processes: 2" in log
     assert "train failed: stopped by SIGTERM; a checkpoint is written" in log
+    assert log.count("a checkpoint is written") == 1
     assert "Traceback" not in log
     (run,) = runs(folder)
     assert run.info.status == "KILLED"
