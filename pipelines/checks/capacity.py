@@ -101,9 +101,8 @@ def check_tasks(config: ClusterConfig, steps: Sequence[str], rooms: Sequence[Roo
     groups: dict[str, list[str]] = defaultdict(list)
     for step in steps:
         task = config.for_step(step)
-        groups[repr((_needs(task, config, has_gpus), task.node_selector, task.node_affinity, task.tolerations))].append(
-            step
-        )
+        place = (task.node_selector, task.node_affinity, task.tolerations)
+        groups[repr((_needs(task, config, has_gpus), place))].append(step)
     for group in groups.values():
         problem = _find_problem(config, group, rooms, has_gpus)
         if problem is None:
