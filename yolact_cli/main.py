@@ -366,7 +366,7 @@ def serve(
         typer.Argument(
             metavar="MODEL",
             parser=_path_or_address,
-            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a folder with a model, or an .onnx or .xml file.",
+            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a model's folder, or an .onnx or .xml file.",
             show_default="models:/yolact@champion",
         ),
     ] = None,
