@@ -267,16 +267,16 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
         for secret in task.secrets:
             if secret not in config.secrets:
                 yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"
-        for name in task.env:
-            if name in _OWN_VARIABLES:
-                yield (*section, "env", name), "tasks get this variable from the pipeline itself"
+        for variable in task.env:
+            if variable in _OWN_VARIABLES:
+                yield (*section, "env", variable), "tasks get this variable from the pipeline itself"
             for key, secret_config in config.secrets.items():
-                if name in secret_config.keys:
+                if variable in secret_config.keys:
                     message = (
                         f"the secret {key} has this variable; in env everyone who may read pods or pipelines sees it, "
                         "and Kubeflow's launcher uses it for its own object store"
                     )
-                    yield (*section, "env", name), message
+                    yield (*section, "env", variable), message
         if task.queue_priority and not task.queue:
             yield (*section, "queue_priority"), (*section, "queue"), "has no effect without a queue"
     mount = config.scratch.mount.rstrip("/")
@@ -285,10 +285,10 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
     volumes = {SHARED_MEMORY_VOLUME: "the shared memory", SCRATCH_VOLUME: "temporary files"}
     names: dict[Key, str] = {("checkpoints", "claim"): config.checkpoints.claim}
     names |= {("secrets", key, "name"): secret.name for key, secret in config.secrets.items()}
-    for key, name in names.items():
-        other = volumes.setdefault(name, str(key[0]))
-        if name and other != key[0]:
-            yield key, ("checkpoints", "claim"), f"{name}: is also the volume of {other}; one pod cannot have both"
+    for where, name in names.items():
+        other = volumes.setdefault(name, str(where[0]))
+        if name and other != where[0]:
+            yield where, ("checkpoints", "claim"), f"{name}: is also the volume of {other}; one pod cannot have both"
 
 
 def _amount(quantity: str) -> Decimal:
