@@ -38,6 +38,8 @@ from yolact_ops.lineage.variables import IMAGE_VARIABLE
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1beta1", "experiments"
 DIGEST = "yolact/sweep"
 """Annotation with `Sweep.digest`: whether an experiment of the same name is the same sweep."""
+BEST_TRIAL = "yolact/best-trial"
+"""Annotation of the Job at the end of a sweep with the name of the best trial."""
 CONTAINER = "trial"
 TRIAL_NAME = "trial"
 """Katib's parameter for the name of the trial."""
@@ -277,10 +279,16 @@ def _finish(kube: Kubernetes, best: Best, cluster: ClusterConfig) -> None:
     """Run `pipelines.sweeps.best` as a Job, unless it was started before, and wait for its end."""
     batch, name = kubernetes.client.BatchV1Api(kube.client), f"{best.sweep.name}-best"
     job = _job(cluster, BEST_MODULE, {BEST_VARIABLE: best.to_json()})
-    job["metadata"] = {"name": name, "annotations": {DIGEST: best.sweep.digest}}
+    annotations = {DIGEST: best.sweep.digest, BEST_TRIAL: best.name}
+    job["metadata"] = {"name": name, "annotations": annotations}
     found = kube.find("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)
     if found is None:
         kube.get("create jobs.batch", batch.create_namespaced_job, kube.namespace, job)
+    elif not annotations.items() <= found["metadata"].get("annotations", {}).items():
+        raise SettingsError(
+            f"job {name} in namespace {kube.namespace} is of another sweep; `kubectl -n {kube.namespace} delete job "
+            f"{name}`, and the same command goes on"
+        )
     while not _condition((found or {}).get("status", {}), "Complete", "Failed"):
         time.sleep(INTERVAL if found else 0)
         found = kube.get("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)

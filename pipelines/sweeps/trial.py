@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from components.evaluate import step as evaluate
 from components.train import step as train
 from pipelines.sweeps.data import prepare_data, shared_params, validation_data
@@ -43,11 +45,12 @@ def run_trial(trial: Trial) -> float:
     folder = SweepFolder(Path(trial.folder))
     place = folder.trial(trial.name)
     place.path.mkdir(parents=True, exist_ok=True)
-    processed = prepare_data(trial.sweep, folder)
-    params = change(shared_params(folder), trial.overrides)
-    write_text_atomic(place.params_file, as_text(params))
-    with _tracked(trial, folder, params):
-        _train_and_evaluate(trial.sweep, place, params, processed, validation_data(processed, folder))
+    with FileLock(place.path / "lock"):  # an earlier start whose sweep was killed may be writing its checkpoint
+        processed = prepare_data(trial.sweep, folder)
+        params = change(shared_params(folder), trial.overrides)
+        write_text_atomic(place.params_file, as_text(params))
+        with _tracked(trial, folder, params):
+            _train_and_evaluate(trial.sweep, place, params, processed, validation_data(processed, folder))
     return place.value(trial.sweep.metric)
 
 
