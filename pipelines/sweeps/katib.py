@@ -283,14 +283,14 @@ def _finish(kube: Kubernetes, best: Best, cluster: ClusterConfig) -> None:
     job["metadata"] = {"name": name, "annotations": annotations}
     found = kube.find("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)
     if found is None:
-        kube.get("create jobs.batch", batch.create_namespaced_job, kube.namespace, job)
+        found = kube.get("create jobs.batch", batch.create_namespaced_job, kube.namespace, job)
     elif not annotations.items() <= found["metadata"].get("annotations", {}).items():
         raise SettingsError(
             f"job {name} in namespace {kube.namespace} is of another sweep; `kubectl -n {kube.namespace} delete job "
             f"{name}`, and the same command goes on"
         )
-    while not _condition((found or {}).get("status", {}), "Complete", "Failed"):
-        time.sleep(INTERVAL if found else 0)
+    while not _condition(found["status"], "Complete", "Failed"):
+        time.sleep(INTERVAL)
         found = kube.get("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)
     if _condition(found["status"], "Failed"):
         raise SweepError(
