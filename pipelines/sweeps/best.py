@@ -28,7 +28,7 @@ def finish(best: Best) -> None:
     sweep, folder = best.sweep, SweepFolder(Path(best.folder))
     place = folder.trial(best.name)
     params = settings(place.params_file.read_text(encoding="utf-8"))
-    with task("register", sweep.versions["register"], needs_mlflow=True):  # reads the secrets too
+    with task("register", sweep.version("register"), needs_mlflow=True):  # reads the secrets too
         parent = open_parent(sweep, folder, params.register_.experiment)
         tags = {"best_trial": best.name} | {f"best.{key}": value for key, value in best.assignments.items()}
         log_best(parent, sweep.metric, place.value(sweep.metric), tags)
@@ -37,7 +37,7 @@ def finish(best: Best) -> None:
         metrics = place.metrics_file
         if validation_data(processed, folder) != processed:
             metrics = place.path / "held_out" / "eval.json"
-            with task("evaluate", sweep.versions["evaluate"], needs_mlflow=True):
+            with task("evaluate", sweep.version("evaluate"), needs_mlflow=True):
                 evaluate.run(
                     params,
                     processed_dir=processed,
@@ -47,7 +47,7 @@ def finish(best: Best) -> None:
                     plots_dir=metrics.with_name("plots"),
                     needs_store=True,
                 )
-        with task("register", sweep.versions["register"], needs_mlflow=True):
+        with task("register", sweep.version("register"), needs_mlflow=True):
             register.run(
                 params,
                 model_dir=place.model,
@@ -55,7 +55,7 @@ def finish(best: Best) -> None:
                 metrics_path=metrics,
                 report_path=report,
             )
-        with task("promote", sweep.versions["promote"], needs_mlflow=True):
+        with task("promote", sweep.version("promote"), needs_mlflow=True):
             promote.run(
                 params,
                 registration_path=report,

@@ -62,11 +62,11 @@ def shared_params(folder: SweepFolder) -> Params:
 
 def _make_data(sweep: Sweep, folder: SweepFolder, processed: Path) -> None:
     raw = folder.path / "data" / "raw"
-    with task("source", sweep.versions["source"]):
+    with task("source", sweep.version("source")):
         params = source.run(settings(sweep.params)).params
-    with task("ingest", sweep.versions["ingest"]):
+    with task("ingest", sweep.version("ingest")):
         ingest.run(params, raw_dir=raw, downloads_dir=folder.path / "data" / "downloads")
-    with task("preprocess", sweep.versions["preprocess"]):
+    with task("preprocess", sweep.version("preprocess")):
         report = folder.path / "data" / "report"
         preprocess.run(params, raw_dir=raw, processed_dir=processed, report_dir=report)
     write_text_atomic(folder.params_file, as_text(params))

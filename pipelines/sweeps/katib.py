@@ -289,7 +289,7 @@ def _finish(kube: Kubernetes, best: Best, cluster: ClusterConfig) -> None:
             f"job {name} in namespace {kube.namespace} is of another sweep; `kubectl -n {kube.namespace} delete job "
             f"{name}`, and the same command goes on"
         )
-    while not _condition(found["status"], "Complete", "Failed"):
+    while not _condition(found.get("status", {}), "Complete", "Failed"):
         time.sleep(INTERVAL)
         found = kube.get("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)
     if _condition(found["status"], "Failed"):

@@ -67,7 +67,7 @@ def start_sweep(
         space={parameter.key: str(parameter) for parameter in space},
         metric=start.metric,
         processed="" if processed is None else str(processed),
-        versions=installed_versions(),
+        versions={} if namespace is None else installed_versions(),
     )
     plan = Plan(start.trials, start.parallel, start.seed, start.registers)
     if start.dry_run:

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from yolact.errors import DataError, YolactError
+from yolact_ops.lineage.code import installed_version
 
 METRICS = tuple(
     f"{kind}_{name}"
@@ -45,7 +46,11 @@ class Sweep:
     processed: str
     """Folder of processed data; empty: made once from ``data.source``, in the sweep's folder."""
     versions: Mapping[str, str]
-    """Code version by step (`yolact_ops.lineage.code`)."""
+    """Code version by step (`yolact_ops.lineage.code`), which the container image must have; empty on this machine."""
+
+    def version(self, step: str) -> str:
+        """Code version of a step: on this machine that of the checkout as it is, which may be edited during a sweep."""
+        return self.versions.get(step) or installed_version(step)
 
     @property
     def definition(self) -> dict[str, object]:

@@ -26,6 +26,7 @@ from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupt
 from yolact.files import write_text_atomic
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.task import as_text, task
+from yolact_ops.lineage.variables import CODE_VARIABLE
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import change
 
@@ -47,6 +48,7 @@ def run_trial(trial: Trial) -> float:
     place.path.mkdir(parents=True, exist_ok=True)
     with FileLock(place.path / "lock"):  # an earlier start whose sweep was killed may be writing its checkpoint
         processed = prepare_data(trial.sweep, folder)
+        os.environ.pop(CODE_VARIABLE, None)  # set by the first step of a process; the run is train's
         params = change(shared_params(folder), trial.overrides)
         write_text_atomic(place.params_file, as_text(params))
         with _tracked(trial, folder, params):
@@ -55,7 +57,7 @@ def run_trial(trial: Trial) -> float:
 
 
 def _train_and_evaluate(sweep: Sweep, place: TrialFolder, params: Params, processed: Path, validation: Path) -> None:
-    with task("train", sweep.versions["train"], needs_mlflow=True):
+    with task("train", sweep.version("train"), needs_mlflow=True):
         train.run(
             params,
             processed_dir=processed,
@@ -64,7 +66,7 @@ def _train_and_evaluate(sweep: Sweep, place: TrialFolder, params: Params, proces
             plots_dir=place.path / "plots" / "train",
             checkpoints_dir=place.path / "checkpoints",
         )
-    with task("evaluate", sweep.versions["evaluate"], needs_mlflow=True):
+    with task("evaluate", sweep.version("evaluate"), needs_mlflow=True):
         evaluate.run(
             params,
             processed_dir=validation,
@@ -79,7 +81,7 @@ def _train_and_evaluate(sweep: Sweep, place: TrialFolder, params: Params, proces
 def _tracked(trial: Trial, folder: SweepFolder, params: Params) -> Iterator[None]:
     """Give the steps a run nested under the sweep's, by the variable that names a run to them."""
     experiment, place = params.register_.experiment, folder.trial(trial.name)
-    with task("train", trial.sweep.versions["train"], needs_mlflow=True):  # reads the secrets too
+    with task("train", trial.sweep.version("train"), needs_mlflow=True):  # reads the secrets too
         parent = open_parent(trial.sweep, folder, experiment)
         run = open_run(place.run_file, experiment, f"{trial.sweep.name} {trial.name}", parent=parent, params={})
     os.environ[RUN_VARIABLE] = run.run_id

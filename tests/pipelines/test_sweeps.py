@@ -249,6 +249,9 @@ def test_the_best_trial_of_an_experiment_is_registered_by_a_job_and_the_same_com
     assert len(cluster.lists[EXPERIMENTS]) == len(cluster.lists[JOBS]) == 1
     with pytest.raises(SettingsError, match="has another experiment of that name"):
         run_katib(params, "box_AP")
+    job["metadata"]["annotations"][katib.BEST_TRIAL] = "trying-earlier"
+    with pytest.raises(SettingsError, match="job trying-best in namespace team is of another sweep"):
+        run_katib(params)
 
 
 def test_a_cluster_without_katib_and_an_experiment_without_a_result_are_reported(
