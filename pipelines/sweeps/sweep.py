@@ -20,7 +20,6 @@ METRICS = tuple(
 )
 """Metrics of evaluate that a sweep can make as large as possible."""
 
-
 TRIAL_VARIABLE, BEST_VARIABLE = "YOLACT_TRIAL", "YOLACT_BEST"
 """Environment variables with a `Trial` or a `Best` as JSON. Katib can put values into a variable, but joins arguments
 to a line for a shell."""
@@ -29,7 +28,7 @@ TRIAL_MODULE, BEST_MODULE = "pipelines.sweeps.trial", "pipelines.sweeps.best"
 
 
 class SweepError(YolactError):
-    """No trial of a sweep has a result."""
+    """No trial of a sweep has a result, or the best one could not be registered."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class TrialFolder:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a sweep runs on this machine."""
+    """How a sweep runs."""
 
     trials: int
     """Number of trials, failed ones included."""
