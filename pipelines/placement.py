@@ -52,7 +52,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     if config.retries:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_attempts(config, retry)}s")
-    task.set_env_variable(CPU_COUNT_VARIABLE, str(_whole_cores(config.cpu)))
+    task.set_env_variable(CPU_COUNT_VARIABLE, str(cores_of(config.cpu)))
     for name, value in config.env.items():
         task.set_env_variable(name, value)
     _set_resources(task, config, cluster.gpu)
@@ -80,7 +80,7 @@ def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
     return (config.retries + 1) * config.time_limit + pauses
 
 
-def _whole_cores(cpu: str) -> int:
+def cores_of(cpu: str) -> int:
     """Cores of a request, rounded down, at least 1: threads and processes that a task may take (README.md)."""
     return max(int(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)), 1)
 
