@@ -108,6 +108,7 @@ def by_hand(make_folder: Callable[[], Path], repository: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_stopped_and_killed_end_as_those_that_torchrun_started(
     make_folder: Callable[[], Path], by_hand: Path, repository: Path
 ) -> None:
