@@ -45,6 +45,9 @@ _OWN_VARIABLES = (
 _OTHER_MOUNTS = (SHARED_MEMORY, "/kfp-launcher", "/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config")
 """Where tasks have a volume already: Kubeflow Pipelines 2.17 mounts all but the first."""
 
+SEVERAL_GPUS_STEP = "train"
+"""The step that starts a process for each GPU of its task."""
+
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """A label of RFC 1123."""
 _QUALIFIED = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -107,12 +110,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _one_gpu(value: int) -> int:
-    if value > 1:
-        raise ValueError("a task uses one GPU; for more, deploy/train/trainjob.yaml trains on several nodes")
-    return value
-
-
 class Toleration(_Section):
     key: LabelKey | None
     operator: Literal["Equal", "Exists"]
@@ -148,7 +145,7 @@ class TaskConfig(_Section):
     cpu_limit: Annotated[str, Field(pattern=rf"^({CORES})?$")]
     memory: Bytes
     memory_limit: Bytes
-    gpus: Annotated[int, Field(ge=0), AfterValidator(_one_gpu)]
+    gpus: Annotated[int, Field(ge=0)]
     shared_memory: Annotated[str, Field(pattern=rf"^({BYTES})?$")]
     time_limit: Seconds
     retries: Annotated[int, Field(ge=0)]
@@ -264,6 +261,9 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
             if limit and _amount(requested) > _amount(limit):
                 message = f"{requested} is above {name}_limit ({limit}); Kubernetes refuses such a pod"
                 yield (*section, name), (*section, f"{name}_limit"), message
+        if task.gpus > 1 and section != ("tasks", SEVERAL_GPUS_STEP):
+            message = f"only the step {SEVERAL_GPUS_STEP} uses more than one GPU (found {task.gpus})"
+            yield (*section, "gpus"), message
         for secret in task.secrets:
             if secret not in config.secrets:
                 yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"

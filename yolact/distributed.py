@@ -28,6 +28,9 @@ PATIENCE = timedelta(hours=1)
 class PeerError(YolactError):
     """Another process of the same run has failed; that process's own message says why."""
 
+    exit_code = 70
+    """As of a crash (`yolact.engine.interrupts.EX_SOFTWARE`): a supervisor starts the training again."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -80,10 +83,10 @@ def joined_world(device_name: str) -> Iterator[World]:
         return
     world = World(_number("RANK"), size, _number("LOCAL_RANK"))
     on_gpus = torch.cuda.is_available() and device_name in ("auto", "cuda")
-    if device_name.startswith("cuda:"):
+    if device_name.startswith(("cuda:", "mps")):
         raise SettingsError(
-            f"runtime.device: {device_name} is one GPU, but {size} processes train; set it to cuda, and each process "
-            "takes the GPU of its own number"
+            f"runtime.device: {device_name} is one GPU, but {size} processes train; set runtime.processes: 1, or "
+            "runtime.device: cuda, with which each process takes the GPU of its own number"
         )
     if on_gpus:
         _check_gpu(world)
@@ -124,8 +127,8 @@ def _check_gpu(world: World) -> None:
     if world.local_rank >= gpus:
         here = os.environ.get("LOCAL_WORLD_SIZE", f"at least {world.local_rank + 1}")
         raise SettingsError(
-            f"torchrun started {here} processes on this machine, but it has {gpus} CUDA GPUs, and each process needs "
-            f"one of its own: start torchrun with --nproc-per-node {gpus}, or set runtime.device: cpu"
+            f"{here} processes were started on this machine, but it has {gpus} CUDA GPUs, and each process needs one "
+            f"of its own: set runtime.processes: auto (for torchrun, --nproc-per-node {gpus}), or runtime.device: cpu"
         )
 
 

@@ -436,6 +436,10 @@ class RuntimeConfig(Section):
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
     """``auto`` selects a GPU if there is one. With several processes, each uses the GPU of its local rank."""
+    processes: Annotated[int | Literal["auto"], _auto_or_at_least(1)]
+    """Processes that train together on this machine, each on a GPU of its own (on the CPU, they share its cores).
+    ``auto``: as many as this machine has GPUs, or one if ``device`` is not ``auto`` or ``cuda``. Does not apply under
+    ``torchrun``, which has started them already."""
     workers: NonNegativeInt
     """Loader processes of each training process; 0 loads in the training process."""
     compile: bool
@@ -451,8 +455,9 @@ class RuntimeConfig(Section):
     """``none``, or ``s3://bucket/prefix``: a mirror of the checkpoints, from which a machine without local ones
     resumes."""
     max_restarts: NonNegativeInt
-    """How often a training process that crashed, was killed or hangs is started again from its checkpoint; the count
-    starts over with each new checkpoint. 0 trains without a supervisor. Does not apply under ``torchrun``."""
+    """How often a training that crashed, was killed or hangs is started again from its checkpoint; the count starts
+    over with each new checkpoint. 0: never, and a single process then trains without a supervisor. Does not apply under
+    ``torchrun``."""
     hang_timeout: NonNegativeInt
     """Seconds without a finished training step, validation batch or checkpoint after which the training process counts
     as hanging; start-up counts too. 0 for never."""

@@ -2,9 +2,9 @@
 
 Reads ``data/processed/``; writes ``models/model.safetensors``, ``models/model.json`` and ``models/run.json``,
 ``metrics/train.json`` and ``plots/train/``; keeps its checkpoints in ``models/checkpoints/``. The training
-(`components.train.training`) runs in a child process, which is started again after a crash, a kill or a hang. This
-process does not import PyTorch: it stays small, and survives when memory runs out. Several processes train together
-under ``torchrun --nproc-per-node N -m components.train.step``, which restarts them itself (``--max-restarts``).
+(`components.train.training`) runs in a child process, or in several, one for each GPU (``runtime.processes``), which
+are started again after a crash, a kill or a hang. This process does not import PyTorch: it stays small, and survives
+when memory runs out. Processes that ``torchrun`` has started train in themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from components.train.supervisor import CrashedError, supervise, supervised
 from yolact.engine.checkpoint_files import newest_checkpoint
+from yolact.errors import SettingsError
 from yolact_ops.commands.errors import clear_errors
 from yolact_ops.commands.step import run_command, start_log
 from yolact_ops.settings.params import Params, parse_params
@@ -25,8 +26,11 @@ from yolact_ops.tracking.run_record import RUN_FILE
 from yolact_ops.tracking.runs import journals_of
 from yolact_ops.tracking.sync import sync
 
+NODES_VARIABLE = "PET_NNODES"
+"""Number of nodes that train together, for torchrun; the Kubeflow Trainer sets it."""
+
 CHILD = "--supervised"
-"""First command-line argument of the child process; the second is its end of the socket."""
+"""Command-line argument of the child process, and of the processes that it launches."""
 
 
 def run(
@@ -40,14 +44,16 @@ def run(
 ) -> None:
     """Train under a supervisor, see `components.train.training.run` for the arguments.
 
-    Without one if ``runtime.max_restarts`` is 0, and in the processes of ``torchrun``.
+    Without one if ``runtime.max_restarts`` is 0 and one process trains, and in the processes of ``torchrun``. As one of
+    several nodes nothing is started again here: a single node cannot rejoin the others, so what started them has to
+    start all of them again.
 
     Raises:
         SystemExit: the training ended with an error, which it has printed.
         CrashedError: it crashed, was killed or hung, ``runtime.max_restarts`` times in a row without a new checkpoint.
         InterruptedRunError: SIGTERM or SIGINT was received before the training could act on it.
     """
-    if params.runtime.max_restarts == 0 or "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ or (params.runtime.max_restarts == 0 and _is_one_process(params)):
         from components.train import training
 
         training.run(
@@ -70,11 +76,30 @@ def run(
     try:
         code = _supervise(params, paths, old_record, checkpoints_dir or model_dir / "checkpoints")
     except CrashedError:
-        for _ in sync(checkpoints_dir / FOLDER if checkpoints_dir else journals_of(run_file)):
-            pass  # the run ends as KILLED
+        if _nodes() == 1:  # nobody starts it again
+            for _ in sync(checkpoints_dir / FOLDER if checkpoints_dir else journals_of(run_file)):
+                pass  # the run ends as KILLED
         raise
     if code:
         raise SystemExit(code)
+
+
+def _nodes() -> int:
+    """Number of machines that train together.
+
+    Raises:
+        SettingsError: the environment variable is no number.
+    """
+    text = os.environ.get(NODES_VARIABLE, "1")
+    if not text.isdecimal() or int(text) == 0:
+        raise SettingsError(f"{NODES_VARIABLE}: must be the number of nodes that train together (found {text!r})")
+    return int(text)
+
+
+def _is_one_process(params: Params) -> bool:
+    from components.train.launcher import number_of_processes  # imports PyTorch
+
+    return _nodes() == 1 and number_of_processes(params.runtime) == 1
 
 
 def _supervise(params: Params, paths: dict[str, str], old_record: str, checkpoints: Path) -> int:
@@ -82,29 +107,42 @@ def _supervise(params: Params, paths: dict[str, str], old_record: str, checkpoin
         [sys.executable, "-m", "components.train.step", CHILD],
         json.dumps([params.model_dump(mode="json", by_alias=True), paths, old_record]),
         newest_checkpoint=partial(newest_checkpoint, checkpoints),
-        max_restarts=params.runtime.max_restarts,
+        max_restarts=params.runtime.max_restarts if _nodes() == 1 else 0,
         hang_timeout=params.runtime.hang_timeout,
     )
 
 
-def _train_supervised(socket_number: int) -> None:
-    """The child process of `run`."""
-    start_log("train")
-    with supervised(socket_number) as (work, sign_of_life), clear_errors("train"):
-        from components.train import training
-
+def _train_supervised() -> None:
+    """A child process of `run`: trains, or launches the processes that do."""
+    rank = os.environ.get("RANK")
+    name = "train" if rank in (None, "0") else f"train, rank {rank}"
+    start_log(name)
+    with supervised() as (work, link), clear_errors(name):
         settings, paths, old_record = json.loads(work)
-        training.run(
-            parse_params(settings),
-            **{name: Path(path) for name, path in paths.items()},
-            on_alive=sign_of_life,
-            old_record=old_record,
-        )
+        params = parse_params(settings)
+        if rank is None:
+            from components.train.launcher import launch, number_of_processes
+
+            processes, nodes = number_of_processes(params.runtime), _nodes()
+            if processes > 1 or nodes > 1:
+                link.give_to_children()
+                raise SystemExit(launch(processes, nodes, ["components.train.step", CHILD]))
+        link()
+        from components.train import training
+        from components.train.launcher import reason_first
+
+        with reason_first(int(os.environ.get("LOCAL_RANK", "0"))):
+            training.run(
+                params,
+                **{name: Path(path) for name, path in paths.items()},
+                on_alive=link,
+                old_record=old_record,
+            )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [CHILD]:
-        _train_supervised(int(sys.argv[2]))
+        _train_supervised()
     else:
         run_command(
             "train",

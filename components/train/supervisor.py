@@ -1,8 +1,9 @@
-"""Train in a child process, and start it again after a crash, a kill or a hang.
+"""Train in a child process, or several, and start again after a crash, a kill or a hang.
 
-The two processes share a socket. Through it the parent passes the work, the child sends signs of life, and each notices
-the other's end. The child leads a process group of its own, so Ctrl-C and signals to a group reach only the parent,
-which passes each one on once.
+Parent and child share a socket, the child's standard input. Through it the child sends signs of life, and each notices
+the other's end. A child that only launches the processes that train (`components.train.launcher`) gives them its end:
+they send the signs of life, each with its own process id. Every process that trains leads a process group of its own,
+so Ctrl-C and signals to a group reach only the parent, which passes each one on once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ STOP_PATIENCE = 60.0
 """Seconds for a hanging process to stop by itself: if it is only slow, it writes a checkpoint."""
 END_PATIENCE = 10.0
 """Seconds until the child's own child processes, once killed, are gone."""
+WORK_VARIABLE = "YOLACT_TRAINING"
+"""Environment variable with which the parent passes the work to the child and the processes that it launches."""
+
+SHELL_SIGNAL = 128
+"""A launcher's exit code is this + N, as a shell's, when a process that trains ended by signal N."""
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +69,8 @@ def supervise(
     A stop that was asked for and a user error end it: only signals, `EX_SOFTWARE` and hangs are crashes.
 
     Args:
-        command: gets the number of its end of the socket as a further argument.
-        work: one line of text, for `supervised`.
+        command: calls `supervised`, or launches several processes that do.
+        work: a text for `supervised`.
         newest_checkpoint: steps done and number of the newest checkpoint, from which the command resumes.
         max_restarts: restarts in a row without a newer checkpoint.
         hang_timeout: seconds without a sign of life after which the child hangs; 0 for never.
@@ -95,9 +101,13 @@ def supervise(
                 furthest, without_progress = (step, number), 0
             what = _what_happened(code, hung, hang_timeout, kills_before)
             if without_progress == max_restarts:
+                times = (
+                    f", {max_restarts + 1} times without a new checkpoint in between (runtime.max_restarts: "
+                    f"{max_restarts})"
+                )
                 raise CrashedError(
-                    f"{what}, {max_restarts + 1} times without a new checkpoint in between (runtime.max_restarts: "
-                    f"{max_restarts}). The last checkpoint is of step {step}; the same command resumes from there",
+                    f"{what}{times if max_restarts else ''}. The last checkpoint is of step {step}; the same command "
+                    "resumes from there",
                     128 - code if code < 0 and not hung else EX_SOFTWARE,
                 )
             without_progress += 1
@@ -117,9 +127,14 @@ class _Child:
         self.stopped_by: str | None = None
         """Name of the first signal that was passed on."""
         self._command = command
-        self._work = work
+        self._environment = os.environ | {WORK_VARIABLE: work}
         self._hang_timeout = hang_timeout
         self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+        self._training: list[int] = []
+        """Ids of the processes that train, each from its first sign of life on: the child, or what it launched."""
+        self._is_training_told = False
+        """Whether a signal was passed on to them."""
 
     @contextmanager
     def signals_passed_on(self) -> Iterator[None]:
@@ -135,18 +150,17 @@ class _Child:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                number = theirs.fileno()
-                process = subprocess.Popen([*self._command, str(number)], pass_fds=[number], process_group=0)
+                process = subprocess.Popen(self._command, stdin=theirs.fileno(), env=self._environment, process_group=0)
+            self._unread, self._training = b"", []
             self._process = process
             try:
                 if self.stopped_by is not None:  # it came before there was a process
                     process.terminate()
-                with suppress(OSError):  # it has ended already
-                    ours.sendall(f"{self._work}\n".encode())
                 hung = self._watch(process, ours)
             finally:
                 self._end_all(process, ours)
-            return process.wait(), hung
+            code = process.wait()
+            return (SHELL_SIGNAL - code if code > SHELL_SIGNAL else code), hung
 
     def _watch(self, process: subprocess.Popen[bytes], link: socket.socket) -> bool:
         """Wait for the end of the process; whether it hung."""
@@ -159,6 +173,7 @@ class _Child:
                     signs = b""
                 if signs:
                     last_sign = time.monotonic()
+                    self._note_training(signs)
                 else:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(LOOK_EVERY)
@@ -167,38 +182,69 @@ class _Child:
                 return True
         return False
 
+    def _note_training(self, signs: bytes) -> None:
+        """Note the senders of signs of life; one that is new after a signal to the others gets it too."""
+        *lines, self._unread = (self._unread + signs).split(b"\n")
+        for process in map(int, dict.fromkeys(lines)):
+            if process not in self._training:
+                self._training.append(process)
+                if self.stopped_by is not None and self._is_training_told:
+                    _signal(os.kill, process, signal.Signals[self.stopped_by])
+
     def _stop_hanging(self, process: subprocess.Popen[bytes]) -> None:
         log.error("no sign of life for %g s; the stacks of all threads:", self._hang_timeout)
-        _signal_group(process, signal.SIGQUIT)
+        groups = self._training or [process.pid]
+        for group in groups:
+            _signal(os.killpg, group, signal.SIGQUIT)
         time.sleep(STACKS_PATIENCE)
-        process.terminate()
+        for leader in groups:
+            _signal(os.kill, leader, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_PATIENCE)
 
     def _end_all(self, process: subprocess.Popen[bytes], link: socket.socket) -> None:
-        """Kill the process, if it still runs, and its own child processes, which hold the files that it has locked."""
-        _signal_group(process, signal.SIGKILL)
+        """Kill the process, if it still runs, those that it launched, and their child processes, which hold the files
+        that they have locked."""
+        _signal(os.killpg, process.pid, signal.SIGKILL)
         process.wait()
         self._process = None
-        link.settimeout(END_PATIENCE)
-        with suppress(OSError):  # a timeout too
-            while link.recv(4096):  # they inherited the other end
-                pass
+        with suppress(OSError):  # macOS: nobody has the other end
+            link.shutdown(socket.SHUT_WR)  # those that are left end themselves, see `_end_with_parent`
+        if not _is_closed(link, LOOK_EVERY):
+            for group in self._training:
+                _signal(os.killpg, group, signal.SIGKILL)
+            _is_closed(link, END_PATIENCE)
         end = time.monotonic() + END_PATIENCE
-        with suppress(ChildProcessError):  # as process 1 of a container, this one inherits them; else it has none
-            while time.monotonic() < end:
-                if os.waitpid(-process.pid, os.WNOHANG)[0] == 0:
-                    time.sleep(0.01)
+        for group in {process.pid, *self._training}:
+            with suppress(ChildProcessError):  # as process 1 of a container, this one inherits them; else it has none
+                while time.monotonic() < end:
+                    if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                        time.sleep(0.01)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or signal.Signals(number).name
-        if self._process is not None:
-            self._process.send_signal(number)
+        if self._process is None:
+            return
+        self._is_training_told = bool(self._training)
+        for process in self._training or [self._process.pid]:
+            _signal(os.kill, process, signal.Signals(number))
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal(send: Callable[[int, int], None], process: int, number: signal.Signals) -> None:
+    """Send a signal to a process (`os.kill`) or to the group that it leads (`os.killpg`), if it is still there."""
     with suppress(ProcessLookupError, PermissionError):  # macOS: PermissionError if only zombies are left
-        os.killpg(process.pid, number)
+        send(process, number)
+
+
+def _is_closed(link: socket.socket, seconds: float) -> bool:
+    """Wait until nobody has the other end of a socket any more; whether that is so."""
+    end = time.monotonic() + seconds
+    with suppress(OSError):  # a timeout too
+        while (left := end - time.monotonic()) > 0:
+            link.settimeout(left)
+            if not link.recv(4096):
+                return True
+    return False
 
 
 def _what_happened(code: int, hung: bool, hang_timeout: float, kills_before: int | None) -> str:
@@ -220,43 +266,47 @@ def _what_happened(code: int, hung: bool, hang_timeout: float, kills_before: int
     return f"{killed})"
 
 
-class SignOfLife:
-    """Tells the parent that this process makes progress; sends no more than one sign in `LOOK_EVERY` seconds."""
+class ParentLink:
+    """A child's end of the socket, see `supervised`; to call is to tell the parent that this process makes progress."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._sign = f"{os.getpid()}\n".encode()
         self._last = 0.0
 
     def __call__(self) -> None:
+        """Send a sign of life; no more than one in `LOOK_EVERY` seconds is sent."""
         now = time.monotonic()
         if now - self._last < LOOK_EVERY:
             return
         self._last = now
         with suppress(OSError):  # the parent is gone, or a terminal has suspended it
-            self._link.send(b".", socket.MSG_DONTWAIT)
+            self._link.send(self._sign, socket.MSG_DONTWAIT)
+
+    def give_to_children(self) -> None:
+        """Make it the standard input of the processes that this one starts, for their `supervised`."""
+        os.dup2(self._link.fileno(), 0)
 
 
 @contextmanager
-def supervised(number: int) -> Iterator[tuple[str, SignOfLife]]:
+def supervised() -> Iterator[tuple[str, ParentLink]]:
     """In the child: receive the work from `supervise`, and end with the parent.
 
     Exceptions are printed and become the exit code `EX_SOFTWARE`. On a fault in native code, and when the parent asks
     because of a hang, the stacks of all threads are written to standard error.
 
-    Args:
-        number: the file descriptor of this end of the socket.
-
     Yields:
-        The work, and a function to call whenever progress was made.
+        The work, and the link to the parent: to be called once when this process begins to train, then whenever
+        progress was made.
     """
     faulthandler.enable()
     faulthandler.register(signal.SIGQUIT, all_threads=True)
-    link = socket.socket(fileno=number)
-    with link.makefile(encoding="utf-8") as reader:
-        work = reader.readline()
+    link = socket.socket(fileno=os.dup(0))
+    with open(os.devnull, "rb") as nothing:  # other programs that this process starts must not hold the socket
+        os.dup2(nothing.fileno(), 0)
     threading.Thread(target=_end_with_parent, args=[link], name="end with parent", daemon=True).start()
     try:
-        yield work, SignOfLife(link)
+        yield os.environ[WORK_VARIABLE], ParentLink(link)
     except Exception:
         traceback.print_exc()
         raise SystemExit(EX_SOFTWARE) from None

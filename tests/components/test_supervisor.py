@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,8 +47,8 @@ def wait():
         Path(f"later_{second}").touch()     # again and again: an earlier sign of life may arrive after the first
         time.sleep(1)
 
-with supervised(int(sys.argv[1])) as (work, alive):
-    assert work == "the work\\n"
+with supervised() as (work, alive):
+    assert work == "the work"
 """
 
 PARENT = """
@@ -81,6 +82,11 @@ def write_child(body: str) -> None:
 def run(body: str, *, max_restarts: int = 3, hang_timeout: float = 0) -> int:
     """Supervise a program in this process."""
     write_child(body)
+    return supervise_child(max_restarts=max_restarts, hang_timeout=hang_timeout)
+
+
+def supervise_child(*, max_restarts: int = 3, hang_timeout: float = 0) -> int:
+    """Supervise what `write_child` has written."""
     return supervise(
         [sys.executable, "child.py"],
         "the work",
@@ -226,10 +232,9 @@ def test_slow_steps_are_no_hang() -> None:
     assert starts() == 1
 
 
-@pytest.fixture
-def parent() -> Iterator[subprocess.Popen[str]]:
-    """A supervisor as a process of its own, whose child tells its number and waits."""
-    write_child("Path('child').write_text(str(os.getpid()))\nPath('child').rename('begun')\ntime.sleep(600)\n")
+@contextmanager
+def running_parent() -> Iterator[subprocess.Popen[str]]:
+    """A supervisor as a process of its own, of what `write_child` has written."""
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -237,6 +242,14 @@ def parent() -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@pytest.fixture
+def parent() -> Iterator[subprocess.Popen[str]]:
+    """A supervisor whose child tells its number and waits."""
+    write_child("Path('child').write_text(str(os.getpid()))\nPath('child').rename('begun')\ntime.sleep(600)\n")
+    with running_parent() as process:
+        yield process
 
 
 def wait_for(path: str, seconds: float = 60) -> None:
@@ -273,6 +286,127 @@ def test_the_training_ends_with_a_killed_supervisor(parent: subprocess.Popen[str
     parent.kill()
     parent.communicate(timeout=60)  # the child has standard error too
     wait_for_end(int(Path("begun").read_text()))
+
+
+# Several processes -----------------------------------------------------------------------------------------------
+
+LAUNCHER = """
+Path("launcher").write_text(str(os.getpid()))
+alive.give_to_children()
+ranks = [subprocess.Popen([sys.executable, "rank.py", str(rank)], start_new_session=True) for rank in range(2)]
+sys.exit(max(128 - code if code < 0 else code for code in [rank.wait() for rank in ranks]))
+"""
+"""As torchrun starts processes: each leads a session."""
+
+RANK = """
+import fcntl, os, signal, sys, termios, time
+from pathlib import Path
+from components.train.supervisor import supervised
+
+rank, starts = sys.argv[1], len(list(Path().glob("start_*")))     # the launcher's
+
+def wait():
+    while len(list(Path().glob("hangs_?"))) < 2:
+        time.sleep(0.01)
+    for second in range(600):
+        Path(f"later_{second}").touch()
+        time.sleep(1)
+
+with supervised() as (work, alive):
+    assert work == "the work"
+    signal.signal(signal.SIGTERM, lambda *_: (Path(f"stopped_{rank}").touch(), sys.exit(75)))
+    alive()
+    while int.from_bytes(fcntl.ioctl(alive._link, termios.TIOCOUTQ, bytes(4)), sys.byteorder):  # not read yet
+        time.sleep(0.01)
+    Path(f"number_{rank}").write_text(str(os.getpid()))
+    Path(f"number_{rank}").rename(f"rank_{rank}")
+    BODY
+"""
+
+
+def write_ranks(body: str) -> None:
+    """Write a launcher of two processes, and what both do."""
+    write_child(LAUNCHER)
+    Path("rank.py").write_text(RANK.replace("BODY", textwrap.indent(textwrap.dedent(body), "    ").strip()))
+
+
+@pytest.fixture
+def launched() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A supervisor as a process of its own, and the two processes that its child has launched, which wait."""
+    write_ranks("time.sleep(600)")
+    with running_parent() as process:
+        for rank in range(2):
+            wait_for(f"rank_{rank}")
+        yield process, [int(Path(f"rank_{rank}").read_text()) for rank in range(2)]
+
+
+def test_a_request_to_stop_reaches_the_launched_processes_not_the_launcher(
+    launched: tuple[subprocess.Popen[str], list[int]],
+) -> None:
+    """A launcher that gets it gives them little time."""
+    parent, ranks = launched
+    parent.terminate()
+    parent.communicate(timeout=60)
+    assert parent.returncode == EX_TEMPFAIL
+    assert Path("stopped_0").exists()
+    assert Path("stopped_1").exists()
+    assert starts() == 1
+    for process in ranks:
+        wait_for_end(process)
+
+
+def test_launched_processes_end_with_a_killed_supervisor(launched: tuple[subprocess.Popen[str], list[int]]) -> None:
+    parent, ranks = launched
+    parent.kill()
+    parent.communicate(timeout=60)
+    for process in (*ranks, int(Path("launcher").read_text())):
+        wait_for_end(process)
+
+
+def test_launched_processes_end_with_a_killed_launcher_and_all_start_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    body = """
+        if starts == 1:
+            if rank == "1":
+                while not Path("rank_0").exists():
+                    time.sleep(0.01)
+                os.kill(int(Path("launcher").read_text()), signal.SIGKILL)
+            time.sleep(600)
+    """
+    write_ranks(body)
+    assert supervise_child() == 0
+    assert starts() == 2
+    assert "was killed (SIGKILL" in caplog.text
+
+
+def test_a_launcher_reports_a_signal_as_a_shell_does(caplog: pytest.LogCaptureFixture) -> None:
+    write_ranks("if starts == 1 and rank == '0': os.kill(os.getpid(), signal.SIGSEGV)")
+    assert supervise_child() == 0
+    assert starts() == 2
+    assert "was killed (SIGSEGV): starting again from the beginning" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient", "first_process")
+def test_a_hang_shows_the_stacks_of_the_launched_processes(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = """
+        def wait_for_the_others():
+            wait()
+        if starts == 1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            Path(f"loader_{rank}").write_text(str(os.fork() or time.sleep(600)))
+            Path(f"loader_{rank}").rename(f"hangs_{rank}")
+            wait_for_the_others()
+    """
+    write_ranks(body)
+    assert supervise_child(hang_timeout=999) == 0
+    assert starts() == 2
+    assert capfd.readouterr().err.count("in wait_for_the_others") == 2
+    assert "the training process hung: no sign of life for 999 s" in caplog.text
+    for rank in range(2):
+        assert not psutil.pid_exists(int(Path(f"hangs_{rank}").read_text()))
 
 
 # Lack of memory --------------------------------------------------------------------------------------------------
@@ -340,7 +474,7 @@ class Alive(runs.SilentListener):
 torch.set_num_threads(1)
 Alive.may_hang = not Path("models").exists()
 runs.SilentListener = Alive
-with supervised(int(sys.argv[1])) as (work, alive):
+with supervised() as (work, alive):
     trainer = runs.train(json.loads(work), World())
     outcome = {"weights": trainer.model.state_dict(), "rows": trainer.validate.rows}
     torch.save(outcome | {"history": trainer.history}, "done.pt")

@@ -150,6 +150,12 @@ def test_training_has_a_gpu_shared_memory_and_the_volume_of_checkpoints(committe
     assert not any("accelerator" in containers(spec)[task]["resources"] for task in without)
 
 
+def test_training_on_several_gpus_asks_for_all_of_them_on_one_node() -> None:
+    spec, _ = documents(pipeline_text("training", load_cluster(overrides=["tasks.train.gpus=4"]), VERSIONS))
+    accelerator = containers(spec)["train"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "4")
+
+
 TIME_FOR_TRIES = {
     "source": 3 * 600 + 180,
     **dict.fromkeys(("ingest", "preprocess", "evaluate"), 3 * 21600 + 180),
@@ -387,7 +393,9 @@ NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
         ("tasks.train.memory_limit=24000Mi", "tasks.train.memory: 24Gi is above memory_limit (24000Mi)"),
         ("tasks.train.cpu_limit=7500m", "tasks.train.cpu: 8 is above cpu_limit (7500m)"),
         ("task.memory_limit=1Gi", "task.memory: 2Gi is above memory_limit (1Gi)"),
-        ("tasks.train.gpus=2", "tasks.train.gpus: a task uses one GPU; for more, deploy/train/trainjob.yaml"),
+        ("tasks.train.gpus=-1", "tasks.train.gpus: input should be greater than or equal to 0 (found -1)"),
+        ("tasks.evaluate.gpus=2", "tasks.evaluate.gpus: only the step train uses more than one GPU (found 2)"),
+        ("task.gpus=2", "task.gpus: only the step train uses more than one GPU (found 2)"),
         ("checkpoints.claim=a..b", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),
         ("checkpoints.claim=check.points", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),
         ("checkpoints.claim=-x", "checkpoints.claim: not a name that Kubeflow Pipelines can mount"),

@@ -96,8 +96,16 @@ def test_more_processes_than_gpus_are_rejected_with_the_right_number(monkeypatch
         with pytest.raises(ConnectionError if rank < 2 else SettingsError) as caught, joined_world("auto"):
             pass
     assert met == ["nccl", "nccl"]
-    assert "4 processes on this machine, but it has 2 CUDA GPUs" in str(caught.value)
-    assert "--nproc-per-node 2, or set runtime.device: cpu" in str(caught.value)
+    assert "4 processes were started on this machine, but it has 2 CUDA GPUs" in str(caught.value)
+    assert "runtime.processes: auto (for torchrun, --nproc-per-node 2), or runtime.device: cpu" in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "mps"])
+def test_one_gpu_for_several_processes_is_rejected(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"{device} is one GPU, but 2 processes train"), joined_world(device):
+        pass
 
 
 EVALUATION = """

@@ -38,6 +38,16 @@ def keep_to_container() -> None:
         os.umask(os.umask(UMASK) | UMASK)
 
 
+def share_threads(processes: int) -> None:
+    """Give each of the processes that this one starts its share of the cores in threads, or fewer if
+    ``OMP_NUM_THREADS`` says so.
+
+    Without it, PyTorch takes a thread for each core in every process, and torchrun leaves a process a single one.
+    """
+    share, given = max(usable_cpus() // processes, 1), os.environ.get(THREADS_VARIABLE, "")
+    os.environ[THREADS_VARIABLE] = given if given.isdigit() and 0 < int(given) < share else str(share)
+
+
 def usable_cpus() -> int:
     """Number of CPU cores that this process may use, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -150,3 +150,16 @@ def test_pytorch_takes_the_threads_that_the_pipeline_requested(repository: Path)
     assert in_a_process(THREADS.format(before="import torch"), **given) == "1 1\n"
     kept = THREADS.format(before="").replace("import torch\n", "").replace(", torch.get_num_threads()", "")
     assert in_a_process(kept, OMP_NUM_THREADS="2", **given) == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "given", "threads"),
+    [(8, 2, "", "4"), (8, 2, "8", "4"), (8, 2, "1", "1"), (8, 3, "", "2"), (2, 4, "", "1"), (8, 2, "all", "4")],
+)
+def test_processes_share_the_cores(
+    cores: int, processes: int, given: str, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container, "usable_cpus", lambda: cores)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    container.share_threads(processes)
+    assert os.environ["OMP_NUM_THREADS"] == threads
