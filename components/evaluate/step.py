@@ -43,7 +43,7 @@ def run(
 
     Args:
         params: the settings; reads ``evaluate`` and ``runtime.device``.
-        processed_dir: output of preprocess: ``images/``, and ``test.json`` or ``val.json``.
+        processed_dir: output of preprocess: images, and ``test.json`` or ``val.json``.
         model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
         report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.

@@ -10,7 +10,6 @@ from components.preprocess.outcome import Outcome
 from components.preprocess.records import Records
 from components.preprocess.workers import map_in_order
 from yolact.data.arrow_file import Facts, index_path, write_index
-from yolact.data.coco import object_of
 from yolact.data.columns import CocoImage, CocoObject
 from yolact.data.shards import FOLDER, Place, plan_shards, write_shard
 from yolact.formats.preparation import ImageSummary
@@ -54,4 +53,4 @@ def _rows(
     label_of = {number: label for label, number in enumerate(categories)}
     for image, place in zip(images, places, strict=True):
         found = CocoImage(numbers[image.image_id], image.file_name, image.width, image.height, place)
-        yield found, [object_of(row, label_of) for row in records.objects(image.image_id)]
+        yield found, [CocoObject.of_row(row, label_of) for row in records.objects(image.image_id)]

@@ -37,7 +37,7 @@ def run(
     """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
 
     This writes ``images/`` (byte for byte if nothing has to change), ``train.json``, ``val.json`` and, if images are
-    held out, ``test.json`` (COCO instances), and ``stats.json``; with ``data.shard_size``, the images are in ``shards/``
+    held out, ``test.json`` (COCO instances), and ``stats.json``; with ``data.shard_size``, images are in ``shards/``
     instead, and each split has an index, as ``train.arrow``. Into ``report_dir``, even if problems then stop the step,
     it writes a page that shows them. The same input gives the same bytes, independent of the number of workers.
 

@@ -93,7 +93,7 @@ def run(
     Args:
         params: the settings; reads ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and
             ``register.experiment``; all are logged.
-        processed_dir: output of preprocess: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
+        processed_dir: output of preprocess: images, ``train.json``, ``val.json`` and ``stats.json``.
         model_dir: receives the model and the MLflow run's id.
         metrics_path: receives a summary of the run as JSON.
         plots_dir: receives ``losses.csv``, ``lr.csv`` and ``ap.csv``; existing content is replaced.

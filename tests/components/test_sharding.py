@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 from components.preprocess.step import run
@@ -124,6 +125,16 @@ def test_tar_lists_and_unpacks_a_shard(sharded: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-xf", shard, "-C", tmp_path], check=True)
     assert contents(tmp_path) == {member.name: data for member, data in members(shard)}
     assert len(contents(tmp_path)) == 2
+
+
+def test_webdataset_reads_shards(loose: Path, sharded: Path) -> None:
+    shards = str(sharded / "shards/train-{000000..000001}.tar")
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode("rgb8").to_tuple("jpg;png", "__key__"))
+    data = CocoInstances.load(loose / "train.json")
+    assert len(samples) == len(data.images) == 6
+    for (pixels, key), (number, image) in zip(samples, enumerate(data.images), strict=True):
+        assert key.startswith(f"{number:08d}-")
+        assert np.array_equal(pixels, data.read_image(image))
 
 
 def test_the_index_says_where_each_image_is(loose: Path, sharded: Path) -> None:

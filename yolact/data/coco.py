@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -97,7 +97,7 @@ class CocoInstances:
         image_of = {image.id: image for image in images}
         for row in tree["annotations"]:
             _check_annotation(row, image_of, label_of)
-            objects[row["image_id"]].append(object_of(row, label_of))
+            objects[row["image_id"]].append(CocoObject.of_row(row, label_of))
         rows = Rows([Columns.of(images, [objects[image.id] for image in images])])
         names = [(category["id"], category["name"]) for category in categories]
         return cls.of_rows(rows, names, LooseImages(images_dir), folder)
@@ -119,17 +119,6 @@ class CocoInstances:
                 f"the annotations say {image.width}x{image.height}"
             )
         return pixels
-
-
-def object_of(row: Mapping[str, Any], label_of: Mapping[int, int]) -> CocoObject:
-    """An object from its row of COCO's ``annotations``."""
-    x, y, width, height = row["bbox"]
-    return CocoObject(
-        label=label_of[row["category_id"]],
-        box=(x, y, x + width, y + height),
-        crowd=bool(row.get("iscrowd", 0)),
-        segmentation=row["segmentation"],
-    )
 
 
 def _check_annotation(row: dict[str, Any], image_of: dict[int, CocoImage], label_of: dict[int, int]) -> None:

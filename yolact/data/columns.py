@@ -40,6 +40,17 @@ class CocoObject:
     segmentation: Any
     """Compressed or uncompressed RLE, or polygons, as in COCO's JSON."""
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], label_of: Mapping[int, int]) -> CocoObject:
+        """An object from its row of COCO's ``annotations``; ``label_of`` has the label of each category id."""
+        x, y, width, height = row["bbox"]
+        return cls(
+            label=label_of[row["category_id"]],
+            box=(x, y, x + width, y + height),
+            crowd=bool(row.get("iscrowd", 0)),
+            segmentation=row["segmentation"],
+        )
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -93,7 +104,7 @@ class Columns:
     def of(cls, images: Sequence[CocoImage], objects: Iterable[Sequence[CocoObject]]) -> Columns:
         """Columns in memory; ``objects`` has those of each image."""
         places = [image.place or Place(-1, 0, 0, 0) for image in images]
-        counts, found = [0], []
+        counts, found = [0], list[CocoObject]()
         for some in objects:
             counts.append(len(some))
             found += some
