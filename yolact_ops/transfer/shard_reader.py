@@ -14,11 +14,11 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +118,14 @@ class S3Shards:
             if self._used.value + len(data) > self._limit:
                 return
             self._used.value += len(data)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, path)  # a file that a power failure damages has another checksum
+            temporary.write_bytes(data)
+            os.replace(temporary, path)  # not flushed: a file that a power failure damages has another checksum
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             log.warning("%s: %s: images from %s are not cached any more", self._cache, error, self._address)
             with self._used.get_lock():
                 self._used.value = self._limit
