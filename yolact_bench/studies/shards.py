@@ -5,7 +5,7 @@
 
 ``rows`` writes instances of that many images (which do not exist) with two objects each on average, as JSON and as
 index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of
-a forked one that has read objects at random. ``speed`` loads batches of the same data set in turn from loose files,
+a forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads batches of the same data set in turn from loose files,
 shards and, with the keys of the environment, from S3; the folders are outputs of preprocess.
 """
 
@@ -48,7 +48,7 @@ from yolact.data.loader import EpochSampler
 
 def private():
     rows = (line.split() for line in open("/proc/self/smaps_rollup"))
-    return sum(int(row[1]) for row in rows if row[0] in ("Private_Clean:", "Private_Dirty:")) / 1024
+    return next(int(row[1]) for row in rows if row[0] == "Private_Dirty:") / 1024
 
 def peak():
     rows = (line.split() for line in open("/proc/self/status"))
