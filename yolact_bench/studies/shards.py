@@ -4,9 +4,10 @@
     python -m yolact_bench.studies.shards speed LOOSE SHARDED [--s3 s3://bucket/prefix] [--workers 0,4]
 
 ``rows`` writes instances of that many images (which do not exist) with two objects each on average, as JSON and as
-index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of
-a forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads batches of the same data set in turn from loose files,
-shards and, with the keys of the environment, from S3; the folders are outputs of preprocess.
+index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of a
+forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads
+batches of the same data set in turn from loose files, shards and, with the keys of the environment, from S3; the
+folders are outputs of preprocess.
 """
 
 from __future__ import annotations
