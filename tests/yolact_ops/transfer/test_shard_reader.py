@@ -63,7 +63,10 @@ def cached(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def test_parts_have_the_bytes_of_the_shard_in_any_order(proxy: CuttingProxy, tmp_path: Path) -> None:
+def test_parts_have_the_bytes_of_the_shard_in_any_order(
+    proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(shard_reader._Connection, "_request")  # the server accepts the signed addresses
     shards = S3Shards(ADDRESS, tmp_path, 0)
     for k in np.random.default_rng(1).permutation(IMAGES).tolist():
         assert shards.read(PARTS[k]) == content(PARTS[k])
