@@ -115,8 +115,8 @@ def test_shards_have_the_bytes_of_the_images_and_fixed_headers(loose: Path, shar
         "00000001-b_c.png",
         "00000002-b_d.png",
         "00000003-dög.jpg",
-        f"00000004-{'x' * 120}.jpg",
-        "00000005-plain.png",
+        "00000004-plain.png",
+        f"00000005-{'x' * 120}.jpg",
     ]
 
 
