@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +18,17 @@ import webdataset
 from PIL import Image
 
 from components.preprocess.step import run
+from tests.servers.servers import KEY, SECRET, s3_server
 from tests.yolact.engine.runs import small_params
 from yolact.data.coco import CocoInstances
+from yolact.data.loader import training_loader
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.interrupts import InterruptedRunError, Interrupts
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import DataError
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params, load_params
+from yolact_ops.transfer.instances import load_instances
 
 NAMES = ["a.jpg", "b.c.PNG", "b.d.png", "dög.jpeg", f"{'x' * 120}.jpg", "plain.png", "q r.png", "z.jpg"]
 
@@ -220,6 +225,59 @@ def test_training_on_shards_equals_training_on_loose_files(
     found = train(sharded, tmp_path, workers, stop_after)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+# --- S3
+
+
+@pytest.fixture
+def bucket(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a copy of the shards on a real S3 server; temporary files are below ``tmp_path``."""
+    shutil.copytree(sharded / "shards", tmp_path / "s3/bucket/set/shards")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with s3_server(tmp_path / "s3") as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield "s3://bucket/set/shards"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_shards_on_s3_are_those_of_loose_files(
+    loose: Path, sharded: Path, bucket: str, tmp_path: Path, params: Params, workers: int
+) -> None:
+    """Also with mosaics, whose other images are fetched ahead too, and without the shards here."""
+    remote = tmp_path / "processed"
+    shutil.copytree(sharded, remote, ignore=shutil.ignore_patterns("shards"))
+    runtime = params.runtime.model_copy(update={"shards": bucket, "shard_cache_gb": 1e-4})
+    augment = params.train.augment.model_copy(update={"mosaic": 0.7, "mosaic_until": 1.0})
+    config = params.train.model_copy(update={"augment": augment, "batch_size": 2, "epochs": 4})
+    found = []
+    for data, count in (
+        (CocoInstances.load(loose / "train.json"), 0),
+        (load_instances(remote / "train.json", runtime), workers),
+    ):
+        loader, sampler = training_loader(data, config, 64, workers=count, pin=False)
+        batches = []
+        for sampler.epoch in range(2):
+            batches += list(loader)
+        found.append(batches)
+    assert len(found[0]) == len(found[1]) == 6
+    for one, other in zip(*found, strict=True):
+        assert one.image_ids == other.image_ids
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets.masks, other.targets.masks)
+    [cache] = tmp_path.glob("yolact-shards-*")
+    assert 0 < sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) <= 100_000
+
+
+def test_loose_files_cannot_be_read_from_s3(loose: Path, params: Params) -> None:
+    runtime = params.runtime.model_copy(update={"shards": "s3://bucket/set/shards"})
+    with pytest.raises(DataError, match=r"train\.arrow: no such file.* s3://bucket/set/shards/.* data\.shard_size"):
+        load_instances(loose / "train.json", runtime)
 
 
 # --- Damage

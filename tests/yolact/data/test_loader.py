@@ -25,6 +25,7 @@ from yolact.data.image_store import LooseImages
 from yolact.data.loader import (
     Batch,
     EpochSampler,
+    LookAhead,
     SampleKey,
     TrainingSet,
     collate,
@@ -452,6 +453,16 @@ def test_loader_processes_do_not_change_the_batches(batches_of: Callable[..., li
     assert {batch.images.shape[-1] for batch in alone} == {64, 80}
     for workers in (1, 2):
         assert same(alone, batches_of(workers=workers, epochs=(0, 1), **sizes))
+
+
+@pytest.mark.parametrize("distance", [1, 2, 9])
+def test_a_batch_knows_the_next_one_of_its_loader_process(distance: int) -> None:
+    sampler = uniform(10, 2)
+    expected = list(sampler)
+    found = list(LookAhead(sampler, distance))
+    assert found == expected
+    assert [list(batch.later) for batch in found] == (expected[distance:] + [[]] * distance)[: len(expected)]
+    assert len(LookAhead(sampler, distance)) == len(expected) == 5
 
 
 def test_two_processes_load_the_batches_of_one(batches_of: Callable[..., list[Batch]]) -> None:
