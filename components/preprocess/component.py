@@ -20,8 +20,7 @@ def preprocess(
         data_params: the section data of params.yaml, as YAML or JSON.
         code_version: version of this step's code; part of the cache key, and checked against the container image.
         raw: what ingest wrote.
-        processed: images/ (or shards/ and an index of each split), train.json, val.json, test.json if images are held
-            out, and stats.json.
+        processed: images/, train.json, val.json, test.json if images are held out, and stats.json.
         report: counts, sizes, a gallery, problems.
     """
     from pathlib import Path
