@@ -41,8 +41,6 @@ SIGNED_FOR, SIGNED_AGAIN_AFTER = 3600, 1800
 MOST_AHEAD = 1024
 """Parts that are fetched ahead and not yet read; older ones are forgotten, as those of an epoch that was stopped."""
 
-PARTIAL_CONTENT = 206
-
 
 class S3Shards:
     """A `yolact.data.shards.ShardReader` of an S3 server; processes that are forked later share its cache.
@@ -177,7 +175,9 @@ class _Connection:
         request = AWSRequest("GET", self._url_of(address), headers={"Range": span}).prepare()
         response = self._session.send(request)
         data: bytes = response.content
-        return data if response.status_code == PARTIAL_CONTENT else self._request(address, span)
+        # Not by the status alone: rclone answers 200 instead of 206.
+        is_range = response.status_code < 300 and "Content-Range" in response.headers
+        return data if is_range else self._request(address, span)
 
     def _request(self, address: S3Address, span: str) -> bytes:
         answer = self._client.get_object(Bucket=address.bucket, Key=address.key, Range=span)
