@@ -42,7 +42,7 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         """
         fetched = configure_task(fetch(registered=model, code_version=versions["fetch"]), cluster)
         planned = configure_task(split(images=images, shards=shards, code_version=versions["split"]), cluster)
-        with dsl.ParallelFor(planned.outputs["Output"]) as shard:
+        with dsl.ParallelFor(planned.outputs["Output"], parallelism=cluster.parallel.predict) as shard:
             found = configure_task(
                 predict(
                     shard=shard,

@@ -90,3 +90,41 @@ def run_local(
         resume_pipeline_run=resume_pipeline_run,
         cache=cache,
     )
+
+
+@app.command("sweep")
+@expand
+def sweep_command(
+    *,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials, failed ones included.")] = 20,
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at a time: processes, or pods with --katib.")] = 1,
+    metric: Annotated[str, typer.Option(help="Metric of evaluate to make as large as possible.")] = "mask_AP",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the sweep; the same command again goes on with it.")] = "sweep",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="The results go into its folder NAME.")
+    ] = OUTPUT,
+    processed: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Processed data, as data/processed; by default made once for the sweep."),
+    ] = None,
+    register: Annotated[
+        bool, typer.Option("--register/--no-register", help="Register the best model and ask the gate.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be tried, and end.")] = False,
+    katib: Annotated[bool, typer.Option("--katib", help="Run on a cluster, as an experiment of Katib.")] = False,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "-n", "--namespace", envvar="KF_PIPELINES_NAMESPACE", help="With --katib: the experiment's namespace."
+        ),
+    ] = None,
+    settings: SettingsOptions,
+    cluster: ClusterOptions,
+) -> None:
+    """Train with many settings and register the best model: -S 'train.lr=loguniform(1e-4,1e-2)'."""
+    from pipelines.sweeps.start import Start, start_sweep
+
+    start = Start(trials, parallel, metric, seed, name, register, dry_run)
+    where = namespace or "kubeflow" if katib else None
+    start_sweep(start, settings, cluster.load(), output=output, processed=processed, namespace=where)

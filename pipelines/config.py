@@ -7,19 +7,43 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yolact.errors import SettingsError
+from yolact_ops.commands.container import CPU_COUNT_VARIABLE
+from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.code import find_steps
+from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 from yolact_ops.settings.overrides import merge, parse_override
 from yolact_ops.settings.yaml_text import plain, read_yaml
 
 CLUSTER = Path(__file__).with_name("cluster.yaml")
 
 SHARED_MEMORY_VOLUME = "shared-memory"
-"""Name of the volume at /dev/shm."""
+"""Name of the volume at `SHARED_MEMORY`."""
+SHARED_MEMORY = "/dev/shm"
+
+SCRATCH_VOLUME = "scratch"
+"""Name of a task's volume for temporary files."""
+SCRATCH_VARIABLE = "TMPDIR"
+"""Where Python and others put temporary files."""
+
+SECRETS = "/etc/yolact/secrets"
+"""Where secrets are mounted, one folder each."""
+
+_OWN_VARIABLES = (
+    IMAGE_VARIABLE,
+    PIPELINE_RUN_VARIABLE,
+    CPU_COUNT_VARIABLE,
+    SECRET_FILES_VARIABLE,
+    SCRATCH_VARIABLE,
+)
+"""Variables that `pipelines.placement` sets itself."""
+
+_OTHER_MOUNTS = (SHARED_MEMORY, "/kfp-launcher", "/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config")
+"""Where tasks have a volume already: Kubeflow Pipelines 2.17 mounts all but the first."""
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """A label of RFC 1123."""
@@ -30,6 +54,10 @@ def _object_name(value: str) -> str:
     if len(value) > 253 or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", value):
         raise ValueError("not a name of Kubernetes: lower-case letters, digits, - and ., a letter or digit at each end")
     return value
+
+
+def _storage_class(value: str) -> str:
+    return value and _object_name(value)
 
 
 def _volume_name(value: str) -> str:
@@ -92,6 +120,27 @@ class Toleration(_Section):
     effect: Literal["NoExecute", "NoSchedule", "PreferNoSchedule"] | None
 
 
+class NodeRequirement(_Section):
+    """What a label of the node must be, or had better be."""
+
+    key: LabelKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
+    values: list[LabelValue]
+    """Some for ``In`` and ``NotIn``, a whole number for ``Gt`` and ``Lt``, none for the others."""
+    weight: Annotated[int, Field(ge=1, le=100)] | None
+    """None: the node must have it, with all other requirements without a weight; else how much it is preferred."""
+
+    @model_validator(mode="after")
+    def _values_fit_the_operator(self) -> Self:
+        if self.operator in ("In", "NotIn") and not self.values:
+            raise ValueError(f"operator {self.operator} needs one or more values")
+        if self.operator in ("Exists", "DoesNotExist") and self.values:
+            raise ValueError(f"operator {self.operator} takes no values: []")
+        if self.operator in ("Gt", "Lt") and not (len(self.values) == 1 and self.values[0].isdecimal()):
+            raise ValueError(f"operator {self.operator} needs one value, a whole number as text, as ['80']")
+        return self
+
+
 class TaskConfig(_Section):
     """Resources and settings of one task."""
 
@@ -106,7 +155,13 @@ class TaskConfig(_Section):
     cache: bool
     secrets: list[str]
     """Keys of `ClusterConfig.secrets`."""
+    scratch: Annotated[str, Field(pattern=rf"^({BYTES})?$")]
+    """Size of the volume for temporary files."""
+    env: dict[Variable, str]
+    queue: Annotated[str, AfterValidator(_label_value)]
+    queue_priority: Annotated[str, AfterValidator(_label_value)]
     node_selector: dict[LabelKey, LabelValue]
+    node_affinity: list[NodeRequirement]
     tolerations: list[Toleration]
 
 
@@ -119,6 +174,17 @@ class RetryConfig(_Section):
 class CheckpointsConfig(_Section):
     claim: Annotated[str, AfterValidator(_volume_name)]
     mount: Annotated[str, Field(pattern="^/.+")]
+
+
+class ScratchConfig(_Section):
+    mount: Annotated[str, Field(pattern="^/.+")]
+    storage_class: Annotated[str, AfterValidator(_storage_class)]
+
+
+class ParallelConfig(_Section):
+    """Most tasks of a loop that run at the same time, by the step in the loop; 0: all."""
+
+    predict: Annotated[int, Field(ge=0)]
 
 
 class SecretConfig(_Section):
@@ -136,6 +202,8 @@ class ClusterConfig(_Section):
     gpu: Annotated[str, Field(min_length=1)]
     retry: RetryConfig
     checkpoints: CheckpointsConfig
+    scratch: ScratchConfig
+    parallel: ParallelConfig
     secrets: dict[str, SecretConfig]
     task: TaskConfig
     """Defaults, also for tasks that are not in ``tasks``."""
@@ -199,13 +267,28 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
         for secret in task.secrets:
             if secret not in config.secrets:
                 yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"
-    volumes = {SHARED_MEMORY_VOLUME: "the shared memory"}
+        for variable in task.env:
+            if variable in _OWN_VARIABLES:
+                yield (*section, "env", variable), "tasks get this variable from the pipeline itself"
+            for key, secret_config in config.secrets.items():
+                if variable in secret_config.keys:
+                    message = (
+                        f"the secret {key} has this variable; in env everyone who may read pods or pipelines sees it, "
+                        "and Kubeflow's launcher uses it for its own object store"
+                    )
+                    yield (*section, "env", variable), message
+        if task.queue_priority and not task.queue:
+            yield (*section, "queue_priority"), (*section, "queue"), "has no effect without a queue"
+    mount = config.scratch.mount.rstrip("/")
+    if mount in (*_OTHER_MOUNTS, SECRETS, config.checkpoints.mount.rstrip("/")):
+        yield ("scratch", "mount"), ("checkpoints", "mount"), f"{mount}: tasks have another volume there"
+    volumes = {SHARED_MEMORY_VOLUME: "the shared memory", SCRATCH_VOLUME: "temporary files"}
     names: dict[Key, str] = {("checkpoints", "claim"): config.checkpoints.claim}
     names |= {("secrets", key, "name"): secret.name for key, secret in config.secrets.items()}
-    for key, name in names.items():
-        other = volumes.setdefault(name, str(key[0]))
-        if name and other != key[0]:
-            yield key, ("checkpoints", "claim"), f"{name}: is also the volume of {other}; one pod cannot have both"
+    for where, name in names.items():
+        other = volumes.setdefault(name, str(where[0]))
+        if name and other != where[0]:
+            yield where, ("checkpoints", "claim"), f"{name}: is also the volume of {other}; one pod cannot have both"
 
 
 def _amount(quantity: str) -> Decimal:
@@ -249,19 +332,41 @@ def _check_steps(tasks: Iterable[str], origin: Callable[[str], str]) -> None:
             raise SettingsError(f"{origin(name)}: tasks.{name}: no such step; {hint}")
 
 
+_NOT_IN_KFP = (
+    (
+        r"priority(_?class)?(_?name)?$",
+        "with Kueue use queue_priority, else a PriorityClass that is the cluster's default",
+    ),
+    (r"ephemeral_?storage", "use scratch, or a LimitRange with a default request of ephemeral-storage"),
+    (r"rdma|resources?$|devices$", "gpu names its only kind of device; RDMA is for nodes of a TrainJob"),
+    (r"topology", "use node_affinity or node_selector"),
+)
+"""Keys that people look for and the SDK has no function for: a pattern, and what to do instead."""
+
+
 def _fields(section: Sequence[str | int]) -> list[str]:
     """Keys that a section of the file may have."""
     models: dict[str, type[_Section]] = {
         "retry": RetryConfig,
         "checkpoints": CheckpointsConfig,
+        "scratch": ScratchConfig,
+        "parallel": ParallelConfig,
         "secrets": SecretConfig,
-        **dict.fromkeys(("task", "tasks"), Toleration if "tolerations" in section else TaskConfig),
+        **dict.fromkeys(("task", "tasks"), _task_model(section)),
     }
     return list((models[str(section[0])] if section else ClusterConfig).model_fields)
 
 
+def _task_model(section: Sequence[str | int]) -> type[_Section]:
+    lists: dict[str | int, type[_Section]] = {"tolerations": Toleration, "node_affinity": NodeRequirement}
+    return next((lists[part] for part in section if part in lists), TaskConfig)
+
+
 def _explain(detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
+        for pattern, remedy in _NOT_IN_KFP:
+            if re.match(pattern, str(detail["loc"][-1])):
+                return f"Kubeflow Pipelines 2.17 cannot set this for a task; {remedy} (docs/kubeflow.md)"
         known = _fields(detail["loc"][:-1])
         close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from pipelines.config import SHARED_MEMORY_VOLUME, ClusterConfig, RetryConfig, TaskConfig
+from pipelines.config import (
+    SCRATCH_VARIABLE,
+    SCRATCH_VOLUME,
+    SECRETS,
+    SHARED_MEMORY,
+    SHARED_MEMORY_VOLUME,
+    ClusterConfig,
+    NodeRequirement,
+    RetryConfig,
+    TaskConfig,
+)
 from yolact_ops.commands.container import CPU_COUNT_VARIABLE
 from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 
-SHARED_MEMORY = "/dev/shm"
-
-SECRETS = "/etc/yolact/secrets"
-"""Where secrets are mounted, one folder each."""
+QUEUE_LABEL, QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+"""Labels of a pod from which Kueue reads its LocalQueue and its WorkloadPriorityClass."""
 
 RUN_LABEL = "metadata.labels['pipeline/runid']"
 """Where Kubeflow Pipelines writes the pipeline run's id on its pods; it goes into the lineage."""
 
 
 def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
-    """Give a task its image, user, resources, secrets, time limit, retries and cache setting.
+    """Give a task its image, user, resources, secrets, variables, place, queue, time limit, retries and cache setting.
 
     Args:
         task: a task whose component is named like its step.
@@ -43,8 +52,12 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
     if config.retries:
         retry = cluster.retry
         task.set_retry(config.retries, f"{retry.pause}s", retry.factor, f"{time_for_attempts(config, retry)}s")
-    task.set_env_variable(CPU_COUNT_VARIABLE, str(_whole_cores(config.cpu)))
+    task.set_env_variable(CPU_COUNT_VARIABLE, str(cores_of(config.cpu)))
+    for name, value in config.env.items():
+        task.set_env_variable(name, value)
     _set_resources(task, config, cluster.gpu)
+    _set_place(task, config)
+    _mount_scratch(task, config, cluster)
     _mount_secrets(task, config, cluster)
     return task
 
@@ -67,7 +80,7 @@ def time_for_attempts(config: TaskConfig, retry: RetryConfig) -> int:
     return (config.retries + 1) * config.time_limit + pauses
 
 
-def _whole_cores(cpu: str) -> int:
+def cores_of(cpu: str) -> int:
     """Cores of a request, rounded down, at least 1: threads and processes that a task may take (README.md)."""
     return max(int(float(cpu.removesuffix("m")) / (1000 if cpu.endswith("m") else 1)), 1)
 
@@ -98,7 +111,38 @@ def _set_resources(task: PipelineTask, config: TaskConfig, gpu: str) -> None:
         task.set_accelerator_limit(config.gpus)
     if config.shared_memory:
         kubernetes.empty_dir_mount(task, SHARED_MEMORY_VOLUME, SHARED_MEMORY, "Memory", config.shared_memory)
+
+
+def _mount_scratch(task: PipelineTask, config: TaskConfig, cluster: ClusterConfig) -> None:
+    if config.scratch:
+        kubernetes.add_ephemeral_volume(
+            task,
+            SCRATCH_VOLUME,
+            cluster.scratch.mount,
+            access_modes=["ReadWriteOnce"],
+            size=config.scratch,
+            storage_class_name=cluster.scratch.storage_class or None,
+        )
+        task.set_env_variable(SCRATCH_VARIABLE, cluster.scratch.mount)
+
+
+def _set_place(task: PipelineTask, config: TaskConfig) -> None:
+    """Nodes that the task may run on, and the queue in which it waits for one."""
     for label, value in config.node_selector.items():
         kubernetes.add_node_selector(task, label, value)
     for toleration in config.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump())
+    required = [_expression(one) for one in config.node_affinity if one.weight is None]
+    if required:  # one term: those of several terms are alternatives
+        kubernetes.add_node_affinity(task, match_expressions=required)
+    for preferred in config.node_affinity:
+        if preferred.weight is not None:
+            kubernetes.add_node_affinity(task, match_expressions=[_expression(preferred)], weight=preferred.weight)
+    if config.queue:
+        kubernetes.add_pod_label(task, QUEUE_LABEL, config.queue)
+    if config.queue_priority:
+        kubernetes.add_pod_label(task, QUEUE_PRIORITY_LABEL, config.queue_priority)
+
+
+def _expression(requirement: NodeRequirement) -> dict[str, Any]:
+    return requirement.model_dump(exclude={"weight"})

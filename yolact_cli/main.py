@@ -366,7 +366,7 @@ def serve(
         typer.Argument(
             metavar="MODEL",
             parser=_path_or_address,
-            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a folder with a model, or an .onnx or .xml file.",
+            help="models:/NAME@ALIAS (followed), models:/NAME/VERSION, a model's folder, or an .onnx or .xml file.",
             show_default="models:/yolact@champion",
         ),
     ] = None,
@@ -482,7 +482,10 @@ def promote(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare and decide, but change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a version with the champion on the same images and promote it; exit with 3 if the gate refuses."""
+    """Compare a version with the champion on the same images and promote it.
+
+    Exit codes: 3 if the gate refuses, 4 if promote.service does not take it up.
+    """
     from components.promote.promotion import Request
     from yolact_cli import promotion
 

@@ -17,6 +17,7 @@ from components.promote.promotion import Outcome, RefusedError, Request
 from components.promote.promotion import promote as promote_version
 from components.promote.promotion import rollback as roll_back
 from components.promote.report import headline
+from components.promote.rollout import NotServedError
 from yolact_cli.runs import make_console
 from yolact_ops.registry.history import Decision, History, read_history
 from yolact_ops.registry.versions import RegisteredModel
@@ -30,14 +31,14 @@ HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
 
 
 def promote(request: Request, *, as_json: bool) -> int:
-    """Promote a version; return the exit code: 0, or `RefusedError.exit_code` if the gate refused."""
+    """Promote a version; return the exit code: 0, or that of `RefusedError` or `NotServedError`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     outcome = promote_version(load_params(PARAMS), request, processed_dir=PROCESSED)
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
     else:
         _print_outcome(outcome, make_console(), name=request.name)
-    return RefusedError.exit_code if outcome.status == "refused" else 0
+    return {"refused": RefusedError.exit_code, "not_served": NotServedError.exit_code}.get(outcome.status, 0)
 
 
 def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: bool) -> None:
@@ -72,6 +73,9 @@ def history(name: str | None, *, as_json: bool) -> None:
 def _print_outcome(outcome: Outcome, console: Console, *, name: str | None) -> None:
     """Print the outcome; ``name`` is the registered model if the command line named one."""
     console.print(headline(outcome), style="bold", soft_wrap=True)
+    if outcome.rollout is not None:
+        said = outcome.rollout.problem or "answers with this version"
+        console.print(f"{outcome.rollout.service} {said}", markup=False, soft_wrap=True)
     if outcome.assessment is None:
         return
     for rule in outcome.assessment.rules:

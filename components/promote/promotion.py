@@ -3,8 +3,11 @@
 1. Compare candidate and champion on the same images (`components.promote.evidence`) and let the gate decide
    (`components.promote.gate`). This may take minutes; nothing is locked and nothing in the registry changes.
 2. A refusal ends here.
-3. With exclusive access (`yolact_ops.registry.champion`) check that the champion is still the one that was compared; if
+3. If `promote.service` names a service, it must answer (`components.promote.rollout`).
+4. With exclusive access (`yolact_ops.registry.champion`) check that the champion is still the one that was compared; if
    not, start over. Then record the decision, which moves the alias.
+5. Wait until the service answers with the new champion. If it does not, go back to the former one, recorded as a
+   rollback.
 
 A process killed at any moment leaves one champion, the old or the new, and the next promotion or rollback settles its
 decision.
@@ -22,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.promote.evidence import Evaluator, Evidence
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
 from components.promote.latency import measure_latency
+from components.promote.rollout import Rollout, Service
 from yolact.errors import YolactError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
 from yolact_ops.registry.champion import exclusive
@@ -39,7 +43,10 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Most comparisons per promotion; each repeats because another process changed the champion meanwhile."""
 
-Status = Literal["promoted", "refused", "unchanged", "possible"]
+NOT_SERVED = "promote.service"
+"""Rule that refuses a version which was rolled back because the service did not take it up."""
+
+Status = Literal["promoted", "refused", "unchanged", "possible", "not_served"]
 
 
 class RefusedError(YolactError, RuntimeError):
@@ -70,7 +77,8 @@ class Outcome:
     """How a promotion ended."""
 
     status: Status
-    """``possible``: a dry run found that it would be promoted; ``unchanged``: it is the champion already."""
+    """``possible``: a dry run found that it would be promoted; ``unchanged``: it is the champion already;
+    ``not_served``: it was promoted, and the service did not take it up."""
     name: str
     version: int
     previous: int | None
@@ -79,6 +87,10 @@ class Outcome:
     """None if nothing was compared."""
     decision: Decision | None = None
     """None if nothing was decided."""
+    rollout: Rollout | None = None
+    """None if there is no service, or nothing new for it."""
+    rollback: Decision | None = None
+    """The way back from a version that is not served; None if there was none."""
 
     def to_json(self) -> dict[str, Any]:
         """The outcome as plain values."""
@@ -92,6 +104,8 @@ class Outcome:
             "forced": decision is not None and decision.forced,
             "reason": None if decision is None else decision.reason,
             "decision": None if decision is None else decision.key,
+            "service": None if self.rollout is None else vars(self.rollout),
+            "rollback": None if self.rollback is None else self.rollback.key,
             "rules": [] if assessment is None else [rule.to_json() for rule in assessment.rules],
             "metrics": {} if assessment is None else assessment.metrics,
             "notes": [] if assessment is None else assessment.notes,
@@ -124,6 +138,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     Raises:
         RegistryError: the registry has no such model, version or alias; the versions cannot be compared; another
             process holds the lock.
+        ServiceError: the service does not answer, or serves something else; nothing was changed.
         TrackingError: the store fails.
     """
     if request.force and not request.reason:
@@ -132,19 +147,27 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     version = model.version(_wanted(model, request))
     number = int(version.version)
     evaluator = Evaluator(model, processed_dir, params.runtime, params.evaluate.batch_size)
+    service = Service.from_settings(params.promote)
     for _ in range(ATTEMPTS):
         previous = model.alias(CHAMPION)
         if previous == number:
-            return Outcome("unchanged", model.name, number, previous)
+            outcome = Outcome("unchanged", model.name, number, previous)
+            if service is None or request.dry_run:
+                return outcome
+            service.check(model.name)
+            return _roll_out(service, model, outcome)  # the process that promoted it may have died before this
         assessment = _assess(params, evaluator, version, previous, request)
         outcome = Outcome("refused", model.name, number, previous, assessment)
         if assessment.refusals and not request.force:
             return outcome
         if request.dry_run:
             return replace(outcome, status="possible")
+        if service is not None:
+            service.check(model.name)
         decision = _carry_out(model, number, previous, assessment, request)
         if decision is not None:
-            return replace(outcome, status="promoted", decision=decision)
+            outcome = replace(outcome, status="promoted", decision=decision)
+            return outcome if service is None else _roll_out(service, model, outcome)
         log.info("the champion of %s changed meanwhile: comparing version %d with the new one", model.name, number)
     raise RegistryError(f"the champion of {model.name} changed {ATTEMPTS} times meanwhile; run it again")
 
@@ -199,11 +222,28 @@ def _carry_out(
         )
 
 
-def _earlier_champion(history: History) -> int:
+def _roll_out(service: Service, model: RegisteredModel, outcome: Outcome) -> Outcome:
+    """Wait for the service; without success go back to the former champion."""
+    rollout = service.wait(model.name, outcome.version)
+    if rollout.problem is None:
+        return replace(outcome, rollout=rollout)
+    reason = f"not served: {rollout.service} {rollout.problem}"
+    with exclusive(model) as access:
+        earlier = _earlier_champions(access.history) if access.history.champion == outcome.version else []
+        decision = access.record("rollback", earlier[-1], reason=reason, metrics=vars(rollout)) if earlier else None
+    return replace(outcome, status="not_served", rollout=rollout, rollback=decision)
+
+
+def _earlier_champions(history: History) -> list[int]:
+    """The champions to go back to, the previous one last."""
     line = champions(history)
     if line and line[-1] == history.champion:  # it is not if the current champion was deleted
         del line[-1]
-    earlier = [version for version in line if version in history.versions]
+    return [version for version in line if version in history.versions]
+
+
+def _earlier_champion(history: History) -> int:
+    earlier = _earlier_champions(history)
     if earlier:
         return earlier[-1]
     if history.champion is None:
@@ -253,8 +293,9 @@ def _rolled_back(model: RegisteredModel, number: int) -> list[Rule]:
     if decision is None:
         return []
     reason = f": {decision.reason}" if decision.reason else ""
+    name = NOT_SERVED if "service" in decision.metrics else "rollback"
     text = f"the version was rolled back by {decision.who}, {decision.time}{reason}; only --force promotes it again"
-    return [Rule("rollback", False, None, None, None, text)]
+    return [Rule(name, False, None, None, None, text)]
 
 
 def _latency(params: Params, name: str, number: int) -> Latency | None:

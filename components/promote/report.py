@@ -12,6 +12,7 @@ HEADLINES = {
     "refused": "version {version} is refused; nothing was changed",
     "unchanged": "version {version} is the champion already; nothing was changed",
     "possible": "version {version} would be promoted; nothing was changed",
+    "not_served": "version {version} is not served",
 }
 """Headlines by status."""
 
@@ -19,10 +20,18 @@ HEADLINES = {
 def headline(outcome: Outcome) -> str:
     """The outcome in one line."""
     text = f"{outcome.name}: {HEADLINES[outcome.status].format(version=outcome.version)}"
+    if outcome.status == "not_served":
+        return f"{text}; {_way_back(outcome)}"
     if outcome.status != "unchanged":
         tense = "was" if outcome.status == "promoted" else "is"
         text += f" (champion {tense}: {'none' if outcome.previous is None else f'version {outcome.previous}'})"
     return f"{text}, by force" if outcome.decision is not None and outcome.decision.forced else text
+
+
+def _way_back(outcome: Outcome) -> str:
+    if outcome.rollback is not None:
+        return f"version {outcome.rollback.version} is the champion again"
+    return "there is no earlier champion to go back to, or another process has changed it"
 
 
 def to_markdown(outcome: Outcome) -> str:
@@ -32,6 +41,8 @@ def to_markdown(outcome: Outcome) -> str:
         decision = outcome.decision
         reason = f" Reason: {decision.reason}" if decision.reason else ""
         parts.append(f"Decided by {decision.who} on {decision.host}, {decision.time}.{reason}")
+    if outcome.rollout is not None:
+        parts.append(f"{outcome.rollout.service} {outcome.rollout.problem or 'answers with this version.'}")
     assessment = outcome.assessment
     if assessment is not None:
         rows = [

@@ -3,7 +3,8 @@
 The last step of the training pipeline; not part of ``dvc repro``, where a person decides (`yolact promote`).
 Reads ``reports/registration.json`` and the registry, and ``data/processed/`` if a version must be evaluated again;
 writes ``reports/promotion.json`` and ``reports/promotion.md``. A refusal is a result, not a failure, unless
-``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written.
+``promote.fail_on_refusal`` says otherwise: then the step ends with exit code 3, reports written. A new champion that
+``promote.service`` does not take up is a failure, with exit code 4 and the reports.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import logging
 from pathlib import Path
 
 from components.promote.gate import Rule
-from components.promote.promotion import Assessment, Outcome, RefusedError, Request, promote
-from components.promote.report import to_markdown
+from components.promote.promotion import NOT_SERVED, Assessment, Outcome, RefusedError, Request, promote
+from components.promote.report import headline, to_markdown
+from components.promote.rollout import NotServedError
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact_ops.commands.step import run_command
@@ -32,7 +34,8 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         params: ``promote`` is the gate.
         registration_path: what register wrote.
         processed_dir: what preprocess wrote.
-        report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused`` or ``unchanged``), rules, metrics.
+        report_path: gets the outcome as JSON: ``status`` (``promoted``, ``refused``, ``unchanged`` or
+            ``not_served``), rules, metrics, what the service said.
         page_path: gets the same as human-readable Markdown.
 
     Returns:
@@ -43,6 +46,8 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         RegistryError: the versions cannot be compared, or another process is promoting.
         TrackingError: the store fails.
         RefusedError: the gate refused and ``promote.fail_on_refusal`` is set; the reports are written.
+        ServiceError: the service does not answer, or serves something else; nothing was changed.
+        NotServedError: the service does not take up the version, or did not earlier; the reports are written.
     """
     name, version, alias, floor = _read(registration_path)
     if alias == CANDIDATE:
@@ -56,6 +61,11 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         log.warning("%s: %s", rule.name, rule.text)
     if outcome.status == "refused" and params.promote.fail_on_refusal:
         raise RefusedError(f"the gate refused {name} version {version}; see {page_path}")
+    if outcome.status == "not_served" and outcome.rollout is not None:
+        raise NotServedError(f"{headline(outcome)}. {outcome.rollout.service} {outcome.rollout.problem}")
+    for rule in outcome.assessment.refusals if outcome.assessment else []:
+        if rule.name == NOT_SERVED:  # the task is tried again, and must not end well now
+            raise NotServedError(f"{headline(outcome)}. {rule.text}")
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from kubernetes.utils import parse_quantity
 
 from pipelines.checks.finding import Finding, Level
-from pipelines.config import ClusterConfig, TaskConfig, Toleration
+from pipelines.config import ClusterConfig, NodeRequirement, TaskConfig, Toleration
 from pipelines.servers.kube import Object
 
 Amounts = dict[str, Decimal]
@@ -44,6 +45,7 @@ class Room:
         return (
             not spec.get("unschedulable")
             and all(labels.get(key) == value for key, value in task.node_selector.items())
+            and all(_has(labels, one) for one in task.node_affinity if one.weight is None)
             and all(any(_tolerates(one, taint) for one in task.tolerations) for taint in taints)
         )
 
@@ -99,7 +101,8 @@ def check_tasks(config: ClusterConfig, steps: Sequence[str], rooms: Sequence[Roo
     groups: dict[str, list[str]] = defaultdict(list)
     for step in steps:
         task = config.for_step(step)
-        groups[repr((_needs(task, config, has_gpus), task.node_selector, task.tolerations))].append(step)
+        place = (task.node_selector, task.node_affinity, task.tolerations)
+        groups[repr((_needs(task, config, has_gpus), place))].append(step)
     for group in groups.values():
         problem = _find_problem(config, group, rooms, has_gpus)
         if problem is None:
@@ -120,8 +123,8 @@ def _find_problem(config: ClusterConfig, steps: Sequence[str], rooms: Sequence[R
         return Finding(
             Level.FAILURE,
             what,
-            "no node admits it: labels (node_selector), or taints without a toleration, of all nodes",
-            f"Set tasks.{steps[0]}.node_selector or tolerations in pipelines/cluster.yaml; "
+            "no node admits it: labels (node_selector, node_affinity), or taints without a toleration, of all nodes",
+            f"Set tasks.{steps[0]}.node_selector, node_affinity or tolerations in pipelines/cluster.yaml; "
             "`kubectl get nodes -o custom-columns=NAME:.metadata.name,TAINTS:.spec.taints,LABELS:.metadata.labels`",
         )
     largest = max(open_rooms, key=lambda room: _share(room.allocatable, needs))
@@ -205,6 +208,22 @@ def _sum(several: Iterable[Amounts]) -> Amounts:
 
 def _max(one: Amounts, other: Amounts) -> Amounts:
     return {name: max(one.get(name, Decimal(0)), other.get(name, Decimal(0))) for name in {**one, **other}}
+
+
+def _has(labels: Mapping[str, str], requirement: NodeRequirement) -> bool:
+    """Whether a node with these labels meets the requirement."""
+    value, wanted = labels.get(requirement.key), requirement.values
+    match requirement.operator:
+        case "In":
+            return value in wanted
+        case "NotIn":
+            return value not in wanted
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+    number = int(value) if value is not None and re.fullmatch(r"-?\d+", value) else None
+    return number is not None and (number > int(wanted[0]) if requirement.operator == "Gt" else number < int(wanted[0]))
 
 
 def _tolerates(toleration: Toleration, taint: Object) -> bool:

@@ -23,6 +23,11 @@ PREFIX = "[probe] "
 OWN = "`kubectl -n NAMESPACE apply -f deploy/pipelines/own-checkpoints.yaml`; see deploy/README.md, Volumes"
 
 
+NOT_OWN = (
+    "A StorageClass whose new volumes the tasks' user can write to: scratch.storage_class in pipelines/cluster.yaml"
+)
+
+
 def report(mount: str, folder: str, *, gpu: bool) -> None:
     """Print what was found, a line of JSON each, after `PREFIX`.
 
@@ -32,10 +37,12 @@ def report(mount: str, folder: str, *, gpu: bool) -> None:
         gpu: the pod has one.
     """
     read_secrets()
+    scratch = os.environ.get("TMPDIR", "")  # set where the task has such a volume
     parts: list[tuple[str, Callable[[], Finding]]] = [
         ("MLflow", check_mlflow),
         ("S3", lambda: check_s3(folder)),
-        *([("checkpoint volume", lambda: check_volume(mount))] if mount else []),
+        *([("checkpoint volume", lambda: check_volume("checkpoint volume", mount, OWN))] if mount else []),
+        *([("scratch volume", lambda: check_volume("scratch volume", scratch, NOT_OWN))] if scratch else []),
         *([("GPU", check_gpu)] if gpu else []),
     ]
     for what, part in parts:
@@ -101,17 +108,17 @@ def check_s3(folder: str) -> Finding:
         return Finding(Level.FAILURE, what, explain(error, address, client), mend)
 
 
-def check_volume(mount: str) -> Finding:
-    """Whether the task's user can write checkpoints."""
-    what, user = "checkpoint volume from a pod", f"user {os.getuid()}"
+def check_volume(volume: str, mount: str, mend: str) -> Finding:
+    """Whether the task's user can write to a volume; ``mend`` says what to do if not."""
+    what, user = f"{volume} from a pod", f"user {os.getuid()}"
     try:
         with tempfile.TemporaryFile(dir=mount) as file:
-            file.write(b"checkpoint")
+            file.write(b"written by the probe")
             file.flush()
             os.fsync(file.fileno())
         free = shutil.disk_usage(mount).free
     except OSError as error:
-        return Finding(Level.FAILURE, what, f"{user} cannot write to {mount} ({error.strerror})", OWN)
+        return Finding(Level.FAILURE, what, f"{user} cannot write to {mount} ({error.strerror})", mend)
     return Finding(Level.OK, what, f"{user} can write to {mount}, {free / 2**30:.1f} GiB free")
 
 

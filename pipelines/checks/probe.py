@@ -60,6 +60,7 @@ def build(config: ClusterConfig) -> BaseComponent:
             "memory": "1Gi",
             "memory_limit": "4Gi",
             "shared_memory": "",
+            "scratch": train.scratch and "1Gi",
             "time_limit": LIMIT,
             "retries": 0,
             "cache": False,

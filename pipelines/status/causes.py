@@ -41,6 +41,7 @@ _AWAY = re.compile(r"no answer|not answer|unavailable|timed? out|connection (bro
 """In messages of a step: another server was away."""
 
 _WAITING = (
+    _Rule(r"^SchedulingGated", lambda *_: "its turn in Kueue's queue (`kubectl get workloads`)"),
     _Rule(
         r'persistentvolumeclaim "([^"]+)" not found', lambda found, _: f"the volume claim {found[1]}, which is missing"
     ),
@@ -62,7 +63,8 @@ _WAITING = (
         lambda *_: "a node without taints, or tolerations for them (tasks.NAME.tolerations)",
     ),
     _Rule(
-        r"didn't match Pod's node affinity/selector", lambda *_: "a node with the labels of tasks.NAME.node_selector"
+        r"didn't match Pod's node affinity/selector",
+        lambda *_: "a node with the labels of tasks.NAME.node_selector or node_affinity",
     ),
     _Rule(
         r"(?:ErrImagePull|ImagePullBackOff|InvalidImageName|ErrImageNeverPull|RegistryUnavailable)\b:?(.*)",

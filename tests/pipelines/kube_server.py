@@ -1,4 +1,5 @@
-"""A fake of Kubernetes' API server: answers GET with given objects, one by its name, or a list by label selector.
+"""A fake of Kubernetes' API server: answers GET with given objects, one by its name, or a list by label selector, and
+keeps what is created.
 
 Objects of Kubernetes itself are checked against its schemas; of custom ones, such as Argo's workflows, the metadata.
 """
@@ -34,6 +35,8 @@ class KubeServer:
     """Logs of pods, by path."""
     forbidden: str = ""
     """Pattern of paths that are refused."""
+    statuses: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the path of a list to which objects can be added by POST: the status that each gets."""
     is_broken: bool = False
     """Every request is answered with an error of the server."""
     host: str = ""
@@ -96,6 +99,16 @@ class _Handler(BaseHTTPRequestHandler):
         selector = parse_qs(url.query).get("labelSelector", [""])[0]
         items = [one for one in self.state.lists.get(url.path, []) if fits(one["metadata"].get("labels", {}), selector)]
         self._send(200, {"kind": "List", "apiVersion": "v1", "metadata": {}, "items": items})
+
+    def do_POST(self) -> None:
+        path = urlsplit(self.path).path
+        if path not in self.state.statuses:  # no such kind on this server
+            self._send(404, NOT_FOUND)
+            return
+        thing = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.state.add(path, thing)
+        thing["status"] = self.state.statuses[path]
+        self._send(201, thing)
 
     def _send(self, status: int, answer: Any) -> None:
         data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()

@@ -518,6 +518,39 @@ def test_taints_and_labels_keep_tasks_away(cluster: KubeServer) -> None:
     assert "tasks.train.node_selector" in found["task train"]["mend"]
 
 
+A = {"key": "pool", "operator": "In", "values": ["a"], "weight": None}
+
+
+@pytest.mark.parametrize(
+    ("requirements", "is_admitted"),
+    [
+        ([A], True),
+        ([A | {"values": ["b", "c"]}], False),
+        ([A | {"values": ["b"], "weight": 50}], True),
+        ([A | {"operator": "NotIn"}], False),
+        ([A | {"operator": "NotIn", "values": ["b"]}], True),
+        ([A | {"key": "absent", "operator": "NotIn"}], True),
+        ([A | {"operator": "Exists", "values": []}], True),
+        ([A | {"operator": "DoesNotExist", "values": []}], False),
+        ([A | {"key": "absent", "operator": "Exists", "values": []}], False),
+        ([A | {"key": "gpu-memory", "operator": "Gt", "values": ["79"]}], True),
+        ([A | {"key": "gpu-memory", "operator": "Gt", "values": ["80"]}], False),
+        ([A | {"key": "gpu-memory", "operator": "Lt", "values": ["81"]}], True),
+        ([A | {"operator": "Gt", "values": ["1"]}], False),
+        ([A, A | {"key": "absent"}], False),
+    ],
+)
+def test_node_affinity_keeps_tasks_away(
+    cluster: KubeServer, requirements: list[dict[str, Any]], is_admitted: bool
+) -> None:
+    (one,) = cluster.lists["/api/v1/nodes"]
+    one["metadata"]["labels"] = {"pool": "a", "gpu-memory": "80"}
+    _, found = run("-C", f"tasks.train.node_affinity={json.dumps(requirements)}")
+    assert ("task train" not in found) == is_admitted
+    if not is_admitted:
+        assert "tasks.train.node_selector, node_affinity" in found["task train"]["mend"]
+
+
 # Argo and unknown workflows ------------------------------------------------------------------------------------------
 
 
@@ -565,6 +598,7 @@ def test_the_probe_has_what_the_tasks_have_and_waits_only_so_long(
     code, found = run(
         *("--deep", "--folder", "s3://data/images", "--service-account", "yolact-pipelines"),
         *("-C", "image=registry.example/yolact:1", "-C", "tasks.train.node_selector={pool: a}"),
+        *("-C", "tasks.train.scratch=500Gi", "-C", "tasks.train.queue=gpus"),
     )
     (order,) = server.runs.values()
     assert code == 1
@@ -586,6 +620,19 @@ def test_the_probe_has_what_the_tasks_have_and_waits_only_so_long(
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert pod["activeDeadlineSeconds"] == "600"
     assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "gpus"}
+    assert [(one["mountPath"], one["size"]) for one in pod["genericEphemeralVolume"]] == [("/scratch", "1Gi")]
+
+
+@pytest.mark.parametrize(("folder", "level"), [("", "ok"), ("absent", "failure")])
+def test_the_probe_tries_the_volume_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str, level: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / folder))
+    inside.report("", "", gpu=False)
+    found = {one.what: one for one in inside.parse_report(capsys.readouterr().out.splitlines())}
+    assert found["scratch volume from a pod"].level == level
+    assert ("scratch.storage_class" in found["scratch volume from a pod"].mend) == (level == "failure")
 
 
 def test_the_probe_runs_in_kfps_executor() -> None:

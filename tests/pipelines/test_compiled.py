@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -199,7 +200,73 @@ def test_all_shards_are_predicted_in_parallel(committed: dict) -> None:
     spec, _ = committed["batch_prediction"]
     [loop] = [task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("for-loop")]
     assert loop["parameterIterator"]["items"]["inputParameter"].endswith("split-Output")
-    assert not loop.get("iteratorPolicy"), "a limit would make `shards` no longer what the README says"
+    assert "iteratorPolicy" not in loop
+
+
+def test_fewer_shards_are_predicted_at_a_time_if_the_cluster_says_so() -> None:
+    cluster = load_cluster(overrides=["parallel.predict=2"])
+    spec, _ = documents(pipeline_text("batch_prediction", cluster, VERSIONS))
+    [loop] = [task for name, task in spec["root"]["dag"]["tasks"].items() if name.startswith("for-loop")]
+    assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
+
+
+PLACES = {
+    "kubernetes": {"podMetadata", "nodeAffinity", "genericEphemeralVolume"},
+    "variables": {"NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "TMPDIR"},
+}
+"""What only the settings of places bring into a task."""
+
+
+def test_a_task_has_the_queue_place_volume_and_variables_of_the_cluster_file_and_others_have_not() -> None:
+    zone = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b"], "weight": None}
+    spot = {"key": "spot", "operator": "DoesNotExist", "values": [], "weight": None}
+    memory = {"key": "nvidia.com/gpu.memory", "operator": "Gt", "values": ["79000"], "weight": 40}
+    changes = [
+        "tasks.train.queue=team-gpus",
+        "tasks.train.queue_priority=urgent",
+        f"tasks.train.node_affinity={json.dumps([zone, memory, spot])}",
+        "tasks.train.env={NCCL_SOCKET_IFNAME: eth0, NCCL_DEBUG: INFO}",
+        "tasks.train.scratch=200Gi",
+        "scratch.storage_class=fast",
+    ]
+    spec, kubernetes = documents(pipeline_text("training", load_cluster(overrides=changes), VERSIONS))
+    train = kubernetes["train"]
+    assert train["podMetadata"] == {
+        "labels": {"kueue.x-k8s.io/queue-name": "team-gpus", "kueue.x-k8s.io/priority-class": "urgent"}
+    }
+    required = [{key: value for key, value in one.items() if value not in (None, [])} for one in (zone, spot)]
+    assert train["nodeAffinity"] == [
+        {"matchExpressions": required},
+        {"matchExpressions": [{key: memory[key] for key in ("key", "operator", "values")}], "weight": 40},
+    ]
+    assert train["genericEphemeralVolume"] == [
+        {
+            "volumeName": "scratch",
+            "mountPath": "/scratch",
+            "accessModes": ["ReadWriteOnce"],
+            "size": "200Gi",
+            "storageClassName": "fast",
+        }
+    ]
+    found = variables(spec, "train")
+    assert {key: found[key] for key in PLACES["variables"]} == {
+        "NCCL_SOCKET_IFNAME": "eth0",
+        "NCCL_DEBUG": "INFO",
+        "TMPDIR": "/scratch",
+    }
+    for task in TASKS["training"] - {"train"}:
+        assert not kubernetes[task].keys() & PLACES["kubernetes"]
+        assert not variables(spec, task).keys() & PLACES["variables"]
+
+
+def test_without_a_storage_class_a_volume_has_the_clusters_default() -> None:
+    cluster = load_cluster(overrides=["task.scratch=10Gi", "task.queue=all"])
+    _, kubernetes = documents(pipeline_text("evaluation", cluster, VERSIONS))
+    for task in TASKS["evaluation"]:
+        [volume] = kubernetes[task]["genericEphemeralVolume"]
+        assert volume["defaultStorageClass"] is True
+        assert "storageClassName" not in volume
+        assert kubernetes[task]["podMetadata"] == {"labels": {"kueue.x-k8s.io/queue-name": "all"}}
 
 
 S3, MLFLOW, GIT = "yolact-s3", "yolact-mlflow", "yolact-git"
@@ -294,6 +361,9 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
     assert spec["root"]["inputDefinitions"]["parameters"]["checkpoints"]["defaultValue"] == ""
 
 
+NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -303,7 +373,10 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("imag=x", "imag: unknown key; did you mean 'image'?"),
         ("tasks.train.gpus=two", "tasks.train.gpus: input should be a valid integer (found 'two')"),
         ("tasks.train.memory=12 GB", "tasks.train.memory: string should match pattern"),
-        ("tasks.train.secrets=[aws]", "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git)"),
+        (
+            "tasks.train.secrets=[aws]",
+            "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git, serving)",
+        ),
         ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
         ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
         ("task_defaults={cpu: '1'}", "task_defaults: unknown key; allowed here: image, image_pull_policy, "),
@@ -328,6 +401,43 @@ def test_a_changed_cluster_changes_the_tasks() -> None:
         ("image_pull_secrets=[a..b]", "image_pull_secrets.0: not a name of Kubernetes"),
         ("tasks.train.node_selector={a b: c}", "tasks.train.node_selector.a b.[key]: not a label of Kubernetes"),
         ("tasks.train.node_selector={pool: a/b}", "tasks.train.node_selector.pool: not a label's value"),
+        (
+            "tasks.train.node_affinity=[{key: a, operator: In, values: [], weight: null}]",
+            NEEDS.format("In", "one or more"),
+        ),
+        ("tasks.train.node_affinity=[{key: a, operator: Gt, values: [x], weight: 1}]", NEEDS.format("Gt", "one value")),
+        (
+            "tasks.train.node_affinity=[{key: a, operator: Exists, values: [b], weight: 1}]",
+            "tasks.train.node_affinity.0: operator Exists takes no values",
+        ),
+        (
+            "tasks.train.node_affinity=[{key: a, operater: In, values: [b], weight: 1}]",
+            "tasks.train.node_affinity.0.operater: unknown key; did you mean 'operator'?",
+        ),
+        (
+            "tasks.train.node_affinity=[{key: a, operator: In, values: [b]}]",
+            "tasks.train.node_affinity.0.weight: field",
+        ),
+        (
+            "task.priority_class=x",
+            "task.priority_class: Kubeflow Pipelines 2.17 cannot set this for a task; with Kueue",
+        ),
+        ("tasks.train.ephemeral_storage=9Gi", "tasks.train.ephemeral_storage: Kubeflow Pipelines 2.17 cannot set this"),
+        ("tasks.train.resources={rdma/ib: 1}", "tasks.train.resources: Kubeflow Pipelines 2.17 cannot set this"),
+        (
+            "tasks.train.env={AWS_ACCESS_KEY_ID: a}",
+            "tasks.train.env.AWS_ACCESS_KEY_ID: the secret s3 has this variable",
+        ),
+        ("task.env={TMPDIR: /x}", "task.env.TMPDIR: tasks get this variable from the pipeline itself"),
+        ("tasks.train.env={NCCL_IB_DISABLE: 1}", "tasks.train.env.NCCL_IB_DISABLE: input should be a valid string"),
+        ("tasks.train.queue=a b", "tasks.train.queue: not a label's value"),
+        ("tasks.train.queue_priority=high", "tasks.train.queue_priority: has no effect without a queue"),
+        ("tasks.train.scratch=10 GB", "tasks.train.scratch: string should match pattern"),
+        ("scratch.mount=/checkpoints", "scratch.mount: /checkpoints: tasks have another volume there"),
+        ("scratch.mount=/s3/", "scratch.mount: /s3: tasks have another volume there"),
+        ("checkpoints.claim=scratch", "checkpoints.claim: scratch: is also the volume of temporary files"),
+        ("parallel.train=2", "parallel.train: unknown key; allowed here: predict"),
+        ("parallel.predict=-1", "parallel.predict: input should be greater than or equal to 0 (found -1)"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
         ("image=[", "not valid YAML"),
         ("retry=5", "retry: is a section, it cannot be set to 5"),

@@ -215,6 +215,11 @@ def test_causes_in_messages_that_were_not_recorded(message: str, text: str, may_
             "a node with enough free resources, a node without taints",
         ),
         ("couldn't find key AWS_X in Secret kubeflow/yolact-s3", "the key AWS_X of the secret yolact-s3"),
+        (
+            "SchedulingGated: Scheduling is blocked due to non-empty scheduling gates",
+            "its turn in Kueue's queue (`kubectl get workloads`)",
+        ),
+        ("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.", "a node with the labels of"),
         ("something new", "something new"),
     ],
 )

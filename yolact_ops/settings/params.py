@@ -204,6 +204,17 @@ class PromoteConfig(Section):
     """Minimum of ``metric`` for a first champion."""
     fail_on_refusal: bool
     """Whether a refusal fails the pipeline step ``promote``; the command exits with 3 in any case."""
+    service: Annotated[str, Field(pattern=r"^(none|https?://[^/\s]\S*)$")]
+    """Address of a `yolact serve` that must answer with the new champion; ``none``: nobody is asked."""
+    service_timeout: PositiveInt
+    """Seconds until it must; then the former champion becomes champion again."""
+
+    @field_validator("service")
+    @classmethod
+    def _service_has_no_login(cls, address: str) -> str:
+        if "@" in address.partition("://")[2].partition("/")[0]:
+            raise ValueError("must not have a login, which would be recorded: set the variable YOLACT_SERVE_TOKEN")
+        return address
 
 
 class DataParams(Section):

@@ -90,7 +90,16 @@ def choose(preset: str | None, file: Path = PARAMS, overrides: Sequence[str] = (
     if preset is not None:
         return _compose(preset, overrides, CONF, None)[1]
     params = load_params(file)
-    return _override(params.model_dump(mode="json", by_alias=True), overrides) if overrides else params
+    return change(params, overrides) if overrides else params
+
+
+def change(params: Params, overrides: Sequence[str]) -> Params:
+    """The settings with ``overrides`` as in `compose`.
+
+    Raises:
+        SettingsError: an override has an unknown key or a wrong value.
+    """
+    return _override(params.model_dump(mode="json", by_alias=True), overrides)
 
 
 def _compose(name: str, overrides: Sequence[str], conf: Path, model: str | None) -> tuple[CommentedMap, Params]:

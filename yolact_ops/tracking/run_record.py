@@ -105,7 +105,7 @@ def which_run(client: MlflowClient, experiment: str, recorded: RunRecord | None)
         is_new = recorded is None or given.info.run_id != recorded.run_id
         return FoundRun(_record(client, given), given.data.params, is_owned=False, is_new=is_new)
     if recorded is None:
-        run, is_new = _create_run(client, experiment, {}), True
+        run, is_new = create_run(client, experiment, {}), True
     else:
         run, is_new = _find_or_restore(client, experiment, recorded.run_id)
     return FoundRun(_record(client, run), run.data.params, is_owned=True, is_new=is_new)
@@ -123,7 +123,7 @@ def _given_run(client: MlflowClient) -> Run | None:
     run_id = os.environ.get("MLFLOW_RUN_ID")
     if not run_id:
         return None
-    run = _find_run(client, run_id)
+    run = find_run(client, run_id)
     if run is None:
         raise TrackingError(
             f"MLFLOW_RUN_ID names the run {run_id}, which {shown_uri()} does not have "
@@ -132,7 +132,7 @@ def _given_run(client: MlflowClient) -> Run | None:
     return run
 
 
-def _find_run(client: MlflowClient, run_id: str) -> Run | None:
+def find_run(client: MlflowClient, run_id: str) -> Run | None:
     """The run with that id; None if the store does not have it or it was deleted."""
     from mlflow.exceptions import MlflowException
 
@@ -148,7 +148,7 @@ def _find_run(client: MlflowClient, run_id: str) -> Run | None:
 
 def _find_or_restore(client: MlflowClient, experiment: str, run_id: str) -> tuple[Run, bool]:
     """The run with that id, or the one that replaces it; and whether the latter had to be created."""
-    run = _find_run(client, run_id)
+    run = find_run(client, run_id)
     if run is not None:
         return run, False
     experiment_id = _experiment_id(client, experiment)
@@ -158,14 +158,19 @@ def _find_or_restore(client: MlflowClient, experiment: str, run_id: str) -> tupl
         )
     if found:
         return found[0], False
-    run = _create_run(client, experiment, {RESTORED_TAG: run_id})
+    run = create_run(client, experiment, {RESTORED_TAG: run_id})
     log.warning(
         "%s has no run %s (the model comes from elsewhere); run %s replaces it", shown_uri(), run_id, run.info.run_id
     )
     return run, True
 
 
-def _create_run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Run:
+def create_run(client: MlflowClient, experiment: str, tags: dict[str, str]) -> Run:
+    """A new run of this user in an experiment, which is created if it does not exist.
+
+    Raises:
+        TrackingError: the store fails, or the experiment cannot be used.
+    """
     experiment_id = _experiment_id(client, experiment)
     with reported("start a run"):
         run = client.create_run(experiment_id, tags=tags | {"mlflow.user": user_name()})

@@ -1,0 +1,1 @@
+"""Sweeps: many trainings with different settings, on this machine through Optuna, on a cluster through Katib."""
