@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +109,8 @@ def open_parent(sweep: Sweep, folder: SweepFolder, experiment: str) -> str:
 
 
 def _stop_at_end_of_input() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: a thread that reads it cannot be ended with the process
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
