@@ -442,6 +442,12 @@ class RuntimeConfig(Section):
     ``torchrun``, which has started them already."""
     workers: NonNegativeInt
     """Loader processes of each training process; 0 loads in the training process."""
+    shards: Annotated[str, Field(pattern=r"^(local|s3://[^/]+(/.+)?)$")]
+    """``local``: images are read next to the annotations. ``s3://bucket/prefix``: a copy of the folder ``shards`` of
+    the processed data, from which images are read one by one."""
+    shard_cache_gb: NonNegativeFloat
+    """Maximum size of the images from S3 that each training process keeps in the folder for temporary files (TMPDIR),
+    10^9 bytes; 0: none."""
     compile: bool
     """Compile the network with ``torch.compile``. The first step of each input size then takes minutes."""
     deterministic: bool

@@ -29,7 +29,7 @@ def run(data: Path, params: Path, *, as_json: bool, console: Console | None = No
         SettingsError: see `load_params`.
     """
     path = data / "train.json" if data.is_dir() else data
-    report = fit_anchors(CocoInstances.load(path, path.parent / "images"), load_params(params).model)
+    report = fit_anchors(CocoInstances.load(path), load_params(params).model)
     if as_json:
         print_json(report.to_json())
     else:

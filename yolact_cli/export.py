@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, overload
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +14,7 @@ from yolact.data.coco import CocoInstances
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import IOU_TYPES, evaluate_coco, load_ground_truth, predict_dataset
 from yolact.formats.image_files import IMAGE_SUFFIXES
+from yolact.images import ImageInput
 from yolact.inference.export import Exported, export_onnx
 from yolact.inference.export_format import ExportPrecision
 from yolact.inference.exported_predictor import ExportedPredictor
@@ -77,7 +78,28 @@ def run(model_dir: Path, output: Path | None, options: Options, console: Console
         _print_evaluation(Predictor.load(model_dir), found, path, options.data, console)
 
 
-def _images(options: Options) -> list[Path]:
+class _StoredImages(Sequence[ImageInput]):
+    """The image files of a data set, each read when it is used."""
+
+    def __init__(self, data: CocoInstances) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data.images)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageInput: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageInput]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageInput | list[ImageInput]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self._data.store.read(self._data.images[index])
+
+
+def _images(options: Options) -> Sequence[ImageInput]:
     """Images to check and calibrate with: those of a folder, or else the validation images, or none."""
     if options.images is not None:
         found = sorted(path for path in options.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
@@ -86,8 +108,7 @@ def _images(options: Options) -> list[Path]:
         return found
     annotations = options.data / "val.json"
     if annotations.is_file():
-        data = CocoInstances.load(annotations, options.data / "images")
-        return [data.images_dir / image.file_name for image in data.images]
+        return _StoredImages(CocoInstances.load(annotations))
     if options.precision == "int8":
         raise DataError(
             f"--precision int8 needs images to calibrate with, and {annotations} does not exist: "
@@ -99,7 +120,7 @@ def _images(options: Options) -> list[Path]:
 def _evaluated(data: Path, classes: Sequence[str]) -> tuple[CocoInstances, Path]:
     """The images to evaluate with, and their annotations."""
     annotations = evaluated_annotations(data)
-    instances = CocoInstances.load(annotations, data / "images")
+    instances = CocoInstances.load(annotations)
     if instances.class_names != list(classes):
         raise DataError(f"--evaluate: {annotations} has other classes than the model; --data names other data")
     return instances, annotations

@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from yolact.data.coco import CocoImage, CocoInstances, decode_masks
+from yolact.data.coco import CocoInstances, decode_masks
+from yolact.data.columns import CocoImage
 from yolact.evaluation.evaluator import ApSummary, ClassAgnosticAp, IouType
 from yolact.files import fitting_name, write_bytes_atomic, write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections

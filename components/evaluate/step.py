@@ -23,6 +23,7 @@ from yolact_ops.tracking.evaluations import FOLDER, evaluated_annotations, log_e
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
 from yolact_ops.tracking.run_record import RUN_FILE
 from yolact_ops.tracking.runs import resume_run
+from yolact_ops.transfer.instances import load_instances
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def run(
 
     Args:
         params: the settings; reads ``evaluate`` and ``runtime.device``.
-        processed_dir: output of preprocess: ``images/``, and ``test.json`` or ``val.json``.
+        processed_dir: output of preprocess: images, and ``test.json`` or ``val.json``.
         model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
         report_dir: receives detections, tables, drawings and ``index.html``; replaced as a whole.
@@ -59,7 +60,7 @@ def run(
             ``needs_store`` everything is logged later.
     """
     annotations = evaluated_annotations(processed_dir)
-    data = CocoInstances.load(annotations, processed_dir / "images")
+    data = load_instances(annotations, params.runtime)
     if not data.images:
         raise DataError(f"{annotations}: has no images; add images to that split and run preprocess again")
     predictor = Predictor.load(

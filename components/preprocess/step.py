@@ -15,6 +15,7 @@ from components.preprocess.outcome import Outcome, outcome_of
 from components.preprocess.preparing import options_of, preparation_of, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
+from components.preprocess.sharding import write_shards
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError
 from yolact.files import replaced_directory, write_json_atomic
@@ -36,8 +37,9 @@ def run(
     """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
 
     This writes ``images/`` (byte for byte if nothing has to change), ``train.json``, ``val.json`` and, if images are
-    held out, ``test.json`` (COCO instances), and ``stats.json``; and into ``report_dir``, even if problems then stop
-    the step, a page that shows them. The same input gives the same bytes, independent of the number of workers.
+    held out, ``test.json`` (COCO instances), and ``stats.json``; with ``data.shard_size``, images are in ``shards/``
+    instead, and each split has an index, as ``train.arrow``. Into ``report_dir``, even if problems then stop the step,
+    it writes a page that shows them. The same input gives the same bytes, independent of the number of workers.
 
     Args:
         params: settings; uses ``data``.
@@ -52,7 +54,7 @@ def run(
             on which image the masks of turned images are drawn, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    data, page = params.data, report_dir / "index.html"
+    data, page, workers = params.data, report_dir / "index.html", workers or usable_cpus()
     dataset = read_dataset(raw_dir, options_of(data))
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
@@ -62,7 +64,7 @@ def run(
         with Records(folder / ".records") as records:
             count = sum(map(len, dataset.splits.values()))
             log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
-            images, rejected, undecided = prepare_all(dataset, preparation, records, workers or usable_cpus())
+            images, rejected, undecided = prepare_all(dataset, preparation, records, workers)
             outcome = outcome_of(dataset, categories, images, rejected, data)
             for image in outcome.unused:
                 (folder / "images" / image.file_name).unlink()
@@ -73,10 +75,12 @@ def run(
             write_report(
                 report_dir, stats, findings, categories, gallery, data, stopped=bool(refusal), readings=readings
             )
-        write_json_atomic(folder / "stats.json", stats)
-        if refusal:
-            raise DataError(refusal)
-        check_usable(dataset.root, outcome)
+            write_json_atomic(folder / "stats.json", stats)
+            if refusal:
+                raise DataError(refusal)
+            check_usable(dataset.root, outcome)
+            if data.shard_size:
+                write_shards(folder, outcome, records, dataset.image_ids, data.shard_size, workers)
     _log_summary(outcome, findings, page)
 
 

@@ -23,6 +23,7 @@ from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
+from yolact.settings import RuntimeConfig
 from yolact_ops.lineage.statistics import read_data_digest
 from yolact_ops.registry.packaged_model import PackagedModel
 from yolact_ops.registry.versions import RegisteredModel, RegistryError
@@ -39,6 +40,7 @@ from yolact_ops.tracking.evaluations import (
 )
 from yolact_ops.tracking.store import TrackingError, reported
 from yolact_ops.tracking.tracker import allowed_name
+from yolact_ops.transfer.instances import load_instances
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,7 +87,7 @@ class Evaluator:
 
     model: RegisteredModel
     processed_dir: Path
-    device: str
+    runtime: RuntimeConfig
     batch_size: int
 
     def of(self, version: ModelVersion, *, on: Evidence | None = None) -> Evidence:
@@ -152,7 +154,7 @@ class Evaluator:
         number = int(version.version)
         self._check_data(number, data_digest)
         annotations = evaluated_annotations(self.processed_dir)
-        data = CocoInstances.load(annotations, self.processed_dir / "images")
+        data = load_instances(annotations, self.runtime)
         tree = json.loads(annotations.read_text(encoding="utf-8"))
         found = hash_ground_truth(tree)
         if digest not in (None, found):
@@ -163,7 +165,7 @@ class Evaluator:
         log.info("%s version %d is evaluated again on %s", self.model.name, number, annotations)
         with tempfile.TemporaryDirectory() as folder:
             packaged = PackagedModel.fetch(self.model.name, number, Path(folder))
-            predictor = packaged.predictor(self.device, self.batch_size)
+            predictor = packaged.predictor(self.runtime.device, self.batch_size)
             rows = _predict(predictor, data)
         evidence = Evidence(number, "", tree, rows, found)
         return replace(evidence, run_id=self._store(version, evidence, annotations))

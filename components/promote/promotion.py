@@ -146,7 +146,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     model = RegisteredModel.open(connect(), request.name or params.register_.model_name)
     version = model.version(_wanted(model, request))
     number = int(version.version)
-    evaluator = Evaluator(model, processed_dir, params.runtime.device, params.evaluate.batch_size)
+    evaluator = Evaluator(model, processed_dir, params.runtime, params.evaluate.batch_size)
     service = Service.from_settings(params.promote)
     for _ in range(ATTEMPTS):
         previous = model.alias(CHAMPION)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from components.register.model_card import CardFacts
-from yolact.data.coco import CocoInstances
 from yolact.errors import DataError
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.weights import load_model
@@ -18,6 +17,7 @@ from yolact_ops.lineage.lineage import data_source, gather_lineage
 from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import Params, load_params
 from yolact_ops.tracking.evaluations import evaluated_annotations
+from yolact_ops.transfer.instances import load_instances
 
 BASE = Path("conf/base.yaml")
 """Settings that a version's are compared with."""
@@ -52,8 +52,8 @@ class Candidate:
     """Everything that goes into a version, read and checked before the registry is written."""
 
     model_dir: Path
-    example: Path
-    """An image of the val split."""
+    example: bytes
+    """An image file of the val split."""
     metrics: Metrics
     card: CardFacts
 
@@ -98,7 +98,7 @@ def gather_candidate(params: Params, model_dir: Path, processed_dir: Path, metri
             f"{metrics_path}: measured on the split {evaluation.get('split')!r}, but {processed_dir} has "
             f"{evaluated!r} to evaluate on. Run the evaluate step again."
         )
-    val = CocoInstances.load(processed_dir / "val.json", processed_dir / "images")
+    val = load_instances(processed_dir / "val.json", params.runtime)
     if not val.images:
         raise DataError(f"{processed_dir / 'val.json'}: has no images; one is needed as the model's input example")
     tags = gather_lineage(params, processed_dir=processed_dir).as_tags()
@@ -109,7 +109,7 @@ def gather_candidate(params: Params, model_dir: Path, processed_dir: Path, metri
         tags["params_changes"] = json.dumps(changed_settings(params, load_params(BASE)))
     stats = read_json(processed_dir / "stats.json", "preprocess")
     card = CardFacts(params.register_.model_name, params, evaluation, stats, tags)
-    return Candidate(model_dir, val.images_dir / val.images[0].file_name, metrics, card)
+    return Candidate(model_dir, val.store.read(val.images[0]), metrics, card)
 
 
 def changed_settings(params: Params, base: Params) -> dict[str, str]:

@@ -64,7 +64,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
     detect = candidate.params.evaluate.detect
     write_json_atomic(parts / DETECT_FILE, detect.model_dump(mode="json"))
     write_text_atomic(parts / PARAMS_FILE, params_text(candidate.params))
-    image = base64.b64encode(candidate.example.read_bytes()).decode("ascii")
+    image = base64.b64encode(candidate.example).decode("ascii")
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=pyfunc_model.__file__,

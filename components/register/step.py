@@ -44,7 +44,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     Args:
         params: all settings; ``register`` names the model and the floor.
         model_dir: what train wrote: ``model.safetensors``, ``model.json`` and ``run.json``.
-        processed_dir: what preprocess wrote: ``stats.json``, ``val.json`` and ``images/``.
+        processed_dir: what preprocess wrote: ``stats.json``, ``val.json`` and images.
         metrics_path: what evaluate wrote.
         report_path: gets name, version, alias (or null), metrics and identity as JSON.
 

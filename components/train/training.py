@@ -37,7 +37,7 @@ from yolact.files import replaced_directory, write_json_atomic
 from yolact.losses.terms import check_weights
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
 from yolact.models.yolact import Yolact
-from yolact.settings import ModelConfig
+from yolact.settings import ModelConfig, RuntimeConfig
 from yolact_ops.lineage.hashing import hash_files
 from yolact_ops.lineage.lineage import data_source
 from yolact_ops.lineage.statistics import read_data_digest, read_split_digests
@@ -48,6 +48,7 @@ from yolact_ops.tracking.notes import NOTE_TAG, run_note
 from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 from yolact_ops.tracking.runs import start_run
 from yolact_ops.tracking.tracker import DataSet, Tracker
+from yolact_ops.transfer.instances import load_instances
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def run(
     Args:
         params: the settings; reads ``model``, ``train``, ``evaluate.batch_size``, ``runtime`` and
             ``register.experiment``; all are logged.
-        processed_dir: output of preprocess: ``images/``, ``train.json``, ``val.json`` and ``stats.json``.
+        processed_dir: output of preprocess: images, ``train.json``, ``val.json`` and ``stats.json``.
         model_dir: receives the model and the MLflow run's id.
         metrics_path: receives a summary of the run as JSON.
         plots_dir: receives ``losses.csv``, ``lr.csv`` and ``ap.csv``; existing content is replaced.
@@ -139,7 +140,7 @@ def _run(
     completely."""
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
-    train, val = _load_split(paths.processed, "train"), _load_split(paths.processed, "val")
+    train, val = (_load_split(paths.processed, split, params.runtime) for split in ("train", "val"))
     params = _with_epochs(params, len(train.images), log_it=world.is_main)
     if world.is_main:
         _warn_of_data(train, val, params, paths)
@@ -307,9 +308,9 @@ def _check_start(config: ModelConfig, model_dir: Path) -> None:
         )
 
 
-def _load_split(processed_dir: Path, split: str) -> CocoInstances:
+def _load_split(processed_dir: Path, split: str, runtime: RuntimeConfig) -> CocoInstances:
     path = processed_dir / f"{split}.json"
-    data = CocoInstances.load(path, processed_dir / "images")
+    data = load_instances(path, runtime)
     if not any(data.objects.values()):
         raise DataError(f"{path}: {len(data.images)} images without any object; check the source and preprocess again")
     return data

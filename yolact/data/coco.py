@@ -1,99 +1,24 @@
-"""Read processed data: COCO instances JSON and its images, as preprocess writes them."""
+"""Read processed data as preprocess writes it: COCO instances and their images, as files or in shards."""
 
 from __future__ import annotations
 
+import io
 import json
-import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, overload
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from yolact.data.arrow_file import index_path, read_index
+from yolact.data.columns import CocoImage, CocoObject, Columns, Images, Objects, Rows
+from yolact.data.image_store import ImageStore, LooseImages, ShardedImages
+from yolact.data.shards import FOLDER, LocalShards, ShardReader
 from yolact.errors import DataError
 from yolact.images import DecodingError, decode_image
 from yolact.masks import Rle
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """One image of the data set."""
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
-class CocoObject:
-    """One annotated object."""
-
-    label: int
-    """0 to C - 1."""
-    box: tuple[float, float, float, float]
-    """xyxy, pixels."""
-    crowd: bool
-    segmentation: Any
-    """Compressed or uncompressed RLE, or polygons, as in the file."""
-
-
-class Packed(Sequence[T]):
-    """A read-only list whose items are pickled in one block of memory.
-
-    Forked loader processes share the block. They would not share Python objects for long: reading one writes its
-    reference count, and the system then copies the page of memory.
-    """
-
-    def __init__(self, items: Iterable[T]) -> None:
-        pickled = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
-        self._ends = np.cumsum([len(item) for item in pickled], dtype=np.int64)
-        self._bytes = b"".join(pickled)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]  # an IndexError for one that is out of range
-        start = int(self._ends[number - 1]) if number else 0
-        item: T = pickle.loads(memoryview(self._bytes)[start : int(self._ends[number])])
-        return item
-
-
-class PackedObjects(Mapping[int, list[CocoObject]]):
-    """The objects of each image by its id, see `Packed`."""
-
-    def __init__(self, objects: Mapping[int, list[CocoObject]]) -> None:
-        ids = sorted(objects)
-        self._ids = np.array(ids, dtype=np.int64)
-        # Tuples: an object's class and the names of its fields would be pickled with every image.
-        self._objects = Packed(
-            [(item.label, item.box, item.crowd, item.segmentation) for item in objects[number]] for number in ids
-        )
-
-    def __getitem__(self, image_id: int) -> list[CocoObject]:
-        place = int(np.searchsorted(self._ids, image_id))
-        if place == len(self._ids) or self._ids[place] != image_id:
-            raise KeyError(image_id)
-        return [CocoObject(*fields) for fields in self._objects[place]]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._ids.tolist())
-
-    def __len__(self) -> int:
-        return len(self._ids)
 
 
 @dataclass(frozen=True)
@@ -101,20 +26,39 @@ class CocoInstances:
     """A data set: images, their objects and the classes. Label k is the class ``category_ids[k]``."""
 
     images: Sequence[CocoImage]
-    objects: Mapping[int, list[CocoObject]]
+    objects: Objects
     """By image id; every image has an entry."""
     category_ids: list[int]
     class_names: list[str]
-    images_dir: Path
+    store: ImageStore
+    """Where the image files are."""
+    folder: Path
+    """Where the annotations are."""
 
     @classmethod
-    def load(cls, json_path: Path, images_dir: Path) -> CocoInstances:
-        """Read an instances file.
+    def load(
+        cls, json_path: Path, images_dir: Path | None = None, *, shards: ShardReader | None = None
+    ) -> CocoInstances:
+        """Read an instances file, or the index next to it if its images are in shards.
+
+        Args:
+            json_path: the instances file.
+            images_dir: folder of the images as files; None: where preprocess writes them, in ``images`` or ``shards``
+                next to the instances file.
+            shards: reads the shards; None: from ``shards`` next to the instances file.
 
         Raises:
             DataError: the file is missing, is not COCO instances JSON, names an unknown image or category, or has a
-                segmentation that does not fit its image.
+                segmentation that does not fit its image; or see `read_index`.
         """
+        index = index_path(json_path)
+        if images_dir is None and index.is_file():
+            return cls._from_index(index, shards or LocalShards(index.parent / FOLDER))
+        if shards is not None:
+            raise DataError(
+                f"{index}: no such file, but the images are to be read from {shards.location('')}. Set data.shard_size "
+                "and run the preprocess step, or set runtime.shards=local"
+            )
         try:
             tree = json.loads(json_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -122,14 +66,27 @@ class CocoInstances:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{json_path}: not JSON: {error}") from error
         try:
-            return cls._from_tree(tree, images_dir)
+            return cls._from_tree(tree, json_path.parent, images_dir or json_path.parent / "images")
         except KeyError as error:
             raise DataError(f"{json_path}: not COCO instances JSON: an entry has no {error}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{json_path}: not COCO instances JSON: {error}") from error
 
     @classmethod
-    def _from_tree(cls, tree: Any, images_dir: Path) -> CocoInstances:
+    def _from_index(cls, path: Path, shards: ShardReader) -> CocoInstances:
+        rows = read_index(path)
+        return cls.of_rows(rows, rows.facts.categories, ShardedImages(path.stem, shards), path.parent)
+
+    @classmethod
+    def of_rows(
+        cls, rows: Rows, categories: Sequence[tuple[int, str]], store: ImageStore, folder: Path
+    ) -> CocoInstances:
+        """Instances whose images and objects are in columns; ``categories`` are id and name, in ascending order."""
+        ids, names = ([category[k] for category in categories] for k in (0, 1))
+        return cls(Images(rows), Objects(rows), ids, names, store, folder)
+
+    @classmethod
+    def _from_tree(cls, tree: Any, folder: Path, images_dir: Path) -> CocoInstances:
         for key in ("categories", "images", "annotations"):
             if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
                 raise ValueError(f"no list `{key}`")
@@ -140,22 +97,10 @@ class CocoInstances:
         image_of = {image.id: image for image in images}
         for row in tree["annotations"]:
             _check_annotation(row, image_of, label_of)
-            x, y, width, height = row["bbox"]
-            objects[row["image_id"]].append(
-                CocoObject(
-                    label=label_of[row["category_id"]],
-                    box=(x, y, x + width, y + height),
-                    crowd=bool(row.get("iscrowd", 0)),
-                    segmentation=row["segmentation"],
-                )
-            )
-        return cls(
-            Packed(images),
-            PackedObjects(objects),
-            [c["id"] for c in categories],
-            [c["name"] for c in categories],
-            images_dir,
-        )
+            objects[row["image_id"]].append(CocoObject.of_row(row, label_of))
+        rows = Rows([Columns.of(images, [objects[image.id] for image in images])])
+        names = [(category["id"], category["name"]) for category in categories]
+        return cls.of_rows(rows, names, LooseImages(images_dir), folder)
 
     def read_image(self, image: CocoImage) -> np.ndarray:
         """Decode an image to (H, W, 3) uint8 RGB.
@@ -163,16 +108,14 @@ class CocoInstances:
         Raises:
             DataError: the image is missing, cannot be decoded, or differs in size from the annotations.
         """
-        path = self.images_dir / image.file_name
+        data = self.store.read(image)
         try:
-            pixels = decode_image(path, upright=False)  # the annotations are in the frame of the stored pixels
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such image. Run the preprocess step again: dvc repro -f preprocess") from None
+            pixels = decode_image(io.BytesIO(data), upright=False)  # the annotations are in the frame of stored pixels
         except DecodingError as error:
-            raise DataError(f"{path}: cannot be decoded: {error}") from error
+            raise DataError(f"{self.store.location(image)}: cannot be decoded: {error}") from error
         if pixels.shape[:2] != (image.height, image.width):
             raise DataError(
-                f"{path}: is {pixels.shape[1]}x{pixels.shape[0]} pixels, "
+                f"{self.store.location(image)}: is {pixels.shape[1]}x{pixels.shape[0]} pixels, "
                 f"the annotations say {image.width}x{image.height}"
             )
         return pixels

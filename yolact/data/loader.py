@@ -6,6 +6,7 @@ import atexit
 import logging
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact.data.augment import Sample, augment
 from yolact.data.coco import CocoInstances, run_lengths
-from yolact.data.mixing import draw_partners, mix
+from yolact.data.columns import Images
+from yolact.data.mixing import Partners, draw_partners, mix
 from yolact.errors import DataError, SettingsError
 from yolact.settings import AugmentConfig, TrainConfig
 from yolact.structures import Targets
@@ -94,12 +96,10 @@ class TrainingSet(Dataset[Batch]):
         Raises:
             DataError: see `CocoInstances.read_image`; or a mask cannot be decoded.
         """
-        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.image, key.copy])
-        partners = draw_partners(self.config, len(self), rng, mosaic=key.epoch < self.mosaic_epochs)
-        pasted = [] if partners.pasted is None else [partners.pasted]
-        indices = [key.image, *partners.mosaic, *pasted]
+        rng, partners = self._draw(key)
+        indices = [key.image, *partners.images]
         sample, *others = (read_sample(self.data, index) for index in indices)
-        tiles, source = others[: len(partners.mosaic)], others[-1] if pasted else None
+        tiles, source = others[: len(partners.mosaic)], None if partners.pasted is None else others[-1]
         combine = partial(mix, tiles=tiles, source=source) if others else augment
         try:
             pixels, targets = combine(
@@ -112,9 +112,23 @@ class TrainingSet(Dataset[Batch]):
                 mask_upsampling=self.mask_upsampling,
             )
         except ValueError as error:
-            paths = ", ".join(str(self.data.images_dir / self.data.images[index].file_name) for index in indices)
+            paths = ", ".join(self.data.store.location(self.data.images[index]) for index in indices)
             raise DataError(f"{paths}: the segmentation of an object cannot be decoded: {error}") from error
         return Batch(pixels[None], targets, [self.data.images[key.image].id])
+
+    def __getitems__(self, keys: KeyBatch) -> list[Batch]:
+        """The samples of a batch; `DataLoader` calls this. The images of both batches begin to be fetched first."""
+        self.data.store.fetch_ahead(self.data.images[index] for key in (*keys, *keys.later) for index in self._all(key))
+        return [self[key] for key in keys]
+
+    def _draw(self, key: SampleKey) -> tuple[np.random.Generator, Partners]:
+        """The sample's random stream, and the images that are combined with it."""
+        rng = np.random.default_rng([self.seed, AUGMENTATION, key.epoch, key.image, key.copy])
+        return rng, draw_partners(self.config, len(self), rng, mosaic=key.epoch < self.mosaic_epochs)
+
+    def _all(self, key: SampleKey) -> list[int]:
+        """Indices of all images of a sample."""
+        return [key.image, *self._draw(key)[1].images]
 
 
 def read_sample(data: CocoInstances, index: int) -> Sample:
@@ -143,23 +157,25 @@ def repeat_factors(data: CocoInstances, threshold: float) -> np.ndarray:
     Returns:
         (images,) float64, 1 or more.
     """
-    classes = _classes_of_images(data)
-    images = _images_of_classes(data)
-    factors = np.sqrt(threshold * len(classes) / images.clip(min=1)).clip(min=1)
-    return np.array([factors[list(labels)].max(initial=1) for labels in classes])
+    rows, labels = data.objects.rows.shown_classes()
+    factors = np.sqrt(threshold * len(data.images) / _images_of_classes(data).clip(min=1)).clip(min=1)
+    factor_of_row = np.ones(len(data.objects))
+    np.maximum.at(factor_of_row, rows, factors[labels])
+    return factor_of_row[_rows_of_images(data)]
 
 
-def _classes_of_images(data: CocoInstances) -> list[set[int]]:
-    """Labels of each image's objects, without crowd regions."""
-    return [{item.label for item in data.objects[image.id] if not item.crowd} for image in data.images]
+def _rows_of_images(data: CocoInstances) -> np.ndarray:
+    """(images,) int64: the row of each image in the data set's columns."""
+    if isinstance(data.images, Images) and data.images.rows is data.objects.rows:
+        return np.arange(len(data.images))
+    return np.array([data.objects.rows.row_of(image.id) for image in data.images], dtype=np.int64)
 
 
 def _images_of_classes(data: CocoInstances) -> np.ndarray:
     """How many images show each class; (classes,) int64."""
-    images = np.zeros(len(data.category_ids), dtype=np.int64)
-    for labels in _classes_of_images(data):
-        images[list(labels)] += 1
-    return images
+    rows, labels = data.objects.rows.shown_classes()
+    times = np.bincount(_rows_of_images(data), minlength=len(data.objects))
+    return np.bincount(labels, weights=times[rows], minlength=len(data.category_ids)).astype(np.int64)
 
 
 def _balanced_factors(data: CocoInstances, threshold: float, *, warn: bool) -> np.ndarray:
@@ -264,6 +280,32 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return self.sizes[int(np.random.default_rng([self.seed, SIZE, self.epoch, batch]).integers(len(self.sizes)))]
 
 
+class KeyBatch(list[SampleKey]):
+    """The samples of a batch, and those that the same loader process loads next."""
+
+    later: Sequence[SampleKey] = ()
+
+
+class LookAhead(Sampler[KeyBatch]):
+    """The batches of a sampler, each with the one that comes ``distance`` batches later."""
+
+    def __init__(self, batches: Sampler[list[SampleKey]], distance: int) -> None:
+        self._batches = batches
+        self._distance = distance
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type]  # `EpochSampler` has a length
+
+    def __iter__(self) -> Iterator[KeyBatch]:
+        waiting: deque[KeyBatch] = deque()
+        for keys in self._batches:
+            waiting.append(KeyBatch(keys))
+            if len(waiting) > self._distance:
+                waiting[0].later = waiting[-1]
+                yield waiting.popleft()
+        yield from waiting
+
+
 def collate(rows: list[Batch]) -> Batch:
     """Join batches of images of the same size."""
     return Batch(
@@ -338,7 +380,7 @@ def training_loader(
             mosaic_epochs=config.augment.mosaic_epochs(config.num_epochs),
             mask_upsampling=config.loss.mask_upsampling,
         ),
-        batch_sampler=sampler,
+        batch_sampler=LookAhead(sampler, max(workers, 1)),  # the batches go to the processes in turn
         num_workers=workers,
         collate_fn=collate,
         worker_init_fn=ignore_stop_signals,

@@ -53,6 +53,11 @@ class Partners:
     pasted: int | None = None
     """The image whose objects are pasted."""
 
+    @property
+    def images(self) -> list[int]:
+        """All of them, the pasted one last."""
+        return [*self.mosaic, *([] if self.pasted is None else [self.pasted])]
+
 
 def draw_partners(config: AugmentConfig, images: int, rng: np.random.Generator, *, mosaic: bool) -> Partners:
     """Choose the other images; takes no random number for what the settings switch off.

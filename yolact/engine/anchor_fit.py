@@ -98,7 +98,7 @@ def fit_anchors(data: CocoInstances, config: ModelConfig) -> AnchorReport:
     """
     boxes = dataset_boxes(data, keep_aspect_ratio=config.keep_aspect_ratio)
     if not len(boxes):
-        raise DataError(f"{data.images_dir.parent}: no objects, so there is nothing for anchors to cover")
+        raise DataError(f"{data.folder}: no objects, so there is nothing for anchors to cover")
     measured = _spread(boxes, MAX_BOXES)
     present = measure_anchors(measured, config)
     return AnchorReport(
@@ -133,7 +133,7 @@ def anchors_advice(data: CocoInstances, config: ModelConfig, positive_iou: float
     return (
         f"the anchors miss {missed} of {len(iou)} objects ({missed / len(iou):.0%}): no anchor overlaps them by "
         f"train.loss.positive_iou, {positive_iou:g}, so they are hard to learn. To fit anchors to them: "
-        f"yolact anchors {data.images_dir.parent}"
+        f"yolact anchors {data.folder}"
     )
 
 

@@ -204,8 +204,9 @@ def _predict_batches(
     seconds = 0.0
     hidden = not (show and sys.stderr.isatty())
     with tqdm(total=sum(map(len, batches)), desc="evaluate", unit="img", leave=False, disable=hidden) as progress:
-        for numbers in batches:
+        for place, numbers in enumerate(batches):
             rows = found_by_start[numbers.start] = []
+            data.store.fetch_ahead(data.images[number] for some in batches[place : place + 2] for number in some)
             batch = data.images[numbers.start : numbers.stop]
             images = [data.read_image(image) for image in batch]
             began = time.perf_counter()

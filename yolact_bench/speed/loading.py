@@ -139,7 +139,7 @@ def measure(
         if folder is None:
             progress("generating images")
             write_images(Path(temporary))
-        data = CocoInstances.load((folder or Path(temporary)) / "train.json", (folder or Path(temporary)) / "images")
+        data = CocoInstances.load((folder or Path(temporary)) / "train.json")
         if not data.images:
             raise SettingsError(f"{folder}: train.json has no images")
         machine = describe_machine(torch.device("cpu"))

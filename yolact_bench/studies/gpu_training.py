@@ -204,7 +204,7 @@ def measure_speed(task: SpeedTask) -> Speed | str:
     prepare_device(device, deterministic=params.runtime.deterministic)
     torch.manual_seed(params.train.seed)
     steps = 1 + task.steps * (1 + task.rounds)
-    images = _repeated(CocoInstances.load(task.processed / "train.json", task.processed / "images"), params, steps)
+    images = _repeated(CocoInstances.load(task.processed / "train.json"), params, steps)
     listener = SpeedRows()
     with tempfile.TemporaryDirectory(dir=task.folder) as folder:
         store = CheckpointStore(Path(folder) / "checkpoints", 1, fingerprint="speed")
@@ -363,7 +363,7 @@ def _run_steps(params: Params) -> dict[str, float]:
 def _loader_speed(params: Params) -> float:
     """Images per second of the run's loader processes alone, over the second epoch."""
     processed = Path("data/processed")
-    data = CocoInstances.load(processed / "train.json", processed / "images")
+    data = CocoInstances.load(processed / "train.json")
     loader, sampler = training_loader(
         data,
         params.train,

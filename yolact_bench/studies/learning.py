@@ -75,7 +75,7 @@ def main(
     """Train both implementations with each seed and compare them."""
     prepare_data(work)
     processed = work / "processed"
-    train, val = (CocoInstances.load(processed / f"{split}.json", processed / "images") for split in ("train", "val"))
+    train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", 8)
     other = load_function(against, "train_network")
     rows: list[dict[str, Any]] = []

@@ -122,7 +122,7 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
         if stored["settings"] == settings:
             return stored
     processed = work / "processed"
-    train, val = (CocoInstances.load(processed / f"{split}.json", processed / "images") for split in ("train", "val"))
+    train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", params.evaluate.batch_size)
     torch.manual_seed(params.train.seed)
     model = Yolact(params.model, len(train.class_names))

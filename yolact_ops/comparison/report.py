@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.coco import CocoImage, CocoInstances, decode_masks
+from yolact.data.coco import CocoInstances, decode_masks
+from yolact.data.columns import CocoImage
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.inference.detections import Detections
@@ -67,7 +68,7 @@ def find_images(compared: Compared, processed_dir: Path) -> Images:
         "with its settings), and name its folder with --data."
     )
     try:
-        data = CocoInstances.load(path, processed_dir / "images")
+        data = CocoInstances.load(path)
         tree = json.loads(path.read_text(encoding="utf-8"))
     except DataError as error:
         return Images(None, f"The images are not here: {error} {fix}")

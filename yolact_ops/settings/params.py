@@ -127,6 +127,8 @@ class DataConfig(Section):
     empty_images: Literal["keep", "drop"]
     """What preprocess does with images that have no object: ``keep`` them, so that the model learns that nothing is
     there, or ``drop`` them, because they are not annotated yet."""
+    shard_size: NonNegativeInt
+    """Images in a shard, see `yolact.data.shards`; 0: each image is a file of its own."""
     sample: SampleConfig
 
     @field_validator("max_side")

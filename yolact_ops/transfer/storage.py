@@ -105,9 +105,10 @@ class S3Object:
     """As sent by the server, with quotes."""
 
 
-def make_client() -> Any:
-    """A client for the server that the environment names."""
+def make_client(signature_version: str | None = None) -> Any:
+    """A client for the server that the environment names; None: boto3's own choice of the signature."""
     config = Config(
+        signature_version=signature_version,
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=THREADS,

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from yolact.data.coco import CocoImage, CocoInstances, CocoObject, Packed, PackedObjects, decode_masks
+from yolact.data.coco import CocoInstances, decode_masks
+from yolact.data.columns import CocoImage, CocoObject
 from yolact.errors import DataError
 
 HEIGHT, WIDTH = 6, 8
@@ -254,30 +255,3 @@ def test_a_list_that_the_file_lacks_is_named(tmp_path: Path, key: str, tree: dic
     path.write_text(json.dumps(lists | {k: v for k, v in tree.items() if k == key}))
     with pytest.raises(DataError, match=rf"stats\.json: not COCO instances JSON: no list `{key}`$"):
         CocoInstances.load(path, tmp_path)
-
-
-# --- records that processes share ------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.recursive(st.integers() | st.text(), st.lists), max_size=8), st.slices(8))
-def test_a_packed_list_is_the_list(items: list[Any], some: slice) -> None:
-    packed = Packed(items)
-    assert list(packed) == items
-    assert packed[some] == items[some]
-    assert [packed[-1 - k] for k in range(len(items))] == items[::-1]
-    with pytest.raises(IndexError):
-        packed[len(items)]
-
-
-@given(st.dictionaries(st.integers(0, 2**40), st.integers(0, 3), max_size=6))
-def test_packed_objects_are_found_by_the_id_of_their_image(counts: dict[int, int]) -> None:
-    objects = {
-        number: [CocoObject(k, (0.0, 1.5, 2, number), crowd=bool(k % 2), segmentation=[[1, 2]]) for k in range(count)]
-        for number, count in counts.items()
-    }
-    packed = PackedObjects(objects)
-    assert dict(packed) == objects
-    missing = 2**41
-    assert missing not in packed
-    with pytest.raises(KeyError):
-        packed[missing]

@@ -19,10 +19,13 @@ from torch.utils.data._utils.pin_memory import pin_memory as pin_as_the_loader_d
 
 from tests.loss_inputs import losses_of
 from tests.small_networks import tiny_config
-from yolact.data.coco import CocoImage, CocoInstances, CocoObject
+from yolact.data.coco import CocoInstances
+from yolact.data.columns import CocoImage, CocoObject, Columns, Rows
+from yolact.data.image_store import LooseImages
 from yolact.data.loader import (
     Batch,
     EpochSampler,
+    LookAhead,
     SampleKey,
     TrainingSet,
     collate,
@@ -213,12 +216,10 @@ def test_each_batch_has_one_size_that_depends_on_seed_epoch_and_batch() -> None:
 
 def labelled(*images: list[int], classes: int, crowd: tuple[int, ...] = ()) -> CocoInstances:
     """Images with objects of these labels; those of labels in ``crowd`` are crowd regions."""
-    objects = {
-        image: [CocoObject(label, (0, 0, 1, 1), label in crowd, []) for label in labels]
-        for image, labels in enumerate(images)
-    }
+    objects = [[CocoObject(label, (0, 0, 1, 1), label in crowd, []) for label in labels] for labels in images]
     arrays = [CocoImage(image, "", 1, 1) for image in range(len(images))]
-    return CocoInstances(arrays, objects, list(range(classes)), [str(label) for label in range(classes)], Path())
+    categories = [(label, str(label)) for label in range(classes)]
+    return CocoInstances.of_rows(Rows([Columns.of(arrays, objects)]), categories, LooseImages(Path()), Path())
 
 
 def test_repeat_factors_by_hand() -> None:
@@ -454,6 +455,16 @@ def test_loader_processes_do_not_change_the_batches(batches_of: Callable[..., li
         assert same(alone, batches_of(workers=workers, epochs=(0, 1), **sizes))
 
 
+@pytest.mark.parametrize("distance", [1, 2, 9])
+def test_a_batch_knows_the_next_one_of_its_loader_process(distance: int) -> None:
+    sampler = uniform(10, 2)
+    expected = list(sampler)
+    found = list(LookAhead(sampler, distance))
+    assert found == expected
+    assert [list(batch.later) for batch in found] == (expected[distance:] + [[]] * distance)[: len(expected)]
+    assert len(LookAhead(sampler, distance)) == len(expected) == 5
+
+
 def test_two_processes_load_the_batches_of_one(batches_of: Callable[..., list[Batch]]) -> None:
     alone = batches_of(batch_size=4, epochs=(0, 3))
     parts = [batches_of(batch_size=4, epochs=(0, 3), rank=rank, world_size=2) for rank in (0, 1)]
@@ -587,16 +598,11 @@ def test_the_last_epochs_have_no_mosaics(data: CocoInstances, repository: Path) 
     loader, sampler = training_loader(
         data, train_config(repository, augment=always, epochs=4), SIZE, workers=0, pin=False
     )
-    plain, _ = training_loader(data, train_config(repository, augment=NOTHING), SIZE, workers=0, pin=False)
+    plain, order = training_loader(data, train_config(repository, augment=NOTHING), SIZE, workers=0, pin=False)
     for epoch in range(4):
-        sampler.epoch = epoch
-        mixed, whole = (next(iter(a)) for a in (loader, _at(plain, epoch)))
+        sampler.epoch = order.epoch = epoch
+        mixed, whole = (next(iter(batches)) for batches in (loader, plain))
         assert torch.equal(mixed.images, whole.images) == (epoch >= 2)
-
-
-def _at(loader: DataLoader[Batch], epoch: int) -> DataLoader[Batch]:
-    loader.batch_sampler.epoch = epoch  # type: ignore[union-attr]
-    return loader
 
 
 def test_targets_at_twice_the_prototypes_size(batches_of: Callable[..., list[Batch]], repository: Path) -> None:

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from tests.small_networks import tiny_config
 from yolact.boxes import box_iou, cxcywh_to_xyxy
-from yolact.data.coco import CocoImage, CocoInstances, CocoObject
+from yolact.data.coco import CocoInstances
+from yolact.data.columns import CocoImage, CocoObject, Columns, Rows
+from yolact.data.image_store import LooseImages
 from yolact.engine.anchor_fit import SIZES, AnchorReport, anchors_advice, dataset_boxes, fit_anchors, measure_anchors
 from yolact.errors import DataError
 from yolact.models.anchors import config_anchors
@@ -78,7 +80,8 @@ def data_of(boxes: torch.Tensor, side: int = 1000) -> CocoInstances:
     """A data set with one image of ``side`` x ``side`` pixels that has these (N, 4) xyxy relative boxes."""
     rows = (boxes.double() * side).tolist()
     objects = [CocoObject(0, (left, top, right, bottom), False, []) for left, top, right, bottom in rows]
-    return CocoInstances([CocoImage(1, "1.jpg", side, side)], {1: objects}, [1], ["thing"], Path("images"))
+    rows = Rows([Columns.of([CocoImage(1, "1.jpg", side, side)], [objects])])
+    return CocoInstances.of_rows(rows, [(1, "thing")], LooseImages(Path("images")), Path())
 
 
 def boxes_of(sizes: np.ndarray, centers: np.ndarray) -> torch.Tensor:

@@ -167,7 +167,7 @@ def test_all_wide_layers_use_winograd_in_bfloat16_too() -> None:
     expected = exact_outputs(network, x)
     in_float32 = winograd_convs(OneDnnNetwork(copy.deepcopy(network)))
     fused = OneDnnNetwork(network.bfloat16().to(memory_format=torch.channels_last))
-    assert isinstance(fused.head.upfeature, onednn._WideConv)
+    assert isinstance(fused.head.upfeature[0], onednn._WideConv)
     assert isinstance(fused.head.outputs, onednn._WideConv)
     assert winograd_convs(fused) >= in_float32 > 0  # the backbone's as well
     with torch.no_grad():

@@ -1,0 +1,161 @@
+"""Shards at scale: how long a training takes to open many images, its memory, and the loader's speed.
+
+    python -m yolact_bench.studies.shards rows [--images 1000000] [--work FOLDER]
+    python -m yolact_bench.studies.shards speed LOOSE SHARDED [--s3 s3://bucket/prefix] [--workers 0,4]
+
+``rows`` writes instances of that many images (which do not exist) with two objects each on average, as JSON and as
+index, and opens both, each in a new process: CPU time, and memory that no other process shares, of the process and of a
+forked one that has read objects at random (dirty pages: those of a mapped file are the system's cache). ``speed`` loads
+batches of the same data set in turn from loose files, shards and, with the keys of the environment, from S3; the
+folders are outputs of preprocess.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yolact.data.arrow_file import Facts, index_path, write_index
+from yolact.data.coco import CocoInstances
+from yolact.data.columns import CocoImage, CocoObject
+from yolact.data.loader import training_loader
+from yolact.data.shards import Place
+from yolact.settings import PUBLISHED_AUGMENTATION
+from yolact_ops.settings.params import load_params
+from yolact_ops.transfer.shard_reader import S3Shards
+
+app = typer.Typer(help=__doc__, add_completion=False)
+
+HEIGHT, WIDTH = 375, 500
+CATEGORIES = [(number, f"class {number}") for number in range(1, 21)]
+RUN_LENGTHS = 60
+"""Bytes of a mask's run lengths."""
+
+OPENED = """
+import json, os, sys, time
+from pathlib import Path
+import numpy as np
+from yolact.data.coco import CocoInstances
+from yolact.data.loader import EpochSampler
+
+def private():
+    rows = (line.split() for line in open("/proc/self/smaps_rollup"))
+    return next(int(row[1]) for row in rows if row[0] == "Private_Dirty:") / 1024
+
+def peak():
+    rows = (line.split() for line in open("/proc/self/status"))
+    return next(int(row[1]) for row in rows if row[0] == "VmHWM:") / 1024
+
+before, begin, began = private(), time.process_time(), time.perf_counter()
+data = CocoInstances.load(Path(sys.argv[1]), None if sys.argv[2] == "index" else Path("images"))
+next(iter(EpochSampler(np.ones(len(data.images)), 8, [550], 0, rank=0, world_size=1)))
+found = {"cpu": time.process_time() - begin, "seconds": time.perf_counter() - began, "private": private() - before}
+found["peak"] = peak()
+sys.stdout.flush()
+out, into = os.pipe()
+if os.fork() == 0:
+    first = private()
+    for number in np.random.default_rng(0).integers(0, len(data.images), 20_000).tolist():
+        data.objects[data.images[number].id]
+    os.write(into, json.dumps(private() - first).encode())
+    os._exit(0)
+os.wait()
+print(json.dumps(found | {"worker": json.loads(os.read(out, 100))}))
+"""
+
+
+@app.command()
+def rows(
+    images: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    work: Annotated[Path | None, typer.Option(help="A folder for the files; default: a temporary one.")] = None,
+) -> None:
+    """Open many rows as JSON and as index."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (work or Path(temporary)) / f"rows-{images}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_json(path, images)
+            write_index(index_path(path), Facts(CATEGORIES, path.stat().st_size), _rows(images), images)
+        for form in ("index", "json"):
+            command = [sys.executable, "-c", OPENED, str(path), form]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+            print(
+                f"{images:,} images as {form}: opened in {found['cpu']:.2f} s of CPU time ({found['seconds']:.1f} s); "
+                f"private memory {found['private']:.0f} MiB (peak of the process {found['peak']:.0f}), "
+                f"a forked process {found['worker']:.0f} MiB"
+            )
+
+
+def _rows(images: int) -> Iterator[tuple[CocoImage, list[CocoObject]]]:
+    for number in range(images):
+        place = Place(number // 1000, number % 1000 * 100_000, 99_000, number)
+        counts = [chr(48 + (number * 7 + k * 13) % 40) for k in range(RUN_LENGTHS)]
+        segmentation = {"size": [HEIGHT, WIDTH], "counts": "".join(counts)}
+        objects = [
+            CocoObject((number + k) % len(CATEGORIES), (10.0 + k, 20.0, 110.5, 100.25), False, segmentation)
+            for k in range(1 + number % 3)
+        ]
+        yield CocoImage(number + 1, f"image_{number:07d}.jpg", WIDTH, HEIGHT, place), objects
+
+
+def _write_json(path: Path, images: int) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        categories = [{"id": number, "name": name} for number, name in CATEGORIES]
+        file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
+        for place, (image, _) in enumerate(_rows(images)):
+            row = {"id": image.id, "file_name": image.file_name, "width": image.width, "height": image.height}
+            file.write(f"{',' if place else ''}\n{json.dumps(row)}")
+        file.write('\n],\n"annotations": [')
+        count = 0
+        for image, objects in _rows(images):
+            for item in objects:
+                left, top, right, bottom = item.box
+                row = {"id": count + 1, "image_id": image.id, "category_id": CATEGORIES[item.label][0], "iscrowd": 0}
+                row |= {"bbox": [left, top, right - left, bottom - top], "segmentation": item.segmentation}
+                file.write(f"{',' if count else ''}\n{json.dumps(row)}")
+                count += 1
+        file.write("\n]}\n")
+
+
+@app.command()
+def speed(
+    loose: Path,
+    sharded: Path,
+    s3: Annotated[str | None, typer.Option(help="Address of a copy of the shards.")] = None,
+    workers: Annotated[str, typer.Option(help="Numbers of loader processes, separated by commas.")] = "0,4",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+) -> None:
+    """Load an epoch from each, in turn; prints medians and the medians of the ratios to loose files."""
+    config = load_params("conf/base.yaml").train.model_copy(update={"augment": PUBLISHED_AUGMENTATION})
+    for count in map(int, workers.split(",")):
+        folders = {"loose": loose, "shards": sharded}
+        sources = {name: CocoInstances.load(folder / "train.json") for name, folder in folders.items()}
+        if s3 is not None:
+            sources["s3"] = CocoInstances.load(sharded / "train.json", shards=S3Shards(s3, Path(), 0))
+        times: dict[str, list[float]] = {name: [] for name in sources}
+        loaders = {name: training_loader(data, config, 550, workers=count, pin=False) for name, data in sources.items()}
+        for epoch in range(rounds + 1):  # the first one starts the processes
+            for name, (loader, sampler) in loaders.items():
+                sampler.epoch = epoch
+                began = time.perf_counter()
+                images = sum(len(batch.image_ids) for batch in loader)
+                times[name].append(images / (time.perf_counter() - began))
+        for name, rates in times.items():
+            ratios = [rate / base for rate, base in zip(rates[1:], times["loose"][1:], strict=True)]
+            print(
+                f"{count} workers, {name}: {statistics.median(rates[1:]):.1f} images/s, "
+                f"{statistics.median(ratios):.3f} of loose files ({min(ratios):.3f} to {max(ratios):.3f})"
+            )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,199 @@
+"""Read shards straight from S3, by ranges, with a bounded cache on the local disk.
+
+Training reads images in random order, and all of them once an epoch. So the unit is one image; what is cached stays,
+until the limit, because replacing it would only lower the share of hits; and the images of the next batches are fetched
+while the present one is decoded.
+
+A request for 100 kB takes boto3 2.1 ms of CPU time, which is about what decoding the image takes; one to a signed
+address takes 1.0. So a shard's address is signed once for many ranges, and boto3 itself makes a request only after a
+failure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
+from urllib3.exceptions import HTTPError
+
+from yolact.data.shards import Part
+from yolact_ops.transfer.download import FIRST_PAUSE, MAX_TRIES, DownloadError
+from yolact_ops.transfer.storage import THREADS, BrokenBodyError, S3Address, explain, make_client
+
+log = logging.getLogger(__name__)
+
+SIGNED_FOR, SIGNED_AGAIN_AFTER = 3600, 1800
+"""Seconds that a signed address is valid, and after which it is signed again."""
+
+MOST_AHEAD = 1024
+"""Parts that are fetched ahead and not yet read; older ones are forgotten, as those of an epoch that was stopped."""
+
+
+class S3Shards:
+    """A `yolact.data.shards.ShardReader` of an S3 server; processes that are forked later share its cache.
+
+    Args:
+        address: ``s3://bucket/prefix``, the prefix of the shards.
+        cache: folder for images; created if necessary, and kept for the next run.
+        limit: maximum of the cache's size, bytes; 0: no cache. Other readers of the folder do not count.
+    """
+
+    def __init__(self, address: str, cache: Path, limit: int) -> None:
+        self._address = S3Address.parse(address)
+        self._cache = cache
+        self._limit = limit
+        self._used = multiprocessing.Value("q", _size_of(cache) if limit else 0)
+        self._own: _Connection | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_own": None}
+
+    def read(self, part: Part) -> bytes:
+        """The bytes of a part.
+
+        Raises:
+            DownloadError: the server cannot be reached, or refuses.
+        """
+        connection = self._connection()
+        ahead = connection.ahead.pop(part, None)
+        return ahead.result() if ahead is not None else self._get(connection, part)
+
+    def fetch_ahead(self, parts: Iterable[Part]) -> None:
+        """Begin to fetch parts that will be read soon; does not wait."""
+        connection = self._connection()
+        for part in parts:
+            if part not in connection.ahead:
+                connection.ahead[part] = connection.pool.submit(self._get, connection, part)
+        while len(connection.ahead) > MOST_AHEAD:
+            connection.ahead.pop(next(iter(connection.ahead))).cancel()
+
+    def location(self, shard: str) -> str:
+        """The address of a shard."""
+        return str(self._address_of(shard))
+
+    def _address_of(self, shard: str) -> S3Address:
+        prefix = self._address.key
+        return S3Address(self._address.bucket, f"{prefix}/{shard}" if prefix else shard)
+
+    def _connection(self) -> _Connection:
+        """This process's connection: sockets and threads of another one are of no use after a fork."""
+        if self._own is None or self._own.process != os.getpid():
+            self._own = _Connection()
+        return self._own
+
+    def _get(self, connection: _Connection, part: Part) -> bytes:
+        path = self._cached_path(part)
+        if self._limit:
+            try:
+                data = path.read_bytes()
+            except OSError:
+                data = b""
+            if part.is_in(data):
+                return data
+        data = connection.fetch(self._address_of(part.shard), part)
+        if self._limit and part.is_in(data):
+            self._keep(path, data)
+        return data
+
+    def _cached_path(self, part: Part) -> Path:
+        name = hashlib.sha256(repr((str(self._address), *part)).encode()).hexdigest()[:32]
+        return self._cache / name[:2] / name
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        with self._used.get_lock():
+            if self._used.value + len(data) > self._limit:
+                return
+            self._used.value += len(data)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)  # not flushed: a file that a power failure damages has another checksum
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            log.warning("%s: %s: images from %s are not cached any more", self._cache, error, self._address)
+            with self._used.get_lock():
+                self._used.value = self._limit
+
+
+class _Connection:
+    """Requests of one process."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.ahead: dict[Part, Future[bytes]] = {}
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="shards")
+        self._client = make_client()
+        self._signer = make_client("s3v4")  # boto3 signs addresses in an older form, which not every server accepts
+        endpoint = str(self._client.meta.endpoint_url)
+        self._session = URLLib3Session(
+            verify=os.environ.get("AWS_CA_BUNDLE") or True,
+            proxies=get_environ_proxies(endpoint),
+            timeout=60,
+            max_pool_connections=THREADS,
+        )
+        self._signed: dict[S3Address, tuple[str, float]] = {}
+        self._lock = threading.Lock()
+
+    def fetch(self, address: S3Address, part: Part) -> bytes:
+        """Request a part of a shard.
+
+        Raises:
+            DownloadError: see `S3Shards.read`.
+        """
+        span = f"bytes={part.offset}-{part.offset + part.length - 1}"
+        try:
+            for failed in range(MAX_TRIES):
+                try:
+                    return self._request_signed(address, span) if failed == 0 else self._request(address, span)
+                except (*BrokenBodyError, HTTPClientError) as error:
+                    if failed == MAX_TRIES - 1:
+                        raise
+                    if failed:
+                        log.warning("%s: %s; retrying", address, type(error).__name__)
+                        time.sleep(FIRST_PAUSE * 2 ** (failed - 1))
+        except (ClientError, BotoCoreError, HTTPError, OSError) as error:
+            raise DownloadError(explain(error, address, self._client)) from None
+        raise AssertionError("unreachable")
+
+    def _request_signed(self, address: S3Address, span: str) -> bytes:
+        """The range by a signed address; if it is refused, by `_request`, which explains why."""
+        request = AWSRequest("GET", self._url_of(address), headers={"Range": span}).prepare()
+        response = self._session.send(request)
+        data: bytes = response.content
+        # Not by the status alone: rclone answers 200 instead of 206.
+        is_range = response.status_code < 300 and "Content-Range" in response.headers
+        return data if is_range else self._request(address, span)
+
+    def _request(self, address: S3Address, span: str) -> bytes:
+        answer = self._client.get_object(Bucket=address.bucket, Key=address.key, Range=span)
+        data: bytes = answer["Body"].read()
+        return data
+
+    def _url_of(self, address: S3Address) -> str:
+        with self._lock:
+            url, signed_at = self._signed.get(address, ("", 0.0))
+            if not url or time.monotonic() - signed_at > SIGNED_AGAIN_AFTER:
+                place = {"Bucket": address.bucket, "Key": address.key}
+                url = self._signer.generate_presigned_url("get_object", place, ExpiresIn=SIGNED_FOR)
+                self._signed[address] = url, time.monotonic()
+            return url
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files below a folder, which need not exist."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
