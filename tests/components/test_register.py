@@ -650,7 +650,9 @@ def loaded(
         patch.setattr(sys, "path", list(sys.path))  # loading the model adds its code
         write_data("digest")
         save_model(network, CLASSES, parts / "models")
-        candidate = Candidate(parts / "models", IMAGE.read_bytes(), Metrics(None, None, None, None), facts(params, CLASSES))
+        candidate = Candidate(
+            parts / "models", IMAGE.read_bytes(), Metrics(None, None, None, None), facts(params, CLASSES)
+        )
         entry = SimpleNamespace(artifact_location="", source_run_id=None, model_id=None)
         packaging.package_model(candidate, parts / "parts", parts / "packed", entry)
         yield mlflow.pyfunc.load_model(str(parts / "packed"), model_config={"device": "cpu"})
