@@ -82,7 +82,7 @@ class CocoInstances:
         cls, rows: Rows, categories: Sequence[tuple[int, str]], store: ImageStore, folder: Path
     ) -> CocoInstances:
         """Instances whose images and objects are in columns; ``categories`` are id and name, in ascending order."""
-        ids, names = ([category[k] for category in categories] for k in (0, 1))
+        ids, names = [number for number, _ in categories], [name for _, name in categories]
         return cls(Images(rows), Objects(rows), ids, names, store, folder)
 
     @classmethod

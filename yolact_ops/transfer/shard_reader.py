@@ -175,9 +175,10 @@ class _Connection:
         request = AWSRequest("GET", self._url_of(address), headers={"Range": span}).prepare()
         response = self._session.send(request)
         data: bytes = response.content
-        # Not by the status alone: rclone answers 200 instead of 206.
+        # Not by the status alone: rclone answers 200 instead of 206. A cut connection may look like the end.
         is_range = response.status_code < 300 and "Content-Range" in response.headers
-        return data if is_range else self._request(address, span)
+        is_whole = len(data) == int(response.headers.get("Content-Length", -1))
+        return data if is_range and is_whole else self._request(address, span)
 
     def _request(self, address: S3Address, span: str) -> bytes:
         answer = self._client.get_object(Bucket=address.bucket, Key=address.key, Range=span)
