@@ -112,7 +112,7 @@ def train(
     ],
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="Preset to train with; `yolact preset list` lists them.")
-    ] = "lite0-320",
+    ] = "lite0-320+modern",
     overrides: Annotated[
         list[str] | None,
         typer.Option("-S", "--set-param", metavar="KEY=VALUE", help="Set a key, as in `dvc exp run -S`; repeatable."),
