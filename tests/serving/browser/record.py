@@ -45,7 +45,7 @@ class Recording:
         sheet = Image.new("RGB", (WIDTH, sum(frame.height for frame in self.frames)))
         for number, frame in enumerate(self.frames):
             sheet.paste(frame, (0, number * frame.height))
-        palette = sheet.quantize(128)
+        palette = sheet.quantize(255)
         first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         buffer = io.BytesIO()
         first.save(buffer, "GIF", save_all=True, append_images=rest, duration=self.times, loop=0, optimize=True)
@@ -53,19 +53,17 @@ class Recording:
 
 
 def operate(page: Any) -> bytes:
-    """Take an example, hide low scores, and light one object after the other; returns the GIF."""
+    """Hide low scores of an example, and light the objects of another one after the other; returns the GIF."""
     made = Recording(page)
+    page.wait_for_load_state("networkidle")  # the examples
     made.shoot(1000)
-    for number in (1, 3):
-        page.locator("#examples button").nth(number).click()
-        page.locator(f"#sides canvas[aria-label^='example-{number + 1}']").wait_for()
-        page.locator(".found li:visible").first.wait_for()
-        page.locator("#results").scroll_into_view_if_needed()
-        page.evaluate("document.querySelector('#results').scrollIntoView()")
-        made.shoot(1200)
-    for value in (10, 20, 30, 45, 60, 75, 60, 45, 30):
+    _take(page, 4)
+    made.shoot(1200)
+    for value in (35, 45, 60, 75, 90, 75, 60, 45, 30):
         page.locator("#threshold").fill(str(value))
         made.shoot(250)
+    _take(page, 1)
+    made.shoot(1200)
     for number in range(min(3, page.locator(".found li:visible").count())):
         page.locator(".found li:visible").nth(number).hover()
         made.shoot(700)
@@ -76,6 +74,14 @@ def operate(page: Any) -> bytes:
     page.locator("#boxes").check()
     made.shoot(1000)
     return made.encoded()
+
+
+def _take(page: Any, number: int) -> None:
+    page.locator("#examples button").nth(number).click()
+    page.mouse.move(0, 0)  # over the image it would light an object
+    page.locator(f"#sides canvas[aria-label^='example-{number + 1}']").wait_for()
+    page.locator(".found li:visible").first.wait_for()
+    page.evaluate("document.querySelector('#results').scrollIntoView()")
 
 
 def compare(page: Any) -> bytes:
