@@ -132,17 +132,22 @@ def _set_place(task: PipelineTask, config: TaskConfig) -> None:
         kubernetes.add_node_selector(task, label, value)
     for toleration in config.tolerations:
         kubernetes.add_toleration(task, **toleration.model_dump())
-    required = [_expression(one) for one in config.node_affinity if one.weight is None]
+    required = [expression(one) for one in config.node_affinity if one.weight is None]
     if required:  # one term: those of several terms are alternatives
         kubernetes.add_node_affinity(task, match_expressions=required)
     for preferred in config.node_affinity:
         if preferred.weight is not None:
-            kubernetes.add_node_affinity(task, match_expressions=[_expression(preferred)], weight=preferred.weight)
-    if config.queue:
-        kubernetes.add_pod_label(task, QUEUE_LABEL, config.queue)
-    if config.queue_priority:
-        kubernetes.add_pod_label(task, QUEUE_PRIORITY_LABEL, config.queue_priority)
+            kubernetes.add_node_affinity(task, match_expressions=[expression(preferred)], weight=preferred.weight)
+    for label, value in queue_labels(config).items():
+        kubernetes.add_pod_label(task, label, value)
 
 
-def _expression(requirement: NodeRequirement) -> dict[str, Any]:
+def queue_labels(config: TaskConfig) -> dict[str, str]:
+    """Kueue's labels of the task; none without a queue."""
+    labels = {QUEUE_LABEL: config.queue, QUEUE_PRIORITY_LABEL: config.queue_priority}
+    return {label: value for label, value in labels.items() if value}
+
+
+def expression(requirement: NodeRequirement) -> dict[str, Any]:
+    """The requirement in Kubernetes' form: ``key``, ``operator``, ``values``."""
     return requirement.model_dump(exclude={"weight"})

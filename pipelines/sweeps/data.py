@@ -49,9 +49,9 @@ def validation_data(processed: Path, folder: SweepFolder) -> Path:
     view = folder.path / "data" / "validation"
     with folder.lock():
         view.mkdir(parents=True, exist_ok=True)
-        for name in ("images", f"{EVALUATED_SPLITS[1]}.json", "stats.json"):
-            if not (view / name).is_symlink():
-                (view / name).symlink_to(processed.resolve() / name)
+        for path in processed.resolve().iterdir():  # images or shards with their indexes, annotations, statistics
+            if path.stem != EVALUATED_SPLITS[0] and not (view / path.name).is_symlink():
+                (view / path.name).symlink_to(path)
     return view
 
 

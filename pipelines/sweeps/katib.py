@@ -14,8 +14,16 @@ from typing import Any
 import kubernetes
 import yaml
 
-from pipelines.config import SHARED_MEMORY_VOLUME, ClusterConfig, TaskConfig
-from pipelines.placement import SECRETS, SHARED_MEMORY, cores_of
+from pipelines.config import (
+    SCRATCH_VARIABLE,
+    SCRATCH_VOLUME,
+    SECRETS,
+    SHARED_MEMORY,
+    SHARED_MEMORY_VOLUME,
+    ClusterConfig,
+    TaskConfig,
+)
+from pipelines.placement import cores_of, expression, queue_labels
 from pipelines.servers.connection import ClusterError
 from pipelines.servers.kube import Kubernetes, KubernetesError, Object
 from pipelines.sweeps.space import Parameter, override
@@ -174,10 +182,13 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
     )
     variables = {
         **environment,
+        **config.env,
         IMAGE_VARIABLE: cluster.image,
         CPU_COUNT_VARIABLE: str(cores_of(config.cpu)),
         SECRET_FILES_VARIABLE: files,
     }
+    if config.scratch:
+        variables[SCRATCH_VARIABLE] = cluster.scratch.mount
     container: Object = {
         "name": CONTAINER,
         "image": cluster.image,
@@ -197,6 +208,7 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
         "volumes": volumes,
         "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
         "nodeSelector": dict(config.node_selector),
+        "affinity": _affinity(config),
         "tolerations": [
             {key: value for key, value in toleration.model_dump().items() if value is not None}
             for toleration in config.tolerations
@@ -206,6 +218,7 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
+        "metadata": {"labels": queue_labels(config)},  # Kueue holds the Job until its turn
         "spec": {
             "backoffLimit": config.retries,  # a trial whose pod is lost resumes from its checkpoint
             "template": {"metadata": {"labels": labels}, "spec": pod},
@@ -220,6 +233,20 @@ def _resources(cluster: ClusterConfig, config: TaskConfig) -> Object:
     return {"requests": {"cpu": config.cpu, "memory": config.memory}, "limits": limits}
 
 
+def _affinity(config: TaskConfig) -> Object:
+    """As `pipelines.placement` gives it to tasks: all requirements must hold, each preference adds its weight."""
+    required = [expression(one) for one in config.node_affinity if one.weight is None]
+    preferred = [one for one in config.node_affinity if one.weight is not None]
+    node: Object = {}
+    if required:
+        node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [{"matchExpressions": required}]}
+    if preferred:
+        node["preferredDuringSchedulingIgnoredDuringExecution"] = [
+            {"weight": one.weight, "preference": {"matchExpressions": [expression(one)]}} for one in preferred
+        ]
+    return {"nodeAffinity": node} if node else {}
+
+
 def _volumes(cluster: ClusterConfig, config: TaskConfig, secrets: Sequence[str]) -> tuple[list[Object], list[Object]]:
     """The pod's volumes, and where they are mounted."""
     checkpoints = cluster.checkpoints
@@ -231,6 +258,12 @@ def _volumes(cluster: ClusterConfig, config: TaskConfig, secrets: Sequence[str])
         memory = {"medium": "Memory", "sizeLimit": config.shared_memory}
         volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": memory})
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
+    if config.scratch:
+        claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": config.scratch}}}
+        if cluster.scratch.storage_class:
+            claim["storageClassName"] = cluster.scratch.storage_class
+        volumes.append({"name": SCRATCH_VOLUME, "ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
+        mounts.append({"name": SCRATCH_VOLUME, "mountPath": cluster.scratch.mount})
     names = dict.fromkeys(cluster.secrets[key].name for key in secrets)
     for name in names:
         optional = all(cluster.secrets[key].optional for key in secrets if cluster.secrets[key].name == name)
@@ -280,7 +313,7 @@ def _finish(kube: Kubernetes, best: Best, cluster: ClusterConfig) -> None:
     batch, name = kubernetes.client.BatchV1Api(kube.client), f"{best.sweep.name}-best"
     job = _job(cluster, BEST_MODULE, {BEST_VARIABLE: best.to_json()})
     annotations = {DIGEST: best.sweep.digest, BEST_TRIAL: best.name}
-    job["metadata"] = {"name": name, "annotations": annotations}
+    job["metadata"] |= {"name": name, "annotations": annotations}
     found = kube.find("get jobs.batch", batch.read_namespaced_job, name, kube.namespace)
     if found is None:
         found = kube.get("create jobs.batch", batch.create_namespaced_job, kube.namespace, job)

@@ -140,17 +140,22 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], message: str, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_no_trial_sees_the_images_that_are_held_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("images", ["images", "shards"])
+def test_no_trial_sees_the_images_that_are_held_out(tmp_path: Path, images: str) -> None:
     processed, folder = tmp_path / "processed", SweepFolder(tmp_path / "sweep")
-    (processed / "images").mkdir(parents=True)
+    (processed / images).mkdir(parents=True)
     for name in ("train", "val", "stats"):
         (processed / f"{name}.json").write_text(name)
     assert validation_data(processed, folder) == processed
     (processed / "test.json").write_text("test")
+    if images == "shards":
+        for name in ("train", "val", "test"):
+            (processed / f"{name}.arrow").write_text(name)
     for _ in range(2):
         view = validation_data(processed, folder)
     assert evaluated_annotations(view).read_text() == "val"
-    assert (view / "images").is_dir()
+    assert (view / images).is_dir()
+    assert {path.name for path in view.iterdir()} == {path.name for path in processed.iterdir() if path.stem != "test"}
 
 
 # Katib
@@ -189,6 +194,38 @@ def test_the_experiment_fits_katibs_types_and_its_trials_are_valid_jobs(params: 
     assert "/checkpoints" in mounted
     for file in variables["YOLACT_SECRET_FILES"].split(":"):
         assert str(Path(file).parent) in mounted
+
+
+def test_trials_have_the_place_and_queue_of_the_task_train(params: Params) -> None:
+    affinity = (
+        "[{key: zone, operator: In, values: [a], weight: null}, {key: gpu, operator: Exists, values: [], weight: 5}]"
+    )
+    cluster = load_cluster(
+        overrides=[
+            "tasks.train.queue=team",
+            "tasks.train.queue_priority=high",
+            "tasks.train.env={NCCL_DEBUG: INFO}",
+            "tasks.train.scratch=9Gi",
+            f"tasks.train.node_affinity={affinity}",
+        ]
+    )
+    manifest = katib.experiment(sweep_of(params, SPACE), SPACE, Plan(9, 3, 5, registers=True), cluster, "team")
+    jsonschema.Draft7Validator(json.loads(SCHEMA.read_text())).validate(manifest)
+    job = manifest["spec"]["trialTemplate"]["trialSpec"]
+    labels = job["metadata"]["labels"]
+    assert labels == {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/priority-class": "high"}
+    job["metadata"]["name"] = "trying-abc"
+    kubernetes_validate.validate(job, VERSION, strict=True)
+    pod = job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert {"name": "NCCL_DEBUG", "value": "INFO"} in container["env"]
+    assert {"name": "TMPDIR", "value": "/scratch"} in container["env"]
+    assert "/scratch" in {each["mountPath"] for each in container["volumeMounts"]}
+    found = pod["affinity"]["nodeAffinity"]
+    [term] = found["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchExpressions"] == [{"key": "zone", "operator": "In", "values": ["a"]}]
+    [preferred] = found["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert (preferred["weight"], preferred["preference"]["matchExpressions"][0]["key"]) == (5, "gpu")
 
 
 def test_the_schema_detects_a_mistake(params: Params) -> None:
