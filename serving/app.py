@@ -65,7 +65,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(RequestValidationError, _answer_error)
     app.add_exception_handler(Exception, _answer_error)
-    app.add_middleware(_Measured, service=service)
+    app.add_middleware(_RequestMiddleware, service=service)
     return app
 
 
@@ -103,7 +103,7 @@ def _explain(detail: Any) -> str:
     return f"{name}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"
 
 
-class _Measured:
+class _RequestMiddleware:
     """Counts, times and limits requests; while the server stops, tells clients to close their connections."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:

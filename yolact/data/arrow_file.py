@@ -129,7 +129,8 @@ def read_index(path: Path) -> MappedRows:
     """Map an index into memory.
 
     Raises:
-        DataError: the file is damaged or has another version, or the instances file next to it has other content.
+        DataError: the file is damaged or has another version, or the instances file next to it has another size than
+            the one that it was made from.
     """
     rows = MappedRows(path)
     annotations = path.with_suffix(".json")

@@ -13,6 +13,7 @@ folders are outputs of preprocess.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def rows(
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_json(path, images)
             write_index(index_path(path), Facts(CATEGORIES, path.stat().st_size), _rows(images), images)
+            os.sync()  # pages that are not on the disk yet would count as private to the process that reads them
         for form in ("index", "json"):
             command = [sys.executable, "-c", OPENED, str(path), form]
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -107,8 +107,7 @@ def predict_inputs(
     with replaced_directory(output) as folder:
         job = _Job(predictor, folder, formats, classes)
         job.run(inputs)
-        facts |= asdict(job.summary) | {CONTENT: _content(folder)}
-        write_json_atomic(folder / SUMMARY_FILE, facts)
+        write_json_atomic(folder / SUMMARY_FILE, facts | asdict(job.summary) | {CONTENT: _content(folder)})
     return job.summary
 
 
