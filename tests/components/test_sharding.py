@@ -18,7 +18,7 @@ import webdataset
 from PIL import Image
 
 from components.preprocess.step import run
-from tests.servers.servers import KEY, SECRET, s3_server
+from tests.servers.servers import s3_server, use_s3
 from tests.yolact.engine.runs import small_params
 from yolact.data.coco import CocoInstances
 from yolact.data.loader import training_loader
@@ -236,12 +236,7 @@ def bucket(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     shutil.copytree(sharded / "shards", tmp_path / "s3/bucket/set/shards")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with s3_server(tmp_path / "s3") as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
+        use_s3(monkeypatch, server)
         yield "s3://bucket/set/shards"
 
 

@@ -132,6 +132,19 @@ def s3_server(folder: Path, *options: str) -> Iterator[str]:
             process.terminate()
 
 
+def use_s3(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Have boto3 ask the server at this address, with its keys and no settings of the user's."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
 class CuttingProxy:
     """Passes TCP connections on to a server, until a number of bytes has come back; then it may cut them all."""
 

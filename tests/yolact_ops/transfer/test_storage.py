@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from botocore.stub import Stubber
 
-from tests.servers.servers import KEY, SECRET, CuttingProxy, free_port, s3_server
+from tests.servers.servers import CuttingProxy, free_port, s3_server, use_s3
 from yolact.errors import DataError
 from yolact_ops.transfer import storage
 from yolact_ops.transfer.download import DownloadError
@@ -46,12 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def environment(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    use_s3(monkeypatch, server)
     monkeypatch.setattr(storage, "PART_SIZE", PART)
     monkeypatch.setattr(storage, "FIRST_PAUSE", 0.01)
 
