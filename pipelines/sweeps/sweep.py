@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from filelock import FileLock
 
@@ -148,50 +149,41 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One trial, as its process gets it."""
+class _Message:
+    """What a process gets about a trial, through an environment variable."""
 
     sweep: Sweep
     folder: str
     """The sweep's folder."""
     name: str
-    """Unique in the sweep."""
-    overrides: Sequence[str]
-    """``KEY=VALUE`` for each key of the space."""
-    ends_with_parent: bool
-    """Stop, as after SIGTERM, when standard input ends: the process that started this one is gone."""
+    """The trial's name, unique in the sweep."""
 
     def to_json(self) -> str:
         """For `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Trial:
+    def from_json(cls, text: str) -> Self:
         """What `to_json` gave."""
         tree = json.loads(text)
         return cls(**tree | {"sweep": Sweep(**tree["sweep"])})
 
 
 @dataclass(frozen=True)
-class Best:
+class Trial(_Message):
+    """One trial, as its process gets it."""
+
+    overrides: Sequence[str]
+    """``KEY=VALUE`` for each key of the space."""
+    ends_with_parent: bool
+    """Stop, as after SIGTERM, when standard input ends: the process that started this one is gone."""
+
+
+@dataclass(frozen=True)
+class Best(_Message):
     """The best trial of a sweep that has ended."""
 
-    sweep: Sweep
-    folder: str
-    """The sweep's folder."""
-    name: str
-    """The trial's name."""
     assignments: Mapping[str, str]
     """Its values by key."""
     registers: bool
     """Whether its model is registered and goes through the gate."""
-
-    def to_json(self) -> str:
-        """For `from_json`."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Best:
-        """What `to_json` gave."""
-        tree = json.loads(text)
-        return cls(**tree | {"sweep": Sweep(**tree["sweep"])})

@@ -133,12 +133,14 @@ class Columns:
         return len(self.ids)
 
     def image(self, row: int) -> CocoImage:
+        """Image number ``row``, 0 to N - 1."""
         numbers = (self.shards, self.offsets, self.lengths, self.checksums)
         place = Place(*(int(column[row]) for column in numbers)) if self.shards[row] >= 0 else None
         width, height = int(self.widths[row]), int(self.heights[row])
         return CocoImage(int(self.ids[row]), self.file_names[row], width, height, place)
 
     def objects(self, row: int) -> list[CocoObject]:
+        """The objects of image number ``row``, in their order."""
         start, stop = int(self.first[row]), int(self.first[row + 1])
         size = [int(self.heights[row]), int(self.widths[row])]
         return [
@@ -187,6 +189,7 @@ class Rows:
         return place if self._order is None else int(self._order[place])
 
     def ids(self) -> Iterator[int]:
+        """The ids of all images, in their order."""
         for part in self.parts:
             yield from part.ids.tolist()
 
