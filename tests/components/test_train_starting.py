@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from components.train.starting import load_start
-from tests.servers.mlflow_servers import BUCKET, S3Server
+from tests.servers.servers import s3_server, use_s3
 from tests.small_networks import tiny_config
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.tracking.store import TrackingError
 
 CLASSES = ["cat", "dog"]
-ADDRESS = f"s3://{BUCKET}/start/model"
+ADDRESS = "s3://weights/start/model"
 
 
 @pytest.fixture(scope="module")
-def saved(s3: S3Server) -> Iterator[Yolact]:
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the bucket ``weights``."""
+    return tmp_path_factory.mktemp("s3") / "weights"
+
+
+@pytest.fixture(scope="module")
+def saved(bucket: Path) -> Yolact:
     """A network whose folder is on S3, with other files beside it."""
     torch.manual_seed(1)
     network = Yolact(tiny_config(), len(CLASSES)).eval()
-    folder = s3.folder / BUCKET / "start" / "model"
+    folder = bucket / "start" / "model"
     save_model(network, CLASSES, folder)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.pt").write_bytes(b"large")
-    yield network
-    shutil.rmtree(s3.folder / BUCKET / "start")
+    return network
+
+
+@pytest.fixture(scope="module")
+def server(bucket: Path, saved: Yolact) -> Iterator[str]:
+    """Starts after the files are there: it does not see for minutes what is put into its folder later."""
+    with s3_server(bucket.parent) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
-def credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
+def credentials(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_s3(monkeypatch, server)
 
 
 def other(**settings: str) -> Yolact:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tests.servers.mlflow_servers import BUCKET, S3Server
+from tests.servers.servers import s3_server, use_s3
 from yolact.errors import DataError
 from yolact_ops.prediction.inputs import Input, Names, find_inputs
 
@@ -107,17 +106,14 @@ def test_names_are_stems_and_unique_also_without_letter_case() -> None:
     assert given[5] == "a-3"
 
 
-def test_a_prefix_on_s3_is_fetched(s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    root = s3.folder / BUCKET / "predicted"
+def test_a_prefix_on_s3_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "s3" / "bucket" / "images"
     touch(root / "b.jpg", root / "sub" / "a.mp4", root / "notes.txt")
-    try:
-        [first, second] = find_inputs([f"s3://{BUCKET}/predicted"], tmp_path)
-        assert (first.kind, first.address, first.file_name) == ("image", f"s3://{BUCKET}/predicted/b.jpg", "b.jpg")
+    with s3_server(tmp_path / "s3") as address:
+        use_s3(monkeypatch, address)
+        [first, second] = find_inputs(["s3://bucket/images"], tmp_path / "fetched")
+        assert (first.kind, first.address, first.file_name) == ("image", "s3://bucket/images/b.jpg", "b.jpg")
         assert (second.kind, second.file_name) == ("video", "sub/a.mp4")
         assert Path(str(first.content)).read_bytes() == b"content"
         with pytest.raises(DataError, match="no image or video"):
-            find_inputs([f"s3://{BUCKET}/predicted/notes.txt"], tmp_path / "other")
-    finally:
-        shutil.rmtree(root)
+            find_inputs(["s3://bucket/images/notes.txt"], tmp_path / "other")
