@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
+from yolact.errors import DataError, WeightsError
+from yolact.models.backbones.hub import hub_file, without_internet
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
+from yolact.settings import IMAGENET_VERSIONS
 from yolact_ops.registry.model_files import fetch_model, is_address
+from yolact_ops.transfer.disk import file_digest
+from yolact_ops.transfer.download import fetch_file
 
 log = logging.getLogger(__name__)
+
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]*$")
+"""The first digits of the SHA-256 in a file name of torch.hub, as in ``resnet50-0676ba61.pth``."""
 
 
 def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
@@ -29,12 +41,14 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         The address, with an alias replaced by the version; None for weights on this machine.
 
     Raises:
-        WeightsError: see `load_starting_weights`.
+        WeightsError: see `load_starting_weights`; or they cannot be downloaded.
         RegistryError, TrackingError: they cannot be fetched.
     """
     key = "backbone_weights" if model.config.initial_weights == "none" else "initial_weights"
     address = getattr(model.config, key)
     if not is_address(address):
+        if key == "backbone_weights" and address in IMAGENET_VERSIONS:
+            _download_imagenet_weights(model)
         load_starting_weights(model, classes)
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -45,3 +59,37 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
             path /= WEIGHTS_FILE
         load_starting_weights(model, classes, path)
     return address
+
+
+def _download_imagenet_weights(model: Yolact) -> None:
+    """Bring the file of ``model.backbone_weights: imagenet``, if there is one, into torch.hub's folder.
+
+    torch.hub itself would start over after an interruption; this resumes, also in the next run.
+    """
+    name, version = model.config.backbone, IMAGENET_VERSIONS[model.config.backbone_weights]
+    try:
+        address = model.backbone.imagenet_address(name, version)
+    except WeightsError:
+        return  # loading says why there are none
+    if not address or hub_file(address).is_file():
+        return
+    target = hub_file(address)
+    folder = target.parent / "unfinished"
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / target.name
+    with FileLock(folder / f"{target.name}.lock"):
+        if target.is_file():  # another process was faster
+            return
+        log.info("model.backbone_weights: downloading %s to %s", address, target)
+        try:
+            fetch_file([address], part)
+        except DataError as error:
+            raise WeightsError(f"model.backbone_weights: {error} {without_internet(address)}") from error
+        expected, digest = _HASH.search(target.name), file_digest(part, "sha256")
+        if expected and not digest.startswith(expected[1]):
+            part.unlink()
+            raise WeightsError(
+                f"model.backbone_weights: {address} is not the expected file: its SHA-256 begins with "
+                f"{digest[: len(expected[1])]}, not {expected[1]}. It was removed. {without_internet(address)}"
+            )
+        os.replace(part, target)

@@ -1,16 +1,23 @@
-"""Weights on S3 that training starts from, with a real server; `test_register.py` has those in the registry."""
+"""Weights on S3 and on the web that training starts from, with real servers.
+
+`test_register.py` has those in the registry.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models import ResNet18_Weights
 
 from components.train.starting import load_start
-from tests.servers.servers import s3_server, use_s3
+from tests.servers.servers import FileServer, s3_server, serving, use_s3
 from tests.small_networks import tiny_config
+from yolact.errors import WeightsError
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.tracking.store import TrackingError
@@ -75,3 +82,57 @@ def test_the_backbone_of_a_network_on_s3_is_taken(saved: Yolact, address: str) -
 def test_an_address_without_weights_is_named(saved: Yolact) -> None:
     with pytest.raises(TrackingError, match=rf"fetch {ADDRESS}/checkpoints/model.safetensors"):
         load_start(other(initial_weights=f"{ADDRESS}/checkpoints"), CLASSES)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's empty folder of files."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def use_address(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Have torchvision name this address for its weights."""
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", address)
+
+
+def standard(**settings: str) -> Yolact:
+    torch.manual_seed(3)
+    return Yolact(tiny_config(backbone_weights="imagenet", backbone_blocks=None, **settings), len(CLASSES))
+
+
+def classifier_file(model: Yolact) -> bytes:
+    """The backbone's weights, doubled, as a file of `torch.save`."""
+    file = io.BytesIO()
+    torch.save({name: tensor * 2 for name, tensor in model.backbone.state_dict().items()}, file)
+    return file.getvalue()
+
+
+def test_a_download_that_broke_off_is_resumed_by_the_next_run(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = standard()
+    before, content = model.backbone.conv1.weight.clone(), classifier_file(model)
+    name = f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr("yolact_ops.transfer.download.FIRST_PAUSE", 0)
+    with serving(FileServer(content, cut_after=[len(content) // 2] + [0] * 5)) as server:
+        use_address(monkeypatch, f"http://127.0.0.1:{server.port}/{name}")
+        with pytest.raises(
+            WeightsError, match=r"tried 5 times in a row.* received bytes are kept.*copy it into"
+        ) as cut:
+            load_start(model, CLASSES)
+        assert str(cut.value).startswith("model.backbone_weights: http")
+        assert not (hub / name).exists()
+        load_start(model, CLASSES)
+        assert server.requests[-1] == f"bytes={len(content) // 2}-"
+        assert torch.equal(model.backbone.conv1.weight, before * 2)
+        assert (hub / name).read_bytes() == content
+        asked = len(server.requests)
+        load_start(standard(), CLASSES)
+        assert len(server.requests) == asked
+
+
+def test_another_file_than_its_name_says_is_refused(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(FileServer(b"<html>sign in</html>")) as server:
+        use_address(monkeypatch, f"http://127.0.0.1:{server.port}/resnet18-f37072fd.pth")
+        with pytest.raises(WeightsError, match=r"not the expected file: its SHA-256 begins with \w{8}, not f37072fd"):
+            load_start(standard(), CLASSES)
+    assert not list(hub.glob("**/*.pth"))

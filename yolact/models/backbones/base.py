@@ -77,6 +77,13 @@ class Backbone(nn.Module, abc.ABC):
         """
         raise WeightsError(f"there are none for {name}; name a file or set it to none")
 
+    def imagenet_address(self, name: str, version: int) -> str:
+        """Address of the file that `imagenet_weights` downloads into torch.hub's folder; empty if it downloads none.
+
+        Args and errors: see `imagenet_weights`.
+        """
+        return ""
+
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights under the names of this backbone, from those of a file or of `imagenet_weights`; extra tensors of
         other programs (a classifier) are left out."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from yolact.errors import WeightsError
 
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
+
 
 def torchvision_weights(name: str, version: int) -> dict[str, Tensor]:
     """torchvision's ``IMAGENET1K_V1`` or ``IMAGENET1K_V2`` of a network, under torchvision's names.
 
     A file in the folder is used as it is. A download is checked against the hash in its name and appears whole or not
-    at all; one that breaks off starts again from the beginning.
+    at all; one that breaks off starts again from the beginning. (Training downloads the file beforehand, resuming.)
 
     Args:
         name: torchvision's name of the network.
@@ -23,17 +27,41 @@ def torchvision_weights(name: str, version: int) -> dict[str, Tensor]:
     Raises:
         WeightsError: there are none of that version, or they cannot be downloaded or read.
     """
+    weights = _choice(name, version)
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"{weights.url} could not be downloaded or read ({error}). {without_internet(weights.url)}"
+        ) from error
+
+
+def torchvision_address(name: str, version: int) -> str:
+    """Address of the file with those weights.
+
+    Raises:
+        WeightsError: there are none of that version.
+    """
+    return str(_choice(name, version).url)
+
+
+def hub_file(address: str) -> Path:
+    """Where torch.hub keeps the file of an address."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+
+
+def without_internet(address: str) -> str:
+    """What to do if the file cannot be downloaded here."""
+    return (
+        f"Without internet, download it elsewhere and copy it into {hub_file(address).parent} (TORCH_HOME moves that "
+        "folder), or name the file: model.backbone_weights=FILE"
+    )
+
+
+def _choice(name: str, version: int) -> WeightsEnum:
     from torchvision.models import get_model_weights  # takes seconds, as in yolact/models/backbones/deformable.py
 
     choices = get_model_weights(name).__members__
     if f"IMAGENET1K_V{version}" not in choices:
         raise WeightsError(f"torchvision has no second version for {name}; use imagenet")
-    weights = choices[f"IMAGENET1K_V{version}"]
-    try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
-    except (OSError, RuntimeError) as error:
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        raise WeightsError(
-            f"{weights.url} could not be downloaded or read ({error}). Without internet, download it elsewhere and "
-            f"copy it into {folder} (TORCH_HOME moves that folder), or name the file: model.backbone_weights=FILE"
-        ) from error
+    return choices[f"IMAGENET1K_V{version}"]

@@ -14,7 +14,7 @@ from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
 from yolact.models.backbones.base import Backbone, Structure, draw_weights, sequential_pairs
 from yolact.models.backbones.deformable import DeformableConv2d
-from yolact.models.backbones.hub import torchvision_weights
+from yolact.models.backbones.hub import torchvision_address, torchvision_weights
 
 _BLOCK = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.")
 _DEFORMABLE = re.compile(r"layers\.(\d{1,4})\.(\d{1,4})\.conv2\.conv_offset_mask\.")
@@ -140,12 +140,20 @@ class ResNet(Backbone):
 
     def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """torchvision's; see `Backbone`."""
+        self._require_standard_blocks(name)
+        return torchvision_weights(name, version)
+
+    def imagenet_address(self, name: str, version: int) -> str:
+        """torchvision's; see `Backbone`."""
+        self._require_standard_blocks(name)
+        return torchvision_address(name, version)
+
+    def _require_standard_blocks(self, name: str) -> None:
         blocks, standard = [len(cast(nn.Sequential, stage)) for stage in self.layers], find_backbone(name).blocks
         if blocks != list(standard):
             raise WeightsError(
                 f"is for the {name} of blocks {list(standard)}, not {blocks}; name a file or set it to none"
             )
-        return torchvision_weights(name, version)
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """``layer3.0.conv1.weight`` (torchvision) -> ``layers.2.0.conv1.weight`` (published); no classifier."""

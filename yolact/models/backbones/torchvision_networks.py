@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.models.backbones.base import Backbone, build_with_storage, sequential_pairs
-from yolact.models.backbones.hub import torchvision_weights
+from yolact.models.backbones.hub import torchvision_address, torchvision_weights
 
 
 class TorchvisionBackbone(Backbone):
@@ -76,6 +76,10 @@ class TorchvisionBackbone(Backbone):
     def imagenet_weights(self, name: str, version: int) -> dict[str, Tensor]:
         """torchvision's; see `Backbone`."""
         return torchvision_weights(name, version)
+
+    def imagenet_address(self, name: str, version: int) -> str:
+        """torchvision's; see `Backbone`."""
+        return torchvision_address(name, version)
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without the classifier; the names are torchvision's."""
