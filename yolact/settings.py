@@ -288,7 +288,7 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     epochs: Annotated[int | Literal["auto"], _auto_or_at_least(1)]
     """Passes over the training images; ``auto`` chooses them by the number of images
-    (`yolact.engine.schedule.automatic_epochs`)."""
+    (`yolact.engine.automatic.automatic_epochs`)."""
     batch_size: PositiveInt
     """Images per optimizer step, over all processes and gradient-accumulation steps."""
     sampling: Literal["uniform", "class_balanced"]
@@ -302,9 +302,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"]
     """Precision of the network's forward and backward pass (automatic mixed precision); weights, losses and optimizer
     stay in float32. ``fp16`` scales the gradients (Micikevicius et al. 2018, section 3.2)."""
-    freeze: Literal["none", "stem", "stage1", "stage2", "stage3", "stage4", "stage5", "backbone"]
+    freeze: Literal["auto", "none", "stem", "stage1", "stage2", "stage3", "stage4", "stage5", "backbone"]
     """Layers of the backbone that are not trained: ``none``; ``stem``, all before the first stage of residual blocks;
-    ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs pretrained weights."""
+    ``stageN``, the stem and the first N stages; ``backbone``, all of it. Needs pretrained weights. ``auto`` chooses by
+    the number of images (`yolact.engine.automatic.automatic_freeze`)."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     """Decay of the moving average of the weights, which is then validated and saved; 0 for none."""
     optimizer: Literal["sgd", "adamw"]
@@ -343,7 +344,7 @@ class TrainConfig(Section):
 
     @property
     def num_epochs(self) -> int:
-        """``epochs``, for which training has chosen a number if it was ``auto``."""
+        """``epochs``, for which `yolact.engine.automatic.resolve` has chosen a number if it was ``auto``."""
         assert isinstance(self.epochs, int), "train.epochs: auto was not resolved"
         return self.epochs
 
@@ -499,7 +500,7 @@ class TrainingParams(Section):
     @model_validator(mode="after")
     def _frozen_layers_have_weights(self) -> TrainingParams:
         freeze = self.train.freeze
-        if freeze == "none":
+        if freeze in ("auto", "none"):
             return self
         stages = len(self.model.blocks)
         if freeze.startswith("stage") and int(freeze.removeprefix("stage")) > stages:

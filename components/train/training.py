@@ -27,9 +27,10 @@ from yolact.devices import choose_device, prepare_device
 from yolact.distributed import World, joined_world, own_device_name
 from yolact.engine.advice import start_advised
 from yolact.engine.anchor_fit import anchors_advice
+from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore, Extension, TrainingState
 from yolact.engine.interrupts import Interrupts
-from yolact.engine.schedule import PUBLISHED_RUNS, automatic_epochs, why_not_extended
+from yolact.engine.schedule import why_not_extended
 from yolact.engine.trainer import Listener, SilentListener, Trainer, TrainingResult
 from yolact.errors import DataError, SettingsError
 from yolact.evaluation.evaluator import Validation
@@ -141,7 +142,9 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = (_load_split(paths.processed, split, params.runtime) for split in ("train", "val"))
-    params = _with_epochs(params, len(train.images), log_it=world.is_main)
+    # So a run resumes only with as many images.
+    chosen = resolve(params.train, params.model, len(train.images), log_it=world.is_main)
+    params = params.model_copy(update={"train": chosen})
     if world.is_main:
         _warn_of_data(train, val, params, paths)
     interrupts.stop_if_requested()
@@ -207,21 +210,6 @@ def _network(params: Params, classes: Sequence[str], world: World, *, resumed: b
         model.load_state_dict(world.broadcast(model.state_dict()))
     torch.manual_seed(params.train.seed)
     return model, start
-
-
-def _with_epochs(params: Params, images: int, *, log_it: bool) -> Params:
-    """The settings with a number for ``train.epochs: auto``, so that a run resumes only with as many images."""
-    if params.train.epochs != "auto":
-        return params
-    epochs = automatic_epochs(images)
-    if log_it:
-        (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
-        log.info(
-            "train.epochs: auto: %d epochs for %d training images, on the power law through the published %d epochs "
-            "for %d images and %d for %d",
-            *(epochs, images, many_epochs, few, few_epochs, many),
-        )
-    return params.model_copy(update={"train": params.train.model_copy(update={"epochs": epochs})})
 
 
 def _warn_of_data(train: CocoInstances, val: CocoInstances, params: Params, paths: _Paths) -> None:

@@ -34,6 +34,7 @@ from components.train.supervisor import CrashedError
 from tests.coloured_boxes import BLUE, RED, SIZE, Box, write_coloured_boxes
 from tests.yolact.losses.dice import DICE
 from yolact.distributed import World
+from yolact.engine import automatic
 from yolact.engine.checkpoint_files import newest_checkpoint
 from yolact.engine.schedule import learning_rate
 from yolact.engine.trainer import Trainer, TrainingResult
@@ -638,7 +639,7 @@ def test_a_finished_run_is_continued_with_more_epochs_in_a_run_of_its_own_if_the
 def test_automatic_epochs_are_logged_with_their_reason_and_are_those_of_the_run(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(training, "automatic_epochs", lambda images: images + 1)
+    monkeypatch.setattr(automatic, "automatic_epochs", lambda images: images + 1)
     caplog.set_level("INFO")
     train(changed(settings, epochs="auto", validate_every=3))
     assert "train.epochs: auto: 3 epochs for 2 training images, on the power law through" in caplog.text

@@ -14,7 +14,8 @@ def freeze(model: Yolact, up_to: str) -> None:
     Freezing needs pretrained weights (`TrainingParams`); with them, batch norm is frozen in the whole backbone.
 
     Args:
-        up_to: the setting ``train.freeze``: ``none``, ``stem``, ``stageN`` (from 1) or ``backbone``.
+        up_to: the setting ``train.freeze``: ``none``, ``stem``, ``stageN`` (from 1) or ``backbone``
+            (`yolact.engine.automatic.resolve` replaces ``auto``).
     """
     for part in frozen_parts(model.backbone, up_to):
         part.requires_grad_(False)

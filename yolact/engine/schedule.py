@@ -6,21 +6,8 @@ import math
 
 from yolact.settings import TrainConfig
 
-PUBLISHED_RUNS = ((8_498, 113), (117_266, 55))
-"""Training images and epochs of the two published data sets, PASCAL SBD and COCO (`yolact.models.published`)."""
-
 PUBLISHED_WARMUP = 500
 """Steps, on both data sets."""
-
-
-def automatic_epochs(images: int) -> int:
-    """Epochs for ``train.epochs: auto``: the power of the number of images that both published runs lie on.
-
-    Fewer images get more epochs, but fewer steps: twice as many epochs for a twelfth of the images.
-    """
-    (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
-    exponent = math.log(few_epochs / many_epochs) / math.log(many / few)  # -0.27
-    return max(round(many_epochs * (images / few) ** exponent), 1)
 
 
 def warmup_steps(total_steps: int, config: TrainConfig) -> int:

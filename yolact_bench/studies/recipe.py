@@ -26,6 +26,7 @@ from rich.table import Table
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
 from yolact.data.coco import CocoInstances
+from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
@@ -128,6 +129,7 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
     model = Yolact(params.model, len(train.class_names))
     load_starting_weights(model, train.class_names)
     torch.manual_seed(params.train.seed)
+    params = params.model_copy(update={"train": resolve(params.train, params.model, len(train.images))})
     # Another fingerprint for each training: none resumes, and a stopped one starts over.
     store = CheckpointStore(work / name / "checkpoints", 1, fingerprint=name)
     trainer = Trainer(model, train, params, work / name, store, validate, SilentListener(), extra={})

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolact.engine.schedule import automatic_epochs, learning_rate, why_not_extended
-from yolact.models.published import PUBLISHED_MODELS
+from yolact.engine.schedule import learning_rate, why_not_extended
 from yolact.settings import PUBLISHED_AUGMENTATION, TrainConfig
 from yolact_ops.settings.params import load_params
 
@@ -123,16 +122,3 @@ def test_more_epochs_are_possible_while_no_step_had_another_rate(
 ) -> None:
     """Runs of 10 and of 20 epochs of 3 steps."""
     assert why_not_extended(steps, 3, 10, config(epochs=20, lr_gamma=0.1, **changes)) == reason
-
-
-def test_automatic_epochs_are_the_published_ones_for_the_published_data_sets() -> None:
-    for name in ("yolact_resnet50_pascal", "yolact_base"):
-        published = PUBLISHED_MODELS[name]
-        assert automatic_epochs(published.train_images) == published.epochs
-
-
-@given(st.integers(1, 10**6), st.integers(1, 10**6))
-def test_fewer_images_get_more_epochs_but_not_more_steps(few: int, many: int) -> None:
-    few, many = sorted((few, many))
-    assert automatic_epochs(few) >= automatic_epochs(many) >= 1
-    assert (automatic_epochs(few) - 0.5) * few <= (automatic_epochs(many) + 0.5) * many

@@ -334,8 +334,8 @@ def test_errors_across_two_sections_begin_with_the_key(tree: dict[str, Any]) -> 
 def test_the_layers_that_can_be_frozen_are_listed(tree: dict[str, Any]) -> None:
     put(tree, "train.freeze", "all")
     assert refusal(tree) == (
-        "params.yaml: train.freeze: input should be 'none', 'stem', 'stage1', 'stage2', 'stage3', 'stage4', 'stage5' "
-        "or 'backbone' (found 'all')"
+        "params.yaml: train.freeze: input should be 'auto', 'none', 'stem', 'stage1', 'stage2', 'stage3', 'stage4', "
+        "'stage5' or 'backbone' (found 'all')"
     )
 
 

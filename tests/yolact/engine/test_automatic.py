@@ -1,0 +1,53 @@
+"""Settings that are ``auto``."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.small_networks import tiny_config
+from tests.yolact.engine.runs import small_params
+from yolact.engine.automatic import automatic_epochs, resolve
+from yolact.models.published import PUBLISHED_MODELS
+
+
+def test_automatic_epochs_are_the_published_ones_for_the_published_data_sets() -> None:
+    for name in ("yolact_resnet50_pascal", "yolact_base"):
+        published = PUBLISHED_MODELS[name]
+        assert automatic_epochs(published.train_images) == published.epochs
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_fewer_images_get_more_epochs_but_not_more_steps(few: int, many: int) -> None:
+    few, many = sorted((few, many))
+    assert automatic_epochs(few) >= automatic_epochs(many) >= 1
+    assert (automatic_epochs(few) - 0.5) * few <= (automatic_epochs(many) + 0.5) * many
+
+
+@pytest.mark.parametrize(
+    ("weights", "images", "chosen", "reason"),
+    [
+        ("imagenet", 999, "stage2", "999 training images teach the early layers nothing new"),
+        ("imagenet", 1000, "none", "1000 training images are enough"),
+        ("none", 10, "none", "there are no pretrained weights to keep"),
+    ],
+)
+def test_early_layers_are_frozen_with_few_images_and_pretrained_weights(
+    weights: str, images: int, chosen: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = small_params(freeze="auto", epochs=4).train
+    with caplog.at_level(logging.INFO):
+        resolved = resolve(settings, tiny_config(backbone_weights=weights), images)
+    assert (resolved.freeze, resolved.epochs) == (chosen, 4)
+    assert len(caplog.messages) == 1
+    assert reason in caplog.messages[0]
+
+
+def test_given_values_stay_and_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    settings = small_params(freeze="none", epochs=4).train
+    with caplog.at_level(logging.INFO):
+        assert resolve(settings, tiny_config(), 10) == settings
+    assert not caplog.messages

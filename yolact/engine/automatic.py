@@ -1,0 +1,69 @@
+"""Settings that are ``auto``, chosen by the number of training images; the log says why."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from yolact.settings import ModelConfig, TrainConfig
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_RUNS = ((8_498, 113), (117_266, 55))
+"""Training images and epochs of the two published data sets, PASCAL SBD and COCO (`yolact.models.published`)."""
+
+FEW_IMAGES = 1_000
+"""Below, ``train.freeze: auto`` freezes. The limit is a judgement: measured was a set of 193 images alone
+(docs/benchmarks.md, "Few real images")."""
+
+FROZEN = "stage2"
+"""What is frozen then."""
+
+
+def resolve(train: TrainConfig, model: ModelConfig, images: int, *, log_it: bool = True) -> TrainConfig:
+    """Settings without ``auto`` in ``epochs`` and ``freeze``.
+
+    Args:
+        train: settings of training.
+        model: those of the network.
+        images: number of training images, at least 1.
+        log_it: whether each choice is logged with its reason.
+    """
+    reasons: list[str] = []
+    chosen: dict[str, int | str] = {}
+    if train.epochs == "auto":
+        chosen["epochs"] = automatic_epochs(images)
+        (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
+        reasons.append(
+            f"train.epochs: auto: {chosen['epochs']} epochs for {images} training images, on the power law through the "
+            f"published {many_epochs} epochs for {few} images and {few_epochs} for {many}"
+        )
+    if train.freeze == "auto":
+        chosen["freeze"], why = automatic_freeze(model, images)
+        reasons.append(f"train.freeze: auto: {chosen['freeze']}, as {why}")
+    if log_it:
+        for reason in reasons:
+            log.info(reason)
+    return train.model_copy(update=chosen)
+
+
+def automatic_epochs(images: int) -> int:
+    """Epochs for ``train.epochs: auto``: the power of the number of images that both published runs lie on.
+
+    Fewer images get more epochs, but fewer steps: twice as many epochs for a twelfth of the images.
+    """
+    (few, many_epochs), (many, few_epochs) = PUBLISHED_RUNS
+    exponent = math.log(few_epochs / many_epochs) / math.log(many / few)  # -0.27
+    return max(round(many_epochs * (images / few) ** exponent), 1)
+
+
+def automatic_freeze(model: ModelConfig, images: int) -> tuple[str, str]:
+    """The value for ``train.freeze: auto``, and the reason.
+
+    `FROZEN` below `FEW_IMAGES`, if there are pretrained weights to keep; else ``none``.
+    """
+    if not model.pretrained:
+        return "none", "there are no pretrained weights to keep"
+    if images >= FEW_IMAGES:
+        return "none", f"{images} training images are enough to train all layers ({FEW_IMAGES} or more)"
+    return FROZEN, f"{images} training images teach the early layers nothing new (fewer than {FEW_IMAGES})"
