@@ -182,6 +182,7 @@ class ParallelConfig(_Section):
     """Most tasks of a loop that run at the same time, by the step in the loop; 0: all."""
 
     predict: Annotated[int, Field(ge=0)]
+    scan: Annotated[int, Field(ge=0)]
 
 
 class SecretConfig(_Section):
@@ -201,6 +202,8 @@ class ClusterConfig(_Section):
     checkpoints: CheckpointsConfig
     scratch: ScratchConfig
     parallel: ParallelConfig
+    scan_parts: Annotated[int, Field(ge=1, le=1000)]
+    """Parts that a data set is scanned in; 1: preprocess reads all images itself."""
     secrets: dict[str, SecretConfig]
     task: TaskConfig
     """Defaults, also for tasks that are not in ``tasks``."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kfp import dsl
 from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
 from components.ingest.component import ingest
 from components.preprocess.component import preprocess
+from components.scan.component import scan
 from components.source.component import source
 from pipelines.config import ClusterConfig
 from pipelines.placement import configure_task
@@ -34,7 +36,7 @@ def prepare_data(
     path: PipelineChannel,
     revision: PipelineChannel,
 ) -> PreparedData:
-    """Add the tasks `source`, `ingest` and `preprocess` to the pipeline that is being built."""
+    """Add the tasks `source`, `ingest`, `scan` (with ``scan_parts``) and `preprocess` to the pipeline that is built."""
     pinned = configure_task(
         source(
             params=params,
@@ -49,7 +51,14 @@ def prepare_data(
     fetched = configure_task(
         ingest(data_params=settings, fingerprint=fingerprint, code_version=versions["ingest"]), cluster
     )
-    prepared = configure_task(
-        preprocess(data_params=settings, code_version=versions["preprocess"], raw=fetched.outputs["raw"]), cluster
-    )
+    raw, parts = fetched.outputs["raw"], cluster.scan_parts
+    if parts > 1:
+        with dsl.ParallelFor([str(part) for part in range(parts)], parallelism=cluster.parallel.scan) as part:
+            scanned = configure_task(
+                scan(data_params=settings, part=part, parts=parts, code_version=versions["scan"], raw=raw), cluster
+            )
+        images = {"scans": dsl.Collected(scanned.outputs["result"])}
+    else:
+        images = {"raw": raw}
+    prepared = configure_task(preprocess(data_params=settings, code_version=versions["preprocess"], **images), cluster)
     return PreparedData(pinned.outputs["params"], prepared.outputs["processed"], prepared)

@@ -19,7 +19,7 @@ from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.orientation import Undecided
 from components.preprocess.outcome import Outcome, outcome_of
-from components.preprocess.preparing import options_of, preparation_of, prepare_all
+from components.preprocess.preparing import prepare_all
 from components.preprocess.report import GalleryImage, class_rows, page
 from components.preprocess.statistics import statistics
 from yolact.errors import DataError, SettingsError
@@ -31,6 +31,7 @@ from yolact.formats.registry import read_dataset
 from yolact_cli.output import print_json
 from yolact_ops.commands.container import usable_cpus
 from yolact_ops.reports.pages import evenly_spaced
+from yolact_ops.scanning.options import options_of, preparation_of
 from yolact_ops.settings.overrides import hydra_override, parse_override
 from yolact_ops.settings.params import DataConfig
 from yolact_ops.settings.presets import choose
@@ -206,7 +207,7 @@ def _page(look: Look, shown: Mapping[str, Sequence[ImageSummary]], data: DataCon
             ]
             for split, images in shown.items()
         }
-        readings = look.undecided.readings(preparation, Path(folder)) if look.undecided else []
+        readings = look.undecided.readings(Path(folder)) if look.undecided else []
         return page(
             look.stats,
             look.findings,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from components.preprocess.report import GalleryImage
 from yolact.formats.dataset import ImageSource
-from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, parsed_rows
+from yolact.formats.preparation import ImageSummary, PreparedImage, RejectedImage, parsed_rows
 from yolact.formats.problems import Problem
 from yolact_ops.reports.pages import evenly_spaced
 
 SHOWN_IMAGES = 4
 """Maximum number of images of which the report shows both readings."""
+
+
+ReadAs = Callable[[int, bool, Path], PreparedImage | RejectedImage]
+"""Prepares the image at a place among those left open, with masks as drawn on the upright image or as stored, and
+writes it into a folder."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Undecided:
     """Number of other images whose size says that masks are drawn on the upright image."""
     as_stored: int
     """Number of those whose size says that they are drawn on the image as stored."""
+    read_as: ReadAs
+    """Reads one of ``sources``."""
 
     def problems(self) -> Mapping[str, Sequence[Problem]]:
         """A problem for each image, by its id."""
@@ -50,11 +57,10 @@ class Undecided:
             f"{page} shows both: set data.exif=upright or data.exif=as_stored in params.yaml."
         )
 
-    def readings(self, preparation: Preparation, folder: Path) -> list[Mapping[str, GalleryImage]]:
+    def readings(self, folder: Path) -> list[Mapping[str, GalleryImage]]:
         """Some of the images with their masks, read in both ways, by the value of ``data.exif``.
 
         Args:
-            preparation: how images are prepared.
             folder: existing folder for the images to show.
         """
         shown: list[Mapping[str, GalleryImage]] = []
@@ -63,7 +69,7 @@ class Undecided:
             for name, upright in (("upright", True), ("as_stored", False)):
                 target = folder / ".readings" / name
                 target.mkdir(parents=True, exist_ok=True)
-                prepared = replace(preparation, folder=target, exif=upright)(self.sources[place])
+                prepared = self.read_as(place, upright, target)
                 if isinstance(prepared, PreparedImage):
                     summary, objects = prepared.summary, parsed_rows(prepared.rows)
                     path = target / summary.file_name
@@ -72,10 +78,16 @@ class Undecided:
         return shown
 
 
-def infer(sources: Sequence[ImageSource], others: Iterable[ImageSummary]) -> bool | Undecided:
-    """Whether masks are drawn on the upright image, as all other images have it whose size says so."""
+def infer(sources: Sequence[ImageSource], others: Iterable[ImageSummary], read_as: ReadAs) -> bool | Undecided:
+    """Whether masks are drawn on the upright image, as all other images have it whose size says so.
+
+    Args:
+        sources: the images that are left open.
+        others: all others.
+        read_as: reads one of ``sources``.
+    """
     votes = [image.drawn_upright for image in others if image.drawn_upright is not None]
     upright = sum(votes)
     if votes and upright in (0, len(votes)):
         return bool(upright)
-    return Undecided(sources, upright, len(votes) - upright)
+    return Undecided(sources, upright, len(votes) - upright, read_as)

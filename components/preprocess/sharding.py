@@ -8,11 +8,11 @@ from pathlib import Path
 
 from components.preprocess.outcome import Outcome
 from components.preprocess.records import Records
-from components.preprocess.workers import map_in_order
 from yolact.data.arrow_file import Facts, index_path, write_index
 from yolact.data.columns import CocoImage, CocoObject
 from yolact.data.shards import FOLDER, Place, plan_shards, write_shard
 from yolact.formats.preparation import ImageSummary
+from yolact_ops.scanning.workers import map_in_order
 
 
 def write_shards(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from components.preprocess.findings import LISTED_FINDINGS, Finding, find
 from components.preprocess.limits import check_disjoint, check_usable, refusal_of
 from components.preprocess.outcome import Outcome, outcome_of
-from components.preprocess.preparing import options_of, preparation_of, prepare_all
+from components.preprocess.preparing import Prepared, merge_scans, prepare_all
 from components.preprocess.records import Records, write_coco
 from components.preprocess.report import GALLERY_PHOTOS, GalleryImage, write_report
 from components.preprocess.sharding import write_shards
@@ -26,7 +26,9 @@ from yolact.formats.registry import read_dataset
 from yolact_ops.commands.container import usable_cpus
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.pages import evenly_spaced
-from yolact_ops.settings.params import DataParams
+from yolact_ops.scanning.options import options_of, preparation_of, sources_of
+from yolact_ops.scanning.scan import open_scans
+from yolact_ops.settings.params import DataConfig, DataParams
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +56,70 @@ def run(
             on which image the masks of turned images are drawn, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    data, page, workers = params.data, report_dir / "index.html", workers or usable_cpus()
-    dataset = read_dataset(raw_dir, options_of(data))
+    count = workers or usable_cpus()
+    dataset = read_dataset(raw_dir, options_of(params.data))
+    log.info("%s: reading %d images from %s", dataset.format, len(sources_of(dataset)), dataset.root)
+
+    def prepare(category_of: Mapping[int, int], images: Path, records: Records) -> Prepared:
+        return prepare_all(dataset, preparation_of(dataset, params.data, category_of, images), records, count)
+
+    _convert(params.data, dataset, prepare, processed_dir, report_dir, count)
+
+
+def merge(
+    params: DataParams, *, scans: Sequence[Path], processed_dir: Path, report_dir: Path, workers: int | None = None
+) -> None:
+    """Write what `run` writes, byte for byte, from the scans of all parts of the data set.
+
+    Args:
+        params: settings; uses ``data``, as the step scan did.
+        scans: what the tasks of the step scan wrote, in any order.
+        processed_dir, report_dir: see `run`.
+        workers: number of processes that write shards; None: one per CPU core.
+
+    Raises:
+        DataError: a scan is missing, damaged or of another data set; else see `run`.
+        SettingsError: ``data.classes`` names an unknown class.
+    """
+    dataset, parts = open_scans(scans)
+    log.info("%s: merging %d images of %d scans", dataset.format, len(sources_of(dataset)), len(parts))
+
+    def prepare(_: Mapping[int, int], images: Path, records: Records) -> Prepared:
+        return merge_scans(parts, dataset, images, records)
+
+    _convert(params.data, dataset, prepare, processed_dir, report_dir, workers or usable_cpus())
+
+
+def _convert(
+    data: DataConfig,
+    dataset: Dataset,
+    prepare: Callable[[Mapping[int, int], Path, Records], Prepared],
+    processed_dir: Path,
+    report_dir: Path,
+    workers: int,
+) -> None:
+    """Write the processed data and the report.
+
+    Args:
+        data: settings.
+        dataset: the data set as listed.
+        prepare: prepares all images: gets the category id by class index, a folder for the images, and the records.
+        processed_dir, report_dir: see `run`.
+        workers: number of processes that write shards.
+    """
+    page = report_dir / "index.html"
     check_disjoint(dataset)
     categories, category_of = select_classes(dataset.classes, data.classes)
     with replaced_directory(processed_dir) as folder:
         (folder / "images").mkdir()
-        preparation = preparation_of(dataset, data, category_of, folder / "images")
         with Records(folder / ".records") as records:
-            count = sum(map(len, dataset.splits.values()))
-            log.info("%s: reading %d images from %s", dataset.format, count, dataset.root)
-            images, rejected, undecided = prepare_all(dataset, preparation, records, workers)
+            images, rejected, undecided = prepare(category_of, folder / "images", records)
             outcome = outcome_of(dataset, categories, images, rejected, data)
             for image in outcome.unused:
                 (folder / "images" / image.file_name).unlink()
             stats, findings = _written(folder, dataset, outcome, records)
             refusal = refusal_of(dataset.root, outcome, undecided, data, str(page))
-            readings = undecided.readings(preparation, folder) if undecided else []
+            readings = undecided.readings(folder) if undecided else []
             gallery = {split: _gallery(folder, found, records) for split, found in outcome.images.items()}
             write_report(
                 report_dir, stats, findings, categories, gallery, data, stopped=bool(refusal), readings=readings

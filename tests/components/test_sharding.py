@@ -168,7 +168,7 @@ def test_the_same_input_gives_the_same_bytes_for_any_number_of_workers(
     preprocess: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = contents(preprocess(1))
-    monkeypatch.setattr("components.preprocess.workers.CHUNK", 1)  # these few shards in several processes too
+    monkeypatch.setattr("yolact_ops.scanning.workers.CHUNK", 1)  # these few shards in several processes too
     assert contents(preprocess(1, workers=2)) == expected
     assert sum(name.endswith(".tar") for name in expected) == len(NAMES)
 

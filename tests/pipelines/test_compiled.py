@@ -216,6 +216,31 @@ def test_fewer_shards_are_predicted_at_a_time_if_the_cluster_says_so() -> None:
     assert loop["iteratorPolicy"] == {"parallelismLimit": 2}
 
 
+def test_one_part_has_no_scan_and_preprocess_reads_what_ingest_wrote(committed: dict) -> None:
+    for name in ("training", "evaluation"):
+        spec, _ = committed[name]
+        assert not any(task.startswith("for-loop") for task in spec["root"]["dag"]["tasks"])
+        [artifact] = tasks(spec)["preprocess"]["inputs"]["artifacts"].items()
+        assert artifact == ("raw", {"taskOutputArtifact": {"outputArtifactKey": "raw", "producerTask": "ingest"}})
+
+
+@pytest.mark.parametrize("limit", [0, 2])
+@pytest.mark.parametrize("name", ["training", "evaluation"])
+def test_parts_are_scanned_in_a_loop_and_preprocess_gets_the_scans_alone(name: str, limit: int) -> None:
+    changes = ["scan_parts=3", f"parallel.scan={limit}", "tasks.scan.cpu='7'", "tasks.scan.queue=team"]
+    spec, kubernetes = documents(pipeline_text(name, load_cluster(overrides=changes), VERSIONS))
+    [(place, loop)] = [(task, x) for task, x in spec["root"]["dag"]["tasks"].items() if task.startswith("for-loop")]
+    assert json.loads(loop["parameterIterator"]["items"]["raw"]) == ["0", "1", "2"]
+    assert loop.get("iteratorPolicy") == ({"parallelismLimit": limit} if limit else None)
+    assert tasks(spec)["scan"]["inputs"]["parameters"]["parts"] == {"runtimeValue": {"constant": 3}}
+    assert tasks(spec)["scan"]["retryPolicy"]["maxRetryCount"] == 2
+    assert containers(spec)["scan"]["resources"]["resourceCpuRequest"] == "7"
+    assert kubernetes["scan"]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
+    inputs = tasks(spec)["preprocess"]["inputs"]["artifacts"]
+    assert list(inputs) == ["scans"]
+    assert inputs["scans"]["taskOutputArtifact"]["producerTask"] == place
+
+
 PLACES = {
     "kubernetes": {"podMetadata", "nodeAffinity", "genericEphemeralVolume"},
     "variables": {"NCCL_SOCKET_IFNAME", "NCCL_DEBUG", "TMPDIR"},
@@ -444,7 +469,9 @@ NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
         ("scratch.mount=/checkpoints", "scratch.mount: /checkpoints: tasks have another volume there"),
         ("scratch.mount=/s3/", "scratch.mount: /s3: tasks have another volume there"),
         ("checkpoints.claim=scratch", "checkpoints.claim: scratch: is also the volume of temporary files"),
-        ("parallel.train=2", "parallel.train: unknown key; allowed here: predict"),
+        ("parallel.train=2", "parallel.train: unknown key; allowed here: predict, scan"),
+        ("scan_parts=0", "scan_parts: input should be greater than or equal to 1 (found 0)"),
+        ("scan_parts=1001", "scan_parts: input should be less than or equal to 1000 (found 1001)"),
         ("parallel.predict=-1", "parallel.predict: input should be greater than or equal to 0 (found -1)"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
         ("image=[", "not valid YAML"),
@@ -496,7 +523,7 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count("step.run") == 1
-    own = {"step.run", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
+    own = {"step.run", "step.merge", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
     plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,14 +23,16 @@ from components.evaluate import step as evaluate
 from components.ingest import step as ingest
 from components.preprocess import step as preprocess
 from components.train import training as train
+from pipelines.compiler import PIPELINES
 from pipelines.config import load_cluster
 from pipelines.local import run_pipeline
+from tests.pipelines import data_alone
 from tests.servers.servers import KEY, SECRET, s3_server
 from yolact.formats.sample import generate_sample
 from yolact.inference.predictor import Predictor
 from yolact.settings import SampleConfig
 from yolact_ops.commands.task import as_text
-from yolact_ops.settings.params import Params
+from yolact_ops.settings.params import Params, load_params
 from yolact_ops.settings.presets import choose
 
 SAMPLE = SampleConfig(seed=3, train_images=8, val_images=4, min_size=80, max_size=96, max_objects=2)
@@ -328,3 +331,31 @@ def test_a_wrong_setting_is_refused_before_anything_runs(finished: Finished, env
     assert done.returncode == 1
     assert "train.epoch: unknown key; did you mean 'epochs'?" in done.stderr
     assert not (finished.root / "unused").exists()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_scans_of_parts_give_the_bytes_of_one_preprocess_task(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setitem(PIPELINES, "data", data_alone.build)
+    base = load_params(repository / "conf" / "base.yaml")
+    found = {}
+    for shard_size in (0, 3):
+        data = base.data.model_copy(update={"source": "sample", "sample": SAMPLE, "shard_size": shard_size})
+        for parts in (1, 3):
+            cluster = load_cluster(overrides=[f"scan_parts={parts}", "parallel.scan=2"])
+            output = tmp_path / f"{shard_size}-{parts}"
+            done = run_pipeline("data", {"params": as_text(base.model_copy(update={"data": data}))}, cluster, output)
+            assert (done.folder / "preprocess/processed/stats.json").is_file()
+            log = (done.folder / "pipeline.log").read_text()
+            assert len(re.findall(r"Executing task 'scan", log)) == (parts if parts > 1 else 0)
+            found[shard_size, parts] = {
+                path.relative_to(done.folder): path.read_bytes()
+                for folder in ("processed", "report", "report_files")
+                for path in sorted((done.folder / "preprocess").glob(f"{folder}*/**/*"))
+                if path.is_file()
+            }
+        assert found[shard_size, 3] == found[shard_size, 1]
+    assert any(path.suffix == ".tar" for path in found[3, 3])
+    assert any(path.name == "index.html" for path in found[0, 3])

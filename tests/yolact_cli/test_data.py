@@ -65,7 +65,7 @@ def work(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> P
     text = (repository / "params.yaml").read_text(encoding="utf-8").replace("max_dropped: 0.0", "max_dropped: 0.2")
     (folder / "params.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("components.preprocess.workers.CHUNK", 10_000)  # no processes
+    monkeypatch.setattr("yolact_ops.scanning.workers.CHUNK", 10_000)  # no processes
     return folder
 
 

@@ -67,6 +67,8 @@ class PreparedImage:
     summary: ImageSummary
     rows: tuple[str, ...]
     """For each object, its row of COCO's ``annotations`` as JSON, without the opening brace and the ids."""
+    file: str
+    """The source's image file, as in problems."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Preparation:
             dropped=tuple(dropped),
         )
         rows = (json.dumps(coco_annotation(item, self.category_of[item.class_index])) for item in instances)
-        return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows))
+        return PreparedImage(summary, tuple(row.removeprefix("{") for row in rows), image.file)
 
     def _without_duplicates(self, file: str, instances: list[Instance]) -> tuple[list[Instance], list[Problem]]:
         """The instances without those that have the class and the mask of an earlier one, and a warning for each, and
@@ -225,14 +227,19 @@ def _turned_upright(image: ImageFile, upright: bool, why: str) -> list[Problem]:
     return [Problem(image.file, reason, f"turned upright by EXIF orientation; {what}", changed=True)]
 
 
+def name_is_taken(file: str, name: str) -> Problem:
+    """The problem of an image whose name in the processed data another one has; ``file`` is the source's."""
+    reason = f"another image is written as {name!r}; rename one of them"
+    return Problem(file, reason, kind="file name of another image")
+
+
 def _write(path: Path, data: bytes, file: str, short_name: bool) -> None:
     """Write an image to a new file; ``file`` is the source's, for problems."""
     try:
         with path.open("xb") as target:
             target.write(data)
     except FileExistsError:
-        reason = f"another image is written as {path.name!r}; rename one of them"
-        raise ProblemError([Problem(file, reason, kind="file name of another image")]) from None
+        raise ProblemError([name_is_taken(file, path.name)]) from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise

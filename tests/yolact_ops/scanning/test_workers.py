@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from components.preprocess.workers import CHUNK, CHUNKS_AHEAD, map_in_order
 from yolact.errors import DataError
+from yolact_ops.scanning.workers import CHUNK, CHUNKS_AHEAD, map_in_order
 
 
 def squared(value: int) -> int:
