@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from kfp import local
 from kfp.local import docker_task_handler
 from kfp.local.config import LocalExecutionConfig
+from kfp.local.orchestrator import task_spec_utils
 
 from pipelines.compiler import PIPELINES
 from pipelines.config import ClusterConfig, RetryConfig
@@ -130,7 +131,7 @@ def _run(
     runner = local.SubprocessRunner(use_venv=False) if containers is None else _container_runner(containers)
     before = set(output.iterdir()), set(volume.iterdir())
     log = output / f"{pipeline.name}.log"
-    with log.open("w", encoding="utf-8") as file, warnings.catch_warnings(), _own_containers():
+    with log.open("w", encoding="utf-8") as file, warnings.catch_warnings(), _own_containers(), _own_iterations():
         warnings.simplefilter("ignore")  # about settings that local runs ignore
         progress = Progress(sys.stdout, file)
         local.init(
@@ -281,6 +282,26 @@ def _own_containers() -> Iterator[None]:
         yield
     finally:
         docker_task_handler.run_docker_container = theirs
+
+
+@contextmanager
+def _own_iterations() -> Iterator[None]:
+    """Make kfp's loops leave alone what is not their item: kfp 2.17 replaces every parameter that comes from a task
+    before the loop by the loop's item."""
+    theirs = task_spec_utils.create_parameter_loop_iteration_task_spec
+
+    def iteration(original: Any, item: Any, name: str) -> Any:
+        found = theirs(original, item, name)
+        for key, given in original.inputs.parameters.items():
+            if given.HasField("task_output_parameter"):
+                found.inputs.parameters[key].CopyFrom(given)
+        return found
+
+    task_spec_utils.create_parameter_loop_iteration_task_spec = iteration
+    try:
+        yield
+    finally:
+        task_spec_utils.create_parameter_loop_iteration_task_spec = theirs
 
 
 def _run_container(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:
