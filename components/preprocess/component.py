@@ -36,10 +36,12 @@ def preprocess(
 
         pages = Path(report.path).with_name("report_files")
         params = kubeflow.data_settings(data_params)
-        if raw:
-            step.run(params, raw_dir=Path(raw.path), processed_dir=Path(processed.path), report_dir=pages)
-        else:
-            folders = [Path(scan.path) for scan in scans or []]
-            step.merge(params, scans=folders, processed_dir=Path(processed.path), report_dir=pages)
+        step.run(
+            params,
+            raw_dir=Path(raw.path) if raw else None,
+            scans=[Path(scan.path) for scan in scans or []],
+            processed_dir=Path(processed.path),
+            report_dir=pages,
+        )
         display.describe(processed)
         kubeflow.show_page(report, pages)

@@ -34,7 +34,13 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    params: DataParams, *, raw_dir: Path, processed_dir: Path, report_dir: Path, workers: int | None = None
+    params: DataParams,
+    *,
+    raw_dir: Path | None,
+    processed_dir: Path,
+    report_dir: Path,
+    workers: int | None = None,
+    scans: Sequence[Path] = (),
 ) -> None:
     """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
 
@@ -45,10 +51,12 @@ def run(
 
     Args:
         params: settings; uses ``data``.
-        raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`).
+        raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`); None: merge
+            ``scans``.
         processed_dir: folder of the processed data.
         report_dir: folder of the report.
         workers: number of processes that read images; None: one per CPU core.
+        scans: without ``raw_dir``, what the tasks of the step scan wrote (`merge`).
 
     Raises:
         DataError: there is no data set of a known format, a list of images is invalid, more images than
@@ -56,6 +64,9 @@ def run(
             on which image the masks of turned images are drawn, or a split has no image or no instance.
         SettingsError: ``data.classes`` names an unknown class.
     """
+    if raw_dir is None:
+        merge(params, scans=scans, processed_dir=processed_dir, report_dir=report_dir, workers=workers)
+        return
     count = workers or usable_cpus()
     dataset = read_dataset(raw_dir, options_of(params.data))
     log.info("%s: reading %d images from %s", dataset.format, len(sources_of(dataset)), dataset.root)

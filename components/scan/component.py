@@ -30,8 +30,8 @@ def scan(
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("scan", code_version, inputs=[raw]):
-        from components.scan import step
+        from components.scan import display, step
 
         params = kubeflow.data_settings(data_params)
         found = step.run(params, raw_dir=Path(raw.path), scan_dir=Path(result.path), part=int(part), parts=parts)
-        result.metadata |= {"part": part, **vars(found)}
+        display.describe(result, part, found)

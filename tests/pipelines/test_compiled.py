@@ -523,7 +523,7 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
     assert calls.count("step.run") == 1
-    own = {"step.run", "step.merge", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
+    own = {"step.run", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
     plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain
