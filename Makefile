@@ -5,7 +5,7 @@ PORT ?= 5000
 MODEL ?= models
 DOCKER ?= docker
 # The extras in the lock file: all but timm and openvino.
-LOCKED := pipeline serve export pretrained video sweep dev
+LOCKED := pipeline serve export pretrained video sweep trainer dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)

@@ -45,8 +45,8 @@ _OWN_VARIABLES = (
 _OTHER_MOUNTS = (SHARED_MEMORY, "/kfp-launcher", "/gcs", "/s3", "/minio", "/.local", "/.cache", "/.config")
 """Where tasks have a volume already: Kubeflow Pipelines 2.17 mounts all but the first."""
 
-SEVERAL_GPUS_STEP = "train"
-"""The step that starts a process for each GPU of its task."""
+PARALLEL_STEP = "train"
+"""The step that starts a process for each GPU of its task, and whose work several nodes can share."""
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """A label of RFC 1123."""
@@ -146,6 +146,8 @@ class TaskConfig(_Section):
     memory: Bytes
     memory_limit: Bytes
     gpus: Annotated[int, Field(ge=0)]
+    nodes: Annotated[int, Field(ge=1)]
+    """With several, the resources, secrets and place are those of each node's pod, see `ClusterConfig.for_pod`."""
     shared_memory: Annotated[str, Field(pattern=rf"^({BYTES})?$")]
     time_limit: Seconds
     retries: Annotated[int, Field(ge=0)]
@@ -211,8 +213,16 @@ class ClusterConfig(_Section):
     """By step; what the file leaves out is filled in from ``task``."""
 
     def for_step(self, step: str) -> TaskConfig:
-        """Resources and settings of a step's task."""
+        """Resources and settings of a step's task, or of each node where several share its work."""
         return self.tasks.get(step, self.task)
+
+    def for_pod(self, step: str) -> TaskConfig:
+        """Resources and settings of the pod of a step's task: with several nodes it only follows them."""
+        config = self.for_step(step)
+        if config.nodes == 1:
+            return config
+        own = {"time_limit": config.time_limit, "retries": config.retries, "secrets": config.secrets}
+        return self.task.model_copy(update=own)
 
 
 def load_cluster(path: Path = CLUSTER, overrides: Sequence[str] = ()) -> ClusterConfig:
@@ -264,9 +274,18 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[Any, ...]]:
             if limit and _amount(requested) > _amount(limit):
                 message = f"{requested} is above {name}_limit ({limit}); Kubernetes refuses such a pod"
                 yield (*section, name), (*section, f"{name}_limit"), message
-        if task.gpus > 1 and section != ("tasks", SEVERAL_GPUS_STEP):
-            message = f"only the step {SEVERAL_GPUS_STEP} uses more than one GPU (found {task.gpus})"
+        if task.gpus > 1 and section != ("tasks", PARALLEL_STEP):
+            message = f"only the step {PARALLEL_STEP} uses more than one GPU (found {task.gpus})"
             yield (*section, "gpus"), message
+        if task.nodes > 1 and section != ("tasks", PARALLEL_STEP):
+            message = f"only the step {PARALLEL_STEP} uses more than one node (found {task.nodes})"
+            yield (*section, "nodes"), message
+        elif task.nodes > 1 and not config.checkpoints.claim:
+            message = (
+                f"{task.nodes} nodes share data, checkpoints and model through the volume of checkpoints.claim, which "
+                "is empty: name a claim that all nodes can mount (ReadWriteMany)"
+            )
+            yield (*section, "nodes"), ("checkpoints", "claim"), message
         for secret in task.secrets:
             if secret not in config.secrets:
                 yield (*section, "secrets"), f"{secret!r} is not one of the secrets ({', '.join(config.secrets)})"

@@ -37,7 +37,7 @@ def configure_task(task: PipelineTask, cluster: ClusterConfig) -> PipelineTask:
         task: a task whose component is named like its step.
         cluster: the settings.
     """
-    config = cluster.for_step(task.component_spec.name.replace("-", "_"))  # kfp's names have dashes
+    config = cluster.for_pod(task.component_spec.name.replace("-", "_"))  # kfp's names have dashes
     task.set_container_image(cluster.image)
     task.set_caching_options(config.cache)
     kubernetes.set_image_pull_policy(task, cluster.image_pull_policy)

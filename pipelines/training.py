@@ -11,6 +11,7 @@ from components.register.component import register
 from components.train.component import train
 from pipelines.config import ClusterConfig
 from pipelines.data import prepare_data
+from pipelines.nodes import describe_nodes
 from pipelines.placement import configure_task, mount_checkpoints
 
 
@@ -22,6 +23,8 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
         versions: code version by step (`yolact_ops.lineage.code`), a constant argument of each task.
     """
     volume = cluster.checkpoints.mount if cluster.checkpoints.claim else ""
+    several = describe_nodes(cluster)
+    nodes = {"nodes": several} if several else {}
 
     @dsl.pipeline(
         name="training",
@@ -53,6 +56,7 @@ def build(cluster: ClusterConfig, versions: Mapping[str, str]) -> BaseComponent:
             checkpoints=checkpoints,
             pipeline_run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
             resume_pipeline_run=resume_pipeline_run,
+            **nodes,
         )
         mount_checkpoints(configure_task(trained, cluster), cluster)
         model = trained.outputs["model"]

@@ -91,7 +91,7 @@ def test_the_image_has_no_library_of_gpl_codecs(repository: Path) -> None:
     needed = {name: [item.split(">")[0] for item in items] for name, items in extras["optional-dependencies"].items()}
     assert [name for name, items in needed.items() if "av" in items] == ["video"]
     installed = re.findall(r"--extra (\w+)", (repository / "Dockerfile").read_text(encoding="utf-8"))
-    assert installed == ["pipeline", "serve", "pretrained"]
+    assert installed == ["pipeline", "serve", "pretrained", "trainer"]
     lock = (repository / "requirements.lock").read_text(encoding="utf-8")
     [requirers] = re.findall(r"^av==(?:.*\n)(?:    --hash.*\n)+    # via (.*)\n", lock, re.MULTILINE)
     assert requirers == "yolact-pipeline (pyproject.toml)"

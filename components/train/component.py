@@ -17,6 +17,7 @@ def train(
     checkpoints: str = "",
     pipeline_run_id: str = "",
     resume_pipeline_run: str = "",
+    nodes: str = "",
 ) -> None:
     """Train the network; a retried task resumes from its last checkpoint.
 
@@ -30,22 +31,26 @@ def train(
         checkpoints: where the volume for checkpoints is mounted; empty for none.
         pipeline_run_id: id of the pipeline run, and name of its folder on that volume.
         resume_pipeline_run: id of an earlier pipeline run whose training to resume; empty for none.
+        nodes: the nodes that train together, through a TrainJob, as JSON; empty: this task trains.
     """
     from pathlib import Path
 
     from yolact_ops.commands import task as kubeflow
 
     with kubeflow.task("train", code_version, needs_mlflow=True, inputs=[processed]):
-        from components.train import display, step
+        from components.train import display, trainjob
         from components.train.volume import checkpoints_folder
 
         summary = Path(curves.path) / "train.json"
-        step.run(
+        trainjob.run(
             kubeflow.settings(params),
             processed_dir=Path(processed.path),
             model_dir=Path(model.path),
             metrics_path=summary,
             plots_dir=Path(curves.path) / "plots",
             checkpoints_dir=checkpoints_folder(checkpoints, pipeline_run_id, resume_pipeline_run, Path(model.path)),
+            nodes=nodes,
+            shared=Path(checkpoints) / f"{pipeline_run_id}-nodes",
+            code_version=code_version,
         )
         display.describe(model, metrics, summary)

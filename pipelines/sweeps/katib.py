@@ -14,16 +14,9 @@ from typing import Any
 import kubernetes
 import yaml
 
-from pipelines.config import (
-    SCRATCH_VARIABLE,
-    SCRATCH_VOLUME,
-    SECRETS,
-    SHARED_MEMORY,
-    SHARED_MEMORY_VOLUME,
-    ClusterConfig,
-    TaskConfig,
-)
-from pipelines.placement import cores_of, expression, queue_labels
+from pipelines.config import ClusterConfig
+from pipelines.placement import queue_labels
+from pipelines.pods import pod_affinity, pod_resources, pod_tolerations, pod_variables, pod_volumes
 from pipelines.servers.connection import ClusterError
 from pipelines.servers.kube import Kubernetes, KubernetesError, Object
 from pipelines.sweeps.space import Parameter, override
@@ -39,9 +32,6 @@ from pipelines.sweeps.sweep import (
     Trial,
 )
 from yolact.errors import SettingsError
-from yolact_ops.commands.container import CPU_COUNT_VARIABLE
-from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
-from yolact_ops.lineage.variables import IMAGE_VARIABLE
 
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1beta1", "experiments"
 DIGEST = "yolact/sweep"
@@ -176,26 +166,15 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
     """A Job that runs a module with the resources of the task train, and the tasks' secrets and volume."""
     config = cluster.for_step("train")
     secrets = list(dict.fromkeys(key for step in STEPS for key in cluster.for_step(step).secrets))
-    volumes, mounts = _volumes(cluster, config, secrets)
-    files = ":".join(
-        f"{SECRETS}/{cluster.secrets[key].name}/{variable}" for key in secrets for variable in cluster.secrets[key].keys
-    )
-    variables = {
-        **environment,
-        **config.env,
-        IMAGE_VARIABLE: cluster.image,
-        CPU_COUNT_VARIABLE: str(cores_of(config.cpu)),
-        SECRET_FILES_VARIABLE: files,
-    }
-    if config.scratch:
-        variables[SCRATCH_VARIABLE] = cluster.scratch.mount
+    volumes, mounts = pod_volumes(cluster, config, secrets)
+    variables = {**environment, **pod_variables(cluster, config, secrets)}
     container: Object = {
         "name": CONTAINER,
         "image": cluster.image,
         "imagePullPolicy": cluster.image_pull_policy,
         "command": ["python", "-m", module],
         "env": [{"name": name, "value": value.replace("$(", "$$(")} for name, value in variables.items()],
-        "resources": _resources(cluster, config),
+        "resources": pod_resources(cluster, config),
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
     }
@@ -208,11 +187,8 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
         "volumes": volumes,
         "imagePullSecrets": [{"name": name} for name in cluster.image_pull_secrets],
         "nodeSelector": dict(config.node_selector),
-        "affinity": _affinity(config),
-        "tolerations": [
-            {key: value for key, value in toleration.model_dump().items() if value is not None}
-            for toleration in config.tolerations
-        ],
+        "affinity": pod_affinity(config),
+        "tolerations": pod_tolerations(config),
     }
     labels = {"sidecar.istio.io/inject": "false"}  # a Job whose pod has Istio's container does not end
     return {
@@ -224,52 +200,6 @@ def _job(cluster: ClusterConfig, module: str, environment: Mapping[str, str]) ->
             "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }
-
-
-def _resources(cluster: ClusterConfig, config: TaskConfig) -> Object:
-    limits = {"memory": config.memory_limit} | ({"cpu": config.cpu_limit} if config.cpu_limit else {})
-    if config.gpus:
-        limits[cluster.gpu] = str(config.gpus)
-    return {"requests": {"cpu": config.cpu, "memory": config.memory}, "limits": limits}
-
-
-def _affinity(config: TaskConfig) -> Object:
-    """As `pipelines.placement` gives it to tasks: all requirements must hold, each preference adds its weight."""
-    required = [expression(one) for one in config.node_affinity if one.weight is None]
-    preferred = [one for one in config.node_affinity if one.weight is not None]
-    node: Object = {}
-    if required:
-        node["requiredDuringSchedulingIgnoredDuringExecution"] = {"nodeSelectorTerms": [{"matchExpressions": required}]}
-    if preferred:
-        node["preferredDuringSchedulingIgnoredDuringExecution"] = [
-            {"weight": one.weight, "preference": {"matchExpressions": [expression(one)]}} for one in preferred
-        ]
-    return {"nodeAffinity": node} if node else {}
-
-
-def _volumes(cluster: ClusterConfig, config: TaskConfig, secrets: Sequence[str]) -> tuple[list[Object], list[Object]]:
-    """The pod's volumes, and where they are mounted."""
-    checkpoints = cluster.checkpoints
-    volumes: list[Object] = [
-        {"name": checkpoints.claim, "persistentVolumeClaim": {"claimName": checkpoints.claim}},
-    ]
-    mounts: list[Object] = [{"name": checkpoints.claim, "mountPath": checkpoints.mount}]
-    if config.shared_memory:
-        memory = {"medium": "Memory", "sizeLimit": config.shared_memory}
-        volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": memory})
-        mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
-    if config.scratch:
-        claim: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": config.scratch}}}
-        if cluster.scratch.storage_class:
-            claim["storageClassName"] = cluster.scratch.storage_class
-        volumes.append({"name": SCRATCH_VOLUME, "ephemeral": {"volumeClaimTemplate": {"spec": claim}}})
-        mounts.append({"name": SCRATCH_VOLUME, "mountPath": cluster.scratch.mount})
-    names = dict.fromkeys(cluster.secrets[key].name for key in secrets)
-    for name in names:
-        optional = all(cluster.secrets[key].optional for key in secrets if cluster.secrets[key].name == name)
-        volumes.append({"name": name, "secret": {"secretName": name, "optional": optional}})
-        mounts.append({"name": name, "mountPath": f"{SECRETS}/{name}", "readOnly": True})
-    return volumes, mounts
 
 
 def _find(kube: Kubernetes, name: str) -> Object | None:
