@@ -253,6 +253,7 @@ class _TrainJob:
     def begin(self) -> None:
         """Find the TrainJob of an earlier try of the task, or make it."""
         write_text_atomic(self._shared / "followed-by", self._try)
+        self._check_trainer()
         while True:
             found = self._find()
             if found is not None and "deletionTimestamp" not in found["metadata"]:
@@ -314,6 +315,7 @@ class _TrainJob:
 
     def _create(self) -> bool:
         """Whether it is made; False if it exists."""
+        self._check_runtime()
         from kubeflow.trainer import CustomTrainerContainer
         from kubeflow.trainer import options as sdk
 
@@ -353,27 +355,35 @@ class _TrainJob:
         except _RefusedError as error:
             if error.status == 409:
                 return False
-            if error.status != 404:
-                raise NodesError(f"TrainJob {self.name}: {error}") from error
-            raise self._missing() from error
+            raise NodesError(f"TrainJob {self.name}: {error}") from error
         return True
 
-    def _missing(self) -> SettingsError:
-        """What a 404 means when a TrainJob is made."""
+    def _check_runtime(self) -> None:
+        """Kubeflow's SDK would look for a missing one among those of the whole cluster, which needs another right."""
+        get, arguments = self._custom.get_namespaced_custom_object, (GROUP, VERSION, self._namespace)
+        try:
+            self._ask(
+                "get trainingruntimes.trainer.kubeflow.org",
+                lambda: get(*arguments, "trainingruntimes", RUNTIME, _request_timeout=TIMEOUT),
+            )
+        except _RefusedError as error:
+            raise SettingsError(
+                f"tasks.train.nodes: namespace {self._namespace} has no TrainingRuntime {RUNTIME} ({error}): "
+                f"{INSTALL.format(namespace=self._namespace)}"
+            ) from error
+
+    def _check_trainer(self) -> None:
+        """Refuse a cluster without the Trainer; every service account may list the API's groups."""
         from kubernetes.client import ApisApi
 
         apis = ApisApi(self._core.api_client)
         groups = self._ask("list API groups", lambda: apis.get_api_versions(_request_timeout=TIMEOUT)).groups
         if GROUP not in [group.name for group in groups]:
-            return SettingsError(
-                "tasks.train.nodes: this cluster has no Kubeflow Trainer (its API has no group trainer.kubeflow.org). "
-                "Install version 2.2 or later (https://www.kubeflow.org/docs/components/trainer/), then "
+            raise SettingsError(
+                f"tasks.train.nodes: this cluster has no Kubeflow Trainer (its API has no group {GROUP}). Install "
+                "version 2.2 or later (https://www.kubeflow.org/docs/components/trainer/), then "
                 f"{INSTALL.format(namespace=self._namespace)}; or train on one node: -C tasks.train.nodes=1"
             )
-        return SettingsError(
-            f"tasks.train.nodes: namespace {self._namespace} has no TrainingRuntime {RUNTIME}: "
-            f"{INSTALL.format(namespace=self._namespace)}"
-        )
 
     def _find(self) -> dict[str, Any] | None:
         get = self._custom.get_namespaced_custom_object
