@@ -471,7 +471,7 @@ class _TrainJob:
                 if isinstance(error.__cause__, InterruptedRunError):  # wrapped by Kubeflow's SDK
                     raise error.__cause__ from None
                 status, reason = _reason(error)
-                if status == 403:
+                if status == 403 and " cannot " in reason:  # else an admission webhook, or a quota, refuses
                     raise SettingsError(
                         f"tasks.train.nodes: the task has no right to {right} in namespace {self._namespace} "
                         f"({reason}). {INSTALL.format(namespace=self._namespace)}, or another --service-account"
