@@ -613,5 +613,5 @@ def _reason(error: Exception) -> tuple[int | None, str]:
             body = json.loads(body)["message"]
         return error.status or 0, f"{error.reason}: {body}" if body else str(error.reason)
     if isinstance(error, HTTPError | OSError | PoolTimeoutError):
-        return 0, str(error) or type(error).__name__
+        return 0, str(getattr(error, "reason", None) or error) or type(error).__name__
     return None, str(error)

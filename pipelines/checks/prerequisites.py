@@ -9,10 +9,11 @@ from functools import partial
 
 import yaml
 
+from components.train.trainjob import GROUP, RUNTIME, VERSION
 from pipelines.checks.capacity import check_gpus, check_tasks, make_rooms
 from pipelines.checks.finding import Finding, Level
 from pipelines.checks.quota import check_quotas
-from pipelines.config import ClusterConfig, SecretConfig
+from pipelines.config import PARALLEL_STEP, ClusterConfig, SecretConfig
 from pipelines.image import check_image
 from pipelines.servers.kube import CLUSTER_WIDE, Kubernetes, KubernetesError, Object
 from yolact.errors import SettingsError
@@ -72,6 +73,7 @@ class Prerequisites:
             *((f"secret {one.name}", partial(self._check_secret, key, one)) for key, one in self._used_secrets()),
             *((f"secret {name}", partial(self._check_pull_secret, name)) for name in self.config.image_pull_secrets),
             ("checkpoint volume", self._check_claim),
+            *([("Kubeflow Trainer", self._check_trainer)] if self._nodes > 1 else []),
             ("quota", self._check_quota),
             ("nodes", self._check_nodes),
             ("Argo's retries", self._check_argo),
@@ -86,6 +88,28 @@ class Prerequisites:
     @property
     def _namespace(self) -> str:
         return self.kubernetes.namespace
+
+    @property
+    def _nodes(self) -> int:
+        """Nodes that train together."""
+        return self.config.for_step(PARALLEL_STEP).nodes
+
+    def _check_trainer(self) -> Iterator[Finding]:
+        """Whether a TrainJob can be made of the runtime; the role of the tasks' account is not looked at."""
+        what, access = "Kubeflow Trainer", self.kubernetes
+        get = access.custom.get_namespaced_custom_object
+        arguments = (GROUP, VERSION, self._namespace, "trainingruntimes", RUNTIME)
+        apply = f"`kubectl -n {self._namespace} apply -k deploy/train`"
+        if access.find(f"get trainingruntimes.{GROUP}", get, *arguments) is None:
+            yield Finding(
+                Level.FAILURE,
+                what,
+                f"is not installed, or namespace {self._namespace} has no TrainingRuntime {RUNTIME}, which "
+                f"tasks.{PARALLEL_STEP}.nodes: {self._nodes} needs",
+                f"Install the Trainer, 2.2 or later (https://www.kubeflow.org/docs/components/trainer/), then {apply}",
+            )
+        else:
+            yield Finding(Level.OK, what, f"has the TrainingRuntime {RUNTIME}")
 
     def _check_namespace(self) -> Iterator[Finding]:
         what, name = f"namespace {self._namespace}", self._namespace
@@ -195,8 +219,16 @@ class Prerequisites:
     def _judge_phase(self, what: str, claim: Object, storage: Object | None) -> Finding:
         phase = claim.get("status", {}).get("phase", "Pending")
         modes = claim["spec"]["accessModes"]
-        one_node = "" if "ReadWriteMany" in modes else "; simultaneous trainings on two nodes need ReadWriteMany"
+        is_shared = "ReadWriteMany" in modes
+        one_node = "" if is_shared else "; simultaneous trainings on two nodes need ReadWriteMany"
         text = f"{', '.join(modes)}, StorageClass {claim['spec'].get('storageClassName') or 'none'}{one_node}"
+        if self._nodes > 1 and not is_shared:
+            return Finding(
+                Level.FAILURE,
+                what,
+                f"{', '.join(modes)}: tasks.{PARALLEL_STEP}.nodes: {self._nodes} needs one that all nodes can mount",
+                "A claim with accessModes [ReadWriteMany], of a StorageClass that has them: -C checkpoints.claim=NAME",
+            )
         if phase == "Bound":
             return Finding(Level.OK, what, f"bound, {text}")
         if phase == "Pending" and (storage or {}).get("volumeBindingMode") == "WaitForFirstConsumer":

@@ -472,6 +472,8 @@ NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
         ("parallel.train=2", "parallel.train: unknown key; allowed here: predict, scan"),
         ("scan_parts=0", "scan_parts: input should be greater than or equal to 1 (found 0)"),
         ("scan_parts=1001", "scan_parts: input should be less than or equal to 1000 (found 1001)"),
+        ("tasks.train.nodes=0", "tasks.train.nodes: input should be greater than or equal to 1 (found 0)"),
+        ("tasks.evaluate.nodes=2", "tasks.evaluate.nodes: only the step train uses more than one node (found 2)"),
         ("parallel.predict=-1", "parallel.predict: input should be greater than or equal to 0 (found -1)"),
         ("tasks.train.gpus", "must be KEY=VALUE with dots in the key, as tasks.train.gpus=0"),
         ("image=[", "not valid YAML"),
@@ -505,6 +507,36 @@ def test_names_that_kubernetes_accepts_are_accepted(claim: str) -> None:
     assert load_cluster(overrides=changes).checkpoints.claim == claim
 
 
+def test_several_nodes_without_a_volume_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"-C checkpoints\.claim='': tasks\.train\.nodes: 2 nodes share") as caught:
+        load_cluster(overrides=["tasks.train.nodes=2", "checkpoints.claim=''"])
+    assert "ReadWriteMany" in str(caught.value)
+
+
+def test_on_several_nodes_the_task_only_follows_and_the_nodes_get_its_resources() -> None:
+    changes = ["tasks.train.nodes=4", "tasks.train.gpus=8", "tasks.train.queue=gpus", "tasks.train.scratch=200Gi"]
+    changes += ["tasks.train.node_selector={pool: a}", "tasks.train.env={NCCL_DEBUG: INFO}", "gpu=amd.com/gpu"]
+    cluster = load_cluster(overrides=changes)
+    spec, platforms = documents(pipeline_text("training", cluster, VERSIONS))
+    nodes = json.loads(tasks(spec)["train"]["inputs"]["parameters"]["nodes"]["runtimeValue"]["constant"])
+    assert (nodes["count"], nodes["time_limit"], nodes["labels"]) == (4, 604800, {"kueue.x-k8s.io/queue-name": "gpus"})
+    assert nodes["resources"] == {"cpu": "8", "memory": "48Gi", "amd.com/gpu": "8"}
+    assert (nodes["node_selector"], nodes["variables"]["NCCL_DEBUG"]) == ({"pool": "a"}, "INFO")
+    assert nodes["variables"]["TMPDIR"] == "/scratch"
+    volumes = {volume["name"] for volume in nodes["volumes"]}
+    assert volumes == {"yolact-checkpoints", "shared-memory", "scratch", "yolact-mlflow", "yolact-s3"}
+    assert {mount["name"] for mount in nodes["mounts"]} == volumes
+    assert nodes["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    resources = containers(spec)["train"]["resources"]
+    assert "accelerator" not in resources
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("1", "4Gi")
+    assert tasks(spec)["train"]["retryPolicy"]["maxRetryCount"] == 5
+    assert not {"podMetadata", "nodeSelector", "nodeAffinity", "tolerations"} & platforms["train"].keys()
+    assert [mount["mountPath"] for mount in platforms["train"]["pvcMount"]] == ["/checkpoints"]
+    one, _ = documents(pipeline_text("training", load_cluster(), VERSIONS))
+    assert "nodes" not in tasks(one)["train"]["inputs"]["parameters"]
+
+
 # What a component is -------------------------------------------------------------------------------------------
 
 
@@ -516,14 +548,15 @@ def test_a_component_only_calls_its_step(name: str, repository: Path) -> None:
     assert function.name == name
     imports = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
     imported = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
-    assert f"components.{name}.step" in imported
+    runs = "trainjob.run" if name == "train" else "step.run"  # which calls step.run, or has nodes call it
+    assert f"components.{name}.{runs.removesuffix('.run')}" in imported
     outside = {module for module in imported if not module.startswith(f"components.{name}.")}
     assert outside <= {"yolact_ops.commands.task", "pathlib.Path", "yolact_ops.settings.params.DataParams"}
     before = {f"{node.module}.{alias.name}" for node in body if node in imports for alias in node.names}
     assert before <= {"yolact_ops.commands.task", "pathlib.Path"}, "imported before the code's version is checked"
     calls = [ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)]
-    assert calls.count("step.run") == 1
-    own = {"step.run", "step.begin_evaluation", "display.describe", "checkpoints_folder"}
+    assert calls.count(runs) == 1
+    own = {runs, "step.begin_evaluation", "display.describe", "checkpoints_folder"}
     plain = {"Path", "str", "int", "len", "DataParams", "json.loads", "dsl.component", "NamedTuple"}
     read = {call for call in calls if call.startswith(("kubeflow.", "Path("))}
     assert set(calls) - read <= own | plain
