@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from components.train.trainjob import RUNTIME
 from pipelines.config import load_cluster
 from serving.settings import ServerSettings
 from tests.servers.servers import s3_server
@@ -53,8 +54,9 @@ class Manifest:
         return labels
 
     def pods(self) -> list[dict[str, Any]]:
-        """The specifications of all pods in it; KServe makes its pods of two manifests (`kserve_pod`)."""
-        return [spec for spec in maps(self.tree) if "containers" in spec and self.kind != "ServingRuntime"]
+        """The specifications of all pods in it; KServe and the Trainer make pods of two manifests (`kserve_pod`)."""
+        is_part = self.kind in ("ServingRuntime", "TrainJob")
+        return [spec for spec in maps(self.tree) if "containers" in spec and not is_part]
 
 
 def maps(tree: Any) -> Iterator[dict[str, Any]]:
@@ -442,8 +444,11 @@ def test_manifests_find_their_secrets_claims_and_accounts(
     assert [key for key in keys if key["key"] not in secrets[key["name"]]] == []
     claims = {item["claimName"] for item in references if "claimName" in item}
     assert claims - names["PersistentVolumeClaim"] == {"yolact-train"}  # trainjob.yaml: made by hand
-    [binding] = [manifest.tree for manifest in manifests if manifest.kind == "RoleBinding"]
-    assert {subject["name"] for subject in binding["subjects"]} <= names["ServiceAccount"]
+    bindings = [manifest.tree for manifest in manifests if manifest.kind == "RoleBinding"]
+    assert {subject["name"] for binding in bindings for subject in binding["subjects"]} <= names["ServiceAccount"]
+    assert {binding["roleRef"]["name"] for binding in bindings} == {"pipeline-runner"} | names["Role"]
+    jobs = [manifest.tree for manifest in manifests if manifest.kind == "TrainJob"]
+    assert {job["spec"]["runtimeRef"]["name"] for job in jobs} == {RUNTIME} == names["TrainingRuntime"]
 
 
 def test_everything_that_gets_the_keys_of_s3_gets_region_and_session_token_too(manifests: list[Manifest]) -> None:

@@ -335,6 +335,30 @@ def test_secrets_that_no_task_uses_are_left_out(cluster: KubeServer) -> None:
     assert [what for what in found if what.startswith("secret")] == ["secret yolact-s3"]
 
 
+NODES = ("-C", "tasks.train.nodes=2")
+
+
+def test_several_nodes_need_a_volume_for_all_of_them(cluster: KubeServer) -> None:
+    _, found = run(*NODES)
+    volume = found["volume claim yolact-checkpoints"]
+    assert (volume["level"], "tasks.train.nodes: 2 needs one" in volume["text"]) == ("failure", True)
+    cluster.lists[f"{CORE}/kubeflow/persistentvolumeclaims"][0]["spec"]["accessModes"] = ["ReadWriteMany"]
+    _, found = run(*NODES)
+    assert found["volume claim yolact-checkpoints"]["level"] == "ok"
+
+
+def test_several_nodes_need_the_trainer_and_its_runtime(cluster: KubeServer) -> None:
+    _, found = run(*NODES)
+    assert found["Kubeflow Trainer"]["level"] == "failure"
+    assert "`kubectl -n kubeflow apply -k deploy/train`" in found["Kubeflow Trainer"]["mend"]
+    runtime = yaml.safe_load((REPOSITORY / "deploy/train/runtime.yaml").read_text())
+    cluster.add("/apis/trainer.kubeflow.org/v1alpha1/namespaces/kubeflow/trainingruntimes", runtime)
+    _, found = run(*NODES)
+    assert found["Kubeflow Trainer"]["level"] == "ok"
+    _, found = run()
+    assert "Kubeflow Trainer" not in found
+
+
 @pytest.mark.parametrize(
     ("phase", "binding", "level"),
     [("Pending", "Immediate", "failure"), ("Pending", "WaitForFirstConsumer", "ok"), ("Lost", "Immediate", "failure")],
