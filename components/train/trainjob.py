@@ -37,6 +37,8 @@ RUNTIME = "yolact-torch"
 """The TrainingRuntime of deploy/train/runtime.yaml."""
 CONTAINER = "node"
 """The runtime's replicated job, and its container."""
+FOLLOWER_FILE = "followed-by"
+"""Names the try of the task that follows the TrainJob."""
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 RUN_LABEL = "pipeline/runid"
 INSTALL = "`kubectl -n {namespace} apply -k deploy/train` (deploy/README.md, Several nodes)"
@@ -146,6 +148,7 @@ def run(
     interrupts = Interrupts()
     with interrupts.watched():
         job = _TrainJob(Nodes.from_json(nodes), shared)
+        job.claim()
         try:
             with interrupts.at_once():
                 _lay_out(params, code_version, processed_dir, checkpoints_dir, shared)
@@ -185,7 +188,6 @@ def _on_one_machine(params: Params, nodes: str) -> Params:
 
 def _lay_out(params: Params, code_version: str, processed: Path, checkpoints: Path, shared: Path) -> None:
     """Put what the nodes read on the volume, unless an earlier try of the task has done so."""
-    shared.mkdir(exist_ok=True)
     if not (shared / "processed").is_dir():
         ignored = () if params.runtime.shards == "local" else ("images", "shards")
         log.info("copying %s to %s", processed, shared)
@@ -250,9 +252,13 @@ class _TrainJob:
         self._log = _Log(self._core, self._namespace)
         self._shown = ""
 
+    def claim(self) -> None:
+        """Make this try of the task the one that follows the TrainJob."""
+        self._shared.mkdir(exist_ok=True)
+        write_text_atomic(self._shared / FOLLOWER_FILE, self._try)
+
     def begin(self) -> None:
         """Find the TrainJob of an earlier try of the task, or make it."""
-        write_text_atomic(self._shared / "followed-by", self._try)
         self._check_trainer()
         while True:
             found = self._find()
@@ -308,8 +314,8 @@ class _TrainJob:
 
     def _check_follower(self) -> None:
         """Leave the TrainJob to a later try of the task: this one is of a node that was lost and came back."""
-        with suppress(OSError):  # removed by it
-            if (self._shared / "followed-by").read_text(encoding="utf-8") == self._try:
+        with suppress(FileNotFoundError):  # removed by it
+            if (self._shared / FOLLOWER_FILE).read_text(encoding="utf-8") == self._try:
                 return
         raise _StillRunsError(f"TrainJob {self.name}: a later try of this task follows it")
 

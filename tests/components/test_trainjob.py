@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -300,9 +301,7 @@ def test_what_an_admission_webhook_says_is_not_taken_for_a_missing_right(
 
 
 @pytest.mark.parametrize("moment", ["while it is made", "while it runs"])
-def test_a_request_to_stop_ends_the_trainjob(
-    server: TrainerServer, folder: Path, params: Params, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_to_stop_ends_the_trainjob(server: TrainerServer, folder: Path, params: Params, moment: str) -> None:
     handler = signal.getsignal(signal.SIGTERM)
 
     def stop() -> None:
@@ -318,11 +317,29 @@ def test_a_request_to_stop_ends_the_trainjob(
     assert (server.job, server.deleted, shared(folder).exists()) == (None, 1, False)
 
 
+def test_a_request_to_stop_while_data_is_copied_leaves_nothing(
+    server: TrainerServer, folder: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, copytree = signal.getsignal(signal.SIGTERM), shutil.copytree
+
+    def copy_half(*arguments: Any, **options: Any) -> None:
+        copytree(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(shutil, "copytree", copy_half)
+    try:
+        with pytest.raises(InterruptedRunError):
+            run(folder, params)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert (server.posted, shared(folder).exists()) == ([], False)
+
+
 def test_a_try_whose_node_was_lost_leaves_the_trainjob_to_the_later_one(
     server: TrainerServer, folder: Path, params: Params
 ) -> None:
     def look() -> None:
-        (shared(folder) / "followed-by").write_text("a later try")
+        (shared(folder) / trainjob.FOLLOWER_FILE).write_text("a later try")
 
     server.on_look = look
     with pytest.raises(trainjob.NodesError, match="a later try of this task follows it"):
