@@ -164,11 +164,11 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(done.stdout))
 
 
-@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "serving", "serving/kserve"])
+@pytest.mark.parametrize("folder", [".", "mlflow/postgres", "train", "serving", "serving/kserve"])
 def test_kustomize_builds_each_folder_that_the_readme_applies(deploy: Path, folder: str) -> None:
     built = kustomize(deploy / folder)
     assert built
-    if folder != "mlflow/postgres":  # applied with -n
+    if folder not in ("mlflow/postgres", "train"):  # applied with -n
         assert {tree["metadata"]["namespace"] for tree in built} == {"kubeflow"}
 
 
