@@ -361,7 +361,7 @@ class _TrainJob:
         except _RefusedError as error:
             if error.status == 409:
                 return False
-            raise NodesError(f"TrainJob {self.name}: {error}") from error
+            raise
         return True
 
     def _check_runtime(self) -> None:
@@ -401,7 +401,7 @@ class _TrainJob:
         except _RefusedError as error:
             if error.status == 404:
                 return None
-            raise NodesError(f"TrainJob {self.name}: {error}") from error
+            raise
         return found
 
     def _pods(self) -> list[dict[str, Any]]:
@@ -421,7 +421,7 @@ class _TrainJob:
             self._ask("delete trainjobs.trainer.kubeflow.org", lambda: self._client.delete_job(self.name))
         except _RefusedError as error:
             if error.status != 404:
-                raise NodesError(str(error)) from error
+                raise
 
     def _wait_for_end(self) -> None:
         """Wait until a TrainJob that is deleted, and its pods, are gone: they write checkpoints until then."""
@@ -483,7 +483,9 @@ class _TrainJob:
                         f"({reason}). {INSTALL.format(namespace=self._namespace)}, or another --service-account"
                     ) from error
                 if status and status != 429 and status < 500:
-                    raise _RefusedError(f"Kubernetes answers {status}: {reason}", status) from error
+                    raise _RefusedError(
+                        f"TrainJob {self.name}: Kubernetes answers {status}: {reason}", status
+                    ) from error
                 if status is None:
                     raise
                 if end is None:
@@ -498,7 +500,9 @@ class _TrainJob:
                 time.sleep(LOOK_EVERY)
 
 
-class _RefusedError(YolactError):
+class _RefusedError(NodesError):
+    """Kubernetes answers with an error."""
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
