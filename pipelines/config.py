@@ -23,7 +23,7 @@ CLUSTER = Path(__file__).with_name("cluster.yaml")
 
 SHARED_MEMORY_VOLUME = "shared-memory"
 """Name of the volume at `SHARED_MEMORY`."""
-SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - of a task's own container
 
 SCRATCH_VOLUME = "scratch"
 """Name of a task's volume for temporary files."""

@@ -236,7 +236,7 @@ def _container_runner(containers: Containers) -> local.DockerRunner:
         raise SettingsError(f"Docker cannot be reached ({error}). Start it, or set DOCKER_HOST.") from None
     arguments: dict[str, Any] = {
         "network_mode": "host",
-        "environment": _passed_on() | {"HOME": "/tmp"},
+        "environment": _passed_on() | {"HOME": "/tmp"},  # noqa: S108 - the container's own
         "user": f"{os.getuid()}:{os.getgid()}",
         "shm_size": SHARED_MEMORY,
         "mounts": [

@@ -103,7 +103,7 @@ class Following:
 
     def _pause(self) -> float:
         pause = self._poll if self.model is not None else min(self._poll, FIRST_RETRY)
-        return pause * random.uniform(1 - JITTER, 1 + JITTER)
+        return pause * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not for cryptography
 
     def _next(self) -> ServedModel | None:
         """The offered model, loaded and tested; None if it is the served one, or is not to be tried yet.

@@ -16,7 +16,7 @@ from yolact_ops.settings.params import PromoteConfig
 
 log = logging.getLogger(__name__)
 
-TOKEN_VARIABLE = "YOLACT_SERVE_TOKEN"
+TOKEN_VARIABLE = "YOLACT_SERVE_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable with the service's token, as for the server itself."""
 
 INTERVAL = 2.0

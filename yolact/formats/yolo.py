@@ -105,7 +105,8 @@ def _data_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_YAML:
             return {}
         # Texts only: YAML 1.1 reads the class names `no` and `on` as booleans.
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+        text = path.read_text(encoding="utf-8-sig")
+        tree = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes only texts, lists and mappings
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     usable = isinstance(tree, dict) and ("names" in tree or "nc" in tree) and any(key in tree for key in SPLIT_KEYS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-SECRET_FILES_VARIABLE = "YOLACT_SECRET_FILES"
+SECRET_FILES_VARIABLE = "YOLACT_SECRET_FILES"  # noqa: S105 - the name of a variable
 """Environment variable with the paths of the files, separated as in ``PATH``; each is named like its variable."""
 
 TOGETHER = (
