@@ -29,7 +29,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format licences sbom mlflow clean lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,12 @@ lint: $(STAMP) ## Check style, types and import contracts
 format: $(STAMP) ## Format the code and apply automatic fixes
 	@ruff check --fix
 	@ruff format
+
+licences: $(STAMP) ## Write docs/licences.md: versions and licences of the dependencies
+	@python .ci/packages.py licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
+
+sbom: $(STAMP) ## Write the bill of materials of the image's Python packages to build/sbom.json (CycloneDX)
+	@mkdir -p build && python .ci/packages.py sbom > build/sbom.json.new && mv build/sbom.json.new build/sbom.json
 
 mlflow: $(STAMP) ## Start MLflow for this folder's runs and print the last one's address (PORT=5000)
 	@yolact mlflow --port $(PORT)
