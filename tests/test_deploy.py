@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,14 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.server.auth.client import AuthServiceClient
 
 from components.train.trainjob import RUNTIME
 from pipelines.config import load_cluster
 from serving.settings import ServerSettings
-from tests.servers.servers import s3_server
+from tests.servers.servers import free_port, s3_server
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
@@ -189,6 +194,123 @@ def test_serving_with_feedback_has_a_volume_to_write_to_and_a_candidate(deploy: 
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
+def test_every_server_admits_only_whom_its_network_policy_names(manifests: list[Manifest]) -> None:
+    """The policy of `profile` aside, which opens servers to the namespace only."""
+    policies = {one.name: one.tree["spec"] for one in manifests if one.kind == "NetworkPolicy" and one.name != "yolact"}
+    servers = [one for one in manifests if one.kind in ("Deployment", "StatefulSet")]
+    assert policies.keys() == {server.name for server in servers}
+    for server in servers:
+        policy = policies[server.name]
+        assert policy["podSelector"]["matchLabels"] == server.tree["spec"]["selector"]["matchLabels"]
+        assert policy["policyTypes"] == ["Ingress"]
+        [rule] = policy["ingress"]
+        [port] = server.pods()[0]["containers"][0]["ports"]
+        assert [each["port"] for each in rule["ports"]] == [port["name"]]
+        admitted = [each["podSelector"] for each in rule["from"] if "podSelector" in each]
+        mlflow = {"matchLabels": {"app.kubernetes.io/name": "yolact-mlflow"}}
+        assert admitted == [mlflow if server.name == "yolact-postgres" else {}]
+
+
+def with_login(deploy: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """What kustomize builds of MLflow with its component `login`."""
+    copy = shutil.copytree(deploy / "mlflow", tmp_path / "mlflow")
+    file = copy / "kustomization.yaml"
+    text = file.read_text(encoding="utf-8")
+    assert "# components:" in text
+    file.write_text(text.replace("# components:", "components:"), encoding="utf-8")
+    return kustomize(copy)
+
+
+def test_mlflow_with_a_login_gets_its_settings_and_its_secret(
+    deploy: Path, tmp_path: Path, secrets: dict[str, set[str]]
+) -> None:
+    built = with_login(deploy, tmp_path)
+    for tree in built:
+        kubernetes_validate.validate(tree, KUBERNETES, strict=True)
+    [pod] = [tree["spec"]["template"]["spec"] for tree in built if tree["kind"] == "Deployment"]
+    [settings] = [tree for tree in built if tree["kind"] == "ConfigMap"]
+    [container] = pod["containers"]
+    given = {entry["name"]: entry for entry in container["env"]}
+    mounts = {entry["name"]: entry["mountPath"] for entry in container["volumeMounts"]}
+    [volume] = [each["name"] for each in pod["volumes"] if each.get("configMap") == {"name": "yolact-mlflow-login"}]
+    assert settings["metadata"]["name"] == "yolact-mlflow-login"
+    [file] = settings["data"]
+    assert given["MLFLOW_AUTH_CONFIG_PATH"]["value"] == f"{mounts[volume]}/{file}"
+    references = [entry["valueFrom"]["secretKeyRef"] for entry in given.values() if "valueFrom" in entry]
+    assert {each["key"] for each in references if each["name"] == "yolact-mlflow-login"} == secrets[
+        "yolact-mlflow-login"
+    ]
+    assert [each for each in references if each["key"] not in secrets[each["name"]]] == []
+
+
+@pytest.mark.slow
+def test_mlflow_started_so_refuses_whoever_has_no_login_and_an_account_that_may_only_read(
+    deploy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = with_login(deploy, tmp_path)
+    [container] = [
+        each
+        for tree in built
+        if tree["kind"] == "Deployment"
+        for each in tree["spec"]["template"]["spec"]["containers"]
+    ]
+    [settings] = [tree["data"]["login.ini"] for tree in built if tree["kind"] == "ConfigMap"]
+    (volume := tmp_path / "volume").mkdir()
+    (tmp_path / "login.ini").write_text(settings.replace("/mlflow/", f"{volume}/"))
+    port = free_port()
+    server = subprocess.Popen(
+        script_of(container, mlflow=volume),
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "MLFLOW_HOST": "127.0.0.1",
+            "MLFLOW_PORT": str(port),
+            "MLFLOW_WORKERS": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{volume}/mlflow.db",
+            "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
+            "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "login.ini"),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": "first password of all",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "0f1e",
+        },
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_health(address, server)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        for name in ("USERNAME", "PASSWORD", "TOKEN"):
+            monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+        client = MlflowClient(address)
+        with pytest.raises(MlflowException, match="401"):
+            client.search_experiments()
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "first password of all")
+        AuthServiceClient(address).create_user("serving", "a password to read")
+        client.create_registered_model("yolact")
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "serving")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a password to read")
+        assert client.get_registered_model("yolact").name == "yolact"
+        with pytest.raises(MlflowException, match="Permission denied"):
+            client.delete_registered_model("yolact")
+        assert (volume / "accounts.db").stat().st_size > 0
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+
+
+def wait_for_health(address: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the probe's address answers, which needs no login."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("mlflow server did not start")
+
+
 def test_a_profile_gets_all_but_the_account_in_its_own_namespace_and_may_reach_the_servers(
     deploy: Path, manifests: list[Manifest]
 ) -> None:
@@ -200,7 +322,9 @@ def test_a_profile_gets_all_but_the_account_in_its_own_namespace_and_may_reach_t
     assert {(tree["kind"], tree["metadata"]["name"]) for tree in built} == without_account | policies
 
     policy = next(tree["spec"] for tree in built if tree["kind"] == "AuthorizationPolicy")
-    network = next(tree["spec"] for tree in built if tree["kind"] == "NetworkPolicy")
+    [network] = [
+        tree["spec"] for tree in built if (tree["kind"], tree["metadata"]["name"]) == ("NetworkPolicy", "yolact")
+    ]
     [rule] = policy["rules"]
     servers = [
         container["ports"][0]["containerPort"]

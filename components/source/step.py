@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from yolact.errors import SettingsError
-from yolact_ops.lineage.redaction import redact, shown_source, without_credentials
+from yolact_ops.lineage.redaction import shown_source, without_credentials
 from yolact_ops.settings.params import Params
 from yolact_ops.sources.data_source import find_source, state_of
 from yolact_ops.sources.dvc_path import DvcPath
@@ -80,7 +81,7 @@ def _check_no_password(source: str) -> None:
                 f"the data's git repository: {records} give it by git's credential helper or the secret `git` "
                 "(pipelines/README.md)."
             )
-    elif source.startswith(("https://", "http://")) and source != redact(source):
+    elif source.startswith(("https://", "http://")) and "@" in urlsplit(source).netloc:
         raise SettingsError(f"data.source: {records} put it into ~/.netrc; on a cluster, put the data into a bucket.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,8 @@ class FileServer:
     """For each coming request: a status to return instead; none left: a normal response."""
     claimed: int | None = None
     """A wrong Content-Length to send."""
+    login: str = ""
+    """``USER:PASSWORD`` that requests must have."""
     requests: list[str] = field(default_factory=list)
     """The Range header of each request so far, or an empty text."""
     sent: int = 0
@@ -54,6 +57,10 @@ def serving(server: FileServer) -> Iterator[FileServer]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range", "")
             server.requests.append(wanted)
+            login = base64.b64encode(server.login.encode()).decode()
+            if server.login and self.headers.get("Authorization") != f"Basic {login}":
+                self._answer(401, b"", {"WWW-Authenticate": "Basic"})
+                return
             if server.statuses:
                 self._answer(server.statuses.pop(0), b"no", {})
                 return

@@ -7,6 +7,7 @@ import re
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 _SSH_PASSWORD = re.compile(r"(?<=://)([^/:\s]*):[^/\s]*@")
 _QUERY = re.compile(r"[?#].*$")
+_WEB_QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)[?#][^\s'\"<>]*")
 
 
 def without_credentials(url: str) -> str:
@@ -36,5 +37,8 @@ def shown_source(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """``text`` without the user and password of any URL in it."""
-    return _USER.sub("", text)
+    """``text`` without the user and password of URLs in it, and without what follows ``?`` or ``#`` in web addresses.
+
+    A signed address grants access by its query.
+    """
+    return _WEB_QUERY.sub(r"\1", _USER.sub("", text))

@@ -292,7 +292,7 @@ def _retry_after(response: requests.Response) -> float:
 
 def _status_message(url: str, response: requests.Response) -> str:
     fix = {
-        401: "It requires a login: put it into the address or into ~/.netrc.",
+        401: "It requires a login: put it into ~/.netrc.",
         403: "It refuses access: check the permissions, or whether a signed address has expired.",
         404: "There is no such file: check the address (data.source or data.mirrors).",
         410: "The file was removed: name another address.",

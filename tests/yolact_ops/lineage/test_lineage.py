@@ -158,6 +158,25 @@ def test_no_password_survives(scheme: str, user: str, password: str) -> None:
     assert password not in redact(f"request to {url} failed: {url}")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "403 Client Error: Forbidden for url: https://b.s3.org/k.zip?X-Amz-Signature=0f1e&X-Amz-Date=1 (2 tries)",
+            "403 Client Error: Forbidden for url: https://b.s3.org/k.zip (2 tries)",
+        ),
+        (
+            "'https://host.org/a#token=1' and https://me:word@host.org?sig=2",
+            "'https://host.org/a' and https://host.org",
+        ),
+        ("what? see https://host.org/a", "what? see https://host.org/a"),
+        ("s3://bucket/what?#1 failed", "s3://bucket/what?#1 failed"),
+    ],
+)
+def test_messages_lose_signatures_of_addresses(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
 def test_the_params_hash_follows_values_not_spelling(tmp_path: Path, params: Params, repository: Path) -> None:
     tree: dict[str, Any] = yaml.safe_load((repository / "conf" / "base.yaml").read_text())
     reordered = tmp_path / "params.yaml"
