@@ -112,7 +112,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # also a name that is no UTF-8, an unknown version
         raise WeightsError(_damaged(path)) from None
     if "data.pkl" not in names:
         raise WeightsError(

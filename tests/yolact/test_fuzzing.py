@@ -1,0 +1,165 @@
+"""Damaged files: each reader of files from outside returns something valid or raises its own error, nothing else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save
+
+from yolact.formats.mask_files import read_mask, read_numbers, read_object
+from yolact.formats.problems import ProblemError
+from yolact.formats.voc_files import read_annotation
+from yolact.images import DecodingError, decode_image
+from yolact.models.state_dicts import read_state_dict
+from yolact.models.weights import WeightsError
+from yolact.palette import voc_palette
+from yolact_ops.settings.params import load_params
+from yolact_ops.settings.yaml_text import SettingsError
+
+ANNOTATION = (
+    b'<?xml version="1.0" encoding="utf-8"?>\n<annotation><filename>a.jpg</filename><size><width>8</width><height>6'
+    b"</height><depth>3</depth></size><object><name>dog</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2"
+    b"</ymin><xmax>7</xmax><ymax>5.5</ymax></bndbox></object></annotation>\n"
+)
+PIXELS = np.arange(48, dtype=np.uint8).reshape(6, 8) % 3
+
+
+def png(mode: str) -> bytes:
+    """A small PNG: ``P`` with VOC's palette, ``L``, 16-bit grey (``I;16``), ``RGB`` or ``RGBA``."""
+    if mode == "I;16":
+        image = Image.fromarray(PIXELS.astype(np.uint16) * 300)
+    else:
+        image = Image.fromarray(PIXELS)
+        if mode == "P":
+            image.putpalette(voc_palette().tobytes())
+        elif mode != "L":
+            image = Image.fromarray(voc_palette()[PIXELS]).convert(mode)
+    made = io.BytesIO()
+    image.save(made, "PNG")
+    return made.getvalue()
+
+
+def encoded(kind: str) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(voc_palette()[PIXELS]).save(made, kind)
+    return made.getvalue()
+
+
+def weights(kind: str) -> bytes:
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
+    if kind == "safetensors":
+        return save(state)
+    made = io.BytesIO()
+    torch.save(state, made, _use_new_zipfile_serialization=kind == "zip")
+    return made.getvalue()
+
+
+@st.composite
+def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
+    """One of the contents with bytes replaced, inserted or removed, or cut off."""
+    data = draw(st.sampled_from(contents))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        junk = draw(
+            st.one_of(st.binary(max_size=6), st.sampled_from([b"\xff" * 4, b"\0" * 4, b"-1", b"nan", b"1e999"]))
+        )
+        removed = draw(st.sampled_from([0, len(junk), len(data)]))
+        data = data[:start] + junk + data[start + removed :]
+    return data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzzing")
+
+
+def check_annotation(folder: Path, data: bytes) -> None:
+    (folder / "a.xml").write_bytes(data)
+    try:
+        found = read_annotation(folder, "a.xml")
+    except ProblemError as error:
+        assert all(problem.file == "a.xml" and problem.reason for problem in error.problems)
+        return
+    assert found is not None
+    assert all(isinstance(each.name, str) for each in found.objects)
+
+
+def check_mask(folder: Path, data: bytes, read: Callable[[Path, str], np.ndarray]) -> None:
+    (folder / "a.png").write_bytes(data)
+    try:
+        found = read(folder, "a.png")
+    except ProblemError as error:
+        assert all(problem.file == "a.png" and problem.reason for problem in error.problems)
+        return
+    assert found.ndim == 2
+    assert found.dtype in (np.uint8, np.uint16, np.bool_)
+
+
+def check_image(data: bytes) -> None:
+    try:
+        found = decode_image(io.BytesIO(data))
+    except DecodingError:
+        return
+    assert found.ndim == 3
+    assert (found.shape[2], found.dtype) == (3, np.uint8)
+
+
+def check_weights(folder: Path, data: bytes) -> None:
+    path = folder / "a.pth"
+    path.write_bytes(data)
+    try:
+        found = read_state_dict(path)
+    except WeightsError as error:
+        assert str(path) in str(error)
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
+
+
+def check_params(folder: Path, data: bytes) -> None:
+    path = folder / "params.yaml"
+    path.write_bytes(data)
+    try:
+        load_params(path)
+    except SettingsError as error:
+        assert str(error)
+
+
+@settings(deadline=None)
+@given(data=damaged([ANNOTATION]))
+def test_annotations(folder: Path, data: bytes) -> None:
+    check_annotation(folder, data)
+
+
+@settings(deadline=None)
+@given(
+    data=damaged([png(mode) for mode in ("P", "L", "I;16", "RGB", "RGBA")]),
+    read=st.sampled_from([read_mask, read_numbers, read_object]),
+)
+def test_masks(folder: Path, data: bytes, read: Callable[[Path, str], np.ndarray]) -> None:
+    check_mask(folder, data, read)
+
+
+@settings(deadline=None)
+@given(data=damaged([encoded(kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")]))
+def test_images(data: bytes) -> None:
+    check_image(data)
+
+
+@settings(deadline=None)
+@given(data=damaged([weights(kind) for kind in ("zip", "legacy", "safetensors")]))
+def test_weights(folder: Path, data: bytes) -> None:
+    check_weights(folder, data)
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=damaged([(Path(__file__).parents[2] / "conf" / "base.yaml").read_bytes()]))
+def test_params(folder: Path, data: bytes) -> None:
+    check_params(folder, data)
