@@ -1,5 +1,7 @@
 """Damaged files: each reader of files from outside returns something valid or raises its own error, nothing else."""
 
+# ruff: noqa: PT017 - damaged content may still be valid, so `pytest.raises` does not fit
+
 from __future__ import annotations
 
 import io
@@ -157,6 +159,17 @@ def test_images(data: bytes) -> None:
 @given(data=damaged([weights(kind) for kind in ("zip", "legacy", "safetensors")]))
 def test_weights(folder: Path, data: bytes) -> None:
     check_weights(folder, data)
+
+
+@pytest.mark.parametrize(("place", "junk"), [(46, b"\x98"), (6, b"\xff")])
+def test_weights_with_a_damaged_directory_are_damaged(folder: Path, place: int, junk: bytes) -> None:
+    """A name that is no text, or an unknown version: Python's zipfile raises other errors than its own for these."""
+    data = weights("zip")
+    at = data.index(b"PK\x01\x02") + place
+    path = folder / "a.pth"
+    path.write_bytes(data[:at] + junk + data[at + 1 :])
+    with pytest.raises(WeightsError, match="is truncated or damaged"):
+        read_state_dict(path)
 
 
 @settings(deadline=None, max_examples=30)
