@@ -29,7 +29,8 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format licences sbom mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format mlflow clean lock
+.PHONY: licences sbom
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
