@@ -17,7 +17,7 @@ from components.register.model_card import CARD_FILE, model_card
 from yolact.backbone_registry import find_backbone
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact.models.file_names import DESCRIPTION_FILE, WEIGHTS_FILE
-from yolact_ops.lineage.lineage import data_source
+from yolact_ops.lineage.lineage import shown_settings
 from yolact_ops.registry.versions import DETECT_FILE, PARAMS_FILE
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.store import quiet_mlflow
@@ -89,10 +89,8 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
 
 
 def params_text(params: Params) -> str:
-    """All settings as YAML, without passwords in ``data.source``."""
-    tree = params.model_dump(mode="json", by_alias=True)
-    tree["data"]["source"] = data_source(params)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    """All settings as YAML, without credentials in addresses."""
+    return yaml.safe_dump(shown_settings(params), sort_keys=False, allow_unicode=True)
 
 
 def pinned_requirements(more: Sequence[str] = ()) -> list[str]:

@@ -479,7 +479,8 @@ class Trainer:
 
     def _state(self, *, finished: bool) -> TrainingState:
         return TrainingState(
-            settings=self.params.model_dump(mode="json", by_alias=True),
+            # Not the rest of `params.yaml`, which may have an address with a login.
+            settings=self.params.model_dump(mode="json", by_alias=True, include=set(TrainingParams.model_fields)),
             steps_per_epoch=self.steps_per_epoch,
             epochs_done=self.epochs_done,
             batches_done=self.batches_done,

@@ -11,7 +11,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -143,6 +143,15 @@ def user_name() -> str:
 def data_source(params: DataParams) -> str:
     """``data.source`` without credentials."""
     return shown_source(params.data.source)
+
+
+def shown_settings(params: DataParams) -> dict[str, Any]:
+    """All settings as plain values, for records: without credentials in the addresses of data."""
+    tree: dict[str, Any] = params.model_dump(mode="json", by_alias=True)
+    tree["data"]["source"] = data_source(params)
+    for name, urls in tree["data"]["mirrors"].items():
+        tree["data"]["mirrors"][name] = [shown_source(url) for url in urls]
+    return tree
 
 
 def _stated(variable: str) -> str | None:

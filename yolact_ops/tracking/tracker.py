@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_ops.lineage.lineage import gather_lineage
+from yolact_ops.lineage.lineage import gather_lineage, shown_settings
 from yolact_ops.reports.formatting import flatten_text
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import Journal
@@ -162,7 +162,7 @@ class Tracker:
             step: name of the current step; the entries of the steps before it in ``dvc.lock`` are part of the lineage.
             known: parameters that the run already has.
         """
-        flat = flatten_text(params.model_dump(mode="json", by_alias=True))
+        flat = flatten_text(shown_settings(params))
         names = allowed_names(flat)
         settings = {names[name]: value for name, value in flat.items()}
         self._journal.records.append({"params": {n: value for n, value in settings.items() if n not in known}})
