@@ -149,7 +149,7 @@ def test_a_cluster_that_has_everything(cluster: KubeServer) -> None:
     assert "2.17.0" in found["server"]["text"]
     assert found["namespace kubeflow"]["text"].startswith("enforces Pod Security restricted")
     assert found["GPUs"]["text"] == "1 nvidia.com/gpu on 1 of 1 nodes, 1 of them free"
-    assert found["tasks"]["text"].endswith("predict, preprocess, promote, register, source, split, train fits now")
+    assert found["tasks"]["text"].endswith("predict, preprocess, promote, register, scan, source, split, train fits now")
     assert {f"secret yolact-{key}" for key in ("s3", "mlflow", "git")} <= set(found)
 
 
@@ -533,7 +533,7 @@ def test_taints_and_labels_keep_tasks_away(cluster: KubeServer) -> None:
     _, found = run()
     refused = {what for what, level in problems(found).items() if level == "failure"}
     assert {step for what in refused for step in what.partition(" ")[2].split(", ")} == {
-        *("fetch", "ingest", "merge", "preprocess", "promote", "register", "source", "split")
+        *("fetch", "ingest", "merge", "preprocess", "promote", "register", "scan", "source", "split")
     }
     assert found["tasks"]["text"] == "each of evaluate, predict, train fits now"  # they tolerate the taint
     one["spec"] = {}
