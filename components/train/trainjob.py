@@ -28,6 +28,7 @@ from yolact.errors import SettingsError, YolactError
 from yolact.files import replaced_directory, write_text_atomic
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact_ops.commands.container import POD_VARIABLE
+from yolact_ops.lineage.lineage import shown_settings
 from yolact_ops.lineage.variables import PIPELINE_RUN_VARIABLE
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
@@ -200,7 +201,7 @@ def _lay_out(params: Params, code_version: str, processed: Path, checkpoints: Pa
         "plots_dir": shared / "plots",
         "checkpoints_dir": checkpoints,
     }
-    settings = params.model_dump(mode="json", by_alias=True)
+    settings = shown_settings(params)  # the nodes fetch no data
     work = node.Work(code_version, settings, {name: str(path) for name, path in paths.items()})
     write_text_atomic(shared / "work.json", work.to_json())
 

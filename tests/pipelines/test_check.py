@@ -149,7 +149,9 @@ def test_a_cluster_that_has_everything(cluster: KubeServer) -> None:
     assert "2.17.0" in found["server"]["text"]
     assert found["namespace kubeflow"]["text"].startswith("enforces Pod Security restricted")
     assert found["GPUs"]["text"] == "1 nvidia.com/gpu on 1 of 1 nodes, 1 of them free"
-    assert found["tasks"]["text"].endswith("predict, preprocess, promote, register, scan, source, split, train fits now")
+    assert found["tasks"]["text"].endswith(
+        "predict, preprocess, promote, register, scan, source, split, train fits now"
+    )
     assert {f"secret yolact-{key}" for key in ("s3", "mlflow", "git")} <= set(found)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-_USER = re.compile(r"(?<=://)[^/\s]*@")
-_SSH_PASSWORD = re.compile(r"(?<=://)([^/:\s]*):[^/\s]*@")
+# The second form is a password with a slash, which is invalid but gets typed; `host:8080/a@b` is none.
+_USER = re.compile(r"(?<=://)(?:[^/\s]*@|[^/\s:@]+:(?!\d*/)[^\s@]*@)")
+_SSH_PASSWORD = re.compile(r"(?<=://)([^/:\s]*):(?!\d*/)[^\s@]*@")
 _QUERY = re.compile(r"[?#].*$")
-_WEB_QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)[?#][^\s'\"<>]*")
+_WEB_QUERY = re.compile(r"(\bhttps?://[^\s?#'\"<>]*)[?#][^\s'\"<>]*", re.IGNORECASE)
 
 
 def without_credentials(url: str) -> str:
@@ -28,7 +29,7 @@ def shown_source(text: str) -> str:
     Only HTTP addresses lose what follows ``?`` and ``#``: in ``dvc:REPOSITORY#PATH@REVISION`` and in bucket keys these
     are part of the name, not secrets.
     """
-    if text.startswith(("https://", "http://")):
+    if text.lower().startswith(("https://", "http://")):
         return without_credentials(text)
     if text.startswith("dvc:"):
         repository, mark, rest = text.rpartition("#")

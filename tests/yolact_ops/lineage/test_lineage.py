@@ -170,6 +170,9 @@ def test_no_password_survives(scheme: str, user: str, password: str) -> None:
             "'https://host.org/a' and https://host.org",
         ),
         ("what? see https://host.org/a", "what? see https://host.org/a"),
+        ("HTTPS://host.org/a?sig=2", "HTTPS://host.org/a"),
+        ("https://me:wo/rd@host.org/a", "https://host.org/a"),
+        ("https://host.org:8080/a@b", "https://host.org:8080/a@b"),
         ("s3://bucket/what?#1 failed", "s3://bucket/what?#1 failed"),
     ],
 )
