@@ -134,6 +134,7 @@ def small_model_registry(**settings: Any) -> Iterator[SmallModelRegistry]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *arguments: object) -> None:
             pass
