@@ -12,9 +12,10 @@ import torch
 from hypothesis import settings
 
 from tests.servers.mlflow_servers import mlflow_server, on_server, postgres, s3
+from tests.servers.model_registry import model_registry, real_model_registry
 from yolact_ops.settings.params import Params, load_params
 
-__all__ = ["mlflow_server", "on_server", "postgres", "s3"]
+__all__ = ["mlflow_server", "model_registry", "on_server", "postgres", "real_model_registry", "s3"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"

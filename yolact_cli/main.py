@@ -517,6 +517,14 @@ def history(name: ModelName = None, as_json: AsJson = False) -> None:
     promotion.history(name, as_json=as_json)
 
 
+@app.command(rich_help_panel=REGISTRY)
+def publish(name: ModelName = None) -> None:
+    """Copy all versions to Kubeflow's Model Registry, as register, promote and rollback do by themselves."""
+    from yolact_cli import promotion
+
+    promotion.publish(name)
+
+
 @app.command()
 def mlflow(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of MLflow's local server.")] = 5000) -> None:
     """Start MLflow's web interface and print the address of the last run."""

@@ -1,4 +1,4 @@
-"""`yolact promote`, `yolact rollback` and `yolact history`."""
+"""`yolact promote`, `yolact rollback`, `yolact history` and `yolact publish`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from components.promote.promotion import promote as promote_version
 from components.promote.promotion import rollback as roll_back
 from components.promote.report import headline
 from components.promote.rollout import NotServedError
+from yolact.errors import SettingsError
 from yolact_cli.runs import make_console
 from yolact_ops.registry.history import Decision, History, read_history
+from yolact_ops.registry.publication import publish as publish_versions
 from yolact_ops.registry.versions import RegisteredModel
 from yolact_ops.settings.params import load_params
 from yolact_ops.tracking.store import connect
@@ -33,11 +35,14 @@ HEADINGS = ("when (UTC)", "what", "champion", "gain", "who", "reason")
 def promote(request: Request, *, as_json: bool) -> int:
     """Promote a version; return the exit code: 0, or that of `RefusedError` or `NotServedError`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    outcome = promote_version(load_params(PARAMS), request, processed_dir=PROCESSED)
+    params = load_params(PARAMS)
+    outcome = promote_version(params, request, processed_dir=PROCESSED)
     if as_json:
         print(json.dumps(outcome.to_json(), indent=2, allow_nan=False))
     else:
         _print_outcome(outcome, make_console(), name=request.name)
+    if not request.dry_run:
+        publish_versions(params.register_, outcome.name)
     return {"refused": RefusedError.exit_code, "not_served": NotServedError.exit_code}.get(outcome.status, 0)
 
 
@@ -45,11 +50,25 @@ def rollback(name: str | None, to: int | None, reason: str | None, *, as_json: b
     """Roll back to an earlier champion and report it."""
     params = load_params(PARAMS)
     decision = roll_back(params, name=name, to=to, reason=reason)
+    model = name or params.register_.model_name
     if as_json:
         print(json.dumps(asdict(decision), indent=2, allow_nan=False))
-        return
-    model = name or params.register_.model_name
-    print(f"{model}: version {decision.version} is the champion again (was: {decision.previous or 'none'})")
+    else:
+        print(f"{model}: version {decision.version} is the champion again (was: {decision.previous or 'none'})")
+    publish_versions(params.register_, model)
+
+
+def publish(name: str | None) -> None:
+    """Copy all versions to Kubeflow's Model Registry.
+
+    Raises:
+        SettingsError: the settings name none.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config = load_params(PARAMS).register_
+    if config.model_registry == "none":
+        raise SettingsError(f"{PARAMS}: register.model_registry is none; set it to the address of a Model Registry")
+    publish_versions(config, name or config.model_name)
 
 
 def history(name: str | None, *, as_json: bool) -> None:

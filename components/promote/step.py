@@ -20,6 +20,7 @@ from components.promote.rollout import NotServedError
 from yolact.errors import DataError
 from yolact.files import write_json_atomic, write_text_atomic
 from yolact_ops.commands.step import run_command
+from yolact_ops.registry.publication import publish
 from yolact_ops.registry.versions import CANDIDATE, CHAMPION, RegisteredModel
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.store import connect
@@ -47,6 +48,8 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
         TrackingError: the store fails.
         RefusedError: the gate refused and ``promote.fail_on_refusal`` is set; the reports are written.
         ServiceError: the service does not answer, or serves something else; nothing was changed.
+        ModelRegistryError: the decision stands, but could not be copied to ``register.model_registry``; the reports are
+            written.
         NotServedError: the service does not take up the version, or did not earlier; the reports are written.
     """
     name, version, alias, floor = _read(registration_path)
@@ -59,6 +62,7 @@ def run(params: Params, *, registration_path: Path, processed_dir: Path, report_
     log.info("%s version %d: %s", name, version, outcome.status)
     for rule in outcome.assessment.refusals if outcome.assessment else []:
         log.warning("%s: %s", rule.name, rule.text)
+    publish(params.register_, name)
     if outcome.status == "refused" and params.promote.fail_on_refusal:
         raise RefusedError(f"the gate refused {name} version {version}; see {page_path}")
     if outcome.status == "not_served" and outcome.rollout is not None:

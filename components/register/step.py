@@ -20,6 +20,7 @@ from components.register.model_card import description
 from components.register.packaging import package_model
 from yolact.files import write_json_atomic
 from yolact_ops.commands.step import run_command
+from yolact_ops.registry.publication import publish
 from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.run_record import RUN_FILE, TRAIN_RUN_TAG
@@ -53,6 +54,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         WeightsError: the model is missing or damaged.
         TrackingError: the MLflow store fails.
         RegistryError: ``register.model_name`` is taken by another model.
+        ModelRegistryError: the version is registered, but could not be copied to ``register.model_registry``.
     """
     candidate = gather_candidate(params, model_dir, processed_dir, metrics_path)
     with resume_run(params, model_dir / RUN_FILE) as tracker:
@@ -66,6 +68,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
         "%s version %s %s", candidate.name, version, "was registered before and is reused" if reused else "registered"
     )
     _log_gate(candidate, version)
+    publish(params.register_, candidate.name)
 
 
 def _of_run(candidate: Candidate, run_id: str, train_run_id: str) -> Candidate:

@@ -117,16 +117,22 @@ def postgres() -> Iterator[str]:
 
     Skips where its programs are not installed.
     """
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    found = str(programs[-1]) if programs else shutil.which("initdb")
-    if found is None:
-        pytest.skip("no PostgreSQL server: apt-get install postgresql")
-    with _postgres(Path(found).resolve().parent) as address:
+    with postgres_server() as address:
         yield address
 
 
 @contextmanager
-def _postgres(programs: Path) -> Iterator[str]:
+def postgres_server(programs: Path | None = None) -> Iterator[str]:
+    """Address of an empty database on a server of its own; ``programs``: their folder, by default the newest installed.
+
+    Skips where its programs are not installed.
+    """
+    if programs is None:
+        installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+        found = str(installed[-1]) if installed else shutil.which("initdb")
+        if found is None:
+            pytest.skip("no PostgreSQL server: apt-get install postgresql")
+        programs = Path(found).resolve().parent
     # PostgreSQL does not run as root, and its user cannot enter pytest's folders.
     user = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))

@@ -172,6 +172,12 @@ class DataConfig(Section):
         return names
 
 
+def _without_login(address: str, variable: str) -> str:
+    if "@" in address.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"must not have a login, which would be recorded: set the variable {variable}")
+    return address
+
+
 class RegisterConfig(Section):
     experiment: Annotated[str, Field(min_length=1)]
     """MLflow experiment of the runs."""
@@ -179,6 +185,15 @@ class RegisterConfig(Section):
     """Name of the registered model; MLflow forbids ``/`` and ``:``, and cannot search for quotes and ``@``."""
     min_mask_ap50: Fraction
     """A version below this is registered without the alias ``candidate``."""
+    model_registry: Annotated[str, Field(pattern=r"^(none|https?://[^/\s]\S*)$")]
+    """Address of Kubeflow's Model Registry, which gets a copy of all versions; ``none``: no copy."""
+    model_registry_files: Annotated[str, Field(pattern=r"^(none|(s3|gs)://[^/\s]\S*)$")]
+    """Where the MLflow server keeps what it calls ``mlflow-artifacts:/``; ``none`` if it calls files ``s3://...``."""
+
+    @field_validator("model_registry")
+    @classmethod
+    def _model_registry_has_no_login(cls, address: str) -> str:
+        return _without_login(address, "MODEL_REGISTRY_TOKEN")
 
 
 class PromoteConfig(Section):
@@ -212,9 +227,7 @@ class PromoteConfig(Section):
     @field_validator("service")
     @classmethod
     def _service_has_no_login(cls, address: str) -> str:
-        if "@" in address.partition("://")[2].partition("/")[0]:
-            raise ValueError("must not have a login, which would be recorded: set the variable YOLACT_SERVE_TOKEN")
-        return address
+        return _without_login(address, "YOLACT_SERVE_TOKEN")
 
 
 class DataParams(Section):
