@@ -13,7 +13,7 @@ import requests  # type: ignore[import-untyped]
 
 from yolact.errors import YolactError
 
-TOKEN_VARIABLE = "MODEL_REGISTRY_TOKEN"
+TOKEN_VARIABLE = "MODEL_REGISTRY_TOKEN"  # noqa: S105 - a variable's name
 """Environment variable with a token for a server behind a gateway."""
 
 API_VERSIONS = ("v1", "v1alpha3")
