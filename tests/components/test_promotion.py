@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 from components.promote import evidence, step
 from components.promote.promotion import Outcome, RefusedError, Request, promote, rollback
 from tests.components.registry_versions import add_version
+from tests.servers.model_registry import small_model_registry
 from yolact.errors import DataError
 from yolact_cli.main import app
 from yolact_ops.registry import lock
 from yolact_ops.registry.history import History, read_history
+from yolact_ops.registry.model_registry import ModelRegistryError
 from yolact_ops.registry.versions import CHAMPION, RegisteredModel, RegistryError
 from yolact_ops.settings.params import Params, parse_params
 from yolact_ops.tracking.evaluations import hash_ground_truth
@@ -514,6 +516,17 @@ def test_the_step_refuses_what_did_not_reach_the_floor(client: MlflowClient, par
     assert tree["status"] == "refused"
     assert tree["rules"][0]["name"] == "register.min_mask_ap50"
     assert champion(client) is None
+
+
+def test_the_step_writes_its_reports_before_a_copy_that_fails(client: MlflowClient, params: Params) -> None:
+    add_version(client, {"cat": 30})
+    with small_model_registry() as registry:
+        copied = params.register_.model_copy(update={"model_registry": registry.address})
+        with pytest.raises(ModelRegistryError, match="where KServe cannot fetch them"):  # files of a local store
+            run_step(params.model_copy(update={"register_": copied}), 1, "candidate")
+        assert registry.entries == []
+    assert json.loads(Path("reports/promotion.json").read_text())["status"] == "promoted"
+    assert champion(client) == 1
 
 
 def test_the_step_names_a_missing_registration(client: MlflowClient, params: Params, tmp_path: Path) -> None:

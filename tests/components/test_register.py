@@ -40,12 +40,15 @@ from components.register.candidate import Candidate, Metrics
 from components.register.model_card import CardFacts, description, model_card
 from components.register.pyfunc_model import YolactModel, decode_image, read_image
 from components.train.starting import load_start
+from tests.servers.mlflow_servers import BUCKET, MlflowServer, S3Server, s3_keys
+from tests.servers.model_registry import exchange, small_model_registry, unique_name
 from tests.servers.servers import free_port
 from yolact.errors import DataError, SettingsError, WeightsError
 from yolact.inference.predictor import Predictor
 from yolact.models.weights import save_model
 from yolact.models.yolact import Yolact
 from yolact_ops.lineage.hashing import hash_params
+from yolact_ops.registry.model_registry import ModelRegistryError
 from yolact_ops.registry.versions import RegistryError
 from yolact_ops.settings.params import Params, load_params, parse_params
 from yolact_ops.tracking.run_record import RunRecord
@@ -298,6 +301,43 @@ def test_the_model_page_shows_the_metrics(params: Params) -> None:
         "eval/mask_AP": 0.25,
         "eval/mask_AP50": 0.625,
     }
+
+
+def test_the_version_is_copied_to_the_model_registry_with_an_address_in_s3(
+    params: Params, on_server: MlflowServer, s3: S3Server, model_registry: str
+) -> None:
+    name = unique_name()
+    files = f"s3://{BUCKET}/artifacts"
+    changes = {"model_name": name, "model_registry": model_registry, "model_registry_files": files}
+    copied = params.model_copy(update={"register_": params.register_.model_copy(update=changes)})
+    train(copied)
+    for _ in range(2):
+        register(copied)
+        _, model = exchange(model_registry, "GET", f"registered_model?name={name}")
+        _, page = exchange(model_registry, "GET", f"registered_models/{model['id']}/versions")
+        [version] = page["items"]
+        assert (version["name"], version["state"]) == ("1", "LIVE")
+        assert version["description"].startswith(f"# {name}\n")
+        assert version["customProperties"]["candidate"]["string_value"] == ""
+        assert version["customProperties"]["mask_AP50"]["double_value"] == 0.625
+        _, artifact = exchange(model_registry, "GET", f"model_artifact?name={name}&parentResourceId={version['id']}")
+        prefix = artifact["uri"].removeprefix(f"s3://{BUCKET}/")
+        stored = s3_keys(s3, prefix)
+        assert {f"{prefix}/MLmodel", f"{prefix}/artifacts/model/model.safetensors"} <= set(stored)
+
+
+def test_a_copy_that_fails_leaves_the_version_and_the_report(params: Params) -> None:
+    train(params)
+    with small_model_registry() as registry:
+        changes = {"model_registry": registry.address}
+        copied = params.model_copy(update={"register_": params.register_.model_copy(update=changes)})
+        with pytest.raises(
+            ModelRegistryError, match=r"version 1 are at .*\n.*To complete it: yolact publish"
+        ) as raised:
+            register(copied)
+        assert "where KServe cannot fetch them" in str(raised.value)  # files of a local store
+    assert json.loads(REPORT.read_text())["version"] == 1
+    assert candidate() == 1
 
 
 def test_below_the_floor_the_version_gets_no_alias_and_the_shortfall_is_logged(

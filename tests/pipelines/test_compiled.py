@@ -406,7 +406,7 @@ NEEDS = "tasks.train.node_affinity.0: operator {} needs {}"
         ("tasks.train.memory=12 GB", "tasks.train.memory: string should match pattern"),
         (
             "tasks.train.secrets=[aws]",
-            "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git, serving)",
+            "tasks.train.secrets: 'aws' is not one of the secrets (s3, mlflow, git, serving, model_registry)",
         ),
         ("retry.factor=1.5", "retry.factor: input should be a valid integer (found 1.5)"),
         ("retry.longest_pause=600", "retry.longest_pause: unknown key; allowed here: pause, factor"),
