@@ -21,8 +21,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE_EXTRAS = ("pipeline", "serve", "pretrained")
-"""Extras that the Dockerfile installs."""
 NOT_IN_IMAGE = {"triton"}
 """Packages that the Dockerfile leaves out."""
 
@@ -126,9 +124,8 @@ def packages() -> list[Package]:
 def image_names() -> set[str]:
     """Packages that the image installs: what the project and its extras need, directly or not."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    texts = project["dependencies"] + [
-        text for extra in IMAGE_EXTRAS for text in project["optional-dependencies"][extra]
-    ]
+    extras = re.findall(r"--extra (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    texts = project["dependencies"] + [text for extra in extras for text in project["optional-dependencies"][extra]]
     seen: set[tuple[str, str]] = set()
     waiting = [(Requirement(text), "") for text in texts]
     while waiting:
