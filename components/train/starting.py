@@ -65,6 +65,9 @@ def _download_imagenet_weights(model: Yolact) -> None:
     """Bring the file of ``model.backbone_weights: imagenet``, if there is one, into torch.hub's folder.
 
     torch.hub itself would start over after an interruption; this resumes, also in the next run.
+
+    Raises:
+        WeightsError: it cannot be downloaded or written, or is another file.
     """
     name, version = model.config.backbone, IMAGENET_VERSIONS[model.config.backbone_weights]
     try:
@@ -73,7 +76,19 @@ def _download_imagenet_weights(model: Yolact) -> None:
         return  # loading says why there are none
     if not address or hub_file(address).is_file():
         return
-    target = hub_file(address)
+    try:
+        _download(address, hub_file(address))
+    except (DataError, OSError) as error:
+        raise WeightsError(f"model.backbone_weights: {error} {without_internet(address)}") from error
+
+
+def _download(address: str, target: Path) -> None:
+    """Fetch a file with a hash in its name.
+
+    Raises:
+        DataError: it cannot be downloaded, or is another file.
+        OSError: the folder cannot be written.
+    """
     folder = target.parent / "unfinished"
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / target.name
@@ -81,15 +96,12 @@ def _download_imagenet_weights(model: Yolact) -> None:
         if target.is_file():  # another process was faster
             return
         log.info("model.backbone_weights: downloading %s to %s", address, target)
-        try:
-            fetch_file([address], part)
-        except DataError as error:
-            raise WeightsError(f"model.backbone_weights: {error} {without_internet(address)}") from error
+        fetch_file([address], part)
         expected, digest = _HASH.search(target.name), file_digest(part, "sha256")
         if expected and not digest.startswith(expected[1]):
             part.unlink()
-            raise WeightsError(
-                f"model.backbone_weights: {address} is not the expected file: its SHA-256 begins with "
-                f"{digest[: len(expected[1])]}, not {expected[1]}. It was removed. {without_internet(address)}"
+            raise DataError(
+                f"{address} is not the expected file: its SHA-256 begins with {digest[: len(expected[1])]}, not "
+                f"{expected[1]}. It was removed."
             )
         os.replace(part, target)

@@ -136,3 +136,10 @@ def test_another_file_than_its_name_says_is_refused(hub: Path, monkeypatch: pyte
         with pytest.raises(WeightsError, match=r"not the expected file: its SHA-256 begins with \w{8}, not f37072fd"):
             load_start(standard(), CLASSES)
     assert not list(hub.glob("**/*.pth"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hub").write_text("a file where torch.hub has its folder")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"^model\.backbone_weights: .*hub.* copy it into .*TORCH_HOME moves"):
+        load_start(standard(), CLASSES)
