@@ -13,8 +13,8 @@ PUBLISHED_RUNS = ((8_498, 113), (117_266, 55))
 """Training images and epochs of the two published data sets, PASCAL SBD and COCO (`yolact.models.published`)."""
 
 FEW_IMAGES = 1_000
-"""Below, ``train.freeze: auto`` freezes. The limit is a judgement: measured was a set of 193 images alone
-(docs/benchmarks.md, "Few real images")."""
+"""Below, ``train.freeze: auto`` freezes. The limit is a judgement: measured was a set of 193 images alone, where
+freezing saved a tenth of the time and cost no AP (docs/benchmarks.md, "Few real images")."""
 
 FROZEN = "stage2"
 """What is frozen then."""
@@ -65,5 +65,5 @@ def automatic_freeze(model: ModelConfig, images: int) -> tuple[str, str]:
     if not model.pretrained:
         return "none", "there are no pretrained weights to keep"
     if images >= FEW_IMAGES:
-        return "none", f"{images} training images are enough to train all layers ({FEW_IMAGES} or more)"
-    return FROZEN, f"{images} training images teach the early layers nothing new (fewer than {FEW_IMAGES})"
+        return "none", f"there are {images} training images ({FEW_IMAGES} or more)"
+    return FROZEN, f"with {images} training images (fewer than {FEW_IMAGES}) early layers keep their pretrained weights"

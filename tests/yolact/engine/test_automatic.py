@@ -30,8 +30,8 @@ def test_fewer_images_get_more_epochs_but_not_more_steps(few: int, many: int) ->
 @pytest.mark.parametrize(
     ("weights", "images", "chosen", "reason"),
     [
-        ("imagenet", 999, "stage2", "999 training images teach the early layers nothing new"),
-        ("imagenet", 1000, "none", "1000 training images are enough"),
+        ("imagenet", 999, "stage2", "with 999 training images (fewer than 1000)"),
+        ("imagenet", 1000, "none", "there are 1000 training images"),
         ("none", 10, "none", "there are no pretrained weights to keep"),
     ],
 )
