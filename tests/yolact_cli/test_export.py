@@ -24,7 +24,8 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
+def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)  # the repository has data/processed after `make demo`
     torch.manual_seed(6)
     save_model(Yolact(tiny_config(), 2), ["cat", "dog"], tmp_path / "model")
     return tmp_path / "model"
