@@ -8,15 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from components.register.candidate import BASE
 from pipelines.image import LABEL
+from tests.servers.servers import listening
 from yolact_ops.lineage.code import code_versions, versions_to_text
 
 
@@ -191,22 +190,15 @@ def test_every_data_file_of_a_package_is_installed(repository: Path) -> None:
 # The health check --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def server() -> Iterator[http.server.HTTPServer]:
+class Health(http.server.BaseHTTPRequestHandler):
     """Answers 200 at /health and /healthz, 404 elsewhere."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path in ("/health", "/healthz") else 404)
-            self.end_headers()
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path in ("/health", "/healthz") else 404)
+        self.end_headers()
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
-        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield made
-        made.shutdown()
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def is_healthy(repository: Path, **variables: str) -> bool:
@@ -216,12 +208,11 @@ def is_healthy(repository: Path, **variables: str) -> bool:
     return subprocess.run([sys.executable, program], env=environment, timeout=60, check=False).returncode == 0
 
 
-def test_a_server_is_healthy_as_long_as_it_answers(repository: Path, server: http.server.HTTPServer) -> None:
-    port = str(server.server_address[1])
-    for variable in ("MLFLOW_PORT", "YOLACT_SERVE_PORT"):
-        assert is_healthy(repository, http_proxy="http://127.0.0.1:9", **{variable: port})
-    server.shutdown()
-    server.server_close()
+def test_a_server_is_healthy_as_long_as_it_answers(repository: Path) -> None:
+    with listening(Health) as number:
+        port = str(number)
+        for variable in ("MLFLOW_PORT", "YOLACT_SERVE_PORT"):
+            assert is_healthy(repository, http_proxy="http://127.0.0.1:9", **{variable: port})
     assert not is_healthy(repository, MLFLOW_PORT=port)
 
 

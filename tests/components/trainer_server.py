@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from tests.servers.servers import listening
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("recorded_trainer.json").read_text(encoding="utf-8"))
 RUNTIME_FILE = Path(__file__).parents[2] / "deploy" / "train" / "runtime.yaml"
@@ -151,22 +152,15 @@ def _group(name: str) -> dict[str, Any]:
 def trainer_server(kubeconfig: Path) -> Iterator[TrainerServer]:
     """A server, and a kubeconfig that leads to it."""
     state = TrainerServer()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    state.host = f"http://127.0.0.1:{server.server_port}"
-    tree = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "here", "cluster": {"server": state.host}}],
-        "users": [{"name": "task", "user": {"token": "secret"}}],
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "task", "namespace": "kubeflow"}}],
-        "current-context": "here",
-    }
-    kubeconfig.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"state": state})) as port:
+        state.host = f"http://127.0.0.1:{port}"
+        tree = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "here", "cluster": {"server": state.host}}],
+            "users": [{"name": "task", "user": {"token": "secret"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "task", "namespace": "kubeflow"}}],
+            "current-context": "here",
+        }
+        kubeconfig.write_text(yaml.safe_dump(tree), encoding="utf-8")
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

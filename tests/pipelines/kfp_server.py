@@ -12,19 +12,20 @@ import email.policy
 import json
 import re
 import ssl
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, unquote_to_bytes, urlsplit
 
 import yaml
+
+from tests.servers.servers import listening
 
 API = "/apis/v2beta1"
 
@@ -557,17 +558,6 @@ class _Backend:
 @contextmanager
 def serve(state: Server, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     """Run the fake server on a free port of this machine; ``state.host`` is its address."""
-    handler = type("Handler", (Handler,), {"state": state})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    if tls:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    state.host = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(type("Handler", (Handler,), {"state": state}), tls) as port:
+        state.host = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +19,8 @@ from urllib.parse import parse_qs, urlsplit
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.servers.servers import listening
 
 VERSION = "1.33"
 """Kubernetes version of the schemas."""
@@ -123,24 +124,17 @@ class _Handler(BaseHTTPRequestHandler):
 def serve_kubernetes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeServer]:
     """Run the fake server; a kubeconfig in ``folder`` leads to it."""
     state = KubeServer()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
-    state.host = f"http://127.0.0.1:{server.server_address[1]}"
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": state.host}}],
-        "users": [{"name": "u", "user": {}}],
-    }
-    (folder / "kubeconfig").write_text(yaml.safe_dump(config))
-    # The library reads KUBECONFIG when it is imported.
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(type("Handler", (_Handler,), {"state": state})) as port:
+        state.host = f"http://127.0.0.1:{port}"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": {"server": state.host}}],
+            "users": [{"name": "u", "user": {}}],
+        }
+        (folder / "kubeconfig").write_text(yaml.safe_dump(config))
+        # The library reads KUBECONFIG when it is imported.
+        monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(folder / "kubeconfig"))
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

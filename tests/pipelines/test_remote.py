@@ -12,7 +12,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
@@ -33,6 +32,7 @@ from pipelines.servers.client import _equals
 from pipelines.spec import read_compiled
 from tests.pipelines.command import call
 from tests.pipelines.kfp_server import Definition, Fault, Server, serve, stamp
+from tests.servers.servers import listening
 from yolact_ops.lineage.code import code_versions, versions_to_text
 from yolact_ops.settings.params import parse_params
 from yolact_ops.settings.presets import choose
@@ -222,10 +222,8 @@ def docker_with(images: dict[str, dict[str, str]]) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
-        threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield f"tcp://127.0.0.1:{made.server_address[1]}"
-        made.shutdown()
+    with listening(Handler) as port:
+        yield f"tcp://127.0.0.1:{port}"
 
 
 @pytest.mark.usefixtures("repository_folder")

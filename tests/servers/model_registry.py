@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.servers.mlflow_servers import postgres_server
-from tests.servers.servers import free_port
+from tests.servers.servers import free_port, listening
 
 PROGRAM = "MODEL_REGISTRY_SERVER"
 """Environment variable with the path of the real server's program, if ``model-registry`` is not in PATH."""
@@ -158,16 +158,9 @@ def small_model_registry(**settings: Any) -> Iterator[SmallModelRegistry]:
         do_POST = do_GET  # noqa: N815
         do_PATCH = do_GET  # noqa: N815
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    registry.address = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as port:
+        registry.address = f"http://127.0.0.1:{port}"
         yield registry
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -18,6 +19,22 @@ from tempfile import TemporaryFile
 import pytest
 
 KEY, SECRET = "tester", "not-a-secret"
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler], tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of an HTTP server on this machine, which runs in a thread until the block ends."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @dataclass
@@ -90,16 +107,8 @@ def serving(server: FileServer) -> Iterator[FileServer]:
             if cut < len(body) or length != len(body):
                 self.close_connection = True
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    server.port = http.server_address[1]
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
+    with listening(Handler) as server.port:
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def free_port() -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from components.promote.promotion import Outcome, Request, promote
 from components.promote.rollout import NotServedError, ServiceError
 from serving.server import Server
 from tests.components.registry_versions import add_version
+from tests.servers.servers import listening
 from tests.serving.conftest import CLASSES, detection_settings, post, running, wait
 from yolact.errors import SettingsError
 from yolact.models.weights import load_model, save_model
@@ -241,15 +241,8 @@ def gateway(target: str, token: str) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_a_gateway_gets_the_token_of_the_environment(
