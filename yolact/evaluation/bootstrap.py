@@ -126,9 +126,7 @@ def compare_detections(
     if not truth.imgs:
         raise DataError("ground truth: has no images, so there is nothing to compare on")
     count = len(truth.imgs)
-    # one row more than draws: the first has weight 1 for every image
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
-    weights = np.concatenate([np.ones((1, count), dtype=np.int64), draws])
+    weights = image_weights(count, samples=samples, seed=seed)
     matched = [match_detections(truth, rows, iou_type) for rows in (rows_a, rows_b)]
     ap_a, ap_b = (weighted_ap(classes, weights) for classes in matched)
     metrics = {
@@ -213,6 +211,12 @@ def _gather_class(name: str, by_image: Sequence[dict[str, Any] | None]) -> Class
         true=(matched & ~ignored)[:, order],
         ignored=ignored[:, order],
     )
+
+
+def image_weights(images: int, *, samples: int, seed: int) -> np.ndarray:
+    """How often each image counts: (1 + samples, images) int64, ones in the first row, then the bootstrap draws."""
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=samples)
+    return np.concatenate([np.ones((1, images), dtype=np.int64), draws])
 
 
 def weighted_ap(classes: Sequence[ClassMatches], weights: np.ndarray) -> np.ndarray:

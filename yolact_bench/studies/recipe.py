@@ -1,23 +1,29 @@
 """Which parts of the modern recipe earn AP?
 
-    python -m yolact_bench.studies.recipe [--source DIR] [--preset sample-cpu] [--epochs 5] [--only giou,dice]
-        [-S KEY=VALUE ...] [--work FOLDER]
+    python -m yolact_bench.studies.recipe [--source DIR] [--preset sample-cpu] [--epochs 5] [--only own,-dice,+mosaic]
+        [--seeds 0,1,2] [--category person] [-S KEY=VALUE ...] [--work FOLDER]
 
-Trains the network of a preset with its own recipe, then with each of `INGREDIENTS` alone, then with the preset
-``modern`` as a whole; all with the same seed, epochs and data (the generated sample, or ``--source``, anything that
-``data.source`` takes). It validates once, at the end. A table has, for each, mask AP, its gain over the first with the
-95 % interval of a paired bootstrap over the validation images, and the seconds of an epoch; the folder keeps the same
-as ``recipe.json``. A training that is in the folder already is not repeated.
+Trains the network of a preset with the preset ``modern``, then without each of its parts (``-dice``), with each of the
+`CANDIDATES` that it does not have (``+mosaic``), with the preset's own recipe (``own``), and with that from random
+weights (``scratch``); all with the same seeds, epochs and data (the generated sample, or ``--source``, anything that
+``data.source`` takes). It validates once, at the end. A table has, for each, AP50 and AP of masks, the difference from
+``modern`` in AP50 with the 95 % interval of a paired bootstrap over the validation images, AP50 of boxes, and the
+seconds of an epoch; the folder keeps the same as ``recipe.json``. A training that is in the folder already is not
+repeated.
 
-One seed screens: what training varies by from seed to seed is not in the interval.
+Several seeds are averaged; what training varies by from seed to seed is not in the interval.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -30,82 +36,105 @@ from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
-from yolact.evaluation.bootstrap import compare_detections
-from yolact.evaluation.evaluator import Validation
+from yolact.evaluation.bootstrap import METRICS, image_weights, match_detections, mean_over_classes, weighted_ap
+from yolact.evaluation.evaluator import IouType, Validation, index_ground_truth
 from yolact.files import write_json_atomic
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import JOIN, choose
 
-OWN, WHOLE = "own", "modern"
-"""Names of the first training, with the preset's own recipe, and of the last, with the whole modern one."""
+OWN, MODERN, SCRATCH = "own", "modern", "scratch"
+"""Trainings with the preset's own recipe, with the modern one, and with the own one from random weights."""
 
 IOU_WEIGHT = "train.loss.weights.box=2.0"
 
-INGREDIENTS: dict[str, tuple[str, ...]] = {
+PARTS: dict[str, tuple[str, ...]] = {
     "copy_paste": ("train.augment.copy_paste=0.3",),
     "scale_jitter": (
         "train.augment.scale_jitter=[0.4, 1.6]",
         "train.augment.expand=false",
         "train.augment.random_crop=false",
     ),
-    "mosaic": ("train.augment.mosaic=0.5",),
     "atss": ("train.loss.assignment=atss",),
     "iou_scores": ("train.loss.class_targets=iou",),
     "giou": ("train.loss.box=giou", IOU_WEIGHT),
-    "ciou": ("train.loss.box=ciou", IOU_WEIGHT),
     "dice": ("train.loss.mask_dice=1",),
-    "double_masks": ("train.loss.mask_upsampling=2",),
     "layer_decay": ("train.layer_decay=0.15",),
-    "no_norm_decay": ("train.decay_norms=false",),
     "ema": ("train.ema_decay=0.998",),
 }
-"""Settings of each part of the recipe, and of candidates for it."""
+"""The settings of each part of the preset ``modern``."""
 
-CANDIDATES = ("mosaic", "ciou", "double_masks", "no_norm_decay")
-"""Ingredients that are not in the preset ``modern``: what they gain has not been measured."""
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    "mosaic": ("train.augment.mosaic=0.5",),
+    "ciou": ("train.loss.box=ciou", IOU_WEIGHT),
+    "double_masks": ("train.loss.mask_upsampling=2",),
+    "no_norm_decay": ("train.decay_norms=false",),
+}
+"""Parts that the preset ``modern`` does not have."""
+
+RANDOM = ("model.backbone_weights=none", "train.freeze=none", "train.layer_decay=1")
+"""Settings of a training from random weights."""
 
 
 def main(
     source: Annotated[str | None, typer.Option(help="Data, as data.source; default: the preset's.")] = None,
     preset: Annotated[str, typer.Option(help="Preset of the network.")] = "sample-cpu",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all trainings.")] = 0,
-    only: Annotated[str, typer.Option(help="Names of ingredients, separated by commas; default: all.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of the trainings, separated by commas.")] = "0",
+    only: Annotated[str, typer.Option(help="Names of trainings, separated by commas; default: all.")] = "",
+    category: Annotated[str | None, typer.Option(help="Class whose AP counts; default: the mean over all.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Other settings.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("recipe"),
 ) -> None:
-    """Train with each ingredient and compare."""
+    """Train with and without each part, and compare."""
     names = chosen(only)
     shared = [
         *(overrides or ()),
         *([f"data.source={json.dumps(source)}"] if source else []),
-        *(f"train.{key}={value}" for key, value in (("epochs", epochs), ("validate_every", epochs), ("seed", seed))),
+        *(f"train.{key}={epochs}" for key in ("epochs", "validate_every")),
     ]
     prepare_data(choose(preset, overrides=shared), work)
-    results: dict[str, dict[str, Any]] = {}
+    truth = json.loads((work / "processed" / "val.json").read_text(encoding="utf-8"))
+    results: dict[str, list[dict[str, Any]]] = {}
     for name in names:
-        whole = name == WHOLE
-        extra = INGREDIENTS.get(name, ())
-        params = choose(f"{preset}{JOIN}{WHOLE}" if whole else preset, overrides=[*shared, *extra])
-        results[name] = _trained(name, params, work)
-        rows = summarise(results, json.loads((work / "processed" / "val.json").read_text(encoding="utf-8")))
-        write_json_atomic(work / "recipe.json", {"settings": shared, "preset": preset, "rows": rows})
-    show(rows)
+        params = settings(name, preset, shared)
+        for seed in map(int, seeds.split(",")):
+            seeded = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
+            results.setdefault(name, []).append(_trained(f"{name}-{seed}", seeded, work))
+            rows = summarise(results, truth, category)
+            write_json_atomic(work / "recipe.json", {"settings": shared, "preset": preset, "rows": rows})
+    show(rows, category)
+
+
+def names_of_all() -> list[str]:
+    """The names of all trainings, in order."""
+    return [MODERN, *(f"-{name}" for name in PARTS), *(f"+{name}" for name in CANDIDATES), OWN, SCRATCH]
 
 
 def chosen(only: str) -> list[str]:
-    """The names of the trainings, in order.
+    """The names of the trainings, in order; the modern recipe, with which the others are compared, comes first.
 
     Raises:
         SettingsError: a name is unknown.
     """
-    names = [name.strip() for name in only.split(",") if name.strip()] or [*INGREDIENTS, WHOLE]
+    names = [name.strip() for name in only.split(",") if name.strip()] or names_of_all()
     for name in names:
-        if name not in (OWN, WHOLE, *INGREDIENTS):
-            raise SettingsError(f"--only: no ingredient {name!r}; there are: {', '.join([*INGREDIENTS, WHOLE])}")
-    return [OWN, *(name for name in names if name != OWN)]
+        if name not in names_of_all():
+            raise SettingsError(f"--only: no training {name!r}; there are: {', '.join(names_of_all())}")
+    return [MODERN, *(name for name in names if name != MODERN)]
+
+
+def settings(name: str, preset: str, shared: Sequence[str]) -> Params:
+    """The settings of one training; the part of ``-PART`` has the preset's own values."""
+    if name in (OWN, SCRATCH):
+        return choose(preset, overrides=[*shared, *(RANDOM if name == SCRATCH else ())])
+    extra = CANDIDATES.get(name[1:], ())
+    if name.startswith("-"):
+        own = choose(preset).model_dump(mode="json", by_alias=True)
+        keys = [override.partition("=")[0] for override in PARTS[name[1:]]]
+        extra = tuple(f"{key}={json.dumps(reduce(getitem, key.split('.'), own))}" for key in keys)
+    return choose(f"{preset}{JOIN}{MODERN}", overrides=[*shared, *extra])
 
 
 def prepare_data(params: Params, folder: Path) -> None:
@@ -146,29 +175,76 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
     return stored
 
 
-def summarise(results: dict[str, dict[str, Any]], ground_truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each training: metrics, 0 to 1, and the gain of mask AP over the first with its interval."""
-    first = results[OWN]["detections"]
-    rows = []
-    for name, result in results.items():
-        row = {key: result[key] for key in ("losses", "seconds_per_epoch", "metrics")} | {"name": name, "gain": None}
-        if name != OWN:
-            gain = compare_detections(ground_truth, first, result["detections"], iou_type="mask").metrics["AP"].gain
-            row["gain"] = vars(gain) if gain else None
-        rows.append(row)
+def summarise(
+    results: dict[str, list[dict[str, Any]]], ground_truth: dict[str, Any], category: str | None
+) -> list[dict[str, Any]]:
+    """A row for each training, averaged over its seeds.
+
+    Args:
+        results: what `_trained` returns, for each seed, by the name of the training.
+        ground_truth: parsed JSON of a COCO instances file.
+        category: name of the class whose AP counts; None: the mean over the classes.
+
+    Returns:
+        Rows with ``name``, ``seeds`` (AP50 of masks of each), ``mask_AP50``, ``mask_AP`` and ``box_AP50``, 0 to 1, the
+        bootstrap's ``low`` and ``high`` of the difference of ``mask_AP50`` from the first row (None in that), the mean
+        ``losses`` of the first and last step, and ``seconds_per_epoch``.
+
+    Raises:
+        SettingsError: there is no such class.
+    """
+    truth = index_ground_truth(ground_truth, "ground truth")
+    names = [item["name"] for item in truth.loadCats(truth.getCatIds())]
+    if category is not None and category not in names:
+        raise SettingsError(f"--category: no class {category!r}; there are: {', '.join(names)}")
+    weights = image_weights(len(truth.imgs), samples=1000, seed=0)
+    rows: list[dict[str, Any]] = []
+    first: np.ndarray | None = None
+    for name, runs in results.items():
+        ap: dict[IouType, np.ndarray] = {}
+        for iou_type in ("mask", "box"):
+            by_class = [weighted_ap(match_detections(truth, run["detections"], iou_type), weights) for run in runs]
+            # (seeds, metrics, draws)
+            ap[iou_type] = np.stack(
+                [
+                    np.stack([mean_over_classes(metric) for metric in one])
+                    if category is None
+                    else one[:, :, names.index(category)]
+                    for one in by_class
+                ]
+            )
+        fifty = METRICS.index("AP50")
+        means = ap["mask"][:, fifty].mean(axis=0)
+        first = means if first is None else first
+        low, high = np.nanpercentile(means - first, [2.5, 97.5]) if rows else (None, None)
+        rows.append(
+            {
+                "name": name,
+                "seeds": ap["mask"][:, fifty, 0].tolist(),
+                "mask_AP50": means[0].item(),
+                "gain": (means - first)[0].item() if rows else None,
+                "low": low,
+                "high": high,
+                "mask_AP": ap["mask"][:, METRICS.index("AP"), 0].mean().item(),
+                "box_AP50": ap["box"][:, fifty, 0].mean().item(),
+                "losses": np.mean([run["losses"] for run in runs], axis=0).tolist(),
+                "seconds_per_epoch": float(np.mean([run["seconds_per_epoch"] for run in runs])),
+            }
+        )
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], category: str | None) -> None:
     """Print the rows of `summarise`."""
-    columns = ("recipe", "loss, first and last", "mask AP", "gain (95 %)", "mask AP50", "box AP", "s/epoch")
-    table = Table(*columns, title="Percent on the validation images, one seed")
+    columns = ("recipe", "mask AP50", "difference (95 %)", "each seed", "mask AP", "box AP50", "loss", "s/epoch")
+    table = Table(*columns, title=f"Percent on the validation images, {category or 'mean over the classes'}")
     for row in rows:
-        gain, metrics = row["gain"], row["metrics"]
-        interval = f"{100 * gain['value']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})" if gain else ""
+        mask50, mask, box = (f"{100 * row[key]:.1f}" for key in ("mask_AP50", "mask_AP", "box_AP50"))
+        gain, low, high = (100 * (row[key] or 0) for key in ("gain", "low", "high"))
+        interval = "" if row["gain"] is None else f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+        each = " ".join(f"{100 * value:.1f}" for value in row["seeds"])
         losses = f"{row['losses'][0]:.1f} -> {row['losses'][1]:.1f}"
-        mask, mask50, box = (f"{100 * metrics[key]:.1f}" for key in ("mask_AP", "mask_AP50", "box_AP"))
-        table.add_row(row["name"], losses, mask, interval, mask50, box, f"{row['seconds_per_epoch']:.0f}")
+        table.add_row(row["name"], mask50, interval, each, mask, box, losses, f"{row['seconds_per_epoch']:.0f}")
     Console().print(table)
 
 

@@ -20,26 +20,37 @@ def in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(repository)
 
 
-def test_every_ingredient_is_valid_and_changes_the_preset() -> None:
-    own = choose("sample-cpu")
-    for name, overrides in recipe.INGREDIENTS.items():
-        assert choose("sample-cpu", overrides=overrides).train != own.train, name
-        assert choose("sample-cpu", overrides=overrides).model == own.model
-
-
-def test_the_modern_preset_has_every_ingredient_but_the_candidates(repository: Path) -> None:
+def test_the_modern_preset_is_its_parts(repository: Path) -> None:
+    """All parts, and no candidate; the gradient's limit is a safeguard and the schedule is the network's preset's."""
     modern = yaml.safe_load((repository / "conf" / "modern.yaml").read_text())
     assert list(modern) == ["train"]  # it suits any network
-    for name, overrides in recipe.INGREDIENTS.items():
-        same = choose("voc2012-r50+modern", overrides=overrides) == choose("voc2012-r50+modern")
-        assert same == (name not in recipe.CANDIDATES), name
+    parts = [override for overrides in recipe.PARTS.values() for override in overrides]
+    common = ["train.optimizer=adamw", "train.schedule=cosine", "train.max_grad_norm=10"]
+    assert choose("voc2012-r50+modern") == choose("voc2012-r50", overrides=[*parts, *common])
+    for name, overrides in recipe.CANDIDATES.items():
+        assert choose("voc2012-r50+modern", overrides=overrides) != choose("voc2012-r50+modern"), name
 
 
-def test_names_are_checked_and_the_preset_s_own_recipe_comes_first() -> None:
-    assert recipe.chosen("") == ["own", *recipe.INGREDIENTS, "modern"]
-    assert recipe.chosen("dice, modern") == ["own", "dice", "modern"]
-    with pytest.raises(SettingsError, match="no ingredient 'dise'; there are: copy_paste"):
-        recipe.chosen("dise")
+def test_a_training_without_a_part_has_the_presets_own_values() -> None:
+    modern, own = choose("voc2012-r50+modern").train, choose("voc2012-r50").train
+    without = recipe.settings("-scale_jitter", "voc2012-r50", []).train
+    assert without.augment.scale_jitter == own.augment.scale_jitter != modern.augment.scale_jitter
+    assert without.augment.random_crop == own.augment.random_crop != modern.augment.random_crop
+    assert without.loss == modern.loss
+    for name in recipe.PARTS:
+        assert recipe.settings(f"-{name}", "voc2012-r50", []) != choose("voc2012-r50+modern"), name
+
+
+def test_the_training_from_random_weights_reads_none() -> None:
+    params = recipe.settings("scratch", "lite0-320", ["train.epochs=3"])
+    assert (params.model.backbone_weights, params.train.freeze, params.train.epochs) == ("none", "none", 3)
+
+
+def test_names_are_checked_and_the_modern_recipe_comes_first() -> None:
+    assert recipe.chosen("")[:2] == ["modern", "-copy_paste"]
+    assert recipe.chosen("-dice, own") == ["modern", "-dice", "own"]
+    with pytest.raises(SettingsError, match="no training '-dise'; there are: modern, -copy_paste"):
+        recipe.chosen("-dise")
 
 
 def detection(score: float, box: list[float]) -> dict[str, Any]:
@@ -53,24 +64,32 @@ def corners_rle(corners: list[float]) -> dict[str, Any]:
     return rle | {"counts": rle["counts"].decode()}
 
 
-def test_the_gain_is_that_over_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("category", [None, "cat"])
+def test_the_difference_is_that_from_the_first(capsys: pytest.CaptureFixture[str], category: str | None) -> None:
     truth = {
         "images": [{"id": 1, "width": 50, "height": 50, "file_name": "1.png"}],
-        "categories": [{"id": 1, "name": "cat"}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": 400, "bbox": [5, 5, 20, 20]}
+            {"id": number, "image_id": 1, "category_id": number, "iscrowd": 0, "area": 400, "bbox": [5, 5, 20, 20]}
             | {"segmentation": detection(1, [5, 5, 20, 20])["segmentation"]}
+            for number in (1, 2)
         ],
     }
     common = {"losses": [9.0, 4.0], "seconds_per_epoch": 2.0}
-    metrics = {"mask_AP": 0.0, "mask_AP50": 0.0, "box_AP": 0.0}
-    results = {
-        "own": common | {"metrics": metrics, "detections": []},
-        "dice": common | {"metrics": metrics | {"mask_AP": 1.0}, "detections": [detection(0.9, [5, 5, 20, 20])]},
-    }
-    rows = recipe.summarise(results, truth)
-    assert rows[0]["gain"] is None
-    assert rows[1]["gain"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
-    json.dumps(rows)
-    recipe.show(rows)
-    assert "+100.0" in capsys.readouterr().out
+    found = common | {"detections": [detection(0.9, [5, 5, 20, 20])]}
+    missed = common | {"detections": []}
+    first, second = recipe.summarise({"modern": [missed, missed], "-dice": [found, missed]}, truth, category)
+    assert (first["mask_AP50"], first["gain"]) == (0, None)
+    # one of two seeds finds the only cat, and no dog
+    half = 0.5 if category else 0.25
+    assert second["seeds"] == pytest.approx([2 * half, 0])
+    assert [second[key] for key in ("mask_AP50", "gain", "low", "high", "box_AP50")] == [pytest.approx(half)] * 5
+    json.dumps([first, second])
+    recipe.show([first, second], category)
+    assert f"+{100 * half:.1f}" in capsys.readouterr().out
+
+
+def test_an_unknown_category_is_named() -> None:
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": []}
+    with pytest.raises(SettingsError, match="--category: no class 'cow'; there are: cat"):
+        recipe.summarise({}, truth, "cow")
