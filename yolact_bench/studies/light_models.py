@@ -1,15 +1,16 @@
 """How fast are small networks on a CPU, in PyTorch and in ONNX Runtime?
 
-    python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--rounds 30] [--threads 2] [--cpu-time]
-        [--onnx FILE ...]
+    python -m yolact_bench.studies.light_models NETWORK ... [--bf16] [--training] [--rounds 30] [--threads 2]
+        [--cpu-time] [--onnx FILE ...]
 
 Each NETWORK lists settings of ``model`` that differ from ``conf/base.yaml``, as
 ``backbone=resnet18,image_size=320,fpn_channels=96,separable_convs=true``. All networks have random weights that find
 about 20 objects in the image (`yolact_bench.speed.calibration`) and take turns, one image at a time. ``--onnx`` times
 other networks of one input beside them, forward only, as a yardstick.
 
-The times are ``forward``, the network only, and ``whole``, from an image to masks as large as the image. The least of
-all rounds is the time on an undisturbed machine, the median that on this one now.
+The times are ``forward``, the network only, and ``whole``, from an image to masks as large as the image; with
+``--training`` also a whole training step of `BATCH` images with 8 objects each. The least of all rounds is the time on
+an undisturbed machine, the median that on this one now.
 """
 
 from __future__ import annotations
@@ -36,16 +37,24 @@ from yolact.models.complexity import measure_complexity
 from yolact.models.published import PASCAL_SCALES, scaled
 from yolact.models.yolact import Yolact
 from yolact.settings import ModelConfig
+from yolact_bench.parity.losses import PUBLISHED_LOSS
+from yolact_bench.speed.backends import BackendSpec
 from yolact_bench.speed.calibration import calibrated_network
 from yolact_bench.speed.images import read_images
 from yolact_bench.speed.rounds import Rounds, TimedRun
+from yolact_bench.speed.training import OBJECTS
+from yolact_bench.speed.training_backends import SgdSettings, TrainingRunner, TrainingTask, make_batch
 
 WARM_UP = 3
+
+BATCH = 4
+"""Images of a training step, as in the preset ``lite0-320``."""
 
 
 def main(
     networks: list[str],
     bf16: Annotated[bool, typer.Option(help="Also in bfloat16; slow on CPUs without its instructions.")] = False,
+    training: Annotated[bool, typer.Option(help="Also a training step, in float32.")] = False,
     rounds: int = 30,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: all cores.")] = 0,
     cpu_time: Annotated[bool, typer.Option(help="CPU time of all threads: with one, on a busy machine.")] = False,
@@ -63,7 +72,10 @@ def main(
             model = calibrated_network(config, len(VOC_CLASSES), image)
             size = measure_complexity(config, len(VOC_CLASSES))
             cost = f"{size.parameters / 1e6:.2f} | {size.backbone_flops / 2e9:.2f} | {size.flops / 2e9:.2f}"
-            for name, stages in runtimes(model, image, Path(folder) / f"{number}.onnx", bf16).items():
+            found = runtimes(model, image, Path(folder) / f"{number}.onnx", bf16)
+            if training:
+                found["PyTorch fp32"].append(training_step_of(model, image, Path(folder) / f"{number}.pth"))
+            for name, stages in found.items():
                 runs[f"{text} | {name}"] = timed(stages, clock)
                 costs[f"{text} | {name}"] = cost
         for path in onnx or []:
@@ -71,11 +83,13 @@ def main(
         timing = Rounds(runs, lambda _: None)
         timing.warm_up(WARM_UP)
         timing.measure(rounds)
-    print("| network | runtime | params, M | backbone, GMAC | all, GMAC | forward, ms (median) | whole, ms (median) |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    columns = ["forward", "whole", f"training step of {BATCH}"][: 3 if training else 2]
+    heads = ["params, M", "backbone, GMAC", "all, GMAC", *(f"{column}, ms (median)" for column in columns)]
+    print(f"| network | runtime | {' | '.join(heads)} |")
+    print(f"| --- | --- | {' | '.join(['---:'] * len(heads))} |")
     for name, times in timing.times.items():
         cells = [f"{min(stage):.1f} ({np.median(stage):.1f})" for stage in zip(*times, strict=True)]
-        print(f"| {name} | {costs.get(name, ' | | ')} | {' | '.join([*cells, ''][:2])} |")
+        print(f"| {name} | {costs.get(name, ' | | ')} | {' | '.join([*cells, '', ''][: len(columns)])} |")
 
 
 def model_config(text: str) -> ModelConfig:
@@ -113,6 +127,23 @@ def forward_of(predictor: Predictor, image: np.ndarray) -> Callable[[], object]:
 def whole_of(predictor: Predictor | OnnxPredictor, image: np.ndarray) -> Callable[[], object]:
     """From the image to masks as large as it."""
     return lambda: predictor.predict(image).masks
+
+
+def training_step_of(model: Yolact, image: np.ndarray, path: Path) -> Callable[[], object]:
+    """One training step of a copy of the network with the published losses; ``path`` is for its weights."""
+    torch.save(model.state_dict(), path)
+    classes = model.num_classes
+    task = TrainingTask(path, model.config, classes, PUBLISHED_LOSS, SgdSettings(), "cpu", torch.get_num_threads())
+    runner = TrainingRunner(BackendSpec.own("fp32"), task)
+    stages = runner.stages(runner.prepare(make_batch([image], BATCH, model.config.image_size, classes, OBJECTS, 0)))
+
+    def run() -> None:
+        value: object = None
+        with torch.enable_grad():
+            for stage in stages:
+                value = stage(value)
+
+    return run
 
 
 def forward_of_file(path: Path) -> Callable[[], object]:

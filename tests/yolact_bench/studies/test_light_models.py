@@ -42,3 +42,18 @@ def test_the_table_has_a_row_for_each_network_and_runtime(monkeypatch: pytest.Mo
     assert [row[1] for row in rows] == ["one", "two"]
     assert all(row[0] == f"| {TINY}" and len(row) == 7 for row in rows)
     assert calls == ["forward", "whole"] * 2 * (light_models.WARM_UP + 2)
+
+
+def test_a_training_step_has_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(light_models, "WARM_UP", 0)
+    monkeypatch.setattr(light_models.torch, "set_num_threads", lambda count: None)
+    app = light_models.typer.Typer()
+    app.command()(light_models.main)
+    result = CliRunner().invoke(app, [TINY, "--training", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    head, _, first, second = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
+    assert head[-1] == "training step of 4, ms (median)"
+    assert first[1] == "PyTorch fp32"
+    assert float(first[-1].split()[0]) > float(first[-3].split()[0])  # more than a forward pass of one image
+    assert second[1] == "onnxruntime"
+    assert len(second) == len(head) - 1  # no training there
