@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.train.trainjob import Nodes
+from components.train.nodes import Nodes
 from pipelines.config import PARALLEL_STEP, ClusterConfig
 from pipelines.placement import queue_labels
 from pipelines.pods import pod_affinity, pod_tolerations, pod_variables, pod_volumes

@@ -17,14 +17,17 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 
-from components.train.trainjob import RUNTIME
+from components.train.trainjob_client import CONTAINER, RUNTIME
 from pipelines.config import load_cluster
 from serving.settings import ServerSettings
 from tests.servers.servers import free_port, s3_server
+from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL
+from yolact.errors import YolactError
 from yolact_ops.settings.params import load_params
 
 KUBERNETES = "1.33"
@@ -344,6 +347,21 @@ def test_pods_that_must_end_get_no_sidecar(manifests: list[Manifest]) -> None:
     labels = [*jobs, node["template"]["spec"]["template"]["metadata"]["labels"]]
     assert len(labels) == 3
     assert {each.get("sidecar.istio.io/inject") for each in labels} == {"false"}
+
+
+def test_only_an_error_of_the_user_ends_all_nodes_at_once(manifests: list[Manifest]) -> None:
+    [runtime] = [manifest.tree for manifest in manifests if manifest.kind == "TrainingRuntime"]
+    assert TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime  # it knows all fields
+    spec = runtime["spec"]["template"]["spec"]
+    [node] = spec["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, "spec": node["template"]["spec"]}
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
+    [of_pods], [of_jobs] = job["spec"]["podFailurePolicy"]["rules"], spec["failurePolicy"]["rules"]
+    assert (of_pods["action"], of_jobs["action"]) == ("FailJob", "FailJobSet")
+    assert of_jobs["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert of_pods["onExitCodes"] == {"containerName": CONTAINER, "operator": "In", "values": [YolactError.exit_code]}
+    tried_again = {EX_SOFTWARE, EX_TEMPFAIL, 128 + signal.SIGKILL, 128 + signal.SIGTERM}
+    assert not tried_again & set(of_pods["onExitCodes"]["values"])
 
 
 def script_of(container: dict[str, Any], **places: Path) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 
 import yaml
 
-from components.train.trainjob import GROUP, RUNTIME, VERSION
+from components.train.trainjob_client import GROUP, RUNTIME, VERSION
 from pipelines.checks.capacity import check_gpus, check_tasks, make_rooms
 from pipelines.checks.finding import Finding, Level
 from pipelines.checks.quota import check_quotas

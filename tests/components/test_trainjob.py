@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from components.train import trainjob
+from components.train import kubernetes_calls, trainjob, trainjob_client
+from components.train.kubernetes_calls import NodesError
+from components.train.trainjob_client import FOLLOWER_FILE, TrainJob
 from pipelines.config import load_cluster
 from pipelines.nodes import describe_nodes
 from tests.components.test_train import DIGEST, MODEL, OURS, RUNTIME, SPLIT_DIGESTS, TRAIN, make_split
@@ -35,6 +38,8 @@ CHANGES = ["tasks.train.nodes=2", "tasks.train.gpus=0", "tasks.train.tolerations
 CHANGES += ["tasks.train.memory=1Gi", "tasks.train.memory_limit=2Gi"]
 NODES = describe_nodes(load_cluster(overrides=CHANGES))
 RUN = "run-1"
+STAMP = "2026-11-30T05:04:12.1Z"
+"""As Kubernetes writes it before each line of a log."""
 
 
 @pytest.fixture
@@ -46,7 +51,8 @@ def params(repository: Path) -> Params:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrainerServer]:
     monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
     monkeypatch.setenv(POD_VARIABLE, "10.96.0.1")
-    monkeypatch.setattr(trainjob, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(trainjob_client, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(kubernetes_calls, "ASK_EVERY", 0.1)
     with trainer_server(tmp_path / "kubeconfig") as state:
         yield state
 
@@ -157,7 +163,7 @@ def test_a_trainjob_that_appears_between_two_requests_is_followed(
         server.create({"metadata": {"name": "of another try"}, "spec": {}})
         server.on_look = succeeds(server, folder)
 
-    monkeypatch.setattr(trainjob._TrainJob, "_check_runtime", appear)
+    monkeypatch.setattr(TrainJob, "_check_runtime", appear)
     run(folder, params)
     assert (len(server.posted), server.deleted) == (1, 1)
 
@@ -197,22 +203,30 @@ def test_lines_of_a_pod_that_was_replaced_are_printed_once(
     assert lines == ["one", "two", "three", "four"]
 
 
+def end_of(server: TrainerServer, index: int, code: int, second: int) -> None:
+    """A node's process ended."""
+    status = server.pods[index]["status"]
+    status["phase"] = "Failed"
+    ended = {"exitCode": code, "finishedAt": f"2026-11-30T05:05:{second:02d}Z"}
+    status["containerStatuses"][0]["state"] = {"terminated": ended}
+
+
 @pytest.mark.parametrize(("code", "expected"), [(1, 1), (70, 70), (137, 70)])
 def test_a_failure_says_why_with_the_last_lines_of_rank_0(
     server: TrainerServer, folder: Path, params: Params, code: int, expected: int
 ) -> None:
     def create() -> None:
-        pod = server.pods[0]
-        pod["status"]["phase"] = "Failed"
-        pod["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": code}}
-        server.logs[pod["metadata"]["name"]] = [f"2026-11-30T05:04:{n:02d}Z line {n}" for n in range(30)]
+        end_of(server, 0, code, 30)
+        lines = [f"2026-11-30T05:04:{n:02d}Z line {n}" for n in range(30)]
+        server.logs[server.pods[0]["metadata"]["name"]] = lines
         server.finish(RECORDED["failed"])
 
     server.on_create = create
-    with pytest.raises(trainjob.NodesError) as caught:
+    with pytest.raises(NodesError) as caught:
         run(folder, params)
     message = str(caught.value)
     assert "failed: jobset failed due to reaching max number of restarts" in message
+    assert f"Node 0 ended with exit code {code}; its last lines:\n" in message
     assert message.endswith("\n  line 29")
     assert "  line 10\n" in message
     assert "  line 9\n" not in message
@@ -220,10 +234,53 @@ def test_a_failure_says_why_with_the_last_lines_of_rank_0(
     assert (server.job, shared(folder).exists()) == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("ends", "node"),
+    [
+        ({0: (75, 10), 1: (1, 12)}, 1),  # stopped, because of the other one's settings
+        ({0: (70, 40), 1: (137, 10)}, 1),  # waited for the other one, which was killed
+        ({0: (70, 10), 1: (70, 40)}, 0),
+        ({1: (1, 10)}, 1),  # rank 0's pod is gone
+    ],
+)
+def test_a_failure_names_the_node_that_is_the_reason(
+    server: TrainerServer,
+    folder: Path,
+    params: Params,
+    ends: dict[int, tuple[int, int]],
+    node: int,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def create() -> None:
+        for index, (code, second) in ends.items():
+            end_of(server, index, code, second)
+        server.logs = {pod["metadata"]["name"]: [f"{STAMP} of node {n}"] for n, pod in enumerate(server.pods)}
+        server.pods = [server.pods[index] for index in ends]
+        server.finish(RECORDED["failed"])
+
+    server.on_create = create
+    with pytest.raises(NodesError) as caught:
+        run(folder, params)
+    code = ends[node][0]
+    assert str(caught.value).endswith(f"Node {node} ended with exit code {code}; its last lines:\n  of node {node}")
+    assert caught.value.exit_code == (1 if code == 1 else 70)
+    assert f"of node {node}\n" in capfd.readouterr().err
+
+
+def test_a_failure_without_pods_says_so(server: TrainerServer, folder: Path, params: Params) -> None:
+    def create() -> None:
+        server.pods = []
+        server.finish(RECORDED["failed"])
+
+    server.on_create = create
+    with pytest.raises(NodesError, match="No exit code of a node is known; rank 0's log is empty"):
+        run(folder, params)
+
+
 def test_a_time_limit_names_the_setting(server: TrainerServer, folder: Path, params: Params) -> None:
     condition = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
     server.on_create = lambda: server.finish(condition)
-    with pytest.raises(trainjob.NodesError, match=r"its time limit, 604800 s \(tasks\.train\.time_limit\)"):
+    with pytest.raises(NodesError, match=r"its time limit, 604800 s \(tasks\.train\.time_limit\)"):
         run(folder, params)
 
 
@@ -232,14 +289,14 @@ def test_a_trainjob_that_somebody_deleted_is_named(server: TrainerServer, folder
         server.job, server.pods = None, []
 
     server.on_look = look
-    with pytest.raises(trainjob.NodesError, match="was deleted by somebody"):
+    with pytest.raises(NodesError, match="was deleted by somebody"):
         run(folder, params)
     assert not shared(folder).exists()
 
 
 def test_a_complete_trainjob_without_a_model_is_an_error(server: TrainerServer, folder: Path, params: Params) -> None:
     server.on_create = server.finish
-    with pytest.raises(trainjob.NodesError, match=r"model\.safetensors: the TrainJob is complete, but"):
+    with pytest.raises(NodesError, match=r"model\.safetensors: the TrainJob is complete, but"):
         run(folder, params)
 
 
@@ -262,13 +319,13 @@ def test_a_server_that_does_not_answer_for_a_while_changes_nothing(
 def test_a_server_that_stays_away_leaves_the_trainjob_to_the_next_try(
     server: TrainerServer, folder: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainjob, "PATIENCE", 0.2)
+    monkeypatch.setattr(kubernetes_calls, "PATIENCE", 0.2)
 
     def create() -> None:
         server.broken = 10**6
 
     server.on_create = create
-    with pytest.raises(trainjob.NodesError, match="is left as it is") as caught:
+    with pytest.raises(NodesError, match="is left as it is") as caught:
         run(folder, params)
     assert caught.value.exit_code == 70
     assert (server.deleted, shared(folder).is_dir()) == (0, True)
@@ -292,11 +349,48 @@ def test_a_cluster_that_lacks_something_is_told_what(
     assert not shared(folder).exists()
 
 
+def test_a_try_that_may_not_follow_leaves_the_nodes_their_data(
+    server: TrainerServer, folder: Path, params: Params
+) -> None:
+    server.create({"metadata": {"name": "earlier"}, "spec": {}})
+    shared(folder).mkdir()
+    (shared(folder) / "work.json").write_text("{}")
+    server.forbidden = True
+    with pytest.raises(SettingsError, match="no right to"):
+        run(folder, params)
+    assert (server.deleted, (shared(folder) / "work.json").is_file()) == (0, True)
+
+
+def test_a_volume_that_is_full_is_left_as_it_was(
+    server: TrainerServer, folder: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(shared(folder)))
+
+    monkeypatch.setattr(shutil, "copytree", is_full)
+    with pytest.raises(OSError, match="No space left"):
+        run(folder, params)
+    assert (server.posted, shared(folder).exists()) == ([], False)
+
+
+def test_results_that_cannot_be_copied_stay_for_the_next_try(
+    server: TrainerServer, folder: Path, params: Params
+) -> None:
+    server.on_create = succeeds(server, folder)
+    (folder / "model").write_text("where the model belongs")
+    with pytest.raises(FileExistsError):
+        run(folder, params)
+    (folder / "model").unlink()
+    run(folder, params)
+    assert (len(server.posted), (folder / "model" / "model.safetensors").read_text()) == (1, "w")
+    assert (server.job, shared(folder).exists()) == (None, False)
+
+
 def test_what_an_admission_webhook_says_is_not_taken_for_a_missing_right(
     server: TrainerServer, folder: Path, params: Params
 ) -> None:
     server.refusal = RECORDED["answers"]["denied"]
-    with pytest.raises(trainjob.NodesError, match=r"answers 403: Forbidden: admission webhook .* denied the request"):
+    with pytest.raises(NodesError, match=r"answers 403: Forbidden: admission webhook .* denied the request"):
         run(folder, params)
 
 
@@ -339,10 +433,10 @@ def test_a_try_whose_node_was_lost_leaves_the_trainjob_to_the_later_one(
     server: TrainerServer, folder: Path, params: Params
 ) -> None:
     def look() -> None:
-        (shared(folder) / trainjob.FOLLOWER_FILE).write_text("a later try")
+        (shared(folder) / FOLLOWER_FILE).write_text("a later try")
 
     server.on_look = look
-    with pytest.raises(trainjob.NodesError, match="a later try of this task follows it"):
+    with pytest.raises(NodesError, match="a later try of this task follows it"):
         run(folder, params)
     assert (server.deleted, shared(folder).is_dir()) == (0, True)
 
