@@ -33,78 +33,73 @@ from yolact_ops.settings.params import DataConfig, DataParams
 log = logging.getLogger(__name__)
 
 
+Prepare = Callable[[Mapping[int, int], Path, Records], Prepared]
+"""Prepares all images: gets the category id by class index, a folder for the images, and the records."""
+
+
 def run(
     params: DataParams,
     *,
-    raw_dir: Path | None,
     processed_dir: Path,
     report_dir: Path,
-    workers: int | None = None,
+    raw_dir: Path | None = None,
     scans: Sequence[Path] = (),
+    workers: int | None = None,
 ) -> None:
-    """Convert the data set below ``raw_dir`` to ``processed_dir``, which is replaced as a whole or left unchanged.
+    """Convert a data set to ``processed_dir``, which is replaced as a whole or left unchanged.
 
     This writes ``images/`` (byte for byte if nothing has to change), ``train.json``, ``val.json`` and, if images are
     held out, ``test.json`` (COCO instances), and ``stats.json``; with ``data.shard_size``, images are in ``shards/``
     instead, and each split has an index, as ``train.arrow``. Into ``report_dir``, even if problems then stop the step,
-    it writes a page that shows them. The same input gives the same bytes, independent of the number of workers.
+    it writes a page that shows them. The same data set gives the same bytes, independent of the number of workers, and
+    of scans.
 
     Args:
         params: settings; uses ``data``.
-        raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`); None: merge
-            ``scans``.
         processed_dir: folder of the processed data.
         report_dir: folder of the report.
-        workers: number of processes that read images; None: one per CPU core.
-        scans: without ``raw_dir``, what the tasks of the step scan wrote (`merge`).
+        raw_dir: folder of the data set, in any registered format (`yolact.formats.registry`); None: merge ``scans``.
+        scans: without ``raw_dir``, what the tasks of the step scan wrote with the same settings, in any order.
+        workers: number of processes that read images and write shards; None: one per CPU core.
 
     Raises:
         DataError: there is no data set of a known format, a list of images is invalid, more images than
             ``data.max_problems`` or a larger share of objects than ``data.max_dropped`` cannot be used, nothing says
-            on which image the masks of turned images are drawn, or a split has no image or no instance.
+            on which image the masks of turned images are drawn, or a split has no image or no instance; or a scan is
+            missing, damaged or of another data set.
         SettingsError: ``data.classes`` names an unknown class.
     """
-    if raw_dir is None:
-        merge(params, scans=scans, processed_dir=processed_dir, report_dir=report_dir, workers=workers)
-        return
     count = workers or usable_cpus()
-    dataset = read_dataset(raw_dir, options_of(params.data))
-    log.info("%s: reading %d images from %s", dataset.format, len(sources_of(dataset)), dataset.root)
-
-    def prepare(category_of: Mapping[int, int], images: Path, records: Records) -> Prepared:
-        return prepare_all(dataset, preparation_of(dataset, params.data, category_of, images), records, count)
-
+    dataset, prepare = _merged(scans) if raw_dir is None else _read(raw_dir, params.data, count)
     _convert(params.data, dataset, prepare, processed_dir, report_dir, count)
 
 
-def merge(
-    params: DataParams, *, scans: Sequence[Path], processed_dir: Path, report_dir: Path, workers: int | None = None
-) -> None:
-    """Write what `run` writes, byte for byte, from the scans of all parts of the data set.
+def _read(raw_dir: Path, data: DataConfig, workers: int) -> tuple[Dataset, Prepare]:
+    """A data set as listed, and how its images are prepared here."""
+    dataset = read_dataset(raw_dir, options_of(data))
+    log.info("%s: reading %d images from %s", dataset.format, len(sources_of(dataset)), dataset.root)
 
-    Args:
-        params: settings; uses ``data``, as the step scan did.
-        scans: what the tasks of the step scan wrote, in any order.
-        processed_dir, report_dir: see `run`.
-        workers: number of processes that write shards; None: one per CPU core.
+    def prepare(category_of: Mapping[int, int], images: Path, records: Records) -> Prepared:
+        return prepare_all(dataset, preparation_of(dataset, data, category_of, images), records, workers)
 
-    Raises:
-        DataError: a scan is missing, damaged or of another data set; else see `run`.
-        SettingsError: ``data.classes`` names an unknown class.
-    """
+    return dataset, prepare
+
+
+def _merged(scans: Sequence[Path]) -> tuple[Dataset, Prepare]:
+    """A data set as scans list it, and how the images that they have prepared are merged."""
     dataset, parts = open_scans(scans)
     log.info("%s: merging %d images of %d scans", dataset.format, len(sources_of(dataset)), len(parts))
 
     def prepare(_: Mapping[int, int], images: Path, records: Records) -> Prepared:
         return merge_scans(parts, dataset, images, records)
 
-    _convert(params.data, dataset, prepare, processed_dir, report_dir, workers or usable_cpus())
+    return dataset, prepare
 
 
 def _convert(
     data: DataConfig,
     dataset: Dataset,
-    prepare: Callable[[Mapping[int, int], Path, Records], Prepared],
+    prepare: Prepare,
     processed_dir: Path,
     report_dir: Path,
     workers: int,
@@ -114,7 +109,7 @@ def _convert(
     Args:
         data: settings.
         dataset: the data set as listed.
-        prepare: prepares all images: gets the category id by class index, a folder for the images, and the records.
+        prepare: prepares the images.
         processed_dir, report_dir: see `run`.
         workers: number of processes that write shards.
     """

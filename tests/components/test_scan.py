@@ -79,7 +79,7 @@ def in_parts(params: Params, raw: Path, folder: Path, parts: int) -> Written:
     found = scans(params, raw, folder / f"scans-{parts}", parts)
     hidden = raw.rename(raw.with_name("hidden"))
     try:
-        return written(preprocess.merge, folder / f"merged-{parts}", params=params, scans=found[::-1])
+        return written(preprocess.run, folder / f"merged-{parts}", params=params, scans=found[::-1])
     finally:
         hidden.rename(raw)
 
@@ -209,7 +209,7 @@ def test_missing_and_repeated_parts_are_refused(
     three: list[Path], params: Callable[..., Params], tmp_path: Path, chosen: list[int]
 ) -> None:
     with pytest.raises(DataError, match="the scans are not all parts of one data set, but parts"):
-        preprocess.merge(
+        preprocess.run(
             params(), scans=[three[n] for n in chosen], processed_dir=tmp_path / "p", report_dir=tmp_path / "r"
         )
     assert not (tmp_path / "p").exists()
@@ -222,7 +222,7 @@ def test_parts_of_different_data_are_refused(
     generate_sample(sample, SAMPLE.model_copy(update={"train_images": 20}))
     three[2] = scans(params(), sample, tmp_path / "new", 3)[2]
     with pytest.raises(DataError, match=r"not all parts of one data set, but parts 0 of 3 \(\w+\), 1 of 3"):
-        preprocess.merge(params(), scans=three, processed_dir=tmp_path / "p", report_dir=tmp_path / "r")
+        preprocess.run(params(), scans=three, processed_dir=tmp_path / "p", report_dir=tmp_path / "r")
 
 
 @pytest.mark.parametrize("file", ["scan.json", "images.jsonl", "images-000000.tar"])
@@ -230,7 +230,7 @@ def test_a_damaged_scan_is_named(three: list[Path], params: Callable[..., Params
     path = three[1] / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.raises(DataError, match=f"{file}: not what the scan step writes"):
-        preprocess.merge(params(), scans=three, processed_dir=tmp_path / "p", report_dir=tmp_path / "r")
+        preprocess.run(params(), scans=three, processed_dir=tmp_path / "p", report_dir=tmp_path / "r")
     assert not (tmp_path / "p").exists()
 
 
