@@ -189,7 +189,7 @@ def write_copy(source: Path, target: Path, number: int) -> None:
     """Write an image with a corner that only copies of this number have."""
     with Image.open(source) as image:
         pixels = np.array(image)
-    pixels[:CORNER, :CORNER] = (number * 37 % 256, number * 101 % 256, number % 256)
+    pixels[:CORNER, :CORNER] = (number * 37 % 256, number * 101 % 256, number // 256 * 37 % 256)
     Image.fromarray(pixels).save(target, quality=90)
 
 
