@@ -160,7 +160,7 @@ class CheckpointStore:
         """Write weights that are the best so far; returns the name of their folder, for `TrainingState.best`.
 
         The folder is kept as long as a kept checkpoint names it: after a kill, or when the newest checkpoint is
-            damaged, the previous one still has its weights.
+        damaged, the previous one still has its weights.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".best.", suffix=".part", dir=self.directory))

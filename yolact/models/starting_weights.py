@@ -183,8 +183,8 @@ def load_backbone_weights(model: Yolact, path: Path | None = None) -> None:
     """Load the backbone's weights that ``model.config.backbone_weights`` names; ``none`` keeps the random ones.
 
     A file may have the backbone's own names, those that `Backbone.rename_weights` knows, or a whole network's, of which
-    the backbone is taken. If it has no deformable
-    convolutions but the backbone does, they take the weights of the plain ones and the rest stays zero, as published.
+    the backbone is taken. If it has no deformable convolutions but the backbone does, they take the weights of the
+    plain ones and the rest stays zero, as published.
 
     Args:
         model: the network.

@@ -42,7 +42,7 @@ FETCHED = ("s3", "gs")
 
 @dataclass(frozen=True)
 class Copy:
-    """What the Model Registry must have of one version."""
+    """What the Model Registry must have of one version, as its API takes it."""
 
     version: Tree
     """Name, state, author, description and properties."""
@@ -85,7 +85,7 @@ def _publish(config: RegisterConfig, model: RegisteredModel) -> None:
 
 
 def _copies(model: RegisteredModel, config: RegisterConfig) -> list[Copy]:
-    """Of the complete versions that this pipeline registered, oldest first."""
+    """The copies of the complete versions that this pipeline registered, oldest first."""
     history = read_history(model)
     aliases = {alias: model.alias(alias) for alias in LABELS}
     copies = []
@@ -153,8 +153,8 @@ def _write(registry: ModelRegistry, name: str, copies: list[Copy]) -> int:
     created = model is None
     if model is None:
         model = registry.create("registered_models", body) or registry.model(name)
+    model = _existing(registry, model, f"the model {name}")
     _check_ours(registry, name, model)
-    assert model is not None
     there = registry.versions(model)
     for copy in copies:
         _check_same(registry, name, there.get(copy.version["name"]), copy)
@@ -204,9 +204,8 @@ def _existing(registry: ModelRegistry, found: Tree | None, what: str) -> Tree:
     return found
 
 
-def _check_ours(registry: ModelRegistry, name: str, model: Tree | None) -> None:
+def _check_ours(registry: ModelRegistry, name: str, model: Tree) -> None:
     """Refuse a name that another model has."""
-    model = _existing(registry, model, f"the model {name}")
     if model.get("customProperties", {}).get(KIND_TAG) != _text(KIND):
         raise ModelRegistryError(
             f"the name {name!r} in the Model Registry at {registry.address} is taken by another model (it has no "
