@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yolact.errors import SettingsError
-from yolact_ops.commands.container import CPU_COUNT_VARIABLE
+from yolact.limits import CPU_COUNT_VARIABLE
 from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.code import find_steps
 from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE

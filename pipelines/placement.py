@@ -19,7 +19,7 @@ from pipelines.config import (
     RetryConfig,
     TaskConfig,
 )
-from yolact_ops.commands.container import CPU_COUNT_VARIABLE
+from yolact.limits import CPU_COUNT_VARIABLE
 from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.variables import IMAGE_VARIABLE, PIPELINE_RUN_VARIABLE
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +25,7 @@ from serving.results import of_classes
 from serving.schemas import DetectionOptions
 from serving.settings import ServerSettings
 from yolact.errors import DataError, YolactError
+from yolact.limits import usable_cpus
 
 if TYPE_CHECKING:
     from yolact.inference.detections import Detections
@@ -68,7 +68,7 @@ class Service:
         self.stopping = False
         """Whether the server takes leave: it answers, but is not ready."""
         self._tasks: list[asyncio.Task[None]] = []
-        self._threads = ThreadPoolExecutor(max(2, os.cpu_count() or 1), thread_name_prefix="images")
+        self._threads = ThreadPoolExecutor(max(2, usable_cpus()), thread_name_prefix="images")
 
     @staticmethod
     def _follow_candidate(settings: ServerSettings) -> Following | None:

@@ -28,8 +28,8 @@ from yolact.formats.classes import select_classes
 from yolact.formats.dataset import Dataset
 from yolact.formats.preparation import ImageSummary, Preparation, PreparedImage, parsed_rows
 from yolact.formats.registry import read_dataset
+from yolact.limits import usable_cpus
 from yolact_cli.output import print_json
-from yolact_ops.commands.container import usable_cpus
 from yolact_ops.reports.pages import evenly_spaced
 from yolact_ops.scanning.options import options_of, preparation_of
 from yolact_ops.settings.overrides import hydra_override, parse_override

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from yolact_cli.bench import bench_app
+from yolact_ops.commands.container import limit_threads
 from yolact_ops.commands.errors import ErrorGroup
 from yolact_ops.commands.options import AsJson
 from yolact_ops.commands.project import ProjectTyper
@@ -25,6 +26,13 @@ preset_app = ProjectTyper(
 )
 app.add_typer(preset_app, name="preset", no_args_is_help=True)
 app.add_typer(bench_app, name="bench", no_args_is_help=True)
+
+
+@app.callback()
+def prepare() -> None:
+    """Called before each command, which imports PyTorch only afterwards."""
+    limit_threads()
+
 
 PresetName = Annotated[
     str, typer.Argument(metavar="NAME", help="A preset, or several: FIRST+SECOND. `yolact preset list` lists them.")

@@ -23,7 +23,7 @@ from yolact.formats.classes import select_classes
 from yolact.formats.dataset import Dataset
 from yolact.formats.preparation import ImageSummary
 from yolact.formats.registry import read_dataset
-from yolact_ops.commands.container import usable_cpus
+from yolact.limits import usable_cpus
 from yolact_ops.commands.step import run_command
 from yolact_ops.reports.pages import evenly_spaced
 from yolact_ops.scanning.options import options_of, preparation_of, sources_of

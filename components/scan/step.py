@@ -13,7 +13,7 @@ from yolact.formats.classes import select_classes
 from yolact.formats.dataset import ImageSource
 from yolact.formats.preparation import OpenImage, PreparedImage, RejectedImage
 from yolact.formats.registry import read_dataset
-from yolact_ops.commands.container import usable_cpus
+from yolact.limits import usable_cpus
 from yolact_ops.scanning.options import options_of, preparation_of, sources_of
 from yolact_ops.scanning.scan import ScanWriter
 from yolact_ops.scanning.workers import map_in_order

@@ -24,7 +24,7 @@ from types import FrameType
 
 from yolact.engine.interrupts import EX_SOFTWARE, EX_TEMPFAIL, InterruptedRunError
 from yolact.errors import YolactError
-from yolact_ops.commands.container import memory_limit, oom_kills
+from yolact.limits import memory_limit, oom_kills
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the child, and at least between two signs of life."""

@@ -19,8 +19,8 @@ from components.train.trainjob_client import TrainJob
 from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
 from yolact.errors import SettingsError
 from yolact.files import replaced_directory, write_text_atomic
+from yolact.limits import POD_VARIABLE
 from yolact.models.file_names import WEIGHTS_FILE
-from yolact_ops.commands.container import POD_VARIABLE
 from yolact_ops.lineage.lineage import shown_settings
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER

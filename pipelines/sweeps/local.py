@@ -30,7 +30,8 @@ from pipelines.sweeps.sweep import TRIAL_MODULE, TRIAL_VARIABLE, Best, Plan, Swe
 from pipelines.sweeps.trial import RUN_VARIABLE, open_parent
 from yolact.engine.interrupts import EX_TEMPFAIL, InterruptedRunError, Interrupts
 from yolact.errors import SettingsError
-from yolact_ops.commands.container import THREADS_VARIABLE, usable_cpus
+from yolact.limits import usable_cpus
+from yolact_ops.commands.container import THREADS_VARIABLE
 from yolact_ops.tracking.run_record import RunRecord
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from tests.components.test_train import DIGEST, MODEL, OURS, RUNTIME, SPLIT_DIGE
 from tests.components.trainer_server import RECORDED, TrainerServer, trainer_server
 from yolact.engine.interrupts import InterruptedRunError
 from yolact.errors import SettingsError
-from yolact_ops.commands.container import POD_VARIABLE
+from yolact.limits import POD_VARIABLE
 from yolact_ops.lineage.code import installed_version
 from yolact_ops.settings.params import Params, load_params, parse_params
 

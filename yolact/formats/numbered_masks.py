@@ -31,6 +31,7 @@ from yolact.formats.mask_folders import (
     unpaired,
 )
 from yolact.formats.problems import Problem, ProblemError, keep_problems
+from yolact.limits import usable_cpus
 
 NAME = "Numbered masks"
 
@@ -90,7 +91,7 @@ def _doubts(root: Path, pairs: Sequence[MaskedImages], masks: Sequence[str], nam
         DataError: the values are rather those of classes than numbers of objects.
     """
     places = np.linspace(0, len(masks) - 1, min(len(masks), EXAMINED)).round().astype(int)
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(usable_cpus()) as threads:
         found = list(threads.map(lambda place: _examined(root, masks[place]), places.tolist()))
     values = sum(len(pieces) for _, pieces in found)
     torn = sum(count > 1 for _, pieces in found for count in pieces)

@@ -52,6 +52,7 @@ from yolact.formats.voc_files import (
     with_unlisted,
     without_annotations,
 )
+from yolact.limits import usable_cpus
 
 NAME = "PASCAL VOC"
 
@@ -356,7 +357,7 @@ def _used(folder: VocFolder, image_ids: Sequence[str], classes: MaskClasses = VO
         return np.flatnonzero(np.bincount(mask.ravel(), minlength=1)[1:]).tolist()
 
     counts: Counter[int] = Counter()
-    with ThreadPoolExecutor() as threads:  # decoders release Python's lock
+    with ThreadPoolExecutor(usable_cpus()) as threads:  # decoders release Python's lock
         for found in threads.map(indices, image_ids):
             counts.update(number + 1 for number in found)
     return counts
@@ -415,7 +416,7 @@ def _votes(folder: VocFolder, image_ids: Sequence[str]) -> dict[int, Counter[str
         return [(instances[row].class_index, annotation.objects[column].name) for row, column in matched.items()]
 
     votes: dict[int, Counter[str]] = {}
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(usable_cpus()) as threads:
         for found in threads.map(pairs, image_ids):
             for index, name in found:
                 votes.setdefault(index, Counter())[name] += 1

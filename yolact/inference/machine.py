@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from yolact.limits import usable_cpus
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -22,7 +24,7 @@ class Machine:
     instructions: str
     """The best vector instruction set that PyTorch uses here, such as AVX512."""
     cores: int
-    """Logical cores that this process may use."""
+    """Cores that this process may use."""
     memory_gib: float | None
     load_average: float | None
     """One-minute load average before the measurement: other work makes timings unreliable."""
@@ -44,7 +46,7 @@ def describe_machine(device: torch.device) -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         processor=_processor(),
         instructions=torch.backends.cpu.get_cpu_capability(),
-        cores=_cores(),
+        cores=usable_cpus(),
         memory_gib=_memory_gib(),
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         gpu=gpu.name if gpu else "Apple GPU" if device.type == "mps" else None,
@@ -63,10 +65,6 @@ def _processor() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

@@ -1,4 +1,4 @@
-"""Limits of a container, as the kernel's control groups show them, and how commands and tasks keep to them."""
+"""How commands and tasks keep to the limits of their container: threads, and modes of files."""
 
 from __future__ import annotations
 
@@ -12,85 +12,10 @@ import pytest
 
 from yolact_ops.commands import container
 
-GIB = 2**30
-
-
-@pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of /sys/fs/cgroup; its file ``own`` stands for /proc/self/cgroup."""
-    monkeypatch.setattr(container, "_ROOT", tmp_path)
-    monkeypatch.setattr(container, "_OWN", tmp_path / "own")
-    monkeypatch.delenv(container.POD_VARIABLE, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    return tmp_path
-
-
-def write(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-VERSION_2 = {
-    "own": "0::/\n",
-    "cpu.max": "250000 100000\n",
-    "memory.max": "2147483648\n",
-    "memory.events": "low 0\nhigh 0\nmax 531\noom 7\noom_kill 3\noom_group_kill 0\n",
-}
-"""The files that Linux documents (admin-guide/cgroup-v2), in a container, which sees its own group as the root."""
-VERSION_1 = {
-    "own": "12:cpu,cpuacct:/kubepods/pod1/abc\n4:memory:/kubepods/pod1/abc\n0::/\n",
-    "cpu/cpu.cfs_quota_us": "250000\n",
-    "cpu/cpu.cfs_period_us": "100000\n",
-    "memory/memory.limit_in_bytes": "2147483648\n",
-    "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
-}
-"""In a container without a namespace of control groups: the path is the node's, the files are at the root."""
-ON_THE_NODE = {
-    name if name == "own" else name.replace("/", "/kubepods/pod1/abc/"): text for name, text in VERSION_1.items()
-}
-
-
-@pytest.mark.parametrize("files", [VERSION_2, VERSION_1, ON_THE_NODE])
-def test_limits_and_kills_are_read(groups: Path, files: dict[str, str]) -> None:
-    write(groups, files)
-    assert container.usable_cpus() == 2
-    assert container.memory_limit() == 2 * GIB
-    assert container.oom_kills() == 3
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        VERSION_2 | {"cpu.max": "max 100000\n", "memory.max": "max\n"},
-        VERSION_1 | {"cpu/cpu.cfs_quota_us": "-1\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"},
-        {},
-    ],
-)
-def test_without_limits_all_cores_of_the_machine_may_be_used(groups: Path, files: dict[str, str]) -> None:
-    write(groups, files)
-    assert container.usable_cpus() == 64
-    assert container.memory_limit() is None
-
-
-def test_the_cores_that_the_pipeline_requested_go_before_the_limit(
-    groups: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(groups, VERSION_2)
-    monkeypatch.setenv("PYTHON_CPU_COUNT", "8")
-    assert container.usable_cpus() == 2  # a local run ignores the cluster's resources
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert container.usable_cpus() == 8
-    monkeypatch.setenv("PYTHON_CPU_COUNT", "128")
-    assert container.usable_cpus() == 64
-
-
-def test_without_control_groups_nothing_is_known(groups: Path) -> None:
-    assert container.oom_kills() is None
-
 
 def in_a_process(program: str, **environment: str) -> str:
-    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ours = ("OMP_NUM_THREADS", *container.SPIN_VARIABLES)
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
         [sys.executable, "-c", program], env=kept | environment, capture_output=True, text=True, timeout=60
     )
@@ -163,3 +88,51 @@ def test_processes_share_the_cores(
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     container.share_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+SPIN = """
+import os
+{imports}
+print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, f"{container.SPINS} None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_threads_wait_briefly_unless_the_environment_says_how(
+    given: dict[str, str], found: str, repository: Path
+) -> None:
+    program = SPIN.format(imports="from yolact_ops.commands.container import limit_threads; limit_threads()")
+    assert in_a_process(program, PYTHONPATH=str(repository), **given).strip() == found
+
+
+BEFORE_PYTORCH = """
+import importlib.abc, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.exit()
+
+sys.meta_path.insert(0, Watch())
+{imports}
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import components.evaluate.step",
+        "sys.argv = ['yolact', 'predict', 'nowhere.jpg']; from yolact_cli.main import app; app()",
+    ],
+)
+def test_how_threads_wait_is_chosen_before_pytorch_is_imported(imports: str, repository: Path) -> None:
+    found = in_a_process(BEFORE_PYTORCH.format(imports=imports), PYTHONPATH=str(repository))
+    assert found.strip() == container.SPINS
