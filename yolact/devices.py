@@ -7,7 +7,10 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -57,6 +60,22 @@ def prepare_device(device: torch.device, *, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS for deterministic results
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def computing_threads(threads: int | Literal["auto"]) -> Iterator[None]:
+    """Compute with a number of CPU threads in the block; ``auto`` leaves it as it is.
+
+    The order of sums, and so the last digits of results on a CPU, depend on that number, but not on the number of
+    cores. ``OMP_NUM_THREADS`` does not fix it: MKL takes no more threads than there are cores.
+    """
+    before = torch.get_num_threads()
+    if threads != "auto":
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def adapt_to_fork() -> None:

@@ -441,6 +441,10 @@ class RuntimeConfig(Section):
     """Processes that train together on this machine, each on a GPU of its own (on the CPU, they share its cores).
     ``auto``: as many as this machine has GPUs, or one if ``device`` is not ``auto`` or ``cuda``. Does not apply under
     ``torchrun``, which has started them already."""
+    threads: Annotated[int | Literal["auto"], _auto_or_at_least(1)]
+    """CPU threads that PyTorch computes with in each process that trains, evaluates or measures. ``auto``: as many as
+    the process may use cores, and processes on one machine share them. The last digits of results on a CPU depend on
+    it."""
     workers: NonNegativeInt
     """Loader processes of each training process; 0 loads in the training process."""
     shards: Annotated[str, Field(pattern=r"^(local|s3://[^/]+(/.+)?)$")]

@@ -52,6 +52,8 @@ class Evaluation:
     """Total prediction time, without reading images."""
     device: str
     """The device used."""
+    threads: int
+    """CPU threads that PyTorch computed with."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def _run_facts(evaluation: Evaluation, params: Params) -> dict[str, Any]:
         "images": images,
         "detections": len(evaluation.results),
         "device": evaluation.device,
+        "threads": evaluation.threads,
         "seconds": evaluation.seconds,
         "seconds_per_image": evaluation.seconds / images,
         "settings": params.evaluate.model_dump(mode="json"),

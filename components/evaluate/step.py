@@ -10,8 +10,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluation, write_plots, write_report
 from yolact.data.coco import CocoInstances
+from yolact.devices import computing_threads
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import evaluate_class_agnostic, evaluate_coco, load_ground_truth, predict_dataset
 from yolact.files import replaced_directory, write_json_atomic
@@ -21,7 +24,7 @@ from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.evaluations import FOLDER, evaluated_annotations, log_evaluation, tracked_metrics
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
-from yolact_ops.tracking.run_record import RUN_FILE
+from yolact_ops.tracking.run_record import EVALUATE_THREADS_TAG, RUN_FILE
 from yolact_ops.tracking.runs import resume_run
 from yolact_ops.transfer.instances import load_instances
 
@@ -42,7 +45,7 @@ def run(
     """Evaluate the model in ``model_dir`` on the test split in ``processed_dir``, or without one on the val split.
 
     Args:
-        params: the settings; reads ``evaluate`` and ``runtime.device``.
+        params: the settings; reads ``evaluate`` and ``runtime``.
         processed_dir: output of preprocess: images, and ``test.json`` or ``val.json``.
         model_dir: output of train: ``model.safetensors``, ``model.json`` and ``run.json``.
         metrics_path: receives the metrics as JSON; identical detections give an identical file.
@@ -63,13 +66,15 @@ def run(
     data = load_instances(annotations, params.runtime)
     if not data.images:
         raise DataError(f"{annotations}: has no images; add images to that split and run preprocess again")
-    predictor = Predictor.load(
-        model_dir, params.evaluate.detect, device=params.runtime.device, batch_size=params.evaluate.batch_size
-    )
+    with computing_threads(params.runtime.threads):
+        predictor = Predictor.load(
+            model_dir, params.evaluate.detect, device=params.runtime.device, batch_size=params.evaluate.batch_size
+        )
     _check_classes(predictor.classes, data.class_names, model_dir, annotations)
 
     with resume_run(params, model_dir / RUN_FILE, step="evaluate", needs_store=needs_store) as tracker:
-        evaluation = _evaluate(predictor, data, annotations)
+        with computing_threads(params.runtime.threads):
+            evaluation = _evaluate(predictor, data, annotations)
         with replaced_directory(report_dir) as folder:
             write_report(folder, evaluation, params)
         with replaced_directory(plots_dir) as folder:
@@ -81,7 +86,7 @@ def run(
         tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
         tracker.show_as_table(f"{FOLDER}/{PER_CLASS_TABLE}")
         note = run_note(params, data.class_names, len(data.images), _headline(evaluation))
-        tracker.set_tags({NOTE_TAG: note})
+        tracker.set_tags({NOTE_TAG: note, EVALUATE_THREADS_TAG: str(evaluation.threads)})
         log_evaluation(tracker, annotations, report_dir / DETECTIONS_FILE)
         tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
@@ -115,6 +120,7 @@ def _evaluate(predictor: Predictor, data: CocoInstances, annotations: Path) -> E
         },
         seconds=found.seconds,
         device=str(predictor.device),
+        threads=torch.get_num_threads(),
     )
 
 

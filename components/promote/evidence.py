@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.data.coco import CocoInstances
+from yolact.devices import computing_threads
 from yolact.errors import DataError
 from yolact.evaluation.evaluator import ApSummary, IouType, evaluate_coco, index_ground_truth, predict_dataset
 from yolact.files import write_json_atomic
@@ -165,8 +166,9 @@ class Evaluator:
         log.info("%s version %d is evaluated again on %s", self.model.name, number, annotations)
         with tempfile.TemporaryDirectory() as folder:
             packaged = PackagedModel.fetch(self.model.name, number, Path(folder))
-            predictor = packaged.predictor(self.runtime.device, self.batch_size)
-            rows = _predict(predictor, data)
+            with computing_threads(self.runtime.threads):
+                predictor = packaged.predictor(self.runtime.device, self.batch_size)
+                rows = _predict(predictor, data)
         evidence = Evidence(number, "", tree, rows, found)
         return replace(evidence, run_id=self._store(version, evidence, annotations))
 

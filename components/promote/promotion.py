@@ -26,6 +26,7 @@ from components.promote.evidence import Evaluator, Evidence
 from components.promote.gate import Latency, Rule, judge, judge_first, refused, split_metric
 from components.promote.latency import measure_latency
 from components.promote.rollout import Rollout, Service
+from yolact.devices import computing_threads
 from yolact.errors import YolactError
 from yolact.evaluation.bootstrap import Comparison, compare_detections
 from yolact_ops.registry.champion import exclusive
@@ -131,7 +132,7 @@ def promote(params: Params, request: Request, *, processed_dir: Path) -> Outcome
     """Make a version champion if the gate allows it, see the module docstring.
 
     Args:
-        params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime.device`` are read too.
+        params: ``promote`` is the gate; ``register``, ``evaluate.batch_size`` and ``runtime`` are read too.
         request: what to promote, and how.
         processed_dir: what preprocess wrote; read only if a version must be evaluated again.
 
@@ -301,7 +302,7 @@ def _rolled_back(model: RegisteredModel, number: int) -> list[Rule]:
 def _latency(params: Params, name: str, number: int) -> Latency | None:
     if not params.promote.max_latency_ms:
         return None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, computing_threads(params.runtime.threads):
         return measure_latency(PackagedModel.fetch(name, number, Path(folder)), params.runtime.device)
 
 

@@ -23,9 +23,9 @@ from yolact_ops.commands.step import run_command
 from yolact_ops.registry.publication import publish
 from yolact_ops.registry.versions import CANDIDATE, IDENTITY, RegisteredModel
 from yolact_ops.settings.params import Params
-from yolact_ops.tracking.run_record import RUN_FILE, TRAIN_RUN_TAG
+from yolact_ops.tracking.run_record import EVALUATE_THREADS_TAG, RUN_FILE, TRAIN_RUN_TAG, TRAIN_THREADS_TAG
 from yolact_ops.tracking.runs import resume_run
-from yolact_ops.tracking.store import default_environment, reported, shown_uri, tracking_uri
+from yolact_ops.tracking.store import TrackingError, default_environment, reported, shown_uri, tracking_uri
 from yolact_ops.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     candidate = gather_candidate(params, model_dir, processed_dir, metrics_path)
     with resume_run(params, model_dir / RUN_FILE) as tracker:
         model = RegisteredModel.open_or_create(tracker.client, candidate.name)
-        candidate = _of_run(candidate, tracker.run_id, tracker.train_run_id)
+        candidate = _of_run(candidate, tracker)
         version, reused = _find_or_create_version(tracker, model, candidate)
         _set_alias(model, candidate, version)
         tracker.set_tags({"registered_model": f"{candidate.name}/{version}"})
@@ -71,10 +71,15 @@ def run(params: Params, *, model_dir: Path, processed_dir: Path, metrics_path: P
     publish(params.register_, candidate.name)
 
 
-def _of_run(candidate: Candidate, run_id: str, train_run_id: str) -> Candidate:
-    """The candidate with the tags that name its runs."""
-    runs = {"run_id": run_id} | ({TRAIN_RUN_TAG: train_run_id} if train_run_id != run_id else {})
-    return replace(candidate, card=replace(candidate.card, tags={**candidate.card.tags, **runs}))
+def _of_run(candidate: Candidate, tracker: Tracker) -> Candidate:
+    """The candidate with the tags that name its runs, and with their numbers of threads."""
+    run_id, train_run_id = tracker.run_id, tracker.train_run_id
+    tags = {"run_id": run_id} | ({TRAIN_RUN_TAG: train_run_id} if train_run_id != run_id else {})
+    for run in dict.fromkeys((train_run_id, run_id)):
+        with suppress(TrackingError), reported(f"read run {run}"):  # the store may have lost the training's run
+            found = tracker.client.get_run(run).data.tags
+            tags |= {name: found[name] for name in (TRAIN_THREADS_TAG, EVALUATE_THREADS_TAG) if name in found}
+    return replace(candidate, card=replace(candidate.card, tags={**candidate.card.tags, **tags}))
 
 
 def _find_or_create_version(tracker: Tracker, model: RegisteredModel, candidate: Candidate) -> tuple[int, bool]:

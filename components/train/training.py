@@ -23,7 +23,7 @@ from components.train.mirror import S3Mirror
 from components.train.results import summary, write_plots
 from components.train.starting import load_start
 from yolact.data.coco import CocoInstances
-from yolact.devices import choose_device, prepare_device
+from yolact.devices import choose_device, computing_threads, prepare_device
 from yolact.distributed import World, joined_world, own_device_name
 from yolact.engine.advice import start_advised
 from yolact.engine.anchor_fit import anchors_advice
@@ -46,7 +46,7 @@ from yolact_ops.reports.formatting import decimal
 from yolact_ops.settings.params import Params
 from yolact_ops.tracking.journal import FOLDER
 from yolact_ops.tracking.notes import NOTE_TAG, run_note
-from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
+from yolact_ops.tracking.run_record import RUN_FILE, TRAIN_THREADS_TAG, RunRecord
 from yolact_ops.tracking.runs import start_run
 from yolact_ops.tracking.tracker import DataSet, Tracker
 from yolact_ops.transfer.instances import load_instances
@@ -121,7 +121,7 @@ def run(
     """
     checkpoints = checkpoints_dir or model_dir / "checkpoints"
     paths = _Paths(processed_dir, model_dir, metrics_path, plots_dir, checkpoints, checkpoints_dir is not None)
-    with joined_world(params.runtime.device) as world:
+    with computing_threads(params.runtime.threads), joined_world(params.runtime.device) as world:
         if not world.is_main:
             logging.getLogger().setLevel(logging.WARNING)
         interrupts = Interrupts()
@@ -180,6 +180,7 @@ def _run(
             trainer.fit()
         else:
             with _tracked(params, paths, state, old_record) as tracker:
+                tracker.set_tags({TRAIN_THREADS_TAG: str(torch.get_num_threads())})
                 if start is not None:
                     tracker.set_tags({START_TAG: start})
                 _log_data(tracker, params, paths.processed, digests, {"train": train, "val": val})

@@ -313,6 +313,14 @@ def test_mlflow_has_the_curves_the_settings_and_the_data(straight: Path, setting
         assert part in note
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_run_has_the_threads_that_it_computed_with(threads: int, workplace: Path, settings: dict[str, Any]) -> None:
+    train(changed(settings, epochs=1, threads=threads))
+    (run,) = runs(workplace)
+    assert run.data.tags["train_threads"] == run.data.params["runtime.threads"] == str(threads)
+    assert torch.get_num_threads() == 1  # as before
+
+
 def test_mlflow_has_speed_machine_and_validation_drawings(straight: Path) -> None:
     (run,) = runs(straight)
     assert {"speed/images_per_second", "speed/data_wait", "speed/seconds_left"} <= run.data.metrics.keys()

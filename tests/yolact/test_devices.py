@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +51,37 @@ def test_a_gpu_needs_triton_too(programs: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="needs the package triton;"):
         check_compiler(torch.device("cuda"), "runtime.compile")
+
+
+DIGITS = """
+import hashlib, os, sys
+if sys.argv[1] != "all":
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import torch
+from yolact.devices import computing_threads
+
+torch.manual_seed(0)
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 24, 3))
+images = torch.randn(5, 3, 65, 65)
+for threads in (1, 2, 3):
+    with computing_threads(threads):
+        used = torch.get_num_threads()
+        network.zero_grad()
+        network(images).square().mean().backward()
+    gradients = b"".join(weights.grad.numpy().tobytes() for weights in network.parameters())
+    print(used, hashlib.sha256(gradients).hexdigest())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+def test_digits_depend_on_the_threads_and_not_on_the_cores(repository: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    outputs = []
+    for cores, given in (("one", {}), ("all", {}), ("all", {"OMP_NUM_THREADS": "1"})):
+        environment = kept | {"PYTHONPATH": str(repository)} | given
+        command = [sys.executable, "-c", DIGITS, cores]
+        outputs.append(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1] == outputs[2]
+    rows = [line.split() for line in outputs[0].splitlines()]
+    assert [used for used, _ in rows] == ["1", "2", "3"]
+    assert len({digest for _, digest in rows}) == 3  # otherwise this shows nothing

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolact.devices import computing_threads
 from yolact.errors import DataError
 from yolact_bench.parity.configurations import (
     Configurations,
@@ -21,7 +22,6 @@ from yolact_bench.parity.losses import check_losses, is_losses
 from yolact_bench.parity.network import check_network, is_network
 from yolact_bench.parity.report import Checks, Comparison, FileReport, ParityReport
 from yolact_bench.parity.units import check_units, is_units
-from yolact_bench.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_parity(directory: Path) -> ParityReport:
         else:
             fixtures[path.name] = fixture
     configurations = Configurations(fixtures.values())
-    with one_thread():
+    with computing_threads(1):
         for name, fixture in fixtures.items():
             report.files.append(_check(name, fixture, configurations))
     if not report.comparisons:

@@ -36,6 +36,7 @@ from yolact.data.augment import Sample, crop_targets, draw_crop, render
 from yolact.data.coco import CocoInstances, decode_masks
 from yolact.data.colors import change_colors, draw_colors
 from yolact.data.loader import SampleKey, TrainingSet, read_sample
+from yolact.devices import computing_threads
 from yolact.errors import SettingsError
 from yolact.formats.instances import Instance
 from yolact.formats.registry import read_dataset
@@ -46,7 +47,6 @@ from yolact.settings import PUBLISHED_AUGMENTATION, SampleConfig
 from yolact_bench.speed.external import call, load_backend
 from yolact_bench.speed.images import HEIGHT, WIDTH
 from yolact_bench.speed.rounds import Rounds, TimedRun, relative_speed
-from yolact_bench.threads import one_thread
 
 INSTANCES = 3
 """Objects in a generated image."""
@@ -135,7 +135,7 @@ def measure(
         DataError: the data cannot be read.
         SettingsError: a file does not follow the protocol, or the folder has no images.
     """
-    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, one_thread():
+    with tempfile.TemporaryDirectory(prefix="yolact-bench-") as temporary, computing_threads(1):
         if folder is None:
             progress("generating images")
             write_images(Path(temporary))

@@ -16,7 +16,7 @@ from yolact_ops.lineage.dvc_lock import find_lock_commit
 from yolact_ops.registry.history import PREFIX as DECISION_PREFIX
 from yolact_ops.registry.versions import PARAMS_FILE, RegisteredModel, fetch_files, resolve
 from yolact_ops.settings.yaml_text import read_yaml
-from yolact_ops.tracking.run_record import TRAIN_RUN_TAG
+from yolact_ops.tracking.run_record import EVALUATE_THREADS_TAG, TRAIN_RUN_TAG, TRAIN_THREADS_TAG
 from yolact_ops.tracking.store import TrackingError
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ GROUPS = {
         "host",
         "user",
         "gpu",
+        TRAIN_THREADS_TAG,
+        EVALUATE_THREADS_TAG,
     ),
     "model": ("model_digest", "mask_AP", "mask_AP50", "box_AP", "box_AP50"),
 }
@@ -140,10 +142,19 @@ class LineageReport:
             elif value not in ("none", *IMAGENET_VERSIONS):
                 doubts.append(f"training started from a file on the original machine: model.{key} = {value}")
         doubts.append(
-            "metrics are equal to the last bit only on a CPU with as many threads and the same libraries; a GPU sums "
-            "in varying order, so there they are close"
+            f"metrics are equal to the last bit only on a CPU with as many threads{self._threads()} and the same "
+            "libraries; a GPU sums in varying order, so there they are close"
         )
         return doubts
+
+    def _threads(self) -> str:
+        """How many threads made the version, and how to have as many; empty if unknown."""
+        found = [self.tags[tag] for tag in (TRAIN_THREADS_TAG, EVALUATE_THREADS_TAG) if tag in self.tags]
+        if not found:
+            return ""
+        numbers = dict.fromkeys(found)
+        text = f"training {found[0]}, evaluation {found[-1]}" if len(numbers) > 1 else found[0]
+        return f" ({text}, by runtime.threads)"
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""

@@ -30,6 +30,10 @@ RUN_FILE = "run.json"
 """File with a `RunRecord`, in the model's folder and in a journal."""
 RESTORED_TAG = "restored_from_run"
 """Tag of a run that replaces one which the store does not have: that run's id."""
+TRAIN_THREADS_TAG, EVALUATE_THREADS_TAG = "train_threads", "evaluate_threads"
+"""Tags of a run: CPU threads that PyTorch computed with, in each training process and to evaluate. The last digits of
+results on a CPU depend on them."""
+
 TRAIN_RUN_TAG = "train_run_id"
 """Tag of a run that ``MLFLOW_RUN_ID`` names for a later step: the id of the train step's run."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}

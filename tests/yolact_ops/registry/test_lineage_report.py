@@ -29,3 +29,19 @@ def test_a_version_without_settings_says_so() -> None:
     report = LineageReport("yolact", 1, [], {}, None, lineage_report._settings("yolact", 1, {}))
     assert not any("params.yaml" in command for command in report.commands())
     assert any("the version has no settings" in doubt for doubt in report.doubts())
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({}, "with as many threads and"),
+        ({"train_threads": "2", "evaluate_threads": "2"}, "with as many threads (2, by runtime.threads) and"),
+        (
+            {"train_threads": "2", "evaluate_threads": "4"},
+            "with as many threads (training 2, evaluation 4, by runtime.threads) and",
+        ),
+    ],
+)
+def test_the_doubts_name_the_threads_of_the_version(tags: dict[str, str], said: str) -> None:
+    report = LineageReport("yolact", 1, [], tags, None, {"model": {}})
+    assert any(said in doubt for doubt in report.doubts())

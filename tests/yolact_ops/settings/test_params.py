@@ -339,6 +339,12 @@ def test_the_layers_that_can_be_frozen_are_listed(tree: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [0, -1, 1.5, "all", True, None])
+def test_a_number_of_threads_is_auto_or_1_and_more(tree: dict[str, Any], value: Any) -> None:
+    put(tree, "runtime.threads", value)
+    assert refusal(tree).startswith("params.yaml: runtime.threads: must be auto, or a whole number of at least 1")
+
+
 @pytest.mark.parametrize(("key", "value"), [("model.image_size", 4097), ("train.augment.image_sizes", [550, 100000])])
 def test_an_input_too_large_for_any_machine_is_refused(tree: dict[str, Any], key: str, value: Any) -> None:
     put(tree, key, value)
