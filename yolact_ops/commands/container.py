@@ -24,12 +24,11 @@ def keep_to_container() -> None:
 
 
 def limit_threads() -> None:
-    """Take no more threads than the container has cores, and let them wait as `wait_briefly` says.
+    """Take no more threads than the container has cores.
 
     Without a limit of CPU, and where ``OMP_NUM_THREADS`` is set, the number of threads stays. PyTorch would take a
     thread for each core of the node, and threads beyond the limit wait for each other.
     """
-    wait_briefly()
     if cpu_limit() is not None and THREADS_VARIABLE not in os.environ:
         threads = usable_cpus()
         os.environ[THREADS_VARIABLE] = str(threads)  # read when PyTorch is imported, also by child processes
@@ -41,7 +40,8 @@ def wait_briefly() -> None:
     """Let a computing thread that waits for the others spin for a moment only, unless the environment says how.
 
     By default it spins for milliseconds, and takes the core from the thread that it waits for where the machine has
-    other work, too. Has an effect before PyTorch is imported, and on child processes.
+    other work, too. For steps, which run for long; alone, a network's latency is better with the default. Has an effect
+    before PyTorch is imported, and on child processes.
     """
     if not any(name in os.environ for name in SPIN_VARIABLES):
         os.environ[SPIN_VARIABLES[0]] = SPINS

@@ -108,7 +108,7 @@ print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
 def test_threads_wait_briefly_unless_the_environment_says_how(
     given: dict[str, str], found: str, repository: Path
 ) -> None:
-    program = SPIN.format(imports="from yolact_ops.commands.container import limit_threads; limit_threads()")
+    program = SPIN.format(imports="from yolact_ops.commands.container import wait_briefly; wait_briefly()")
     assert in_a_process(program, PYTHONPATH=str(repository), **given).strip() == found
 
 
@@ -127,12 +127,14 @@ sys.meta_path.insert(0, Watch())
 
 
 @pytest.mark.parametrize(
-    "imports",
+    ("imports", "spins"),
     [
-        "import components.evaluate.step",
-        "sys.argv = ['yolact', 'predict', 'nowhere.jpg']; from yolact_cli.main import app; app()",
+        ("import components.evaluate.step", container.SPINS),
+        ("sys.argv = ['yolact', 'predict', 'nowhere.jpg']; from yolact_cli.main import app; app()", "None"),
     ],
 )
-def test_how_threads_wait_is_chosen_before_pytorch_is_imported(imports: str, repository: Path) -> None:
+def test_steps_choose_how_threads_wait_before_pytorch_is_imported_and_predict_does_not(
+    imports: str, spins: str, repository: Path
+) -> None:
     found = in_a_process(BEFORE_PYTORCH.format(imports=imports), PYTHONPATH=str(repository))
-    assert found.strip() == container.SPINS
+    assert found.strip() == spins
