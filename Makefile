@@ -30,7 +30,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format mlflow clean lock
-.PHONY: licences sbom
+.PHONY: licences sbom release
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ licences: $(STAMP) ## Write docs/licences.md: versions and licences of the depen
 
 sbom: $(STAMP) ## Write the bill of materials of the image's Python packages to build/sbom.json (CycloneDX)
 	@mkdir -p build && python .ci/packages.py sbom > build/sbom.json.new && mv build/sbom.json.new build/sbom.json
+
+release: $(STAMP) ## Build and check the packages, the pipelines and the image into dist/, and say what to publish
+	@python .ci/release.py
 
 mlflow: $(STAMP) ## Start MLflow for this folder's runs and print the last one's address (PORT=5000)
 	@yolact mlflow --port $(PORT)

@@ -25,7 +25,9 @@ def serve(port: int, root: Path = Path()) -> int:
 
     Raises:
         DataError: ``models/run.json`` is not the record of a run.
+        ModuleNotFoundError: MLflow is not installed.
     """
+    from yolact_ops.commands.errors import require_module
     from yolact_ops.tracking.run_record import RUN_FILE, RunRecord
 
     path = root / "models" / RUN_FILE
@@ -36,6 +38,7 @@ def serve(port: int, root: Path = Path()) -> int:
         last = f"The last one: {record.tracking_uri}{page}" if record else "This folder has none yet."
         print(f"The runs are on the server in MLFLOW_TRACKING_URI. {last}")
         return 0
+    require_module("mlflow")
     what = "The last run" if record else "MLflow (this folder has no run yet)"
     print(f"{what}: http://127.0.0.1:{port}{page}\n(stop MLflow with Ctrl-C)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]

@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from yolact.errors import DataError
 from yolact_cli import presets
 from yolact_cli.data import named_source
 from yolact_cli.summary import print_summary
+from yolact_ops.commands.errors import require_module
+
+STAGES = "dvc.yaml"
 
 
 def run(source: str, preset: str, overrides: Sequence[str]) -> int:
@@ -25,16 +29,20 @@ def run(source: str, preset: str, overrides: Sequence[str]) -> int:
         DVC's exit code.
 
     Raises:
-        DataError: a folder or file of that name does not exist, or DVC is not installed.
+        DataError: a folder or file of that name does not exist, or the working folder is no checkout.
+        ModuleNotFoundError: DVC is not installed.
         SettingsError: the preset or an override is wrong; ``params.yaml`` is unchanged.
     """
     named = named_source(source)
+    if not Path(STAGES).is_file():
+        raise DataError(
+            f"{STAGES}: no such file. `yolact train` runs the pipeline of a checkout: clone the repository and start "
+            'the command there. To train with the installed package alone, see "In Python" in docs/training.md.'
+        )
+    require_module("dvc")
     presets.use(preset, [f"data.source={json.dumps(named, ensure_ascii=False)}", *overrides])
     sys.stdout.flush()
-    try:
-        code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
-    except OSError as error:
-        raise DataError(f"DVC cannot be started ({error}). Install it: make install") from error
+    code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
     if code == 0:
         print_summary()
     return code

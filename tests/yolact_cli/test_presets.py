@@ -359,3 +359,16 @@ def test_long_mappings_are_written_so_that_they_can_be_read(workspace: Path, cou
         assert run("use", "smoke", "-S", f"data.classes={json.dumps(classes, ensure_ascii=False)}").exit_code == 0
         assert load_params(Path("params.yaml")).data.classes == classes
         assert read_plain(Path("params.yaml"))["data"]["classes"] == classes
+
+
+def test_where_there_is_no_conf_the_presets_are_those_of_the_installed_package(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run("show", "smoke", "--yaml").stdout
+    (workspace / "conf").rename(workspace / "installed")
+    assert "conf/base.yaml: no such file" in run("show", "smoke", "--yaml").output
+    monkeypatch.setattr("yolact_ops.settings.presets.PACKAGED", workspace / "installed")
+    assert run("show", "smoke", "--yaml").stdout == expected
+    assert "lite0-320" in run("list").stdout
+    (workspace / "conf").mkdir()  # a project's own folder is never mixed with them
+    assert "conf/base.yaml: no such file" in run("show", "smoke", "--yaml").output

@@ -59,3 +59,15 @@ def test_nothing_is_written_or_started_after_a_mistake(
     assert result.exit_code == 1
     assert message in result.output
     assert (Path("params.yaml").read_text(), started) == (before, [])
+
+
+def test_outside_of_a_checkout_nothing_is_written_and_the_message_says_what_to_do(
+    started: list[list[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "dvc.yaml").unlink()
+    before = Path("params.yaml").read_text()
+    result = CliRunner().invoke(app, ["train", "."])
+    assert result.exit_code == 1
+    assert "dvc.yaml: no such file." in result.output
+    assert "clone the repository" in result.output
+    assert (Path("params.yaml").read_text(), started) == (before, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +13,16 @@ from typer.core import TyperGroup
 
 from yolact.errors import YolactError
 
+PIPELINE_MODULES = frozenset({"boto3", "botocore", "dvc", "kfp", "mlflow", "psutil", "requests", "sqlalchemy"})
+"""Modules that only the extra `pipeline` installs, as far as commands import them first."""
+
 
 @contextmanager
 def clear_errors(step: str = "", hint: Callable[[], str] = str) -> Iterator[None]:
     """Print user errors without a traceback, to standard error, and exit with their code (1 for an `OSError`).
 
-    User errors are every `YolactError` and every failed file or connection (`OSError`); any other exception is a bug
-    and keeps its traceback.
+    User errors are every `YolactError`, every failed file or connection (`OSError`), and a module of an extra that is
+    not installed; any other exception is a bug and keeps its traceback.
 
     Args:
         step: prefix of the message, as ``train failed: ``.
@@ -32,6 +36,25 @@ def clear_errors(step: str = "", hint: Callable[[], str] = str) -> Iterator[None
         title = f"\n{step} failed: " if step else ""
         print(f"{title}{_explain(error)}{hint()}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", 1)) from error
+    except ModuleNotFoundError as error:
+        if (module := (error.name or "").partition(".")[0]) not in PIPELINE_MODULES:
+            raise
+        print(
+            f"{module} is not installed. This needs the extra `pipeline`: pip install 'yolact-pipeline[pipeline]', or "
+            "`make install` in a checkout.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from error
+
+
+def require_module(name: str) -> None:
+    """Check that a module is installed, without the seconds that its import may take.
+
+    Raises:
+        ModuleNotFoundError: it is not.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 class ErrorGroup(TyperGroup):

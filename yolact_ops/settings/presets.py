@@ -28,6 +28,8 @@ BASE = "base"
 JOIN = "+"
 """Between the names of presets that are combined."""
 CONF = Path("conf")
+PACKAGED = Path(__file__).with_name("conf")
+"""The project's presets as the wheel brings them (setup.py), for a working folder that has no ``conf``."""
 PARAMS = Path("params.yaml")
 
 
@@ -38,7 +40,7 @@ def preset_names(conf: Path = CONF) -> list[str]:
         SettingsError: the folder has no ``base.yaml``, or a file has the name of a published configuration.
     """
     base = base_path(conf)
-    names = sorted(path.stem for path in conf.glob("*.yaml") if path != base)
+    names = sorted(path.stem for path in base.parent.glob("*.yaml") if path != base)
     for name in names:
         if name in PUBLISHED_MODELS:
             raise SettingsError(f"{conf}/{name}.yaml: {name} is a published configuration; give the file another name")
@@ -121,12 +123,13 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> Params:
 
 
 def base_path(conf: Path) -> Path:
-    """Path of ``base.yaml``.
+    """Path of ``base.yaml``, beside the presets: in ``conf``, or in `PACKAGED` where `CONF` does not exist.
 
     Raises:
         SettingsError: there is no such file.
     """
-    base = conf / f"{BASE}.yaml"
+    folder = PACKAGED if conf == CONF and PACKAGED.is_dir() and not CONF.is_dir() else conf
+    base = folder / f"{BASE}.yaml"
     if not base.is_file():
         raise SettingsError(f"{base}: no such file. Run `yolact preset` from the repository's root.")
     return base
@@ -153,7 +156,7 @@ def _preset_path(name: str, conf: Path) -> Path:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
         raise SettingsError(f"no preset {name!r}; {hint}")
-    return conf / f"{name}.yaml"
+    return base_path(conf).with_name(f"{name}.yaml")
 
 
 def _spelt(value: Any) -> Any:

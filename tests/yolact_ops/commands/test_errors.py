@@ -41,6 +41,13 @@ def test_a_user_error_is_its_message_alone_and_its_exit_code(error: Exception, c
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{message}\n")
 
 
+def test_a_module_of_an_extra_that_is_missing_names_the_extra_and_any_other_is_a_bug() -> None:
+    missing = ended_with(ModuleNotFoundError("No module named 'mlflow.tracking'", name="mlflow.tracking"))
+    assert missing.exit_code == 1
+    assert missing.output.startswith("mlflow is not installed. This needs the extra `pipeline`: pip install")
+    assert isinstance(ended_with(ModuleNotFoundError("No module named 'fpn'", name="fpn")).exception, ImportError)
+
+
 def test_a_bug_is_not_reported_as_a_message() -> None:
     assert isinstance(ended_with(ZeroDivisionError("bug")).exception, ZeroDivisionError)
 
