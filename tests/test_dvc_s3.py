@@ -1,4 +1,4 @@
-"""Data under DVC with a remote on a real S3 server: what the README's section on data versions promises."""
+"""Data under DVC with a remote on a real S3 server: what docs/data.md promises about data versions."""
 
 from __future__ import annotations
 

@@ -217,11 +217,11 @@ def test_a_failing_step_says_what_to_do_and_the_next_repro_continues(fresh):
     assert (fresh.root / "data/processed/stats.json").is_file()
 
 
-def readme_block(repository: Path, beginning: str) -> str:
-    """The block of commands in the README that begins so."""
+def printed_block(page: Path, beginning: str) -> str:
+    """The block of commands on a page that begins so."""
     (block,) = (
         part.partition("```")[0]
-        for part in (repository / "README.md").read_text(encoding="utf-8").split("```sh\n")
+        for part in page.read_text(encoding="utf-8").split("```sh\n")
         if part.startswith(beginning)
     )
     return block
@@ -246,10 +246,10 @@ def with_bucket(fresh: Project, tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.mark.slow
-def test_the_readme_commands_on_versions_of_the_data_run_as_written(
+def test_the_printed_commands_on_versions_of_the_data_run_as_written(
     with_bucket: Project, repository: Path, tmp_path: Path
 ) -> None:
-    block = readme_block(repository, "dvc remote add --default team s3://bucket/dvc")
+    block = printed_block(repository / "docs" / "data.md", "dvc remote add --default team s3://bucket/dvc")
     assert "http://127.0.0.1:9000" in block
     script = f"set -eux\n{block}".replace("http://127.0.0.1:9000", with_bucket.environment["S3_SERVER"])
     output = with_bucket.run("bash", "-c", script, timeout=900)
