@@ -49,7 +49,7 @@ def commands(block: str) -> list[str]:
 
 def expected(line: str) -> re.Pattern[str]:
     """A quoted line: numbers may differ, … stands for anything, and the model has the preset's name."""
-    text = re.escape(line.replace("yolact version", "yolact-smoke version"))
+    text = re.escape(re.sub(r"\byolact(?=:? version)", "yolact-smoke", line))
     text = re.sub(r"\d+(\\\.\d+)?", r"[\\d.]+", text).replace("…", ".*")
     return re.compile(re.sub(r"(\\ )+", r"\\s+", text))
 

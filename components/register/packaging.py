@@ -1,4 +1,4 @@
-"""Pack a model as MLflow's registry stores it: weights, code, settings, signature, example and model card."""
+"""Pack a model as MLflow's registry stores it: weights, code, settings, signature, example and both cards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 
 import yolact
 from components.register.candidate import Candidate
+from components.register.data_card import DATA_CARD_FILE, data_card
 from components.register.model_card import CARD_FILE, model_card
 from yolact.backbone_registry import find_backbone
 from yolact.files import write_json_atomic, write_text_atomic
@@ -42,7 +43,7 @@ REQUIREMENTS = (
 
 
 def package_model(candidate: Candidate, parts: Path, folder: Path, entry: LoggedModel) -> None:
-    """Write the MLflow model into ``folder``: weights, code, settings, signature, example, versions and model card.
+    """Write the MLflow model into ``folder``: weights, code, settings, signature, example, versions and both cards.
 
     Args:
         candidate: what to pack.
@@ -86,6 +87,7 @@ def package_model(candidate: Candidate, parts: Path, folder: Path, entry: Logged
         ),
     )
     write_text_atomic(folder / CARD_FILE, model_card(candidate.card))
+    write_text_atomic(folder / DATA_CARD_FILE, data_card(candidate.card))
 
 
 def params_text(params: Params) -> str:
