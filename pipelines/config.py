@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from yolact.errors import SettingsError
 from yolact.limits import CPU_COUNT_VARIABLE
@@ -88,7 +88,14 @@ def _label_value(value: str) -> str:
 
 
 CORES, BYTES = r"\d+(\.\d+)?m?", r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?"
-Cores = Annotated[str, Field(pattern=f"^{CORES}$")]
+
+
+def _number_as_text(value: object) -> object:
+    """A number, as YAML reads ``cpu: 8`` and ``-C task.cpu=8``, as text; other values as they are."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Cores = Annotated[str, BeforeValidator(_number_as_text), Field(pattern=f"^{CORES}$")]
 """Kubernetes' spelling: ``"4"``, ``"0.5"``, ``"500m"``."""
 Bytes = Annotated[str, Field(pattern=f"^{BYTES}$")]
 """Kubernetes' spelling: ``8Gi``."""
@@ -142,7 +149,7 @@ class TaskConfig(_Section):
     """Resources and settings of one task."""
 
     cpu: Cores
-    cpu_limit: Annotated[str, Field(pattern=rf"^({CORES})?$")]
+    cpu_limit: Annotated[str, BeforeValidator(_number_as_text), Field(pattern=rf"^({CORES})?$")]
     memory: Bytes
     memory_limit: Bytes
     gpus: Annotated[int, Field(ge=0)]

@@ -11,8 +11,8 @@ import torch
 
 from yolact.errors import ExportError, SettingsError
 
-INSTALLED_WITH = {"openvino": "'openvino>=2026.4'", "nncf": "'nncf>=3.4'"}
-"""What pip installs for a library; the others come together."""
+EXTRAS = {"openvino": "openvino", "nncf": "openvino"}
+"""The package's extra that a library belongs to; that of the others is ``export``."""
 
 OPENVINO_SECTION = "yolact"
 """Section of an OpenVINO file's runtime information with the metadata."""
@@ -29,9 +29,9 @@ def require(*names: str) -> Any:
         try:
             module = importlib.import_module(name)
         except ImportError as error:
-            wanted = INSTALLED_WITH.get(name, "onnx 'onnxscript>=0.7.2' onnxruntime")
             raise ExportError(
-                f"{name} is needed for this and cannot be imported ({error}). To install it: pip install {wanted}"
+                f"{name} is needed for this and cannot be imported ({error}). To install it: pip install "
+                f"'yolact-pipeline[{EXTRAS.get(name, 'export')}]'"
             ) from error
     return module
 

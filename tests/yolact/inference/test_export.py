@@ -183,7 +183,7 @@ def test_a_missing_library_is_named_with_its_installation(
     model: Yolact, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ExportError, match=rf"^{library} is needed .* pip install onnx"):
+    with pytest.raises(ExportError, match=rf"^{library} is needed .* pip install 'yolact-pipeline\[export\]'"):
         export_onnx(model, CLASSES, tmp_path / "model.onnx")
 
 
