@@ -233,36 +233,38 @@ def test_every_command_of_dvc_exists_with_its_options() -> None:
             assert set(arguments.targets) <= set(stages) | {"STAGE"}, str(command)
 
 
-def overrides(option: str) -> list[tuple[str, str]]:
-    """Page and ``KEY=VALUE`` of each printed option ``-S`` or ``-C``."""
-    found = []
+def overrides(option: str) -> dict[Command, list[str]]:
+    """The ``KEY=VALUE`` of all options ``-S`` or ``-C``, by command."""
+    found = {}
     for command in COMMANDS:
         pairs = zip(command.words, command.words[1:], strict=False)
-        found += [(str(command), value) for word, value in pairs if word == option and "=" in value]
-    return found
+        found[command] = [value for word, value in pairs if word == option and "=" in value and value != "KEY=VALUE"]
+    return {command: values for command, values in found.items() if values}
 
 
 SEARCHED = re.compile(r"=(loguniform|uniform|int|choice)\(.*")
 """A value that a sweep tries: docs/sweeps.md."""
 
 
-def test_every_printed_setting_exists(params: Params) -> None:
-    printed = [(command, text) for command, text in overrides("-S") if text != "KEY=VALUE"]
+def test_every_printed_setting_exists_and_takes_its_value(params: Params) -> None:
+    printed = overrides("-S")
     assert len(printed) > 15
-    tree = params.model_dump(mode="json", by_alias=True)
-    keys = flatten(tree).keys() | {"train.loss.weights"}
-    wrong = [command for command, text in printed if text.partition("=")[0] not in keys]
-    assert wrong == []
-    for command, text in printed:
-        if not SEARCHED.search(text) and not (command.split(": ")[1].startswith("dvc") and "," in text):
-            change(params, [text.replace('="', "=").rstrip('"')])
+    keys = flatten(params.model_dump(mode="json", by_alias=True)).keys()
+    for command, values in printed.items():
+        assert {text.partition("=")[0] for text in values} <= keys, str(command)
+        if command.page == "docs/extending.md":  # its backbone is the reader's
+            continue
+        values = [text for text in values if not SEARCHED.search(text)]
+        if command.words[0] == "dvc":  # Hydra takes inner quotes away, and a comma makes several experiments
+            values = [text.replace('="', "=").rstrip('"').partition(",")[0] for text in values]
+        change(params, values)
 
 
 def test_every_printed_setting_of_the_cluster_exists() -> None:
-    printed = [text for _, text in overrides("-C") if text != "KEY=VALUE"]
+    printed = overrides("-C")
     assert len(printed) > 5
-    for text in printed:
-        load_cluster(overrides=[text])
+    for values in printed.values():
+        load_cluster(overrides=values)
 
 
 def test_every_printed_preset_exists() -> None:
