@@ -268,7 +268,8 @@ def try_bare(wheel: Path, source: Path, folder: Path) -> None:
     variables = own_environment(home, virtual)
 
     def tried(*command: str, expect: int = 0) -> str:
-        print(f"    {' '.join(command[:3]) if '-c' in command else ' '.join(command)}", flush=True)
+        if "-c" not in command:
+            print(f"    {' '.join(command)}", flush=True)
         return run(*command, cwd=home, env=variables, expect=expect)
 
     text = (source / PROGRAM).read_text(encoding="utf-8").partition("\n## In Python\n")[2]
