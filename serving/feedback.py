@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -94,14 +95,17 @@ class FeedbackStore:
         name = f"{now.strftime(_TIME)}-{secrets.token_hex(4)}"
         tree = _instances(name, now, report, size, size[1] / width)
         text = json.dumps(tree, ensure_ascii=False, indent=1, allow_nan=False).encode()
+        image_path = self.folder / "images" / f"{name}.png"
         with self._lock:
             try:
                 used = sum(_size_of(path) for path in self._files())
                 if used + stream.tell() + len(text) > self._limit:
                     raise ApiError(507, "the space for feedback is full; nothing was stored")
-                write_bytes_atomic(self.folder / "images" / f"{name}.png", stream.getvalue())
+                write_bytes_atomic(image_path, stream.getvalue())
                 write_bytes_atomic(self.folder / f"instances_{name}.json", text)
             except OSError as error:
+                with suppress(OSError):
+                    image_path.unlink(missing_ok=True)  # no image without its report
                 log.error("feedback cannot be stored: %s", error)
                 raise ApiError(507, "the feedback cannot be stored; the server's log says why") from error
         return name

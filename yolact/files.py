@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -15,6 +16,9 @@ from typing import Any
 
 LONGEST_NAME = 255
 """Maximum length of a file's name in the usual file systems, bytes (NAME_MAX of Linux)."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk and of a used-up quota."""
 
 TEMPORARY_EXTRA = len("..12345678.part")
 """What temporary names add to a name, bytes."""
@@ -37,8 +41,9 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        publish(temporary, path)
+        with _full_disk_named(temporary, path):
+            yield temporary
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -118,7 +123,8 @@ def replaced_directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        yield temporary
+        with _full_disk_named(temporary, path):
+            yield temporary
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             os.replace(path, aside)
@@ -126,6 +132,18 @@ def replaced_directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(temporary: Path, path: Path) -> Iterator[None]:
+    """Let the error of a full disk name ``path``: a failed write names no file, a failed copy its source first."""
+    try:
+        yield
+    except OSError as error:
+        written = error.filename2 or error.filename
+        if error.errno in FULL and (written is None or temporary in (Path(written), *Path(written).parents)):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _umask() -> int:

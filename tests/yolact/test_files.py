@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,6 +148,26 @@ def test_a_write_to_an_impossible_place_raises_an_error_with_the_path(tmp_path: 
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         write_text_atomic(tmp_path / "file" / "below", "x")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full here")
+@pytest.mark.parametrize("replaced", [replaced_file, replaced_directory])
+def test_the_error_of_a_full_disk_names_what_is_written(tmp_path: Path, replaced: Callable[[Path], Any]) -> None:
+    """A write that fails names no file by itself."""
+    with (
+        pytest.raises(OSError, match="No space left") as raised,
+        replaced(tmp_path / "results"),
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert raised.value.filename == str(tmp_path / "results")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_another_full_disk_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as raised, replaced_file(tmp_path / "results"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/elsewhere")
+    assert raised.value.filename == "/tmp/elsewhere"
 
 
 def test_a_kill_while_a_directory_is_swapped_loses_nothing(tmp_path):

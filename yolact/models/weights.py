@@ -84,7 +84,8 @@ def read_saved(directory: Path) -> SavedModel:
         raise WeightsError(f"{directory / DESCRIPTION_FILE}: not a model of this version: {error}") from error
     path = directory / WEIGHTS_FILE
     try:
-        tensors = load_file(path)
+        with path.open("rb"):  # for safetensors, a file without permission is no file
+            tensors = load_file(path)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file. {MAKE_ONE}") from None
     except SafetensorError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,16 @@ from typing import Any
 from typer.core import TyperGroup
 
 from yolact.errors import YolactError
+from yolact.files import FULL
+
+_PERMISSION = "Give yourself read and write permission, or use another folder."
+_ADVICE = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "Use a folder that can be written.",
+    **dict.fromkeys(FULL, "Make room, or use another disk."),
+}
+"""What to do about errors of the file system, by their number."""
 
 PIPELINE_MODULES = frozenset({"boto3", "botocore", "dvc", "kfp", "mlflow", "psutil", "requests", "sqlalchemy"})
 """Modules that only the extra `pipeline` installs, as far as commands import them first."""
@@ -69,8 +80,9 @@ def _explain(error: YolactError | OSError) -> str:
     if not (isinstance(error, OSError) and error.strerror and error.filename):
         return str(error) or type(error).__name__
     path = Path(str(error.filename))
-    if isinstance(error, PermissionError):
-        if path.suffix == ".part":  # a temporary name; the user knows the folder
-            path = path.parent
-        return f"{path}: {error.strerror.lower()}. Give yourself read and write permission, or use another folder."
-    return f"{path}: {error.strerror}"
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return f"{path}: {error.strerror}"
+    if path.suffix == ".part":  # a temporary name; the user knows the folder
+        path = path.parent
+    return f"{path}: {error.strerror.lower()}. {advice}"

@@ -92,7 +92,13 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error, without credentials."""
+    """The first line of an error, without credentials; of a database's error what its driver says."""
+    from sqlalchemy.exc import DBAPIError
+
+    for wrapped in (error, error.__cause__):
+        if isinstance(wrapped, DBAPIError) and wrapped.orig is not None:
+            error = wrapped.orig
+            break
     return (redact(str(error)).strip().partition("\n")[0] or type(error).__name__)[:500]
 
 
@@ -122,11 +128,19 @@ def reported(doing: str) -> Iterator[None]:
             raise
         is_unavailable = failure_of(error) is Failure.UNAVAILABLE
         raise (StoreUnavailableError if is_unavailable else TrackingError)(
-            f"could not {doing} at {shown_uri()}: {reason_of(error)}\n"
-            "Check that the MLflow server runs and that MLFLOW_TRACKING_URI is right (with a login, also "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or unset "
-            "MLFLOW_TRACKING_URI to track in the file mlflow.db here."
+            f"could not {doing} at {shown_uri()}: {reason_of(error)}\n{_advice()}"
         ) from error
+
+
+def _advice() -> str:
+    """What to check if the store fails."""
+    if (uri := tracking_uri()).startswith("sqlite:"):
+        return f"Check that {uri.removeprefix('sqlite:///')} can be read and written and that its disk has room."
+    return (
+        "Check that the MLflow server runs and that MLFLOW_TRACKING_URI is right (with a login, also "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN), or unset "
+        "MLFLOW_TRACKING_URI to track in the file mlflow.db here."
+    )
 
 
 def tracking_uri() -> str:
@@ -220,6 +234,7 @@ def quiet_mlflow() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors that it raises too
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 

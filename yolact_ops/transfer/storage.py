@@ -419,14 +419,17 @@ def etag_of_parts(path: Path, sizes: Sequence[int]) -> str:
 
 
 def _fetch_all(client: Any, address: S3Address, files: Sequence[_File], bar: tqdm) -> None:
-    """Fetch all parts of all files in parallel; the first failure stops it."""
+    """Fetch all parts of all files in parallel; the first failure stops it, and its file is named."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
     try:
-        tasks = [
-            pool.submit(file.fetch_part, client, address.bucket, part, bar) for file in files for part in file.parts
-        ]
+        tasks = {
+            pool.submit(file.fetch_part, client, address.bucket, part, bar): file.item
+            for file in files
+            for part in file.parts
+        }
         done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
         for task in done:
+            address = S3Address(address.bucket, tasks[task].key)
             task.result()
     except DataError:
         raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import typer
 from typer.testing import CliRunner, Result
@@ -34,6 +36,16 @@ def ended_with(error: Exception) -> Result:
         (YolactError("a.jpg: broken"), 1, "a.jpg: broken"),
         (RefusedError("not better"), 3, "not better"),
         (FileNotFoundError(2, "No such file or directory", "a.jpg"), 1, "a.jpg: No such file or directory"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "data/raw"),
+            1,
+            "data/raw: no space left on device. Make room, or use another disk.",
+        ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "data/.raw.x.part"),
+            1,
+            "data: read-only file system. Use a folder that can be written.",
+        ),
     ],
 )
 def test_a_user_error_is_its_message_alone_and_its_exit_code(error: Exception, code: int, message: str) -> None:

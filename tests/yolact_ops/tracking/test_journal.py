@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException, RestException
 from requests import ConnectionError as NoConnection
 from requests import HTTPError
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from yolact.errors import DataError
@@ -28,7 +29,7 @@ from yolact_ops.tracking import journal as journal_module
 from yolact_ops.tracking.journal import Journal, JournalBusyError, Lane
 from yolact_ops.tracking.run_record import RunRecord
 from yolact_ops.tracking.sender import JournalSender
-from yolact_ops.tracking.store import Failure, failure_of
+from yolact_ops.tracking.store import Failure, failure_of, reason_of
 from yolact_ops.tracking.sync import send_journal
 
 RECORD = RunRecord("r" * 32, "1", "yolact", "http://127.0.0.1:1")
@@ -437,3 +438,11 @@ def wrapped(inner: Exception) -> Exception:
 )
 def test_errors_of_the_store_are_classified(error: Exception, failure: Failure) -> None:
     assert failure_of(error) is failure
+
+
+def test_a_databases_error_is_given_in_its_drivers_words() -> None:
+    with pytest.raises(OperationalError) as raised, create_engine("sqlite://").connect() as connection:
+        connection.execute(text("SELECT * FROM pets"))
+    error = MlflowException("(sqlite3.OperationalError) no such table: pets\n[SQL: SELECT * FROM pets]")
+    error.__cause__ = raised.value
+    assert reason_of(raised.value) == reason_of(error) == "no such table: pets"
