@@ -29,7 +29,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-page test-containers lint format mlflow clean lock
+.PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-faults test-page test-containers lint format mlflow clean lock
 .PHONY: licences sbom release
 
 help: ## Show this list
@@ -55,6 +55,9 @@ test: $(STAMP) ## Run the tests
 
 test-slow: $(STAMP) ## Run the tests that take minutes each, which `make test` leaves out
 	@OMP_NUM_THREADS=1 pytest -m slow
+
+test-faults: $(STAMP) ## Run the tests of the fault matrix, docs/reliability.md
+	@OMP_NUM_THREADS=1 pytest -m fault
 
 # axe-core checks accessibility. It is fetched, not stored here: 650 KB under the MPL 2.0.
 AXE := axe-core-4.14.1

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.faults.page import named_tests
 from tests.servers.mlflow_servers import mlflow_server, on_server, postgres, s3
 from tests.servers.model_registry import model_registry, real_model_registry
 from yolact_ops.settings.params import Params, load_params
@@ -25,6 +26,16 @@ SHARED = REPOSITORY.parent / "shared"
 settings.register_profile("stable", derandomize=True)
 settings.register_profile("search", print_blob=True)
 settings.load_profile("stable")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that docs/reliability.md names with `fault`."""
+    named = named_tests()
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        if (file, name.partition("[")[0]) in named:
+            item.add_marker("fault")
 
 
 @pytest.fixture(autouse=True)

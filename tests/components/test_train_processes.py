@@ -144,6 +144,27 @@ def test_two_processes_that_are_stopped_and_killed_end_as_those_that_torchrun_st
     assert_same_end(folder, by_hand)
 
 
+@pytest.mark.slow
+def test_a_stopped_process_is_a_hang_and_all_start_again(
+    make_folder: Callable[[], Path], settings: dict[str, Any], by_hand: Path, repository: Path
+) -> None:
+    """SIGSTOP, as a machine that swaps or a debugger: the other process waits for it, and nothing has an error."""
+    folder = make_folder()
+    patience = 180  # seconds; a busy machine needs most of them to start
+    (folder / "params.yaml").write_text(
+        yaml.safe_dump(settings | {"runtime": settings["runtime"] | {"hang_timeout": patience}})
+    )
+    with start(folder, repository) as process:
+        wait_until(lambda: newest_number(folder) >= 2, process)
+        first = ranks_of(process)
+        first["1"].suspend()
+        log = finish(process)
+    assert f"no sign of life for {patience} s; the stacks of all threads" in log
+    assert re.search(r"the training process hung: .*: starting again from the checkpoint of step [1-9]", log), log
+    assert not any(child.is_running() for child in first.values())
+    assert_same_end(folder, by_hand)
+
+
 def test_an_error_of_all_processes_is_reported_once_and_not_tried_again(
     make_folder: Callable[[], Path], repository: Path
 ) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -111,19 +112,76 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield S3Server(address, folder)
 
 
+@dataclass
+class PostgresServer:
+    """A PostgreSQL server that can be stopped and started again on its port."""
+
+    folder: Path
+    """With ``data``, and ``log.txt``."""
+    programs: Path
+    identity: Mapping[str, Any]
+    """The user that it runs as, as arguments of `subprocess.Popen`."""
+    password: str
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """``postgresql://...`` of the database for MLflow."""
+        return f"postgresql://tester:{self.password}@127.0.0.1:{self.port}/mlflow"
+
+    def start(self) -> None:
+        """Start it and wait until it answers; a server that does not start fails the test."""
+        import psycopg2
+
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
+        with (self.folder / "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.programs / "postgres", "-D", self.folder / "data", "-p", str(self.port), *options],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                **self.identity,
+            )
+        for _ in range(600):
+            if self.process.poll() is not None:
+                break
+            try:
+                self.connect().close()
+            except psycopg2.OperationalError:
+                time.sleep(0.1)
+                continue
+            return
+        pytest.fail(f"PostgreSQL did not start:\n{(self.folder / 'log.txt').read_text()}")
+
+    def connect(self) -> Any:
+        """A connection that administers the server."""
+        import psycopg2
+
+        login = {"host": "127.0.0.1", "port": self.port, "user": "tester", "password": self.password}
+        return psycopg2.connect(**login, dbname="postgres", connect_timeout=5)
+
+    def stop(self) -> None:
+        """End it, and with it all connections: PostgreSQL's fast shutdown. Does nothing when it does not run."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(60)
+        self.process = None
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """Address (``postgresql://...``) of an empty database on a real PostgreSQL server.
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL server with an empty database. A test that stops it must start it again.
 
     Skips where its programs are not installed.
     """
-    with postgres_server() as address:
-        yield address
+    with postgres_server() as server:
+        yield server
 
 
 @contextmanager
-def postgres_server(programs: Path | None = None) -> Iterator[str]:
-    """Address of an empty database on a server of its own; ``programs``: their folder, by default the newest installed.
+def postgres_server(programs: Path | None = None) -> Iterator[PostgresServer]:
+    """A server of its own with an empty database; ``programs``: their folder, by default the newest installed.
 
     Skips where its programs are not installed.
     """
@@ -142,10 +200,10 @@ def postgres_server(programs: Path | None = None) -> Iterator[str]:
             for path in (folder, folder / "password"):
                 os.chown(path, user.pw_uid, user.pw_gid)
         identity = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        data, port = folder / "data", free_port()
         login = ["--username=tester", f"--pwfile={folder / 'password'}", "--auth=scram-sha-256"]
         made = subprocess.run(
-            [programs / "initdb", f"--pgdata={data}", *login, "--no-sync", "--locale=C.UTF-8", "--encoding=UTF8"],
+            [programs / "initdb", f"--pgdata={folder / 'data'}", *login, "--no-sync", "--locale=C.UTF-8"]
+            + ["--encoding=UTF8"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -154,49 +212,27 @@ def postgres_server(programs: Path | None = None) -> Iterator[str]:
         )
         if made.returncode:
             pytest.fail(f"initdb failed:\n{made.stderr}")
-        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"]
-        with (folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [programs / "postgres", "-D", data, "-p", str(port), *options],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                **identity,
-            )
+        server = PostgresServer(folder, programs, identity, secret)
+        server.start()
         try:
-            _create_database(port, secret, process, folder / "log.txt")
-            yield f"postgresql://tester:{secret}@127.0.0.1:{port}/mlflow"
+            connection = server.connect()
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("CREATE DATABASE mlflow")
+            connection.close()
+            yield server
         finally:
-            process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
-            process.wait(60)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _create_database(port: int, password: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    import psycopg2
-
-    login = {"host": "127.0.0.1", "port": port, "user": "tester", "password": password, "dbname": "postgres"}
-    for _ in range(600):
-        if process.poll() is not None:
-            break
-        try:
-            connection = psycopg2.connect(**login, connect_timeout=5)
-        except psycopg2.OperationalError:
-            time.sleep(0.1)
-            continue
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("CREATE DATABASE mlflow")
-        connection.close()
-        return
-    pytest.fail(f"PostgreSQL did not start:\n{log.read_text()}")
-
-
 @pytest.fixture(scope="session")
-def mlflow_server(postgres: str, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def mlflow_server(
+    postgres: PostgresServer, s3: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
     """An MLflow server on PostgreSQL that passes artifacts on to S3. A test that stops it must start it again."""
-    database = postgres.replace("postgresql:", "postgresql+psycopg2:")  # SQLAlchemy 2.1 defaults to psycopg 3
+    database = postgres.address.replace("postgresql:", "postgresql+psycopg2:")  # SQLAlchemy 2.1 defaults to psycopg 3
     store = ["--backend-store-uri", database, "--artifacts-destination", f"s3://{BUCKET}/artifacts"]
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), store, s3.environment)
     server.start()

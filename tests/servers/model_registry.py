@@ -171,7 +171,7 @@ def real_model_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         pytest.skip(f"no program model-registry: build github.com/kubeflow/model-registry (Go) and set {PROGRAM}")
     programs = os.environ.get(DATABASE_PROGRAMS)
     with postgres_server(None if programs is None else Path(programs)) as database:
-        login = urlsplit(database)
+        login = urlsplit(database.address)
         dsn = f"host={login.hostname} port={login.port} user={login.username} password={login.password} "
         port, log = free_port(), tmp_path_factory.mktemp("model-registry") / "log.txt"
         with log.open("wb") as said:

@@ -162,7 +162,10 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 
 class CuttingProxy:
-    """Passes TCP connections on to a server, until a number of bytes has come back; then it may cut them all."""
+    """Passes TCP connections on to a server, until a number of bytes has come back; then it may cut them all.
+
+    It may also answer in the server's place, or hold back what the server says.
+    """
 
     def __init__(self, target: str) -> None:
         host, _, port = target.removeprefix("http://").partition(":")
@@ -177,6 +180,10 @@ class CuttingProxy:
         """Value of ``passed`` from which on every connection is cut: the server is gone."""
         self.dead_when: Callable[[], bool] | None = None
         """What is asked before anything is passed on; once it says so, the server is gone."""
+        self.status: int | None = None
+        """HTTP status that the server answers with: connections are cut, and new ones not passed on."""
+        self.delay = 0.0
+        """Seconds for which each piece of what the server says is held back."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -197,6 +204,9 @@ class CuttingProxy:
             if self._is_dead():
                 near.close()
                 continue
+            if self.status is not None:
+                threading.Thread(target=self._answer, args=(near, self.status), daemon=True).start()
+                continue
             far = socket.create_connection(self._target)
             for source, sink, count in ((near, far, self._may_go_on), (far, near, self._count)):
                 threading.Thread(target=self._pump, args=(source, sink, count), daemon=True).start()
@@ -209,16 +219,23 @@ class CuttingProxy:
     def _may_go_on(self, _: int) -> bool:
         """Whether the connection may."""
         with self._lock:
-            return not self._is_dead()
+            return not self._is_dead() and self.status is None
 
     def _count(self, size: int) -> bool:
         """Whether the connection may go on."""
+        time.sleep(self.delay)
         with self._lock:
             self.passed += size
             if self.cuts_at and self.passed >= self.cuts_at[0]:
                 self.cuts_at.pop(0)
                 return False
             return not self._is_dead()
+
+    @staticmethod
+    def _answer(near: socket.socket, status: int) -> None:
+        with suppress(OSError), near:
+            near.recv(1 << 16)
+            near.sendall(f"HTTP/1.1 {status} Planned\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
 
     @staticmethod
     def _pump(source: socket.socket, sink: socket.socket, count: Callable[[int], bool]) -> None:
