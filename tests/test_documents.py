@@ -53,9 +53,12 @@ def slug(title: str) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """All anchors of a page; headings of one name are numbered."""
+    """All anchors of a page: its headings, numbered where several have one name; of a Python file its functions."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".py":
+        return set(re.findall(r"^def (\w+)\(", text, re.MULTILINE))
     found: set[str] = set()
-    for title in re.findall(r"^#{1,6} +(.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE):
+    for title in re.findall(r"^#{1,6} +(.*)$", FENCE.sub("", text), re.MULTILINE):
         name, number = slug(title), 0
         while (anchor := f"{name}-{number}" if number else name) in found:
             number += 1

@@ -216,7 +216,7 @@ def summarise(
         fifty = METRICS.index("AP50")
         means = ap["mask"][:, fifty].mean(axis=0)
         first = means if first is None else first
-        low, high = np.nanpercentile(means - first, [2.5, 97.5]) if rows else (None, None)
+        low, high = np.nanpercentile(means - first, [2.5, 97.5]).tolist() if rows else (None, None)
         rows.append(
             {
                 "name": name,
