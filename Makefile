@@ -5,7 +5,7 @@ PORT ?= 5000
 MODEL ?= models
 DOCKER ?= docker
 # The extras in the lock file: all but timm and openvino.
-LOCKED := pipeline serve export pretrained video sweep trainer dev
+LOCKED := pipeline serve export pretrained video sweep trainer docs dev
 # For `make image`. BUILD_ARGS: more options of `docker build`, such as --network=host.
 BASE_IMAGE ?= python:3.11-slim-bookworm
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -30,7 +30,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo serve pipeline pipeline-docker image test test-slow test-faults test-page test-containers lint format mlflow clean lock
-.PHONY: licences sbom release
+.PHONY: licences sbom release docs
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ lint: $(STAMP) ## Check style, types and import contracts
 format: $(STAMP) ## Format the code and apply automatic fixes
 	@ruff check --fix
 	@ruff format
+
+docs: $(STAMP) ## Build the documentation site, build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html; to read and search it: python -m http.server --directory build/site"
 
 licences: $(STAMP) ## Write docs/licences.md: versions and licences of the dependencies
 	@python .ci/packages.py licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
