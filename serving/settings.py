@@ -34,11 +34,13 @@ class ServerSettings(BaseSettings):
     name: str | None = Field(default=None, min_length=1, pattern=r"^[^/]+$")
     """The model's name in the Open Inference Protocol; None for the registered name, or ``yolact``."""
     host: str = "127.0.0.1"
+    """Address to listen at; ``0.0.0.0`` for all."""
     port: int = Field(default=8080, ge=0, le=65535)
     """0 takes a free one."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     """Exported files know only some, see `yolact_ops.prediction.model.EXPORTED_DEVICES`."""
     precision: Precision = "fp32"
+    """Of the network; an exported file has its own."""
     batch_size: int = Field(default=8, ge=1, le=256)
     """Largest number of images that pass the network at once. They are those that wait when it is free; none waits for
     others to come."""
@@ -52,6 +54,7 @@ class ServerSettings(BaseSettings):
     max_images: int = Field(default=32, ge=1)
     """Images in a request."""
     max_body_mb: float = Field(default=32, gt=0)
+    """Largest body of a request, MB."""
     max_megapixels: float = Field(default=50, gt=0)
     """Largest image, by its header, before it is decoded."""
     max_requests: int = Field(default=512, ge=1)

@@ -39,8 +39,11 @@ class SampleConfig(Section):
     """The generated sample data set in the VOC format (`yolact.formats.sample`)."""
 
     seed: NonNegativeInt
+    """Seed of the images."""
     train_images: PositiveInt
+    """Number of images to generate for training."""
     val_images: PositiveInt
+    """Number of images to generate for validation."""
     min_size: Annotated[int, Field(ge=64)]
     """Shortest image side, pixels."""
     max_size: Annotated[int, Field(le=2000)]
@@ -181,9 +184,13 @@ class AugmentConfig(Section):
     what came later."""
 
     photometric: bool
+    """Change brightness, contrast, hue and saturation at random."""
     expand: bool
+    """Put the image at a random place of a larger one, filled with the mean colour: objects become smaller."""
     random_crop: bool
+    """Cut a random part out of the image: objects become larger."""
     mirror: bool
+    """Mirror half of the images, left to right."""
     scale_jitter: list[PositiveFloat]
     """Large-scale jitter (Ghiasi et al. 2021): the range of the factor by which the image is enlarged or reduced, then
     cropped or padded; empty for none. It takes the place of ``expand`` and ``random_crop``."""
@@ -286,6 +293,7 @@ def _auto_or_at_least(least: int) -> BeforeValidator:
 
 class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """Seed of the initial weights, of the order of the images and of their augmentation."""
     epochs: Annotated[int | Literal["auto"], _auto_or_at_least(1)]
     """Passes over the training images; ``auto`` chooses them by the number of images
     (`yolact.engine.automatic.automatic_epochs`)."""
@@ -315,6 +323,7 @@ class TrainConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     """Momentum of ``sgd``; beta 1 of ``adamw``."""
     weight_decay: NonNegativeFloat
+    """Weight decay of the optimizer (L2 penalty of ``sgd``, decoupled with ``adamw``)."""
     decay_norms: bool
     """Whether weight decay also applies to biases and normalisation layers, as published."""
     layer_decay: Annotated[float, Field(gt=0, le=1)]
@@ -325,6 +334,7 @@ class TrainConfig(Section):
     lr_milestones: list[Fraction]
     """Fractions of the run, ascending; read by ``step`` only."""
     lr_gamma: Annotated[float, Field(gt=0, le=1)]
+    """Factor of the learning rate at each of ``lr_milestones``; read by ``step`` only."""
     warmup_steps: Annotated[int | Literal["auto"], _auto_or_at_least(0)]
     """``auto``: 500 as published, but at most a tenth of the run."""
     warmup_start_lr: NonNegativeFloat
@@ -375,14 +385,17 @@ class DetectConfig(Section):
     """
 
     score_threshold: Fraction
+    """Only detections with a score above this are kept."""
     nms: Literal["fast", "cross_class", "traditional"]
     """``fast``: per class (paper section 5, "Fast NMS"); ``cross_class``: the same in one pass over all classes;
     ``traditional``: sequential, per class."""
     nms_iou: Fraction
+    """IoU of two boxes above which the one with the lower score is suppressed."""
     top_k: PositiveInt
     """Maximum number of candidates in Fast NMS: per class with ``fast``, in total with ``cross_class``; ignored by
     ``traditional``."""
     max_detections: PositiveInt
+    """Maximum number of detections in an image, those with the best scores."""
     low_score_tail: bool
     """With ``fast``, keep boxes whose score in their own class is below ``score_threshold``."""
     integer_boxes: bool
@@ -427,6 +440,7 @@ class EvaluateConfig(Section):
     """Maximum number of images per forward pass, also in validations during training (there per process). Affects
     results only by rounding, so a change does not trigger training."""
     gallery_images: NonNegativeInt
+    """Number of images in the gallery of the report."""
     gallery_score: Fraction
     """The gallery shows detections with a score above this."""
     detect: DetectConfig
@@ -462,6 +476,7 @@ class RuntimeConfig(Section):
     checkpoint_every_steps: NonNegativeInt
     """Steps between checkpoints within an epoch; 0 for none."""
     keep_checkpoints: PositiveInt
+    """Number of checkpoints on disk; older ones are deleted."""
     checkpoint_mirror: Annotated[str, Field(pattern=r"^(none|s3://[^/]+(/.+)?)$")]
     """``none``, or ``s3://bucket/prefix``: a mirror of the checkpoints, from which a machine without local ones
     resumes."""
