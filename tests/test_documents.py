@@ -126,10 +126,12 @@ OURS = ("yolact ", "python -m pipelines", "make ", "dvc ")
 
 
 def commands() -> Iterator[Command]:
-    """The commands of ours in the blocks of shell, and in pieces of code in the text."""
+    """The commands of ours in blocks of shell, behind the prompts of sessions, and in pieces of code in the text."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         blocks = [block for _, language, block in FENCE.findall(text) if language in ("", "sh")]
+        sessions = [block for _, language, block in FENCE.findall(text) if language == "console"]
+        blocks += [command for block in sessions for command in re.findall(r"^\$ ((?:.*\\\n)*.*)", block, re.MULTILINE)]
         lines = [(line, True) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         lines += [(" ".join(code.split()), False) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
         for line, is_whole in lines:
