@@ -74,7 +74,7 @@ def test_links_of_the_repository_become_links_of_the_site(site: dict[str, Module
         "README.md": "index.md",
     }
     text = (
-        "[a](../../docs/data.md#splits), [b](../../pipelines/cluster.yaml), [c](#here), "
+        "[a](../../docs/data.md#splits), [b](../../pipelines/cluster.yaml#gpus), [c](#here), "
         "[d](https://e.org/data.md), `[e](../../docs/data.md)`, ``a ` [f](../../README.md)``, [g](../../README.md)\n"
         "```sh\n[h](../../docs/data.md)\n```\n[i](../../docs/data.md)\n"
     )

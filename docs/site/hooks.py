@@ -28,8 +28,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if not path.startswith("docs/"):
             files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
     for path in linked_files():
-        language = LANGUAGES.get((ROOT / path).suffix, "text")
-        shown = f"# `{path}`\n\n```{language}\n{(ROOT / path).read_text(encoding='utf-8')}\n```\n"
+        text, language = (ROOT / path).read_text(encoding="utf-8"), LANGUAGES.get((ROOT / path).suffix, "text")
+        shown = f"---\nsearch: {{exclude: true}}\n---\n# `{path}`\n\n``````{language}\n{text}\n``````\n"
         files.append(File.generated(config, f"{path}.md", content=shown, inclusion=InclusionLevel.NOT_IN_NAV))
     for place, make in PAGES.items():
         files.append(File.generated(config, place, content=make()))

@@ -103,6 +103,8 @@ def adapt(markdown: str, page: str, places: dict[str, str]) -> str:
         path, anchor = resolve(page, target)
         if path not in places:
             return target
+        if places[path] == f"{path}.md":  # the text of a file, which has no headings
+            anchor = ""
         return os.path.relpath(places[path], posixpath.dirname(places[page]) or ".") + anchor
 
     return _change_links(markdown, change)
