@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -17,6 +19,8 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Give headings the anchors that GitHub gives them, so that links work in both places."""
+    # MkDocs has this folder on the path only while it loads this file; `reference` imports modules later.
+    sys.path.append(str(Path(__file__).resolve().parent))
     config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
     return config
 
