@@ -222,7 +222,7 @@ def test_a_runtime_that_is_not_installed_is_named(
     result = run("inference", model_dir, "--image", image, "--runtime", "openvino", *FAST)
     assert result.exit_code == 1
     assert "openvino is needed for this and cannot be imported" in result.stderr
-    assert "pip install 'openvino" in result.stderr
+    assert "pip install 'yolact-pipeline[openvino" in result.stderr
 
 
 def test_a_file_that_does_not_follow_the_protocol_is_refused(model_dir: Path, image: Path, tmp_path: Path) -> None:

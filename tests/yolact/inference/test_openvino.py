@@ -154,7 +154,7 @@ def test_a_missing_library_is_named_with_its_installation(
     model: Yolact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ExportError, match=r"^openvino is needed .* pip install 'openvino"):
+    with pytest.raises(ExportError, match=r"^openvino is needed .* pip install 'yolact-pipeline\[openvino"):
         export_openvino(model, CLASSES, tmp_path / "model.xml")
     assert not list(tmp_path.iterdir())
 
