@@ -30,14 +30,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.ingest import step as ingest
-from components.preprocess import step as preprocess
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.files import write_json_atomic
 from yolact.inference.machine import describe_machine
 from yolact.models.yolact import Yolact
+from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
@@ -58,14 +57,6 @@ def settings() -> Params:
         "runtime.checkpoint_every=1000",
     )
     return choose("sample-cpu", overrides=overrides)
-
-
-def prepare_data(folder: Path) -> None:
-    """Generate the sample and convert it to COCO instances, unless the folder already has it."""
-    if not (folder / "processed").is_dir():
-        params = settings()
-        ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
-        preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
 
 
 def train(processed: Path) -> None:
@@ -186,7 +177,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("busy_machine"),
 ) -> None:
     """Measure all kinds of waiting in all situations."""
-    prepare_data(work)
+    prepare_data(settings(), work)
     kinds = waits.split(",")
     results: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {name: [] for name in BESIDE} for kind in kinds}
     machine = asdict(describe_machine(torch.device("cpu"))) | {"threads": threads}

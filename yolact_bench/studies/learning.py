@@ -32,8 +32,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.ingest import step as ingest
-from components.preprocess import step as preprocess
 from yolact.data.coco import CocoInstances
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.schedule import learning_rate
@@ -41,6 +39,7 @@ from yolact.engine.trainer import Metrics, SilentListener, Trainer
 from yolact.evaluation.evaluator import Validation
 from yolact.models.yolact import Yolact
 from yolact_bench.speed.external import load_function
+from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import choose
 
@@ -58,14 +57,6 @@ def settings(epochs: int, seed: int) -> Params:
     return choose("sample-cpu", overrides=overrides)
 
 
-def prepare_data(folder: Path) -> None:
-    """Generate the sample and convert it to COCO instances, unless the folder already has it."""
-    if not (folder / "processed").is_dir():
-        params = settings(1, 0)
-        ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
-        preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
-
-
 def main(
     against: Annotated[Path, typer.Option(metavar="FILE.py", help="The other implementation.")],
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
@@ -73,7 +64,7 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for data and results.")] = Path("learning"),
 ) -> None:
     """Train both implementations with each seed and compare them."""
-    prepare_data(work)
+    prepare_data(settings(1, 0), work)
     processed = work / "processed"
     train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", 8)

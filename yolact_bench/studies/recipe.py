@@ -29,8 +29,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from components.ingest import step as ingest
-from components.preprocess import step as preprocess
 from yolact.data.coco import CocoInstances
 from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
@@ -41,6 +39,7 @@ from yolact.evaluation.evaluator import IouType, Validation, index_ground_truth
 from yolact.files import write_json_atomic
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
+from yolact_bench.studies.data import prepare_data
 from yolact_ops.settings.params import Params
 from yolact_ops.settings.presets import JOIN, choose
 
@@ -135,13 +134,6 @@ def settings(name: str, preset: str, shared: Sequence[str]) -> Params:
         keys = [override.partition("=")[0] for override in PARTS[name[1:]]]
         extra = tuple(f"{key}={json.dumps(reduce(getitem, key.split('.'), own))}" for key in keys)
     return choose(f"{preset}{JOIN}{MODERN}", overrides=[*shared, *extra])
-
-
-def prepare_data(params: Params, folder: Path) -> None:
-    """Bring the data and convert it to COCO instances, unless the folder already has it."""
-    if not (folder / "processed").is_dir():
-        ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
-        preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
 
 
 def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
