@@ -18,4 +18,3 @@ def prepare_data(params: Params, folder: Path) -> None:
     if not (folder / "processed").is_dir():
         ingest.run(params, raw_dir=folder / "raw", downloads_dir=folder / "downloads")
         preprocess.run(params, raw_dir=folder / "raw", processed_dir=folder / "processed", report_dir=folder / "report")
-    return processed
