@@ -4,12 +4,12 @@
         [--seeds 0,1,2] [--category person] [-S KEY=VALUE ...] [--work FOLDER]
 
 Trains the network of a preset with the preset ``modern``, then without each of its parts (``-dice``), with each of the
-`CANDIDATES` that it does not have (``+mosaic``), with the preset's own recipe (``own``), and with that from random
-weights (``scratch``); all with the same seeds, epochs and data (the generated sample, or ``--source``, anything that
-``data.source`` takes). It validates once, at the end. A table has, for each, AP50 and AP of masks, the difference from
-``modern`` in AP50 with the 95 % interval of a paired bootstrap over the validation images, AP50 of boxes, and the
-seconds of an epoch; the folder keeps the same as ``recipe.json``. A training that is in the folder already is not
-repeated.
+`CANDIDATES` that it does not have (``+mosaic``), with the preset's own recipe (``own``), with that from random weights
+(``scratch``), and with the published recipe (``published``); all with the same seeds, epochs and data (the generated
+sample, or ``--source``, anything that ``data.source`` takes). It validates once, at the end. A table has, for each,
+AP50 and AP of masks, their differences from ``modern`` with the 95 % intervals of a paired bootstrap over the
+validation images, AP50 of boxes, and the seconds of an epoch; the folder keeps the same as ``recipe.json``. A training
+that is in the folder already is not repeated, and is in the table.
 
 Several seeds are averaged; what training varies by from seed to seed is not in the interval.
 """
@@ -40,11 +40,12 @@ from yolact.files import write_json_atomic
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.yolact import Yolact
 from yolact_bench.studies.data import prepare_data
-from yolact_ops.settings.params import Params
-from yolact_ops.settings.presets import JOIN, choose
+from yolact_ops.settings.params import Params, load_params
+from yolact_ops.settings.presets import CONF, JOIN, base_path, change, choose
 
-OWN, MODERN, SCRATCH = "own", "modern", "scratch"
-"""Trainings with the preset's own recipe, with the modern one, and with the own one from random weights."""
+MODERN, OWN, SCRATCH, PUBLISHED = "modern", "own", "scratch", "published"
+"""Trainings with the modern recipe, with the preset's own one (a small preset's has AdamW, its schedule and its layer
+decay), with the own one from random weights, and with the published one, ``train`` of ``conf/base.yaml``."""
 
 IOU_WEIGHT = "train.loss.weights.box=2.0"
 
@@ -61,8 +62,14 @@ PARTS: dict[str, tuple[str, ...]] = {
     "dice": ("train.loss.mask_dice=1",),
     "layer_decay": ("train.layer_decay=0.15",),
     "ema": ("train.ema_decay=0.998",),
+    "clipping": ("train.max_grad_norm=10",),
+    "cosine": ("train.schedule=cosine",),
+    "adamw": ("train.optimizer=adamw",),
 }
 """The settings of each part of the preset ``modern``."""
+
+GOES_WITH = {"train.optimizer": "train.lr"}
+"""A setting whose value depends on another: without AdamW the learning rate is that of SGD, too."""
 
 CANDIDATES: dict[str, tuple[str, ...]] = {
     "mosaic": ("train.augment.mosaic=0.5",),
@@ -96,19 +103,23 @@ def main(
     prepare_data(choose(preset, overrides=shared), work)
     truth = json.loads((work / "processed" / "val.json").read_text(encoding="utf-8"))
     results: dict[str, list[dict[str, Any]]] = {}
-    for name in names:
+    for name in names_of_all():
         params = settings(name, preset, shared)
         for seed in map(int, seeds.split(",")):
             seeded = params.model_copy(update={"train": params.train.model_copy(update={"seed": seed})})
-            results.setdefault(name, []).append(_trained(f"{name}-{seed}", seeded, work))
-            rows = summarise(results, truth, category)
-            write_json_atomic(work / "recipe.json", {"settings": shared, "preset": preset, "rows": rows})
+            run = _stored(f"{name}-{seed}", seeded, work)
+            if run is None and name in names:
+                run = _trained(f"{name}-{seed}", seeded, work)
+            if run is not None:
+                results.setdefault(name, []).append(run)
+                rows = summarise(results, truth, category)
+                write_json_atomic(work / "recipe.json", {"settings": shared, "preset": preset, "rows": rows})
     show(rows, category)
 
 
 def names_of_all() -> list[str]:
     """The names of all trainings, in order."""
-    return [MODERN, *(f"-{name}" for name in PARTS), *(f"+{name}" for name in CANDIDATES), OWN, SCRATCH]
+    return [MODERN, *(f"-{name}" for name in PARTS), *(f"+{name}" for name in CANDIDATES), OWN, SCRATCH, PUBLISHED]
 
 
 def chosen(only: str) -> list[str]:
@@ -125,24 +136,34 @@ def chosen(only: str) -> list[str]:
 
 
 def settings(name: str, preset: str, shared: Sequence[str]) -> Params:
-    """The settings of one training; the part of ``-PART`` has the preset's own values."""
+    """The settings of one training; a part that ``-PART`` leaves out has the published values."""
     if name in (OWN, SCRATCH):
         return choose(preset, overrides=[*shared, *(RANDOM if name == SCRATCH else ())])
+    base = load_params(base_path(CONF))
+    if name == PUBLISHED:
+        return change(choose(preset).model_copy(update={"train": base.train}), shared)
     extra = CANDIDATES.get(name[1:], ())
     if name.startswith("-"):
-        own = choose(preset).model_dump(mode="json", by_alias=True)
+        published = base.model_dump(mode="json", by_alias=True)
         keys = [override.partition("=")[0] for override in PARTS[name[1:]]]
-        extra = tuple(f"{key}={json.dumps(reduce(getitem, key.split('.'), own))}" for key in keys)
+        keys += [GOES_WITH[key] for key in keys if key in GOES_WITH]
+        extra = tuple(f"{key}={json.dumps(reduce(getitem, key.split('.'), published))}" for key in keys)
     return choose(f"{preset}{JOIN}{MODERN}", overrides=[*shared, *extra])
 
 
-def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
-    """Losses, time and detections of one training, from its file if it has run with these settings before."""
-    file, settings = work / f"{name}.json", params.model_dump(mode="json", by_alias=True)
+def _stored(name: str, params: Params, work: Path) -> dict[str, Any] | None:
+    """What `_trained` wrote, if it has run with these settings before."""
+    file = work / f"{name}.json"
     if file.is_file():
         stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if stored["settings"] == settings:
+        if stored["settings"] == params.model_dump(mode="json", by_alias=True):
             return stored
+    return None
+
+
+def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
+    """Losses, time and detections of one training, which are written to ``NAME.json`` as well."""
+    settings = params.model_dump(mode="json", by_alias=True)
     processed = work / "processed"
     train, val = (CocoInstances.load(processed / f"{split}.json") for split in ("train", "val"))
     validate = Validation(val, processed / "val.json", params.evaluate.batch_size)
@@ -163,7 +184,7 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
         "metrics": {key: value for key, value in result.history["epochs"][-1].items() if "_AP" in key},
         "detections": validate.rows,
     }
-    write_json_atomic(file, stored)
+    write_json_atomic(work / f"{name}.json", stored)
     return stored
 
 
@@ -178,9 +199,9 @@ def summarise(
         category: name of the class whose AP counts; None: the mean over the classes.
 
     Returns:
-        Rows with ``name``, ``seeds`` (AP50 of masks of each), ``mask_AP50``, ``mask_AP`` and ``box_AP50``, 0 to 1, the
-        bootstrap's ``low`` and ``high`` of the difference of ``mask_AP50`` from the first row (None in that), the mean
-        ``losses`` of the first and last step, and ``seconds_per_epoch``.
+        Rows with ``name``, ``seeds`` (AP50 of masks of each), ``mask_AP50``, ``mask_AP`` and ``box_AP50``, 0 to 1;
+        ``gains`` of ``mask_AP50`` and ``mask_AP`` over the first row, each with the bounds of the bootstrap's interval
+        (none in the first row); the mean ``losses`` of the first and last step, and ``seconds_per_epoch``.
 
     Raises:
         SettingsError: there is no such class.
@@ -191,7 +212,7 @@ def summarise(
         raise SettingsError(f"--category: no class {category!r}; there are: {', '.join(names)}")
     weights = image_weights(len(truth.imgs), samples=1000, seed=0)
     rows: list[dict[str, Any]] = []
-    first: np.ndarray | None = None
+    first: dict[str, np.ndarray] = {}
     for name, runs in results.items():
         ap: dict[IouType, np.ndarray] = {}
         for iou_type in ("mask", "box"):
@@ -205,20 +226,20 @@ def summarise(
                     for one in by_class
                 ]
             )
-        fifty = METRICS.index("AP50")
-        means = ap["mask"][:, fifty].mean(axis=0)
-        first = means if first is None else first
-        low, high = np.nanpercentile(means - first, [2.5, 97.5]).tolist() if rows else (None, None)
+        means = {f"mask_{metric}": ap["mask"][:, METRICS.index(metric)].mean(axis=0) for metric in ("AP50", "AP")}
+        gains = {
+            key: [(draws - first[key])[0].item(), *np.nanpercentile(draws - first[key], [2.5, 97.5]).tolist()]
+            for key, draws in means.items()
+            if first
+        }
+        first = first or means
         rows.append(
             {
                 "name": name,
-                "seeds": ap["mask"][:, fifty, 0].tolist(),
-                "mask_AP50": means[0].item(),
-                "gain": (means - first)[0].item() if rows else None,
-                "low": low,
-                "high": high,
-                "mask_AP": ap["mask"][:, METRICS.index("AP"), 0].mean().item(),
-                "box_AP50": ap["box"][:, fifty, 0].mean().item(),
+                "seeds": ap["mask"][:, METRICS.index("AP50"), 0].tolist(),
+                **{key: draws[0].item() for key, draws in means.items()},
+                "gains": gains,
+                "box_AP50": ap["box"][:, METRICS.index("AP50"), 0].mean().item(),
                 "losses": np.mean([run["losses"] for run in runs], axis=0).tolist(),
                 "seconds_per_epoch": float(np.mean([run["seconds_per_epoch"] for run in runs])),
             }
@@ -228,15 +249,21 @@ def summarise(
 
 def show(rows: list[dict[str, Any]], category: str | None) -> None:
     """Print the rows of `summarise`."""
-    columns = ("recipe", "mask AP50", "difference (95 %)", "each seed", "mask AP", "box AP50", "loss", "s/epoch")
-    table = Table(*columns, title=f"Percent on the validation images, {category or 'mean over the classes'}")
+    columns = ("recipe", "mask AP50", "difference (95 %)", "each seed", "mask AP", "difference (95 %)", "box AP50")
+    title = f"Percent on the validation images, {category or 'mean over the classes'}"
+    table = Table(*columns, "loss", "s/epoch", title=title)
     for row in rows:
         mask50, mask, box = (f"{100 * row[key]:.1f}" for key in ("mask_AP50", "mask_AP", "box_AP50"))
-        gain, low, high = (100 * (row[key] or 0) for key in ("gain", "low", "high"))
-        interval = "" if row["gain"] is None else f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"
+        gains = {
+            key: "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in values))
+            for key, values in row["gains"].items()
+        }
         each = " ".join(f"{100 * value:.1f}" for value in row["seeds"])
         losses = f"{row['losses'][0]:.1f} -> {row['losses'][1]:.1f}"
-        table.add_row(row["name"], mask50, interval, each, mask, box, losses, f"{row['seconds_per_epoch']:.0f}")
+        table.add_row(
+            *(row["name"], mask50, gains.get("mask_AP50", ""), each, mask, gains.get("mask_AP", ""), box, losses),
+            f"{row['seconds_per_epoch']:.0f}",
+        )
     Console().print(table)
 
 

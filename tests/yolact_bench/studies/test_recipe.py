@@ -21,24 +21,32 @@ def in_the_repository(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_modern_preset_is_its_parts(repository: Path) -> None:
-    """All parts, and no candidate; the gradient's limit is a safeguard and the schedule is the network's preset's."""
+    """All parts, and no candidate."""
     modern = yaml.safe_load((repository / "conf" / "modern.yaml").read_text())
     assert list(modern) == ["train"]  # it suits any network
     parts = [override for overrides in recipe.PARTS.values() for override in overrides]
-    common = ["train.optimizer=adamw", "train.schedule=cosine", "train.max_grad_norm=10"]
-    assert choose("voc2012-r50+modern") == choose("voc2012-r50", overrides=[*parts, *common])
+    assert choose("voc2012-r50+modern") == choose("voc2012-r50", overrides=parts)
     for name, overrides in recipe.CANDIDATES.items():
         assert choose("voc2012-r50+modern", overrides=overrides) != choose("voc2012-r50+modern"), name
 
 
-def test_a_training_without_a_part_has_the_presets_own_values() -> None:
-    modern, own = choose("voc2012-r50+modern").train, choose("voc2012-r50").train
-    without = recipe.settings("-scale_jitter", "voc2012-r50", []).train
-    assert without.augment.scale_jitter == own.augment.scale_jitter != modern.augment.scale_jitter
-    assert without.augment.random_crop == own.augment.random_crop != modern.augment.random_crop
+def test_a_training_without_a_part_has_the_published_values() -> None:
+    """Also of a part that the network's preset has, too."""
+    modern, base = choose("lite0-320+modern").train, choose("base").train
+    without = recipe.settings("-scale_jitter", "lite0-320", []).train
+    assert without.augment.scale_jitter == base.augment.scale_jitter != modern.augment.scale_jitter
+    assert without.augment.random_crop == base.augment.random_crop != modern.augment.random_crop
     assert without.loss == modern.loss
+    sgd = recipe.settings("-adamw", "lite0-320", []).train
+    assert (sgd.optimizer, sgd.lr) == (base.optimizer, base.lr) != (modern.optimizer, modern.lr)
     for name in recipe.PARTS:
-        assert recipe.settings(f"-{name}", "voc2012-r50", []) != choose("voc2012-r50+modern"), name
+        assert recipe.settings(f"-{name}", "lite0-320", []) != choose("lite0-320+modern"), name
+
+
+def test_the_published_training_has_the_presets_network_alone() -> None:
+    published, preset = recipe.settings("published", "lite0-320", ["train.epochs=3"]), choose("lite0-320")
+    assert published.model == preset.model
+    assert published.train == choose("base", overrides=["train.epochs=3"]).train
 
 
 def test_the_training_from_random_weights_reads_none() -> None:
@@ -51,6 +59,22 @@ def test_names_are_checked_and_the_modern_recipe_comes_first() -> None:
     assert recipe.chosen("-dice, own") == ["modern", "-dice", "own"]
     with pytest.raises(SettingsError, match="no training '-dise'; there are: modern, -copy_paste"):
         recipe.chosen("-dise")
+
+
+def test_a_training_is_not_repeated_and_stays_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"preset": "smoke", "epochs": 1, "work": tmp_path, "overrides": ["train.layer_decay=1"]}
+    recipe.main(only="own", **options)
+    rows = json.loads((tmp_path / "recipe.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["modern", "own"]
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(recipe, "_trained", fail)
+    recipe.main(only="modern", **options)
+    assert json.loads((tmp_path / "recipe.json").read_text())["rows"] == rows
+    with pytest.raises(AssertionError, match="trained again"):
+        recipe.main(only="modern", **options | {"epochs": 2})
 
 
 def detection(score: float, box: list[float]) -> dict[str, Any]:
@@ -79,11 +103,12 @@ def test_the_difference_is_that_from_the_first(capsys: pytest.CaptureFixture[str
     found = common | {"detections": [detection(0.9, [5, 5, 20, 20])]}
     missed = common | {"detections": []}
     first, second = recipe.summarise({"modern": [missed, missed], "-dice": [found, missed]}, truth, category)
-    assert (first["mask_AP50"], first["gain"]) == (0, None)
+    assert (first["mask_AP50"], first["gains"]) == (0, {})
     # one of two seeds finds the only cat, and no dog
     half = 0.5 if category else 0.25
     assert second["seeds"] == pytest.approx([2 * half, 0])
-    assert [second[key] for key in ("mask_AP50", "gain", "low", "high", "box_AP50")] == [pytest.approx(half)] * 5
+    assert [second[key] for key in ("mask_AP50", "mask_AP", "box_AP50")] == [pytest.approx(half)] * 3
+    assert second["gains"] == {"mask_AP50": [pytest.approx(half)] * 3, "mask_AP": [pytest.approx(half)] * 3}
     json.dumps([first, second])
     recipe.show([first, second], category)
     assert f"+{100 * half:.1f}" in capsys.readouterr().out
