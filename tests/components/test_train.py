@@ -647,7 +647,7 @@ def test_a_finished_run_is_continued_with_more_epochs_in_a_run_of_its_own_if_the
 def test_automatic_epochs_are_logged_with_their_reason_and_are_those_of_the_run(
     workplace: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(automatic, "automatic_epochs", lambda images: images + 1)
+    monkeypatch.setattr(automatic, "automatic_epochs", lambda model, images: (images + 1, "for a test"))
     caplog.set_level("INFO")
     train(changed(settings, epochs="auto", validate_every=3))
     assert "train.epochs: auto: 3 epochs for 2 training images, on the power law through" in caplog.text

@@ -29,7 +29,7 @@ def run_note(params: Params, classes: Sequence[str], val_images: int, metrics: M
     if len(classes) > NAMED_CLASSES:
         names += f" and {len(classes) - NAMED_CLASSES} more"
     lines = [
-        f"**YOLACT**, {model.backbone}, {model.image_size} px; {train.epochs} epochs in batches of {train.batch_size}.",
+        f"**YOLACT**, {model.backbone}, {model.image_size} px; epochs: {train.epochs}, batches of {train.batch_size}.",
         f"**Data** `{data_source(params)}`: {len(classes)} classes ({names}), {val_images} images in val.",
     ]
     if metrics:

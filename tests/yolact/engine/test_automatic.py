@@ -17,14 +17,23 @@ from yolact.models.published import PUBLISHED_MODELS
 def test_automatic_epochs_are_the_published_ones_for_the_published_data_sets() -> None:
     for name in ("yolact_resnet50_pascal", "yolact_base"):
         published = PUBLISHED_MODELS[name]
-        assert automatic_epochs(published.train_images) == published.epochs
+        assert automatic_epochs(tiny_config(), published.train_images)[0] == published.epochs
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_fewer_images_get_more_epochs_but_not_more_steps(few: int, many: int) -> None:
     few, many = sorted((few, many))
-    assert automatic_epochs(few) >= automatic_epochs(many) >= 1
-    assert (automatic_epochs(few) - 0.5) * few <= (automatic_epochs(many) + 0.5) * many
+    most, least = (automatic_epochs(tiny_config(backbone_weights="none"), images)[0] for images in (few, many))
+    assert most >= least >= 1
+    assert (most - 0.5) * few <= (least + 0.5) * many
+
+
+@pytest.mark.parametrize(
+    ("weights", "images", "epochs"), [("imagenet", 999, 80), ("imagenet", 1000, 203), ("none", 193, 319)]
+)
+def test_few_images_get_80_epochs_with_pretrained_weights(weights: str, images: int, epochs: int) -> None:
+    """113 (1000 / 8498)^-0.274 = 203, and 319 for 193 images."""
+    assert automatic_epochs(tiny_config(backbone_weights=weights), images)[0] == epochs
 
 
 @pytest.mark.parametrize(
