@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +14,13 @@ from yolact.errors import DataError, WeightsError
 from yolact.models.backbones.hub import hub_file, without_internet
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
+from yolact.models.state_dicts import other_content
 from yolact.models.yolact import Yolact
 from yolact.settings import IMAGENET_VERSIONS
 from yolact_ops.registry.model_files import fetch_model, is_address
-from yolact_ops.transfer.disk import file_digest
 from yolact_ops.transfer.download import fetch_file
 
 log = logging.getLogger(__name__)
-
-_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]*$")
-"""The first digits of the SHA-256 in a file name of torch.hub, as in ``resnet50-0676ba61.pth``."""
 
 
 def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
@@ -97,11 +93,7 @@ def _download(address: str, target: Path) -> None:
             return
         log.info("model.backbone_weights: downloading %s to %s", address, target)
         fetch_file([address], part)
-        expected, digest = _HASH.search(target.name), file_digest(part, "sha256")
-        if expected and not digest.startswith(expected[1]):
+        if difference := other_content(part):
             part.unlink()
-            raise DataError(
-                f"{address} is not the expected file: its SHA-256 begins with {digest[: len(expected[1])]}, not "
-                f"{expected[1]}. It was removed."
-            )
+            raise DataError(f"{address} is not the expected file: {difference}. It was removed.")
         os.replace(part, target)

@@ -243,8 +243,8 @@ def _imagenet_weights(model: Yolact) -> dict[str, Tensor]:
         raise WeightsError(f"model.backbone_weights: {source}: {error}") from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"model.backbone_weights: the ImageNet weights of {name} could not be downloaded ({error}). "
-            "Download them elsewhere and name the file in model.backbone_weights, or set it to none."
+            f"model.backbone_weights: the ImageNet weights of {name} could not be downloaded or read "
+            f"({error}). Download them elsewhere and name the file in model.backbone_weights, or set it to none."
         ) from error
 
 

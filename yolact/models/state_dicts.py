@@ -5,6 +5,7 @@ No code in a file is run: PyTorch's pickles are read with ``weights_only=True``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Sequence
@@ -60,6 +61,32 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if all(name.startswith(DATA_PARALLEL_PREFIX) for name in state):
         state = {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in state.items()}
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def read_checked(path: Path) -> dict[str, Tensor]:
+    """`read_state_dict` for a file with a hash in its name, see `named_hash`; the name of others says nothing.
+
+    Raises:
+        WeightsError: see `read_state_dict`; or the file is another one than its name says.
+    """
+    state = read_state_dict(path)  # first: its errors say more
+    if difference := other_content(path):
+        raise WeightsError(f"{path}: is damaged or another file than its name says: {difference}")
+    return state
+
+
+def other_content(path: Path) -> str:
+    """How a file's content differs from what `named_hash` says of it; empty if it does not."""
+    expected = named_hash(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[: len(expected)]
+    return "" if digest == expected else f"its SHA-256 begins with {digest}, not {expected}"
+
+
+def named_hash(path: Path) -> str:
+    """The first digits of the SHA-256 in a file name of torch.hub, as ``resnet50-0676ba61.pth``; empty without any."""
+    found = re.search(r"-([0-9a-f]{8,64})\.[^.]*$", path.name)
+    return found[1] if found else ""
 
 
 def shortened(names: Sequence[str]) -> str:

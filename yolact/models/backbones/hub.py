@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from yolact.errors import WeightsError
+from yolact.models.state_dicts import named_hash, read_checked
 
 if TYPE_CHECKING:
     from torchvision.models import WeightsEnum
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 def torchvision_weights(name: str, version: int) -> dict[str, Tensor]:
     """torchvision's ``IMAGENET1K_V1`` or ``IMAGENET1K_V2`` of a network, under torchvision's names.
 
-    A file in the folder is used as it is. A download is checked against the hash in its name and appears whole or not
-    at all; one that breaks off starts again from the beginning. (Training downloads the file beforehand, resuming.)
+    A file in the folder is used, or else downloaded; either is checked against the hash in its name. A download
+    appears whole or not at all; one that breaks off starts again from the beginning. (Training downloads the file
+    beforehand, resuming.)
 
     Args:
         name: torchvision's name of the network.
@@ -27,12 +29,18 @@ def torchvision_weights(name: str, version: int) -> dict[str, Tensor]:
     Raises:
         WeightsError: there are none of that version, or they cannot be downloaded or read.
     """
-    weights = _choice(name, version)
+    address = torchvision_address(name, version)
+    file = hub_file(address)
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(address, str(file), hash_prefix=named_hash(file))
+        return read_checked(file)
+    except WeightsError as error:
+        raise WeightsError(f"{error}. Remove it, and it is downloaded again. {without_internet(address)}") from error
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{weights.url} could not be downloaded or read ({error}). {without_internet(weights.url)}"
+            f"{address} could not be downloaded or read ({error}). {without_internet(address)}"
         ) from error
 
 
