@@ -142,7 +142,7 @@ def _run(
     check_weights(params.train.loss.weights)
     _check_start(params.model, paths.model)
     train, val = (_load_split(paths.processed, split, params.runtime) for split in ("train", "val"))
-    # So a run resumes only with as many images.
+    # Before the trainer does so: fingerprint and MLflow get the numbers, so a run resumes only with as many images.
     chosen = resolve(params.train, params.model, len(train.images), log_it=world.is_main)
     params = params.model_copy(update={"train": chosen})
     if world.is_main:

@@ -30,6 +30,7 @@ from yolact.engine.advice import (
     step_out_of_memory,
     validation_out_of_memory,
 )
+from yolact.engine.automatic import resolve
 from yolact.engine.batch_norm import synchronise_batch_norm
 from yolact.engine.checkpoint import CheckpointStore, TrainingState
 from yolact.engine.ema import Ema
@@ -106,7 +107,8 @@ class Trainer:
     Args:
         model: the network with its initial weights, on its device.
         data: training images; must hold at least one.
-        params: the settings; reads ``model``, ``train`` and ``runtime``.
+        params: the settings; reads ``model``, ``train`` and ``runtime``. What is ``auto`` in ``train`` is chosen by the
+            number of images.
         model_dir: receives the model files at the end, and the batch if loss or gradients are not finite.
         checkpoints: the checkpoint store; only the main process writes.
         validate: evaluates the network; its result must have ``mask_AP``, NaN if that cannot be measured: then the
@@ -130,10 +132,11 @@ class Trainer:
         world: World | None = None,
         interrupts: Interrupts | None = None,
     ) -> None:
-        self.params = params
+        self.world = world or World()
+        chosen = resolve(params.train, params.model, len(data.images), log_it=self.world.is_main)
+        self.params = params = params.model_copy(update={"train": chosen})
         self.config = params.train
         self.runtime = params.runtime
-        self.world = world or World()
         self.device = next(model.parameters()).device
         # On Apple GPUs, batch norm's backward pass in channels_last was wrong in some releases of PyTorch.
         self.memory_format = torch.contiguous_format if self.device.type == "mps" else torch.channels_last

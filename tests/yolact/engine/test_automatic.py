@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.small_networks import tiny_config
-from tests.yolact.engine.runs import small_params
+from tests.yolact.engine.runs import small_params, trainer_on
 from yolact.engine.automatic import automatic_epochs, resolve
 from yolact.models.published import PUBLISHED_MODELS
 
@@ -60,3 +61,17 @@ def test_given_values_stay_and_are_not_logged(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO):
         assert resolve(settings, tiny_config(), 10) == settings
     assert not caplog.messages
+
+
+def test_a_trainer_chooses_by_the_number_of_its_images_and_keeps_the_choice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        trainer = trainer_on("cpu", tmp_path, epochs="auto", freeze="auto", model={"backbone_weights": "imagenet"})
+    epochs, _ = automatic_epochs(trainer.params.model, 8)
+    assert trainer.total_steps == epochs * 8 / 2
+    trained = [name for name, parameter in trainer.model.backbone.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[1] for name in trained} == {"2", "3"}  # the third and fourth stage, of four
+    assert sum(f"train.epochs: auto: {epochs} epochs for 8 training images" in line for line in caplog.messages) == 1
+    saved = trainer._state(finished=False).settings["train"]
+    assert (saved["epochs"], saved["freeze"]) == (epochs, "stage2")
