@@ -328,7 +328,8 @@ class TrainConfig(Section):
     """Whether weight decay also applies to biases and normalisation layers, as published."""
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     """The learning rate of the backbone's last stage is multiplied by this, that of the stage before by its square and
-    so on to the stem (Bao et al. 2021, "BEiT", layer-wise decay); 1 for none, as published."""
+    so on to the stem (Bao et al. 2021, "BEiT", layer-wise decay); 1 for none, as published. Less than 1 needs
+    pretrained weights."""
     schedule: Literal["step", "cosine"]
     """``step``: x ``lr_gamma`` at each of ``lr_milestones``; ``cosine``: from the peak to zero after warm-up."""
     lr_milestones: list[Fraction]
@@ -528,6 +529,16 @@ class TrainingParams(Section):
             raise ValueError(
                 f"train.freeze: is {freeze}, but there are no weights to keep: set model.backbone_weights or "
                 "model.initial_weights, or train.freeze: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _slow_layers_have_weights(self) -> TrainingParams:
+        decay = self.train.layer_decay
+        if decay < 1 and not self.model.pretrained:
+            raise ValueError(
+                f"train.layer_decay: is {decay}, with which a backbone without pretrained weights hardly learns: set "
+                "train.layer_decay: 1, or model.backbone_weights or model.initial_weights"
             )
         return self
 

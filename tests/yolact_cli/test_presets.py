@@ -75,7 +75,7 @@ def test_composing_is_a_deep_merge_over_the_base(repository: Path, name: str) ->
     assert yaml.safe_load(presets.compose(name, conf=conf)) == expected
 
 
-@pytest.mark.parametrize("first", ["sample-cpu", "yolact_im700"])
+@pytest.mark.parametrize("first", ["voc2012-r50", "yolact_im700"])
 def test_presets_are_combined_in_their_order(workspace: Path, first: str) -> None:
     alone, modern = composed(first), composed("modern")
     both = composed(f"{first}+modern")
@@ -162,6 +162,18 @@ def test_an_invalid_command_is_refused_without_a_traceback_and_writes_nothing(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (workspace / "params.yaml").exists()
+
+
+def test_what_a_combination_lacks_may_come_from_a_later_preset_or_an_override(workspace: Path) -> None:
+    refused = run("use", "sample-cpu+modern")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("conf/modern.yaml: train.layer_decay: is 0.15, with which")
+    assert run("use", "sample-cpu+modern", "-S", "train.layer_decay=1").exit_code == 0
+    assert run("use", "sample-cpu+modern+yolact_im700").exit_code == 0
+    other = run("use", "sample-cpu+modern", "-S", "train.layer_decay=0.5")
+    assert other.stderr.startswith("conf/modern.yaml: train.layer_decay: is 0.15, with which")
+    unmended = run("use", "sample-cpu+modern+yolact_im700", "-S", "model.backbone_weights=none")
+    assert unmended.stderr.startswith("-S model.backbone_weights=none: train.layer_decay: is 0.15, with which")
 
 
 @pytest.mark.parametrize(

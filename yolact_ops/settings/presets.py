@@ -105,14 +105,29 @@ def change(params: Params, overrides: Sequence[str]) -> Params:
 
 
 def _compose(name: str, overrides: Sequence[str], conf: Path, model: str | None) -> tuple[CommentedMap, Params]:
-    """The tree of `compose`, and its settings; each layer is checked, so that an error names the right one."""
+    """The tree of `compose`, and its settings.
+
+    Each layer is checked, so that an error names the right one; a later layer or an override may mend it.
+    """
     base = base_path(conf)
     tree = read_yaml(base)
     params = parse_params(plain(tree), origin=str(base))
+    failure: SettingsError | None = None
     for origin, difference in _differences(name, conf, model):
         merge(tree, difference, origin)
-        params = parse_params(plain(tree), origin)
-    return tree, _override(tree, overrides) if overrides else params
+        try:
+            params, failure = parse_params(plain(tree), origin), None
+        except SettingsError as error:
+            failure = failure or error
+    try:
+        if overrides:
+            params, failure = _override(tree, overrides), None
+    except SettingsError:
+        if failure is None:
+            raise
+    if failure is not None:
+        raise failure
+    return tree, params
 
 
 def _override(tree: dict[str, Any], overrides: Sequence[str]) -> Params:

@@ -53,7 +53,8 @@ def test_frozen_layers_are_in_no_group(model: Yolact) -> None:
 
 
 def test_the_optimizer_takes_steps_with_these_rates(tmp_path: Path) -> None:
-    learner = trainer_on("cpu", tmp_path, layer_decay=0.5, decay_norms=False, optimizer="adamw", weight_decay=0.1)
+    settings = {"layer_decay": 0.5, "decay_norms": False, "optimizer": "adamw", "weight_decay": 0.1}
+    learner = trainer_on("cpu", tmp_path, model={"backbone_weights": "imagenet"}, **settings)
     batch = next(iter(learner.loader))
     learner._train_step(batch)
     peak = learning_rate(0, learner.total_steps, learner.config)

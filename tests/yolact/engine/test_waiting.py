@@ -100,6 +100,7 @@ def test_a_training_step_does_not_wait_for_the_device(
         max_grad_norm=10.0,
         loss={"max_masks_per_image": 5} | loss,
         layer_decay=0.8,
+        model={"backbone_weights": "imagenet"},
     )
     first, second = prefetch(learner.loader, DEVICE)
     with NoWaiting() as mode:

@@ -326,6 +326,15 @@ def test_errors_across_two_sections_begin_with_the_key(tree: dict[str, Any]) -> 
     put(tree, "train.freeze", "stage1")
     assert refusal(tree).startswith("params.yaml: train.freeze: is stage1, but there are no weights to keep")
     put(tree, "train.freeze", "none")
+    put(tree, "train.layer_decay", 0.15)
+    assert refusal(tree) == (
+        "params.yaml: train.layer_decay: is 0.15, with which a backbone without pretrained weights hardly learns: set "
+        "train.layer_decay: 1, or model.backbone_weights or model.initial_weights"
+    )
+    tree["model"]["initial_weights"] = "models/coco"
+    parse_params(tree)
+    tree["model"]["initial_weights"] = "none"
+    put(tree, "train.layer_decay", 1)
     tree["model"]["mask_rescoring"] = True
     put(tree, "train.augment.image_sizes", [128])
     assert refusal(tree).startswith("params.yaml: train.augment.image_sizes: with model.mask_rescoring")
