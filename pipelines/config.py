@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 from yolact.limits import CPU_COUNT_VARIABLE
 from yolact_ops.commands.secrets import SECRET_FILES_VARIABLE
 from yolact_ops.lineage.code import find_steps
@@ -356,8 +355,7 @@ def _check_steps(tasks: Iterable[str], origin: Callable[[str], str]) -> None:
     steps = find_steps()
     for name in tasks:
         if name not in steps:
-            close = difflib.get_close_matches(name, steps, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(steps)}"
+            hint = suggestion(name, steps) or f"there are: {', '.join(steps)}"
             raise SettingsError(f"{origin(name)}: tasks.{name}: no such step; {hint}")
 
 
@@ -397,8 +395,7 @@ def _explain(detail: Any) -> str:
             if re.match(pattern, str(detail["loc"][-1])):
                 return f"Kubeflow Pipelines 2.17 cannot set this for a task; {remedy} (docs/kubeflow.md)"
         known = _fields(detail["loc"][:-1])
-        close = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(known)}"
+        hint = suggestion(str(detail["loc"][-1]), known) or f"allowed here: {', '.join(known)}"
         return f"unknown key; {hint}"
     message = detail["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from yolact.errors import SettingsError, YolactError
+from yolact.errors import SettingsError, YolactError, suggestion
 
 HASH_LENGTH = 12
 """Hexadecimal digits of the content hash in a version's name."""
@@ -187,8 +186,7 @@ class CompiledPipeline:
 
     def _check_argument(self, name: str, value: Any) -> None:
         if name not in self.parameters:
-            close = difflib.get_close_matches(name, self.parameters, n=1)
-            known = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(self.parameters) or 'none'}"
+            known = suggestion(name, self.parameters) or f"it has {', '.join(self.parameters) or 'none'}"
             raise PipelineError(f"{self.origin}: the pipeline {self.name} has no parameter {name!r}; {known}")
         kind = str(self.parameters[name].get("parameterType"))
         wanted = _KINDS.get(kind, (object,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class YolactError(Exception):
     """Base class of errors whose message says what is wrong, where, and how to fix it."""
@@ -24,3 +27,9 @@ class WeightsError(YolactError, ValueError):
 
 class ExportError(YolactError, RuntimeError):
     """A network cannot be exported, or an exported network cannot be run; names the file or the missing library."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'resnet50'?`` with the most similar of the known names; empty if none is similar."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""

@@ -7,14 +7,13 @@ pipeline's steps, is `yolact_ops.settings.params`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from yolact.backbone_registry import backbones, find_backbone
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 
 PYRAMID_LEVELS = 5
 """Levels of the feature pyramid, P3 to P7 (paper section 4)."""
@@ -565,8 +564,7 @@ def explain(detail: Any, model: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         section = _section_at(path, model)
         allowed = key_names(section) if section else []
-        close = difflib.get_close_matches(str(path[-1]), allowed, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed here: {', '.join(allowed)}"
+        hint = suggestion(str(path[-1]), allowed) or f"allowed here: {', '.join(allowed)}"
         return f"{key}: unknown key; {hint}"
     if detail["type"] == "missing":
         return f"{key}: missing; conf/base.yaml has it with its published value"

@@ -6,7 +6,6 @@ A term is an entry in `LOSS_TERMS` and a weight in ``train.loss.weights``. The t
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yolact.boxes import box_area, decode, encode
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 from yolact.losses.masks import MaskSamples, dice_loss, mask_iou_loss, mask_iou_samples, mask_loss, mask_samples
 from yolact.losses.matcher import BACKGROUND, Matches
 from yolact.models.maskiou import MaskIouNet
@@ -265,8 +264,7 @@ def check_weights(weights: Collection[str]) -> None:
     load_plugins(PLUGINS)
     for name in weights:
         if name not in LOSS_TERMS:
-            close = difflib.get_close_matches(name, LOSS_TERMS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the terms are: {', '.join(LOSS_TERMS)}"
+            hint = suggestion(name, LOSS_TERMS) or f"the terms are: {', '.join(LOSS_TERMS)}"
             raise SettingsError(f"train.loss.weights.{name}: unknown loss term; {hint}")
     missing = [name for name in LOSS_TERMS if name not in weights]
     if missing:

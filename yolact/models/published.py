@@ -7,14 +7,13 @@ weights. The training settings that all eight share are in ``conf/base.yaml``.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from yolact.backbone_registry import find_backbone
 from yolact.class_names import COCO_CLASSES, VOC_CLASSES
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 from yolact.settings import PUBLISHED_DETECTION, DetectConfig, ModelConfig
 
 REFERENCE_SIZE = 550
@@ -235,7 +234,6 @@ def find_published(name: str) -> PublishedModel:
         SettingsError: there is none; the message suggests the closest name or lists all.
     """
     if name not in PUBLISHED_MODELS:
-        close = difflib.get_close_matches(name, PUBLISHED_MODELS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(PUBLISHED_MODELS)}"
+        hint = suggestion(name, PUBLISHED_MODELS) or f"there are: {', '.join(PUBLISHED_MODELS)}"
         raise SettingsError(f"no published configuration {name!r}; {hint}")
     return PUBLISHED_MODELS[name]

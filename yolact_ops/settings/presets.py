@@ -8,7 +8,6 @@ The result is ``params.yaml``, the only file that the steps read, or the paramet
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import shlex
 import textwrap
@@ -18,7 +17,7 @@ from typing import Any
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 from yolact.models.published import PUBLISHED_MODELS, find_published
 from yolact_ops.settings.overrides import merge, parse_override
 from yolact_ops.settings.params import Params, load_params, parse_params
@@ -168,8 +167,7 @@ def _preset_path(name: str, conf: Path) -> Path:
     names = preset_names(conf)
     if name not in (BASE, *names):
         known = [*names, *PUBLISHED_MODELS]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        hint = suggestion(name, known) or f"there are: {', '.join(known)}"
         raise SettingsError(f"no preset {name!r}; {hint}")
     return base_path(conf).with_name(f"{name}.yaml")
 
