@@ -16,7 +16,13 @@ from components.evaluate.report import DETECTIONS_FILE, PER_CLASS_TABLE, Evaluat
 from yolact.data.coco import CocoInstances
 from yolact.devices import computing_threads
 from yolact.errors import DataError
-from yolact.evaluation.evaluator import evaluate_class_agnostic, evaluate_coco, load_ground_truth, predict_dataset
+from yolact.evaluation.evaluator import (
+    IouType,
+    evaluate_class_agnostic,
+    evaluate_coco,
+    load_ground_truth,
+    predict_dataset,
+)
 from yolact.files import replaced_directory, write_json_atomic
 from yolact.inference.predictor import Predictor
 from yolact_ops.commands.step import run_command
@@ -83,7 +89,10 @@ def run(
         if scores_dir is not None:
             for summary in (evaluation.box, evaluation.mask):
                 write_json_atomic(scores_dir / f"{summary.iou_type}.json", summary.metrics())
-        tracker.log_metrics(tracked_metrics(evaluation.box, evaluation.mask))
+        metrics = tracked_metrics(evaluation.box, evaluation.mask)
+        for kind in evaluation.any_class:
+            metrics |= {f"eval/{kind}_{name}": ap for name, ap in _any_class(evaluation, kind) if ap is not None}
+        tracker.log_metrics(metrics)
         tracker.show_as_table(f"{FOLDER}/{PER_CLASS_TABLE}")
         note = run_note(params, data.class_names, len(data.images), _headline(evaluation))
         tracker.set_tags({NOTE_TAG: note, EVALUATE_THREADS_TAG: str(evaluation.threads)})
@@ -91,8 +100,8 @@ def run(
         tracker.log_artifacts(report_dir, artifact_path=FOLDER, without=(DETECTIONS_FILE,))
 
     for summary in (evaluation.box, evaluation.mask):
-        metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics().items())
-        log.info("%-4s  %s", summary.iou_type, metrics)
+        values = [*summary.metrics().items(), *_any_class(evaluation, summary.iou_type)]
+        log.info("%-4s  %s", summary.iou_type, "  ".join(f"{name} {decimal(value)}" for name, value in values))
     log.info("%d images of the %s split; report: %s", len(data.images), annotations.stem, report_dir / "index.html")
 
 
@@ -133,6 +142,11 @@ def _metrics(evaluation: Evaluation) -> dict[str, Any]:
         "mask": evaluation.mask.to_json(),
         "any_class": {iou_type: vars(ap) for iou_type, ap in evaluation.any_class.items()},
     }
+
+
+def _any_class(evaluation: Evaluation, iou_type: IouType) -> list[tuple[str, float | None]]:
+    """AP and AP50 when all classes count as one, under names for the log and MLflow."""
+    return [(f"{name}_any_class", value) for name, value in vars(evaluation.any_class[iou_type]).items()]
 
 
 def _headline(evaluation: Evaluation) -> dict[str, float | None]:

@@ -183,6 +183,8 @@ def test_images_held_out_are_evaluated_instead_of_the_validation_images(
     metrics = json.loads((tmp_path / "metrics" / "eval.json").read_text())
     assert (metrics["split"], metrics["images"]) == ("test", 3)
     assert "3 images of the test split" in caplog.text
+    ap = metrics["any_class"]["mask"]["AP"]
+    assert re.search(rf"mask +AP .* AP_any_class {ap:.3f}  AP50_any_class {ap:.3f}\n", caplog.text)
     assert "Evaluation on the test split" in (tmp_path / "reports/eval/index.html").read_text()
     assert set(tracker.files) == {"eval/ground_truth.json.gz", "eval/detections.json.gz"}
 
@@ -286,6 +288,9 @@ def test_tracked_metrics(evaluated, tracker):
     assert tracker.metrics["eval/mask_AP50"] == pytest.approx(CIRCLE_AP / 2)
     assert tracker.metrics["eval/box_AP"] == pytest.approx(CIRCLE_AP / 2)
     assert tracker.metrics["eval/per_class/mask_AP70/circle"] == pytest.approx(CIRCLE_AP)
+    expected = {f"eval/{kind}_{name}_any_class" for kind in ("box", "mask") for name in ("AP", "AP50")}
+    any_class = {name: value for name, value in tracker.metrics.items() if name.endswith("_any_class")}
+    assert any_class == dict.fromkeys(expected, pytest.approx(43 / 101))  # as in metrics/eval.json
     assert "eval/box_AP_small" not in tracker.metrics
     assert not any("never" in name for name in tracker.metrics)
     assert tracker.artifacts == [(evaluated / "reports" / "eval", "eval", ("detections.json",))]
