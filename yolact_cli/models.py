@@ -139,7 +139,8 @@ def print_backbones(markdown: bool = False) -> None:
     for spec in backbones():
         parameters, flops = measure_backbone(spec, BACKBONE_SIZES)
         costs = [f"{count / 2e9:.2f}" for count in flops]
-        rows.append((spec.name, f"{parameters / 1e6:.2f}", *costs, spec.weights))
+        newer = ", also imagenet-v2" if 2 in (spec.weights_versions or ()) else ""
+        rows.append((spec.name, f"{parameters / 1e6:.2f}", *costs, spec.weights + newer))
     headings = ("backbone", "params", *(f"GMACs at {size}" for size in BACKBONE_SIZES), "ImageNet weights")
     if markdown:
         for row in (headings, ["---", *["---:"] * (len(headings) - 2), "---"], *rows):

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolact.errors import DataError
+from yolact.models.weight_sources import check_weight_sources
 from yolact_cli import presets
 from yolact_cli.data import named_source
 from yolact_cli.summary import print_summary
 from yolact_ops.commands.errors import require_module
+from yolact_ops.settings.presets import choose
 
 STAGES = "dvc.yaml"
 
@@ -31,7 +33,8 @@ def run(source: str, preset: str, overrides: Sequence[str]) -> int:
     Raises:
         DataError: a folder or file of that name does not exist, or the working folder is no checkout.
         ModuleNotFoundError: DVC is not installed.
-        SettingsError: the preset or an override is wrong; ``params.yaml`` is unchanged.
+        SettingsError, WeightsError: the preset or an override is wrong, or the weights to start from do not exist, see
+            `check_weight_sources`; ``params.yaml`` is unchanged.
     """
     named = named_source(source)
     if not Path(STAGES).is_file():
@@ -40,7 +43,9 @@ def run(source: str, preset: str, overrides: Sequence[str]) -> int:
             'the command there. To train with the installed package alone, see "In Python" in docs/training.md.'
         )
     require_module("dvc")
-    presets.use(preset, [f"data.source={json.dumps(named, ensure_ascii=False)}", *overrides])
+    overrides = [f"data.source={json.dumps(named, ensure_ascii=False)}", *overrides]
+    check_weight_sources(choose(preset, overrides=overrides).model)
+    presets.use(preset, overrides)
     sys.stdout.flush()
     code = subprocess.run([sys.executable, "-m", "dvc", "repro"], check=False).returncode
     if code == 0:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from yolact.errors import SettingsError
+from yolact.models.weight_sources import check_weight_sources
 from yolact_ops.lineage.redaction import shown_source, without_credentials
 from yolact_ops.settings.params import Params
 from yolact_ops.sources.data_source import find_source, state_of
@@ -33,14 +34,16 @@ def run(params: Params, *, repository: str = "", path: str = "", revision: str =
     """Identify the data that ``data.source`` currently refers to.
 
     Args:
-        params: settings; uses ``data``.
+        params: settings; uses ``data``, and checks what ``model`` starts from.
         repository, path, revision: a git repository, a path in it that DVC or git tracks, and a commit, tag or branch;
             if given, all three, they replace ``data.source``.
 
     Raises:
-        SettingsError: one of the three is missing, or an address contains a password.
+        SettingsError: one of the three is missing, or an address contains a password; or see `check_weight_sources`.
+        WeightsError: see `check_weight_sources`.
         DataError: the source is missing or unavailable.
     """
+    check_weight_sources(params.model, files=False)  # files may be on a volume that only the training has
     params = choose_source(params, repository=repository, path=path, revision=revision)
     source = find_source(params.data)
     if isinstance(source, DvcPath):

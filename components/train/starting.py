@@ -15,9 +15,12 @@ from yolact.models.backbones.hub import hub_file, without_internet
 from yolact.models.file_names import WEIGHTS_FILE
 from yolact.models.starting_weights import load_starting_weights
 from yolact.models.state_dicts import other_content
+from yolact.models.weight_sources import is_address
 from yolact.models.yolact import Yolact
 from yolact.settings import IMAGENET_VERSIONS
-from yolact_ops.registry.model_files import fetch_model, is_address
+from yolact_ops.registry.model_files import fetch_model
+from yolact_ops.registry.versions import RegistryError
+from yolact_ops.tracking.store import TrackingError
 from yolact_ops.transfer.download import fetch_file
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,10 @@ def load_start(model: Yolact, classes: Sequence[str]) -> str | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         log.info("model.%s: fetching %s", key, address)
-        address, path = fetch_model(address, Path(folder), whole=key == "initial_weights")
+        try:
+            address, path = fetch_model(address, Path(folder), whole=key == "initial_weights")
+        except (RegistryError, TrackingError) as error:
+            raise type(error)(f"model.{key}: {error}") from error
         log.info("model.%s: starting from %s", key, address)
         if key == "backbone_weights" and path.is_dir():
             path /= WEIGHTS_FILE

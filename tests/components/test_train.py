@@ -880,13 +880,13 @@ def test_a_network_that_does_not_fit_into_memory_says_what_to_try(
 def test_missing_backbone_weights_are_named(fails: Any, settings: dict[str, Any]) -> None:
     model = settings["model"] | {"backbone_weights": "nowhere.pth"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
-    assert fails() == "model.backbone_weights: nowhere.pth: no such file"
+    assert fails().startswith("model.backbone_weights: nowhere.pth: no such file. It may be none, imagenet, ")
 
 
 def test_a_missing_initial_model_is_named(fails: Any, settings: dict[str, Any]) -> None:
     model = settings["model"] | {"initial_weights": "nowhere"}
     Path("params.yaml").write_text(yaml.safe_dump(settings | {"model": model}))
-    assert fails().startswith("model.initial_weights: nowhere/model.json: no such file. Train one")
+    assert fails().startswith("model.initial_weights: nowhere: no such folder. It may be none, a folder with model.")
 
 
 def test_a_run_does_not_start_from_the_model_that_it_replaces(fails: Any, settings: dict[str, Any]) -> None:

@@ -49,6 +49,9 @@ def test_the_preset_is_written_with_the_folder_and_dvc_is_started(started: list[
         (["nowhere"], "nowhere: no such folder or archive (looked for"),
         ([".", "--preset", "smok"], "no preset 'smok'; did you mean 'smoke'?"),
         ([".", "-S", "train.epoch=1"], "train.epoch: unknown key"),
+        ([".", "-S", "model.backbone_weights=imagenet-v2"], "imagenet-v2: there are none for efficientnet_lite0; use"),
+        ([".", "-S", "model.backbone_weights=imagenet-v3"], "no such file; did you mean 'imagenet-v2'?"),
+        ([".", "-S", "model.initial_weights=https://example.com/a"], "https://example.com/a: no such folder."),
     ],
 )
 def test_nothing_is_written_or_started_after_a_mistake(

@@ -18,6 +18,7 @@ from yolact.models.backbones.base import Backbone
 from yolact.models.backbones.deformable import DeformableConv2d
 from yolact.models.file_names import DESCRIPTION_FILE
 from yolact.models.state_dicts import read_state_dict, shortened
+from yolact.models.weight_sources import check_weight_sources
 from yolact.models.weights import SavedModel, read_saved
 from yolact.models.yolact import Yolact
 from yolact.settings import IMAGENET_VERSIONS, ModelConfig
@@ -40,8 +41,10 @@ def load_starting_weights(model: Yolact, classes: Sequence[str], path: Path | No
         path: where the named weights are; None: the name is their path.
 
     Raises:
-        WeightsError: see `load_initial_weights` and `load_backbone_weights`.
+        WeightsError: see `load_initial_weights`, `load_backbone_weights` and `check_weight_sources`.
     """
+    if path is None:
+        check_weight_sources(model.config)
     if model.config.initial_weights != "none":
         load_initial_weights(model, classes, path)
     else:

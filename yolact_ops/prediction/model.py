@@ -14,8 +14,9 @@ from yolact.inference.onnx_predictor import OnnxPredictor
 from yolact.inference.openvino_predictor import OpenVinoPredictor
 from yolact.inference.predictor import ImagePredictor, Predictor
 from yolact.models.file_names import DESCRIPTION_FILE
+from yolact.models.weight_sources import is_address
 from yolact.settings import DEFAULT_DETECTION, DetectConfig
-from yolact_ops.registry.model_files import fetch_model, is_address
+from yolact_ops.registry.model_files import fetch_model
 from yolact_ops.registry.packaged_model import read_detection
 from yolact_ops.registry.versions import DETECT_FILE, fetch_files
 

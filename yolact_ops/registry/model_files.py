@@ -12,11 +12,6 @@ SUFFIXES = (".pth", ".pt", ".safetensors")
 """Suffixes of files with weights; another address on S3 is that of a model's folder."""
 
 
-def is_address(model: str) -> bool:
-    """Whether a text is an address that `fetch_model` takes."""
-    return model.startswith(("models:/", "s3://"))
-
-
 def fetch_model(address: str, folder: Path, *, whole: bool = True) -> tuple[str, Path]:
     """Download a network's weights and description into a folder.
 

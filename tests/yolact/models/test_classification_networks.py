@@ -181,6 +181,14 @@ def test_a_missing_package_and_a_missing_version_say_what_to_do(monkeypatch: pyt
         model.backbone.imagenet_weights("efficientnet_lite1", 2)
 
 
+def test_a_tensor_without_a_layer_is_named_as_it_is_in_the_file(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1), "_blocks.0._bn1.bias": torch.zeros(32)}, tmp_path / "other.pth")
+    weights = str(tmp_path / "other.pth")
+    model = Yolact(tiny_config(**settings("efficientnet_lite0", backbone_weights=weights)), 2)
+    with pytest.raises(WeightsError, match=r"other\.pth: does not fit .* has unknown keys: a$"):
+        load_starting_weights(model, ["a", "b"])
+
+
 @pytest.mark.parametrize("content", [b"<html>sign in</html>", b"", b"PK\x03\x04cut", None])
 def test_damaged_weights_of_a_package_are_named(
     content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from components.evaluate.component import evaluate
 from components.source import step as source
-from yolact.errors import DataError, SettingsError
+from yolact.errors import DataError, SettingsError, WeightsError
 from yolact_ops.commands import task as kubeflow
 from yolact_ops.lineage import code
 from yolact_ops.lineage.variables import CODE_VARIABLE
@@ -195,6 +195,15 @@ def test_a_changed_folder_has_another_fingerprint(params: Params, tmp_path: Path
     assert source.run(with_source(params, str(tmp_path))) == first
     (tmp_path / "a.jpg").write_bytes(b"22")
     assert source.run(with_source(params, str(tmp_path))).fingerprint != first.fingerprint
+
+
+def test_weights_that_do_not_exist_are_refused_but_files_may_be_on_the_trainings_volume(params: Params) -> None:
+    def starting_from(**settings: str) -> Params:
+        return params.model_copy(update={"model": params.model.model_copy(update=settings)})
+
+    source.run(starting_from(backbone_weights="/weights/own.pth"))
+    with pytest.raises(WeightsError, match="imagenet-v2: there are none for resnet18"):
+        source.run(starting_from(backbone="resnet18", backbone_weights="imagenet-v2"))
 
 
 def test_a_revision_needs_all_of_its_three_parts(params: Params) -> None:

