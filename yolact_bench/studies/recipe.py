@@ -1,6 +1,6 @@
 """Which parts of the modern recipe earn AP?
 
-    python -m yolact_bench.studies.recipe [--source DIR] [--preset sample-cpu] [--epochs 5] [--only own,-dice,+mosaic]
+    python -m yolact_bench.studies.recipe [--source DIR] [--preset lite0-320] [--epochs 5] [--only own,-dice,+mosaic]
         [--seeds 0,1,2] [--category person] [-S KEY=VALUE ...] [--work FOLDER]
 
 Trains the network of a preset with the preset ``modern``, then without each of its parts (``-dice``), with each of the
@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.table import Table
 
 from yolact.data.coco import CocoInstances
-from yolact.engine.automatic import resolve
 from yolact.engine.checkpoint import CheckpointStore
 from yolact.engine.trainer import SilentListener, Trainer
 from yolact.errors import SettingsError
@@ -85,7 +84,7 @@ RANDOM = ("model.backbone_weights=none", "train.freeze=none", "train.layer_decay
 
 def main(
     source: Annotated[str | None, typer.Option(help="Data, as data.source; default: the preset's.")] = None,
-    preset: Annotated[str, typer.Option(help="Preset of the network.")] = "sample-cpu",
+    preset: Annotated[str, typer.Option(help="Preset of the network.")] = "lite0-320",
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each training.")] = 5,
     seeds: Annotated[str, typer.Option(help="Seeds of the trainings, separated by commas.")] = "0",
     only: Annotated[str, typer.Option(help="Names of trainings, separated by commas; default: all.")] = "",
@@ -171,7 +170,6 @@ def _trained(name: str, params: Params, work: Path) -> dict[str, Any]:
     model = Yolact(params.model, len(train.class_names))
     load_starting_weights(model, train.class_names)
     torch.manual_seed(params.train.seed)
-    params = params.model_copy(update={"train": resolve(params.train, params.model, len(train.images))})
     # Another fingerprint for each training: none resumes, and a stopped one starts over.
     store = CheckpointStore(work / name / "checkpoints", 1, fingerprint=name)
     trainer = Trainer(model, train, params, work / name, store, validate, SilentListener(), extra={})
