@@ -18,6 +18,7 @@ from typing import Any
 from serving.metrics import Metrics
 from serving.models import Offer, ServedModel, Source, self_test
 from yolact.errors import YolactError
+from yolact_ops.commands.collector import resume_collector
 from yolact_ops.lineage.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class Following:
                         self._give_up(error)
                         return
                     model = None
+                finally:
+                    resume_collector()  # the start is over: what comes is requests, or a long wait for a champion
                 if model is not None:
                     self._swap(model)
                 self._report()

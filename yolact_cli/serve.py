@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from yolact.errors import SettingsError
+from yolact_ops.commands.collector import collector_paused
 
 
+@collector_paused()  # until the first model is loaded
 def run(
     model: str | None,
     *,
